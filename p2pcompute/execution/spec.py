@@ -1,0 +1,239 @@
+"""What a job and its tasks are, for execution: the part that the scheduler carries unread.
+
+`JobSpec` is the same for all tasks of a job and part of the signed job envelope; `TaskPayload` is one task.
+Both are canonical CBOR on the wire and in the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.wire import cbor
+
+
+class TaskKind(StrEnum):
+    FUNCTION = "function"
+    """Python callable by cloudpickle."""
+    COMMAND = "command"
+    """argv, no shell."""
+    SHELL = "shell"
+    """One string for `sh -c`."""
+    SIMULATED = "simulated"
+    """Takes time in the simulator only."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that a task finds in its directory under `name` (relative, no "..")."""
+
+    name: str
+    blob: BlobRef
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """How every task of a job is run."""
+
+    kind: TaskKind
+    code: BlobRef | None = None
+    """FUNCTION: cloudpickle of the callable, read by the worker process once per job."""
+    modules: BlobRef | None = None
+    """FUNCTION: zip of the user's own modules that are too large to travel by value."""
+    share: tuple[InputFile, ...] = ()
+    """Files every task needs; sent once per node, linked into each task's directory."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    cpus: float = 1.0
+    mem_bytes: int | None = None
+    """Address-space limit of the task (RLIMIT_AS)."""
+    cpu_s: float | None = None
+    """CPU-time limit (RLIMIT_CPU)."""
+    timeout_s: float | None = None
+    """Wall-time limit of one attempt."""
+    output_bytes_max: int | None = None
+    """Limit of any one file that the task writes (RLIMIT_FSIZE)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPayload:
+    """One task."""
+
+    args: bytes = b""
+    """FUNCTION: cloudpickle of (args, kwargs), inline."""
+    args_blob: BlobRef | None = None
+    """FUNCTION: the same as a blob when larger than INLINE_BYTES_MAX."""
+    chunk: int = 0
+    """FUNCTION: 0 = one call.  N > 0 = `args` is a list of N (args, kwargs) pairs and the value a list of results."""
+    argv: tuple[str, ...] = ()
+    """COMMAND: the words; SHELL: one word, the string."""
+    stdin: bytes = b""
+    stdin_blob: BlobRef | None = None
+    send: tuple[InputFile, ...] = ()
+    fetch: tuple[str, ...] = ()
+    """Names or glob patterns, relative to the task's directory, of the files to bring back; each must match."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    """The input words that made this task, for people ({} values)."""
+    key: bytes = b""
+    """Resume key: hash of what makes this task the same task in another run; b"" when not asked for."""
+    work_s: float = 0.0
+    """SIMULATED: work on a node of speed 1."""
+
+
+_COMPACT: Final[dict[type, tuple[str, ...]]] = {
+    JobSpec: tuple(JobSpec.__dataclass_fields__),
+    TaskPayload: tuple(TaskPayload.__dataclass_fields__),
+}
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, InputFile):
+        return [value.name, [value.blob.digest, value.blob.size], value.mode]
+    if isinstance(value, BlobRef):
+        return [value.digest, value.size]
+    if isinstance(value, tuple):
+        return [_pack(item) for item in value]
+    if isinstance(value, StrEnum):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value
+
+
+def _encode(value: JobSpec | TaskPayload) -> bytes:
+    """Only fields that differ from their defaults are written, under their names."""
+    fields = type(value).__dataclass_fields__
+    out: dict[str, Any] = {}
+    for name in _COMPACT[type(value)]:
+        item = getattr(value, name)
+        if item is None or item == () or item == b"" or item == {} or (name in ("chunk", "work_s") and not item):
+            continue
+        if name == "cpus" and item == fields["cpus"].default:
+            continue
+        out[name] = _pack(item)
+    return cbor.encode(out)
+
+
+def encode_spec(spec: JobSpec) -> bytes:
+    """Return the canonical bytes of a job's spec."""
+    return _encode(spec)
+
+
+def encode_payload(payload: TaskPayload) -> bytes:
+    """Return the canonical bytes of a task's payload."""
+    return _encode(payload)
+
+
+def _blob(value: Any) -> BlobRef:
+    if not (isinstance(value, list) and len(value) == 2):
+        raise RemoteProtocolError("not a blob reference")
+    digest, size = value
+    if not (isinstance(digest, bytes) and len(digest) == 32 and isinstance(size, int) and size >= 0):
+        raise RemoteProtocolError("not a blob reference")
+    return BlobRef(digest, size)
+
+
+def is_safe_name(name: str) -> bool:
+    """True for a relative POSIX path that stays below the task's directory."""
+    parts = name.split("/")
+    return bool(name) and not name.startswith("/") and "\0" not in name and all(p not in ("", ".", "..") for p in parts)
+
+
+def _files(value: Any) -> tuple[InputFile, ...]:
+    if not isinstance(value, list):
+        raise RemoteProtocolError("not a list of files")
+    files = []
+    for item in value:
+        if not (isinstance(item, list) and len(item) == 3 and isinstance(item[0], str) and isinstance(item[2], int)):
+            raise RemoteProtocolError("not an input file")
+        if not is_safe_name(item[0]):
+            raise RemoteProtocolError(f"a file name that leaves the task's directory: {item[0]!r}")
+        files.append(InputFile(item[0], _blob(item[1]), item[2] & 0o777))
+    return tuple(files)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise RemoteProtocolError("not a list of words")
+    return tuple(value)
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not (isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())):
+        raise RemoteProtocolError("not an environment")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+        raise RemoteProtocolError("not a limit")
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
+        raise RemoteProtocolError("not a count")
+    return value
+
+
+def _raw(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise RemoteProtocolError("not bytes")
+    return value
+
+
+_SPEC_FIELDS: Final[dict[str, Any]] = {
+    "kind": TaskKind, "code": _blob, "modules": _blob, "share": _files, "env": _environment, "cpus": _number,
+    "mem_bytes": _count, "cpu_s": _number, "timeout_s": _number, "output_bytes_max": _count,
+}
+_PAYLOAD_FIELDS: Final[dict[str, Any]] = {
+    "args": _raw, "args_blob": _blob, "chunk": _count, "argv": _words, "stdin": _raw, "stdin_blob": _blob,
+    "send": _files, "fetch": _words, "env": _environment, "inputs": _words, "key": _raw, "work_s": _number,
+}
+
+
+def _decode(data: bytes, known: dict[str, Any]) -> dict[str, Any]:
+    value = cbor.decode(data, allow_float=True)
+    if not isinstance(value, dict) or any(name not in known for name in value):
+        raise RemoteProtocolError("unknown field in a task description")
+    try:
+        return {name: known[name](item) for name, item in value.items()}
+    except ValueError as error:
+        raise RemoteProtocolError("bad value in a task description", str(error)) from error
+
+
+def decode_spec(data: bytes) -> JobSpec:
+    """Return a job's spec.
+
+    Raises:
+        RemoteProtocolError: the submitter sent something else.
+    """
+    fields = _decode(data, _SPEC_FIELDS)
+    if "kind" not in fields:
+        raise RemoteProtocolError("a job without a kind")
+    return JobSpec(**fields)
+
+
+def decode_payload(data: bytes) -> TaskPayload:
+    """Return a task's payload.
+
+    Raises:
+        RemoteProtocolError: the submitter sent something else.
+    """
+    return TaskPayload(**_decode(data, _PAYLOAD_FIELDS))
+
+
+def blobs_of(spec: JobSpec, payload: TaskPayload) -> list[BlobRef]:
+    """Return the blobs that must be on the node before the task starts, without repetition, in a fixed order."""
+    refs: dict[BlobRef, None] = {}
+    for ref in (spec.code, spec.modules, payload.args_blob, payload.stdin_blob):
+        if ref is not None:
+            refs[ref] = None
+    for file in (*spec.share, *payload.send):
+        refs[file.blob] = None
+    return list(refs)

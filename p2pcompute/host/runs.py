@@ -1,0 +1,103 @@
+"""What a node asks of a runner: run these tasks, tell me what happened.
+
+The scheduler treats `Job.spec` and `TaskRun.payload` as opaque; only execution reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class OutcomeStatus(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    """The task's own failure: exception, non-zero exit code, missing output."""
+    TIMEOUT = "timeout"
+    DIED = "died"
+    """The runner's process died under it (signal, out of memory): measured, not guessed."""
+    KILLED = "killed"
+    """Stopped on our request; not the task's failure."""
+    NOT_RUN = "not-run"
+    """Never started here (its batch was interrupted, inputs could not be fetched): try elsewhere."""
+    REFUSED = "refused"
+    """This node must not or cannot run it; the reason is in `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file brought back: name relative to the task's directory, blob, permission bits."""
+
+    name: str
+    digest: bytes
+    size: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one execution ended.  Byte fields are at most INLINE_BYTES_MAX; longer content is a blob."""
+
+    status: OutcomeStatus
+    value: bytes = b""
+    """Function: the pickled return value, or the pickled exception when FAILED.  Command: empty."""
+    value_blob: tuple[bytes, int] | None = None
+    stdout: bytes = b""
+    stdout_blob: tuple[bytes, int] | None = None
+    """When set, `stdout` holds only the last INLINE_BYTES_MAX bytes."""
+    stderr: bytes = b""
+    stderr_blob: tuple[bytes, int] | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    files: tuple[OutputFile, ...] = ()
+    error: str = ""
+    """For people: the traceback or the reason."""
+    cause: str = ""
+    """Of DIED: oom, signal."""
+    started_wall: float = 0.0
+    runtime_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """One execution to perform."""
+
+    run_id: int
+    """Unique within the node's life."""
+    job_id: bytes
+    spec: bytes
+    """The job's execution spec (CBOR, `execution.spec.JobSpec`); the same object for all tasks of a job."""
+    index: int
+    """Position in the job, from 0; `{#}` is index + 1."""
+    payload: bytes
+    """The task's own CBOR (`execution.spec.TaskPayload`)."""
+    attempt: int
+    """From 1."""
+
+
+class Runner(Protocol):
+    """Runs tasks in `slot_count` slots.  A slot runs its batch one task after the other."""
+
+    @property
+    def slot_count(self) -> int: ...
+
+    async def start(self) -> None: ...
+
+    def run(self, slot: int, runs: Sequence[TaskRun], on_outcomes: Callable[[Sequence[tuple[int, Outcome]]], None]) -> None:
+        """Start a batch on a free slot.  `on_outcomes` gets (run_id, outcome) pairs, possibly several calls, each
+        run exactly once.  All blobs that the runs need are in the blob store already.
+
+        Raises:
+            LocalProtocolError: the slot is busy.
+        """
+
+    def kill(self, run_ids: Sequence[int]) -> None:
+        """Stop these runs now (process group, SIGTERM then SIGKILL); each reports KILLED.  Other runs of the same
+        batch are reported NOT_RUN when they had not started."""
+
+    async def close(self) -> None:
+        """Kill everything and wait for the processes to be gone."""

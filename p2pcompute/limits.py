@@ -1,0 +1,156 @@
+"""Protocol limits: every bound that a peer or a user can run into has its name and reason here.
+
+Settings that a person may change live in `config.py`; these are part of the protocol or protect the node.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- wire -----------------------------------------------------------------------------------------
+CBOR_DEPTH_MAX: Final = 6
+"""Nesting of a wire message.  The deepest of ours is 5 (envelope in a list in a body)."""
+FRAME_BYTES_MAX: Final = 1 * MIB
+"""One frame of a channel.  Larger things are blobs."""
+DATAGRAM_BYTES_MAX: Final = 1200
+"""Payload of one UDP datagram: fits the IPv6 minimum MTU of 1,280."""
+ENVELOPE_BYTES_MAX: Final = FRAME_BYTES_MAX - 4 * KIB
+"""One signed envelope; leaves room for the frame around it."""
+
+# --- transport ------------------------------------------------------------------------------------
+PROTOCOL_MIN: Final = 1
+PROTOCOL_MAX: Final = 1
+"""Range of wire protocol versions that this build speaks; negotiated in the channel handshake."""
+PREAMBLE_BYTES: Final = 40
+"""Group hint 4, wall time in ms 8, nonce 12, keyed BLAKE2b MAC 16."""
+PREAMBLE_SKEW_S_MAX: Final = 300.0
+"""A preamble older or newer than this is dropped: bounds replay, tolerates wrong clocks."""
+HANDSHAKE_S_MAX: Final = 10.0
+"""From accept to a proven key; then the connection is closed."""
+HANDSHAKES_MAX: Final = 64
+"""Unproven inbound connections at once; further ones are closed at accept."""
+CHANNELS_MAX: Final = 512
+"""Open channels; the least recently used idle one is closed for a new one."""
+CHANNEL_IDLE_S: Final = 300.0
+"""A channel without traffic is closed after this; it opens again when needed."""
+CHANNEL_WRITE_BYTES_MAX: Final = 8 * MIB
+"""Unsent bytes of one channel; a peer that does not read is cut off beyond it."""
+CHANNEL_PING_S: Final = 10.0
+"""Quiet time after which a channel is probed."""
+CHANNEL_DEAD_S: Final = 30.0
+"""Nothing heard on a channel, probes included, for this long: it is closed."""
+REQUESTS_IN_FLIGHT_MAX: Final = 1024
+"""Unanswered requests on one channel."""
+DATAGRAM_QUEUE_MAX: Final = 1024
+"""Received datagrams that wait for us; further ones are dropped and counted (asyncio-dgram's own queue has no bound)."""
+SOCKET_BUFFER_BYTES: Final = 1 * MIB
+DATAGRAM_RATE_PER_S_MAX: Final = 200.0
+DATAGRAM_BURST_MAX: Final = 400.0
+"""Datagrams per second and source address, before any signature is checked."""
+RATE_SOURCES_MAX: Final = 4096
+"""Source addresses whose rate is tracked; the oldest is forgotten."""
+NEARBY_MAX: Final = 256
+"""Nodes seen by LAN discovery that are remembered."""
+
+# --- DHT ------------------------------------------------------------------------------------------
+DHT_K: Final = 20
+DHT_ALPHA: Final = 5
+DHT_PING_S: Final = 10.0
+"""Below k peers everybody is pinged this often, so that a dead peer is gone within a minute."""
+DHT_FAILURES_MAX: Final = 2
+"""Unanswered probes after which a contact is evicted."""
+DHT_REQUEST_S: Final = 2.0
+"""Hard timeout of one DHT request."""
+RECORD_VALUE_BYTES_MAX: Final = 1000
+RECORD_SALT_BYTES_MAX: Final = 64
+RECORDS_MAX: Final = 4096
+"""Records kept for others; when full the one that expires first goes."""
+RECORD_TTL_S_MAX: Final = 2 * 3600.0
+AD_TTL_S: Final = 900.0
+CONTACTS_SAVED_MAX: Final = 256
+
+# --- groups ---------------------------------------------------------------------------------------
+ADMIT_CHAIN_MAX: Final = 8
+"""Admit entries from the founder to a member."""
+ADMIT_TTL_S: Final = 7 * 86400.0
+INVITES_OPEN_MAX: Final = 32
+INVITE_TTL_S: Final = 600.0
+INVITE_USES_MAX: Final = 1000
+JOIN_FAILURES_MAX: Final = 3
+"""Wrong proofs on one invitation before it is void."""
+GROUP_NAME_CHARS_MAX: Final = 64
+NODE_NAME_CHARS_MAX: Final = 64
+
+# --- scheduler ------------------------------------------------------------------------------------
+VICTIMS_MAX: Final = 8
+"""Peers at which an idle node parks a steal request."""
+PARK_S: Final = 300.0
+"""Life of a parked steal request; renewed at half."""
+PARKED_MAX: Final = 4096
+"""Steal requests parked here; further ones are refused with the reason 'full'."""
+GRANT_ACK_S: Final = 1.0
+"""A grant that is not acknowledged within this returns to the victim."""
+GRANT_TASKS_MAX: Final = 512
+GRANT_BYTES_MAX: Final = 768 * KIB
+"""Task payloads in one grant; keeps it inside a frame."""
+BATCH_TARGET_S: Final = 1.0
+"""A grant is about this much work for the thief, times max(1, workers / 500)."""
+LEASE_S_MIN: Final = 30.0
+LEASE_BATCH_FACTOR: Final = 3.0
+"""Lease = max(LEASE_S_MIN, 3 × expected batch time)."""
+HEARTBEAT_FRACTION: Final = 1 / 3
+PEER_LOST_GRACE_S: Final = 5.0
+"""After a channel broke: how long its node may take to come back before its leases end."""
+RECOVERY_GRACE_S: Final = 3.0
+"""After an owner's restart: workers may first say what they still hold."""
+POISON_NODES: Final = 3
+"""A task whose runner died on so many nodes (or attempts, when there are fewer nodes) has failed."""
+ATTEMPTS_MAX: Final = 100
+"""Attempts of one task over its life, whatever ended them."""
+JOB_TASKS_MAX: Final = 100_000_000
+TASK_PAYLOAD_BYTES_MAX: Final = 256 * KIB
+"""Inline part of a task.  Larger arguments travel as blobs."""
+INLINE_BYTES_MAX: Final = 64 * KIB
+"""Arguments, values and output up to this travel in the message; larger ones are blobs."""
+RESULTS_BATCH_BYTES_MAX: Final = 768 * KIB
+RESULTS_BATCH_MAX: Final = 512
+JOBS_ACTIVE_MAX: Final = 4096
+UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
+"""Results a worker keeps for an owner that is away; beyond it no new tasks are taken."""
+STORY_EVENTS_MAX: Final = 64
+"""Events remembered per task for `show`."""
+
+# --- blobs ----------------------------------------------------------------------------------------
+BLOB_CHUNK_BYTES: Final = 512 * KIB
+"""A blob is hashed and sent in chunks of this size; a chunk and its header fit a frame."""
+BLOB_CHUNKS_MAX: Final = 1_048_576
+"""Chunks of one blob: 512 GiB."""
+BLOB_MANIFEST_PAGE: Final = 16_384
+"""Chunk hashes in one manifest reply: 512 KiB."""
+BLOB_FETCHES_MAX: Final = 4
+"""Blob transfers at once from one peer."""
+CACHE_BYTES_DEFAULT: Final = 20 * 1024 * MIB
+
+# --- execution ------------------------------------------------------------------------------------
+RUNNER_MESSAGE_BYTES_MAX: Final = 64 * MIB
+"""One message between the node and its worker process."""
+OUTPUT_FILES_MAX: Final = 10_000
+RUN_BATCH_S: Final = 0.05
+"""Tiny tasks are handed to a worker process in batches of about this length."""
+RUN_BATCH_MAX: Final = 256
+KILL_GRACE_S: Final = 2.0
+"""From SIGTERM to SIGKILL of a task's process group."""
+
+# --- local API ------------------------------------------------------------------------------------
+API_BODY_BYTES_MAX: Final = 64 * MIB
+EVENT_BACKLOG_MAX: Final = 10_000
+"""Events kept for one follower that reads slowly; then it is told to resync."""
+
+assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
+assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
+assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
+assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX
+assert DHT_PING_S * (DHT_FAILURES_MAX + 1) + DHT_FAILURES_MAX * DHT_REQUEST_S < 60, "gone within a minute"

@@ -1,0 +1,111 @@
+"""Strict canonical CBOR.
+
+What comes from a peer is accepted only when it is the one canonical encoding of an allowed value: tags,
+floats (unless asked for), indefinite lengths, duplicate keys, trailing bytes and deep nesting are refused.
+
+Source: RFC 8949 section 4.2.1 (core deterministic encoding).
+Deviations: cbor2 alone accepts trailing bytes and duplicate keys, decodes tags to rich objects and nests to
+400; so a scan of the raw bytes refuses what we do not allow before cbor2 sees it, and the result must
+re-encode to identical bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cbor2
+
+from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
+from p2pcompute.limits import CBOR_DEPTH_MAX
+
+type_error = (TypeError, ValueError, OverflowError, cbor2.CBOREncodeError)
+
+
+def encode(value: Any) -> bytes:
+    """Return the canonical encoding of int, bytes, str, bool, None, float, list/tuple and dict.
+
+    Raises:
+        LocalProtocolError: the value is of another type (our bug).
+    """
+    try:
+        return cbor2.dumps(value, canonical=True)
+    except type_error as error:
+        raise LocalProtocolError("a message cannot be encoded", str(error)) from error
+
+
+def decode(data: bytes, *, allow_float: bool = False, depth_max: int = CBOR_DEPTH_MAX) -> Any:
+    """Return the value of canonical bytes.
+
+    Args:
+        data: exactly one encoded item.
+        allow_float: whether floats may appear (only where the message says so).
+
+    Raises:
+        RemoteProtocolError: the peer sent anything else.
+    """
+    _scan(data, allow_float, depth_max)
+    try:
+        value = cbor2.loads(data)
+        canonical = cbor2.dumps(value, canonical=True)
+    except Exception as error:  # noqa: BLE001 - cbor2 raises many types on hostile bytes; all mean the same
+        raise RemoteProtocolError("bytes are not CBOR", str(error)) from error
+    if canonical != data:
+        raise RemoteProtocolError("bytes are not canonical CBOR")
+    return value
+
+
+def _scan(data: bytes, allow_float: bool, depth_max: int) -> None:
+    """Walk the heads of all items; refuse tags, floats, indefinite lengths, nesting, wrong total length.
+
+    Every head consumes at least one byte and containers claim at most the bytes left, so the walk is linear.
+    """
+    position, end = 0, len(data)
+    stack: list[int] = []  # items still expected at each open level
+    expected = 1
+    while True:
+        while expected == 0:
+            if not stack:
+                if position != end:
+                    raise RemoteProtocolError("bytes after the CBOR item")
+                return
+            expected = stack.pop()
+        expected -= 1
+        if position >= end:
+            raise RemoteProtocolError("CBOR is cut short")
+        head = data[position]
+        position += 1
+        major, info = head >> 5, head & 31
+        if major == 7:
+            if info in (20, 21, 22):
+                continue
+            size = {25: 2, 26: 4, 27: 8}.get(info)
+            if size is None or not allow_float:
+                raise RemoteProtocolError("CBOR simple value or float is not allowed here")
+            position += size
+            if position > end:
+                raise RemoteProtocolError("CBOR is cut short")
+            continue
+        if info < 24:
+            argument = info
+        elif info < 28:
+            size = 1 << (info - 24)
+            argument = int.from_bytes(data[position : position + size], "big")
+            position += size
+            if position > end:
+                raise RemoteProtocolError("CBOR is cut short")
+        else:
+            raise RemoteProtocolError("CBOR of indefinite length")
+        if major == 6:
+            raise RemoteProtocolError("CBOR tags are not allowed")
+        if major in (2, 3):
+            position += argument
+            if position > end:
+                raise RemoteProtocolError("CBOR is cut short")
+        elif major in (4, 5):
+            items = argument * (2 if major == 5 else 1)
+            if items > end - position:
+                raise RemoteProtocolError("CBOR is cut short")
+            if len(stack) + 1 > depth_max:
+                raise RemoteProtocolError("CBOR is nested too deep")
+            stack.append(expected)
+            expected = items
