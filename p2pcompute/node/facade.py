@@ -1,0 +1,258 @@
+"""What the control API and the embedded library may ask of a node, and the views that they get.
+
+`Node` satisfies `NodeFacade`; so does the fake of the daemon's tests.  Views are values of one moment: a node makes
+them when asked and keeps none of them.  Times are Unix seconds, durations seconds, sizes bytes; unknown is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pcompute.execution.spec import JobSpec
+from p2pcompute.host.interfaces import BlobStore, Clock
+from p2pcompute.host.runs import Outcome
+from p2pcompute.scheduler.terms import JobTerms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """This node in one look."""
+
+    name: str
+    public_key: bytes
+    state: str
+    """working, idle or draining."""
+    uptime_s: float
+    port: int
+    is_on_network: bool
+    """False while it listens on loopback only."""
+    group_name: str
+    group_id: bytes
+    is_alone: bool
+    """True until the first invite or join."""
+    members_known: int
+    """Members heard of, this node included."""
+    slots_total: int
+    slots_busy: int
+    jobs_running: int
+    jobs_waiting: int
+    notes: tuple[str, ...] = ()
+    """Things to look at: one sentence each, with what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerView:
+    """A member of the group; the first of a list is this node."""
+
+    name: str
+    public_key: bytes
+    state: str
+    """self, up or not seen."""
+    seen_s: float | None = None
+    """Since it was last heard."""
+    slots: int | None = None
+    busy: int | None = None
+    rate: float | None = None
+    """Results per second for this node's jobs, over the last 10 s."""
+    path: str = ""
+    """self, LAN 1 ms, direct 23 ms; empty when not reached."""
+    address: str = ""
+    version: str = ""
+    python: str = ""
+    invited_by: str = ""
+    """Name of the inviter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearbyView:
+    """A node announced on this network that is not a member."""
+
+    name: str
+    public_key: bytes
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShare:
+    """What one node does for one job."""
+
+    node: str
+    public_key: bytes
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    rate: float | None = None
+    """Results per second over the last 10 s."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A job owned by this node."""
+
+    job_id: bytes
+    alias: str
+    name: str
+    state: str
+    """waiting, running, done, failed or cancelled."""
+    total: int | None
+    """None until sealed."""
+    added: int = 0
+    done: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    """Attempts beyond the first, over all tasks."""
+    submitted: float = 0.0
+    finished: float | None = None
+    by_node: tuple[NodeShare, ...] = ()
+    exit_code: int | None = None
+    """Exit code of the whole job (UX 1.6); None until it has ended."""
+    halted: str = ""
+    """Why it was stopped early; empty otherwise."""
+    note: str = ""
+    """The `client_note` of its submission, unread."""
+    last_seq: int = 0
+    """Number of the last task end; see `TaskView.seq`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Sealed, and every task has ended."""
+        return self.state in ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task as it stands."""
+
+    index: int
+    generation: int
+    state: str
+    """waiting, running, done, failed or cancelled."""
+    outcome: Outcome | None = None
+    """Of the accepted attempt, or of the last failed one."""
+    node_key: bytes = b""
+    node_name: str = ""
+    attempts: int = 0
+    payload: bytes = b""
+    """`execution.spec.TaskPayload`, encoded."""
+    reason: str = ""
+    """Why it failed or was cancelled, when the outcome does not say."""
+    seq: int = 0
+    """Its place, from 1, in the order in which the job's tasks ended; 0 while it has not.  The order survives a
+    restart of the node.  A task that is retried ends again, under a new number."""
+
+
+TaskDone = TaskView
+"""A task that has just ended: `seq` > 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneReport:
+    jobs: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteView:
+    token: str
+    expires: float
+    group: str
+    uses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinView:
+    group: str
+    inviter: str
+    inviter_key: bytes
+    address: str
+
+
+class NodeFacade(Protocol):
+    """A running node, from the inside."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def blobs(self) -> BlobStore: ...
+
+    def status(self) -> NodeStatus: ...
+
+    def peers(self) -> Sequence[PeerView]:
+        """This node first, then by name."""
+
+    def nearby(self) -> Sequence[NearbyView]:
+        """By name."""
+
+    async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
+        """Accept a job; its id.  Durable on return.
+
+        Raises:
+            UsageError: it cannot mean anything, or too many jobs are active.
+            StoreError: the store cannot take it.
+        """
+
+    async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
+        """Add tasks; the index of the first.  Durable on return; waits while the node has enough to do.
+
+        Raises:
+            UsageError: no such job, it is sealed or over, or it would have too many tasks.
+            StoreError: the store cannot take them; none was added.
+        """
+
+    async def seal_job(self, job_id: bytes) -> None:
+        """No more tasks will come.  Repeating it changes nothing."""
+
+    async def cancel(self, job_id: bytes, *, indices: Sequence[int] | None = None, now: bool = False) -> None:
+        """Cancel all or these tasks; running ones finish unless `now`."""
+
+    async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
+        """Run tasks again; how many."""
+
+    async def prune(self, *, older_than_s: float, drop_results: bool, dry_run: bool) -> PruneReport:
+        """Forget jobs that ended longer ago than this."""
+
+    def jobs(self) -> Sequence[JobView]:
+        """Newest first."""
+
+    def job(self, ref: str) -> JobView:
+        """The job that an alias, a prefix of an id in hex, or "last" names.
+
+        Raises:
+            UsageError: none or several, code "no-job".
+        """
+
+    async def tasks(
+        self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000
+    ) -> Sequence[TaskView]:
+        """Up to `limit` tasks with an index greater than `after`, by index."""
+
+    async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
+        """Up to `limit` task ends with a `seq` greater than `after`, by `seq`."""
+
+    def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
+        """Report task ends from now on, in the order of `seq`, without holes; the call returned ends it.
+
+        The listener is called with nothing when only the job itself changed (sealed, cancelled, over).  It must
+        be quick and must not raise.
+        """
+
+    async def invite(self, *, uses: int, expires_s: float) -> InviteView: ...
+
+    async def join(self, token: str, *, name: str | None = None) -> JoinView:
+        """Redeem an invitation.
+
+        Raises:
+            UsageError: not a token.
+            TrustError: refused by the inviter.
+            NodeUnavailable: the inviter cannot be reached.
+        """
+
+    async def leave(self) -> None:
+        """Give up membership; the node is alone in a group of its own from then on."""
