@@ -54,6 +54,38 @@ RATE_SOURCES_MAX: Final = 4096
 """Source addresses whose rate is tracked; the oldest is forgotten."""
 NEARBY_MAX: Final = 256
 """Nodes seen by LAN discovery that are remembered."""
+PORT_ATTEMPTS_MAX: Final = 16
+"""Tries to find one port number that is free on IPv4 and IPv6."""
+PREAMBLE_S_MAX: Final = 3.0
+"""From accept to the whole preamble, which a dialler sends at once; a silent connection is closed after this."""
+REPLAY_NONCES_MAX: Final = 16_384
+"""Preamble nonces remembered until they are too old to be replayed.  Only who has the key gets in; when full the
+oldest is forgotten, because a replayed preamble gains a TLS handshake and nothing more."""
+HANDSHAKE_BYTES_MAX: Final = 32 * KIB
+"""One handshake message from a dialler that is not proven yet; an admit chain of ADMIT_CHAIN_MAX has about 3 KiB."""
+HANDSHAKE_RATE_PER_S_MAX: Final = 50.0
+HANDSHAKE_BURST_MAX: Final = 200.0
+"""Admitted connections per second and source: a TLS handshake costs about a millisecond."""
+CHANNELS_PER_PEER_MAX: Final = 16
+"""Channels of one peer, of all purposes; further ones are refused as busy."""
+DIAL_ADDRESSES_MAX: Final = 8
+"""Addresses of one peer that are tried."""
+DIAL_STAGGER_S: Final = 0.25
+"""Head start of one address before the next is tried beside it (RFC 8305 section 5)."""
+STREAM_BUFFER_BYTES: Final = 64 * KIB
+"""TLS read buffer of a connection and the unit in which writes are handed to TLS."""
+STREAM_UNREAD_BYTES_MAX: Final = 256 * KIB
+"""Received bytes that nobody has read; then reading from the socket pauses."""
+STREAM_UNSENT_BYTES_HIGH: Final = 1 * MIB
+"""`drain` waits while more than this is unsent."""
+STREAM_CLOSE_S: Final = 5.0
+"""How long a closing connection may take to send what is queued."""
+REQUESTS_SERVED_BYTES_MAX: Final = 16 * MIB
+"""Bodies of one peer's requests that are being served; further ones are answered as busy."""
+ERROR_TEXT_CHARS_MAX: Final = 1000
+"""Length of the text of an error that a peer reports; the rest is cut off."""
+JOIN_IDLE_S: Final = 30.0
+"""A joining channel without traffic is closed after this: its other side is not a member."""
 
 # --- DHT ------------------------------------------------------------------------------------------
 DHT_K: Final = 20
@@ -72,6 +104,18 @@ RECORD_TTL_S_MAX: Final = 2 * 3600.0
 AD_TTL_S: Final = 900.0
 CONTACTS_SAVED_MAX: Final = 256
 
+# --- identity -------------------------------------------------------------------------------------
+SIGNING_KEYS_CACHED_MAX: Final = 8
+"""Expanded signing keys kept in memory: a process signs with its own key and perhaps one session's."""
+DELEGATION_TTL_S_MAX: Final = 400 * 86400.0
+"""A delegation outlives the retention of its jobs; longer than a year's job and a month is a mistake."""
+DELEGATION_BYTES_MAX: Final = 1024
+ROLES_MAX: Final = 16
+"""Roles in one list; this build knows four, later ones may know more."""
+ROLE_CHARS_MAX: Final = 32
+PRIVATE_FILE_BYTES_MAX: Final = 64 * KIB
+"""A key or group file; ours have less than 16 KiB."""
+
 # --- groups ---------------------------------------------------------------------------------------
 ADMIT_CHAIN_MAX: Final = 8
 """Admit entries from the founder to a member."""
@@ -82,6 +126,18 @@ INVITE_USES_MAX: Final = 1000
 JOIN_FAILURES_MAX: Final = 3
 """Wrong proofs on one invitation before it is void."""
 GROUP_NAME_CHARS_MAX: Final = 64
+ADMIT_ENTRY_BYTES_MAX: Final = 1024
+"""One admit entry: under 400 bytes plus the group's name."""
+ADMIT_SKEW_S_MAX: Final = 300.0
+"""An admit entry from further in the future is refused; tolerates clocks that differ."""
+ADMIT_RENEW_S_MAX: Final = 90 * 86400.0
+"""An installation that was off for this long after its entry ended is renewed; later it needs an invitation."""
+INVITES_CLOSED_MAX: Final = 32
+"""Ended invitations that are remembered, so that a late joiner hears why; the oldest is forgotten."""
+INVITE_TTL_S_MAX: Final = 7 * 86400.0
+TOKEN_CHARS_MAX: Final = 2048
+TOKEN_ADDRESSES_MAX: Final = 8
+"""Addresses of the inviter in one token."""
 NODE_NAME_CHARS_MAX: Final = 64
 
 # --- scheduler ------------------------------------------------------------------------------------
@@ -118,10 +174,33 @@ INLINE_BYTES_MAX: Final = 64 * KIB
 RESULTS_BATCH_BYTES_MAX: Final = 768 * KIB
 RESULTS_BATCH_MAX: Final = 512
 JOBS_ACTIVE_MAX: Final = 4096
+JOB_NAME_CHARS_MAX: Final = 200
+OUTBOX_DELAY_S: Final = 0.2
+"""A worker writes a result to disk when its owner has not acknowledged it within this time."""
+OFFER_S_MIN: Final = 0.5
+"""Least time between two offers of one owner to one peer."""
+CLAIM_BYTES_MAX: Final = 640 * KIB
+"""One encoded outcome; keeps a results message inside a frame."""
+THIEVES_MAX: Final = 8192
+"""Thieves that an owner remembers; the one not seen for longest is forgotten."""
 UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
 """Results a worker keeps for an owner that is away; beyond it no new tasks are taken."""
 STORY_EVENTS_MAX: Final = 64
 """Events remembered per task for `show`."""
+
+# --- store ----------------------------------------------------------------------------------------
+STORE_COMMITS_WAITING_MAX: Final = 65_536
+"""Commits that wait for the disk; further ones fail at once (code store-busy): the disk is minutes behind."""
+STORE_READS_WAITING_MAX: Final = 16_384
+"""Reads that wait for the disk; further ones fail at once (code store-busy)."""
+STORE_GROUP_MAX: Final = 4096
+"""Commits that share one transaction: bounds how long the first of them waits for the last."""
+STORE_GROUP_BYTES_MAX: Final = 16 * MIB
+"""Values in one shared transaction: bounds the growth of the write-ahead log; one larger commit goes alone."""
+STORE_DELETE_ROWS_MAX: Final = 5000
+"""Rows that `delete_prefix` removes in one transaction, about 20 ms, so that commits come in between."""
+STORE_CHECK_BYTES_MAX: Final = 64 * MIB
+"""A store up to this size is checked at every start (about 0.1 s); a larger one only after an unclean end."""
 
 # --- blobs ----------------------------------------------------------------------------------------
 BLOB_CHUNK_BYTES: Final = 512 * KIB

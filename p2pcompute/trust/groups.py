@@ -1,0 +1,477 @@
+"""Groups: the founder, admit entries, chains of them, and the group file.
+
+A member shows a *chain*: the founder's entry, then one entry for each step from the founder to the member,
+each signed by the subject of the one before and naming its hash.  The group's id is a hash of the founder's
+key, so a chain needs no other root.
+
+An entry lives ADMIT_TTL_S and is renewed by any member that may invite.  An entry counts when its signer was
+a member at the moment that it names as *issued*; only the last entry has to be valid now.  So a group lives
+on while its founder is away, and a member whose entry ended can reach into the future by at most one
+ADMIT_TTL_S per step of a chain.
+
+The network key is a filter, never membership.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from p2pcompute.errors import IdentityError, ProtocolError, RemoteProtocolError, TrustError, UsageError
+from p2pcompute.host.interfaces import Crypto
+from p2pcompute.identity.files import read_private, replace_private
+from p2pcompute.identity.keys import ROLES, Identity, ordered_roles, roles_from_wire
+from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
+from p2pcompute.limits import (
+    ADMIT_CHAIN_MAX,
+    ADMIT_ENTRY_BYTES_MAX,
+    ADMIT_RENEW_S_MAX,
+    ADMIT_SKEW_S_MAX,
+    ADMIT_TTL_S,
+    GROUP_NAME_CHARS_MAX,
+)
+from p2pcompute.wire import cbor, envelope
+
+ADMIT_TYPE: Final = "p2pc/admit"
+GROUP_FILE: Final = "group.cbor"
+MEMBER_ROLES: Final = ("submit", "work", "invite")
+"""What a new member may do unless the inviter says otherwise."""
+NETWORK_KEY_BYTES: Final = 32
+GROUP_ID_BYTES: Final = 32
+HINT_BYTES: Final = 4
+_NONCE_BYTES: Final = 16
+_DIGEST_BYTES: Final = 32
+_WALL_MAX: Final = 1 << 40
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The group of this installation, as this installation knows it."""
+
+    group_id: bytes
+    """32 bytes: SHA-256(b"p2pc group" + founder's key + nonce)."""
+    name: str
+    network_key: bytes
+    """32 secret bytes that filter datagrams and connections."""
+    founder: bytes
+    """The founder's public key."""
+    chain: tuple[bytes, ...]
+    """Our admit envelopes, the founder's first and our own last; at most ADMIT_CHAIN_MAX."""
+    is_open_to_others: bool = False
+    """False until the first invitation or join: alone, and nothing listens beyond loopback."""
+
+    def opened(self) -> Group:
+        """Return the same group, no longer alone."""
+        return replace(self, is_open_to_others=True)
+
+    def with_chain(self, chain: Iterable[bytes]) -> Group:
+        """Return the same group with a renewed chain of ours; the caller has checked it."""
+        return replace(self, chain=tuple(chain))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """What a checked chain says about its subject."""
+
+    installation: bytes
+    roles: tuple[str, ...]
+    inviter: bytes
+    """Who signed the last entry; the founder itself for the founder."""
+    issued: float
+    """Unix seconds."""
+    expires: float
+    """Unix seconds; infinite for the founder."""
+    group_id: bytes
+    group_name: str
+    founder: bytes
+    chain_length: int
+    """1 for the founder, at most ADMIT_CHAIN_MAX."""
+
+    @property
+    def may_admit(self) -> bool:
+        return "invite" in self.roles or "admin" in self.roles
+
+    def wants_renewal(self, wall: float) -> bool:
+        """True from half of the entry's life on: a node that is on for a few hours a week keeps its place."""
+        return wall >= self.expires - ADMIT_TTL_S / 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One decoded admit entry."""
+
+    signer: bytes
+    subject: bytes
+    roles: tuple[str, ...]
+    issued: int
+    expires: float
+    previous: bytes
+    """SHA-256 of the entry before it; b"" in the founder's."""
+    nonce: bytes
+    """In the founder's entry only."""
+    name: str
+    """In the founder's entry only."""
+
+
+def group_hint(network_key: bytes) -> bytes:
+    """Return the four bytes by which members recognise what is meant for their group."""
+    return hashlib.blake2b(network_key, digest_size=HINT_BYTES, person=b"p2pc hint").digest()
+
+
+def group_id_of(founder: bytes, nonce: bytes) -> bytes:
+    """Return the id of the group that `founder` made with `nonce`: 32 bytes."""
+    return hashlib.sha256(b"p2pc group" + founder + nonce).digest()
+
+
+def check_group_name(name: str) -> str:
+    """Return `name` if people can tell it apart and read it on one line.
+
+    Raises:
+        UsageError: empty, too long, or with characters that do not print.
+    """
+    if not _is_group_name(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a group",
+            f"a name has 1 to {GROUP_NAME_CHARS_MAX} printable characters and no space at its ends",
+            "choose another one",
+        )
+    return name
+
+
+def _is_group_name(name: str) -> bool:
+    return 0 < len(name) <= GROUP_NAME_CHARS_MAX and name.isprintable() and name == name.strip()
+
+
+def found_group(identity: Identity, crypto: Crypto, name: str, wall: float) -> Group:
+    """Return a new group with this installation as its founder and only member.
+
+    Args:
+        wall: Unix seconds.
+
+    Raises:
+        TrustError: `identity` is a delegate.
+        UsageError: the name is unusable.
+    """
+    _must_be_installation(identity)
+    check_group_name(name)
+    nonce = crypto.random_bytes(_NONCE_BYTES)
+    group_id = group_id_of(identity.public_key, nonce)
+    entry = {
+        "group": group_id,
+        "subject": identity.public_key,
+        "roles": list(ROLES),
+        "issued": int(wall),
+        "nonce": nonce,
+        "name": name,
+    }
+    return Group(
+        group_id=group_id,
+        name=name,
+        network_key=crypto.random_bytes(NETWORK_KEY_BYTES),
+        founder=identity.public_key,
+        chain=(identity.sign_envelope(ADMIT_TYPE, entry),),
+    )
+
+
+def admit(
+    identity: Identity, group: Group, crypto: Crypto, subject_key: bytes, *, roles: Sequence[str], wall: float
+) -> bytes:
+    """Return a signed admit entry for `subject_key`; its chain is `group.chain` plus this entry.
+
+    Args:
+        roles: from ROLES, none that this installation lacks.
+        wall: Unix seconds.
+
+    Raises:
+        TrustError: this installation may not admit, its own entry has ended, it lacks a role that it would
+            grant, or its chain is as long as a chain may be.
+    """
+    _must_be_installation(identity)
+    own = check_chain(crypto, group.chain, group_id=group.group_id, subject=identity.public_key, wall=wall)
+    if not own.may_admit:
+        raise TrustError(
+            "this node may not admit others",
+            f"its roles in group {group.name!r} are: {', '.join(own.roles) or 'none'}",
+            "ask a member with the role invite",
+            code="not-allowed",
+        )
+    lacking = [role for role in roles if role not in own.roles]
+    if lacking:
+        raise TrustError(
+            f"this node cannot grant the role {lacking[0]!r}",
+            "nobody grants a role that he lacks",
+            "ask a member that has it",
+            code="not-allowed",
+        )
+    if own.chain_length >= ADMIT_CHAIN_MAX:
+        raise TrustError(
+            "this node is too far from the founder to admit others",
+            f"its chain of invitations has {own.chain_length} steps, the most there may be",
+            "let the founder or a member that he invited make the invitation",
+            code="not-allowed",
+        )
+    if subject_key == group.founder or subject_key == identity.public_key:
+        raise TrustError("a node does not admit itself or the founder", "they are members already", None)
+    issued = int(wall)
+    entry = {
+        "group": group.group_id,
+        "subject": subject_key,
+        "roles": list(ordered_roles(roles)),
+        "issued": issued,
+        "expires": issued + int(ADMIT_TTL_S),
+        "previous": hashlib.sha256(group.chain[-1]).digest(),
+    }
+    return identity.sign_envelope(ADMIT_TYPE, entry)
+
+
+def renew(
+    identity: Identity, group: Group, crypto: Crypto, chain: Sequence[bytes], subject: bytes, *, wall: float
+) -> tuple[bytes, ...]:
+    """Return a fresh chain for a member, with the roles that it has.
+
+    Args:
+        chain: the member's present chain; it may have ended up to ADMIT_RENEW_S_MAX ago.
+        subject: the installation that the peer has proven to be.
+        wall: Unix seconds.
+
+    Raises:
+        TrustError: it is no member, ended too long ago, or this installation may not admit with those roles.
+        RemoteProtocolError: the chain is malformed.
+    """
+    member = check_chain(
+        crypto, chain, group_id=group.group_id, subject=subject, wall=wall, ended_s_max=ADMIT_RENEW_S_MAX
+    )
+    if member.chain_length == 1:
+        return tuple(chain)
+    return (*group.chain, admit(identity, group, crypto, subject, roles=member.roles, wall=wall))
+
+
+def group_of_joiner(
+    crypto: Crypto, chain: Sequence[bytes], network_key: bytes, *, inviter: bytes, subject: bytes, wall: float
+) -> Group:
+    """Return the group that a joiner was let into, from what the inviter sent.
+
+    Args:
+        inviter: the key that the token named: the entry must be its own.
+        subject: the joiner's installation.
+        wall: Unix seconds.
+
+    Raises:
+        TrustError: the chain does not make the joiner a member.
+        RemoteProtocolError: it is malformed.
+    """
+    if not isinstance(network_key, bytes) or len(network_key) != NETWORK_KEY_BYTES:
+        raise RemoteProtocolError("not a network key")
+    member = check_chain(crypto, chain, group_id=None, subject=subject, wall=wall)
+    if member.inviter != inviter:
+        raise TrustError(
+            "another node than the inviter signed the admission",
+            f"it was {short_device_id(member.inviter)}, the token named {short_device_id(inviter)}",
+            "ask for a new invitation",
+        )
+    return Group(
+        group_id=member.group_id,
+        name=member.group_name,
+        network_key=network_key,
+        founder=member.founder,
+        chain=tuple(chain),
+        is_open_to_others=True,
+    )
+
+
+def check_chain(
+    crypto: Crypto,
+    chain: Sequence[bytes],
+    *,
+    group_id: bytes | None,
+    subject: bytes,
+    wall: float,
+    ended_s_max: float = 0.0,
+) -> Membership:
+    """Return what `subject` is in the group, or refuse.
+
+    Args:
+        chain: raw admit envelopes, the founder's first.
+        group_id: the group that it must be; None only for a joiner, who learns it from the chain.
+        subject: the installation whose key the peer has proven.
+        wall: Unix seconds.
+        ended_s_max: accept a last entry that ended up to this many seconds ago (only to renew it).
+
+    Raises:
+        TrustError: well-formed, but it does not make `subject` a member now.
+        RemoteProtocolError: malformed, or a signature is wrong.
+    """
+    if not isinstance(chain, list | tuple) or not chain:
+        raise RemoteProtocolError("not a chain of admit entries")
+    if len(chain) > ADMIT_CHAIN_MAX:
+        raise TrustError("refused: the chain of invitations is too long", f"{len(chain)} steps", _ASK_AGAIN)
+    root = _open_entry(crypto, chain[0], is_root=True)
+    group = group_id_of(root.signer, root.nonce)
+    if group_id is not None and group != group_id:
+        raise TrustError("refused: a member of another group", "the founders differ", _ASK_AGAIN, code="other-group")
+    if root.subject != root.signer:
+        raise RemoteProtocolError("the founder's entry names somebody else")
+    last, raw = root, chain[0]
+    for link in chain[1:]:
+        entry = _open_entry(crypto, link, is_root=False, signer=last.subject, group_id=group)
+        if entry.previous != hashlib.sha256(raw).digest():
+            raise RemoteProtocolError("an admit entry that does not follow the one before it")
+        _check_step(last, entry)
+        last, raw = entry, link
+    if last.subject != subject:
+        raise TrustError("refused: this chain of invitations is another node's", "the keys differ", _ASK_AGAIN)
+    if last.issued > wall + ADMIT_SKEW_S_MAX:
+        raise TrustError(
+            "refused: an admit entry from the future",
+            f"{round(last.issued - wall)} s ahead of this machine's clock",
+            "set the clocks of both machines",
+            code="clock",
+        )
+    if last.expires + ended_s_max <= wall:
+        raise TrustError("refused: the membership has ended", "it was not renewed in time", _ASK_AGAIN, code="expired")
+    return Membership(
+        installation=subject,
+        roles=last.roles,
+        inviter=last.signer,
+        issued=float(last.issued),
+        expires=last.expires,
+        group_id=group,
+        group_name=root.name,
+        founder=root.signer,
+        chain_length=len(chain),
+    )
+
+
+_ASK_AGAIN: Final = "ask a member for a new invitation: p2pc invite --token"
+
+
+def _check_step(parent: _Entry, entry: _Entry) -> None:
+    """Refuse an entry that its signer was not allowed to make when he made it."""
+    if "invite" not in parent.roles and "admin" not in parent.roles:
+        raise TrustError("refused: admitted by a node that may not admit", "it lacks the role invite", _ASK_AGAIN)
+    if any(role not in parent.roles for role in entry.roles):
+        raise TrustError("refused: a role granted by a node that lacks it", "", _ASK_AGAIN)
+    if not parent.issued - ADMIT_SKEW_S_MAX <= entry.issued <= parent.expires:
+        raise TrustError("refused: admitted by a node that was no member then", "", _ASK_AGAIN)
+
+
+def _open_entry(
+    crypto: Crypto, raw: Any, *, is_root: bool, signer: bytes | None = None, group_id: bytes | None = None
+) -> _Entry:
+    """Return one entry with its signature and field types checked."""
+    if not isinstance(raw, bytes):
+        raise RemoteProtocolError("not an admit entry")
+    opened = envelope.open_envelope(crypto, raw, ADMIT_TYPE, signer=signer, bytes_max=ADMIT_ENTRY_BYTES_MAX)
+    body = opened.payload
+    if not isinstance(body, dict):
+        raise RemoteProtocolError("not an admit entry")
+    subject = _bytes_of(body, "subject", PUBLIC_KEY_BYTES)
+    issued = _seconds_of(body, "issued")
+    roles = roles_from_wire(body.get("roles"))
+    group = _bytes_of(body, "group", GROUP_ID_BYTES)
+    if is_root:
+        nonce = _bytes_of(body, "nonce", _NONCE_BYTES)
+        name = body.get("name")
+        if not isinstance(name, str) or not _is_group_name(name):
+            raise RemoteProtocolError("a group without a name")
+        if group != group_id_of(opened.signer, nonce):
+            raise RemoteProtocolError("an entry for another group")
+        return _Entry(opened.signer, subject, roles, issued, math.inf, b"", nonce, name)
+    if group != group_id:
+        raise RemoteProtocolError("an entry for another group")
+    expires = _seconds_of(body, "expires")
+    if not issued < expires <= issued + ADMIT_TTL_S:
+        raise RemoteProtocolError("an admit entry that lives too long")
+    previous = _bytes_of(body, "previous", _DIGEST_BYTES)
+    return _Entry(opened.signer, subject, roles, issued, float(expires), previous, b"", "")
+
+
+def _bytes_of(body: dict[Any, Any], name: str, count: int) -> bytes:
+    value = body.get(name)
+    if not isinstance(value, bytes) or len(value) != count:
+        raise RemoteProtocolError(f"an admit entry without {name}")
+    return value
+
+
+def _seconds_of(body: dict[Any, Any], name: str) -> int:
+    value = body.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _WALL_MAX:
+        raise RemoteProtocolError(f"an admit entry without {name}")
+    return value
+
+
+def _must_be_installation(identity: Identity) -> None:
+    if identity.delegation is not None:
+        raise TrustError(
+            "an embedded node cannot admit others",
+            "only the key of the installation may",
+            "run: p2pc invite --token",
+            code="not-allowed",
+        )
+
+
+# --- the group file -------------------------------------------------------------------------------
+
+
+def save_group(directory: Path, group: Group) -> None:
+    """Write the group file (mode 0600) into the installation's directory, whole or not at all.
+
+    Raises:
+        IdentityError: it cannot be written; the old one stays.
+    """
+    body = {
+        "format": _FORMAT,
+        "group": group.group_id,
+        "name": group.name,
+        "network_key": group.network_key,
+        "founder": group.founder,
+        "chain": list(group.chain),
+        "open": group.is_open_to_others,
+    }
+    replace_private(directory / GROUP_FILE, cbor.encode(body), unique=group.group_id.hex()[:16])
+
+
+def load_group(directory: Path) -> Group | None:
+    """Return the group kept in the installation's directory, None before the first start.
+
+    The chain is not checked here: it may have ended and be renewable.
+
+    Raises:
+        IdentityError: damaged, of another user, or readable by others.
+    """
+    path = directory / GROUP_FILE
+    data = read_private(path)
+    if data is None:
+        return None
+    try:
+        return _group_from(cbor.decode(data))
+    except ProtocolError as error:
+        raise IdentityError(
+            f"the group file {path} is damaged",
+            error.what,
+            f"restore it from a backup, or move it away and join again: mv {path} {path}.damaged",
+            code="group",
+        ) from error
+
+
+def _group_from(body: Any) -> Group:
+    if not isinstance(body, dict) or body.get("format") != _FORMAT:
+        raise RemoteProtocolError("its format is unknown to this build")
+    name, chain, is_open = body.get("name"), body.get("chain"), body.get("open")
+    if not isinstance(name, str) or not isinstance(is_open, bool):
+        raise RemoteProtocolError("it has no name")
+    if not isinstance(chain, list) or not all(isinstance(item, bytes) for item in chain) or not chain:
+        raise RemoteProtocolError("it has no chain of admit entries")
+    return Group(
+        group_id=_bytes_of(body, "group", GROUP_ID_BYTES),
+        name=name,
+        network_key=_bytes_of(body, "network_key", NETWORK_KEY_BYTES),
+        founder=_bytes_of(body, "founder", PUBLIC_KEY_BYTES),
+        chain=tuple(chain),
+        is_open_to_others=is_open,
+    )
