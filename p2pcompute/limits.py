@@ -96,12 +96,60 @@ DHT_FAILURES_MAX: Final = 2
 """Unanswered probes after which a contact is evicted."""
 DHT_REQUEST_S: Final = 2.0
 """Hard timeout of one DHT request."""
+DHT_BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - 12
+"""One signed DHT statement: a datagram less group hint (4) and MAC (8)."""
+DHT_CHUNK_BYTES: Final = 1000
+"""Part of a record or of a list of records in one statement; leaves room for its head and signature (140)."""
+DHT_BUCKET_SIZES: Final = (128, 64, 32)
+"""Contacts in the three farthest buckets; the others hold k.  With k everywhere, 50 nodes could not all know one
+another (half of them share the farthest bucket), and a lookup would take 1.2 instead of 1.1 round trips."""
+DHT_REPLACEMENTS_MAX: Final = 20
+"""Verified contacts that wait for a place in a full bucket; the one heard of longest ago goes."""
+DHT_SOFT_S_MIN: Final = 0.15
+DHT_SOFT_S_MAX: Final = 1.0
+"""Bounds of the soft timeout, after which a request is sent again and a lookup looks past the peer."""
+DHT_LINK_DOWN_CONTACTS: Final = 10
+"""So many different contacts silent in a row mean that our own link is down: nobody is evicted."""
+DHT_REQUESTS_MAX: Final = 1024
+"""Unanswered DHT requests of this node; a further one fails at once."""
+DHT_VERIFICATIONS_MAX: Final = 64
+"""Unknown senders that are being pinged back; further ones are left for their next request."""
+DHT_LOOKUP_CANDIDATES_MAX: Final = 256
+"""Peers that one lookup remembers; the farthest unasked one goes."""
+DHT_LOOKUP_REQUESTS_MAX: Final = 128
+"""Peers that one lookup asks: ends a lookup that is fed made-up peers without end."""
+DHT_FOUND_ENOUGH: Final = 3
+"""Holders whose valid answers end a get; a miss runs to the k nearest."""
+DHT_LOST_MAX: Final = 32
+DHT_LOST_S_MAX: Final = 3600.0
+"""Evicted contacts that are tried again now and then, and for how long: two nodes whose link was down meet again."""
+DHT_LOST_RETRY_S_MAX: Final = 300.0
+DHT_DEPARTED_MAX: Final = 256
+"""Runs of nodes that said goodbye; what arrives late from them is dropped."""
+DHT_JOIN_ADDRESSES_MAX: Final = 256
+"""Addresses pinged by one join, and remembered for the next try."""
+DHT_REFRESH_SMALL_S: Final = 60.0
+DHT_REFRESH_S: Final = 600.0
+"""Interval of the lookups that keep the table complete: below k contacts, and above."""
+DHT_GOODBYE_S: Final = 0.5
+"""How long a leaving node waits for its goodbyes to be acknowledged."""
+DHT_PUT_PARTS_MAX: Final = 2
+DHT_PARTIAL_PUTS_MAX: Final = 64
+"""Puts of which one part has arrived; the oldest is forgotten."""
 RECORD_VALUE_BYTES_MAX: Final = 1000
 RECORD_SALT_BYTES_MAX: Final = 64
 RECORDS_MAX: Final = 4096
 """Records kept for others; when full the one that expires first goes."""
 RECORD_TTL_S_MAX: Final = 2 * 3600.0
 AD_TTL_S: Final = 900.0
+RECORDS_PER_KEY_MAX: Final = 64
+"""Publishers kept under one key; when full the one that expires first goes."""
+RECORDS_REPLY_BYTES_MAX: Final = 16 * KIB
+"""What a get from one holder returns; further records are left out, those that expire first before others."""
+RECORD_BYTES_MAX: Final = RECORD_VALUE_BYTES_MAX + RECORD_SALT_BYTES_MAX + 256
+"""A record in its envelope."""
+RECORD_SKEW_S_MAX: Final = 300.0
+"""A record issued further in the future than this is refused."""
 CONTACTS_SAVED_MAX: Final = 256
 
 # --- identity -------------------------------------------------------------------------------------
@@ -226,10 +274,41 @@ KILL_GRACE_S: Final = 2.0
 # --- local API ------------------------------------------------------------------------------------
 API_BODY_BYTES_MAX: Final = 64 * MIB
 EVENT_BACKLOG_MAX: Final = 10_000
-"""Events kept for one follower that reads slowly; then it is told to resync."""
+"""Task ends of one followed job that are kept in memory; a follower further behind is served from the store."""
+EVENT_BACKLOG_BYTES_MAX: Final = 8 * MIB
+"""The same, in bytes: one event holds up to two outputs of INLINE_BYTES_MAX."""
+EVENT_PAGE_MAX: Final = 256
+"""Task ends in one read of the store for a follower, and in one write to it."""
+EVENT_PAGE_BYTES_MAX: Final = 256 * KIB
+"""Bytes after which a write to a follower is cut."""
+PROGRESS_S_MIN: Final = 0.5
+"""Least time between two progress events."""
+UPLOAD_BATCH_MAX: Final = 500
+"""Tasks of an upload that are stored in one transaction."""
+UPLOAD_BATCH_BYTES_MAX: Final = 256 * KIB
+"""The same, in bytes: large enough to share a disk sync, small enough to push back early."""
+UPLOAD_LINE_BYTES_MAX: Final = API_BODY_BYTES_MAX
+"""One task in an upload; arguments up to this come inside the line."""
+UPLOAD_FILES_MAX: Final = 10_000
+"""Files of one task, or shared by a job, with those in its folders."""
+UPLOAD_FILES_REMEMBERED: Final = 4096
+"""Files of one upload whose content is known already, so that one sent with each task is read once."""
+LIST_ITEMS_MAX: Final = 10_000
+"""Items of one answer; longer lists are paged."""
+API_CONNECTIONS_MAX: Final = 128
+"""Control connections at once; further ones are answered 503."""
+STOP_GRACE_S: Final = 10.0
+"""A draining node waits this long for its running tasks, then stops them; they run again elsewhere or later."""
+LOG_BYTES_MAX: Final = 4 * MIB
+LOG_FILES_MAX: Final = 4
+"""The node's log and its predecessors."""
+SINK_QUEUE_MAX: Final = 512
+"""Results on their way to `--results` files; the sink reads no further from the store while it is full."""
 
 assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
 assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX
 assert DHT_PING_S * (DHT_FAILURES_MAX + 1) + DHT_FAILURES_MAX * DHT_REQUEST_S < 60, "gone within a minute"
+assert RECORD_BYTES_MAX <= DHT_PUT_PARTS_MAX * DHT_CHUNK_BYTES
+assert DHT_CHUNK_BYTES + 188 <= DHT_BODY_BYTES_MAX
