@@ -215,7 +215,7 @@ def admit(
             "let the founder or a member that he invited make the invitation",
             code="not-allowed",
         )
-    if subject_key == group.founder or subject_key == identity.public_key:
+    if subject_key in (group.founder, identity.public_key):
         raise TrustError("a node does not admit itself or the founder", "they are members already", None)
     issued = int(wall)
     entry = {
