@@ -1,0 +1,1 @@
+"""The embedded library: executor, jobs and results on disk."""

@@ -1,0 +1,798 @@
+"""Results of a job on disk: a directory, one file, a GNU parallel joblog, and files brought back.
+
+Plain blocking code without dependencies: the node writes results whether or not a terminal watches, and the
+library writes them without a node process.  One writer per job; not thread-safe.
+
+A results directory holds ``job.json``, ``joblog`` (GNU parallel's nine columns, byte for byte), ``tasks.jsonl``
+(append-only truth), ``summary.json`` (at the end) and ``tasks/000/000017/`` with ``args``, ``stdout``, ``stderr``,
+``meta.json``, the value of a function and ``files/``.  A task's folder is written under a temporary name and renamed,
+and its line in ``tasks.jsonl`` follows: a folder that exists is complete, a task that has a line has its folder.
+
+After a crash, `ResultsWriter.reopen` drops a torn last line and says which tasks are there; writing one again has
+no effect.  Nothing is synced to the disk task by task: after a power failure `reopen` finds the folders whose
+content is missing and the caller writes them again from the node's store.
+
+Source: joblog and CSV columns as GNU parallel 20221122 writes them (print_joblog, print_csv).
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+from p2pcompute.errors import StoreError, UsageError
+
+KEY_BYTES: Final = 16
+"""A resume key.  A task of N calls carries N of them, joined."""
+JOBLOG_HEADER: Final = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
+FOLDER_TASKS: Final = 1000
+"""Task folders in one folder of the directory."""
+_CHUNK_BYTES: Final = 256 * 1024
+_OWN_NAMES: Final = ("job.json", "joblog", "tasks.jsonl", "summary.json", "tasks")
+
+Content = bytes | Path | None
+"""Output of a task: the bytes, the file that holds them, or nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultsTarget:
+    """Where the results of one job go.  All paths are absolute."""
+
+    dir: Path | None = None
+    file: Path | None = None
+    """One file for all tasks; its suffix is .jsonl, .csv or .tsv."""
+    joblog: Path | None = None
+    files_dir: Path | None = None
+    """Where files that come back land when there is no `dir`."""
+    first: int = 0
+    """Number of the job's first task in `dir` and the joblog: > 0 when a job carries on an earlier one."""
+    resume: bool = False
+    """Add to what is there.  Otherwise the joblog is begun anew and other results must not exist."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `results` member of `POST /v1/jobs`."""
+        paths = {"dir": self.dir, "file": self.file, "joblog": self.joblog, "files_dir": self.files_dir}
+        out: dict[str, Any] = {name: str(path) for name, path in paths.items() if path is not None}
+        return out | {"first": self.first, "resume": self.resume}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> ResultsTarget:
+        """Return the target that `to_json` described.
+
+        Raises:
+            UsageError: a path is relative, a suffix is unknown, or a member has the wrong type.
+        """
+        paths: dict[str, Path] = {}
+        for name in ("dir", "file", "joblog", "files_dir"):
+            text = value.get(name)
+            if text is None:
+                continue
+            if not isinstance(text, str) or not os.path.isabs(text):
+                raise UsageError(f"results: {name} must be an absolute path", repr(text))
+            paths[name] = Path(text)
+        first, resume = value.get("first", 0), value.get("resume", False)
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0 or not isinstance(resume, bool):
+            raise UsageError("results: 'first' must be a count and 'resume' true or false")
+        if "file" in paths:
+            file_format(paths["file"])
+        return ResultsTarget(
+            dir=paths.get("dir"), file=paths.get("file"), joblog=paths.get("joblog"),
+            files_dir=paths.get("files_dir"), first=first, resume=resume,
+        )
+
+
+def file_format(path: Path) -> Literal["jsonl", "csv", "tsv"]:
+    """Return the format that the suffix of a results file names.
+
+    Raises:
+        UsageError: another suffix.
+    """
+    match path.suffix.lower():
+        case ".jsonl":
+            return "jsonl"
+        case ".csv":
+            return "csv"
+        case ".tsv":
+            return "tsv"
+    raise UsageError(
+        f"cannot write results to {path.name}", "a results file ends in .jsonl, .csv or .tsv", "--results out.jsonl"
+    )
+
+
+def is_results_file(text: str) -> bool:
+    """True when `--results TEXT` names one file rather than a directory."""
+    return text.lower().endswith((".jsonl", ".csv", ".tsv"))
+
+
+def folder_name(number: int) -> str:
+    """Return the folder of a task, relative to the results directory: ``tasks/000/000017``."""
+    return f"tasks/{number // FOLDER_TASKS:03d}/{number:06d}"
+
+
+# --- joblog ------------------------------------------------------------------------------------------------------
+
+
+def joblog_line(
+    *, seq: int, host: str, started: float, runtime_s: float, sent: int, received: int, exit_code: int, signal: int,
+    command: str,
+) -> str:
+    """Return one line of a GNU parallel joblog.
+
+    Args:
+        seq: from 1.
+        host: the node's name.
+        started: wall time in seconds.
+        sent: bytes of files sent to the task.
+        received: bytes of output and files that came back.
+        command: newlines become NUL, as GNU parallel does.
+    """
+    text = command.replace("\n", "\0")
+    return f"{seq}\t{host}\t{started:.3f}\t{runtime_s:10.3f}\t{sent}\t{received}\t{exit_code}\t{signal}\t{text}\n"
+
+
+def exit_columns(task: Mapping[str, Any]) -> tuple[int, int]:
+    """Return Exitval and Signal of a task.
+
+    A timeout is -1 and 15, as in GNU parallel; a task without an exit code (a function) is 0 or 1 by its state.
+    """
+    exit_code, signal = task.get("exit_code"), task.get("signal")
+    if task.get("state") == "done":
+        return int(exit_code or 0), 0
+    if task.get("outcome") == "timeout":
+        return -1, 15
+    if signal:
+        return int(exit_code) if exit_code and exit_code > 0 else 0, int(signal)
+    return int(exit_code) if exit_code else 1, 0
+
+
+def wall_seconds(value: object) -> float:
+    """Return a time of the API (RFC 3339 text, seconds, or None) as wall seconds; 0.0 when unknown."""
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str) and value:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return 0.0
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return 0.0
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+
+def content_key(*parts: bytes | str | Sequence[str]) -> bytes:
+    """Return the resume key of a task: a hash of everything that makes it the same task in another run.
+
+    Parts are hashed with their lengths and their kinds, so that no two lists of parts run together.
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"p2pc task")
+
+    def add(kind: bytes, data: bytes) -> None:
+        digest.update(kind + len(data).to_bytes(8, "big") + data)
+
+    for part in parts:
+        match part:
+            case bytes():
+                add(b"b", part)
+            case str():
+                add(b"s", part.encode("utf-8", "surrogateescape"))
+            case _:
+                add(b"l", len(part).to_bytes(8, "big"))
+                for word in part:
+                    add(b"s", word.encode("utf-8", "surrogateescape"))
+    return digest.digest()
+
+
+def command_key(command: str) -> bytes:
+    """Return the key of a task in a joblog, which knows only the command line."""
+    return content_key("joblog", command.replace("\n", "\0"))
+
+
+@dataclass(slots=True)
+class DoneKeys:
+    """What earlier runs did, by key.  The last record of a key counts."""
+
+    by: Literal["content", "command"] = "content"
+    """What the keys are made from: `content_key` of the task, or `command_key` (a joblog or CSV has no more)."""
+    done: set[bytes] = field(default_factory=set)
+    failed: set[bytes] = field(default_factory=set)
+    next_number: int = 0
+    """First task number that is free."""
+
+    def _record(self, keys: Iterable[bytes], is_done: bool) -> None:
+        into, out_of = (self.done, self.failed) if is_done else (self.failed, self.done)
+        for key in keys:
+            out_of.discard(key)
+            into.add(key)
+
+
+def split_keys(text: object) -> list[bytes]:
+    """Return the keys of a task from its hex form: one for each call; none when there is no key."""
+    if not isinstance(text, str) or not text:
+        return []
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        return []
+    if len(raw) % KEY_BYTES:
+        return [raw]
+    return [raw[i : i + KEY_BYTES] for i in range(0, len(raw), KEY_BYTES)]
+
+
+def read_done_keys(path: Path) -> DoneKeys:
+    """Return what the results directory, results file or joblog at `path` says is done.
+
+    Nothing there yet is nothing done.  A torn last line is passed over.
+
+    Raises:
+        UsageError: the file is none of these.
+    """
+    if path.is_dir():
+        return _read_jsonl_keys(path / "tasks.jsonl")
+    if not path.exists():
+        return DoneKeys(by="content" if path.suffix.lower() not in (".csv", ".tsv") else "command")
+    match path.suffix.lower():
+        case ".jsonl":
+            return _read_jsonl_keys(path)
+        case ".csv" | ".tsv":
+            return _read_csv_keys(path)
+    return _read_joblog_keys(path)
+
+
+def _jsonl_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole, well-formed records only."""
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and isinstance(record.get("number"), int):
+                    yield record
+    except FileNotFoundError:
+        return
+
+
+def _read_jsonl_keys(path: Path) -> DoneKeys:
+    found = DoneKeys()
+    for record in _jsonl_records(path):
+        found.next_number = max(found.next_number, record["number"] + 1)
+        if record.get("state") in ("done", "failed"):
+            found._record(split_keys(record.get("key")), record["state"] == "done")
+    return found
+
+
+def _read_joblog_keys(path: Path) -> DoneKeys:
+    found = DoneKeys(by="command")
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        header = lines.readline()
+        if header and header != JOBLOG_HEADER:
+            raise UsageError(f"{path} is not a joblog", "its first line is not GNU parallel's header")
+        for line in lines:
+            columns = line.rstrip("\n").split("\t", 8)
+            if not line.endswith("\n") or len(columns) != 9 or not columns[0].isdigit():
+                continue
+            found.next_number = max(found.next_number, int(columns[0]))
+            found._record([command_key(columns[8])], columns[6] == "0" and columns[7] == "0")
+    return found
+
+
+def _read_csv_keys(path: Path) -> DoneKeys:
+    import csv
+
+    found = DoneKeys(by="command")
+    csv.field_size_limit(1 << 62)
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        for row in csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
+            if len(row) < 11 or not row[0].isdigit():
+                continue
+            found.next_number = max(found.next_number, int(row[0]))
+            found._record([command_key(row[8])], row[6] == "0" and row[7] == "0")
+    return found
+
+
+# --- content -----------------------------------------------------------------------------------------------------
+
+
+def _chunks(content: Content) -> Iterator[bytes]:
+    if isinstance(content, Path):
+        with content.open("rb") as source:
+            while chunk := source.read(_CHUNK_BYTES):
+                yield chunk
+    elif content:
+        yield content
+
+
+def content_size(content: Content) -> int:
+    """Return the size in bytes."""
+    if isinstance(content, Path):
+        return content.stat().st_size
+    return len(content) if content else 0
+
+
+def _write_content(path: Path, content: Content, mode: int = 0o666) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb") as out:
+        for chunk in _chunks(content):
+            out.write(chunk)
+
+
+def _is_text(content: Content) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for chunk in _chunks(content):
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _json_content(out: IO[bytes], name: str, content: Content) -> None:
+    """Write ``,"name":"text"``, or ``,"name_b64":"…"`` when it is not UTF-8, without holding it in memory."""
+    if _is_text(content):
+        out.write(f',"{name}":"'.encode())
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for chunk in _chunks(content):
+            out.write(json.dumps(decoder.decode(chunk), ensure_ascii=False)[1:-1].encode())
+    else:
+        out.write(f',"{name}_b64":"'.encode())
+        held = b""
+        for chunk in _chunks(content):
+            held += chunk
+            whole = len(held) - len(held) % 3
+            out.write(base64.b64encode(held[:whole]))
+            held = held[whole:]
+        out.write(base64.b64encode(held))
+    out.write(b'"')
+
+
+def _csv_field(text: bytes, separator: bytes) -> bytes:
+    """Quote a column the way GNU parallel does: only when something in it asks for quotes."""
+    if any(sign in text for sign in (separator, b'"', b"\n", b"\r", b" ", b"\t")):
+        return b'"' + text.replace(b'"', b'""') + b'"'
+    return text
+
+
+def _csv_content(out: IO[bytes], content: Content) -> None:
+    if not content_size(content):
+        return
+    out.write(b'"')
+    for chunk in _chunks(content):
+        out.write(chunk.replace(b'"', b'""'))
+    out.write(b'"')
+
+
+# --- the writer --------------------------------------------------------------------------------------------------
+
+
+def check_target(target: ResultsTarget) -> None:
+    """Check that results can be written there.  Nothing is created.
+
+    Raises:
+        UsageError: results of another job are there and `resume` is not set, or a path cannot be written.
+    """
+    if target.dir is not None and not target.resume:
+        present = [name for name in _OWN_NAMES if (target.dir / name).exists()]
+        if present:
+            raise UsageError(
+                f"{target.dir} already holds results ({present[0]})", "they would be mixed with the new ones",
+                "add --resume to carry on, or name another directory", code="results-exist",
+            )
+    if target.file is not None and not target.resume and target.file.exists() and target.file.stat().st_size:
+        raise UsageError(
+            f"{target.file} already holds results", "they would be overwritten",
+            "add --resume to carry on, or name another file", code="results-exist",
+        )
+    for path, is_directory in ((target.dir, True), (target.file, False), (target.joblog, False)):
+        if path is None:
+            continue
+        if path.exists() and path.is_dir() != is_directory:
+            kind = "a file" if is_directory else "a directory"
+            raise UsageError(f"{path} is {kind}", "results cannot be written there", code="results-path")
+        parent = path
+        while not parent.exists():
+            parent = parent.parent
+        if not os.access(parent, os.W_OK):
+            raise UsageError(f"{path} cannot be written", f"no permission in {parent}", code="results-path")
+
+
+class ResultsWriter:
+    """Writes the results of one job as they are accepted.
+
+    Make one with `create` when the job is submitted and with `reopen` when the node comes back to a job that has
+    not ended.
+    """
+
+    def __init__(self, target: ResultsTarget, job_id: str) -> None:
+        self.target = target
+        self.job_id = job_id
+        self._written: dict[int, int] = {}
+        """Index → highest generation on disk."""
+        self._numbers: dict[bytes, int] = {}
+        """First key → number of a task that an earlier job left in the directory."""
+        self._truth: IO[bytes] | None = None
+        self._joblog: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
+
+    @classmethod
+    def create(cls, target: ResultsTarget, job: Mapping[str, Any]) -> ResultsWriter:
+        """Begin the results of a new job.
+
+        Args:
+            target: where.
+            job: what goes into job.json; `id` is the job's id in hex.
+
+        Raises:
+            UsageError: as `check_target`.
+            StoreError: the disk refuses; what was created stays and can be resumed.
+        """
+        check_target(target)
+        writer = cls(target, str(job.get("id", "")))
+        with _disk_errors(target):
+            if target.dir is not None:
+                (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
+                _replace_json(target.dir / "job.json", {"schema": "p2pc.job/1", **job})
+                (target.dir / "summary.json").unlink(missing_ok=True)
+                if not target.resume:
+                    (target.dir / "joblog").write_text(JOBLOG_HEADER)
+            for path in (target.joblog, target.file):
+                if path is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+            if target.joblog is not None and not target.resume:
+                target.joblog.write_text(JOBLOG_HEADER)
+            writer._open()
+        return writer
+
+    @classmethod
+    def reopen(cls, target: ResultsTarget, job: Mapping[str, Any]) -> ResultsWriter:
+        """Carry on writing the results of a job after the process that wrote them has gone.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        writer = cls(target, str(job.get("id", "")))
+        with _disk_errors(target):
+            for path in (target.joblog, target.file):
+                if path is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+            if target.dir is not None:
+                (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
+                if not (target.dir / "job.json").exists():
+                    _replace_json(target.dir / "job.json", {"schema": "p2pc.job/1", **job})
+            writer._open()
+        return writer
+
+    def _open(self) -> None:
+        target = self.target
+        if target.dir is not None:
+            self._truth = _append_to(target.dir / "tasks.jsonl")
+            self._read_truth(target.dir / "tasks.jsonl", check_folders=True)
+            self._open_joblog(target.dir / "joblog")
+        if target.file is not None:
+            self._open_file(target.file)
+        if target.joblog is not None:
+            self._open_joblog(target.joblog)
+
+    def _open_file(self, path: Path) -> None:
+        if file_format(path) == "jsonl":
+            self._file = _append_to(path)
+            self._read_truth(path, check_folders=False)
+            return
+        self._file = _append_to(path, quoted=True)
+        for seq in _csv_seqs(path, file_format(path)):
+            self._note_seq(seq)
+
+    def _open_joblog(self, path: Path) -> None:
+        """Make up for lines that a crash kept from the joblog; without a truth, learn from the joblog itself."""
+        log = _append_to(path)
+        if log.tell() == 0:
+            log.write(JOBLOG_HEADER.encode())
+        seqs: set[int] = set()
+        with path.open("rb") as lines:
+            for line in lines:
+                head = line.split(b"\t", 1)[0]
+                if head.isdigit():
+                    seqs.add(int(head))
+        if self.target.dir is None and self.target.file is None:
+            for seq in sorted(seqs):
+                self._note_seq(seq)
+        else:
+            truth = self.target.dir / "tasks.jsonl" if self.target.dir else self.target.file
+            if truth is not None and truth.suffix == ".jsonl":
+                for record in _jsonl_records(truth):
+                    if record.get("job") == self.job_id and record["index"] + self.target.first + 1 not in seqs:
+                        log.write(self._joblog_bytes(record))
+                log.flush()
+        if self._joblog is None:
+            self._joblog = log
+        else:
+            self._second_joblog = log
+
+    _second_joblog: IO[bytes] | None = None
+    """`--joblog` beside a results directory, which has its own."""
+
+    def _note_seq(self, seq: int) -> None:
+        index = seq - 1 - self.target.first
+        if index >= 0:
+            self._written[index] = max(0, self._written.get(index, 0))
+
+    def _read_truth(self, path: Path, *, check_folders: bool) -> None:
+        for record in _jsonl_records(path):
+            keys = split_keys(record.get("key"))
+            if record.get("job") != self.job_id:
+                if keys:
+                    self._numbers[keys[0]] = record["number"]
+                continue
+            index, generation = record.get("index"), record.get("generation", 0)
+            if not isinstance(index, int) or not isinstance(generation, int):
+                continue
+            if check_folders and record.get("folder") and not self._is_whole(record):
+                continue
+            self._written[index] = max(generation, self._written.get(index, 0))
+
+    def _is_whole(self, record: Mapping[str, Any]) -> bool:
+        """False when a power failure took what the folder held."""
+        assert self.target.dir is not None
+        folder = self.target.dir / str(record["folder"])
+        try:
+            return (
+                (folder / "stdout").stat().st_size == record["stdout_bytes"]
+                and (folder / "stderr").stat().st_size == record["stderr_bytes"]
+                and (folder / "meta.json").stat().st_size > 0
+            )
+        except OSError:
+            return False
+
+    def is_written(self, index: int, generation: int = 0) -> bool:
+        """True when this or a later generation of the task is on disk."""
+        return self._written.get(index, -1) >= generation
+
+    def number_of(self, task: Mapping[str, Any]) -> int:
+        """Return the number of a task's folder: that of the same task in an earlier job, or its own."""
+        keys = split_keys(task.get("key"))
+        known = self._numbers.get(keys[0]) if keys else None
+        return self.target.first + int(task["index"]) if known is None else known
+
+    def write(
+        self, task: Mapping[str, Any], *, stdout: Content = None, stderr: Content = None, value: Content = None,
+        value_name: str = "value.pickle", files: Sequence[tuple[str, Content, int]] = (),
+    ) -> bool:
+        """Write one accepted or failed task; return False when it was there already.
+
+        Args:
+            task: TASK of the daemon API; `generation`, `outcome` and `sent_bytes` are used when present, further
+                members are kept.
+            stdout: what it printed.
+            stderr: what it printed there.
+            value: the encoded return value of a function.
+            value_name: name of the value's file in the folder.
+            files: (name relative to the task's directory, content, permission bits) of files that came back.
+
+        Raises:
+            StoreError: the disk refuses (full, gone).  The task does not count as written.
+        """
+        index, generation = int(task["index"]), int(task.get("generation") or 0)
+        if self.is_written(index, generation):
+            return False
+        number = self.number_of(task)
+        record: dict[str, Any] = {"job": self.job_id, "number": number, "generation": generation, **task}
+        record["stdout_bytes"], record["stderr_bytes"] = content_size(stdout), content_size(stderr)
+        record["files"] = [{"name": name, "size": content_size(content)} for name, content, _ in files]
+        with _disk_errors(self.target):
+            if task.get("state") != "cancelled":
+                if self.target.dir is not None:
+                    record["folder"] = folder_name(number)
+                    contents = {"stdout": stdout, "stderr": stderr}
+                    if value is not None:
+                        contents[value_name] = value
+                    self._write_folder(record, contents, files)
+                elif self.target.files_dir is not None:
+                    for name, content, mode in files:
+                        _place(self.target.files_dir, name, content, mode)
+            self._append(record, stdout, stderr)
+        self._written[index] = generation
+        return True
+
+    def _append(self, record: dict[str, Any], stdout: Content, stderr: Content) -> None:
+        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        is_cancelled = record.get("state") == "cancelled"
+        if self._truth is not None:
+            self._truth.write(line + b"\n")
+            self._truth.flush()
+        if self._file is not None and not is_cancelled:
+            _append_whole(self._file, lambda out: self._write_row(out, line, record, stdout, stderr))
+        for log in (self._joblog, self._second_joblog):
+            if log is not None and not is_cancelled:
+                log.write(self._joblog_bytes(record))
+                log.flush()
+
+    def _joblog_bytes(self, record: Mapping[str, Any]) -> bytes:
+        exit_code, signal = exit_columns(record)
+        received = sum(int(file.get("size") or 0) for file in record.get("files") or ())
+        return joblog_line(
+            seq=self.target.first + int(record["index"]) + 1, host=str(record.get("node") or ":"),
+            started=wall_seconds(record.get("started")), runtime_s=float(record.get("runtime_s") or 0.0),
+            sent=int(record.get("sent_bytes") or 0), received=received + int(record.get("stdout_bytes") or 0),
+            exit_code=exit_code, signal=signal, command=str(record.get("command") or ""),
+        ).encode("utf-8", "surrogateescape")
+
+    def _write_folder(
+        self, record: Mapping[str, Any], contents: Mapping[str, Content], files: Sequence[tuple[str, Content, int]]
+    ) -> None:
+        assert self.target.dir is not None
+        final = self.target.dir / str(record["folder"])
+        part = final.with_name(f".{final.name}.part")
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        (part / "args").write_text(
+            "".join(f"{word}\n" for word in record.get("inputs") or ()), encoding="utf-8", errors="surrogateescape"
+        )
+        for name, content in contents.items():
+            _write_content(part / name, content)
+        for name, content, mode in files:
+            _place(part / "files", name, content, mode)
+        (part / "meta.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if final.exists():
+            old = final.with_name(f".{final.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+            part.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.rename(final)
+
+    def _write_row(
+        self, out: IO[bytes], line: bytes, record: Mapping[str, Any], stdout: Content, stderr: Content
+    ) -> None:
+        assert self.target.file is not None
+        kind = file_format(self.target.file)
+        if kind == "jsonl":
+            out.write(line[:-1])
+            _json_content(out, "stdout", stdout)
+            _json_content(out, "stderr", stderr)
+            out.write(b"}\n")
+            return
+        separator = b"," if kind == "csv" else b"\t"
+        inputs = [str(word) for word in record.get("inputs") or ()]
+        if out.tell() == 0:
+            names = ["Seq", "Host", "Starttime", "JobRuntime", "Send", "Receive", "Exitval", "Signal", "Command"]
+            names += [f"V{position}" for position in range(1, len(inputs) + 1)]
+            out.write(separator.join(name.encode() for name in [*names, "Stdout", "Stderr"]) + b"\n")
+        columns = self._joblog_bytes(record).rstrip(b"\n").split(b"\t", 8)
+        columns[3] = columns[3].strip()
+        columns += [word.encode("utf-8", "surrogateescape") for word in inputs]
+        for column in columns:
+            out.write(_csv_field(column, separator) + separator)
+        _csv_content(out, stdout)
+        out.write(separator)
+        _csv_content(out, stderr)
+        out.write(b"\n")
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Sync and close.  With a summary (the job has ended) summary.json is written.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        with _disk_errors(self.target):
+            for out in (self._truth, self._joblog, self._second_joblog, self._file):
+                if out is not None:
+                    out.flush()
+                    os.fsync(out.fileno())
+                    out.close()
+            self._truth = self._joblog = self._second_joblog = self._file = None
+            if summary is not None and self.target.dir is not None:
+                _replace_json(self.target.dir / "summary.json", {"schema": "p2pc.summary/1", **summary})
+
+
+@contextlib.contextmanager
+def _disk_errors(target: ResultsTarget) -> Iterator[None]:
+    """Turn OSError into StoreError with the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        where = target.dir or target.file or target.joblog or target.files_dir
+        raise StoreError(
+            f"results cannot be written to {where}", error.strerror or str(error),
+            "make room or give permission; nothing is lost: p2pc result JOB -o DIR writes them again",
+            code="results-disk",
+        ) from error
+
+
+def _append_to(path: Path, *, quoted: bool = False) -> IO[bytes]:
+    """Open for appending after dropping a torn last line (`quoted`: a torn CSV row)."""
+    out: IO[bytes] = open(path, "ab+")  # noqa: SIM115 - the writer keeps it
+    end = _whole_bytes(out, quoted=quoted)
+    if end < out.seek(0, io.SEEK_END):
+        out.truncate(end)
+        out.seek(0, io.SEEK_END)
+    return out
+
+
+def _append_whole(out: IO[bytes], write: Any) -> None:
+    """Append one row; when the disk refuses midway, take the part back."""
+    out.flush()
+    start = out.tell()
+    try:
+        write(out)
+        out.flush()
+    except OSError:
+        os.ftruncate(out.fileno(), start)
+        raise
+
+
+def _whole_bytes(source: IO[bytes], *, quoted: bool) -> int:
+    """Return the length of the whole records: up to the last newline (outside quotes)."""
+    if not quoted:
+        position = source.seek(0, io.SEEK_END)
+        while position > 0:
+            start = max(0, position - _CHUNK_BYTES)
+            source.seek(start)
+            found = source.read(position - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            position = start
+        return 0
+    source.seek(0)
+    end, offset, is_open = 0, 0, False
+    while chunk := source.read(_CHUNK_BYTES):
+        for piece in chunk.split(b'"'):
+            if not is_open and (found := piece.rfind(b"\n")) >= 0:
+                end = offset + found + 1
+            offset += len(piece) + 1
+            is_open = not is_open
+        offset -= 1
+        is_open = not is_open
+    return end
+
+
+def _csv_seqs(path: Path, kind: str) -> Iterator[int]:
+    import csv
+
+    csv.field_size_limit(1 << 62)
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        for row in csv.reader(lines, delimiter="\t" if kind == "tsv" else ","):
+            if row and row[0].isdigit():
+                yield int(row[0])
+
+
+def _place(directory: Path, name: str, content: Content, mode: int) -> None:
+    """Put a file that came back at `directory/name`, whole or not at all.
+
+    Raises:
+        StoreError: the name would leave the directory.
+    """
+    parts = name.split("/")
+    if name.startswith("/") or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise StoreError(f"a file came back under a name that leaves its directory: {name!r}", code="results-name")
+    path = directory / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.p2pc-part")
+    _write_content(part, content, mode & 0o777)
+    part.replace(path)
+
+
+def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as out:
+        out.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
