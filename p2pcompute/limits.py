@@ -259,6 +259,29 @@ BLOB_MANIFEST_PAGE: Final = 16_384
 """Chunk hashes in one manifest reply: 512 KiB."""
 BLOB_FETCHES_MAX: Final = 4
 """Blob transfers at once from one peer."""
+BLOB_SMALL_BYTES: Final = 64 * KIB
+"""Blobs up to this size are written in groups that share the wait for the disk."""
+BLOB_SMALL_WAITING_MAX: Final = 1024
+"""Small blobs (64 MiB in all) that wait for the disk; further ones fail at once (code store-busy)."""
+BLOB_THREADS: Final = 4
+"""Threads that read and write blobs."""
+BLOB_RECENT_S: Final = 60.0
+"""A blob used within this time is not evicted: it may be about to be pinned."""
+BLOB_BUDGET_CHUNKS: Final = 16
+"""Chunks (8 MiB) asked for and not yet on disk, over all transfers: bounds the memory of fetching."""
+BLOB_WINDOW_CHUNKS: Final = 8
+"""Chunks of one transfer under way: 4 MiB, enough for 40 ms round trips at 100 MB/s and half of what a channel
+may hold unsent."""
+BLOB_TRANSFERS_MAX: Final = 16
+"""Blobs of several chunks being fetched at once, over all peers."""
+BLOB_PARTIALS_MAX: Final = 16
+"""Broken transfers whose verified chunks are kept for the next try; the oldest is dropped."""
+BLOB_REQUEST_S: Final = 120.0
+"""Wait for one chunk or manifest page: a full window at 35 kB/s."""
+BLOB_SERVES_MAX: Final = 2
+"""Chunks being read for one peer at once; together with the drained channel this bounds the memory of serving."""
+BLOB_SERVES_WAITING_MAX: Final = 64
+"""Requests of one peer that wait for their turn; further ones are refused (code busy)."""
 CACHE_BYTES_DEFAULT: Final = 20 * 1024 * MIB
 
 # --- execution ------------------------------------------------------------------------------------
@@ -270,6 +293,18 @@ RUN_BATCH_S: Final = 0.05
 RUN_BATCH_MAX: Final = 256
 KILL_GRACE_S: Final = 2.0
 """From SIGTERM to SIGKILL of a task's process group."""
+RUNNER_JOBS_MAX: Final = 16
+"""Jobs whose loaded function and settings a worker process keeps; the least recently used is forgotten."""
+RUNNER_SEND_BYTES: Final = 4 * MIB
+"""A batch goes to a worker process in messages of about this size, well below RUNNER_MESSAGE_BYTES_MAX."""
+RUNNER_READ_PAUSE_S: Final = 0.002
+"""Longest time that the results of tiny tasks wait in the socket, so that one wake-up reads many."""
+RUNNER_WATCH_SLACK_S: Final = 10.0
+"""A worker process that has not stopped its command this long after its time limit and grace is killed."""
+ERROR_TEXT_BYTES_MAX: Final = 32 * KIB
+"""Traceback or reason in an outcome; the middle of a longer one is cut out."""
+MODULES_BY_VALUE_BYTES_MAX: Final = 1 * MIB
+"""Source of the user's own modules that travels inside the pickled function; more travels as a zip."""
 
 # --- local API ------------------------------------------------------------------------------------
 API_BODY_BYTES_MAX: Final = 64 * MIB
@@ -309,6 +344,8 @@ assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
 assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX
+assert TASK_PAYLOAD_BYTES_MAX * 2 + RUNNER_SEND_BYTES < RUNNER_MESSAGE_BYTES_MAX
+assert 3 * INLINE_BYTES_MAX + ERROR_TEXT_BYTES_MAX < RUNNER_MESSAGE_BYTES_MAX
 assert DHT_PING_S * (DHT_FAILURES_MAX + 1) + DHT_FAILURES_MAX * DHT_REQUEST_S < 60, "gone within a minute"
 assert RECORD_BYTES_MAX <= DHT_PUT_PARTS_MAX * DHT_CHUNK_BYTES
 assert DHT_CHUNK_BYTES + 188 <= DHT_BODY_BYTES_MAX

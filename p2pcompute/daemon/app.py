@@ -1,0 +1,479 @@
+"""The control API: HTTP + JSON + server-sent events over a node, versioned under /v1.
+
+One table, `CALLS`, names every call; routes and the shipped OpenAPI document are made from it.  Errors are
+``p2pc.error/1`` documents: what, why, fix, code.  Bodies have limits, uploads are read as fast as they are stored, and
+a follower of events costs no more memory when it reads slowly.
+
+Server-sent events are written by us rather than by sse-starlette: it takes one event per write and encodes each in
+Python, while a busy job's follower is served hundreds of events at a time that are encoded once for all followers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from p2pcompute.daemon.events import JobEvents
+from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, decode_body
+from p2pcompute.daemon.views import (
+    decode_note,
+    encode_note,
+    error_json,
+    job_json,
+    peers_json,
+    status_json,
+    task_json,
+    time_text,
+    version_json,
+)
+from p2pcompute.errors import (
+    ChannelLost,
+    NodeUnavailable,
+    P2pcError,
+    StoreError,
+    TrustError,
+    UsageError,
+    VersionMismatch,
+)
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.ids import format_device_id
+from p2pcompute.limits import API_BODY_BYTES_MAX, INVITE_TTL_S, INVITE_USES_MAX, LIST_ITEMS_MAX
+from p2pcompute.node.facade import JobView, NodeFacade, TaskView
+
+log = logging.getLogger("p2pcompute.daemon")
+
+TASK_STATES: Final = ("waiting", "running", "done", "failed", "cancelled")
+JOB_STATES: Final = TASK_STATES
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Control(Protocol):
+    """What the API may do to the process around the node."""
+
+    def request_stop(self, *, drain: bool) -> None: ...
+
+
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+    indices: list[int] | None = None
+    now: bool = False
+
+
+class RetryBody(msgspec.Struct, forbid_unknown_fields=True):
+    indices: list[int] | None = None
+    failed: bool = True
+
+
+class PruneBody(msgspec.Struct, forbid_unknown_fields=True):
+    older_than_s: float
+    drop_results: bool = False
+    dry_run: bool = False
+
+
+class InviteBody(msgspec.Struct, forbid_unknown_fields=True):
+    uses: int = 1
+    expires_s: float = INVITE_TTL_S
+
+
+class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
+    token: str
+    name: str | None = None
+
+
+class ShutdownBody(msgspec.Struct, forbid_unknown_fields=True):
+    drain: bool = True
+
+
+class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
+    """No fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the API."""
+
+    method: str
+    path: str
+    name: str
+    """Method of `Api` that serves it, and the operation's id."""
+    summary: str
+    answer: str
+    """Schema name of the answer, or its media type."""
+    body: type[msgspec.Struct] | str | None = None
+    """Shape of a JSON body, or the media type of a streamed one."""
+    query: tuple[tuple[str, str, str], ...] = ()
+    """(name, JSON type, description)"""
+
+
+_PAGE: Final = (("after", "integer", "Only items after this index"), ("limit", "integer", "At most so many items"))
+
+CALLS: Final[tuple[Call, ...]] = (
+    Call("GET", "/v1/version", "version", "Version and protocol range of the node", "object"),
+    Call("GET", "/v1/openapi.json", "openapi", "This document", "object"),
+    Call("GET", "/v1/status", "status", "The node, its group, peers and jobs in short", "p2pc.status/1"),
+    Call("GET", "/v1/peers", "peers", "Members of the group, this node first", "p2pc.peers/1",
+         query=(("nearby", "boolean", "Also nodes on this network that are not members"),)),
+    Call("POST", "/v1/jobs", "submit", "Accept a job; durable when answered", "object", body=JobBody),
+    Call("GET", "/v1/jobs", "jobs", "Jobs, newest first", "p2pc.jobs/1",
+         query=(("all", "boolean", "Also jobs that are over"), ("state", "string", "Only these states, comma-separated"),
+                ("limit", "integer", "At most so many items"))),
+    Call("GET", "/v1/jobs/{ref}", "job", "One job", "p2pc.job/1"),
+    Call("POST", "/v1/jobs/{ref}/tasks", "add", "Add tasks, one JSON object a line; durable when answered", "object",
+         body="application/jsonl",
+         query=(("at", "integer", "Number of tasks that the job must have now: makes an upload that was cut repeatable"),)),
+    Call("POST", "/v1/jobs/{ref}/seal", "seal", "No more tasks will come", "object", body=EmptyBody),
+    Call("GET", "/v1/jobs/{ref}/tasks", "tasks", "Tasks by index", "p2pc.tasks/1",
+         query=(("state", "string", "Only these states, comma-separated"), *_PAGE)),
+    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}", "task", "One task", "p2pc.task/1"),
+    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stdout", "stdout", "What the task printed", "application/octet-stream"),
+    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stderr", "stderr", "What the task printed as errors",
+         "application/octet-stream"),
+    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/value", "value", "The function's pickled value or exception",
+         "application/octet-stream"),
+    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/files/{name:path}", "file", "A file that the task made",
+         "application/octet-stream"),
+    Call("GET", "/v1/jobs/{ref}/events", "events", "Events `task`, `progress`, `end`, `resync`, `error`",
+         "text/event-stream", query=(("after", "integer", "Only task ends after this number"),)),
+    Call("POST", "/v1/jobs/{ref}/cancel", "cancel", "Cancel all or some tasks", "object", body=CancelBody),
+    Call("POST", "/v1/jobs/{ref}/retry", "retry", "Run tasks again", "object", body=RetryBody),
+    Call("POST", "/v1/prune", "prune", "Forget jobs that ended long ago", "object", body=PruneBody),
+    Call("POST", "/v1/invite", "invite", "Open an invitation", "object", body=InviteBody),
+    Call("POST", "/v1/join", "join", "Redeem an invitation", "object", body=JoinBody),
+    Call("POST", "/v1/leave", "leave", "Give up membership", "object", body=EmptyBody),
+    Call("POST", "/v1/shutdown", "shutdown", "Stop the node", "object", body=ShutdownBody),
+)
+
+_STATUS_BY_CODE: Final = {
+    "no-job": 404, "no-task": 404, "no-file": 404, "not-finished": 409, "moved": 409, "job-sealed": 409, "job-over": 409,
+    "too-large": 413, "jobs-full": 429,
+}
+
+
+def status_of(error: P2pcError) -> int:
+    """Return the HTTP status that fits an error."""
+    if error.code in _STATUS_BY_CODE:
+        return _STATUS_BY_CODE[error.code]
+    match error:
+        case TrustError():
+            return 403
+        case VersionMismatch():
+            return 409
+        case StoreError():
+            return 507
+        case NodeUnavailable() | ChannelLost():
+            return 503
+        case UsageError():
+            return 400
+    return 500
+
+
+class JsonResponse(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return _encode(content)
+
+
+def _error_response(error: P2pcError) -> Response:
+    more: dict[str, Any] = {}
+    if isinstance(error, UploadError):
+        more = {"line": error.line, "first": error.first, "count": error.count}
+    return JsonResponse(error_json(error, **more), status_code=status_of(error))
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        UsageError: longer than API_BODY_BYTES_MAX.
+    """
+    too_large = UsageError("the request is too large", f"it may have {API_BODY_BYTES_MAX} bytes", code="too-large")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit() or int(declared) > API_BODY_BYTES_MAX:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > API_BODY_BYTES_MAX:
+            raise too_large
+    return bytes(body)
+
+
+def _query_int(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 18):
+        raise UsageError(f"{name}={text} is not a number", code="bad-request")
+    return int(text)
+
+
+def _query_flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "") not in ("", "0", "false", "no")
+
+
+def _query_states(request: Request, known: tuple[str, ...]) -> tuple[str, ...] | None:
+    states = tuple(word for text in request.query_params.getlist("state") for word in text.split(",") if word)
+    for state in states:
+        if state not in known:
+            raise UsageError(f'"{state}" is not a state', f"states are {', '.join(known)}", code="bad-request")
+    return states or None
+
+
+def _check_indices(indices: list[int] | None, job: JobView) -> list[int] | None:
+    for index in indices or ():
+        if not 0 <= index < job.added:
+            raise UsageError(f"job {job.alias} has no task {index}", f"it has {job.added}", code="no-task")
+    return indices
+
+
+class Api:
+    """Serves the calls of `CALLS`; each method answers one."""
+
+    def __init__(self, node: NodeFacade, control: Control) -> None:
+        self._node = node
+        self._control = control
+        self.job_events = JobEvents(node)
+        self._uploads: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+
+    # --- node -------------------------------------------------------------------------------------
+
+    async def version(self, request: Request) -> Response:
+        return JsonResponse(version_json())
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(OPENAPI_FILE.read_bytes(), media_type="application/json")
+
+    async def status(self, request: Request) -> Response:
+        return JsonResponse(status_json(self._node))
+
+    async def peers(self, request: Request) -> Response:
+        return JsonResponse(peers_json(self._node, with_nearby=_query_flag(request, "nearby")))
+
+    async def shutdown(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), ShutdownBody)
+        self._control.request_stop(drain=body.drain)
+        return JsonResponse({}, status_code=202)
+
+    # --- group ------------------------------------------------------------------------------------
+
+    async def invite(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), InviteBody)
+        if not 1 <= body.uses <= INVITE_USES_MAX:
+            raise UsageError(f"an invitation has 1 to {INVITE_USES_MAX} uses", code="bad-request")
+        if not 1 <= body.expires_s <= 86400 * 365:
+            raise UsageError("an invitation lives from a second to a year", code="bad-request")
+        invite = await self._node.invite(uses=body.uses, expires_s=body.expires_s)
+        return JsonResponse({
+            "token": invite.token, "expires": time_text(invite.expires), "group": invite.group, "uses": invite.uses,
+        })
+
+    async def join(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), JoinBody)
+        joined = await self._node.join(body.token, name=body.name)
+        return JsonResponse({
+            "group": joined.group, "inviter": joined.inviter, "inviter_id": format_device_id(joined.inviter_key),
+            "address": joined.address,
+        })
+
+    async def leave(self, request: Request) -> Response:
+        decode_body(await read_body(request), EmptyBody)
+        await self._node.leave()
+        return JsonResponse({})
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def _job(self, request: Request) -> JobView:
+        return self._node.job(request.path_params["ref"])
+
+    async def submit(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), JobBody)
+        terms, spec, note = await build_job(body, self._node.blobs, self._node.clock.wall())
+        job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))
+        job = self._node.job(job_id.hex())
+        return JsonResponse({"id": job_id.hex(), "alias": job.alias}, status_code=201)
+
+    async def jobs(self, request: Request) -> Response:
+        states = _query_states(request, JOB_STATES)
+        limit = min(_query_int(request, "limit", 1000), LIST_ITEMS_MAX)
+        with_all = _query_flag(request, "all") or states is not None
+        items = []
+        for job in self._node.jobs():
+            if len(items) >= limit:
+                break
+            if (with_all or not job.is_over) and (states is None or job.state in states):
+                items.append(job_json(job))
+        return JsonResponse({"schema": "p2pc.jobs/1", "items": items})
+
+    async def job(self, request: Request) -> Response:
+        return JsonResponse(job_json(self._job(request)))
+
+    async def add(self, request: Request) -> Response:
+        job = self._job(request)
+        at = _query_int(request, "at", -1)
+        lock = self._uploads.setdefault(job.job_id, asyncio.Lock())
+        async with lock:
+            upload = Upload(self._node, job.job_id, decode_note(job.note).kind, at=at if at >= 0 else None)
+            await upload.take(request.stream())
+        return JsonResponse({"first": upload.first, "count": upload.count})
+
+    async def seal(self, request: Request) -> Response:
+        decode_body(await read_body(request), EmptyBody)
+        await self._node.seal_job(self._job(request).job_id)
+        return JsonResponse({})
+
+    async def cancel(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), CancelBody)
+        job = self._job(request)
+        await self._node.cancel(job.job_id, indices=_check_indices(body.indices, job), now=body.now)
+        return JsonResponse(job_json(self._job(request)))
+
+    async def retry(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), RetryBody)
+        job = self._job(request)
+        count = await self._node.retry(
+            job.job_id, indices=_check_indices(body.indices, job), failed_only=body.failed
+        )
+        return JsonResponse({"count": count})
+
+    async def prune(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), PruneBody)
+        if body.older_than_s < 0:
+            raise UsageError("older_than_s cannot be negative", code="bad-request")
+        report = await self._node.prune(
+            older_than_s=body.older_than_s, drop_results=body.drop_results, dry_run=body.dry_run
+        )
+        return JsonResponse({"jobs": report.jobs, "freed_bytes": report.freed_bytes})
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    async def tasks(self, request: Request) -> Response:
+        job = self._job(request)
+        limit = min(max(1, _query_int(request, "limit", 1000)), LIST_ITEMS_MAX)
+        found = await self._node.tasks(
+            job.job_id, states=_query_states(request, TASK_STATES), after=_query_int(request, "after", -1), limit=limit
+        )
+        kind = decode_note(job.note).kind
+        return JsonResponse({
+            "schema": "p2pc.tasks/1",
+            "items": [task_json(task, kind) for task in found],
+            "next": found[-1].index if len(found) >= limit else None,
+        })
+
+    async def _task(self, request: Request) -> tuple[JobView, TaskView]:
+        job, index = self._job(request), request.path_params["index"]
+        found = await self._node.tasks(job.job_id, after=index - 1, limit=1)
+        if not found or found[0].index != index:
+            raise UsageError(f"job {job.alias} has no task {index}", f"it has {job.added}", code="no-task")
+        return job, found[0]
+
+    async def task(self, request: Request) -> Response:
+        job, task = await self._task(request)
+        return JsonResponse({"schema": "p2pc.task/1", **task_json(task, decode_note(job.note).kind)})
+
+    async def stdout(self, request: Request) -> Response:
+        return await self._content(request, "stdout")
+
+    async def stderr(self, request: Request) -> Response:
+        return await self._content(request, "stderr")
+
+    async def value(self, request: Request) -> Response:
+        return await self._content(request, "value")
+
+    async def _content(self, request: Request, name: str) -> Response:
+        job, task = await self._task(request)
+        if task.outcome is None:
+            raise UsageError(
+                f"{job.alias}/{task.index} has no {name}", task.reason or f"it is {task.state}", code="not-finished"
+            )
+        blob: tuple[bytes, int] | None = getattr(task.outcome, f"{name}_blob")
+        if blob is None:
+            return Response(getattr(task.outcome, name), media_type="application/octet-stream")
+        return await self._blob(BlobRef(*blob))
+
+    async def file(self, request: Request) -> Response:
+        job, task = await self._task(request)
+        name = request.path_params["name"]
+        for file in task.outcome.files if task.outcome is not None else ():
+            if file.name == name:
+                response = await self._blob(BlobRef(file.digest, file.size))
+                response.headers["p2pc-mode"] = f"{file.mode:o}"
+                return response
+        raise UsageError(f'{job.alias}/{task.index} has no file "{name}"', code="no-file")
+
+    async def _blob(self, ref: BlobRef) -> Response:
+        """Stream a blob.  One that is missing is found out before the answer begins."""
+        blobs = self._node.blobs
+        if not await blobs.has(ref):
+            raise StoreError("this content is not on this machine any more", "", "run the task again", code="no-file")
+        return StreamingResponse(
+            blobs.stream(ref), media_type="application/octet-stream", headers={"content-length": str(ref.size)}
+        )
+
+    async def events(self, request: Request) -> Response:
+        job = self._job(request)
+        after = max(0, _query_int(request, "after", _last_event_id(request)))
+        return StreamingResponse(
+            self.job_events.follow(job, after), media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
+
+
+def _last_event_id(request: Request) -> int:
+    text = request.headers.get("last-event-id", "0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
+
+
+OPENAPI_FILE: Final = Path(__file__).with_name("openapi.json")
+
+
+def _guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Answer errors as documents.  Anything unexpected is our bug: logged, answered 500, and the node goes on."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await serve(request)
+        except P2pcError as error:
+            if status_of(error) == 500:
+                log.error("%s %s failed: %s", request.method, request.url.path, error)
+            return _error_response(error)
+        except ClientDisconnect:
+            log.debug("%s %s was cut off", request.method, request.url.path)
+            return Response(status_code=400)
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.url.path)
+            return _error_response(P2pcError(
+                "a bug in p2pc", f"{type(error).__name__}: {error}", "please report it, with the node's log", code="bug"
+            ))
+
+    return endpoint
+
+
+async def _routing_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    what = {404: f"there is no call {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
+    return JsonResponse(
+        error_json(UsageError(what.get(status, "the request is refused"), "", "see GET /v1/openapi.json", code="no-call")),
+        status_code=status,
+    )
+
+
+def build_app(node: NodeFacade, control: Control) -> tuple[Starlette, Api]:
+    """Return the application over a node, and the part of it that must be closed before the node stops."""
+    api = Api(node, control)
+    routes = [Route(call.path, _guarded(getattr(api, call.name)), methods=[call.method]) for call in CALLS]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _routing_error}), api
+
+

@@ -1,0 +1,370 @@
+"""What submitters send: jobs and tasks in JSON, made into specs and payloads; named files taken into the blob store.
+
+Nothing of a line is stored unless all of it can be: its files are read first, its payload is checked, then the batch
+that it is in is added in one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NoReturn, TypeVar
+
+import msgspec
+
+from p2pcompute.daemon.views import Note
+from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload, encode_payload, is_safe_name
+from p2pcompute.host.interfaces import BlobRef, BlobStore
+from p2pcompute.limits import (
+    INLINE_BYTES_MAX,
+    TASK_PAYLOAD_BYTES_MAX,
+    UPLOAD_BATCH_BYTES_MAX,
+    UPLOAD_BATCH_MAX,
+    UPLOAD_FILES_MAX,
+    UPLOAD_FILES_REMEMBERED,
+    UPLOAD_LINE_BYTES_MAX,
+)
+from p2pcompute.node.facade import NodeFacade
+from p2pcompute.scheduler.terms import JobTerms, parse_halt
+
+
+class FileLine(msgspec.Struct, forbid_unknown_fields=True):
+    """A file or folder of this machine, and its name in the task's directory."""
+
+    path: str
+    name: str
+
+
+class TermsBody(msgspec.Struct, forbid_unknown_fields=True):
+    retries: int = 2
+    timeout_s: float | None = None
+    slots_max: int | None = None
+    halt: str = ""
+    local_only: bool = False
+    priority: int = 0
+    python: tuple[int, int] | None = None
+
+
+class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
+    env: dict[str, str] = {}
+    cpus: float = 1.0
+    mem_bytes: int | None = None
+    cpu_s: float | None = None
+    output_bytes_max: int | None = None
+    share: list[FileLine] = []
+    code_b64: bytes | None = None
+    modules_b64: bytes | None = None
+
+
+class JobBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/jobs."""
+
+    kind: str
+    name: str = ""
+    terms: TermsBody = msgspec.field(default_factory=TermsBody)
+    spec: SpecBody = msgspec.field(default_factory=SpecBody)
+    results: dict[str, object] | None = None
+    note: dict[str, object] = {}
+
+
+class TaskLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of POST /v1/jobs/ID/tasks."""
+
+    argv: list[str] = []
+    inputs: list[str] = []
+    stdin_path: str | None = None
+    stdin_b64: bytes | None = None
+    send: list[FileLine] = []
+    fetch: list[str] = []
+    env: dict[str, str] = {}
+    key: str = ""
+    args_b64: bytes | None = None
+    chunk: int = 0
+
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def decode_body(data: bytes, kind: type[Body]) -> Body:
+    """Return the JSON in `data`; an empty body is an empty object.
+
+    Raises:
+        UsageError: it is not JSON, or not of this shape.
+    """
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            "the request is not understood", str(error), "see the API's description: GET /v1/openapi.json",
+            code="bad-request",
+        ) from error
+
+
+def _bad(what: str, why: str = "", fix: str = "", code: str = "bad-request") -> NoReturn:
+    raise UsageError(what, why, fix, code=code)
+
+
+class FileTaker:
+    """Takes files of this machine into the blob store, each content once per upload.
+
+    A file is known by device, inode, size and time of change, so one that is written to meanwhile is read again.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._known: dict[tuple[int, int, int, int], BlobRef] = {}
+
+    async def take(self, path: str) -> tuple[BlobRef, int]:
+        """Return the blob and the permission bits of a file.
+
+        Raises:
+            UsageError: no such file, not a plain file, or unreadable.
+        """
+        info = self._look(path)
+        if not stat.S_ISREG(info.st_mode):
+            _bad(f'"{path}" is not a file', "only plain files can be sent", code="not-a-file")
+        mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+        ref = self._known.get(mark)
+        if ref is None:
+            try:
+                ref = await self._blobs.put_path(path)
+            except OSError as error:
+                _bad(f'"{path}" cannot be read', error.strerror or str(error), code="missing-file")
+            if len(self._known) >= UPLOAD_FILES_REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[mark] = ref
+        return ref, stat.S_IMODE(info.st_mode) & 0o777
+
+    @staticmethod
+    def _look(path: str) -> os.stat_result:
+        if not os.path.isabs(path):
+            _bad(f'"{path}" is not a whole path', "the node may have another working directory", code="bad-request")
+        try:
+            return os.stat(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            _bad(f'there is no file "{path}"', reason or str(error), "check the name", "missing-file")
+
+    async def take_all(self, files: Sequence[FileLine]) -> tuple[InputFile, ...]:
+        """Return what is sent, folders with everything in them, in the order of the names.
+
+        Raises:
+            UsageError: a file is missing, there are too many, or two have the same name.
+        """
+        taken: dict[str, InputFile] = {}
+        for file in files:
+            for path, name in self._expand(file):
+                if not is_safe_name(name):
+                    _bad(f'"{name}" leaves the task\'s folder', "names are relative, without ..", code="bad-name")
+                if name in taken:
+                    _bad(f'two files would have the name "{name}"', f"one of them is {path}", code="bad-name")
+                if len(taken) >= UPLOAD_FILES_MAX:
+                    _bad(f"more than {UPLOAD_FILES_MAX} files are sent", "", "send an archive of them", "too-many-files")
+                ref, mode = await self.take(path)
+                taken[name] = InputFile(name, ref, mode)
+        return tuple(taken.values())
+
+    def _expand(self, file: FileLine) -> list[tuple[str, str]]:
+        if not stat.S_ISDIR(self._look(file.path).st_mode):
+            return [(file.path, file.name)]
+        found: list[tuple[str, str]] = []
+        top = file.path.rstrip("/") or "/"
+        for folder, folders, names in os.walk(top):
+            folders.sort()
+            inner = os.path.relpath(folder, top)
+            prefix = file.name if inner == "." else f"{file.name}/{inner}"
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                if os.path.isfile(path):
+                    found.append((path, f"{prefix}/{name}"))
+            if len(found) > UPLOAD_FILES_MAX:
+                break
+        return found
+
+
+async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTerms, JobSpec, Note]:
+    """Return what a job request asks for.
+
+    Raises:
+        UsageError: it cannot mean anything, or a shared file is missing.
+    """
+    try:
+        kind = TaskKind(body.kind)
+    except ValueError:
+        _bad(f'"{body.kind}" is not a kind of task', "it is function, command or shell", code="kind")
+    if kind is TaskKind.SIMULATED:
+        _bad("simulated tasks run in the simulator only", code="kind")
+    terms, spec = body.terms, body.spec
+    parse_halt(terms.halt)
+    if terms.priority != 0:
+        _bad("jobs have no priority", "all jobs are served in turn", "leave it out", "priority")
+    for name, value, least in (
+        ("retries", terms.retries, 0), ("slots_max", terms.slots_max, 1), ("timeout_s", terms.timeout_s, 0),
+        ("cpus", spec.cpus, 0), ("mem_bytes", spec.mem_bytes, 1), ("cpu_s", spec.cpu_s, 0),
+        ("output_bytes_max", spec.output_bytes_max, 0),
+    ):
+        if value is not None and not least <= value < 1e15:
+            _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
+    if kind is TaskKind.FUNCTION and spec.code_b64 is None:
+        _bad("a function job without code", "", "give spec.code_b64")
+    code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
+    modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
+    python = terms.python
+    if python is None and kind is TaskKind.FUNCTION:
+        python = (sys.version_info.major, sys.version_info.minor)
+    job_terms = JobTerms(
+        name=body.name, retries=terms.retries, python=python, local_only=terms.local_only, slots_max=terms.slots_max,
+        halt=terms.halt, created_ms=int(wall * 1000),
+    )
+    job_spec = JobSpec(
+        kind=kind, code=code, modules=modules, share=await FileTaker(blobs).take_all(spec.share), env=dict(spec.env),
+        cpus=spec.cpus, mem_bytes=spec.mem_bytes, cpu_s=spec.cpu_s, timeout_s=terms.timeout_s,
+        output_bytes_max=spec.output_bytes_max,
+    )
+    return job_terms, job_spec, Note(kind=str(kind), results=body.results, note=body.note)
+
+
+async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobStore) -> bytes:
+    """Return the encoded payload of one task of a job of this kind.
+
+    Raises:
+        UsageError: it cannot mean anything, is too large, or a file is missing.
+    """
+    if kind in (TaskKind.COMMAND, TaskKind.SHELL) and not line.argv:
+        _bad("a task without a command", "argv is empty")
+    if kind == TaskKind.SHELL and len(line.argv) != 1:
+        _bad("a shell task is one string", f"argv has {len(line.argv)} words")
+    if kind == TaskKind.FUNCTION and line.args_b64 is None:
+        _bad("a function task without arguments", "", "give args_b64")
+    if line.chunk < 0:
+        _bad("chunk cannot be negative")
+    if line.stdin_path is not None and line.stdin_b64 is not None:
+        _bad("a task has one standard input", "both stdin_path and stdin_b64 are given")
+    try:
+        key = bytes.fromhex(line.key)
+    except ValueError:
+        _bad("key is not hexadecimal")
+    for word in (*line.argv, *line.env, *line.env.values()):
+        if "\0" in word:
+            _bad("a word of the command or its environment contains a NUL", "no program can be given one")
+    for pattern in line.fetch:
+        if not is_safe_name(pattern):
+            _bad(f'"{pattern}" leaves the task\'s folder', "names are relative, without ..", code="bad-name")
+    args, args_blob = await _inline(line.args_b64 or b"", blobs)
+    stdin, stdin_blob = await _inline(line.stdin_b64 or b"", blobs)
+    if line.stdin_path is not None:
+        stdin_blob, _mode = await files.take(line.stdin_path)
+    payload = encode_payload(TaskPayload(
+        args=args, args_blob=args_blob, chunk=line.chunk, argv=tuple(line.argv), stdin=stdin, stdin_blob=stdin_blob,
+        send=await files.take_all(line.send), fetch=tuple(line.fetch), env=dict(line.env), inputs=tuple(line.inputs),
+        key=key,
+    ))
+    if len(payload) > TASK_PAYLOAD_BYTES_MAX:
+        _bad(
+            f"a task of {len(payload)} bytes is too large", f"its words and names may take {TASK_PAYLOAD_BYTES_MAX} bytes",
+            "send long text as a file or on standard input", "too-large",
+        )
+    return payload
+
+
+async def _inline(content: bytes, blobs: BlobStore) -> tuple[bytes, BlobRef | None]:
+    if len(content) <= INLINE_BYTES_MAX:
+        return content, None
+    return b"", await blobs.put(content)
+
+
+class UploadError(UsageError):
+    """A line could not be taken.  The lines before it are stored: `count` tasks from `first` on."""
+
+    default_code = "bad-line"
+
+    def __init__(self, cause: P2pcError, *, line: int, first: int | None, count: int) -> None:
+        super().__init__(f"line {line}: {cause.what}", cause.why, cause.fix, code=cause.code)
+        self.line = line
+        self.first = first
+        self.count = count
+
+
+class Upload:
+    """One upload of tasks to one job."""
+
+    def __init__(self, node: NodeFacade, job_id: bytes, kind: str, *, at: int | None) -> None:
+        self._node = node
+        self._job_id = job_id
+        self._kind = kind
+        self._at = at
+        self._files = FileTaker(node.blobs)
+        self._decoder = msgspec.json.Decoder(TaskLine)
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._line = 0
+        self.first: int | None = None
+        self.count = 0
+
+    async def take(self, chunks: AsyncIterator[bytes]) -> None:
+        """Add the tasks of a JSON Lines body; on return all are durable.
+
+        The body is read only as fast as the node stores tasks.  When it is cut short, whole lines up to some line are
+        stored; the job's `added` says how many, and `at` lets the rest be sent without repeating any.
+
+        Raises:
+            UploadError: a line is wrong.
+            UsageError: the job takes no tasks, or is not where `at` says.
+            StoreError: tasks could not be stored.
+        """
+        rest = bytearray()
+        async for chunk in chunks:
+            searched = len(rest)
+            rest += chunk
+            start = 0
+            while (end := rest.find(b"\n", max(start, searched))) >= 0:
+                await self._take_line(bytes(rest[start:end]))
+                start = end + 1
+            del rest[:start]
+            if len(rest) > UPLOAD_LINE_BYTES_MAX:
+                await self._flush()
+                raise self._error(UsageError(f"longer than {UPLOAD_LINE_BYTES_MAX} bytes", code="too-large"), 1)
+        await self._take_line(bytes(rest))
+        await self._flush()
+
+    def _error(self, cause: P2pcError, ahead: int = 0) -> UploadError:
+        return UploadError(cause, line=self._line + ahead, first=self.first, count=self.count)
+
+    async def _take_line(self, line: bytes) -> None:
+        self._line += 1
+        if not line.strip():
+            return
+        try:
+            try:
+                task = self._decoder.decode(line)
+            except msgspec.DecodeError as error:
+                _bad("not a task", str(error))
+            payload = await build_task(task, self._kind, self._files, self._node.blobs)
+        except UsageError as error:
+            await self._flush()
+            raise self._error(error) from error
+        if self._batch and self._batch_bytes + len(payload) > UPLOAD_BATCH_BYTES_MAX:
+            await self._flush()
+        self._batch.append(payload)
+        self._batch_bytes += len(payload)
+        if len(self._batch) >= UPLOAD_BATCH_MAX:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if not self._batch:
+            return
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if self._at is not None:
+            added = self._node.job(self._job_id.hex()).added
+            if added != self._at + self.count:
+                _bad(
+                    f"the job has {added} tasks, not {self._at + self.count}", "another upload added to it",
+                    "ask the job how many it has, and continue there", "moved",
+                )
+        first = await self._node.add_tasks(self._job_id, batch)
+        if self.first is None:
+            self.first = first
+        self.count += len(batch)

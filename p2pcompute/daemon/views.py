@@ -1,0 +1,239 @@
+"""JSON of the control API: the node's views in the documented shapes.
+
+Fields are only added within a schema number.  Times are RFC 3339 UTC, durations seconds, sizes bytes, unknown null.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from p2pcompute import __version__
+from p2pcompute.errors import P2pcError, RemoteProtocolError
+from p2pcompute.execution.spec import TaskPayload, decode_payload
+from p2pcompute.host.runs import Outcome
+from p2pcompute.ids import format_device_id, short_device_id
+from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
+from p2pcompute.node.facade import JobView, NodeFacade, NodeShare, PeerView, TaskView
+
+
+class Note(msgspec.Struct, omit_defaults=True):
+    """What the daemon keeps with a job in the node's `client_note`."""
+
+    kind: str = ""
+    results: dict[str, Any] | None = None
+    note: dict[str, Any] = {}
+
+
+def decode_note(text: str) -> Note:
+    """Return the note of a job; an empty one for jobs that were not submitted here."""
+    try:
+        return msgspec.json.decode(text, type=Note)
+    except msgspec.DecodeError:
+        return Note()
+
+
+def encode_note(note: Note) -> str:
+    return msgspec.json.encode(note).decode()
+
+
+def time_text(wall: float | None) -> str | None:
+    """Return Unix seconds as RFC 3339 UTC with microseconds."""
+    if not wall:
+        return None
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def error_json(error: P2pcError, **more: Any) -> dict[str, Any]:
+    return {
+        "schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix or "", **more,
+    }
+
+
+def version_json() -> dict[str, Any]:
+    return {"version": __version__, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
+
+
+def status_json(node: NodeFacade) -> dict[str, Any]:
+    status = node.status()
+    return {
+        "schema": "p2pc.status/1",
+        "node": {
+            "name": status.name,
+            "id": format_device_id(status.public_key),
+            "short_id": short_device_id(status.public_key),
+            "state": status.state,
+            "pid": os.getpid(),
+            "version": __version__,
+            "protocol": [PROTOCOL_MIN, PROTOCOL_MAX],
+            "uptime_s": round(status.uptime_s, 3),
+            "port": status.port,
+            "listening": "network" if status.is_on_network else "loopback",
+        },
+        "group": {
+            "name": status.group_name,
+            "id": status.group_id.hex(),
+            "members_known": status.members_known,
+            "is_alone": status.is_alone,
+        },
+        "slots": {"total": status.slots_total, "busy": status.slots_busy},
+        "peers": [peer_json(peer) for peer in node.peers()],
+        "jobs": {"running": status.jobs_running, "waiting": status.jobs_waiting},
+        "notes": list(status.notes),
+    }
+
+
+def peer_json(peer: PeerView) -> dict[str, Any]:
+    return {
+        "name": peer.name,
+        "id": format_device_id(peer.public_key),
+        "short_id": short_device_id(peer.public_key),
+        "state": peer.state,
+        "seen_s": peer.seen_s,
+        "slots": peer.slots,
+        "busy": peer.busy,
+        "rate": peer.rate,
+        "path": peer.path,
+        "address": peer.address,
+        "version": peer.version,
+        "python": peer.python,
+        "invited_by": peer.invited_by,
+    }
+
+
+def peers_json(node: NodeFacade, *, with_nearby: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = {"schema": "p2pc.peers/1", "items": [peer_json(peer) for peer in node.peers()]}
+    if with_nearby:
+        answer["nearby"] = [
+            {
+                "name": near.name,
+                "id": format_device_id(near.public_key),
+                "short_id": short_device_id(near.public_key),
+                "address": near.address,
+            }
+            for near in node.nearby()
+        ]
+    return answer
+
+
+def share_json(share: NodeShare) -> dict[str, Any]:
+    return {
+        "node": share.node,
+        "short_id": short_device_id(share.public_key),
+        "running": share.running,
+        "done": share.done,
+        "failed": share.failed,
+        "rate": share.rate,
+        "note": share.note,
+    }
+
+
+def progress_json(job: JobView) -> dict[str, Any]:
+    """The part of a job that moves."""
+    return {
+        "state": job.state,
+        "total": job.total,
+        "added": job.added,
+        "done": job.done,
+        "failed": job.failed,
+        "running": job.running,
+        "waiting": job.waiting,
+        "cancelled": job.cancelled,
+        "retried": job.retried,
+        "by_node": [share_json(share) for share in job.by_node],
+    }
+
+
+def job_json(job: JobView) -> dict[str, Any]:
+    note = decode_note(job.note)
+    return {
+        "schema": "p2pc.job/1",
+        "id": job.job_id.hex(),
+        "alias": job.alias,
+        "name": job.name,
+        "kind": note.kind,
+        **progress_json(job),
+        "submitted": time_text(job.submitted),
+        "finished": time_text(job.finished),
+        "exit_code": job.exit_code,
+        "halted": job.halted or None,
+        "results": note.results,
+        "note": note.note,
+        "last_seq": job.last_seq,
+    }
+
+
+_NO_OUTCOME = {
+    "status": None, "exit_code": None, "signal": None, "cause": None, "runtime_s": None, "cpu_s": None,
+    "peak_rss_bytes": None, "started": None, "stdout_bytes": None, "stderr_bytes": None, "value_bytes": None, "files": [],
+}
+
+
+def _length(inline: bytes, blob: tuple[bytes, int] | None) -> int:
+    return len(inline) if blob is None else blob[1]
+
+
+def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "status": str(outcome.status),
+        "exit_code": outcome.exit_code,
+        "signal": outcome.signal,
+        "cause": outcome.cause or None,
+        "runtime_s": outcome.runtime_s,
+        "cpu_s": outcome.cpu_s,
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "started": time_text(outcome.started_wall),
+        "stdout_bytes": _length(outcome.stdout, outcome.stdout_blob),
+        "stderr_bytes": _length(outcome.stderr, outcome.stderr_blob),
+        "value_bytes": _length(outcome.value, outcome.value_blob),
+        "files": [{"name": file.name, "size": file.size, "mode": file.mode} for file in outcome.files],
+    }
+
+
+def command_text(payload: TaskPayload, kind: str) -> str:
+    """Return the command as a person would type it; empty for functions."""
+    if kind == "shell" and len(payload.argv) == 1:
+        return payload.argv[0]
+    return shlex.join(payload.argv)
+
+
+def task_json(task: TaskView, kind: str) -> dict[str, Any]:
+    """Return a task; `kind` is its job's."""
+    try:
+        payload = decode_payload(task.payload) if task.payload else TaskPayload()
+    except RemoteProtocolError:
+        payload = TaskPayload()
+    outcome = task.outcome
+    return {
+        "index": task.index,
+        "generation": task.generation,
+        "seq": task.seq,
+        "inputs": list(payload.inputs),
+        "command": command_text(payload, kind),
+        "state": task.state,
+        "node": task.node_name or None,
+        "node_id": format_device_id(task.node_key) if len(task.node_key) == 32 else None,
+        "attempts": task.attempts,
+        **(_NO_OUTCOME if outcome is None else _outcome_json(outcome)),
+        "error": (outcome.error if outcome is not None else "") or task.reason or None,
+        "key": payload.key.hex() or None,
+    }
+
+
+def task_event_json(task: TaskView, kind: str) -> dict[str, Any]:
+    """Return a task with what it printed and returned, where that is short; long content is fetched on its own."""
+    event = task_json(task, kind)
+    outcome = task.outcome
+    if outcome is None:
+        return event
+    for name, inline, blob in (
+        ("stdout_b64", outcome.stdout, outcome.stdout_blob),
+        ("stderr_b64", outcome.stderr, outcome.stderr_blob),
+        ("value_b64", outcome.value, outcome.value_blob),
+    ):
+        event[name] = inline if blob is None and len(inline) <= INLINE_BYTES_MAX else None
+    return event
