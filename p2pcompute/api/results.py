@@ -149,7 +149,7 @@ def exit_columns(task: Mapping[str, Any]) -> tuple[int, int]:
     exit_code, signal = task.get("exit_code"), task.get("signal")
     if task.get("state") == "done":
         return int(exit_code or 0), 0
-    if task.get("outcome") == "timeout":
+    if task.get("status") == "timeout":
         return -1, 15
     if signal:
         return int(exit_code) if exit_code and exit_code > 0 else 0, int(signal)
@@ -576,7 +576,7 @@ class ResultsWriter:
         """Write one accepted or failed task; return False when it was there already.
 
         Args:
-            task: TASK of the daemon API; `generation`, `outcome` and `sent_bytes` are used when present, further
+            task: TASK of the daemon API; `generation`, `status` and `sent_bytes` are used when present, further
                 members are kept.
             stdout: what it printed.
             stderr: what it printed there.

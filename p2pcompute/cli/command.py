@@ -1,0 +1,161 @@
+"""Building blocks of commands: examples first in the help, flags in named sections, --json, references to tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from p2pcompute.cli.output import Options
+from p2pcompute.errors import UsageError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose help starts with examples and shows its flags in sections.
+
+    Args:
+        examples: lines of (what is typed, what it does).
+        sections: title → names of parameters; the rest goes under "Options".
+    """
+
+    def __init__(
+        self, *args: Any, examples: Sequence[tuple[str, str]] = (),
+        sections: dict[str, Sequence[str]] | None = None, **named: Any,
+    ) -> None:
+        named["context_settings"] = {**CONTEXT, **named.get("context_settings", {})}
+        super().__init__(*args, **named)
+        self.examples = examples
+        self.sections = sections or {}
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_help_text(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                for typed, meaning in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{typed}\n")
+                    if meaning:
+                        formatter.write(f"{'':>{formatter.current_indent + 4}}{meaning}\n")
+        formatter.write_paragraph()
+        self.format_usage(ctx, formatter)
+        self.format_options(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {
+            param.name: record
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None
+        }
+        sections = {
+            title: [records.pop(name) for name in names if name in records] for title, names in self.sections.items()
+        }
+        sections["Options"] = list(records.values())
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    if value:
+        context.ensure_object(Options).json = True
+    return value
+
+
+def json_option(command: _Decorated) -> _Decorated:
+    """Add --json; `options().json` is set before any other flag is read."""
+    return click.option(
+        "--json", "json_", is_flag=True, is_eager=True, callback=_set_json,
+        help="One JSON document on stdout.",
+    )(command)
+
+
+def yes_option(command: _Decorated) -> _Decorated:
+    """Add -y/--yes."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")(command)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """JOB or JOB/TASKS as typed."""
+
+    job: str
+    ranges: tuple[tuple[int, int], ...] | None = None
+    """Inclusive ranges of task numbers, from 0, in ascending order; None = the whole job."""
+
+    @property
+    def task(self) -> int | None:
+        """The number when exactly one task is named."""
+        if self.ranges is not None and len(self.ranges) == 1 and self.ranges[0][0] == self.ranges[0][1]:
+            return self.ranges[0][0]
+        return None
+
+    def __contains__(self, index: int) -> bool:
+        return self.ranges is None or any(low <= index <= high for low, high in self.ranges)
+
+    def indices(self, total: int) -> list[int] | None:
+        """Return the task numbers below `total`; None = all."""
+        if self.ranges is None:
+            return None
+        return sorted({index for low, high in self.ranges for index in range(low, min(high + 1, total))})
+
+
+_JOB = re.compile(r"[A-Za-z0-9]{1,64}")
+
+
+def parse_reference(text: str) -> Reference:
+    """Return the reference that `text` ("j7k3", "last/17", "j7k3/3-9,12") names.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    job, slash, tasks = text.partition("/")
+    try:
+        if not _JOB.fullmatch(job):
+            raise ValueError
+        if not slash:
+            return Reference(job)
+        ranges = []
+        for part in tasks.split(","):
+            low, dash, high = part.partition("-")
+            if not (low.isascii() and low.isdigit() and (not dash or (high.isascii() and high.isdigit()))):
+                raise ValueError
+            ranges.append((int(low), int(high) if dash else int(low)))
+            if ranges[-1][0] > ranges[-1][1]:
+                raise ValueError
+        return Reference(job, tuple(sorted(ranges)))
+    except ValueError:
+        raise UsageError(
+            f'"{text}" is not a job or task', "a reference is JOB, JOB/TASK or JOB/3-9,12; tasks count from 0",
+            "see: p2pc jobs", code="reference",
+        ) from None
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Reference]
+else:  # not generic at run time before Click 8.5
+    _ParamType = click.ParamType
+
+
+class ReferenceType(_ParamType):
+    """JOB[/TASKS] as a parameter; completes from the node's jobs."""
+
+    name = "reference"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+        return value if isinstance(value, Reference) else parse_reference(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from p2pcompute.cli.completion import complete_jobs
+
+        return complete_jobs(incomplete)

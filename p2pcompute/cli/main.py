@@ -1,0 +1,282 @@
+"""The command `p2pc`: finds the command, prints its errors, chooses the exit code.
+
+Commands are imported when they are called, so that `status`, `--help` and completion start fast; this module and
+what it imports stay within the standard library and Click.
+
+Exit codes: 0 done, 1 tasks failed, 2 wrong usage or config, 3 stopped early, 4 no node fits, 5 no node here, 6
+refused, 7 not finished, 70 bug, 130 Ctrl-C, 141 the reader of stdout has gone, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from p2pcompute.cli.command import CONTEXT
+from p2pcompute.cli.output import Options, has_color, print_json
+from p2pcompute.errors import (
+    ChannelLost,
+    IdentityError,
+    LocalProtocolError,
+    NodeUnavailable,
+    NoEligibleNode,
+    P2pcError,
+    StoreError,
+    TaskError,
+    TrustError,
+    UsageError,
+    VersionMismatch,
+)
+
+EXIT_BUG: Final = 70
+EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE: Final = 141
+
+_EXIT_BY_CLASS: Final[tuple[tuple[type[P2pcError], int], ...]] = (
+    (UsageError, 2), (NodeUnavailable, 5), (VersionMismatch, 5), (IdentityError, 5), (StoreError, 5),
+    (ChannelLost, 5), (TrustError, 6), (NoEligibleNode, 4), (TaskError, 1), (LocalProtocolError, EXIT_BUG),
+)
+_EXIT_BY_CODE: Final = {
+    "no-node": 5, "version": 5, "identity": 5, "store": 5, "channel-lost": 5, "refused": 6, "bad-code": 6,
+    "no-node-fits": 4, "task": 1, "worker-died": 1, "not-finished": 7, "bug": EXIT_BUG, "internal": EXIT_BUG,
+}
+"""Errors that came from the node over HTTP keep only their code."""
+
+_JOBS: Final = "p2pcompute.cli.job_commands"
+_NODE: Final = "p2pcompute.cli.node_commands"
+COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
+    "Work": {
+        "run": ("p2pcompute.cli.run", "Run a command or a Python function once per input."),
+        "demo": (_JOBS, "Estimate pi on every node and show who did what."),
+        "jobs": (_JOBS, "List jobs."),
+        "show": (_JOBS, "Everything about one job or task."),
+        "logs": (_JOBS, "Output of tasks, also from nodes that have left."),
+        "result": (_JOBS, "Print or export results."),
+        "wait": (_JOBS, "Wait for jobs; exit with the job's exit code."),
+        "attach": (_JOBS, "Show the live view of a running job again."),
+        "cancel": (_JOBS, "Cancel jobs or tasks."),
+        "retry": (_JOBS, "Run failed tasks of a job again."),
+        "prune": (_JOBS, "Free disk space used by finished jobs."),
+    },
+    "Watch": {"status": (_NODE, "This node, its group, and anything that needs attention.")},
+    "This machine": {"node": (_NODE, "Run this machine's node in the foreground; subcommands control it.")},
+    "Group": {
+        "invite": (_NODE, "Let another computer join the group."),
+        "join": (_NODE, "Join a group."),
+        "leave": (_NODE, "Give up membership of the group."),
+        "peers": (_NODE, "Members, how they are reached, and what they offer."),
+    },
+    "Upkeep": {
+        "config": (_NODE, "Settings files."),
+        "completion": ("p2pcompute.cli.completion", "Shell completion script."),
+        "version": (_NODE, "Versions of command and node, and whether they fit."),
+    },
+}
+"""Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for section in COMMANDS.values():
+            if cmd_name in section:
+                module = importlib.import_module(section[cmd_name][0])
+                command = getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
+                assert isinstance(command, click.Command)
+                return command
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            raise UsageError(
+                f"there is no command {name!r}", f'did you mean "{near[0]}"?' if near else "", "see: p2pc --help"
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for name in self.list_commands(ctx))
+        for title, section in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, (_, text) in section.items()])
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_help_text(ctx, formatter)
+        with formatter.section("Examples"):
+            for typed in ("p2pc demo", "p2pc run 'echo {}' ::: a b c", "p2pc run sim.py::simulate --range 1..500"):
+                formatter.write(f"{'':>{formatter.current_indent}}{typed}\n")
+        formatter.write_paragraph()
+        self.format_usage(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+
+def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from p2pcompute import __version__
+
+        click.echo(f"p2pc {__version__}")
+        context.exit()
+
+
+@click.group(name="p2pc", cls=LazyGroup, context_settings=CONTEXT, invoke_without_command=True)
+@click.option("--config", metavar="FILE", envvar="P2PC_CONFIG", help="Use this config file only.  [env: P2PC_CONFIG]")
+@click.option("--socket", metavar="PATH", envvar="P2PC_SOCKET", help="Socket of the node.  [env: P2PC_SOCKET]")
+@click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", envvar="P2PC_COLOR",
+    help="[env: P2PC_COLOR, NO_COLOR, FORCE_COLOR]",
+)
+@click.option("-q", "--quiet", count=True, help="Less on stderr (repeat: errors only).")
+@click.option("-v", "--verbose", count=True, help="More on stderr, and tracebacks.")
+@click.option("--no-input", is_flag=True, envvar="P2PC_NO_INPUT", help="Never ask; fail instead.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.pass_context
+def p2pc(
+    context: click.Context, *, config: str | None, socket: str | None, color: str, quiet: int, verbose: int,
+    no_input: bool,
+) -> int | None:
+    """Run work on every computer you own."""
+    flags = context.ensure_object(Options)
+    flags.color, flags.quiet, flags.verbose, flags.no_input = color, quiet, verbose, no_input
+    # The settings, the connection and a node that is started for the user find them there.
+    for name, value in (("P2PC_CONFIG", config), ("P2PC_SOCKET", socket)):
+        if value:
+            os.environ[name] = os.path.abspath(value)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+    return None
+
+
+def exit_code_of(error: P2pcError) -> int:
+    """Return the exit code that an error ends the command with."""
+    by_code = _EXIT_BY_CODE.get(error.code)
+    if by_code is not None:
+        return by_code
+    return next((code for kind, code in _EXIT_BY_CLASS if isinstance(error, kind)), 2)
+
+
+def error_document(error: P2pcError) -> dict[str, Any]:
+    """Return a p2pc.error/1 document."""
+    return {"schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix}
+
+
+def format_error(error: P2pcError, more: str = "") -> str:
+    """Return the text of an error: what, why, fix, where to read more; the most useful line last."""
+    head = f"error[{error.code}]:"
+    if has_color(sys.stderr):
+        head = click.style(head, fg="red", bold=True)
+    lines = [f"{head} {error.what}"]
+    for label, text in (("why: ", error.why), ("fix: ", error.fix or ""), ("more:", more)):
+        if text:
+            lines.append(f"  {label} " + text.replace("\n", "\n        "))
+    return "\n".join(lines)
+
+
+def _wants_json(context: click.Context | None, arguments: Sequence[str]) -> bool:
+    """True when --json is among the command's own flags, also when these could not be parsed.
+
+    Words after the first positional of `run` belong to the command that it runs.
+    """
+    if context is None or context.command is None:
+        return False
+    if context.find_object(Options) is not None and context.ensure_object(Options).json:
+        return True
+    own = {option: param for param in context.command.params for option in param.opts}
+    if "--json" not in own or context.info_name not in arguments:
+        return False
+    words = list(arguments[list(arguments).index(context.info_name or "") + 1 :])
+    while words:
+        word = words.pop(0)
+        if word == "--json":
+            return True
+        if not word.startswith("-") or word in ("-", "--"):
+            if not context.allow_interspersed_args:
+                return False
+            continue
+        param = own.get(word)
+        if isinstance(param, click.Option) and not param.is_flag and not param.count and words:
+            words.pop(0)
+    return False
+
+
+def _from_click(error: click.ClickException) -> tuple[P2pcError, str]:
+    """Return our form of an error of the command line, and where to read more."""
+    context = getattr(error, "ctx", None)
+    more = f"{context.command_path} --help" if context is not None else ""
+    if isinstance(error, click.NoSuchOption):
+        known = [option for param in context.command.params for option in param.opts] if context else []
+        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
+        what = f"there is no flag {error.option_name}"
+        return UsageError(what, f'did you mean "{near[0]}"?' if near else ""), more
+    text = error.format_message().rstrip(".")
+    return UsageError(text[:1].lower() + text[1:] if text[1:2].islower() else text), more
+
+
+def _show(error: P2pcError, more: str, *, as_json: bool, flags: Options) -> int:
+    if as_json:
+        print_json(error_document(error))
+    else:
+        print(format_error(error, more), file=sys.stderr)
+    if flags.verbose or os.environ.get("P2PC_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    return exit_code_of(error)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors are printed."""
+    flags = Options()
+    context: click.Context | None = None
+    try:
+        result = p2pc.main(list(arguments), prog_name="p2pc", standalone_mode=False, obj=flags)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        ours, more = _from_click(error)
+        return _show(ours, more, as_json=flags.json or _wants_json(context, arguments), flags=flags)
+    except P2pcError as error:
+        return _show(error, "", as_json=flags.json, flags=flags)
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_PIPE
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said to be one
+        bug = P2pcError(
+            f"a bug in p2pc: {type(error).__name__}: {error}", "this should not happen; your jobs are not affected",
+            "run it again with P2PC_TRACEBACK=1 and report what it prints", code="bug",
+        )
+        bug.__cause__ = error
+        return _show(bug, "", as_json=flags.json, flags=flags)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    code = run_command(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or EXIT_PIPE
+    with contextlib.suppress(OSError, ValueError):
+        if code == EXIT_PIPE:
+            # The interpreter flushes stdout once more at its end and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
