@@ -1,7 +1,8 @@
 """Settings and places: where files are, which settings exist, and which value holds.
 
 Owns the list of settings.  A value comes from the highest of: flag, environment (``P2PC_NODE__SLOTS``), project file
-(``p2pc.toml`` here or above, only `run.*`), user file, system file, default.  Resolved once, then frozen.
+(``p2pc.toml``, or ``[tool.p2pc]`` of ``pyproject.toml``, here or above; only a few keys of `run`), user file, system
+file, default.  Resolved once, then frozen; each value remembers where it came from.
 
 Invariants: an unknown or impossible setting is an error that names it, never ignored; a project file, which may come
 with somebody else's repository, cannot touch trust, network or node.
@@ -10,20 +11,22 @@ with somebody else's repository, cannot touch trust, network or node.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import ConfigError, UsageError
 
-SOCKET_PATH_BYTES_MAX: Final = 103
-"""Of `sockaddr_un.sun_path` on macOS; Linux takes 107."""
+SOCKET_PATH_BYTES_MAX: Final = 100
+"""`sockaddr_un.sun_path` takes 103 bytes on macOS and 107 on Linux."""
 
 PROJECT_FILE: Final = "p2pc.toml"
+PYPROJECT_FILE: Final = "pyproject.toml"
 ENVIRONMENT_PREFIX: Final = "P2PC_"
 
 
@@ -35,7 +38,11 @@ class NodeSettings:
     peers: tuple[str, ...] = field(default=(), metadata={"help": "First contacts, HOST:PORT."})
     discover: bool = field(default=True, metadata={"help": "Look for nodes on the local network."})
     interfaces: tuple[str, ...] = field(
-        default=(), metadata={"help": "Only these network interfaces; empty: all. 'lo' keeps the node on this machine."}
+        default=(),
+        metadata={"help": "Only these network interfaces; empty: all but virtual ones. 'lo' keeps to this machine."},
+    )
+    accept: str = field(
+        default="all", metadata={"help": "Whose work runs here: all (the group's), or none.", "choices": ("all", "none")}
     )
 
 
@@ -45,12 +52,34 @@ class RunSettings:
     mem: str = field(default="", metadata={"help": "Memory limit of a task, like 2G; empty: none."})
     retries: int = field(default=2, metadata={"help": "Extra attempts after a failure of the task itself."})
     timeout: str = field(default="", metadata={"help": "Time limit of one attempt, like 5m; empty: none."})
+    batch: str = field(default="auto", metadata={"help": "Inputs for one unit of work: auto, or a number from 1."})
+
+    @property
+    def mem_bytes(self) -> int | None:
+        return parse_size(self.mem) if self.mem else None
+
+    @property
+    def timeout_s(self) -> float | None:
+        return parse_duration(self.timeout) if self.timeout else None
+
+    @property
+    def batch_count(self) -> int | None:
+        """None: chosen from the measured task time."""
+        return None if self.batch == "auto" else int(self.batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     cache: str = field(default="20G", metadata={"help": "Most that files of other jobs may take on disk."})
     keep: str = field(default="30d", metadata={"help": "How long finished jobs are kept."})
+
+    @property
+    def cache_bytes(self) -> int:
+        return parse_size(self.cache)
+
+    @property
+    def keep_s(self) -> float:
+        return parse_duration(self.keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +100,24 @@ class Settings:
     store: StoreSettings = field(default_factory=StoreSettings)
     log: LogSettings = field(default_factory=LogSettings)
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Where a value comes from, for keys that are not at their default."""
+    """Where a value comes from, for keys that were set: "flag", "$VARIABLE" or a file."""
 
     def get(self, key: str) -> Any:
         """The value of a key like ``node.slots``."""
         section, name = split_key(key)
         return getattr(getattr(self, section), name)
 
+    def origin(self, key: str) -> str:
+        """Where the value of a key comes from; "default" when nobody set it."""
+        split_key(key)
+        return self.origins.get(key, "default")
+
 
 SECTIONS: Final[dict[str, type]] = {
     "node": NodeSettings, "run": RunSettings, "store": StoreSettings, "log": LogSettings,
 }
-PROJECT_SECTIONS: Final = ("run",)
+PROJECT_KEYS: Final = ("run.cpus", "run.mem", "run.retries", "run.timeout", "run.batch")
+"""What a project file may set: a cloned repository must not touch trust, network or node."""
 _ALIASES: Final = {"P2PC_LOG": "log.level", "P2PC_LOG_FORMAT": "log.format"}
 _DURATIONS: Final = {"node": (), "run": ("timeout",), "store": ("keep",), "log": ()}
 _SIZES: Final = {"node": (), "run": ("mem",), "store": ("cache",), "log": ()}
@@ -122,9 +157,10 @@ def split_key(key: str) -> tuple[str, str]:
 # --- words for quantities -------------------------------------------------------------------------
 
 
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
+_NUMBER_CHARS_MAX: Final = 32
+_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)?")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(i?B)?", re.IGNORECASE)
 
 
 def parse_duration(text: str) -> float:
@@ -136,7 +172,8 @@ def parse_duration(text: str) -> float:
     compact = text.strip().lower()
     parts = _DURATION.findall(compact)
     is_mixed = len(parts) > 1 and any(not unit for _, unit in parts)
-    if not parts or "".join(number + unit for number, unit in parts) != compact or is_mixed:
+    is_whole = "".join(number + unit for number, unit in parts) == compact
+    if not parts or not is_whole or is_mixed or len(compact) > _NUMBER_CHARS_MAX:
         raise UsageError(f'"{text}" is not a duration', "", "write it like 30s, 10m, 1h30m or 2d", code="duration")
     return sum(float(number) * _DURATION_UNITS[unit or "s"] for number, unit in parts)
 
@@ -148,7 +185,7 @@ def parse_size(text: str) -> int:
         UsageError: it is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    if match is None or len(text) > _NUMBER_CHARS_MAX:
         raise UsageError(f'"{text}" is not a size', "", "write it like 500M or 2G", code="size")
     power = " KMGTP".index(match[2].upper() or " ")
     return int(float(match[1]) * 1024**power)
@@ -160,10 +197,30 @@ def parse_slots(text: str, cpus: float) -> int:
     Raises:
         ConfigError: it is neither.
     """
-    match = re.fullmatch(r"(\d{1,5})(%?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,5})(%?)", text.strip())
     if match is None or int(match[1]) == 0:
         raise ConfigError(f'"{text}" is not a number of slots', "", "write a number or a share, like 4 or 50%")
     return max(1, int(cpus * int(match[1]) / 100)) if match[2] else int(match[1])
+
+
+def parse_peer(text: str) -> tuple[str, int]:
+    """Return (host, port) of "host:7878", "192.0.2.1:7878" or "[2001:db8::1]:7878".
+
+    Raises:
+        UsageError: it is not a host and a port.
+    """
+    host, colon, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
+    if not colon or not host or any(char.isspace() or char in "[]/" for char in host) or not is_port:
+        raise UsageError(
+            f'"{text}" is not an address of a node', "", "write HOST:PORT, like nova:7878 or [2001:db8::1]:7878",
+            code="address",
+        )
+    return host, int(port)
 
 
 # --- resolving ------------------------------------------------------------------------------------
@@ -187,8 +244,17 @@ def convert(key: str, value: Any) -> Any:
             parse_slots(result, 1)
         if key == "node.port" and not 0 <= result <= 65535:
             raise ConfigError("a port is a number from 0 to 65535")
-        if isinstance(result, int | float) and result < 0:
-            raise ConfigError("it may not be negative")
+        if isinstance(result, int | float) and not 0 <= result < 1e9:
+            raise ConfigError("it may not be negative" if result < 0 else "it is too large")
+        if key == "run.cpus" and result == 0:
+            raise ConfigError("a task needs more than 0 cores")
+        if key == "run.timeout" and result and parse_duration(result) == 0:
+            raise ConfigError("no task ends in 0 seconds")
+        if key == "run.batch" and result != "auto" and not (_is_count(result) and int(result) >= 1):
+            raise ConfigError("it is auto or a number from 1")
+        if key == "node.peers":
+            for peer in result:
+                parse_peer(peer)
         if "choices" in item.metadata and result not in item.metadata["choices"]:
             raise ConfigError(f"it is one of {', '.join(item.metadata['choices'])}")
     except UsageError as error:
@@ -197,6 +263,10 @@ def convert(key: str, value: Any) -> Any:
             error.fix or help_of(key),
         ) from error
     return result
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 _TRUE: Final = ("1", "true", "yes", "on")
@@ -216,9 +286,12 @@ def _typed(kind: Any, value: Any) -> Any:
             if isinstance(value, bool):
                 raise ConfigError("it is a number")
             try:
-                return int(value) if kind == "int" else float(value)
-            except (TypeError, ValueError):
-                raise ConfigError("it is a number") from None
+                number = float(value)
+                if math.isfinite(number) and (kind == "float" or number.is_integer()):
+                    return number if kind == "float" else int(number)
+            except (TypeError, ValueError, OverflowError):
+                pass
+            raise ConfigError("it is a whole number" if kind == "int" else "it is a number")
         case "str":
             if isinstance(value, str):
                 return value
@@ -233,40 +306,134 @@ def _typed(kind: Any, value: Any) -> Any:
             raise ConfigError("it is a list of words")
 
 
+def _parse_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """Return (data, text) of a TOML file; nothing when there is no file."""
+    import tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text), text
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read", str(error), "correct the file, or move it away") from error
+
+
+def _place(path: Path, text: str, key: str, table: str = "") -> str:
+    """Return "file, line N" of a key like ``run.retries``; without the line when it cannot be told.
+
+    Args:
+        table: what stands before the section in this file, like "tool.p2pc".
+    """
+    wanted = [*filter(None, table.split(".")), *key.split(".")]
+    section: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = line.strip()
+        if bare.startswith("["):
+            section = _dotted(bare.strip("[]").split("]")[0])
+            if section == wanted:
+                return f"{path}, line {number}"
+        elif "=" in bare and section + _dotted(bare.split("=")[0]) == wanted:
+            return f"{path}, line {number}"
+    return str(path)
+
+
+def _dotted(text: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in text.split(".")]
+
+
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``section.name`` → value; what is no table keeps its own name."""
+    out: dict[str, Any] = {}
+    for section, content in data.items():
+        if isinstance(content, dict):
+            out.update({f"{section}.{name}": value for name, value in content.items()})
+        else:
+            out[section] = content
+    return out
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Return the keys of a TOML file as ``section.name``; nothing when there is no file.
 
     Raises:
-        ConfigError: unreadable, not TOML, or with an unknown setting.
+        ConfigError: unreadable, not TOML, or with an unknown setting; the message names the line.
     """
-    import tomllib
-
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read", str(error), "correct the file, or move it away") from error
+    data, text = _parse_toml(path)
     out = {}
-    for section, content in data.items():
-        if not isinstance(content, dict):
-            split_key(section)
-        for name, value in content.items():
-            key = f"{section}.{name}"
-            try:
-                out[key] = convert(key, value)
-            except ConfigError as error:
-                error.why = f"{error.why} in {path}".strip()
-                raise
+    for key, value in _flat(data).items():
+        try:
+            out[key] = convert(key, value)
+        except ConfigError as error:
+            raise _located(error, _place(path, text, key)) from error
     return out
 
 
+def _located(error: ConfigError, place: str) -> ConfigError:
+    why = f"{error.why}; in {place}" if error.why else f"in {place}"
+    return ConfigError(error.what, why, error.fix, code=error.code)
+
+
 def find_project_file(start: Path) -> Path | None:
-    """Return the `p2pc.toml` of `start` or of the nearest folder above it."""
+    """Return the project file of `start` or of the nearest folder above it.
+
+    That is `p2pc.toml`, or a `pyproject.toml` with a table ``[tool.p2pc]``.
+    """
     for folder in (start, *start.parents):
         if (folder / PROJECT_FILE).is_file():
             return folder / PROJECT_FILE
+        if (folder / PYPROJECT_FILE).is_file() and _tool_table(folder / PYPROJECT_FILE) is not None:
+            return folder / PYPROJECT_FILE
     return None
+
+
+def _tool_table(path: Path) -> tuple[dict[str, Any], str] | None:
+    """Return (the table ``[tool.p2pc]``, the file's text); a broken file of other tools is not our matter."""
+    try:
+        data, text = _parse_toml(path)
+    except ConfigError:
+        return None
+    tool = data.get("tool")
+    table = tool.get("p2pc") if isinstance(tool, dict) else None
+    return (table, text) if isinstance(table, dict) else None
+
+
+def read_project_file(path: Path, warn: Callable[[str], object] | None = None) -> dict[str, Any]:
+    """Return what a project file sets, of the keys that it may set.
+
+    Args:
+        warn: told, in one sentence each, about keys that are ignored.  A key that this build does not know is
+            among them: a repository may be meant for a later one.
+
+    Raises:
+        ConfigError: not TOML, or a value that does not fit.
+    """
+    table = ""
+    if path.name == PYPROJECT_FILE:
+        table = "tool.p2pc"
+        data, text = _tool_table(path) or ({}, "")
+    else:
+        data, text = _parse_toml(path)
+    out = {}
+    for key, value in _flat(data).items():
+        place = _place(path, text, key, table)
+        if key not in PROJECT_KEYS:
+            if warn is not None:
+                warn(f"ignored {key} in {place}: {_why_ignored(key)}")
+            continue
+        try:
+            out[key] = convert(key, value)
+        except ConfigError as error:
+            raise _located(error, place) from error
+    return out
+
+
+def _why_ignored(key: str) -> str:
+    try:
+        split_key(key)
+    except ConfigError as error:
+        return f"{error.what}{f' ({error.why})' if error.why else ''}"
+    return f"a project file may set only {', '.join(PROJECT_KEYS)}"
 
 
 def load_settings(
@@ -275,7 +442,7 @@ def load_settings(
     *,
     flags: Mapping[str, Any] | None = None,
     project: Path | None = None,
-    warn: Any = None,
+    warn: Callable[[str], object] | None = None,
 ) -> Settings:
     """Return the settings that hold.
 
@@ -297,17 +464,16 @@ def load_settings(
     for path in (*paths.system_configs, paths.config_file):
         take(read_file(path), str(path))
     if project is not None:
-        found = read_file(project)
-        refused = [key for key in found if key.split(".")[0] not in PROJECT_SECTIONS]
-        if refused and warn is not None:
-            warn(f"{project}: ignored {', '.join(refused)}; a project file may set only run.*")
-        take({key: value for key, value in found.items() if key not in refused}, str(project))
+        take(read_project_file(project, warn), str(project))
     for variable in sorted(environ):
         mapped = _ALIASES.get(variable)
         if mapped is None and variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
             mapped = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1)
         if mapped is not None and environ[variable] != "":
-            take({mapped: convert(mapped, environ[variable])}, f"${variable}")
+            try:
+                take({mapped: convert(mapped, environ[variable])}, f"${variable}")
+            except ConfigError as error:
+                raise _located(error, f"the environment variable {variable}") from error
     take({key: convert(key, value) for key, value in (flags or {}).items() if value is not None}, "flag")
     sections = {
         section: kind(**{key.split(".")[1]: value for key, value in values.items() if key.split(".")[0] == section})
@@ -327,6 +493,7 @@ def write_setting(path: Path, key: str, value: Any) -> None:
     section, name = split_key(key)
     if value is not None:
         value = convert(key, value)
+    path = path.resolve()  # a link, as dotfile collections make them, stays a link
     read_file(path)
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
@@ -334,8 +501,6 @@ def write_setting(path: Path, key: str, value: Any) -> None:
         if value is None:
             if table is not None:
                 table.pop(name, None)
-                if not table:
-                    document.pop(section)
         else:
             if table is None:
                 table = document[section] = tomlkit.table()
@@ -344,6 +509,8 @@ def write_setting(path: Path, key: str, value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written", str(error)) from error
