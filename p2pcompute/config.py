@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -42,7 +43,7 @@ class NodeSettings:
         metadata={"help": "Only these network interfaces; empty: all but virtual ones. 'lo' keeps to this machine."},
     )
     accept: str = field(
-        default="all", metadata={"help": "Whose work runs here: all (the group's), or none.", "choices": ("all", "none")}
+        default="all", metadata={"help": "Whose work runs here: all, or none.", "choices": ("all", "none")}
     )
 
 
@@ -600,9 +601,18 @@ def _user_directories(environ: Mapping[str, str]) -> tuple[Path, Path, Path]:
     return places[0], places[1], places[2]
 
 
+def _is_own_directory(path: Path) -> bool:
+    """False also for the directory of the user before sudo."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
 def _socket_path(state: Path, runtime: str | None) -> Path:
     """The socket's place; a path too long for a socket address moves to /tmp, under a name of its own."""
-    if runtime and runtime.startswith("/") and Path(runtime).is_dir():
+    if runtime and runtime.startswith("/") and _is_own_directory(Path(runtime)):
         path = Path(runtime) / "p2pc" / "node.sock"
     else:
         path = state / "run" / "node.sock"

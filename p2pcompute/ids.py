@@ -88,7 +88,16 @@ def parse_device_id(text: str) -> bytes:
                 code="bad-id",
             )
         body.append(chunk)
-    return base64.b32decode("".join(body) + "====")
+    key = base64.b32decode("".join(body) + "====")
+    if format_device_id(key).replace("-", "") != compact:
+        # The last character has bits to spare; only one of its forms is the id.
+        raise UsageError(
+            "the device id has a typing error in part 4 of 4",
+            "its last characters do not belong together",
+            "compare it with the other screen",
+            code="bad-id",
+        )
+    return key
 
 
 def task_id(parent: bytes, call_index: int) -> bytes:

@@ -126,7 +126,7 @@ def _claim_directory(directory: Path) -> None:
     if not is_ours or status.st_mode & 0o077:
         raise NodeUnavailable(
             f"the socket's directory {directory} is not ours alone",
-            f"it has owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o}; others could answer in our place",
+            f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}: others could answer in our place",
             f"look at it (ls -ld {directory}) and remove it, or set P2PC_SOCKET to another path",
             code="socket-owner",
         )

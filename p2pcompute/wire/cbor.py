@@ -1,9 +1,10 @@
 """Strict canonical CBOR.
 
 What comes from a peer is accepted only when it is the one canonical encoding of an allowed value: tags,
-floats (unless asked for), indefinite lengths, duplicate keys, trailing bytes and deep nesting are refused.
+floats (unless asked for), indefinite lengths, map keys that are not int, bytes or str, duplicate keys, trailing
+bytes and deep nesting are refused.
 
-Source: RFC 8949 section 4.2.1 (core deterministic encoding).
+Source: RFC 8949 section 4.2.1 (core deterministic encoding) with the key order of section 4.2.3 (length first).
 Deviations: cbor2 alone accepts trailing bytes and duplicate keys, decodes tags to rich objects and nests to
 400; so a scan of the raw bytes refuses what we do not allow before cbor2 sees it, and the result must
 re-encode to identical bytes.
@@ -24,8 +25,10 @@ type_error = (TypeError, ValueError, OverflowError, cbor2.CBOREncodeError)
 def encode(value: Any) -> bytes:
     """Return the canonical encoding of int, bytes, str, bool, None, float, list/tuple and dict.
 
+    Integers have at most 64 bits and map keys are int, bytes or str: cbor2 can write more, and `decode` refuses it.
+
     Raises:
-        LocalProtocolError: the value is of another type (our bug).
+        LocalProtocolError: the value is of a type that cbor2 does not know (our bug).
     """
     try:
         return cbor2.dumps(value, canonical=True)
@@ -47,7 +50,7 @@ def decode(data: bytes, *, allow_float: bool = False, depth_max: int = CBOR_DEPT
     try:
         value = cbor2.loads(data)
         canonical = cbor2.dumps(value, canonical=True)
-    except Exception as error:  # noqa: BLE001 - cbor2 raises many types on hostile bytes; all mean the same
+    except Exception as error:  # cbor2 raises many types on hostile bytes; all mean the same
         raise RemoteProtocolError("bytes are not CBOR", str(error)) from error
     if canonical != data:
         raise RemoteProtocolError("bytes are not canonical CBOR")
@@ -60,21 +63,24 @@ def _scan(data: bytes, allow_float: bool, depth_max: int) -> None:
     Every head consumes at least one byte and containers claim at most the bytes left, so the walk is linear.
     """
     position, end = 0, len(data)
-    stack: list[int] = []  # items still expected at each open level
-    expected = 1
+    stack: list[tuple[int, bool]] = []  # items still expected at each open level, and whether it is a map
+    expected, is_map = 1, False
     while True:
         while expected == 0:
             if not stack:
                 if position != end:
                     raise RemoteProtocolError("bytes after the CBOR item")
                 return
-            expected = stack.pop()
+            expected, is_map = stack.pop()
+        is_key = is_map and expected & 1 == 0
         expected -= 1
         if position >= end:
             raise RemoteProtocolError("CBOR is cut short")
         head = data[position]
         position += 1
         major, info = head >> 5, head & 31
+        if is_key and major > 3:
+            raise RemoteProtocolError("a CBOR map key that is not int, bytes or text")
         if major == 7:
             if info in (20, 21, 22):
                 continue
@@ -107,5 +113,5 @@ def _scan(data: bytes, allow_float: bool, depth_max: int) -> None:
                 raise RemoteProtocolError("CBOR is cut short")
             if len(stack) + 1 > depth_max:
                 raise RemoteProtocolError("CBOR is nested too deep")
-            stack.append(expected)
-            expected = items
+            stack.append((expected, is_map))
+            expected, is_map = items, major == 5
