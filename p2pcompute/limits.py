@@ -337,8 +337,10 @@ STOP_GRACE_S: Final = 10.0
 LOG_BYTES_MAX: Final = 4 * MIB
 LOG_FILES_MAX: Final = 4
 """The node's log and its predecessors."""
-SINK_QUEUE_MAX: Final = 512
-"""Results on their way to `--results` files; the sink reads no further from the store while it is full."""
+SINK_PAGE_MAX: Final = 64
+"""Results on their way to the files of `--results`; no more are read from the store before these are written."""
+SINK_RETRY_S: Final = 5.0
+"""Time between two tries to write results to a disk that refuses."""
 
 assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX

@@ -68,7 +68,7 @@ class BlobHasher:
         """Append a piece of any size."""
         self.size += len(data)
         view = memoryview(data)
-        while len(view):
+        while view:
             if not self._room:
                 self._next_chunk()
             piece = view[: self._room]

@@ -1,0 +1,682 @@
+"""Content-addressed files: the real `BlobStore`.
+
+Owns a directory: `ab/cdef…` holds the blob whose digest is abcdef… in hexadecimal, `ab/cdef….chunks` its manifest when
+it has several chunks, `tmp/` what is being written.  A blob is written to `tmp/`, synced, made read-only (0444) and
+renamed; its directory is synced after that.  So a name either does not exist or has its full content.
+
+Small blobs (≤ BLOB_SMALL_BYTES) that are put at the same time go through one thread together: their files are all
+written before the first is synced, so that a journalling file system commits them at once.
+
+What is here is bounded by a size cap: above it the least recently used blobs that nobody has pinned go.  The time of
+last use is the file's modification time, so nothing about blobs has to be kept in memory or in a database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+import stat
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError
+from p2pcompute.host.blob_digest import BlobHasher, chunk_count, is_manifest, ref_of
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.limits import (
+    BLOB_CHUNK_BYTES,
+    BLOB_RECENT_S,
+    BLOB_SMALL_BYTES,
+    BLOB_SMALL_WAITING_MAX,
+    BLOB_THREADS,
+    CACHE_BYTES_DEFAULT,
+)
+
+_T = TypeVar("_T")
+
+_MANIFEST_SUFFIX: Final = ".chunks"
+_COPY_BYTES: Final = 4 * BLOB_CHUNK_BYTES
+_TOUCH_S: Final = 60.0
+"""A use within this time of the last one is not written down."""
+_EVICT_TO: Final = 0.9
+"""Eviction goes on down to this fraction of the cap, so that it does not run at every put."""
+_FICLONE: Final = 0x40049409
+"""ioctl(2) request: share the extents of another file (Btrfs, XFS, bcachefs)."""
+
+
+@dataclass(slots=True)
+class BlobCounters:
+    """What the blob store did since it was opened."""
+
+    blobs_put: int = 0
+    """Blobs that were new."""
+    bytes_put: int = 0
+    duplicates: int = 0
+    """Puts of what was here already."""
+    evicted: int = 0
+    evicted_bytes: int = 0
+    damaged: int = 0
+    """Files whose content did not fit their name; they were removed."""
+    disk_full: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Small:
+    """A small blob on its way to the disk."""
+
+    ref: BlobRef
+    data: bytes
+    future: asyncio.Future[BlobRef]
+    error: BaseException | None = None
+
+
+class FileBlobs:
+    """The real `BlobStore`."""
+
+    def __init__(self, directory: Path | str, *, cache_bytes_max: int = CACHE_BYTES_DEFAULT) -> None:
+        """Open or create the directory and remove what a crash has left in `tmp/`.
+
+        Args:
+            cache_bytes_max: size above which blobs that are not pinned are evicted.
+
+        Raises:
+            OSError: the directory cannot be made.
+        """
+        self.directory = Path(directory).absolute()
+        self.counters = BlobCounters()
+        self._cache_bytes_max = cache_bytes_max
+        self._tmp = self.directory / "tmp"
+        if self._tmp.is_dir():
+            shutil.rmtree(self._tmp)
+        self._tmp.mkdir(mode=0o700, parents=True)
+        self._names = itertools.count()
+        self._pins: dict[bytes, int] = {}
+        self._pins_lock = threading.Lock()
+        self._total: int | None = None
+        self._total_lock = threading.Lock()
+        self._evicting = threading.Lock()
+        self._small: list[_Small] = []
+        self._small_room = asyncio.Semaphore(BLOB_SMALL_WAITING_MAX)
+        self._is_putting_small = False
+        self._is_shut = False
+        self._pool = ThreadPoolExecutor(BLOB_THREADS, thread_name_prefix="p2pc-blobs")
+
+    # --- what is here ---------------------------------------------------------------------------
+
+    async def has(self, ref: BlobRef) -> bool:
+        """Whether the blob is here; counts as a use."""
+        return self.path(ref) is not None
+
+    def path(self, ref: BlobRef) -> str | None:
+        """Return the read-only file that holds the blob, or None; counts as a use.  Costs one stat."""
+        name = self._name(ref.digest)
+        try:
+            status = os.stat(name)
+        except OSError:
+            return None
+        if status.st_size != ref.size:
+            return None
+        if time.time() - status.st_mtime > _TOUCH_S:
+            with contextlib.suppress(OSError):
+                os.utime(name)
+        return name
+
+    def pin(self, refs: Iterable[BlobRef]) -> None:
+        """Keep blobs from eviction and deletion, whether they are here yet or not.  Pins are counted and volatile."""
+        with self._pins_lock:
+            for ref in refs:
+                self._pins[ref.digest] = self._pins.get(ref.digest, 0) + 1
+
+    def unpin(self, refs: Iterable[BlobRef]) -> None:
+        """Take back one pin of each."""
+        with self._pins_lock:
+            for ref in refs:
+                count = self._pins.get(ref.digest, 0) - 1
+                if count > 0:
+                    self._pins[ref.digest] = count
+                else:
+                    self._pins.pop(ref.digest, None)
+
+    async def total_bytes(self) -> int:
+        """Return the size of all blobs and manifests here."""
+        return await self._run(self._measured)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    async def read(self, ref: BlobRef, offset: int = 0, count: int | None = None) -> bytes:
+        """Return bytes of a blob: up to `count` from `offset`, fewer at its end.
+
+        Raises:
+            StoreError: "blob-missing": it is not here.
+        """
+        return await self._run(lambda: self._read(ref, offset, count))
+
+    async def manifest(self, ref: BlobRef) -> bytes:
+        """Return the chunk hashes, 32 bytes each.
+
+        Raises:
+            StoreError: "blob-missing": it is not here.  "blob-damaged": its file has another content; it was removed.
+        """
+        return await self._run(lambda: self._manifest(ref))
+
+    async def stream(self, ref: BlobRef) -> AsyncIterator[bytes]:
+        """Yield the content in chunks of at most BLOB_CHUNK_BYTES.
+
+        Raises:
+            StoreError: "blob-missing": it is not here, or it went in the middle (pin it to prevent that).
+        """
+        for index in range(chunk_count(ref.size)):
+            if chunk := await self.read(ref, index * BLOB_CHUNK_BYTES, BLOB_CHUNK_BYTES):
+                yield chunk
+
+    def _read(self, ref: BlobRef, offset: int, count: int | None) -> bytes:
+        try:
+            with open(self._name(ref.digest), "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != ref.size:
+                    raise _missing(ref)
+                wanted = max(0, ref.size - offset if count is None else min(count, ref.size - offset))
+                data = os.pread(file.fileno(), wanted, offset)
+                while len(data) < wanted:  # pread returns at most 2 GiB at once
+                    more = os.pread(file.fileno(), wanted - len(data), offset + len(data))
+                    if not more:
+                        raise _missing(ref)
+                    data += more
+                return data
+        except FileNotFoundError:
+            raise _missing(ref) from None
+
+    def _manifest(self, ref: BlobRef) -> bytes:
+        if self.path(ref) is None:
+            raise _missing(ref)
+        if chunk_count(ref.size) == 1:
+            return ref.digest
+        name = self._name(ref.digest) + _MANIFEST_SUFFIX
+        with contextlib.suppress(FileNotFoundError):
+            manifest = Path(name).read_bytes()
+            if is_manifest(ref, manifest):
+                return manifest
+        with open(self._name(ref.digest), "rb") as file:
+            hasher = _hash(file)
+        if hasher.finish() != ref:
+            self.counters.damaged += 1
+            self._remove(ref.digest, even_pinned=True)
+            raise StoreError(
+                f"the blob {ref.digest.hex()[:16]} was damaged on disk",
+                "its content does not fit its name",
+                "it was removed; what needs it gets it again from where it came from",
+                code="blob-damaged",
+            )
+        self._install(name, hasher.manifest)
+        return hasher.manifest
+
+    # --- writing --------------------------------------------------------------------------------
+
+    async def put(self, data: bytes) -> BlobRef:
+        """Take bytes in; durable on return."""
+        if len(data) > BLOB_SMALL_BYTES:
+            return await self._run(lambda: self._put_large(data))
+        async with self._small_room:
+            return await self._put_small(data)
+
+    async def put_path(self, path: str, *, move: bool = False) -> BlobRef:
+        """Take a file in, streamed; durable on return.
+
+        Args:
+            path: a regular file, or a link to one.
+            move: its inode may be taken over (the name disappears); this is done where it costs nothing: same file
+                system, no other name, not a link.  Otherwise the extents are shared where the file system can, else
+                copied, and the file stays.
+
+        Raises:
+            StoreError: "disk-full"; or the file cannot be read ("blob-source").  The file is untouched.
+        """
+        if not move:
+            async with self._small_room:
+                data = await self._run(lambda: _read_if_small(path))
+                if data is not None:
+                    return await self._put_small(data)
+        return await self._run(lambda: self._put_file(path, move))
+
+    async def create(self) -> BlobFileWriter:
+        """Return a writer for a blob that comes in pieces."""
+        return await self._run(lambda: BlobFileWriter(self, self._open_temporary()))
+
+    async def delete(self, refs: Sequence[BlobRef]) -> int:
+        """Forget blobs, except those that are pinned; returns the bytes freed."""
+        return await self._run(lambda: sum(self._remove(ref.digest) for ref in refs))
+
+    def shut(self) -> None:
+        """Finish what runs and end the threads.  Blocks.  Later calls fail with "store-closed"."""
+        self._is_shut = True
+        self._pool.shutdown(wait=True)
+
+    # --- small blobs: one thread, one group at a time -------------------------------------------
+
+    async def _put_small(self, data: bytes) -> BlobRef:
+        ref = ref_of(data)
+        if self.path(ref) is not None:
+            self.counters.duplicates += 1
+            return ref
+        item = _Small(ref, data, asyncio.get_running_loop().create_future())
+        self._small.append(item)
+        if not self._is_putting_small:
+            self._start_small_group()
+        return await item.future
+
+    def _start_small_group(self) -> None:
+        group, self._small = self._small, []
+        if self._is_shut:
+            for item in group:
+                if not item.future.done():
+                    item.future.set_exception(self._closed())
+            return
+        self._is_putting_small = True
+        running = asyncio.get_running_loop().run_in_executor(self._pool, self._put_group, group)
+        running.add_done_callback(lambda done: self._small_group_done(group, done))
+
+    def _small_group_done(self, group: list[_Small], done: asyncio.Future[None]) -> None:
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        self._is_putting_small = False
+        for item in group:
+            if item.future.done():
+                continue  # cancelled by the one who asked; the blob is kept all the same
+            if failure := item.error or error:
+                item.future.set_exception(failure)
+            else:
+                item.future.set_result(item.ref)
+        if self._small:
+            self._start_small_group()
+
+    def _put_group(self, group: list[_Small]) -> None:
+        """Write all, then sync all, then rename all, then sync the directories."""
+        written: dict[BlobRef, BinaryIO] = {}
+        failed: dict[BlobRef, BaseException] = {}
+
+        def guarded(ref: BlobRef, step: Callable[[], object]) -> None:
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - goes to the one who put this blob; the others go on
+                failed[ref] = self._failure(error)
+
+        def write(ref: BlobRef, data: bytes) -> None:
+            file = written[ref] = self._open_temporary()
+            file.write(data)
+            file.flush()
+
+        for item in group:
+            if item.ref not in written and item.ref not in failed:
+                guarded(item.ref, lambda ref=item.ref, data=item.data: write(ref, data))  # type: ignore[misc]
+        for ref, file in written.items():
+            if ref not in failed:
+                guarded(ref, lambda file=file: os.fsync(file.fileno()))  # type: ignore[misc]
+        for ref, file in written.items():
+            if ref not in failed:
+                guarded(ref, lambda ref=ref, file=file: self._rename(file.name, ref, b""))  # type: ignore[misc]
+            file.close()
+            if ref in failed:
+                _unlink(file.name)
+        for directory in sorted({os.path.dirname(self._name(ref.digest)) for ref in written if ref not in failed}):
+            _sync_directory(directory)
+        for item in group:
+            item.error = failed.get(item.ref)
+        self._evict([ref.digest for ref in written])
+
+    # --- in threads -----------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        """Do file work in a thread.
+
+        Raises:
+            StoreError: what the operating system refused, in words.
+        """
+
+        def guarded() -> _T:
+            try:
+                return work()
+            except OSError as error:
+                raise self._failure(error) from error
+
+        if self._is_shut:
+            raise self._closed()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
+
+    def _closed(self) -> StoreError:
+        return StoreError(
+            f"the blob store {self.directory} is closed",
+            "the node is stopping",
+            "start the node again",
+            code="store-closed",
+        )
+
+    def _failure(self, error: Exception) -> Exception:
+        if isinstance(error, P2pcError) or not isinstance(error, OSError):
+            return error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self.counters.disk_full += 1
+            return StoreError(
+                f"no room for blobs in {self.directory}",
+                "the disk is full",
+                f"free some space on the disk of {self.directory}; the node carries on by itself",
+                code="disk-full",
+            )
+        return StoreError(
+            f"the blob store {self.directory} failed",
+            str(error),
+            "look at the disk and the permissions",
+            code="store-io",
+        )
+
+    def _name(self, digest: bytes) -> str:
+        text = digest.hex()
+        return f"{self.directory}/{text[:2]}/{text[2:]}"
+
+    def _temporary_name(self) -> str:
+        return f"{self._tmp}/{next(self._names)}"
+
+    def _open_temporary(self) -> BinaryIO:
+        return open(self._temporary_name(), "xb")
+
+    def _put_large(self, data: bytes) -> BlobRef:
+        hasher = BlobHasher()
+        hasher.update(data)
+        if self.path(hasher.finish()) is not None:
+            self.counters.duplicates += 1
+            return hasher.finish()
+        file = self._open_temporary()
+        try:
+            file.write(data)
+        except BaseException:
+            _discard(file)
+            raise
+        return self._install_file(file, hasher)
+
+    def _put_file(self, path: str, move: bool) -> BlobRef:
+        try:
+            source = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        with source:
+            status = os.fstat(source.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _unreadable(path, "it is not a regular file")
+            if move and (ref := self._take_over(path, status)) is not None:
+                return ref
+            file = self._open_temporary()
+            try:
+                hasher = _share_or_copy(source, file)
+            except BaseException:
+                _discard(file)
+                raise
+        return self._install_file(file, hasher)
+
+    def _take_over(self, path: str, status: os.stat_result) -> BlobRef | None:
+        """Move the file itself in; None when that cannot be done.  On failure it goes back to its name."""
+        named = os.lstat(path)
+        if (
+            not stat.S_ISREG(named.st_mode)
+            or named.st_ino != status.st_ino
+            or named.st_nlink > 1
+            or named.st_uid != os.geteuid()
+            or named.st_dev != os.stat(self._tmp).st_dev
+        ):
+            return None
+        mode = stat.S_IMODE(named.st_mode)
+        name = self._temporary_name()
+        try:
+            os.rename(path, name)  # from here on nobody opens it by its old name
+        except OSError:
+            return None
+        try:
+            with open(name, "rb") as file:
+                hasher = _hash(file)
+                os.fsync(file.fileno())
+            self._finish(name, hasher)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.chmod(name, mode)
+                os.rename(name, path)
+            raise
+        return hasher.finish()
+
+    def _install_file(self, file: BinaryIO, hasher: BlobHasher) -> BlobRef:
+        """Sync what was written to a temporary file and give it its name.  The file is closed, or gone."""
+        try:
+            file.flush()
+            if self.path(hasher.finish()) is None:
+                os.fsync(file.fileno())
+            file.close()
+            self._finish(file.name, hasher)
+        except BaseException:
+            _discard(file)
+            raise
+        return hasher.finish()
+
+    def _finish(self, name: str, hasher: BlobHasher) -> None:
+        ref = hasher.finish()
+        self._rename(name, ref, hasher.manifest if chunk_count(ref.size) > 1 else b"")
+        _sync_directory(os.path.dirname(self._name(ref.digest)))
+        self._evict([ref.digest])
+
+    def _rename(self, name: str, ref: BlobRef, manifest: bytes) -> None:
+        """Give a synced temporary file its name, its manifest first."""
+        target = self._name(ref.digest)
+        if self.path(ref) is not None:
+            self.counters.duplicates += 1
+            os.unlink(name)
+            return
+        os.chmod(name, 0o444)
+        os.utime(name)
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        if manifest:
+            self._install(target + _MANIFEST_SUFFIX, manifest)
+        os.rename(name, target)
+        self.counters.blobs_put += 1
+        self.counters.bytes_put += ref.size
+        self._count(ref.size + len(manifest))
+
+    def _install(self, target: str, data: bytes) -> None:
+        """Write a manifest: temporary name, sync, rename."""
+        file = self._open_temporary()
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(file.name, target)
+        except BaseException:
+            _discard(file)
+            raise
+
+    def _remove(self, digest: bytes, *, even_pinned: bool = False) -> int:
+        """Remove a blob and its manifest unless it is pinned; returns the bytes freed."""
+        freed = 0
+        name, aside = self._name(digest), self._temporary_name()
+        with self._pins_lock:
+            if digest in self._pins and not even_pinned:
+                return 0
+            with contextlib.suppress(FileNotFoundError):
+                freed += os.stat(name + _MANIFEST_SUFFIX).st_size
+                os.unlink(name + _MANIFEST_SUFFIX)
+            try:
+                os.rename(name, aside)  # at once, where removing a large file may take long
+            except FileNotFoundError:
+                aside = ""
+        if aside:
+            freed += os.stat(aside).st_size
+            os.unlink(aside)
+        self._count(-freed)
+        return freed
+
+    # --- size -----------------------------------------------------------------------------------
+
+    def _count(self, difference: int) -> None:
+        with self._total_lock:
+            if self._total is not None:
+                self._total += difference
+
+    def _measured(self) -> int:
+        """Return the size of all that is here; measured once, then counted."""
+        with self._total_lock:
+            if self._total is None:
+                self._total = sum(size for _, size, _ in self._files())
+            return self._total
+
+    def _files(self) -> list[tuple[float, int, str]]:
+        """Return (last use, size, path) of every file here, manifests included."""
+        found: list[tuple[float, int, str]] = []
+        for entry in os.scandir(self.directory):
+            if len(entry.name) != 2:
+                continue
+            for file in os.scandir(entry.path):
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    found.append((status.st_mtime, status.st_size, file.path))
+        return found
+
+    def _evict(self, new: Sequence[bytes]) -> None:
+        """Remove the least recently used blobs while the cap is exceeded; never pinned, new or just used ones."""
+        if self._measured() <= self._cache_bytes_max or not self._evicting.acquire(blocking=False):
+            return
+        try:
+            recent = time.time() - BLOB_RECENT_S - _TOUCH_S
+            excess = self._measured() - int(self._cache_bytes_max * _EVICT_TO)
+            for used, _, path in sorted(self._files()):
+                if excess <= 0 or used > recent:
+                    return
+                digest = _digest_of_path(path)
+                if digest is None or digest in new:
+                    continue
+                if freed := self._remove(digest):
+                    excess -= freed
+                    self.counters.evicted += 1
+                    self.counters.evicted_bytes += freed
+        finally:
+            self._evicting.release()
+
+
+class BlobFileWriter:
+    """A blob that comes in pieces: the real `BlobWriter`.  Not for use by two at once."""
+
+    def __init__(self, blobs: FileBlobs, file: BinaryIO) -> None:
+        self._blobs = blobs
+        self._file = file
+        self._hasher = BlobHasher()
+
+    async def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            StoreError: "disk-full" …; the writer can only be aborted now.
+        """
+
+        def append() -> None:
+            self._file.write(data)
+            self._hasher.update(data)
+
+        await self._blobs._run(append)
+
+    async def commit(self, expected: BlobRef | None = None) -> BlobRef:
+        """Make it durable and visible.
+
+        Raises:
+            RemoteProtocolError: the content is not what `expected` names; nothing was kept.
+            StoreError: "disk-full" …; nothing was kept.
+        """
+
+        def install() -> BlobRef:
+            if expected is not None and self._hasher.finish() != expected:
+                _discard(self._file)
+                raise RemoteProtocolError("a blob has another content than its name says", expected.digest.hex()[:16])
+            return self._blobs._install_file(self._file, self._hasher)
+
+        return await self._blobs._run(install)
+
+    async def abort(self) -> None:
+        """Forget what was written.  Safe to call twice."""
+        await self._blobs._run(lambda: _discard(self._file))
+
+
+def _hash(file: BinaryIO) -> BlobHasher:
+    hasher = BlobHasher()
+    while data := file.read(_COPY_BYTES):
+        hasher.update(data)
+    return hasher
+
+
+def _share_or_copy(source: BinaryIO, target: BinaryIO) -> BlobHasher:
+    """Make `target` a copy of `source`; returns the hash of what it holds."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+            with open(target.name, "rb") as shared:
+                return _hash(shared)
+    hasher = BlobHasher()
+    while data := source.read(_COPY_BYTES):
+        target.write(data)
+        hasher.update(data)
+    return hasher
+
+
+def _read_if_small(path: str) -> bytes | None:
+    """Return the content of a small regular file; None when it is anything else."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > BLOB_SMALL_BYTES:
+                return None
+            data = file.read(BLOB_SMALL_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return data if len(data) <= BLOB_SMALL_BYTES else None
+
+
+def _discard(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+        file.close()
+    _unlink(file.name)
+
+
+def _unlink(name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest_of_path(path: str) -> bytes | None:
+    """Return the digest that a blob's file is named by; None for manifests and foreign files."""
+    directory, name = path.split("/")[-2:]
+    try:
+        return bytes.fromhex(directory + name)
+    except ValueError:
+        return None
+
+
+def _missing(ref: BlobRef) -> StoreError:
+    return StoreError(
+        f"the blob {ref.digest.hex()[:16]} ({ref.size} bytes) is not here",
+        "it was never stored, or it was deleted",
+        "get it again from where it came from",
+        code="blob-missing",
+    )
+
+
+def _unreadable(path: str, why: object) -> StoreError:
+    return StoreError(f"the file {path} cannot be read", str(why), "check its name and permissions", code="blob-source")
