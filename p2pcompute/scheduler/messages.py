@@ -1,0 +1,291 @@
+"""Messages of the scheduler on a control channel, and the stored form of an outcome.
+
+Every `parse_*` takes a decoded body from a peer and raises RemoteProtocolError unless it is exactly what is
+documented here.  Times on the wire are whole milliseconds; only an encoded outcome holds floats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, Final
+
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.host.interfaces import Address, BlobRef
+from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
+from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
+from p2pcompute.limits import (
+    CLAIM_BYTES_MAX,
+    GRANT_TASKS_MAX,
+    INLINE_BYTES_MAX,
+    OUTPUT_FILES_MAX,
+    RESULTS_BATCH_MAX,
+    TASK_PAYLOAD_BYTES_MAX,
+)
+from p2pcompute.scheduler.owner import Grant, GrantedTask
+from p2pcompute.scheduler.stealing import Thief
+from p2pcompute.wire import cbor
+
+CLAIMS_CONTENT_TYPE: Final = "p2pc/claims"
+FACT_CONTENT_TYPE: Final = "p2pc/fact"
+HELD_MAX: Final = 16 * GRANT_TASKS_MAX
+"""Tasks in one heartbeat."""
+ADDRESSES_MAX: Final = 8
+INT_MAX: Final = (1 << 63) - 1
+
+
+class Message(IntEnum):
+    OFFER = 32
+    """owner → peer: [] — I have work; steal it."""
+    STEAL = 33
+    """thief → victim: [request id, slots, want, [major, minor], boot]; waits there until it is served."""
+    UNPARK = 34
+    """thief → victim: [] — I have enough."""
+    GRANT = 35
+    """victim → thief: [grant id, request id, job, envelope or b"", owner or b"", owner's addresses, lease ms, tasks]"""
+    GRANT_ACK = 36
+    """thief → victim: [grant id, accepted]"""
+    RESULTS = 37
+    """request, worker → owner: [claims envelope, [outcome, …]] → [taken]; answered once they are durable."""
+    HEARTBEAT = 38
+    """request, worker → owner: [boot, moved from or b"", [[job, [[index, generation, attempt], …]], …]] →
+    [[job, [index to drop, …]], …]"""
+    STOP = 39
+    """owner → holder: [job, [index, …], kill]"""
+    RETURNED = 40
+    """request, holder → owner: [[job, [index, …]], …] → []"""
+    LEAVING = 41
+    """node → peer: [] — I take no more work."""
+    JOB = 42
+    """request, thief → holder of a job: [job] → [envelope]"""
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise RemoteProtocolError(f"malformed message: {what}")
+
+
+def _is_int(value: Any, most: int = INT_MAX) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_bytes(value: Any, size: int) -> bool:
+    return isinstance(value, bytes) and len(value) == size
+
+
+def _list(value: Any, size: int, what: str) -> list[Any]:
+    _check(isinstance(value, list) and len(value) == size, what)
+    return value  # type: ignore[no-any-return]
+
+
+# --- stealing -------------------------------------------------------------------------------------
+
+
+def steal_body(thief: Thief) -> list[Any]:
+    return [thief.request_id, thief.slots, thief.want, list(thief.python), thief.boot]
+
+
+def parse_steal(body: Any, key: bytes, installation: bytes) -> Thief:
+    request_id, slots, want, python, boot = _list(body, 5, "steal")
+    _check(_is_int(request_id) and _is_int(slots, 1 << 16) and slots > 0 and _is_int(want, 1 << 20), "steal")
+    _check(isinstance(python, list) and len(python) == 2 and all(_is_int(n, 1 << 16) for n in python), "steal")
+    _check(isinstance(boot, bytes) and len(boot) <= 16, "steal")
+    return Thief(key, installation, boot, (python[0], python[1]), slots, max(1, want), request_id)
+
+
+def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[Address]) -> list[Any]:
+    """Body of a GRANT; `owner` and `envelope` are b"" where the thief knows them (the sender, sent before)."""
+    return [
+        grant.grant_id,
+        grant.request_id,
+        grant.job_id,
+        envelope,
+        owner,
+        [[address.host, address.port] for address in addresses[:ADDRESSES_MAX]],
+        int(grant.lease_s * 1000),
+        [[task.index, task.generation, task.attempt, task.payload] for task in grant.tasks],
+    ]
+
+
+def parse_addresses(value: Any) -> list[Address]:
+    _check(isinstance(value, list) and len(value) <= ADDRESSES_MAX, "addresses")
+    out = []
+    for item in value:
+        host, port = _list(item, 2, "address")
+        _check(isinstance(host, str) and len(host) <= 64 and _is_int(port, 65535) and port > 0, "address")
+        out.append(Address(host, port))
+    return out
+
+
+def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
+    """Return (grant, envelope or b"", owner's addresses); the grant's owner is a real key."""
+    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks = _list(body, 8, "grant")
+    _check(_is_int(grant_id) and _is_int(request_id) and _is_bytes(job_id, JOB_ID_BYTES), "grant")
+    _check(isinstance(envelope, bytes) and _is_int(lease_ms), "grant")
+    _check(owner == b"" or _is_bytes(owner, PUBLIC_KEY_BYTES), "grant")
+    _check(isinstance(tasks, list) and 0 < len(tasks) <= GRANT_TASKS_MAX, "grant")
+    parsed = []
+    for task in tasks:
+        index, generation, attempt, payload = _list(task, 4, "granted task")
+        _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "granted task")
+        _check(isinstance(payload, bytes) and len(payload) <= TASK_PAYLOAD_BYTES_MAX, "granted task")
+        parsed.append(GrantedTask(index, generation, attempt, payload))
+    grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_ms / 1000, tuple(parsed))
+    return grant, envelope, parse_addresses(addresses)
+
+
+def parse_ack(body: Any) -> tuple[int, bool]:
+    grant_id, accepted = _list(body, 2, "grant ack")
+    _check(_is_int(grant_id) and isinstance(accepted, bool), "grant ack")
+    return grant_id, accepted
+
+
+# --- heartbeats, stops ----------------------------------------------------------------------------
+
+
+def parse_heartbeat(body: Any) -> tuple[bytes, bytes, list[tuple[bytes, list[tuple[int, int, int]]]]]:
+    boot, moved_from, jobs = _list(body, 3, "heartbeat")
+    _check(isinstance(boot, bytes) and len(boot) <= 16 and isinstance(jobs, list), "heartbeat")
+    _check(moved_from == b"" or _is_bytes(moved_from, PUBLIC_KEY_BYTES), "heartbeat")
+    parsed, total = [], 0
+    for item in jobs:
+        job_id, held = _list(item, 2, "heartbeat job")
+        _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(held, list), "heartbeat job")
+        total += len(held)
+        _check(total <= HELD_MAX, "heartbeat is too long")
+        for entry in held:
+            _check(isinstance(entry, list) and len(entry) == 3 and all(_is_int(n) for n in entry), "heartbeat task")
+        parsed.append((job_id, [(entry[0], entry[1], entry[2]) for entry in held]))
+    return boot, moved_from, parsed
+
+
+def parse_job_indices(body: Any) -> list[tuple[bytes, list[int]]]:
+    """[[job, [index, …]], …]"""
+    _check(isinstance(body, list), "list of jobs")
+    parsed, total = [], 0
+    for item in body:
+        job_id, indices = _list(item, 2, "job and indices")
+        _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(indices, list), "job and indices")
+        total += len(indices)
+        _check(total <= HELD_MAX and all(_is_int(index) for index in indices), "indices")
+        parsed.append((job_id, indices))
+    return parsed
+
+
+def parse_stop(body: Any) -> tuple[bytes, list[int], bool]:
+    job_id, indices, kill = _list(body, 3, "stop")
+    _check(isinstance(kill, bool), "stop")
+    (parsed,) = parse_job_indices([[job_id, indices]])
+    return parsed[0], parsed[1], kill
+
+
+# --- outcomes and claims --------------------------------------------------------------------------
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Return the stored and sent form of an outcome."""
+    return cbor.encode(
+        [
+            str(outcome.status), outcome.value, _pair(outcome.value_blob), outcome.stdout, _pair(outcome.stdout_blob),
+            outcome.stderr, _pair(outcome.stderr_blob), outcome.exit_code, outcome.signal,
+            [[file.name, file.digest, file.size, file.mode] for file in outcome.files],
+            outcome.error, outcome.cause,
+            outcome.started_wall, outcome.runtime_s, outcome.cpu_s, outcome.peak_rss_bytes,
+        ]
+    )
+
+
+def _pair(blob: tuple[bytes, int] | None) -> list[Any] | None:
+    return None if blob is None else [blob[0], blob[1]]
+
+
+def _parse_blob(value: Any) -> tuple[bytes, int] | None:
+    if value is None:
+        return None
+    digest, size = _list(value, 2, "blob")
+    _check(_is_bytes(digest, 32) and _is_int(size), "blob")
+    return digest, size
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e15
+
+
+def decode_outcome(raw: bytes) -> Outcome:
+    """Return the outcome that a worker sent.
+
+    Raises:
+        RemoteProtocolError: malformed or over a limit.
+    """
+    _check(isinstance(raw, bytes) and len(raw) <= CLAIM_BYTES_MAX, "outcome")
+    fields = _list(cbor.decode(raw, allow_float=True), 16, "outcome")
+    (status, value, value_blob, stdout, stdout_blob, stderr, stderr_blob, exit_code, signal, files, error, cause,
+     started, runtime_s, cpu_s, peak) = fields
+    for data in (value, stdout, stderr):
+        _check(isinstance(data, bytes) and len(data) <= INLINE_BYTES_MAX, "outcome bytes")
+    _check(exit_code is None or (type(exit_code) is int and -256 < exit_code < 256), "exit code")
+    _check(signal is None or _is_int(signal, 128), "signal")
+    _check(isinstance(error, str) and isinstance(cause, str) and len(cause) <= 32, "outcome text")
+    _check(all(_is_float(number) for number in (started, runtime_s, cpu_s)) and _is_int(peak), "outcome numbers")
+    _check(isinstance(files, list) and len(files) <= OUTPUT_FILES_MAX, "output files")
+    parsed = []
+    for file in files:
+        name, digest, size, mode = _list(file, 4, "output file")
+        _check(isinstance(name, str) and _is_bytes(digest, 32) and _is_int(size) and _is_int(mode, 0o777), "file")
+        parts = name.split("/")
+        _check(bool(name) and all(part not in ("", ".", "..") for part in parts) and "\0" not in name, "file name")
+        parsed.append(OutputFile(name, digest, size, mode))
+    try:
+        known = OutcomeStatus(status)
+    except ValueError as problem:
+        raise RemoteProtocolError("malformed message: status") from problem
+    return Outcome(
+        known, value, _parse_blob(value_blob), stdout, _parse_blob(stdout_blob), stderr, _parse_blob(stderr_blob),
+        exit_code, signal, tuple(parsed), error, cause, started, runtime_s, cpu_s, peak,
+    )
+
+
+def outcome_blobs(outcome: Outcome) -> list[BlobRef]:
+    """Return the blobs that an outcome names."""
+    refs = [BlobRef(*blob) for blob in (outcome.value_blob, outcome.stdout_blob, outcome.stderr_blob) if blob]
+    refs += [BlobRef(file.digest, file.size) for file in outcome.files]
+    return list(dict.fromkeys(refs))
+
+
+def output_digest(outcome: Outcome) -> bytes:
+    """Return the digest of what the task computed: status, value, stdout, exit code, files.
+
+    Not of stderr, times and memory, which differ from run to run.
+    """
+    return hashlib.blake2b(
+        cbor.encode(
+            [
+                str(outcome.status),
+                outcome.value if outcome.value_blob is None else outcome.value_blob[0],
+                outcome.stdout if outcome.stdout_blob is None else outcome.stdout_blob[0],
+                outcome.exit_code,
+                [[file.name, file.digest, file.mode] for file in outcome.files],
+            ]
+        ),
+        digest_size=32,
+    ).digest()
+
+
+Claim = tuple[int, int, int, str, bytes]
+"""(index, generation, attempt, status, digest)"""
+
+
+def parse_claims(payload: Any) -> tuple[bytes, list[Claim]]:
+    """Return (job, claims) of a claims envelope's payload ``{"job", "claims"}``."""
+    _check(isinstance(payload, dict) and set(payload) == {"job", "claims"}, "claims")
+    job_id, claims = payload["job"], payload["claims"]
+    _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(claims, list), "claims")
+    _check(0 < len(claims) <= RESULTS_BATCH_MAX, "claims")
+    parsed: list[Claim] = []
+    for claim in claims:
+        index, generation, attempt, status, digest = _list(claim, 5, "claim")
+        _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "claim")
+        _check(isinstance(status, str) and _is_bytes(digest, 32), "claim")
+        parsed.append((index, generation, attempt, status, digest))
+    return job_id, parsed

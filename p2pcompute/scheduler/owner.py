@@ -1,0 +1,653 @@
+"""The owner's core: which task goes to whom, and what becomes of it.
+
+Pure: time is passed in, what is to be done comes back from `take_effects`.  The scheduler's rule is
+`OwnerCore.choose`; everything else keeps the books that it reads.
+
+    open task = leased, or ready.  It is leased from the grant on; the lease ends by a result, by expiry, when its
+    node is lost or restarted, or when the grant was not acknowledged.
+
+Invariants: a task has at most one lease; a leased task is open; the number of ready tasks is open - leased.
+Losing a node never counts against a task; a failure of the task itself does, `retries` times.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, inf
+from typing import Any
+
+from p2pcompute.errors import InvariantViolation
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.limits import (
+    ATTEMPTS_MAX,
+    BATCH_TARGET_S,
+    GRANT_ACK_S,
+    GRANT_BYTES_MAX,
+    GRANT_TASKS_MAX,
+    LEASE_BATCH_FACTOR,
+    LEASE_S_MIN,
+    POISON_NODES,
+    STORY_EVENTS_MAX,
+    THIEVES_MAX,
+)
+from p2pcompute.scheduler.ledger import FactKind, JobLedger, TaskState
+from p2pcompute.scheduler.stealing import LOCAL, Thief
+from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, parse_halt
+
+AVOID_S = 30.0
+"""How long a failed task waits for another node before it may run again where it failed."""
+SKIP_MAX = 64
+"""Tasks passed over in one choice because they failed on this thief."""
+DURATION_WEIGHT = 0.1
+"""Weight of a new duration in the moving average (EWMA) of a job."""
+TASK_S_MIN = 2e-5
+"""Shortest duration assumed of a task: keeps batches finite."""
+
+
+@dataclass(slots=True)
+class Lease:
+    thief: bytes
+    boot: bytes
+    attempt: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedTask:
+    index: int
+    generation: int
+    attempt: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Tasks that a victim hands to a thief."""
+
+    grant_id: int
+    request_id: int
+    thief: bytes
+    job_id: bytes
+    owner: bytes
+    """Key of the owner; LOCAL when it is the granting node itself."""
+    lease_s: float
+    tasks: tuple[GrantedTask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """A task ended: what watchers and the journal get."""
+
+    job_id: bytes
+    index: int
+    generation: int
+    state: TaskState
+    outcome: Outcome | None
+    """None for tasks cancelled before they ran."""
+    thief: bytes
+    attempts: int
+    seq: int
+    """Its place, from 1, in the order in which the job's tasks ended."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the service has to do, in this order."""
+
+    facts: list[tuple[bytes, FactKind, list[Any]]] = field(default_factory=list)
+    """(job, kind, entries) to journal, signed by the owner."""
+    ends: list[TaskEnd] = field(default_factory=list)
+    stops: list[tuple[bytes, bytes, list[int], bool]] = field(default_factory=list)
+    """(thief, job, indices, kill): tasks that a holder should drop; with `kill` also when they run."""
+    completed: list[bytes] = field(default_factory=list)
+    """Jobs whose last task has ended."""
+
+
+class OwnedJob:
+    """The owner's books about one job."""
+
+    def __init__(self, envelope: JobEnvelope) -> None:
+        self.envelope = envelope
+        self.ledger = JobLedger()
+        self.payloads: dict[int, bytes] = {}
+        """Payloads of open tasks."""
+        self.ready: deque[int] = deque()
+        """Open tasks without a lease, head first; may hold stale entries, checked when popped."""
+        self.leases: dict[int, Lease] = {}
+        self.attempts: dict[int, int] = {}
+        self.failures: dict[int, int] = {}
+        """Failures of the task itself, at its current generation."""
+        self.deaths: dict[int, list[bytes]] = {}
+        """Installations on which the task's runner died."""
+        self.avoid: dict[int, tuple[list[bytes], float]] = {}
+        self.stories: dict[int, deque[tuple[float, str]]] = {}
+        self.task_s: float | None = None
+        self.halt: Halt | None = parse_halt(envelope.terms.halt)
+        self.halted = ""
+        self.is_cancelled = False
+        self.cancelling: dict[int, None] = {}
+        """Leased tasks that end as cancelled unless their running attempt succeeds."""
+        self.retried = 0
+        self.by_thief: dict[bytes, list[int]] = {}
+        """Key → [leased, done, failed]."""
+
+    @property
+    def ready_count(self) -> int:
+        return self.ledger.counts[TaskState.OPEN] - len(self.leases)
+
+    def tell(self, now: float, index: int, what: str) -> None:
+        story = self.stories.setdefault(index, deque(maxlen=STORY_EVENTS_MAX))
+        story.append((now, what))
+
+    def share(self, thief: bytes) -> list[int]:
+        return self.by_thief.setdefault(thief, [0, 0, 0])
+
+
+@dataclass(slots=True)
+class _PendingGrant:
+    grant: Grant
+    deadline: float
+
+
+class OwnerCore:
+    """Decides about all jobs of this node."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[bytes, OwnedJob] = {}
+        self.thieves: dict[bytes, tuple[Thief, float]] = {}
+        """Key → last request and when; the candidates for "another node"."""
+        self._pending: dict[int, _PendingGrant] = {}
+        self._next_grant = 1
+        self._turn: deque[bytes] = deque()
+        """Unfinished jobs in the order in which they are served."""
+        self._effects = Effects()
+
+    def take_effects(self) -> Effects:
+        """Return what has to be done since the last call."""
+        effects, self._effects = self._effects, Effects()
+        return effects
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def add_job(self, envelope: JobEnvelope) -> OwnedJob:
+        job = self.jobs.get(envelope.job_id)
+        if job is None:
+            job = self.jobs[envelope.job_id] = OwnedJob(envelope)
+            self._turn.append(envelope.job_id)
+        return job
+
+    def forget_job(self, job_id: bytes) -> None:
+        self.jobs.pop(job_id, None)
+        if job_id in self._turn:
+            self._turn.remove(job_id)
+
+    def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
+        """Add tasks behind those that are there; returns the first index.  The caller journals them."""
+        job = self.jobs[job_id]
+        first = job.ledger.size
+        for index, payload in zip(job.ledger.add_tasks(first, len(payloads)), payloads, strict=True):
+            job.payloads[index] = payload
+            job.ready.append(index)
+        if job.is_cancelled or job.halted:
+            self._cancel_indices(job, range(first, job.ledger.size), kill=False)
+        return first
+
+    def seal(self, job_id: bytes) -> None:
+        """Fix the number of tasks at what there is now.  The caller journals it."""
+        job = self.jobs[job_id]
+        job.ledger.seal(job.ledger.size)
+        self._check_halt(job)
+        self._check_complete(job)
+
+    def recover(self, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]) -> OwnedJob:
+        """Rebuild a job from its journal; its open tasks are ready again."""
+        job = self.add_job(envelope)
+        for kind, body in facts:
+            job.ledger.fold(kind, body)
+            if kind == FactKind.TASKS:
+                job.payloads.update(enumerate(body[1], body[0]))
+            elif kind == FactKind.CLAIMS:
+                for index, generation, attempt, status, _digest in body:
+                    job.attempts[index] = max(job.attempts.get(index, 0), attempt)
+                    if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
+                        job.failures[index] = job.failures.get(index, 0) + 1
+            elif kind == FactKind.CANCEL_ALL:
+                job.is_cancelled = True
+            elif kind == FactKind.RETRY:
+                job.is_cancelled = False
+                for index, _generation in body:
+                    job.failures.pop(index, None)
+        job.ready = deque(job.ledger.open_indices())
+        open_now = set(job.ready)
+        for index in [index for index in job.payloads if index not in open_now]:
+            del job.payloads[index]
+        if job.is_cancelled:
+            self._cancel_indices(job, list(job.ready), kill=True)
+        self._check_halt(job)
+        self._check_complete(job)
+        return job
+
+    # --- the rule ---------------------------------------------------------------------------------
+
+    def choose(self, now: float, thief: Thief) -> Grant | None:
+        """Return what this thief gets now: tasks of the first job in turn that has some for it, or None.
+
+        The batch is about BATCH_TARGET_S of work for the thief (more with very many workers, so that the owner's
+        message rate stays bounded), the first one a task per slot, and at most half of what is ready, so that
+        late thieves find something.  Tasks that failed on this thief go to others while there are any.
+        """
+        self._remember(now, thief)
+        for _ in range(len(self._turn)):
+            job_id = self._turn[0]
+            self._turn.rotate(-1)
+            job = self.jobs[job_id]
+            if job.ready_count <= 0 or not self._may_run(job, thief):
+                continue
+            chosen = self._pick(now, job, thief, self.batch_size(job, thief))
+            if chosen:
+                return self._grant(now, job, thief, chosen)
+        return None
+
+    def batch_size(self, job: OwnedJob, thief: Thief) -> int:
+        """Return how many tasks of `job` one grant to `thief` holds: at least 1."""
+        size = thief.slots
+        if job.task_s is not None:
+            per_slot = BATCH_TARGET_S * max(1.0, len(self.thieves) / 500) / job.task_s
+            size = max(thief.slots, int(per_slot * thief.slots))
+        size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
+        if len(self.thieves) > 1:
+            size = min(size, ceil(job.ready_count / 2))
+        slots_max = job.envelope.terms.slots_max
+        if slots_max is not None:
+            size = min(size, slots_max - len(job.leases))
+        return min(size, job.ready_count)
+
+    def _may_run(self, job: OwnedJob, thief: Thief) -> bool:
+        terms = job.envelope.terms
+        if terms.local_only and not thief.is_local:
+            return False
+        return terms.python is None or terms.python == thief.python
+
+    def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
+        chosen: list[int] = []
+        skipped: list[int] = []
+        total_bytes = 0
+        while job.ready and len(chosen) < count and len(skipped) < SKIP_MAX:
+            index = job.ready.popleft()
+            if index in job.leases or job.ledger.state(index) is not TaskState.OPEN:
+                continue
+            if self._is_avoided(now, job, index, thief):
+                skipped.append(index)
+                continue
+            total_bytes += len(job.payloads[index])
+            if chosen and total_bytes > GRANT_BYTES_MAX:
+                job.ready.appendleft(index)
+                break
+            chosen.append(index)
+        job.ready.extendleft(reversed(skipped))
+        return chosen
+
+    def _is_avoided(self, now: float, job: OwnedJob, index: int, thief: Thief) -> bool:
+        avoided = job.avoid.get(index)
+        if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
+            return False
+        return any(
+            other.installation not in avoided[0] and self._may_run(job, other) and now - seen < AVOID_S * 2
+            for other, seen in self.thieves.values()
+        )
+
+    def _remember(self, now: float, thief: Thief) -> None:
+        self.thieves.pop(thief.key, None)
+        self.thieves[thief.key] = (thief, now)
+        if len(self.thieves) > THIEVES_MAX:
+            del self.thieves[next(iter(self.thieves))]
+
+    def _grant(self, now: float, job: OwnedJob, thief: Thief, chosen: list[int]) -> Grant:
+        expected_s = (job.task_s or 0.0) * len(chosen) / thief.slots
+        lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * expected_s)
+        tasks = []
+        for index in chosen:
+            attempt = job.attempts.get(index, 0) + 1
+            job.attempts[index] = attempt
+            expires = inf if thief.is_local else now + lease_s
+            job.leases[index] = Lease(thief.key, thief.boot, attempt, expires)
+            if attempt > 1:
+                job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
+            tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, job.payloads[index]))
+        job.share(thief.key)[0] += len(chosen)
+        grant = Grant(
+            self._next_grant, thief.request_id, thief.key, job.envelope.job_id, LOCAL, lease_s, tuple(tasks)
+        )
+        self._next_grant += 1
+        if not thief.is_local:
+            self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
+        return grant
+
+    # --- leases -----------------------------------------------------------------------------------
+
+    def acknowledged(self, now: float, thief: bytes, grant_id: int, is_accepted: bool) -> None:
+        """The thief has the grant, or declines it.  Unknown grants (returned, repeated) are ignored: a late
+        acknowledgement is made good by the thief's next heartbeat."""
+        pending = self._pending.get(grant_id)
+        if pending is None or pending.grant.thief != thief:
+            return
+        del self._pending[grant_id]
+        if not is_accepted:
+            self._return_grant(now, pending.grant)
+
+    def _return_grant(self, now: float, grant: Grant) -> None:
+        job = self.jobs.get(grant.job_id)
+        if job is None:
+            return
+        for task in reversed(grant.tasks):
+            lease = job.leases.get(task.index)
+            if lease is not None and lease.thief == grant.thief and lease.attempt == task.attempt:
+                job.attempts[task.index] = task.attempt - 1
+                self._release(job, task.index)
+                self._requeue(job, task.index)
+
+    def _release(self, job: OwnedJob, index: int) -> Lease | None:
+        lease = job.leases.pop(index, None)
+        if lease is not None:
+            job.share(lease.thief)[0] -= 1
+        return lease
+
+    def heartbeat(
+        self, now: float, thief: bytes, boot: bytes, job_id: bytes, held: Sequence[tuple[int, int, int]],
+        *, moved_from: bytes | None = None,
+    ) -> list[int]:
+        """Renew the leases of (index, generation, attempt) that `thief` says it holds.
+
+        A task that nobody holds (after our restart, or a grant that we took back too early) is leased to the thief
+        as it says; one that `moved_from` holds (a steal between workers) is transferred.
+
+        Returns:
+            Indices that the thief should drop unless it has started them; ended tasks are stopped by an effect.
+        """
+        job = self.jobs.get(job_id)
+        if job is None:
+            return [index for index, _generation, _attempt in held]
+        drop: list[int] = []
+        ended: list[int] = []
+        lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
+        for index, generation, attempt in held:
+            if not job.ledger.is_open(index, generation):
+                ended.append(index)
+                continue
+            lease = job.leases.get(index)
+            if lease is None:
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s)
+                job.attempts[index] = max(job.attempts.get(index, 0), attempt)
+                job.share(thief)[0] += 1
+            elif lease.thief == thief:
+                lease.expires = now + lease_s
+                lease.boot = boot
+            elif lease.thief == moved_from and lease.attempt == attempt:
+                self._release(job, index)
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s)
+                job.share(thief)[0] += 1
+            else:
+                drop.append(index)
+        if ended:
+            self._effects.stops.append((thief, job_id, ended, True))
+        return drop
+
+    def peer_lost(self, now: float, thief: bytes, *, boot: bytes | None = None) -> int:
+        """End the leases of a node that is gone, or of its earlier life when `boot` is its new one.
+
+        Returns:
+            How many tasks went back to the head of their queues.
+        """
+        returned = 0
+        for job in self.jobs.values():
+            lost = [
+                index for index, lease in job.leases.items()
+                if lease.thief == thief and (boot is None or lease.boot != boot)
+            ]
+            for index in reversed(lost):
+                self._lose(now, job, index, "its node is gone")
+            returned += len(lost)
+        if boot is None:
+            self.thieves.pop(thief, None)
+        return returned
+
+    def _lose(self, now: float, job: OwnedJob, index: int, why: str) -> None:
+        lease = self._release(job, index)
+        if lease is not None:
+            job.tell(now, index, f"attempt {lease.attempt} lost: {why}")
+        if job.attempts.get(index, 0) >= ATTEMPTS_MAX:
+            self._fail(job, index, None, lease.thief if lease else LOCAL, f"given up after {ATTEMPTS_MAX} attempts")
+        else:
+            self._requeue(job, index)
+
+    def _requeue(self, job: OwnedJob, index: int) -> None:
+        """Put an open task without a lease at the head, unless it was to be cancelled."""
+        if job.is_cancelled or job.halted or index in job.cancelling:
+            self.cancel_one(job, index)
+        else:
+            job.ready.appendleft(index)
+
+    def tick(self, now: float) -> None:
+        """Take back grants that nobody acknowledged and leases that have expired."""
+        for grant_id in [gid for gid, pending in self._pending.items() if pending.deadline <= now]:
+            self._return_grant(now, self._pending.pop(grant_id).grant)
+        for job in self.jobs.values():
+            expired = [index for index, lease in job.leases.items() if lease.expires <= now]
+            for index in reversed(expired):
+                self._lose(now, job, index, "its lease ran out")
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def result(
+        self, now: float, thief: bytes, installation: bytes, job_id: bytes,
+        index: int, generation: int, attempt: int, outcome: Outcome, digest: bytes,
+    ) -> bool:
+        """Take one attempt's end into the books.
+
+        A good result counts whoever brings it and however late (epochs and leases never fence results), once per
+        generation.  A bad one counts only from the holder of the lease.
+
+        Returns:
+            True when it changed anything; the claim is then worth journaling.
+        """
+        job = self.jobs.get(job_id)
+        if job is None or not job.ledger.is_open(index, generation):
+            return False
+        lease = job.leases.get(index)
+        is_holder = lease is not None and lease.thief == thief and lease.attempt == attempt
+        if outcome.status is OutcomeStatus.OK:
+            if lease is not None and not is_holder:
+                self._effects.stops.append((lease.thief, job_id, [index], True))
+            self._accept(job, index, outcome, thief, digest)
+            return True
+        if not is_holder:
+            return False
+        self._release(job, index)
+        job.tell(now, index, f"attempt {attempt}: {outcome.status} {outcome.error.strip()[-200:]}".rstrip())
+        match outcome.status:
+            case OutcomeStatus.FAILED | OutcomeStatus.TIMEOUT:
+                job.failures[index] = job.failures.get(index, 0) + 1
+                if job.failures[index] > job.envelope.terms.retries:
+                    self._fail(job, index, outcome, thief, "")
+                else:
+                    self._again(now, job, index, installation)
+            case OutcomeStatus.DIED:
+                deaths = job.deaths.setdefault(index, [])
+                deaths.append(installation)
+                others = any(other.installation not in deaths for other, _seen in self.thieves.values())
+                if len(dict.fromkeys(deaths)) >= POISON_NODES or (len(deaths) >= POISON_NODES and not others):
+                    where = f"its process died {len(deaths)} times on {len(dict.fromkeys(deaths))} node(s)"
+                    self._fail(job, index, outcome, thief, where)
+                else:
+                    self._again(now, job, index, installation)
+            case OutcomeStatus.REFUSED | OutcomeStatus.NOT_RUN | OutcomeStatus.KILLED:
+                if job.attempts.get(index, 0) >= ATTEMPTS_MAX:
+                    self._fail(job, index, outcome, thief, f"given up after {ATTEMPTS_MAX} attempts")
+                elif outcome.status is OutcomeStatus.REFUSED:
+                    self._again(now, job, index, installation)
+                else:
+                    self._requeue(job, index)
+        return True
+
+    def _again(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
+        nodes = job.avoid.get(index, ([], 0.0))[0]
+        if installation not in nodes:
+            nodes.append(installation)
+        job.avoid[index] = (nodes, now + AVOID_S)
+        job.retried += 1
+        self._requeue(job, index)
+
+    def _accept(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: bytes) -> None:
+        generation = job.ledger.generation(index)
+        job.ledger.accept(index, generation)
+        job.share(thief)[1] += 1
+        runtime_s = max(outcome.runtime_s, TASK_S_MIN)
+        job.task_s = runtime_s if job.task_s is None else job.task_s + DURATION_WEIGHT * (runtime_s - job.task_s)
+        self._fact(job, FactKind.ACCEPT, [index, generation, digest])
+        self._ended(job, index, TaskState.DONE, outcome, thief)
+
+    def _fail(self, job: OwnedJob, index: int, outcome: Outcome | None, thief: bytes, why: str) -> None:
+        generation = job.ledger.generation(index)
+        reason = why or (outcome.error.strip()[-500:] if outcome else "") or "failed"
+        job.ledger.fail(index, generation, reason)
+        job.share(thief)[2] += 1
+        self._fact(job, FactKind.FAIL, [index, generation, reason])
+        self._ended(job, index, TaskState.FAILED, outcome, thief)
+
+    def _fact(self, job: OwnedJob, kind: FactKind, entry: Any) -> None:
+        facts = self._effects.facts
+        if facts and facts[-1][0] == job.envelope.job_id and facts[-1][1] is kind:
+            facts[-1][2].append(entry)
+        else:
+            facts.append((job.envelope.job_id, kind, [entry]))
+
+    def _ended(self, job: OwnedJob, index: int, state: TaskState, outcome: Outcome | None, thief: bytes) -> None:
+        self._release(job, index)
+        job.payloads.pop(index, None)
+        job.avoid.pop(index, None)
+        job.cancelling.pop(index, None)
+        job.deaths.pop(index, None)
+        job.failures.pop(index, None)
+        attempts = job.attempts.pop(index, 0)
+        generation, seq = job.ledger.generation(index), len(job.ledger.finished)
+        self._effects.ends.append(
+            TaskEnd(job.envelope.job_id, index, generation, state, outcome, thief, attempts, seq)
+        )
+        if state is not TaskState.CANCELLED:
+            self._check_halt(job)
+        self._check_complete(job)
+
+    def _check_complete(self, job: OwnedJob) -> None:
+        if job.ledger.is_complete:
+            job_id = job.envelope.job_id
+            if job_id in self._turn:
+                self._turn.remove(job_id)
+                self._effects.completed.append(job_id)
+
+    def _check_halt(self, job: OwnedJob) -> None:
+        halt, counts = job.halt, job.ledger.counts
+        if halt is None or job.halted:
+            return
+        done, failed = counts[TaskState.DONE], counts[TaskState.FAILED]
+        reached = {HaltWhy.DONE: done + failed, HaltWhy.SUCCESS: done, HaltWhy.FAIL: failed}[halt.why]
+        if halt.is_percent:
+            if job.ledger.total is None:
+                return
+            needed = max(1, ceil(job.ledger.total * halt.count / 100))
+        else:
+            needed = halt.count
+        if reached >= needed:
+            job.halted = str(halt)
+            self._cancel_indices(job, job.ledger.open_indices(), kill=halt.when is HaltWhen.NOW)
+
+    # --- cancel and retry -------------------------------------------------------------------------
+
+    def cancel(self, job_id: bytes, indices: Sequence[int] | None, *, kill: bool) -> int:
+        """Cancel open tasks (all when None).  Without `kill`, tasks that run may finish: only those that have no
+        lease end here, and holders are asked to hand back what they have not started.
+
+        Returns:
+            How many tasks were cancelled at once.
+        """
+        job = self.jobs[job_id]
+        if indices is None:
+            job.is_cancelled = True
+            self._effects.facts.append((job_id, FactKind.CANCEL_ALL, []))
+            indices = job.ledger.open_indices()
+        return self._cancel_indices(job, indices, kill=kill)
+
+    def _cancel_indices(self, job: OwnedJob, indices: Sequence[int] | range, *, kill: bool) -> int:
+        cancelled = 0
+        by_thief: dict[bytes, list[int]] = {}
+        for index in indices:
+            if index >= job.ledger.size or job.ledger.state(index) is not TaskState.OPEN:
+                continue
+            lease = job.leases.get(index)
+            if lease is not None:
+                by_thief.setdefault(lease.thief, []).append(index)
+                if not kill:
+                    job.cancelling[index] = None
+                    continue
+            self.cancel_one(job, index)
+            cancelled += 1
+        for thief, held in by_thief.items():
+            self._effects.stops.append((thief, job.envelope.job_id, held, kill))
+        return cancelled
+
+    def cancel_one(self, job: OwnedJob, index: int) -> None:
+        """End one open task as cancelled."""
+        generation = job.ledger.generation(index)
+        job.ledger.cancel(index, generation)
+        self._fact(job, FactKind.CANCEL, [index, generation])
+        self._ended(job, index, TaskState.CANCELLED, None, LOCAL)
+
+    def returned(self, now: float, thief: bytes, job_id: bytes, indices: Sequence[int]) -> None:
+        """A holder hands back tasks that it has not started (it leaves, or we asked)."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            return
+        for index in reversed(indices):
+            lease = job.leases.get(index)
+            if lease is None or lease.thief != thief:
+                continue
+            self._release(job, index)
+            job.attempts[index] = max(0, job.attempts.get(index, 1) - 1)
+            self._requeue(job, index)
+
+    def retry(self, job_id: bytes, indices: Sequence[int], payloads: dict[int, bytes]) -> int:
+        """Start ended tasks again under a new generation; returns how many."""
+        job = self.jobs[job_id]
+        job.is_cancelled, job.halted = False, ""
+        count = 0
+        for index in indices:
+            if index >= job.ledger.size or job.ledger.state(index) is TaskState.OPEN:
+                continue
+            generation = job.ledger.generation(index) + 1
+            if job.ledger.retry(index, generation) is None:
+                continue
+            job.payloads[index] = payloads[index]
+            self._fact(job, FactKind.RETRY, [index, generation])
+            job.ready.append(index)
+            count += 1
+        if count and job_id not in self._turn:
+            self._turn.append(job_id)
+        return count
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Raise InvariantViolation when the books do not agree."""
+        for job in self.jobs.values():
+            job.ledger.check_invariants()
+            for index in job.leases:
+                if job.ledger.state(index) is not TaskState.OPEN:
+                    raise InvariantViolation(f"task {index} has ended and is leased: {job.stories.get(index)}")
+            available = {index for index in job.ready if job.ledger.state(index) is TaskState.OPEN}
+            missing = [i for i in job.ledger.open_indices() if i not in available and i not in job.leases]
+            if missing:
+                raise InvariantViolation(f"tasks {missing[:5]} are neither ready nor leased")
+            for index in job.ledger.open_indices():
+                if index not in job.payloads:
+                    raise InvariantViolation(f"open task {index} has no payload")

@@ -1,0 +1,477 @@
+"""The owner's side, performed: journal, results intake, watchers.
+
+Everything that `OwnerCore` decides is signed and journaled here in groups: one envelope per kind of fact and flush,
+one store commit at a time, so that the cost of a signature and a disk sync is shared by all tasks of that moment.
+When the store cannot take a commit nothing is forgotten: it is tried again, and no new work is given out until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pcompute.errors import RemoteProtocolError, StoreError, UsageError
+from p2pcompute.host.interfaces import Host, Write
+from p2pcompute.host.runs import Outcome
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.ids import job_alias
+from p2pcompute.identity.keys import Identity
+from p2pcompute.limits import JOBS_ACTIVE_MAX, TASK_PAYLOAD_BYTES_MAX
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.messages import (
+    CLAIMS_CONTENT_TYPE,
+    FACT_CONTENT_TYPE,
+    Claim,
+    decode_outcome,
+    encode_outcome,
+    output_digest,
+    parse_claims,
+)
+from p2pcompute.scheduler.owner import OwnedJob, OwnerCore, TaskEnd
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
+from p2pcompute.store.journal import Journal, JobRecord, ResultRecord
+from p2pcompute.wire import cbor
+from p2pcompute.wire.envelope import open_envelope
+
+FACT_ENTRIES_MAX = 2000
+"""Entries in one fact."""
+FACT_BYTES_MAX = 512 * 1024
+"""Task payloads in one fact."""
+RETRY_COMMIT_S = 2.0
+"""Pause before a failed commit is tried again."""
+RATE_TAU_S = 10.0
+"""Time constant of the rates that people see."""
+OPEN_TASKS_MAX = 200_000
+"""Open tasks of a job above which `add_tasks` waits: bounds memory, not the job."""
+
+Listener = Callable[[Sequence[TaskEnd]], None]
+
+
+class Rate:
+    """Events per second, exponentially averaged over RATE_TAU_S."""
+
+    __slots__ = ("_at", "_value")
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._value = 0.0
+
+    def add(self, now: float) -> None:
+        self._value = self.at(now) + 1 / RATE_TAU_S
+        self._at = now
+
+    def at(self, now: float) -> float:
+        return self._value * max(0.0, 1 - (now - self._at) / RATE_TAU_S) if self._value else 0.0
+
+
+@dataclass(slots=True)
+class JobBook:
+    """What the service keeps beside the core's books."""
+
+    record: JobRecord
+    job: OwnedJob
+    next_fact: int = 0
+    listeners: list[Listener] = field(default_factory=list)
+    rates: dict[bytes, Rate] = field(default_factory=dict)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while more tasks may be added."""
+
+
+@dataclass(slots=True)
+class OwnerCounters:
+    """`refused_claims_count`: results for tasks or jobs that are not open here (late, repeated, unknown)."""
+
+    accepted_count: int = 0
+    failed_count: int = 0
+    refused_claims_count: int = 0
+    forged_claims_count: int = 0
+    commit_failures_count: int = 0
+
+
+class OwnerService:
+    """Owns the jobs submitted at this node."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        journal: Journal | None,
+        scope: TaskScope,
+        wake: Callable[[], None],
+        name_of: Callable[[bytes], str],
+    ) -> None:
+        """Args:
+        journal: None for an embedded node that keeps nothing.
+        wake: makes the scheduler look for something to do.
+        name_of: a node's name by its key (LOCAL included).
+        """
+        self._host = host
+        self._identity = identity
+        self._journal = journal
+        self._scope = scope
+        self._wake = wake
+        self._name_of = name_of
+        self.core = OwnerCore()
+        self.books: dict[bytes, JobBook] = {}
+        self.aliases: dict[str, bytes] = {}
+        self.counters = OwnerCounters()
+        self.trouble: StoreError | None = None
+        """Why the store takes nothing just now."""
+        self._facts: deque[tuple[bytes, FactKind, list[Any]]] = deque()
+        self._writes: list[Write] = []
+        self._committed: list[asyncio.Future[None]] = []
+        self._is_flushing = False
+        self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
+        """(holder, job, indices, kill) to be sent by the scheduler."""
+
+    # --- start ------------------------------------------------------------------------------------
+
+    async def recover(self) -> int:
+        """Read the jobs of earlier lives; returns how many are unfinished."""
+        if self._journal is None:
+            return 0
+        unfinished = 0
+        for record in await self._journal.load_jobs():
+            envelope = open_job(self._host.crypto, record.envelope, wall=self._host.clock.wall())
+            facts: list[tuple[int, Any]] = []
+            count = 0
+            async for raw in self._journal.facts(envelope.job_id):
+                facts.append(self._open_fact(raw))
+                count += 1
+            job = self.core.recover(envelope, facts)
+            book = self.books[envelope.job_id] = JobBook(record, job, next_fact=count)
+            book.room.set()
+            self.aliases[record.alias] = envelope.job_id
+            unfinished += not job.ledger.is_complete
+        self.apply_effects()
+        return unfinished
+
+    def _open_fact(self, raw: bytes) -> tuple[int, Any]:
+        """Facts in our own journal were verified when they were written: their signature is not checked again."""
+        _protected, _unprotected, body, _signature = cbor.decode(raw)
+        payload = cbor.decode(body)
+        if "claims" in payload:
+            return FactKind.CLAIMS, payload["claims"]
+        return payload["kind"], payload["body"]
+
+    # --- submission -------------------------------------------------------------------------------
+
+    async def submit(self, terms: JobTerms, spec: bytes, note: str) -> bytes:
+        """Accept a job; durable on return."""
+        active = sum(not book.job.ledger.is_complete for book in self.books.values())
+        if active >= JOBS_ACTIVE_MAX:
+            raise UsageError(
+                f"{active} jobs are active here", "that is the limit of one node",
+                "wait for some, or cancel: p2pc jobs", code="jobs-full",
+            )
+        wall = self._host.clock.wall()
+        terms = JobTerms(
+            name=terms.name, retries=terms.retries, python=terms.python, local_only=terms.local_only,
+            slots_max=terms.slots_max, halt=terms.halt, created_ms=int(wall * 1000),
+        )
+        raw = seal_job(self._identity, terms, spec, self._host.crypto.random_bytes(16))
+        envelope = open_job(self._host.crypto, raw, wall=wall)
+        alias = job_alias(envelope.job_id, self.aliases)
+        record = JobRecord(job_id=envelope.job_id, envelope=raw, alias=alias, note=note, submitted=wall)
+        if self._journal is not None:
+            await self._host.store.commit([self._journal.job_write(record)])
+        book = self.books[envelope.job_id] = JobBook(record, self.core.add_job(envelope))
+        book.room.set()
+        self.aliases[alias] = envelope.job_id
+        return envelope.job_id
+
+    async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
+        """Add tasks; waits for room; durable on return (they may have started before)."""
+        book = self.book(job_id)
+        for payload in payloads:
+            if len(payload) > TASK_PAYLOAD_BYTES_MAX:
+                raise UsageError(
+                    f"a task of {len(payload)} bytes is too large", f"the limit is {TASK_PAYLOAD_BYTES_MAX}",
+                    "send large inputs as files: --send", code="task-size",
+                )
+        await book.room.wait()
+        first = self.add_tasks_now(book, payloads)
+        await self.committed()
+        return first
+
+    def add_tasks_now(self, book: JobBook, payloads: Sequence[bytes]) -> int:
+        """Add tasks without waiting for room or disk."""
+        job_id = book.job.envelope.job_id
+        if book.job.ledger.total is not None:
+            raise UsageError("the job is sealed", "its number of tasks was fixed", "submit a new job", code="sealed")
+        first = self.core.add_tasks(job_id, payloads)
+        start, size = 0, 0
+        for position, payload in enumerate(payloads):
+            if position > start and (size + len(payload) > FACT_BYTES_MAX or position - start >= FACT_ENTRIES_MAX):
+                self._fact(job_id, FactKind.TASKS, [first + start, list(payloads[start:position])])
+                start, size = position, 0
+            size += len(payload)
+        if start < len(payloads):
+            self._fact(job_id, FactKind.TASKS, [first + start, list(payloads[start:])])
+        if book.job.ledger.counts[TaskState.OPEN] >= OPEN_TASKS_MAX:
+            book.room.clear()
+        self._wake()
+        return first
+
+    async def seal(self, job_id: bytes) -> None:
+        book = self.book(job_id)
+        if book.job.ledger.total is None:
+            self.core.seal(job_id)
+            self._fact(job_id, FactKind.SEAL, [book.job.ledger.total])
+            self._notify(book, [])
+        self._wake()
+        await self.committed()
+
+    def book(self, job_id: bytes) -> JobBook:
+        try:
+            return self.books[job_id]
+        except KeyError:
+            raise UsageError("no such job", "it is not kept here", "list them: p2pc jobs --all", code="no-job") from None
+
+    # --- cancel, retry, forget --------------------------------------------------------------------
+
+    async def cancel(self, job_id: bytes, indices: Sequence[int] | None, *, kill: bool) -> None:
+        book = self.book(job_id)
+        if indices is None and book.job.ledger.total is None:
+            self.core.seal(job_id)
+            self._fact(job_id, FactKind.SEAL, [book.job.ledger.total])
+        self.core.cancel(job_id, indices, kill=kill)
+        self._notify(book, [])
+        self._wake()
+        await self.committed()
+
+    async def retry(self, job_id: bytes, indices: Sequence[int] | None, *, failed_only: bool) -> int:
+        book = self.book(job_id)
+        ledger = book.job.ledger
+        if self._journal is None:
+            raise UsageError("this node keeps no tasks", "it is embedded without a store", None, code="no-store")
+        wanted = range(ledger.size) if indices is None else indices
+        states = (TaskState.FAILED, TaskState.CANCELLED) if failed_only else tuple(TaskState)
+        chosen = [i for i in wanted if i < ledger.size and ledger.state(i) in states and ledger.state(i) != TaskState.OPEN]
+        payloads = await self.payloads(job_id, chosen)
+        count = self.core.retry(job_id, [index for index in chosen if index in payloads], payloads)
+        if count:
+            book.record = book.record.with_finished(None)
+            self._writes.append(self._journal.job_write(book.record))
+        self._wake()
+        await self.committed()
+        return count
+
+    async def payloads(self, job_id: bytes, indices: Sequence[int]) -> dict[int, bytes]:
+        """Return the payloads of these tasks, from memory or from the journal."""
+        book = self.book(job_id)
+        found = {index: book.job.payloads[index] for index in indices if index in book.job.payloads}
+        missing = {index for index in indices if index not in found}
+        if missing and self._journal is not None:
+            async for raw in self._journal.facts(job_id):
+                kind, body = self._open_fact(raw)
+                if kind != FactKind.TASKS or body[0] > max(missing) or body[0] + len(body[1]) <= min(missing):
+                    continue
+                for index, payload in enumerate(body[1], body[0]):
+                    if index in missing:
+                        found[index] = payload
+        return found
+
+    async def forget(self, job_id: bytes) -> None:
+        """Remove a finished job and all that is kept of it."""
+        book = self.books.pop(job_id)
+        self.aliases.pop(book.record.alias, None)
+        self.core.forget_job(job_id)
+        if self._journal is not None:
+            await self._journal.delete_job(job_id)
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def intake_local(self, job_id: bytes, index: int, generation: int, attempt: int, outcome: Outcome) -> None:
+        """Take the outcome of the node's own worker."""
+        digest = output_digest(outcome) if self._journal is not None else b""
+        changed = self.core.result(
+            self._host.clock.now(), LOCAL, self._identity.installation, job_id, index, generation, attempt, outcome,
+            digest,
+        )
+        if changed and not outcome.status == "ok":
+            self._claim_fact(job_id, [index, generation, attempt, str(outcome.status), digest])
+
+    def _claim_fact(self, job_id: bytes, claim: list[Any]) -> None:
+        if self._journal is not None:
+            self._facts.append((job_id, FactKind.CLAIMS, [claim]))
+
+    def open_claims(self, raw: bytes, signer: bytes, bodies: Any) -> tuple[bytes, list[tuple[Claim, Outcome]]]:
+        """Return (job, claims with their outcomes) of a RESULTS message.
+
+        Raises:
+            RemoteProtocolError: forged, malformed, or an outcome is not the one that was signed.
+        """
+        try:
+            envelope = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE, signer=signer)
+            job_id, claims = parse_claims(envelope.payload)
+            if not isinstance(bodies, list) or len(bodies) != len(claims):
+                raise RemoteProtocolError("claims and outcomes differ in number")
+            pairs = []
+            for claim, body in zip(claims, bodies, strict=True):
+                outcome = decode_outcome(body)
+                if str(outcome.status) != claim[3] or output_digest(outcome) != claim[4]:
+                    raise RemoteProtocolError("an outcome is not the one that was claimed")
+                pairs.append((claim, outcome))
+        except RemoteProtocolError:
+            self.counters.forged_claims_count += 1
+            raise
+        return job_id, pairs
+
+    def wants(self, job_id: bytes, claim: Claim) -> bool:
+        """True while this result would still change something."""
+        job = self.core.jobs.get(job_id)
+        return job is not None and job.ledger.is_open(claim[0], claim[1])
+
+    def intake(
+        self, thief: bytes, installation: bytes, job_id: bytes, raw: bytes, pairs: Sequence[tuple[Claim, Outcome]]
+    ) -> int:
+        """Take a remote worker's results; the blobs that they name are here.  Returns how many counted."""
+        now = self._host.clock.now()
+        taken = 0
+        for (index, generation, attempt, _status, digest), outcome in pairs:
+            taken += self.core.result(
+                now, thief, installation, job_id, index, generation, attempt, outcome, digest
+            )
+        self.counters.refused_claims_count += len(pairs) - taken
+        if taken and self._journal is not None:
+            book = self.books[job_id]
+            self._writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
+            book.next_fact += 1
+        return taken
+
+    # --- effects ----------------------------------------------------------------------------------
+
+    def apply_effects(self) -> None:
+        """Journal and tell what the core has decided; the stops that holders must be sent gather in `stops`."""
+        effects = self.core.take_effects()
+        self._facts.extend(effects.facts)
+        now = self._host.clock.now()
+        by_job: dict[bytes, list[TaskEnd]] = {}
+        for end in effects.ends:
+            by_job.setdefault(end.job_id, []).append(end)
+        for job_id, ends in by_job.items():
+            book = self.books.get(job_id)
+            if book is None:
+                continue
+            for end in ends:
+                book.rates.setdefault(end.thief, Rate()).add(now)
+                if end.state is TaskState.DONE:
+                    self.counters.accepted_count += 1
+                elif end.state is TaskState.FAILED:
+                    self.counters.failed_count += 1
+                if self._journal is not None:
+                    self._writes.append(self._journal.result_write(job_id, end.index, end.generation, self._record(end)))
+            if not book.room.is_set() and book.job.ledger.counts[TaskState.OPEN] < OPEN_TASKS_MAX // 2:
+                book.room.set()
+            self._notify(book, ends)
+        for job_id in effects.completed:
+            self._completed(job_id)
+        self.stops.extend(effects.stops)
+        self._start_flush()
+
+    def _record(self, end: TaskEnd) -> ResultRecord:
+        return ResultRecord(
+            state=int(end.state),
+            node_key=b"" if end.thief == LOCAL else end.thief,
+            node_name=self._name_of(end.thief),
+            attempts=end.attempts,
+            outcome=b"" if end.outcome is None else encode_outcome(end.outcome),
+        )
+
+    def _completed(self, job_id: bytes) -> None:
+        book = self.books.get(job_id)
+        if book is None or book.record.finished is not None:
+            return
+        book.record = book.record.with_finished(self._host.clock.wall())
+        if self._journal is not None:
+            self._writes.append(self._journal.job_write(book.record))
+        self._notify(book, [])
+
+    def _notify(self, book: JobBook, ends: Sequence[TaskEnd]) -> None:
+        for listener in tuple(book.listeners):
+            listener(ends)
+
+    def _fact(self, job_id: bytes, kind: FactKind, body: list[Any]) -> None:
+        if self._journal is not None:
+            self._facts.append((job_id, kind, body))
+
+    # --- journal ----------------------------------------------------------------------------------
+
+    async def committed(self) -> None:
+        """Wait until everything decided so far is durable."""
+        self.apply_effects()
+        if not self._is_flushing:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._committed.append(waiter)
+        await waiter
+
+    def _start_flush(self) -> None:
+        if (self._facts or self._writes) and not self._is_flushing:
+            if self._journal is None:
+                self._facts.clear()
+                self._writes.clear()
+            else:
+                self._is_flushing = True
+                self._scope.spawn(self._flush(self._journal), "flush")
+
+    async def _flush(self, journal: Journal) -> None:
+        """Sign and commit until nothing waits; acknowledgements go out after the commit that covers them."""
+        try:
+            while self._facts or self._writes or self._committed:
+                waiters, self._committed = self._committed, []
+                writes = self._sign_facts(journal)
+                await self._commit(writes)
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+        finally:
+            self._is_flushing = False
+
+    def _sign_facts(self, journal: Journal) -> list[Write]:
+        writes, self._writes = self._writes, []
+        while self._facts:
+            job_id, kind, body = self._facts.popleft()
+            if kind not in (FactKind.TASKS, FactKind.SEAL):
+                while self._facts and self._facts[0][:2] == (job_id, kind) and len(body) < FACT_ENTRIES_MAX:
+                    body = body + self._facts.popleft()[2]
+            book = self.books.get(job_id)
+            if book is None:
+                continue
+            if kind is FactKind.CLAIMS:
+                raw = self._identity.sign_envelope(CLAIMS_CONTENT_TYPE, {"job": job_id, "claims": body})
+            else:
+                raw = self._identity.sign_envelope(
+                    FACT_CONTENT_TYPE, {"job": job_id, "kind": int(kind), "body": body}
+                )
+            writes.append(journal.fact_write(job_id, book.next_fact, raw))
+            book.next_fact += 1
+        return writes
+
+    async def _commit(self, writes: list[Write]) -> None:
+        while writes:
+            try:
+                await self._host.store.commit(writes)
+            except StoreError as error:
+                self.trouble = error
+                self.counters.commit_failures_count += 1
+                await self._host.clock.sleep(RETRY_COMMIT_S)
+            else:
+                if self.trouble is not None:
+                    self.trouble = None
+                    self._wake()
+                return
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    async def result_of(self, job_id: bytes, index: int) -> ResultRecord | None:
+        """Return how a task ended at its present generation."""
+        if self._journal is None:
+            return None
+        generation = self.book(job_id).job.ledger.generation(index)
+        return await self._journal.result(job_id, index, generation)

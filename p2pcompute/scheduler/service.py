@@ -1,0 +1,556 @@
+"""The scheduler of one node: owner, worker, thief and victim wired to channels.
+
+One loop, `_pump`, runs after every event and asks the cores in this order: local work first, then the thieves that
+wait here, then the slots, then (when there is still room) other nodes.  It makes no decision of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2pcompute.errors import P2pcError, RemoteProtocolError, TrustError
+from p2pcompute.host.interfaces import Address, BlobRef, Host
+from p2pcompute.host.runs import Outcome
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity
+from p2pcompute.limits import (
+    GRANT_ACK_S,
+    GRANT_BYTES_MAX,
+    GRANT_TASKS_MAX,
+    LEASE_S_MIN,
+    OFFER_S_MIN,
+    PARK_S,
+    PEER_LOST_GRACE_S,
+    RECOVERY_GRACE_S,
+    VICTIMS_MAX,
+)
+from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.messages import Message
+from p2pcompute.scheduler.owner import Grant
+from p2pcompute.scheduler.owner_service import OwnerService
+from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
+from p2pcompute.scheduler.terms import JobEnvelope, open_job
+from p2pcompute.scheduler.worker import Held
+from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
+from p2pcompute.store.journal import Journal
+from p2pcompute.transport.channels import Channel, Channels
+
+TICK_S = 1.0
+"""Period of the timer that ends leases, grants and parked requests."""
+HOT_S = 10.0
+"""A victim that gave or offered work so recently is asked before others."""
+PATIENCE_S = 0.25
+"""How long a thief waits for its hot victims before it parks at others too."""
+GIVEN_ID = 1 << 62
+"""Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
+EARLIER_LIVES_MAX = 4096
+
+
+@dataclass(slots=True)
+class _Given:
+    """Tasks handed from our queue to a thief that has not acknowledged."""
+
+    thief: bytes
+    held: list[Held]
+    deadline: float
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Every message that was refused is counted by its reason."""
+
+    grants_given_count: int = 0
+    grants_taken_count: int = 0
+    grants_declined_count: int = 0
+    steals_refused_full_count: int = 0
+    offers_sent_count: int = 0
+
+
+class Scheduler:
+    """Owner, worker, thief and victim of one node."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        channels: Channels,
+        journal: Journal | None,
+        scope: TaskScope,
+        *,
+        boot: bytes,
+        python: tuple[int, int],
+        inputs: Inputs,
+        fetch: Fetch,
+        fetch_results: Fetch,
+        name_of: Callable[[bytes], str],
+        own_addresses: Callable[[], Sequence[Address]],
+    ) -> None:
+        """Args:
+        boot: random bytes, new for each life of this node.
+        inputs, fetch: see `worker_service`.
+        fetch_results: brings a result's blobs from its worker.
+        own_addresses: where thieves of our thieves may reach us.
+        """
+        self._host = host
+        self._identity = identity
+        self._channels = channels
+        self._scope = scope
+        self._boot = boot
+        self._python = python
+        self._fetch_results = fetch_results
+        self._own_addresses = own_addresses
+        self._rng = host.rng.stream("scheduler.victims")
+        self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of)
+        self.worker = WorkerService(
+            host, identity, channels, journal, scope, self.wake, boot=boot, inputs=inputs, fetch=fetch,
+            intake_local=self.owner.intake_local,
+            spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
+        )
+        self.parking = Parking()
+        self.counters = SchedulerCounters()
+        self.peers: dict[bytes, list[Address]] = {}
+        """Members that may be asked for work or offered some."""
+        self._given: dict[int, _Given] = {}
+        self._next_given = GIVEN_ID
+        self._asked: dict[bytes, float] = {}
+        """Victim → when our request was parked there."""
+        self._hot: dict[bytes, float] = {}
+        self._hungry_since = 0.0
+        self._request_id = 0
+        self._offered: dict[bytes, float] = {}
+        self._knows_job: dict[bytes, dict[bytes, None]] = {}
+        """Channel peer → jobs whose envelope it has from us in its present life."""
+        self._boots: dict[bytes, bytes] = {}
+        self._opening: dict[bytes, None] = {}
+        self._is_pumping = False
+        self._may_grant_at = 0.0
+        self._is_closed = False
+        self._register()
+
+    def _register(self) -> None:
+        channels = self._channels
+        channels.on_message(Message.OFFER, self._on_offer)
+        channels.on_message(Message.STEAL, self._on_steal)
+        channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
+        channels.on_message(Message.GRANT, self._on_grant)
+        channels.on_message(Message.GRANT_ACK, self._on_grant_ack)
+        channels.on_message(Message.STOP, self._on_stop)
+        channels.on_message(Message.LEAVING, self._on_leaving)
+        channels.on_request(Message.RESULTS, self._on_results)
+        channels.on_request(Message.HEARTBEAT, self._on_heartbeat)
+        channels.on_request(Message.RETURNED, self._on_returned)
+        channels.on_request(Message.JOB, self._on_job)
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up what earlier lives left: jobs to finish, results to return.
+
+        After a restart with unfinished jobs nothing is granted for RECOVERY_GRACE_S, so that workers can say what
+        they still hold.
+        """
+        if await self.owner.recover():
+            self._may_grant_at = self._host.clock.now() + RECOVERY_GRACE_S
+            self._host.clock.call_later(RECOVERY_GRACE_S, self.wake)
+        await self.worker.recover()
+        self._scope.spawn(self._run_timer(), "timer")
+        self.wake()
+
+    async def _run_timer(self) -> None:
+        while True:
+            await self._host.clock.sleep(TICK_S)
+            now = self._host.clock.now()
+            self.owner.core.tick(now)
+            self.worker.tick(now)
+            for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
+                self._put_back(self._given.pop(grant_id))
+            self.wake()
+
+    async def leave(self, *, drain_s: float) -> None:
+        """Hand back what has not started, let running tasks finish for `drain_s`, deliver results."""
+        self.worker.core.is_paused = True
+        for channel in self._channels.all():
+            channel.send(Message.LEAVING, [])
+        surrendered = self.worker.core.surrender()
+        now = self._host.clock.now()
+        for (owner, job_id), indices in surrendered.items():
+            if owner == LOCAL:
+                self.owner.core.returned(now, LOCAL, job_id, indices)
+        await self.worker.hand_back({key: v for key, v in surrendered.items() if key[0] != LOCAL})
+        try:
+            async with self._host.clock.timeout(drain_s):
+                while self.worker.core.held or any(link.results for link in self.worker.links.values()):
+                    await self._host.clock.sleep(0.05)
+        except TimeoutError:
+            self._host.runner.kill([run_id for run_id in self.worker.core.held])
+        await self.owner.committed()
+
+    def close(self) -> None:
+        self._is_closed = True
+
+    # --- the pump ---------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Look for something to do, soon; many calls cost one look."""
+        if not self._is_pumping and not self._is_closed:
+            self._is_pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._is_pumping = False
+        if self._is_closed:
+            return
+        now = self._host.clock.now()
+        self.owner.apply_effects()
+        if self.owner.trouble is None and now >= self._may_grant_at:
+            self._feed_local(now)
+            self._serve_parked(now)
+        self.worker.start_batches()
+        self.owner.apply_effects()
+        self._send_stops()
+        self._seek_work(now)
+
+    def _feed_local(self, now: float) -> None:
+        core = self.worker.core
+        while want := core.want():
+            thief = Thief(LOCAL, self._identity.installation, self._boot, self._python, core.slot_count, want)
+            grant = self.owner.core.choose(now, thief)
+            if grant is None:
+                return
+            self.worker.take_local(grant)
+
+    def _serve_parked(self, now: float) -> None:
+        for thief in self.parking.waiting(now):
+            channel = self._channels.get(thief.key)
+            if channel is None:
+                self.parking.remove(thief.key)
+                continue
+            grant = self.owner.core.choose(now, thief)
+            if grant is not None:
+                self._send_grant(channel, grant, self.owner.core.jobs[grant.job_id].envelope, b"", ())
+            elif not self._give_queued(now, channel, thief):
+                continue
+            self.parking.remove(thief.key)
+
+    def _give_queued(self, now: float, channel: Channel, thief: Thief) -> bool:
+        """Let a thief steal from what this node holds for others and has not started."""
+
+        def may_give(job_id: bytes) -> bool:
+            job = self.worker.jobs.get(job_id)
+            if job is None:
+                return False
+            return job.terms.python is None or job.terms.python == thief.python
+
+        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give)
+        while held and sum(len(one.task.payload) for one in held) > GRANT_BYTES_MAX:
+            self.worker.core.put_back(held.pop())
+        if not held:
+            return False
+        first = held[0]
+        if first.owner == thief.key:
+            for one in held:
+                self.worker.core.put_back(one)
+            return False
+        grant = Grant(
+            self._next_given, thief.request_id, thief.key, first.job_id, first.owner, LEASE_S_MIN,
+            tuple(one.task for one in held),
+        )
+        self._next_given += 1
+        self._given[grant.grant_id] = _Given(thief.key, held, now + GRANT_ACK_S)
+        link = self.worker.link(first.owner)
+        self._send_grant(channel, grant, self.worker.jobs[first.job_id], first.owner, link.addresses)
+        return True
+
+    def _send_grant(
+        self, channel: Channel, grant: Grant, job: JobEnvelope, owner: bytes, addresses: Sequence[Address]
+    ) -> None:
+        known = self._knows_job.setdefault(channel.peer.key, {})
+        raw = b"" if grant.job_id in known else job.raw
+        known[grant.job_id] = None
+        self.counters.grants_given_count += 1
+        channel.send(Message.GRANT, messages.grant_body(grant, raw, owner, addresses or self._own_addresses()))
+
+    def _put_back(self, given: _Given) -> None:
+        for held in given.held:
+            self.worker.core.put_back(held)
+        self.wake()
+
+    def _send_stops(self) -> None:
+        stops, self.owner.stops = self.owner.stops, []
+        now = self._host.clock.now()
+        for thief, job_id, indices, kill in stops:
+            if thief == LOCAL:
+                returned = self.worker.stop(LOCAL, job_id, indices, kill=kill)
+                if returned:
+                    self.owner.core.returned(now, LOCAL, job_id, returned)
+                    self.wake()
+                continue
+            channel = self._channels.get(thief)
+            if channel is not None:
+                for start in range(0, len(indices), messages.HELD_MAX):
+                    channel.send(Message.STOP, [job_id, indices[start : start + messages.HELD_MAX], kill])
+
+    # --- thief ------------------------------------------------------------------------------------
+
+    def _seek_work(self, now: float) -> None:
+        """Ask others when the slots are not fed: first who gave lately, then anyone, by parking there."""
+        want = 0 if self.worker.is_full else self.worker.core.want()
+        if not want:
+            self._hungry_since = 0.0
+            if self._asked and not self.worker.core.free_slots:
+                for key in self._asked:
+                    channel = self._channels.get(key)
+                    if channel is not None:
+                        channel.send(Message.UNPARK, [])
+                self._asked.clear()
+            return
+        if not self._hungry_since:
+            self._hungry_since = now
+        self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2 and self._channels.get(key)}
+        hot = [key for key, at in self._hot.items() if now - at < HOT_S and self._channels.get(key)]
+        for key in hot:
+            self._ask(now, key, want)
+        if hot and now - self._hungry_since < PATIENCE_S and not self.worker.core.free_slots:
+            return
+        cold = [key for key in self.peers if key not in self._asked]
+        room = VICTIMS_MAX - len(self._asked)
+        if room <= 0 or not cold:
+            return
+        for key in self._rng.sample(cold, min(room, len(cold))):
+            if self._channels.get(key) is not None:
+                self._ask(now, key, want)
+            else:
+                self._open(key)
+
+    def _ask(self, now: float, key: bytes, want: int) -> None:
+        if key in self._asked:
+            return
+        channel = self._channels.get(key)
+        if channel is None:
+            return
+        self._request_id += 1
+        self._asked[key] = now
+        thief = Thief(
+            b"", b"", self._boot, self._python, self.worker.core.slot_count, want, self._request_id
+        )
+        channel.send(Message.STEAL, messages.steal_body(thief))
+
+    def _open(self, key: bytes) -> None:
+        """Open a channel to a peer in the background; it wakes the pump when it is there."""
+        if key in self._opening or key not in self.peers:
+            return
+        self._opening[key] = None
+        self._scope.spawn(self._connect(key), "connect")
+
+    async def _connect(self, key: bytes) -> None:
+        try:
+            await self._channels.connect(key, self.peers[key])
+        except (P2pcError, TimeoutError):
+            return  # the next tick tries another peer, or this one again
+        finally:
+            self._opening.pop(key, None)
+        self.wake()
+
+    def _on_offer(self, channel: Channel, _body: Any) -> None:
+        self._hot[channel.peer.key] = self._host.clock.now()
+        self._asked.pop(channel.peer.key, None)
+        self.wake()
+
+    def _on_grant(self, channel: Channel, body: Any) -> None:
+        grant, raw, addresses = messages.parse_grant(body, channel.peer.key)
+        now = self._host.clock.now()
+        self._asked.pop(channel.peer.key, None)
+        self._hot[channel.peer.key] = now
+        core = self.worker.core
+        wanted = core.want() > 0 and not self.worker.is_full and not self._is_closed
+        job = self.worker.jobs.get(grant.job_id)
+        try:
+            if job is None and raw:
+                job = open_job(self._host.crypto, raw, wall=self._host.clock.wall())
+                if job.job_id != grant.job_id:
+                    raise RemoteProtocolError("a grant with the envelope of another job")
+        except RemoteProtocolError:
+            channel.send(Message.GRANT_ACK, [grant.grant_id, False])
+            raise
+        if not wanted:
+            self.counters.grants_declined_count += 1
+            channel.send(Message.GRANT_ACK, [grant.grant_id, False])
+            return
+        channel.send(Message.GRANT_ACK, [grant.grant_id, True])
+        if job is None:
+            self._scope.spawn(self._take_unknown(channel, grant, addresses), "job")
+            return
+        self._take(channel, grant, job, addresses)
+
+    async def _take_unknown(self, channel: Channel, grant: Grant, addresses: list[Address]) -> None:
+        """Ask for the envelope of a job that we were thought to have; without it the lease runs out."""
+        (raw,) = await channel.request(Message.JOB, [grant.job_id], timeout_s=10.0)
+        if not isinstance(raw, bytes):
+            raise RemoteProtocolError("not a job envelope")
+        job = open_job(self._host.crypto, raw, wall=self._host.clock.wall())
+        if job.job_id != grant.job_id:
+            raise RemoteProtocolError("the envelope of another job")
+        self._take(channel, grant, job, addresses)
+
+    def _take(self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address]) -> None:
+        self.counters.grants_taken_count += 1
+        from_owner = grant.owner == channel.peer.key
+        known = [channel.address, *addresses] if from_owner and channel.is_dialler else addresses
+        self.worker.take(grant, job, known or self.peers.get(grant.owner, []))
+        if not from_owner:
+            self.worker.register_moved(grant.owner, channel.peer.key, grant)
+        self.wake()
+
+    def _on_stop(self, channel: Channel, body: Any) -> None:
+        job_id, indices, kill = messages.parse_stop(body)
+        returned = self.worker.stop(channel.peer.key, job_id, indices, kill=kill)
+        if returned and not kill:
+            self._scope.spawn(self.worker.hand_back({(channel.peer.key, job_id): returned}), "hand-back")
+        self.wake()
+
+    # --- victim and owner -------------------------------------------------------------------------
+
+    def _on_steal(self, channel: Channel, body: Any) -> None:
+        peer = channel.peer
+        thief = messages.parse_steal(body, peer.key, peer.installation)
+        if not self.parking.park(self._host.clock.now(), thief):
+            self.counters.steals_refused_full_count += 1
+            return
+        self.wake()
+
+    def _on_grant_ack(self, channel: Channel, body: Any) -> None:
+        grant_id, is_accepted = messages.parse_ack(body)
+        if grant_id >= GIVEN_ID:
+            given = self._given.get(grant_id)
+            if given is not None and given.thief == channel.peer.key:
+                del self._given[grant_id]
+                if not is_accepted:
+                    self._put_back(given)
+            return
+        self.owner.core.acknowledged(self._host.clock.now(), channel.peer.key, grant_id, is_accepted)
+        if not is_accepted:
+            self.wake()
+
+    async def _on_results(self, channel: Channel, body: Any) -> Any:
+        if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], bytes)):
+            raise RemoteProtocolError("malformed message: results")
+        job_id, pairs = self.owner.open_claims(body[0], channel.peer.key, body[1])
+        wanted = [(claim, outcome) for claim, outcome in pairs if self.owner.wants(job_id, claim)]
+        refs: dict[BlobRef, None] = {}
+        for _claim, outcome in wanted:
+            refs.update(dict.fromkeys(messages.outcome_blobs(outcome)))
+        missing = [ref for ref in refs if not await self._host.store.blobs.has(ref)]
+        if missing:
+            await self._fetch_results(missing, channel.peer.key, [channel.address])
+        taken = self.owner.intake(channel.peer.key, channel.peer.installation, job_id, body[0], wanted)
+        self.wake()
+        await self.owner.committed()
+        return [taken]
+
+    async def _on_heartbeat(self, channel: Channel, body: Any) -> Any:
+        boot, moved_from, jobs = messages.parse_heartbeat(body)
+        now = self._host.clock.now()
+        answer = []
+        for job_id, held in jobs:
+            drop = self.owner.core.heartbeat(
+                now, channel.peer.key, boot, job_id, held, moved_from=moved_from or None
+            )
+            if drop:
+                answer.append([job_id, drop])
+        self.wake()
+        return answer
+
+    async def _on_returned(self, channel: Channel, body: Any) -> Any:
+        now = self._host.clock.now()
+        for job_id, indices in messages.parse_job_indices(body):
+            self.owner.core.returned(now, channel.peer.key, job_id, indices)
+        self.wake()
+        await self.owner.committed()
+        return []
+
+    async def _on_job(self, _channel: Channel, body: Any) -> Any:
+        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], bytes)):
+            raise RemoteProtocolError("malformed message: job")
+        owned = self.owner.core.jobs.get(body[0])
+        job = owned.envelope if owned is not None else self.worker.jobs.get(body[0])
+        if job is None:
+            raise TrustError("no such job here", code="no-job")
+        return [job.raw]
+
+    def _on_leaving(self, channel: Channel, _body: Any) -> None:
+        self.parking.remove(channel.peer.key)
+        self._hot.pop(channel.peer.key, None)
+
+    def offer(self) -> None:
+        """Hint to all peers that there is work here, at most every OFFER_S_MIN to each."""
+        now = self._host.clock.now()
+        for key in self.peers:
+            if key in self.parking or now - self._offered.get(key, -OFFER_S_MIN) < OFFER_S_MIN:
+                continue
+            channel = self._channels.get(key)
+            if channel is None:
+                self._open(key)
+                continue
+            self._offered[key] = now
+            self.counters.offers_sent_count += 1
+            channel.send(Message.OFFER, [])
+
+    # --- peers ------------------------------------------------------------------------------------
+
+    def peer_known(self, key: bytes, addresses: Sequence[Address]) -> None:
+        """A member can be reached here."""
+        self.peers[key] = list(addresses)
+        if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
+            self._open(key)
+        self.wake()
+
+    def peer_gone(self, key: bytes) -> None:
+        """A member is no longer reachable; leases it holds end by themselves."""
+        self.peers.pop(key, None)
+        self._offered.pop(key, None)
+
+    def channel_opened(self, channel: Channel) -> None:
+        key = channel.peer.key
+        boot = channel.peer.hello.get("boot")
+        if isinstance(boot, bytes) and self._boots.get(key, boot) != boot:
+            self._knows_job.pop(key, None)
+            self.owner.core.peer_lost(self._host.clock.now(), key, boot=boot)
+        if isinstance(boot, bytes):
+            self._boots[key] = boot
+            if len(self._boots) > EARLIER_LIVES_MAX:
+                del self._boots[next(iter(self._boots))]
+        if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
+            self.counters.offers_sent_count += 1
+            channel.send(Message.OFFER, [])
+        link = self.worker.links.get(key)
+        if link is not None:
+            link.heartbeat_due = min(link.heartbeat_due, self._host.clock.now()) if link.heartbeat_due else 0.0
+            self.worker.tick(self._host.clock.now())
+        self.wake()
+
+    def channel_lost(self, channel: Channel) -> None:
+        key = channel.peer.key
+        self._asked.pop(key, None)
+        if self._channels.get(key) is not None:
+            return
+        self.parking.remove(key)
+        self._host.clock.call_later(PEER_LOST_GRACE_S, lambda: self._judge_lost(key))
+        link = self.worker.links.get(key)
+        if link is not None and link.heartbeat_due:
+            link.heartbeat_due = self._host.clock.now()  # knock at the owner at once: it may be back
+        self.wake()
+
+    def _judge_lost(self, key: bytes) -> None:
+        if self._is_closed or self._channels.get(key) is not None:
+            return
+        if self.owner.core.peer_lost(self._host.clock.now(), key):
+            self.wake()
+
+    # --- local outcome helpers --------------------------------------------------------------------
+
+    def outcome_of(self, raw: bytes) -> Outcome | None:
+        """Decode a stored outcome; None for tasks that never ran."""
+        return messages.decode_outcome(raw) if raw else None

@@ -1,0 +1,71 @@
+"""What a thief says of itself, and the steal requests that wait at a victim.
+
+Source: Blumofe & Leiserson 1999 for stealing by idle processors; parking a request at the victim instead of
+polling follows from "new work leaves in one message" (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from p2pcompute.limits import PARK_S, PARKED_MAX
+
+LOCAL: Final = b"local"
+"""Key of the node's own worker as a thief of its own jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thief:
+    """A node that asks for work."""
+
+    key: bytes
+    """Its signing key, or LOCAL."""
+    installation: bytes
+    boot: bytes
+    """Differs after each restart of the node."""
+    python: tuple[int, int]
+    slots: int
+    want: int
+    """How many tasks it would take now, by its own estimate of a batch; at least 1."""
+    request_id: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        return self.key == LOCAL
+
+
+class Parking:
+    """Parked steal requests, one per thief, served in turn (Round Robin of RFC 5356).
+
+    Bound: PARKED_MAX; a full parking refuses.  A request that was served leaves; the thief asks again.
+    """
+
+    def __init__(self) -> None:
+        self._parked: dict[bytes, tuple[Thief, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._parked
+
+    def park(self, now: float, thief: Thief) -> bool:
+        """Keep the request until it is served or PARK_S has passed; False when there is no room.
+
+        A newer request of the same thief replaces the older one and keeps its place in the turn.
+        """
+        if thief.key not in self._parked and len(self._parked) >= PARKED_MAX:
+            return False
+        self._parked[thief.key] = (thief, now + PARK_S)
+        return True
+
+    def remove(self, key: bytes) -> None:
+        self._parked.pop(key, None)
+
+    def waiting(self, now: float) -> list[Thief]:
+        """The live requests in the order in which they are to be served; forgets expired ones."""
+        expired = [key for key, (_thief, until) in self._parked.items() if until <= now]
+        for key in expired:
+            del self._parked[key]
+        return [thief for thief, _until in self._parked.values()]

@@ -1,0 +1,171 @@
+"""The terms of a job: what the submitter asks of the scheduler, signed in the job envelope.
+
+The envelope also carries the execution spec as opaque bytes.  A job's id is the BLAKE2b-256 of its envelope, so
+every node that holds the envelope holds exactly the job that the submitter signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, Final
+
+from p2pcompute.errors import RemoteProtocolError, UsageError
+from p2pcompute.host.interfaces import Crypto
+from p2pcompute.ids import JOB_ID_BYTES
+from p2pcompute.identity.keys import Identity, check_delegation
+from p2pcompute.limits import JOB_NAME_CHARS_MAX
+from p2pcompute.wire.envelope import Envelope, open_envelope
+
+JOB_CONTENT_TYPE: Final = "p2pc/job"
+
+
+class HaltWhen(StrEnum):
+    SOON = "soon"
+    """Start no new tasks, let running ones finish."""
+    NOW = "now"
+    """Kill running tasks too."""
+
+
+class HaltWhy(StrEnum):
+    FAIL = "fail"
+    SUCCESS = "success"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """When to stop a job early, in GNU parallel's words: ``now|soon,fail|success|done=N|N%``."""
+
+    when: HaltWhen
+    why: HaltWhy
+    count: int
+    """Threshold; a percentage of all tasks when `is_percent`."""
+    is_percent: bool
+
+    def __str__(self) -> str:
+        return f"{self.when},{self.why}={self.count}{'%' if self.is_percent else ''}"
+
+
+def parse_halt(text: str) -> Halt | None:
+    """Return the rule that `text` names; None for "never".
+
+    Raises:
+        UsageError: it is not GNU parallel's syntax.
+    """
+    if text in ("", "never"):
+        return None
+    match = re.fullmatch(r"(now|soon),(fail|success|done)=(\d{1,9})(%?)", text)
+    if match is None or int(match[3]) == 0 or (match[4] and int(match[3]) > 100):
+        raise UsageError(
+            f"--halt {text!r} is not a rule",
+            "it reads now|soon,fail|success|done=N or N%",
+            "for example: --halt soon,fail=1",
+            code="halt",
+        )
+    return Halt(HaltWhen(match[1]), HaltWhy(match[2]), int(match[3]), bool(match[4]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTerms:
+    """What the scheduler needs to know of a job."""
+
+    name: str = ""
+    retries: int = 2
+    """Extra attempts after a failure of the task itself, on other nodes where there are any."""
+    python: tuple[int, int] | None = None
+    """Python minor that the job's code needs; None when it does not matter."""
+    local_only: bool = False
+    """Only the owner's own slots."""
+    slots_max: int | None = None
+    """At most so many tasks leased at once over the whole group (-j)."""
+    halt: str = ""
+    created_ms: int = 0
+    """Wall clock of the submitter, Unix milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnvelope:
+    """A verified job."""
+
+    job_id: bytes
+    terms: JobTerms
+    spec: bytes
+    submitter: bytes
+    """Installation that submitted it."""
+    signer: bytes
+    """Key that signed: the installation's or a delegate's."""
+    raw: bytes
+
+
+def job_id_of(raw: bytes) -> bytes:
+    """Return the id of the job with this envelope."""
+    return hashlib.blake2b(raw, digest_size=JOB_ID_BYTES).digest()
+
+
+def seal_job(identity: Identity, terms: JobTerms, spec: bytes, nonce: bytes) -> bytes:
+    """Return the signed envelope of a job."""
+    packed = {name: value for name, value in asdict(terms).items() if value not in (None, "", False)}
+    if terms.python is not None:
+        packed["python"] = list(terms.python)
+    return identity.sign_envelope(
+        JOB_CONTENT_TYPE,
+        {"terms": packed, "spec": spec, "nonce": nonce, "delegation": identity.delegation},
+    )
+
+
+_KINDS: Final[dict[str, type]] = {
+    "name": str, "retries": int, "local_only": bool, "slots_max": int, "halt": str, "created_ms": int,
+}
+
+
+def _terms(value: Any) -> JobTerms:
+    names = {field.name for field in fields(JobTerms)}
+    if not isinstance(value, dict) or any(name not in names for name in value):
+        raise RemoteProtocolError("unknown terms of a job")
+    for name, kind in _KINDS.items():
+        if name in value and (type(value[name]) is not kind or (kind is int and value[name] < 0)):
+            raise RemoteProtocolError(f"bad terms of a job: {name}")
+    python = value.get("python")
+    if python is not None:
+        if not (isinstance(python, list) and len(python) == 2 and all(type(n) is int for n in python)):
+            raise RemoteProtocolError("bad terms of a job: python")
+        value = {**value, "python": (python[0], python[1])}
+    terms = JobTerms(**value)
+    if len(terms.name) > JOB_NAME_CHARS_MAX:
+        raise RemoteProtocolError("bad terms of a job: name is too long")
+    try:
+        parse_halt(terms.halt)
+    except UsageError as error:
+        raise RemoteProtocolError("bad terms of a job: halt") from error
+    return terms
+
+
+def open_job(crypto: Crypto, raw: bytes, *, wall: float) -> JobEnvelope:
+    """Return the verified job.
+
+    Args:
+        wall: Unix seconds at which a delegation must have been valid: the job's creation is enough, so a job
+            outlives its submitter's delegation.
+
+    Raises:
+        RemoteProtocolError: malformed, forged, or signed by an expired or foreign delegate.
+    """
+    envelope: Envelope = open_envelope(crypto, raw, JOB_CONTENT_TYPE)
+    payload = envelope.payload
+    if not isinstance(payload, dict) or set(payload) != {"terms", "spec", "nonce", "delegation"}:
+        raise RemoteProtocolError("not a job")
+    spec, delegation = payload["spec"], payload["delegation"]
+    if not isinstance(spec, bytes) or not isinstance(payload["nonce"], bytes):
+        raise RemoteProtocolError("not a job")
+    terms = _terms(payload["terms"])
+    submitter = envelope.signer
+    if delegation is not None:
+        session_key, submitter, _roles = check_delegation(
+            crypto, delegation, wall=min(wall, terms.created_ms / 1000)
+        )
+        if session_key != envelope.signer:
+            raise RemoteProtocolError("a job signed by another key than its delegation names")
+    return JobEnvelope(job_id_of(raw), terms, spec, submitter, envelope.signer, raw)

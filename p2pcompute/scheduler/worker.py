@@ -1,0 +1,294 @@
+"""The worker's core: what this node holds for owners, what it starts, when it asks for more.
+
+Pure: time is passed in.  A held task is *staging* (its inputs are on the way), *queued*, or *running*; what is
+queued may be stolen by others, what is running never.
+
+Invariants: a slot runs one batch of one job; a held task is in exactly one of the three states; the tasks of a
+batch that the runner has count as running from the moment they are handed to it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil
+
+from p2pcompute.errors import InvariantViolation
+from p2pcompute.limits import BATCH_TARGET_S, GRANT_TASKS_MAX, RUN_BATCH_MAX, RUN_BATCH_S
+from p2pcompute.scheduler.owner import DURATION_WEIGHT, TASK_S_MIN, Grant, GrantedTask
+
+SPARE_FRACTION = 0.5
+"""A worker asks for more when less than this part of a batch is left."""
+
+
+class HeldState(StrEnum):
+    STAGING = "staging"
+    QUEUED = "queued"
+    RUNNING = "running"
+
+
+@dataclass(slots=True)
+class Held:
+    """One task that this node holds a lease on."""
+
+    run_id: int
+    job_id: bytes
+    owner: bytes
+    task: GrantedTask
+    state: HeldState
+    slot: int = -1
+    is_dropped: bool = False
+    """The owner does not want it any more; its outcome is not reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tasks to start on a slot now."""
+
+    slot: int
+    job_id: bytes
+    held: tuple[Held, ...]
+
+
+class WorkerCore:
+    """The books of one node's slots."""
+
+    def __init__(self, slot_count: int) -> None:
+        self.slot_count = slot_count
+        self.is_paused = False
+        """Takes no new work; what runs goes on."""
+        self.held: dict[int, Held] = {}
+        self._by_task: dict[tuple[bytes, int], int] = {}
+        self._queues: dict[bytes, deque[int]] = {}
+        """Queued run ids per job, jobs in turn."""
+        self._queued_count = 0
+        self._staging_count = 0
+        self._free = list(range(slot_count - 1, -1, -1))
+        self._slot_runs: dict[int, int] = {}
+        """Slot → tasks of its batch that have not reported."""
+        self._task_s: dict[bytes, float] = {}
+        self._next_run = 1
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def busy_slots(self) -> int:
+        return self.slot_count - len(self._free)
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    @property
+    def queued_count(self) -> int:
+        """Tasks that wait here, those in staging included."""
+        return self._queued_count + self._staging_count
+
+    def holds(self, job_id: bytes, index: int) -> bool:
+        return (job_id, index) in self._by_task
+
+    def want(self) -> int:
+        """Return how many more tasks this node would take now; 0 when it has enough.
+
+        About BATCH_TARGET_S of work beyond what runs; for tasks of that length or more, one per free slot.
+        """
+        if self.is_paused or not self.slot_count:
+            return 0
+        known = [self._task_s[job_id] for job_id in self._queues if job_id in self._task_s]
+        if not known:
+            known = list(self._task_s.values())[-1:]
+        target = self.slot_count
+        if known:
+            target = max(target, min(GRANT_TASKS_MAX, int(BATCH_TARGET_S * self.slot_count / max(known))))
+            if max(known) >= BATCH_TARGET_S:
+                return max(0, self.free_slots - self.queued_count)
+        if self.queued_count == 0:
+            return target
+        if self.queued_count < target * SPARE_FRACTION:
+            return target - self.queued_count
+        return 0
+
+    # --- taking and giving ------------------------------------------------------------------------
+
+    def take(self, grant: Grant, owner: bytes, *, is_staged: bool) -> list[Held]:
+        """Hold the tasks of a grant; those that are held already are left out (a repeated grant)."""
+        taken = []
+        for task in grant.tasks:
+            if (grant.job_id, task.index) in self._by_task:
+                continue
+            state = HeldState.QUEUED if is_staged else HeldState.STAGING
+            held = Held(self._next_run, grant.job_id, owner, task, state)
+            self._next_run += 1
+            self.held[held.run_id] = held
+            self._by_task[grant.job_id, task.index] = held.run_id
+            if is_staged:
+                self._enqueue(held)
+            else:
+                self._staging_count += 1
+            taken.append(held)
+        return taken
+
+    def staged(self, run_ids: Sequence[int]) -> None:
+        """The inputs of these tasks are here."""
+        for run_id in run_ids:
+            held = self.held.get(run_id)
+            if held is not None and held.state is HeldState.STAGING:
+                held.state = HeldState.QUEUED
+                self._staging_count -= 1
+                self._enqueue(held)
+
+    def _enqueue(self, held: Held) -> None:
+        self._queues.setdefault(held.job_id, deque()).append(held.run_id)
+        self._queued_count += 1
+
+    def give(self, count: int, may_give: Callable[[bytes], bool]) -> list[Held]:
+        """Hand over up to `count` queued tasks of one job, at most half of what is queued, youngest first.
+
+        Nothing is given while a slot is free: the tasks will start here at once.
+        """
+        if self._free or self._queued_count < 2:
+            return []
+        for job_id, queue in self._queues.items():
+            if len(queue) < 2 or not may_give(job_id):
+                continue
+            given = []
+            for _ in range(min(count, len(queue) // 2)):
+                held = self.held[queue[-1]]
+                self._remove(held)
+                given.append(held)
+            return given
+        return []
+
+    def put_back(self, held: Held) -> None:
+        """Take back what `give` handed over: the thief did not acknowledge."""
+        if (held.job_id, held.task.index) in self._by_task:
+            return
+        self.held[held.run_id] = held
+        self._by_task[held.job_id, held.task.index] = held.run_id
+        held.state = HeldState.QUEUED
+        self._enqueue(held)
+
+    def _remove(self, held: Held) -> None:
+        """Forget a task that does not run."""
+        del self.held[held.run_id]
+        del self._by_task[held.job_id, held.task.index]
+        if held.state is HeldState.STAGING:
+            self._staging_count -= 1
+            return
+        queue = self._queues[held.job_id]
+        if queue[-1] == held.run_id:
+            queue.pop()
+        else:
+            queue.remove(held.run_id)
+        if not queue:
+            del self._queues[held.job_id]
+        self._queued_count -= 1
+
+    def drop(self, job_id: bytes, indices: Sequence[int], *, owner: bytes, kill: bool) -> tuple[list[int], list[int]]:
+        """The owner does not want these any more.
+
+        Returns:
+            (indices that had not started and are gone from here, run ids that the runner should kill).
+        """
+        returned, kills = [], []
+        for index in indices:
+            run_id = self._by_task.get((job_id, index))
+            if run_id is None or self.held[run_id].owner != owner:
+                continue
+            held = self.held[run_id]
+            if held.state is not HeldState.RUNNING:
+                self._remove(held)
+                returned.append(index)
+            elif kill:
+                held.is_dropped = True
+                kills.append(run_id)
+        return returned, kills
+
+    def surrender(self) -> dict[tuple[bytes, bytes], list[int]]:
+        """Give everything that has not started back; returns (owner, job) → indices."""
+        returned: dict[tuple[bytes, bytes], list[int]] = {}
+        for held in list(self.held.values()):
+            if held.state is not HeldState.RUNNING:
+                self._remove(held)
+                returned.setdefault((held.owner, held.job_id), []).append(held.task.index)
+        return returned
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def next_batches(self) -> list[Batch]:
+        """Return what to start on the free slots now, jobs in turn; the tasks count as running from here on."""
+        batches = []
+        while self._free and self._queues:
+            job_id = next(iter(self._queues))
+            queue = self._queues.pop(job_id)
+            size = self._run_batch_size(job_id, len(queue))
+            slot = self._free.pop()
+            held_list = []
+            for _ in range(size):
+                held = self.held[queue.popleft()]
+                held.state, held.slot = HeldState.RUNNING, slot
+                held_list.append(held)
+            self._queued_count -= size
+            if queue:
+                self._queues[job_id] = queue
+            self._slot_runs[slot] = size
+            batches.append(Batch(slot, job_id, tuple(held_list)))
+        return batches
+
+    def _run_batch_size(self, job_id: bytes, queued: int) -> int:
+        """Tiny tasks go to the worker process several at a time, about RUN_BATCH_S of them."""
+        task_s = self._task_s.get(job_id)
+        if task_s is None:
+            return 1
+        return max(1, min(int(RUN_BATCH_S / task_s), RUN_BATCH_MAX, ceil(queued / self.slot_count), queued))
+
+    def ended(self, run_id: int, runtime_s: float | None) -> Held | None:
+        """A run has reported; returns what it was, or None when it is unknown.
+
+        Args:
+            runtime_s: of a task that ran to its end, else None.
+        """
+        held = self.held.pop(run_id, None)
+        if held is None:
+            return None
+        if held.state is not HeldState.RUNNING:
+            raise InvariantViolation(f"run {run_id} ended and was {held.state}")
+        del self._by_task[held.job_id, held.task.index]
+        self._slot_runs[held.slot] -= 1
+        if self._slot_runs[held.slot] == 0:
+            del self._slot_runs[held.slot]
+            self._free.append(held.slot)
+        if runtime_s is not None:
+            runtime_s = max(runtime_s, TASK_S_MIN)
+            average = self._task_s.pop(held.job_id, None)
+            average = runtime_s if average is None else average + DURATION_WEIGHT * (runtime_s - average)
+            self._task_s[held.job_id] = average  # last in the dict: the most recent job
+        return held
+
+    def forget_job(self, job_id: bytes) -> None:
+        """Drop what was learned about a job that is over."""
+        self._task_s.pop(job_id, None)
+
+    def held_of(self, owner: bytes) -> dict[bytes, list[tuple[int, int, int]]]:
+        """Return job → (index, generation, attempt) of all that is held for an owner: a heartbeat's content."""
+        jobs: dict[bytes, list[tuple[int, int, int]]] = {}
+        for held in self.held.values():
+            if held.owner == owner and not held.is_dropped:
+                jobs.setdefault(held.job_id, []).append((held.task.index, held.task.generation, held.task.attempt))
+        return jobs
+
+    def check_invariants(self) -> None:
+        """Raise InvariantViolation when the books do not agree."""
+        queued = sum(len(queue) for queue in self._queues.values())
+        states = [held.state for held in self.held.values()]
+        if queued != self._queued_count or states.count(HeldState.QUEUED) != queued:
+            raise InvariantViolation(f"{self._queued_count} queued, {queued} in queues")
+        if states.count(HeldState.STAGING) != self._staging_count:
+            raise InvariantViolation("staging count")
+        if len(self._by_task) != len(self.held):
+            raise InvariantViolation("index of held tasks")
+        running = states.count(HeldState.RUNNING)
+        if running != sum(self._slot_runs.values()) or len(self._slot_runs) + len(self._free) != self.slot_count:
+            raise InvariantViolation("slots")

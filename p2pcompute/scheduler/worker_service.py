@@ -1,0 +1,420 @@
+"""The worker's side, performed: inputs, runs, results on their way to their owners, heartbeats.
+
+A result stays here until its owner has acknowledged it: in memory at first, on disk when that takes longer than
+OUTBOX_DELAY_S (an owner that is away, a slow link), so that a restart of this node does not lose finished work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pcompute.errors import ChannelLost, P2pcError, RemoteProtocolError, StoreError
+from p2pcompute.host.interfaces import Address, BlobRef, Host
+from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity
+from p2pcompute.limits import (
+    CLAIM_BYTES_MAX,
+    HEARTBEAT_FRACTION,
+    LEASE_S_MIN,
+    OUTBOX_DELAY_S,
+    RESULTS_BATCH_BYTES_MAX,
+    RESULTS_BATCH_MAX,
+    UNACKED_RESULTS_BYTES_MAX,
+)
+from p2pcompute.scheduler.messages import (
+    CLAIMS_CONTENT_TYPE,
+    HELD_MAX,
+    Message,
+    encode_outcome,
+    output_digest,
+    parse_job_indices,
+)
+from p2pcompute.scheduler.owner import Grant
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.terms import JobEnvelope
+from p2pcompute.scheduler.worker import Held, WorkerCore
+from p2pcompute.store.journal import Journal, OutboxEntry
+from p2pcompute.transport.channels import Channel, Channels
+
+RESULTS_TIMEOUT_S = 60.0
+"""An owner that has not answered a RESULTS request by then is asked again."""
+RECONNECT_S_MIN = 0.5
+RECONNECT_S_MAX = 30.0
+"""Pause between attempts to reach an owner: doubled up to this, with jitter."""
+OUTBOX_KEEP_S = 7 * 86400.0
+"""Results whose owner has not been reached for so long are given up."""
+
+Inputs = Callable[[bytes, bytes], list[BlobRef]]
+"""(spec, payload) → blobs that must be here before the task starts; raises RemoteProtocolError."""
+Fetch = Callable[[Sequence[BlobRef], bytes, Sequence[Address]], Awaitable[None]]
+"""Bring blobs here from the node with this key."""
+
+
+@dataclass(slots=True)
+class _Finished:
+    """A result on its way."""
+
+    job_id: bytes
+    claim: list[Any]
+    outcome: bytes
+    born: float
+    is_on_disk: bool = False
+
+
+@dataclass(slots=True)
+class OwnerLink:
+    """What this node knows of an owner it works for."""
+
+    key: bytes
+    addresses: list[Address] = field(default_factory=list)
+    results: deque[_Finished] = field(default_factory=deque)
+    is_sending: bool = False
+    heartbeat_due: float = 0.0
+    is_beating: bool = False
+
+
+@dataclass(slots=True)
+class WorkerCounters:
+    """`late_runs_count`: outcomes of tasks that their owner had dropped."""
+
+    runs_count: int = 0
+    late_runs_count: int = 0
+    fetch_failures_count: int = 0
+    given_up_results_count: int = 0
+
+
+class WorkerService:
+    """Runs what was granted and returns what came out."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        channels: Channels,
+        journal: Journal | None,
+        scope: TaskScope,
+        wake: Callable[[], None],
+        *,
+        boot: bytes,
+        inputs: Inputs,
+        fetch: Fetch,
+        intake_local: Callable[[bytes, int, int, int, Outcome], None],
+        spec_of_local: Callable[[bytes], bytes],
+    ) -> None:
+        self._host = host
+        self._identity = identity
+        self._channels = channels
+        self._journal = journal
+        self._scope = scope
+        self._wake = wake
+        self._boot = boot
+        self._inputs = inputs
+        self._fetch = fetch
+        self._intake_local = intake_local
+        self._spec_of_local = spec_of_local
+        self._rng = host.rng.stream("scheduler.backoff")
+        self.core = WorkerCore(host.runner.slot_count)
+        self.jobs: dict[bytes, JobEnvelope] = {}
+        """Jobs of others that tasks are held of."""
+        self.links: dict[bytes, OwnerLink] = {}
+        self.counters = WorkerCounters()
+        self.unsent_bytes = 0
+
+    # --- taking -----------------------------------------------------------------------------------
+
+    def take_local(self, grant: Grant) -> None:
+        """Hold tasks of this node's own job; their inputs are here."""
+        self.core.take(grant, LOCAL, is_staged=True)
+
+    def take(self, grant: Grant, job: JobEnvelope, addresses: Sequence[Address]) -> None:
+        """Hold tasks of another owner's job and bring their inputs here."""
+        self.jobs[grant.job_id] = job
+        link = self.link(grant.owner, addresses)
+        link.heartbeat_due = min(
+            link.heartbeat_due or float("inf"), self._host.clock.now() + grant.lease_s * HEARTBEAT_FRACTION
+        )
+        taken = self.core.take(grant, grant.owner, is_staged=False)
+        ready, waiting = [], []
+        for held in taken:
+            try:
+                refs = self._inputs(job.spec, held.task.payload)
+            except RemoteProtocolError as error:
+                self.core.staged([held.run_id])
+                self._refuse(held, f"the task description is malformed: {error}")
+                continue
+            if refs:
+                waiting.append((held, refs))
+            else:
+                ready.append(held.run_id)
+        self.core.staged(ready)
+        if waiting:
+            self._scope.spawn(self._stage(waiting, link), "stage")
+
+    def _refuse(self, held: Held, why: str) -> None:
+        """Return a task without running it."""
+        self.core.drop(held.job_id, [held.task.index], owner=held.owner, kill=False)
+        self._finish(held, Outcome(OutcomeStatus.REFUSED, error=why))
+
+    async def _stage(self, waiting: list[tuple[Held, list[BlobRef]]], link: OwnerLink) -> None:
+        """Fetch inputs, task after task; a task starts as soon as its own are here."""
+        for held, refs in waiting:
+            if held.run_id not in self.core.held:
+                continue
+            try:
+                missing = [ref for ref in refs if not await self._host.store.blobs.has(ref)]
+                if missing:
+                    await self._fetch(missing, link.key, link.addresses)
+            except (P2pcError, TimeoutError) as error:
+                self.counters.fetch_failures_count += 1
+                if held.run_id in self.core.held:
+                    self.core.drop(held.job_id, [held.task.index], owner=held.owner, kill=False)
+                    self._finish(held, Outcome(OutcomeStatus.NOT_RUN, error=f"its inputs could not be fetched: {error}"))
+                continue
+            self.core.staged([held.run_id])
+            self._wake()
+
+    def link(self, owner: bytes, addresses: Sequence[Address] = ()) -> OwnerLink:
+        link = self.links.get(owner)
+        if link is None:
+            link = self.links[owner] = OwnerLink(owner)
+        if addresses:
+            link.addresses = list(addresses)
+        return link
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def start_batches(self) -> None:
+        """Hand queued tasks to free slots."""
+        for batch in self.core.next_batches():
+            owner = batch.held[0].owner
+            spec = self._spec_of_local(batch.job_id) if owner == LOCAL else self.jobs[batch.job_id].spec
+            runs = [
+                TaskRun(held.run_id, held.job_id, spec, held.task.index, held.task.payload, held.task.attempt)
+                for held in batch.held
+            ]
+            self.counters.runs_count += len(runs)
+            self._host.runner.run(batch.slot, runs, self._on_outcomes)
+
+    def _on_outcomes(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
+        for run_id, outcome in outcomes:
+            ran = outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED)
+            held = self.core.ended(run_id, outcome.runtime_s if ran else None)
+            if held is None:
+                continue
+            if held.is_dropped:
+                self.counters.late_runs_count += 1
+                if outcome.status is not OutcomeStatus.OK:
+                    continue
+            self._finish(held, outcome)
+        self._wake()
+
+    def _finish(self, held: Held, outcome: Outcome) -> None:
+        task = held.task
+        if held.owner == LOCAL:
+            self._intake_local(held.job_id, task.index, task.generation, task.attempt, outcome)
+            self._wake()
+            return
+        body = encode_outcome(outcome)
+        if len(body) > CLAIM_BYTES_MAX:
+            outcome = Outcome(
+                OutcomeStatus.FAILED,
+                error=f"the result's description has {len(body)} bytes (limit {CLAIM_BYTES_MAX}): too many output "
+                "files; bring them back as one archive",
+            )
+            body = encode_outcome(outcome)
+        claim = [task.index, task.generation, task.attempt, str(outcome.status), output_digest(outcome)]
+        link = self.link(held.owner)
+        link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now()))
+        self.unsent_bytes += len(body)
+        if not link.is_sending:
+            link.is_sending = True
+            self._scope.spawn(self._send_results(link), "results")
+
+    @property
+    def is_full(self) -> bool:
+        """True while so many results wait for absent owners that no new work should be taken."""
+        return self.unsent_bytes > UNACKED_RESULTS_BYTES_MAX
+
+    # --- results ----------------------------------------------------------------------------------
+
+    async def _send_results(self, link: OwnerLink) -> None:
+        """Send until nothing is left: one message at a time, so that they grow when the owner is slow."""
+        pause_s = RECONNECT_S_MIN
+        try:
+            while link.results:
+                batch = self._next_results(link)
+                try:
+                    await self._deliver(link, batch)
+                except (P2pcError, TimeoutError):
+                    await self._keep(link)
+                    self._give_up_old(link)
+                    await self._host.clock.sleep(pause_s * (0.5 + self._rng.random()))
+                    pause_s = min(RECONNECT_S_MAX, pause_s * 2)
+                    continue
+                pause_s = RECONNECT_S_MIN
+                sent = {id(done) for done in batch}
+                while link.results and id(link.results[0]) in sent:
+                    sent.discard(id(link.results.popleft()))
+                if sent:
+                    link.results = deque(done for done in link.results if id(done) not in sent)
+                self.unsent_bytes -= sum(len(done.outcome) for done in batch)
+                await self._forget(link.key, batch)
+        finally:
+            link.is_sending = False
+
+    def _next_results(self, link: OwnerLink) -> list[_Finished]:
+        """The oldest results of one job, as many as fit one message."""
+        job_id, size, batch = link.results[0].job_id, 0, []
+        for done in link.results:
+            if done.job_id != job_id:
+                continue
+            size += len(done.outcome)
+            if batch and (size > RESULTS_BATCH_BYTES_MAX or len(batch) >= RESULTS_BATCH_MAX):
+                break
+            batch.append(done)
+        return batch
+
+    async def _deliver(self, link: OwnerLink, batch: list[_Finished]) -> None:
+        channel = await self._reach(link)
+        claims = self._identity.sign_envelope(
+            CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [done.claim for done in batch]}
+        )
+        body = [claims, [done.outcome for done in batch]]
+        request = self._scope.spawn(
+            channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S), "deliver"
+        )
+        try:
+            async with self._host.clock.timeout(OUTBOX_DELAY_S):
+                await asyncio.shield(request)
+        except TimeoutError:
+            await self._keep(link)
+            await request
+
+    async def _reach(self, link: OwnerLink) -> Channel:
+        channel = self._channels.get(link.key)
+        if channel is not None:
+            return channel
+        return await self._channels.connect(link.key, link.addresses)
+
+    async def _keep(self, link: OwnerLink) -> None:
+        """Write results to disk that their owner has not taken."""
+        if self._journal is None:
+            return
+        unkept = [done for done in link.results if not done.is_on_disk]
+        writes = [
+            self._journal.outbox_write(
+                OutboxEntry(link.key, done.job_id, done.claim[0], done.claim[2], done.claim, done.outcome, link.addresses)
+            )
+            for done in unkept
+        ]
+        if not writes:
+            return
+        for done in unkept:
+            done.is_on_disk = True
+        try:
+            await self._host.store.commit(writes)
+        except StoreError:  # still in memory; written with the next attempt
+            for done in unkept:
+                done.is_on_disk = False
+
+    async def _forget(self, owner: bytes, batch: Sequence[_Finished]) -> None:
+        if self._journal is None:
+            return
+        writes = [
+            self._journal.outbox_delete(owner, done.job_id, done.claim[0], done.claim[2])
+            for done in batch
+            if done.is_on_disk
+        ]
+        if writes:
+            try:
+                await self._host.store.commit(writes)
+            except StoreError:
+                return  # sent again after a restart, and ignored by the owner
+
+    def _give_up_old(self, link: OwnerLink) -> None:
+        limit = self._host.clock.now() - OUTBOX_KEEP_S
+        while link.results and link.results[0].born < limit:
+            done = link.results.popleft()
+            self.unsent_bytes -= len(done.outcome)
+            self.counters.given_up_results_count += 1
+
+    async def recover(self) -> int:
+        """Take up results of an earlier life that their owners do not have; returns how many."""
+        if self._journal is None:
+            return 0
+        count = 0
+        async for entry in self._journal.outbox():
+            link = self.link(entry.owner, entry.addresses)
+            link.results.append(
+                _Finished(entry.job_id, entry.claim, entry.outcome, self._host.clock.now(), is_on_disk=True)
+            )
+            self.unsent_bytes += len(entry.outcome)
+            count += 1
+        self.resume_sending()
+        return count
+
+    def resume_sending(self) -> None:
+        """Send what waits to every owner that is not being sent to."""
+        for link in self.links.values():
+            if link.results and not link.is_sending:
+                link.is_sending = True
+                self._scope.spawn(self._send_results(link), "results")
+
+    # --- heartbeats -------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Send the heartbeats that are due."""
+        for link in self.links.values():
+            if link.heartbeat_due and link.heartbeat_due <= now and not link.is_beating:
+                held = self.core.held_of(link.key)
+                if held:
+                    link.is_beating = True
+                    self._scope.spawn(self._beat(link, held, b""), "heartbeat")
+                else:
+                    link.heartbeat_due = 0.0
+
+    def register_moved(self, owner: bytes, moved_from: bytes, grant: Grant) -> None:
+        """Tell the owner that these tasks moved here from another worker."""
+        held = {grant.job_id: [(task.index, task.generation, task.attempt) for task in grant.tasks]}
+        self._scope.spawn(self._beat(self.link(owner), held, moved_from), "register")
+
+    async def _beat(
+        self, link: OwnerLink, held: dict[bytes, list[tuple[int, int, int]]], moved_from: bytes
+    ) -> None:
+        body = [
+            self._boot, moved_from,
+            [[job_id, [list(entry) for entry in entries[:HELD_MAX]]] for job_id, entries in held.items()],
+        ]
+        interval_s = LEASE_S_MIN * HEARTBEAT_FRACTION
+        try:
+            channel = await self._reach(link)
+            answer = await channel.request(Message.HEARTBEAT, body, timeout_s=interval_s)
+            for job_id, indices in parse_job_indices(answer):
+                self.core.drop(job_id, indices, owner=link.key, kill=False)
+        except (P2pcError, TimeoutError):
+            interval_s = interval_s / 4  # the owner may be restarting: knock again soon
+        finally:
+            if not moved_from:
+                link.is_beating = False
+            link.heartbeat_due = self._host.clock.now() + interval_s
+
+    def stop(self, owner: bytes, job_id: bytes, indices: Sequence[int], *, kill: bool) -> list[int]:
+        """The owner does not want these tasks; returns those that had not started."""
+        returned, kills = self.core.drop(job_id, indices, owner=owner, kill=kill)
+        if kills:
+            self._host.runner.kill(kills)
+        return returned
+
+    async def hand_back(self, returned: dict[tuple[bytes, bytes], list[int]]) -> None:
+        """Return unstarted tasks to their owners (not LOCAL); an owner that is away will let their leases expire."""
+        for (owner, job_id), indices in returned.items():
+            try:
+                channel = await self._reach(self.link(owner))
+                await channel.request(Message.RETURNED, [[job_id, indices]], timeout_s=5.0)
+            except (ChannelLost, P2pcError, TimeoutError):
+                continue
