@@ -1,0 +1,451 @@
+"""Simulated hosts and the simulation that owns them.
+
+A `SimHost` assembles a `host.interfaces.Host` from simulated parts.  Everything that runs on it (tasks, timers,
+callbacks) inherits it as its owner, so that a crash can drop all of it at one stroke: nothing of a crashed host
+runs again, not even a `finally`.  Its disk survives, and so do its random streams, which never repeat.
+
+Same seed, same code: same trace.  Knows nothing of nodes; tests and scenarios put those on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import hashlib
+import random
+import weakref
+from asyncio import CancelledError, Future, Task
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from p2pcompute.host.interfaces import Crypto, Host, Timer
+from p2pcompute.host.real_crypto import RealCrypto
+from p2pcompute.limits import MIB
+from p2pcompute.simulation.fences import SimulationError
+from p2pcompute.simulation.loop import OWNER, RunFailed, SimulationLoop
+from p2pcompute.simulation.network import Machine, Network, NetworkModel, SimNet
+from p2pcompute.simulation.runner import RunnerModel, SimRunner
+from p2pcompute.simulation.storage import SYNC_S, SimDisk, SimStore
+from p2pcompute.simulation.trace import RING_DEFAULT, Kind
+
+T = TypeVar("T")
+
+EPOCH_WALL: Final = 1_750_000_000.0
+"""Unix time at which every simulation starts: 2025-06-15."""
+RUN_TIME_S_MAX: Final = 86_400.0
+RUN_EVENTS_MAX: Final = 100_000_000
+"""Bounds of one run unless others are given."""
+CLOSE_TIME_S_MAX: Final = 3600.0
+CLOSE_EVENTS_MAX: Final = 10_000_000
+"""Within these, all tasks must have ended after they were cancelled."""
+MEM_BYTES: Final = 8 * 1024 * MIB
+DISK_FREE_BYTES: Final = 100 * 1024 * MIB
+
+
+class HostDown(SimulationError):
+    """The host is not up, or crashed while it was asked.  Whether the work was done is not known."""
+
+    default_code = "host-down"
+
+
+class SimClock:
+    """The simulated `Clock`.
+
+    Args:
+        wall_skew_s: what this host's wall clock is ahead of the true time.
+    """
+
+    def __init__(self, loop: SimulationLoop, wall_skew_s: float = 0.0) -> None:
+        self._loop = loop
+        self.wall_skew_s = wall_skew_s
+        self.now: Callable[[], float] = loop.time
+
+    def wall(self) -> float:
+        return EPOCH_WALL + self._loop.time() + self.wall_skew_s
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        return self._loop.call_later(delay_s, callback)
+
+    def timeout(self, delay_s: float | None) -> AbstractAsyncContextManager[object]:
+        return asyncio.timeout(delay_s)
+
+
+class SimRng:
+    """The simulated `Rng`: every stream is seeded by (seed, host, name), independent of PYTHONHASHSEED."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._streams: dict[str, random.Random] = {}
+
+    def stream(self, name: str) -> random.Random:
+        found = self._streams.get(name)
+        if found is None:
+            found = self._streams[name] = random.Random(f"{self._prefix}:{name}")
+        return found
+
+
+class SimCrypto:
+    """Modelled crypto: opaque bytes of the right size at the price of a hash.
+
+    A public key is a hash of its seed; a signature is a hash keyed by the seed, which `verify` finds in the
+    simulation's registry of keys.  Nobody without the seed can make a signature that verifies.  For simulations
+    only: the registry knows every secret.
+
+    Args:
+        registry: seeds by public key, shared by all hosts of a simulation.
+    """
+
+    def __init__(self, rng: random.Random, registry: dict[bytes, bytes]) -> None:
+        self._rng = rng
+        self._registry = registry
+        self._public: dict[bytes, bytes] = {}
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._rng.randbytes(count)
+
+    def public_key(self, seed: bytes) -> bytes:
+        key = self._public.get(seed)
+        if key is None:
+            if len(seed) != 32:
+                raise ValueError(f"a secret seed has 32 bytes, not {len(seed)}")
+            key = self._public[seed] = hashlib.blake2b(seed, digest_size=32, person=b"p2pc public").digest()
+            self._registry[key] = seed
+        return key
+
+    def sign(self, seed: bytes, message: bytes) -> bytes:
+        self.public_key(seed)
+        return hashlib.blake2b(message, key=seed, digest_size=64).digest()
+
+    def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:
+        seed = self._registry.get(public_key)
+        return seed is not None and hashlib.blake2b(message, key=seed, digest_size=64).digest() == signature
+
+
+class SeededRealCrypto(RealCrypto):
+    """Real Ed25519 with randomness from the simulation's seed: slower, and exact."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._rng.randbytes(count)
+
+
+class SimProbe:
+    """The simulated `Probe`."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+
+    def static(self) -> Mapping[str, object]:
+        return {
+            "hostname": self._host.name, "os": "simulated", "arch": "simulated",
+            "cpus": float(self._host.runner_model.slot_count), "mem_bytes": MEM_BYTES, "python": [3, 11],
+        }  # fmt: skip
+
+    def dynamic(self) -> Mapping[str, object]:
+        busy = float(self._host.runner.busy_count)
+        return {"load": busy, "mem_free_bytes": MEM_BYTES // 2, "disk_free_bytes": DISK_FREE_BYTES}
+
+
+class SimHost:
+    """A simulated host.  Made by `Simulation.add_host`."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        number: int,
+        name: str,
+        machine: Machine,
+        *,
+        runner: RunnerModel,
+        wall_skew_s: float,
+        sync_s: float,
+    ) -> None:
+        self.simulation = simulation
+        self.number = number
+        """From 1; also in the trace."""
+        self.name = name
+        self.machine = machine
+        self.runner_model = runner
+        self.disk = SimDisk()
+        self.tasks: weakref.WeakSet[Task[Any]] = weakref.WeakSet()
+        self.is_up = False
+        self._sync_s = sync_s
+        self._calls: dict[Future[Any], None] = {}
+        self._context = Context()
+        self._context.run(OWNER.set, self)
+        prefix = f"{simulation.seed}:{number}"
+        self.clock = SimClock(simulation.loop, wall_skew_s)
+        self.rng = SimRng(prefix)
+        self._rng = SimRng(f"{prefix}:host")
+        random_bytes = self._rng.stream("crypto")
+        self.crypto: Crypto = (
+            SeededRealCrypto(random_bytes) if simulation.has_real_crypto else SimCrypto(random_bytes, simulation.keys)
+        )
+        self._boot()
+
+    def _boot(self) -> None:
+        loop = self.simulation.loop
+        self.net = SimNet(self.simulation.network, self.machine, self.number, self._context)
+        self.store = SimStore(loop, self.disk, self.number, self._rng.stream("disk"), sync_s=self._sync_s)
+        self.runner = SimRunner(
+            loop,
+            self.clock,
+            self.number,
+            rng=self._rng.stream("runner"),
+            model=self.runner_model,
+            context=self._context,
+        )
+        self.host = Host(
+            clock=self.clock, rng=self.rng, crypto=self.crypto, net=self.net, store=self.store, runner=self.runner,
+            probe=SimProbe(self),
+        )  # fmt: skip
+        self.is_up = True
+
+    @property
+    def address(self) -> str:
+        """Where other machines reach it: 10.x.y.z, or 127.0.0.1 when they cannot."""
+        return self.machine.address
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> Task[T]:
+        """Start a task on this host.
+
+        Raises:
+            HostDown: it is not up.
+        """
+        if not self.is_up:
+            coroutine.close()
+            raise HostDown(f"{self.name} is down")
+        task_name = f"{self.name}.{name}"
+        return self.simulation.loop.create_task(coroutine, name=task_name, context=self._context.copy())
+
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on this host and return its result.  For tests and scenarios, from outside the host.
+
+        Raises:
+            HostDown: it is not up, or crashed meanwhile.
+        """
+        task = self.spawn(coroutine, "call")
+        outcome: Future[T] = self.simulation.loop.create_future()
+        self._calls[outcome] = None
+        task.add_done_callback(functools.partial(_pass_on, outcome))
+        try:
+            return await outcome
+        except CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self._calls.pop(outcome, None)
+
+    def _crash(self, *, is_silent: bool) -> list[Task[Any]]:
+        """Stop everything; returns the tasks, which must be kept, or their `finally` would run."""
+        self.is_up = False
+        self.net.kill(is_silent=is_silent)
+        self.store.crash()
+        self.runner.crash()
+        self.simulation.loop.discard(self)
+        dead = [task for task in self.tasks if not task.done()]
+        self.tasks = weakref.WeakSet()
+        for outcome in list(self._calls):
+            if not outcome.done():
+                outcome.set_exception(HostDown(f"{self.name} crashed"))
+        return dead
+
+
+def _pass_on(outcome: Future[T], task: Task[T]) -> None:
+    """Give a task's end to the future of who waits; an error that nobody waits for stays the task's own."""
+    if outcome.done():
+        return
+    if task.cancelled():
+        outcome.cancel()
+        return
+    error = task.exception()
+    if error is None:
+        outcome.set_result(task.result())
+    else:
+        outcome.set_exception(error)
+
+
+class Simulation:
+    """Loop, network and hosts of one simulated world.  Close it, or use it as a context.
+
+    Args:
+        seed: everything random comes from it; an int or a str.
+        model: of the network.
+        has_real_crypto: Ed25519 instead of modelled signatures.
+        is_shuffled: run callbacks that are ready at the same time in a seeded random order.
+        ring: records of the trace that are kept.
+    """
+
+    def __init__(
+        self,
+        seed: int | str,
+        *,
+        model: NetworkModel | None = None,
+        has_real_crypto: bool = False,
+        is_shuffled: bool = False,
+        ring: int = RING_DEFAULT,
+    ) -> None:
+        self.seed = str(seed)
+        self.has_real_crypto = has_real_crypto
+        shuffle = random.Random(f"{self.seed}:shuffle") if is_shuffled else None
+        self.loop = SimulationLoop(shuffle=shuffle, ring=ring)
+        self.network = Network(self.loop, self.seed, model or NetworkModel())
+        self.hosts: list[SimHost] = []
+        self.keys: dict[bytes, bytes] = {}
+        """Registry of the modelled crypto."""
+        self._dead: list[Task[Any]] = []
+
+    def add_host(
+        self,
+        name: str | None = None,
+        *,
+        lan: str | None = None,
+        is_loopback_only: bool = False,
+        beside: SimHost | None = None,
+        runner: RunnerModel | None = None,
+        wall_skew_s: float = 0.0,
+        sync_s: float = SYNC_S,
+    ) -> SimHost:
+        """Add a host that is up.
+
+        Args:
+            name: default "host-N".  Other hosts can resolve it.
+            lan: the local network it is in.
+            is_loopback_only: its machine has no other address.
+            beside: share this host's machine, and so its addresses, instead of having an own one.
+            wall_skew_s: error of its wall clock.
+            sync_s: mean time of its disk to sync.
+        """
+        number = len(self.hosts) + 1
+        name = name or f"host-{number}"
+        if name in self.network.names:
+            raise ValueError(f"there is a host {name!r} already")
+        if beside is not None:
+            machine = beside.machine
+        else:
+            machine = self.network.add_machine(lan=lan, is_loopback_only=is_loopback_only)
+        self.network.names[name] = machine
+        host = SimHost(
+            self, number, name, machine, runner=runner or RunnerModel(), wall_skew_s=wall_skew_s, sync_s=sync_s
+        )
+        self.hosts.append(host)
+        return host
+
+    def run(
+        self,
+        main: Coroutine[Any, Any, T],
+        *,
+        time_s_max: float = RUN_TIME_S_MAX,
+        events_max: int = RUN_EVENTS_MAX,
+    ) -> T:
+        """Run until `main`, which is outside all hosts, is done.  See `SimulationLoop.run`."""
+        return self.loop.run(main, time_s_max=time_s_max, events_max=events_max)
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the start."""
+        return self.loop.time()
+
+    def note(self, text: str) -> None:
+        """Put a record into the trace."""
+        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        self.loop.trace.record(self.loop.time(), 0, Kind.NOTE, digest)
+
+    def trace_hash(self) -> str:
+        """SHA-256 of what happened so far, in hex."""
+        return self.loop.trace.digest()
+
+    def crash(self, host: SimHost, *, is_silent: bool = False) -> None:
+        """Stop a host at once.  Only what was durable is kept.  Not to be called from its own tasks.
+
+        Args:
+            is_silent: the machine loses power and answers nothing; otherwise the process is killed, and the
+                machine resets its streams and refuses new ones.
+        """
+        if not host.is_up:
+            raise HostDown(f"{host.name} is down already")
+        if is_silent and any(other.is_up and other is not host for other in self._on(host.machine)):
+            raise ValueError("another host is up on this machine; power is lost by all")
+        self.loop.trace.record(self.loop.time(), host.number, Kind.CRASH, int(is_silent))
+        self._dead += host._crash(is_silent=is_silent)
+
+    def restart(self, host: SimHost) -> None:
+        """Start a host that is down, on its disk as it is.  Its `Host` is a new one."""
+        if host.is_up:
+            raise ValueError(f"{host.name} is up")
+        self.loop.trace.record(self.loop.time(), host.number, Kind.RESTART, 0)
+        host.machine.is_silent = False
+        host._boot()
+
+    def _on(self, machine: Machine) -> list[SimHost]:
+        return [host for host in self.hosts if host.machine is machine]
+
+    def close(self) -> None:
+        """Cancel what runs, see that it ends, and end the loop.  Safe to call twice.
+
+        Raises:
+            RunFailed: a task failed on the way out, or an exception was never taken.
+            RunLimit, Deadlock: tasks do not end when cancelled.
+        """
+        if self.loop.is_closed():
+            return
+        try:
+            self._cancel_all()
+        finally:
+            self._bury()
+            gc.collect()
+            error = self.loop.take_failure()
+            self.loop.close()
+        if error is not None:
+            raise RunFailed("a task failed", f"{type(error).__name__}: {error}") from error
+
+    def _cancel_all(self) -> None:
+        dead = {id(task) for task in self._dead}
+        tasks = [task for task in asyncio.all_tasks(self.loop) if id(task) not in dead]
+        if not tasks:
+            return
+        tasks.sort(key=lambda task: task.get_name())
+
+        async def end() -> list[Any]:
+            for task in tasks:
+                task.cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        for result in self.loop.run(end(), time_s_max=CLOSE_TIME_S_MAX, events_max=CLOSE_EVENTS_MAX):
+            if isinstance(result, Exception):
+                raise RunFailed("a task failed when it was cancelled", repr(result)) from result
+
+    def _bury(self) -> None:
+        """End the coroutines of crashed hosts.  The world is over: what their `finally` does reaches nobody."""
+        for task in [*self._dead, *asyncio.all_tasks(self.loop)]:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                coroutine = task.get_coro()
+                if coroutine is not None:
+                    with contextlib.suppress(BaseException):
+                        coroutine.close()
+        self._dead.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # The error that ended the run is what matters; those of closing only follow from it.
+        with contextlib.suppress(Exception):
+            self.close()

@@ -1,0 +1,442 @@
+"""Simulated byte streams: what TCP and TLS do, seen from above.
+
+Bytes are never lost, doubled or reordered; a lost piece arrives late.  At most STREAM_WINDOW_BYTES are under
+way or unread at the receiver; the rest waits at the sender (`unsent_bytes`).  Across a cut, pieces are held back
+and delivered in order when it heals, or the sender gives up after STREAM_STALL_S.  As under TLS there is no half
+close: who has closed, or has seen the other's end, sends no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from asyncio import CancelledError, Future
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from p2pcompute.errors import ChannelLost, LocalProtocolError
+from p2pcompute.host.interfaces import Address, ByteStream
+from p2pcompute.limits import KIB
+from p2pcompute.simulation.trace import Kind
+
+if TYPE_CHECKING:
+    from p2pcompute.simulation.network import Machine, SimNet
+
+STREAM_WINDOW_BYTES: Final = 256 * KIB
+"""Sent but not yet read by the receiver: about a TCP window of today."""
+WRITE_HIGH_BYTES: Final = 64 * KIB
+"""`drain` waits above this much unsent, until it is below WRITE_LOW_BYTES; asyncio's own values."""
+WRITE_LOW_BYTES: Final = 16 * KIB
+RETRANSMIT_S: Final = 0.2
+"""Extra delay of a piece that was lost once: TCP's smallest retransmission timeout on Linux."""
+STREAM_STALL_S: Final = 60.0
+"""A sender gives up a connection on which nothing could be sent for this long."""
+
+_Arrival = Callable[[Any], None]
+
+
+class SimStream:
+    """One end of a stream: the simulated `ByteStream`."""
+
+    __slots__ = (
+        "_chunks", "_drainers", "_error", "_held", "_held_since", "_is_closed", "_is_dead", "_is_ended",
+        "_last_arrival", "_peer", "_peer_address", "_pending", "_pending_bytes", "_read_bytes", "_reader",
+        "_window", "binding", "net",
+    )  # fmt: skip
+
+    def __init__(self, net: SimNet, peer_address: Address, binding: bytes) -> None:
+        self.net = net
+        self.binding = binding
+        self._peer_address = peer_address
+        self._peer: SimStream = self
+        self._chunks: list[bytes] = []
+        self._read_bytes = 0
+        """Read here since the peer was last told."""
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._window = STREAM_WINDOW_BYTES
+        self._last_arrival = 0.0
+        """When the last piece that we sent arrives at the peer."""
+        self._held: list[tuple[_Arrival, Any]] = []
+        self._held_since = 0.0
+        self._reader: Future[None] | None = None
+        self._drainers: list[Future[None]] = []
+        self._error = ""
+        self._is_closed = False
+        """Closed here; what is pending is still sent."""
+        self._is_ended = False
+        """The peer's end has arrived."""
+        self._is_dead = False
+        """Its host crashed."""
+        net.streams[self] = None
+
+    @staticmethod
+    def connect(dialler: SimStream, acceptor: SimStream, *, accepted_at: float, ready_at: float) -> None:
+        """Make two ends one stream; nothing arrives at an end before it exists."""
+        dialler._peer, acceptor._peer = acceptor, dialler
+        dialler._last_arrival, acceptor._last_arrival = accepted_at, ready_at
+
+    # --- ByteStream -------------------------------------------------------------------------------
+
+    @property
+    def peer_address(self) -> Address:
+        return self._peer_address
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._pending_bytes
+
+    async def read(self, max_bytes: int) -> bytes:
+        while not self._chunks or self._error:
+            if self._error:
+                raise ChannelLost(self._error)
+            if self._is_ended or self._is_closed:
+                return b""
+            if self._reader is not None:
+                raise LocalProtocolError("two tasks read from one stream")
+            self._reader = self.net.network.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        data = _take(self._chunks, max_bytes)
+        self._read_bytes += len(data)
+        if self._read_bytes >= STREAM_WINDOW_BYTES // 4 and not self._is_ended:
+            self._transmit(self._peer._arrive_window, self._read_bytes)
+            self._read_bytes = 0
+        return data
+
+    def write(self, data: bytes) -> None:
+        if data and not (self._is_closed or self._is_ended or self._error or self._is_dead):
+            self._pending.append(bytes(data))
+            self._pending_bytes += len(data)
+            self._pump()
+
+    async def drain(self) -> None:
+        waits = self._pending_bytes > WRITE_HIGH_BYTES
+        while True:
+            if self._error:
+                raise ChannelLost(self._error)
+            if self._is_ended:
+                raise ChannelLost("the peer has closed the stream")
+            if not waits or self._pending_bytes <= WRITE_LOW_BYTES:
+                return
+            waiter: Future[None] = self.net.network.loop.create_future()
+            self._drainers.append(waiter)
+            await waiter
+
+    def close(self) -> None:
+        if self._is_closed or self._is_dead or self._error:
+            return
+        self._is_closed = True
+        self._wake_reader()
+        if not self._pending:
+            self._end()
+
+    def abort(self) -> None:
+        if self._is_dead or self._error:
+            return
+        self._is_closed = True
+        self._transmit(self._peer._arrive_reset, "the peer reset the stream")
+        self._break("the stream was aborted here")
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def die(self, *, is_silent: bool) -> None:
+        """The host is gone: wake nobody here; tell the peer unless `is_silent`."""
+        if not self._is_dead:
+            self._is_dead = True
+            self._chunks.clear()
+            self._pending.clear()
+            self._held.clear()
+            self.net.network.stalled.pop(self, None)
+            if not is_silent:
+                self._transmit(self._peer._arrive_reset, "the peer's host went away")
+
+    def resume(self) -> None:
+        """Send what a cut held back, if it may pass now."""
+        if self._held and not self.net.network.is_cut(self.net.machine, self._peer.net.machine):
+            held, self._held = self._held, []
+            self.net.network.stalled.pop(self, None)
+            for arrive, argument in held:
+                self._transmit(arrive, argument)
+
+    def _check_stall(self, _: Any) -> None:
+        loop = self.net.network.loop
+        if not self._held or self._is_dead:
+            return
+        give_up_at = self._held_since + STREAM_STALL_S
+        if loop.time() < give_up_at:
+            loop.post(give_up_at, self._check_stall, None)
+        else:
+            self._held.clear()
+            self.net.network.stalled.pop(self, None)
+            self._break("the peer could not be reached any more")
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def _transmit(self, arrive: _Arrival, argument: Any) -> None:
+        """Let `arrive(argument)` happen at the peer, after everything sent before."""
+        network, here, there = self.net.network, self.net.machine, self._peer.net.machine
+        now = network.loop.time()
+        if self._held or network.is_cut(here, there):
+            if not self._held:
+                self._held_since = now
+                network.stalled[self] = None
+                network.loop.post(now + STREAM_STALL_S, self._check_stall, None)
+            network.counters.segments_held += 1
+            self._held.append((arrive, argument))
+            return
+        at = now + network.delay_s(here, there)
+        while network.is_lost(here, there):
+            at += RETRANSMIT_S
+        at = max(at, self._last_arrival)
+        self._last_arrival = at
+        network.loop.post(at, arrive, argument)
+
+    def _pump(self) -> None:
+        """Hand over as much as the window allows."""
+        while self._pending and self._window > 0:
+            data = _take(self._pending, self._window)
+            self._window -= len(data)
+            self._pending_bytes -= len(data)
+            self._transmit(self._peer._arrive_data, data)
+        if self._pending_bytes <= WRITE_LOW_BYTES and self._drainers:
+            self._wake_drainers()
+        if self._is_closed and not self._pending:
+            self._end()
+
+    def _end(self) -> None:
+        self._transmit(self._peer._arrive_end, None)
+        self._forget()
+
+    # --- arrivals, called as raw events -----------------------------------------------------------
+
+    def _is_unreachable(self) -> bool:
+        """True when nobody is here any more; then the sender is told, if there is a machine to tell it."""
+        if not self._is_dead and not self._error:
+            return False
+        if not self.net.machine.is_silent:
+            self._transmit(self._peer._arrive_reset, "the peer does not know the stream any more")
+        return True
+
+    def _arrive_data(self, data: bytes) -> None:
+        if self._is_closed or self._is_unreachable():
+            return
+        network = self.net.network
+        network.counters.segments_delivered += 1
+        network.loop.trace.record(network.loop.time(), self.net.number, Kind.STREAM, zlib.crc32(data))
+        self._chunks.append(data)
+        self._wake_reader()
+
+    def _arrive_window(self, count: int) -> None:
+        if not self._is_dead and not self._error:
+            self._window += count
+            self._pump()
+
+    def _arrive_end(self, _: Any) -> None:
+        if self._is_dead or self._error:
+            return
+        network = self.net.network
+        network.loop.trace.record(network.loop.time(), self.net.number, Kind.ENDED, 0)
+        self._is_ended = True
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._wake_reader()
+        self._wake_drainers()
+        self._forget()
+
+    def _arrive_reset(self, reason: str) -> None:
+        if self._is_dead or self._error:
+            return
+        network = self.net.network
+        network.loop.trace.record(network.loop.time(), self.net.number, Kind.RESET, 0)
+        self._break(reason)
+
+    def _break(self, reason: str) -> None:
+        self._error = reason
+        self._chunks.clear()
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._wake_reader()
+        self._wake_drainers()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.net.streams.pop(self, None)
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _wake_drainers(self) -> None:
+        for waiter in self._drainers:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._drainers.clear()
+
+
+def _take(chunks: list[bytes], max_bytes: int) -> bytes:
+    """Remove and return up to `max_bytes` (at least 1) from the front of a list that is not empty."""
+    size = len(chunks[0])
+    if size > max_bytes:
+        data = chunks[0][:max_bytes]
+        chunks[0] = chunks[0][max_bytes:]
+        return data
+    count = 1
+    while count < len(chunks) and size + len(chunks[count]) <= max_bytes:
+        size += len(chunks[count])
+        count += 1
+    data = chunks[0] if count == 1 else b"".join(chunks[:count])
+    del chunks[:count]
+    return data
+
+
+class SimListener:
+    """A TCP port that listens: the simulated `StreamListener`."""
+
+    __slots__ = ("_port", "accept", "admit", "binding", "is_loopback_only", "is_stopped", "net")
+
+    def __init__(
+        self,
+        net: SimNet,
+        port: int,
+        is_loopback_only: bool,
+        admit: Callable[[bytes, Address], bool],
+        accept: Callable[[ByteStream, bytes], None],
+    ) -> None:
+        self.net = net
+        self.is_loopback_only = is_loopback_only
+        self.is_stopped = False
+        self.admit = admit
+        self.accept = accept
+        self._port = port
+        made_at = net.network.loop.time()
+        name = f"{net.network.seed}:certificate:{net.machine.number}:{net.number}:{port}:{made_at!r}"
+        self.binding = hashlib.sha256(name.encode()).digest()
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def stop(self) -> None:
+        """Accept no more; open streams stay."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            self.net.machine.listeners.pop(self._port, None)
+            self.net.listeners.pop(self, None)
+
+    async def close(self) -> None:
+        self.stop()
+
+
+class Dial:
+    """One attempt to connect.
+
+    Its steps are events: connection request, preamble and first flight of TLS, ready at the dialler, ready at
+    the listener.  In round trips from the start: 0.5, 1.5, 2, 2.5, as with TCP and TLS 1.3.
+    """
+
+    def __init__(self, net: SimNet, address: Address, preamble: bytes) -> None:
+        self._net = net
+        self._address = address
+        self._preamble = preamble
+        self._future: Future[SimStream] = net.network.loop.create_future()
+        machine = net.network.find(net.machine, address.host)
+        self._machine = machine
+        if machine is not None:
+            local = "127.0.0.1" if address.host.startswith("127.") else net.machine.address
+            self._source = Address(local, net.machine.take_port(0, taken={}))
+            self._after(net.machine, machine, self._request)
+
+    async def wait(self, timeout_s: float) -> SimStream:
+        """Return the stream when it is ready.
+
+        Raises:
+            ChannelLost: refused, not admitted, or not ready in time.
+        """
+        timer = self._net.network.loop.call_later(timeout_s, self._expire)
+        try:
+            return await self._future
+        except CancelledError:
+            if self._future.done() and not self._future.cancelled() and self._future.exception() is None:
+                self._future.result().abort()
+            raise
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._refuse(f"no answer from {self._address}")
+
+    def _refuse(self, what: str) -> None:
+        if not self._future.done() and not self._net.is_dead:
+            self._future.set_exception(ChannelLost(what))
+
+    def _after(self, sender: Machine, receiver: Machine, step: Callable[[Any], None], argument: Any = None) -> None:
+        """Do the next step one packet later, unless the pair is cut."""
+        network = self._net.network
+        if network.is_cut(sender, receiver):
+            return
+        delay = network.delay_s(sender, receiver)
+        while network.is_lost(sender, receiver):
+            delay += RETRANSMIT_S
+        network.loop.post(network.loop.time() + delay, step, argument)
+
+    def _listener(self, machine: Machine) -> SimListener | None:
+        """Who listens at the address, or None after refusing.  A machine without power does not even refuse."""
+        if machine.is_silent:
+            return None
+        listener = machine.listeners.get(self._address.port)
+        if listener is None or (listener.is_loopback_only and machine is not self._net.machine):
+            self._net.network.counters.streams_refused += 1
+            self._after(machine, self._net.machine, self._refuse, f"{self._address} refused the connection")
+            return None
+        return listener
+
+    def _request(self, _: Any) -> None:
+        machine = self._machine
+        assert machine is not None
+        if self._listener(machine) is not None:
+            # The confirmation goes back and the preamble comes: one round trip, as one event.
+            back = self._net.network.delay_s(machine, self._net.machine)
+            self._net.network.loop.post(self._net.network.loop.time() + back, self._send_preamble, machine)
+
+    def _send_preamble(self, machine: Machine) -> None:
+        if not self._future.done() and not self._net.is_dead:
+            self._after(self._net.machine, machine, self._knock)
+
+    def _knock(self, _: Any) -> None:
+        machine = self._machine
+        assert machine is not None
+        listener = self._listener(machine)
+        if listener is None:
+            return
+        if not listener.net.context.run(listener.admit, self._preamble, self._source):
+            self._net.network.counters.streams_not_admitted += 1
+            self._after(machine, self._net.machine, self._refuse, f"{self._address} closed the connection")
+            return
+        self._after(machine, self._net.machine, self._ready, listener)
+
+    def _ready(self, listener: SimListener) -> None:
+        if self._future.done() or self._net.is_dead or listener.net.is_dead:
+            return
+        network = self._net.network
+        now = network.loop.time()
+        accepted_at = now + network.delay_s(self._net.machine, listener.net.machine)
+        dialler = SimStream(self._net, self._address, listener.binding)
+        acceptor = SimStream(listener.net, self._source, listener.binding)
+        SimStream.connect(dialler, acceptor, accepted_at=accepted_at, ready_at=now)
+        self._future.set_result(dialler)
+        network.loop.post(accepted_at, self._accept, (listener, acceptor))
+
+    def _accept(self, pair: tuple[SimListener, SimStream]) -> None:
+        listener, stream = pair
+        if listener.net.is_dead:
+            return
+        if listener.is_stopped:
+            stream.abort()
+            return
+        network = self._net.network
+        network.counters.streams_opened += 1
+        network.loop.trace.record(network.loop.time(), listener.net.number, Kind.OPENED, zlib.crc32(self._preamble))
+        listener.net.context.run(listener.accept, stream, self._preamble)
