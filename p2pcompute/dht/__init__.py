@@ -1,0 +1,13 @@
+"""The distributed hash table: who is in the group, and small signed records about it.
+
+Owns the routing table, lookups, records kept for others, and the datagrams of all that.  Promises: a contact is
+listed only after a reply that it signed and that matched our request; what `get` returns was signed by its
+publisher, is the newest that the asked holders had, and has not expired; nothing a peer sends makes a table grow
+beyond its named limit.
+
+Read in this order: `contacts` (what is known of a peer), `messages` (what is on the wire), `routing_table`,
+`lookup`, `records` (the three cores, which decide without I/O), `exchange` (signed requests and replies),
+`walk` (one lookup performed), `service` (`Dht`, what the node uses).
+
+Source: Maymounkov and Mazières, "Kademlia: A Peer-to-peer Information System Based on the XOR Metric", 2002.
+"""

@@ -1,0 +1,300 @@
+"""Signed requests and replies over datagrams: transactions, timeouts, resending, checks of what arrives.
+
+Owns the unanswered requests of a node.  A reply counts only if its transaction, its source address, its type and
+its key are those of a request that waits, and its signature holds; cheap checks come first.  A request is sent
+again after the soft timeout, then at doubled intervals, so that one lost datagram does not look like a dead peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from p2pcompute.dht.contacts import is_loopback
+from p2pcompute.dht.lookup import RttEstimate
+from p2pcompute.dht.messages import (
+    ANYONE,
+    REPLIES,
+    TRANSACTION_BYTES,
+    Message,
+    MessageType,
+    Statement,
+    decode_body,
+    decode_statement,
+    encode_statement,
+    signing_input,
+    type_of,
+)
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
+from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import dht_id
+from p2pcompute.limits import DHT_REQUEST_S, DHT_REQUESTS_MAX
+
+_TIMER_SLACK_S = 1e-6
+
+
+class DatagramPort(Protocol):
+    """Where datagrams of one group go out; those that come in are given to `Dht.receive`."""
+
+    def send(self, body: bytes, to: Address) -> None:
+        """Send or drop; never raises for the network."""
+
+
+@dataclass(slots=True)
+class DhtCounters:
+    """What the DHT of one group did since its node started.  Metrics: p2pcompute_dht_<field>."""
+
+    datagrams_received: int = 0
+    """Statements given to us by the transport, whatever became of them."""
+    dropped_malformed: int = 0
+    """Not a statement, or a body against the protocol."""
+    dropped_own: int = 0
+    """Our own statements that came back."""
+    dropped_recipient: int = 0
+    """Meant for another node."""
+    dropped_signature: int = 0
+    """The signature does not hold."""
+    dropped_unexpected: int = 0
+    """Replies to no request of ours, or from another address or key, or of another type."""
+    dropped_departed: int = 0
+    """Requests by a node that has said goodbye."""
+    dropped_parts: int = 0
+    """Parts of puts that were forgotten or did not fit together."""
+    requests_sent: int = 0
+    requests_resent: int = 0
+    requests_timed_out: int = 0
+    requests_refused_full: int = 0
+    """Requests not sent because DHT_REQUESTS_MAX were waiting."""
+    verifications_skipped: int = 0
+    """Unknown senders not pinged back because DHT_VERIFICATIONS_MAX were."""
+    contacts_added: int = 0
+    contacts_removed: int = 0
+    """Evicted or gone with a goodbye."""
+    goodbyes_received: int = 0
+    lookups: int = 0
+    lookup_requests: int = 0
+    records_stored: int = 0
+    records_stale: int = 0
+    """Puts refused because a newer record is held."""
+    records_refused: int = 0
+    """Puts refused as invalid, expired or for lack of room."""
+    records_invalid: int = 0
+    """Records in answers to a get that did not pass the checks."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    datagrams: list[bytes]
+    address: Address
+    key: bytes | None
+    replies: tuple[MessageType, ...]
+    sent: float
+    hard_at: float
+    gap_s: float
+    done: Callable[[Message | None], None]
+    sends: int = 1
+    timer: Timer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A message whose signature holds, and its source."""
+
+    message: Message
+    statement: Statement
+    address: Address
+    rtt_s: float | None = None
+    """Round trip, for a reply to a request that was sent once."""
+
+
+class Exchange:
+    """The requests of one run of one node in one group."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        crypto: Crypto,
+        identity: Identity,
+        port: DatagramPort,
+        counters: DhtCounters,
+        *,
+        group_id: bytes,
+        run: bytes,
+        on_request: Callable[[Verified], None],
+        on_reply: Callable[[Verified], None],
+        on_timeout: Callable[[bytes, Address, float], None],
+    ) -> None:
+        """Start without requests.
+
+        Args:
+            on_request: given each verified request.
+            on_reply: given each verified reply, before the request's own callback.
+            on_timeout: given key, address and time of sending of a request that was never answered; only for
+                requests to a known key.
+        """
+        self._clock = clock
+        self._crypto = crypto
+        self._identity = identity
+        self._own_id = dht_id(identity.public_key)
+        self._port = port
+        self._counters = counters
+        self._group_id = group_id
+        self._run = run
+        self._on_request = on_request
+        self._on_reply = on_reply
+        self._on_timeout = on_timeout
+        self._pending: dict[bytes, _Pending] = {}
+        self._is_closed = False
+        self._loopback_rtt = RttEstimate()
+        self._network_rtt = RttEstimate()
+
+    def soft_s(self, *, loopback: bool = False) -> float:
+        """Return the soft timeout of a request to a peer of which nothing is known."""
+        return self._loopback_rtt.soft_s if loopback else self._network_rtt.soft_s
+
+    def ask(
+        self,
+        key: bytes | None,
+        address: Address,
+        messages: Sequence[Message],
+        done: Callable[[Message | None], None],
+        *,
+        timeout_s: float = DHT_REQUEST_S,
+    ) -> None:
+        """Send a request and have `done` called once: with the reply, or None when there is none.
+
+        Args:
+            key: the peer's public key; None for a PING to an address whose owner is not known.
+            messages: one, or all parts of a PUT, under one transaction.
+            timeout_s: hard timeout.
+        """
+        if self._is_closed or len(self._pending) >= DHT_REQUESTS_MAX:
+            self._counters.requests_refused_full += not self._is_closed
+            done(None)
+            return
+        transaction = self._crypto.random_bytes(TRANSACTION_BYTES)
+        recipient = ANYONE if key is None else dht_id(key)
+        datagrams = [self._encode(message, transaction, recipient) for message in messages]
+        now = self._clock.now()
+        pending = _Pending(
+            datagrams=datagrams,
+            address=address,
+            key=key,
+            replies=REPLIES[type_of(messages[0])],
+            sent=now,
+            hard_at=now + timeout_s,
+            gap_s=self.soft_s(loopback=is_loopback(address.host)),
+            done=done,
+        )
+        self._pending[transaction] = pending
+        self._counters.requests_sent += 1
+        self._send(pending)
+        self._arm(transaction, pending, now)
+
+    def answer(self, request: Verified, message: Message) -> None:
+        """Send the reply to a request, to where it came from."""
+        statement = request.statement
+        self._port.send(self._encode(message, statement.transaction, dht_id(statement.sender)), request.address)
+
+    def receive(self, datagram: bytes, address: Address) -> None:
+        """Take in a datagram of this group.  Whatever is wrong with it is counted, and it is dropped."""
+        if self._is_closed:
+            return
+        self._counters.datagrams_received += 1
+        try:
+            self._receive(decode_statement(datagram), address)
+        except RemoteProtocolError:
+            self._counters.dropped_malformed += 1
+
+    def close(self) -> None:
+        """Forget all requests: those that wait get no reply."""
+        self._is_closed = True
+        pending, self._pending = self._pending, {}
+        for request in pending.values():
+            if request.timer is not None:
+                request.timer.cancel()
+        for request in pending.values():
+            request.done(None)
+
+    # --- parts ---
+
+    def _receive(self, statement: Statement, address: Address) -> None:
+        is_request = statement.type in REPLIES
+        if statement.sender == self._identity.public_key:
+            self._counters.dropped_own += 1
+            return
+        is_first_contact = statement.type is MessageType.PING and statement.recipient == ANYONE
+        if statement.recipient != self._own_id and not is_first_contact:
+            self._counters.dropped_recipient += 1
+            return
+        pending = None if is_request else self._match(statement, address)
+        if not is_request and pending is None:
+            self._counters.dropped_unexpected += 1
+            return
+        signed = signing_input(self._group_id, statement.signed)
+        if not self._crypto.verify(statement.sender, signed, statement.signature):
+            self._counters.dropped_signature += 1
+            return
+        message = decode_body(statement.type, statement.body)
+        if pending is None:
+            self._on_request(Verified(message, statement, address))
+            return
+        del self._pending[statement.transaction]
+        if pending.timer is not None:
+            pending.timer.cancel()
+        self._on_reply(Verified(message, statement, address, self._measure(pending)))
+        pending.done(message)
+
+    def _match(self, statement: Statement, address: Address) -> _Pending | None:
+        pending = self._pending.get(statement.transaction)
+        if pending is None or pending.address != address or statement.type not in pending.replies:
+            return None
+        return pending if pending.key in (None, statement.sender) else None
+
+    def _measure(self, pending: _Pending) -> float | None:
+        """The round trip, unless the request was sent more than once (Karn)."""
+        if pending.sends > 1:
+            return None
+        rtt_s = self._clock.now() - pending.sent
+        (self._loopback_rtt if is_loopback(pending.address.host) else self._network_rtt).add(rtt_s)
+        return rtt_s
+
+    def _encode(self, message: Message, transaction: bytes, recipient: bytes) -> bytes:
+        return encode_statement(
+            message,
+            transaction=transaction,
+            sender=self._identity.public_key,
+            recipient=recipient,
+            run=self._run,
+            group_id=self._group_id,
+            sign=self._identity.sign,
+        )
+
+    def _send(self, pending: _Pending) -> None:
+        for datagram in pending.datagrams:
+            self._port.send(datagram, pending.address)
+
+    def _arm(self, transaction: bytes, pending: _Pending, now: float) -> None:
+        delay_s = max(0.0, min(pending.gap_s, pending.hard_at - now))
+        pending.timer = self._clock.call_later(delay_s, partial(self._on_timer, transaction))
+
+    def _on_timer(self, transaction: bytes) -> None:
+        pending = self._pending.get(transaction)
+        if pending is None:
+            return
+        now = self._clock.now()
+        if now < pending.hard_at - _TIMER_SLACK_S:
+            pending.sends += 1
+            pending.gap_s *= 2
+            self._counters.requests_resent += 1
+            self._send(pending)
+            self._arm(transaction, pending, now)
+            return
+        del self._pending[transaction]
+        self._counters.requests_timed_out += 1
+        if pending.key is not None:
+            self._on_timeout(pending.key, pending.address, pending.sent)
+        pending.done(None)

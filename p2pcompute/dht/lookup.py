@@ -1,0 +1,249 @@
+"""One iterative lookup as a passive object: it says whom to ask and is told what came.  Pure.
+
+Nobody waits for a slow peer: a peer that has not answered within the soft timeout leaves the window and the next
+one is asked, while its late answer still counts until the hard timeout.  There are no rounds.
+
+Properties, each of them tested:
+ 1. it terminates, whatever peers answer;
+ 2. it asks nobody twice and never asks its own node;
+ 3. at most α peers are within their soft timeout at once;
+ 4. the result holds only peers that answered, nearest first, at most k;
+ 5. when every peer answers truthfully, the result is the k nearest of all that can be reached from the seeds;
+ 6. with fewer than k answers it waits for late ones: in a small group it ends when all have answered.
+
+Source: Kademlia, section 2.3; `closest.rs` of rust-libp2p for the shape.
+Deviations: α counts peers within the soft timeout; a late peer leaves the k-window (with 10 % dead contacts
+6.6 median round trips at p50; 28 when it keeps its place, 127 with rounds).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from p2pcompute.dht.contacts import Contact
+from p2pcompute.errors import InvariantViolation
+from p2pcompute.limits import (
+    DHT_ALPHA,
+    DHT_K,
+    DHT_LOOKUP_CANDIDATES_MAX,
+    DHT_LOOKUP_REQUESTS_MAX,
+    DHT_REQUEST_S,
+    DHT_SOFT_S_MAX,
+    DHT_SOFT_S_MIN,
+)
+
+
+class PeerState(StrEnum):
+    """Where a peer of a lookup is."""
+
+    HEARD = "heard"
+    """Known, not asked."""
+    WAITING = "waiting"
+    """Asked, within the soft timeout."""
+    LATE = "late"
+    """Asked, past the soft timeout; its answer is still taken."""
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class _Peer:
+    contact: Contact
+    state: PeerState = PeerState.HEARD
+    asked: float = 0.0
+
+
+class RttEstimate:
+    """Round-trip estimate over all peers, for peers of which nothing is known yet.
+
+    Source: RFC 6298 section 2.
+    """
+
+    def __init__(self) -> None:
+        self._srtt: float | None = None
+        self._rttvar = 0.0
+
+    def add(self, sample_s: float) -> None:
+        """Take in the round trip of a request that was sent once, in seconds."""
+        if self._srtt is None:
+            self._srtt, self._rttvar = sample_s, sample_s / 2
+            return
+        self._rttvar += (abs(self._srtt - sample_s) - self._rttvar) / 4
+        self._srtt += (sample_s - self._srtt) / 8
+
+    @property
+    def soft_s(self) -> float:
+        """The soft timeout: srtt + 4·rttvar within its bounds; the upper bound before the first sample."""
+        if self._srtt is None:
+            return DHT_SOFT_S_MAX
+        return min(DHT_SOFT_S_MAX, max(DHT_SOFT_S_MIN, self._srtt + 4 * self._rttvar))
+
+
+class Lookup:
+    """The k nearest peers of a key that answer."""
+
+    def __init__(
+        self,
+        target: bytes,
+        seeds: Iterable[Contact],
+        *,
+        own_id: bytes,
+        soft_s: float,
+        hard_s: float = DHT_REQUEST_S,
+        k: int = DHT_K,
+        alpha: int = DHT_ALPHA,
+    ) -> None:
+        """Start a lookup.
+
+        Args:
+            target: the key, 20 bytes.
+            seeds: contacts to start from; all of them are candidates.
+            own_id: never asked and never in the result.
+            soft_s: seconds after which the lookup looks past a peer.
+            hard_s: seconds after which a peer has failed.
+            k: size of the result.
+            alpha: peers asked at once.
+        """
+        self.target = target
+        self._number = int.from_bytes(target, "big")
+        self._own_id = own_id
+        self._soft_s = min(soft_s, hard_s)
+        self._hard_s = hard_s
+        self._k = k
+        self._alpha = alpha
+        self._peers: dict[int, _Peer] = {}
+        self._order: list[int] = []
+        self._asked_count = 0
+        self._is_finished = False
+        self._hear(seeds)
+
+    # --- events ---
+
+    def poll(self, now: float) -> list[Contact]:
+        """Return the contacts to ask now, nearest first; they count as asked."""
+        self._expire(now)
+        chosen: list[Contact] = []
+        if self._is_finished:
+            return chosen
+        waiting = sum(peer.state is PeerState.WAITING for peer in self._peers.values())
+        for peer in self._window():
+            if waiting >= self._alpha or self._asked_count >= DHT_LOOKUP_REQUESTS_MAX:
+                break
+            if peer.state is PeerState.HEARD:
+                peer.state, peer.asked = PeerState.WAITING, now
+                waiting += 1
+                self._asked_count += 1
+                chosen.append(peer.contact)
+        return chosen
+
+    def on_answer(self, contact_id: bytes, heard: Iterable[Contact] = ()) -> None:
+        """Take in the answer of a peer that was asked, and the contacts in it.  Others are ignored."""
+        peer = self._peers.get(self._distance(contact_id))
+        if peer is None or peer.state not in (PeerState.WAITING, PeerState.LATE):
+            return
+        peer.state = PeerState.ANSWERED
+        if not self._is_finished:
+            self._hear(heard)
+
+    def on_failure(self, contact_id: bytes) -> None:
+        """Note that a peer that was asked will not answer."""
+        peer = self._peers.get(self._distance(contact_id))
+        if peer is not None and peer.state in (PeerState.WAITING, PeerState.LATE):
+            peer.state = PeerState.FAILED
+
+    def finish(self) -> None:
+        """End it: what was looked for has been found."""
+        self._is_finished = True
+
+    # --- questions ---
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody is to be asked or waited for any more."""
+        if self._is_finished:
+            return True
+        is_exhausted = self._asked_count >= DHT_LOOKUP_REQUESTS_MAX
+        answered = 0
+        for peer in self._window():
+            if peer.state is PeerState.WAITING or (peer.state is PeerState.HEARD and not is_exhausted):
+                return False
+            answered += peer.state is PeerState.ANSWERED
+        return answered >= self._k or not any(peer.state is PeerState.LATE for peer in self._peers.values())
+
+    def deadline(self) -> float | None:
+        """The clock time of the next soft or hard timeout; None when nobody is being waited for."""
+        times = [
+            peer.asked + (self._soft_s if peer.state is PeerState.WAITING else self._hard_s)
+            for peer in self._peers.values()
+            if peer.state in (PeerState.WAITING, PeerState.LATE)
+        ]
+        return min(times, default=None)
+
+    def result(self) -> list[Contact]:
+        """At most k contacts that answered, nearest first."""
+        answered = (self._peers[d] for d in self._order if self._peers[d].state is PeerState.ANSWERED)
+        return [peer.contact for peer, _ in zip(answered, range(self._k), strict=False)]
+
+    def unasked(self) -> list[Contact]:
+        """Contacts that were heard of and not asked, nearest first."""
+        return [self._peers[d].contact for d in self._order if self._peers[d].state is PeerState.HEARD]
+
+    @property
+    def asked_count(self) -> int:
+        """Peers asked so far."""
+        return self._asked_count
+
+    def check_invariants(self) -> None:
+        """Raise InvariantViolation unless the object is consistent."""
+        states = [peer.state for peer in self._peers.values()]
+        asked = sum(state is not PeerState.HEARD for state in states)
+        if self._order != sorted(self._peers) or asked != self._asked_count:
+            raise InvariantViolation(f"lookup: {len(self._order)} in order, {len(states)} known, {asked} asked")
+        if states.count(PeerState.WAITING) > self._alpha or len(states) > DHT_LOOKUP_CANDIDATES_MAX:
+            raise InvariantViolation(f"lookup: {states.count(PeerState.WAITING)} waiting, {len(states)} known")
+
+    # --- parts ---
+
+    def _distance(self, contact_id: bytes) -> int:
+        return int.from_bytes(contact_id, "big") ^ self._number
+
+    def _hear(self, contacts: Iterable[Contact]) -> None:
+        for contact in contacts:
+            distance = self._distance(contact.id)
+            if contact.id == self._own_id or distance in self._peers:
+                continue
+            self._peers[distance] = _Peer(contact)
+            insort(self._order, distance)
+            if len(self._order) > DHT_LOOKUP_CANDIDATES_MAX:
+                self._forget_farthest()
+
+    def _forget_farthest(self) -> None:
+        """Drop the farthest unasked peer.  There is one: fewer are ever asked than are remembered."""
+        for index in range(len(self._order) - 1, -1, -1):
+            if self._peers[self._order[index]].state is PeerState.HEARD:
+                del self._peers[self._order.pop(index)]
+                return
+
+    def _window(self) -> Sequence[_Peer]:
+        """The k nearest peers that have neither failed nor are late."""
+        window: list[_Peer] = []
+        for distance in self._order:
+            peer = self._peers[distance]
+            if peer.state not in (PeerState.LATE, PeerState.FAILED):
+                window.append(peer)
+                if len(window) == self._k:
+                    break
+        return window
+
+    def _expire(self, now: float) -> None:
+        for peer in self._peers.values():
+            if peer.state is PeerState.WAITING and now >= peer.asked + self._soft_s:
+                peer.state = PeerState.LATE
+            if peer.state is PeerState.LATE and now >= peer.asked + self._hard_s:
+                peer.state = PeerState.FAILED
+
+
+assert DHT_LOOKUP_REQUESTS_MAX < DHT_LOOKUP_CANDIDATES_MAX

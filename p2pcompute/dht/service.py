@@ -1,0 +1,595 @@
+"""The DHT of one group as the node uses it: joins, keeps the table alive, finds, puts and gets.
+
+Performs what the cores decide, on the host's clock and a datagram port.  A newcomer looks itself up; whoever it
+asks pings it back and so learns it; lookups in the far buckets complete the table.  Up to k contacts, everybody
+is pinged every DHT_PING_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from p2pcompute.dht.contacts import Contact, is_loopback
+from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
+from p2pcompute.dht.keeper import Keeper
+from p2pcompute.dht.lookup import Lookup
+from p2pcompute.dht.messages import (
+    RUN_BYTES,
+    Ack,
+    AckStatus,
+    Bye,
+    Find,
+    Get,
+    Message,
+    Nodes,
+    Ping,
+    Pong,
+    Put,
+    Values,
+    blob_digest,
+    cut_contacts,
+    parts_of,
+    shown_name,
+)
+from p2pcompute.dht.records import Record, make_ad, newest
+from p2pcompute.dht.routing_table import Change, RoutingTable
+from p2pcompute.dht.walk import Answer, walk
+from p2pcompute.host.interfaces import Address, Host
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import DHT_ID_BYTES, dht_id
+from p2pcompute.limits import (
+    AD_TTL_S,
+    DHT_FOUND_ENOUGH,
+    DHT_GOODBYE_S,
+    DHT_JOIN_ADDRESSES_MAX,
+    DHT_K,
+    DHT_PING_S,
+    DHT_REFRESH_S,
+    DHT_REFRESH_SMALL_S,
+    DHT_REQUEST_S,
+    DHT_VERIFICATIONS_MAX,
+)
+from p2pcompute.wire import cbor
+
+_FOLLOW_UPS_S = (1.0, 3.0, 10.0)
+"""Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
+_JITTER = 0.1
+_PAUSE_S_MAX = DHT_PING_S / 2
+_READS_MAX = 2
+"""Tries to read a holder's records page by page when they change meanwhile."""
+
+
+@dataclass(slots=True)
+class _Search:
+    """A get under way."""
+
+    key: bytes
+    lookup: Lookup
+    found: list[Record]
+    holders_count: int = 0
+
+    def take(self, records: list[Record]) -> None:
+        """Take in the valid records of one holder; end the lookup when enough holders have answered."""
+        self.found += records
+        self.holders_count += bool(records)
+        if self.holders_count >= DHT_FOUND_ENOUGH:
+            self.lookup.finish()
+
+
+class Dht:
+    """This node in the DHT of one group."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        port: DatagramPort,
+        scope: TaskScope,
+        *,
+        group_id: bytes,
+        describe: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Make it; nothing is sent before `start`.
+
+        Args:
+            port: sends datagrams of this group; what arrives for the group is to be given to `receive`.
+            scope: owns the tasks; when it is closed, the DHT stops without a goodbye.
+            describe: this node's ad as a CBOR map, read at each publication; its "name" is shown to peers.
+        """
+        self._clock = host.clock
+        self._crypto = host.crypto
+        self._rng = host.rng.stream("dht")
+        self._identity = identity
+        self._own_id = dht_id(identity.public_key)
+        self._port = port
+        self._scope = scope
+        self._group_id = group_id
+        self._describe = describe
+        self.counters = DhtCounters()
+        self.on_contact: Callable[[Contact], None] = lambda contact: None
+        """Called when a peer was verified and entered the table."""
+        self.on_contact_gone: Callable[[Contact], None] = lambda contact: None
+        """Called when a peer was evicted or has said goodbye."""
+        self._keeper = Keeper(self._clock, self._crypto, self.counters)
+        self._ad_seq = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._exchange: Exchange | None = None
+        self._table = RoutingTable(self._own_id)
+        self._verifying: dict[bytes, None] = {}
+        self._observed: dict[bytes, Address] = {}
+        self._join_addresses: dict[Address, None] = {}
+        self._name = ""
+        self._wake = asyncio.Event()
+        self._refresh_step = 0
+        self._is_refreshing = self._is_publishing = False
+        self._refresh_at = self._retry_at = self._ad_at = self._expire_at = 0.0
+
+    # --- life ---
+
+    async def start(self, contacts: Sequence[Contact], addresses: Sequence[Address]) -> None:
+        """Take part, and join in the background: first by saved contacts, then by addresses.
+
+        Returns at once; `on_contact` tells of those that answer.  Addresses are tried again as long as nobody
+        answers.
+        """
+        self._reset()
+        self._exchange = Exchange(
+            self._clock,
+            self._crypto,
+            self._identity,
+            self._port,
+            self.counters,
+            group_id=self._group_id,
+            run=self._crypto.random_bytes(RUN_BYTES),
+            on_request=self._on_request,
+            on_reply=self._on_reply,
+            on_timeout=self._on_timeout,
+        )
+        self._name = shown_name(self._describe().get("name"))
+        now = self._clock.now()
+        self._refresh_at = now + DHT_REFRESH_SMALL_S
+        self._retry_at = now + DHT_PING_S
+        self._ad_at = now
+        self._expire_at = now + DHT_PING_S
+        self._remember(addresses)
+        self._scope.spawn(self._live(self._exchange), "live")
+        self._scope.spawn(self._first_join(list(contacts)), "join")
+
+    async def leave(self) -> None:
+        """Say goodbye to all contacts, wait DHT_GOODBYE_S at most until they have heard it, and stop."""
+        if self._exchange is None:
+            return
+        try:
+            await self._ask_all(self._table.contacts(), [Bye()], timeout_s=DHT_GOODBYE_S)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+        self._wake.set()
+
+    def receive(self, body: bytes, source: Address) -> None:
+        """Take in a datagram body of this group.  Never raises for what is in it."""
+        if self._exchange is not None:
+            self._exchange.receive(body, source)
+
+    # --- questions ---
+
+    def contacts(self) -> list[Contact]:
+        """Return the verified contacts, nearest to the own id first."""
+        return self._table.contacts()
+
+    def observed_address(self) -> Address | None:
+        """Return the address at which most contacts see this node; None before the first answer."""
+        counted = Counter(self._observed.values()).most_common(1)
+        return counted[0][0] if counted else None
+
+    @property
+    def is_link_down(self) -> bool:
+        """Whether the silence of many contacts in a row says that our own link is down."""
+        return self._table.is_link_down
+
+    def check_invariants(self) -> None:
+        """Raise InvariantViolation unless table and records are consistent."""
+        self._table.check_invariants()
+        self._keeper.records.check_invariants()
+
+    async def join(self, addresses: Sequence[Address]) -> int:
+        """Contact addresses of members, and look around from whoever answers.
+
+        Returns:
+            The number of contacts verified during this call.  At most DHT_REQUEST_S when nobody answers.
+        """
+        began = self._clock.now()
+        self._remember(addresses)
+        wanted: list[tuple[bytes | None, Address]] = [(None, address) for address in dict.fromkeys(addresses)]
+        if wanted and not await self._knock(wanted[:DHT_JOIN_ADDRESSES_MAX]):
+            return 0
+        await self._look_around()
+        return sum(contact.seen >= began for contact in self._table.contacts())
+
+    async def find(self, key: bytes) -> list[Contact]:
+        """Return at most k verified contacts nearest to a key of 20 bytes, nearest first, without this node."""
+        lookup = self._lookup(key)
+        return self._known(await self._walk(lookup, partial(self._ask_find, key)))
+
+    async def put(self, record: Record) -> int:
+        """Have a record kept at the k nodes nearest to its key, this one included.
+
+        Returns:
+            How many nodes hold it now.
+        """
+        return (await self._put(record))[0]
+
+    async def get(self, key: bytes) -> list[Record]:
+        """Return the newest valid record of each publisher under a key, ordered by publisher.
+
+        Ends when DHT_FOUND_ENOUGH holders have answered; a miss asks the k nearest.
+        """
+        search = _Search(key, self._lookup(key), self._keeper.records.get(key, now=self._clock.now()))
+        await self._walk(search.lookup, partial(self._ask_get, search))
+        return newest(search.found)
+
+    # --- joining and upkeep ---
+
+    def _remember(self, addresses: Sequence[Address]) -> None:
+        for address in addresses:
+            self._join_addresses.pop(address, None)
+            self._join_addresses[address] = None
+        while len(self._join_addresses) > DHT_JOIN_ADDRESSES_MAX:
+            del self._join_addresses[next(iter(self._join_addresses))]
+
+    async def _first_join(self, contacts: list[Contact]) -> None:
+        saved: list[tuple[bytes | None, Address]] = [
+            (contact.key, contact.address) for contact in contacts if contact.key != self._identity.public_key
+        ]
+        if await self._knock(saved[:DHT_JOIN_ADDRESSES_MAX]):
+            await self._look_around()
+        elif self._join_addresses:
+            await self.join(list(self._join_addresses))
+
+    async def _knock(self, places: Sequence[tuple[bytes | None, Address]]) -> bool:
+        """Ping all; return True at the first answer, False when none has come."""
+        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        left = len(places)
+
+        def done(reply: Message | None) -> None:
+            nonlocal left
+            left -= 1
+            if not answered.done() and (reply is not None or left == 0):
+                answered.set_result(reply is not None)
+
+        for key, address in places:
+            self._ask(key, address, [Ping()], done)
+        return bool(places) and await answered
+
+    async def _look_around(self) -> None:
+        """Look up the own id and, in a group of more than k, both halves of each far bucket that has room."""
+        lookup = self._lookup(self._own_id)
+        nearest = await self._walk(lookup, partial(self._ask_find, self._own_id))
+        self._verify_heard(lookup)
+        if len(nearest) >= DHT_K:
+            for lowest, highest in self._table.far_buckets(self._table.shared_bits(nearest[-1].id) + 1):
+                middle = (lowest + highest) // 2
+                for low, high in ((lowest, middle), (middle + 1, highest)):
+                    target = self._rng.randint(low, high).to_bytes(DHT_ID_BYTES, "big")
+                    lookup = self._lookup(target)
+                    await self._walk(lookup, partial(self._ask_find, target))
+                    self._verify_heard(lookup)
+
+    async def _refresh(self) -> None:
+        try:
+            await self._look_around()
+        finally:
+            self._is_refreshing = False
+            if self._refresh_step < len(_FOLLOW_UPS_S):
+                delay_s = _FOLLOW_UPS_S[self._refresh_step]
+                self._refresh_step += 1
+            else:
+                delay_s = DHT_REFRESH_SMALL_S if len(self._table) < DHT_K else DHT_REFRESH_S
+            self._refresh_at = self._clock.now() + self._jittered(delay_s)
+            self._wake.set()
+
+    async def _live(self, exchange: Exchange) -> None:
+        """Do what is due, sleep until the next thing is.  Leaves no timer and no request behind when cancelled."""
+        try:
+            while self._exchange is exchange:
+                now = self._clock.now()
+                self._upkeep(now)
+                due = min(self._refresh_at, self._ad_at, self._retry_at, self._table.next_due() or now + _PAUSE_S_MAX)
+                self._wake.clear()
+                try:
+                    async with self._clock.timeout(max(0.0, min(due - now, _PAUSE_S_MAX))):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            if self._exchange is exchange:
+                self._stop()
+
+    def _upkeep(self, now: float) -> None:
+        for contact in self._table.due(now):
+            self._ping(contact)
+        if now >= self._retry_at:
+            self._retry_at = now + self._jittered(DHT_PING_S)
+            self._retry(now)
+        if now >= self._refresh_at:
+            self._refresh_at = now + DHT_REFRESH_S
+            if not self._is_refreshing and len(self._table):
+                self._is_refreshing = True
+                self._scope.spawn(self._refresh(), "refresh")
+        if now >= self._ad_at:
+            self._ad_at = now + self._jittered(AD_TTL_S / 2)
+            if not self._is_publishing:
+                self._is_publishing = True
+                self._scope.spawn(self._publish(), "publish")
+        if now >= self._expire_at:
+            self._expire_at = now + DHT_PING_S
+            self._keeper.expire()
+
+    def _retry(self, now: float) -> None:
+        """Try a lost contact again and, when nobody is known, every address ever given."""
+        lost = self._table.lost_due(now)
+        if lost is not None:
+            self._ping(lost)
+        if not len(self._table):
+            for address in self._join_addresses:
+                self._ask(None, address, [Ping()], _ignore)
+
+    async def _publish(self) -> None:
+        """Put the own ad under the own id; once more if the group holds a newer one from before a clock step."""
+        try:
+            description = self._describe()
+            self._name = shown_name(description.get("name"))
+            value = cbor.encode(description)
+            for _ in range(2):
+                wall = self._clock.wall()
+                self._ad_seq = max(self._ad_seq + 1, int(wall * 1000))
+                record = make_ad(
+                    self._identity.sign_envelope,
+                    self._identity.public_key,
+                    key=self._own_id,
+                    seq=self._ad_seq,
+                    wall=wall,
+                    ttl_s=AD_TTL_S,
+                    value=value,
+                )
+                _, stale_seq = await self._put(record)
+                if stale_seq < self._ad_seq:
+                    return
+                self._ad_seq = stale_seq
+        finally:
+            self._is_publishing = False
+
+    def _jittered(self, delay_s: float) -> float:
+        return delay_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+
+    # --- what peers ask ---
+
+    def _on_request(self, request: Verified) -> None:
+        sender, run = request.statement.sender, request.statement.run
+        message = request.message
+        if isinstance(message, Bye):
+            self.counters.goodbyes_received += 1
+            self._apply(self._table.on_goodbye(sender, run))
+            self._answer(request, Ack(AckStatus.OK))
+            return
+        if self._table.has_left(sender, run):
+            self.counters.dropped_departed += 1
+            return
+        match message:
+            case Ping():
+                self._answer(request, Pong(request.address, self._name))
+            case Find():
+                self._answer(request, self._nodes(message.key, request))
+            case Get():
+                page = self._keeper.page(message.key, message.offset)
+                self._answer(request, page or self._nodes(message.key, request))
+            case Put():
+                ack = self._keeper.take_part(sender, request.statement.transaction, message)
+                if ack is not None:
+                    self._answer(request, ack)
+            case _:
+                raise AssertionError(f"{message} is no request")
+        self._verify(sender, request.address)
+
+    def _answer(self, request: Verified, message: Message) -> None:
+        if self._exchange is not None:
+            self._exchange.answer(request, message)
+
+    def _nodes(self, key: bytes, request: Verified) -> Nodes:
+        near = self._table.nearest(key, DHT_K, exclude=dht_id(request.statement.sender), live_only=True)
+        return Nodes(self._name, cut_contacts(_reachable(near, request.address), self._name))
+
+    # --- what we ask ---
+
+    def _ask(
+        self,
+        key: bytes | None,
+        address: Address,
+        messages: Sequence[Message],
+        done: Callable[[Message | None], None],
+        timeout_s: float = DHT_REQUEST_S,
+    ) -> None:
+        if self._exchange is None:
+            done(None)
+        else:
+            self._exchange.ask(key, address, messages, done, timeout_s=timeout_s)
+
+    def _ping(self, contact: Contact) -> None:
+        self._ask(contact.key, contact.address, [Ping()], _ignore)
+
+    async def _request(self, contact: Contact, message: Message) -> Message | None:
+        return (await self._ask_all([contact], [message]))[0]
+
+    async def _ask_all(
+        self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S
+    ) -> list[Message | None]:
+        """Send the same request to all and return their replies in the same order."""
+        replies: list[Message | None] = [None] * len(contacts)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        left = len(contacts)
+
+        def done(index: int, reply: Message | None) -> None:
+            nonlocal left
+            replies[index] = reply
+            left -= 1
+            if left == 0 and not ended.done():
+                ended.set_result(None)
+
+        for index, contact in enumerate(contacts):
+            self._ask(contact.key, contact.address, messages, partial(done, index), timeout_s)
+        if contacts:
+            await ended
+        return replies
+
+    def _verify(self, key: bytes, address: Address) -> None:
+        """Ping a sender that is not in the table, or not at this address, so that its reply brings it in."""
+        if key in self._verifying or not self._table.wants(key, address):
+            return
+        if len(self._verifying) >= DHT_VERIFICATIONS_MAX:
+            self.counters.verifications_skipped += 1
+            return
+        self._verifying[key] = None
+
+        def done(reply: Message | None) -> None:
+            self._verifying.pop(key, None)
+
+        self._ask(key, address, [Ping()], done)
+
+    def _verify_heard(self, lookup: Lookup) -> None:
+        for contact in lookup.unasked():
+            if len(self._verifying) >= DHT_VERIFICATIONS_MAX:
+                return
+            self._verify(contact.key, contact.address)
+
+    def _lookup(self, target: bytes) -> Lookup:
+        seeds = self._table.nearest(target, DHT_K)
+        only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
+        soft_s = self._exchange.soft_s(loopback=only_loopback) if self._exchange is not None else DHT_REQUEST_S
+        return Lookup(target, seeds, own_id=self._own_id, soft_s=soft_s)
+
+    async def _walk(self, lookup: Lookup, ask: Callable[[Contact, Answer], None]) -> list[Contact]:
+        self.counters.lookups += 1
+        try:
+            return await walk(lookup, self._clock, ask)
+        finally:
+            self.counters.lookup_requests += lookup.asked_count
+
+    def _ask_find(self, key: bytes, contact: Contact, answer: Answer) -> None:
+        self._ask(contact.key, contact.address, [Find(key)], partial(_answer_nodes, contact, answer))
+
+    def _ask_get(self, search: _Search, contact: Contact, answer: Answer) -> None:
+        """Ask one peer for records, or for contacts nearer to the key when it has none."""
+
+        def done(reply: Message | None) -> None:
+            if isinstance(reply, Values):
+                self._scope.spawn(read(reply), "get")
+            else:
+                _answer_nodes(contact, answer, reply)
+
+        async def read(first: Values) -> None:
+            search.take(await self._read(contact, search.key, first))
+            answer(())
+
+        self._ask(contact.key, contact.address, [Get(search.key)], done)
+
+    async def _read(self, contact: Contact, key: bytes, page: Values) -> list[Record]:
+        """Read the other pages of a holder's records and return those that pass the checks."""
+        first: Message | None = page
+        for _ in range(_READS_MAX):
+            if not isinstance(first, Values) or first.offset != 0:
+                return []
+            blob = first.chunk
+            while len(blob) < first.total:
+                more = await self._request(contact, Get(key, len(blob)))
+                is_next = isinstance(more, Values) and more.digest == first.digest and more.offset == len(blob)
+                if not is_next or not isinstance(more, Values) or not more.chunk:
+                    break
+                blob += more.chunk
+            if len(blob) == first.total and blob_digest(blob) == first.digest:
+                return self._keeper.check(key, blob)
+            first = await self._request(contact, Get(key))
+        return []
+
+    async def _put(self, record: Record) -> tuple[int, int]:
+        """Put a record; return how many hold it and the highest seq of a newer one that somebody holds."""
+        near = await self.find(record.key)
+        kept = stale_seq = 0
+        replies = list(await self._ask_all(near, parts_of(record.raw)))
+        if len(near) < DHT_K or _distance(self._own_id, record.key) < _distance(near[-1].id, record.key):
+            replies.append(self._keeper.keep(record))
+        for reply in replies:
+            if isinstance(reply, Ack):
+                kept += reply.status is AckStatus.OK
+                if reply.status is AckStatus.STALE:
+                    stale_seq = max(stale_seq, reply.seq)
+        return kept, stale_seq
+
+    def _known(self, contacts: Sequence[Contact]) -> list[Contact]:
+        """The same contacts, with what the table knows of them."""
+        return [self._table.get(contact.id) or contact for contact in contacts]
+
+    # --- what replies do to the table ---
+
+    def _on_reply(self, reply: Verified) -> None:
+        statement, message = reply.statement, reply.message
+        if isinstance(message, Pong):
+            self._observed[statement.sender] = message.observed
+        was_alone = not len(self._table)
+        change = self._table.on_reply(
+            statement.sender,
+            reply.address,
+            run=statement.run,
+            now=self._clock.now(),
+            name=message.name if isinstance(message, Pong | Nodes) else None,
+            rtt_s=reply.rtt_s,
+        )
+        self._apply(change)
+        if was_alone and len(self._table):
+            self._refresh_step = 0
+            self._refresh_at = self._ad_at = self._clock.now()
+            self._wake.set()
+        if self._table.get(dht_id(statement.sender)) is None:
+            self._observed.pop(statement.sender, None)
+
+    def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:
+        self._apply(self._table.on_failure(key, address, sent=sent, now=self._clock.now()))
+
+    def _apply(self, change: Change) -> None:
+        if change.probe is not None:
+            self._ping(change.probe)
+        for contact in change.removed:
+            self.counters.contacts_removed += 1
+            self._observed.pop(contact.key, None)
+            self.on_contact_gone(contact)
+        for contact in change.added:
+            self.counters.contacts_added += 1
+            self.on_contact(contact)
+
+
+def _ignore(reply: Message | None) -> None:
+    """The table has been told already."""
+
+
+def _answer_nodes(contact: Contact, answer: Answer, reply: Message | None) -> None:
+    answer(_reachable(reply.contacts, contact.address) if isinstance(reply, Nodes) else None)
+
+
+def _reachable(contacts: Sequence[Contact], via: Address) -> list[Contact]:
+    """Contacts that make sense at the other end: a loopback address says nothing to another machine."""
+    return [c for c in contacts if is_loopback(via.host) or not is_loopback(c.address.host)]
+
+
+def _distance(one: bytes, other: bytes) -> int:
+    return int.from_bytes(one, "big") ^ int.from_bytes(other, "big")

@@ -1,0 +1,78 @@
+"""Performs one lookup: asks whom the core names, tells it what came, keeps one timer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.lookup import Lookup
+from p2pcompute.host.interfaces import Clock, Timer
+
+Answer: TypeAlias = Callable[[Sequence[Contact] | None], None]
+"""To be called once per ask: with the contacts in the peer's answer, or None when it did not answer."""
+
+
+async def walk(lookup: Lookup, clock: Clock, ask: Callable[[Contact, Answer], None]) -> list[Contact]:
+    """Run a lookup to its end and return its result.  When cancelled, answers under way are ignored.
+
+    Args:
+        ask: asks one peer; may call its second argument at once.
+    """
+    step = _Walk(lookup, clock, ask)
+    try:
+        step.advance()
+        await step.ended
+    finally:
+        step.stop()
+    return lookup.result()
+
+
+class _Walk:
+    def __init__(self, lookup: Lookup, clock: Clock, ask: Callable[[Contact, Answer], None]) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lookup = lookup
+        self._clock = clock
+        self._ask = ask
+        self._timer: Timer | None = None
+        self._is_advancing = False
+        self._is_stopped = False
+
+    def advance(self) -> None:
+        if self._is_advancing or self._is_stopped:
+            return
+        self._is_advancing = True
+        try:
+            while chosen := self._lookup.poll(self._clock.now()):
+                for contact in chosen:
+                    self._ask(contact, partial(self._on_answer, contact))
+        finally:
+            self._is_advancing = False
+        self._cancel_timer()
+        if self._lookup.is_done:
+            if not self.ended.done():
+                self.ended.set_result(None)
+            return
+        deadline = self._lookup.deadline()
+        if deadline is not None:
+            self._timer = self._clock.call_later(max(0.0, deadline - self._clock.now()), self.advance)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        self._cancel_timer()
+
+    def _on_answer(self, contact: Contact, heard: Sequence[Contact] | None) -> None:
+        if self._is_stopped:
+            return
+        if heard is None:
+            self._lookup.on_failure(contact.id)
+        else:
+            self._lookup.on_answer(contact.id, heard)
+        self.advance()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
