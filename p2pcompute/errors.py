@@ -140,5 +140,11 @@ class ChannelLost(P2pcError):
     default_code = "channel-lost"
 
 
+class RemoteError(P2pcError):
+    """A peer answered a request with an error; `code` and `what` are the peer's.  The channel lives on."""
+
+    default_code = "remote"
+
+
 class InvariantViolation(AssertionError):
     """Our own invariant does not hold.  Carries the story of the object."""

@@ -41,12 +41,17 @@ class TaskScope:
             return
         error = task.exception()
         if error is not None:
-            if self._on_error is not None:
-                self._on_error(task.get_name(), error)
-            else:
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": f"task {task.get_name()} failed", "exception": error, "task": task}
-                )
+            self._report(task.get_name(), error)
+
+    def report(self, name: str, error: BaseException) -> None:
+        """Report a bug that a task survived, as if it had left a task called `name`."""
+        self._report(f"{self._name}.{name}", error)
+
+    def _report(self, name: str, error: BaseException) -> None:
+        if self._on_error is not None:
+            self._on_error(name, error)
+        else:
+            asyncio.get_running_loop().call_exception_handler({"message": f"{name} failed", "exception": error})
 
     def __len__(self) -> int:
         return len(self._tasks)

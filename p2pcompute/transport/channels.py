@@ -1,0 +1,592 @@
+"""All channels of a node: listening, dialling, one control channel per peer reused.
+
+If two nodes dial each other at once, both channels live; `get` returns the older one and the other closes when
+it is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from p2pcompute.errors import (
+    ChannelLost,
+    LocalProtocolError,
+    P2pcError,
+    RemoteProtocolError,
+    TrustError,
+    VersionMismatch,
+)
+from p2pcompute.host.interfaces import Address, ByteStream, Host, StreamListener
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import (
+    CHANNELS_MAX,
+    CHANNELS_PER_PEER_MAX,
+    DIAL_ADDRESSES_MAX,
+    DIAL_STAGGER_S,
+    FRAME_BYTES_MAX,
+    HANDSHAKE_BURST_MAX,
+    HANDSHAKE_BYTES_MAX,
+    HANDSHAKE_RATE_PER_S_MAX,
+    HANDSHAKE_S_MAX,
+    HANDSHAKES_MAX,
+    NODE_NAME_CHARS_MAX,
+    RATE_SOURCES_MAX,
+)
+from p2pcompute.transport import handshake
+from p2pcompute.transport.channel import Channel, ChannelCounters, ChannelShared, MessageUse, make_error, read_error
+from p2pcompute.transport.credentials import Credentials, PeerInfo, invite_key
+from p2pcompute.transport.messages import MessageType, Purpose, decode_body, encode_message, peek
+from p2pcompute.transport.rate import TokenBuckets, source_of
+from p2pcompute.wire.frames import FrameReader, frame
+
+__all__ = ["Channel", "Channels", "Purpose"]
+
+_READ_BYTES: Final = 64 * 1024
+_BUSY: Final = "busy"
+
+
+@dataclass(slots=True)
+class HandshakeCounters:
+    """Connections by how their handshake ended, both directions together."""
+
+    completed: int = 0
+    malformed: int = 0
+    """The other side broke the protocol or could not prove its key."""
+    refused: int = 0
+    """Key proven, but not a member, no common version, or no place left."""
+    broken: int = 0
+    """Connection lost or too slow."""
+    busy: int = 0
+    """Closed because HANDSHAKES_MAX others were in theirs."""
+    limited: int = 0
+    """Not admitted: above the rate of its source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Proven:
+    """A finished handshake."""
+
+    stream: ByteStream
+    peer: PeerInfo
+    purpose: Purpose
+    is_dialler: bool
+    rtt_s: float
+    instance: bytes
+    reader: FrameReader
+    frames: list[bytes]
+    """What came behind WELCOME already."""
+
+
+class _Frames:
+    """Reads handshake frames one by one."""
+
+    def __init__(self, stream: ByteStream, frame_bytes_max: int) -> None:
+        self._stream = stream
+        self.reader = FrameReader(frame_bytes_max)
+        self.rest: list[bytes] = []
+        """Frames that came behind those read."""
+
+    async def next(self) -> bytes:
+        while not self.rest:
+            data = await self._stream.read(_READ_BYTES)
+            if not data:
+                raise ChannelLost("closed by the other side", "during the handshake")
+            self.rest = self.reader.feed(data)
+        return self.rest.pop(0)
+
+
+class Channels:
+    """The channels of one node.
+
+    Args:
+        host: what the node stands on.
+        credentials: who we are and whom we accept.
+        scope: owns all tasks; closing it aborts every channel.
+    """
+
+    def __init__(self, host: Host, credentials: Credentials, scope: TaskScope) -> None:
+        self._host = host
+        self._credentials = credentials
+        self._scope = scope
+        self._own_key = credentials.identity.public_key
+        self._instance = host.crypto.random_bytes(handshake.INSTANCE_BYTES)
+        self._shared = ChannelShared(host.clock, scope)
+        self._listener: StreamListener | None = None
+        self._certificate = b""
+        self._gate = handshake.PreambleGate(self._own_key)
+        self._rates = TokenBuckets(
+            rate_per_s=HANDSHAKE_RATE_PER_S_MAX, burst=HANDSHAKE_BURST_MAX, sources_max=RATE_SOURCES_MAX
+        )
+        self._inbound_count = 0
+        self._open: dict[Channel, None] = {}
+        """Every open channel, oldest first."""
+        self._by_key: dict[bytes, list[Channel]] = {}
+        """Channels of each peer, oldest first."""
+        self._dials: dict[bytes, asyncio.Task[Channel | P2pcError]] = {}
+        self.handshakes = HandshakeCounters()
+        self.on_open: Callable[[Channel], None] = _ignore
+        """Called with each new control channel, before anything that comes on it is handled."""
+        self.on_lost: Callable[[Channel], None] = _ignore
+        """Called once with each control channel that ended, whoever ended it."""
+
+    @property
+    def counters(self) -> ChannelCounters:
+        """See `ChannelCounters`; those of handshakes are in `handshakes`, those of preambles in `preambles`."""
+        return self._shared.counters
+
+    @property
+    def preambles(self) -> handshake.PreambleCounters:
+        return self._gate.counters
+
+    # --- services ---------------------------------------------------------------------------------
+
+    def on_request(
+        self, message_type: int, serve: Callable[[Channel, Any], Awaitable[Any]], *, allow_float: bool = False
+    ) -> None:
+        """Serve requests of a type: `serve` returns the reply's body, or raises P2pcError, which is sent as
+        an error with its code.  Runs in a task of its own, which a lost channel does not cancel."""
+        self._register_use(message_type, MessageUse(serve=serve, allow_float=allow_float))
+
+    def on_message(
+        self, message_type: int, receive: Callable[[Channel, Any], None], *, allow_float: bool = False
+    ) -> None:
+        """Receive one-way messages of a type.  `receive` is called in order and must not take long; it may
+        raise RemoteProtocolError, which is counted."""
+        self._register_use(message_type, MessageUse(receive=receive, allow_float=allow_float))
+
+    def _register_use(self, message_type: int, use: MessageUse) -> None:
+        message_type = int(message_type)
+        if message_type < 16:
+            raise LocalProtocolError(f"message type {message_type} belongs to transport")
+        known = self._shared.uses.get(message_type, MessageUse())
+        if (use.serve and known.serve) or (use.receive and known.receive):
+            raise LocalProtocolError(f"message type {message_type} has a receiver already")
+        self._shared.uses[message_type] = MessageUse(
+            receive=use.receive or known.receive,
+            serve=use.serve or known.serve,
+            allow_float=use.allow_float or known.allow_float,
+        )
+
+    def get(self, key: bytes) -> Channel | None:
+        """The oldest open control channel to a peer."""
+        return next((channel for channel in self._by_key.get(key, ()) if channel.purpose is Purpose.CONTROL), None)
+
+    def all(self) -> list[Channel]:
+        """All open control channels, oldest first."""
+        return [channel for channel in self._open if channel.purpose is Purpose.CONTROL]
+
+    # --- listening --------------------------------------------------------------------------------
+
+    async def listen(self, port: int, *, loopback_only: bool) -> int:
+        """Accept connections on a TCP port (0: any).  Returns the bound port."""
+        if self._listener is not None:
+            raise LocalProtocolError("already listening")
+        self._listener = await self._host.net.listen_stream(
+            port, loopback_only=loopback_only, admit=self._admit, accept=self._accept
+        )
+        self._certificate = handshake.certify(self._credentials.identity, self._listener.binding)
+        return self._listener.port
+
+    async def stop_listening(self) -> None:
+        """Accept no more connections; open channels live on.  `listen` may be called again."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
+
+    async def close(self) -> None:
+        """Stop listening and close every channel, sending what is queued."""
+        await self.stop_listening()
+        for task in list(self._dials.values()):
+            task.cancel()
+        for channel in list(self._open):
+            channel.close()
+
+    def _preamble_keys(self) -> list[bytes]:
+        return [*self._credentials.network_keys(), *self._credentials.invite_keys()]
+
+    def _admit(self, preamble: bytes, source: Address) -> bool:
+        if not self._gate.admit(preamble, self._preamble_keys(), self._host.clock.wall()):
+            return False
+        if not self._rates.take(source_of(source.host, source.port), self._host.clock.now()):
+            self.handshakes.limited += 1
+            return False
+        return True
+
+    def _accept(self, stream: ByteStream, preamble: bytes) -> None:
+        if self._inbound_count >= HANDSHAKES_MAX or self._listener is None:
+            self.handshakes.busy += 1
+            stream.abort()
+            return
+        self._inbound_count += 1
+        task = self._scope.spawn(self._receive_handshake(stream, preamble), "inbound")
+        task.add_done_callback(lambda task: self._inbound_ended(task, stream))
+
+    def _inbound_ended(self, task: asyncio.Task[Any], stream: ByteStream) -> None:
+        self._inbound_count -= 1
+        if task.cancelled():
+            stream.abort()
+
+    async def _receive_handshake(self, stream: ByteStream, preamble: bytes) -> None:
+        """Prove both keys of an inbound connection.  Cancelled: the connection is closed."""
+        is_done = False
+        try:
+            async with self._host.clock.timeout(HANDSHAKE_S_MAX):
+                proven = await self._answer(stream, preamble)
+            is_done = self._finish(proven) is not None
+        except (ChannelLost, TimeoutError):
+            self.handshakes.broken += 1
+        except (TrustError, VersionMismatch) as error:
+            self.handshakes.refused += 1
+            _write(stream, MessageType.ERROR, make_error(error.code, error.what))
+            stream.close()
+            is_done = True
+        except RemoteProtocolError:
+            self.handshakes.malformed += 1
+        finally:
+            if not is_done:
+                stream.abort()
+
+    async def _answer(self, stream: ByteStream, preamble: bytes) -> _Proven:
+        """The listener's side: HELLO, AUTH, WELCOME."""
+        clock, crypto, credentials = self._host.clock, self._host.crypto, self._credentials
+        nonce = crypto.random_bytes(handshake.NONCE_BYTES)
+        hello = handshake.make_hello(
+            self._certificate, nonce=nonce, instance=self._instance, hello=credentials.hello()
+        )
+        started = clock.now()
+        _write(stream, MessageType.HELLO, hello)
+        # Nothing may follow AUTH before WELCOME, so this small reader is done with after one frame.
+        frames = _Frames(stream, HANDSHAKE_BYTES_MAX)
+        body = _expect(await frames.next(), MessageType.AUTH)
+        rtt_s = clock.now() - started
+        if frames.rest:
+            raise RemoteProtocolError("more than AUTH came before WELCOME")
+        auth = handshake.check_auth(crypto, body, binding=stream.binding, nonce=nonce, listener=self._own_key)
+        version = handshake.negotiate(auth.versions)
+        is_invited = handshake.match_preamble(preamble, credentials.network_keys(), self._own_key) is None
+        if is_invited != (auth.purpose is Purpose.JOIN):
+            raise RemoteProtocolError("an invitation opens a joining channel, and only it does")
+        if is_invited:
+            if handshake.match_preamble(preamble, credentials.invite_keys(), self._own_key) is None:
+                raise TrustError("the invitation is no longer open", "", "ask for a new one")
+            peer = _stranger(auth.key, auth.hello)
+        else:
+            peer = credentials.check_peer(auth.key, auth.hello)
+        if not self._has_room(auth.key):
+            raise TrustError("this node has too many channels open", "", "try again later", code=_BUSY)
+        _write(stream, MessageType.WELCOME, handshake.make_welcome(version))
+        return _Proven(
+            stream=stream,
+            peer=peer,
+            purpose=auth.purpose,
+            is_dialler=False,
+            rtt_s=rtt_s,
+            instance=auth.instance,
+            reader=FrameReader(),
+            frames=[],
+        )
+
+    # --- dialling ---------------------------------------------------------------------------------
+
+    async def connect(
+        self,
+        key: bytes,
+        addresses: Sequence[Address],
+        *,
+        purpose: Purpose = Purpose.CONTROL,
+        invite_secret: bytes | None = None,
+    ) -> Channel:
+        """Return a channel to the node with this key.
+
+        An open control channel is reused, and however many ask for one, it is dialled once.  Cancelled: a
+        control channel that is being dialled may still open.
+
+        Args:
+            addresses: tried in this order, each with a head start of DIAL_STAGGER_S; at most DIAL_ADDRESSES_MAX.
+            invite_secret: of the invitation; for purpose JOIN, and only for it.
+
+        Raises:
+            ChannelLost: no address led to that node.
+            TrustError: it refused us, or is not a member itself.
+            VersionMismatch: there is no common protocol version.
+        """
+        if key == self._own_key:
+            raise ChannelLost("a node does not connect to itself", "", code="self")
+        if (invite_secret is not None) != (purpose is Purpose.JOIN):
+            raise LocalProtocolError("an invitation opens a joining channel, and only it does")
+        if purpose is not Purpose.CONTROL:
+            return await self._dial(key, addresses, purpose, invite_secret)
+        channel = self.get(key)
+        if channel is not None:
+            return channel
+        task = self._dials.get(key)
+        if task is None:
+            task = self._scope.spawn(self._dial_control(key, addresses), "dial")
+            self._dials[key] = task
+            task.add_done_callback(lambda _: self._dials.pop(key, None))
+        try:
+            result = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task.cancelled() and not (current is not None and current.cancelling()):
+                raise ChannelLost("this node is shutting down") from None
+            raise
+        if isinstance(result, Channel):
+            return result
+        raise result
+
+    async def _dial_control(self, key: bytes, addresses: Sequence[Address]) -> Channel | P2pcError:
+        """Dial for everybody who waits; an error is a result, because it may be that nobody does any more."""
+        try:
+            return await self._dial(key, addresses, Purpose.CONTROL, None)
+        except P2pcError as error:
+            return error
+
+    async def _dial(
+        self, key: bytes, addresses: Sequence[Address], purpose: Purpose, invite_secret: bytes | None
+    ) -> Channel:
+        if not self._has_room(key):
+            raise ChannelLost("too many channels are open", "", "try again later", code=_BUSY)
+        targets = list(dict.fromkeys(addresses))[:DIAL_ADDRESSES_MAX]
+        if not targets:
+            raise ChannelLost("the node cannot be reached", "no address is known")
+        preamble_key = self._credentials.network_keys()[0] if invite_secret is None else invite_key(invite_secret)
+        attempts = _Attempts(self._host, lambda address: self._attempt(key, address, purpose, preamble_key))
+        proven = await attempts.first_of(targets)
+        channel = self._finish(proven)
+        if channel is None:
+            raise ChannelLost("too many channels are open", "", "try again later", code=_BUSY)
+        return channel
+
+    async def _attempt(self, key: bytes, address: Address, purpose: Purpose, preamble_key: bytes) -> _Proven:
+        """Dial one address and prove both keys.  Cancelled or failed: the connection is closed."""
+        preamble = handshake.make_preamble(
+            preamble_key,
+            listener=key,
+            wall=self._host.clock.wall(),
+            nonce=self._host.crypto.random_bytes(handshake.PREAMBLE_NONCE_BYTES),
+        )
+        stream: ByteStream | None = None
+        is_done = False
+        try:
+            async with self._host.clock.timeout(HANDSHAKE_S_MAX):
+                stream = await self._host.net.dial_stream(address, preamble, timeout_s=HANDSHAKE_S_MAX)
+                proven = await self._prove(stream, key, purpose)
+            is_done = True
+            return proven
+        except (ChannelLost, TimeoutError) as error:
+            self.handshakes.broken += 1
+            raise ChannelLost(f"no channel to {address}", str(error) or "too slow") from error
+        except RemoteProtocolError as error:
+            self.handshakes.malformed += 1
+            raise ChannelLost(f"no channel to {address}", error.what) from error
+        except (TrustError, VersionMismatch):
+            self.handshakes.refused += 1
+            raise
+        finally:
+            if stream is not None and not is_done:
+                stream.abort()
+
+    async def _prove(self, stream: ByteStream, key: bytes, purpose: Purpose) -> _Proven:
+        """The dialler's side: HELLO, AUTH, WELCOME."""
+        clock, crypto, credentials = self._host.clock, self._host.crypto, self._credentials
+        frames = _Frames(stream, FRAME_BYTES_MAX)
+        body = _expect(await frames.next(), MessageType.HELLO)
+        hello = handshake.check_hello(crypto, body, binding=stream.binding, listener=key)
+        version = handshake.negotiate(hello.versions)
+        if purpose is Purpose.JOIN:
+            peer = _stranger(key, hello.hello)
+            said: dict[str, Any] = {"name": credentials.name}
+        else:
+            peer = credentials.check_peer(key, hello.hello)
+            said = credentials.hello()
+        auth = handshake.make_auth(
+            credentials.identity,
+            purpose=purpose,
+            binding=stream.binding,
+            nonce=hello.nonce,
+            listener=key,
+            instance=self._instance,
+            hello=said,
+        )
+        started = clock.now()
+        _write(stream, MessageType.AUTH, auth)
+        handshake.check_welcome(_expect(await frames.next(), MessageType.WELCOME), version)
+        return _Proven(
+            stream=stream,
+            peer=peer,
+            purpose=purpose,
+            is_dialler=True,
+            rtt_s=clock.now() - started,
+            instance=hello.instance,
+            reader=frames.reader,
+            frames=frames.rest,
+        )
+
+    # --- the table --------------------------------------------------------------------------------
+
+    def _has_room(self, key: bytes) -> bool:
+        """Whether one more channel fits; closes the least recently used idle one when there are too many."""
+        if len(self._by_key.get(key, ())) >= CHANNELS_PER_PEER_MAX and not self._close_one(self._by_key[key]):
+            return False
+        return len(self._open) < CHANNELS_MAX or self._close_one(list(self._open))
+
+    def _close_one(self, channels: Sequence[Channel]) -> bool:
+        idle = [channel for channel in channels if channel.is_idle]
+        if not idle:
+            return False
+        max(idle, key=lambda channel: channel.quiet_s).close()
+        return True
+
+    def _finish(self, proven: _Proven) -> Channel | None:
+        """Make a channel of a finished handshake; None (and the connection closed) when there is no room."""
+        if not self._has_room(proven.peer.key):
+            self.handshakes.refused += 1
+            proven.stream.abort()
+            return None
+        self.handshakes.completed += 1
+        self._shared.counters.opened += 1
+        channel = Channel(
+            self._shared,
+            proven.stream,
+            peer=proven.peer,
+            purpose=proven.purpose,
+            is_dialler=proven.is_dialler,
+            rtt_s=proven.rtt_s,
+            instance=proven.instance,
+            on_end=self._ended,
+        )
+        self._drop_former(channel)
+        self._open[channel] = None
+        self._by_key.setdefault(channel.peer.key, []).append(channel)
+        if channel.purpose is Purpose.CONTROL:
+            self.on_open(channel)
+        task = self._scope.spawn(channel.run(proven.reader, proven.frames), "channel")
+        # A task that is cancelled before its first step never reaches its `finally`.
+        task.add_done_callback(lambda _: channel.abort("this node is shutting down"))
+        return channel
+
+    def _drop_former(self, channel: Channel) -> None:
+        """End the channels of the peer's former process: after a restart without a goodbye they look alive."""
+        for other in list(self._by_key.get(channel.peer.key, ())):
+            if other.instance != channel.instance:
+                other.abort("the peer was restarted")
+            else:
+                other.probe()
+
+    def _ended(self, channel: Channel) -> None:
+        self._open.pop(channel, None)
+        channels = self._by_key.get(channel.peer.key, [])
+        if channel in channels:
+            channels.remove(channel)
+        if not channels:
+            self._by_key.pop(channel.peer.key, None)
+        if channel.purpose is Purpose.CONTROL:
+            # Not from inside whatever ended it: a service may be in the middle of sending.
+            asyncio.get_running_loop().call_soon(self._tell_lost, channel)
+
+    def _tell_lost(self, channel: Channel) -> None:
+        self.on_lost(channel)
+
+
+class _Attempts:
+    """Tries addresses, each with a head start before the next (RFC 8305); the first success counts."""
+
+    def __init__(self, host: Host, attempt: Callable[[Address], Awaitable[_Proven]]) -> None:
+        self._host = host
+        self._attempt = attempt
+        self._scope = TaskScope("dial")
+        self._winner: _Proven | None = None
+        self._errors: list[P2pcError] = []
+        self._running = 0
+        self._changed = asyncio.Event()
+
+    async def first_of(self, addresses: Sequence[Address]) -> _Proven:
+        """Return the first that succeeds.  Cancelled: all attempts are ended.
+
+        Raises:
+            P2pcError: the most telling of the errors when all failed.
+        """
+        if len(addresses) == 1:
+            return await self._attempt(addresses[0])
+        try:
+            for address in addresses:
+                self._running += 1
+                self._scope.spawn(self._try(address), "attempt")
+                await self._wait(DIAL_STAGGER_S)
+                if self._winner is not None:
+                    break
+            while self._winner is None and self._running:
+                await self._wait(None)
+            await self._scope.close()
+        except BaseException:
+            await self._scope.close()
+            if self._winner is not None:
+                self._winner.stream.abort()
+            raise
+        if self._winner is not None:
+            return self._winner
+        other = [error for error in self._errors if not isinstance(error, ChannelLost)]
+        raise (other or self._errors or [ChannelLost("no address led to the node")])[0]
+
+    async def _wait(self, limit_s: float | None) -> None:
+        """Wait for the end of an attempt."""
+        self._changed.clear()
+        try:
+            async with self._host.clock.timeout(limit_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def _try(self, address: Address) -> None:
+        try:
+            proven = await self._attempt(address)
+        except P2pcError as error:
+            self._errors.append(error)
+        else:
+            if self._winner is None:
+                self._winner = proven
+            else:
+                proven.stream.abort()
+        finally:
+            self._running -= 1
+            self._changed.set()
+
+
+def _write(stream: ByteStream, message_type: MessageType, body: Any) -> None:
+    stream.write(frame(encode_message(message_type, 0, body)))
+
+
+def _expect(data: bytes, expected: MessageType) -> Any:
+    """The body of the awaited handshake message.
+
+    Raises:
+        TrustError, VersionMismatch, ChannelLost: the other side refused, and says why.
+        RemoteProtocolError: anything else came.
+    """
+    message_type, _ = peek(data)
+    body = decode_body(data)
+    if message_type == MessageType.ERROR:
+        refusal = read_error(body)
+        if refusal.code == _BUSY:
+            raise ChannelLost(refusal.what, refusal.why, code=_BUSY)
+        kind = VersionMismatch if refusal.code == VersionMismatch.default_code else TrustError
+        raise kind(refusal.what, refusal.why, code=refusal.code)
+    if message_type != expected:
+        raise RemoteProtocolError("an unexpected message in the handshake")
+    return body
+
+
+def _stranger(key: bytes, hello: dict[str, Any]) -> PeerInfo:
+    """A peer about whom nothing but its key is known."""
+    name = hello.get("name")
+    if not isinstance(name, str) or len(name) > NODE_NAME_CHARS_MAX or not name.isprintable():
+        raise RemoteProtocolError("not a name")
+    return PeerInfo(key=key, installation=key, name=name, hello=hello)
+
+
+def _ignore(channel: Channel) -> None:
+    """Nobody listens."""

@@ -1,0 +1,75 @@
+"""Rate limits per source.  Pure: the time is passed in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    filled: float
+
+
+class TokenBuckets:
+    """One token bucket per source, for at most `sources_max` sources; the least recently seen is forgotten.
+
+    A forgotten source starts again with a full bucket, so the table never blocks anybody by being full.
+
+    Args:
+        rate_per_s: tokens that a bucket gains per second.
+        burst: tokens that a full bucket holds, at least 1.
+        sources_max: sources tracked, at least 1.
+    """
+
+    def __init__(self, *, rate_per_s: float, burst: float, sources_max: int) -> None:
+        if rate_per_s <= 0 or burst < 1 or sources_max < 1:
+            raise ValueError("a rate above 0, a burst and a size of at least 1 are needed")
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._sources_max = sources_max
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self.refused = 0
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, source: str, now: float) -> bool:
+        """Take one token of `source`; False when it has none.
+
+        Args:
+            source: see `source_of`.
+            now: monotonic seconds, never less than at the call before.
+        """
+        bucket = self._buckets.get(source)
+        if bucket is None:
+            if len(self._buckets) >= self._sources_max:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[source] = _Bucket(self._burst, now)
+        else:
+            self._buckets.move_to_end(source)
+            bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled) * self._rate_per_s)
+            bucket.filled = now
+        if bucket.tokens < 1:
+            self.refused += 1
+            return False
+        bucket.tokens -= 1
+        return True
+
+
+def source_of(host: str, port: int) -> str:
+    """Return what counts as one source: an IPv4 address, or the /64 of an IPv6 address.
+
+    On loopback, where several nodes share the address and nobody outside can, it is the address and port.
+    """
+    if host.startswith("127.") or host == "::1":
+        return f"{host} {port}"
+    if ":" not in host:
+        return host
+    head, _, tail = host.partition("::")
+    groups = head.split(":") if head else []
+    if "::" in host:
+        rest = tail.split(":") if tail else []
+        groups += ["0"] * (8 - len(groups) - len(rest)) + rest
+    return ":".join(groups[:4])
