@@ -20,7 +20,7 @@ from p2pcompute.limits import ENVELOPE_BYTES_MAX
 from p2pcompute.wire import cbor
 
 _ALGORITHM: Final = 1
-_CONTENT_TYPE: Final = 3
+CONTENT_TYPE: Final = 3
 _KEY_ID: Final = 4
 _EDDSA: Final = -8
 _SIGNATURE_BYTES: Final = 64
@@ -41,7 +41,7 @@ class Envelope:
 
 def seal(crypto: Crypto, seed: bytes, content_type: str, payload: Any) -> bytes:
     """Return the envelope of `payload` signed by the key with secret `seed`."""
-    protected = cbor.encode({_ALGORITHM: _EDDSA, _CONTENT_TYPE: content_type, _KEY_ID: crypto.public_key(seed)})
+    protected = cbor.encode({_ALGORITHM: _EDDSA, CONTENT_TYPE: content_type, _KEY_ID: crypto.public_key(seed)})
     body = cbor.encode(payload)
     signature = crypto.sign(seed, cbor.encode(["Signature1", protected, b"", body]))
     return cbor.encode([protected, {}, body, signature])
@@ -82,10 +82,10 @@ def open_envelope(
     ):
         raise RemoteProtocolError("not a COSE_Sign1 array")
     header = cbor.decode(protected)
-    if not isinstance(header, dict) or set(header) != {_ALGORITHM, _CONTENT_TYPE, _KEY_ID}:
+    if not isinstance(header, dict) or set(header) != {_ALGORITHM, CONTENT_TYPE, _KEY_ID}:
         raise RemoteProtocolError("envelope header has other fields than algorithm, type and key")
     key = header[_KEY_ID]
-    if header[_ALGORITHM] != _EDDSA or header[_CONTENT_TYPE] != content_type:
+    if header[_ALGORITHM] != _EDDSA or header[CONTENT_TYPE] != content_type:
         raise RemoteProtocolError("envelope of another kind", f"wanted {content_type}")
     if not isinstance(key, bytes) or len(key) != PUBLIC_KEY_BYTES or (signer is not None and key != signer):
         raise RemoteProtocolError("envelope of another signer")
