@@ -101,32 +101,38 @@ def read_private(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise _unreadable(path, error) from error
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise IdentityError(f"{path} is not a plain file", "something else has its name", f"run: ls -l {path}")
-        if status.st_uid != os.geteuid():
-            raise IdentityError(
-                f"{path} belongs to another user",
-                f"its owner is uid {status.st_uid}, this process runs as uid {os.geteuid()}",
-                "run p2pc as that user, or set P2PC_HOME to a directory of your own",
-            )
-        if status.st_mode & 0o077:
-            raise IdentityError(
-                f"others may read or change {path}",
-                f"its mode is {stat.S_IMODE(status.st_mode):04o}; whoever has its content can act as this node",
-                f"run: chmod 600 {path}",
-            )
-        if status.st_size > PRIVATE_FILE_BYTES_MAX:
-            raise IdentityError(
-                f"{path} is damaged",
-                f"it has {status.st_size} bytes",
-                f"restore it from a backup, or move it away: mv {path} {path}.damaged",
-            )
-        try:
+    try:
+        _check_private(path, os.fstat(descriptor))
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(PRIVATE_FILE_BYTES_MAX)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    """Refuse what is not a small plain file of ours alone."""
+    if not stat.S_ISREG(status.st_mode):
+        raise IdentityError(f"{path} is not a plain file", "something else has its name", f"run: ls -ld {path}")
+    if status.st_uid != os.geteuid():
+        raise IdentityError(
+            f"{path} belongs to another user",
+            f"its owner is uid {status.st_uid}, this process runs as uid {os.geteuid()}",
+            "run p2pc as that user, or set P2PC_HOME to a directory of your own",
+        )
+    if status.st_mode & 0o077:
+        raise IdentityError(
+            f"others may read or change {path}",
+            f"its mode is {stat.S_IMODE(status.st_mode):04o}; whoever has its content can act as this node",
+            f"run: chmod 600 {path}",
+        )
+    if status.st_size > PRIVATE_FILE_BYTES_MAX:
+        raise IdentityError(
+            f"{path} is damaged",
+            f"it has {status.st_size} bytes",
+            f"restore it from a backup, or move it away: mv {path} {path}.damaged",
+        )
 
 
 def _unreadable(path: Path, error: OSError) -> IdentityError:

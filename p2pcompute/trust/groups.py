@@ -5,9 +5,10 @@ each signed by the subject of the one before and naming its hash.  The group's i
 key, so a chain needs no other root.
 
 An entry lives ADMIT_TTL_S and is renewed by any member that may invite.  An entry counts when its signer was
-a member at the moment that it names as *issued*; only the last entry has to be valid now.  So a group lives
-on while its founder is away, and a member whose entry ended can reach into the future by at most one
-ADMIT_TTL_S per step of a chain.
+a member at the moment that it names as *issued*; only the last entry has to be valid now.  So members renew one
+another while the founder is away.  Each such renewal makes a chain one step longer, so this ends after at most
+ADMIT_CHAIN_MAX steps (about five weeks); a renewal by the founder makes it short again.  Likewise a member that
+nobody else renews can, with an accomplice, stretch its stay by at most one ADMIT_TTL_S per step.
 
 The network key is a filter, never membership.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import cbor2
@@ -100,10 +101,8 @@ def test_mutations_raise_or_are_canonical(value: Any, data: st.DataObject) -> No
     raw = bytearray(cbor.encode(value))
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(RemoteProtocolError):
         assert cbor.encode(cbor.decode(bytes(raw), allow_float=True)) == raw
-    except RemoteProtocolError:
-        pass
 
 
 @given(nested(LEAVES))

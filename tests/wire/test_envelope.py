@@ -93,7 +93,8 @@ def test_the_signature_is_checked_with_the_key_in_the_header() -> None:
     "protected",
     [
         header(k1=-7), header(k1=None), header(k3=None), header(k3=b"p2pc/test"), header(k3=0), header(k4=None),
-        header(k4=KEY[:31]), header(k4="x" * 32), header(k2=[1]), header(k5=b"iv"), b"", b"\xa0", cbor2.dumps([1, 3, 4]),
+        header(k4=KEY[:31]), header(k4="x" * 32), header(k2=[1]), header(k5=b"iv"), b"", b"\xa0",
+        cbor2.dumps([1, 3, 4]),
         cbor2.dumps({3: "p2pc/test", 1: -8, 4: KEY}),
     ],
 )
