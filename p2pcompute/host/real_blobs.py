@@ -315,17 +315,29 @@ class FileBlobs:
         for item in group:
             if item.ref not in written and item.ref not in failed:
                 guarded(item.ref, lambda ref=item.ref, data=item.data: write(ref, data))  # type: ignore[misc]
-        for ref, file in written.items():
-            if ref not in failed:
-                guarded(ref, lambda file=file: os.fsync(file.fileno()))  # type: ignore[misc]
+        # Several at once, so that the file system commits its journal once for all of them.
+        whole = [ref for ref in written if ref not in failed]
+        def sync(ref: BlobRef) -> None:
+            guarded(ref, lambda: os.fsync(written[ref].fileno()))
+
+        try:
+            list(self._pool.map(sync, whole))
+        except RuntimeError:  # the pool is being shut down and takes nothing more
+            for ref in whole:
+                sync(ref)
         for ref, file in written.items():
             if ref not in failed:
                 guarded(ref, lambda ref=ref, file=file: self._rename(file.name, ref, b""))  # type: ignore[misc]
             file.close()
             if ref in failed:
                 _unlink(file.name)
-        for directory in sorted({os.path.dirname(self._name(ref.digest)) for ref in written if ref not in failed}):
-            _sync_directory(directory)
+        directories: dict[str, list[BlobRef]] = {}
+        for ref in written:
+            if ref not in failed:
+                directories.setdefault(os.path.dirname(self._name(ref.digest)), []).append(ref)
+        for directory, refs in directories.items():
+            guarded(refs[0], lambda directory=directory: _sync_directory(directory))  # type: ignore[misc]
+            failed.update((ref, failed[refs[0]]) for ref in refs if refs[0] in failed)
         for item in group:
             item.error = failed.get(item.ref)
         self._evict([ref.digest for ref in written])
@@ -400,14 +412,8 @@ class FileBlobs:
         return self._install_file(file, hasher)
 
     def _put_file(self, path: str, move: bool) -> BlobRef:
-        try:
-            source = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        with source:
+        with _open_source(path) as source:
             status = os.fstat(source.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise _unreadable(path, "it is not a regular file")
             if move and (ref := self._take_over(path, status)) is not None:
                 return ref
             file = self._open_temporary()
@@ -533,17 +539,25 @@ class FileBlobs:
     def _files(self) -> list[tuple[float, int, str]]:
         """Return (last use, size, path) of every file here, manifests included."""
         found: list[tuple[float, int, str]] = []
-        for entry in os.scandir(self.directory):
-            if len(entry.name) != 2:
-                continue
-            for file in os.scandir(entry.path):
-                with contextlib.suppress(FileNotFoundError):
-                    status = file.stat()
-                    found.append((status.st_mtime, status.st_size, file.path))
+        with os.scandir(self.directory) as entries:
+            directories = [entry.path for entry in entries if len(entry.name) == 2 and entry.is_dir()]
+        for directory in directories:
+            with os.scandir(directory) as files:
+                for file in files:
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.stat()
+                        found.append((status.st_mtime, status.st_size, file.path))
         return found
 
     def _evict(self, new: Sequence[bytes]) -> None:
-        """Remove the least recently used blobs while the cap is exceeded; never pinned, new or just used ones."""
+        """Remove the least recently used blobs while the cap is exceeded; never pinned, new or just used ones.
+
+        What cannot be removed stays: the put that led here has succeeded.
+        """
+        with contextlib.suppress(OSError):
+            self._evict_excess(new)
+
+    def _evict_excess(self, new: Sequence[bytes]) -> None:
         if self._measured() <= self._cache_bytes_max or not self._evicting.acquire(blocking=False):
             return
         try:
@@ -628,16 +642,26 @@ def _share_or_copy(source: BinaryIO, target: BinaryIO) -> BlobHasher:
     return hasher
 
 
-def _read_if_small(path: str) -> bytes | None:
-    """Return the content of a small regular file; None when it is anything else."""
+def _open_source(path: str) -> BinaryIO:
+    """Open a regular file.
+
+    Raises:
+        StoreError: "blob-source": it is another kind of file, or cannot be read.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > BLOB_SMALL_BYTES:
-                return None
-            data = file.read(BLOB_SMALL_BYTES + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
     except OSError as error:
         raise _unreadable(path, error) from error
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise _unreadable(path, "it is not a regular file")
+
+
+def _read_if_small(path: str) -> bytes | None:
+    """Return the content of a small file; None when it is larger."""
+    with _open_source(path) as file:
+        data = file.read(BLOB_SMALL_BYTES + 1)
     return data if len(data) <= BLOB_SMALL_BYTES else None
 
 
