@@ -90,6 +90,7 @@ class TaskEnd:
     attempts: int
     seq: int
     """Its place, from 1, in the order in which the job's tasks ended."""
+    payload: bytes
 
 
 @dataclass(slots=True)
@@ -525,7 +526,7 @@ class OwnerCore:
 
     def _ended(self, job: OwnedJob, index: int, state: TaskState, outcome: Outcome | None, thief: bytes) -> None:
         self._release(job, index)
-        job.payloads.pop(index, None)
+        payload = job.payloads.pop(index, b"")
         job.avoid.pop(index, None)
         job.cancelling.pop(index, None)
         job.deaths.pop(index, None)
@@ -533,7 +534,7 @@ class OwnerCore:
         attempts = job.attempts.pop(index, 0)
         generation, seq = job.ledger.generation(index), len(job.ledger.finished)
         self._effects.ends.append(
-            TaskEnd(job.envelope.job_id, index, generation, state, outcome, thief, attempts, seq)
+            TaskEnd(job.envelope.job_id, index, generation, state, outcome, thief, attempts, seq, payload)
         )
         if state is not TaskState.CANCELLED:
             self._check_halt(job)

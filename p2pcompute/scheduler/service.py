@@ -13,7 +13,6 @@ from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, BlobRef, Host
-from p2pcompute.host.runs import Outcome
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
@@ -549,8 +548,11 @@ class Scheduler:
         if self.owner.core.peer_lost(self._host.clock.now(), key):
             self.wake()
 
-    # --- local outcome helpers --------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
-    def outcome_of(self, raw: bytes) -> Outcome | None:
-        """Decode a stored outcome; None for tasks that never ran."""
-        return messages.decode_outcome(raw) if raw else None
+    def now(self) -> float:
+        return self._host.clock.now()
+
+    def leased_to(self, key: bytes) -> list[int]:
+        """Tasks of our jobs that this node holds, per job."""
+        return [job.by_thief[key][0] for job in self.owner.core.jobs.values() if key in job.by_thief]

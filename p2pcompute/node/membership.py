@@ -1,0 +1,192 @@
+"""Who we are to others, and who may be our peer: identity and group, as the transport asks for them.
+
+Also the joining exchange: a channel of purpose JOIN is bound to an invitation; only over it does the joiner learn the
+group's network key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from p2pcompute.errors import RemoteProtocolError, TrustError
+from p2pcompute.host.interfaces import Address, Host
+from p2pcompute.identity.keys import Identity, check_delegation
+from p2pcompute.limits import NODE_NAME_CHARS_MAX
+from p2pcompute.transport.channels import Channel
+from p2pcompute.transport.credentials import PeerInfo
+from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
+from p2pcompute.trust.invites import Invites, Token, invite_id, join_proof
+
+JOIN: Final = 16
+"""request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …]]"""
+RENEW: Final = 72
+"""request, member → member that may admit: [chain] → [fresh chain]"""
+CONTACTS_IN_ANSWER_MAX: Final = 32
+MEMBERS_CACHED_MAX: Final = 4096
+"""Members whose checked chain is remembered."""
+
+
+def clean_name(value: Any) -> str:
+    """Return a node's name as it may be shown: printable, bounded, never empty."""
+    text = value if isinstance(value, str) else ""
+    text = "".join(char for char in text if char.isprintable()).strip()[:NODE_NAME_CHARS_MAX]
+    return text or "unnamed"
+
+
+class GroupCredentials:
+    """This node's credentials in its group.  The group is replaced as a whole (join, leave, renewal)."""
+
+    def __init__(
+        self, host: Host, identity: Identity, group: Group, name: str, about: Callable[[], dict[str, Any]]
+    ) -> None:
+        """`about` adds what peers should know of this node: boot, build, python, slots, port."""
+        self._host = host
+        self._identity = identity
+        self.group = group
+        self._name = name
+        self._about = about
+        self.invites = Invites(host.crypto)
+        self._members: dict[bytes, tuple[tuple[bytes, ...], Membership]] = {}
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def network_keys(self) -> Sequence[bytes]:
+        return [self.group.network_key]
+
+    def invite_keys(self) -> Sequence[bytes]:
+        return self.invites.preamble_keys(self._host.clock.now())
+
+    def hello(self) -> dict[str, Any]:
+        return {
+            "name": self._name,
+            "group": self.group.group_id,
+            "chain": list(self.group.chain),
+            "delegation": self._identity.delegation,
+            **self._about(),
+        }
+
+    def check_peer(self, key: bytes, hello: dict[str, Any]) -> PeerInfo:
+        """Return the member that `key` is or speaks for.
+
+        Raises:
+            TrustError: not a member of this group.
+            RemoteProtocolError: malformed.
+        """
+        wall = self._host.clock.wall()
+        installation = key
+        delegation = hello.get("delegation")
+        if delegation is not None:
+            if not isinstance(delegation, bytes):
+                raise RemoteProtocolError("not a delegation")
+            _key, installation, _roles = check_delegation(
+                self._host.crypto, delegation, wall=wall, session_key=key
+            )
+        chain = hello.get("chain")
+        if not isinstance(chain, list):
+            raise RemoteProtocolError("a hello without a membership")
+        self._check_member(installation, tuple(chain), wall)
+        return PeerInfo(key, installation, clean_name(hello.get("name")), hello)
+
+    def _check_member(self, installation: bytes, chain: tuple[bytes, ...], wall: float) -> Membership:
+        """Check a chain; one that was checked before and has not ended costs nothing."""
+        known = self._members.get(installation)
+        if known is not None and known[0] == chain and known[1].expires > wall:
+            return known[1]
+        member = check_chain(
+            self._host.crypto, chain, group_id=self.group.group_id, subject=installation, wall=wall
+        )
+        if len(self._members) >= MEMBERS_CACHED_MAX:
+            del self._members[next(iter(self._members))]
+        self._members[installation] = (chain, member)
+        return member
+
+    def membership_of(self, installation: bytes) -> Membership | None:
+        """What was last checked of a member; None for one that was not met in this life."""
+        known = self._members.get(installation)
+        return None if known is None else known[1]
+
+    def own_membership(self) -> Membership:
+        """Raises TrustError when our own entry has ended."""
+        return check_chain(
+            self._host.crypto, self.group.chain, group_id=self.group.group_id,
+            subject=self._identity.installation, wall=self._host.clock.wall(),
+        )
+
+    # --- joining ----------------------------------------------------------------------------------
+
+    def answer_join(self, channel: Channel, body: Any, contacts: Sequence[Address]) -> list[Any]:
+        """Admit the joiner at the other end, once its proof is right.
+
+        Raises:
+            TrustError: wrong, used or expired; counted against the invitation.
+        """
+        if not (
+            isinstance(body, list) and len(body) == 3
+            and isinstance(body[0], bytes) and isinstance(body[1], bytes) and isinstance(body[2], str)
+        ):
+            raise RemoteProtocolError("not a request to join")
+        joiner = channel.peer.key
+        invite = self.invites.redeem(
+            self._host.clock.now(), body[0], body[1],
+            binding=channel.binding, joiner=joiner, inviter=self._identity.public_key,
+        )
+        if joiner == self.group.founder:
+            raise TrustError("this node founded the group", "it is a member already", None)
+        entry = admit(
+            self._identity, self.group, self._host.crypto, joiner, roles=invite.roles, wall=self._host.clock.wall()
+        )
+        return [
+            self.group.network_key,
+            [*self.group.chain, entry],
+            [[address.host, address.port] for address in contacts[:CONTACTS_IN_ANSWER_MAX]],
+        ]
+
+    async def request_join(self, channel: Channel, token: Token) -> tuple[Group, list[Address]]:
+        """Redeem a token over a JOIN channel; returns the group and first contacts in it."""
+        proof = join_proof(
+            token.secret, binding=channel.binding, joiner=self._identity.public_key, inviter=token.inviter
+        )
+        answer = await channel.request(JOIN, [invite_id(token.secret), proof, self._name], timeout_s=15.0)
+        if not (isinstance(answer, list) and len(answer) == 3 and isinstance(answer[1], list)):
+            raise RemoteProtocolError("not an answer to a request to join")
+        group = group_of_joiner(
+            self._host.crypto, answer[1], answer[0], inviter=token.inviter,
+            subject=self._identity.installation, wall=self._host.clock.wall(),
+        )
+        contacts = [
+            Address(item[0], item[1])
+            for item in answer[2]
+            if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and type(item[1]) is int
+        ]
+        return group, contacts[:CONTACTS_IN_ANSWER_MAX]
+
+    # --- renewal ----------------------------------------------------------------------------------
+
+    def answer_renew(self, channel: Channel, body: Any) -> list[Any]:
+        """Return a fresh chain for the installation at the other end."""
+        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], list)):
+            raise RemoteProtocolError("not a request to renew")
+        chain = renew(
+            self._identity, self.group, self._host.crypto, body[0], channel.peer.installation,
+            wall=self._host.clock.wall(),
+        )
+        return [list(chain)]
+
+    async def request_renew(self, channel: Channel) -> Group:
+        """Return our group with a chain that `channel`'s peer has renewed."""
+        answer = await channel.request(RENEW, [list(self.group.chain)], timeout_s=10.0)
+        if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], list)):
+            raise RemoteProtocolError("not a renewed chain")
+        chain = tuple(answer[0])
+        check_chain(
+            self._host.crypto, chain, group_id=self.group.group_id,
+            subject=self._identity.installation, wall=self._host.clock.wall(),
+        )
+        return self.group.with_chain(chain)

@@ -1,0 +1,237 @@
+"""The node's presence in its group: endpoints, DHT, LAN discovery, channels, peers.
+
+Made anew when the group changes (join, leave) or opens (first invite): everything in here belongs to one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.service import Dht
+from p2pcompute.errors import ChannelLost, P2pcError, StoreError
+from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX
+from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
+from p2pcompute.store.journal import Journal
+from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.transport.credentials import group_hint
+from p2pcompute.transport.datagrams import Datagrams
+
+SAVE_CONTACTS_S = 60.0
+RENEW_CHECK_S = 3600.0
+PORT_TRIES = 16
+"""Ports tried for one that is free for both UDP and TCP."""
+CONTACTS_META = "contacts"
+PORT_META = "port"
+LOOPBACK = "127.0.0.1"
+
+
+class Network:
+    """Everything that has a socket."""
+
+    def __init__(
+        self,
+        host: Host,
+        credentials: GroupCredentials,
+        channels: Channels,
+        journal: Journal | None,
+        scope: TaskScope,
+        *,
+        describe: Callable[[], dict[str, Any]],
+        discover: bool,
+        port_wanted: int,
+        first_contacts: Sequence[Address],
+    ) -> None:
+        self._host = host
+        self._credentials = credentials
+        self.channels = channels
+        self._journal = journal
+        self._scope = scope
+        self._describe = describe
+        self._discover = discover
+        self._port_wanted = port_wanted
+        self._first_contacts = list(first_contacts)
+        self.datagrams = Datagrams(host, scope)
+        self._dht_scope = TaskScope("dht")
+        self.dht: Dht | None = None
+        self.port = 0
+        self.is_on_network = False
+        self.nearby: dict[bytes, LanSighting] = {}
+        """Announced on this LAN and not in our group."""
+        self.names: dict[bytes, str] = {}
+        self.on_peer: Callable[[bytes, list[Address]], None] = lambda _key, _addresses: None
+        self.on_peer_gone: Callable[[bytes], None] = lambda _key: None
+        self.on_change: Callable[[], None] = lambda: None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def start(self, more_contacts: Sequence[Address] = ()) -> None:
+        """Bind, listen, join the DHT of the group, announce on the LAN.
+
+        A node that is alone in its group stays on loopback: nobody else may join it, so nobody needs to reach it.
+
+        Raises:
+            ChannelLost: no port could be bound.
+        """
+        group = self._credentials.group
+        loopback_only = not group.is_open_to_others
+        await self._bind(loopback_only)
+        self.is_on_network = not loopback_only
+        self._dht_scope = TaskScope("dht")
+        port = self.datagrams.bind_group(group.network_key, lambda body, source: self._receive(body, source))
+        self.dht = Dht(
+            self._host, self._credentials.identity, port, self._dht_scope,
+            group_id=group.group_id, describe=self._describe,
+        )
+        self._dht_port = port
+        self.dht.on_contact = self._contact
+        self.dht.on_contact_gone = self._contact_gone
+        await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
+        if self._discover and not loopback_only:
+            await self._host.net.browse(self._sighted)
+            await self._host.net.announce(
+                LanAnnouncement(
+                    public_key=self._credentials.identity.public_key, name=self._credentials.name, port=self.port,
+                    group_hint=group_hint(group.network_key),
+                )
+            )
+        self._dht_scope.spawn(self._upkeep(), "upkeep")
+
+    def _receive(self, body: bytes, source: Address) -> None:
+        if self.dht is not None:
+            self.dht.receive(body, source)
+
+    async def stop(self) -> None:
+        """Say goodbye, withdraw the announcement, close everything."""
+        if self.dht is None:
+            return
+        await self.save_contacts()
+        await self._host.net.announce(None)
+        await self._host.net.browse(None)
+        await self.dht.leave()
+        await self._dht_scope.close()
+        self._dht_port.close()
+        for channel in self.channels.all():
+            channel.close()
+        await self.channels.stop_listening()
+        self.datagrams.stop()
+        self.dht = None
+        self.is_on_network = False
+        self.nearby.clear()
+
+    async def _bind(self, loopback_only: bool) -> None:
+        """Use the port of last time, or choose one that is free for UDP and TCP and keep it."""
+        kept = await self._journal.meta(PORT_META) if self._journal is not None else None
+        wanted = self._port_wanted or (kept if isinstance(kept, int) else 0)
+        for attempt in range(PORT_TRIES):
+            port = 0
+            try:
+                port = await self.datagrams.start(wanted, loopback_only=loopback_only)
+                self.port = await self.channels.listen(port, loopback_only=loopback_only)
+                break
+            except (ChannelLost, OSError) as error:
+                if port:
+                    self.datagrams.stop()
+                if self._port_wanted or attempt == PORT_TRIES - 1:
+                    raise ChannelLost(
+                        f"port {wanted or 'any'} cannot be used", str(error),
+                        "choose another: p2pc config set node.port N", code="port",
+                    ) from error
+                wanted = 0  # the kept port is taken by somebody else now: take another one and keep that
+        if self._journal is not None and self.port != kept:
+            await self._host.store.commit([self._journal.meta_write(PORT_META, self.port)])
+
+    # --- contacts ---------------------------------------------------------------------------------
+
+    async def _saved_contacts(self) -> list[Address]:
+        if self._journal is None:
+            return []
+        saved = await self._journal.meta(CONTACTS_META)
+        group_id = self._credentials.group.group_id
+        if not (isinstance(saved, list) and len(saved) == 2 and saved[0] == group_id):
+            return []
+        return [Address(host, port) for host, port in saved[1]]
+
+    async def save_contacts(self) -> None:
+        """Keep who answered, for the next start."""
+        if self._journal is None or self.dht is None:
+            return
+        contacts = self.dht.contacts()[:CONTACTS_SAVED_MAX]
+        value = [
+            self._credentials.group.group_id, [[contact.address.host, contact.address.port] for contact in contacts]
+        ]
+        try:
+            await self._host.store.commit([self._journal.meta_write(CONTACTS_META, value)])
+        except StoreError:
+            return  # the store's trouble is reported where it matters; contacts are found again
+
+    async def _upkeep(self) -> None:
+        since_renewal = RENEW_CHECK_S
+        while True:
+            await self._host.clock.sleep(SAVE_CONTACTS_S)
+            await self.save_contacts()
+            since_renewal += SAVE_CONTACTS_S
+            if since_renewal >= RENEW_CHECK_S and await self._renewed():
+                since_renewal = 0.0
+
+    async def _renewed(self) -> bool:
+        """Have our membership renewed by a peer when half of it is over; True when there is nothing to do."""
+        credentials = self._credentials
+        try:
+            if not credentials.own_membership().wants_renewal(self._host.clock.wall()):
+                return True
+        except P2pcError:
+            pass  # it has ended: renewal may still be granted
+        for channel in self.channels.all():
+            member = credentials.membership_of(channel.peer.installation)
+            if member is None or not member.may_admit:
+                continue
+            try:
+                credentials.group = await credentials.request_renew(channel)
+            except (P2pcError, TimeoutError):
+                continue
+            self.on_change()
+            return True
+        return False
+
+    def _contact(self, contact: Contact) -> None:
+        if contact.name:
+            self.names[contact.key] = clean_name(contact.name)
+        self.on_peer(contact.key, [contact.address])
+
+    def _contact_gone(self, contact: Contact) -> None:
+        self.on_peer_gone(contact.key)
+
+    def channel_opened(self, channel: Channel) -> None:
+        """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""
+        self.names[channel.peer.key] = channel.peer.name
+        port = channel.peer.hello.get("port")
+        if type(port) is int and 0 < port < 65536:
+            address = Address(channel.address.host, port)
+            self.on_peer(channel.peer.key, [address])
+            if self.dht is not None:
+                self._dht_scope.spawn(self.dht.join([address]), "join")
+
+    def _sighted(self, sighting: LanSighting) -> None:
+        announcement = sighting.announcement
+        key = announcement.public_key
+        if key == self._credentials.identity.public_key:
+            return
+        if not sighting.is_present:
+            self.nearby.pop(key, None)
+            return
+        if announcement.group_hint == group_hint(self._credentials.group.network_key):
+            addresses = [Address(host, announcement.port) for host in sighting.addresses]
+            if self.dht is not None:
+                self._dht_scope.spawn(self.dht.join(addresses), "join")
+        elif key in self.nearby or len(self.nearby) < NEARBY_MAX:
+            self.nearby[key] = sighting
+
+    def own_addresses(self) -> list[Address]:
+        """Where peers may reach this node."""
+        if not self.is_on_network:
+            return [Address(LOOPBACK, self.port)]
+        return [Address(host, self.port) for host in self._host.net.local_addresses()]

@@ -1,0 +1,462 @@
+"""The composition root: the only place where identity, group, DHT, scheduler, execution and store meet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2pcompute import __version__
+from p2pcompute.errors import ChannelLost, NodeUnavailable, TrustError, UsageError
+from p2pcompute.execution.spec import JobSpec, blobs_of, decode_payload, decode_spec, encode_spec
+from p2pcompute.host.interfaces import Address, BlobRef, BlobStore, Clock, Host
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import short_device_id
+from p2pcompute.node import views
+from p2pcompute.node.blob_exchange import BlobExchange
+from p2pcompute.node.facade import (
+    InviteView,
+    JobView,
+    JoinView,
+    NearbyView,
+    NodeStatus,
+    PeerView,
+    PruneReport,
+    TaskDone,
+    TaskView,
+)
+from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials
+from p2pcompute.node.network import Network
+from p2pcompute.scheduler.ledger import TaskState
+from p2pcompute.scheduler.messages import decode_outcome
+from p2pcompute.scheduler.owner import TaskEnd
+from p2pcompute.scheduler.service import Scheduler
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.store.journal import Journal
+from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.transport.messages import Purpose
+from p2pcompute.trust.groups import Group, found_group
+from p2pcompute.trust.invites import Token, format_token, parse_token
+
+DRAIN_S = 30.0
+"""How long running tasks may take to finish when the node stops."""
+BOOT_BYTES = 8
+SOLO_GROUP_NAME = "home"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """What a person may choose about a node."""
+
+    name: str
+    port: int = 0
+    """0: chosen at the first start and kept."""
+    first_contacts: tuple[Address, ...] = ()
+    discover: bool = True
+    is_durable: bool = True
+    """False for an embedded node that keeps nothing: no journal, no result rows."""
+
+
+class Node:
+    """One running node: owner, worker and index at once.  Satisfies `NodeFacade`."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        group: Group | None,
+        options: NodeOptions,
+        keep_group: Callable[[Group], None],
+        on_error: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
+        """Args:
+        group: of an earlier life; None founds one, with this node alone in it.
+        keep_group: stores the group whenever it changes.
+        on_error: told of an exception that left a background task (a bug of ours).
+        """
+        self._host = host
+        self._identity = identity
+        self._options = options
+        self._keep_group = keep_group
+        self._started_at = host.clock.now()
+        self._boot = host.crypto.random_bytes(BOOT_BYTES)
+        self._is_draining = False
+        if group is None:
+            group = found_group(identity, host.crypto, SOLO_GROUP_NAME, host.clock.wall())
+            keep_group(group)
+        self._scope = TaskScope("node", on_error)
+        self.credentials = GroupCredentials(host, identity, group, options.name, self._about)
+        self._journal = Journal(host.store) if options.is_durable else None
+        self.channels = Channels(host, self.credentials, self._scope)
+        self.network = Network(
+            host, self.credentials, self.channels, self._journal, self._scope,
+            describe=self._about_ad, discover=options.discover, port_wanted=options.port,
+            first_contacts=options.first_contacts,
+        )
+        self.exchange = BlobExchange(host, self.channels, self._scope, self._may_read)
+        self.scheduler = Scheduler(
+            host, identity, self.channels, self._journal, self._scope,
+            boot=self._boot, python=(sys.version_info.major, sys.version_info.minor),
+            inputs=inputs_of, fetch=self._fetch, fetch_results=self._fetch, name_of=self.name_of,
+            own_addresses=self.network.own_addresses,
+        )
+        self._wire()
+
+    def _wire(self) -> None:
+        self.channels.on_open = self._channel_opened
+        self.channels.on_lost = self.scheduler.channel_lost
+        self.channels.on_request(JOIN, self._on_join)
+        self.channels.on_request(RENEW, self._on_renew)
+        self.network.on_peer = self._peer_known
+        self.network.on_peer_gone = self.scheduler.peer_gone
+        self.network.on_change = lambda: self._keep_group(self.credentials.group)
+
+    def _about(self) -> dict[str, Any]:
+        """What peers learn of this node in a handshake."""
+        return {
+            "boot": self._boot,
+            "build": __version__,
+            "python": [sys.version_info.major, sys.version_info.minor],
+            "slots": self._host.runner.slot_count,
+            "port": self.network.port,
+        }
+
+    def _about_ad(self) -> dict[str, Any]:
+        about = self._about()
+        del about["boot"]
+        return {"name": self._options.name, **about}
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start everything; what an earlier life left unfinished goes on.
+
+        Raises:
+            ChannelLost: the port cannot be bound.
+            StoreError: the store cannot be read.
+        """
+        await self._host.runner.start()
+        await self.network.start()
+        await self.scheduler.start()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Leave gracefully: hand back what has not started, finish what runs (up to DRAIN_S), say goodbye.
+
+        Without `drain` running tasks are killed; their owners run them again elsewhere.
+        """
+        self._is_draining = True
+        await self.scheduler.leave(drain_s=DRAIN_S if drain else 0.0)
+        self.scheduler.close()
+        await self.network.stop()
+        await self._scope.close()
+        await self._host.runner.close()
+        await self._host.net.close()
+        await self._host.store.close()
+
+    # --- facade: state ----------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        return self._host.clock
+
+    @property
+    def blobs(self) -> BlobStore:
+        return self._host.store.blobs
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    def name_of(self, key: bytes) -> str:
+        """A node's name by its key."""
+        if key in (LOCAL, b"", self._identity.public_key):
+            return self._options.name
+        return self.network.names.get(key) or short_device_id(key)
+
+    def status(self) -> NodeStatus:
+        group = self.credentials.group
+        worker = self.scheduler.worker.core
+        jobs = [book.job for book in self.scheduler.owner.books.values() if not book.job.ledger.is_complete]
+        running = sum(bool(job.leases) for job in jobs)
+        notes = []
+        if self.scheduler.owner.trouble is not None:
+            trouble = self.scheduler.owner.trouble
+            notes.append(f"the store takes nothing: {trouble.what}; {trouble.fix or 'work goes on when it does'}")
+        if self.network.dht is not None and self.network.dht.is_link_down:
+            notes.append("no peer answers: this machine's network seems to be down")
+        return NodeStatus(
+            name=self._options.name,
+            public_key=self._identity.public_key,
+            state="draining" if self._is_draining else "working" if worker.busy_slots else "idle",
+            uptime_s=self._host.clock.now() - self._started_at,
+            port=self.network.port,
+            is_on_network=self.network.is_on_network,
+            group_name=group.name,
+            group_id=group.group_id,
+            is_alone=not group.is_open_to_others,
+            members_known=1 + len(self.scheduler.peers),
+            slots_total=worker.slot_count,
+            slots_busy=worker.busy_slots,
+            jobs_running=running,
+            jobs_waiting=len(jobs) - running,
+            notes=tuple(notes),
+        )
+
+    def peers(self) -> Sequence[PeerView]:
+        return views.peers(self._options.name, self._identity, self.scheduler, self.network, self.credentials)
+
+    def nearby(self) -> Sequence[NearbyView]:
+        found = [
+            NearbyView(
+                name=sighting.announcement.name,
+                public_key=key,
+                address=str(Address(sighting.addresses[0], sighting.announcement.port)) if sighting.addresses else "",
+            )
+            for key, sighting in self.network.nearby.items()
+        ]
+        return sorted(found, key=lambda view: (view.name, view.public_key))
+
+    # --- facade: jobs -----------------------------------------------------------------------------
+
+    async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
+        return await self.scheduler.owner.submit(terms, encode_spec(spec), client_note)
+
+    async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
+        first = await self.scheduler.owner.add_tasks(job_id, payloads)
+        self.scheduler.offer()
+        return first
+
+    async def seal_job(self, job_id: bytes) -> None:
+        await self.scheduler.owner.seal(job_id)
+
+    async def cancel(self, job_id: bytes, *, indices: Sequence[int] | None = None, now: bool = False) -> None:
+        await self.scheduler.owner.cancel(job_id, indices, kill=now)
+
+    async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
+        count = await self.scheduler.owner.retry(job_id, indices, failed_only=failed_only)
+        self.scheduler.offer()
+        return count
+
+    async def prune(self, *, older_than_s: float, drop_results: bool, dry_run: bool) -> PruneReport:
+        """Forget jobs that ended longer ago than this, with the files that only they name.
+
+        `drop_results` removes the result files of the jobs; without it only the records go.
+        """
+        owner = self.scheduler.owner
+        limit = self._host.clock.wall() - older_than_s
+        old = [
+            job_id
+            for job_id, book in owner.books.items()
+            if book.record.finished is not None and book.record.finished <= limit
+        ]
+        freed = 0
+        for job_id in old:
+            refs = await self._result_blobs(job_id) if drop_results else []
+            if dry_run:
+                freed += sum(ref.size for ref in refs)
+                continue
+            await owner.forget(job_id)
+            if refs:
+                freed += await self.blobs.delete(refs)
+        return PruneReport(jobs=len(old), freed_bytes=freed)
+
+    async def _result_blobs(self, job_id: bytes) -> list[BlobRef]:
+        refs: dict[BlobRef, None] = {}
+        for view in await self.finished(job_id, after=0, limit=1 << 62):
+            if view.outcome is not None:
+                refs.update(dict.fromkeys(views.outcome_refs(view.outcome)))
+        return list(refs)
+
+    def jobs(self) -> Sequence[JobView]:
+        books = sorted(self.scheduler.owner.books.values(), key=lambda book: book.record.submitted, reverse=True)
+        return [views.job(book, self._host.clock.now(), self.name_of, self._identity) for book in books]
+
+    def job(self, ref: str) -> JobView:
+        book = views.find_job(self.scheduler.owner, ref)
+        return views.job(book, self._host.clock.now(), self.name_of, self._identity)
+
+    async def tasks(
+        self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000
+    ) -> Sequence[TaskView]:
+        owner = self.scheduler.owner
+        book = owner.book(job_id)
+        ledger = book.job.ledger
+        seqs = {index: seq for seq, index in enumerate(ledger.finished, 1)}
+        chosen: list[TaskView] = []
+        for index in range(after + 1, ledger.size):
+            if len(chosen) >= limit:
+                break
+            state = views.task_state(book.job, index)
+            if states is None or state in states:
+                chosen.append(await self._task_view(book.job.envelope.job_id, index, state, seqs.get(index, 0)))
+        return chosen
+
+    async def _task_view(self, job_id: bytes, index: int, state: str, seq: int) -> TaskView:
+        owner = self.scheduler.owner
+        job = owner.book(job_id).job
+        payload = job.payloads.get(index)
+        if payload is not None:
+            lease = job.leases.get(index)
+            return TaskView(
+                index, job.ledger.generation(index), state,
+                node_key=b"" if lease is None or lease.thief == LOCAL else lease.thief,
+                node_name="" if lease is None else self.name_of(lease.thief),
+                attempts=job.attempts.get(index, 0), payload=payload,
+            )
+        record = await owner.result_of(job_id, index)
+        reason = job.ledger.reasons.get(index, "")
+        if record is None:
+            return TaskView(index, job.ledger.generation(index), state, reason=reason, seq=seq)
+        payload = record.payload
+        if not payload:
+            payload = (await owner.payloads(job_id, [index])).get(index, b"")
+        return TaskView(
+            index, job.ledger.generation(index), state,
+            outcome=decode_outcome(record.outcome) if record.outcome else None,
+            node_key=record.node_key, node_name=record.node_name, attempts=record.attempts,
+            payload=payload, reason=reason, seq=seq,
+        )
+
+    async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
+        ledger = self.scheduler.owner.book(job_id).job.ledger
+        found = []
+        for seq in range(after + 1, min(after + limit, len(ledger.finished)) + 1):
+            index = ledger.finished[seq - 1]
+            if ledger.state(index) is TaskState.OPEN:
+                continue  # it is being retried and will end again under a new number
+            state = views.STATE_NAMES[ledger.state(index)]
+            found.append(await self._task_view(job_id, index, state, seq))
+        return found
+
+    def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
+        book = self.scheduler.owner.book(job_id)
+        job = book.job
+
+        def tell(ends: Sequence[TaskEnd]) -> None:
+            listener(
+                [
+                    TaskView(
+                        end.index, end.generation, views.STATE_NAMES[end.state], end.outcome,
+                        b"" if end.thief == LOCAL else end.thief, self.name_of(end.thief), end.attempts,
+                        end.payload, job.ledger.reasons.get(end.index, ""), end.seq,
+                    )
+                    for end in ends
+                ]
+            )
+
+        book.listeners.append(tell)
+
+        def stop() -> None:
+            if tell in book.listeners:
+                book.listeners.remove(tell)
+
+        return stop
+
+    # --- facade: group ----------------------------------------------------------------------------
+
+    async def invite(self, *, uses: int, expires_s: float) -> InviteView:
+        """Open an invitation.  The first one opens the group: from then on this node listens on the network."""
+        if self._identity.delegation is not None:
+            raise TrustError("an embedded node cannot invite", "only the installation may", "run: p2pc invite --token")
+        invite = self.credentials.invites.create(self._host.clock.now(), uses=uses, expires_s=expires_s)
+        group = self.credentials.group
+        if not group.is_open_to_others:
+            await self._change_group(group.opened(), ())
+        token = Token(
+            addresses=tuple(self.network.own_addresses()),
+            inviter=self._identity.public_key,
+            secret=invite.secret,
+            group_name=self.credentials.group.name,
+            expires=int(self._host.clock.wall() + expires_s),
+        )
+        return InviteView(
+            token=format_token(token), expires=float(token.expires), group=token.group_name, uses=invite.uses
+        )
+
+    async def join(self, token: str, *, name: str | None = None) -> JoinView:
+        parsed = parse_token(token)
+        if self.credentials.group.is_open_to_others:
+            raise TrustError(
+                f"this node is in group {self.credentials.group.name!r} already",
+                "it can be in one group at a time",
+                "give that membership up first: p2pc leave",
+                code="in-group",
+            )
+        if parsed.inviter == self._identity.public_key:
+            raise UsageError("this token was made on this node", "it is for another computer", "run it there", code="own-token")
+        addresses: list[Address] = []
+        for address in parsed.addresses:
+            addresses += await self._host.net.resolve(address.host, address.port)
+        try:
+            channel = await self.channels.connect(
+                parsed.inviter, addresses, purpose=Purpose.JOIN, invite_secret=parsed.secret
+            )
+        except (ChannelLost, TimeoutError) as error:
+            parsed.check_expiry(self._host.clock.wall())
+            raise NodeUnavailable(
+                f"the inviter of group {parsed.group_name!r} does not answer",
+                f"tried {', '.join(str(address) for address in addresses) or 'no address'}: {error}."
+                " A node answers only while the invitation is open",
+                "check that it runs and can be reached, or make a new one there: p2pc invite --token",
+                code="no-inviter",
+            ) from error
+        try:
+            group, contacts = await self.credentials.request_join(channel, parsed)
+            inviter = channel.peer.name
+            address = channel.address
+        finally:
+            channel.close()
+        await self._change_group(group, [*addresses, *contacts])
+        return JoinView(group=group.name, inviter=inviter, inviter_key=parsed.inviter, address=str(address))
+
+    async def leave(self) -> None:
+        if not self.credentials.group.is_open_to_others:
+            raise UsageError("this node is in no group with others", "there is nothing to leave", None, code="alone")
+        group = found_group(self._identity, self._host.crypto, SOLO_GROUP_NAME, self._host.clock.wall())
+        self.credentials.invites.withdraw_all()
+        await self._change_group(group, ())
+
+    async def _change_group(self, group: Group, contacts: Sequence[Address]) -> None:
+        """Move to another group, or open ours; running work goes on, its channels are made anew."""
+        await self.network.stop()
+        for key in list(self.scheduler.peers):
+            self.scheduler.peer_gone(key)
+        self.credentials.group = group
+        self._keep_group(group)
+        await self.network.start(contacts)
+
+    async def _on_join(self, channel: Channel, body: Any) -> Any:
+        dht = self.network.dht
+        contacts = [contact.address for contact in dht.contacts()] if dht is not None else []
+        return self.credentials.answer_join(channel, body, contacts)
+
+    async def _on_renew(self, channel: Channel, body: Any) -> Any:
+        return self.credentials.answer_renew(channel, body)
+
+    # --- peers ------------------------------------------------------------------------------------
+
+    def _peer_known(self, key: bytes, addresses: list[Address]) -> None:
+        self.scheduler.peer_known(key, addresses)
+
+    def _channel_opened(self, channel: Channel) -> None:
+        self.network.channel_opened(channel)
+        self.scheduler.channel_opened(channel)
+
+    async def _fetch(self, refs: Sequence[BlobRef], key: bytes, addresses: Sequence[Address]) -> None:
+        await self.exchange.fetch_all(refs, [(key, addresses)])
+
+    def _may_read(self, _peer: Any, _ref: BlobRef) -> bool:
+        """Every member may read: members are trusted for now (docs/security.md)."""
+        return True
+
+
+def inputs_of(spec: bytes, payload: bytes) -> list[BlobRef]:
+    """Return the blobs that a task needs on the node before it starts.
+
+    Raises:
+        RemoteProtocolError: the description is malformed.
+    """
+    return blobs_of(decode_spec(spec), decode_payload(payload))

@@ -1,0 +1,164 @@
+"""Views of one moment, made when asked: see `facade`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from p2pcompute.errors import UsageError
+from p2pcompute.host.interfaces import Address, BlobRef
+from p2pcompute.host.runs import Outcome
+from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import short_device_id
+from p2pcompute.node.facade import JobView, NodeShare, PeerView
+from p2pcompute.node.membership import GroupCredentials
+from p2pcompute.node.network import Network
+from p2pcompute.scheduler.ledger import TaskState
+from p2pcompute.scheduler.owner import OwnedJob
+from p2pcompute.scheduler.owner_service import JobBook, OwnerService
+from p2pcompute.scheduler.service import Scheduler
+from p2pcompute.scheduler.stealing import LOCAL
+
+STATE_NAMES: Final = {
+    TaskState.OPEN: "waiting",
+    TaskState.CANCELLED: "cancelled",
+    TaskState.FAILED: "failed",
+    TaskState.DONE: "done",
+}
+RATE_SHOWN_MIN: Final = 0.005
+NOT_SEEN_S: Final = 25.0
+"""A peer silent for longer is shown as not seen; it is forgotten within a minute."""
+
+
+def outcome_refs(outcome: Outcome) -> list[BlobRef]:
+    """Return the blobs that an outcome names."""
+    blobs = (outcome.value_blob, outcome.stdout_blob, outcome.stderr_blob)
+    return [BlobRef(*blob) for blob in blobs if blob] + [BlobRef(file.digest, file.size) for file in outcome.files]
+
+
+def task_state(job: OwnedJob, index: int) -> str:
+    state = job.ledger.state(index)
+    if state is TaskState.OPEN and index in job.leases:
+        return "running"
+    return STATE_NAMES[state]
+
+
+def find_job(owner: OwnerService, ref: str) -> JobBook:
+    """Return the job that an alias, a prefix of an id in hex, or "last" names.
+
+    Raises:
+        UsageError: none or several.
+    """
+    if ref == "last":
+        if not owner.books:
+            raise UsageError("there is no job here", "none was submitted on this node", "start one: p2pc run", code="no-job")
+        return max(owner.books.values(), key=lambda book: book.record.submitted)
+    if ref in owner.aliases:
+        return owner.books[owner.aliases[ref]]
+    found = [book for job_id, book in owner.books.items() if len(ref) >= 4 and job_id.hex().startswith(ref.lower())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{ref!r} names {len(found)} jobs", "the prefix is too short", "give more of the id", code="no-job")
+    import difflib
+
+    near = difflib.get_close_matches(ref, owner.aliases, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"there is no job {ref!r} here", "it may have been pruned", f"{hint}list them: p2pc jobs --all", code="no-job")
+
+
+def job(book: JobBook, now: float, name_of: Callable[[bytes], str], identity: Identity) -> JobView:
+    """Return a job as it stands."""
+    owned, ledger, record = book.job, book.job.ledger, book.record
+    counts = ledger.counts
+    done, failed, cancelled = counts[TaskState.DONE], counts[TaskState.FAILED], counts[TaskState.CANCELLED]
+    running = len(owned.leases)
+    is_over = ledger.is_complete
+    if is_over:
+        state = "failed" if failed else "cancelled" if cancelled else "done"
+        exit_code = 3 if cancelled or owned.halted else 1 if failed else 0
+    else:
+        state, exit_code = ("running" if running or done or failed else "waiting"), None
+    shares = []
+    for key, (leased, done_there, failed_there) in owned.by_thief.items():
+        rate = book.rates[key].at(now) if key in book.rates else 0.0
+        shares.append(
+            NodeShare(
+                node=name_of(key),
+                public_key=identity.public_key if key == LOCAL else key,
+                running=leased,
+                done=done_there,
+                failed=failed_there,
+                rate=round(rate, 3) if rate > RATE_SHOWN_MIN and not is_over else None,
+            )
+        )
+    return JobView(
+        job_id=owned.envelope.job_id,
+        alias=record.alias,
+        name=owned.envelope.terms.name,
+        state=state,
+        total=ledger.total,
+        added=ledger.size,
+        done=done,
+        failed=failed,
+        running=running,
+        waiting=counts[TaskState.OPEN] - running,
+        cancelled=cancelled,
+        retried=owned.retried,
+        submitted=record.submitted,
+        finished=record.finished if is_over else None,
+        by_node=tuple(sorted(shares, key=lambda share: (share.public_key != identity.public_key, share.node))),
+        exit_code=exit_code,
+        halted=owned.halted,
+        note=record.note,
+        last_seq=len(ledger.finished),
+    )
+
+
+def _path(rtt_s: float | None, address: Address) -> str:
+    kind = "this machine" if address.host.startswith("127.") or address.host == "::1" else "direct"
+    return kind if rtt_s is None else f"{kind} {max(1, round(rtt_s * 1000))} ms"
+
+
+def peers(
+    own_name: str, identity: Identity, scheduler: Scheduler, network: Network, credentials: GroupCredentials
+) -> list[PeerView]:
+    """Return this node first, then its peers by name."""
+    worker = scheduler.worker.core
+    own = PeerView(
+        name=own_name, public_key=identity.public_key, state="self", slots=worker.slot_count,
+        busy=worker.busy_slots, path="self", address=", ".join(str(a) for a in network.own_addresses()),
+    )
+    contacts = {contact.key: contact for contact in network.dht.contacts()} if network.dht is not None else {}
+    now = scheduler.now()
+    views = []
+    for key, addresses in scheduler.peers.items():
+        contact = contacts.get(key)
+        channel = network.channels.get(key)
+        hello = channel.peer.hello if channel is not None else {}
+        seen_s = now - contact.seen if contact is not None and contact.seen else None
+        slots, python = hello.get("slots"), hello.get("python")
+        is_up = channel is not None or (seen_s is not None and seen_s < NOT_SEEN_S)
+        installation = channel.peer.installation if channel is not None else key
+        member = credentials.membership_of(installation)
+        inviter = "" if member is None or member.inviter == installation else member.inviter
+        address = addresses[0] if addresses else (contact.address if contact else None)
+        rtt_s = contact.rtt_s if contact is not None else None
+        views.append(
+            PeerView(
+                name=network.names.get(key) or short_device_id(key),
+                public_key=key,
+                state="up" if is_up else "not seen",
+                seen_s=0.0 if channel is not None else seen_s,
+                slots=slots if type(slots) is int else None,
+                busy=sum(scheduler.leased_to(key)) if slots else None,
+                path=_path(rtt_s, address) if address is not None and is_up else "",
+                address=str(address) if address is not None else "",
+                version=str(hello.get("build", ""))[:32],
+                python=".".join(str(n) for n in python) if isinstance(python, list) else "",
+                invited_by="" if not inviter else network.names.get(inviter) or short_device_id(inviter),
+            )
+        )
+    if identity.public_key in [view.public_key for view in views]:
+        views = [view for view in views if view.public_key != identity.public_key]
+    return [own, *sorted(views, key=lambda view: (view.name, view.public_key))]
