@@ -318,6 +318,8 @@ EVENT_PAGE_BYTES_MAX: Final = 256 * KIB
 """Bytes after which a write to a follower is cut."""
 PROGRESS_S_MIN: Final = 0.5
 """Least time between two progress events."""
+EVENT_KEEPALIVE_S: Final = 15.0
+"""A quiet event stream gets an empty line this often, so that a follower can tell a busy node from a dead one."""
 UPLOAD_BATCH_MAX: Final = 500
 """Tasks of an upload that are stored in one transaction."""
 UPLOAD_BATCH_BYTES_MAX: Final = 256 * KIB
@@ -332,7 +334,7 @@ LIST_ITEMS_MAX: Final = 10_000
 """Items of one answer; longer lists are paged."""
 API_CONNECTIONS_MAX: Final = 128
 """Control connections at once; further ones are answered 503."""
-STOP_GRACE_S: Final = 10.0
+STOP_GRACE_S: Final = 60.0
 """A draining node waits this long for its running tasks, then stops them; they run again elsewhere or later."""
 LOG_BYTES_MAX: Final = 4 * MIB
 LOG_FILES_MAX: Final = 4

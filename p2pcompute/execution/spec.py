@@ -111,7 +111,7 @@ def _encode(value: JobSpec | TaskPayload) -> bytes:
     out: dict[str, Any] = {}
     for name in _COMPACT[type(value)]:
         item = getattr(value, name)
-        if item is None or item == () or item == b"" or item == {} or (name in ("chunk", "work_s") and not item):
+        if item is None or item in ((), b"", {}) or (name in ("chunk", "work_s") and not item):
             continue
         if name == "cpus" and item == fields["cpus"].default:
             continue

@@ -1,0 +1,304 @@
+"""Commands in a worker process: fork, exec, watch, kill the whole group, collect."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+from time import monotonic, time
+
+from p2pcompute.execution import messages
+from p2pcompute.execution.child_channel import Channel
+from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits, sweep_children
+from p2pcompute.execution.child_space import TaskDirectory, Workplace
+from p2pcompute.execution.child_tasks import ChannelClosed, Job, Stop, Task
+from p2pcompute.execution.messages import Result
+
+_POLL_S = 0.01
+"""How often we look after the command where the system has no pidfd."""
+_FAILED_BEFORE_EXEC = 126
+_NOT_FOUND = 127
+
+
+def _candidates(word: str, path: str) -> list[str]:
+    """Return the files that a shell would try for the first word of a command."""
+    if "/" in word:
+        return [word]
+    return [os.path.join(directory or ".", word) for directory in path.split(":")]
+
+
+def explain_exec_error(word: str, number: int, path: str, directory: str) -> tuple[int, str]:
+    """Return the exit code of a shell for a command that could not be started, and what / why / fix."""
+    present = [name for name in _candidates(word, path) if os.path.exists(os.path.join(directory, name))]
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        if present:
+            return _FAILED_BEFORE_EXEC, (
+                f"the command {word!r} cannot be started (the interpreter named in its first line is not on this "
+                "node); install it there, or name the interpreter: python3 SCRIPT"
+            )
+        where = "there is no such file in the task's directory" if "/" in word else "it is in no directory of PATH"
+        return _NOT_FOUND, (
+            f"the command {word!r} was not found ({where} on this node); "
+            "install it there, send it along with --send, or check the spelling"
+        )
+    if number == errno.ENOEXEC:
+        return _FAILED_BEFORE_EXEC, (
+            f"the command {word!r} cannot be started (it is no program for this machine and has no '#!' line); "
+            "run it with its interpreter: sh SCRIPT"
+        )
+    if number == errno.EACCES:
+        is_directory = any(os.path.isdir(os.path.join(directory, name)) for name in present)
+        why = "it is a directory" if is_directory else "it is not executable"
+        return _FAILED_BEFORE_EXEC, f"the command {word!r} cannot be started ({why}); set its mode: chmod +x FILE"
+    if number == errno.E2BIG:
+        return _FAILED_BEFORE_EXEC, (
+            f"the command {word!r} cannot be started (its words and environment are too long for this system); "
+            "pass the long part by --stdin or as a file with --send"
+        )
+    why = os.strerror(number)
+    return _FAILED_BEFORE_EXEC, f"the command {word!r} cannot be started ({why}); check the limits on that node"
+
+
+class _Start:
+    """What is needed to start a command."""
+
+    __slots__ = ("argv", "directory", "env", "fds", "job")
+
+    def __init__(self, job: Job, argv: list[str], env: dict[str, str], directory: str, fds: list[int]) -> None:
+        self.job = job
+        self.argv = argv
+        self.env = env
+        self.directory = directory
+        self.fds = fds
+
+
+class Commands:
+    """Runs commands one after the other, each in its own session and directory."""
+
+    def __init__(self, workplace: Workplace, channel: Channel) -> None:
+        self._settings = workplace.settings
+        self._libc = workplace.libc
+        self._life_line = workplace.life_line
+        self._workplace = workplace
+        self._out_files = workplace.out_files
+        self._channel = channel
+        self._serial = 0
+
+    def run(self, job: Job, task: Task) -> Result:
+        """Run one command to its end.
+
+        Raises:
+            ChannelClosed: the node went away; the command was killed.
+        """
+        result = Result(task.run_id)
+        result.started_wall = time()
+        started = monotonic()
+        self._serial += 1
+        directory = TaskDirectory(os.path.join(self._settings.directory, f"command-{self._serial}"))
+        try:
+            self._workplace.place_inputs(directory, job, task)
+            self._execute(job, task, directory, result)
+            self._workplace.collect_outputs(directory, job, task, result)
+        except Stop as stop:
+            result.status, result.error = stop.status, stop.error
+        except OSError as error:
+            result.status, result.error = "not-run", f"the command could not be set up here: {error}"
+        result.runtime_s = monotonic() - started
+        directory.remove()
+        return result
+
+    def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
+        env = {**job.env, "TMPDIR": directory.scratch, "P2PC_SCRATCH": directory.scratch, "PWD": directory.work}
+        env.update(task.environment())
+        argv = ["/bin/sh", "-c", *task.argv[:1]] if job.kind == "shell" else list(task.argv)
+        if not argv:
+            raise Stop("refused", "a command without words")
+        outputs = [self._out_files.new(), self._out_files.new()]
+        fds = [self._open_stdin(task)]
+        try:
+            for _, path in outputs:
+                fds.append(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            ooms = oom_kills()
+            start = _Start(job, argv, env, directory.work, fds)
+            pid, error = self._spawn(start)
+            if error:
+                os.waitpid(pid, 0)
+                self._life_line.guard(os.getpgrp())
+                result.status = "failed"
+                path = env.get("PATH", os.defpath)
+                result.exit_code, result.error = explain_exec_error(argv[0], error, path, directory.work)
+                return
+            self._channel.send(messages.pack_started(task.run_id, pid))
+            cause = self._watch(job, task, pid)
+            self._judge(job, result, pid, cause, ooms)
+        finally:
+            self._take_output(result, fds, outputs)
+
+    def _open_stdin(self, task: Task) -> int:
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        if task.stdin_path is not None:
+            return os.open(task.stdin_path, flags)
+        if not task.stdin:
+            return os.open("/dev/null", flags)
+        _, path = self._out_files.new()
+        with open(path, "xb") as file:
+            file.write(task.stdin)
+        fd = os.open(path, flags)
+        os.unlink(path)
+        return fd
+
+    def _spawn(self, start: _Start) -> tuple[int, int]:
+        """Fork and exec; return the pid and 0, or the pid and the errno of what failed."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            number = errno.EIO
+            try:
+                number = self._become(start)
+            except OSError as error:
+                number = error.errno or errno.EIO
+            finally:
+                os.write(writer, number.to_bytes(4, "big"))
+                os._exit(_NOT_FOUND)
+        os.close(writer)
+        self._life_line.guard(pid)
+        answer = os.read(reader, 4)
+        os.close(reader)
+        return pid, int.from_bytes(answer, "big")
+
+    def _become(self, start: _Start) -> int:
+        """In the new process: never returns but with the errno of what a shell would report."""
+        os.setsid()
+        self._libc.die_with_parent()
+        for target, fd in enumerate(start.fds):
+            os.dup2(fd, target)
+        os.chdir(start.directory)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would keep that
+            signal.signal(number, signal.SIG_DFL)
+        set_command_limits(start.job)
+        worst = errno.ENOENT
+        for file in _candidates(start.argv[0], start.env.get("PATH", os.defpath)):
+            try:
+                os.execve(file, start.argv, start.env)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR) and worst == errno.ENOENT:
+                    worst = error.errno or errno.EIO
+        return worst
+
+    # --- while it runs --------------------------------------------------------------------------------
+
+    def _watch(self, job: Job, task: Task, pid: int) -> str:
+        """Wait for the end of the command; return "", "killed" or "wall"."""
+        poll = select.poll()
+        poll.register(self._channel.fd, select.POLLIN)
+        try:
+            pidfd = os.pidfd_open(pid)
+            poll.register(pidfd, select.POLLIN)
+        except (AttributeError, OSError):
+            pidfd = -1
+        cause = ""
+        deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
+        try:
+            while not _has_exited(pid):
+                wait_s = None if deadline is None else max(0.0, deadline - monotonic())
+                if pidfd < 0:
+                    wait_s = min(_POLL_S, _POLL_S if wait_s is None else wait_s)
+                ready = poll.poll(None if wait_s is None else wait_s * 1000 + 1)
+                if any(fd == self._channel.fd for fd, _ in ready):
+                    self._channel.receive_now()
+                    if not cause and task.run_id in self._channel.killed:
+                        cause = "killed"
+                        deadline = self._terminate(pid)
+                if deadline is not None and monotonic() >= deadline:
+                    if cause:
+                        os.killpg(pid, SIGKILL)
+                        deadline = None
+                    else:
+                        cause = "wall"
+                        deadline = self._terminate(pid)
+        except ChannelClosed:
+            os.killpg(pid, SIGKILL)
+            raise
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+        return cause
+
+    def _terminate(self, pid: int) -> float:
+        """Send SIGTERM to the group (and SIGCONT, or a stopped one would not see it); return when SIGKILL is due."""
+        os.killpg(pid, SIGTERM)
+        os.killpg(pid, signal.SIGCONT)
+        return monotonic() + self._settings.kill_grace_s
+
+    def _judge(self, job: Job, result: Result, pid: int, cause: str, ooms: int) -> None:
+        """Reap the command, kill what is left of it, and fill in how it ended."""
+        os.killpg(pid, SIGKILL)  # its leader is not reaped yet, so the group is still ours
+        _, status, usage = os.wait4(pid, 0)
+        self._life_line.guard(os.getpgrp())
+        sweep_children()
+        result.cpu_s = usage.ru_utime + usage.ru_stime
+        result.peak_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if os.WIFSIGNALED(status):
+            result.signal = os.WTERMSIG(status)
+        else:
+            result.exit_code = os.WEXITSTATUS(status)
+        if cause == "killed":
+            result.status, result.error = "killed", "stopped on request"
+        elif cause == "wall":
+            result.status, result.cause = "timeout", "wall"
+            result.error = f"the command did not end within {job.timeout_s:g} s and was stopped"
+        elif result.signal:
+            _judge_signal(job, result, ooms)
+        elif result.exit_code:
+            result.status, result.error = "failed", f"the command ended with exit code {result.exit_code}"
+
+    def _take_output(self, result: Result, fds: list[int], outputs: list[tuple[int, str]]) -> None:
+        inline_bytes_max = self._settings.inline_bytes_max
+        taken = []
+        for fd, (number, path) in zip(fds[1:], outputs, strict=False):
+            size = os.fstat(fd).st_size
+            data = os.pread(fd, inline_bytes_max, max(0, size - inline_bytes_max)) if size else b""
+            if size <= inline_bytes_max:
+                os.unlink(path)
+                number = 0
+            taken.append((data, number))
+        for fd in fds:
+            os.close(fd)
+        if len(taken) == 2:
+            (result.stdout, result.stdout_file), (result.stderr, result.stderr_file) = taken
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, as in SIGSEGV."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _has_exited(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _judge_signal(job: Job, result: Result, ooms: int) -> None:
+    """Say why a signal ended the command: a limit, want of memory, itself or somebody."""
+    name = signal_name(result.signal)
+    cpu_limit_reached = job.cpu_s is not None and result.cpu_s >= max(1.0, job.cpu_s) - 0.1
+    if result.signal == signal.SIGXCPU or (result.signal == signal.SIGKILL and cpu_limit_reached):
+        result.status, result.cause = "timeout", "cpu"
+        result.error = f"the command used its {job.cpu_s or 0:g} s of CPU time and was stopped"
+    elif result.signal == signal.SIGKILL and oom_kills() > ooms:
+        result.status, result.cause = "died", "oom"
+        peak_mib = result.peak_rss_bytes >> 20
+        result.error = f"the command was killed for want of memory (it had used up to {peak_mib} MiB)"
+    elif result.signal == signal.SIGKILL:
+        result.status, result.cause = "died", "signal"
+        result.error = "the command was killed with SIGKILL by itself or by somebody on that machine"
+    elif result.signal == signal.SIGXFSZ:
+        result.status = "failed"
+        result.error = f"the command wrote a file larger than its limit of {job.output_bytes_max or 0} bytes"
+    else:
+        result.status = "failed"
+        result.error = f"the command was ended by {name}"

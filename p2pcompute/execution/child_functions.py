@@ -1,0 +1,257 @@
+"""Python functions in a worker process: load, call, capture, put everything back."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import sys
+from time import perf_counter, process_time, time
+
+from p2pcompute.execution.child_os import Capture, restore_limits, set_limits, sweep_children
+from p2pcompute.execution.child_space import Environment, TaskDirectory, Workplace
+from p2pcompute.execution.child_tasks import Job, Stop, Task
+from p2pcompute.execution.messages import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+"""Types whose pickle cannot refer to anything: these need no cloudpickle."""
+
+
+class _SeedNumpy:
+    """Import hook that seeds numpy.random when a task is the first to import it."""
+
+    def __init__(self, seed: Callable[[], None]) -> None:
+        self._seed = seed
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "numpy.random":
+            return None
+        sys.meta_path.remove(self)
+        spec = None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self._seed()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+class Functions:
+    """Runs function tasks one after the other in this process."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        import faulthandler
+        import pickle
+        import random
+
+        import cloudpickle
+
+        self._workplace = workplace
+        self._out_files = workplace.out_files
+        self._inline_bytes_max = workplace.settings.inline_bytes_max
+        self._environment = Environment()
+        directory = workplace.settings.directory
+        self._directory = TaskDirectory(os.path.join(directory, "function"))
+        self._loads = pickle.loads
+        self._dumps_plain = pickle.dumps
+        self._dumps_any: Callable[[Any], bytes] = cloudpickle.dumps
+        self._random = random
+        self._loaded: dict[int, Callable[..., Any]] = {}
+        self._path = list(sys.path)
+        self._modules_path: str | None = None
+        self._seed_value = 0
+        self._stdout = Capture(1, os.path.join(directory, "stdout"))
+        self._stderr = Capture(2, os.path.join(directory, "stderr"))
+        self._streams: list[io.TextIOWrapper] = []
+        self._open_streams()
+        faulthandler.enable(2)
+        sys.meta_path.insert(0, _SeedNumpy(self._seed_numpy))
+
+    def _open_streams(self) -> None:
+        """(Re)open sys.stdin, stdout and stderr so that closing them never closes the descriptors."""
+        self._streams = [
+            io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
+            if fd == 2
+            else io.TextIOWrapper(io.BufferedWriter(io.FileIO(fd, "w", closefd=False)), "utf-8", "backslashreplace")
+            for fd in (1, 2)
+        ]
+
+    def forget(self, number: int) -> None:
+        """Drop the function of a job."""
+        self._loaded.pop(number, None)
+
+    def run(self, job: Job, task: Task) -> Result:
+        """Run one task; whatever the function does short of ending the process becomes a result."""
+        result = Result(task.run_id)
+        result.started_wall = time()
+        before = perf_counter()
+        cpu_before = process_time()
+        children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        try:
+            self._enter(job, task)
+            self._call(job, task, result)
+            self._workplace.collect_outputs(self._directory, job, task, result)
+        except Stop as stop:
+            result.status, result.error = stop.status, stop.error
+            result.value, result.value_file = b"", 0
+        finally:
+            self._restore()
+        self._take_output(result)
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result.runtime_s = perf_counter() - before
+        result.cpu_s = process_time() - cpu_before + (
+            children.ru_utime - children_before.ru_utime + children.ru_stime - children_before.ru_stime
+        )
+        unit = 1 if sys.platform == "darwin" else 1024
+        result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self._directory.clean()
+        return result
+
+    # --- around the call ------------------------------------------------------------------------------
+
+    def _enter(self, job: Job, task: Task) -> None:
+        directory = self._directory
+        own = task.environment()
+        own["TMPDIR"] = own["P2PC_SCRATCH"] = directory.scratch
+        self._environment.enter(job.number, job.env, own)
+        os.chdir(directory.work)
+        sys.stdout, sys.stderr = self._streams
+        self._seed_value = int.from_bytes(task.task_id[:8], "big")
+        self._random.seed(self._seed_value)
+        if "numpy.random" in sys.modules:
+            self._seed_numpy()
+        self._workplace.place_inputs(directory, job, task)
+
+    def _restore(self) -> None:
+        """Undo what the function did to the process."""
+        sweep_children()
+        for stream in (sys.stdout, sys.stderr, *self._streams):
+            try:
+                stream.flush()
+            except Exception:
+                continue
+        self._workplace.libc.flush()
+        if any(stream.closed for stream in self._streams):
+            self._open_streams()
+        sys.stdout, sys.stderr = self._streams
+
+    def _take_output(self, result: Result) -> None:
+        if size := self._stdout.size():
+            number, path = self._out_files.new()
+            result.stdout, is_moved = self._stdout.take(size, self._inline_bytes_max, path)
+            result.stdout_file = number if is_moved else 0
+        if size := self._stderr.size():
+            number, path = self._out_files.new()
+            result.stderr, is_moved = self._stderr.take(size, self._inline_bytes_max, path)
+            result.stderr_file = number if is_moved else 0
+
+    def _seed_numpy(self) -> None:
+        try:
+            sys.modules["numpy.random"].seed(self._seed_value & 0xFFFFFFFF)
+        except (KeyError, AttributeError):
+            return
+
+    # --- the call -------------------------------------------------------------------------------------
+
+    def _call(self, job: Job, task: Task, result: Result) -> None:
+        before = set_limits(job) if job.has_limits else []
+        try:
+            function = self._loaded.get(job.number) or self._load(job)
+            arguments = self._loads(task.args if task.args_path is None else _read(task.args_path))
+            if task.chunk:
+                value: Any = [function(*args, **kwargs) for args, kwargs in arguments]
+            else:
+                args, kwargs = arguments
+                value = function(*args, **kwargs)
+        except Stop:
+            raise
+        except BaseException as error:
+            if before:
+                restore_limits(before)
+                before = []
+            self._fail(result, error)
+            return
+        finally:
+            if before:
+                restore_limits(before)
+        try:
+            data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
+        except BaseException as error:
+            self._fail(result, TypeError(
+                f"the result, of type {type(value).__qualname__}, cannot be pickled ({type(error).__name__}: {error}); "
+                "return plain data such as numbers, text, lists or arrays"
+            ))
+            return
+        self._out_files.put_value(result, data, self._inline_bytes_max)
+
+    def _load(self, job: Job) -> Callable[..., Any]:
+        """Load the function of a job; its modules are importable from then on."""
+        if job.modules_path != self._modules_path:
+            self._forget_modules()
+            if job.modules_path is not None:
+                sys.path.insert(0, job.modules_path)
+                self._modules_path = job.modules_path
+        if job.code_path is None:
+            raise Stop("refused", "the job has no function")
+        function: Callable[..., Any] = self._loads(_read(job.code_path))
+        self._loaded[job.number] = function
+        return function
+
+    def _forget_modules(self) -> None:
+        """Unload the modules of another job's zip, and the functions that may use them."""
+        if self._modules_path is not None:
+            inside = self._modules_path + "/"
+            for name, module in list(sys.modules.items()):
+                if str(getattr(module, "__file__", None) or "").startswith(inside):
+                    del sys.modules[name]
+            self._loaded.clear()
+        sys.path[:] = self._path
+        self._modules_path = None
+
+    def _fail(self, result: Result, error: BaseException) -> None:
+        """Make `error` the outcome: (exception, traceback text) pickled, or the text alone when it cannot be."""
+        import traceback
+
+        result.status = "failed"
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        try:
+            text = "".join(traceback.format_exception(type(error), error, trace))
+        except BaseException as second:
+            text = f"{type(error).__qualname__}: its text cannot be made ({type(second).__name__})\n"
+        result.error = text
+        try:
+            data = self._dumps_any((error, text))
+            self._loads(data)
+        except BaseException:
+            data = self._dumps_any((None, text))
+        self._out_files.put_value(result, data, self._inline_bytes_max)
+
+
+def _read(path: str) -> bytes:
+    """Return a blob's content.
+
+    Raises:
+        Stop: NOT_RUN when it is not here any more.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Stop("not-run", f"the task's code or arguments are not on this node any more: {path}") from error

@@ -1,0 +1,140 @@
+"""Where a task runs inside a worker process: directories, environment, numbered files for the node.
+
+Functions share one directory that is emptied after each of them (making one costs more than a tiny task);
+commands get a fresh one each.
+"""
+
+from __future__ import annotations
+
+import os
+
+from p2pcompute.execution.child_files import Inputs, find_outputs, move_out
+from p2pcompute.execution.child_os import Libc, LifeLine
+from p2pcompute.execution.child_tasks import Job, Settings, Stop, Task
+from p2pcompute.execution.messages import Result
+from p2pcompute.execution.trees import empty_directory, is_empty, remove_tree
+
+
+class TaskDirectory:
+    """`work` (current directory of the task) and `tmp` (its scratch space) under one parent."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.work = os.path.join(path, "work")
+        self.scratch = os.path.join(path, "tmp")
+        self.make()
+
+    def make(self) -> None:
+        """Create what is missing."""
+        for path in (self._path, self.work, self.scratch):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                continue
+
+    def clean(self) -> None:
+        """Empty both directories; make them again when the task took one away."""
+        try:
+            if is_empty(self.work) and is_empty(self.scratch):
+                return
+        except OSError:
+            pass
+        empty_directory(self._path)
+        self.make()
+
+    def remove(self) -> None:
+        """Remove everything.  What cannot be removed stays until the node removes this process's directory."""
+        try:
+            remove_tree(self._path)
+        except OSError:
+            return
+
+
+class OutFiles:
+    """Numbered files in `out`, through which large values, output and fetched files reach the node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._directory = os.path.join(settings.directory, "out")
+        self._serial = 0
+        os.mkdir(self._directory, 0o700)
+
+    def new(self) -> tuple[int, str]:
+        """Return the next number, from 1, and its path."""
+        self._serial += 1
+        return self._serial, os.path.join(self._directory, str(self._serial))
+
+    def put(self, data: bytes) -> int:
+        """Write a file; return its number."""
+        number, path = self.new()
+        with open(path, "xb") as file:
+            file.write(data)
+        return number
+
+    def put_value(self, result: Result, data: bytes, inline_bytes_max: int) -> None:
+        """Set the value of a result: inline, or as a file when it is large."""
+        if len(data) <= inline_bytes_max:
+            result.value = data
+        else:
+            result.value_file = self.put(data)
+
+
+class Workplace:
+    """What every kind of task needs here."""
+
+    def __init__(self, settings: Settings, life_line: LifeLine) -> None:
+        self.settings = settings
+        self.life_line = life_line
+        self.libc = Libc()
+        self.out_files = OutFiles(settings)
+        self._inputs = Inputs(settings)
+
+    def place_inputs(self, directory: TaskDirectory, job: Job, task: Task) -> None:
+        """Put the task's input files into its directory.
+
+        Raises:
+            Stop: they cannot be put there.
+        """
+        if job.share or task.send:
+            self._inputs.place(directory.work, job, task)
+
+    def collect_outputs(self, directory: TaskDirectory, job: Job, task: Task, result: Result) -> None:
+        """Move the files that a task was asked for to the numbered files, when it ended well.
+
+        Raises:
+            Stop: one is missing or no plain file, or a shared input was changed.
+        """
+        if job.share and (changed := self._inputs.check(job)):
+            raise Stop("failed", changed)
+        if result.status != "ok" or not task.fetch:
+            return
+        files = []
+        for name, entry in find_outputs(directory.work, task.fetch, self.settings.files_max).items():
+            number, path = self.out_files.new()
+            move_out(directory.work, name, entry, path)
+            files.append((number, entry.st_mode & 0o777, os.fsencode(name)))
+        result.files = files
+
+
+class Environment:
+    """`os.environ`, set for each task and restored whatever the task did to it."""
+
+    def __init__(self) -> None:
+        self._raw: dict[bytes, bytes] = vars(os.environ)["_data"]
+        self._base_of = -1
+        self._own: tuple[str, ...] = ()
+        self._expected: dict[bytes, bytes] | None = None
+
+    def enter(self, number: int, base: dict[str, str], own: dict[str, str]) -> None:
+        """Make the environment `base` (that of job `number`) plus `own`."""
+        names = tuple(own)
+        if self._raw != self._expected or number != self._base_of or names != self._own:
+            wanted = {**base, **own}
+            for name in list(os.environ):
+                if name not in wanted:
+                    del os.environ[name]
+            os.environ.update(wanted)
+            self._base_of, self._own = number, names
+        else:
+            for name, value in own.items():
+                os.environ[name] = value
+        self._expected = self._raw.copy()

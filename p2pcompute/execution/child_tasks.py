@@ -1,0 +1,114 @@
+"""What a worker process is told: its settings, jobs and tasks, as plain objects.
+
+The order of the fields is the order in the messages that `processes.py` packs.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+class Stop(Exception):
+    """Ends a task before or after its run with this outcome."""
+
+    def __init__(self, status: str, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+
+
+class ChannelClosed(Exception):
+    """The node is gone: stop everything and exit."""
+
+
+class Settings:
+    """Limits and places, sent once."""
+
+    __slots__ = (
+        "directory", "error_bytes_max", "files_max", "inline_bytes_max", "kill_grace_s", "shared_directory", "slot",
+    )
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.directory: str = values["directory"]
+        """This process's own directory; removed by the node when the process is gone."""
+        self.shared_directory: str = values["shared_directory"]
+        """Read-only files that tasks of a job share, one copy for all slots."""
+        self.slot: int = values["slot"]
+        self.inline_bytes_max: int = values["inline_bytes_max"]
+        self.files_max: int = values["files_max"]
+        self.error_bytes_max: int = values["error_bytes_max"]
+        self.kill_grace_s: float = values["kill_grace_s"]
+
+
+class Job:
+    """What all tasks of a job have in common."""
+
+    __slots__ = (
+        "code_path", "cpu_s", "env", "job_id", "kind", "mem_bytes", "modules_path", "number", "output_bytes_max",
+        "share", "timeout_s",
+    )
+
+    def __init__(self, fields: Sequence[Any]) -> None:
+        self.number: int
+        self.job_id: bytes
+        self.kind: str
+        self.code_path: str | None
+        self.modules_path: str | None
+        self.share: list[tuple[str, str, int, str]]
+        """(name, path of the blob, permission bits, name of the private copy) each."""
+        self.env: dict[str, str]
+        """The whole environment but what differs from task to task."""
+        self.mem_bytes: int | None
+        self.cpu_s: float | None
+        self.timeout_s: float | None
+        self.output_bytes_max: int | None
+        (
+            self.number, self.job_id, self.kind, self.code_path, self.modules_path, self.share, self.env,
+            self.mem_bytes, self.cpu_s, self.timeout_s, self.output_bytes_max,
+        ) = fields
+
+    @property
+    def has_limits(self) -> bool:
+        """True when resource limits must be set around each run."""
+        return self.mem_bytes is not None or self.cpu_s is not None or self.output_bytes_max is not None
+
+
+class Task:
+    """One run."""
+
+    __slots__ = (
+        "args", "args_path", "argv", "chunk", "env", "fetch", "index", "job", "run_id", "send", "stdin", "stdin_path",
+        "task_id",
+    )
+
+    def __init__(self, fields: Sequence[Any]) -> None:
+        self.run_id: int
+        self.job: int
+        self.index: int
+        self.task_id: bytes
+        self.args: bytes
+        self.args_path: str | None
+        self.chunk: int
+        self.argv: tuple[str, ...]
+        self.stdin: bytes
+        self.stdin_path: str | None
+        self.send: list[tuple[str, str, int]]
+        """(name, path of the blob, permission bits) each."""
+        self.fetch: tuple[str, ...]
+        self.env: dict[str, str]
+        (
+            self.run_id, self.job, self.index, self.task_id, self.args, self.args_path, self.chunk, self.argv,
+            self.stdin, self.stdin_path, self.send, self.fetch, self.env,
+        ) = fields
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that only this task has."""
+        return {
+            **self.env,
+            "P2PC_TASK_ID": self.task_id.hex(),
+            "P2PC_INDEX": str(self.index),
+            "PARALLEL_SEQ": str(self.index + 1),
+        }

@@ -1,0 +1,495 @@
+"""The node's runner: one warm worker process per slot, started when first needed, replaced when it dies.
+
+Works in any thread that runs an event loop; uses no signal and never forks the process it is in.
+
+Deviations: batches are answered result by result (a task that kills its process takes no other result with it,
+and it is known which task it was); instead of the worker the node coalesces, by leaving results in the socket for
+up to RUNNER_READ_PAUSE_S when more are about to come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
+from p2pcompute.execution import messages
+from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.results import RawResult, parse_result, parse_started
+from p2pcompute.execution.spec import TaskKind
+from p2pcompute.execution.task_messages import Translator, Unfit
+from p2pcompute.execution.trees import empty_directory, remove_tree
+from p2pcompute.execution.worker_process import WorkerProcess, inherited_environment, is_command_of
+from p2pcompute.host.interfaces import BlobStore, Clock, Timer
+from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile, TaskRun
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import (
+    ERROR_TEXT_BYTES_MAX,
+    INLINE_BYTES_MAX,
+    KIB,
+    KILL_GRACE_S,
+    OUTPUT_FILES_MAX,
+    RUNNER_JOBS_MAX,
+    RUNNER_READ_PAUSE_S,
+    RUNNER_SEND_BYTES,
+    RUNNER_WATCH_SLACK_S,
+)
+
+OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
+
+_PAUSE_S_MIN: Final = 0.001
+"""Timers of an event loop have this resolution; shorter pauses are not worth one."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A run that was handed to the worker process and has not been reported."""
+
+    run_id: int
+    is_function: bool
+    timeout_s: float | None
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A slot and its batch."""
+
+    index: int
+    worker: WorkerProcess | None = None
+    is_ready: bool = False
+    """The worker process has said hello."""
+    known_jobs: dict[int, None] = field(default_factory=dict)
+    """Jobs that the worker process remembers, the least recently used first."""
+    on_outcomes: OnOutcomes | None = None
+    open_count: int = 0
+    """Runs of the batch whose outcome was not yet given to `on_outcomes`."""
+    pending: dict[int, _Pending] = field(default_factory=dict)
+    """In the order of execution: the first one is running."""
+    killing: dict[int, None] = field(default_factory=dict)
+    timed_out: int | None = None
+    head_since: float = 0.0
+    batch_since: float = 0.0
+    done_count: int = 0
+    watch: Timer | None = None
+    reaper: Timer | None = None
+    """Ends the grace after SIGTERM."""
+
+    def head(self) -> _Pending | None:
+        """Return the run that is being executed."""
+        return next(iter(self.pending.values()), None)
+
+
+class ProcessRunner:
+    """Runs functions and commands in worker processes of this machine (level `process`: limits, no sandbox)."""
+
+    def __init__(
+        self, blobs: BlobStore, directory: Path, slot_count: int, clock: Clock, *, node_name: str
+    ) -> None:
+        self._blobs = blobs
+        self._directory = directory
+        self._shared = directory / "shared"
+        self._clock = clock
+        self._scope = TaskScope("runner")
+        self._slots = [_Slot(index) for index in range(slot_count)]
+        self._translator = Translator(blobs, inherited_environment(), node_name)
+        self._serial = 0
+        self._takes: dict[WorkerProcess, list[asyncio.Task[None]]] = {}
+        """Files being taken over, by the process that wrote them."""
+        self._dying: dict[WorkerProcess, asyncio.Future[None]] = {}
+        """Done when the process is gone."""
+        self._is_closed = False
+
+    @property
+    def slot_count(self) -> int:
+        return len(self._slots)
+
+    async def start(self) -> None:
+        """Remove what a crash left behind, then start the first worker process."""
+        await asyncio.to_thread(self._prepare_directory)
+        if self._slots:
+            with contextlib.suppress(OSError):  # the first run reports it
+                self._start_worker(self._slots[0])
+
+    def _prepare_directory(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty_directory(str(self._directory))
+        self._shared.mkdir(mode=0o700)
+
+    # --- handing out ----------------------------------------------------------------------------------
+
+    def run(self, slot: int, runs: Sequence[TaskRun], on_outcomes: OnOutcomes) -> None:
+        """Start a batch; see `host.runs.Runner`."""
+        state = self._slots[slot]
+        if state.open_count:
+            raise LocalProtocolError(f"slot {slot} is busy")
+        state.on_outcomes = on_outcomes
+        state.open_count = len(runs)
+        state.killing.clear()
+        jobs: dict[int, tuple[Any, ...]] = {}
+        tasks: list[tuple[Any, ...]] = []
+        unfit: list[tuple[int, Outcome]] = []
+        for run in runs:
+            try:
+                job = self._translator.job(run)
+                tasks.append(self._translator.task(run, job))
+            except Unfit as reason:
+                unfit.append((run.run_id, reason.outcome))
+                continue
+            jobs[job.number] = job.definition
+            state.pending[run.run_id] = _Pending(run.run_id, job.spec.kind == TaskKind.FUNCTION, job.spec.timeout_s)
+        if tasks:
+            try:
+                self._hand_over(state, jobs, tasks)
+            except OSError as error:
+                text = f"no worker process could be started here: {error}"
+                unfit += [(run_id, Outcome(OutcomeStatus.NOT_RUN, error=text)) for run_id in state.pending]
+                state.pending.clear()
+        if unfit:
+            asyncio.get_running_loop().call_soon(self._report, state, unfit)
+        self._remove_forgotten()
+
+    def _hand_over(self, slot: _Slot, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]) -> None:
+        worker = slot.worker
+        if worker is None or not worker.is_usable:
+            worker = self._start_worker(slot)
+        new_jobs = [definition for number, definition in jobs.items() if number not in slot.known_jobs]
+        for number in jobs:
+            slot.known_jobs.pop(number, None)
+        excess = len(slot.known_jobs) + len(jobs) - RUNNER_JOBS_MAX
+        forgotten = list(slot.known_jobs)[: max(0, excess)]
+        for number in forgotten:
+            del slot.known_jobs[number]
+        slot.known_jobs.update(dict.fromkeys(jobs))
+        slot.head_since = slot.batch_since = self._clock.now()
+        slot.done_count = 0
+        worker.ooms_before = oom_kills()
+        start = size = 0
+        for index, task in enumerate(tasks):
+            size += len(task[4]) + len(task[8])
+            if size > RUNNER_SEND_BYTES:
+                worker.send(messages.pack_down((messages.BATCH, new_jobs, forgotten, tasks[start : index + 1])))
+                new_jobs, forgotten = [], []
+                start, size = index + 1, 0
+        if start < len(tasks):
+            worker.send(messages.pack_down((messages.BATCH, new_jobs, forgotten, tasks[start:])))
+        self._watch(slot)
+
+    def _start_worker(self, slot: _Slot) -> WorkerProcess:
+        self._serial += 1
+        directory = self._directory / f"worker-{self._serial}"
+        settings = {
+            "directory": str(directory), "shared_directory": str(self._shared), "slot": slot.index,
+            "inline_bytes_max": INLINE_BYTES_MAX, "files_max": OUTPUT_FILES_MAX,
+            "error_bytes_max": ERROR_TEXT_BYTES_MAX, "kill_grace_s": KILL_GRACE_S,
+        }
+        worker = WorkerProcess(
+            directory, settings, lambda bodies: self._heard(slot, worker, bodies),
+            lambda returncode: self._gone(slot, worker, returncode),
+        )
+        worker.start()
+        self._dying[worker] = asyncio.get_running_loop().create_future()
+        slot.worker = worker
+        slot.is_ready = False
+        slot.known_jobs.clear()
+        return worker
+
+    def _remove_forgotten(self) -> None:
+        for name in self._translator.forgotten_names:
+            with contextlib.suppress(OSError):
+                (self._shared / name).unlink(missing_ok=True)
+        self._translator.forgotten_names.clear()
+
+    # --- hearing back ---------------------------------------------------------------------------------
+
+    def _heard(self, slot: _Slot, worker: WorkerProcess, bodies: list[bytes]) -> None:
+        """Take what a worker process said.
+
+        Raises:
+            RemoteProtocolError: it said something that cannot be; what came before it is reported.
+        """
+        outcomes: list[tuple[int, Outcome]] = []
+        try:
+            if slot.worker is not worker:
+                raise RemoteProtocolError("words of a process that was replaced")
+            for body in bodies:
+                match body[0]:
+                    case messages.RESULT:
+                        self._result(slot, worker, parse_result(body), outcomes)
+                    case messages.STARTED:
+                        run_id, group = parse_started(body)
+                        if run_id != next(iter(slot.pending), None):
+                            raise RemoteProtocolError("a run that is not its turn has started")
+                        if is_command_of(group, worker.pid):
+                            worker.groups[group] = None
+                    case messages.HELLO if not slot.is_ready:
+                        slot.is_ready = True
+                        slot.head_since = self._clock.now()
+                    case _:
+                        raise RemoteProtocolError("an unknown message")
+        finally:
+            if outcomes:
+                slot.head_since = self._clock.now()
+                slot.done_count += len(outcomes)
+                self._coalesce(slot, worker)
+                self._watch(slot)
+                self._report(slot, outcomes)
+
+    def _result(
+        self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]
+    ) -> None:
+        if raw.run_id != next(iter(slot.pending), None):
+            raise RemoteProtocolError("a result that is not its turn")
+        del slot.pending[raw.run_id]
+        worker.groups.clear()
+        if raw.status != OutcomeStatus.OK and raw.run_id in slot.killing:
+            raw.status = OutcomeStatus.KILLED
+        elif raw.status != OutcomeStatus.OK and raw.run_id == slot.timed_out:
+            raw.status, raw.cause = OutcomeStatus.TIMEOUT, "wall"
+        if slot.reaper is not None:
+            self._end_grace(slot)
+        if raw.has_files:
+            take = self._scope.spawn(self._take(slot, worker, raw), "take")
+            self._takes.setdefault(worker, []).append(take)
+            slot.head_since = self._clock.now()
+            self._watch(slot)
+        else:
+            outcomes.append((raw.run_id, _outcome(raw)))
+
+    def _coalesce(self, slot: _Slot, worker: WorkerProcess) -> None:
+        """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""
+        expected_s = len(slot.pending) * (slot.head_since - slot.batch_since) / slot.done_count
+        pause_s = min(RUNNER_READ_PAUSE_S, expected_s * 0.7)
+        if slot.pending and pause_s >= _PAUSE_S_MIN:
+            worker.pause()
+            self._clock.call_later(pause_s, worker.resume)
+
+    def _report(self, slot: _Slot, outcomes: list[tuple[int, Outcome]]) -> None:
+        slot.open_count -= len(outcomes)
+        if slot.on_outcomes is not None:
+            slot.on_outcomes(outcomes)
+
+    async def _take(self, slot: _Slot, worker: WorkerProcess, raw: RawResult) -> None:
+        """Take a result's files into the blob store, then report it.  Cancelled: reported as not run."""
+        outcome = Outcome(OutcomeStatus.NOT_RUN, error="the node stopped before the result was stored")
+        try:
+            outcome = _outcome(
+                raw,
+                value_blob=await self._take_file(worker, raw.value_file),
+                stdout_blob=await self._take_file(worker, raw.stdout_file),
+                stderr_blob=await self._take_file(worker, raw.stderr_file),
+                files=tuple([
+                    OutputFile(name, *(await self._take_file(worker, number) or (b"", 0)), mode)
+                    for number, mode, name in raw.files
+                ]),
+            )
+        except (P2pcError, OSError) as error:
+            outcome = Outcome(OutcomeStatus.NOT_RUN, error=f"the result could not be stored on this node: {error}")
+        finally:
+            self._report(slot, [(raw.run_id, outcome)])
+
+    async def _take_file(self, worker: WorkerProcess, number: int) -> tuple[bytes, int] | None:
+        if not number:
+            return None
+        path = worker.directory / "out" / str(number)
+        entry = path.lstat()
+        if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
+            raise RemoteProtocolError("a result file that is no plain file")
+        ref = await self._blobs.put_path(str(path), move=True)
+        path.unlink(missing_ok=True)
+        return ref.digest, ref.size
+
+    # --- time limits and kills ------------------------------------------------------------------------
+
+    def _watch(self, slot: _Slot) -> None:
+        """Keep one timer for the time limit of the running task."""
+        head = slot.head()
+        if head is None:
+            if slot.watch is not None:
+                slot.watch.cancel()
+                slot.watch = None
+        elif head.timeout_s is not None and slot.watch is None:
+            self._check_time(slot)
+
+    def _check_time(self, slot: _Slot) -> None:
+        slot.watch = None
+        head = slot.head()
+        if head is None or head.timeout_s is None or slot.worker is None or slot.timed_out is not None:
+            return
+        now = self._clock.now()
+        if not slot.is_ready:
+            slot.head_since = now
+        limit_s = head.timeout_s if head.is_function else head.timeout_s + KILL_GRACE_S + RUNNER_WATCH_SLACK_S
+        left_s = slot.head_since + limit_s - now
+        if left_s > 0:
+            slot.watch = self._clock.call_later(left_s, lambda: self._check_time(slot))
+            return
+        slot.timed_out = head.run_id
+        self._terminate(slot, slot.worker)
+
+    def kill(self, run_ids: Sequence[int]) -> None:
+        """Stop these runs; see `host.runs.Runner`."""
+        for slot in self._slots:
+            wanted = [run_id for run_id in run_ids if run_id in slot.pending and run_id not in slot.killing]
+            if not wanted or slot.worker is None:
+                continue
+            slot.killing.update(dict.fromkeys(wanted))
+            slot.worker.send(messages.pack_down((messages.KILL, wanted)))
+            head = slot.head()
+            if head is not None and head.run_id in slot.killing and slot.timed_out is None:
+                if head.is_function:
+                    self._terminate(slot, slot.worker)
+                elif slot.reaper is None:  # the worker process ends its command itself; this is for when it cannot
+                    self._reap_after(slot, slot.worker, KILL_GRACE_S + RUNNER_WATCH_SLACK_S)
+
+    def _terminate(self, slot: _Slot, worker: WorkerProcess) -> None:
+        """SIGTERM to the worker process and what its function started; SIGKILL after the grace.  It is of no use
+        afterwards: the rest of its batch is reported as not run."""
+        worker.is_usable = False
+        worker.signal(signal.SIGTERM)
+        worker.signal(signal.SIGCONT)
+        self._reap_after(slot, worker, KILL_GRACE_S)
+
+    def _reap_after(self, slot: _Slot, worker: WorkerProcess, delay_s: float) -> None:
+        if slot.reaper is not None:
+            slot.reaper.cancel()
+        slot.reaper = self._clock.call_later(delay_s, worker.kill)
+
+    def _end_grace(self, slot: _Slot) -> None:
+        """The run that we were stopping has ended by itself."""
+        if slot.reaper is not None:
+            slot.reaper.cancel()
+            slot.reaper = None
+        if slot.worker is not None and not slot.worker.is_usable:
+            slot.worker.kill()
+
+    # --- death ----------------------------------------------------------------------------------------
+
+    def _gone(self, slot: _Slot, worker: WorkerProcess, returncode: int) -> None:
+        """A worker process has died: report its batch and clean up."""
+        gone = self._dying.pop(worker)
+        self._scope.spawn(self._remove(worker, gone), "remove")
+        if slot.worker is not worker:
+            return
+        if slot.reaper is not None:
+            slot.reaper.cancel()
+            slot.reaper = None
+        pending = list(slot.pending.values())
+        outcomes: list[tuple[int, Outcome]] = []
+        for position, run in enumerate(pending):
+            if run.run_id in slot.killing:
+                outcome = Outcome(OutcomeStatus.KILLED, error="stopped on request")
+            elif run.run_id == slot.timed_out:
+                limit = f"{run.timeout_s:g} s" if run.timeout_s is not None else "its time limit"
+                outcome = Outcome(
+                    OutcomeStatus.TIMEOUT, cause="wall", error=f"the task did not end within {limit} and was stopped"
+                )
+            elif not slot.is_ready:
+                outcome = _not_started(worker, returncode, slot)
+            elif position == 0 and not slot.killing and slot.timed_out is None:
+                outcome = _died(worker, returncode, run, self._clock.wall(), self._clock.now() - slot.head_since)
+            else:
+                outcome = Outcome(OutcomeStatus.NOT_RUN, error="the worker process ended before this task started")
+            outcomes.append((run.run_id, outcome))
+        slot.worker = None
+        slot.timed_out = None
+        slot.pending.clear()
+        slot.killing.clear()
+        self._watch(slot)
+        if outcomes:
+            self._report(slot, outcomes)
+
+    async def _remove(self, worker: WorkerProcess, gone: asyncio.Future[None]) -> None:
+        """Remove the directory of a dead process, after its results were taken over."""
+        for take in self._takes.pop(worker, []):
+            with contextlib.suppress(asyncio.CancelledError):
+                await take
+        with contextlib.suppress(OSError):  # what cannot be removed now is tried again at the next start
+            await asyncio.to_thread(remove_tree, str(worker.directory))
+        if not gone.done():
+            gone.set_result(None)
+
+    async def close(self) -> None:
+        """Kill everything and wait for the processes to be gone."""
+        self._is_closed = True
+        waiting = list(self._dying.items())
+        for slot in self._slots:
+            slot.killing.update(dict.fromkeys(list(slot.pending)[:1]))
+        for worker, _ in waiting:
+            worker.kill()
+        for _, gone in waiting:
+            await gone
+        await self._scope.close()
+
+
+def _outcome(
+    raw: RawResult, *, value_blob: tuple[bytes, int] | None = None, stdout_blob: tuple[bytes, int] | None = None,
+    stderr_blob: tuple[bytes, int] | None = None, files: tuple[OutputFile, ...] = (),
+) -> Outcome:
+    return Outcome(
+        raw.status, raw.value, value_blob, raw.stdout, stdout_blob, raw.stderr, stderr_blob, raw.exit_code, raw.signal,
+        files, raw.error, raw.cause, raw.started_wall, raw.runtime_s, raw.cpu_s, raw.peak_rss_bytes,
+    )
+
+
+def _tail(path: Path, bytes_max: int) -> bytes:
+    """Return the end of a regular file; b"" when there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        entry = os.fstat(fd)
+        if not stat.S_ISREG(entry.st_mode):
+            return b""
+        return os.pread(fd, bytes_max, max(0, entry.st_size - bytes_max))
+    finally:
+        os.close(fd)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _not_started(worker: WorkerProcess, returncode: int, slot: _Slot) -> Outcome:
+    """The worker process never came up: not the task's fault."""
+    if returncode < 0 or slot.killing or slot.timed_out is not None:
+        return Outcome(OutcomeStatus.NOT_RUN, error="the worker process was killed while it started")
+    text = _tail(worker.log_path, 2 * KIB).decode("utf-8", "replace").strip()
+    return Outcome(OutcomeStatus.REFUSED, error=f"this node cannot start worker processes: {text}")
+
+
+def _died(worker: WorkerProcess, returncode: int, run: _Pending, wall: float, runtime_s: float) -> Outcome:
+    """Say what killed the process under a task, as measured."""
+    what = "function" if run.is_function else "command"
+    number = -returncode if returncode < 0 else None
+    status, cause, exit_code = OutcomeStatus.DIED, "signal", None
+    if number is None:
+        cause, exit_code = "exit", returncode
+        error = f"the {what} ended its worker process with exit code {returncode}"
+    elif number == signal.SIGXCPU:
+        status, cause = OutcomeStatus.TIMEOUT, "cpu"
+        error = f"the {what} used all its CPU time and was stopped"
+    elif number == signal.SIGKILL and worker.was_cut_off:
+        cause, number = "exit", None
+        error = f"the {what} closed or broke the connection of its worker process to the node"
+    elif number == signal.SIGKILL and oom_kills() > worker.ooms_before:
+        cause = "oom"
+        error = f"the worker process was killed for want of memory while it ran the {what}"
+    else:
+        error = f"the worker process was ended by {_signal_name(number)} while it ran the {what}"
+    stdout = _tail(worker.directory / "stdout", INLINE_BYTES_MAX) if run.is_function else b""
+    stderr = _tail(worker.directory / "stderr", INLINE_BYTES_MAX) if run.is_function else b""
+    return Outcome(
+        status, stdout=stdout, stderr=stderr, exit_code=exit_code, signal=number, error=error, cause=cause,
+        started_wall=wall - runtime_s, runtime_s=runtime_s,
+    )

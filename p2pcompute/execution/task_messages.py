@@ -1,0 +1,127 @@
+"""From what the scheduler carries to what a worker process needs: jobs and tasks as tuples, blobs as paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec
+from p2pcompute.host.interfaces import BlobRef, BlobStore
+from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
+from p2pcompute.ids import task_id
+from p2pcompute.limits import RUNNER_JOBS_MAX
+
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS", "RAYON_NUM_THREADS",
+)
+"""How numeric libraries are told their share of the cores."""
+
+
+class Unfit(Exception):
+    """This run cannot start here; holds its outcome."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.error)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """A job as worker processes know it."""
+
+    number: int
+    job_id: bytes
+    spec_bytes: bytes
+    spec: JobSpec
+    definition: tuple[Any, ...]
+    shared_names: tuple[str, ...]
+    """Names of private copies of shared files."""
+
+
+class Translator:
+    """Translates runs; remembers the RUNNER_JOBS_MAX jobs used last."""
+
+    def __init__(self, blobs: BlobStore, environment: dict[str, str], node_name: str) -> None:
+        self._blobs = blobs
+        self._environment = environment
+        self._node_name = node_name
+        self._jobs: dict[bytes, KnownJob] = {}
+        self._serial = 0
+        self.forgotten_names: list[str] = []
+        """Private copies of shared files that no remembered job uses; whoever removes them clears the list."""
+
+    def job(self, run: TaskRun) -> KnownJob:
+        """Return the job of a run.
+
+        Raises:
+            Unfit: its spec is malformed, or a blob is missing.
+        """
+        known = self._jobs.pop(run.job_id, None)
+        if known is None or (known.spec_bytes is not run.spec and known.spec_bytes != run.spec):
+            known = self._learn(run)
+        self._jobs[run.job_id] = known
+        if len(self._jobs) > RUNNER_JOBS_MAX:
+            oldest = self._jobs.pop(next(iter(self._jobs)))
+            in_use = {name for job in self._jobs.values() for name in job.shared_names}
+            self.forgotten_names += [name for name in oldest.shared_names if name not in in_use]
+        return known
+
+    def _learn(self, run: TaskRun) -> KnownJob:
+        try:
+            spec = decode_spec(run.spec)
+        except RemoteProtocolError as error:
+            raise Unfit(_refused(f"the job's description cannot be read by this node: {error}")) from error
+        if spec.kind not in (TaskKind.FUNCTION, TaskKind.COMMAND, TaskKind.SHELL):
+            raise Unfit(_refused(f"this node does not run tasks of the kind {spec.kind.value!r}"))
+        self._serial += 1
+        threads = str(max(1, int(spec.cpus)))
+        env = {
+            **self._environment,
+            **dict.fromkeys(THREAD_VARIABLES, threads),
+            **spec.env,
+            "P2PC_JOB_ID": run.job_id.hex(),
+            "P2PC_NODE": self._node_name,
+            "P2PC_CPUS": f"{spec.cpus:g}",
+        }
+        share = [(*self._file(file), f"{file.blob.digest.hex()}-{file.mode & 0o555:o}") for file in spec.share]
+        definition = (
+            self._serial, run.job_id, spec.kind.value, self._optional(spec.code), self._optional(spec.modules), share,
+            env, spec.mem_bytes, spec.cpu_s, spec.timeout_s, spec.output_bytes_max,
+        )
+        return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share))
+
+    def task(self, run: TaskRun, job: KnownJob) -> tuple[Any, ...]:
+        """Return the tuple of a task.
+
+        Raises:
+            Unfit: its payload is malformed, or a blob is missing.
+        """
+        try:
+            payload = decode_payload(run.payload)
+        except RemoteProtocolError as error:
+            raise Unfit(_refused(f"the task's description cannot be read by this node: {error}")) from error
+        return (
+            run.run_id, job.number, run.index, task_id(run.job_id, run.index), payload.args,
+            self._optional(payload.args_blob), payload.chunk, payload.argv, payload.stdin,
+            self._optional(payload.stdin_blob), [self._file(file) for file in payload.send], payload.fetch,
+            payload.env,
+        )
+
+    def _optional(self, ref: BlobRef | None) -> str | None:
+        return None if ref is None else self._path(ref)
+
+    def _path(self, ref: BlobRef) -> str:
+        path = self._blobs.path(ref)
+        if path is None:
+            text = f"a blob that the task needs is not on this node: {ref.digest.hex()}"
+            raise Unfit(Outcome(OutcomeStatus.NOT_RUN, error=text))
+        return path
+
+    def _file(self, file: InputFile) -> tuple[str, str, int]:
+        return file.name, self._path(file.blob), file.mode
+
+
+def _refused(error: str) -> Outcome:
+    return Outcome(OutcomeStatus.REFUSED, error=error)

@@ -1,0 +1,259 @@
+"""One worker process as the node sees it: start it, write to it, read frames, learn of its death, kill it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import p2pcompute
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.execution import messages
+from p2pcompute.execution.child_os import SIGKILL
+from p2pcompute.limits import RUNNER_MESSAGE_BYTES_MAX
+from p2pcompute.wire.frames import FrameReader
+
+_READ_BYTES: Final = 1 << 18
+_READS_MAX: Final = 16
+"""Reads in a row before others get their turn."""
+_DYING_S: Final = 0.2
+"""A process that dies closes its socket first; it is gone within this, or it lives on with a closed socket."""
+_INHERITED: Final = (
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "USER", "LOGNAME", "SHELL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+    "PYTHONHOME", "SSL_CERT_FILE", "SSL_CERT_DIR",
+)
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return the part of this process's environment that tasks may see."""
+    return {
+        name: value for name, value in sorted(os.environ.items()) if name in _INHERITED or name.startswith("LC_")
+    } | {"PATH": os.environ.get("PATH", os.defpath)}
+
+
+class WorkerProcess:
+    """A spawned worker process and its socket.
+
+    Callbacks come from the event loop: `on_frames(bodies)` with what it said, `on_exit(returncode)` once, after
+    everything it said.  `on_frames` may raise RemoteProtocolError: the process is then killed.
+    """
+
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], on_frames: Callable[[list[bytes]], None],
+        on_exit: Callable[[int], None],
+    ) -> None:
+        self.directory = directory
+        self.log_path = directory / "log"
+        self._settings = settings
+        self._on_frames = on_frames
+        self._on_exit = on_exit
+        self._reader = FrameReader(RUNNER_MESSAGE_BYTES_MAX)
+        self._unsent = bytearray()
+        self._is_reading = False
+        self._is_alive = False
+        self.is_usable = False
+        """False before `start` and from the moment that it is killed or has died."""
+        self.was_cut_off = False
+        """It was killed because it closed its socket or said what cannot be."""
+        self.ooms_before = 0
+        self.groups: dict[int, None] = {}
+        """Process groups of commands that it started and whose end it has not reported."""
+
+    def start(self) -> None:
+        """Spawn the process; needs a running event loop.
+
+        Raises:
+            OSError: no memory, processes, descriptors or disk for it.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.directory.mkdir(mode=0o700, parents=True)
+        ours, theirs = socket.socketpair()
+        read_end, self._life_line = os.pipe()
+        try:
+            package_root = str(Path(p2pcompute.__file__).parent.parent)
+            search = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+            with open(self.log_path, "wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "p2pcompute.execution.child", str(theirs.fileno()), str(read_end)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, close_fds=True,
+                    pass_fds=(theirs.fileno(), read_end), start_new_session=True,
+                    env={**inherited_environment(), "PYTHONPATH": os.pathsep.join(search), "PYTHONUTF8": "1"},
+                )
+        except BaseException:
+            ours.close()
+            os.close(self._life_line)
+            raise
+        finally:
+            theirs.close()
+            os.close(read_end)
+        self._socket = ours
+        ours.setblocking(False)
+        self._is_alive = self.is_usable = True
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+            self._loop.add_reader(self._pidfd, self._exited)
+        except (AttributeError, OSError):
+            self._pidfd = -1  # then the end of its socket tells
+        self.resume()
+        self.send(messages.pack_down((messages.SETUP, self._settings)))
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also its process group and session."""
+        return self._process.pid
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame.  The queue holds at most one batch, since a slot takes one at a time."""
+        if not self._is_alive:
+            return
+        if self._unsent:
+            self._unsent += frame
+            return
+        self._unsent += frame
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._socket.send(bytes(self._unsent[:_READ_BYTES]))
+                del self._unsent[:sent]
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket, self._flush)
+            return
+        except OSError:  # it is gone; its exit is reported by itself
+            self._unsent.clear()
+        self._loop.remove_writer(self._socket)
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Leave what it says in the socket until `resume`."""
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._socket)
+
+    def resume(self) -> None:
+        """Read from now on."""
+        if self._is_alive and not self._is_reading:
+            self._is_reading = True
+            self._loop.add_reader(self._socket, self.read_now)
+
+    def read_now(self) -> None:
+        """Read what is there."""
+        frames: list[bytes] = []
+        is_closed = False
+        try:
+            for _ in range(_READS_MAX):
+                data = self._socket.recv(_READ_BYTES)
+                if not data:
+                    is_closed = True
+                    break
+                frames += self._reader.feed(data)
+                if len(data) < _READ_BYTES // 2:
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except RemoteProtocolError:
+            self._broken()
+        except OSError:
+            is_closed = True
+        if frames:
+            self._deliver(frames)
+        if is_closed:
+            self._closed()
+
+    def _deliver(self, frames: list[bytes]) -> None:
+        try:
+            self._on_frames(frames)
+        except RemoteProtocolError:
+            self._broken()
+
+    def _broken(self) -> None:
+        """It said what cannot be."""
+        self.was_cut_off = True
+        self.kill()
+
+    def _closed(self) -> None:
+        """Its end is closed: it is dying, or a task closed the socket; it is of no use either way."""
+        self.pause()
+        self.is_usable = False
+        self._loop.call_later(_DYING_S, self._is_still_there)
+
+    def _is_still_there(self) -> None:
+        if not self._is_alive:
+            return
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                self._broken()
+        if self._pidfd < 0:
+            self._exited()
+
+    # --- death ----------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process's own group."""
+        _kill_group(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the process, its group and its command's group."""
+        if self._is_alive:
+            self.is_usable = False
+            self._kill_groups()
+
+    def _kill_groups(self) -> None:
+        for group in (*self.groups, self.pid):
+            _kill_group(group, SIGKILL)
+
+    def _exited(self) -> None:
+        if not self._is_alive:
+            return
+        self.is_usable = False
+        self._kill_groups()  # what is left; it is not reaped yet, so the group is still its own
+        for _ in range(1 << 12):  # at most one socket buffer
+            try:
+                data = self._socket.recv(_READ_BYTES)
+                if not data:
+                    break
+                frames = self._reader.feed(data)
+            except (OSError, RemoteProtocolError):
+                break
+            self._deliver(frames)
+        self._is_alive = False
+        returncode = self._process.wait()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        os.close(self._life_line)
+        self._on_exit(returncode)
+
+
+def is_command_of(group: int, worker_pid: int) -> bool:
+    """True when `group` is a session of its own whose leader is a child of the worker process."""
+    try:
+        if os.getsid(group) != group:
+            return False
+        with open(f"/proc/{group}/stat", "rb") as file:
+            stat = file.read()
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return sys.platform == "darwin"
+    return stat[stat.rfind(b")") + 2 :].split(b" ", 3)[1] == str(worker_pid).encode()
+
+
+def _kill_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return
