@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -26,6 +26,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from p2pcompute.daemon.events import JobEvents
+from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, decode_body
 from p2pcompute.daemon.views import (
     decode_note,
@@ -127,17 +128,18 @@ CALLS: Final[tuple[Call, ...]] = (
          query=(("nearby", "boolean", "Also nodes on this network that are not members"),)),
     Call("POST", "/v1/jobs", "submit", "Accept a job; durable when answered", "object", body=JobBody),
     Call("GET", "/v1/jobs", "jobs", "Jobs, newest first", "p2pc.jobs/1",
-         query=(("all", "boolean", "Also jobs that are over"), ("state", "string", "Only these states, comma-separated"),
+         query=(("all", "boolean", "Also jobs that are over"), ("state", "string", "Only these, comma-separated"),
                 ("limit", "integer", "At most so many items"))),
     Call("GET", "/v1/jobs/{ref}", "job", "One job", "p2pc.job/1"),
     Call("POST", "/v1/jobs/{ref}/tasks", "add", "Add tasks, one JSON object a line; durable when answered", "object",
          body="application/jsonl",
-         query=(("at", "integer", "Number of tasks that the job must have now: makes an upload that was cut repeatable"),)),
+         query=(("at", "integer", "Number of tasks that the job must have now, to go on after a cut upload"),)),
     Call("POST", "/v1/jobs/{ref}/seal", "seal", "No more tasks will come", "object", body=EmptyBody),
     Call("GET", "/v1/jobs/{ref}/tasks", "tasks", "Tasks by index", "p2pc.tasks/1",
          query=(("state", "string", "Only these states, comma-separated"), *_PAGE)),
     Call("GET", "/v1/jobs/{ref}/tasks/{index:int}", "task", "One task", "p2pc.task/1"),
-    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stdout", "stdout", "What the task printed", "application/octet-stream"),
+    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stdout", "stdout", "What the task printed",
+         "application/octet-stream"),
     Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stderr", "stderr", "What the task printed as errors",
          "application/octet-stream"),
     Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/value", "value", "The function's pickled value or exception",
@@ -156,8 +158,8 @@ CALLS: Final[tuple[Call, ...]] = (
 )
 
 _STATUS_BY_CODE: Final = {
-    "no-job": 404, "no-task": 404, "no-file": 404, "not-finished": 409, "moved": 409, "job-sealed": 409, "job-over": 409,
-    "too-large": 413, "jobs-full": 429,
+    "no-job": 404, "no-task": 404, "no-file": 404, "not-finished": 409, "moved": 409, "job-sealed": 409,
+    "job-over": 409, "too-large": 413, "jobs-full": 429,
 }
 
 
@@ -242,10 +244,11 @@ def _check_indices(indices: list[int] | None, job: JobView) -> list[int] | None:
 class Api:
     """Serves the calls of `CALLS`; each method answers one."""
 
-    def __init__(self, node: NodeFacade, control: Control) -> None:
+    def __init__(self, node: NodeFacade, control: Control, sink: ResultsSink) -> None:
         self._node = node
         self._control = control
-        self.job_events = JobEvents(node)
+        self._sink = sink
+        self.job_events = JobEvents(node, sink)
         self._uploads: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     # --- node -------------------------------------------------------------------------------------
@@ -298,27 +301,33 @@ class Api:
     def _job(self, request: Request) -> JobView:
         return self._node.job(request.path_params["ref"])
 
+    def _job_json(self, job: JobView) -> dict[str, Any]:
+        return self._sink.describe(job_json(job))
+
     async def submit(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JobBody)
         terms, spec, note = await build_job(body, self._node.blobs, self._node.clock.wall())
+        if note.results is not None:
+            await self._sink.check(note.results)
         job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))
         job = self._node.job(job_id.hex())
+        self._sink.begin(job, is_new=True)
         return JsonResponse({"id": job_id.hex(), "alias": job.alias}, status_code=201)
 
     async def jobs(self, request: Request) -> Response:
         states = _query_states(request, JOB_STATES)
         limit = min(_query_int(request, "limit", 1000), LIST_ITEMS_MAX)
         with_all = _query_flag(request, "all") or states is not None
-        items = []
+        items: list[dict[str, Any]] = []
         for job in self._node.jobs():
             if len(items) >= limit:
                 break
             if (with_all or not job.is_over) and (states is None or job.state in states):
-                items.append(job_json(job))
+                items.append(self._job_json(job))
         return JsonResponse({"schema": "p2pc.jobs/1", "items": items})
 
     async def job(self, request: Request) -> Response:
-        return JsonResponse(job_json(self._job(request)))
+        return JsonResponse(self._job_json(self._job(request)))
 
     async def add(self, request: Request) -> Response:
         job = self._job(request)
@@ -338,7 +347,7 @@ class Api:
         body = decode_body(await read_body(request), CancelBody)
         job = self._job(request)
         await self._node.cancel(job.job_id, indices=_check_indices(body.indices, job), now=body.now)
-        return JsonResponse(job_json(self._job(request)))
+        return JsonResponse(self._job_json(self._job(request)))
 
     async def retry(self, request: Request) -> Response:
         body = decode_body(await read_body(request), RetryBody)
@@ -346,6 +355,8 @@ class Api:
         count = await self._node.retry(
             job.job_id, indices=_check_indices(body.indices, job), failed_only=body.failed
         )
+        if count:
+            self._sink.begin(self._job(request))
         return JsonResponse({"count": count})
 
     async def prune(self, request: Request) -> Response:
@@ -464,15 +475,13 @@ def _guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reque
 async def _routing_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     what = {404: f"there is no call {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
-    return JsonResponse(
-        error_json(UsageError(what.get(status, "the request is refused"), "", "see GET /v1/openapi.json", code="no-call")),
-        status_code=status,
-    )
+    refusal = UsageError(what.get(status, "the request is refused"), "", "see GET /v1/openapi.json", code="no-call")
+    return JsonResponse(error_json(refusal), status_code=status)
 
 
-def build_app(node: NodeFacade, control: Control) -> tuple[Starlette, Api]:
+def build_app(node: NodeFacade, control: Control, sink: ResultsSink) -> tuple[Starlette, Api]:
     """Return the application over a node, and the part of it that must be closed before the node stops."""
-    api = Api(node, control)
+    api = Api(node, control, sink)
     routes = [Route(call.path, _guarded(getattr(api, call.name)), methods=[call.method]) for call in CALLS]
     return Starlette(routes=routes, exception_handlers={HTTPException: _routing_error}), api
 

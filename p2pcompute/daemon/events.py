@@ -17,11 +17,13 @@ from typing import Any
 
 import msgspec
 
+from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.views import decode_note, error_json, job_json, progress_json, task_event_json
 from p2pcompute.errors import P2pcError
 from p2pcompute.limits import (
     EVENT_BACKLOG_BYTES_MAX,
     EVENT_BACKLOG_MAX,
+    EVENT_KEEPALIVE_S,
     EVENT_PAGE_BYTES_MAX,
     EVENT_PAGE_MAX,
     PROGRESS_S_MIN,
@@ -99,8 +101,9 @@ class Backlog:
 class JobEvents:
     """Gives every follower of every job its stream."""
 
-    def __init__(self, node: NodeFacade) -> None:
+    def __init__(self, node: NodeFacade, sink: ResultsSink) -> None:
         self._node = node
+        self._sink = sink
         self._backlogs: dict[bytes, Backlog] = {}
         self._is_closing = False
 
@@ -146,7 +149,7 @@ class JobEvents:
                 after = 0
                 yield format_event("resync", {"after": 0})
             shown: dict[str, Any] | None = None
-            progress_at = 0.0
+            progress_at, quiet_since = 0.0, clock.now()
             while not self._is_closing:
                 changed = backlog.changed
                 try:
@@ -157,17 +160,22 @@ class JobEvents:
                 if clock.now() >= progress_at or job.is_over:
                     progress = progress_json(job)
                     if progress != shown:
-                        shown, progress_at = progress, clock.now() + PROGRESS_S_MIN
+                        shown, progress_at, quiet_since = progress, clock.now() + PROGRESS_S_MIN, clock.now()
                         yield format_event("progress", progress)
                 if after < job.last_seq:
                     chunk, last = backlog.read(after) or await self._from_store(job, after, decode_note(job.note).kind)
                     if last > after:
-                        after = last
+                        after, quiet_since = last, clock.now()
                         yield chunk
                         continue
                 elif job.is_over:
-                    yield format_event("end", job_json(job))
+                    if not await self._sink.settled(job.job_id, PROGRESS_S_MIN):
+                        continue
+                    yield format_event("end", self._sink.describe(job_json(job)))
                     return
+                if clock.now() - quiet_since >= EVENT_KEEPALIVE_S:
+                    quiet_since = clock.now()
+                    yield b":\n\n"
                 await self._wait(changed, UNCOMMITTED_S if after < job.last_seq else PROGRESS_S_MIN)
         finally:
             self._part(job.job_id, backlog)

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import AsyncIterator, Sequence
-from typing import Final, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -66,8 +66,8 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     name: str = ""
     terms: TermsBody = msgspec.field(default_factory=TermsBody)
     spec: SpecBody = msgspec.field(default_factory=SpecBody)
-    results: dict[str, object] | None = None
-    note: dict[str, object] = {}
+    results: dict[str, Any] | None = None
+    note: dict[str, Any] = {}
 
 
 class TaskLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -162,7 +162,7 @@ class FileTaker:
                 if name in taken:
                     _bad(f'two files would have the name "{name}"', f"one of them is {path}", code="bad-name")
                 if len(taken) >= UPLOAD_FILES_MAX:
-                    _bad(f"more than {UPLOAD_FILES_MAX} files are sent", "", "send an archive of them", "too-many-files")
+                    _bad(f"more than {UPLOAD_FILES_MAX} files", "", "send an archive of them", "too-many-files")
                 ref, mode = await self.take(path)
                 taken[name] = InputFile(name, ref, mode)
         return tuple(taken.values())
@@ -264,7 +264,8 @@ async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobSto
     ))
     if len(payload) > TASK_PAYLOAD_BYTES_MAX:
         _bad(
-            f"a task of {len(payload)} bytes is too large", f"its words and names may take {TASK_PAYLOAD_BYTES_MAX} bytes",
+            f"a task of {len(payload)} bytes is too large",
+            f"its words and names may take {TASK_PAYLOAD_BYTES_MAX} bytes",
             "send long text as a file or on standard input", "too-large",
         )
     return payload
@@ -324,6 +325,8 @@ class Upload:
                 await self._take_line(bytes(rest[start:end]))
                 start = end + 1
             del rest[:start]
+            # What has come meanwhile is the next chunk: a slow sender's tasks start at once, a fast one's gather.
+            await self._flush()
             if len(rest) > UPLOAD_LINE_BYTES_MAX:
                 await self._flush()
                 raise self._error(UsageError(f"longer than {UPLOAD_LINE_BYTES_MAX} bytes", code="too-large"), 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -50,7 +50,8 @@ def time_text(wall: float | None) -> str | None:
 
 def error_json(error: P2pcError, **more: Any) -> dict[str, Any]:
     return {
-        "schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix or "", **more,
+        "schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix or "",
+        **more,
     }
 
 
@@ -167,9 +168,10 @@ def job_json(job: JobView) -> dict[str, Any]:
     }
 
 
-_NO_OUTCOME = {
+_NO_OUTCOME: Final[dict[str, Any]] = {
     "status": None, "exit_code": None, "signal": None, "cause": None, "runtime_s": None, "cpu_s": None,
-    "peak_rss_bytes": None, "started": None, "stdout_bytes": None, "stderr_bytes": None, "value_bytes": None, "files": [],
+    "peak_rss_bytes": None, "started": None, "stdout_bytes": None, "stderr_bytes": None, "value_bytes": None,
+    "files": [],
 }
 
 
@@ -221,6 +223,7 @@ def task_json(task: TaskView, kind: str) -> dict[str, Any]:
         **(_NO_OUTCOME if outcome is None else _outcome_json(outcome)),
         "error": (outcome.error if outcome is not None else "") or task.reason or None,
         "key": payload.key.hex() or None,
+        "sent_bytes": sum(file.blob.size for file in payload.send) + (payload.stdin_blob or (b"", 0))[1],
     }
 
 

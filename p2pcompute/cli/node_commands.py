@@ -1,0 +1,652 @@
+"""Commands about this machine's node and its group: `node`, `status`, `peers`, `invite`, `join`, `leave`, `config`,
+`version`.
+
+Commands that only look never start a node.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
+from p2pcompute.cli.connection import Connection, open_connection
+from p2pcompute.cli.output import (
+    count_text,
+    duration_text,
+    one_line,
+    options,
+    plural,
+    print_json,
+    rate_text,
+    say,
+    table,
+)
+from p2pcompute.errors import NodeUnavailable, TrustError, UsageError
+
+STATUS_S_MAX: Final = 5.0
+"""A node that does not answer a look within this is said to be stuck."""
+JOIN_S_MAX: Final = 60.0
+STOP_S_MAX: Final = 75.0
+"""Longer than a node drains (STOP_GRACE_S)."""
+STOP_NOW_S_MAX: Final = 15.0
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+POWER: Final = "every member of the group can run anything on this computer, as the user {user}"
+
+
+# --- watching -------------------------------------------------------------------------------------
+
+
+def _watch_options(command: _Decorated) -> _Decorated:
+    command = click.option(
+        "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECS",
+        help="Refresh period for --watch.",
+    )(command)
+    return click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")(command)
+
+
+def _repeat(show: Callable[[], None], *, watch: bool, interval: float) -> None:
+    """Show once, or again and again on a cleared screen (with --json: as JSON Lines)."""
+    while True:
+        if watch and not options().json and sys.stdout.isatty():
+            click.clear()
+        show()
+        if not watch:
+            return
+        sys.stdout.flush()
+        time.sleep(interval)
+
+
+@click.command(cls=Command, examples=[("p2pc status", ""), ("p2pc status --json", "for scripts")])
+@json_option
+@_watch_options
+@click.option("--peers/--no-peers", default=True, help="With a line for each node.")
+def status(json_: bool, watch: bool, interval: float, peers: bool) -> int:
+    """This node, its group, and anything that needs attention."""
+    connection = open_connection(timeout_s=STATUS_S_MAX)
+
+    def show() -> None:
+        document = connection.request("GET", "/v1/status")
+        if json_:
+            _print_document(document, watch)
+        else:
+            print(status_text(document, with_peers=peers))
+
+    _repeat(show, watch=watch, interval=interval)
+    return 0
+
+
+def _print_document(document: Mapping[str, Any], watch: bool) -> None:
+    from p2pcompute.cli.output import print_json_line
+
+    if watch:
+        print_json_line(document)
+    else:
+        print_json(document)
+
+
+def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
+    """Return the sentence, the nodes, what to look at, and the jobs."""
+    node, group, peers = document["node"], document["group"], document["peers"]
+    up = [peer for peer in peers if peer["state"] in ("self", "up")]
+    busy, total = (sum(peer[name] or 0 for peer in up) for name in ("busy", "slots"))
+    if group["is_alone"]:
+        slots = document["slots"]
+        lines = [f"{node['name']} is {node['state']}, alone: {slots['busy']} of {plural(slots['total'], 'slot')} busy."]
+    else:
+        lines = [
+            f"{node['name']} is {node['state']} in group {group['name']}: "
+            f"{len(up)} of {plural(len(peers), 'node')} up, {busy} of {plural(total, 'slot')} busy."
+        ]
+    if with_peers and not group["is_alone"]:
+        lines += ["", peers_table(peers, node), ""]
+    notes = [*document["notes"], *version_notes(peers, node)]
+    if notes:
+        lines.append(f"{plural(len(notes), 'thing')} to look at")
+        lines += [f"  {note}" for note in notes]
+    jobs = document["jobs"]
+    lines.append(f"Jobs: {jobs['running']} running, {jobs['waiting']} waiting")
+    if group["is_alone"]:
+        lines.append("Add a computer: p2pc invite --token")
+    return "\n".join(lines)
+
+
+def version_notes(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> list[str]:
+    """Return one sentence for each node of another build than this one."""
+    return [
+        f"{one_line(peer['name'])} runs {one_line(peer['version'])}, this node {node['version']}. "
+        "It works; update when handy."
+        for peer in peers
+        if peer["version"] and peer["version"] != node["version"]
+    ]
+
+
+def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
+    """Return one line for each node; versions that differ from this node's carry a "!"."""
+    rows = []
+    for peer in peers:
+        is_self = peer["state"] == "self"
+        state = str(node["state"]) if is_self and "state" in node else one_line(peer["state"])
+        if peer["state"] == "not seen":
+            state = f"not seen for {duration_text(peer['seen_s'])}" if peer["seen_s"] is not None else "not seen"
+        slots = "–" if peer["slots"] is None else f"{peer['busy'] or 0}/{peer['slots']}"
+        differs = peer["version"] and node.get("version") and peer["version"] != node["version"]
+        rows.append((
+            one_line(peer["name"], 24) + (" (this)" if is_self else ""), state, slots, rate_text(peer.get("rate")),
+            "–" if is_self else one_line(peer["path"]) or "–", one_line(peer["version"]) + (" !" if differs else ""),
+        ))
+    return table(("NODE", "STATE", "SLOTS", "RATE", "PATH", "VERSION"), rows, right=("SLOTS", "RATE"))
+
+
+@click.command(cls=Command, examples=[("p2pc peers", ""), ("p2pc peers --nearby", "also nodes that are not members")])
+@json_option
+@_watch_options
+@click.option("--nearby", is_flag=True, help="Also nodes on this network that are not members.")
+@click.argument("node", required=False)
+def peers(json_: bool, watch: bool, interval: float, nearby: bool, node: str | None) -> int:
+    """Members, how they are reached, and what they offer."""
+    connection = open_connection(timeout_s=STATUS_S_MAX)
+
+    def show() -> None:
+        document = connection.request("GET", "/v1/peers?nearby=1" if nearby else "/v1/peers")
+        if node is not None:
+            document["items"] = [_named(document["items"], node)]
+        if json_:
+            _print_document(document, watch)
+        elif node is not None:
+            print(_peer_text(document["items"][0]))
+        else:
+            print(_peers_text(document))
+
+    _repeat(show, watch=watch, interval=interval)
+    return 0
+
+
+def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the node with this name or start of an id.
+
+    Raises:
+        UsageError: none, or several.
+    """
+    wanted = name.upper()
+    found = [item for item in items if item["name"] == name] or [
+        item for item in items if item["id"].startswith(wanted)
+    ]
+    if len(found) == 1:
+        return found[0]
+    import difflib
+
+    near = difflib.get_close_matches(name, [item["name"] for item in items], n=1)
+    why = "several nodes match" if found else f'did you mean "{near[0]}"?' if near else ""
+    raise UsageError(f'there is no node "{name}" in the group', why, "see: p2pc peers", code="no-such-node")
+
+
+def _peer_text(peer: Mapping[str, Any]) -> str:
+    heard = "" if peer["seen_s"] is None else f", heard {duration_text(peer['seen_s'])} ago"
+    facts = (
+        ("id", peer["id"]),
+        ("state", peer["state"] + heard),
+        ("slots", None if peer["slots"] is None else f"{peer['busy'] or 0} of {peer['slots']} busy"),
+        ("path", peer["path"]),
+        ("address", peer["address"]),
+        ("version", peer["version"]),
+        ("python", peer["python"]),
+        ("invited by", peer["invited_by"]),
+    )
+    lines = [one_line(peer["name"])]
+    lines += [f"  {label:11} {one_line(str(value))}" for label, value in facts if value]
+    return "\n".join(lines)
+
+
+def _peers_text(document: Mapping[str, Any]) -> str:
+    items = document["items"]
+    rows = [
+        (
+            one_line(peer["name"], 24) + (" (this)" if peer["state"] == "self" else ""), peer["short_id"],
+            peer["state"] if peer["seen_s"] is None or peer["state"] != "not seen"
+            else f"not seen for {duration_text(peer['seen_s'])}",
+            "–" if peer["slots"] is None else f"{peer['busy'] or 0}/{peer['slots']}",
+            one_line(peer["path"]) or "–", one_line(peer["address"]), one_line(peer["version"]),
+            one_line(peer["invited_by"], 24),
+        )
+        for peer in items
+    ]
+    lines = [plural(len(items), "node")]
+    lines.append(
+        table(("NODE", "ID", "STATE", "SLOTS", "PATH", "ADDRESS", "VERSION", "INVITED BY"), rows, right=("SLOTS",))
+    )
+    if "nearby" in document:
+        lines.append("")
+        if document["nearby"]:
+            lines.append("Nearby, not in this group:")
+            lines.append(table(
+                ("NODE", "ID", "ADDRESS"),
+                [(one_line(n["name"], 24), n["short_id"], one_line(n["address"])) for n in document["nearby"]],
+            ))
+            lines.append("Invite one: p2pc invite --token   (then join there)")
+        else:
+            lines.append("No other nodes on this network.")
+    return "\n".join(lines)
+
+
+@click.command(cls=Command)
+@json_option
+def version(json_: bool) -> int:
+    """Versions of command and node, and whether they fit."""
+    from p2pcompute import __version__
+    from p2pcompute.limits import PROTOCOL_MAX, PROTOCOL_MIN
+
+    own = {"version": __version__, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
+    try:
+        node: dict[str, Any] | None = open_connection(timeout_s=STATUS_S_MAX).request("GET", "/v1/version")
+    except NodeUnavailable:
+        node = None
+    if json_:
+        print_json({
+            "schema": "p2pc.version/1", "command": own, "node": node, "python": sys.version.split()[0],
+        })
+        return 0
+    print(f"p2pc {__version__}, protocol {PROTOCOL_MIN}-{PROTOCOL_MAX}, Python {sys.version.split()[0]}")
+    if node is None:
+        print("no node is running here")
+    else:
+        print(f"node {node['version']}, protocol {node['protocol'][0]}-{node['protocol'][1]}: they fit")
+    return 0
+
+
+# --- the node of this machine ---------------------------------------------------------------------
+
+
+def _node_options(command: _Decorated) -> _Decorated:
+    for option in reversed((
+        click.option("--name", metavar="NAME", help="Name shown to others.  [default: the host name]"),
+        click.option("--peer", multiple=True, metavar="HOST:PORT", help="First contact."),
+        click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
+        click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
+    )):
+        command = option(command)
+    return command
+
+
+def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> dict[str, str]:
+    """Return what was given, as text by key; checked, so that the error names the flag's value."""
+    from p2pcompute.config import convert
+
+    given = {
+        "node.name": name, "node.peers": ",".join(peer) or None,
+        "node.discover": None if discover is None else str(discover).lower(), "node.slots": cpus,
+    }
+    found = {key: value for key, value in given.items() if value is not None}
+    for key, value in found.items():
+        convert(key, value)
+    return found
+
+
+@click.group(
+    invoke_without_command=True, context_settings=CONTEXT, subcommand_metavar="[start|stop|restart]",
+)
+@_node_options
+@click.pass_context
+def node(
+    context: click.Context, name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None
+) -> int | None:
+    """Run this machine's node in the foreground; subcommands control it."""
+    settings = _settings(name, peer, discover, cpus)
+    if context.invoked_subcommand is not None:
+        if settings:
+            raise UsageError(
+                "these flags belong after the subcommand", "", f"p2pc node {context.invoked_subcommand} --help"
+            )
+        return None
+    from p2pcompute.daemon.main import DaemonOptions, run_daemon
+
+    def ready(running: Any) -> None:
+        view = running.status()
+        say(f"{view.name} is up, pid {os.getpid()}; Ctrl-C drains and stops it, a second one stops it now", level=1)
+
+    return run_daemon(DaemonOptions(flags=settings, is_foreground=True, on_ready=ready))
+
+
+@node.command(cls=Command)
+@_node_options
+def start(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> int:
+    """Start the node in the background."""
+    return _start(_settings(name, peer, discover, cpus))
+
+
+def _start(settings: Mapping[str, str]) -> int:
+    from p2pcompute.cli.daemon_start import start_background
+    from p2pcompute.config import find_paths
+
+    paths = find_paths(os.environ)
+    connection = Connection(paths.socket, timeout_s=STATUS_S_MAX)
+    if connection.is_answering():
+        view = connection.request("GET", "/v1/status")["node"]
+        say(f"{view['name']} is running already, pid {view['pid']}", level=1)
+        if settings:
+            raise UsageError(
+                "the node is running already, with its own settings", "these flags count when it starts",
+                "p2pc node restart", code="running",
+            )
+        return 0
+    pid = start_background(paths, settings=[f"{key}={value}" for key, value in settings.items()])
+    view = connection.request("GET", "/v1/status")
+    say(f"{view['node']['name']} is up, pid {pid}, {plural(view['slots']['total'], 'slot')}; stop it: p2pc node stop",
+        level=1)
+    return 0
+
+
+@node.command(cls=Command)
+@click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
+def stop(drain: bool) -> int:
+    """Drain (finish or hand back tasks, tell peers) and stop; membership stays."""
+    _stop(drain=drain)
+    return 0
+
+
+def _stop(*, drain: bool) -> None:
+    """Stop the node and wait until it has gone.
+
+    Raises:
+        NodeUnavailable: none runs, or it does not stop.
+    """
+    from p2pcompute.cli.daemon_start import is_running, running_pid, wait_stopped
+    from p2pcompute.config import find_paths
+
+    paths = find_paths(os.environ)
+    connection = Connection(paths.socket, timeout_s=STATUS_S_MAX)
+    try:
+        view = connection.request("GET", "/v1/status")
+        busy = view["slots"]["busy"]
+        connection.request("POST", "/v1/shutdown", {"drain": drain})
+        if drain and busy:
+            say(f"finishing {plural(busy, 'task')} …", level=1)
+    except NodeUnavailable as error:
+        if not is_running(paths):
+            raise NodeUnavailable("no node is running here", "", None) from error
+        pid = running_pid(paths)
+        if drain or pid is None:
+            raise NodeUnavailable(
+                "the node does not answer", f"pid {pid} holds {paths.lock}", "p2pc node stop --now", code="node-silent"
+            ) from error
+        # Stuck or stopped: nothing is lost, its journal is on disk.
+        os.kill(pid, signal.SIGKILL)
+    if not wait_stopped(paths, STOP_S_MAX if drain else STOP_NOW_S_MAX):
+        raise NodeUnavailable(
+            "the node has not stopped yet", f"pid {running_pid(paths)}", "p2pc node stop --now", code="node-silent"
+        )
+    say("stopped", level=1)
+
+
+@node.command(cls=Command)
+@click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
+@_node_options
+def restart(
+    drain: bool, name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None
+) -> int:
+    """Stop and start (after an upgrade, or with other settings)."""
+    settings = _settings(name, peer, discover, cpus)
+    try:
+        _stop(drain=drain)
+    except NodeUnavailable as error:
+        if error.code != "no-node":
+            raise
+    return _start(settings)
+
+
+# --- group ----------------------------------------------------------------------------------------
+
+
+@click.command(
+    cls=Command, examples=[("p2pc invite --token", "one computer, 10 minutes"), ("p2pc invite --token --uses 20", "")]
+)
+@click.option("--token", is_flag=True, help="One line for scripts.")
+@click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True, metavar="N",
+              help="How many computers it admits.")
+@click.option("--expires", default="10m", show_default=True, metavar="DURATION", help="How long it is good.")
+@json_option
+def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
+    """Let another computer join the group."""
+    from p2pcompute.config import parse_duration
+
+    expires_s = parse_duration(expires)
+    if not token:
+        raise UsageError(
+            "word codes come later; use --token", "a token is one line that is copied to the other computer",
+            "p2pc invite --token", code="invite",
+        )
+    from p2pcompute.cli.daemon_start import ensure_node, why_embedded
+
+    reason = why_embedded(os.environ)
+    if reason is not None and not open_connection().is_answering():
+        raise NodeUnavailable(
+            "an invitation needs a node that stays", f"here a node would end with this command ({reason})",
+            "p2pc node start, or p2pc node in another terminal",
+        )
+    made = ensure_node(announce=_announce).request("POST", "/v1/invite", {"uses": uses, "expires_s": expires_s})
+    if json_:
+        print_json({"schema": "p2pc.invite/1", **made})
+        return 0
+    who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
+    say(f"{who} may join {made['group']}, for {duration_text(expires_s)}.  On it, run p2pc join with this line:", level=1)
+    print(made["token"], flush=True)
+    say("Careful: " + POWER.format(user=_user()) + ", and you can run\nanything on theirs.  Give it to nobody else.")
+    return 0
+
+
+def _announce(text: str) -> None:
+    say(text, level=1)
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+@click.command(cls=Command, examples=[("p2pc join p2pc1…", ""), ("p2pc join --accept all p2pc1…", "in scripts")])
+@click.argument("token")
+@click.option("--accept", type=click.Choice(["all"]), help="Agree that members may run anything here.")
+@click.option("--name", metavar="NAME", help="Name of this computer in the group.")
+@json_option
+def join(token: str, accept: str | None, name: str | None, json_: bool) -> int:
+    """Join a group with an invitation."""
+    warning = "Joined, " + POWER.format(user=_user()) + ".\nThere is no sandbox between members yet."
+    if accept is None:
+        if options().no_input or json_ or not sys.stdin.isatty():
+            raise TrustError(
+                "joining needs your consent", POWER.format(user=_user()), "p2pc join --accept all TOKEN", code="consent"
+            )
+        say(warning)
+        if not click.confirm("Join?", default=False, err=True):
+            raise TrustError("not joined", "you said no; the invitation is still good", None, code="consent")
+    from p2pcompute.cli.daemon_start import ensure_node, why_embedded
+
+    connection = ensure_node(announce=_announce)
+    joined = connection.request("POST", "/v1/join", {"token": token, "name": name}, timeout_s=JOIN_S_MAX)
+    view = connection.request("GET", "/v1/status")
+    if json_:
+        print_json({"schema": "p2pc.join/1", **joined, "name": view["node"]["name"]})
+        return 0
+    inviter = f"{one_line(joined['inviter'])} ({joined['inviter_id'][:9]})"
+    say(f"Found {inviter} at {joined['address']} and checked its identity", level=1)
+    print(f'This computer is now "{view["node"]["name"]}" in group {joined["group"]}')
+    if accept is not None:
+        say("From now on " + POWER.format(user=_user()) + ".")
+    if connection.embedded is not None:
+        say(f"No node stays running here ({why_embedded(os.environ)}).  To take part: p2pc node", level=1)
+    else:
+        say("Try it: p2pc demo", level=1)
+    return 0
+
+
+@click.command(cls=Command)
+@yes_option
+@json_option
+def leave(yes: bool, json_: bool) -> int:
+    """Give up membership of the group (to stop for now: p2pc node stop)."""
+    connection = open_connection()
+    group = connection.request("GET", "/v1/status")["group"]
+    if group["is_alone"]:
+        raise UsageError("this computer is alone in its group", "there is nothing to leave", None, code="alone")
+    if not yes:
+        if options().no_input or json_ or not sys.stdin.isatty():
+            raise UsageError("leaving needs a yes", "it can be undone only by a new invitation", "p2pc leave -y")
+        if not click.confirm(f"Leave {group['name']}? Only a new invitation brings you back.", default=False, err=True):
+            return 0
+    connection.request("POST", "/v1/leave", {}, timeout_s=JOIN_S_MAX)
+    if json_:
+        print_json({"schema": "p2pc.leave/1", "group": group["name"]})
+    else:
+        print(f"left {group['name']}; this computer is alone now")
+    return 0
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@click.group(context_settings=CONTEXT)
+def config() -> None:
+    """Settings files."""
+
+
+def _resolved() -> tuple[Any, Any]:
+    """(paths, settings) as a command here sees them."""
+    from p2pcompute.config import find_paths, find_project_file, load_settings
+
+    paths = find_paths(os.environ)
+    project = find_project_file(Path.cwd())
+    return paths, load_settings(paths, os.environ, project=project, warn=lambda text: say(f"warning: {text}"))
+
+
+def _value_text(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return ",".join(value)
+        case float() if value.is_integer():
+            return str(int(value))
+    return str(value)
+
+
+def _json_value(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@config.command(cls=Command)
+@json_option
+def show(json_: bool) -> int:
+    """Every setting, its value and where it comes from."""
+    from p2pcompute.config import all_keys, help_of
+
+    _, settings = _resolved()
+    if json_:
+        print_json({
+            "schema": "p2pc.config/1",
+            "items": [
+                {"key": key, "value": _json_value(settings.get(key)), "origin": settings.origin(key),
+                 "help": help_of(key)}
+                for key in all_keys()
+            ],
+        })
+        return 0
+    rows = [(key, _value_text(settings.get(key)) or "–", settings.origin(key), help_of(key)) for key in all_keys()]
+    print(table(("SETTING", "VALUE", "FROM", ""), rows, indent=0))
+    return 0
+
+
+@config.command(cls=Command)
+@click.argument("key")
+@json_option
+def get(key: str, json_: bool) -> int:
+    """One value."""
+    _, settings = _resolved()
+    value = settings.get(key)
+    if json_:
+        print_json({
+            "schema": "p2pc.setting/1", "key": key, "value": _json_value(value), "origin": settings.origin(key),
+        })
+    else:
+        print(_value_text(value))
+    return 0
+
+
+@config.command("set", cls=Command, examples=[("p2pc config set node.slots 50%", "")])
+@click.argument("key")
+@click.argument("value")
+@json_option
+def set_(key: str, value: str, json_: bool) -> int:
+    """Write one value."""
+    from p2pcompute.config import find_paths, write_setting
+
+    paths = find_paths(os.environ)
+    write_setting(paths.config_file, key, value)
+    _changed(paths, key, json_=json_)
+    return 0
+
+
+@config.command(cls=Command)
+@click.argument("key")
+@json_option
+def unset(key: str, json_: bool) -> int:
+    """Remove one."""
+    from p2pcompute.config import find_paths, write_setting
+
+    paths = find_paths(os.environ)
+    write_setting(paths.config_file, key, None)
+    _changed(paths, key, json_=json_)
+    return 0
+
+
+def _changed(paths: Any, key: str, *, json_: bool) -> None:
+    """Say what holds now, and when it takes effect."""
+    _, settings = _resolved()
+    value, origin = settings.get(key), settings.origin(key)
+    if json_:
+        print_json({"schema": "p2pc.setting/1", "key": key, "value": _json_value(value), "origin": origin})
+        return
+    say(f"{key} = {_value_text(value) or '–'}  ({origin})", level=1)
+    if origin.startswith("$"):
+        say(f"note: {origin} overrides the file in this shell", level=1)
+    if not key.startswith("run.") and Connection(paths.socket).is_answering():
+        say("the running node takes it at its next start: p2pc node restart", level=1)
+
+
+@config.command(cls=Command)
+@json_option
+def path(json_: bool) -> int:
+    """Where the files are."""
+    from p2pcompute.config import find_paths, find_project_file
+
+    paths = find_paths(os.environ)
+    project = find_project_file(Path.cwd())
+    places: dict[str, str | None] = {
+        "config": str(paths.config_file),
+        "system config": ", ".join(map(str, paths.system_configs)) or None,
+        "project file": str(project) if project else None,
+        "data": str(paths.data),
+        "store": str(paths.store),
+        "log": str(paths.log),
+        "socket": str(paths.socket),
+    }
+    if json_:
+        print_json({"schema": "p2pc.paths/1", **{name.replace(" ", "_"): place for name, place in places.items()}})
+    else:
+        for name, place in places.items():
+            print(f"{name:14} {place or '–'}")
+    return 0
+
+

@@ -1,0 +1,173 @@
+"""The control socket: bound by us with mode 0600, open to this user and root only, served by uvicorn.
+
+uvicorn's own unix sockets become 0666 whatever the umask (uvicorn#2731), and it takes over the process's signals and
+wakes ten times a second; so the socket is made here, signals stay with `main`, and waiting is waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from p2pcompute.errors import NodeUnavailable
+from p2pcompute.limits import API_CONNECTIONS_MAX, PROTOCOL_MAX, PROTOCOL_MIN
+
+_BACKLOG: Final = 128
+_CREDENTIALS: Final = struct.Struct("3i")
+"""struct ucred: pid, uid, gid."""
+_CONNECT_S_MAX: Final = 2.0
+"""A socket that accepts within this is alive."""
+_CUT_S: Final = 2
+"""After the node has stopped: how long open answers may still take."""
+
+_REFUSAL: Final = (
+    b'{"schema":"p2pc.error/1","code":"refused","what":"this node belongs to another user","why":"","fix":""}'
+)
+
+
+def bind_socket(path: Path) -> socket.socket:
+    """Return a listening socket at `path`, mode 0600.  A stale one of a node that died is replaced.
+
+    Raises:
+        NodeUnavailable: a node answers there, something else is there, or the path cannot be used.
+    """
+    _clear(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listening.bind(os.fspath(path))
+    except OSError as error:
+        listening.close()
+        raise NodeUnavailable(
+            f"the control socket {path} cannot be made", error.strerror or str(error),
+            "set P2PC_SOCKET to a path that can, of at most 100 bytes", code="socket",
+        ) from error
+    finally:
+        os.umask(before)
+    listening.listen(_BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+def _clear(path: Path) -> None:
+    """Make sure that nothing is at `path`."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise NodeUnavailable(f"the control socket {path} cannot be made", error.strerror or str(error)) from error
+    if not stat.S_ISSOCK(mode):
+        raise NodeUnavailable(
+            f"{path} is not a socket", "the control socket belongs there", "move it away, or set P2PC_SOCKET",
+            code="socket",
+        )
+    if is_answering(path):
+        raise NodeUnavailable(
+            "a node is running here already", f"it answers on {path}", "see it: p2pc status", code="running"
+        )
+    path.unlink(missing_ok=True)
+
+
+def is_answering(path: Path) -> bool:
+    """True when some process accepts connections on the socket at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECT_S_MAX)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT, None)
+    return True
+
+
+def peer_uid(connection: socket.socket) -> int | None:
+    """Return the user at the other end of a unix socket; None where the system does not say."""
+    if hasattr(socket, "SO_PEERCRED"):
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(raw)[1])
+    if hasattr(socket, "LOCAL_PEERCRED"):  # struct xucred: version, uid, …
+        raw = connection.getsockopt(0, socket.LOCAL_PEERCRED, 76)
+        return int(struct.unpack_from("2I", raw)[1])
+    return None
+
+
+class PrivateProtocol(H11Protocol):
+    """HTTP for this user and root; anyone else gets one refusal and is cut off before a byte is read.
+
+    The mode of the socket keeps others out already; this holds where a file system or a moved directory does not.
+    """
+
+    _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        uid = peer_uid(transport.get_extra_info("socket"))
+        if uid in (os.geteuid(), 0):
+            super().connection_made(transport)
+            return
+        self._is_refused = True
+        transport.write(
+            b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(_REFUSAL), _REFUSAL)
+        )
+        transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._is_refused:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_refused:
+            super().data_received(data)
+
+    def eof_received(self) -> None:
+        if not self._is_refused:
+            super().eof_received()
+
+
+class Listener(uvicorn.Server):
+    """Serves an application on a socket until `stop`."""
+
+    def __init__(self, app: Any, version: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=PrivateProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                headers=[("p2pc-version", version), ("p2pc-protocol", f"{PROTOCOL_MIN}-{PROTOCOL_MAX}")],
+                backlog=_BACKLOG,
+                limit_concurrency=API_CONNECTIONS_MAX,
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=_CUT_S,
+            )
+        )
+        self._stopping = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `main`."""
+        yield
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._stopping.wait()
+
+    def stop(self) -> None:
+        """Take no more connections, end the open ones."""
+        self.should_exit = True
+        self._stopping.set()

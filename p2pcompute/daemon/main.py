@@ -1,0 +1,309 @@
+"""The daemon process: one node of this installation with its control socket, from start to stop.
+
+Stopping: SIGTERM, SIGINT, POST /v1/shutdown or the end of the lifeline.  The first request drains (running tasks finish
+or go back, peers are told, at most STOP_GRACE_S), a second one stops at once.  SIGHUP means that a terminal has gone,
+which is no reason to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from filelock import FileLock, Timeout
+
+from p2pcompute import __version__
+from p2pcompute.config import Paths, Settings, load_settings
+from p2pcompute.daemon.app import Api, build_app
+from p2pcompute.daemon.listener import Listener, bind_socket
+from p2pcompute.daemon.log import start_log, stop_log
+from p2pcompute.daemon.sink import ResultsSink
+from p2pcompute.daemon.views import error_json
+from p2pcompute.errors import NodeUnavailable, P2pcError
+from p2pcompute.host.paths import MachinePaths, prepare_directories, resolve_paths
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import STOP_GRACE_S
+from p2pcompute.node.facade import NodeFacade
+
+log = logging.getLogger("p2pcompute.daemon")
+
+EXIT_OK: Final = 0
+EXIT_USAGE: Final = 2
+EXIT_NO_NODE: Final = 5
+EXIT_BUG: Final = 70
+_ORPHAN_LOOK_S: Final = 0.1
+
+
+class RunningNode(NodeFacade, Protocol):
+    """A node with its life in our hands."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self, *, drain: bool = True) -> None: ...
+
+
+Build = Callable[[MachinePaths, Settings], Awaitable[tuple[RunningNode, Callable[[], Awaitable[None]]]]]
+"""Makes a node that is not started yet, and the call that closes what it stands on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonOptions:
+    """What the starter of the process asks for."""
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Settings from the command line, by key."""
+    lifeline_fd: int | None = None
+    """The node stops when this descriptor reaches its end: whoever holds the other end has gone."""
+    ready_fd: int | None = None
+    """Where one line of JSON says {ready, pid, socket} or what went wrong."""
+    is_foreground: bool = False
+    """Warnings go to the terminal too."""
+    on_ready: Callable[[NodeFacade], None] | None = None
+    """Called once the node answers on its socket."""
+
+
+class StopRequests:
+    """Requests to stop, from signals, the API and the lifeline."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.is_requested = False
+        self.is_now = False
+
+    def request_stop(self, *, drain: bool) -> None:
+        """The first request stops the node; one without drain, or a second one, stops it at once."""
+        self.is_now = self.is_now or not drain or self.is_requested
+        self.is_requested = True
+        self.changed.set()
+
+    async def wait(self) -> None:
+        while not self.is_requested:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
+    """Run a node until it is asked to stop; returns the exit code.
+
+    Args:
+        build: makes the node; None means the real one.
+
+    Raises:
+        P2pcError: it could not start, and there is no `ready_fd` to say so.
+    """
+    try:
+        paths = resolve_paths()
+        prepare_directories(paths)
+        settings = load_settings(paths, os.environ, flags=options.flags)
+        with _one_node(paths):
+            start_log(paths.log, settings.log, to_terminal=options.is_foreground)
+            try:
+                with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                    runner.run(_live(paths, settings, options, build or _real_build()))
+            except P2pcError as error:
+                log.error("the node did not start: %s", error)
+                raise
+            except Exception:
+                log.exception("the node has failed")
+                raise
+            finally:
+                stop_log()
+    except P2pcError as error:
+        if options.ready_fd is None:
+            raise
+        _report(options.ready_fd, error_json(error))
+        return EXIT_NO_NODE if isinstance(error, NodeUnavailable) else EXIT_USAGE
+    except Exception as error:
+        if options.ready_fd is None:
+            raise
+        bug = P2pcError(
+            f"a bug in p2pc: {type(error).__name__}: {error}", "the node could not start", "see the node's log",
+            code="bug",
+        )
+        _report(options.ready_fd, error_json(bug))
+        return EXIT_BUG
+    return EXIT_OK
+
+
+def _real_build() -> Build:
+    """Import what a real node needs only here: it is most of the start-up time."""
+    build: Build = importlib.import_module("p2pcompute.daemon.compose").build_node
+    return build
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's when it is installed."""
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    except ImportError:
+        return None
+    return factory
+
+
+@contextlib.contextmanager
+def _one_node(paths: Paths) -> Any:
+    """Hold the lock of this installation.
+
+    Raises:
+        NodeUnavailable: another node holds it.
+    """
+    lock = FileLock(paths.lock, mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = read_run_file(paths).get("pid")
+        raise NodeUnavailable(
+            "a node of this installation is running already", f"pid {pid}" if pid else f"it holds {paths.lock}",
+            "see it: p2pc status", code="running",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_run_file(paths: Paths) -> dict[str, Any]:
+    """Return what the running node wrote about itself; nothing when there is none or the file is torn."""
+    try:
+        found = json.loads(paths.run_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _report(descriptor: int, document: Mapping[str, Any]) -> None:
+    """Tell the starter, who may have gone."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, json.dumps(document).encode() + b"\n")
+        os.close(descriptor)
+
+
+async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions, build: Build) -> None:
+    """Start, serve until asked to stop, stop.  On the way out everything that was opened is closed."""
+    requests = StopRequests()
+    with _signals(requests):
+        listening = bind_socket(paths.socket)
+        try:
+            log.info("p2pcompute %s starts, pid %d", __version__, os.getpid())
+            node, close_host = await build(paths, settings)
+            try:
+                await _serve(node, listening, paths, options, requests)
+            finally:
+                await close_host()
+        finally:
+            listening.close()
+            paths.socket.unlink(missing_ok=True)
+            paths.run_file.unlink(missing_ok=True)
+            log.info("stopped")
+
+
+async def _serve(
+    node: RunningNode, listening: Any, paths: MachinePaths, options: DaemonOptions, requests: StopRequests
+) -> None:
+    scope = TaskScope("daemon", _log_error)
+    sink = ResultsSink(node, paths.state / "sinks", scope)
+    app, api = build_app(node, requests, sink)
+    listener = Listener(app, __version__)
+    try:
+        await node.start()
+        await sink.start()
+        serving = scope.spawn(listener.serve(sockets=[listening]), "listener")
+        serving.add_done_callback(lambda _: requests.request_stop(drain=True))
+        _write_run_file(paths)
+        if options.ready_fd is not None:
+            _report(options.ready_fd, {"ready": True, "pid": os.getpid(), "socket": str(paths.socket)})
+        if options.on_ready is not None:
+            options.on_ready(node)
+        log.info("ready on %s", paths.socket)
+        if options.lifeline_fd is not None:
+            scope.spawn(_hold_on(options.lifeline_fd, node, api, requests), "lifeline")
+        await requests.wait()
+        log.info("stopping%s", " now" if requests.is_now else ": finishing what runs")
+        await _stop_node(node, requests, scope)
+        api.job_events.close()
+        listener.stop()
+        await serving
+    finally:
+        await scope.close()
+        sink.close()
+
+
+async def _stop_node(node: RunningNode, requests: StopRequests, scope: TaskScope) -> None:
+    """Drain until done, until it has lasted too long or until a second request; then stop at once."""
+    if not requests.is_now:
+        draining = scope.spawn(node.stop(drain=True), "drain")
+        draining.add_done_callback(lambda _: requests.changed.set())
+        limit = node.clock.call_later(STOP_GRACE_S, lambda: requests.request_stop(drain=False))
+        while not draining.done() and not requests.is_now:
+            requests.changed.clear()
+            await requests.changed.wait()
+        limit.cancel()
+        if draining.done() and not draining.cancelled() and draining.exception() is None:
+            return
+        draining.cancel()
+        with contextlib.suppress(asyncio.CancelledError, P2pcError):
+            await draining
+    await node.stop(drain=False)
+
+
+def _write_run_file(paths: MachinePaths) -> None:
+    document = {"pid": os.getpid(), "version": __version__, "socket": str(paths.socket)}
+    temporary = paths.run_file.with_name(f".{paths.run_file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    temporary.replace(paths.run_file)
+
+
+def _log_error(name: str, error: BaseException) -> None:
+    log.error("%s failed", name, exc_info=error)
+
+
+@contextlib.contextmanager
+def _signals(requests: StopRequests) -> Any:
+    """Handlers rather than SIG_IGN for SIGHUP: an ignored signal would stay ignored in the tasks' processes."""
+    loop = asyncio.get_running_loop()
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in handled[:2]:
+        loop.add_signal_handler(number, lambda: requests.request_stop(drain=True))
+    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("the terminal has gone; the node stays"))
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+async def _hold_on(descriptor: int, node: NodeFacade, api: Api, requests: StopRequests) -> None:
+    """Stop at the end of the lifeline, once no other command follows a job here any more."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    os.set_blocking(descriptor, False)
+
+    def readable() -> None:
+        try:
+            is_over = not os.read(descriptor, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            is_over = True
+        if is_over:
+            loop.remove_reader(descriptor)
+            ended.set()
+
+    loop.add_reader(descriptor, readable)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    while api.job_events.follower_count:
+        await node.clock.sleep(_ORPHAN_LOOK_S)
+    log.info("the process that this node belongs to has gone")
+    requests.request_stop(drain=False)

@@ -1,0 +1,218 @@
+"""Results of jobs on disk: writes what `--results` and `--joblog` ask for, whether or not a terminal watches.
+
+A sink follows the job's task ends in their lasting order, page by page, and hands each page to the writer in a
+thread; it reads no further before the page is written.  What is written already, the writer knows from its own files,
+so after a restart nothing is lost or doubled.  A marker file per open sink says at the next start which jobs still need
+one.
+
+A disk that refuses stops the sink, not the job: it tries again every SINK_RETRY_S, and the job's `results.error` says
+why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target
+from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
+from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import PROGRESS_S_MIN, SINK_PAGE_MAX, SINK_RETRY_S
+from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
+
+log = logging.getLogger("p2pcompute.daemon")
+
+Item = tuple[dict[str, Any], Content, Content, Content, tuple[tuple[str, Content, int], ...]]
+"""Task, stdout, stderr, value, files."""
+
+
+@dataclass(slots=True)
+class _State:
+    is_done: bool = False
+    error: P2pcError | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever it is done or in error."""
+
+
+class ResultsSink:
+    """All open sinks of this node."""
+
+    def __init__(self, node: NodeFacade, directory: Path, scope: TaskScope) -> None:
+        """Use `directory` for the markers; it is made when needed."""
+        self._node = node
+        self._directory = directory
+        self._scope = scope
+        self._states: dict[bytes, _State] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="p2pc-results")
+
+    async def start(self) -> None:
+        """Carry on with the jobs that had an open sink, and with those that never got one."""
+        marked = {path.name for path in self._directory.glob("*")} if self._directory.is_dir() else set()
+        for job in self._node.jobs():
+            has_marker = job.job_id.hex() in marked
+            marked.discard(job.job_id.hex())
+            if decode_note(job.note).results is not None and (has_marker or not job.is_over):
+                self.begin(job)
+        for name in sorted(marked):
+            (self._directory / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """After the scope has ended the sinks: let the thread write its last page and close the files."""
+        self._pool.shutdown()
+
+    async def check(self, results: dict[str, Any]) -> None:
+        """Say before the submission whether results could be written there.
+
+        Raises:
+            UsageError: they could not.
+        """
+        target = ResultsTarget.from_json(results)
+        await asyncio.get_running_loop().run_in_executor(self._pool, check_target, target)
+
+    def begin(self, job: JobView, *, is_new: bool = False) -> None:
+        """Open the sink of a job unless it is open."""
+        results = decode_note(job.note).results
+        state = self._states.get(job.job_id)
+        if results is None or (state is not None and not state.is_done):
+            return
+        try:
+            target = ResultsTarget.from_json(results)
+        except UsageError as error:
+            log.warning("job %s: %s", job.alias, error)
+            return
+        self._states[job.job_id] = state = _State()
+        self._scope.spawn(self._run(job, target, state, is_new), f"sink {job.alias}")
+
+    def describe(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON of a job with what became of its results: `state` is writing, written or failing."""
+        state = self._states.get(bytes.fromhex(job["id"]))
+        if state is not None and job["results"] is not None:
+            name = "written" if state.is_done else "failing" if state.error is not None else "writing"
+            job["results"] = {**job["results"], "state": name}
+            if state.error is not None:
+                job["results"]["error"] = error_json(state.error)
+        return job
+
+    async def settled(self, job_id: bytes, limit_s: float) -> bool:
+        """Wait until everything of a job that is over is written, or cannot be for now; False after `limit_s`."""
+        state = self._states.get(job_id)
+        try:
+            async with self._node.clock.timeout(limit_s):
+                while state is not None and not state.is_done and state.error is None:
+                    await state.changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # --- one sink ---------------------------------------------------------------------------------
+
+    async def _run(self, job: JobView, target: ResultsTarget, state: _State, is_new: bool) -> None:
+        marker = self._directory / job.job_id.hex()
+        loop = asyncio.get_running_loop()
+        position = 0
+        writer: ResultsWriter | None = None
+        news = asyncio.Event()
+        stop_watching = self._node.watch(job.job_id, lambda _ends: news.set())
+        try:
+            while not state.is_done:
+                try:
+                    if writer is None:
+                        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                        marker.touch()
+                        make = ResultsWriter.create if is_new else ResultsWriter.reopen
+                        summary = _job_record(job)
+                        writer = await loop.run_in_executor(self._pool, make, target, summary)
+                        is_new = False
+                    position = await self._catch_up(job.job_id, writer, position, news)
+                    done, writer = writer, None
+                    await loop.run_in_executor(self._pool, done.close, _job_record(self._node.job(job.job_id.hex())))
+                    marker.unlink(missing_ok=True)
+                    state.error, state.is_done = None, True
+                    state.changed.set()
+                except (P2pcError, OSError) as error:
+                    if isinstance(error, UsageError) and error.code == "no-job":
+                        marker.unlink(missing_ok=True)
+                        state.is_done = True
+                    else:
+                        state.error = error if isinstance(error, P2pcError) else UsageError(str(error))
+                        log.warning("results of job %s: %s", job.alias, state.error)
+                    state.changed.set()
+                    if not state.is_done:
+                        self._abandon(writer)
+                        writer, position, is_new = None, 0, False
+                        await self._node.clock.sleep(SINK_RETRY_S)
+                        state.changed = asyncio.Event()
+        finally:
+            stop_watching()
+            self._abandon(writer)
+
+    def _abandon(self, writer: ResultsWriter | None) -> None:
+        """Close the files after what the thread may still be writing."""
+        if writer is not None:
+            self._pool.submit(_close_quietly, writer)
+
+    async def _catch_up(self, job_id: bytes, writer: ResultsWriter, position: int, news: asyncio.Event) -> int:
+        """Write everything until the job is over; the position reached."""
+        loop = asyncio.get_running_loop()
+        while True:
+            news.clear()
+            job = self._node.job(job_id.hex())
+            ends = await self._node.finished(job_id, after=position, limit=SINK_PAGE_MAX)
+            if ends:
+                kind = decode_note(job.note).kind
+                items = [
+                    await self._item(end, kind) for end in ends if not writer.is_written(end.index, end.generation)
+                ]
+                await loop.run_in_executor(self._pool, _write_all, writer, items)
+                position = ends[-1].seq
+                continue
+            if job.is_over and position >= job.last_seq:
+                return position
+            try:
+                async with self._node.clock.timeout(PROGRESS_S_MIN if position < job.last_seq else None):
+                    await news.wait()
+            except TimeoutError:
+                continue
+
+    async def _item(self, end: TaskDone, kind: str) -> Item:
+        outcome = end.outcome
+        if outcome is None:
+            return task_json(end, kind), b"", b"", None, ()
+        files = [
+            (file.name, await self._content(b"", (file.digest, file.size)), file.mode) for file in outcome.files
+        ]
+        value = await self._content(outcome.value, outcome.value_blob) if kind == "function" else None
+        return (
+            task_json(end, kind), await self._content(outcome.stdout, outcome.stdout_blob),
+            await self._content(outcome.stderr, outcome.stderr_blob), value or None, tuple(files),
+        )
+
+    async def _content(self, inline: bytes, blob: tuple[bytes, int] | None) -> Content:
+        if blob is None:
+            return inline
+        ref = BlobRef(*blob)
+        path = self._node.blobs.path(ref)
+        return await self._node.blobs.read(ref) if path is None else Path(path)
+
+
+def _job_record(job: JobView) -> dict[str, Any]:
+    return {name: value for name, value in job_json(job).items() if name not in ("note", "last_seq")}
+
+
+def _close_quietly(writer: ResultsWriter) -> None:
+    """What could not be written is written again from the store."""
+    with contextlib.suppress(P2pcError, OSError):
+        writer.close()
+
+
+def _write_all(writer: ResultsWriter, items: Sequence[Item]) -> None:
+    for task, stdout, stderr, value, files in items:
+        writer.write(task, stdout=stdout, stderr=stderr, value=value, files=files)
