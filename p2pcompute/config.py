@@ -161,7 +161,7 @@ def split_key(key: str) -> tuple[str, str]:
 _NUMBER_CHARS_MAX: Final = 32
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)?")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(i?B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGTP])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
 
 
 def parse_duration(text: str) -> float:
@@ -188,7 +188,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None or len(text) > _NUMBER_CHARS_MAX:
         raise UsageError(f'"{text}" is not a size', "", "write it like 500M or 2G", code="size")
-    power = " KMGTP".index(match[2].upper() or " ")
+    power = " KMGTP".index((match[2] or " ").upper())
     return int(float(match[1]) * 1024**power)
 
 

@@ -35,7 +35,26 @@ from p2pcompute.limits import (
     ADMIT_TTL_S,
     GROUP_NAME_CHARS_MAX,
 )
+from p2pcompute.transport.credentials import group_hint
 from p2pcompute.wire import cbor, envelope
+
+__all__ = [
+    "ADMIT_TYPE",
+    "GROUP_FILE",
+    "MEMBER_ROLES",
+    "Group",
+    "Membership",
+    "admit",
+    "check_chain",
+    "check_group_name",
+    "found_group",
+    "group_hint",
+    "group_id_of",
+    "group_of_joiner",
+    "load_group",
+    "renew",
+    "save_group",
+]
 
 ADMIT_TYPE: Final = "p2pc/admit"
 GROUP_FILE: Final = "group.cbor"
@@ -43,7 +62,6 @@ MEMBER_ROLES: Final = ("submit", "work", "invite")
 """What a new member may do unless the inviter says otherwise."""
 NETWORK_KEY_BYTES: Final = 32
 GROUP_ID_BYTES: Final = 32
-HINT_BYTES: Final = 4
 _NONCE_BYTES: Final = 16
 _DIGEST_BYTES: Final = 32
 _WALL_MAX: Final = 1 << 40
@@ -117,11 +135,6 @@ class _Entry:
     """In the founder's entry only."""
     name: str
     """In the founder's entry only."""
-
-
-def group_hint(network_key: bytes) -> bytes:
-    """Return the four bytes by which members recognise what is meant for their group."""
-    return hashlib.blake2b(network_key, digest_size=HINT_BYTES, person=b"p2pc hint").digest()
 
 
 def group_id_of(founder: bytes, nonce: bytes) -> bytes:

@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     TOKEN_ADDRESSES_MAX,
     TOKEN_CHARS_MAX,
 )
+from p2pcompute.transport.credentials import invite_key
 from p2pcompute.trust.groups import MEMBER_ROLES
 from p2pcompute.wire import cbor
 
@@ -53,11 +54,6 @@ _NEW_ONE: Final = "make a NEW one on a machine of the group: p2pc invite --token
 def invite_id(secret: bytes) -> bytes:
     """Return the public name of an invitation: says which secret is meant, not what it is."""
     return hashlib.blake2b(secret, digest_size=INVITE_ID_BYTES, person=b"p2pc invite id").digest()
-
-
-def preamble_key(secret: bytes) -> bytes:
-    """Return the 32-byte key of the preamble that lets a joiner reach the handshake."""
-    return hashlib.blake2b(secret, digest_size=32, person=b"p2pc preamble").digest()
 
 
 def join_proof(secret: bytes, *, binding: bytes, joiner: bytes, inviter: bytes) -> bytes:
@@ -439,7 +435,7 @@ class Invites:
         refused; at most INVITES_OPEN_MAX + INVITES_CLOSED_MAX.
         """
         self._expire(now)
-        return [preamble_key(invite.secret) for invite in (*self._open.values(), *self._ended.values())]
+        return [invite_key(invite.secret) for invite in (*self._open.values(), *self._ended.values())]
 
     def _expire(self, now: float) -> None:
         for invite in [invite for invite in self._open.values() if invite.expires <= now]:

@@ -23,6 +23,7 @@ from p2pcompute.limits import (
     TOKEN_ADDRESSES_MAX,
     TOKEN_CHARS_MAX,
 )
+from p2pcompute.transport.credentials import invite_key
 from p2pcompute.trust.invites import (
     Invite,
     Invites,
@@ -31,7 +32,6 @@ from p2pcompute.trust.invites import (
     invite_id,
     join_proof,
     parse_token,
-    preamble_key,
 )
 
 CRYPTO = RealCrypto()
@@ -160,12 +160,12 @@ def test_preamble_keys_are_neither_secret_nor_name() -> None:
     """What a joiner shows to strangers gives its secret away."""
     invites = Invites(CRYPTO)
     invite = invites.create(0.0)
-    assert invites.preamble_keys(0.0) == [preamble_key(invite.secret)]
-    values = [invite.secret, invite_id(invite.secret), preamble_key(invite.secret)]
+    assert invites.preamble_keys(0.0) == [invite_key(invite.secret)]
+    values = [invite.secret, invite_id(invite.secret), invite_key(invite.secret)]
     assert not any(one in other for one in values for other in values if one is not other)
     assert invite.secret.hex() not in repr(invite)
     redeem(invites, invite, 1.0)
-    assert preamble_key(invite.secret) in invites.preamble_keys(1.0), "a late joiner reaches us and hears why"
+    assert invite_key(invite.secret) in invites.preamble_keys(1.0), "a late joiner reaches us and hears why"
 
 
 class InvitesAgainstModel(RuleBasedStateMachine):
