@@ -150,8 +150,10 @@ class RealStream(asyncio.Protocol):
         self._wake_reader()
 
     def eof_received(self) -> None:
+        """The peer has closed.  TLS answers by closing as well, so nothing more can be sent."""
         self._has_eof = True
         self._wake_reader()
+        self._wake_drainers()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._is_lost:
@@ -238,7 +240,7 @@ class RealStream(asyncio.Protocol):
             ChannelLost: the connection broke or was closed here.
         """
         while True:
-            if self._is_lost or self._is_closing:
+            if self._is_lost or self._is_closing or self._has_eof:
                 raise ChannelLost("the connection is gone", self._reason)
             if self._unsent_bytes <= STREAM_UNSENT_BYTES_HIGH:
                 return
