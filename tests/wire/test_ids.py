@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.errors import UsageError
@@ -32,6 +32,7 @@ def test_round_trip(key: bytes) -> None:
     assert text.startswith(short_device_id(key))
 
 
+@settings(max_examples=20)
 @given(KEYS)
 def test_every_single_wrong_character_is_detected(key: bytes) -> None:
     """One mistyped character passes unseen."""
