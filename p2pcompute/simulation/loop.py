@@ -314,6 +314,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
                         except BaseException as error:  # noqa: BLE001 - whatever it is, it fails the run
                             self._fail("a callback failed", error)
                         queue = self._queue
+                    # Nothing may outlive its turn here: an error that nobody took is seen when its task is freed.
+                    del call
                 elif not heap:
                     return
                 if self._halting:
@@ -347,6 +349,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
                         except BaseException as error:  # noqa: BLE001 - whatever it is, it fails the run
                             self._fail("an event failed", error)
                             return
+                    del function, argument
                 if events >= check_at:
                     self.events = events
                     if events >= events_max:
@@ -407,15 +410,18 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
 
 def _place(coroutine: object) -> str:
-    """Where a coroutine waits: the innermost frame that is still Python."""
-    place = "?"
+    """Where a coroutine waits: its chain of awaits, and the line in the innermost frame outside asyncio."""
+    names: list[str] = []
+    line = 0
     inner: object = coroutine
     while isinstance(inner, types.CoroutineType | types.GeneratorType):
         frame = inner.cr_frame if isinstance(inner, types.CoroutineType) else inner.gi_frame
         if frame is not None:
-            place = f"{frame.f_code.co_qualname} (line {frame.f_lineno})"
+            names.append(frame.f_code.co_qualname)
+            if frame.f_globals.get("__package__") != "asyncio":
+                line = frame.f_lineno
         inner = inner.cr_await if isinstance(inner, types.CoroutineType) else inner.gi_yieldfrom
-    return place
+    return f"{' > '.join(names)} line {line}"
 
 
 def _fence(name: str) -> None:

@@ -287,7 +287,11 @@ class SimBlobs:
         self._store.check_open()
         data = self._find(ref)
         if data is None:
-            raise StoreError(f"the blob {ref.digest.hex()[:16]} is not here", "it was never stored or was deleted")
+            raise StoreError(
+                f"the blob {ref.digest.hex()[:16]} is not here",
+                "it was never stored or was deleted",
+                code="blob-missing",
+            )
         return data
 
     async def read(self, ref: BlobRef, offset: int = 0, count: int | None = None) -> bytes:
