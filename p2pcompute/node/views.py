@@ -141,7 +141,7 @@ def peers(
         is_up = channel is not None or (seen_s is not None and seen_s < NOT_SEEN_S)
         installation = channel.peer.installation if channel is not None else key
         member = credentials.membership_of(installation)
-        inviter = "" if member is None or member.inviter == installation else member.inviter
+        inviter = b"" if member is None or member.inviter == installation else member.inviter
         address = addresses[0] if addresses else (contact.address if contact else None)
         rtt_s = contact.rtt_s if contact is not None else None
         views.append(
@@ -151,7 +151,7 @@ def peers(
                 state="up" if is_up else "not seen",
                 seen_s=0.0 if channel is not None else seen_s,
                 slots=slots if type(slots) is int else None,
-                busy=sum(scheduler.leased_to(key)) if slots else None,
+                busy=min(slots, sum(scheduler.leased_to(key))) if type(slots) is int else None,
                 path=_path(rtt_s, address) if address is not None and is_up else "",
                 address=str(address) if address is not None else "",
                 version=str(hello.get("build", ""))[:32],

@@ -41,6 +41,8 @@ FACT_ENTRIES_MAX = 2000
 """Entries in one fact."""
 FACT_BYTES_MAX = 512 * 1024
 """Task payloads in one fact."""
+PAYLOAD_KEPT_BYTES_MAX = 4096
+"""A payload up to this is kept beside the result too, so that lists of tasks need not search the facts."""
 RETRY_COMMIT_S = 2.0
 """Pause before a failed commit is tried again."""
 RATE_TAU_S = 10.0
@@ -381,6 +383,7 @@ class OwnerService:
             node_name=self._name_of(end.thief),
             attempts=end.attempts,
             outcome=b"" if end.outcome is None else encode_outcome(end.outcome),
+            payload=end.payload if len(end.payload) <= PAYLOAD_KEPT_BYTES_MAX else b"",
         )
 
     def _completed(self, job_id: bytes) -> None:

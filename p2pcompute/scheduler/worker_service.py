@@ -60,7 +60,7 @@ class _Finished:
     """A result on its way."""
 
     job_id: bytes
-    claim: list[Any]
+    claim: Sequence[Any]
     outcome: bytes
     born: float
     is_on_disk: bool = False
@@ -269,7 +269,8 @@ class WorkerService:
 
     def _next_results(self, link: OwnerLink) -> list[_Finished]:
         """The oldest results of one job, as many as fit one message."""
-        job_id, size, batch = link.results[0].job_id, 0, []
+        job_id, size = link.results[0].job_id, 0
+        batch: list[_Finished] = []
         for done in link.results:
             if done.job_id != job_id:
                 continue
@@ -282,7 +283,7 @@ class WorkerService:
     async def _deliver(self, link: OwnerLink, batch: list[_Finished]) -> None:
         channel = await self._reach(link)
         claims = self._identity.sign_envelope(
-            CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [done.claim for done in batch]}
+            CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch]}
         )
         body = [claims, [done.outcome for done in batch]]
         request = self._scope.spawn(

@@ -80,6 +80,8 @@ class ResultRecord:
     attempts: int
     outcome: bytes
     """`scheduler.messages.encode_outcome`; b"" when it never ran."""
+    payload: bytes = b""
+    """The task's payload where it is small, so that lists need not search the facts; else b""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,9 @@ class Journal:
 
     def result_write(self, job_id: bytes, index: int, generation: int, record: ResultRecord) -> Write:
         """Set how a generation of a task ended."""
-        value = [record.state, record.node_key, record.node_name, record.attempts, record.outcome]
+        value = [
+            record.state, record.node_key, record.node_name, record.attempts, record.outcome, record.payload,
+        ]
         return Write(RESULTS, _result_key(job_id, index, generation), cbor.encode(value))
 
     async def result(self, job_id: bytes, index: int, generation: int) -> ResultRecord | None:
@@ -245,8 +249,10 @@ def _job(key: bytes, value: Any) -> JobRecord:
 
 
 def _result(_key: bytes, value: Any) -> ResultRecord:
-    state, node_key, node_name, attempts, outcome = value
-    return ResultRecord(state=state, node_key=node_key, node_name=node_name, attempts=attempts, outcome=outcome)
+    state, node_key, node_name, attempts, outcome, payload = value
+    return ResultRecord(
+        state=state, node_key=node_key, node_name=node_name, attempts=attempts, outcome=outcome, payload=payload
+    )
 
 
 def _outbox_entry(key: bytes, value: Any) -> OutboxEntry:
