@@ -251,7 +251,7 @@ class FileBlobs:
         return await self._run(lambda: BlobFileWriter(self, self._open_temporary()))
 
     async def delete(self, refs: Sequence[BlobRef]) -> int:
-        """Forget blobs, except those that are pinned; returns the bytes freed."""
+        """Forget blobs, except those that are pinned; returns the bytes freed, manifests not counted."""
         return await self._run(lambda: sum(self._remove(ref.digest) for ref in refs))
 
     def shut(self) -> None:
@@ -503,24 +503,24 @@ class FileBlobs:
             raise
 
     def _remove(self, digest: bytes, *, even_pinned: bool = False) -> int:
-        """Remove a blob and its manifest unless it is pinned; returns the bytes freed."""
-        freed = 0
+        """Remove a blob and its manifest unless it is pinned; returns the size of the blob."""
+        size, manifest_size = 0, 0
         name, aside = self._name(digest), self._temporary_name()
         with self._pins_lock:
             if digest in self._pins and not even_pinned:
                 return 0
             with contextlib.suppress(FileNotFoundError):
-                freed += os.stat(name + _MANIFEST_SUFFIX).st_size
+                manifest_size = os.stat(name + _MANIFEST_SUFFIX).st_size
                 os.unlink(name + _MANIFEST_SUFFIX)
             try:
                 os.rename(name, aside)  # at once, where removing a large file may take long
             except FileNotFoundError:
                 aside = ""
         if aside:
-            freed += os.stat(aside).st_size
+            size = os.stat(aside).st_size
             os.unlink(aside)
-        self._count(-freed)
-        return freed
+        self._count(-size - manifest_size)
+        return size
 
     # --- size -----------------------------------------------------------------------------------
 
