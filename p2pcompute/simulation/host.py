@@ -92,6 +92,23 @@ class SimRng:
         return found
 
 
+class SeededBytes:
+    """Bytes from a seed, by hashing a counter: unlike a `random.Random` it keeps 100 bytes, not 2.5 KiB."""
+
+    __slots__ = ("_counter", "_key")
+
+    def __init__(self, seed: str) -> None:
+        self._key = hashlib.sha256(seed.encode()).digest()
+        self._counter = 0
+
+    def __call__(self, count: int) -> bytes:
+        parts = []
+        for _ in range(-(-count // 64)):
+            self._counter += 1
+            parts.append(hashlib.blake2b(self._counter.to_bytes(8, "big"), key=self._key).digest())
+        return b"".join(parts)[:count]
+
+
 class SimCrypto:
     """Modelled crypto: opaque bytes of the right size at the price of a hash.
 
@@ -100,16 +117,17 @@ class SimCrypto:
     only: the registry knows every secret.
 
     Args:
+        random_bytes: the host's.
         registry: seeds by public key, shared by all hosts of a simulation.
     """
 
-    def __init__(self, rng: random.Random, registry: dict[bytes, bytes]) -> None:
-        self._rng = rng
+    def __init__(self, random_bytes: SeededBytes, registry: dict[bytes, bytes]) -> None:
+        self._random_bytes = random_bytes
         self._registry = registry
         self._public: dict[bytes, bytes] = {}
 
     def random_bytes(self, count: int) -> bytes:
-        return self._rng.randbytes(count)
+        return self._random_bytes(count)
 
     def public_key(self, seed: bytes) -> bytes:
         key = self._public.get(seed)
@@ -132,12 +150,12 @@ class SimCrypto:
 class SeededRealCrypto(RealCrypto):
     """Real Ed25519 with randomness from the simulation's seed: slower, and exact."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, random_bytes: SeededBytes) -> None:
         super().__init__()
-        self._rng = rng
+        self._random_bytes = random_bytes
 
     def random_bytes(self, count: int) -> bytes:
-        return self._rng.randbytes(count)
+        return self._random_bytes(count)
 
 
 class SimProbe:
@@ -188,7 +206,7 @@ class SimHost:
         self.clock = SimClock(simulation.loop, wall_skew_s)
         self.rng = SimRng(prefix)
         self._rng = SimRng(f"{prefix}:host")
-        random_bytes = self._rng.stream("crypto")
+        random_bytes = SeededBytes(f"{prefix}:crypto")
         self.crypto: Crypto = (
             SeededRealCrypto(random_bytes) if simulation.has_real_crypto else SimCrypto(random_bytes, simulation.keys)
         )
@@ -197,12 +215,12 @@ class SimHost:
     def _boot(self) -> None:
         loop = self.simulation.loop
         self.net = SimNet(self.simulation.network, self.machine, self.number, self._context)
-        self.store = SimStore(loop, self.disk, self.number, self._rng.stream("disk"), sync_s=self._sync_s)
+        self.store = SimStore(loop, self.disk, self.number, self._rng, sync_s=self._sync_s)
         self.runner = SimRunner(
             loop,
             self.clock,
             self.number,
-            rng=self._rng.stream("runner"),
+            rng=self._rng,
             model=self.runner_model,
             context=self._context,
         )

@@ -132,6 +132,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._cancelled_timers = 0
         self._shuffle = shuffle
         self._halting = False
+        self._is_shut = False
         self._failure: BaseException | None = None
         self._failure_text = ""
         self._gc_steps = 0
@@ -151,7 +152,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        self._check_open()
+        if self._is_shut:
+            self._check_open()
         call = _Call(0.0, callback, args, self, context)
         self._queue.append(call)
         return call
@@ -159,7 +161,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        self._check_open()
+        if self._is_shut:
+            self._check_open()
         call = _Call(when, callback, args, self, context)
         call._scheduled = True
         heapq.heappush(self._heap, (when, next(self._sequence), None, call))
@@ -206,7 +209,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
             self._cancelled_timers = 0
 
     def _check_open(self) -> None:
-        if self.is_closed():
+        if self._is_shut:
             raise RuntimeError("the simulation is closed")
 
     # --- running ----------------------------------------------------------------------------------
@@ -405,6 +408,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     def close(self) -> None:
         super().close()
+        self._is_shut = True
         self._heap.clear()
         self._queue.clear()
 

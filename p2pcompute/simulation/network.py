@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import ChannelLost, ConfigError, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
-from p2pcompute.limits import DATAGRAM_BYTES_MAX, DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
+from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
 from p2pcompute.simulation.loop import SimulationLoop
 from p2pcompute.simulation.streams import Dial, SimListener, SimStream
 from p2pcompute.simulation.trace import Kind
@@ -38,6 +38,8 @@ LAN_NOTICE_S: Final = 0.2
 """From an announcement to its sighting by others."""
 LAN_EXPIRY_S: Final = 120.0
 """After which the announcement of a crashed host is withdrawn by those who saw it (mDNS time to live)."""
+UDP_BYTES_MAX: Final = 65_507
+"""What fits an IPv4 packet.  A real network takes it in fragments, so that receivers must refuse it themselves."""
 MACHINES_MAX: Final = 1 << 24
 _EPHEMERAL_FIRST: Final = 49152
 _EPHEMERAL_COUNT: Final = 65536 - _EPHEMERAL_FIRST
@@ -232,7 +234,7 @@ class Network:
         receiver = self.find(sender, to.host)
         if receiver is None or (source.is_loopback_only and receiver is not sender):
             counters.datagrams_unreachable += 1
-        elif len(data) > DATAGRAM_BYTES_MAX:
+        elif len(data) > UDP_BYTES_MAX:
             counters.datagrams_oversize += 1
         elif self._cuts and (sender.number, receiver.number) in self._cuts:
             counters.datagrams_cut += 1

@@ -7,7 +7,6 @@ and deaths are drawn from the host's generator.
 from __future__ import annotations
 
 import hashlib
-import random
 import zlib
 from asyncio import Future
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload, decode_spec
-from p2pcompute.host.interfaces import Clock
+from p2pcompute.host.interfaces import Clock, Rng
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.simulation.loop import SimulationLoop
 from p2pcompute.simulation.trace import Kind
@@ -75,6 +74,7 @@ class SimRunner:
 
     Args:
         number: of the host, for the trace.
+        rng: its stream "runner" draws failures and deaths.
         context: in which outcomes are reported, so that what they start belongs to the host.
     """
 
@@ -84,7 +84,7 @@ class SimRunner:
         clock: Clock,
         number: int,
         *,
-        rng: random.Random,
+        rng: Rng,
         model: RunnerModel,
         context: Context,
     ) -> None:
@@ -193,7 +193,7 @@ class SimRunner:
         else:
             batch.ending = self._draw(run)
             if batch.ending.status is OutcomeStatus.DIED:
-                duration *= self._rng.random()
+                duration *= self._rng.stream("runner").random()
             if spec.timeout_s is not None and duration > spec.timeout_s:
                 duration = spec.timeout_s
                 batch.ending = Outcome(OutcomeStatus.TIMEOUT, error=f"the task took longer than {spec.timeout_s:g} s")
@@ -202,9 +202,9 @@ class SimRunner:
     def _draw(self, run: TaskRun) -> Outcome:
         """How this attempt ends when it has the time.  Draws only where something can go wrong."""
         model = self.model
-        if model.death and self._rng.random() < model.death:
+        if model.death and self._rng.stream("runner").random() < model.death:
             return Outcome(OutcomeStatus.DIED, signal=9, cause="signal", error="the process was killed by signal 9")
-        if model.failure and self._rng.random() < model.failure:
+        if model.failure and self._rng.stream("runner").random() < model.failure:
             return Outcome(OutcomeStatus.FAILED, exit_code=1, error="simulated failure")
         return Outcome(OutcomeStatus.OK, value=simulated_value(run.index), exit_code=0)
 

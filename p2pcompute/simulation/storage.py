@@ -9,7 +9,6 @@ as a journal would; nobody has been told yet, so both outcomes are right.
 from __future__ import annotations
 
 import bisect
-import random
 import zlib
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from p2pcompute.host.blob_digest import BlobHasher
-from p2pcompute.host.interfaces import BlobRef, Write
+from p2pcompute.host.interfaces import BlobRef, Rng, Write
 from p2pcompute.limits import BLOB_CHUNK_BYTES
 from p2pcompute.simulation.loop import SimulationLoop
 from p2pcompute.simulation.trace import Kind
@@ -121,13 +120,11 @@ class SimStore:
     Args:
         disk: what was kept so far.
         number: of the host, for the trace.
-        rng: draws the length of syncs and what a crash keeps.
+        rng: its stream "disk" draws the length of syncs and what a crash keeps.
         sync_s: mean seconds of a sync; one runs at a time and takes everything that waits.
     """
 
-    def __init__(
-        self, loop: SimulationLoop, disk: SimDisk, number: int, rng: random.Random, *, sync_s: float = SYNC_S
-    ) -> None:
+    def __init__(self, loop: SimulationLoop, disk: SimDisk, number: int, rng: Rng, *, sync_s: float = SYNC_S) -> None:
         self._loop = loop
         self._disk = disk
         self._number = number
@@ -169,7 +166,7 @@ class SimStore:
 
     def _sync(self) -> None:
         self._syncing, self._queue = self._queue, []
-        duration = self._sync_s * (0.5 + self._rng.random())
+        duration = self._sync_s * (0.5 + self._rng.stream("disk").random())
         self._loop.post(self._loop.time() + duration, self._synced, None)
 
     def _synced(self, _: None) -> None:
@@ -192,7 +189,7 @@ class SimStore:
         if self._is_dead:
             return
         self._is_dead = self._is_closed = True
-        kept = self._rng.randrange(len(self._syncing) + 1) if not self._disk.is_full else 0
+        kept = self._rng.stream("disk").randrange(len(self._syncing) + 1) if not self._disk.is_full else 0
         for change, _ in self._syncing[:kept]:
             change(self._disk)
         self._syncing, self._queue = [], []

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.host.interfaces import Address, ByteStream
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.simulation.host import EPOCH_WALL, HostDown, SimHost, Simulation
 from p2pcompute.simulation.loop import RunFailed
@@ -68,16 +69,12 @@ def test_what_callbacks_of_the_network_start_dies_with_the_host() -> None:
                 await host.host.clock.sleep(100)
                 log.append("still here")
 
-            await host.host.net.listen_stream(
-                7,
-                loopback_only=False,
-                admit=lambda _a, _b: True,
-                accept=lambda _a, _b: scope.spawn(linger(), "x") and None,
-            )
+            def accept(_stream: ByteStream, _preamble: bytes) -> None:
+                scope.spawn(linger(), "linger")
+
+            await host.host.net.listen_stream(7, loopback_only=False, admit=lambda _a, _b: True, accept=accept)
 
         async def main() -> None:
-            from p2pcompute.host.interfaces import Address
-
             await host.call(serve())
             await other.call(other.host.net.dial_stream(Address(host.address, 7), bytes(40), timeout_s=5))
             await asyncio.sleep(1)
@@ -167,6 +164,9 @@ def test_clock_and_random_streams() -> None:
         assert first == second != third
         assert simulation.add_host().rng.stream("two").random() != first
         assert hosts[0].rng.stream("two") is hosts[0].rng.stream("two")
+        lengths = (0, 1, 32, 64, 65, 1000)
+        assert [len(hosts[0].crypto.random_bytes(count)) for count in lengths] == list(lengths)
+        assert [len(hosts[1].crypto.random_bytes(count)) for count in lengths] == list(lengths)
         assert hosts[0].crypto.random_bytes(32) == hosts[1].crypto.random_bytes(32) != hosts[2].crypto.random_bytes(32)
 
 

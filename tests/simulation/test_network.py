@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from p2pcompute.errors import ChannelLost, ConfigError, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
-from p2pcompute.limits import DATAGRAM_BYTES_MAX, DATAGRAM_QUEUE_MAX
+from p2pcompute.limits import DATAGRAM_QUEUE_MAX
 from p2pcompute.simulation.host import SimHost, Simulation
-from p2pcompute.simulation.network import LAN_EXPIRY_S, NetworkModel
+from p2pcompute.simulation.network import LAN_EXPIRY_S, UDP_BYTES_MAX, NetworkModel, SimDatagrams
 from p2pcompute.simulation.streams import STREAM_STALL_S, STREAM_WINDOW_BYTES, WRITE_HIGH_BYTES
 
 PREAMBLE = bytes(range(40))
@@ -90,6 +90,7 @@ def test_datagram_loss_is_as_stated() -> None:
         async def main() -> int:
             a = await one.host.net.bind_datagram(1, loopback_only=False)
             b = await two.host.net.bind_datagram(1, loopback_only=False)
+            assert isinstance(b, SimDatagrams)
             for _ in range(20):
                 for _ in range(500):
                     a.send(b"x", Address(two.address, 1))
@@ -117,7 +118,7 @@ def test_datagram_queue_is_bounded_and_drops_the_newest() -> None:
             assert simulation.network.counters.datagrams_overflow == 10
             for number in range(DATAGRAM_QUEUE_MAX):
                 assert (await b.receive())[0] == b"%d" % number
-            a.send(bytes(DATAGRAM_BYTES_MAX + 1), Address(two.address, 1))
+            a.send(bytes(UDP_BYTES_MAX + 1), Address(two.address, 1))
             a.send(b"x", Address("10.9.9.9", 1))
             a.send(b"x", Address(two.address, 2))
             await asyncio.sleep(1)

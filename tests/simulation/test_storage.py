@@ -21,7 +21,7 @@ def test_conformance(check: Check) -> None:
         disks: dict[int, SimDisk] = {}
 
         def open_on(disk: SimDisk) -> Store:
-            store = SimStore(loop, disk, host.number, host.rng.stream("disk"))
+            store = SimStore(loop, disk, host.number, host.rng)
             disks[id(store)] = disk
             return store
 
@@ -32,7 +32,10 @@ def test_conformance(check: Check) -> None:
             await store.close()
             return open_on(disks[id(store)])
 
-        simulation.run(check(make_store, reopen))
+        async def main() -> None:
+            await check(make_store, reopen)
+
+        simulation.run(main())
 
 
 @pytest.mark.parametrize("seed", range(10))
