@@ -437,7 +437,7 @@ def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
         print_json({"schema": "p2pc.invite/1", **made})
         return 0
     who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
-    say(f"{who} may join {made['group']}, for {duration_text(expires_s)}.  On it, run p2pc join with this line:", level=1)
+    say(f"{who} may join {made['group']}, for {duration_text(expires_s)}: there, p2pc join this token", level=1)
     print(made["token"], flush=True)
     say("Careful: " + POWER.format(user=_user()) + ", and you can run\nanything on theirs.  Give it to nobody else.")
     return 0

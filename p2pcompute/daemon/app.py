@@ -192,7 +192,8 @@ def _error_response(error: P2pcError) -> Response:
     more: dict[str, Any] = {}
     if isinstance(error, UploadError):
         more = {"line": error.line, "first": error.first, "count": error.count}
-    return JsonResponse(error_json(error, **more), status_code=status_of(error))
+    # A body that was not read to its end would otherwise be received and thrown away.
+    return JsonResponse(error_json(error, **more), status_code=status_of(error), headers={"connection": "close"})
 
 
 async def read_body(request: Request) -> bytes:

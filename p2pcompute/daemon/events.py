@@ -19,7 +19,7 @@ import msgspec
 
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.views import decode_note, error_json, job_json, progress_json, task_event_json
-from p2pcompute.errors import P2pcError
+from p2pcompute.errors import P2pcError, StoreError
 from p2pcompute.limits import (
     EVENT_BACKLOG_BYTES_MAX,
     EVENT_BACKLOG_MAX,
@@ -50,7 +50,7 @@ class Backlog:
     """
 
     def __init__(self, kind: str) -> None:
-        self._kind = kind
+        self.kind = kind
         self._entries: deque[bytes] = deque()
         self._bytes = 0
         self.last_seq = 0
@@ -69,7 +69,7 @@ class Backlog:
             if end.seq != self.last_seq + 1 and self._entries:
                 self._entries.clear()
                 self._bytes = 0
-            entry = format_event("task", task_event_json(end, self._kind), end.seq)
+            entry = format_event("task", task_event_json(end, self.kind), end.seq)
             self._entries.append(entry)
             self._bytes += len(entry)
             self.last_seq = end.seq
@@ -163,7 +163,10 @@ class JobEvents:
                         shown, progress_at, quiet_since = progress, clock.now() + PROGRESS_S_MIN, clock.now()
                         yield format_event("progress", progress)
                 if after < job.last_seq:
-                    chunk, last = backlog.read(after) or await self._from_store(job, after, decode_note(job.note).kind)
+                    try:
+                        chunk, last = backlog.read(after) or await self._from_store(job, after, backlog.kind)
+                    except StoreError:
+                        return  # the node is closing, or its disk fails: the follower comes back to its position
                     if last > after:
                         after, quiet_since = last, clock.now()
                         yield chunk
