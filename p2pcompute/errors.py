@@ -146,5 +146,11 @@ class RemoteError(P2pcError):
     default_code = "remote"
 
 
+class BlobUnavailable(P2pcError):
+    """No source gave a blob that is needed.  What came of it is kept for the next try."""
+
+    default_code = "blob-unavailable"
+
+
 class InvariantViolation(AssertionError):
     """Our own invariant does not hold.  Carries the story of the object."""

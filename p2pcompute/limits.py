@@ -258,7 +258,7 @@ BLOB_CHUNKS_MAX: Final = 1_048_576
 BLOB_MANIFEST_PAGE: Final = 16_384
 """Chunk hashes in one manifest reply: 512 KiB."""
 BLOB_FETCHES_MAX: Final = 4
-"""Blob transfers at once from one peer."""
+"""Transfers of blobs of several chunks at once from one peer."""
 BLOB_SMALL_BYTES: Final = 64 * KIB
 """Blobs up to this size are written in groups that share the wait for the disk."""
 BLOB_SMALL_WAITING_MAX: Final = 1024
@@ -270,14 +270,20 @@ BLOB_RECENT_S: Final = 60.0
 BLOB_BUDGET_CHUNKS: Final = 16
 """Chunks (8 MiB) asked for and not yet on disk, over all transfers: bounds the memory of fetching."""
 BLOB_WINDOW_CHUNKS: Final = 8
-"""Chunks of one transfer under way: 4 MiB, enough for 40 ms round trips at 100 MB/s and half of what a channel
-may hold unsent."""
+"""Chunks under way from one peer: 4 MiB, enough for 40 ms round trips at 100 MB/s and half of what a channel may
+hold unsent."""
 BLOB_TRANSFERS_MAX: Final = 16
 """Blobs of several chunks being fetched at once, over all peers."""
 BLOB_PARTIALS_MAX: Final = 16
 """Broken transfers whose verified chunks are kept for the next try; the oldest is dropped."""
 BLOB_REQUEST_S: Final = 120.0
 """Wait for one chunk or manifest page: a full window at 35 kB/s."""
+BLOB_CONTROL_WINDOW_CHUNKS: Final = 2
+"""Chunks under way from a peer that can be reached by its control channel only: bounds what a steal waits for."""
+BLOB_SOURCES_MAX: Final = 32
+"""Sources of one transfer; further ones are not tried."""
+BLOB_FETCH_LANES: Final = 8
+"""Blobs of one `fetch_all` under way at once: small ones are bound by the round trip."""
 BLOB_SERVES_MAX: Final = 2
 """Chunks being read for one peer at once; together with the drained channel this bounds the memory of serving."""
 BLOB_SERVES_WAITING_MAX: Final = 64
@@ -347,6 +353,7 @@ SINK_RETRY_S: Final = 5.0
 assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
+assert BLOB_WINDOW_CHUNKS * (BLOB_CHUNK_BYTES + KIB) < CHANNEL_WRITE_BYTES_MAX, "a full window is never cut off"
 assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX
 assert TASK_PAYLOAD_BYTES_MAX * 2 + RUNNER_SEND_BYTES < RUNNER_MESSAGE_BYTES_MAX
 assert 3 * INLINE_BYTES_MAX + ERROR_TEXT_BYTES_MAX < RUNNER_MESSAGE_BYTES_MAX
