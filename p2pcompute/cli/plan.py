@@ -1,0 +1,517 @@
+"""From the words of `run` to tasks: what TARGET is, where its inputs come from, and one line of the API for each task.
+
+Nothing here talks to a node; everything that is wrong with a request shows up here, before anything starts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from p2pcompute.api.results import DoneKeys, command_key, content_key
+from p2pcompute.cli.inputs import Row, Source, SourceKind, parse_range, split_arguments
+from p2pcompute.cli.output import count_text, one_line
+from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, parse
+from p2pcompute.errors import UsageError
+
+_FILE_FUNCTION: Final = re.compile(r"(?P<file>.+\.py)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_MODULE_FUNCTION: Final = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_HASH_BYTES: Final = 1 << 20
+PEEKED_ROWS: Final = 64
+"""Rows that the preflight looks at."""
+BATCH_TARGET_S: Final = 0.5
+BATCH_MAX: Final = 256
+BATCH_PROBES: Final = 16
+"""Calls that go out alone before --batch auto decides."""
+BATCH_PROBE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A Python function as the node gets it."""
+
+    target: str
+    code: bytes
+    modules: bytes | None
+    key: bytes
+    module_names: tuple[str, ...] = ()
+    """Modules of the user that travel along."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Files around each task."""
+
+    send: Sequence[str] = ()
+    """Patterns with replacement strings."""
+    fetch: Sequence[str] = ()
+    share: Sequence[str] = ()
+
+    @property
+    def needs_directory(self) -> bool:
+        """True when a task runs in a directory of its own, with these files."""
+        return bool(self.send or self.fetch or self.share)
+
+
+def read_target(words: Sequence[str], kind: str) -> str:
+    """Return what TARGET is: command, shell or function.
+
+    Args:
+        words: TARGET and its arguments.
+        kind: --kind auto|command|shell|python.
+
+    Raises:
+        UsageError: `kind` is python and TARGET names no function.
+    """
+    is_function = len(words) >= 1 and bool(_FILE_FUNCTION.fullmatch(words[0]) or _MODULE_FUNCTION.fullmatch(words[0]))
+    match kind:
+        case "command" | "shell":
+            return kind
+        case "python":
+            if not is_function:
+                raise UsageError(
+                    f"{words[0]!r} names no Python function", "a function is file.py::name or package.module::name",
+                    "p2pc run sim.py::simulate ::: 1 2 3",
+                )
+            return "function"
+    if is_function:
+        return "function"
+    return str(choose_form(words))
+
+
+def ship_function(target: str) -> Function:
+    """Load and pickle a function.
+
+    Raises:
+        UsageError: it cannot be loaded or pickled; the reason is named.
+    """
+    from p2pcompute.execution.functions import key_of, load_function, ship
+
+    function = load_function(target)
+    shipped = ship(function)
+    return Function(target, shipped.code, shipped.modules_zip, key_of(function), shipped.module_names)
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+
+def find_sources(
+    words: Sequence[str], *, arg_files: Sequence[str], ranges: str | None, from_json: str | None, is_stdin_free: bool
+) -> tuple[list[str], list[Source]]:
+    """Return the command's words and its sources: flags first, then ``:::`` in order; else standard input.
+
+    Args:
+        words: everything after the flags.
+        is_stdin_free: standard input is not a terminal.
+
+    Raises:
+        UsageError: no command, a missing file.
+    """
+    command, written = split_arguments(words)
+    sources = [Source(SourceKind.FILE, path=path) for path in arg_files]
+    if ranges is not None:
+        sources.append(parse_range(ranges))
+    if from_json is not None:
+        sources.append(Source(SourceKind.JSON, path=from_json))
+    sources += written
+    if not command:
+        raise UsageError(
+            "there is no command", "inputs alone are not run", "p2pc run sh -c {} ::: 'echo a' 'echo b'"
+        )
+    for source in sources:
+        if source.path and not source.is_stdin:
+            check_readable(source.path, "input file")
+    if not sources and is_stdin_free:
+        sources.append(Source(SourceKind.FILE, path="-"))
+    return command, sources
+
+
+def check_readable(path: str, what: str) -> None:
+    """Raise UsageError unless the file can be opened for reading.  Pipes are left alone."""
+    if not os.path.exists(path):
+        raise UsageError(f"the {what} {path!r} does not exist", "", "check the name", code="input-file")
+    if os.path.isdir(path):
+        raise UsageError(f"the {what} {path!r} is a directory", code="input-file")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"the {what} {path!r} cannot be read", "no permission", code="input-file")
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def name_in_task(path: str) -> str:
+    """Return the name under which a sent file lies in the task's directory: the path as typed, made relative.
+
+    "a/b.tif" and "./a/b.tif" → "a/b.tif", "/data/b.tif" → "data/b.tif", "../b.tif" → "b.tif".
+    """
+    parts = [part for part in os.path.normpath(path).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)
+
+
+def file_line(path: str, what: str) -> dict[str, str]:
+    """Return {path, name} of a file or folder of this machine.
+
+    Raises:
+        UsageError: it is missing or cannot be read.
+    """
+    if not os.path.exists(path):
+        raise UsageError(f"{what}: there is no file {path!r}", "", "check the name", code="send-file")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{what}: {path!r} cannot be read", "no permission", code="send-file")
+    name = name_in_task(path)
+    if not name:
+        raise UsageError(f"{what}: {path!r} has no name that a task could know it by", code="send-file")
+    return {"path": os.path.abspath(path), "name": name}
+
+
+class FileHashes:
+    """Hashes of files for resume keys, each file read once while it does not change."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, int, int], bytes]] = {}
+
+    def of(self, path: str) -> bytes:
+        """Return the hash of a file's content, or of everything in a folder.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        try:
+            if os.path.isdir(path):
+                digest = hashlib.blake2b(digest_size=16)
+                for folder, folders, names in os.walk(path):
+                    folders.sort()
+                    for name in sorted(names):
+                        inner = os.path.join(folder, name)
+                        digest.update(content_key(os.path.relpath(inner, path), self._file(inner)))
+                return digest.digest()
+            return self._file(path)
+        except OSError as error:
+            raise UsageError(f"{path!r} cannot be read", error.strerror or str(error), code="send-file") from error
+
+    def _file(self, path: str) -> bytes:
+        info = os.stat(path)
+        mark = (info.st_ino, info.st_size, info.st_mtime_ns)
+        known = self._known.get(path)
+        if known is not None and known[0] == mark:
+            return known[1]
+        digest = hashlib.blake2b(digest_size=16)
+        with open(path, "rb") as content:
+            while chunk := content.read(_HASH_BYTES):
+                digest.update(chunk)
+        if len(self._known) < 100_000:
+            self._known[path] = (mark, digest.digest())
+        return digest.digest()
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+class TaskMaker:
+    """Makes the API's line of each task.
+
+    Args:
+        kind: command, shell or function.
+        words: the command as typed; TARGET alone for a function.
+        with_keys: tasks get a resume key by content.
+    """
+
+    def __init__(
+        self, kind: str, words: Sequence[str], files: Files, *, function: Function | None = None,
+        env: Mapping[str, str] | None = None, with_keys: bool = False,
+    ) -> None:
+        self._kind = kind
+        self._words = list(words)
+        self._files = files
+        self._function = function
+        self._template = None if kind == "function" else Template(words, Form(kind))
+        self._with_keys = with_keys
+        self._hashes = FileHashes()
+        for pattern in (*files.send, *files.fetch):
+            if "{%}" in pattern:
+                raise UsageError(f"{pattern!r}: the slot {{%}} is known to the node only", code="slot")
+        self._common = b""
+        if with_keys:
+            shared = [part for path in files.share for part in (name_in_task(path), self._hashes.of(path).hex())]
+            variables = sorted(f"{name}={value}" for name, value in (env or {}).items())
+            self._common = content_key(kind, shared, variables, function.key if function else b"")
+
+    def line(self, row: Row, seq: int) -> dict[str, Any]:
+        """Return the task of a row; `seq` counts from 1.
+
+        Raises:
+            UsageError: a file to send is missing, or a name to fetch leaves the task's directory.
+        """
+        line: dict[str, Any] = {"inputs": list(row.columns)}
+        send = [
+            file_line(path, "--send") for pattern in self._files.send for path in expand_list(pattern, row, seq)
+        ]
+        if send:
+            line["send"] = send
+            row = _renamed(row, self._files.send, send, seq)
+        fetch = [name for pattern in self._files.fetch for name in expand_list(pattern, row, seq)]
+        if fetch:
+            line["fetch"] = [_fetch_name(name) for name in fetch]
+        if self._template is not None:
+            line["argv"] = self._template.argv(row, seq)
+        else:
+            line["argv"] = [*self._words, *row.columns]
+            line["args_b64"] = base64.b64encode(dump_call(row.items)).decode()
+        if self._with_keys:
+            line["key"] = self._key(line, row).hex()
+        return line
+
+    def _key(self, line: Mapping[str, Any], row: Row) -> bytes:
+        files = [part for file in line.get("send", ()) for part in (file["name"], self._hashes.of(file["path"]).hex())]
+        argument = line["argv"] if self._template is not None else [_canonical(item) for item in row.items]
+        return content_key(self._common, argument, files, line.get("fetch", []))
+
+    def text(self, row: Row, seq: int) -> str:
+        """Return a task's command for people."""
+        if self._template is None:
+            return " ".join(shlex.quote(word) for word in (*self._words, *row.columns))
+        return self._template.text(row, seq)
+
+    def command_text(self, line: Mapping[str, Any]) -> str:
+        """Return the command as the node writes it into a joblog."""
+        argv: list[str] = line["argv"]
+        return argv[0] if self._kind == "shell" else shlex.join(argv)
+
+    def joblog_key(self, line: Mapping[str, Any]) -> bytes:
+        """Return the key by which a joblog knows the task."""
+        return command_key(self.command_text(line))
+
+
+def _canonical(item: Any) -> str:
+    return json.dumps(item, sort_keys=True, ensure_ascii=False)
+
+
+def dump_call(items: Sequence[Any]) -> bytes:
+    """Pickle the arguments of a call: plain data only, so the standard pickle does."""
+    import pickle
+
+    return pickle.dumps((tuple(items), {}), protocol=5)
+
+
+def _renamed(row: Row, patterns: Sequence[str], send: Sequence[Mapping[str, str]], seq: int) -> Row:
+    """Return the row with inputs that are sent files by their names in the task's directory."""
+    typed = [path for pattern in patterns for path in expand_list(pattern, row, seq)]
+    names = {
+        path: file["name"]
+        for path, file in zip(typed, send, strict=True)
+        if path.startswith(("/", "../")) or "/../" in path
+    }
+    if not names:
+        return row
+    columns = tuple(names.get(column, column) for column in row.columns)
+    items = tuple(names.get(item, item) if isinstance(item, str) else item for item in row.items)
+    return Row(columns, items, {name: names.get(value, value) for name, value in row.names.items()})
+
+
+def _fetch_name(name: str) -> str:
+    clean = name.removeprefix("./")
+    if not clean or clean.startswith("/") or any(part in ("", ".", "..") for part in clean.split("/")):
+        raise UsageError(
+            f"--fetch {name!r} is not below the task's directory", "names are relative to it, without ..",
+            "let the task write into its current directory", code="fetch-name",
+        )
+    return clean
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the inputs while they were read."""
+
+    seen: int = 0
+    done_before: int = 0
+    failed_before: int = 0
+    """Failed in an earlier run, whether or not they are tried again."""
+    failed_kept: int = 0
+    """Of these, not tried again."""
+    new: int = 0
+
+    def text(self) -> str:
+        """"resume: 1 284 of 2 000 already done, 3 failed before, 713 new"."""
+        failed = f", {count_text(self.failed_before)} failed before" if self.failed_before else ""
+        return (
+            f"resume: {count_text(self.done_before)} of {count_text(self.seen)} already done{failed}, "
+            f"{count_text(self.new)} new"
+        )
+
+
+def make_lines(
+    rows: Iterator[Row], maker: TaskMaker, tally: Tally, *, earlier: DoneKeys | None = None, retry_failed: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield the tasks that are to be run.
+
+    Args:
+        earlier: what is done already; None = run all.
+        retry_failed: run again what failed.
+    """
+    for row in rows:
+        tally.seen += 1
+        line = maker.line(row, tally.seen)
+        if earlier is not None:
+            key = bytes.fromhex(line["key"]) if earlier.by == "content" else maker.joblog_key(line)
+            if key in earlier.done:
+                tally.done_before += 1
+                continue
+            if key in earlier.failed:
+                tally.failed_before += 1
+                if not retry_failed:
+                    tally.failed_kept += 1
+                    continue
+            else:
+                tally.new += 1
+        yield line
+
+
+@dataclass(slots=True)
+class Chunker:
+    """Puts several calls of a function into one task.
+
+    A number is the size of every chunk.  "auto": some calls go out alone; from the time they take, chunks are made that
+    last about BATCH_TARGET_S.  A call that fails fails its chunk.
+    """
+
+    size: int | None
+    """None = auto."""
+    runtimes: list[float] = field(default_factory=list)
+    """Of tasks that ended, per call; filled from another thread."""
+
+    def took(self, task: Mapping[str, Any]) -> None:
+        """Learn from a task that ended."""
+        runtime = task.get("runtime_s")
+        if self.size is None and isinstance(runtime, int | float) and len(self.runtimes) < 1000:
+            self.runtimes.append(float(runtime) / max(1, int(task.get("chunk") or 1)))
+
+    def _next_size(self) -> int:
+        if self.size is not None:
+            return self.size
+        if not self.runtimes:
+            return 1
+        mean = sum(self.runtimes) / len(self.runtimes)
+        return max(1, min(BATCH_MAX, int(BATCH_TARGET_S / max(mean, 1e-6))))
+
+    def chunks(
+        self, lines: Iterator[dict[str, Any]], wait: Callable[[Callable[[], bool], float], None]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield tasks of one or more calls.
+
+        Args:
+            lines: tasks of one call.
+            wait: called as wait(condition, seconds) while the first calls run.
+        """
+        if self.size is None:
+            probes = list(itertools.islice(lines, BATCH_PROBES))
+            yield from probes
+            if len(probes) == BATCH_PROBES:
+                wait(lambda: bool(self.runtimes), BATCH_PROBE_S)
+        while some := list(itertools.islice(lines, self._next_size())):
+            yield some[0] if len(some) == 1 and self.size is None else _joined(some)
+
+
+def _joined(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One task of several calls."""
+    import pickle
+
+    calls = [pickle.loads(base64.b64decode(line["args_b64"])) for line in lines]
+    joined: dict[str, Any] = {
+        "argv": [lines[0]["argv"][0], *itertools.chain.from_iterable(line["argv"][1:] for line in lines)],
+        "inputs": list(itertools.chain.from_iterable(line["inputs"] for line in lines)),
+        "args_b64": base64.b64encode(pickle.dumps(calls, protocol=5)).decode(),
+        "chunk": len(lines),
+    }
+    if "key" in lines[0]:
+        joined["key"] = "".join(line["key"] for line in lines)
+    return joined
+
+
+# --- checks before anything starts --------------------------------------------------------------------------------
+
+
+def check_executable(words: Sequence[str], files: Files, *, only_here: bool) -> None:
+    """Check the command's program as far as this machine can say.
+
+    Args:
+        words: the command, ARGV form.
+        only_here: no other machine will run it.
+
+    Raises:
+        UsageError: a file named by a path is missing or cannot be executed; or nothing here has that name.
+    """
+    program = words[0]
+    if any(not isinstance(part, str) for part in parse(program)):
+        return
+    if "/" not in program:
+        if shutil.which(program) is not None:
+            return
+        if os.path.isfile(program) and not files.needs_directory:
+            raise UsageError(
+                f"{program!r} is a file here, not a command", "commands are looked for in PATH",
+                f"p2pc run ./{shlex.join(words)}", code="not-executable",
+            )
+        if only_here:
+            raise UsageError(
+                f"there is no command {program!r}", "it is in no directory of PATH",
+                "check the spelling, or install it", code="not-found",
+            )
+        return
+    sent = {name_in_task(path) for path in (*files.send, *files.share)}
+    if not os.path.exists(program):
+        if name_in_task(program) in sent or (os.path.isabs(program) and not only_here):
+            return
+        raise UsageError(f"there is no file {program!r} to run", "", "check the name", code="not-found")
+    if os.path.isdir(program):
+        raise UsageError(f"{program!r} is a directory", "", "name the program in it", code="not-executable")
+    if not os.access(program, os.X_OK):
+        raise UsageError(
+            f"{program!r} is not executable", "",
+            f"chmod +x {shlex.quote(program)}, or name its interpreter: python3 …", code="not-executable",
+        )
+    if files.needs_directory and not os.path.isabs(program) and name_in_task(program) not in sent:
+        raise UsageError(
+            f"{program!r} would not be found", "with --send, --fetch or --share a task runs in a directory of its own",
+            f"send it along: --share {shlex.quote(program)}", code="not-found",
+        )
+
+
+def check_local_files(rows: Sequence[Row], count: int | None, files: Files, command: str) -> None:
+    """Refuse inputs that are files only this machine has, when other nodes would run the tasks.
+
+    Args:
+        rows: the first few rows.
+        count: number of inputs, when known.
+
+    Raises:
+        UsageError: most of them name files here that are not sent along.
+    """
+    if files.send or not rows:
+        return
+    shared = [os.path.abspath(path) for path in files.share]
+    found: list[str] = []
+    for row in rows:
+        for column in row.columns:
+            path = os.path.abspath(column) if column else ""
+            is_shared = any(path == folder or path.startswith(folder + "/") for folder in shared)
+            if path and not is_shared and os.path.isfile(path):
+                found.append(column)
+                break
+    if len(found) * 2 < len(rows) or not found:
+        return
+    number = count_text(count) + " " if count is not None else ""
+    raise UsageError(
+        f"these {number}inputs are files only this machine has",
+        f'a task elsewhere could not open "{one_line(found[0], 60)}"',
+        "send them along: --send {}   (and --fetch NAME for what the task writes)\nor stay here: --local",
+        code="local-files",
+    )

@@ -1,0 +1,330 @@
+"""Progress of a job on stderr: a bar with a row for each node, plain lines, JSON Lines, or nothing.
+
+Every display counts accepted results.  rich is imported by the bar only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol
+
+from p2pcompute.cli.output import (
+    clock_text,
+    count_text,
+    duration_text,
+    has_color,
+    is_terminal,
+    one_line,
+    options,
+    plural,
+    print_json_line,
+    rate_text,
+    table,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+NODE_ROWS_MAX: Final = 8
+DRAW_S: Final = 0.1
+BAR_AFTER_S: Final = 0.5
+"""A job that is over before shows no bar."""
+PLAIN_STEP: Final = 0.1
+PLAIN_S: Final = 30.0
+STEADY_S: Final = 3.0
+"""Before that there is no ETA."""
+TAIL_TASKS: Final = 5
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known of a job: the data of a `progress` event, and what only the submitter knows."""
+
+    title: str
+    """Name and alias."""
+    this_node: str = ""
+    """Short id of this machine's node, to mark its row."""
+    total_hint: int | None = None
+    """Number of tasks when it is known before all are sent."""
+    started: float = field(default_factory=time.monotonic)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def number(self, name: str) -> int:
+        value = self.data.get(name)
+        return value if isinstance(value, int) else 0
+
+    @property
+    def total(self) -> int | None:
+        value = self.data.get("total")
+        return value if isinstance(value, int) else self.total_hint
+
+    @property
+    def ended(self) -> int:
+        return self.number("done") + self.number("failed") + self.number("cancelled")
+
+    @property
+    def nodes(self) -> Sequence[Mapping[str, Any]]:
+        return self.data.get("by_node") or ()
+
+    @property
+    def rate(self) -> float:
+        """Results per second over the last 10 s, all nodes."""
+        return sum(float(node.get("rate") or 0.0) for node in self.nodes)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go; None while that cannot be said."""
+        total, rate = self.total, self.rate
+        if total is None or rate <= 0 or self.elapsed_s < STEADY_S:
+            return None
+        return max(0, total - self.ended) / rate
+
+    @property
+    def fraction(self) -> float | None:
+        return self.ended / self.total if self.total else None
+
+    def counts(self) -> str:
+        """"1 284/2 000"."""
+        total = self.total
+        whole = count_text(total) if total is not None else f"{count_text(self.number('added'))}+"
+        return f"{count_text(self.number('done'))}/{whole}"
+
+    def percent(self) -> str:
+        return "" if self.fraction is None else f"{self.fraction:.0%}".replace("%", " %")
+
+    def rest(self) -> str:
+        """"3 failed · 14 running · 702 waiting", with the tail of the job named."""
+        parts = [
+            f"{count_text(self.number(name))} {name}"
+            for name in ("failed", "cancelled", "running", "waiting")
+            if self.number(name)
+        ]
+        if self.number("retried"):
+            parts.append(f"{count_text(self.number('retried'))} retried")
+        running = self.number("running")
+        if running and running <= TAIL_TASKS and not self.number("waiting") and self.data.get("total") is not None:
+            where = [f"{node['running']} on {node['node']}" for node in self.nodes if node.get("running")]
+            parts.append(f"last {plural(running, 'task')}: {', '.join(where[:3])}" if where else "")
+        return " · ".join(part for part in parts if part)
+
+
+class Display(Protocol):
+    """Shows progress on stderr."""
+
+    def update(self, progress: Progress) -> None:
+        """Show the state; call it often, it limits itself."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """While in it, others may write to the terminal."""
+
+    def close(self, progress: Progress) -> None:
+        """Show nothing from now on."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, progress: Progress) -> None:
+        return
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def close(self, progress: Progress) -> None:
+        return
+
+
+class Plain(Silent):
+    """A line every 10 % (at most one a second) or 30 s."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._at = time.monotonic()
+        self._step = 0
+
+    def update(self, progress: Progress) -> None:
+        now = time.monotonic()
+        fraction = progress.fraction
+        step = int(fraction / PLAIN_STEP) if fraction is not None else self._step
+        if not (now - self._at >= PLAIN_S or (step > self._step and now - self._at >= 1.0)):
+            return
+        self._at, self._step = now, max(step, self._step)
+        parts = [progress.title, progress.counts(), progress.percent(), rate_text(progress.rate)]
+        parts += [f"ETA {clock_text(progress.eta_s)}", progress.rest()]
+        print("  ".join(part for part in parts if part), file=self._stream, flush=True)
+
+
+class JsonLines(Silent):
+    """One p2pc.progress/1 document a line, at most two a second."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._shown: Mapping[str, Any] | None = None
+        self._at = 0.0
+
+    def update(self, progress: Progress) -> None:
+        if progress.data is self._shown or not progress.data or time.monotonic() - self._at < 0.5:
+            return
+        self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
+        self._shown, self._at = progress.data, time.monotonic()
+        print_json_line(
+            {
+                "schema": "p2pc.progress/1", **progress.data, "total": progress.total, "rate": progress.rate,
+                "eta_s": progress.eta_s, "elapsed_s": round(progress.elapsed_s, 3),
+            },
+            self._stream,
+        )
+
+    def close(self, progress: Progress) -> None:
+        if progress.data is not self._shown and progress.data:
+            self._write(progress)
+
+
+class Bar:
+    """A bar and a row for each node, redrawn in place.
+
+    Output of tasks on the same terminal goes above it: it is erased before and drawn again afterwards.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        from rich.console import Console
+
+        self._stream = stream
+        self._console: Console = Console(
+            file=stream, force_terminal=True, no_color=not has_color(stream), highlight=False, emoji=False, markup=False
+        )
+        self._lines = 0
+        """Drawn lines above the cursor."""
+        self._at = 0.0
+
+    def update(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._at < DRAW_S or progress.elapsed_s < BAR_AFTER_S or not progress.data:
+            return
+        self._at = now
+        with self._console.capture() as captured:
+            self._console.print(self._render(progress))
+        text = captured.get()
+        self._write(self._erasure() + text)
+        self._lines = text.count("\n")
+
+    def _erasure(self) -> str:
+        return f"\r\x1b[{self._lines}A\x1b[J" if self._lines else ""
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        if self._lines:
+            self._write(self._erasure())
+            self._lines, self._at = 0, 0.0
+        yield
+
+    def close(self, progress: Progress) -> None:
+        if self._lines:
+            self._write(self._erasure())
+            self._lines = 0
+
+    def _render(self, progress: Progress) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        width = self._console.width
+        rate, eta = rate_text(progress.rate), f"ETA {clock_text(progress.eta_s)}"
+        tail = "  ".join(part for part in (progress.counts(), progress.percent(), rate, eta) if part)
+        title = one_line(progress.title, 24)
+        head = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(3):
+            head.add_column(no_wrap=True)
+        head.columns[1].ratio = 1
+        bar = ProgressBar(total=progress.total, completed=progress.ended, pulse=progress.total is None)
+        room = width - len(title) - len(tail) - 4
+        head.add_row(Text(title, style="bold"), bar if room >= 5 else Text(""), Text(tail))
+        body = [Text(line[:width], no_wrap=True) for line in self.node_lines(progress)]
+        return Group(head, *body, *([Text(progress.rest()[:width], no_wrap=True)] if progress.rest() else []))
+
+    @staticmethod
+    def node_lines(progress: Progress) -> list[str]:
+        """Rows of the nodes, at most NODE_ROWS_MAX, the busiest first."""
+        nodes = sorted(progress.nodes, key=lambda node: (-int(node.get("done") or 0), str(node.get("node"))))
+        if not nodes:
+            return []
+        rows = [
+            [
+                one_line(str(node.get("node")), 20) + (" (this)" if node.get("short_id") == progress.this_node else ""),
+                count_text(node.get("running") or 0), count_text(node.get("done") or 0),
+                count_text(node.get("failed") or 0), rate_text(node.get("rate")), one_line(str(node.get("note") or "")),
+            ]
+            for node in nodes[:NODE_ROWS_MAX]
+        ]
+        lines = table(
+            ["NODE", "RUN", "DONE", "FAIL", "RATE", "NOTE"], rows, right=["RUN", "DONE", "FAIL", "RATE"]
+        ).split("\n")
+        if len(nodes) > NODE_ROWS_MAX:
+            lines.append(f"  +{len(nodes) - NODE_ROWS_MAX} more")
+        return lines
+
+
+def choose_display(mode: str) -> Display:
+    """Return the display for --progress auto|bar|plain|json|none.
+
+    auto: a bar on a terminal, plain lines elsewhere and for screen readers, nothing with -q.
+    """
+    stream = sys.stderr
+    if mode == "auto":
+        is_simple = os.environ.get("TERM") == "dumb" or bool(os.environ.get("P2PC_ACCESSIBLE"))
+        mode = "none" if options().quiet else "bar" if is_terminal(stream) and not is_simple else "plain"
+    match mode:
+        case "bar":
+            return Bar(stream)
+        case "plain":
+            return Plain(stream)
+        case "json":
+            return JsonLines(stream)
+    return Silent()
+
+
+def summary_text(job: Mapping[str, Any], elapsed_s: float, *, done_before: int = 0, where: Sequence[str] = ()) -> str:
+    """Return the last line of a job: "done 2 000/2 000 in 49.3 s · nova 912, atlas 1 088 · 3 retried · results in out".
+
+    Args:
+        job: JOB.
+        elapsed_s: as the user saw it.
+        done_before: tasks that an earlier run had done.
+        where: paths of results.
+    """
+    total = job.get("total") if job.get("total") is not None else job.get("added")
+    head = f"done {count_text(int(job.get('done') or 0))}/{count_text(int(total or 0))} in {duration_text(elapsed_s)}"
+    parts = [head]
+    shares = [node for node in job.get("by_node") or () if node.get("done")]
+    shares.sort(key=lambda node: -int(node["done"]))
+    if shares:
+        text = ", ".join(f"{node['node']} {count_text(node['done'])}" for node in shares[:NODE_ROWS_MAX])
+        more = len(shares) - NODE_ROWS_MAX
+        parts.append(text + (f" and {more} more" if more > 0 else ""))
+    for name in ("failed", "cancelled", "retried"):
+        if job.get(name):
+            parts.append(f"{count_text(int(job[name]))} {name}")
+    if done_before:
+        parts.append(f"{count_text(done_before)} done before")
+    if job.get("halted"):
+        parts.append(f"stopped early: {job['halted']}")
+    if where:
+        parts.append("results in " + ", ".join(where))
+    return " · ".join(parts)

@@ -1,0 +1,543 @@
+"""`p2pc run`: one task for each input.
+
+Order of things: flags and files are checked and the first inputs read; then a node is found or started; then the job
+is submitted and its tasks follow from a thread while results come in.  What is wrong with the request is said before
+anything starts.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
+from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.inputs import Inputs, Reading, Row
+from p2pcompute.cli.output import count_text, is_terminal, plural, print_json, say
+from p2pcompute.cli.plan import (
+    PEEKED_ROWS,
+    Chunker,
+    Files,
+    Function,
+    Tally,
+    TaskMaker,
+    check_executable,
+    check_local_files,
+    check_readable,
+    file_line,
+    find_sources,
+    make_lines,
+    read_target,
+    ship_function,
+)
+from p2pcompute.cli.replacement import parse as parse_replacement
+from p2pcompute.errors import UsageError
+
+SUBMIT_DIRECTORY: Final = "P2PC_SUBMIT_DIR"
+"""Tasks without files of their own run in this directory where it exists, as they would under a shell."""
+UPLOAD_LINES: Final = 512
+UPLOAD_BYTES: Final = 1024 * 1024
+"""Tasks sent in one request: kept until the node has them."""
+JOB_NAME_CHARS: Final = 40
+
+EXAMPLES: Final = (
+    ("p2pc run 'gzip -9 -c {} | wc -c' ::: *.log", "one quoted string: the shell, {} is quoted for you"),
+    ("p2pc run --local convert -resize 50% {} {.}.png ::: *.jpg", "words: no shell; flags go before the command"),
+    ("p2pc run --send {} --fetch {.}.png --results out convert {} {.}.png ::: *.tif", "files go along and come back"),
+    ("p2pc run --range 1..500 sim.py::simulate", "a Python function, its own modules travel along"),
+    ("find . -name '*.txt' -print0 | p2pc run -0 --tag wc -w", "inputs from standard input"),
+    ("p2pc run --results out --resume ./experiment {1} {2} ::: a b ::: 1 2 3", "carry on where it stopped"),
+)
+SECTIONS: Final = {
+    "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
+    "Files": ("send", "fetch", "share"),
+    "Where": ("local", "jobs"),
+    "Limits": ("cpus", "mem", "timeout", "env", "kind", "batch"),
+    "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
+    "Output": (
+        "results", "joblog", "keep_order", "tag", "output", "progress", "name", "detach", "dry_run", "json_",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The flags of `run`, read."""
+
+    words: list[str]
+    """The command, without its inputs."""
+    kind: str
+    """command, shell or function."""
+    inputs: Inputs
+    files: Files
+    env: dict[str, str]
+    results: ResultsTarget | None
+    retry_failed: bool
+    resume: bool
+    cpus: float
+    mem_bytes: int | None
+    timeout_s: float | None
+    retries: int
+    slots: str | None
+    """-j as given."""
+    halt: str
+    local: bool
+    batch: str
+    keep_order: bool
+    tag: bool
+    output: str
+    progress: str
+    name: str
+    exit_style: str
+    is_detached: bool
+    is_json: bool
+
+
+def _help_and_exit(context: click.Context) -> int:
+    click.echo(context.get_help(), err=True)
+    return 2
+
+
+@click.command(
+    cls=Command, examples=EXAMPLES, sections=SECTIONS,
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+)
+@click.option("-a", "--arg-file", multiple=True, metavar="FILE", help="Read inputs from FILE, one a line; - = stdin.")
+@click.option("-0", "--null", is_flag=True, help="Inputs of files and stdin are NUL-separated.")
+@click.option("-C", "--colsep", metavar="REGEX", help="Split each input into {1} {2} …")
+@click.option("--header", metavar=":|REGEX", help="The first line names the columns, {name}; ':' = the whole line.")
+@click.option("-n", "--max-args", type=click.IntRange(0), metavar="N", help="Give N inputs to each task.")
+@click.option("--link", is_flag=True, help="Zip input sources instead of their cross product.")
+@click.option("--range", "range_", metavar="A..B[:STEP]", help="Inputs are the integers A to B inclusive.")
+@click.option("--from-json", metavar="FILE", help="Inputs are the items of a JSON array or JSON Lines file.")
+@click.option(
+    "--kind", type=click.Choice(["auto", "command", "shell", "python"]), default="auto", help="What TARGET is."
+)
+@click.option("-j", "--jobs", metavar="N|N%", help="At most N tasks at once over the whole group.")
+@click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
+@click.option("--cpus", type=float, metavar="N", help="Cores that a task needs.")
+@click.option("--mem", metavar="SIZE", help="Memory limit of a task, like 2G.")
+@click.option("--local", is_flag=True, help="Only this machine.")
+@click.option(
+    "--send", "--transferfile", multiple=True, metavar="PATTERN", help="Send these files with each task: --send {}"
+)
+@click.option("--fetch", "--return", multiple=True, metavar="PATTERN", help="Bring these files back: --fetch {.}.png")
+@click.option("--share", multiple=True, metavar="PATH", help="File or folder every task needs; sent once per node.")
+@click.option("--env", multiple=True, metavar="KEY[=VALUE]", help="Variable of the tasks; KEY alone: as it is here.")
+@click.option(
+    "--results", metavar="DIR|FILE", help="Write output, files and a joblog to DIR, or all to one .jsonl, .csv or .tsv."
+)
+@click.option("--joblog", metavar="FILE", help="GNU parallel compatible joblog.")
+@click.option("--resume", is_flag=True, help="Skip what --results or --joblog says was done, by content.")
+@click.option("--resume-failed", is_flag=True, help="Like --resume, but try the failed ones again.")
+@click.option("--retries", type=click.IntRange(0), metavar="N", help="Extra attempts, on other nodes.  [default: 2]")
+@click.option("--timeout", metavar="DURATION", help="Of one attempt, like 30s or 5m.")
+@click.option("--halt", metavar="WHEN,WHY", help="now|soon,fail|success|done=N|N%  (GNU parallel's syntax).")
+@click.option("-k", "--keep-order", is_flag=True, help="Print output in input order.")
+@click.option("--tag", is_flag=True, help="Start each output line with its input.")
+@click.option("--output", type=click.Choice(["text", "jsonl", "none"]), default="text", help="What goes to stdout.")
+@click.option(
+    "--progress", type=click.Choice(["auto", "bar", "plain", "json", "none"]), default="auto", envvar="P2PC_PROGRESS",
+    help="On stderr.  [env: P2PC_PROGRESS]",
+)
+@click.option("--name", metavar="NAME", help="Name of the job.")
+@click.option("--detach", is_flag=True, help="Print the job's ID once its tasks are accepted, and leave.")
+@click.option("--dry-run", is_flag=True, help="Show the tasks, not run them.")
+@click.option("--exit-code", type=click.Choice(["p2pc", "gnu"]), default="p2pc", help="gnu: number of failed tasks.")
+@json_option
+@click.argument("target", metavar="TARGET")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS] [::: INPUTS]")
+@click.pass_context
+def run(context: click.Context, /, **flags: Any) -> int:
+    """Run a command or a Python function once per input.
+
+    TARGET is a command, one quoted shell string, file.py::function or package.module::function.  {} stands for the
+    input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its number.
+    """
+    words = [flags["target"], *flags["args"]]
+    stdin_is_free = not is_terminal(sys.stdin)
+    command, sources = find_sources(
+        words, arg_files=flags["arg_file"], ranges=flags["range_"], from_json=flags["from_json"],
+        is_stdin_free=stdin_is_free,
+    )
+    if not sources:
+        return _help_and_exit(context)
+    request = _read_request(flags, command, Inputs(sources, _reading(flags), sys.stdin.buffer))
+    function = ship_function(request.words[0]) if request.kind == "function" else None
+    maker = TaskMaker(
+        request.kind, request.words, request.files, function=function,
+        env={name: value for name, value in request.env.items() if name != SUBMIT_DIRECTORY},
+        with_keys=request.results is not None and not flags["dry_run"],
+    )
+    if flags["dry_run"]:
+        return _dry_run(request, maker, function)
+    if request.results is not None:
+        check_target(request.results)
+    return _Run(request, maker, function).go()
+
+
+def _reading(flags: Mapping[str, Any]) -> Reading:
+    return Reading(
+        null=flags["null"], colsep=flags["colsep"], header=flags["header"], max_args=flags["max_args"],
+        link=flags["link"],
+    )
+
+
+def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) -> Request:
+    from p2pcompute.config import find_paths, find_project_file, load_settings, parse_duration, parse_size
+
+    settings = load_settings(
+        find_paths(os.environ), os.environ,
+        flags={f"run.{name}": flags[name] for name in ("cpus", "mem", "retries", "timeout")},
+        project=find_project_file(Path.cwd()), warn=lambda text: say(f"note: {text}", level=1),
+    ).run
+    kind = read_target(command, flags["kind"])
+    if kind == "function" and len(command) > 1:
+        raise UsageError(
+            f"{command[0]} takes its inputs after :::", f"what is {command[1]!r}?",
+            f"p2pc run {command[0]} ::: {command[1]}",
+        )
+    if flags["max_args"] == 0 and kind == "function":
+        raise UsageError("-n 0 gives a function nothing to call it with")
+    files = Files(send=flags["send"], fetch=flags["fetch"], share=flags["share"])
+    for path in files.share:
+        file_line(path, "--share")
+    for pattern in files.send:
+        if all(isinstance(part, str) for part in parse_replacement(pattern)):
+            file_line(pattern, "--send")
+    if kind == "command":
+        check_executable(command, files, only_here=flags["local"])
+    _check_halt(flags["halt"])
+    if settings.cpus <= 0:
+        raise UsageError("--cpus must be more than 0")
+    batch = flags["batch"]
+    if batch != "auto" and not re.fullmatch(r"[1-9]\d{0,5}", batch):
+        raise UsageError(f"--batch {batch!r} is not a number or auto")
+    if batch != "1" and kind != "function":
+        raise UsageError("--batch is for functions", "a command is one process for each input", "use -n N instead")
+    if flags["jobs"] is not None and not re.fullmatch(r"\d{1,6}%?", flags["jobs"]):
+        raise UsageError(f"-j {flags['jobs']!r} is not a number of tasks", fix="-j 8, or -j 50%")
+    resume = flags["resume"] or flags["resume_failed"]
+    results = _results_target(flags, files, resume=resume)
+    env = {**_environment(flags["env"])}
+    if not files.needs_directory:
+        env.setdefault(SUBMIT_DIRECTORY, os.getcwd())
+    return Request(
+        words=command, kind=kind, inputs=inputs, files=files, env=env, results=results,
+        retry_failed=flags["resume_failed"], resume=resume, cpus=settings.cpus,
+        mem_bytes=parse_size(settings.mem) if settings.mem else None,
+        timeout_s=parse_duration(settings.timeout) if settings.timeout else None, retries=settings.retries,
+        slots=flags["jobs"], halt=flags["halt"] or "", local=flags["local"], batch=batch,
+        keep_order=flags["keep_order"], tag=flags["tag"], output="none" if flags["json_"] else flags["output"],
+        progress=flags["progress"], name=flags["name"] or _job_name(command, kind), exit_style=flags["exit_code"],
+        is_detached=flags["detach"], is_json=flags["json_"],
+    )
+
+
+def _job_name(command: list[str], kind: str) -> str:
+    if kind == "function":
+        return command[0].rpartition("::")[2][:JOB_NAME_CHARS]
+    first = command[0].split()[0] if command[0].split() else kind
+    return os.path.basename(first)[:JOB_NAME_CHARS] or kind
+
+
+def _environment(items: tuple[str, ...]) -> dict[str, str]:
+    env: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise UsageError(f"--env {item!r} names no variable", fix="--env NAME=VALUE")
+        if not equals:
+            if name not in os.environ:
+                raise UsageError(f"--env {name}: there is no such variable here", "", f"--env {name}=VALUE")
+            value = os.environ[name]
+        env[name] = value
+    return env
+
+
+def _check_halt(text: str | None) -> None:
+    if text is None or text == "never":
+        return
+    match = re.fullmatch(r"(now|soon),(fail|success|done)=(\d{1,9})(%?)", text)
+    if match is None or int(match[3]) == 0 or (match[4] and int(match[3]) > 100):
+        raise UsageError(
+            f"--halt {text!r} is not a rule", "it is now|soon,fail|success|done=N or N%", "--halt soon,fail=1"
+        )
+
+
+def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> ResultsTarget | None:
+    """Return where results go; with --resume the numbers go on after those that are there."""
+    results, joblog = flags["results"], flags["joblog"]
+    if resume and not results and not joblog:
+        raise UsageError(
+            "--resume needs to know what was done", "neither --results nor --joblog is given", "--results out --resume"
+        )
+    if not results and not joblog and not files.fetch:
+        return None
+    target = ResultsTarget(
+        dir=Path(os.path.abspath(results)) if results and not is_results_file(results) else None,
+        file=Path(os.path.abspath(results)) if results and is_results_file(results) else None,
+        joblog=Path(os.path.abspath(joblog)) if joblog else None,
+        files_dir=Path.cwd() if files.fetch and not (results and not is_results_file(results)) else None,
+        resume=resume,
+    )
+    if not resume:
+        return target
+    places = [path for path in (target.dir, target.file, target.joblog) if path is not None]
+    return replace(target, first=max(read_done_keys(path).next_number for path in places))
+
+
+def _dry_run(request: Request, maker: TaskMaker, function: Function | None) -> int:
+    """Print the tasks as the node would run them."""
+    if request.is_json:
+        tasks = []
+        for seq, row in enumerate(request.inputs.rows(), start=1):
+            line = maker.line(row, seq)
+            tasks.append({name: value for name, value in line.items() if name != "args_b64"})
+        print_json({"schema": "p2pc.dry-run/1", "kind": request.kind, "tasks": tasks})
+        return 0
+    say(f"kind: {request.kind}", level=1)
+    if function is not None:
+        own = ", ".join(function.module_names) or "none"
+        say(f"own modules that travel along: {own}", level=1)
+    count = 0
+    for count, row in enumerate(request.inputs.rows(), start=1):
+        maker.line(row, count)
+        print(maker.text(row, count))
+    say(f"{plural(count, 'task')}; nothing was run", level=1)
+    return 0
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run, from its first input to its exit code."""
+
+    request: Request
+    maker: TaskMaker
+    function: Function | None
+    tally: Tally = field(default_factory=Tally)
+    started: float = field(default_factory=time.monotonic)
+    _chunker: Chunker = field(init=False)
+    _is_stopping: bool = False
+
+    def go(self) -> int:
+        request = self.request
+        self._chunker = Chunker(None if request.batch == "auto" else int(request.batch))
+        earlier = self._read_earlier()
+        if request.files.send and request.inputs.is_repeatable:
+            self._check_files()
+        rows = request.inputs.rows()
+        # Of a slow source no more than the first row is waited for.
+        peeked = list(itertools.islice(rows, PEEKED_ROWS if request.inputs.is_repeatable else 1))
+        lines = make_lines(
+            itertools.chain(peeked, rows), self.maker, self.tally, earlier=earlier, retry_failed=request.retry_failed
+        )
+        first = next(lines, None)
+        if first is None:
+            return self._nothing_to_do()
+        return self._submit(peeked, itertools.chain([first], lines))
+
+    def _read_earlier(self) -> DoneKeys | None:
+        target = self.request.results
+        if not self.request.resume or target is None:
+            return None
+        for path in (target.dir, target.file, target.joblog):
+            if path is not None:
+                return read_done_keys(path)
+        return None
+
+    def _check_files(self) -> None:
+        """Every file to send is there, before anything starts."""
+        from p2pcompute.cli.replacement import expand_list
+
+        for seq, row in enumerate(self.request.inputs.rows(), start=1):
+            for pattern in self.request.files.send:
+                for path in expand_list(pattern, row, seq):
+                    check_readable(path, "file to send") if not os.path.isdir(path) else file_line(path, "--send")
+
+    def _nothing_to_do(self) -> int:
+        """No input, or all of them done before."""
+        tally = self.tally
+        if self.request.resume:
+            say(tally.text(), level=1)
+        job = {"total": tally.seen, "done": tally.done_before, "failed": tally.failed_kept, "by_node": []}
+        code = 1 if tally.failed_kept else 0
+        if self.request.is_json:
+            print_json({"schema": "p2pc.job/1", **job, "state": "failed" if code else "done", "exit_code": code})
+        elif not self.request.is_detached:
+            from p2pcompute.cli.progress import summary_text
+
+            say(summary_text(job, time.monotonic() - self.started))
+        return min(tally.failed_kept, 101) if self.request.exit_style == "gnu" else code
+
+    # --- with a node ------------------------------------------------------------------------------
+
+    def _submit(self, peeked: list[Row], lines: Iterator[dict[str, Any]]) -> int:
+        from p2pcompute.cli.daemon_start import ensure_node
+        from p2pcompute.cli.follow import Source, batches_of
+
+        request = self.request
+        if request.is_detached:
+            _check_detachable()
+        connection = ensure_node(local=request.local, announce=lambda text: say(text, level=1))
+        status = connection.request("GET", "/v1/status")
+        others = [peer for peer in status.get("peers") or () if peer.get("state") == "up"]
+        if others and not request.local:
+            check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
+        elif not others and request.kind == "command":
+            check_executable(request.words, request.files, only_here=True)
+        if request.batch != "1":
+            lines = self._chunker.chunks(lines, self._wait)
+        answer = connection.request("POST", "/v1/jobs", self._job_body(status))
+        job = {"id": answer["id"], "alias": answer["alias"]}
+        batches = batches_of(
+            lines, count_max=UPLOAD_LINES, bytes_max=UPLOAD_BYTES, is_stopped=lambda: self._is_stopping
+        )
+        source = Source(connection, job["id"], batches)
+        source.start()
+        if request.is_detached:
+            return self._detach(connection, source, job)
+        return self._follow(connection, status, source, job)
+
+    def _wait(self, condition: Callable[[], bool], limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _job_body(self, status: Mapping[str, Any]) -> dict[str, Any]:
+        request, function = self.request, self.function
+        spec: dict[str, Any] = {
+            "env": request.env, "cpus": request.cpus,
+            "share": [file_line(path, "--share") for path in request.files.share],
+        }
+        if request.mem_bytes is not None:
+            spec["mem_bytes"] = request.mem_bytes
+        if function is not None:
+            spec["code_b64"] = base64.b64encode(function.code).decode()
+            if function.modules is not None:
+                spec["modules_b64"] = base64.b64encode(function.modules).decode()
+        terms: dict[str, Any] = {
+            "retries": request.retries, "timeout_s": request.timeout_s, "slots_max": _slots(request.slots, status),
+            "halt": "" if request.halt == "never" else request.halt, "local_only": request.local,
+        }
+        return {
+            "name": request.name, "kind": request.kind, "terms": terms, "spec": spec,
+            "results": request.results.to_json() if request.results is not None else None,
+            "note": {
+                "keep_order": request.keep_order, "tag": request.tag, "output": request.output,
+                "exit_style": request.exit_style, "words": request.words[:8],
+            },
+        }
+
+    def _detach(self, connection: Any, source: Any, job: Mapping[str, Any]) -> int:
+        try:
+            source.join()
+        except KeyboardInterrupt:
+            self._is_stopping = True
+            source.stop()
+            connection.request("POST", f"/v1/jobs/{job['id']}/cancel", {"now": True})
+            raise
+        if source.error is not None:
+            connection.request("POST", f"/v1/jobs/{job['id']}/cancel", {"now": True})
+            raise source.error
+        if self.request.resume:
+            say(self.tally.text(), level=1)
+        if self.request.is_json:
+            print_json(connection.request("GET", f"/v1/jobs/{job['id']}"))
+        else:
+            print(job["alias"])
+        return 0
+
+    def _follow(self, connection: Any, status: Mapping[str, Any], source: Any, job: Mapping[str, Any]) -> int:
+        from p2pcompute.cli.follow import Signals, View, make_printer
+        from p2pcompute.cli.progress import Progress, choose_display
+
+        request = self.request
+        this = status.get("node") or {}
+        hint = request.inputs.count if request.batch == "1" and not request.resume else None
+        title = f"{request.name} {job['alias']}"
+        progress = Progress(title, str(this.get("short_id") or ""), hint, started=self.started)
+        display = choose_display(request.progress)
+        printer, errors = make_printer(
+            connection, job, display, mode=request.output, kind=request.kind, keep_order=request.keep_order,
+            tag=request.tag,
+        )
+        _say_alone(status)
+        with Signals().caught() as signals:
+            view = View(
+                connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
+                source=source, keeps_results=request.results is not None, on_task=self._chunker.took,
+            )
+            outcome = view.follow()
+            self._is_stopping = True
+        if errors is not None and outcome.exit_code != 129:
+            errors.close()
+        return self._finish(outcome.job, outcome.exit_code)
+
+    def _finish(self, job: Mapping[str, Any] | None, signal_code: int | None) -> int:
+        from p2pcompute.cli.follow import failures_hint, job_exit_code, report_results, where_results
+        from p2pcompute.cli.progress import summary_text
+
+        if job is None:
+            return signal_code or 0
+        request, tally = self.request, self.tally
+        elapsed_s = time.monotonic() - self.started
+        code = job_exit_code(job, failed_before=tally.failed_kept, style=request.exit_style)
+        if request.resume:
+            say(tally.text(), level=1)
+        if hint := failures_hint(job):
+            say(hint, level=1)
+        say(summary_text(job, elapsed_s, done_before=tally.done_before, where=where_results(job)))
+        if not report_results(job) and code == 0:
+            code = 1
+        if signal_code is not None:
+            code = signal_code
+        if request.is_json:
+            print_json({**job, "exit_code": code, "elapsed_s": round(elapsed_s, 3), "done_before": tally.done_before})
+        return code
+
+
+def _say_alone(status: Mapping[str, Any]) -> None:
+    """A node that has just been started and is alone: say how to change that, once."""
+    node, group = status.get("node") or {}, status.get("group") or {}
+    if group.get("is_alone") and float(node.get("uptime_s") or 0.0) < 5.0:
+        cores = count_text((status.get("slots") or {}).get("total"))
+        say(f"running on {node.get('name')} only ({cores} slots); add a computer: p2pc invite --token", level=1)
+
+
+def _slots(text: str | None, status: Mapping[str, Any]) -> int | None:
+    """Return the bound that -j sets; None = no bound."""
+    if text is None or text in ("0", "0%"):
+        return None
+    if not text.endswith("%"):
+        return int(text)
+    total = int((status.get("slots") or {}).get("total") or 1)
+    total += sum(int(peer.get("slots") or 0) for peer in status.get("peers") or () if peer.get("state") == "up")
+    return max(1, total * int(text[:-1]) // 100)
+
+
+def _check_detachable() -> None:
+    """A node that ends with this command cannot keep a job.
+
+    Raises:
+        UsageError: no node runs, and here none may stay behind.
+    """
+    from p2pcompute.cli.connection import open_connection
+    from p2pcompute.cli.daemon_start import why_embedded
+
+    reason = why_embedded(os.environ)
+    if reason is not None and not open_connection().is_answering():
+        raise UsageError(
+            "nothing would carry on with the job", f"no node is running, and here ({reason}) none is left behind",
+            "p2pc node start, then again", code="detach",
+        )
