@@ -1,0 +1,117 @@
+"""Results on disk: written by the node, complete, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import running, until
+from fake_node import FakeNode, ok
+
+from p2pcompute.errors import UsageError
+from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+async def test_results_are_there_before_the_end_event(tmp_path: Path) -> None:
+    """`p2pc run --results out` exits on the end event: everything must be on disk by then."""
+    node = FakeNode(tmp_path)
+    async with running(node, tmp_path) as daemon:
+        out = tmp_path / "out"
+        job_id = await daemon.new_job(3, seal=True, results={"dir": str(out), "joblog": str(tmp_path / "log")})
+        ref = await node.blobs.put(b"png" * 300_000)
+        node.end(job_id, 0, ok(b"zero\n", files=(OutputFile("a.png", ref.digest, ref.size, 0o644),)))
+        node.end(job_id, 1, Outcome(status=OutcomeStatus.FAILED, exit_code=4, stderr=b"bad"))
+        node.end(job_id, 2, None, state="cancelled")
+        events = await daemon.call(lambda: list(daemon.connection.stream_events("/v1/jobs/last/events")))
+        assert events[-1][0] == "end" and events[-1][1]["results"]["state"] == "written"
+        assert (out / "tasks/000/000000/stdout").read_bytes() == b"zero\n"
+        assert (out / "tasks/000/000000/files/a.png").read_bytes() == b"png" * 300_000
+        assert [line.split("\t")[6] for line in lines(tmp_path / "log")[1:]] == ["0", "4"]
+        assert json.loads((out / "summary.json").read_text())["failed"] == 1
+        assert not list((tmp_path / "sinks").iterdir()), "a finished sink leaves no marker"
+    await node.close()
+
+
+async def test_results_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> None:
+    """A directory with other results: said before the job exists, not after hours of work."""
+    node = FakeNode(tmp_path)
+    async with running(node, tmp_path) as daemon:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/joblog").write_text("mine")
+        for results in ({"dir": str(tmp_path / "out")}, {"dir": "relative"}, {"file": str(tmp_path / "x.pdf")}):
+            with pytest.raises(UsageError):
+                await daemon.new_job(results=results)
+        assert not node.by_id
+    await node.close()
+
+
+async def test_restart_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """kill -9 between two results, more results while nobody wrote, a retry afterwards."""
+    node = FakeNode(tmp_path)
+    out = tmp_path / "out.jsonl"
+    async with running(node, tmp_path) as daemon:
+        job_id = await daemon.new_job(4, seal=True, results={"file": str(out)})
+        node.end(job_id, 0, ok(b"0"))
+        node.end(job_id, 1, Outcome(status=OutcomeStatus.FAILED, exit_code=1))
+        await until(lambda: out.exists() and len(lines(out)) == 2)
+    with out.open("a") as torn:
+        torn.write('{"job":"torn')
+    node.end(job_id, 2, ok(b"2"))
+    async with running(node, tmp_path) as daemon:
+        await until(lambda: len(lines(out)) == 3)
+        node.end(job_id, 3, ok(b"3"))
+        await until(lambda: not list((tmp_path / "sinks").iterdir()))
+        assert [json.loads(line)["index"] for line in lines(out)] == [0, 1, 2, 3]
+        await daemon.call(lambda: daemon.connection.request("POST", "/v1/jobs/last/retry", {}))
+        node.end(job_id, 1, ok(b"now"))
+        await until(lambda: len(lines(out)) == 5)
+        again = json.loads(lines(out)[-1])
+        assert (again["index"], again["generation"], again["state"]) == (1, 1, "done")
+    await node.close()
+
+
+async def test_finished_jobs_get_no_sink_at_the_next_start(tmp_path: Path) -> None:
+    """A start must not read thirty days of results again."""
+    node = FakeNode(tmp_path)
+    async with running(node, tmp_path) as daemon:
+        job_id = await daemon.new_job(1, seal=True, results={"joblog": str(tmp_path / "log")})
+        node.end(job_id, 0, ok())
+        await until(lambda: (tmp_path / "log").exists() and not list((tmp_path / "sinks").iterdir()))
+    node.finished_calls.clear()
+    (tmp_path / "sinks" / ("ab" * 32)).touch()
+    async with running(node, tmp_path):
+        assert not node.finished_calls
+        assert not list((tmp_path / "sinks").iterdir()), "a marker of a job that is gone goes too"
+    await node.close()
+
+
+async def test_disk_that_refuses_stops_the_sink_not_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end event comes with the error; when there is room again, everything is written."""
+    monkeypatch.setattr("p2pcompute.daemon.sink.SINK_RETRY_S", 0.05)
+    node = FakeNode(tmp_path)
+    out = tmp_path / "out"
+    async with running(node, tmp_path) as daemon:
+        job_id = await daemon.new_job(2, seal=True, results={"dir": str(out)})
+        await until(lambda: (out / "tasks").is_dir())
+        (out / "tasks").rename(out / "moved")
+        (out / "tasks").write_text("in the way")
+        node.end(job_id, 0, ok(b"0"))
+        node.end(job_id, 1, ok(b"1"))
+        events = await daemon.call(lambda: list(daemon.connection.stream_events("/v1/jobs/last/events")))
+        results = events[-1][1]["results"]
+        assert results["state"] == "failing" and results["error"]["code"] == "results-disk"
+        (out / "tasks").unlink()
+        await until(lambda: (out / "summary.json").exists())
+        assert (out / "tasks/000/000001/stdout").read_bytes() == b"1"
+        document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
+        assert document["results"]["state"] == "written" and "error" not in document["results"]
+    await node.close()
+
+
