@@ -78,7 +78,8 @@ class Connection:
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"Content-Type": "application/json"}
         with self._open(timeout_s) as link:
-            link.request(method, path, body=data, headers=headers)
+            with contextlib.suppress(BrokenPipeError):  # refused before the body was read: the answer says why
+                link.request(method, path, body=data, headers=headers)
             return _json_of(self._answer(link))
 
     def stream_events(self, path: str) -> Iterator[tuple[str, Any]]:

@@ -128,7 +128,7 @@ async def test_large_content_is_streamed_whole(daemon: Daemon, tmp_path: Path) -
         ("POST", "/v1/prune", b'{"older_than_s":-1}', 400, "bad-request"),
     ],
 )
-async def test_errors_are_documents(
+async def test_errors_are_documents(  # noqa: PLR0917
     daemon: Daemon, method: str, path: str, body: bytes, status: int, code: str
 ) -> None:
     """A refusal always says what and which, never a traceback or an HTML page."""
@@ -361,7 +361,7 @@ async def test_failing_source_keeps_its_error(daemon: Daemon) -> None:
 async def test_cut_upload_leaves_whole_tasks_and_goes_on(daemon: Daemon) -> None:
     """A submitter that dies in the middle of a line adds no half task; another may continue without doubles."""
     job_id = await daemon.new_job()
-    reader, writer = await asyncio.open_unix_connection(daemon.connection.path)
+    _, writer = await asyncio.open_unix_connection(daemon.connection.path)
     part = b'{"argv":["one"]}\n{"argv":["two"]}\n{"argv":["thr'
     writer.write(
         b"POST /v1/jobs/last/tasks HTTP/1.1\r\nhost: p2pc\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n"

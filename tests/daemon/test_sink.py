@@ -99,7 +99,7 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
     out = tmp_path / "out"
     async with running(node, tmp_path) as daemon:
         job_id = await daemon.new_job(2, seal=True, results={"dir": str(out)})
-        await until(lambda: (out / "tasks").is_dir())
+        await until((out / "tasks").is_dir)
         (out / "tasks").rename(out / "moved")
         (out / "tasks").write_text("in the way")
         node.end(job_id, 0, ok(b"0"))
@@ -108,7 +108,7 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
         results = events[-1][1]["results"]
         assert results["state"] == "failing" and results["error"]["code"] == "results-disk"
         (out / "tasks").unlink()
-        await until(lambda: (out / "summary.json").exists())
+        await until((out / "summary.json").exists)
         assert (out / "tasks/000/000001/stdout").read_bytes() == b"1"
         document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
         assert document["results"]["state"] == "written" and "error" not in document["results"]
