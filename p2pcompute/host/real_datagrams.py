@@ -26,6 +26,7 @@ from p2pcompute.host.real_interfaces import InterfaceAddress
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PORT_ATTEMPTS_MAX, RATE_SOURCES_MAX, SOCKET_BUFFER_BYTES
 
+_PORTS = 65536
 _ERRORS_AT_ONCE_MAX = 64
 """Queued errors taken out before one send; more cannot have come from the sends before it."""
 
@@ -121,7 +122,8 @@ class RealDatagrams:
 
     def send(self, data: bytes, to: Address) -> None:
         """Queue a datagram; dropped and counted when it cannot be sent."""
-        entry = self._route(to.host)
+        # A port out of range must not reach asyncio: it would close the socket over it.
+        entry = self._route(to.host) if 0 < to.port < _PORTS else None
         if entry is None or self._is_closed or len(entry.unsent) >= DATAGRAM_QUEUE_MAX:
             self.counters.send_dropped += 1
             return
@@ -144,8 +146,7 @@ class RealDatagrams:
                 await entry.stream.send(data, target)
             except asyncio_dgram.TransportClosed:
                 return False
-            except (OSError, ValueError, OverflowError):
-                # OSError here is another datagram's; ValueError and OverflowError are an impossible target.
+            except OSError:  # another datagram's
                 self.counters.errors += 1
                 continue
             self.counters.sent += 1

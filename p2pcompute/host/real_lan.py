@@ -138,6 +138,7 @@ class RealLan:
         self._scope.spawn(self._look_up(name), "lan-lookup")
 
     async def _look_up(self, name: str) -> None:
+        from zeroconf import NotRunningException
         from zeroconf.asyncio import AsyncServiceInfo
 
         try:
@@ -148,6 +149,8 @@ class RealLan:
                     self._found(name, info)
                 if not self._lookups[name]:
                     return
+        except NotRunningException:  # closed meanwhile
+            return
         finally:
             del self._lookups[name]
 

@@ -193,9 +193,11 @@ class RealStream(asyncio.Protocol):
             ChannelLost: the connection broke or was closed here.
         """
         while not self._unread:
+            if self._is_closing:
+                raise ChannelLost("the connection was closed here")
             if self._has_eof:
                 return b""
-            if self._is_lost or self._is_closing:
+            if self._is_lost:
                 raise ChannelLost("the connection is gone", self._reason)
             self._reader = asyncio.get_running_loop().create_future()
             try:

@@ -142,6 +142,8 @@ class Channel:
         self._last_request_id = 0
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self._serving_count = 0
+        """Requests from here that are being served."""
         self._held_bytes = 0
         """Replies that wait to be sent."""
         self._replying = asyncio.Lock()
@@ -166,7 +168,7 @@ class Channel:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is asked on it in either direction and nothing was sent lately."""
-        return not self._pending and not self._held_bytes and self.quiet_s >= CHANNEL_PING_S
+        return not self._pending and not self._serving_count and self.quiet_s >= CHANNEL_PING_S
 
     @property
     def quiet_s(self) -> float:
@@ -347,12 +349,14 @@ class Channel:
             return
         serving.count += 1
         serving.bytes += size
+        self._serving_count += 1
         task = shared.scope.spawn(self._serve(request_id, serve, body), "request")
         task.add_done_callback(lambda _: self._served(serving, size))
 
     def _served(self, serving: _Serving, size: int) -> None:
         serving.count -= 1
         serving.bytes -= size
+        self._serving_count -= 1
         if serving.count == 0:
             self._shared.serving.pop(self.peer.key, None)
 
@@ -466,7 +470,7 @@ class Channel:
             self._shared.counters.unread += 1
             self.abort("the peer does not read")
             return
-        if now - self._used >= idle_s and not self._pending and not self._held_bytes:
+        if now - self._used >= idle_s and not self._pending and not self._serving_count:
             self._shared.counters.idle += 1
             self._end("idle", is_abort=False)
             return
