@@ -2,7 +2,8 @@
 
 Owns the unanswered requests of a node.  A reply counts only if its transaction, its source address, its type and
 its key are those of a request that waits, and its signature holds; cheap checks come first.  A request is sent
-again after the soft timeout, then at doubled intervals, so that one lost datagram does not look like a dead peer.
+again after the soft timeout, half a second at most, then at doubled intervals up to that, so that a lost datagram
+does not look like a dead peer.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from p2pcompute.ids import dht_id
 from p2pcompute.limits import DHT_REQUEST_S, DHT_REQUESTS_MAX
 
 _TIMER_SLACK_S = 1e-6
+_RESEND_GAP_S_MAX = 0.5
+"""With 10 % loss each way, a live peer misses all of the 4 to 6 sends of a request in 1 case of 800 or fewer."""
 
 
 class DatagramPort(Protocol):
@@ -186,7 +189,7 @@ class Exchange:
             replies=REPLIES[type_of(messages[0])],
             sent=now,
             hard_at=now + timeout_s,
-            gap_s=self.soft_s(loopback=is_loopback(address.host)),
+            gap_s=min(self.soft_s(loopback=is_loopback(address.host)), _RESEND_GAP_S_MAX),
             done=done,
         )
         self._pending[transaction] = pending
@@ -288,7 +291,7 @@ class Exchange:
         now = self._clock.now()
         if now < pending.hard_at - _TIMER_SLACK_S:
             pending.sends += 1
-            pending.gap_s *= 2
+            pending.gap_s = min(2 * pending.gap_s, _RESEND_GAP_S_MAX)
             self._counters.requests_resent += 1
             self._send(pending)
             self._arm(transaction, pending, now)

@@ -28,6 +28,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final, TypeAlias, assert_never
 
 from p2pcompute.dht.contacts import Contact, pack_address, unpack_address
@@ -71,6 +72,9 @@ class MessageType(IntEnum):
     PUT = 7
     ACK = 8
     BYE = 9
+
+
+_KINDS: Final = {int(kind): kind for kind in MessageType}
 
 
 class AckStatus(IntEnum):
@@ -234,12 +238,13 @@ def decode_statement(datagram: bytes) -> Statement:
     version, code, transaction, sender, recipient, run, body = fields
     if not _is_count(version, VERSION) or version != VERSION:
         raise RemoteProtocolError("a statement of another version")
-    if not _is_count(code, max(MessageType)) or code < min(MessageType):
+    kind = _KINDS.get(code) if _is_count(code, 255) else None
+    if kind is None:
         raise RemoteProtocolError("a message of unknown type")
     if not isinstance(body, list):
         raise RemoteProtocolError("the body is not a list")
     return Statement(
-        type=MessageType(code),
+        type=kind,
         transaction=_sized(transaction, TRANSACTION_BYTES),
         sender=_sized(sender, PUBLIC_KEY_BYTES),
         recipient=_sized(recipient, DHT_ID_BYTES),
@@ -384,8 +389,17 @@ def _contacts(value: object) -> tuple[Contact, ...]:
     for item in value:
         if not isinstance(item, list) or len(item) != 2:
             raise RemoteProtocolError("a contact is a key and an address")
-        contacts.append(Contact(_sized(item[0], PUBLIC_KEY_BYTES), unpack_address(item[1])))
+        key, packed = item
+        if not isinstance(packed, bytes):
+            raise RemoteProtocolError("an address is bytes")
+        contacts.append(_hearsay(_sized(key, PUBLIC_KEY_BYTES), packed))
     return tuple(contacts)
+
+
+@lru_cache(maxsize=1024)
+def _hearsay(key: bytes, packed: bytes) -> Contact:
+    """The contact in a reply; cached because the same few are heard of again and again."""
+    return Contact(key, unpack_address(packed))
 
 
 def _values(body: list[Any]) -> Values:

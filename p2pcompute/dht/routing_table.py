@@ -80,6 +80,7 @@ class Entry(Node):  # type: ignore[misc]  # the kademlia package has no types
         self.failed_at = now
         self.alternative: Address | None = None
         """Another address at which it has answered while this one was live."""
+        self._contact: Contact | None = None
 
     @property
     def address(self) -> Address:
@@ -89,10 +90,25 @@ class Entry(Node):  # type: ignore[misc]  # the kademlia package has no types
         """Take another address."""
         self.ip, self.port = address
         self.alternative = None
+        self._contact = None
+
+    def answered(self, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
+        """Note a verified reply."""
+        self.run = run
+        self.seen = now
+        self.check_at = now + DHT_PING_S
+        self.failures = 0
+        if name is not None:
+            self.name = name
+        if rtt_s is not None:
+            self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + _RTT_WEIGHT * (rtt_s - self.rtt_s)
+        self._contact = None
 
     def contact(self) -> Contact:
-        """What others may know of it."""
-        return Contact(self.key, self.address, self.name, self.rtt_s, self.seen)
+        """What others may know of it; the same object until something changes."""
+        if self._contact is None:
+            self._contact = Contact(self.key, self.address, self.name, self.rtt_s, self.seen)
+        return self._contact
 
 
 class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no types
@@ -241,7 +257,7 @@ class RoutingTable:
         entry = self._entry(contact_id)
         if entry is None:
             entry = Entry(key, address, run=run, now=now)
-            entry.name, entry.rtt_s = name, rtt_s
+            entry.answered(run, now, name, rtt_s)
             return self._enter(entry)
         if address != entry.address:
             is_live = entry.run == run and entry.failures == 0 and now - entry.seen <= 2 * DHT_PING_S
@@ -250,7 +266,8 @@ class RoutingTable:
                 entry.alternative = address
                 return Change(probe=entry.contact()) if is_new else _NOTHING
             entry.move(address)
-        self._refresh(entry, run, now, name, rtt_s)
+        entry.answered(run, now, name, rtt_s)
+        self._buckets[self._index(contact_id)].add_node(entry)  # moves it to the end: the head is the stalest
         return _NOTHING
 
     def on_failure(self, key: bytes, address: Address, *, sent: float, now: float) -> Change:
@@ -396,17 +413,6 @@ class RoutingTable:
             return _NOTHING
         self._count += 1
         return Change(added=(entry.contact(),))
-
-    def _refresh(self, entry: Entry, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
-        entry.run = run
-        entry.seen = now
-        entry.check_at = now + DHT_PING_S
-        entry.failures = 0
-        if name is not None:
-            entry.name = name
-        if rtt_s is not None:
-            entry.rtt_s = rtt_s if entry.rtt_s is None else entry.rtt_s + _RTT_WEIGHT * (rtt_s - entry.rtt_s)
-        self._buckets[self._index(entry.id)].add_node(entry)  # moves it to the end: the head is the stalest
 
     def _remove(self, entry: Entry) -> Change:
         index = self._index(entry.id)

@@ -36,7 +36,7 @@ from p2pcompute.dht.messages import (
     parts_of,
     shown_name,
 )
-from p2pcompute.dht.records import Record, make_ad, newest
+from p2pcompute.dht.records import Record, RecordStore, make_ad, newest
 from p2pcompute.dht.routing_table import Change, RoutingTable
 from p2pcompute.dht.walk import Answer, walk
 from p2pcompute.host.interfaces import Address, Host
@@ -128,7 +128,7 @@ class Dht:
         self._join_addresses: dict[Address, None] = {}
         self._name = ""
         self._wake = asyncio.Event()
-        self._refresh_step = 0
+        self._refresh_step = self._joins_count = self._added_count = 0
         self._is_refreshing = self._is_publishing = False
         self._refresh_at = self._retry_at = self._ad_at = self._expire_at = 0.0
 
@@ -195,6 +195,11 @@ class Dht:
         return counted[0][0] if counted else None
 
     @property
+    def records(self) -> RecordStore:
+        """The records kept here, for others and for this node."""
+        return self._keeper.records
+
+    @property
     def is_link_down(self) -> bool:
         """Whether the silence of many contacts in a row says that our own link is down."""
         return self._table.is_link_down
@@ -202,7 +207,7 @@ class Dht:
     def check_invariants(self) -> None:
         """Raise InvariantViolation unless table and records are consistent."""
         self._table.check_invariants()
-        self._keeper.records.check_invariants()
+        self.records.check_invariants()
 
     async def join(self, addresses: Sequence[Address]) -> int:
         """Contact addresses of members, and look around from whoever answers.
@@ -212,10 +217,9 @@ class Dht:
         """
         began = self._clock.now()
         self._remember(addresses)
-        wanted: list[tuple[bytes | None, Address]] = [(None, address) for address in dict.fromkeys(addresses)]
-        if wanted and not await self._knock(wanted[:DHT_JOIN_ADDRESSES_MAX]):
+        places: list[tuple[bytes | None, Address]] = [(None, address) for address in dict.fromkeys(addresses)]
+        if not await self._join(places):
             return 0
-        await self._look_around()
         return sum(contact.seen >= began for contact in self._table.contacts())
 
     async def find(self, key: bytes) -> list[Contact]:
@@ -236,7 +240,7 @@ class Dht:
 
         Ends when DHT_FOUND_ENOUGH holders have answered; a miss asks the k nearest.
         """
-        search = _Search(key, self._lookup(key), self._keeper.records.get(key, now=self._clock.now()))
+        search = _Search(key, self._lookup(key), self.records.get(key, now=self._clock.now()))
         await self._walk(search.lookup, partial(self._ask_get, search))
         return newest(search.found)
 
@@ -253,13 +257,22 @@ class Dht:
         saved: list[tuple[bytes | None, Address]] = [
             (contact.key, contact.address) for contact in contacts if contact.key != self._identity.public_key
         ]
-        if await self._knock(saved[:DHT_JOIN_ADDRESSES_MAX]):
+        if not saved or not await self._join(saved):
+            await self._join([(None, address) for address in self._join_addresses])
+
+    async def _join(self, places: Sequence[tuple[bytes | None, Address]]) -> bool:
+        """Ping all places and look around once one has answered; without places, just look around."""
+        self._joins_count += 1
+        try:
+            if places and not await self._knock(places[:DHT_JOIN_ADDRESSES_MAX]):
+                return False
             await self._look_around()
-        elif self._join_addresses:
-            await self.join(list(self._join_addresses))
+            return True
+        finally:
+            self._joins_count -= 1
 
     async def _knock(self, places: Sequence[tuple[bytes | None, Address]]) -> bool:
-        """Ping all; return True at the first answer, False when none has come."""
+        """Ping all, at least one; return True at the first answer, False when none has come."""
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         left = len(places)
 
@@ -271,14 +284,20 @@ class Dht:
 
         for key, address in places:
             self._ask(key, address, [Ping()], done)
-        return bool(places) and await answered
+        return await answered
 
     async def _look_around(self) -> None:
-        """Look up the own id and, in a group of more than k, both halves of each far bucket that has room."""
+        """Look up the own id and, in a group of more than k, both halves of each far bucket that has room.
+
+        The far buckets are left out in a follow-up when the table has not grown since the last time.
+        """
+        is_follow_up = 0 < self._refresh_step <= len(_FOLLOW_UPS_S)
+        has_grown = self.counters.contacts_added > self._added_count
+        self._added_count = self.counters.contacts_added
         lookup = self._lookup(self._own_id)
         nearest = await self._walk(lookup, partial(self._ask_find, self._own_id))
         self._verify_heard(lookup)
-        if len(nearest) >= DHT_K:
+        if len(nearest) >= DHT_K and (has_grown or not is_follow_up):
             for lowest, highest in self._table.far_buckets(self._table.shared_bits(nearest[-1].id) + 1):
                 middle = (lowest + highest) // 2
                 for low, high in ((lowest, middle), (middle + 1, highest)):
@@ -294,9 +313,9 @@ class Dht:
             self._is_refreshing = False
             if self._refresh_step < len(_FOLLOW_UPS_S):
                 delay_s = _FOLLOW_UPS_S[self._refresh_step]
-                self._refresh_step += 1
             else:
                 delay_s = DHT_REFRESH_SMALL_S if len(self._table) < DHT_K else DHT_REFRESH_S
+            self._refresh_step += 1
             self._refresh_at = self._clock.now() + self._jittered(delay_s)
             self._wake.set()
 
@@ -557,8 +576,10 @@ class Dht:
         )
         self._apply(change)
         if was_alone and len(self._table):
-            self._refresh_step = 0
-            self._refresh_at = self._ad_at = self._clock.now()
+            now = self._clock.now()
+            self._ad_at = now
+            self._refresh_step = 1 if self._joins_count else 0
+            self._refresh_at = now + _FOLLOW_UPS_S[0] if self._joins_count else now  # a join looks around by itself
             self._wake.set()
         if self._table.get(dht_id(statement.sender)) is None:
             self._observed.pop(statement.sender, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -111,20 +112,16 @@ class Mesh:
 
     async def grow(self, count: int, *, gap_s: float = 0.0) -> list[Peer]:
         """Start `count` peers that join by the first."""
-        import asyncio
-
         for _ in range(count):
             first = self.peers[0] if self.peers else None
             peer = self.add()
             await self.on(peer, peer.start([first.address] if first else []))
             if gap_s:
                 await asyncio.sleep(gap_s)
-        return self.peers
+        return list(self.peers)
 
     async def wait(self, condition: Any, within_s: float, what: str) -> float:
         """Wait in virtual time until `condition()`; returns how long it took."""
-        import asyncio
-
         began = self.simulation.now
         while not condition():
             assert self.simulation.now - began < within_s, f"{what} did not happen within {within_s} s"
@@ -133,5 +130,7 @@ class Mesh:
 
     def all_know_all(self, peers: Sequence[Peer] | None = None) -> bool:
         peers = self.peers if peers is None else peers
+        if any(len(peer.dht.contacts()) != len(peers) - 1 for peer in peers):
+            return False
         keys = {peer.key for peer in peers}
         return all(peer.knows() == keys - {peer.key} for peer in peers)

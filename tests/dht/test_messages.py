@@ -1,0 +1,209 @@
+"""Wire format of the DHT: what does not round-trip, or is taken though it is not exactly right, breaks here."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcompute.dht.contacts import Contact, pack_address, unpack_address
+from p2pcompute.dht.messages import (
+    ANYONE,
+    Ack,
+    AckStatus,
+    Bye,
+    Find,
+    Get,
+    Message,
+    MessageType,
+    Nodes,
+    Ping,
+    Pong,
+    Put,
+    Statement,
+    Values,
+    cut_contacts,
+    decode_body,
+    decode_statement,
+    encode_statement,
+    parts_of,
+    shown_name,
+)
+from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
+from p2pcompute.host.interfaces import Address
+from p2pcompute.limits import DHT_BODY_BYTES_MAX, DHT_CHUNK_BYTES, DHT_K, RECORD_BYTES_MAX
+from p2pcompute.wire import cbor
+
+KEY = hashlib.sha256(b"key").digest()
+ID = KEY[:20]
+
+
+def sign(message: bytes) -> bytes:
+    return hashlib.sha512(message).digest()
+
+
+def encode(message: Message, **changes: Any) -> bytes:
+    fields: dict[str, Any] = {"transaction": bytes(8), "sender": KEY, "recipient": ID, "run": b"run-1234"}
+    return encode_statement(message, **{**fields, **changes}, group_id=bytes(32), sign=sign)
+
+
+keys = st.binary(min_size=32, max_size=32)
+ids = st.binary(min_size=20, max_size=20)
+v4 = st.integers(0x01000000, 0xDFFFFFFF).map(lambda n: ".".join(str(b) for b in n.to_bytes(4, "big")))
+addresses = st.builds(Address, v4 | st.sampled_from(["::1", "fd00::1", "2001:db8::7"]), st.integers(1, 65535))
+names = st.text(max_size=64).map(shown_name)
+contacts = st.builds(Contact, keys, addresses)
+chunks = st.binary(min_size=1, max_size=DHT_CHUNK_BYTES)
+messages = st.one_of(
+    st.just(Ping()),
+    st.builds(Pong, addresses, names),
+    st.builds(Find, ids),
+    st.builds(lambda name, cs: Nodes(name, cut_contacts(cs, name)), names, st.lists(contacts, max_size=40)),
+    st.builds(Get, ids, st.integers(0, 16384)),
+    st.builds(lambda c, o: Values(bytes(8), o + len(c), o, c), chunks, st.integers(0, 15000)),
+    st.builds(lambda c, p: Put(p, 2, c), chunks, st.integers(0, 1)),
+    st.builds(Ack, st.sampled_from(AckStatus), st.integers(0, 2**63 - 1)),
+    st.just(Bye()),
+)
+
+
+@given(messages)
+def test_every_message_round_trips_within_one_datagram(message: Message) -> None:
+    datagram = encode(message)
+    assert len(datagram) <= DHT_BODY_BYTES_MAX
+    statement = decode_statement(datagram)
+    assert decode_body(statement.type, statement.body) == message
+    assert (statement.sender, statement.recipient, statement.run) == (KEY, ID, b"run-1234")
+    assert datagram == statement.signed + statement.signature
+
+
+@given(st.binary(max_size=1300))
+def test_junk_raises_only_the_documented_error(junk: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_statement(junk)
+
+
+@given(messages, st.data())
+def test_a_changed_byte_never_yields_the_same_signed_bytes(message: Message, data: st.DataObject) -> None:
+    datagram = bytearray(encode(message))
+    index = data.draw(st.integers(0, len(datagram) - 1))
+    datagram[index] ^= data.draw(st.integers(1, 255))
+    try:
+        statement = decode_statement(bytes(datagram))
+        decode_body(statement.type, statement.body)
+    except RemoteProtocolError:
+        return
+    original = decode_statement(encode(message))
+    assert (statement.signed, statement.signature) != (original.signed, original.signature)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from(MessageType), st.lists(values, max_size=5))
+def test_any_body_is_a_message_or_the_documented_error(kind: MessageType, body: list[Any]) -> None:
+    try:
+        message = decode_body(kind, body)
+    except RemoteProtocolError:
+        return
+    statement = decode_statement(encode(message))
+    assert decode_body(statement.type, statement.body) == message, "what is accepted must be canonical"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {0: 2}, {0: True}, {1: 0}, {1: 99}, {1: True}, {1: "PING"}, {2: bytes(7)}, {2: "x" * 8}, {3: bytes(31)},
+        {4: bytes(19)}, {4: None}, {5: bytes(9)}, {6: {}}, {6: 7},
+    ],
+)  # fmt: skip
+def test_each_outer_field_is_checked(change: dict[int, Any]) -> None:
+    fields: list[Any] = [1, 1, bytes(8), KEY, ID, bytes(8), []]
+    assert decode_statement(cbor.encode(fields) + bytes(64)).type is MessageType.PING
+    for index, value in change.items():
+        fields[index] = value
+    with pytest.raises(RemoteProtocolError):
+        decode_statement(cbor.encode(fields) + bytes(64))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (MessageType.PING, [1]),
+        (MessageType.PONG, [b"\x7f\0\0\1\0\0", "n"]),
+        (MessageType.PONG, [b"\x7f\0\0\1\0\1", "n" * 65]),
+        (MessageType.PONG, [b"\x7f\0\0\1\0\1", "bell\a"]),
+        (MessageType.NODES, ["n", [[KEY]]]),
+        (MessageType.NODES, ["n", [[KEY, b"\0\0\0\0\0\1"]]]),
+        (MessageType.NODES, ["n", [[KEY, b"\xe0\0\0\1\0\1"]]]),
+        (MessageType.NODES, ["n", [[KEY, b"\xff\xff\xff\xff\0\1"]]]),
+        (MessageType.NODES, ["n", [[KEY, "127.0.0.1:1"]]]),
+        (MessageType.NODES, ["n", [[KEY, b"\x7f\0\0\1\0\1"]] * 65]),
+        (MessageType.GET, [ID, -1]),
+        (MessageType.VALUES, [bytes(8), 3, 0, b"four"]),
+        (MessageType.VALUES, [bytes(8), 10**9, 0, b""]),
+        (MessageType.PUT, [1, 1, b"x"]),
+        (MessageType.PUT, [0, 0, b"x"]),
+        (MessageType.PUT, [0, 3, b"x"]),
+        (MessageType.PUT, [0, 1, b""]),
+        (MessageType.ACK, [4, 0]),
+        (MessageType.ACK, [0, -1]),
+        (MessageType.BYE, [0]),
+    ],
+)
+def test_bodies_out_of_bounds_are_refused(kind: MessageType, body: list[Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_body(kind, body)
+
+
+def test_k_contacts_fit_one_reply_and_longer_lists_keep_the_nearest() -> None:
+    many = [Contact(hashlib.sha256(b"%d" % n).digest(), Address("10.1.2.3", 40000 + n)) for n in range(DHT_K)]
+    assert cut_contacts(many, "a-name-of-usual-length") == tuple(many)
+    sixes = [Contact(contact.key, Address("2001:db8::1", 4000)) for contact in many * 2]
+    kept = cut_contacts(sixes, "ü" * 64)
+    assert 10 < len(kept) < DHT_K and kept == tuple(sixes[: len(kept)])
+    assert len(encode(Nodes("ü" * 64, kept))) <= DHT_BODY_BYTES_MAX
+
+
+def test_the_longest_record_fits_the_parts_of_a_put() -> None:
+    raw = bytes(RECORD_BYTES_MAX)
+    parts = parts_of(raw)
+    assert b"".join(part.chunk for part in parts) == raw
+    assert [(part.part, part.parts) for part in parts] == [(0, 2), (1, 2)]
+    assert max(len(encode(part)) for part in parts) <= DHT_BODY_BYTES_MAX
+
+
+def test_a_statement_that_would_not_fit_is_our_bug() -> None:
+    with pytest.raises(LocalProtocolError):
+        encode(Put(0, 1, bytes(DHT_BODY_BYTES_MAX)))
+
+
+def test_the_signature_binds_group_and_recipient() -> None:
+    seen: list[bytes] = []
+
+    def note(message: bytes) -> bytes:
+        seen.append(message)
+        return bytes(64)
+
+    for group_id, recipient in ((bytes(32), ID), (b"\1" * 32, ID), (bytes(32), ANYONE)):
+        encode_statement(
+            Ping(), transaction=bytes(8), sender=KEY, recipient=recipient, run=bytes(8), group_id=group_id, sign=note
+        )
+    assert len(set(seen)) == 3, "a statement could be replayed in another group or to another node"
+
+
+@given(addresses)
+def test_addresses_round_trip(address: Address) -> None:
+    assert unpack_address(pack_address(address)) == address
+
+
+def test_an_unsigned_first_contact_is_a_statement_like_any_other() -> None:
+    statement: Statement = decode_statement(encode(Ping(), recipient=ANYONE))
+    assert statement.recipient == ANYONE

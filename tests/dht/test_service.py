@@ -1,0 +1,537 @@
+"""Whole DHTs on the simulated host: joining, forgetting, finding, putting, getting, leaving, and bad datagrams."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from mesh import GROUP, Mesh, Peer
+
+from p2pcompute.dht.messages import ANYONE, Bye, Find, Get, Message, Ping, Pong, Put, encode_statement
+from p2pcompute.dht.records import Record, make_ad, make_record, record_key
+from p2pcompute.host.interfaces import Address
+from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import dht_id
+from p2pcompute.limits import AD_TTL_S, DHT_FAILURES_MAX, DHT_K, DHT_PING_S, DHT_REQUESTS_MAX, RECORD_VALUE_BYTES_MAX
+from p2pcompute.wire import cbor
+
+
+def simulate(main: Callable[[Mesh], Awaitable[None]], **kwargs: Any) -> None:
+    with Mesh(**kwargs) as mesh:
+
+        async def run() -> None:
+            await main(mesh)
+
+        mesh.simulation.run(run())
+
+
+def a_record(peer: Peer, *, seq: int = 1, value: bytes = b"value", salt: bytes = b"job", ttl_s: float = 3600) -> Record:
+    wall = peer.sim_host.clock.wall()
+    return make_record(
+        peer.identity.sign_envelope, peer.key, salt=salt, seq=seq, wall=wall, ttl_s=ttl_s, value=value
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_all_know_all_soon_and_a_newcomer_within_two_seconds(count: int) -> None:
+    async def main(mesh: Mesh) -> None:
+        await mesh.grow(count)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        newcomer = mesh.add()
+        await mesh.on(newcomer, newcomer.start([mesh.peers[-2].address]))
+        await mesh.wait(mesh.all_know_all, 2, "everybody knowing the newcomer")
+        names = {peer.key: peer.name for peer in mesh.peers}
+        for contact in newcomer.dht.contacts():
+            assert contact.name == names[contact.key] and contact.seen > 0
+        assert all(contact.rtt_s is None or 0 < contact.rtt_s < 2 for contact in newcomer.dht.contacts())
+        assert newcomer.dht.observed_address() == newcomer.address
+        assert sorted(newcomer.came) == sorted(names.keys() - {newcomer.key})
+
+    simulate(main, seed=count)
+
+
+def test_fifty_know_one_another_too() -> None:
+    async def main(mesh: Mesh) -> None:
+        await mesh.grow(50)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+
+    simulate(main)
+
+
+def test_with_loss_all_know_all_and_nobody_is_given_up() -> None:
+    """One datagram in ten is lost: a probe is sent again before it counts, or peers would flap."""
+
+    async def main(mesh: Mesh) -> None:
+        await mesh.grow(10)
+        await mesh.wait(mesh.all_know_all, 10, "everybody knowing everybody")
+        await asyncio.sleep(300)
+        assert mesh.all_know_all()
+        assert [peer.gone for peer in mesh.peers] == [[]] * 10
+        assert sum(peer.dht.counters.requests_resent for peer in mesh.peers) > 50
+
+    simulate(main, loss=0.1)
+
+
+@pytest.mark.parametrize(("count", "loss"), [(3, 0.0), (10, 0.1)])
+def test_a_killed_node_is_forgotten_within_a_minute_and_known_again_when_it_is_back(count: int, loss: float) -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(count)
+        await mesh.wait(mesh.all_know_all, 10, "everybody knowing everybody")
+        await asyncio.sleep(30)
+        victim, others = peers[0], peers[1:]
+        mesh.simulation.crash(victim.sim_host, is_silent=True)
+        took = await mesh.wait(lambda: mesh.all_know_all(others), 60, "forgetting the dead")
+        assert took > DHT_FAILURES_MAX
+        assert all(peer.gone == [victim.key] for peer in others)
+        mesh.simulation.restart(victim.sim_host)
+        await mesh.on(victim, victim.start([others[0].address]))
+        await mesh.wait(mesh.all_know_all, 5, "knowing it again")
+
+    simulate(main, loss=loss)
+
+
+def test_two_nodes_find_each_other_after_an_outage_without_any_address() -> None:
+    """With one peer each, both have forgotten the other when the link comes back."""
+
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        mesh.simulation.network.cut(one.sim_host.machine, two.sim_host.machine)
+        await mesh.wait(lambda: not one.knows() and not two.knows(), 60, "forgetting")
+        await asyncio.sleep(600)
+        mesh.simulation.network.heal()
+        await mesh.wait(mesh.all_know_all, 310, "finding each other again")
+
+    simulate(main)
+
+
+def test_a_node_whose_own_link_is_down_keeps_its_table() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(14)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        cut_off = peers[3]
+        for other in peers:
+            if other is not cut_off:
+                mesh.simulation.network.cut(cut_off.sim_host.machine, other.sim_host.machine)
+        await mesh.wait(lambda: all(cut_off.key in p.gone for p in peers if p is not cut_off), 60, "forgetting")
+        assert cut_off.dht.is_link_down and len(cut_off.knows()) == 13
+        mesh.simulation.network.heal()
+        await mesh.wait(mesh.all_know_all, 30, "recovering")
+
+    simulate(main)
+
+
+def test_a_dead_first_address_is_tried_until_somebody_is_there() -> None:
+    async def main(mesh: Mesh) -> None:
+        first, second = mesh.add(), mesh.add()
+        await mesh.on(second, second.start([Address(first.sim_host.address, 4711)]))
+        assert await mesh.on(second, second.dht.join([Address("10.9.9.9", 9)])) == 0
+        await asyncio.sleep(100)
+        await mesh.on(first, first.start(port=4711))
+        await mesh.wait(mesh.all_know_all, 15, "joining late")
+
+    simulate(main)
+
+
+def test_saved_contacts_come_before_addresses() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(4)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        saved = peers[3].dht.contacts()
+        await mesh.on(peers[3], peers[3].leave())
+        await mesh.on(peers[3], peers[3].start(contacts=saved))
+        await mesh.wait(mesh.all_know_all, 2, "coming back by saved contacts")
+
+    simulate(main)
+
+
+def test_join_counts_who_was_verified_and_ignores_its_own_address() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(5)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        alone = mesh.add()
+        await mesh.on(alone, alone.start())
+        assert await mesh.on(alone, alone.dht.join([alone.address])) == 0
+        assert alone.dht.counters.dropped_own > 0
+        assert await mesh.on(alone, alone.dht.join([alone.address, peers[2].address])) == 5
+
+    simulate(main)
+
+
+def test_a_goodbye_removes_at_once_and_a_replay_of_it_does_nothing() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(5)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        leaver, rest = peers[4], peers[:4]
+        await asyncio.sleep(5)
+        leaver.port.is_recording = True
+        began = mesh.simulation.now
+        address = leaver.address
+        await mesh.on(leaver, leaver.leave())
+        assert mesh.simulation.now - began < 0.6
+        await mesh.wait(lambda: mesh.all_know_all(rest), 0.5, "removing the leaver")
+        goodbyes = leaver.port.sent
+        await mesh.on(leaver, leaver.start([rest[0].address]))
+        await mesh.wait(mesh.all_know_all, 2, "knowing it again")
+        for datagram, to in goodbyes:
+            for peer in rest:
+                if peer.address == to:
+                    peer.dht.receive(datagram, address)
+        await asyncio.sleep(1)
+        assert mesh.all_know_all()
+
+    simulate(main)
+
+
+# --- find, put, get ---
+
+
+def nearest_by_brute_force(peers: list[Peer], key: bytes) -> list[Peer]:
+    return sorted(peers, key=lambda p: int.from_bytes(dht_id(p.key), "big") ^ int.from_bytes(key, "big"))[:DHT_K]
+
+
+def test_thirty_nodes_from_joining_to_a_death() -> None:
+    """Above k: lookups are exact, records live at the k nearest only, and the dead are still soon forgotten."""
+
+    async def main(mesh: Mesh) -> None:
+        await mesh.grow(29)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        newcomer = mesh.add()
+        await mesh.on(newcomer, newcomer.start([mesh.peers[-2].address]))
+        await mesh.wait(mesh.all_know_all, 2, "everybody knowing the newcomer")
+        peers = list(mesh.peers)
+
+        rng = random.Random(1)
+        for _ in range(5):
+            key, asking = rng.randbytes(20), rng.choice(peers)
+            found = await mesh.on(asking, asking.dht.find(key))
+            expected = nearest_by_brute_force([peer for peer in peers if peer is not asking], key)
+            assert [contact.name for contact in found] == [peer.name for peer in expected]
+
+        record = a_record(peers[7])
+        assert await mesh.on(peers[7], peers[7].dht.put(record)) == DHT_K
+        now = mesh.simulation.now
+        holding = [peer.name for peer in peers if peer.dht.records.get(record.key, now=now)]
+        assert sorted(holding) == sorted(peer.name for peer in nearest_by_brute_force(peers, record.key))
+        for peer in (peers[0], newcomer):
+            assert await mesh.on(peer, peer.dht.get(record.key)) == [record]
+        assert await mesh.on(peers[3], peers[3].dht.get(bytes(20))) == []
+
+        mesh.simulation.crash(peers[0].sim_host, is_silent=True)
+        await mesh.wait(lambda: mesh.all_know_all(peers[1:]), 60, "forgetting the dead")
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("size", [0, 500, RECORD_VALUE_BYTES_MAX])
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_what_is_put_is_got_everywhere(size: int, loss: float) -> None:
+    """The largest values need two datagrams each way."""
+
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(8)
+        await mesh.wait(mesh.all_know_all, 10, "everybody knowing everybody")
+        record = a_record(peers[1], value=bytes(size))
+        assert await mesh.on(peers[1], peers[1].dht.put(record)) >= (6 if loss else 8)
+        newcomer = mesh.add()
+        await mesh.on(newcomer, newcomer.start([peers[0].address]))
+        await mesh.wait(lambda: len(newcomer.knows()) == 8, 5, "joining")
+        for peer in (*peers[:3], newcomer):
+            assert await mesh.on(peer, peer.dht.get(record.key)) == [record]
+
+    simulate(main, loss=loss)
+
+
+def test_the_newest_record_wins_over_old_copies() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(6)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        old, new = a_record(peers[1], seq=1, value=b"old"), a_record(peers[1], seq=2, value=b"new")
+        await mesh.on(peers[1], peers[1].dht.put(new))
+        assert await mesh.on(peers[1], peers[1].dht.put(old)) == 0
+        assert await mesh.on(peers[5], peers[5].dht.get(new.key)) == [new]
+        assert sum(peer.dht.counters.records_stale for peer in peers) == 6
+
+    simulate(main)
+
+
+def test_a_record_is_gone_after_its_life() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(3)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        record = a_record(peers[0], ttl_s=60)
+        await mesh.on(peers[0], peers[0].dht.put(record))
+        await asyncio.sleep(61)
+        assert await mesh.on(peers[2], peers[2].dht.get(record.key)) == []
+        await asyncio.sleep(DHT_PING_S + 1)
+        assert all(not peer.dht.records.held_seq(record.key, record.publisher) for peer in peers)
+
+    simulate(main)
+
+
+def test_ads_are_in_the_dht_and_stay_there() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(3)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        await asyncio.sleep(2 * AD_TTL_S)
+        peers[1].extra = {"busy": True}
+        await asyncio.sleep(AD_TTL_S)
+        for peer in peers:
+            (ad,) = await mesh.on(peers[2], peers[2].dht.get(dht_id(peer.key)))
+            assert ad.publisher == peer.key and cbor.decode(ad.value) == peer.describe()
+        mesh.simulation.crash(peers[2].sim_host)
+        await asyncio.sleep(AD_TTL_S + 1)
+        assert await mesh.on(peers[1], peers[1].dht.get(dht_id(peers[2].key))) == []
+
+    simulate(main)
+
+
+def test_an_ad_is_replaced_after_the_clock_was_set_back() -> None:
+    """The group holds an ad with a later sequence number than this node would give now."""
+
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        await asyncio.sleep(2)
+        saved = two.dht.contacts()
+        await mesh.on(two, two.leave())
+        two.sim_host.clock.wall_skew_s -= 200.0
+        two.extra = {"after": "restart"}
+        await mesh.on(two, two.start(contacts=saved))
+        await asyncio.sleep(5)
+        (ad,) = await mesh.on(one, one.dht.get(dht_id(two.key)))
+        assert cbor.decode(ad.value)["after"] == "restart"
+
+    simulate(main)
+
+
+def test_many_ads_under_one_key_are_read_page_by_page() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(6)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        key = record_key(bytes(32), b"an attribute")
+        for peer in peers:
+            ad = make_ad(
+                peer.identity.sign_envelope, peer.key, key=key, seq=1, wall=peer.sim_host.clock.wall(), ttl_s=600,
+                value=bytes(900),
+            )  # fmt: skip
+            assert await mesh.on(peer, peer.dht.put(ad)) == 6
+        reader = mesh.add()
+        await mesh.on(reader, reader.start([peers[0].address]))
+        await mesh.wait(lambda: len(reader.knows()) == 6, 5, "joining")
+        got = await mesh.on(reader, reader.dht.get(key))
+        assert [ad.publisher for ad in got] == sorted(peer.key for peer in peers)
+
+    simulate(main)
+
+
+def test_alone_it_keeps_and_finds_its_own() -> None:
+    async def main(mesh: Mesh) -> None:
+        (alone,) = await mesh.grow(1)
+        record = a_record(alone)
+        assert await mesh.on(alone, alone.dht.put(record)) == 1
+        assert await mesh.on(alone, alone.dht.get(record.key)) == [record]
+        assert await mesh.on(alone, alone.dht.find(bytes(20))) == []
+
+    simulate(main)
+
+
+# --- what others may try ---
+
+
+def statement(
+    peer: Peer, message: Message, *, to: bytes, group_id: bytes = GROUP, transaction: bytes = b"12345678"
+) -> bytes:
+    return encode_statement(
+        message, transaction=transaction, sender=peer.key, recipient=to, run=b"any-run1", group_id=group_id,
+        sign=peer.identity.sign,
+    )  # fmt: skip
+
+
+def test_statements_for_others_other_groups_or_unasked_are_dropped_and_counted() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        await asyncio.sleep(1)
+        sender, own_id, source = two, dht_id(one.key), Address("10.77.0.1", 7)
+        one.port.is_recording = True
+        counters = one.dht.counters
+
+        def give(datagram: bytes) -> None:
+            one.dht.receive(datagram, source)
+
+        give(statement(sender, Find(bytes(20)), to=bytes(range(20))))
+        give(statement(sender, Find(bytes(20)), to=ANYONE))
+        assert counters.dropped_recipient == 2, "only a first ping may be to anyone"
+        give(statement(sender, Ping(), to=own_id, group_id=bytes(32)))
+        forged = bytearray(statement(sender, Ping(), to=own_id))
+        forged[-1] ^= 1
+        give(bytes(forged))
+        assert counters.dropped_signature == 2
+        give(statement(sender, Pong(source, "liar"), to=own_id))
+        assert counters.dropped_unexpected == 1
+        give(b"junk")
+        give(statement(sender, Put(0, 1, b"no record"), to=own_id))
+        assert counters.dropped_malformed == 1 and counters.records_refused == 1
+        assert all(to != source or body for body, to in one.port.sent)
+        assert {contact.address for contact in one.dht.contacts()} == {two.address}
+
+    simulate(main)
+
+
+def test_made_up_senders_do_not_enter_the_table() -> None:
+    """A ping with a valid signature from an address where nobody answers makes no contact."""
+
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        for number in range(300):
+            stranger = Identity(two.sim_host.host.crypto, hashlib.sha256(b"made up %d" % number).digest())
+            datagram = encode_statement(
+                Ping(), transaction=bytes(8), sender=stranger.public_key, recipient=ANYONE, run=bytes(8),
+                group_id=GROUP, sign=stranger.sign,
+            )  # fmt: skip
+            one.dht.receive(datagram, Address("10.200.0.1", 1 + number))
+        assert one.dht.counters.verifications_skipped > 200, "pings back are bounded"
+        await asyncio.sleep(30)
+        assert mesh.all_know_all()
+
+    simulate(main)
+
+
+def test_a_reply_from_another_address_or_key_is_not_taken() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, two, three = await mesh.grow(3)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        await asyncio.sleep(1)
+        one.port.is_recording = True
+        search = one.sim_host.spawn(one.dht.find(bytes(20)), "find")
+        await asyncio.sleep(0)
+        asked = [body for body, to in one.port.sent if to == two.address]
+        assert asked
+        transaction = cbor.decode(asked[0][:-64])[2]
+        reply = statement(three, Pong(one.address, "three"), to=dht_id(one.key), transaction=transaction)
+        one.dht.receive(reply, two.address)
+        one.dht.receive(reply, three.address)
+        assert one.dht.counters.dropped_unexpected == 2
+        assert len(await search) == 2
+
+    simulate(main)
+
+
+def test_half_puts_are_bounded() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        for number in range(200):
+            part = statement(two, Put(0, 2, b"x" * 1000), to=dht_id(one.key), transaction=b"%08d" % number)
+            one.dht.receive(part, two.address)
+        assert one.dht.counters.dropped_parts == 200 - 64
+
+    simulate(main)
+
+
+def test_truncated_and_mutated_datagrams_never_raise() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        rng = random.Random(9)
+        record = a_record(two)
+        own_id = dht_id(one.key)
+        originals = [
+            statement(two, message, to=own_id)
+            for message in (Ping(), Find(bytes(20)), Get(bytes(20), 0), Put(0, 1, record.raw), Bye())
+        ]
+        for _ in range(3000):
+            datagram = bytearray(rng.choice(originals))
+            for _ in range(rng.randrange(1, 4)):
+                datagram[rng.randrange(len(datagram))] = rng.randrange(256)
+            one.dht.receive(bytes(datagram[: rng.randrange(len(datagram) + 1)]), two.address)
+        one.dht.check_invariants()
+        await asyncio.sleep(30)
+        assert mesh.all_know_all()
+
+    simulate(main)
+
+
+def test_other_groups_on_the_same_addresses_stay_apart() -> None:
+    async def main(mesh: Mesh) -> None:
+        one = mesh.add()
+        other = mesh.add(group_id=hashlib.sha256(b"another group").digest())
+        await mesh.on(one, one.start())
+        await mesh.on(other, other.start([one.address]))
+        await asyncio.sleep(20)
+        assert not one.knows() and not other.knows()
+        assert one.dht.counters.dropped_signature > 0
+
+    simulate(main)
+
+
+def test_more_requests_than_may_wait_fail_at_once() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, _ = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        places = [Address("10.99.0.1", 1 + number) for number in range(250)]
+        joins = [one.sim_host.spawn(one.dht.join(places), "join") for _ in range(6)]
+        await asyncio.sleep(0.1)
+        assert one.dht.counters.requests_refused_full >= 6 * 250 - DHT_REQUESTS_MAX
+        for join in joins:
+            assert await join == 0
+        await asyncio.sleep(30)
+        assert mesh.all_know_all()
+
+    simulate(main)
+
+
+# --- life ---
+
+
+def test_an_idle_small_group_costs_one_ping_per_contact_and_ten_seconds() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(6)
+        await asyncio.sleep(120)
+        before = [peer.dht.counters.requests_sent for peer in peers]
+        await asyncio.sleep(300)
+        for peer, count in zip(peers, before, strict=True):
+            pings = 5 * 300 / DHT_PING_S
+            refreshes = 5 * 300 / 54
+            assert peer.dht.counters.requests_sent - count <= pings + refreshes + 2 * 5 + 5
+
+    simulate(main)
+
+
+def test_closing_the_scope_ends_everything_and_fails_what_waits() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        mesh.simulation.crash(two.sim_host, is_silent=True)
+        search = one.sim_host.spawn(one.dht.find(bytes(20)), "find")
+        await asyncio.sleep(0.01)
+        await mesh.on(one, one.scope.close())
+        async with asyncio.timeout(0.1):
+            assert await search == []
+        one.port.is_recording = True
+        await asyncio.sleep(100)
+        assert one.port.sent == []
+        assert await mesh.on(one, one.dht.get(bytes(20))) == []
+        await mesh.on(one, one.dht.leave())
+
+    simulate(main)
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    def trace() -> str:
+        with Mesh(seed=4, loss=0.05) as mesh:
+
+            async def run() -> None:
+                await mesh.grow(8)
+                await asyncio.sleep(60)
+
+            mesh.simulation.run(run())
+            return mesh.simulation.trace_hash()
+
+    assert trace() == trace()
