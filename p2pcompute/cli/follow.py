@@ -159,6 +159,8 @@ class View:
     keeps_results: bool = False
     """Results are kept elsewhere than on stdout."""
     on_task: Callable[[Mapping[str, Any]], None] | None = None
+    is_onlooker: bool = False
+    """Ctrl-C and SIGTERM end the view, not the job."""
     _asked: int = 0
     """1 = no new tasks, 2 = kill."""
     _kill_by: float | None = None
@@ -263,6 +265,10 @@ class View:
             self.printer.stop()
             self._finish_sending()
             return Outcome(exit_code=EXIT_HANGUP)
+        if self.is_onlooker and self._exit_code_of_signals() is not None:
+            with self.display.aside():
+                say(f"\nthe job goes on; stop it: p2pc cancel {self.alias}")
+            return Outcome(exit_code=self._exit_code_of_signals())
         if self._kill_by is not None and time.monotonic() > self._kill_by:
             return Outcome(exit_code=self._exit_code_of_signals())
         wanted = 2 if signals.is_terminated or signals.interrupts >= 2 else min(signals.interrupts, 1)

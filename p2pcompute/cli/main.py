@@ -50,15 +50,16 @@ _EXIT_BY_CODE: Final = {
 """Errors that came from the node over HTTP keep only their code."""
 
 _JOBS: Final = "p2pcompute.cli.job_commands"
+_OUTPUT: Final = "p2pcompute.cli.job_output"
 _NODE: Final = "p2pcompute.cli.node_commands"
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Work": {
         "run": ("p2pcompute.cli.run", "Run a command or a Python function once per input."),
-        "demo": (_JOBS, "Estimate pi on every node and show who did what."),
+        "demo": ("p2pcompute.cli.demo", "Estimate pi on every node and show who did what."),
         "jobs": (_JOBS, "List jobs."),
         "show": (_JOBS, "Everything about one job or task."),
-        "logs": (_JOBS, "Output of tasks, also from nodes that have left."),
-        "result": (_JOBS, "Print or export results."),
+        "logs": (_OUTPUT, "Output of tasks, also from nodes that have left."),
+        "result": (_OUTPUT, "Print or export results."),
         "wait": (_JOBS, "Wait for jobs; exit with the job's exit code."),
         "attach": (_JOBS, "Show the live view of a running job again."),
         "cancel": (_JOBS, "Cancel jobs or tasks."),

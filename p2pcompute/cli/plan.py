@@ -94,9 +94,9 @@ def ship_function(target: str) -> Function:
     Raises:
         UsageError: it cannot be loaded or pickled; the reason is named.
     """
-    from p2pcompute.execution.functions import key_of, load_function, ship
+    from p2pcompute.execution.functions import key_of, load_file_function, ship
 
-    function = load_function(target)
+    function = load_file_function(target)
     shipped = ship(function)
     return Function(target, shipped.code, shipped.modules_zip, key_of(function), shipped.module_names)
 

@@ -1,0 +1,306 @@
+"""What tasks printed and gave: `logs` and `result`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+
+from p2pcompute.cli.command import Command, Reference, json_option
+from p2pcompute.cli.connection import Connection, open_connection
+from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument
+from p2pcompute.cli.output import (
+    duration_text,
+    moment_of,
+    one_line,
+    plural,
+    print_json,
+    print_json_line,
+    say,
+    time_text,
+)
+from p2pcompute.errors import P2pcError, UsageError
+
+TAIL_LINES: Final = 10
+"""Lines of each failed task that `logs --failed` shows."""
+SAME_NAMED_MAX: Final = 10
+
+# --- logs ---------------------------------------------------------------------------------------------------------
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc logs", "of the newest job"), ("p2pc logs --failed", "the end of what failed tasks said"),
+        ("p2pc logs j7k3/17 --stderr", ""), ("p2pc logs -f", "as tasks end"),
+    ],
+)
+@json_option
+@reference_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on as tasks end, until the job is over.")
+@click.option("--failed", is_flag=True, help="Only of failed tasks, equal ones once.")
+@click.option("--stderr/--stdout", "is_stderr", default=None, help="Only this stream.")
+@click.option("-n", "--lines", type=click.IntRange(1), metavar="N", help="The last N lines of each task.")
+@click.option("--since", metavar="DURATION", help="Only tasks that started within this.")
+@click.option("--timestamps", is_flag=True, help="With the time at which each task started.")
+@click.option("--raw", is_flag=True, help="Output alone: no headings, nothing left out.")
+def logs(
+    *, json_: bool, ref: Reference, follow: bool, failed: bool, is_stderr: bool | None, lines: int | None,
+    since: str | None, timestamps: bool, raw: bool,
+) -> int:
+    """Output of tasks, also from nodes that have left."""
+    from p2pcompute.cli.printing import Contents, record_of
+    from p2pcompute.config import parse_duration
+
+    since_s = parse_duration(since) if since else None
+    connection = open_connection()
+    job = find_job(connection, ref)
+    contents = Contents(connection, job["id"])
+    streams = ("stdout", "stderr") if is_stderr is None else ("stderr",) if is_stderr else ("stdout",)
+    if failed and is_stderr is None and not raw:
+        streams = ("stderr",)
+    states = ("failed",) if failed else ("done", "failed")
+    printer = _LogPrinter(job, contents, streams, lines or (TAIL_LINES if failed and not raw else None), timestamps, raw)
+    last: Mapping[str, Any] = job
+
+    def take(task: Mapping[str, Any]) -> None:
+        if task["state"] not in states or task["index"] not in ref or not _is_since(task, since_s):
+            return
+        if json_:
+            print_json_line(record_of(task, contents, str(job.get("kind"))))
+        else:
+            printer.take(task, merge=failed and not follow)
+
+    if follow:
+        for event, data in connection.stream_lines(f"/v1/jobs/{job['id']}/events?after=0"):
+            if event == "task":
+                take(data)
+                sys.stdout.buffer.flush()
+            elif event == "end":
+                last = data
+    elif json_ and not follow:
+        items = [
+            record_of(task, contents, str(job.get("kind")))
+            for task in find_tasks(connection, job["id"], ref, states) if _is_since(task, since_s)
+        ]
+        print_json({"schema": "p2pc.tasks/1", "items": items})
+    else:
+        for task in find_tasks(connection, job["id"], ref, states):
+            take(task)
+    printer.finish()
+    if not follow:
+        return 0
+    from p2pcompute.cli.follow import job_exit_code
+
+    return job_exit_code(last)
+
+
+def _is_since(task: Mapping[str, Any], since_s: float | None) -> bool:
+    if since_s is None:
+        return True
+    began = moment_of(task.get("started"))
+    return began is not None and time.time() - began.timestamp() <= since_s
+
+
+class _LogPrinter:
+    """Prints what tasks said; of equal failures the first, with the numbers of the others."""
+
+    def __init__(
+        self, job: Mapping[str, Any], contents: Any, streams: Sequence[str], lines: int | None, timestamps: bool, raw: bool
+    ) -> None:
+        self._job = job
+        self._contents = contents
+        self._streams = streams
+        self._lines = lines
+        self._timestamps = timestamps
+        self._raw = raw
+        self._same: dict[bytes, list[Any]] = {}
+        """Digest of a failure → [heading, text, indices of the others, how many]."""
+
+    def take(self, task: Mapping[str, Any], *, merge: bool) -> None:
+        out = sys.stdout.buffer
+        if self._raw:
+            for name in self._streams:
+                if self._lines is None:
+                    self._contents.copy(task, name, out)
+                else:
+                    out.writelines(self._tail(task, name))
+            return
+        if not merge:
+            out.write(self._heading(task).encode("utf-8", "backslashreplace") + b"\n")
+            for text in self._body(task):
+                out.write(b"  " + text)
+            return
+        import hashlib
+
+        body = list(self._body(task))
+        digest = hashlib.blake2b(b"".join(body), digest_size=16).digest()
+        known = self._same.setdefault(digest, [self._heading(task), body, [], 0])
+        if known[3]:
+            known[2] = [*known[2], task["index"]][:SAME_NAMED_MAX]
+        known[3] += 1
+
+    def finish(self) -> None:
+        out = sys.stdout.buffer
+        for heading, body, others, times in self._same.values():
+            out.write(heading.encode("utf-8", "backslashreplace") + b"\n")
+            for text in body:
+                out.write(b"  " + text)
+            if times > 1:
+                named = ", ".join(str(index) for index in others) + (" …" if times - 1 > len(others) else "")
+                out.write(f"  (the same error on {plural(times - 1, 'more task', 'more tasks')}: {named})\n".encode())
+        out.flush()
+
+    def _heading(self, task: Mapping[str, Any]) -> str:
+        parts = [
+            f"{self._job['alias']}/{task['index']}", str(task.get("node") or ""),
+            f"attempt {task['attempts']}" if (task.get("attempts") or 0) > 1 else "", exit_text(task),
+            duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else "",
+            time_text(task.get("started")) if self._timestamps else "",
+            one_line(" ".join(str(word) for word in task.get("inputs") or ()), 40),
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def _body(self, task: Mapping[str, Any]) -> Iterator[bytes]:
+        for name in self._streams:
+            for text in self._tail(task, name) if self._lines is not None else self._contents.lines(task, name):
+                yield text if text.endswith(b"\n") else text + b"\n"
+        error = str(task.get("error") or "").strip()
+        if task["state"] == "failed" and error:
+            yield error.replace("\n", "\n  ").encode("utf-8", "backslashreplace") + b"\n"
+
+    def _tail(self, task: Mapping[str, Any], name: str) -> list[bytes]:
+        from collections import deque
+
+        return list(deque(self._contents.lines(task, name), self._lines))
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc result", "print what the tasks of the newest job gave, in input order"),
+        ("p2pc result j7k3 -o out", "write a results directory"), ("p2pc result j7k3 --format jsonl > all.jsonl", ""),
+    ],
+)
+@json_option
+@reference_argument
+@click.option("-o", "--out", metavar="DIR|FILE", help="Write there: a directory, or a .jsonl, .csv or .tsv file.")
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "jsonl", "csv", "pickle"]), default="text",
+    help="pickle: one list of a function's values; a failed task is its exception.",
+)
+@click.option("--partial", is_flag=True, help="What there is of a job that is not over.")
+def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partial: bool) -> int:
+    """Print or export results."""
+    from p2pcompute.cli.follow import job_exit_code
+
+    connection = open_connection()
+    job = find_job(connection, ref)
+    if job["state"] in ("waiting", "running") and not partial:
+        raise P2pcError(
+            f"{job['alias']} is not over: {counts_text(job)} done", "", f"p2pc wait {job['alias']}, or add --partial",
+            code="not-finished",
+        )
+    if json_:
+        from p2pcompute.cli.printing import Contents, record_of
+
+        contents = Contents(connection, job["id"])
+        items = [
+            record_of(task, contents, str(job.get("kind")))
+            for task in find_tasks(connection, job["id"], ref, ("done", "failed"))
+        ]
+        print_json({"schema": "p2pc.result/1", "job": job, "items": items})
+    elif out is not None:
+        _export(connection, job, ref, Path(out).absolute())
+    elif format_ == "pickle":
+        _print_pickle(connection, job, ref)
+    elif format_ == "csv":
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "out.csv")
+            _export(connection, job, ref, path, is_quiet=True)
+            sys.stdout.write(path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else "")
+    else:
+        _print_results(connection, job, ref, format_)
+    return job_exit_code(job) if job["state"] not in ("waiting", "running") else 7
+
+
+def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, mode: str) -> None:
+    from p2pcompute.cli.printing import Contents, Printer
+
+    printer = Printer(
+        Contents(connection, job["id"]), mode=mode, kind=str(job.get("kind")), keep_order=False,
+        tag=bool((job.get("note") or {}).get("tag")), out=sys.stdout.buffer, err=sys.stderr.buffer,
+    )
+    for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
+        printer.take(task)
+    sys.stdout.buffer.flush()
+
+
+def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference) -> None:
+    import pickle
+
+    from p2pcompute.cli.printing import Contents
+    from p2pcompute.execution.functions import load_exception, load_value
+
+    if job.get("kind") != "function":
+        raise UsageError(f"{job['alias']} ran commands, which have no values", "", "--format jsonl")
+    contents = Contents(connection, job["id"])
+    values: list[Any] = []
+    for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
+        data = contents.read(task, "value")
+        values.append(load_value(data) if task["state"] == "done" else load_exception(data) if data else None)
+    sys.stdout.buffer.write(pickle.dumps(values, protocol=5))
+    sys.stdout.buffer.flush()
+
+
+def _export(connection: Connection, job: Mapping[str, Any], ref: Reference, path: Path, *, is_quiet: bool = False) -> None:
+    """Write the results of a job into a directory or a file, as --results would have."""
+    import shutil
+    import tempfile
+
+    from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, is_results_file
+    from p2pcompute.cli.printing import Contents
+
+    target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
+    contents = Contents(connection, job["id"])
+    writer = ResultsWriter.create(target, job)
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="p2pc-") as folder:
+
+        def fetch(task: Mapping[str, Any], name: str) -> Path:
+            place = Path(folder, quote(name, safe=""))
+            with place.open("wb") as content:
+                if name in ("stdout", "stderr", "value"):
+                    contents.copy(task, name, content)
+                else:
+                    url = f"/v1/jobs/{job['id']}/tasks/{task['index']}/files/{quote(name.removeprefix('files/'))}"
+                    with connection.download(url) as download:
+                        shutil.copyfileobj(download, content, 256 * 1024)
+            return place
+
+        for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
+            files: list[tuple[str, Content, int]] = [
+                (file["name"], fetch(task, f"files/{file['name']}"), int(file.get("mode") or 0o644))
+                for file in task.get("files") or ()
+            ]
+            value = fetch(task, "value") if job.get("kind") == "function" and task.get("value_bytes") else None
+            writer.write(task, stdout=fetch(task, "stdout"), stderr=fetch(task, "stderr"), value=value, files=files)
+            count += 1
+            for place in Path(folder).iterdir():
+                place.unlink()
+    is_over = job["state"] not in ("waiting", "running")
+    writer.close(job if is_over else None)
+    if not is_quiet:
+        say(f"wrote {plural(count, 'task')} to {path}")
+
+

@@ -1,0 +1,66 @@
+"""What the commands about jobs share: finding jobs and tasks, and their facts as text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from p2pcompute.cli.command import Reference, ReferenceType
+from p2pcompute.cli.connection import Connection
+from p2pcompute.cli.output import count_text, one_line, rate_text, table
+
+PAGE: Final = 500
+"""Tasks asked for at once."""
+
+reference_argument = click.argument("ref", type=ReferenceType(), metavar="[JOB[/TASKS]]", default="last")
+
+
+def find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
+    return connection.request("GET", f"/v1/jobs/{reference.job}")
+
+
+def find_tasks(connection: Connection, job: str, reference: Reference, states: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the tasks that a reference names, by index, page by page."""
+    for low, high in reference.ranges or ((0, sys.maxsize),):
+        after: int | None = low - 1
+        while after is not None:
+            query = f"after={after}&limit={PAGE}" + (f"&state={','.join(states)}" if states else "")
+            page = connection.request("GET", f"/v1/jobs/{job}/tasks?{query}")
+            for task in page["items"]:
+                if task["index"] > high:
+                    break
+                yield task
+            after = page.get("next")
+            if after is not None and after >= high:
+                break
+
+
+def counts_text(job: Mapping[str, Any]) -> str:
+    total = count_text(job["total"]) if job.get("total") is not None else f"{count_text(job.get('added') or 0)}+"
+    return f"{count_text(job['done'])}/{total}"
+
+
+def exit_text(task: Mapping[str, Any]) -> str:
+    if task.get("signal"):
+        return f"signal {task['signal']}"
+    if task.get("exit_code") is not None:
+        return f"exit {task['exit_code']}"
+    return str(task.get("status") or "")
+
+
+def shares_table(job: Mapping[str, Any], this_node: str = "") -> str:
+    shares = sorted(job.get("by_node") or (), key=lambda share: -int(share["done"]))
+    rows = [
+        [
+            one_line(str(share["node"])) + (" (this)" if this_node and share.get("short_id") == this_node else ""),
+            count_text(share["running"]), count_text(share["done"]), count_text(share["failed"]),
+            rate_text(share.get("rate")), one_line(str(share.get("note") or "")),
+        ]
+        for share in shares
+    ]
+    return table(["NODE", "RUN", "DONE", "FAIL", "RATE", "NOTE"], rows, right=["RUN", "DONE", "FAIL", "RATE"])
+
+
