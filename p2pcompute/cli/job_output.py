@@ -24,6 +24,7 @@ from p2pcompute.cli.output import (
     say,
     time_text,
 )
+from p2pcompute.cli.printing import Contents, Printer, record_of
 from p2pcompute.errors import P2pcError, UsageError
 
 TAIL_LINES: Final = 10
@@ -54,7 +55,6 @@ def logs(
     since: str | None, timestamps: bool, raw: bool,
 ) -> int:
     """Output of tasks, also from nodes that have left."""
-    from p2pcompute.cli.printing import Contents, record_of
     from p2pcompute.config import parse_duration
 
     since_s = parse_duration(since) if since else None
@@ -65,7 +65,8 @@ def logs(
     if failed and is_stderr is None and not raw:
         streams = ("stderr",)
     states = ("failed",) if failed else ("done", "failed")
-    printer = _LogPrinter(job, contents, streams, lines or (TAIL_LINES if failed and not raw else None), timestamps, raw)
+    tail = lines or (TAIL_LINES if failed and not raw else None)
+    printer = _LogPrinter(job, contents, streams, tail=tail, timestamps=timestamps, raw=raw)
     last: Mapping[str, Any] = job
 
     def take(task: Mapping[str, Any]) -> None:
@@ -111,12 +112,13 @@ class _LogPrinter:
     """Prints what tasks said; of equal failures the first, with the numbers of the others."""
 
     def __init__(
-        self, job: Mapping[str, Any], contents: Any, streams: Sequence[str], lines: int | None, timestamps: bool, raw: bool
+        self, job: Mapping[str, Any], contents: Contents, streams: Sequence[str], *, tail: int | None,
+        timestamps: bool, raw: bool,
     ) -> None:
         self._job = job
         self._contents = contents
         self._streams = streams
-        self._lines = lines
+        self._lines = tail
         self._timestamps = timestamps
         self._raw = raw
         self._same: dict[bytes, list[Any]] = {}
@@ -210,8 +212,6 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
             code="not-finished",
         )
     if json_:
-        from p2pcompute.cli.printing import Contents, record_of
-
         contents = Contents(connection, job["id"])
         items = [
             record_of(task, contents, str(job.get("kind")))
@@ -235,8 +235,6 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
 
 
 def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, mode: str) -> None:
-    from p2pcompute.cli.printing import Contents, Printer
-
     printer = Printer(
         Contents(connection, job["id"]), mode=mode, kind=str(job.get("kind")), keep_order=False,
         tag=bool((job.get("note") or {}).get("tag")), out=sys.stdout.buffer, err=sys.stderr.buffer,
@@ -249,7 +247,6 @@ def _print_results(connection: Connection, job: Mapping[str, Any], ref: Referenc
 def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference) -> None:
     import pickle
 
-    from p2pcompute.cli.printing import Contents
     from p2pcompute.execution.functions import load_exception, load_value
 
     if job.get("kind") != "function":
@@ -263,14 +260,14 @@ def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference
     sys.stdout.buffer.flush()
 
 
-def _export(connection: Connection, job: Mapping[str, Any], ref: Reference, path: Path, *, is_quiet: bool = False) -> None:
+def _export(
+    connection: Connection, job: Mapping[str, Any], ref: Reference, path: Path, *, is_quiet: bool = False
+) -> None:
     """Write the results of a job into a directory or a file, as --results would have."""
     import shutil
     import tempfile
 
     from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, is_results_file
-    from p2pcompute.cli.printing import Contents
-
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
     contents = Contents(connection, job["id"])
     writer = ResultsWriter.create(target, job)

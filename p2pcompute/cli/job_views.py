@@ -22,7 +22,9 @@ def find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
     return connection.request("GET", f"/v1/jobs/{reference.job}")
 
 
-def find_tasks(connection: Connection, job: str, reference: Reference, states: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def find_tasks(
+    connection: Connection, job: str, reference: Reference, states: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yield the tasks that a reference names, by index, page by page."""
     for low, high in reference.ranges or ((0, sys.maxsize),):
         after: int | None = low - 1
