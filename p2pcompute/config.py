@@ -10,7 +10,6 @@ with somebody else's repository, cannot touch trust, network or node.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -617,6 +616,8 @@ def _socket_path(state: Path, runtime: str | None) -> Path:
     else:
         path = state / "run" / "node.sock"
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        import hashlib
+
         tag = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
         path = Path(f"/tmp/p2pc-{os.getuid()}-{tag}") / "node.sock"
     return path

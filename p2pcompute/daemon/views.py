@@ -6,6 +6,7 @@ Fields are only added within a schema number.  Times are RFC 3339 UTC, durations
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -89,6 +90,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
 
 
 def peer_json(peer: PeerView) -> dict[str, Any]:
+    is_self = peer.state == "self"
     return {
         "name": peer.name,
         "id": format_device_id(peer.public_key),
@@ -100,8 +102,8 @@ def peer_json(peer: PeerView) -> dict[str, Any]:
         "rate": peer.rate,
         "path": peer.path,
         "address": peer.address,
-        "version": peer.version,
-        "python": peer.python,
+        "version": __version__ if is_self else peer.version,
+        "python": platform.python_version() if is_self else peer.python,
         "invited_by": peer.invited_by,
     }
 
