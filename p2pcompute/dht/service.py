@@ -128,7 +128,7 @@ class Dht:
         self._join_addresses: dict[Address, None] = {}
         self._name = ""
         self._wake = asyncio.Event()
-        self._refresh_step = self._joins_count = self._added_count = 0
+        self._refresh_step = self._joins_count = self._added_count = self._published_count = 0
         self._is_refreshing = self._is_publishing = False
         self._refresh_at = self._retry_at = self._ad_at = self._expire_at = 0.0
 
@@ -316,7 +316,10 @@ class Dht:
             else:
                 delay_s = DHT_REFRESH_SMALL_S if len(self._table) < DHT_K else DHT_REFRESH_S
             self._refresh_step += 1
-            self._refresh_at = self._clock.now() + self._jittered(delay_s)
+            now = self._clock.now()
+            self._refresh_at = now + self._jittered(delay_s)
+            if self._refresh_step <= len(_FOLLOW_UPS_S) and self.counters.contacts_added > self._published_count:
+                self._ad_at = now  # the ad was put when few were known
             self._wake.set()
 
     async def _live(self, exchange: Exchange) -> None:
@@ -367,6 +370,7 @@ class Dht:
 
     async def _publish(self) -> None:
         """Put the own ad under the own id; once more if the group holds a newer one from before a clock step."""
+        self._published_count = self.counters.contacts_added
         try:
             description = self._describe()
             self._name = shown_name(description.get("name"))
