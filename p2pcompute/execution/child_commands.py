@@ -12,7 +12,7 @@ from time import monotonic, time
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_channel import Channel
 from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits, sweep_children
-from p2pcompute.execution.child_space import TaskDirectory, Workplace
+from p2pcompute.execution.child_space import TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import ChannelClosed, Job, Stop, Task
 from p2pcompute.execution.messages import Result
 
@@ -110,7 +110,8 @@ class Commands:
         return result
 
     def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
-        env = {**job.env, "TMPDIR": directory.scratch, "P2PC_SCRATCH": directory.scratch, "PWD": directory.work}
+        here = current_directory(directory, job, task)
+        env = {**job.env, "TMPDIR": directory.scratch, "P2PC_SCRATCH": directory.scratch, "PWD": here}
         env.update(task.environment())
         argv = ["/bin/sh", "-c", *task.argv[:1]] if job.kind == "shell" else list(task.argv)
         if not argv:
@@ -121,14 +122,14 @@ class Commands:
             for _, path in outputs:
                 fds.append(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             ooms = oom_kills()
-            start = _Start(job, argv, env, directory.work, fds)
+            start = _Start(job, argv, env, here, fds)
             pid, error = self._spawn(start)
             if error:
                 os.waitpid(pid, 0)
                 self._life_line.guard(os.getpgrp())
                 result.status = "failed"
                 path = env.get("PATH", os.defpath)
-                result.exit_code, result.error = explain_exec_error(argv[0], error, path, directory.work)
+                result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
                 return
             self._channel.send(messages.pack_started(task.run_id, pid))
             cause = self._watch(job, task, pid)

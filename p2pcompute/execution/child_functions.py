@@ -9,7 +9,7 @@ import sys
 from time import perf_counter, process_time, time
 
 from p2pcompute.execution.child_os import Capture, restore_limits, set_limits, sweep_children
-from p2pcompute.execution.child_space import Environment, TaskDirectory, Workplace
+from p2pcompute.execution.child_space import Environment, TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import Job, Stop, Task
 from p2pcompute.execution.messages import Result
 
@@ -129,7 +129,7 @@ class Functions:
         own = task.environment()
         own["TMPDIR"] = own["P2PC_SCRATCH"] = directory.scratch
         self._environment.enter(job.number, job.env, own)
-        os.chdir(directory.work)
+        os.chdir(current_directory(directory, job, task))
         sys.stdout, sys.stderr = self._streams
         self._seed_value = int.from_bytes(task.task_id[:8], "big")
         self._random.seed(self._seed_value)

@@ -50,6 +50,18 @@ class TaskDirectory:
             return
 
 
+def current_directory(directory: TaskDirectory, job: Job, task: Task) -> str:
+    """Return where a task runs: in its own `work`, but without files of its own where `p2pc run` was called.
+
+    The submitter names that place (P2PC_SUBMIT_DIR) and its machine (P2PC_SUBMIT_HOST): a directory of the same name on
+    another machine is another directory.
+    """
+    place = job.env.get("P2PC_SUBMIT_DIR", "")
+    if not place or job.share or task.send or task.fetch or job.env.get("P2PC_SUBMIT_HOST") != os.uname().nodename:
+        return directory.work
+    return place if os.path.isdir(place) and os.access(place, os.X_OK) else directory.work
+
+
 class OutFiles:
     """Numbered files in `out`, through which large values, output and fetched files reach the node."""
 
