@@ -23,7 +23,7 @@ import click
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.inputs import Inputs, Reading, Row
-from p2pcompute.cli.output import count_text, is_terminal, plural, print_json, say
+from p2pcompute.cli.output import is_terminal, plural, print_json, say
 from p2pcompute.cli.plan import (
     PEEKED_ROWS,
     Chunker,
@@ -43,8 +43,8 @@ from p2pcompute.cli.plan import (
 from p2pcompute.cli.replacement import parse as parse_replacement
 from p2pcompute.errors import UsageError
 
-SUBMIT_DIRECTORY: Final = "P2PC_SUBMIT_DIR"
-"""Tasks without files of their own run in this directory where it exists, as they would under a shell."""
+SUBMIT_VARIABLES: Final = ("P2PC_SUBMIT_DIR", "P2PC_SUBMIT_HOST")
+"""On this machine tasks without files of their own run in the directory where `run` was called, as under a shell."""
 UPLOAD_LINES: Final = 512
 UPLOAD_BYTES: Final = 1024 * 1024
 """Tasks sent in one request: kept until the node has them."""
@@ -176,7 +176,7 @@ def run(context: click.Context, /, **flags: Any) -> int:
     function = ship_function(request.words[0]) if request.kind == "function" else None
     maker = TaskMaker(
         request.kind, request.words, request.files, function=function,
-        env={name: value for name, value in request.env.items() if name != SUBMIT_DIRECTORY},
+        env={name: value for name, value in request.env.items() if name not in SUBMIT_VARIABLES},
         with_keys=request.results is not None and not flags["dry_run"],
     )
     if flags["dry_run"]:
@@ -229,9 +229,9 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         raise UsageError(f"-j {flags['jobs']!r} is not a number of tasks", fix="-j 8, or -j 50%")
     resume = flags["resume"] or flags["resume_failed"]
     results = _results_target(flags, files, resume=resume)
-    env = {**_environment(flags["env"])}
+    env = _environment(flags["env"])
     if not files.needs_directory:
-        env.setdefault(SUBMIT_DIRECTORY, os.getcwd())
+        env = dict(zip(SUBMIT_VARIABLES, (os.getcwd(), os.uname().nodename), strict=True)) | env
     return Request(
         words=command, kind=kind, inputs=inputs, files=files, env=env, results=results,
         retry_failed=flags["resume_failed"], resume=resume, cpus=settings.cpus,
@@ -383,12 +383,14 @@ class _Run:
     # --- with a node ------------------------------------------------------------------------------
 
     def _submit(self, peeked: list[Row], lines: Iterator[dict[str, Any]]) -> int:
+        from p2pcompute.cli.connection import open_connection
         from p2pcompute.cli.daemon_start import ensure_node
         from p2pcompute.cli.follow import Source, batches_of
 
         request = self.request
         if request.is_detached:
             _check_detachable()
+        is_new = not open_connection().is_answering()
         connection = ensure_node(local=request.local, announce=lambda text: say(text, level=1))
         status = connection.request("GET", "/v1/status")
         others = [peer for peer in status.get("peers") or () if peer.get("state") == "up"]
@@ -396,6 +398,8 @@ class _Run:
             check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
         elif not others and request.kind == "command":
             check_executable(request.words, request.files, only_here=True)
+        if is_new:
+            _say_alone(status)
         if request.batch != "1":
             lines = self._chunker.chunks(lines, self._wait)
         answer = connection.request("POST", "/v1/jobs", self._job_body(status))
@@ -472,7 +476,6 @@ class _Run:
             connection, job, display, mode=request.output, kind=request.kind, keep_order=request.keep_order,
             tag=request.tag,
         )
-        _say_alone(status)
         with Signals().caught() as signals:
             view = View(
                 connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
@@ -508,11 +511,11 @@ class _Run:
 
 
 def _say_alone(status: Mapping[str, Any]) -> None:
-    """A node that has just been started and is alone: say how to change that, once."""
-    node, group = status.get("node") or {}, status.get("group") or {}
-    if group.get("is_alone") and float(node.get("uptime_s") or 0.0) < 5.0:
-        cores = count_text((status.get("slots") or {}).get("total"))
-        say(f"running on {node.get('name')} only ({cores} slots); add a computer: p2pc invite --token", level=1)
+    """A node that was just started and is alone: say how to change that, once."""
+    if (status.get("group") or {}).get("is_alone"):
+        slots = plural(int((status.get("slots") or {}).get("total") or 1), "slot")
+        name = (status.get("node") or {}).get("name")
+        say(f"running on {name} only ({slots}); add a computer: p2pc invite --token", level=1)
 
 
 def _slots(text: str | None, status: Mapping[str, Any]) -> int | None:
