@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pcompute.dht.contacts import Contact
 from p2pcompute.dht.service import Dht
-from p2pcompute.errors import ChannelLost, P2pcError, StoreError
+from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX
@@ -22,6 +22,8 @@ from p2pcompute.transport.datagrams import Datagrams
 
 SAVE_CONTACTS_S = 60.0
 RENEW_CHECK_S = 3600.0
+MEET_DELAY_S = 0.1
+"""Peers seen within this time are met together."""
 PORT_TRIES = 16
 """Ports tried for one that is free for both UDP and TCP."""
 CONTACTS_META = "contacts"
@@ -59,6 +61,8 @@ class Network:
         self.dht: Dht | None = None
         self.port = 0
         self.is_on_network = False
+        self._contact_keys: dict[bytes, None] = {}
+        self._to_meet: dict[Address, None] = {}
         self.nearby: dict[bytes, LanSighting] = {}
         """Announced on this LAN and not in our group."""
         self.names: dict[bytes, str] = {}
@@ -91,14 +95,17 @@ class Network:
         self.dht.on_contact_gone = self._contact_gone
         await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
         if self._discover and not loopback_only:
-            await self._host.net.browse(self._sighted)
-            await self._host.net.announce(
-                LanAnnouncement(
-                    public_key=self._credentials.identity.public_key, name=self._credentials.name, port=self.port,
-                    group_hint=group_hint(group.network_key),
-                )
-            )
+            self._dht_scope.spawn(self._announce(), "announce")  # mDNS probes for a second first
         self._dht_scope.spawn(self._upkeep(), "upkeep")
+
+    async def _announce(self) -> None:
+        await self._host.net.browse(self._sighted)
+        await self._host.net.announce(
+            LanAnnouncement(
+                public_key=self._credentials.identity.public_key, name=self._credentials.name, port=self.port,
+                group_hint=group_hint(self._credentials.group.network_key),
+            )
+        )
 
     def _receive(self, body: bytes, source: Address) -> None:
         if self.dht is not None:
@@ -119,6 +126,8 @@ class Network:
         await self.channels.stop_listening()
         self.datagrams.stop()
         self.dht = None
+        self._contact_keys.clear()
+        self._to_meet.clear()
         self.is_on_network = False
         self.nearby.clear()
 
@@ -132,7 +141,7 @@ class Network:
                 port = await self.datagrams.start(wanted, loopback_only=loopback_only)
                 self.port = await self.channels.listen(port, loopback_only=loopback_only)
                 break
-            except (ChannelLost, OSError) as error:
+            except (ChannelLost, ConfigError) as error:
                 if port:
                     self.datagrams.stop()
                 if self._port_wanted or attempt == PORT_TRIES - 1:
@@ -198,12 +207,28 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
+        self._contact_keys[contact.key] = None
         if contact.name:
             self.names[contact.key] = clean_name(contact.name)
         self.on_peer(contact.key, [contact.address])
 
     def _contact_gone(self, contact: Contact) -> None:
+        self._contact_keys.pop(contact.key, None)
         self.on_peer_gone(contact.key)
+
+    def _meet(self, key: bytes, addresses: Sequence[Address]) -> None:
+        """Knock at a peer's addresses unless it is a contact already; those of one moment share one look around."""
+        if self.dht is None or key in self._contact_keys or len(self._to_meet) >= NEARBY_MAX:
+            return
+        is_first = not self._to_meet
+        self._to_meet.update(dict.fromkeys(addresses))
+        if is_first and self._to_meet:
+            self._dht_scope.spawn(self._meet_all(self.dht), "meet")
+
+    async def _meet_all(self, dht: Dht) -> None:
+        await self._host.clock.sleep(MEET_DELAY_S)
+        addresses, self._to_meet = list(self._to_meet), {}
+        await dht.join(addresses)
 
     def channel_opened(self, channel: Channel) -> None:
         """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""
@@ -212,8 +237,7 @@ class Network:
         if type(port) is int and 0 < port < 65536:
             address = Address(channel.address.host, port)
             self.on_peer(channel.peer.key, [address])
-            if self.dht is not None:
-                self._dht_scope.spawn(self.dht.join([address]), "join")
+            self._meet(channel.peer.key, [address])
 
     def _sighted(self, sighting: LanSighting) -> None:
         announcement = sighting.announcement
@@ -224,9 +248,7 @@ class Network:
             self.nearby.pop(key, None)
             return
         if announcement.group_hint == group_hint(self._credentials.group.network_key):
-            addresses = [Address(host, announcement.port) for host in sighting.addresses]
-            if self.dht is not None:
-                self._dht_scope.spawn(self.dht.join(addresses), "join")
+            self._meet(key, [Address(host, announcement.port) for host in sighting.addresses])
         elif key in self.nearby or len(self.nearby) < NEARBY_MAX:
             self.nearby[key] = sighting
 

@@ -58,6 +58,8 @@ class NodeOptions:
     discover: bool = True
     is_durable: bool = True
     """False for an embedded node that keeps nothing: no journal, no result rows."""
+    is_networked: bool = True
+    """False for an embedded node on its own: no socket, no port."""
 
 
 class Node:
@@ -139,22 +141,23 @@ class Node:
             StoreError: the store cannot be read.
         """
         await self._host.runner.start()
-        await self.network.start()
+        if self._options.is_networked:
+            await self.network.start()
         await self.scheduler.start()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Leave gracefully: hand back what has not started, finish what runs (up to DRAIN_S), say goodbye.
 
-        Without `drain` running tasks are killed; their owners run them again elsewhere.
+        Without `drain` running tasks are killed; their owners run them again elsewhere.  May be called again while
+        a drain lasts.  What the host stands on (store, sockets) is closed by who made it.
         """
         self._is_draining = True
         await self.scheduler.leave(drain_s=DRAIN_S if drain else 0.0)
         self.scheduler.close()
         await self.network.stop()
+        await self.exchange.close()
         await self._scope.close()
         await self._host.runner.close()
-        await self._host.net.close()
-        await self._host.store.close()
 
     # --- facade: state ----------------------------------------------------------------------------
 

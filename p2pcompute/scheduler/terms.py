@@ -107,7 +107,10 @@ def job_id_of(raw: bytes) -> bytes:
 
 def seal_job(identity: Identity, terms: JobTerms, spec: bytes, nonce: bytes) -> bytes:
     """Return the signed envelope of a job."""
-    packed = {name: value for name, value in asdict(terms).items() if value not in (None, "", False)}
+    # By identity: 0 retries are not the default, and 0 equals False.
+    packed = {
+        name: value for name, value in asdict(terms).items() if value is not None and value is not False and value != ""
+    }
     if terms.python is not None:
         packed["python"] = list(terms.python)
     return identity.sign_envelope(

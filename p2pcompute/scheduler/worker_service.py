@@ -285,16 +285,26 @@ class WorkerService:
         claims = self._identity.sign_envelope(
             CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch]}
         )
-        body = [claims, [done.outcome for done in batch]]
-        request = self._scope.spawn(
-            channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S), "deliver"
-        )
+        answered: asyncio.Future[P2pcError | None] = asyncio.get_running_loop().create_future()
+        self._scope.spawn(self._ask_results(channel, [claims, [done.outcome for done in batch]], answered), "deliver")
         try:
             async with self._host.clock.timeout(OUTBOX_DELAY_S):
-                await asyncio.shield(request)
+                error = await asyncio.shield(answered)
         except TimeoutError:
             await self._keep(link)
-            await request
+            error = await answered
+        if error is not None:
+            raise error
+
+    async def _ask_results(self, channel: Channel, body: Any, answered: asyncio.Future[P2pcError | None]) -> None:
+        """Ask the owner to take results; `answered` gets None, or what went wrong."""
+        error: P2pcError | None = None
+        try:
+            await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)
+        except P2pcError as problem:
+            error = problem
+        if not answered.done():
+            answered.set_result(error)
 
     async def _reach(self, link: OwnerLink) -> Channel:
         channel = self._channels.get(link.key)

@@ -1,0 +1,148 @@
+"""Whole nodes on simulated hosts: the node code that runs everywhere, in virtual time.
+
+A `Mesh` makes a group whose members have admitted one another beforehand (joining is a matter of its own) and keeps
+what a real installation keeps on disk: identity and group of each host survive its crash, so that `restart` brings the
+same member back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
+from p2pcompute.host.interfaces import Address
+from p2pcompute.identity.keys import Identity, create_identity
+from p2pcompute.node.facade import JobView
+from p2pcompute.node.node import Node, NodeOptions
+from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.simulation.host import SimHost, Simulation
+from p2pcompute.simulation.runner import RunnerModel, simulated_value
+from p2pcompute.trust.groups import MEMBER_ROLES, Group, admit, found_group
+
+LAN = "lan"
+PORT = 7878
+
+
+@dataclass(slots=True)
+class Member:
+    """One installation of the mesh."""
+
+    host: SimHost
+    identity: Identity
+    group: Group
+    node: Node | None = None
+    errors: list[str] = field(default_factory=list)
+    """Exceptions that left a background task of the node: bugs."""
+
+    def keep_group(self, group: Group) -> None:
+        self.group = group
+
+    @property
+    def running(self) -> Node:
+        """The node.  Raises RuntimeError when it is down."""
+        if self.node is None:
+            raise RuntimeError(f"{self.host.name} is down")
+        return self.node
+
+
+class Mesh:
+    """A group of `count` installations on one simulated LAN (or spread over the simulated WAN)."""
+
+    def __init__(
+        self, simulation: Simulation, count: int, *, runner: RunnerModel | None = None, is_lan: bool = True
+    ) -> None:
+        self.simulation = simulation
+        self.members: list[Member] = []
+        for number in range(count):
+            host = simulation.add_host(f"node-{number}", lan=LAN if is_lan else None, runner=runner)
+            identity = create_identity(host.crypto)
+            if number == 0:
+                group = found_group(identity, host.crypto, "simulated", host.clock.wall()).opened()
+            else:
+                group = self._admitted(identity)
+            self.members.append(Member(host, identity, group))
+
+    def _admitted(self, identity: Identity) -> Group:
+        founder = self.members[0]
+        crypto, wall = founder.host.crypto, founder.host.clock.wall()
+        entry = admit(founder.identity, founder.group, crypto, identity.public_key, roles=MEMBER_ROLES, wall=wall)
+        return founder.group.with_chain([*founder.group.chain, entry])
+
+    async def start(self, members: Sequence[Member] | None = None) -> None:
+        """Start nodes; the founder's address is everybody's first contact."""
+        for member in self.members if members is None else members:
+            await self.start_one(member)
+
+    async def start_one(self, member: Member) -> Node:
+        founder = self.members[0].host
+        contacts = () if member.host is founder else (Address(founder.address, PORT),)
+        node = Node(
+            member.host.host,
+            member.identity,
+            member.group,
+            NodeOptions(name=member.host.name, port=PORT, first_contacts=contacts),
+            keep_group=member.keep_group,
+            on_error=lambda name, error: member.errors.append(f"{name}: {error!r}"),
+        )
+        await member.host.call(node.start())
+        member.node = node
+        return node
+
+    def crash(self, member: Member, *, is_silent: bool = False) -> None:
+        """Kill a node at once; only what it had committed is kept."""
+        self.simulation.crash(member.host, is_silent=is_silent)
+        member.node = None
+
+    async def restart(self, member: Member) -> Node:
+        """Start a crashed installation again, on what its disk kept."""
+        self.simulation.restart(member.host)
+        return await self.start_one(member)
+
+    async def submit(self, member: Member, works_s: Sequence[float], *, retries: int = 2) -> bytes:
+        """Submit a sealed job of simulated tasks at a member; returns its id."""
+        node = member.running
+
+        async def go() -> bytes:
+            job_id = await node.submit_job(JobTerms(name="simulated", retries=retries), JobSpec(kind=TaskKind.SIMULATED))
+            batch = 500
+            for start in range(0, len(works_s), batch):
+                payloads = [encode_payload(TaskPayload(work_s=work)) for work in works_s[start : start + batch]]
+                await node.add_tasks(job_id, payloads)
+            await node.seal_job(job_id)
+            return job_id
+
+        return await member.host.call(go())
+
+    async def wait_for(self, member: Member, job_id: bytes, *, limit_s: float) -> JobView:
+        """Wait until a job is over.
+
+        Raises:
+            TimeoutError: it is not within `limit_s` of virtual time.
+        """
+        clock = member.host.clock
+        until = clock.now() + limit_s
+        while True:
+            view = member.running.job(job_id.hex())
+            if view.is_over:
+                return view
+            if clock.now() > until:
+                raise TimeoutError(f"{view.done} of {view.total} done after {limit_s} s: {view}")
+            await clock.sleep(0.1)
+
+    async def check_values(self, member: Member, job_id: bytes, count: int) -> None:
+        """Every task has ended once, with the value that it must have.
+
+        Raises:
+            AssertionError: not so.
+        """
+        views = await member.host.call(member.running.finished(job_id, after=0, limit=count + 1))
+        seen = sorted(view.index for view in views)
+        assert seen == list(range(count)), f"{len(seen)} ends of {count} tasks"
+        for view in views:
+            assert view.outcome is not None and view.outcome.value == simulated_value(view.index), view
+
+    def check_errors(self) -> None:
+        """Raises AssertionError when a background task of any node has failed."""
+        errors = [f"{member.host.name}: {error}" for member in self.members for error in member.errors]
+        assert not errors, errors

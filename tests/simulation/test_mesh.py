@@ -1,0 +1,116 @@
+"""Whole nodes in virtual time: if these fail, a mesh loses work, or cannot be replayed."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import Mesh
+from p2pcompute.simulation.runner import RunnerModel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_three_nodes_share_a_job() -> None:
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, 3, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [0.3] * 200)
+            view = await mesh.wait_for(owner, job_id, limit_s=60)
+            assert view.state == "done" and view.done == 200
+            assert len([share for share in view.by_node if share.done > 20]) == 3, view.by_node
+            await mesh.check_values(owner, job_id, 200)
+
+        simulation.run(main(), time_s_max=200)
+        mesh.check_errors()
+
+
+def fifty_nodes(seed: int) -> str:
+    """Start 50 nodes, run a job of 1,000 tasks, kill some on the way; returns the trace hash."""
+    with Simulation(seed) as simulation:
+        mesh = Mesh(simulation, 50, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[7]
+            job_id = await mesh.submit(owner, [1.0 + 0.01 * (i % 50) for i in range(1000)])
+            await asyncio.sleep(6)
+            for member in mesh.members[20:25]:
+                mesh.crash(member)
+            await asyncio.sleep(3)
+            await mesh.restart(mesh.members[21])
+            view = await mesh.wait_for(owner, job_id, limit_s=300)
+            assert view.state == "done" and view.failed == 0
+            await mesh.check_values(owner, job_id, 1000)
+
+        simulation.run(main(), time_s_max=1000)
+        mesh.check_errors()
+        return simulation.trace_hash()
+
+
+def test_fifty_nodes_run_a_job_and_replay_to_the_same_trace() -> None:
+    """Two processes with different hash seeds: anything that iterates a set or reads a real clock differs."""
+    code = "from tests.simulation.test_mesh import fifty_nodes; print(fifty_nodes({}))"
+    hashes = []
+    for seed, hash_seed in ((5, "1"), (5, "2"), (6, "1")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(seed)], cwd=ROOT, capture_output=True, text=True, check=False,
+            env={"PYTHONHASHSEED": hash_seed, "PATH": "/usr/bin:/bin"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        hashes.append(done.stdout.strip())
+    assert hashes[0] == hashes[1], "the same seed must replay to the same trace"
+    assert hashes[0] != hashes[2], "another seed must not"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_owner_killed_and_restarted_finishes_its_job(seed: int) -> None:
+    with Simulation(seed) as simulation:
+        mesh = Mesh(simulation, 4, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[1]
+            job_id = await mesh.submit(owner, [0.5] * 150)
+            await asyncio.sleep(4)
+            mesh.crash(owner)
+            await asyncio.sleep(8)
+            await mesh.restart(owner)
+            view = await mesh.wait_for(owner, job_id, limit_s=200)
+            assert view.state == "done" and view.failed == 0 and view.done == 150
+            await mesh.check_values(owner, job_id, 150)
+
+        simulation.run(main(), time_s_max=1000)
+        mesh.check_errors()
+
+
+def test_silent_node_loses_its_leases() -> None:
+    """A machine that loses power answers nothing: only the lease tells."""
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, 3, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [2.0] * 60)
+            await asyncio.sleep(5)
+            mesh.crash(mesh.members[2], is_silent=True)
+            view = await mesh.wait_for(owner, job_id, limit_s=200)
+            assert view.done == 60 and view.failed == 0
+            await asyncio.sleep(60)
+            assert len(owner.running.peers()) == 2, "a peer that is gone is forgotten within a minute"
+
+        simulation.run(main(), time_s_max=1000)
+        mesh.check_errors()
