@@ -331,7 +331,10 @@ class Node:
             if ledger.state(index) is TaskState.OPEN:
                 continue  # it is being retried and will end again under a new number
             state = views.STATE_NAMES[ledger.state(index)]
-            found.append(await self._task_view(job_id, index, state, seq))
+            end = await self._task_view(job_id, index, state, seq)
+            if state in ("done", "failed") and end.outcome is None and not end.reason:
+                break  # its result is on the way to the store
+            found.append(end)
         return found
 
     def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
