@@ -427,7 +427,7 @@ def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
 
     reason = why_embedded(os.environ)
-    if reason is not None and not open_connection().is_answering():
+    if reason is not None and not os.environ.get("P2PC_NO_AUTOSTART") and not open_connection().is_answering():
         raise NodeUnavailable(
             "an invitation needs a node that stays", f"here a node would end with this command ({reason})",
             "p2pc node start, or p2pc node in another terminal",
@@ -437,7 +437,7 @@ def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
         print_json({"schema": "p2pc.invite/1", **made})
         return 0
     who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
-    say(f"{who} may join {made['group']}, for {duration_text(expires_s)}: there, p2pc join this token", level=1)
+    say(f"{who} may join {made['group']} within {expires}; there, run p2pc join with this token:", level=1)
     print(made["token"], flush=True)
     say("Careful: " + POWER.format(user=_user()) + ", and you can run\nanything on theirs.  Give it to nobody else.")
     return 0

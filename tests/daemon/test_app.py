@@ -107,38 +107,38 @@ async def test_large_content_is_streamed_whole(daemon: Daemon, tmp_path: Path) -
     assert caught.value.code == "no-file"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status", "code"),
-    [
-        ("GET", "/v1/nothing", b"", 404, "no-call"),
-        ("DELETE", "/v1/status", b"", 405, "no-call"),
-        ("GET", "/v1/jobs/zzzz", b"", 404, "no-job"),
-        ("POST", "/v1/jobs", b"{", 400, "bad-request"),
-        ("POST", "/v1/jobs", b'{"kind":"command","surprise":1}', 400, "bad-request"),
-        ("POST", "/v1/jobs", b'{"kind":"wasm"}', 400, "kind"),
-        ("POST", "/v1/jobs", b'{"kind":"simulated"}', 400, "kind"),
-        ("POST", "/v1/jobs", b'{"kind":"function"}', 400, "bad-request"),
-        ("POST", "/v1/jobs", b'{"kind":"command","terms":{"retries":-1}}', 400, "bad-request"),
-        ("POST", "/v1/jobs", b'{"kind":"command","terms":{"halt":"never ever"}}', 400, "halt"),
-        ("POST", "/v1/jobs", b'{"kind":"command","spec":{"cpus":1e400}}', 400, "bad-request"),
-        ("POST", "/v1/invite", b'{"uses":0}', 400, "bad-request"),
-        ("POST", "/v1/join", b'{"token":"void"}', 403, "refused"),
-        ("GET", "/v1/jobs?limit=many", b"", 400, "bad-request"),
-        ("GET", "/v1/jobs?state=lost", b"", 400, "bad-request"),
-        ("POST", "/v1/prune", b'{"older_than_s":-1}', 400, "bad-request"),
-    ],
-)
-async def test_errors_are_documents(  # noqa: PLR0917
-    daemon: Daemon, method: str, path: str, body: bytes, status: int, code: str
-) -> None:
+REFUSED = [
+    ("GET", "/v1/nothing", b"", 404, "no-call"),
+    ("DELETE", "/v1/status", b"", 405, "no-call"),
+    ("GET", "/v1/jobs/zzzz", b"", 404, "no-job"),
+    ("POST", "/v1/jobs", b"{", 400, "bad-request"),
+    ("POST", "/v1/jobs", b'{"kind":"command","surprise":1}', 400, "bad-request"),
+    ("POST", "/v1/jobs", b'{"kind":"wasm"}', 400, "kind"),
+    ("POST", "/v1/jobs", b'{"kind":"simulated"}', 400, "kind"),
+    ("POST", "/v1/jobs", b'{"kind":"function"}', 400, "bad-request"),
+    ("POST", "/v1/jobs", b'{"kind":"command","terms":{"retries":-1}}', 400, "bad-request"),
+    ("POST", "/v1/jobs", b'{"kind":"command","terms":{"halt":"never ever"}}', 400, "halt"),
+    ("POST", "/v1/jobs", b'{"kind":"command","spec":{"cpus":1e400}}', 400, "bad-request"),
+    ("POST", "/v1/invite", b'{"uses":0}', 400, "bad-request"),
+    ("POST", "/v1/join", b'{"token":"void"}', 403, "refused"),
+    ("GET", "/v1/jobs?limit=many", b"", 400, "bad-request"),
+    ("GET", "/v1/jobs?state=lost", b"", 400, "bad-request"),
+    ("POST", "/v1/prune", b'{"older_than_s":-1}', 400, "bad-request"),
+]
+
+
+async def test_errors_are_documents(daemon: Daemon) -> None:
     """A refusal always says what and which, never a traceback or an HTML page."""
-    answer = await raw(daemon, b"%s %s HTTP/1.1\r\nhost: p2pc\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
-        method.encode(), path.encode(), len(body), body,
-    ))
-    head, document = answer.split(b"\r\n\r\n", 1)
-    found = json.loads(document)
-    assert int(head.split()[1]) == status
-    assert found["schema"] == "p2pc.error/1" and found["code"] == code and found["what"]
+    for method, path, body, status, code in REFUSED:
+        answer = await raw(
+            daemon,
+            b"%s %s HTTP/1.1\r\nhost: p2pc\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
+            % (method.encode(), path.encode(), len(body), body),
+        )
+        head, document = answer.split(b"\r\n\r\n", 1)
+        found = json.loads(document)
+        assert int(head.split()[1]) == status, (path, body)
+        assert found["schema"] == "p2pc.error/1" and found["code"] == code and found["what"], (path, body)
 
 
 async def test_body_beyond_the_limit_is_refused_unread(daemon: Daemon) -> None:
@@ -249,32 +249,33 @@ async def test_large_arguments_become_blobs(daemon: Daemon) -> None:
     assert job_id != bytes.fromhex(answer["id"])
 
 
-@pytest.mark.parametrize(
-    ("bad", "code"),
-    [
-        (b"{not json}", "bad-request"),
-        (b'{"argv":[]}', "bad-request"),
-        (b'{"argv":["a"],"unknown":1}', "bad-request"),
-        (b'{"argv":["cat"],"send":[{"path":"/no/such/file","name":"f"}]}', "missing-file"),
-        (b'{"argv":["cat"],"send":[{"path":"relative","name":"f"}]}', "bad-request"),
-        (b'{"argv":["cat"],"send":[{"path":"/etc/hostname","name":"../f"}]}', "bad-name"),
-        (b'{"argv":["cat"],"stdin_path":"/dev/zero"}', "not-a-file"),
-        (b'{"argv":["cat"],"fetch":["/etc/passwd"]}', "bad-name"),
-        (b'{"argv":["a\\u0000b"]}', "bad-request"),
-        (b'{"argv":["a"],"key":"xyz"}', "bad-request"),
-        (b'{"argv":["' + b"x" * (TASK_PAYLOAD_BYTES_MAX + 1) + b'"]}', "too-large"),
-    ],
-)
-async def test_bad_line_is_named_and_nothing_of_it_is_added(daemon: Daemon, bad: bytes, code: str) -> None:
+BAD_LINES = [
+    (b"{not json}", "bad-request"),
+    (b'{"argv":[]}', "bad-request"),
+    (b'{"argv":["a"],"unknown":1}', "bad-request"),
+    (b'{"argv":["cat"],"send":[{"path":"/no/such/file","name":"f"}]}', "missing-file"),
+    (b'{"argv":["cat"],"send":[{"path":"relative","name":"f"}]}', "bad-request"),
+    (b'{"argv":["cat"],"send":[{"path":"/etc/hostname","name":"../f"}]}', "bad-name"),
+    (b'{"argv":["cat"],"stdin_path":"/dev/zero"}', "not-a-file"),
+    (b'{"argv":["cat"],"fetch":["/etc/passwd"]}', "bad-name"),
+    (b'{"argv":["a\\u0000b"]}', "bad-request"),
+    (b'{"argv":["a"],"key":"xyz"}', "bad-request"),
+    (b'{"argv":["' + b"x" * (TASK_PAYLOAD_BYTES_MAX + 1) + b'"]}', "too-large"),
+]
+
+
+async def test_bad_line_is_named_and_nothing_of_it_is_added(daemon: Daemon) -> None:
     """The lines before it are stored, the answer says how many, and the job can go on from there."""
-    job_id = await daemon.new_job()
-    lines = [b'{"argv":["one"]}', b"", b'{"argv":["two"]}', bad, b'{"argv":["never"]}']
-    with pytest.raises(UsageError) as caught:
-        await daemon.call(lambda: daemon.connection.upload_lines("/v1/jobs/last/tasks", lines))
-    error = caught.value
-    assert error.code == code and error.what.startswith("line 4: ")
-    assert (error.line, error.count, error.first) == (4, 2, 0)  # type: ignore[attr-defined]
-    assert [decode_payload(task.payload).argv for task in daemon.node.by_id[job_id].tasks] == [("one",), ("two",)]
+    for bad, code in BAD_LINES:
+        job_id = await daemon.new_job()
+        lines = [b'{"argv":["one"]}', b"", b'{"argv":["two"]}', bad, b'{"argv":["never"]}']
+        with pytest.raises(UsageError) as caught:
+            await daemon.call(lambda lines=lines: daemon.connection.upload_lines("/v1/jobs/last/tasks", lines))
+        error = caught.value
+        assert error.code == code and error.what.startswith("line 4: "), bad[:60]
+        assert (error.line, error.count, error.first) == (4, 2, 0)  # type: ignore[attr-defined]
+        tasks = daemon.node.by_id[job_id].tasks
+        assert [decode_payload(task.payload).argv for task in tasks] == [("one",), ("two",)]
 
 
 async def test_upload_waits_for_the_node(daemon: Daemon) -> None:

@@ -290,11 +290,14 @@ def test_node_that_hangs_and_node_that_breaks_off(tmp_path: Path) -> None:
             assert caught.value.code == "node-gone", name
 
 
-def test_other_builds_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_builds_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An older node that still fits: one line.  One that does not: refused, with the command that helps."""
     from p2pcompute.cli import connection as module
     from p2pcompute.errors import VersionMismatch
 
+    monkeypatch.setattr(module, "_is_version_noted", False)
     path = tmp_path / "node.sock"
     with bind_socket(path) as listening:
         listening.setblocking(True)
@@ -309,7 +312,6 @@ def test_other_builds_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixtu
                 assert caught.value.fix == "p2pc node restart"
             once.join()
     assert capsys.readouterr().err.count("note: node runs 0.0.1") == 1
-    module._is_version_noted = False
 
 
 def test_error_classes_survive_the_way() -> None:
