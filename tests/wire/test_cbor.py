@@ -187,3 +187,16 @@ def test_agrees_with_plain_cbor2_on_the_bytes() -> None:
     """Other implementations cannot read us."""
     value = {"b": [1, b"x"], "aa": None, 3: True}
     assert cbor2.loads(cbor.encode(value)) == value
+
+
+@pytest.mark.parametrize("size", [0, 16_383, 16_384, 65_535, 65_536, 524_288])
+@pytest.mark.parametrize("rest", [[], [65, 7], [[1, b"x"], {"b": 1, "a": 2.5}, "t", None], [0] * 22, [0] * 23])
+def test_long_bytes_at_the_end_are_written_as_cbor2_writes_them(size: int, rest: list[Any]) -> None:
+    """Frames with chunks are refused by every other implementation."""
+    value = [*rest, bytes(size)]
+    assert cbor.encode(value) == cbor2.dumps(value, canonical=True)
+    assert cbor.decode(cbor.encode(value), allow_float=True) == value
+    with pytest.raises(RemoteProtocolError):
+        cbor.decode(cbor2.dumps(value)[:-1])
+    with pytest.raises(LocalProtocolError):
+        cbor.encode([object(), bytes(size)])

@@ -68,3 +68,28 @@ def test_largest_frame_passes_and_a_larger_one_is_our_bug() -> None:
     for wrong in (b"", body + b"x"):
         with pytest.raises(LocalProtocolError):
             frame(wrong)
+
+
+@given(st.lists(st.integers(1, 70_000), max_size=4), st.lists(st.integers(1, 40_000), min_size=1, max_size=8))
+def test_large_frames_in_pieces_of_any_size(sizes: list[int], pieces: list[int]) -> None:
+    """A chunk of a blob comes torn, or its pieces in another order."""
+    bodies = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    stream = b"".join(map(frame, bodies))
+    reader = FrameReader()
+    got: list[bytes] = []
+    position, turn = 0, 0
+    while position < len(stream):
+        got += reader.feed(stream[position : position + pieces[turn % len(pieces)]])
+        position += pieces[turn % len(pieces)]
+        turn += 1
+    assert got == bodies
+    assert reader.feed(b"") == []
+
+
+def test_a_sender_of_single_bytes_costs_no_more_memory_than_it_sends() -> None:
+    """A megabyte sent byte by byte makes us hold fifty."""
+    reader = FrameReader()
+    for byte in frame(bytes(20_000))[:-1]:
+        reader.feed(bytes([byte]))
+    assert len(reader._pieces) == 1
+    assert reader.feed(b"\0") == [bytes(20_000)]
