@@ -32,6 +32,7 @@ from p2pcompute.node.network import Network
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.messages import decode_outcome
 from p2pcompute.scheduler.owner import TaskEnd
+from p2pcompute.scheduler.owner_service import JobBook
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
@@ -275,11 +276,14 @@ class Node:
 
     def jobs(self) -> Sequence[JobView]:
         books = sorted(self.scheduler.owner.books.values(), key=lambda book: book.record.submitted, reverse=True)
-        return [views.job(book, self._host.clock.now(), self.name_of, self._identity) for book in books]
+        return [self._job_view(book) for book in books]
 
     def job(self, ref: str) -> JobView:
         book = views.find_job(self.scheduler.owner, ref)
-        return views.job(book, self._host.clock.now(), self.name_of, self._identity)
+        return self._job_view(book)
+
+    def _job_view(self, book: JobBook) -> JobView:
+        return views.job(book, self._host.clock.now(), self.name_of, self.scheduler.slots_of, self._identity)
 
     async def tasks(
         self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000

@@ -67,12 +67,18 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
     raise UsageError(f"there is no job {ref!r} here", "it may have been pruned", f"{hint}list them: p2pc jobs --all", code="no-job")
 
 
-def job(book: JobBook, now: float, name_of: Callable[[bytes], str], identity: Identity) -> JobView:
-    """Return a job as it stands."""
+def job(
+    book: JobBook, now: float, name_of: Callable[[bytes], str], slots_of: Callable[[bytes], int], identity: Identity
+) -> JobView:
+    """Return a job as it stands.
+
+    A node that holds more tasks of the job than it has slots runs at most one in each; the rest waits there.
+    """
     owned, ledger, record = book.job, book.job.ledger, book.record
     counts = ledger.counts
     done, failed, cancelled = counts[TaskState.DONE], counts[TaskState.FAILED], counts[TaskState.CANCELLED]
-    running = len(owned.leases)
+    by_thief = {key: min(share[0], slots_of(key)) for key, share in owned.by_thief.items()}
+    running = sum(by_thief.values())
     is_over = ledger.is_complete
     if is_over:
         state = "failed" if failed else "cancelled" if cancelled else "done"
@@ -80,13 +86,13 @@ def job(book: JobBook, now: float, name_of: Callable[[bytes], str], identity: Id
     else:
         state, exit_code = ("running" if running or done or failed else "waiting"), None
     shares = []
-    for key, (leased, done_there, failed_there) in owned.by_thief.items():
+    for key, (_leased, done_there, failed_there) in owned.by_thief.items():
         rate = book.rates[key].at(now) if key in book.rates else 0.0
         shares.append(
             NodeShare(
                 node=name_of(key),
                 public_key=identity.public_key if key == LOCAL else key,
-                running=leased,
+                running=by_thief[key],
                 done=done_there,
                 failed=failed_there,
                 rate=round(rate, 3) if rate > RATE_SHOWN_MIN and not is_over else None,

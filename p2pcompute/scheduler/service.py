@@ -553,6 +553,13 @@ class Scheduler:
     def now(self) -> float:
         return self._host.clock.now()
 
+    def slots_of(self, key: bytes) -> int:
+        """Slots of a node that holds tasks of ours, as it last said."""
+        if key == LOCAL:
+            return self.worker.core.slot_count
+        known = self.owner.core.thieves.get(key)
+        return known[0].slots if known is not None else 1
+
     def leased_to(self, key: bytes) -> list[int]:
         """Tasks of our jobs that this node holds, per job."""
         return [job.by_thief[key][0] for job in self.owner.core.jobs.values() if key in job.by_thief]
