@@ -282,8 +282,8 @@ BLOB_CONTROL_WINDOW_CHUNKS: Final = 2
 """Chunks under way from a peer that can be reached by its control channel only: bounds what a steal waits for."""
 BLOB_SOURCES_MAX: Final = 32
 """Sources of one transfer; further ones are not tried."""
-BLOB_FETCH_LANES: Final = 8
-"""Blobs of one `fetch_all` under way at once: small ones are bound by the round trip."""
+BLOB_FETCH_LANES: Final = 16
+"""Blobs of one `fetch_all` under way at once: small ones are bound by the round trip and by waiting for the disk."""
 BLOB_SERVES_MAX: Final = 2
 """Chunks being read for one peer at once; together with the drained channel this bounds the memory of serving."""
 BLOB_SERVES_WAITING_MAX: Final = 64

@@ -284,7 +284,7 @@ class SqliteStore:
                     else:
                         later.append(job)
                     continue
-                size = sum(len(write.value) for write in job.writes if write.value is not None)
+                size = _size(job.writes)
                 if group and group_bytes + size > STORE_GROUP_BYTES_MAX:
                     self._commit_group(group, outcomes)
                     group, group_bytes = [], 0
@@ -372,6 +372,14 @@ class SqliteStore:
         self._writer.close()
         self._blobs.shut()
         self._lock.release()
+
+
+def _size(writes: Sequence[Write]) -> int:
+    """Return the bytes of the values; 0 for what is no list of writes, which `_merge` refuses."""
+    try:
+        return sum(len(value) for _, _, value in writes if type(value) is bytes)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _merge(jobs: list[_Job]) -> dict[str, dict[bytes, bytes | None]]:

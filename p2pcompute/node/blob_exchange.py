@@ -321,9 +321,17 @@ class BlobExchange:
 
     async def _fetch_single(self, transfer: _Transfer, link: _Link) -> None:
         ref = transfer.ref
-        async with link.room, self._budget:
-            data = await self._request_chunk(link, ref, 0, ref.digest)
-            await self._blobs.put(data)
+        async with link.room:
+            await self._budget.acquire()
+            try:
+                data = await self._request_chunk(link, ref, 0, ref.digest)
+            except BaseException:
+                self._budget.release()
+                raise
+        try:
+            await self._blobs.put(data)  # several wait for the disk together, while others are under way
+        finally:
+            self._budget.release()
         self.counters.fetched_bytes += ref.size
 
     async def _fetch_chunks(self, transfer: _Transfer, link: _Link) -> None:

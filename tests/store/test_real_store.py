@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +56,7 @@ async def test_commits_take_effect_and_end_in_call_order(store: SqliteStore) -> 
     futures = []
     for number in range(500):
         future = store.commit([Write("t", b"key", b"%d" % number), Write("t", b"k%d" % number, b"")])
-        future.add_done_callback(lambda _, number=number: ended.append(number))
+        future.add_done_callback(functools.partial(lambda number, _: ended.append(number), number))
         futures.append(future)
     await asyncio.gather(*futures)
     assert ended == list(range(500))
@@ -69,6 +71,9 @@ async def test_one_bad_commit_does_not_fail_the_others_of_its_group(store: Sqlit
     bad_value = store.commit([Write("t", b"bad", b"v"), Write("t", b"worse", "text")])  # type: ignore[arg-type]
     bad_table = store.commit([Write("t; drop table jobs", b"bad", b"v")])
     futures += [store.commit([Write("t", b"%d" % n, b"v")]) for n in range(10, 20)]
+    senseless: list[Any] = [5, [5], [("t",)], [Write("t", b"k", 5)], [Write(5, b"k", b"v")]]  # type: ignore[arg-type]
+    bad = [store.commit(writes) for writes in senseless]
+    assert all(isinstance(error, Exception) for error in await asyncio.gather(*bad, return_exceptions=True))
     results = await asyncio.gather(bad_value, bad_table, *futures, return_exceptions=True)
     assert [type(result) for result in results[:2]] == [LocalProtocolError, LocalProtocolError]
     assert results[2:] == [None] * 20
