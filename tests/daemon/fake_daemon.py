@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from fake_node import FakeNode
+from daemon_fake_node import FakeNode
 
 from p2pcompute.config import Settings
 from p2pcompute.daemon.main import DaemonOptions, RunningNode, run_daemon

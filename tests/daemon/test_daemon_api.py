@@ -7,11 +7,12 @@ import http.client
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, until
-from fake_node import ok
+from daemon_fake_node import ok
+from daemon_kit import Daemon, until
 
 from p2pcompute import __version__
 from p2pcompute.daemon import openapi
@@ -270,7 +271,7 @@ async def test_bad_line_is_named_and_nothing_of_it_is_added(daemon: Daemon) -> N
         job_id = await daemon.new_job()
         lines = [b'{"argv":["one"]}', b"", b'{"argv":["two"]}', bad, b'{"argv":["never"]}']
         with pytest.raises(UsageError) as caught:
-            await daemon.call(lambda lines=lines: daemon.connection.upload_lines("/v1/jobs/last/tasks", lines))
+            await daemon.call(partial(daemon.connection.upload_lines, "/v1/jobs/last/tasks", lines))
         error = caught.value
         assert error.code == code and error.what.startswith("line 4: "), bad[:60]
         assert (error.line, error.count, error.first) == (4, 2, 0)  # type: ignore[attr-defined]

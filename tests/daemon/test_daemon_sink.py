@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import running, until
-from fake_node import FakeNode, ok
+from daemon_fake_node import FakeNode, ok
+from daemon_kit import running, until
 
 from p2pcompute.errors import UsageError
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile

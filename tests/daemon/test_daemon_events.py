@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, running, until
-from fake_node import FakeNode, ok
+from daemon_fake_node import FakeNode, ok
+from daemon_kit import Daemon, running, until
 
 from p2pcompute.daemon.events import Backlog
 from p2pcompute.host.runs import Outcome, OutcomeStatus
