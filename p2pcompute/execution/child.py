@@ -15,7 +15,7 @@ import sys
 
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_channel import Channel
-from p2pcompute.execution.child_os import LifeLine, forbid_core_files
+from p2pcompute.execution.child_os import LifeLine, forbid_core_files, sweep_children
 from p2pcompute.execution.child_space import Workplace
 from p2pcompute.execution.child_tasks import ChannelClosed, Job, Settings, Task
 from p2pcompute.execution.messages import Result
@@ -103,9 +103,9 @@ def main() -> None:
         worker.serve()
     except ChannelClosed:
         try:
-            os.killpg(os.getpgrp(), 9)  # what the last function started goes with us
+            sweep_children()  # what the last function started goes with us
         finally:
-            os._exit(0)
+            os._exit(messages.EXIT_CHANNEL_CLOSED)
 
 
 if __name__ == "__main__":

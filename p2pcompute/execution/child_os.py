@@ -107,6 +107,8 @@ def sweep_children() -> None:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return  # the usual case, without a scan of /proc
+    if not os.path.isdir("/proc/self"):
+        return  # no way to list them; the node kills our process group when we go
     spared = _spared_pid()
     for _ in range(1000):  # a fork bomb can outrun us; the node's own limits end it
         children = [pid for pid in _children() if pid != spared]

@@ -37,6 +37,8 @@ RESULT = 3
 STATUSES = ("ok", "failed", "timeout", "died", "killed", "not-run", "refused")
 """Values of OutcomeStatus in the order of their codes."""
 CAUSES = ("", "oom", "signal", "wall", "cpu")
+EXIT_CHANNEL_CLOSED = 97
+"""Exit code of a worker process that found its socket closed."""
 NO_EXIT_CODE = -(1 << 31)
 
 STARTED_BODY = struct.Struct(">BQI")

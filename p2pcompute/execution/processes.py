@@ -26,7 +26,7 @@ from p2pcompute.execution.results import RawResult, parse_result, parse_started
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.task_messages import Translator, Unfit
 from p2pcompute.execution.trees import empty_directory, remove_tree
-from p2pcompute.execution.worker_process import WorkerProcess, inherited_environment, is_command_of
+from p2pcompute.execution.worker_process import WorkerProcess, group_exists, inherited_environment, is_command_of
 from p2pcompute.host.interfaces import BlobStore, Clock, Timer
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile, TaskRun
 from p2pcompute.host.tasks import TaskScope
@@ -44,6 +44,8 @@ from p2pcompute.limits import (
 
 OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
 
+_GROUP_GONE_S: Final = 2.0
+"""How long `close` waits for killed processes that are not our children (a zombie that nobody reaps stays)."""
 _PAUSE_S_MIN: Final = 0.001
 """Timers of an event loop have this resolution; shorter pauses are not worth one."""
 
@@ -102,9 +104,8 @@ class ProcessRunner:
         self._serial = 0
         self._takes: dict[WorkerProcess, list[asyncio.Task[None]]] = {}
         """Files being taken over, by the process that wrote them."""
-        self._dying: dict[WorkerProcess, asyncio.Future[None]] = {}
-        """Done when the process is gone."""
-        self._is_closed = False
+        self._alive: dict[WorkerProcess, asyncio.Future[None]] = {}
+        """Worker processes, until they are gone and their directories removed; the future is done then."""
 
     @property
     def slot_count(self) -> int:
@@ -112,6 +113,7 @@ class ProcessRunner:
 
     async def start(self) -> None:
         """Remove what a crash left behind, then start the first worker process."""
+        self._scope = TaskScope("runner")
         await asyncio.to_thread(self._prepare_directory)
         if self._slots:
             with contextlib.suppress(OSError):  # the first run reports it
@@ -194,7 +196,7 @@ class ProcessRunner:
             lambda returncode: self._gone(slot, worker, returncode),
         )
         worker.start()
-        self._dying[worker] = asyncio.get_running_loop().create_future()
+        self._alive[worker] = asyncio.get_running_loop().create_future()
         slot.worker = worker
         slot.is_ready = False
         slot.known_jobs.clear()
@@ -373,8 +375,7 @@ class ProcessRunner:
 
     def _gone(self, slot: _Slot, worker: WorkerProcess, returncode: int) -> None:
         """A worker process has died: report its batch and clean up."""
-        gone = self._dying.pop(worker)
-        self._scope.spawn(self._remove(worker, gone), "remove")
+        self._scope.spawn(self._remove(worker, self._alive[worker]), "remove")
         if slot.worker is not worker:
             return
         if slot.reaper is not None:
@@ -412,19 +413,22 @@ class ProcessRunner:
                 await take
         with contextlib.suppress(OSError):  # what cannot be removed now is tried again at the next start
             await asyncio.to_thread(remove_tree, str(worker.directory))
-        if not gone.done():
-            gone.set_result(None)
+        del self._alive[worker]
+        gone.set_result(None)
 
     async def close(self) -> None:
         """Kill everything and wait for the processes to be gone."""
-        self._is_closed = True
-        waiting = list(self._dying.items())
+        waiting = list(self._alive.items())
+        groups = [group for worker, _ in waiting for group in worker.groups]
         for slot in self._slots:
             slot.killing.update(dict.fromkeys(list(slot.pending)[:1]))
         for worker, _ in waiting:
             worker.kill()
         for _, gone in waiting:
             await gone
+        deadline = self._clock.now() + _GROUP_GONE_S
+        while any(group_exists(group) for group in groups) and self._clock.now() < deadline:
+            await self._clock.sleep(_PAUSE_S_MIN)
         await self._scope.close()
 
 
@@ -473,15 +477,15 @@ def _died(worker: WorkerProcess, returncode: int, run: _Pending, wall: float, ru
     what = "function" if run.is_function else "command"
     number = -returncode if returncode < 0 else None
     status, cause, exit_code = OutcomeStatus.DIED, "signal", None
-    if number is None:
+    if returncode == messages.EXIT_CHANNEL_CLOSED or (number == signal.SIGKILL and worker.was_cut_off):
+        cause, number = "exit", None
+        error = f"the {what} closed or broke the connection of its worker process to the node"
+    elif number is None:
         cause, exit_code = "exit", returncode
         error = f"the {what} ended its worker process with exit code {returncode}"
     elif number == signal.SIGXCPU:
         status, cause = OutcomeStatus.TIMEOUT, "cpu"
         error = f"the {what} used all its CPU time and was stopped"
-    elif number == signal.SIGKILL and worker.was_cut_off:
-        cause, number = "exit", None
-        error = f"the {what} closed or broke the connection of its worker process to the node"
     elif number == signal.SIGKILL and oom_kills() > worker.ooms_before:
         cause = "oom"
         error = f"the worker process was killed for want of memory while it ran the {what}"

@@ -252,6 +252,17 @@ def is_command_of(group: int, worker_pid: int) -> bool:
     return stat[stat.rfind(b")") + 2 :].split(b" ", 3)[1] == str(worker_pid).encode()
 
 
+def group_exists(group: int) -> bool:
+    """True while the process group has a member, be it a zombie."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _kill_group(group: int, number: int) -> None:
     try:
         os.killpg(group, number)

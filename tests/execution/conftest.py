@@ -118,7 +118,8 @@ class Rig:
         return outcome
 
     async def shell(self, text: str, **fields: Any) -> Outcome:
-        limits = {name: fields.pop(name) for name in list(fields) if name in JobSpec.__dataclass_fields__ and name != "env"}
+        names = [name for name in fields if name in JobSpec.__dataclass_fields__ and name != "env"]
+        limits = {name: fields.pop(name) for name in names}
         (outcome,) = await self.run(
             JobSpec(kind=TaskKind.SHELL, **limits), TaskPayload(argv=(text,), **fields)
         )
