@@ -63,7 +63,8 @@ async def build_node(paths: MachinePaths, settings: Settings) -> tuple[Node, Cal
             identity,
             group,
             NodeOptions(
-                name=name, port=settings.node.port, first_contacts=tuple(contacts), discover=settings.node.discover
+                name=name, port=settings.node.port, first_contacts=tuple(contacts), discover=settings.node.discover,
+                accepts_others=settings.node.accept != "none",
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
             on_error=report_bug,

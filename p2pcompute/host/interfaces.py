@@ -7,7 +7,7 @@ Invariant: code above this line never calls `time.*`, `random.*`, `os.urandom`, 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -255,8 +255,14 @@ class BlobStore(Protocol):
     def path(self, ref: BlobRef) -> str | None:
         """The read-only file that holds it, where the host has files and the blob is here."""
 
+    def pin(self, refs: Iterable[BlobRef]) -> None:
+        """Keep blobs from eviction and deletion, here already or not.  Pins are counted and gone at the next start."""
+
+    def unpin(self, refs: Iterable[BlobRef]) -> None:
+        """Take back one pin of each."""
+
     async def delete(self, refs: Sequence[BlobRef]) -> int:
-        """Forget blobs; returns the bytes freed."""
+        """Forget blobs that are not pinned; returns the bytes freed."""
 
     def stream(self, ref: BlobRef) -> AsyncIterator[bytes]:
         """The content in chunks of at most BLOB_CHUNK_BYTES."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from p2pcompute import __version__
 from p2pcompute.errors import ChannelLost, NodeUnavailable, TrustError, UsageError
-from p2pcompute.execution.spec import JobSpec, blobs_of, decode_payload, decode_spec, encode_spec
+from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
 from p2pcompute.host.interfaces import Address, BlobRef, BlobStore, Clock, Host
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
@@ -46,6 +47,7 @@ DRAIN_S = 30.0
 """How long running tasks may take to finish when the node stops."""
 BOOT_BYTES = 8
 SOLO_GROUP_NAME = "home"
+NO_INPUTS = TaskPayload()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class NodeOptions:
     """0: chosen at the first start and kept."""
     first_contacts: tuple[Address, ...] = ()
     discover: bool = True
+    accepts_others: bool = True
+    """False: only this node's own jobs run here."""
     is_durable: bool = True
     """False for an embedded node that keeps nothing: no journal, no result rows."""
     is_networked: bool = True
@@ -104,7 +108,7 @@ class Node:
             host, identity, self.channels, self._journal, self._scope,
             boot=self._boot, python=(sys.version_info.major, sys.version_info.minor),
             inputs=inputs_of, fetch=self._fetch, fetch_results=self._fetch, name_of=self.name_of,
-            own_addresses=self.network.own_addresses,
+            own_addresses=self.network.own_addresses, accepts_others=options.accepts_others,
         )
         self._wire()
 
@@ -258,21 +262,16 @@ class Node:
         ]
         freed = 0
         for job_id in old:
-            refs = await self._result_blobs(job_id) if drop_results else []
             if dry_run:
-                freed += sum(ref.size for ref in refs)
+                freed += await self._named_bytes(job_id) if drop_results else 0
                 continue
-            await owner.forget(job_id)
-            if refs:
+            refs = await owner.forget(job_id)
+            if drop_results:
                 freed += await self.blobs.delete(refs)
         return PruneReport(jobs=len(old), freed_bytes=freed)
 
-    async def _result_blobs(self, job_id: bytes) -> list[BlobRef]:
-        refs: dict[BlobRef, None] = {}
-        for view in await self.finished(job_id, after=0, limit=1 << 62):
-            if view.outcome is not None:
-                refs.update(dict.fromkeys(views.outcome_refs(view.outcome)))
-        return list(refs)
+    async def _named_bytes(self, job_id: bytes) -> int:
+        return 0 if self._journal is None else sum([ref.size async for ref in self._journal.pins(job_id)])
 
     def jobs(self) -> Sequence[JobView]:
         books = sorted(self.scheduler.owner.books.values(), key=lambda book: book.record.submitted, reverse=True)
@@ -291,14 +290,13 @@ class Node:
         owner = self.scheduler.owner
         book = owner.book(job_id)
         ledger = book.job.ledger
-        seqs = {index: seq for seq, index in enumerate(ledger.finished, 1)}
         chosen: list[TaskView] = []
         for index in range(after + 1, ledger.size):
             if len(chosen) >= limit:
                 break
             state = views.task_state(book.job, index)
             if states is None or state in states:
-                chosen.append(await self._task_view(book.job.envelope.job_id, index, state, seqs.get(index, 0)))
+                chosen.append(await self._task_view(book.job.envelope.job_id, index, state, ledger.seq(index)))
         return chosen
 
     async def _task_view(self, job_id: bytes, index: int, state: str, seq: int) -> TaskView:
@@ -463,10 +461,19 @@ class Node:
         return True
 
 
+@lru_cache(maxsize=64)
+def _spec(raw: bytes) -> JobSpec:
+    return decode_spec(raw)
+
+
 def inputs_of(spec: bytes, payload: bytes) -> list[BlobRef]:
     """Return the blobs that a task needs on the node before it starts.
+
+    A payload that holds neither key under which it could name one is not decoded: that is most of them.
 
     Raises:
         RemoteProtocolError: the description is malformed.
     """
-    return blobs_of(decode_spec(spec), decode_payload(payload))
+    if b"_blob" in payload or b"send" in payload:
+        return blobs_of(_spec(spec), decode_payload(payload))
+    return blobs_of(_spec(spec), NO_INPUTS)

@@ -10,7 +10,7 @@ often, so replicas merge by union.  Leases are the owner's volatile business and
         else                      → OPEN
     a retry fact raises g.
 
-Memory: two bytes and 16 bits a task, plus what is unusual (failures, retries) in sparse tables.
+Memory: two bytes and two 8-byte numbers a task, plus what is unusual (failures, retries) in sparse tables.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class JobLedger:
         self.finished: array[int] = array("Q")
         """Indices in the order in which they ended; a position in it is an event number."""
         self.reasons: dict[int, str] = {}
+        self._seqs: array[int] = array("Q")
         self._states = bytearray()
         self._generations = bytearray()
         self._early: dict[int, list[tuple[int, TaskState, str]]] = {}
@@ -90,6 +91,10 @@ class JobLedger:
 
     def generation(self, index: int) -> int:
         return self._generations[index]
+
+    def seq(self, index: int) -> int:
+        """Return the number, from 1, of the task's latest end; 0 while it has not ended."""
+        return self._seqs[index]
 
     def is_open(self, index: int, generation: int) -> bool:
         """True when the task exists, is at this generation and has not ended."""
@@ -121,6 +126,7 @@ class JobLedger:
         new = list(range(max(first, self.size), end))
         if new:
             self._states.extend(bytes(len(new)))
+            self._seqs.frombytes(bytes(8 * len(new)))
             self._generations.extend(bytes(len(new)))
             self.size = end
             self.counts[TaskState.OPEN] += len(new)
@@ -171,6 +177,7 @@ class JobLedger:
             self.reasons.pop(index, None)
         if state is not TaskState.OPEN:
             self.finished.append(index)
+            self._seqs[index] = len(self.finished)
         return Change(index, generation, state)
 
     def fold(self, kind: int, body: Any) -> list[Change]:

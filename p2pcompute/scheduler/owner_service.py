@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pcompute.errors import RemoteProtocolError, StoreError, UsageError
-from p2pcompute.host.interfaces import Host, Write
+from p2pcompute.host.interfaces import BlobRef, Host, Write
 from p2pcompute.host.runs import Outcome
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import job_alias
@@ -27,6 +27,7 @@ from p2pcompute.scheduler.messages import (
     Claim,
     decode_outcome,
     encode_outcome,
+    outcome_blobs,
     output_digest,
     parse_claims,
 )
@@ -81,6 +82,8 @@ class JobBook:
     rates: dict[bytes, Rate] = field(default_factory=dict)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while more tasks may be added."""
+    kept: dict[BlobRef, None] = field(default_factory=dict)
+    """Blobs pinned for it in this life of the node."""
 
 
 @dataclass(slots=True)
@@ -105,11 +108,13 @@ class OwnerService:
         scope: TaskScope,
         wake: Callable[[], None],
         name_of: Callable[[bytes], str],
+        inputs: Callable[[bytes, bytes], list[BlobRef]],
     ) -> None:
         """Args:
         journal: None for an embedded node that keeps nothing.
         wake: makes the scheduler look for something to do.
         name_of: a node's name by its key (LOCAL included).
+        inputs: (spec, payload) → blobs that the task needs; they are kept as long as the job is.
         """
         self._host = host
         self._identity = identity
@@ -117,6 +122,7 @@ class OwnerService:
         self._scope = scope
         self._wake = wake
         self._name_of = name_of
+        self._inputs = inputs
         self.core = OwnerCore()
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
@@ -149,6 +155,7 @@ class OwnerService:
             book.room.set()
             self.aliases[record.alias] = envelope.job_id
             unfinished += not job.ledger.is_complete
+        self._host.store.blobs.pin([ref async for ref in self._journal.pins()])
         self.apply_effects()
         return unfinished
 
@@ -205,6 +212,9 @@ class OwnerService:
         job_id = book.job.envelope.job_id
         if book.job.ledger.total is not None:
             raise UsageError("the job is sealed", "its number of tasks was fixed", "submit a new job", code="sealed")
+        spec = book.job.envelope.spec
+        for payload in payloads:
+            self._keep_blobs(book, self._inputs(spec, payload))
         first = self.core.add_tasks(job_id, payloads)
         start, size = 0, 0
         for position, payload in enumerate(payloads):
@@ -218,6 +228,16 @@ class OwnerService:
             book.room.clear()
         self._wake()
         return first
+
+    def _keep_blobs(self, book: JobBook, refs: Sequence[BlobRef]) -> None:
+        """Keep blobs from eviction until the job is forgotten, over restarts too."""
+        new = [ref for ref in refs if ref not in book.kept]
+        if not new:
+            return
+        book.kept.update(dict.fromkeys(new))
+        self._host.store.blobs.pin(new)
+        if self._journal is not None:
+            self._writes += [self._journal.pin_write(book.job.envelope.job_id, ref) for ref in new]
 
     async def seal(self, job_id: bytes) -> None:
         book = self.book(job_id)
@@ -278,13 +298,16 @@ class OwnerService:
                         found[index] = payload
         return found
 
-    async def forget(self, job_id: bytes) -> None:
-        """Remove a finished job and all that is kept of it."""
+    async def forget(self, job_id: bytes) -> list[BlobRef]:
+        """Remove a finished job and all that is kept of it; returns the blobs that it named."""
+        refs = [] if self._journal is None else [ref async for ref in self._journal.pins(job_id)]
+        self._host.store.blobs.unpin(refs)
         book = self.books.pop(job_id)
         self.aliases.pop(book.record.alias, None)
         self.core.forget_job(job_id)
         if self._journal is not None:
             await self._journal.delete_job(job_id)
+        return refs
 
     # --- results ----------------------------------------------------------------------------------
 
@@ -366,6 +389,8 @@ class OwnerService:
                     self.counters.accepted_count += 1
                 elif end.state is TaskState.FAILED:
                     self.counters.failed_count += 1
+                if end.outcome is not None:
+                    self._keep_blobs(book, outcome_blobs(end.outcome))
                 if self._journal is not None:
                     self._writes.append(self._journal.result_write(job_id, end.index, end.generation, self._record(end)))
             if not book.room.is_set() and book.job.ledger.counts[TaskState.OPEN] < OPEN_TASKS_MAX // 2:

@@ -86,12 +86,14 @@ class Scheduler:
         fetch_results: Fetch,
         name_of: Callable[[bytes], str],
         own_addresses: Callable[[], Sequence[Address]],
+        accepts_others: bool = True,
     ) -> None:
         """Args:
         boot: random bytes, new for each life of this node.
         inputs, fetch: see `worker_service`.
         fetch_results: brings a result's blobs from its worker.
         own_addresses: where thieves of our thieves may reach us.
+        accepts_others: False for a node that runs only its own jobs.
         """
         self._host = host
         self._identity = identity
@@ -101,8 +103,9 @@ class Scheduler:
         self._python = python
         self._fetch_results = fetch_results
         self._own_addresses = own_addresses
+        self._accepts_others = accepts_others
         self._rng = host.rng.stream("scheduler.victims")
-        self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of)
+        self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of, inputs)
         self.worker = WorkerService(
             host, identity, channels, journal, scope, self.wake, boot=boot, inputs=inputs, fetch=fetch,
             intake_local=self.owner.intake_local,
@@ -296,7 +299,7 @@ class Scheduler:
 
     def _seek_work(self, now: float) -> None:
         """Ask others when the slots are not fed: first who gave lately, then anyone, by parking there."""
-        want = 0 if self.worker.is_full else self.worker.core.want()
+        want = self.worker.core.want() if self._accepts_others and not self.worker.is_full else 0
         if not want:
             self._hungry_since = 0.0
             if self._asked and not self.worker.core.free_slots:
@@ -364,7 +367,7 @@ class Scheduler:
         self._asked.pop(channel.peer.key, None)
         self._hot[channel.peer.key] = now
         core = self.worker.core
-        wanted = core.want() > 0 and not self.worker.is_full and not self._is_closed
+        wanted = core.want() > 0 and self._accepts_others and not self.worker.is_full and not self._is_closed
         job = self.worker.jobs.get(grant.job_id)
         try:
             if job is None and raw:

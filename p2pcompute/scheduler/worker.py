@@ -89,6 +89,11 @@ class WorkerCore:
     def holds(self, job_id: bytes, index: int) -> bool:
         return (job_id, index) in self._by_task
 
+    def is_running(self, job_id: bytes, index: int) -> bool:
+        """True when the task was handed to the runner.  May be called by any thread."""
+        held = self.held.get(self._by_task.get((job_id, index), 0))
+        return held is not None and held.state is HeldState.RUNNING
+
     def want(self) -> int:
         """Return how many more tasks this node would take now; 0 when it has enough.
 

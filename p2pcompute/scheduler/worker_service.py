@@ -30,7 +30,9 @@ from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
     Message,
+    decode_outcome,
     encode_outcome,
+    outcome_blobs,
     output_digest,
     parse_job_indices,
 )
@@ -63,6 +65,7 @@ class _Finished:
     claim: Sequence[Any]
     outcome: bytes
     born: float
+    blobs: Sequence[BlobRef] = ()
     is_on_disk: bool = False
 
 
@@ -124,6 +127,8 @@ class WorkerService:
         self.links: dict[bytes, OwnerLink] = {}
         self.counters = WorkerCounters()
         self.unsent_bytes = 0
+        self._pinned: dict[int, list[BlobRef]] = {}
+        """Run id → inputs that must stay until it has ended."""
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -148,6 +153,8 @@ class WorkerService:
                 self._refuse(held, f"the task description is malformed: {error}")
                 continue
             if refs:
+                self._host.store.blobs.pin(refs)
+                self._pinned[held.run_id] = refs
                 waiting.append((held, refs))
             else:
                 ready.append(held.run_id)
@@ -160,10 +167,16 @@ class WorkerService:
         self.core.drop(held.job_id, [held.task.index], owner=held.owner, kill=False)
         self._finish(held, Outcome(OutcomeStatus.REFUSED, error=why))
 
+    def _unpin_gone(self) -> None:
+        """Let go of the inputs of tasks that are no longer held."""
+        for run_id in [run_id for run_id in self._pinned if run_id not in self.core.held]:
+            self._host.store.blobs.unpin(self._pinned.pop(run_id))
+
     async def _stage(self, waiting: list[tuple[Held, list[BlobRef]]], link: OwnerLink) -> None:
         """Fetch inputs, task after task; a task starts as soon as its own are here."""
         for held, refs in waiting:
             if held.run_id not in self.core.held:
+                self._unpin(held)
                 continue
             try:
                 missing = [ref for ref in refs if not await self._host.store.blobs.has(ref)]
@@ -213,8 +226,12 @@ class WorkerService:
             self._finish(held, outcome)
         self._wake()
 
+    def _unpin(self, held: Held) -> None:
+        self._host.store.blobs.unpin(self._pinned.pop(held.run_id, ()))
+
     def _finish(self, held: Held, outcome: Outcome) -> None:
         task = held.task
+        self._unpin(held)
         if held.owner == LOCAL:
             self._intake_local(held.job_id, task.index, task.generation, task.attempt, outcome)
             self._wake()
@@ -229,7 +246,9 @@ class WorkerService:
             body = encode_outcome(outcome)
         claim = [task.index, task.generation, task.attempt, str(outcome.status), output_digest(outcome)]
         link = self.link(held.owner)
-        link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now()))
+        blobs = outcome_blobs(outcome)
+        self._host.store.blobs.pin(blobs)
+        link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now(), blobs))
         self.unsent_bytes += len(body)
         if not link.is_sending:
             link.is_sending = True
@@ -262,7 +281,9 @@ class WorkerService:
                     sent.discard(id(link.results.popleft()))
                 if sent:
                     link.results = deque(done for done in link.results if id(done) not in sent)
-                self.unsent_bytes -= sum(len(done.outcome) for done in batch)
+                for done in batch:
+                    self.unsent_bytes -= len(done.outcome)
+                    self._host.store.blobs.unpin(done.blobs)
                 await self._forget(link.key, batch)
         finally:
             link.is_sending = False
@@ -361,8 +382,10 @@ class WorkerService:
         count = 0
         async for entry in self._journal.outbox():
             link = self.link(entry.owner, entry.addresses)
+            blobs = outcome_blobs(decode_outcome(entry.outcome))
+            self._host.store.blobs.pin(blobs)
             link.results.append(
-                _Finished(entry.job_id, entry.claim, entry.outcome, self._host.clock.now(), is_on_disk=True)
+                _Finished(entry.job_id, entry.claim, entry.outcome, self._host.clock.now(), blobs, is_on_disk=True)
             )
             self.unsent_bytes += len(entry.outcome)
             count += 1
@@ -380,6 +403,7 @@ class WorkerService:
 
     def tick(self, now: float) -> None:
         """Send the heartbeats that are due."""
+        self._unpin_gone()
         for link in self.links.values():
             if link.heartbeat_due and link.heartbeat_due <= now and not link.is_beating:
                 held = self.core.held_of(link.key)
@@ -417,6 +441,7 @@ class WorkerService:
     def stop(self, owner: bytes, job_id: bytes, indices: Sequence[int], *, kill: bool) -> list[int]:
         """The owner does not want these tasks; returns those that had not started."""
         returned, kills = self.core.drop(job_id, indices, owner=owner, kill=kill)
+        self._unpin_gone()
         if kills:
             self._host.runner.kill(kills)
         return returned

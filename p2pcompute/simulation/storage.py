@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import zlib
 from asyncio import Future
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError, StoreError
@@ -303,6 +303,12 @@ class SimBlobs:
     def path(self, ref: BlobRef) -> str | None:
         """None: there are no files here."""
         return None
+
+    def pin(self, refs: Iterable[BlobRef]) -> None:
+        """Nothing is ever evicted here."""
+
+    def unpin(self, refs: Iterable[BlobRef]) -> None:
+        """See `pin`."""
 
     async def delete(self, refs: Sequence[BlobRef]) -> int:
         wanted = tuple(refs)

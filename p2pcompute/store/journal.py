@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from p2pcompute.errors import RemoteProtocolError, StoreError
-from p2pcompute.host.interfaces import Address, Store, Write
+from p2pcompute.host.interfaces import Address, BlobRef, Store, Write
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import MIB
 from p2pcompute.wire import cbor
@@ -37,6 +37,7 @@ RESULTS: Final = "results"
 OUTBOX: Final = "outbox"
 META: Final = "meta"
 DELETING: Final = "deleting"
+PINS: Final = "pins"
 
 _SEQUENCE_BYTES: Final = 8
 _INDEX_BYTES: Final = 8
@@ -128,7 +129,7 @@ class Journal:
         await self._delete_rows(job_id)
 
     async def _delete_rows(self, job_id: bytes) -> None:
-        for table in (FACTS, RESULTS):
+        for table in (FACTS, RESULTS, PINS):
             await self._store.delete_prefix(table, job_id)
         await self._store.commit([Write(DELETING, job_id, None)])
 
@@ -142,6 +143,18 @@ class Journal:
         """Yield a job's facts in sequence."""
         async for _, fact in self._rows(FACTS, job_id):
             yield fact
+
+    # --- pins -----------------------------------------------------------------------------------
+
+    def pin_write(self, job_id: bytes, ref: BlobRef) -> Write:
+        """Remember that a job names a blob, which must be kept as long as the job is."""
+        return Write(PINS, _job_key(job_id) + ref.digest + ref.size.to_bytes(_SEQUENCE_BYTES, "big"), b"")
+
+    async def pins(self, job_id: bytes = b"") -> AsyncIterator[BlobRef]:
+        """Yield the blobs that a job names; of all jobs when none is given."""
+        async for key, _ in self._rows(PINS, job_id):
+            at = JOB_ID_BYTES
+            yield BlobRef(key[at : at + 32], int.from_bytes(key[at + 32 :], "big"))
 
     # --- results --------------------------------------------------------------------------------
 
