@@ -2,7 +2,58 @@
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from p2pcompute.api.executor import MeshExecutor, NodeInfo
+    from p2pcompute.api.futures import MeshFuture
+    from p2pcompute.api.jobs import Job, JobStatus
+    from p2pcompute.api.options import TaskInfo, TaskOptions
+    from p2pcompute.api.shell import Completed
+    from p2pcompute.api.shortcuts import map, sh
+    from p2pcompute.errors import (
+        NodeUnavailable,
+        NoEligibleNode,
+        P2pcError,
+        TaskError,
+        TrustError,
+        UsageError,
+        VersionMismatch,
+        WorkerDied,
+    )
+
+__all__ = [
+    "Completed", "Job", "JobStatus", "MeshExecutor", "MeshFuture", "NoEligibleNode", "NodeInfo", "NodeUnavailable",
+    "P2pcError", "TaskError", "TaskInfo", "TaskOptions", "TrustError", "UsageError", "VersionMismatch", "WorkerDied",
+    "__version__", "map", "sh",
+]
 
 __version__ = "0.1.0"
 """As in pyproject.toml; a constant, because importlib.metadata costs every command 20 ms."""
+
+_HOMES = {
+    "p2pcompute.api.executor": ("MeshExecutor", "NodeInfo"),
+    "p2pcompute.api.futures": ("MeshFuture",),
+    "p2pcompute.api.jobs": ("Job", "JobStatus"),
+    "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),
+    "p2pcompute.api.shell": ("Completed",),
+    "p2pcompute.api.shortcuts": ("map", "sh"),
+    "p2pcompute.errors": (
+        "NoEligibleNode", "NodeUnavailable", "P2pcError", "TaskError", "TrustError", "UsageError", "VersionMismatch",
+        "WorkerDied",
+    ),
+}
+"""Where public names are defined; a module is imported with the first use of one of its names."""
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
+
+            value = globals()[name] = getattr(import_module(home), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -82,11 +82,14 @@ class _Small:
 class FileBlobs:
     """The real `BlobStore`."""
 
-    def __init__(self, directory: Path | str, *, cache_bytes_max: int = CACHE_BYTES_DEFAULT) -> None:
+    def __init__(
+        self, directory: Path | str, *, cache_bytes_max: int = CACHE_BYTES_DEFAULT, is_durable: bool = True
+    ) -> None:
         """Open or create the directory and remove what a crash has left in `tmp/`.
 
         Args:
             cache_bytes_max: size above which blobs that are not pinned are evicted.
+            is_durable: False for a directory that goes with the process: nothing is synced to the disk.
 
         Raises:
             OSError: the directory cannot be made.
@@ -94,6 +97,7 @@ class FileBlobs:
         self.directory = Path(directory).absolute()
         self.counters = BlobCounters()
         self._cache_bytes_max = cache_bytes_max
+        self._is_durable = is_durable
         self._tmp = self.directory / "tmp"
         if self._tmp.is_dir():
             shutil.rmtree(self._tmp)
@@ -159,6 +163,17 @@ class FileBlobs:
             StoreError: "blob-missing": it is not here.
         """
         return await self._run(lambda: self._read(ref, offset, count))
+
+    def read_now(self, ref: BlobRef) -> bytes:
+        """Return the content of a blob.  Blocks: for threads that run no event loop.
+
+        Raises:
+            StoreError: it is not here, or cannot be read.
+        """
+        try:
+            return self._read(ref, 0, None)
+        except OSError as error:
+            raise self._failure(error) from error
 
     async def manifest(self, ref: BlobRef) -> bytes:
         """Return the chunk hashes, 32 bytes each.
@@ -226,6 +241,28 @@ class FileBlobs:
             return await self._run(lambda: self._put_large(data))
         async with self._small_room:
             return await self._put_small(data)
+
+    def put_now(self, data: bytes, *, pin: bool = False) -> BlobRef:
+        """Take bytes in, and pin them when asked; durable on return.  Blocks: for threads that run no event loop.
+
+        Raises:
+            StoreError: what the operating system refused, in words.
+        """
+        if self._is_shut:
+            raise self._closed()
+        hasher = BlobHasher()
+        hasher.update(data)
+        ref = hasher.finish()
+        if pin:
+            self.pin([ref])
+        try:
+            return self._put_large(data, hasher)
+        except BaseException as error:
+            if pin:
+                self.unpin([ref])
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
 
     async def put_path(self, path: str, *, move: bool = False) -> BlobRef:
         """Take a file in, streamed; durable on return.
@@ -316,7 +353,8 @@ class FileBlobs:
             if item.ref not in written and item.ref not in failed:
                 guarded(item.ref, lambda ref=item.ref, data=item.data: write(ref, data))  # type: ignore[misc]
         # Several at once, so that the file system commits its journal once for all of them.
-        whole = [ref for ref in written if ref not in failed]
+        whole = [ref for ref in written if ref not in failed and self._is_durable]
+
         def sync(ref: BlobRef) -> None:
             guarded(ref, lambda: os.fsync(written[ref].fileno()))
 
@@ -336,7 +374,7 @@ class FileBlobs:
             if ref not in failed:
                 directories.setdefault(os.path.dirname(self._name(ref.digest)), []).append(ref)
         for directory, refs in directories.items():
-            guarded(refs[0], lambda directory=directory: _sync_directory(directory))  # type: ignore[misc]
+            guarded(refs[0], lambda directory=directory: self._sync_directory(directory))  # type: ignore[misc]
             failed.update((ref, failed[refs[0]]) for ref in refs if refs[0] in failed)
         for item in group:
             item.error = failed.get(item.ref)
@@ -397,9 +435,10 @@ class FileBlobs:
     def _open_temporary(self) -> BinaryIO:
         return open(self._temporary_name(), "xb")
 
-    def _put_large(self, data: bytes) -> BlobRef:
-        hasher = BlobHasher()
-        hasher.update(data)
+    def _put_large(self, data: bytes, hasher: BlobHasher | None = None) -> BlobRef:
+        if hasher is None:
+            hasher = BlobHasher()
+            hasher.update(data)
         if self.path(hasher.finish()) is not None:
             self.counters.duplicates += 1
             return hasher.finish()
@@ -444,7 +483,7 @@ class FileBlobs:
         try:
             with open(name, "rb") as file:
                 hasher = _hash(file)
-                os.fsync(file.fileno())
+                self._sync(file)
             self._finish(name, hasher)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -458,7 +497,7 @@ class FileBlobs:
         try:
             file.flush()
             if self.path(hasher.finish()) is None:
-                os.fsync(file.fileno())
+                self._sync(file)
             file.close()
             self._finish(file.name, hasher)
         except BaseException:
@@ -469,7 +508,7 @@ class FileBlobs:
     def _finish(self, name: str, hasher: BlobHasher) -> None:
         ref = hasher.finish()
         self._rename(name, ref, hasher.manifest if chunk_count(ref.size) > 1 else b"")
-        _sync_directory(os.path.dirname(self._name(ref.digest)))
+        self._sync_directory(os.path.dirname(self._name(ref.digest)))
         self._evict([ref.digest])
 
     def _rename(self, name: str, ref: BlobRef, manifest: bytes) -> None:
@@ -496,7 +535,7 @@ class FileBlobs:
             with file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                self._sync(file)
             os.rename(file.name, target)
         except BaseException:
             _discard(file)
@@ -521,6 +560,19 @@ class FileBlobs:
             os.unlink(aside)
         self._count(-size - manifest_size)
         return size
+
+    def _sync(self, file: BinaryIO) -> None:
+        if self._is_durable:
+            os.fsync(file.fileno())
+
+    def _sync_directory(self, path: str) -> None:
+        if not self._is_durable:
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     # --- size -----------------------------------------------------------------------------------
 
@@ -674,14 +726,6 @@ def _discard(file: BinaryIO) -> None:
 def _unlink(name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name)
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest_of_path(path: str) -> bytes | None:

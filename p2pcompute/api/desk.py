@@ -1,0 +1,517 @@
+"""Between the user's threads and the node: calls go in, results come out.
+
+The user's threads put items into a deque and wake the event loop once, however many items there are.  In the loop the
+items become tasks, of one job per distinct function; results come as task ends of those jobs.
+
+Thread rules: what is below "any thread" is called by any thread, everything else by the loop's.
+Invariant: every future that was put is resolved, at the latest by `fail`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from p2pcompute.api.functions import Shipment
+from p2pcompute.api.futures import MeshFuture, failure, forked, lost
+from p2pcompute.api.pickling import load_value
+from p2pcompute.errors import P2pcError
+from p2pcompute.execution.spec import JobSpec, TaskKind
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.host.real_blobs import FileBlobs
+from p2pcompute.host.runs import Outcome
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import JOB_NAME_CHARS_MAX
+from p2pcompute.node.node import Node
+from p2pcompute.scheduler.ledger import TaskState
+from p2pcompute.scheduler.owner import TaskEnd
+from p2pcompute.scheduler.owner_service import JobBook
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.terms import JobTerms
+
+DRAIN_MAX: Final = 512
+"""Items taken from the deque before results get their turn."""
+JOBS_OPEN_MAX: Final = 1024
+"""Jobs kept open for further calls of their functions; beyond it those without open tasks are closed."""
+VALUE_KEPT_BYTES_MAX: Final = 1024
+"""A pickled value up to this stays with the outcome that a future keeps; copying the outcome costs more."""
+
+Read = Callable[[MeshFuture[Any], Outcome, Mapping[bytes, bytes]], Any]
+"""(future, outcome, content of its blobs by digest) → value, or NotImplemented when it has none."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenJob:
+    """A job that takes tasks."""
+
+    shipment: Shipment
+    kind: TaskKind = TaskKind.FUNCTION
+    read: Read | None = None
+    """Makes the value of an outcome; None unpickles it."""
+    is_single: bool = False
+    """Of one `start_map` or `sh`: sealed when its inputs are in, cancelled as a whole."""
+    job_id: bytes = b""
+    book: JobBook | None = None
+    is_opening: bool = False
+    waiting: list[tuple[MeshFuture[Any], bytes]] = field(default_factory=list)
+    """Items that came before the job was there."""
+    is_sealing: bool = False
+    """No more items come."""
+    is_cancelled: bool = False
+    futures: dict[int, MeshFuture[Any]] = field(default_factory=dict)
+    code_refs: list[BlobRef] = field(default_factory=list)
+
+
+_SEAL: Final = b"seal"
+_CANCEL: Final = b"cancel"
+_KILL: Final = b"kill"
+
+Item = tuple[MeshFuture[Any] | None, "Shipment | OpenJob", bytes]
+"""(future, where it goes, payload); without a future the payload is one of the orders above."""
+
+
+class Desk:
+    """One per embedded node."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._inbox: deque[Item] = deque()
+        self._withdrawn: deque[MeshFuture[Any]] = deque()
+        self._is_woken = True
+        """True while a look at the deques is due; before `open` it is."""
+        self._error: BaseException | None = None
+        self._is_ended = False
+        self._jobs: dict[bytes, OpenJob] = {}
+        self._open_count = 0
+        """Futures that came out of the deque and are not resolved."""
+        self._names: dict[bytes, str] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._node: Node
+        self._blobs: FileBlobs
+        self._scope: TaskScope
+        self._idle = asyncio.Event()
+
+    # --- any thread -------------------------------------------------------------------------------
+
+    def check_process(self) -> None:
+        """Raises UsageError in a forked child."""
+        if self._pid != os.getpid():
+            raise forked()
+
+    def put(self, future: MeshFuture[Any] | None, target: Shipment | OpenJob, payload: bytes) -> None:
+        """Hand a task in."""
+        self._inbox.append((future, target, payload))
+        if not self._is_woken:
+            self._wake()
+
+    def seal(self, job: OpenJob) -> None:
+        """No more tasks come for a single job."""
+        self.put(None, job, _SEAL)
+
+    def cancel_job(self, job: OpenJob, *, kill: bool) -> None:
+        """Cancel what is left of a single job; running tasks finish unless `kill`."""
+        self.put(None, job, _KILL if kill else _CANCEL)
+
+    def withdraw(self, future: MeshFuture[Any]) -> None:
+        """A future was cancelled: its task need not run."""
+        self._withdrawn.append(future)
+        if not self._is_woken:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_woken = True
+        if self._is_ended:
+            self.fail(self._error)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: `fail` has run or will
+                self._loop.call_soon_threadsafe(self._drain)
+
+    def is_started(self, future: MeshFuture[Any]) -> bool:
+        """True when the task runs here, or is leased to another node."""
+        job = future._job
+        book = None if job is None else job.book
+        if job is None or book is None or future._index < 0:
+            return False
+        lease = book.job.leases.get(future._index)
+        if lease is None:
+            return False
+        return lease.thief != LOCAL or self._node.scheduler.worker.core.is_running(job.job_id, future._index)
+
+    def holder_of(self, job: OpenJob, index: int) -> tuple[str | None, int]:
+        """Return (node, attempt) of a task that was leased, else (None, 0)."""
+        book = job.book
+        lease = book.job.leases.get(index) if book is not None else None
+        return (None, 0) if lease is None else (self._node.name_of(lease.thief), lease.attempt)
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def open(self, node: Node, blobs: FileBlobs, scope: TaskScope) -> None:
+        """Start to work for `node`."""
+        self._loop = asyncio.get_running_loop()
+        self._node, self._blobs, self._scope = node, blobs, scope
+        self._loop.call_soon(self._drain)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._inbox and self._open_count == 0
+
+    async def wait_idle(self) -> None:
+        """Wait until every future is resolved."""
+        while not self.is_idle:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _check_idle(self) -> None:
+        if self.is_idle:
+            self._idle.set()
+
+    def cancel_all(self, *, kill: bool) -> None:
+        """Cancel every open task; running ones finish unless `kill`."""
+        self._drain_all()
+        for job in self._jobs.values():
+            self._cancel_job(job, kill=kill)
+
+    async def close(self) -> None:
+        """Seal every job: their submitter goes."""
+        for job in list(self._jobs.values()):
+            if job.book is not None:
+                await self._node.seal_job(job.job_id)
+
+    def fail(self, error: BaseException | None) -> None:
+        """Resolve all that is open: the node is gone.  May be called by any thread once the loop has ended."""
+        self._error, self._is_ended = error, True
+        self._is_woken = False
+        futures = [future for job in self._jobs.values() for future in job.futures.values()]
+        futures += [future for job in self._jobs.values() for future, _payload in job.waiting]
+        self._jobs.clear()
+        while True:
+            try:
+                future = self._inbox.popleft()[0]
+            except IndexError:
+                break
+            if future is not None:
+                futures.append(future)
+        for future in futures:
+            _set_exception(future, lost(error))
+
+    # --- tasks in ---------------------------------------------------------------------------------
+
+    def _drain_all(self) -> None:
+        while self._inbox:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Make tasks of what the user's threads have put in."""
+        self._is_woken = False
+        inbox = self._inbox
+        batches: dict[OpenJob, list[tuple[MeshFuture[Any], bytes]]] = {}
+        orders: list[tuple[OpenJob, bytes]] = []
+        last: Shipment | OpenJob | None = None
+        batch: list[tuple[MeshFuture[Any], bytes]] = []
+        for _ in range(DRAIN_MAX):
+            try:
+                future, target, payload = inbox.popleft()
+            except IndexError:
+                break
+            if target is not last:
+                last = target
+                job = target if type(target) is OpenJob else self._job_of(target)  # type: ignore[arg-type]
+                if job.is_single and job.shipment.key not in self._jobs:
+                    self._jobs[job.shipment.key] = job
+                batch = batches.setdefault(job, [])
+            if future is None:
+                orders.append((job, payload))
+            else:
+                batch.append((future, payload))
+        else:
+            if inbox and not self._is_woken:
+                self._is_woken = True
+                self._loop.call_soon(self._drain)
+        for job, items in batches.items():
+            self._open_count += len(items)
+            self._add(job, items)
+        for job, order in orders:
+            self._obey(job, order)
+        if self._withdrawn:
+            self._withdraw_now()
+        self._check_idle()
+
+    def _job_of(self, shipment: Shipment) -> OpenJob:
+        job = self._jobs.get(shipment.key)
+        if job is None:
+            if len(self._jobs) >= JOBS_OPEN_MAX:
+                self._close_unused()
+            job = self._jobs[shipment.key] = OpenJob(shipment)
+        return job
+
+    def _close_unused(self) -> None:
+        """Close jobs that nobody has used for longest, a quarter of them at a time."""
+        unused = [
+            key for key, job in self._jobs.items() if job.book is not None and not job.futures and not job.is_single
+        ]
+        for key in unused[: JOBS_OPEN_MAX // 4]:
+            self._finish_job(self._jobs[key])
+
+    def _finish_job(self, job: OpenJob) -> None:
+        """Seal a job that takes nothing more; it is forgotten when it is over."""
+        if not job.is_sealing:
+            job.is_sealing = True
+            if not job.is_single:
+                self._jobs.pop(job.shipment.key, None)
+            if job.book is not None:
+                self._spawn(self._node.seal_job(job.job_id), "seal")
+
+    def _add(self, job: OpenJob, items: list[tuple[MeshFuture[Any], bytes]]) -> None:
+        book = job.book
+        if book is None:
+            job.waiting += items
+            if not job.is_opening:
+                job.is_opening = True
+                self._spawn(self._open_job(job), "open")
+            return
+        live = [item for item in items if item[0]._state == "PENDING"]
+        if len(live) < len(items):
+            self._open_count -= len(items) - len(live)
+            for future, _payload in items:
+                if future._state != "PENDING":
+                    self._release_blobs(future)
+        if not live:
+            return
+        try:
+            index = self._node.scheduler.owner.add_tasks_now(book, [payload for _future, payload in live])
+        except P2pcError as error:
+            self._refuse(live, error)
+            return
+        futures = job.futures
+        for future, _payload in live:
+            future._job = job
+            future._index = index
+            futures[index] = future
+            index += 1
+        if self._node.scheduler.peers:
+            self._node.scheduler.offer()
+
+    def _refuse(self, items: Sequence[tuple[MeshFuture[Any], bytes]], error: BaseException) -> None:
+        self._open_count -= len(items)
+        for future, _payload in items:
+            self._release_blobs(future)
+            _set_exception(future, error)
+        self._check_idle()
+
+    async def _open_job(self, job: OpenJob) -> None:
+        """Submit a job and the tasks that wait for it."""
+        shipment, options = job.shipment, job.shipment.options
+        try:
+            for content in (shipment.code, shipment.modules_zip):
+                if content:
+                    job.code_refs.append(await self._blobs.put(content))
+            self._blobs.pin(job.code_refs)
+            spec = JobSpec(
+                kind=job.kind,
+                code=job.code_refs[0] if shipment.code else None,
+                modules=job.code_refs[1] if shipment.modules_zip else None,
+                env=dict(options.env), cpus=float(options.cpus), mem_bytes=options.mem_bytes,
+                timeout_s=options.timeout_s,
+            )
+            python = (sys.version_info.major, sys.version_info.minor) if job.kind is TaskKind.FUNCTION else None
+            terms = JobTerms(name=shipment.name[:JOB_NAME_CHARS_MAX], retries=options.retries, python=python)
+            job.job_id = await self._node.submit_job(terms, spec)
+        except P2pcError as error:
+            self._jobs.pop(shipment.key, None)
+            waiting, job.waiting = job.waiting, []
+            self._refuse(waiting, error)
+            return
+        job.book = self._node.scheduler.owner.book(job.job_id)
+        job.book.listeners.append(lambda ends: self._ended(job, ends))
+        waiting, job.waiting = job.waiting, []
+        self._add(job, waiting)
+        if job.is_cancelled:
+            self._cancel_job(job, kill=True)
+        if job.is_sealing:
+            await self._node.seal_job(job.job_id)
+
+    # --- orders -----------------------------------------------------------------------------------
+
+    def _obey(self, job: OpenJob, order: bytes) -> None:
+        if order == _SEAL:
+            self._finish_job(job)
+        else:
+            self._cancel_job(job, kill=order == _KILL)
+
+    def _cancel_job(self, job: OpenJob, *, kill: bool) -> None:
+        waiting, job.waiting = job.waiting, []
+        self._open_count -= len(waiting)
+        for future, _payload in waiting:
+            self._release_blobs(future)
+            _set_cancelled(future)
+        if job.book is None:
+            job.is_cancelled = True
+        elif job.futures:
+            self._spawn(self._node.cancel(job.job_id, indices=list(job.futures), now=kill), "cancel")
+
+    def _withdraw_now(self) -> None:
+        by_job: dict[OpenJob, list[int]] = {}
+        while self._withdrawn:
+            future = self._withdrawn.popleft()
+            if future._job is not None and future._index in future._job.futures:
+                by_job.setdefault(future._job, []).append(future._index)
+        for job, indices in by_job.items():
+            self._spawn(self._node.cancel(job.job_id, indices=indices), "cancel")
+
+    # --- results out ------------------------------------------------------------------------------
+
+    def _ended(self, job: OpenJob, ends: Sequence[TaskEnd]) -> None:
+        """Resolve the futures of tasks that have ended."""
+        futures, read = job.futures, job.read
+        slow: list[tuple[MeshFuture[Any], TaskEnd]] = []
+        for end in ends:
+            future = futures.pop(end.index, None)
+            if future is None:
+                continue
+            outcome = end.outcome
+            if outcome is None or outcome.value_blob is not None or read is not None:
+                slow.append((future, end))
+                continue
+            self._open_count -= 1
+            self._note(future, end, outcome)
+            if future._blobs:
+                self._release_blobs(future)
+            if future._state != "PENDING":
+                continue
+            if end.state is TaskState.DONE:
+                try:
+                    value = load_value(outcome.value)
+                except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
+                    _set_exception(future, error)
+                else:
+                    with contextlib.suppress(cf.InvalidStateError):
+                        future.set_result(value)
+            else:
+                self._fail(job, future, end, outcome.value)
+        if slow:
+            self._resolve_slowly(job, slow)
+        book = job.book
+        if job.is_sealing and book is not None and book.job.ledger.is_complete and not futures:
+            self._forget(job)
+        self._check_idle()
+
+    def _note(self, future: MeshFuture[Any], end: TaskEnd, outcome: Outcome) -> None:
+        size = len(outcome.value)
+        if size > VALUE_KEPT_BYTES_MAX:
+            outcome = replace(outcome, value=b"")
+        name = self._names.get(end.thief)
+        if name is None:
+            name = self._names[end.thief] = self._node.name_of(end.thief)
+        future._report = (name, end.attempts, outcome, size)
+
+    def _fail(self, job: OpenJob, future: MeshFuture[Any], end: TaskEnd, data: bytes) -> None:
+        if end.state is TaskState.CANCELLED:
+            _set_cancelled(future)
+            return
+        book = job.book
+        reason = "" if book is None else book.job.ledger.reasons.get(end.index, "")
+        node = future._report[0] if future._report is not None else None
+        _set_exception(future, failure(end.outcome, reason, node, data))
+
+    def _resolve_slowly(self, job: OpenJob, slow: list[tuple[MeshFuture[Any], TaskEnd]]) -> None:
+        """Resolve futures whose value has to be read from blobs, in a thread."""
+        reading = []
+        for future, end in slow:
+            outcome = end.outcome
+            if outcome is not None:
+                self._note(future, end, outcome)
+            if future._blobs:
+                self._release_blobs(future)
+            if future._state != "PENDING" or outcome is None or end.state is TaskState.CANCELLED:
+                self._open_count -= 1
+                if future._state == "PENDING":
+                    self._fail(job, future, end, b"")
+            else:
+                reading.append((future, end, outcome))
+        if reading:
+            self._spawn(self._read(job, reading), "read")
+
+    async def _read(self, job: OpenJob, items: list[tuple[MeshFuture[Any], TaskEnd, Outcome]]) -> None:
+        refs = [BlobRef(*blob) for _future, _end, outcome in items for blob in _blobs_of(outcome)]
+        try:
+            await asyncio.to_thread(self._read_now, job, items)
+        finally:
+            self._open_count -= len(items)
+            for future, _end, _outcome in items:
+                _set_exception(future, lost(None))
+            self._check_idle()
+            if refs:
+                with contextlib.suppress(P2pcError):
+                    await self._blobs.delete(refs)
+
+    def _read_now(self, job: OpenJob, items: list[tuple[MeshFuture[Any], TaskEnd, Outcome]]) -> None:
+        """In a thread."""
+        for future, end, outcome in items:
+            try:
+                contents = {blob[0]: self._read_blob(BlobRef(*blob)) for blob in _blobs_of(outcome)}
+                data = contents[outcome.value_blob[0]] if outcome.value_blob is not None else outcome.value
+                value: Any = NotImplemented
+                if job.read is not None:
+                    value = job.read(future, outcome, contents)
+                elif end.state is TaskState.DONE:
+                    value = load_value(data)
+                if value is NotImplemented:
+                    self._fail(job, future, end, data)
+                    continue
+            except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
+                _set_exception(future, error)
+            else:
+                if future._report is not None:
+                    future._report = (*future._report[:3], len(data))
+                with contextlib.suppress(cf.InvalidStateError):
+                    future.set_result(value)
+
+    def _read_blob(self, ref: BlobRef) -> bytes:
+        return self._blobs.read_now(ref)
+
+    def _forget(self, job: OpenJob) -> None:
+        """Drop what the node keeps of a job that is over."""
+        if job.book is not None:
+            job.book = None
+            if job.is_single:
+                self._jobs.pop(job.shipment.key, None)
+            self._blobs.unpin(job.code_refs)
+            self._spawn(self._node.scheduler.owner.forget(job.job_id), "forget")
+
+    # --- blobs of tasks ---------------------------------------------------------------------------
+
+    def _release_blobs(self, future: MeshFuture[Any]) -> None:
+        """What was sent for a task that has ended is not needed here any more."""
+        refs, future._blobs = future._blobs, ()
+        if refs:
+            self._blobs.unpin(refs)
+            self._spawn(self._blobs.delete(refs), "delete")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
+        self._scope.spawn(coroutine, name)
+
+
+def _blobs_of(outcome: Outcome) -> list[tuple[bytes, int]]:
+    blobs = [outcome.value_blob, outcome.stdout_blob, outcome.stderr_blob]
+    return [blob for blob in blobs if blob is not None] + [(file.digest, file.size) for file in outcome.files]
+
+
+def _set_exception(future: MeshFuture[Any], error: BaseException) -> None:
+    if future._state == "PENDING":
+        with contextlib.suppress(AttributeError, TypeError):  # not every exception takes attributes
+            error.p2pc = future._info("failed")  # type: ignore[attr-defined]
+        with contextlib.suppress(cf.InvalidStateError):
+            future.set_exception(error)
+
+
+def _set_cancelled(future: MeshFuture[Any]) -> None:
+    if cf.Future.cancel(future):
+        with contextlib.suppress(cf.InvalidStateError, RuntimeError):
+            future.set_running_or_notify_cancel()

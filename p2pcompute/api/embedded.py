@@ -1,0 +1,305 @@
+"""A node inside the user's process: a thread with an event loop of its own.
+
+It works alone (nothing listens, everything is in memory and a private temporary directory), or as a delegate of this
+machine's installation when its node runs: then tasks also run there and on all members of its group.
+
+The process is never forked and no `__main__` is imported again.  The thread is a daemon thread that ends by `close`,
+when the last executor on it is dropped, or at the interpreter's exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import importlib
+import json
+import logging
+import os
+import socket
+import threading
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from p2pcompute.errors import NodeUnavailable, P2pcError
+
+if TYPE_CHECKING:
+    from p2pcompute.api.desk import Desk
+    from p2pcompute.config import Settings
+    from p2pcompute.host.paths import MachinePaths
+    from p2pcompute.host.real_blobs import FileBlobs
+    from p2pcompute.host.tasks import TaskScope
+    from p2pcompute.node.facade import PeerView
+    from p2pcompute.node.node import Node
+
+log = logging.getLogger("p2pcompute.embedded")
+
+ASK_S: Final = 2.0
+"""Wait for this machine's node to say where it listens."""
+STOP_S: Final = 10.0
+"""Wait at the interpreter's exit for the thread, once nothing runs any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedOptions:
+    """What a person may choose about an embedded node."""
+
+    worker_count: int | None = None
+    """Worker processes of its own; None: a core each when alone, none beside this machine's node; 0: submit only."""
+    is_local: bool = False
+    """Never join this machine's node."""
+    name: str = ""
+
+
+class EmbeddedNode:
+    """A node in a thread.  Starts at once; calls may be handed in before it is ready."""
+
+    def __init__(self, options: EmbeddedOptions) -> None:
+        from p2pcompute.api.desk import Desk
+
+        self.options = options
+        self.desk: Desk = Desk()
+        self.node: Node | None = None
+        self.is_joined = False
+        self._blobs: FileBlobs | None = None
+        self._pid = os.getpid()
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._is_closing = False
+        self._is_cancelling = False
+        self._is_killing = False
+        self._orders: asyncio.Event | None = None
+        _register(self)
+        self._thread = threading.Thread(target=self._run, name="p2pc-node", daemon=True)
+        self._thread.start()
+
+    # --- any thread -------------------------------------------------------------------------------
+
+    def wait_ready(self) -> Node:
+        """Wait until the node has started.
+
+        Raises:
+            P2pcError: it could not start, or this process is a fork of the one that made it.
+        """
+        self.desk.check_process()
+        self._ready.wait()
+        if self.node is None:
+            raise self._error or NodeUnavailable("the embedded node has ended", code="node-ended")
+        return self.node
+
+    def blobs(self) -> FileBlobs:
+        """Wait until the store is there and return it.
+
+        Raises:
+            P2pcError: the node could not start.
+        """
+        self.wait_ready()
+        assert self._blobs is not None
+        return self._blobs
+
+    def peers(self) -> list[PeerView]:
+        """Return this node, then its peers."""
+        node = self.wait_ready()
+        loop = self._loop
+        if loop is None or not self._thread.is_alive():
+            return []
+
+        async def ask() -> list[PeerView]:
+            return list(node.peers())
+
+        return asyncio.run_coroutine_threadsafe(ask(), loop).result()
+
+    def slot_count(self) -> int:
+        """Return the slots that are known: our own and those of the peers."""
+        node = self.node
+        if node is None:
+            return self.options.worker_count or os.cpu_count() or 1
+        own = node.scheduler.worker.core.slot_count
+        return max(1, own + sum(node.scheduler.slots_of(key) for key in list(node.scheduler.peers)))
+
+    def close(self, *, cancel: bool = False, kill: bool = False) -> None:
+        """Ask the node to end once nothing is open any more.  Returns at once; safe to repeat.
+
+        Args:
+            cancel: cancel what has not started.
+            kill: and stop what runs.
+        """
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._is_closing = True
+            self._is_cancelling = self._is_cancelling or cancel or kill
+            self._is_killing = self._is_killing or kill
+            loop, orders = self._loop, self._orders
+        if loop is not None and orders is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(orders.set)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread; False when it is still there."""
+        if self._pid != os.getpid() or threading.current_thread() is self._thread:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(self._live())
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, P2pcError):
+                log.error("the embedded node has failed", exc_info=error)
+        finally:
+            self._ready.set()
+            self.desk.fail(self._error)
+            _nodes.discard(self)
+
+    async def _live(self) -> None:
+        with self._lock:
+            self._loop, self._orders = asyncio.get_running_loop(), asyncio.Event()
+        from p2pcompute.api.assembly import report_bug
+        from p2pcompute.host.tasks import TaskScope
+
+        async with AsyncExitStack() as undo:
+            node, blobs = await self._start(undo)
+            self.node, self._blobs = node, blobs
+            scope = TaskScope("desk", report_bug)
+            undo.push_async_callback(scope.close)
+            self.desk.open(node, blobs, scope)
+            self._ready.set()
+            await self._serve(scope)
+
+    async def _start(self, undo: AsyncExitStack) -> tuple[Node, FileBlobs]:
+        from p2pcompute.api.assembly import build_alone, build_delegate
+
+        if not self.options.is_local:
+            places = _running_installation()
+            if places is not None:
+                try:
+                    async with AsyncExitStack() as trial:
+                        found = await self._join(trial, places, build_delegate)
+                        undo.push_async_exit(trial.pop_all())
+                        self.is_joined = True
+                        return found
+                except (P2pcError, OSError, TimeoutError) as error:
+                    warnings.warn(
+                        f"p2pcompute: working on this machine alone, because its node could not be joined: {error}",
+                        RuntimeWarning, stacklevel=2,
+                    )
+        node, blobs = await build_alone(undo, self.options)
+        return node, blobs
+
+    async def _join(
+        self, undo: AsyncExitStack, places: tuple[MachinePaths, Settings],
+        build: Callable[..., Awaitable[tuple[Node, FileBlobs]]],
+    ) -> tuple[Node, FileBlobs]:
+        paths, settings = places
+        status = await asyncio.to_thread(_ask_status, paths.socket)
+        return await build(undo, self.options, paths, settings, status)
+
+    async def _serve(self, scope: TaskScope) -> None:
+        """Work until asked to end and nothing is open, or asked to kill."""
+        assert self._orders is not None
+        idle: asyncio.Task[None] | None = None
+        while True:
+            if self._is_closing:
+                if self._is_cancelling:
+                    self.desk.cancel_all(kill=self._is_killing)
+                if idle is None:
+                    idle = scope.spawn(self.desk.wait_idle(), "idle")
+                    idle.add_done_callback(lambda _: self._orders.set() if self._orders is not None else None)
+                if idle.done():
+                    break
+            self._orders.clear()
+            await self._orders.wait()
+        await self.desk.close()
+
+
+# --- finding this machine's node ----------------------------------------------------------------------
+
+
+def _running_installation() -> tuple[MachinePaths, Settings] | None:
+    """Return where this machine's installation is, when its node runs."""
+    from p2pcompute.config import load_settings
+    from p2pcompute.host.paths import resolve_paths
+
+    try:
+        paths = resolve_paths()
+        document = json.loads(paths.run_file.read_text(encoding="utf-8"))
+        os.kill(int(document["pid"]), 0)
+    except (P2pcError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return paths, load_settings(paths, os.environ)
+
+
+def _ask_status(path: Path) -> dict[str, Any]:
+    """Ask this machine's node about itself over its control socket.
+
+    Raises:
+        NodeUnavailable: it does not answer, or in an unknown way.
+    """
+    try:
+        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=ASK_S)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(ASK_S)
+            connection.sock.connect(str(path))
+            connection.request("GET", "/v1/status")
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+        if answer.status != 200 or not isinstance(document["node"]["port"], int):
+            raise ValueError(f"status {answer.status}")
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise NodeUnavailable(
+            "this machine's node does not answer", f"{type(error).__name__}: {error}", "look at it: p2pc status"
+        ) from error
+    found: dict[str, Any] = document
+    return found
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's when it is installed."""
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop
+    return factory
+
+
+# --- exit and fork ------------------------------------------------------------------------------------
+
+_nodes: weakref.WeakSet[EmbeddedNode] = weakref.WeakSet()
+_is_registered = False
+
+
+def _register(node: EmbeddedNode) -> None:
+    """Have `node` closed before the interpreter stops its threads."""
+    global _is_registered
+    if not _is_registered:
+        _is_registered = True
+        # Before the threads of `concurrent.futures` are told to end, as its own executors do it.
+        threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+    _nodes.add(node)
+
+
+def _close_all() -> None:
+    """Wait for what is open, as `concurrent.futures` does, then end."""
+    nodes = [node for node in _nodes if node._pid == os.getpid()]
+    for node in nodes:
+        node.close()
+    for node in nodes:
+        try:
+            node.join()
+        except KeyboardInterrupt:
+            node.close(kill=True)
+            node.join(STOP_S)
+

@@ -1,0 +1,251 @@
+"""The executor: `concurrent.futures` over the mesh."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from p2pcompute.api.desk import OpenJob
+from p2pcompute.api.embedded import EmbeddedNode, EmbeddedOptions
+from p2pcompute.api.functions import Functions, Shipment, name_of
+from p2pcompute.api.futures import MeshFuture, closed
+from p2pcompute.api.jobs import Job
+from p2pcompute.api.maps import Mapping
+from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.pickling import dump_call
+from p2pcompute.errors import UsageError
+from p2pcompute.execution.spec import TaskPayload, encode_payload
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInfo:
+    """A node that may run tasks."""
+
+    id: str
+    """Public key in hexadecimal."""
+    name: str
+    state: str
+    """self, up or not seen."""
+    slots: int | None
+    """Tasks that it runs at once; None when it has not said so."""
+    path: str
+    """How it is reached."""
+
+
+class _Core:
+    """What an executor shares with the ones that `with_options` makes of it.
+
+    The node does not hold it: when the last executor is dropped the node ends, after the open tasks.
+    """
+
+    def __init__(self, options: EmbeddedOptions) -> None:
+        self.node = EmbeddedNode(options)
+        self.lock = threading.Lock()
+        self.is_closed = False
+        self._finalizer = weakref.finalize(self, self.node.close)
+        self._finalizer.atexit = False
+
+    def close(self, *, cancel: bool, kill: bool) -> None:
+        with self.lock:
+            self.is_closed = True
+        self.node.close(cancel=cancel, kill=kill)
+
+
+class MeshExecutor(cf.Executor):
+    """A drop-in `concurrent.futures.Executor`.
+
+    When this machine's node runs (`p2pc up`) calls run on it and on all members of its group; without one they run on
+    this machine, in worker processes of their own.  A call that has raised is not repeated unless
+    `TaskOptions.retries` says so; one whose node or process is lost is.
+
+    Args:
+        max_workers: worker processes of this executor; None: one a core, or none where this machine's node has them;
+            0: only submit, to other nodes.
+        local: stay on this machine, even when its node runs.
+        name: shown to people, on other nodes too.
+        options: of all tasks; `with_options` changes them.
+
+    Raises:
+        UsageError: an argument cannot mean anything.
+    """
+
+    def __init__(
+        self, *, max_workers: int | None = None, local: bool = False, name: str | None = None,
+        options: TaskOptions | None = None, _core: _Core | None = None,
+    ) -> None:
+        if max_workers is not None and (type(max_workers) is not int or max_workers < 0):
+            raise UsageError(f"max_workers={max_workers!r} cannot be used", "it is a count from 0", "change it")
+        if local and max_workers == 0:
+            raise UsageError("an executor that stays local needs workers", "max_workers is 0", "leave one of both out")
+        self._options = options or TaskOptions()
+        self._core = _core or _Core(EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or ""))
+        self._node = self._core.node
+        self._desk = self._node.desk
+        self._put = self._desk.put
+        self._pid = os.getpid()
+        self._functions = Functions(self._options)
+        self._lock = threading.Lock()
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> MeshFuture[R]:
+        """Hand a call in and return its future.
+
+        Raises:
+            RuntimeError: after `shutdown`.
+            UsageError: the function or an argument cannot be sent; the message names what is to blame.
+        """
+        self._check_open()
+        with self._lock:
+            shipment, beside = self._functions.find(fn)
+        data = dump_call((beside, *args) if beside else args, kwargs, shipment.zipped_names)
+        return self._send(shipment, data)
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            self._desk.check_process()
+        if self._core.is_closed:
+            raise closed()
+
+    def _send(self, target: Shipment | OpenJob, data: bytes) -> MeshFuture[Any]:
+        """Hand in one call whose arguments are pickled."""
+        future: MeshFuture[Any] = MeshFuture(self._desk, len(data))
+        if len(data) <= INLINE_BYTES_MAX:
+            payload = encode_payload(TaskPayload(args=data))
+        else:
+            ref = self._node.blobs().put_now(data, pin=True)
+            future._blobs = (ref,)
+            payload = encode_payload(TaskPayload(args_blob=ref))
+        self._put(future, target, payload)
+        return future
+
+    def _send_payload(
+        self, target: OpenJob, payload: bytes, blobs: tuple[BlobRef, ...], words: tuple[str, ...]
+    ) -> MeshFuture[Any]:
+        """Hand in one command."""
+        if len(payload) > TASK_PAYLOAD_BYTES_MAX:
+            raise UsageError("a command is too long", f"its words have {len(payload)} bytes", "send a file instead")
+        future: MeshFuture[Any] = MeshFuture(self._desk, len(payload))
+        future._blobs, future._words = blobs, words
+        self._put(future, target, payload)
+        return future
+
+    def map(
+        self, fn: Callable[..., R], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 0,
+        buffersize: int | None = None,
+    ) -> Iterator[R]:
+        """Call `fn` for the items of the iterables, in parallel; yield the results in their order.
+
+        Lazy: items are taken from the iterables as results are taken from the iterator, so the iterables may be
+        endless and need not fit the memory.
+
+        Args:
+            timeout: seconds from now after which waiting for a result raises TimeoutError.
+            chunksize: calls in one task; 0: chosen from how long the calls take.
+            buffersize: at most so many items are taken ahead of the results; None: chosen as above.
+
+        Raises:
+            Exception: (while iterating) what a call raised; the results before it are yielded first.
+        """
+        self._check_open()
+        if not iterables:
+            raise UsageError("map needs something to map over", "there is no iterable", "give one")
+        if type(chunksize) is not int or chunksize < 0:
+            raise UsageError(f"chunksize={chunksize!r} cannot be used", "it is a count from 0", "change it")
+        if buffersize is not None and (type(buffersize) is not int or buffersize < 1):
+            raise UsageError(f"buffersize={buffersize!r} cannot be used", "it is a count from 1", "change it")
+        mapping: Mapping[R] = Mapping(
+            self, fn, iterables, timeout_s=timeout, chunk_count=chunksize, buffer_count=buffersize
+        )
+        return mapping.results()
+
+    def start_map(
+        self, fn: Callable[..., R], *iterables: Iterable[Any], options: TaskOptions | None = None,
+        name: str | None = None,
+    ) -> Job[R]:
+        """Start a job of one call per item and return its handle at once.
+
+        The iterables are read to their end; see `map` for endless ones.
+        """
+        self._check_open()
+        functions = self._functions if options is None else Functions(options)
+        with self._lock:
+            shipment, beside = functions.find(fn)
+        job: Job[R] = Job(self._desk, shipment, name or name_of(fn))
+        try:
+            for args in zip(*iterables, strict=False):
+                data = dump_call((beside, *args) if beside else args, {}, shipment.zipped_names)
+                job.add(self._send(job.open_job, data))
+        except BaseException:
+            job.cancel(now=True)
+            raise
+        finally:
+            job.seal()
+        return job
+
+    def with_options(self, **changes: Any) -> MeshExecutor:
+        """Return an executor on the same node whose tasks run with other options; shutting down either ends both.
+
+        Raises:
+            UsageError: there is no such option, or its value cannot be used.
+        """
+        return MeshExecutor(options=self._options.changed(**changes), _core=self._core)
+
+    # --- state ------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """True after `shutdown`."""
+        return self._core.is_closed
+
+    @property
+    def nodes(self) -> Sequence[NodeInfo]:
+        """The nodes that may run tasks, this one first."""
+        return [
+            NodeInfo(id=peer.public_key.hex(), name=peer.name, state=peer.state, slots=peer.slots, path=peer.path)
+            for peer in self._node.peers()
+        ]
+
+    # --- end --------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls.  May be called again.
+
+        Args:
+            wait: return when all calls have ended and everything of the node is gone; else at once, and that
+                happens behind.
+            cancel_futures: calls that have not started are cancelled.
+        """
+        self._desk.check_process()
+        self._core.close(cancel=cancel_futures, kill=False)
+        if wait:
+            try:
+                self._node.join()
+            except KeyboardInterrupt:
+                self._interrupt()
+                raise
+
+    def _interrupt(self) -> None:
+        """Stop everything now."""
+        self._core.close(cancel=True, kill=True)
+        self._node.join()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for all calls; when interrupted from the keyboard, stop them."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._interrupt()
+        else:
+            self.shutdown(wait=True)

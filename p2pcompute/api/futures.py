@@ -1,0 +1,171 @@
+"""The future of one task, and what becomes of an outcome in the user's process."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import contextlib
+import time
+from collections.abc import Generator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from p2pcompute.api.options import TaskInfo, moment
+from p2pcompute.api.pickling import load_exception
+from p2pcompute.errors import P2pcError, TaskError, UsageError, WorkerDied
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.ids import task_id
+
+if TYPE_CHECKING:
+    from p2pcompute.api.desk import Desk, OpenJob
+
+R = TypeVar("R")
+OUTPUT_SHOWN_BYTES: Final = 2048
+"""End of a task's standard error in an exception."""
+
+
+class MeshFuture(cf.Future[R], Generic[R]):
+    """The result of one call, to come.  Dropping it cancels nothing."""
+
+    def __init__(self, desk: Desk, payload_bytes: int) -> None:
+        super().__init__()
+        self._desk = desk
+        self._submitted = time.time()
+        self._bytes_in = payload_bytes
+        self._job: OpenJob | None = None
+        self._index = -1
+        self._blobs: tuple[BlobRef, ...] = ()
+        """Large arguments, or files that are sent along: pinned until the task has ended."""
+        self._words: tuple[str, ...] = ()
+        """Of a command."""
+        self._chunk_count = 0
+        """Calls in the task, when it is a chunk."""
+        self._report: tuple[str | None, int, Outcome | None, int] | None = None
+        """(node, attempts, outcome without its value, bytes of the value)"""
+
+    @property
+    def info(self) -> TaskInfo:
+        """Where and how the task ran, as known now."""
+        if self.cancelled():
+            state = "cancelled"
+        elif self.done():
+            state = "failed" if self._exception is not None else "done"
+        else:
+            state = "running" if self.running() else "waiting"
+        return self._info(state)
+
+    def _info(self, state: str) -> TaskInfo:
+        job, report = self._job, self._report
+        node, attempts, outcome, bytes_out = report if report is not None else (None, 0, None, 0)
+        if report is None and job is not None:
+            node, attempts = self._desk.holder_of(job, self._index)
+        started = finished = None
+        if outcome is not None and outcome.started_wall:
+            started = moment(outcome.started_wall)
+            finished = moment(outcome.started_wall + outcome.runtime_s)
+        return TaskInfo(
+            id=task_id(job.job_id, self._index).hex() if job is not None and self._index >= 0 else "",
+            index=self._index, state=state, node=node, attempt=attempts,
+            submitted=datetime.fromtimestamp(self._submitted, UTC), started=started, finished=finished,
+            bytes_in=self._bytes_in, bytes_out=bytes_out,
+            exit_code=None if outcome is None else outcome.exit_code,
+            runtime_s=None if outcome is None else outcome.runtime_s,
+            stdout="" if outcome is None else outcome.stdout.decode("utf-8", "replace"),
+            stderr="" if outcome is None else outcome.stderr.decode("utf-8", "replace"),
+        )
+
+    def cancel(self) -> bool:
+        """Cancel the task unless it has started; True when it is cancelled now."""
+        self._desk.check_process()
+        if self.done():
+            return self.cancelled()
+        if self._desk.is_started(self) or not super().cancel():
+            return False
+        with contextlib.suppress(cf.InvalidStateError, RuntimeError):
+            self.set_running_or_notify_cancel()  # tells those who wait for several futures
+        self._desk.withdraw(self)
+        return True
+
+    def running(self) -> bool:
+        """True while the task runs, or is with another node that will run it."""
+        return not self.done() and self._desk.is_started(self)
+
+    def result(self, timeout: float | None = None) -> R:
+        """Return the task's value; see `concurrent.futures.Future.result`.
+
+        Raises:
+            Exception: what the function raised, the traceback of its node as the cause.
+            WorkerDied: the process that ran it died or ran out of time.
+            TaskError: it could not be run, or its result cannot be rebuilt here.
+        """
+        if self._state != "FINISHED":
+            self._desk.check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
+        if self._state != "FINISHED":
+            self._desk.check_process()
+        return super().exception(timeout)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return asyncio.wrap_future(self).__await__()
+
+
+def failure(outcome: Outcome | None, reason: str, node: str | None, data: bytes) -> BaseException:
+    """Return the exception for a task that has failed for good.
+
+    Args:
+        outcome: of its last attempt, where there was one.
+        reason: why it was given up.
+        data: the outcome's value, read from its blob where it was one.
+    """
+    if outcome is None:
+        return TaskError("a task was given up", reason, node=node)
+    if outcome.status is OutcomeStatus.FAILED and data:
+        return load_exception(data)
+    stderr = outcome.stderr[-OUTPUT_SHOWN_BYTES:].decode("utf-8", "replace")
+    text = outcome.error.strip() or reason or str(outcome.status)
+    error: TaskError
+    match outcome.status:
+        case OutcomeStatus.TIMEOUT:
+            error = WorkerDied(
+                text, "the time limit of the task", "give it more: TaskOptions(timeout=…)", code="timeout", node=node,
+                cause="timeout", signal=outcome.signal, peak_rss=outcome.peak_rss_bytes or None,
+            )
+        case OutcomeStatus.DIED:
+            cause = outcome.cause or "signal"
+            error = WorkerDied(
+                text, "out of memory" if cause == "oom" else reason,
+                "limit it with TaskOptions(mem=…), or split the work" if cause == "oom" else None,
+                node=node, cause=cause, signal=outcome.signal, peak_rss=outcome.peak_rss_bytes or None,
+            )
+        case _:
+            error = TaskError(text, reason if reason != text else "", node=node, remote_traceback=outcome.error)
+    error.stderr_tail = stderr
+    return error
+
+
+def lost(why: BaseException | None) -> P2pcError:
+    """Return the error of futures whose node is gone."""
+    if isinstance(why, P2pcError):
+        return why
+    return P2pcError(
+        "the embedded node has ended before this task", "" if why is None else f"{type(why).__name__}: {why}",
+        "make a new executor", code="node-ended",
+    )
+
+
+def closed() -> RuntimeError:
+    """Return what `concurrent.futures` raises in this case."""
+    return RuntimeError("cannot schedule new futures after shutdown")
+
+
+def forked() -> UsageError:
+    return UsageError(
+        "this executor belongs to another process",
+        "it was made before a fork, and its node lives in the parent",
+        "make a new MeshExecutor in the child",
+        code="forked",
+    )

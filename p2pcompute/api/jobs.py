@@ -1,0 +1,139 @@
+"""A job: many calls of one function, or many commands, under one name."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Generic, Literal, TypeVar
+
+from p2pcompute.api.desk import Desk, OpenJob, Read
+from p2pcompute.api.functions import Shipment
+from p2pcompute.api.futures import MeshFuture
+from p2pcompute.execution.spec import TaskKind
+
+R = TypeVar("R")
+_serials: Final = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """A job as it stands."""
+
+    name: str
+    total: int
+    done: int
+    failed: int
+    cancelled: int
+    running: int
+    waiting: int
+
+
+class Job(Generic[R]):
+    """The handle of a started job.  Iterating waits and yields the values in the order of the inputs."""
+
+    def __init__(
+        self, desk: Desk, shipment: Shipment, name: str, kind: TaskKind = TaskKind.FUNCTION, read: Read | None = None
+    ) -> None:
+        self.name = name
+        key = b"single %d" % next(_serials)
+        self.open_job = OpenJob(replace(shipment, name=name, key=key), kind=kind, read=read, is_single=True)
+        self._desk = desk
+        self._futures: list[MeshFuture[R]] = []
+
+    def __repr__(self) -> str:
+        status = self.status
+        return f"<Job {self.name}: {status.done} done, {status.failed} failed, {status.waiting + status.running} open>"
+
+    def add(self, future: MeshFuture[R]) -> None:
+        """Take a task in; for the executor."""
+        self._futures.append(future)
+
+    def seal(self) -> None:
+        """No more tasks come; for the executor."""
+        self._desk.seal(self.open_job)
+
+    @property
+    def id(self) -> str:
+        """The job's id in hexadecimal; empty until the node has it."""
+        return self.open_job.job_id.hex()
+
+    @property
+    def futures(self) -> Sequence[MeshFuture[R]]:
+        """One per input, in their order."""
+        return tuple(self._futures)
+
+    @property
+    def status(self) -> JobStatus:
+        """Counts of the moment."""
+        counts = dict.fromkeys(("done", "failed", "cancelled", "running", "waiting"), 0)
+        for future in self._futures:
+            if future.cancelled():
+                counts["cancelled"] += 1
+            elif future.done():
+                counts["failed" if future._exception is not None else "done"] += 1
+            else:
+                counts["running" if future.running() else "waiting"] += 1
+        return JobStatus(name=self.name, total=len(self._futures), **counts)
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def __iter__(self) -> Iterator[R]:
+        for future in self._futures:
+            yield future.result()
+
+    async def __aiter__(self) -> AsyncIterator[R]:
+        for future in self._futures:
+            yield await future
+
+    def as_completed(self, *, timeout: float | None = None) -> Iterator[MeshFuture[R]]:
+        """Yield the futures as they end.
+
+        Raises:
+            TimeoutError: not all have ended `timeout` seconds from the first `next`.
+        """
+        return cf.as_completed(self._futures, timeout)  # type: ignore[return-value]
+
+    def results(
+        self, *, errors: Literal["raise", "skip", "return"] = "raise", timeout: float | None = None
+    ) -> list[R | BaseException]:
+        """Wait and return the values in the order of the inputs.
+
+        Args:
+            errors: of tasks that failed or were cancelled: raise the first, leave them out, or return them.
+            timeout: seconds for all together.
+
+        Raises:
+            TimeoutError: not all have ended in time.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        found: list[R | BaseException] = []
+        for future in self._futures:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            try:
+                error = future.exception(left)
+            except cf.CancelledError as cancelled:
+                error = cancelled
+            if error is None:
+                found.append(future.result())
+            elif errors == "raise":
+                raise error
+            elif errors == "return":
+                found.append(error)
+        return found
+
+    def failures(self) -> Sequence[MeshFuture[R]]:
+        """Return the futures that have failed until now."""
+        return [future for future in self._futures if future.done() and not future.cancelled() and future.exception()]
+
+    def wait(self, timeout: float | None = None) -> Job[R]:
+        """Wait until every task has ended, or `timeout` seconds; returns the job itself."""
+        cf.wait(self._futures, timeout)
+        return self
+
+    def cancel(self, *, now: bool = False) -> None:
+        """Cancel what has not started; with `now` stop what runs as well.  Other executor calls go on."""
+        self._desk.cancel_job(self.open_job, kill=now)

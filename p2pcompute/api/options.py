@@ -1,0 +1,105 @@
+"""How a task may run, and what is known of one that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from p2pcompute.config import parse_duration, parse_size
+from p2pcompute.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """Everything about how one task may run."""
+
+    cpus: float = 1.0
+    """Cores: numeric libraries are told to use so many threads."""
+    mem: int | str | None = None
+    """Limit of the task's memory: bytes, or text like "2G"."""
+    timeout: float | str | None = None
+    """Limit of one attempt's wall time: seconds, or text like "5m"."""
+    retries: int = 0
+    """Extra attempts after the function has raised or run out of time.  A node or process that is lost does not
+    count: its tasks run again in any case."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the task."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot mean anything.
+
+        Raises:
+            UsageError: a value is of a wrong kind or out of its range.
+        """
+        if not isinstance(self.cpus, int | float) or not 0 < self.cpus < 1 << 16:
+            raise _bad("cpus", self.cpus, "a number of cores above 0")
+        if type(self.retries) is not int or not 0 <= self.retries < 1 << 16:
+            raise _bad("retries", self.retries, "a count from 0")
+        if not all(isinstance(text, str) for pair in self.env.items() for text in pair):
+            raise _bad("env", self.env, "names and values that are text")
+        if (mem := self.mem_bytes) is not None and mem <= 0:
+            raise _bad("mem", self.mem, "bytes, or text like '2G'")
+        if (timeout := self.timeout_s) is not None and timeout <= 0:
+            raise _bad("timeout", self.timeout, "seconds above 0, or text like '5m'")
+
+    @property
+    def mem_bytes(self) -> int | None:
+        return parse_size(self.mem) if isinstance(self.mem, str) else self.mem
+
+    @property
+    def timeout_s(self) -> float | None:
+        return parse_duration(self.timeout) if isinstance(self.timeout, str) else self.timeout
+
+    def changed(self, **changes: Any) -> TaskOptions:
+        """Return the same with some fields changed.
+
+        Raises:
+            UsageError: there is no such option.
+        """
+        for name in changes:
+            if name not in TaskOptions.__dataclass_fields__:
+                known = ", ".join(TaskOptions.__dataclass_fields__)
+                raise UsageError(f"there is no task option {name!r}", f"options are: {known}", "use one of them")
+        return replace(self, **changes)
+
+    def identity(self) -> str:
+        """Return text that is the same for the same options."""
+        return repr((self.cpus, self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items())))
+
+
+def _bad(name: str, value: object, wanted: str) -> UsageError:
+    what = f"the task option {name}={value!r} cannot be used"
+    return UsageError(what, f"it takes {wanted}", "change it", code="option")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInfo:
+    """A task as it stands: a value of the moment at which it was asked for."""
+
+    id: str
+    """32 hex digits; empty until it was given to the node."""
+    index: int
+    """Its place in its job, from 0; -1 until then."""
+    state: str
+    """waiting, running, done, failed or cancelled."""
+    node: str | None
+    """Name of the node that ran it."""
+    attempt: int
+    """How many times it was started."""
+    submitted: datetime
+    started: datetime | None
+    finished: datetime | None
+    bytes_in: int
+    bytes_out: int
+    exit_code: int | None
+    runtime_s: float | None
+    stdout: str
+    """The end of what it printed, at most 64 KiB."""
+    stderr: str
+
+
+def moment(unix_s: float) -> datetime | None:
+    """Return Unix seconds as a time with a zone; None for 0."""
+    return datetime.fromtimestamp(unix_s, UTC) if unix_s else None

@@ -1,0 +1,61 @@
+"""`p2pcompute.map` and `p2pcompute.sh`: one executor of the process, made at the first use and closed at its exit."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from p2pcompute.api.executor import MeshExecutor
+from p2pcompute.api.jobs import Job
+from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.shell import Completed, start_commands
+
+R = TypeVar("R")
+
+_lock = threading.Lock()
+_executor: tuple[int, MeshExecutor] | None = None
+"""(process id, executor): a forked child makes its own."""
+
+
+def _shared() -> MeshExecutor:
+    global _executor
+    with _lock:
+        if _executor is None or _executor[0] != os.getpid() or _executor[1].is_closed:
+            _executor = (os.getpid(), MeshExecutor())
+        return _executor[1]
+
+
+def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iterator[R]:
+    """Call `fn` for the items of the iterables, in parallel; yield the results in their order, lazily.
+
+    Args:
+        options: `timeout`, `chunksize` and `buffersize` as for `MeshExecutor.map`.
+
+    Raises:
+        Exception: (while iterating) what a call raised.
+    """
+    return _shared().map(fn, *iterables, **options)
+
+
+def sh(
+    command: str | Sequence[str], inputs: Iterable[Any] = ("",), *, send: Sequence[str | os.PathLike[str]] = (),
+    fetch: Sequence[str] = (), to: str | os.PathLike[str] = ".", name: str | None = None, **options: Any,
+) -> Job[Completed]:
+    """Run a command for each input, in parallel; the values of the job say how each ended.
+
+    Args:
+        command: one string for the shell, or the words of a command that no shell sees.  "{}" stands for the input,
+            quoted for the shell where there is one; without it the input is appended.
+        send: files that each command finds in its directory, under their relative names; "{}" as above.
+        fetch: names or patterns of the files to bring back; "{}" as above.
+        to: directory below which they are written.
+        options: fields of `TaskOptions`.
+
+    Raises:
+        UsageError: the command or an option cannot mean anything, or a file cannot be read.
+    """
+    return start_commands(
+        _shared(), command, inputs, send=send, fetch=fetch, to=to, options=TaskOptions().changed(**options), name=name
+    )
