@@ -14,7 +14,7 @@ from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX
-from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
+from p2pcompute.node.membership import GroupCredentials, clean_name
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
@@ -85,7 +85,7 @@ class Network:
         await self._bind(loopback_only)
         self.is_on_network = not loopback_only
         self._dht_scope = TaskScope("dht")
-        port = self.datagrams.bind_group(group.network_key, lambda body, source: self._receive(body, source))
+        port = self.datagrams.bind_group(group.network_key, self._receive)
         self.dht = Dht(
             self._host, self._credentials.identity, port, self._dht_scope,
             group_id=group.group_id, describe=self._describe,

@@ -205,21 +205,23 @@ class OwnerCore:
     def recover(self, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]) -> OwnedJob:
         """Rebuild a job from its journal; its open tasks are ready again."""
         job = self.add_job(envelope)
+        claims: list[Any] = []
         for kind, body in facts:
             job.ledger.fold(kind, body)
             if kind == FactKind.TASKS:
                 job.payloads.update(enumerate(body[1], body[0]))
             elif kind == FactKind.CLAIMS:
-                for index, generation, attempt, status, _digest in body:
-                    job.attempts[index] = max(job.attempts.get(index, 0), attempt)
-                    if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
-                        job.failures[index] = job.failures.get(index, 0) + 1
+                claims += body
             elif kind == FactKind.CANCEL_ALL:
                 job.is_cancelled = True
             elif kind == FactKind.RETRY:
                 job.is_cancelled = False
-                for index, _generation in body:
-                    job.failures.pop(index, None)
+        for index, generation, attempt, status, _digest in claims:
+            if not job.ledger.is_open(index, generation):
+                continue
+            job.attempts[index] = max(job.attempts.get(index, 0), attempt)
+            if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
+                job.failures[index] = job.failures.get(index, 0) + 1
         job.ready = deque(job.ledger.open_indices())
         open_now = set(job.ready)
         for index in [index for index in job.payloads if index not in open_now]:

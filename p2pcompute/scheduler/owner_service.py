@@ -15,10 +15,10 @@ from typing import Any
 
 from p2pcompute.errors import RemoteProtocolError, StoreError, UsageError
 from p2pcompute.host.interfaces import BlobRef, Host, Write
-from p2pcompute.host.runs import Outcome
+from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.ids import job_alias
 from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import job_alias
 from p2pcompute.limits import JOBS_ACTIVE_MAX, TASK_PAYLOAD_BYTES_MAX
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
@@ -34,7 +34,7 @@ from p2pcompute.scheduler.messages import (
 from p2pcompute.scheduler.owner import OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
-from p2pcompute.store.journal import Journal, JobRecord, ResultRecord
+from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope
 
@@ -318,7 +318,7 @@ class OwnerService:
             self._host.clock.now(), LOCAL, self._identity.installation, job_id, index, generation, attempt, outcome,
             digest,
         )
-        if changed and not outcome.status == "ok":
+        if changed and outcome.status is not OutcomeStatus.OK:
             self._claim_fact(job_id, [index, generation, attempt, str(outcome.status), digest])
 
     def _claim_fact(self, job_id: bytes, claim: list[Any]) -> None:

@@ -187,7 +187,7 @@ class Scheduler:
                 while self.worker.core.held or any(link.results for link in self.worker.links.values()):
                     await self._host.clock.sleep(0.05)
         except TimeoutError:
-            self._host.runner.kill([run_id for run_id in self.worker.core.held])
+            self._host.runner.kill(list(self.worker.core.held))
         await self.owner.committed()
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError, UsageError
 from p2pcompute.host.interfaces import Crypto
-from p2pcompute.ids import JOB_ID_BYTES
 from p2pcompute.identity.keys import Identity, check_delegation
+from p2pcompute.ids import JOB_ID_BYTES
 from p2pcompute.limits import JOB_NAME_CHARS_MAX
 from p2pcompute.wire.envelope import Envelope, open_envelope
 
