@@ -222,6 +222,10 @@ INLINE_BYTES_MAX: Final = 64 * KIB
 RESULTS_BATCH_BYTES_MAX: Final = 768 * KIB
 RESULTS_BATCH_MAX: Final = 512
 JOBS_ACTIVE_MAX: Final = 4096
+JOBS_KNOWN_MAX: Final = 1024
+"""Envelopes of others' jobs that a worker remembers, and that an owner remembers having sent to one peer."""
+PEERS_MAX: Final = 8192
+"""Members that a node can name, ask for work or offer some."""
 JOB_NAME_CHARS_MAX: Final = 200
 OUTBOX_DELAY_S: Final = 0.2
 """A worker writes a result to disk when its owner has not acknowledged it within this time."""

@@ -13,7 +13,7 @@ from p2pcompute.dht.service import Dht
 from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX
+from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX, PEERS_MAX
 from p2pcompute.node.membership import GroupCredentials, clean_name
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
@@ -209,12 +209,19 @@ class Network:
     def _contact(self, contact: Contact) -> None:
         self._contact_keys[contact.key] = None
         if contact.name:
-            self.names[contact.key] = clean_name(contact.name)
+            self._name(contact.key, clean_name(contact.name))
         self.on_peer(contact.key, [contact.address])
 
     def _contact_gone(self, contact: Contact) -> None:
         self._contact_keys.pop(contact.key, None)
         self.on_peer_gone(contact.key)
+
+    def _name(self, key: bytes, name: str) -> None:
+        """Remember a name: also of peers that have left, for lists of results."""
+        self.names.pop(key, None)
+        self.names[key] = name
+        if len(self.names) > PEERS_MAX:
+            del self.names[next(iter(self.names))]
 
     def _meet(self, key: bytes, addresses: Sequence[Address]) -> None:
         """Knock at a peer's addresses unless it is a contact already; those of one moment share one look around."""
@@ -232,7 +239,7 @@ class Network:
 
     def channel_opened(self, channel: Channel) -> None:
         """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""
-        self.names[channel.peer.key] = channel.peer.name
+        self._name(channel.peer.key, channel.peer.name)
         port = channel.peer.hello.get("port")
         if type(port) is int and 0 < port < 65536:
             address = Address(channel.address.host, port)

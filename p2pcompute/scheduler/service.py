@@ -19,10 +19,12 @@ from p2pcompute.limits import (
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
     GRANT_TASKS_MAX,
+    JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     OFFER_S_MIN,
     PARK_S,
     PEER_LOST_GRACE_S,
+    PEERS_MAX,
     RECOVERY_GRACE_S,
     VICTIMS_MAX,
 )
@@ -169,7 +171,16 @@ class Scheduler:
             self.worker.tick(now)
             for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
                 self._put_back(self._given.pop(grant_id))
+            self._forget_old(now)
             self.wake()
+
+    def _forget_old(self, now: float) -> None:
+        """Drop what is remembered of peers that are no longer there."""
+        self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
+        self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_S_MIN}
+        for key in [key for key in self._knows_job if self._channels.get(key) is None]:
+            del self._knows_job[key]
+        self.worker.forget_old()
 
     async def leave(self, *, drain_s: float) -> None:
         """Hand back what has not started, let running tasks finish for `drain_s`, deliver results."""
@@ -271,6 +282,8 @@ class Scheduler:
     ) -> None:
         known = self._knows_job.setdefault(channel.peer.key, {})
         raw = b"" if grant.job_id in known else job.raw
+        if len(known) >= JOBS_KNOWN_MAX:
+            known.clear()  # sent again when they are granted again
         known[grant.job_id] = None
         self.counters.grants_given_count += 1
         channel.send(Message.GRANT, messages.grant_body(grant, raw, owner, addresses or self._own_addresses()))
@@ -504,6 +517,8 @@ class Scheduler:
 
     def peer_known(self, key: bytes, addresses: Sequence[Address]) -> None:
         """A member can be reached here."""
+        if key not in self.peers and len(self.peers) >= PEERS_MAX:
+            return
         self.peers[key] = list(addresses)
         if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
             self._open(key)

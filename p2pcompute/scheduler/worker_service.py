@@ -20,6 +20,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     CLAIM_BYTES_MAX,
     HEARTBEAT_FRACTION,
+    JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     OUTBOX_DELAY_S,
     RESULTS_BATCH_BYTES_MAX,
@@ -258,6 +259,19 @@ class WorkerService:
     def is_full(self) -> bool:
         """True while so many results wait for absent owners that no new work should be taken."""
         return self.unsent_bytes > UNACKED_RESULTS_BYTES_MAX
+
+    def forget_old(self) -> None:
+        """Forget jobs and owners that nothing is held for, when there are many."""
+        if len(self.jobs) > JOBS_KNOWN_MAX:
+            held = {one.job_id for one in self.core.held.values()}
+            for job_id in [job_id for job_id in self.jobs if job_id not in held]:
+                del self.jobs[job_id]
+                self.core.forget_job(job_id)
+        if len(self.links) > JOBS_KNOWN_MAX:
+            owners = {one.owner for one in self.core.held.values()}
+            for key, link in list(self.links.items()):
+                if key not in owners and not link.results and not link.is_sending and not link.is_beating:
+                    del self.links[key]
 
     # --- results ----------------------------------------------------------------------------------
 
