@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final
 
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import count_text, options, plural, say
+from p2pcompute.cli.output import count_text, options, say
 from p2pcompute.cli.printing import Contents, Errors, Printer
 from p2pcompute.cli.progress import Display, Progress
 from p2pcompute.errors import NodeUnavailable, P2pcError
@@ -277,11 +277,10 @@ class View:
             if wanted == 2:
                 self._kill_by = time.monotonic() + KILL_S_MAX
             with self.display.aside():
-                running = self.progress.number("running")
                 if wanted == 1:
                     say(
-                        f"\nno new tasks; {plural(running, 'running one', 'running ones')} may finish. "
-                        f"Ctrl-C again kills {'it' if running == 1 else 'them'}; look again: p2pc attach {self.alias}"
+                        "\nno new tasks are started; running ones finish.  Ctrl-C again kills them; "
+                        f"look again: p2pc attach {self.alias}"
                     )
             self._cancel(now=wanted == 2)
         return None

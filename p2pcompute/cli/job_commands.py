@@ -239,7 +239,7 @@ def _tasks_table(tasks: Sequence[Mapping[str, Any]]) -> str:
 
 @click.command(cls=Command, examples=[("p2pc wait", "for the newest job"), ("p2pc wait --timeout 1h j7k3", "")])
 @json_option
-@click.argument("refs", nargs=-1, type=ReferenceType(), metavar="[JOB]…")
+@click.argument("refs", nargs=-1, type=ReferenceType(), metavar="[JOB]...")
 @click.option("--timeout", metavar="DURATION", help="Give up after this, with exit code 7.")
 @click.option("--any", "any_", is_flag=True, help="Until one of the jobs is over.")
 def wait(json_: bool, refs: tuple[Reference, ...], timeout: str | None, any_: bool) -> int:
@@ -351,7 +351,7 @@ def attach(ref: Reference, progress: str) -> int:
 )
 @json_option
 @yes_option
-@click.argument("refs", nargs=-1, required=True, type=ReferenceType(), metavar="JOB[/TASKS]…")
+@click.argument("refs", nargs=-1, required=True, type=ReferenceType(), metavar="JOB[/TASKS]...")
 @click.option("--now", is_flag=True, help="Kill running tasks (default: let them finish).")
 def cancel(json_: bool, yes: bool, refs: tuple[Reference, ...], now: bool) -> int:
     """Cancel jobs or tasks."""

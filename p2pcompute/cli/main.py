@@ -9,9 +9,11 @@ refused, 7 not finished, 70 bug, 130 Ctrl-C, 141 the reader of stdout has gone, 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -265,8 +267,21 @@ def run_command(arguments: Sequence[str]) -> int:
         return _show(bug, "", as_json=flags.json, flags=flags)
 
 
+_ASCII: Final = str.maketrans({"·": "-", "–": "-", "…": "...", "≈": "~", "×": "x", "━": "=", "╸": "=", "✓": "ok"})
+
+
+def _to_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(_ASCII)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
 def main() -> NoReturn:
     """Entry point of the console script."""
+    codecs.register_error("p2pc", _to_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="p2pc" if stream.encoding.lower() != "utf-8" else "backslashreplace")
     code = run_command(sys.argv[1:])
     try:
         sys.stdout.flush()

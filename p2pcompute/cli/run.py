@@ -114,7 +114,7 @@ def _help_and_exit(context: click.Context) -> int:
 )
 @click.option("-a", "--arg-file", multiple=True, metavar="FILE", help="Read inputs from FILE, one a line; - = stdin.")
 @click.option("-0", "--null", is_flag=True, help="Inputs of files and stdin are NUL-separated.")
-@click.option("-C", "--colsep", metavar="REGEX", help="Split each input into {1} {2} …")
+@click.option("-C", "--colsep", metavar="REGEX", help="Split each input into {1} {2} ...")
 @click.option("--header", metavar=":|REGEX", help="The first line names the columns, {name}; ':' = the whole line.")
 @click.option("-n", "--max-args", type=click.IntRange(0), metavar="N", help="Give N inputs to each task.")
 @click.option("--link", is_flag=True, help="Zip input sources instead of their cross product.")
@@ -194,7 +194,8 @@ def _reading(flags: Mapping[str, Any]) -> Reading:
 
 
 def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) -> Request:
-    from p2pcompute.config import find_paths, find_project_file, load_settings, parse_duration, parse_size
+    from p2pcompute.config import find_project_file, load_settings, parse_duration, parse_size
+    from p2pcompute.places import find_paths
 
     settings = load_settings(
         find_paths(os.environ), os.environ,

@@ -1,0 +1,184 @@
+"""The root command: what it imports, how it names errors, which exit code it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from p2pcompute.cli.command import parse_reference
+from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, p2pc, run_command
+from p2pcompute.errors import (
+    IdentityError,
+    NodeUnavailable,
+    NoEligibleNode,
+    P2pcError,
+    StoreError,
+    TrustError,
+    UsageError,
+    VersionMismatch,
+)
+
+HEAVY = (
+    "rich", "msgspec", "httpx", "asyncio", "cbor2", "nacl", "cryptography", "starlette", "uvicorn", "cloudpickle",
+    "psutil", "multiprocessing", "p2pcompute.node", "p2pcompute.daemon", "p2pcompute.execution", "p2pcompute.scheduler",
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("P2PC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("P2PC_NO_AUTOSTART", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["--help"], ["jobs"], ["completion", "bash"], ["run", "--help"], ["--version"]]
+)
+def test_quick_commands_import_nothing_heavy(arguments: list[str], home: Path) -> None:
+    """Each of these modules would cost the start of every command."""
+    program = (
+        "import sys\nfrom p2pcompute.cli.main import run_command\n"
+        f"run_command({arguments!r})\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = done.stderr.split()
+    assert [name for name in loaded if name.startswith(tuple(f"{heavy}." for heavy in HEAVY)) or name in HEAVY] == []
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run_command(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_every_command_of_the_table_is_there_with_its_help() -> None:
+    context = click.Context(p2pc)
+    assert isinstance(p2pc, LazyGroup)
+    for section in COMMANDS.values():
+        for name in section:
+            command = p2pc.get_command(context, name)
+            assert command is not None and command.help, name
+            text = command.get_help(click.Context(command, info_name=name, parent=context))
+            assert "Usage:" in text
+
+
+def test_mistyped_commands_and_flags_name_the_near_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "rum")
+    assert (code, out) == (2, "") and 'did you mean "run"?' in err
+    code, out, err = run(capsys, "run", "--retires", "3", "echo")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0] == "error[usage]: there is no flag --retires"
+    assert 'did you mean "--retries"?' in err and "more: p2pc run --help" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--json", "--nope", "x"], ["run", "--nope", "--json", "x"], ["run", "-j", "2", "--json", "nodir/x"],
+        ["jobs", "--json", "--state", "odd"], ["show", "a/b", "--json"], ["jobs", "--json"],
+    ],
+)
+def test_with_json_an_error_is_one_document_on_stdout(
+    arguments: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    document = json.loads(out)
+    assert document["schema"] == "p2pc.error/1" and set(document) == {"schema", "code", "what", "why", "fix"}
+    assert code in (2, 5) and err == ""
+
+
+def test_json_after_the_target_belongs_to_the_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", "--dry-run", "tool", "--json", "-x", ":::", "a")
+    assert (code, out) == (0, "tool --json -x a\n")
+    code, out, err = run(capsys, "run", "--nope", "tool", "--json")
+    assert code == 2 and out == "" and "--nope" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), 2), (UsageError("x", code="local-files"), 2), (NoEligibleNode("x"), 4),
+        (NodeUnavailable("x"), 5),
+        (VersionMismatch("x"), 5), (IdentityError("x"), 5), (StoreError("x"), 5), (TrustError("x"), 6),
+        (P2pcError("x", code="not-finished"), 7), (P2pcError("x", code="no-node"), 5), (P2pcError("x", code="bug"), 70),
+        (P2pcError("x", code="something new"), 2),
+    ],
+)
+def test_exit_codes_of_errors(error: P2pcError, code: int) -> None:
+    assert exit_code_of(error) == code
+
+
+def test_commands_that_look_say_that_no_node_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("jobs", "show", "logs", "result", "wait", "attach", "retry"):
+        code, out, err = run(capsys, name)
+        assert code == 5 and out == "" and err.startswith("error[no-node]: no node is running here"), name
+
+
+def test_our_own_errors_show_no_traceback_unless_asked(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Traceback" not in run(capsys, "jobs")[2]
+    assert "Traceback" in run(capsys, "-v", "jobs")[2]
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("p2pcompute.cli.job_commands.open_connection", broken)
+    code, _, err = run(capsys, "jobs")
+    assert code == 70 and "error[bug]" in err and "ZeroDivisionError: boom" in err and "Traceback" not in err
+
+
+def test_ctrl_c_and_a_closed_pipe_end_quietly(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, code in ((KeyboardInterrupt(), 130), (BrokenPipeError(), 141)):
+        def stop(error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("p2pcompute.cli.job_commands.open_connection", stop)
+        got, out, err = run(capsys, "jobs")
+        assert (got, out, err.strip()) == (code, "", "")
+
+
+def test_a_terminal_without_utf8_gets_ascii(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "p2pcompute", "run", "--help"], capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True,
+    )
+    assert b"Usage: p2pc run" in done.stdout and done.stdout.isascii()
+
+
+def test_references() -> None:
+    whole = parse_reference("j7k3")
+    assert (whole.job, whole.ranges, whole.task) == ("j7k3", None, None) and 5 in whole
+    assert parse_reference("last/17").task == 17
+    some = parse_reference("j7k3/3-5,12")
+    assert [index for index in range(20) if index in some] == [3, 4, 5, 12]
+    assert some.indices(5) == [3, 4]
+    for bad in ("", "/1", "a/", "a/b", "a/5-3", "a/-1", "a/1,", "../x", "a/1-2-3", "a/²"):
+        with pytest.raises(UsageError):
+            parse_reference(bad)
+
+
+def test_completion_scripts_are_those_of_click(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    signs = {"bash": "_P2PC_COMPLETE=bash_complete", "zsh": "#compdef p2pc", "fish": "complete --no-files"}
+    for shell, sign in signs.items():
+        code, out, _ = run(capsys, "completion", shell)
+        assert code == 0 and sign in out
+    assert run(capsys, "completion", "tcsh")[0] == 2
+
+
+def test_completion_without_a_node_is_silent(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "p2pcompute"], capture_output=True, text=True, check=False,
+        env={**os.environ, "_P2PC_COMPLETE": "bash_complete", "COMP_WORDS": "p2pc show ", "COMP_CWORD": "2"},
+    )
+    assert "Traceback" not in done.stderr
