@@ -114,3 +114,28 @@ def test_silent_node_loses_its_leases() -> None:
 
         simulation.run(main(), time_s_max=1000)
         mesh.check_errors()
+
+
+def test_a_node_that_holds_unstarted_tasks_is_stolen_from() -> None:
+    """Short tasks first, so that batches are large when the long ones come; without steals between workers the node
+    with the largest batch would work alone at the end."""
+    with Simulation(4) as simulation:
+        mesh = Mesh(simulation, 4, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            works = [0.01] * 40 + [3.0] * 200
+            began = simulation.now
+            job_id = await mesh.submit(owner, works)
+            view = await mesh.wait_for(owner, job_id, limit_s=600)
+            assert view.done == len(works) and view.failed == 0
+            ideal_s = sum(works) / 4
+            assert simulation.now - began < 1.25 * ideal_s, f"{simulation.now - began:.0f} s, ideal {ideal_s:.0f} s"
+            given = [member.running.scheduler.counters.grants_given_count for member in mesh.members[1:]]
+            assert any(given), "no worker was stolen from"
+            await mesh.check_values(owner, job_id, len(works))
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
