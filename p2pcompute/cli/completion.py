@@ -24,7 +24,7 @@ def complete_jobs(incomplete: str) -> list[CompletionItem]:
     import json
     import socket
 
-    from p2pcompute.config import find_paths
+    from p2pcompute.places import find_paths
 
     try:
         with socket.socket(socket.AF_UNIX) as stream:

@@ -375,6 +375,6 @@ def open_connection(*, timeout_s: float = REQUEST_S_MAX) -> Connection:
     Raises:
         NodeUnavailable: at the first call, when none is running.
     """
-    from p2pcompute.config import find_paths
+    from p2pcompute.places import find_paths
 
     return Connection(find_paths(os.environ).socket, timeout_s=timeout_s)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.cli.connection import Connection, error_of
-from p2pcompute.config import Paths, find_paths
 from p2pcompute.errors import NodeUnavailable
+from p2pcompute.places import Paths, find_paths
 
 AUTOSTART_S_MAX: Final = 5.0
 """For a node that is started on the way to something else."""

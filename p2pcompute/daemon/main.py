@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from filelock import FileLock, Timeout
 
 from p2pcompute import __version__
-from p2pcompute.config import Paths, Settings, load_settings
+from p2pcompute.config import Settings, load_settings
 from p2pcompute.daemon.app import Api, build_app
 from p2pcompute.daemon.listener import Listener, bind_socket
 from p2pcompute.daemon.log import start_log, stop_log
@@ -32,6 +32,7 @@ from p2pcompute.host.paths import MachinePaths, prepare_directories, resolve_pat
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import STOP_GRACE_S
 from p2pcompute.node.facade import NodeFacade
+from p2pcompute.places import Paths
 
 log = logging.getLogger("p2pcompute.daemon")
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from p2pcompute.config import Paths, find_paths
 from p2pcompute.errors import ConfigError, NodeUnavailable, StoreError
 from p2pcompute.host.real_crypto import RealCrypto
+from p2pcompute.places import Paths, find_paths
 
 __all__ = ["MachinePaths", "Paths", "check_store_directory", "machine_id", "prepare_directories", "resolve_paths"]
 

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from p2pcompute.config import (
     PROJECT_KEYS,
-    Paths,
     Settings,
     all_keys,
     convert,
-    find_paths,
     find_project_file,
     help_of,
     load_settings,
@@ -28,6 +26,7 @@ from p2pcompute.config import (
     write_setting,
 )
 from p2pcompute.errors import ConfigError, UsageError
+from p2pcompute.places import Paths, find_paths
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.config import SOCKET_PATH_BYTES_MAX
 from p2pcompute.errors import ConfigError, NodeUnavailable, StoreError
 from p2pcompute.host.paths import check_store_directory, machine_id, prepare_directories, resolve_paths
+from p2pcompute.places import SOCKET_PATH_BYTES_MAX
 
 RAW_ID = "0123456789abcdef0123456789abcdef"
 

@@ -17,8 +17,8 @@ import pytest
 from p2pcompute.cli import daemon_start, node_commands
 from p2pcompute.cli.daemon_start import ensure_node, is_container, is_running, is_throwaway, running_pid, why_embedded
 from p2pcompute.cli.main import run_command
-from p2pcompute.config import find_paths
 from p2pcompute.errors import NodeUnavailable
+from p2pcompute.places import find_paths
 
 ROOT = Path(__file__).parents[2]
 
