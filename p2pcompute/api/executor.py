@@ -20,7 +20,7 @@ from p2pcompute.api.maps import Mapping
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.errors import UsageError
-from p2pcompute.execution.spec import TaskPayload, encode_payload
+from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
 
@@ -122,7 +122,7 @@ class MeshExecutor(cf.Executor):
         """Hand in one call whose arguments are pickled."""
         future: MeshFuture[Any] = MeshFuture(self._desk, len(data))
         if len(data) <= INLINE_BYTES_MAX:
-            payload = encode_payload(TaskPayload(args=data))
+            payload = encode_call(data)
         else:
             ref = self._node.blobs().put_now(data, pin=True)
             future._blobs = (ref,)

@@ -28,21 +28,23 @@ OUTPUT_SHOWN_BYTES: Final = 2048
 class MeshFuture(cf.Future[R], Generic[R]):
     """The result of one call, to come.  Dropping it cancels nothing."""
 
+    _job: OpenJob | None = None
+    _index = -1
+    _blobs: tuple[BlobRef, ...] = ()
+    """Large arguments, or files that are sent along: pinned until the task has ended."""
+    _words: tuple[str, ...] = ()
+    """Of a command."""
+    _chunk_count = 0
+    """Calls in the task, when it is a chunk."""
+    _report: tuple[str | None, int, Outcome | None, int] | None = None
+    """(node, attempts, outcome without its value, bytes of the value)"""
+    # Defaults of the class: a future is made for every call, and most of these are set later or never.
+
     def __init__(self, desk: Desk, payload_bytes: int) -> None:
         super().__init__()
         self._desk = desk
         self._submitted = time.time()
         self._bytes_in = payload_bytes
-        self._job: OpenJob | None = None
-        self._index = -1
-        self._blobs: tuple[BlobRef, ...] = ()
-        """Large arguments, or files that are sent along: pinned until the task has ended."""
-        self._words: tuple[str, ...] = ()
-        """Of a command."""
-        self._chunk_count = 0
-        """Calls in the task, when it is a chunk."""
-        self._report: tuple[str | None, int, Outcome | None, int] | None = None
-        """(node, attempts, outcome without its value, bytes of the value)"""
 
     @property
     def info(self) -> TaskInfo:

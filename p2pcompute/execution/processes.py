@@ -46,6 +46,8 @@ OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
 
 _GROUP_GONE_S: Final = 2.0
 """How long `close` waits for killed processes that are not our children (a zombie that nobody reaps stays)."""
+_OOM_LOOK_S: Final = 1.0
+"""How often the kernel's count of processes killed for want of memory is read: it costs more than a small task."""
 _PAUSE_S_MIN: Final = 0.001
 """Timers of an event loop have this resolution; shorter pauses are not worth one."""
 
@@ -171,7 +173,9 @@ class ProcessRunner:
         slot.known_jobs.update(dict.fromkeys(jobs))
         slot.head_since = slot.batch_since = self._clock.now()
         slot.done_count = 0
-        worker.ooms_before = oom_kills()
+        if slot.batch_since >= worker.ooms_counted_at + _OOM_LOOK_S:
+            worker.ooms_counted_at = slot.batch_since
+            worker.ooms_before = oom_kills()
         start = size = 0
         for index, task in enumerate(tasks):
             size += len(task[4]) + len(task[8])

@@ -129,6 +129,34 @@ def encode_payload(payload: TaskPayload) -> bytes:
     return _encode(payload)
 
 
+_PLAIN_CALL: Final = b"\xa1\x64args"
+"""How the payload of a call with nothing but inline arguments begins: a map of one entry, "args"."""
+
+
+def encode_call(args: bytes) -> bytes:
+    """Return `encode_payload(TaskPayload(args=args))`, faster.  `args` is not empty."""
+    size = len(args)
+    if size < 24:
+        head = bytes((0x40 | size,))
+    elif size < 1 << 8:
+        head = bytes((0x58, size))
+    elif size < 1 << 16:
+        head = b"\x59" + size.to_bytes(2, "big")
+    else:
+        head = b"\x5a" + size.to_bytes(4, "big")
+    return _PLAIN_CALL + head + args
+
+
+def plain_args(data: bytes) -> bytes | None:
+    """Return the arguments in a payload that `encode_call` may have made, else None."""
+    if not data.startswith(_PLAIN_CALL) or len(data) < 8:
+        return None
+    head = data[6]
+    start = 7 if head < 0x58 else {0x58: 8, 0x59: 9, 0x5A: 11}.get(head, 0)
+    args = data[start:]
+    return args if start and args and encode_call(args) == data else None
+
+
 def _blob(value: Any) -> BlobRef:
     if not (isinstance(value, list) and len(value) == 2):
         raise RemoteProtocolError("not a blob reference")
@@ -158,7 +186,7 @@ def _files(value: Any) -> tuple[InputFile, ...]:
 
 
 def _words(value: Any) -> tuple[str, ...]:
-    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+    if not (isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value)):
         raise RemoteProtocolError("not a list of words")
     return tuple(value)
 
@@ -166,6 +194,8 @@ def _words(value: Any) -> tuple[str, ...]:
 def _environment(value: Any) -> dict[str, str]:
     if not (isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())):
         raise RemoteProtocolError("not an environment")
+    if any(not name or "=" in name or "\0" in name + text for name, text in value.items()):
+        raise RemoteProtocolError("an impossible environment variable")
     return value
 
 
@@ -225,7 +255,8 @@ def decode_payload(data: bytes) -> TaskPayload:
     Raises:
         RemoteProtocolError: the submitter sent something else.
     """
-    return TaskPayload(**_decode(data, _PAYLOAD_FIELDS))
+    args = plain_args(data)
+    return TaskPayload(**_decode(data, _PAYLOAD_FIELDS)) if args is None else TaskPayload(args=args)
 
 
 def blobs_of(spec: JobSpec, payload: TaskPayload) -> list[BlobRef]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec, plain_args
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.ids import task_id
@@ -98,6 +98,10 @@ class Translator:
         Raises:
             Unfit: its payload is malformed, or a blob is missing.
         """
+        args = plain_args(run.payload)
+        if args is not None:
+            own_id = task_id(run.job_id, run.index)
+            return (run.run_id, job.number, run.index, own_id, args, None, 0, (), b"", None, [], (), {})
         try:
             payload = decode_payload(run.payload)
         except RemoteProtocolError as error:

@@ -62,6 +62,7 @@ class WorkerProcess:
         self.was_cut_off = False
         """It was killed because it closed its socket or said what cannot be."""
         self.ooms_before = 0
+        self.ooms_counted_at = float("-inf")
         self.groups: dict[int, None] = {}
         """Process groups of commands that it started and whose end it has not reported."""
 
@@ -190,11 +191,14 @@ class WorkerProcess:
     def _is_still_there(self) -> None:
         if not self._is_alive:
             return
+        if self._pidfd < 0:
+            if self._process.poll() is None:
+                self._broken()
+            self._exited()
+            return
         with contextlib.suppress(ChildProcessError):
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 self._broken()
-        if self._pidfd < 0:
-            self._exited()
 
     # --- death ----------------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class FactKind(IntEnum):
 
 
 GENERATION_MAX: Final = 200
+_STATES: Final = tuple(TaskState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class JobLedger:
     # --- reading ----------------------------------------------------------------------------------
 
     def state(self, index: int) -> TaskState:
-        return TaskState(self._states[index])
+        return _STATES[self._states[index]]
 
     def generation(self, index: int) -> int:
         return self._generations[index]

@@ -212,9 +212,10 @@ class OwnerService:
         job_id = book.job.envelope.job_id
         if book.job.ledger.total is not None:
             raise UsageError("the job is sealed", "its number of tasks was fixed", "submit a new job", code="sealed")
-        spec = book.job.envelope.spec
-        for payload in payloads:
-            self._keep_blobs(book, self._inputs(spec, payload))
+        if self._journal is not None:
+            spec = book.job.envelope.spec
+            for payload in payloads:
+                self._keep_blobs(book, self._inputs(spec, payload))
         first = self.core.add_tasks(job_id, payloads)
         start, size = 0, 0
         for position, payload in enumerate(payloads):
@@ -230,7 +231,10 @@ class OwnerService:
         return first
 
     def _keep_blobs(self, book: JobBook, refs: Sequence[BlobRef]) -> None:
-        """Keep blobs from eviction until the job is forgotten, over restarts too."""
+        """Keep blobs from eviction until the job is forgotten, over restarts too.
+
+        Without a journal the submitter, in the same process, keeps and removes them itself.
+        """
         new = [ref for ref in refs if ref not in book.kept]
         if not new:
             return
@@ -384,14 +388,17 @@ class OwnerService:
             if book is None:
                 continue
             for end in ends:
-                book.rates.setdefault(end.thief, Rate()).add(now)
+                rate = book.rates.get(end.thief)
+                if rate is None:
+                    rate = book.rates[end.thief] = Rate()
+                rate.add(now)
                 if end.state is TaskState.DONE:
                     self.counters.accepted_count += 1
                 elif end.state is TaskState.FAILED:
                     self.counters.failed_count += 1
-                if end.outcome is not None:
-                    self._keep_blobs(book, outcome_blobs(end.outcome))
                 if self._journal is not None:
+                    if end.outcome is not None:
+                        self._keep_blobs(book, outcome_blobs(end.outcome))
                     self._writes.append(self._journal.result_write(job_id, end.index, end.generation, self._record(end)))
             if not book.room.is_set() and book.job.ledger.counts[TaskState.OPEN] < OPEN_TASKS_MAX // 2:
                 book.room.set()
