@@ -325,7 +325,7 @@ def start(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: 
 
 def _start(settings: Mapping[str, str]) -> int:
     from p2pcompute.cli.daemon_start import start_background
-    from p2pcompute.config import find_paths
+    from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     connection = Connection(paths.socket, timeout_s=STATUS_S_MAX)
@@ -360,7 +360,7 @@ def _stop(*, drain: bool) -> None:
         NodeUnavailable: none runs, or it does not stop.
     """
     from p2pcompute.cli.daemon_start import is_running, running_pid, wait_stopped
-    from p2pcompute.config import find_paths
+    from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     connection = Connection(paths.socket, timeout_s=STATUS_S_MAX)
@@ -524,7 +524,8 @@ def config() -> None:
 
 def _resolved() -> tuple[Any, Any]:
     """(paths, settings) as a command here sees them."""
-    from p2pcompute.config import find_paths, find_project_file, load_settings
+    from p2pcompute.config import find_project_file, load_settings
+    from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     project = find_project_file(Path.cwd())
@@ -590,7 +591,8 @@ def get(key: str, json_: bool) -> int:
 @json_option
 def set_(key: str, value: str, json_: bool) -> int:
     """Write one value."""
-    from p2pcompute.config import find_paths, write_setting
+    from p2pcompute.config import write_setting
+    from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     write_setting(paths.config_file, key, value)
@@ -603,7 +605,8 @@ def set_(key: str, value: str, json_: bool) -> int:
 @json_option
 def unset(key: str, json_: bool) -> int:
     """Remove one."""
-    from p2pcompute.config import find_paths, write_setting
+    from p2pcompute.config import write_setting
+    from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     write_setting(paths.config_file, key, None)
@@ -629,7 +632,8 @@ def _changed(paths: Any, key: str, *, json_: bool) -> None:
 @json_option
 def path(json_: bool) -> int:
     """Where the files are."""
-    from p2pcompute.config import find_paths, find_project_file
+    from p2pcompute.config import find_project_file
+    from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     project = find_project_file(Path.cwd())
