@@ -39,7 +39,7 @@ class Message(IntEnum):
     OFFER = 32
     """owner → peer: [] — I have work; steal it."""
     STEAL = 33
-    """thief → victim: [request id, slots, want, [major, minor], boot]; waits there until it is served."""
+    """thief → victim: [request id, slots, want, [major, minor], boot, idle]; waits there until it is served."""
     UNPARK = 34
     """thief → victim: [] — I have enough."""
     GRANT = 35
@@ -83,15 +83,15 @@ def _list(value: Any, size: int, what: str) -> list[Any]:
 
 
 def steal_body(thief: Thief) -> list[Any]:
-    return [thief.request_id, thief.slots, thief.want, list(thief.python), thief.boot]
+    return [thief.request_id, thief.slots, thief.want, list(thief.python), thief.boot, thief.is_idle]
 
 
 def parse_steal(body: Any, key: bytes, installation: bytes) -> Thief:
-    request_id, slots, want, python, boot = _list(body, 5, "steal")
+    request_id, slots, want, python, boot, is_idle = _list(body, 6, "steal")
     _check(_is_int(request_id) and _is_int(slots, 1 << 16) and slots > 0 and _is_int(want, 1 << 20), "steal")
     _check(isinstance(python, list) and len(python) == 2 and all(_is_int(n, 1 << 16) for n in python), "steal")
-    _check(isinstance(boot, bytes) and len(boot) <= 16, "steal")
-    return Thief(key, installation, boot, (python[0], python[1]), slots, max(1, want), request_id)
+    _check(isinstance(boot, bytes) and len(boot) <= 16 and isinstance(is_idle, bool), "steal")
+    return Thief(key, installation, boot, (python[0], python[1]), slots, max(1, want), request_id, is_idle)
 
 
 def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[Address]) -> list[Any]:

@@ -43,8 +43,6 @@ TICK_S = 1.0
 """Period of the timer that ends leases, grants and parked requests."""
 HOT_S = 10.0
 """A victim that gave or offered work so recently is asked before others."""
-PATIENCE_S = 0.25
-"""How long a thief waits for its hot victims before it parks at others too."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
 EARLIER_LIVES_MAX = 4096
@@ -120,9 +118,9 @@ class Scheduler:
         self._given: dict[int, _Given] = {}
         self._next_given = GIVEN_ID
         self._asked: dict[bytes, float] = {}
-        """Victim → when our request was parked there."""
+        """Victim → when our present request was sent there."""
         self._hot: dict[bytes, float] = {}
-        self._hungry_since = 0.0
+        self._was_idle = False
         self._request_id = 0
         self._offered: dict[bytes, float] = {}
         self._knows_job: dict[bytes, dict[bytes, None]] = {}
@@ -249,7 +247,9 @@ class Scheduler:
             self.parking.remove(thief.key)
 
     def _give_queued(self, now: float, channel: Channel, thief: Thief) -> bool:
-        """Let a thief steal from what this node holds for others and has not started."""
+        """Let an idle thief steal from what this node holds for others and has not started."""
+        if not thief.is_idle:
+            return False
 
         def may_give(job_id: bytes) -> bool:
             job = self.worker.jobs.get(job_id)
@@ -311,24 +311,27 @@ class Scheduler:
     # --- thief ------------------------------------------------------------------------------------
 
     def _seek_work(self, now: float) -> None:
-        """Ask others when the slots are not fed: first who gave lately, then anyone, by parking there."""
-        want = self.worker.core.want() if self._accepts_others and not self.worker.is_full else 0
+        """Ask others when the slots are not fed.
+
+        A node with nothing to do asks its hot victims and parks at others, up to VICTIMS_MAX; workers give it what
+        they have not started.  One that is busy and wants the next batch in advance asks only owners that gave
+        lately: if it could take from other workers too, the same tasks would wander between busy nodes.
+        """
+        core = self.worker.core
+        want = core.want() if self._accepts_others and not self.worker.is_full else 0
+        is_idle = bool(core.free_slots) and not core.queued_count
+        if is_idle != self._was_idle:
+            self._was_idle = is_idle
+            if not is_idle:
+                self._unpark()
+            self._asked.clear()
         if not want:
-            self._hungry_since = 0.0
-            if self._asked and not self.worker.core.free_slots:
-                for key in self._asked:
-                    channel = self._channels.get(key)
-                    if channel is not None:
-                        channel.send(Message.UNPARK, [])
-                self._asked.clear()
             return
-        if not self._hungry_since:
-            self._hungry_since = now
         self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2 and self._channels.get(key)}
-        hot = [key for key, at in self._hot.items() if now - at < HOT_S and self._channels.get(key)]
-        for key in hot:
-            self._ask(now, key, want)
-        if hot and now - self._hungry_since < PATIENCE_S and not self.worker.core.free_slots:
+        for key, at in self._hot.items():
+            if now - at < HOT_S:
+                self._ask(now, key, want)
+        if not is_idle:
             return
         cold = [key for key in self.peers if key not in self._asked]
         room = VICTIMS_MAX - len(self._asked)
@@ -340,6 +343,13 @@ class Scheduler:
             else:
                 self._open(key)
 
+    def _unpark(self) -> None:
+        """Take the requests of an idle node back; owners that gave lately keep theirs."""
+        for key in self._asked:
+            channel = self._channels.get(key)
+            if channel is not None and key not in self._hot:
+                channel.send(Message.UNPARK, [])
+
     def _ask(self, now: float, key: bytes, want: int) -> None:
         if key in self._asked:
             return
@@ -348,8 +358,9 @@ class Scheduler:
             return
         self._request_id += 1
         self._asked[key] = now
+        core = self.worker.core
         thief = Thief(
-            b"", b"", self._boot, self._python, self.worker.core.slot_count, want, self._request_id
+            b"", b"", self._boot, self._python, core.slot_count, want, self._request_id, is_idle=self._was_idle
         )
         channel.send(Message.STEAL, messages.steal_body(thief))
 
@@ -362,7 +373,7 @@ class Scheduler:
 
     async def _connect(self, key: bytes) -> None:
         try:
-            await self._channels.connect(key, self.peers[key])
+            await self._channels.connect(key, self.peers.get(key, ()))
         except (P2pcError, TimeoutError):
             return  # the next tick tries another peer, or this one again
         finally:
@@ -378,7 +389,8 @@ class Scheduler:
         grant, raw, addresses = messages.parse_grant(body, channel.peer.key)
         now = self._host.clock.now()
         self._asked.pop(channel.peer.key, None)
-        self._hot[channel.peer.key] = now
+        if grant.owner == channel.peer.key:
+            self._hot[channel.peer.key] = now
         core = self.worker.core
         wanted = core.want() > 0 and self._accepts_others and not self.worker.is_full and not self._is_closed
         job = self.worker.jobs.get(grant.job_id)

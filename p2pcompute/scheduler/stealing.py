@@ -29,6 +29,8 @@ class Thief:
     want: int
     """How many tasks it would take now, by its own estimate of a batch; at least 1."""
     request_id: int = 0
+    is_idle: bool = True
+    """It has a free slot and nothing waiting; only such a thief is given what other workers hold."""
 
     @property
     def is_local(self) -> bool:
