@@ -334,8 +334,8 @@ class Node:
                 continue  # it is being retried and will end again under a new number
             state = views.STATE_NAMES[ledger.state(index)]
             end = await self._task_view(job_id, index, state, seq)
-            if state in ("done", "failed") and end.outcome is None and not end.reason:
-                break  # its result is on the way to the store
+            if not end.payload:
+                break  # its record, which holds or leads to its payload, is on the way to the store
             found.append(end)
         return found
 
