@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ctypes
 import ipaddress
+import socket
+import struct
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -34,12 +38,15 @@ class RealLan:
         interfaces: addresses of the interfaces to use; None for all.
         own_addresses: asked at each announcement for the addresses to announce.
         scope: owns the look-ups.
+        names: of those interfaces; nothing is heard from others.
     """
 
     def __init__(
-        self, interfaces: Sequence[str] | None, own_addresses: Callable[[], list[str]], scope: TaskScope
+        self, interfaces: Sequence[str] | None, own_addresses: Callable[[], list[str]], scope: TaskScope,
+        *, names: Sequence[str] = (),
     ) -> None:
         self._interfaces = interfaces
+        self._names = names
         self._own_addresses = own_addresses
         self._scope = scope
         self._zeroconf: Any = None
@@ -64,6 +71,8 @@ class RealLan:
                     self._zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.All)
                 else:
                     self._zeroconf = AsyncZeroconf(interfaces=list(self._interfaces), ip_version=self._ip_version())
+                    # Its socket for multicast is bound to every interface; it is in use from the next turn of the loop.
+                    hear_only(self._zeroconf.zeroconf.engine._listen_socket, self._names)
             except OSError as error:
                 raise ConfigError(
                     "LAN discovery cannot start",
@@ -92,6 +101,7 @@ class RealLan:
             await goodbye
         self._own_key = b""
         if announcement is None:
+            await self._close_if_idle()
             return
         zeroconf = self._open()
         self._own_key = announcement.public_key
@@ -111,6 +121,7 @@ class RealLan:
         self._seen = seen
         self._present.clear()
         if seen is None:
+            await self._close_if_idle()
             return
         from zeroconf.asyncio import AsyncServiceBrowser
 
@@ -168,13 +179,32 @@ class RealLan:
 
     async def close(self) -> None:
         """Withdraw the announcement and stop."""
-        if self._zeroconf is None:
-            return
         await self.browse(None)
         await self.announce(None)
-        zeroconf, self._zeroconf = self._zeroconf, None
-        await zeroconf.async_close()
-        await asyncio.sleep(0)
+
+    async def _close_if_idle(self) -> None:
+        """Close the sockets of multicast DNS while nothing is announced and nobody listens."""
+        if self._zeroconf is not None and self._browser is None and self._announced is None:
+            zeroconf, self._zeroconf = self._zeroconf, None
+            await zeroconf.async_close()
+            await asyncio.sleep(0)
+
+
+def hear_only(sock: socket.socket | None, interfaces: Sequence[str]) -> None:
+    """Have the kernel drop what comes to `sock` from any other interface.  Does nothing where it cannot (not Linux).
+
+    Source: Documentation/networking/filter.rst of Linux; SO_ATTACH_FILTER needs no privilege.
+    """
+    if sock is None or not interfaces or sys.platform != "linux":
+        return
+    indices = [socket.if_nametoindex(name) for name in interfaces]
+    load_interface, jump_if_equal, give_back = 0x20, 0x15, 0x06
+    program = [(load_interface, 0, 0, 0xFFFFF008)]
+    program += [(jump_if_equal, len(indices) - at, 0, index) for at, index in enumerate(indices)]
+    program += [(give_back, 0, 0, 0), (give_back, 0, 0, 0xFFFF)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    attach_filter = 26
+    sock.setsockopt(socket.SOL_SOCKET, attach_filter, struct.pack("HL", len(program), ctypes.addressof(code)))
 
 
 def _service_info(announcement: LanAnnouncement, addresses: Sequence[str]) -> Any:

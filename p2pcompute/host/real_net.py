@@ -204,7 +204,10 @@ class RealNet:
     def _open_lan(self) -> RealLan:
         if self._lan is None:
             entries = [] if self._interfaces is None else interface_addresses(self._interfaces)
-            self._lan = RealLan([entry.host for entry in entries] or None, self.local_addresses, self._scope)
+            self._lan = RealLan(
+                [entry.host for entry in entries] or None, self.local_addresses, self._scope,
+                names=self._interfaces or (),
+            )
         return self._lan
 
     async def close(self) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from p2pcompute.errors import RemoteProtocolError, TrustError
+from p2pcompute.errors import RemoteError, RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.limits import NODE_NAME_CHARS_MAX
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
-from p2pcompute.trust.invites import Invites, Token, invite_id, join_proof
+from p2pcompute.trust.invites import Invites, Token, invite_id, join_proof, refusal_by_inviter
 
 JOIN: Final = 16
 """request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …]]"""
@@ -149,11 +149,18 @@ class GroupCredentials:
         ]
 
     async def request_join(self, channel: Channel, token: Token) -> tuple[Group, list[Address]]:
-        """Redeem a token over a JOIN channel; returns the group and first contacts in it."""
+        """Redeem a token over a JOIN channel; returns the group and first contacts in it.
+
+        Raises:
+            TrustError: the inviter refused.
+        """
         proof = join_proof(
             token.secret, binding=channel.binding, joiner=self._identity.public_key, inviter=token.inviter
         )
-        answer = await channel.request(JOIN, [invite_id(token.secret), proof, self._name], timeout_s=15.0)
+        try:
+            answer = await channel.request(JOIN, [invite_id(token.secret), proof, self._name], timeout_s=15.0)
+        except RemoteError as refusal:
+            raise refusal_by_inviter(refusal.code, refusal.what) from refusal
         if not (isinstance(answer, list) and len(answer) == 3 and isinstance(answer[1], list)):
             raise RemoteProtocolError("not an answer to a request to join")
         group = group_of_joiner(

@@ -261,8 +261,19 @@ _BECAUSE: Final = {
 }
 
 
+_CODE_PREFIX: Final = "invite-"
+
+
 def _refusal(ending: Ending) -> TrustError:
-    return TrustError(_WHY[ending], _BECAUSE[ending], _NEW_ONE, code=f"invite-{ending}")
+    return TrustError(_WHY[ending], _BECAUSE[ending], _NEW_ONE, code=_CODE_PREFIX + ending)
+
+
+def refusal_by_inviter(code: str, what: str) -> TrustError:
+    """Return what an inviter's refusal means to the joiner: in our words where the code is known, else in its own."""
+    try:
+        return _refusal(Ending(code.removeprefix(_CODE_PREFIX)))
+    except ValueError:
+        return TrustError(what, "the inviting node refused", _NEW_ONE, code=code)
 
 
 @dataclass(slots=True, kw_only=True)
