@@ -84,6 +84,13 @@ class Worker:
             return self._commands.run(job, task)
         except OSError as error:  # our own part: disk full, no file descriptors, no processes
             return Result(task.run_id, "not-run", f"the worker process could not run the task here: {error}")
+        except ChannelClosed:
+            raise
+        except Exception as error:
+            import traceback
+
+            text = "".join(traceback.format_exception(error))
+            return Result(task.run_id, "failed", f"the worker process failed around the task, a bug of ours:\n{text}")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import signal
 import sys
@@ -74,6 +75,37 @@ class _Start:
         self.fds = fds
 
 
+class _Running:
+    """A command that was started, and how it ended once that is known."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._end: tuple[int, resource.struct_rusage] | None = None
+
+    def has_exited(self) -> bool:
+        """Look without reaping where the system can: until then its process group is surely its own."""
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if self._end is None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            self._end = (status, usage) if pid else None
+        return self._end is not None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the whole group."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def reap(self) -> tuple[int, resource.struct_rusage]:
+        """Return wait status and usage; waits for the end."""
+        if self._end is None:
+            _, status, usage = os.wait4(self.pid, 0)
+            self._end = (status, usage)
+        return self._end
+
+
 class Commands:
     """Runs commands one after the other, each in its own session and directory."""
 
@@ -96,7 +128,7 @@ class Commands:
         result.started_wall = time()
         started = monotonic()
         self._serial += 1
-        directory = TaskDirectory(os.path.join(self._settings.directory, f"command-{self._serial}"))
+        directory = TaskDirectory(os.path.join(self._settings.directory, f"command-{self._serial}"), has_scratch=True)
         try:
             self._workplace.place_inputs(directory, job, task)
             self._execute(job, task, directory, result)
@@ -132,8 +164,9 @@ class Commands:
                 result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
                 return
             self._channel.send(messages.pack_started(task.run_id, pid))
-            cause = self._watch(job, task, pid)
-            self._judge(job, result, pid, cause, ooms)
+            command = _Running(pid)
+            cause = self._watch(job, task, command)
+            self._judge(job, result, command, cause, ooms)
         finally:
             self._take_output(result, fds, outputs)
 
@@ -190,19 +223,19 @@ class Commands:
 
     # --- while it runs --------------------------------------------------------------------------------
 
-    def _watch(self, job: Job, task: Task, pid: int) -> str:
+    def _watch(self, job: Job, task: Task, command: _Running) -> str:
         """Wait for the end of the command; return "", "killed" or "wall"."""
         poll = select.poll()
         poll.register(self._channel.fd, select.POLLIN)
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(command.pid)
             poll.register(pidfd, select.POLLIN)
         except (AttributeError, OSError):
             pidfd = -1
         cause = ""
         deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
         try:
-            while not _has_exited(pid):
+            while not command.has_exited():
                 wait_s = None if deadline is None else max(0.0, deadline - monotonic())
                 if pidfd < 0:
                     wait_s = min(_POLL_S, _POLL_S if wait_s is None else wait_s)
@@ -211,32 +244,32 @@ class Commands:
                     self._channel.receive_now()
                     if not cause and task.run_id in self._channel.killed:
                         cause = "killed"
-                        deadline = self._terminate(pid)
+                        deadline = self._terminate(command)
                 if deadline is not None and monotonic() >= deadline:
                     if cause:
-                        os.killpg(pid, SIGKILL)
+                        command.signal(SIGKILL)
                         deadline = None
                     else:
                         cause = "wall"
-                        deadline = self._terminate(pid)
+                        deadline = self._terminate(command)
         except ChannelClosed:
-            os.killpg(pid, SIGKILL)
+            command.signal(SIGKILL)
             raise
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
         return cause
 
-    def _terminate(self, pid: int) -> float:
+    def _terminate(self, command: _Running) -> float:
         """Send SIGTERM to the group (and SIGCONT, or a stopped one would not see it); return when SIGKILL is due."""
-        os.killpg(pid, SIGTERM)
-        os.killpg(pid, signal.SIGCONT)
+        command.signal(SIGTERM)
+        command.signal(signal.SIGCONT)
         return monotonic() + self._settings.kill_grace_s
 
-    def _judge(self, job: Job, result: Result, pid: int, cause: str, ooms: int) -> None:
+    def _judge(self, job: Job, result: Result, command: _Running, cause: str, ooms: int) -> None:
         """Reap the command, kill what is left of it, and fill in how it ended."""
-        os.killpg(pid, SIGKILL)  # its leader is not reaped yet, so the group is still ours
-        _, status, usage = os.wait4(pid, 0)
+        command.signal(SIGKILL)
+        status, usage = command.reap()
         self._life_line.guard(os.getpgrp())
         sweep_children()
         result.cpu_s = usage.ru_utime + usage.ru_stime
@@ -277,10 +310,6 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _has_exited(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _judge_signal(job: Job, result: Result, ooms: int) -> None:

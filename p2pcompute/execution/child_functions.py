@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # what `signal` wraps: no enums, a tenth of the time
 import io
 import os
 import resource
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 """Types whose pickle cannot refer to anything: these need no cloudpickle."""
+
+
+_RESTORED_SIGNALS = (
+    _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM, _signal.SIGCHLD, _signal.SIGUSR1, _signal.SIGUSR2,
+)
 
 
 class _SeedNumpy:
@@ -55,6 +61,7 @@ class Functions:
     """Runs function tasks one after the other in this process."""
 
     def __init__(self, workplace: Workplace) -> None:
+        import _random
         import faulthandler
         import pickle
         import random
@@ -66,15 +73,22 @@ class Functions:
         self._inline_bytes_max = workplace.settings.inline_bytes_max
         self._environment = Environment()
         directory = workplace.settings.directory
-        self._directory = TaskDirectory(os.path.join(directory, "function"))
+        self._directory = TaskDirectory(os.path.join(directory, "function"), has_scratch=False)
+        self._places = {"TMPDIR": self._directory.work, "P2PC_SCRATCH": self._directory.work}
         self._loads = pickle.loads
         self._dumps_plain = pickle.dumps
         self._dumps_any: Callable[[Any], bytes] = cloudpickle.dumps
-        self._random = random
+        self._random = random.seed.__self__  # type: ignore[attr-defined]
+        self._seed_generator = _random.Random.seed
         self._loaded: dict[int, Callable[..., Any]] = {}
         self._path = list(sys.path)
         self._modules_path: str | None = None
         self._seed_value = 0
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._children_cpu_s = before.ru_utime + before.ru_stime
+        self._dispositions = [(number, _signal.getsignal(number)) for number in _RESTORED_SIGNALS]
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
         self._stdout = Capture(1, os.path.join(directory, "stdout"))
         self._stderr = Capture(2, os.path.join(directory, "stderr"))
         self._streams: list[io.TextIOWrapper] = []
@@ -101,7 +115,6 @@ class Functions:
         result.started_wall = time()
         before = perf_counter()
         cpu_before = process_time()
-        children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
             self._enter(job, task)
             self._call(job, task, result)
@@ -114,9 +127,9 @@ class Functions:
         self._take_output(result)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         result.runtime_s = perf_counter() - before
-        result.cpu_s = process_time() - cpu_before + (
-            children.ru_utime - children_before.ru_utime + children.ru_stime - children_before.ru_stime
-        )
+        children_cpu_s = children.ru_utime + children.ru_stime
+        result.cpu_s = process_time() - cpu_before + children_cpu_s - self._children_cpu_s
+        self._children_cpu_s = children_cpu_s
         unit = 1 if sys.platform == "darwin" else 1024
         result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         self._directory.clean()
@@ -126,13 +139,11 @@ class Functions:
 
     def _enter(self, job: Job, task: Task) -> None:
         directory = self._directory
-        own = task.environment()
-        own["TMPDIR"] = own["P2PC_SCRATCH"] = directory.scratch
-        self._environment.enter(job.number, job.env, own)
+        self._environment.enter(job, task, self._places)
         os.chdir(current_directory(directory, job, task))
         sys.stdout, sys.stderr = self._streams
         self._seed_value = int.from_bytes(task.task_id[:8], "big")
-        self._random.seed(self._seed_value)
+        self._seed_random(self._seed_value)
         if "numpy.random" in sys.modules:
             self._seed_numpy()
         self._workplace.place_inputs(directory, job, task)
@@ -149,6 +160,11 @@ class Functions:
         if any(stream.closed for stream in self._streams):
             self._open_streams()
         sys.stdout, sys.stderr = self._streams
+        _signal.setitimer(_signal.ITIMER_REAL, 0.0)  # an alarm would strike the next task
+        for number, disposition in self._dispositions:
+            if _signal.getsignal(number) is not disposition:
+                _signal.signal(number, disposition)
+        os.umask(self._umask)
 
     def _take_output(self, result: Result) -> None:
         if size := self._stdout.size():
@@ -159,6 +175,11 @@ class Functions:
             number, path = self._out_files.new()
             result.stderr, is_moved = self._stderr.take(size, self._inline_bytes_max, path)
             result.stderr_file = number if is_moved else 0
+
+    def _seed_random(self, value: int) -> None:
+        """The same as random.seed(value), in half the time."""
+        self._seed_generator(self._random, value)
+        self._random.gauss_next = None
 
     def _seed_numpy(self) -> None:
         try:

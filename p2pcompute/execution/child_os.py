@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import sys
 
 from p2pcompute.execution.child_tasks import Job
 
@@ -35,12 +36,14 @@ class LifeLine:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._works = True
+        self._works = sys.platform == "linux"
+        if not self._works:
+            return
         try:
             fcntl.fcntl(fd, _F_SETSIG, SIGKILL)
             self.guard(os.getpgrp())
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-        except (OSError, AttributeError):
+        except OSError:
             self._works = False
 
     def guard(self, group: int) -> None:
@@ -95,8 +98,6 @@ def _children() -> list[int]:
 
 def _spared_pid() -> int | None:
     """Return the pid of multiprocessing's resource tracker, which lives as long as the interpreter."""
-    import sys
-
     tracker = sys.modules.get("multiprocessing.resource_tracker")
     return getattr(getattr(tracker, "_resource_tracker", None), "_pid", None)
 
@@ -107,8 +108,8 @@ def sweep_children() -> None:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return  # the usual case, without a scan of /proc
-    if not os.path.isdir("/proc/self"):
-        return  # no way to list them; the node kills our process group when we go
+    except AttributeError:
+        return  # macOS: no way to list them; the node kills our process group when we go
     spared = _spared_pid()
     for _ in range(1000):  # a fork bomb can outrun us; the node's own limits end it
         children = [pid for pid in _children() if pid != spared]

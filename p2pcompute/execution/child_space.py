@@ -1,7 +1,7 @@
 """Where a task runs inside a worker process: directories, environment, numbered files for the node.
 
-Functions share one directory that is emptied after each of them (making one costs more than a tiny task);
-commands get a fresh one each.
+Functions share one directory, which is their scratch space too and is emptied after each of them (making one costs
+more than a tiny task); commands get a fresh one each, with scratch space beside it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from p2pcompute.execution.trees import empty_directory, is_empty, remove_tree
 
 
 class TaskDirectory:
-    """`work` (current directory of the task) and `tmp` (its scratch space) under one parent."""
+    """`work`, the current directory of a task, and its scratch space, under one parent."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, has_scratch: bool) -> None:
         self._path = path
         self.work = os.path.join(path, "work")
-        self.scratch = os.path.join(path, "tmp")
-        self.make()
+        self.scratch = os.path.join(path, "tmp") if has_scratch else self.work
+        self._make()
 
-    def make(self) -> None:
-        """Create what is missing."""
+    def _make(self) -> None:
         for path in (self._path, self.work, self.scratch):
             try:
                 os.mkdir(path, 0o700)
@@ -33,14 +32,14 @@ class TaskDirectory:
                 continue
 
     def clean(self) -> None:
-        """Empty both directories; make them again when the task took one away."""
+        """Empty it; make it again when the task took it away.  Only for one without separate scratch space."""
         try:
-            if is_empty(self.work) and is_empty(self.scratch):
+            if is_empty(self.work):
                 return
         except OSError:
             pass
         empty_directory(self._path)
-        self.make()
+        self._make()
 
     def remove(self) -> None:
         """Remove everything.  What cannot be removed stays until the node removes this process's directory."""
@@ -121,10 +120,19 @@ class Workplace:
             return
         files = []
         for name, entry in find_outputs(directory.work, task.fetch, self.settings.files_max).items():
+            encoded = _encoded(name)
             number, path = self.out_files.new()
             move_out(directory.work, name, entry, path)
-            files.append((number, entry.st_mode & 0o777, os.fsencode(name)))
+            files.append((number, entry.st_mode & 0o777, encoded))
         result.files = files
+
+
+def _encoded(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError as error:
+        text = f"the output {name!r} cannot be brought back (its name is not UTF-8); let the task rename it"
+        raise Stop("failed", text) from error
 
 
 class Environment:
@@ -132,21 +140,28 @@ class Environment:
 
     def __init__(self) -> None:
         self._raw: dict[bytes, bytes] = vars(os.environ)["_data"]
-        self._base_of = -1
-        self._own: tuple[str, ...] = ()
         self._expected: dict[bytes, bytes] | None = None
+        self._job = -1
 
-    def enter(self, number: int, base: dict[str, str], own: dict[str, str]) -> None:
-        """Make the environment `base` (that of job `number`) plus `own`."""
-        names = tuple(own)
-        if self._raw != self._expected or number != self._base_of or names != self._own:
-            wanted = {**base, **own}
+    def enter(self, job: Job, task: Task, places: dict[str, str]) -> None:
+        """Set the environment of a task: the job's, `places`, and the task's own.
+
+        Nearly always only three variables differ from the task before; those are set without a look at the rest.
+        """
+        if task.env or job.number != self._job or self._raw != self._expected:
+            wanted = {**job.env, **task.environment(), **places}
             for name in list(os.environ):
                 if name not in wanted:
                     del os.environ[name]
             os.environ.update(wanted)
-            self._base_of, self._own = number, names
+            self._job = -1 if task.env else job.number
         else:
-            for name, value in own.items():
-                os.environ[name] = value
+            index = task.index
+            for key, value in (
+                (b"P2PC_TASK_ID", task.task_id.hex().encode()),
+                (b"P2PC_INDEX", b"%d" % index),
+                (b"PARALLEL_SEQ", b"%d" % (index + 1)),
+            ):
+                os.putenv(key, value)
+                self._raw[key] = value
         self._expected = self._raw.copy()

@@ -136,6 +136,7 @@ class ProcessRunner:
         state.on_outcomes = on_outcomes
         state.open_count = len(runs)
         state.killing.clear()
+        state.timed_out = None
         jobs: dict[int, tuple[Any, ...]] = {}
         tasks: list[tuple[Any, ...]] = []
         unfit: list[tuple[int, Outcome]] = []
@@ -358,6 +359,7 @@ class ProcessRunner:
         """SIGTERM to the worker process and what its function started; SIGKILL after the grace.  It is of no use
         afterwards: the rest of its batch is reported as not run."""
         worker.is_usable = False
+        worker.is_condemned = True
         worker.signal(signal.SIGTERM)
         worker.signal(signal.SIGCONT)
         self._reap_after(slot, worker, KILL_GRACE_S)
@@ -396,8 +398,8 @@ class ProcessRunner:
                     OutcomeStatus.TIMEOUT, cause="wall", error=f"the task did not end within {limit} and was stopped"
                 )
             elif not slot.is_ready:
-                outcome = _not_started(worker, returncode, slot)
-            elif position == 0 and not slot.killing and slot.timed_out is None:
+                outcome = _not_started(worker, returncode)
+            elif position == 0 and not worker.is_condemned:
                 outcome = _died(worker, returncode, run, self._clock.wall(), self._clock.now() - slot.head_since)
             else:
                 outcome = Outcome(OutcomeStatus.NOT_RUN, error="the worker process ended before this task started")
@@ -468,9 +470,9 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _not_started(worker: WorkerProcess, returncode: int, slot: _Slot) -> Outcome:
+def _not_started(worker: WorkerProcess, returncode: int) -> Outcome:
     """The worker process never came up: not the task's fault."""
-    if returncode < 0 or slot.killing or slot.timed_out is not None:
+    if returncode < 0 or worker.is_condemned:
         return Outcome(OutcomeStatus.NOT_RUN, error="the worker process was killed while it started")
     text = _tail(worker.log_path, 2 * KIB).decode("utf-8", "replace").strip()
     return Outcome(OutcomeStatus.REFUSED, error=f"this node cannot start worker processes: {text}")

@@ -59,6 +59,8 @@ class WorkerProcess:
         self._is_alive = False
         self.is_usable = False
         """False before `start` and from the moment that it is killed or has died."""
+        self.is_condemned = False
+        """It was told to end because of a kill or a time limit: what it runs next is not to blame."""
         self.was_cut_off = False
         """It was killed because it closed its socket or said what cannot be."""
         self.ooms_before = 0

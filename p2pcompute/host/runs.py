@@ -55,7 +55,7 @@ class Outcome:
     error: str = ""
     """For people: the traceback or the reason."""
     cause: str = ""
-    """Of DIED: oom, signal."""
+    """Of DIED: oom, signal, exit (it ended the worker process or broke its connection).  Of TIMEOUT: wall, cpu."""
     started_wall: float = 0.0
     runtime_s: float = 0.0
     cpu_s: float = 0.0
@@ -87,7 +87,9 @@ class Runner(Protocol):
 
     async def start(self) -> None: ...
 
-    def run(self, slot: int, runs: Sequence[TaskRun], on_outcomes: Callable[[Sequence[tuple[int, Outcome]]], None]) -> None:
+    def run(
+        self, slot: int, runs: Sequence[TaskRun], on_outcomes: Callable[[Sequence[tuple[int, Outcome]]], None]
+    ) -> None:
         """Start a batch on a free slot.  `on_outcomes` gets (run_id, outcome) pairs, possibly several calls, each
         run exactly once.  All blobs that the runs need are in the blob store already.
 

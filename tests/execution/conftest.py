@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 import psutil
 import pytest
+import pytest_asyncio
 
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload, encode_spec
@@ -57,17 +58,23 @@ def open_fds() -> list[str]:
     return names
 
 
+def worker_pids() -> list[int]:
+    """Worker processes that are our children."""
+    return [child.pid for child in psutil.Process().children() if "p2pcompute.execution.child" in child.cmdline()]
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fail when a test leaves children or descriptors behind."""
+    """Fail when a test leaves children or descriptors behind; a rig that tests share may have its worker process."""
     gc.collect()
-    before = open_fds()
-    children_before = psutil.Process().children(recursive=True)
+    before, workers_before = open_fds(), worker_pids()
     yield
     gc.collect()
-    assert psutil.Process().children(recursive=True) == children_before
+    workers = worker_pids()
+    assert len(workers) <= max(1, len(workers_before)) and len(psutil.Process().children()) == len(workers)
     after = open_fds()
-    assert len(after) <= len(before), sorted(set(after) - set(before))
+    new_workers = max(0, len(workers) - len(workers_before))
+    assert len(after) <= len(before) + 3 * new_workers, sorted(set(after) - set(before))
 
 
 class Rig:
@@ -130,7 +137,7 @@ class Rig:
         return await self.blobs.read(BlobRef(*blob))
 
     def worker_pids(self) -> list[int]:
-        return [child.pid for child in psutil.Process().children()]
+        return worker_pids()
 
 
 def call(*args: Any, **kwargs: Any) -> TaskPayload:
@@ -138,12 +145,26 @@ def call(*args: Any, **kwargs: Any) -> TaskPayload:
     return TaskPayload(args=cloudpickle.dumps((args, kwargs)))
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    """A started runner with one slot."""
-    made = Rig(tmp_path)
+async def started_rig(directory: Path) -> AsyncIterator[Rig]:
+    """A started runner with one slot; checks at the end that it left nothing."""
+    made = Rig(directory)
     await made.runner.start()
     yield made
     await made.runner.close()
     made.blobs.shut()
     assert sorted(os.listdir(made.directory)) == ["shared"], "a worker's directory was left behind"
+    assert worker_pids() == []
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A runner for one test."""
+    async for made in started_rig(tmp_path):
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    """One runner for all tests of a module that do it no harm: also shows that tasks leave no trace."""
+    async for made in started_rig(tmp_path_factory.mktemp("rig")):
+        yield made

@@ -15,6 +15,15 @@ from .conftest import Rig, is_running, wait_for
 
 COMMAND = JobSpec(kind=TaskKind.COMMAND)
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Rig:
+    """One for the whole module."""
+    return shared_rig
+
+
 
 async def run_words(rig: Rig, *words: str, **fields: Any) -> Outcome:
     (outcome,) = await rig.run(COMMAND, TaskPayload(argv=words, **fields))
@@ -110,8 +119,8 @@ async def test_wall_limit_kills_the_whole_group(rig: Rig) -> None:
 
 
 async def test_wall_limit_kills_what_ignores_sigterm(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    await rig.runner.close()
     monkeypatch.setattr("p2pcompute.execution.processes.KILL_GRACE_S", 0.2)
+    await rig.runner.close()  # a new worker process is told the new grace
     await rig.runner.start()
     outcome = await rig.shell("trap '' TERM; while :; do sleep 0.1; done", timeout_s=0.2)
     assert (outcome.status, outcome.signal) == (OutcomeStatus.TIMEOUT, signal.SIGKILL)
@@ -219,6 +228,17 @@ async def test_a_hard_link_does_not_carry_its_target_away(rig: Rig, tmp_path: An
     (file,) = outcome.files
     (tmp_path / "precious").write_bytes(b"gone")
     assert await rig.content((file.digest, file.size)) == b"mine"
+
+
+async def test_a_file_name_that_is_not_text_is_a_clear_failure(rig: Rig) -> None:
+    outcome = await rig.shell(r"touch $(printf 'a\377b')", fetch=("a*",))
+    assert outcome.status == OutcomeStatus.FAILED and "not UTF-8" in outcome.error
+
+
+async def test_impossible_words_and_variables_are_refused(rig: Rig) -> None:
+    for payload in (TaskPayload(argv=("echo", "a\0b")), TaskPayload(argv=("true",), env={"A=B": "c"})):
+        (outcome,) = await rig.run(COMMAND, payload)
+        assert outcome.status == OutcomeStatus.REFUSED and outcome.error
 
 
 async def test_failed_commands_bring_nothing_back(rig: Rig) -> None:

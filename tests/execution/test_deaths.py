@@ -140,6 +140,27 @@ async def test_kill_of_a_waiting_run_leaves_the_running_one_alone(rig: Rig) -> N
     assert (second.status, second.stdout) == (OutcomeStatus.KILLED, b"")
 
 
+async def test_a_death_after_a_kill_of_another_run_is_still_a_death(rig: Rig) -> None:
+    """Blamed on nobody, a task that always crashes would wander through the mesh for ever."""
+
+    def waits_then_dies(path: str) -> None:
+        import time
+
+        Path(path).touch()
+        while Path(path).exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    mark = rig.directory / "started"
+    runs = rig.batch(await rig.function(waits_then_dies), [call(str(mark)), call(str(mark))])
+    outcomes = rig.begin(runs)
+    await wait_for(mark.exists, "the function runs")
+    rig.runner.kill([runs[1].run_id])
+    mark.unlink()
+    first, second = await rig.finish(runs, outcomes)
+    assert (first.status, second.status) == (OutcomeStatus.DIED, OutcomeStatus.KILLED)
+
+
 async def test_kill_while_the_worker_process_starts(rig: Rig) -> None:
     runs = rig.batch(await rig.function(lambda: 1), [call(), call()])
     outcomes = rig.begin(runs)

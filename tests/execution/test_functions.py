@@ -19,6 +19,15 @@ from p2pcompute.host.runs import OutcomeStatus
 
 from .conftest import Rig, call, is_running, wait_for
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Rig:
+    """One for the whole module."""
+    return shared_rig
+
+
 
 class Odd(Exception):
     """An exception whose pickle cannot be read back: its constructor wants two arguments."""
@@ -143,16 +152,21 @@ async def test_process_state_is_put_back_after_each_task(rig: Rig) -> None:
         sys.stdout.close()
         sys.stderr = io.StringIO()
         sys.stdin = None  # type: ignore[assignment]
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.alarm(1)
+        os.umask(0o777)
         return os.environ["P2PC_SCRATCH"]
 
     def looks() -> tuple[Any, ...]:
         print("heard")
-        return os.environ.get("SPOILED"), "PATH" in os.environ, os.listdir("."), os.getcwd()
+        state = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.alarm(0), os.umask(0)
+        return os.environ.get("SPOILED"), "PATH" in os.environ, os.listdir("."), os.getcwd(), state
 
     first = await rig.call(spoils)
     assert first.status == OutcomeStatus.OK, first.error
     outcome = await rig.call(looks)
-    spoiled, has_path, names, directory = load_value(outcome.value)
+    spoiled, has_path, names, directory, state = load_value(outcome.value)
+    assert state == (True, 0, 0o022)
     assert (spoiled, has_path, names) == (None, True, []) and directory.startswith(str(rig.directory))
     assert outcome.stdout == b"heard\n"
 

@@ -136,6 +136,19 @@ async def test_two_jobs_with_modules_of_the_same_name(rig: Rig, tmp_path: Path, 
     assert values == [1, 2]
 
 
+async def test_numpy_is_seeded_even_when_a_task_imports_it(rig: Rig, project: Path) -> None:
+    """Numbers that differ from run to run would make results of equal tasks differ."""
+    write(
+        project,
+        numpy__in____init__="",
+        numpy__in__random="SEEDS = []\ndef seed(n): SEEDS.append(n)",
+        script="def work():\n    import numpy.random\n    return numpy.random.SEEDS",
+    )
+    work = load_file_function(f"{project}/script.py::work")
+    first = load_value((await run_shipped(rig, work)).value)
+    assert len(first) == 1 and 0 < first[0] < 1 << 32
+
+
 async def test_arguments_of_own_classes_travel(rig: Rig, project: Path) -> None:
     write(project, shapes="class Square:\n    side = 3\n    def area(self): return self.side ** 2")
     sys.path.insert(0, str(project))
