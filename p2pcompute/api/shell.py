@@ -41,7 +41,7 @@ class Completed:
 
 
 def start_commands(
-    executor: MeshExecutor, command: str | Sequence[str], inputs: Iterable[Any], *,
+    executor: MeshExecutor, command: str | Sequence[str], inputs: Iterable[Any] | None, *,
     send: Sequence[str | os.PathLike[str]], fetch: Sequence[str], to: str | os.PathLike[str], options: TaskOptions,
     name: str | None,
 ) -> Job[Completed]:
@@ -59,8 +59,8 @@ def start_commands(
     shipment = Shipment(label, b"", None, (), options, b"")
     job: Job[Completed] = Job(executor._desk, shipment, label, kind, commands.read)
     try:
-        for value in inputs:
-            text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+        for value in (None,) if inputs is None else inputs:
+            text = None if value is None else os.fspath(value) if isinstance(value, os.PathLike) else str(value)
             job.add(executor._send_payload(job.open_job, *commands.payload(text)))
     except BaseException:
         job.cancel(now=True)
@@ -78,22 +78,34 @@ class _Commands:
         to: Path,
     ) -> None:
         self._is_shell = is_shell
-        self._words = words if any(PLACE in word for word in words) else _with_place(words, is_shell)
+        self._words = words
         self._send = send
         self._fetch = fetch
         self._to = to.absolute()
         self._blobs = blobs
 
-    def payload(self, value: str) -> tuple[bytes, tuple[BlobRef, ...], tuple[str, ...]]:
+    def payload(self, value: str | None) -> tuple[bytes, tuple[BlobRef, ...], tuple[str, ...]]:
         """Return (payload, blobs that it names, words) of the command for one input."""
-        quoted = shlex.quote(value) if self._is_shell else value
-        words = tuple(word.replace(PLACE, quoted) for word in self._words)
-        files = tuple(self._input_file(path.replace(PLACE, value)) for path in self._send)
+        if value is None:
+            value, words = "", self._words
+        else:
+            words = self._filled(value)
+         files = tuple(self._input_file(path.replace(PLACE, value)) for path in self._send)
         payload = TaskPayload(
             argv=words, send=files, fetch=tuple(pattern.replace(PLACE, value) for pattern in self._fetch),
             inputs=(value,),
         )
         return encode_payload(payload), tuple(file.blob for file in files), words
+
+    def _filled(self, value: str) -> tuple[str, ...]:
+        """Return the words with an input put in, or put behind when none says where it goes."""
+        has_place = any(PLACE in word for word in self._words)
+        if self._is_shell:
+            value = shlex.quote(value)
+            words = self._words if has_place else (f"{self._words[0]} {PLACE}",)
+        else:
+            words = self._words if has_place else (*self._words, PLACE)
+        return tuple(word.replace(PLACE, value) for word in words)
 
     def _input_file(self, path: str) -> InputFile:
         """Take a file in; the task finds it under the same relative name, or its last part."""
@@ -131,8 +143,3 @@ class _Commands:
         path.write_bytes(content)
         path.chmod(file.mode & 0o777)
         return str(path)
-
-
-def _with_place(words: tuple[str, ...], is_shell: bool) -> tuple[str, ...]:
-    """Put the input behind a command that does not say where it goes."""
-    return (f"{words[0]} {PLACE}",) if is_shell else (*words, PLACE)

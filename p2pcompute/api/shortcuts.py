@@ -40,14 +40,16 @@ def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iter
 
 
 def sh(
-    command: str | Sequence[str], inputs: Iterable[Any] = ("",), *, send: Sequence[str | os.PathLike[str]] = (),
+    command: str | Sequence[str], inputs: Iterable[Any] | None = None, *, send: Sequence[str | os.PathLike[str]] = (),
     fetch: Sequence[str] = (), to: str | os.PathLike[str] = ".", name: str | None = None, **options: Any,
 ) -> Job[Completed]:
     """Run a command for each input, in parallel; the values of the job say how each ended.
 
+    Without `inputs` it runs once, as it is.
+
     Args:
         command: one string for the shell, or the words of a command that no shell sees.  "{}" stands for the input,
-            quoted for the shell where there is one; without it the input is appended.
+            quoted for the shell where there is one; a command without it gets the input appended.
         send: files that each command finds in its directory, under their relative names; "{}" as above.
         fetch: names or patterns of the files to bring back; "{}" as above.
         to: directory below which they are written.
