@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import stat
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Final
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.outcomes import died, not_started, outcome_of
 from p2pcompute.execution.results import RawResult, parse_result, parse_started
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.task_messages import Translator, Unfit
@@ -33,7 +33,6 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     ERROR_TEXT_BYTES_MAX,
     INLINE_BYTES_MAX,
-    KIB,
     KILL_GRACE_S,
     OUTPUT_FILES_MAX,
     RUNNER_JOBS_MAX,
@@ -267,7 +266,7 @@ class ProcessRunner:
             slot.head_since = self._clock.now()
             self._watch(slot)
         else:
-            outcomes.append((raw.run_id, _outcome(raw)))
+            outcomes.append((raw.run_id, outcome_of(raw)))
 
     def _coalesce(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""
@@ -286,7 +285,7 @@ class ProcessRunner:
         """Take a result's files into the blob store, then report it.  Cancelled: reported as not run."""
         outcome = Outcome(OutcomeStatus.NOT_RUN, error="the node stopped before the result was stored")
         try:
-            outcome = _outcome(
+            outcome = outcome_of(
                 raw,
                 value_blob=await self._take_file(worker, raw.value_file),
                 stdout_blob=await self._take_file(worker, raw.stdout_file),
@@ -398,9 +397,12 @@ class ProcessRunner:
                     OutcomeStatus.TIMEOUT, cause="wall", error=f"the task did not end within {limit} and was stopped"
                 )
             elif not slot.is_ready:
-                outcome = _not_started(worker, returncode)
+                outcome = not_started(worker, returncode)
             elif position == 0 and not worker.is_condemned:
-                outcome = _died(worker, returncode, run, self._clock.wall(), self._clock.now() - slot.head_since)
+                outcome = died(
+                    worker, returncode, is_function=run.is_function, wall=self._clock.wall(),
+                    runtime_s=self._clock.now() - slot.head_since,
+                )
             else:
                 outcome = Outcome(OutcomeStatus.NOT_RUN, error="the worker process ended before this task started")
             outcomes.append((run.run_id, outcome))
@@ -436,70 +438,3 @@ class ProcessRunner:
         while any(group_exists(group) for group in groups) and self._clock.now() < deadline:
             await self._clock.sleep(_PAUSE_S_MIN)
         await self._scope.close()
-
-
-def _outcome(
-    raw: RawResult, *, value_blob: tuple[bytes, int] | None = None, stdout_blob: tuple[bytes, int] | None = None,
-    stderr_blob: tuple[bytes, int] | None = None, files: tuple[OutputFile, ...] = (),
-) -> Outcome:
-    return Outcome(
-        raw.status, raw.value, value_blob, raw.stdout, stdout_blob, raw.stderr, stderr_blob, raw.exit_code, raw.signal,
-        files, raw.error, raw.cause, raw.started_wall, raw.runtime_s, raw.cpu_s, raw.peak_rss_bytes,
-    )
-
-
-def _tail(path: Path, bytes_max: int) -> bytes:
-    """Return the end of a regular file; b"" when there is none."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        entry = os.fstat(fd)
-        if not stat.S_ISREG(entry.st_mode):
-            return b""
-        return os.pread(fd, bytes_max, max(0, entry.st_size - bytes_max))
-    finally:
-        os.close(fd)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _not_started(worker: WorkerProcess, returncode: int) -> Outcome:
-    """The worker process never came up: not the task's fault."""
-    if returncode < 0 or worker.is_condemned:
-        return Outcome(OutcomeStatus.NOT_RUN, error="the worker process was killed while it started")
-    text = _tail(worker.log_path, 2 * KIB).decode("utf-8", "replace").strip()
-    return Outcome(OutcomeStatus.REFUSED, error=f"this node cannot start worker processes: {text}")
-
-
-def _died(worker: WorkerProcess, returncode: int, run: _Pending, wall: float, runtime_s: float) -> Outcome:
-    """Say what killed the process under a task, as measured."""
-    what = "function" if run.is_function else "command"
-    number = -returncode if returncode < 0 else None
-    status, cause, exit_code = OutcomeStatus.DIED, "signal", None
-    if returncode == messages.EXIT_CHANNEL_CLOSED or (number == signal.SIGKILL and worker.was_cut_off):
-        cause, number = "exit", None
-        error = f"the {what} closed or broke the connection of its worker process to the node"
-    elif number is None:
-        cause, exit_code = "exit", returncode
-        error = f"the {what} ended its worker process with exit code {returncode}"
-    elif number == signal.SIGXCPU:
-        status, cause = OutcomeStatus.TIMEOUT, "cpu"
-        error = f"the {what} used all its CPU time and was stopped"
-    elif number == signal.SIGKILL and oom_kills() > worker.ooms_before:
-        cause = "oom"
-        error = f"the worker process was killed for want of memory while it ran the {what}"
-    else:
-        error = f"the worker process was ended by {_signal_name(number)} while it ran the {what}"
-    stdout = _tail(worker.directory / "stdout", INLINE_BYTES_MAX) if run.is_function else b""
-    stderr = _tail(worker.directory / "stderr", INLINE_BYTES_MAX) if run.is_function else b""
-    return Outcome(
-        status, stdout=stdout, stderr=stderr, exit_code=exit_code, signal=number, error=error, cause=cause,
-        started_wall=wall - runtime_s, runtime_s=runtime_s,
-    )
