@@ -90,7 +90,7 @@ class _Commands:
             value, words = "", self._words
         else:
             words = self._filled(value)
-         files = tuple(self._input_file(path.replace(PLACE, value)) for path in self._send)
+        files = tuple(self._input_file(path.replace(PLACE, value)) for path in self._send)
         payload = TaskPayload(
             argv=words, send=files, fetch=tuple(pattern.replace(PLACE, value) for pattern in self._fetch),
             inputs=(value,),
