@@ -227,7 +227,7 @@ class View:
         for event, data in batch:
             match event:
                 case "progress":
-                    self.progress.data = data
+                    self.progress.take(data)
                     self._is_away_said = False
                 case "away" if not self._is_away_said:
                     self._is_away_said = True
@@ -254,7 +254,7 @@ class View:
                 sys.stdout.buffer.flush()
                 sys.stderr.buffer.flush()
         if job is not None:
-            self.progress.data = job
+            self.progress.take(job)
         return job
 
     # --- signals ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -297,8 +298,8 @@ class Inputs:
 
     @property
     def is_repeatable(self) -> bool:
-        """True when the rows can be read more than once."""
-        return not any(source.is_stdin for source in self._sources)
+        """True when the rows can be read more than once: not from standard input, nor from a pipe as of ``<(…)``."""
+        return not any(source.is_stdin or (source.path and not os.path.isfile(source.path)) for source in self._sources)
 
     @property
     def count(self) -> int | None:

@@ -85,6 +85,10 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 """Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""
 
 
+class ReaderGone(Exception):
+    """Nobody reads our stdout any more."""
+
+
 class LazyGroup(click.Group):
     """Imports the module of a command when the command is called."""
 
@@ -110,6 +114,13 @@ class LazyGroup(click.Group):
                 f"there is no command {name!r}", f'did you mean "{near[0]}"?' if near else "", "see: p2pc --help"
             )
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # Click would end the process with exit code 1.
+            raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(name) for name in self.list_commands(ctx))
@@ -256,7 +267,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return _show(error, "", as_json=flags.json, flags=flags)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         return EXIT_PIPE
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said to be one
         bug = P2pcError(

@@ -151,8 +151,10 @@ def check_readable(path: str, what: str) -> None:
 def name_in_task(path: str) -> str:
     """Return the name under which a sent file lies in the task's directory: the path as typed, made relative.
 
-    "a/b.tif" and "./a/b.tif" → "a/b.tif", "/data/b.tif" → "data/b.tif", "../b.tif" → "b.tif".
+    "a/b.tif" and "./a/b.tif" → "a/b.tif", "/data/b.tif" → "data/b.tif", "../b.tif" → "b.tif".  As with GNU parallel and
+    rsync, "/./" marks where the name begins: "/data/./a/b.tif" → "a/b.tif".
     """
+    path = path.rpartition("/./")[2]
     parts = [part for part in os.path.normpath(path).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)
 
@@ -308,7 +310,7 @@ def _renamed(row: Row, patterns: Sequence[str], send: Sequence[Mapping[str, str]
     names = {
         path: file["name"]
         for path, file in zip(typed, send, strict=True)
-        if path.startswith(("/", "../")) or "/../" in path
+        if os.path.normpath(path) != file["name"]
     }
     if not names:
         return row

@@ -9,14 +9,17 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Final
 
-from p2pcompute.cli.connection import Connection
+from p2pcompute.cli.connection import Connection, Download
 from p2pcompute.cli.output import count_text, one_line
 from p2pcompute.errors import P2pcError
 
 HELD_BYTES_MAX: Final = 8 * 1024 * 1024
+STORED_S_MAX: Final = 10.0
+STORED_LOOK_S: Final = 0.05
 ERRORS_MAX: Final = 100
 """Different errors that are told apart."""
 ERRORS_SHOWN_MAX: Final = 5
@@ -69,7 +72,7 @@ class Contents:
         if isinstance(inline, str):
             out.write(base64.b64decode(inline))
         elif self.size(task, name):
-            with self._connection.download(self._path(task, name)) as content:
+            with self._download(task, name) as content:
                 shutil.copyfileobj(content, out, 256 * 1024)
 
     def lines(self, task: Task, name: str) -> Iterator[bytes]:
@@ -79,7 +82,7 @@ class Contents:
             yield from base64.b64decode(inline).splitlines(keepends=True)
         elif self.size(task, name):
             held = b""
-            with self._connection.download(self._path(task, name)) as content:
+            with self._download(task, name) as content:
                 for chunk in content:
                     *whole, held = (held + chunk).split(b"\n")
                     yield from (line + b"\n" for line in whole)
@@ -93,11 +96,19 @@ class Contents:
             return base64.b64decode(inline)
         if not self.size(task, name):
             return b""
-        with self._connection.download(self._path(task, name)) as content:
+        with self._download(task, name) as content:
             return content.read()
 
-    def _path(self, task: Task, name: str) -> str:
-        return f"/v1/jobs/{self._job}/tasks/{task['index']}/{name}"
+    def _download(self, task: Task, name: str) -> Download:
+        """Open the content of a task that has ended; the news of its end may be ahead of the store."""
+        deadline = time.monotonic() + STORED_S_MAX
+        while True:
+            try:
+                return self._connection.download(f"/v1/jobs/{self._job}/tasks/{task['index']}/{name}")
+            except P2pcError as error:
+                if error.code != "not-finished" or time.monotonic() > deadline:
+                    raise
+                time.sleep(STORED_LOOK_S)
 
 
 def values_of(task: Task, contents: Contents) -> list[str]:

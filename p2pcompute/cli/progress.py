@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol
@@ -36,6 +37,8 @@ BAR_AFTER_S: Final = 0.5
 """A job that is over before shows no bar."""
 PLAIN_STEP: Final = 0.1
 PLAIN_S: Final = 30.0
+RATE_S: Final = 10.0
+"""Rates are means over this; the node's own are of the whole window also when the job is younger."""
 STEADY_S: Final = 3.0
 """Before that there is no ETA."""
 TAIL_TASKS: Final = 5
@@ -53,6 +56,19 @@ class Progress:
     """Number of tasks when it is known before all are sent."""
     started: float = field(default_factory=time.monotonic)
     data: Mapping[str, Any] = field(default_factory=dict)
+    _samples: deque[tuple[float, int, dict[str, int]]] = field(default_factory=deque)
+    """(time, tasks ended, results by node) of the last RATE_S, for rates."""
+
+    def take(self, data: Mapping[str, Any]) -> None:
+        """Take the data of a `progress` event or JOB."""
+        now = time.monotonic()
+        if not self._samples and not self.data:
+            self._samples.append((now, 0, {}))
+        self.data = data
+        done = {str(node.get("short_id")): int(node.get("done") or 0) for node in self.nodes}
+        self._samples.append((now, self.ended, done))
+        while len(self._samples) > 2 and self._samples[1][0] < now - RATE_S:
+            self._samples.popleft()
 
     def number(self, name: str) -> int:
         value = self.data.get(name)
@@ -73,8 +89,17 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Results per second over the last 10 s, all nodes."""
-        return sum(float(node.get("rate") or 0.0) for node in self.nodes)
+        """Tasks ended per second over the last RATE_S, all nodes; 0.0 while it cannot be said."""
+        if not self._samples or (spent_s := time.monotonic() - self._samples[0][0]) < 0.5:
+            return 0.0
+        return max(0, self.ended - self._samples[0][1]) / spent_s
+
+    def rate_of(self, node: Mapping[str, Any]) -> float:
+        """Results per second of one node over the last RATE_S."""
+        if not self._samples or (spent_s := time.monotonic() - self._samples[0][0]) < 0.5:
+            return 0.0
+        before = self._samples[0][2].get(str(node.get("short_id")), 0)
+        return max(0, int(node.get("done") or 0) - before) / spent_s
 
     @property
     def elapsed_s(self) -> float:
@@ -269,7 +294,8 @@ class Bar:
             [
                 one_line(str(node.get("node")), 20) + (" (this)" if node.get("short_id") == progress.this_node else ""),
                 count_text(node.get("running") or 0), count_text(node.get("done") or 0),
-                count_text(node.get("failed") or 0), rate_text(node.get("rate")), one_line(str(node.get("note") or "")),
+                count_text(node.get("failed") or 0), rate_text(progress.rate_of(node)),
+                one_line(str(node.get("note") or "")),
             ]
             for node in nodes[:NODE_ROWS_MAX]
         ]

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -165,6 +165,7 @@ def run(context: click.Context, /, **flags: Any) -> int:
     input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its number.
     """
     words = [flags["target"], *flags["args"]]
+    _check_text(words)
     stdin_is_free = not is_terminal(sys.stdin)
     command, sources = find_sources(
         words, arg_files=flags["arg_file"], ranges=flags["range_"], from_json=flags["from_json"],
@@ -184,6 +185,18 @@ def run(context: click.Context, /, **flags: Any) -> int:
     if request.results is not None:
         check_target(request.results)
     return _Run(request, maker, function).go()
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Tasks travel as text: file names in another encoding cannot."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{word.encode('utf-8', 'backslashreplace').decode()!r} is not UTF-8", "inputs travel as text",
+                "rename the file", code="encoding",
+            ) from None
 
 
 def _reading(flags: Mapping[str, Any]) -> Reading:
@@ -263,6 +276,7 @@ def _environment(items: tuple[str, ...]) -> dict[str, str]:
                 raise UsageError(f"--env {name}: there is no such variable here", "", f"--env {name}=VALUE")
             value = os.environ[name]
         env[name] = value
+    _check_text(list(env.values()))
     return env
 
 

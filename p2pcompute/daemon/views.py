@@ -224,6 +224,7 @@ def task_json(task: TaskView, kind: str) -> dict[str, Any]:
         "attempts": task.attempts,
         **(_NO_OUTCOME if outcome is None else _outcome_json(outcome)),
         "error": (outcome.error if outcome is not None else "") or task.reason or None,
+        "chunk": payload.chunk or None,
         "key": payload.key.hex() or None,
         "sent_bytes": sum(file.blob.size for file in payload.send) + (payload.stdin_blob or (b"", 0))[1],
     }

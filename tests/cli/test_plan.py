@@ -71,7 +71,8 @@ def test_flags_come_before_written_sources_and_stdin_is_the_last_resort(here: Pa
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("a/b.tif", "a/b.tif"), ("./a.tif", "a.tif"), ("/data/b.tif", "data/b.tif"), ("../../b.tif", "b.tif")],
+    [("a/b.tif", "a/b.tif"), ("./a.tif", "a.tif"), ("/data/b.tif", "data/b.tif"), ("../../b.tif", "b.tif"),
+     ("/data/./a/b.tif", "a/b.tif")],
 )
 def test_names_of_sent_files_stay_below_the_tasks_directory(path: str, name: str) -> None:
     assert name_in_task(path) == name

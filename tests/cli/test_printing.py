@@ -49,16 +49,14 @@ def test_input_order_is_kept_within_bounded_memory(order: list[int], limit: int)
     """Output that had to be let go comes back from the node, at its turn and once."""
     tasks = {index: task(index, b"%d\n" % index * 5) for index in range(12)}
     contents = Kept(tasks)
-    old, printing.HELD_BYTES_MAX = printing.HELD_BYTES_MAX, limit
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(printing, "HELD_BYTES_MAX", limit)
         prints, out, _ = printer(contents, keep_order=True)
         for index in order:
             prints.take(tasks[index])
             assert prints._held_bytes <= limit
             prints.take(tasks[index])
         prints.finish()
-    finally:
-        printing.HELD_BYTES_MAX = old
     assert out.getvalue() == b"".join(b"%d\n" % index * 5 for index in range(12))
 
 
@@ -202,13 +200,27 @@ def test_plain_progress_comes_every_tenth_or_half_minute(monkeypatch: pytest.Mon
 def test_json_progress_is_one_document_a_line() -> None:
     stream = io.StringIO()
     lines = JsonLines(stream)
-    shown = progress(done=3, by_node=[{"node": "nova", "rate": 2.0}])
+    shown = progress(done=3)
     lines.update(shown)
     lines.update(shown)
     lines.close(progress(done=4))
     documents = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [document["done"] for document in documents] == [3, 4]
-    assert documents[0]["schema"] == "p2pc.progress/1" and documents[0]["eta_s"] == pytest.approx(48.5)
+    assert documents[0]["schema"] == "p2pc.progress/1" and documents[0]["eta_s"] is None
+
+
+def test_rates_are_of_the_last_ten_seconds_and_lead_to_the_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("p2pcompute.cli.progress.time.monotonic", lambda: now[0])
+    shown = Progress("x", started=0.0)
+    for second in range(31):
+        now[0] = float(second)
+        done = second * 2 if second < 15 else 30 + (second - 15) * 4
+        shown.take({"total": 110, "done": done, "by_node": [{"node": "nova", "short_id": "N", "done": done}]})
+    assert shown.rate == pytest.approx(4.0) and shown.rate_of(shown.nodes[0]) == pytest.approx(4.0)
+    assert shown.eta_s == pytest.approx(5.0)
+    now[0] += 30
+    assert shown.rate < 1.5, "without news the rate falls"
 
 
 def test_the_bar_fits_eighty_columns_and_erases_itself(monkeypatch: pytest.MonkeyPatch) -> None:

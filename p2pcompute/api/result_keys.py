@@ -1,0 +1,155 @@
+"""What earlier runs did, by content: resume keys, and where they are found again.
+
+A key is a hash of everything that makes a task the same task in another run, so that inputs may be added, removed and
+put in another order in between.  tasks.jsonl and .jsonl files hold keys; a joblog and a CSV file know a task by its
+command line only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from p2pcompute.errors import UsageError
+
+KEY_BYTES: Final = 16
+"""A resume key.  A task of N calls carries N of them, joined."""
+JOBLOG_HEADER: Final = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
+
+
+def content_key(*parts: bytes | str | Sequence[str]) -> bytes:
+    """Return the resume key of a task: a hash of everything that makes it the same task in another run.
+
+    Parts are hashed with their lengths and their kinds, so that no two lists of parts run together.
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"p2pc task")
+
+    def add(kind: bytes, data: bytes) -> None:
+        digest.update(kind + len(data).to_bytes(8, "big") + data)
+
+    for part in parts:
+        match part:
+            case bytes():
+                add(b"b", part)
+            case str():
+                add(b"s", part.encode("utf-8", "surrogateescape"))
+            case _:
+                add(b"l", len(part).to_bytes(8, "big"))
+                for word in part:
+                    add(b"s", word.encode("utf-8", "surrogateescape"))
+    return digest.digest()
+
+
+def command_key(command: str) -> bytes:
+    """Return the key of a task in a joblog, which knows only the command line."""
+    return content_key("joblog", command.replace("\n", "\0"))
+
+
+@dataclass(slots=True)
+class DoneKeys:
+    """What earlier runs did, by key.  The last record of a key counts."""
+
+    by: Literal["content", "command"] = "content"
+    """What the keys are made from: `content_key` of the task, or `command_key` (a joblog or CSV has no more)."""
+    done: set[bytes] = field(default_factory=set)
+    failed: set[bytes] = field(default_factory=set)
+    next_number: int = 0
+    """First task number that is free."""
+
+    def _record(self, keys: Iterable[bytes], is_done: bool) -> None:
+        into, out_of = (self.done, self.failed) if is_done else (self.failed, self.done)
+        for key in keys:
+            out_of.discard(key)
+            into.add(key)
+
+
+def split_keys(text: object) -> list[bytes]:
+    """Return the keys of a task from its hex form: one for each call; none when there is no key."""
+    if not isinstance(text, str) or not text:
+        return []
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        return []
+    if len(raw) % KEY_BYTES:
+        return [raw]
+    return [raw[i : i + KEY_BYTES] for i in range(0, len(raw), KEY_BYTES)]
+
+
+def read_done_keys(path: Path) -> DoneKeys:
+    """Return what the results directory, results file or joblog at `path` says is done.
+
+    Nothing there yet is nothing done.  A torn last line is passed over.
+
+    Raises:
+        UsageError: the file is none of these.
+    """
+    if path.is_dir():
+        return _read_jsonl_keys(path / "tasks.jsonl")
+    if not path.exists():
+        return DoneKeys(by="content" if path.suffix.lower() not in (".csv", ".tsv") else "command")
+    match path.suffix.lower():
+        case ".jsonl":
+            return _read_jsonl_keys(path)
+        case ".csv" | ".tsv":
+            return _read_csv_keys(path)
+    return _read_joblog_keys(path)
+
+
+def jsonl_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a tasks.jsonl or a .jsonl results file: whole, well-formed ones only."""
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and isinstance(record.get("number"), int):
+                    yield record
+    except FileNotFoundError:
+        return
+
+
+def _read_jsonl_keys(path: Path) -> DoneKeys:
+    found = DoneKeys()
+    for record in jsonl_records(path):
+        found.next_number = max(found.next_number, record["number"] + 1)
+        if record.get("state") in ("done", "failed"):
+            found._record(split_keys(record.get("key")), record["state"] == "done")
+    return found
+
+
+def _read_joblog_keys(path: Path) -> DoneKeys:
+    found = DoneKeys(by="command")
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        header = lines.readline()
+        if header and header != JOBLOG_HEADER:
+            raise UsageError(f"{path} is not a joblog", "its first line is not GNU parallel's header")
+        for line in lines:
+            columns = line.rstrip("\n").split("\t", 8)
+            if not line.endswith("\n") or len(columns) != 9 or not columns[0].isdigit():
+                continue
+            found.next_number = max(found.next_number, int(columns[0]))
+            found._record([command_key(columns[8])], columns[6] == "0" and columns[7] == "0")
+    return found
+
+
+def _read_csv_keys(path: Path) -> DoneKeys:
+    import csv
+
+    found = DoneKeys(by="command")
+    csv.field_size_limit(1 << 62)
+    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        for row in csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
+            if len(row) < 11 or not row[0].isdigit():
+                continue
+            found.next_number = max(found.next_number, int(row[0]))
+            found._record([command_key(row[8])], row[6] == "0" and row[7] == "0")
+    return found
