@@ -44,8 +44,8 @@ from p2pcompute.errors import StoreError, UsageError
 
 __all__ = [
     "JOBLOG_HEADER", "KEY_BYTES", "Content", "DoneKeys", "ResultsTarget", "ResultsWriter", "check_target",
-    "command_key", "content_key", "content_size", "exit_columns", "file_format", "folder_name", "is_results_file", "joblog_line",
-    "read_done_keys", "split_keys", "wall_seconds",
+    "command_key", "content_key", "content_size", "exit_columns", "file_format", "folder_name",
+    "is_results_file", "joblog_line", "read_done_keys", "split_keys", "wall_seconds",
 ]
 
 FOLDER_TASKS: Final = 1000
