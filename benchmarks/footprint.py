@@ -41,6 +41,8 @@ class Installation:
             "P2PC_NODE__SLOTS": "1",
             "P2PC_NODE__INTERFACES": "lo",
         }
+        # An installed package has its bytecode; without it every command compiles itself, a third of its time.
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def p2pc(self, *words: str) -> str:
         command = [sys.executable, "-m", "p2pcompute", *words]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -74,6 +75,10 @@ def home(
     yield make
     for one in made:
         one.kill()
+    # A command that starts a node ends soon after and leaves it to init; here the command is this process.
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def until(condition: Callable[[], object], limit_s: float = 20) -> None:
