@@ -203,7 +203,11 @@ class OwnerCore:
         self._check_complete(job)
 
     def recover(self, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]) -> OwnedJob:
-        """Rebuild a job from its journal; its open tasks are ready again."""
+        """Rebuild a job from its journal; its open tasks are ready again.
+
+        Args:
+            facts: (kind, body) in the order in which they were written; an entry of CLAIMS ends in its thief.
+        """
         job = self.add_job(envelope)
         claims: list[Any] = []
         for kind, body in facts:
@@ -216,7 +220,8 @@ class OwnerCore:
                 job.is_cancelled = True
             elif kind == FactKind.RETRY:
                 job.is_cancelled = False
-        for index, generation, attempt, status, _digest in claims:
+        self._recover_shares(job, facts, claims)
+        for index, generation, attempt, status, _digest, _thief in claims:
             if not job.ledger.is_open(index, generation):
                 continue
             job.attempts[index] = max(job.attempts.get(index, 0), attempt)
@@ -231,6 +236,25 @@ class OwnerCore:
         self._check_halt(job)
         self._check_complete(job)
         return job
+
+    def _recover_shares(self, job: OwnedJob, facts: Sequence[tuple[int, Any]], claims: Sequence[Any]) -> None:
+        """Count again what each node has done, and the retries.  Good results of our own worker are not claimed."""
+        good: dict[tuple[int, int, bytes], bytes] = {}
+        bad: dict[tuple[int, int], bytes] = {}
+        for index, generation, _attempt, status, digest, thief in claims:
+            if status == OutcomeStatus.OK:
+                good.setdefault((index, generation, digest), thief)
+            elif status not in (OutcomeStatus.NOT_RUN, OutcomeStatus.KILLED):
+                bad[index, generation] = thief
+                job.retried += 1
+        for kind, body in facts:
+            if kind == FactKind.ACCEPT:
+                for index, generation, digest in body:
+                    job.share(good.get((index, generation, digest), LOCAL))[1] += 1
+            elif kind == FactKind.FAIL:
+                for index, generation, _reason in body:
+                    job.share(bad.get((index, generation), LOCAL))[2] += 1
+                    job.retried -= (index, generation) in bad
 
     # --- the rule ---------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.wire import cbor
-from p2pcompute.wire.envelope import open_envelope
+from p2pcompute.wire.envelope import open_envelope, signer_of
 
 FACT_ENTRIES_MAX = 2000
 """Entries in one fact."""
@@ -161,10 +161,12 @@ class OwnerService:
 
     def _open_fact(self, raw: bytes) -> tuple[int, Any]:
         """Facts in our own journal were verified when they were written: their signature is not checked again."""
-        _protected, _unprotected, body, _signature = cbor.decode(raw)
+        protected, _unprotected, body, _signature = cbor.decode(raw)
         payload = cbor.decode(body)
         if "claims" in payload:
-            return FactKind.CLAIMS, payload["claims"]
+            signer = signer_of(protected)
+            thief = LOCAL if signer == self._identity.public_key else signer
+            return FactKind.CLAIMS, [[*claim, thief] for claim in payload["claims"]]
         return payload["kind"], payload["body"]
 
     # --- submission -------------------------------------------------------------------------------

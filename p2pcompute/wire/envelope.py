@@ -92,3 +92,9 @@ def open_envelope(
     if not crypto.verify(key, cbor.encode(["Signature1", protected, b"", body]), signature):
         raise RemoteProtocolError("wrong signature")
     return Envelope(content_type, key, cbor.decode(body, allow_float=allow_float), raw)
+
+
+def signer_of(protected: bytes) -> bytes:
+    """Return the key named in the protected header of an envelope that was verified before."""
+    key: bytes = cbor.decode(protected)[_KEY_ID]
+    return key

@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from p2pcompute.cli.connection import Connection
-from p2pcompute.errors import NodeUnavailable
+from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import find_paths
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ _DROPPED = ("CI", "container", "KUBERNETES_SERVICE_HOST", "JPY_PARENT_PID", "COL
 _ERROR_LINE = re.compile(r"^\S+ \S+ (error|critical) ", re.MULTILINE)
 
 
-def until(condition: Callable[[], T], limit_s: float, what: str) -> T:
+def until(condition: Callable[[], T | None], limit_s: float, what: str) -> T:
     """Return what `condition` returns once it is true; AssertionError after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while True:
@@ -73,6 +74,42 @@ class Ran:
     def check(self, code: int = 0) -> Self:
         assert self.code == code, f"{self.words} exited {self.code}, not {code}\n{self.out[-3000:]}\n{self.err[-3000:]}"
         return self
+
+
+class Running:
+    """A command that goes on while the test does other things; its output is kept in files."""
+
+    def __init__(self, words: Sequence[str], argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+        self._words = tuple(words)
+        self._began = time.monotonic()
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=dict(env), cwd=cwd
+            )
+            self._out, self._err = os.dup(out.fileno()), os.dup(err.fileno())
+
+    @property
+    def out(self) -> bytes:
+        return os.pread(self._out, 1 << 30, 0)
+
+    @property
+    def err(self) -> str:
+        return os.pread(self._err, 1 << 30, 0).decode()
+
+    def finish(self, limit_s: float = 60.0) -> Ran:
+        """Wait for its end."""
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self._words} goes on after {limit_s:g} s\n{self.err[-3000:]}") from None
+        return Ran(self._words, code, self.out, self.err, time.monotonic() - self._began)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._out)
+        os.close(self._err)
 
 
 class Terminal:
@@ -119,6 +156,12 @@ class Terminal:
             self._reader.join()
             os.close(self._slave)
             os.close(self._master)
+            try:
+                self.process.wait(GONE_S_MAX)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError("a command lives on without its terminal") from None
 
     def wait(self, limit_s: float = 30.0) -> int:
         code = self.process.wait(limit_s)
@@ -137,6 +180,7 @@ class Daemon:
     prefix: tuple[str, ...] = ()
     """Words before every command, like ``ip netns exec NAME``."""
     process: subprocess.Popen[bytes] | None = None
+    commands: list[Running | Terminal] = field(default_factory=list)
     expected_errors: list[str] = field(default_factory=list)
     """Patterns of log lines that are no reason to fail."""
 
@@ -225,15 +269,18 @@ class Daemon:
         )
         return Ran(words, done.returncode, done.stdout, done.stderr.decode(), time.monotonic() - began)
 
-    def begin(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a command that goes on; its output is kept in pipes."""
-        return subprocess.Popen(
-            self.words(*words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=self.env, cwd=cwd or self.home,
-        )
+    def begin(self, *words: str, cwd: Path | None = None) -> Running:
+        """Start a command that goes on."""
+        running = Running(words, self.words(*words), self.env, cwd or self.home)
+        self.commands.append(running)
+        return running
 
     def terminal(self, *words: str, cwd: Path | None = None) -> Terminal:
-        return Terminal(self.words(*words), {**self.env, "TERM": "xterm", "COLUMNS": "100"}, cwd or self.home)
+        """Start a command on a terminal."""
+        env = {**self.env, "TERM": "xterm", "COLUMNS": "100"}
+        terminal = Terminal(self.words(*words), env, cwd or self.home)
+        self.commands.append(terminal)
+        return terminal
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -245,16 +292,23 @@ class Daemon:
         return items
 
     def wait_done(self, count: int, limit_s: float, ref: str = "last") -> dict[str, Any]:
-        """Wait until so many tasks of a job have ended well."""
-        return until(
-            lambda: job if (job := self.job(ref))["done"] >= count else None, limit_s, f"{count} tasks done: {ref}"
-        )
+        """Wait until there is such a job and so many of its tasks have ended well."""
+
+        def look() -> dict[str, Any] | None:
+            try:
+                job = self.job(ref)
+            except UsageError:  # not submitted yet
+                return None
+            return job if job["done"] >= count else None
+
+        return until(look, limit_s, f"{count} tasks done: {ref}")
 
     def wait_over(self, limit_s: float, ref: str = "last") -> dict[str, Any]:
-        return until(
-            lambda: job if (job := self.job(ref))["state"] in ("done", "failed", "cancelled") else None,
-            limit_s, f"job {ref} is over",
-        )
+        def look() -> dict[str, Any] | None:
+            job = self.job(ref)
+            return job if job["state"] in ("done", "failed", "cancelled") else None
+
+        return until(look, limit_s, f"job {ref} is over")
 
     def peers(self) -> dict[str, str]:
         """Name → state of the others."""
@@ -262,6 +316,10 @@ class Daemon:
 
     def ups(self) -> list[str]:
         return sorted(name for name, state in self.peers().items() if state == "up")
+
+    def wait_ups(self, names: Sequence[str], limit_s: float = 20.0) -> None:
+        """Wait until exactly these others are up."""
+        until(lambda: self.ups() == sorted(names), limit_s, f"{self.name} sees {names}, not {self.peers()}")
 
     def log(self) -> str:
         path = find_paths(self.env).log
@@ -322,7 +380,6 @@ class Mesh:
     def __init__(self, directory: Path, **env: str) -> None:
         self.directory = directory
         self.daemons: list[Daemon] = []
-        self.terminals: list[Terminal] = []
         kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
         kept = {name: value for name, value in kept.items() if not name.startswith("P2PC_")}
         self.env = {
@@ -368,13 +425,14 @@ class Mesh:
         """Wait until all see one another."""
         for daemon in daemons:
             others = sorted(other.name for other in daemons if other is not daemon)
-            until(lambda d=daemon, o=others: d.ups() == o, limit_s, f"{daemon.name} sees {others}")
+            daemon.wait_ups(others, limit_s)
 
     def close(self, *, is_failing: bool = False) -> None:
         """End everything; raises AssertionError when a daemon complained or left a process behind."""
         problems: list[str] = []
-        for terminal in self.terminals:
-            terminal.close()
+        for daemon in self.daemons:
+            for command in daemon.commands:
+                command.close()
         for daemon in self.daemons:
             if daemon.process is not None:
                 self._end(daemon, problems)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -27,7 +28,7 @@ def only_loopback(daemon: Daemon) -> bool:
     return all(host in ("127.0.0.1", "::1") for host, _port in daemon.sockets())
 
 
-def test_a_second_node_works_soon_after_join(mesh: Mesh, record_property: pytest.RecordProperty) -> None:
+def test_a_second_node_works_soon_after_join(mesh: Mesh, record_property: Callable[[str, object], None]) -> None:
     """From `p2pc join` to the end of the first task there; breaks when meeting or stealing waits for a timer."""
     ada, bob = mesh.add("ada"), mesh.add("bob")
     ada.start()
