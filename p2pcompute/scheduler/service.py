@@ -240,11 +240,29 @@ class Scheduler:
                 self.parking.remove(thief.key)
                 continue
             grant = self.owner.core.choose(now, thief)
+            if grant is None and self._take_back(now, thief):
+                grant = self.owner.core.choose(now, thief)
             if grant is not None:
                 self._send_grant(channel, grant, self.owner.core.jobs[grant.job_id].envelope, b"", ())
             elif not self._give_queued(now, channel, thief):
                 continue
             self.parking.remove(thief.key)
+
+    def _take_back(self, now: float, thief: Thief) -> bool:
+        """Take tasks of our jobs back from our own worker, which has not started them, for an idle thief."""
+        if not thief.is_idle:
+            return False
+
+        def may_give(job_id: bytes) -> bool:
+            job = self.owner.core.jobs.get(job_id)
+            if job is None or job.envelope.terms.local_only:
+                return False
+            return job.envelope.terms.python is None or job.envelope.terms.python == thief.python
+
+        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give)
+        if held:
+            self.owner.core.returned(now, LOCAL, held[0].job_id, sorted(one.task.index for one in held))
+        return bool(held)
 
     def _give_queued(self, now: float, channel: Channel, thief: Thief) -> bool:
         """Let an idle thief steal from what this node holds for others and has not started."""
@@ -469,12 +487,17 @@ class Scheduler:
         refs: dict[BlobRef, None] = {}
         for _claim, outcome in wanted:
             refs.update(dict.fromkeys(messages.outcome_blobs(outcome)))
-        missing = [ref for ref in refs if not await self._host.store.blobs.has(ref)]
-        if missing:
-            await self._fetch_results(missing, channel.peer.key, [channel.address])
-        taken = self.owner.intake(channel.peer.key, channel.peer.installation, job_id, body[0], wanted)
-        self.wake()
-        await self.owner.committed()
+        blobs = self._host.store.blobs
+        blobs.pin(refs)  # one that is here already might go while the others are fetched
+        try:
+            missing = [ref for ref in refs if not await blobs.has(ref)]
+            if missing:
+                await self._fetch_results(missing, channel.peer.key, [channel.address])
+            taken = self.owner.intake(channel.peer.key, channel.peer.installation, job_id, body[0], wanted)
+            self.wake()
+            await self.owner.committed()
+        finally:
+            blobs.unpin(refs)
         return [taken]
 
     async def _on_heartbeat(self, channel: Channel, body: Any) -> Any:

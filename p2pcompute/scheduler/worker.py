@@ -97,15 +97,17 @@ class WorkerCore:
     def want(self) -> int:
         """Return how many more tasks this node would take now; 0 when it has enough.
 
-        About BATCH_TARGET_S of work beyond what runs; for tasks of that length or more, one per free slot.
+        About BATCH_TARGET_S of work beyond what runs; for tasks of that length or more, one per free slot; of a job of
+        which none has ended here, a task per slot: how long those of another job took says nothing about it.
         """
         if self.is_paused or not self.slot_count:
             return 0
-        known = [self._task_s[job_id] for job_id in self._queues if job_id in self._task_s]
-        if not known:
+        queued = [self._task_s.get(job_id) for job_id in self._queues]
+        known = [task_s for task_s in queued if task_s is not None]
+        if not queued:
             known = list(self._task_s.values())[-1:]
         target = self.slot_count
-        if known:
+        if known and len(known) == max(1, len(queued)):
             target = max(target, min(GRANT_TASKS_MAX, int(BATCH_TARGET_S * self.slot_count / max(known))))
             if max(known) >= BATCH_TARGET_S:
                 return max(0, self.free_slots - self.queued_count)

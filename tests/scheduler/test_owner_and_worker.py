@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, POISON_NODES
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import AVOID_S, Grant, OwnerCore
+from p2pcompute.scheduler.owner import AVOID_S, Grant, GrantedTask, OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker import WorkerCore
@@ -280,6 +280,20 @@ def test_worker_asks_for_a_second_of_work_and_no_more_than_free_slots_of_long_ta
     assert worker.want() == 2, "the slots run, nothing is queued: have the next ones ready"
     worker.ended(batches[0].held[0].run_id, 5.0)
     assert worker.want() == 1, "tasks of 5 s: one for the free slot, none in advance"
+
+
+def test_worker_does_not_hoard_a_job_of_which_none_has_ended() -> None:
+    """Tiny tasks of an earlier job must not make it take tasks of a new one by the hundred."""
+    worker = WorkerCore(2)
+    earlier = make(1000)
+    worker.take(take(earlier, thief("a")), b"o" * 32, is_staged=True)
+    for batch in worker.next_batches():
+        for held in batch.held:
+            worker.ended(held.run_id, 0.005)
+    assert worker.want() > 100, "as far as is known its next tasks are tiny"
+    unknown = [GrantedTask(index, 0, 1, b"") for index in range(10)]
+    worker.take(Grant(9, 0, b"k" * 32, b"n" * 32, b"o" * 32, 30.0, tuple(unknown[:2])), b"o" * 32, is_staged=True)
+    assert worker.want() == 0, "a task per slot of the new job, until one has ended"
 
 
 def test_worker_gives_only_what_it_has_not_started() -> None:

@@ -139,3 +139,29 @@ def test_a_node_that_holds_unstarted_tasks_is_stolen_from() -> None:
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
+
+
+def test_an_owner_that_holds_its_own_tasks_shares_them_with_nodes_that_come_later() -> None:
+    """Tiny tasks first, so that the owner holds many of its own when the long ones come and the others join."""
+    with Simulation(5) as simulation:
+        mesh = Mesh(simulation, 3, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            for member in mesh.members[1:]:
+                mesh.crash(member)
+            await mesh.wait_for(owner, await mesh.submit(owner, [0.005] * 400), limit_s=60)
+            began = simulation.now
+            works = [0.005] * 100 + [2.0] * 150
+            job_id = await mesh.submit(owner, works)
+            for member in mesh.members[1:]:
+                await mesh.restart(member)
+            view = await mesh.wait_for(owner, job_id, limit_s=600)
+            assert view.done == len(works) and view.failed == 0
+            ideal_s = sum(works) / 3
+            assert simulation.now - began < 1.3 * ideal_s, f"{simulation.now - began:.0f} s, ideal {ideal_s:.0f} s"
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
