@@ -434,6 +434,7 @@ class Desk:
                 if future._state == "PENDING":
                     self._fail(job, future, end, b"")
             else:
+                self._blobs.pin([BlobRef(*blob) for blob in _blobs_of(outcome)])
                 reading.append((future, end, outcome))
         if reading:
             self._spawn(self._read(job, reading), "read")
@@ -448,6 +449,7 @@ class Desk:
                 _set_exception(future, lost(None))
             self._check_idle()
             if refs:
+                self._blobs.unpin(refs)
                 with contextlib.suppress(P2pcError):
                     await self._blobs.delete(refs)
 

@@ -307,7 +307,7 @@ class ProcessRunner:
         entry = path.lstat()
         if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
             raise RemoteProtocolError("a result file that is no plain file")
-        ref = await self._blobs.put_path(str(path), move=True)
+        ref = await self._blobs.put_path(str(path), move=True, pin=True)
         path.unlink(missing_ok=True)
         return ref.digest, ref.size
 

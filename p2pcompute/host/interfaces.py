@@ -235,8 +235,9 @@ class BlobStore(Protocol):
 
     async def put(self, data: bytes) -> BlobRef: ...
 
-    async def put_path(self, path: str, *, move: bool = False) -> BlobRef:
-        """Take a file in, streamed.  `move` allows its inode to be taken over.  Real host only."""
+    async def put_path(self, path: str, *, move: bool = False, pin: bool = False) -> BlobRef:
+        """Take a file in, streamed.  `move` allows its inode to be taken over; with `pin` it is pinned on return.
+        Real host only."""
 
     async def create(self) -> BlobWriter: ...
 

@@ -23,7 +23,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,19 +252,13 @@ class FileBlobs:
             raise self._closed()
         hasher = BlobHasher()
         hasher.update(data)
-        ref = hasher.finish()
-        if pin:
-            self.pin([ref])
         try:
-            return self._put_large(data, hasher)
-        except BaseException as error:
-            if pin:
-                self.unpin([ref])
-            if isinstance(error, OSError):
-                raise self._failure(error) from error
-            raise
+            with self._pinning(hasher.finish(), pin):
+                return self._put_large(data, hasher)
+        except OSError as error:
+            raise self._failure(error) from error
 
-    async def put_path(self, path: str, *, move: bool = False) -> BlobRef:
+    async def put_path(self, path: str, *, move: bool = False, pin: bool = False) -> BlobRef:
         """Take a file in, streamed; durable on return.
 
         Args:
@@ -272,16 +266,17 @@ class FileBlobs:
             move: its inode may be taken over (the name disappears); this is done where it costs nothing: same file
                 system, no other name, not a link.  Otherwise the extents are shared where the file system can, else
                 copied, and the file stays.
+            pin: it is pinned on return, and nobody can have removed it in between.
 
         Raises:
             StoreError: "disk-full"; or the file cannot be read ("blob-source").  The file is untouched.
         """
-        if not move:
+        if not move and not pin:
             async with self._small_room:
                 data = await self._run(lambda: _read_if_small(path))
                 if data is not None:
                     return await self._put_small(data)
-        return await self._run(lambda: self._put_file(path, move))
+        return await self._run(lambda: self._put_file(path, move, pin))
 
     async def create(self) -> BlobFileWriter:
         """Return a writer for a blob that comes in pieces."""
@@ -450,10 +445,10 @@ class FileBlobs:
             raise
         return self._install_file(file, hasher)
 
-    def _put_file(self, path: str, move: bool) -> BlobRef:
+    def _put_file(self, path: str, move: bool, pin: bool) -> BlobRef:
         with _open_source(path) as source:
             status = os.fstat(source.fileno())
-            if move and (ref := self._take_over(path, status)) is not None:
+            if move and (ref := self._take_over(path, status, pin)) is not None:
                 return ref
             file = self._open_temporary()
             try:
@@ -461,9 +456,22 @@ class FileBlobs:
             except BaseException:
                 _discard(file)
                 raise
-        return self._install_file(file, hasher)
+        with self._pinning(hasher.finish(), pin):
+            return self._install_file(file, hasher)
 
-    def _take_over(self, path: str, status: os.stat_result) -> BlobRef | None:
+    @contextlib.contextmanager
+    def _pinning(self, ref: BlobRef, pin: bool) -> Iterator[None]:
+        """Pin a blob before it is put, so that no deletion comes in between; take the pin back when that fails."""
+        if pin:
+            self.pin([ref])
+        try:
+            yield
+        except BaseException:
+            if pin:
+                self.unpin([ref])
+            raise
+
+    def _take_over(self, path: str, status: os.stat_result, pin: bool) -> BlobRef | None:
         """Move the file itself in; None when that cannot be done.  On failure it goes back to its name."""
         named = os.lstat(path)
         if (
@@ -484,7 +492,8 @@ class FileBlobs:
             with open(name, "rb") as file:
                 hasher = _hash(file)
                 self._sync(file)
-            self._finish(name, hasher)
+            with self._pinning(hasher.finish(), pin):
+                self._finish(name, hasher)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.chmod(name, mode)

@@ -44,6 +44,7 @@ class Outcome:
     value: bytes = b""
     """Function: the pickled return value, or the pickled exception when FAILED.  Command: empty."""
     value_blob: tuple[bytes, int] | None = None
+    """Blobs of an outcome that comes from a runner are pinned once; who takes it unpins them."""
     stdout: bytes = b""
     stdout_blob: tuple[bytes, int] | None = None
     """When set, `stdout` holds only the last INLINE_BYTES_MAX bytes."""

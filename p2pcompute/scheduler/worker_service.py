@@ -219,10 +219,12 @@ class WorkerService:
             ran = outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED)
             held = self.core.ended(run_id, outcome.runtime_s if ran else None)
             if held is None:
+                self._host.store.blobs.unpin(outcome_blobs(outcome))
                 continue
             if held.is_dropped:
                 self.counters.late_runs_count += 1
                 if outcome.status is not OutcomeStatus.OK:
+                    self._host.store.blobs.unpin(outcome_blobs(outcome))
                     continue
             self._finish(held, outcome)
         self._wake()
@@ -236,9 +238,13 @@ class WorkerService:
         if held.owner == LOCAL:
             self._intake_local(held.job_id, task.index, task.generation, task.attempt, outcome)
             self._wake()
+            if outcome.value_blob or outcome.stdout_blob or outcome.stderr_blob or outcome.files:
+                # After the pump, which applies the effects: who keeps the blobs for longer has pinned them then.
+                asyncio.get_running_loop().call_soon(self._host.store.blobs.unpin, outcome_blobs(outcome))
             return
         body = encode_outcome(outcome)
         if len(body) > CLAIM_BYTES_MAX:
+            self._host.store.blobs.unpin(outcome_blobs(outcome))
             outcome = Outcome(
                 OutcomeStatus.FAILED,
                 error=f"the result's description has {len(body)} bytes (limit {CLAIM_BYTES_MAX}): too many output "
@@ -247,8 +253,7 @@ class WorkerService:
             body = encode_outcome(outcome)
         claim = [task.index, task.generation, task.attempt, str(outcome.status), output_digest(outcome)]
         link = self.link(held.owner)
-        blobs = outcome_blobs(outcome)
-        self._host.store.blobs.pin(blobs)
+        blobs = outcome_blobs(outcome)  # pinned since they were put
         link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now(), blobs))
         self.unsent_bytes += len(body)
         if not link.is_sending:

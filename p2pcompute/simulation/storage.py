@@ -260,7 +260,7 @@ class SimBlobs:
 
         await self._store.change(change)
 
-    async def put_path(self, path: str, *, move: bool = False) -> BlobRef:
+    async def put_path(self, path: str, *, move: bool = False, pin: bool = False) -> BlobRef:
         """Refused: there are no files here.
 
         Raises:
