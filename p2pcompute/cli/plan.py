@@ -33,6 +33,8 @@ BATCH_MAX: Final = 256
 BATCH_PROBES: Final = 16
 """Calls that go out alone before --batch auto decides."""
 BATCH_PROBE_S: Final = 1.0
+BATCH_FILES_MAX: Final = 256
+"""Files sent with one task of several calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +421,26 @@ class Chunker:
             if len(probes) == BATCH_PROBES:
                 wait(lambda: bool(self.runtimes), BATCH_PROBE_S)
         while some := list(itertools.islice(lines, self._next_size())):
-            yield some[0] if len(some) == 1 and self.size is None else _joined(some)
+            if len(some) == 1 and self.size is None:
+                yield some[0]
+            else:
+                yield from (_joined(fitting) for fitting in _without_clashes(some))
+
+
+def _without_clashes(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield runs of lines that can share a directory: no two different files of one name, nor too many of them."""
+    run: list[Mapping[str, Any]] = []
+    names: dict[str, str] = {}
+    for line in lines:
+        files = {file["name"]: file["path"] for file in line.get("send", ())}
+        has_clash = any(names.get(name, path) != path for name, path in files.items())
+        if run and (has_clash or len(names) + len(files) > BATCH_FILES_MAX):
+            yield run
+            run, names = [], {}
+        run.append(line)
+        names.update(files)
+    if run:
+        yield run
 
 
 def _joined(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -433,6 +454,12 @@ def _joined(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "args_b64": base64.b64encode(pickle.dumps(calls, protocol=5)).decode(),
         "chunk": len(lines),
     }
+    send = {file["name"]: file for line in lines for file in line.get("send", ())}
+    if send:
+        joined["send"] = list(send.values())
+    fetch = dict.fromkeys(name for line in lines for name in line.get("fetch", ()))
+    if fetch:
+        joined["fetch"] = list(fetch)
     if "key" in lines[0]:
         joined["key"] = "".join(line["key"] for line in lines)
     return joined

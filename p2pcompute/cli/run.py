@@ -389,6 +389,8 @@ class _Run:
         code = 1 if tally.failed_kept else 0
         if self.request.is_json:
             print_json({"schema": "p2pc.job/1", **job, "state": "failed" if code else "done", "exit_code": code})
+        elif not tally.seen:
+            say("no inputs: there is nothing to run")
         elif not self.request.is_detached:
             from p2pcompute.cli.progress import summary_text
 

@@ -229,3 +229,15 @@ def test_counts_are_known_only_without_reading() -> None:
     assert count(":::", "a", "b", "c", max_args=2) == 2
     assert count(":::", "x", "a", "b", header=":") == 2
     assert count("::::", "file") is None
+
+
+def test_a_pipe_is_read_once() -> None:
+    """`:::: <(…)` looks like a file; read once to check the files to send, it would have no rows left for the job."""
+    reader, writer = os.pipe()
+    os.write(writer, b"a\nb\n")
+    os.close(writer)
+    inputs = Inputs([Source(SourceKind.FILE, path=f"/dev/fd/{reader}")], Reading())
+    assert not inputs.is_repeatable
+    assert [row.columns for row in inputs.rows()] == [("a",), ("b",)]
+    os.close(reader)
+    assert Inputs([Source(SourceKind.FILE, path=__file__)], Reading()).is_repeatable

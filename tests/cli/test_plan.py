@@ -169,6 +169,21 @@ def test_calls_are_put_together_and_their_keys_with_them() -> None:
     assert chunks[0]["key"] == lines[0]["key"] + lines[1]["key"] and chunks[0]["inputs"] == ["0", "1"]
 
 
+def test_files_of_calls_that_are_put_together_go_along(here: Path) -> None:
+    """Without them every call of a batch fails; and two files of one name cannot lie in one directory."""
+    for path in ("a.txt", "x/b.txt", "y/b.txt"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(path)
+    function = Function("s.py::f", b"", None, b"k" * 32)
+    maker = TaskMaker("function", ["s.py::f"], Files(send=["{}"], fetch=["{}.out", "log"]), function=function)
+    paths = ["a.txt", "x/./b.txt", "y/./b.txt", "a.txt"]
+    lines = [maker.line(Row((path,), (path,)), seq) for seq, path in enumerate(paths, start=1)]
+    chunks = list(Chunker(4).chunks(iter(lines), lambda _condition, _limit: None))
+    assert [[file["name"] for file in chunk["send"]] for chunk in chunks] == [["a.txt", "b.txt"], ["b.txt", "a.txt"]]
+    assert [file["path"] for file in chunks[1]["send"]] == [str(here / "y/./b.txt"), str(here / "a.txt")]
+    assert chunks[0]["fetch"] == ["a.txt.out", "log", "b.txt.out"]
+
+
 def test_automatic_chunks_follow_the_measured_time() -> None:
     function = Function("s.py::f", b"", None, b"k" * 32)
     maker = TaskMaker("function", ["s.py::f"], Files(), function=function)
