@@ -10,7 +10,7 @@ import click
 
 from p2pcompute.cli.command import Reference, ReferenceType
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import count_text, one_line, rate_text, table
+from p2pcompute.cli.output import count_text, node_labels, one_line, rate_text, table
 
 PAGE: Final = 500
 """Tasks asked for at once."""
@@ -57,11 +57,11 @@ def shares_table(job: Mapping[str, Any], this_node: str = "") -> str:
     shares = sorted(job.get("by_node") or (), key=lambda share: -int(share["done"]))
     rows = [
         [
-            one_line(str(share["node"])) + (" (this)" if this_node and share.get("short_id") == this_node else ""),
+            one_line(label) + (" (this)" if this_node and share.get("short_id") == this_node else ""),
             count_text(share["running"]), count_text(share["done"]), count_text(share["failed"]),
             rate_text(share.get("rate")), one_line(str(share.get("note") or "")),
         ]
-        for share in shares
+        for label, share in zip(node_labels(shares), shares, strict=True)
     ]
     return table(["NODE", "RUN", "DONE", "FAIL", "RATE", "NOTE"], rows, right=["RUN", "DONE", "FAIL", "RATE"])
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -175,6 +175,17 @@ def width_of(text: str) -> int:
         return len(text)
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(unicodedata.combining(char) != 0 for char in text)
+
+
+def node_labels(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of nodes ({node, short_id}) as one tells them apart: with the id's first group where two are
+    called the same, as machines that all keep the name of their image are.
+    """
+    names = [str(node.get("node")) for node in nodes]
+    return [
+        f"{name} {str(node.get('short_id') or '')[:4]}".strip() if names.count(name) > 1 else name
+        for name, node in zip(names, nodes, strict=True)
+    ]
 
 
 def one_line(text: str, columns: int | None = None) -> str:

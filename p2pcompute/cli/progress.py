@@ -20,6 +20,7 @@ from p2pcompute.cli.output import (
     duration_text,
     has_color,
     is_terminal,
+    node_labels,
     one_line,
     options,
     plural,
@@ -137,7 +138,11 @@ class Progress:
             parts.append(f"{count_text(self.number('retried'))} retried")
         running = self.number("running")
         if running and running <= TAIL_TASKS and not self.number("waiting") and self.data.get("total") is not None:
-            where = [f"{node['running']} on {node['node']}" for node in self.nodes if node.get("running")]
+            labels = node_labels(self.nodes)
+            where = [
+                f"{node['running']} on {label}" for label, node in zip(labels, self.nodes, strict=True)
+                if node.get("running")
+            ]
             parts.append(f"last {plural(running, 'task')}: {', '.join(where[:3])}" if where else "")
         return " · ".join(part for part in parts if part)
 
@@ -292,12 +297,12 @@ class Bar:
             return []
         rows = [
             [
-                one_line(str(node.get("node")), 20) + (" (this)" if node.get("short_id") == progress.this_node else ""),
+                one_line(label, 20) + (" (this)" if node.get("short_id") == progress.this_node else ""),
                 count_text(node.get("running") or 0), count_text(node.get("done") or 0),
                 count_text(node.get("failed") or 0), rate_text(progress.rate_of(node)),
                 one_line(str(node.get("note") or "")),
             ]
-            for node in nodes[:NODE_ROWS_MAX]
+            for label, node in zip(node_labels(nodes)[:NODE_ROWS_MAX], nodes, strict=False)
         ]
         lines = table(
             ["NODE", "RUN", "DONE", "FAIL", "RATE", "NOTE"], rows, right=["RUN", "DONE", "FAIL", "RATE"]
@@ -341,7 +346,8 @@ def summary_text(job: Mapping[str, Any], elapsed_s: float, *, done_before: int =
     shares = [node for node in job.get("by_node") or () if node.get("done")]
     shares.sort(key=lambda node: -int(node["done"]))
     if shares:
-        text = ", ".join(f"{node['node']} {count_text(node['done'])}" for node in shares[:NODE_ROWS_MAX])
+        labels = node_labels(shares)[:NODE_ROWS_MAX]
+        text = ", ".join(f"{label} {count_text(node['done'])}" for label, node in zip(labels, shares, strict=False))
         more = len(shares) - NODE_ROWS_MAX
         parts.append(text + (f" and {more} more" if more > 0 else ""))
     for name in ("failed", "cancelled", "retried"):
