@@ -51,6 +51,7 @@ class RealLan:
         self._scope = scope
         self._zeroconf: Any = None
         self._announced: Any = None
+        self._announcing: asyncio.Future[None] | None = None
         self._own_key = b""
         self._browser: Any = None
         self._seen: Callable[[LanSighting], None] | None = None
@@ -95,6 +96,11 @@ class RealLan:
         Raises:
             ConfigError: multicast DNS cannot be used here.
         """
+        if self._announcing is not None:
+            # zeroconf repeats an announcement in the background; it must not come after the goodbye.
+            announcing, self._announcing = self._announcing, None
+            announcing.cancel()
+            await asyncio.gather(announcing, return_exceptions=True)
         if self._announced is not None:
             goodbye = await self._zeroconf.async_unregister_service(self._announced)
             self._announced = None
@@ -106,7 +112,7 @@ class RealLan:
         zeroconf = self._open()
         self._own_key = announcement.public_key
         info = _service_info(announcement, self._own_addresses())
-        await zeroconf.async_register_service(info, allow_name_change=True)
+        self._announcing = await zeroconf.async_register_service(info, allow_name_change=True)
         self._announced = info
 
     async def browse(self, seen: Callable[[LanSighting], None] | None) -> None:
