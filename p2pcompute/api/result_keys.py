@@ -89,7 +89,11 @@ def read_done_keys(path: Path) -> DoneKeys:
         UsageError: the file is none of these.
     """
     if path.is_dir():
-        return _read_jsonl_keys(path / "tasks.jsonl")
+        found = _read_jsonl_keys(path / "tasks.jsonl")
+        if (path / "joblog").exists():
+            # A task that was tried again keeps its folder's number and has a new one in the joblog.
+            found.next_number = max(found.next_number, _read_joblog_keys(path / "joblog").next_number)
+        return found
     if not path.exists():
         return DoneKeys(by="content" if path.suffix.lower() not in (".csv", ".tsv") else "command")
     match path.suffix.lower():

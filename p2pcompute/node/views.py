@@ -82,7 +82,7 @@ def job(
     is_over = ledger.is_complete
     if is_over:
         state = "failed" if failed else "cancelled" if cancelled else "done"
-        exit_code = 3 if cancelled or owned.halted else 1 if failed else 0
+        exit_code = 3 if cancelled else 1 if failed else 0
     else:
         state, exit_code = ("running" if running or done or failed else "waiting"), None
     shares = []
@@ -115,7 +115,7 @@ def job(
         finished=record.finished if is_over else None,
         by_node=tuple(sorted(shares, key=lambda share: (share.public_key != identity.public_key, share.node))),
         exit_code=exit_code,
-        halted=owned.halted,
+        halted=owned.halted if cancelled else "",  # a rule that is met by the last task has stopped nothing
         note=record.note,
         last_seq=len(ledger.finished),
     )

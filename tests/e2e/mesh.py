@@ -105,11 +105,14 @@ class Running:
         return Ran(self._words, code, self.out, self.err, time.monotonic() - self._began)
 
     def close(self) -> None:
+        """End it and forget its output.  Safe to call twice."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        os.close(self._out)
-        os.close(self._err)
+        if self._out >= 0:
+            os.close(self._out)
+            os.close(self._err)
+            self._out = self._err = -1
 
 
 class Terminal:
