@@ -239,6 +239,9 @@ class ProcessRunner:
                         slot.head_since = self._clock.now()
                     case _:
                         raise RemoteProtocolError("an unknown message")
+        except RemoteProtocolError:
+            worker.is_usable = False  # before the slot is given its next batch
+            raise
         finally:
             if outcomes:
                 slot.head_since = self._clock.now()
@@ -433,7 +436,7 @@ class ProcessRunner:
         for worker, _ in waiting:
             worker.kill()
         for _, gone in waiting:
-            await gone
+            await asyncio.shield(gone)  # a stop that is cut short is followed by another one, which waits for the same
         deadline = self._clock.now() + _GROUP_GONE_S
         while any(group_exists(group) for group in groups) and self._clock.now() < deadline:
             await self._clock.sleep(_PAUSE_S_MIN)

@@ -309,11 +309,11 @@ def test_detach_wait_logs_result(ada: Daemon, tmp_path: Path) -> None:
     assert early.code == 7, early.err
     assert ada.p2pc("wait", alias, "--timeout", "0.01s").code == 7
     assert ada.p2pc("wait", alias).code == 1
-    raw = ada.p2pc("logs", alias, "--raw").check().lines
+    raw = ada.p2pc("logs", alias, "--raw", "--stdout").check().lines
     assert sorted(raw) == ["out 1", "out 2", "out 3"]
     assert "err 2" in ada.p2pc("logs", alias, "--failed").out
     result = ada.p2pc("result", alias)
-    assert result.code == 1 and sorted(result.lines) == ["out 1", "out 3"], "the code of the job"
+    assert result.code == 1 and sorted(result.lines) == ["out 1", "out 2", "out 3"], "the code of the job"
     ada.p2pc("result", alias, "-o", "saved", cwd=tmp_path)
     assert (tmp_path / "saved/tasks/000/000000/stdout").read_text() == "out 1\n"
     shown = ada.p2pc("show", alias, "--json").check().json()
@@ -358,9 +358,9 @@ def test_prune(ada: Daemon, tmp_path: Path) -> None:
     ada.p2pc("wait", alias).check()
     kept = ada.p2pc("prune", "--older-than", "1d", "-y").check()
     assert ada.job(alias)["state"] == "done", kept.err
-    dry = ada.p2pc("prune", "--older-than", "0s", "--dry-run", "--json").check().json()
+    dry = ada.p2pc("prune", "--older-than", "0s", "--drop-results", "--dry-run", "--json").check().json()
     assert dry["freed_bytes"] >= 3 * MIB and ada.job(alias)["done"] == 1
-    freed = ada.p2pc("prune", "--older-than", "0s", "-y", "--json").check().json()
+    freed = ada.p2pc("prune", "--older-than", "0s", "--drop-results", "-y", "--json").check().json()
     assert freed["freed_bytes"] >= 3 * MIB and freed["jobs"] >= 1
     assert ada.p2pc("show", alias).code == 2
 
