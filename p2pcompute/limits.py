@@ -336,6 +336,8 @@ UPLOAD_BATCH_BYTES_MAX: Final = 256 * KIB
 """The same, in bytes: large enough to share a disk sync, small enough to push back early."""
 UPLOAD_LINE_BYTES_MAX: Final = API_BODY_BYTES_MAX
 """One task in an upload; arguments up to this come inside the line."""
+UPLOAD_LINES_AT_ONCE: Final = 64
+"""Tasks of one upload whose files are taken in at the same time, so that small ones share a sync of the disk."""
 UPLOAD_FILES_MAX: Final = 10_000
 """Files of one task, or shared by a job, with those in its folders."""
 UPLOAD_FILES_REMEMBERED: Final = 4096

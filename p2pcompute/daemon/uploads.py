@@ -6,6 +6,7 @@ that it is in is added in one transaction.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
@@ -26,6 +27,7 @@ from p2pcompute.limits import (
     UPLOAD_FILES_MAX,
     UPLOAD_FILES_REMEMBERED,
     UPLOAD_LINE_BYTES_MAX,
+    UPLOAD_LINES_AT_ONCE,
 )
 from p2pcompute.node.facade import NodeFacade
 from p2pcompute.scheduler.terms import JobTerms, parse_halt
@@ -321,34 +323,50 @@ class Upload:
             searched = len(rest)
             rest += chunk
             start = 0
+            lines = []
             while (end := rest.find(b"\n", max(start, searched))) >= 0:
-                await self._take_line(bytes(rest[start:end]))
+                lines.append(bytes(rest[start:end]))
                 start = end + 1
+                if len(lines) >= UPLOAD_LINES_AT_ONCE:
+                    await self._take_lines(lines)
+                    lines = []
+            await self._take_lines(lines)
             del rest[:start]
             # What has come meanwhile is the next chunk: a slow sender's tasks start at once, a fast one's gather.
             await self._flush()
             if len(rest) > UPLOAD_LINE_BYTES_MAX:
                 await self._flush()
                 raise self._error(UsageError(f"longer than {UPLOAD_LINE_BYTES_MAX} bytes", code="too-large"), 1)
-        await self._take_line(bytes(rest))
+        await self._take_lines([bytes(rest)])
         await self._flush()
 
     def _error(self, cause: P2pcError, ahead: int = 0) -> UploadError:
         return UploadError(cause, line=self._line + ahead, first=self.first, count=self.count)
 
-    async def _take_line(self, line: bytes) -> None:
-        self._line += 1
+    async def _take_lines(self, lines: Sequence[bytes]) -> None:
+        """Take the files of some lines at once, since each waits for the disk; then add them in order."""
+        built = await asyncio.gather(*[self._build(line) for line in lines], return_exceptions=True)
+        for payload in built:
+            self._line += 1
+            if isinstance(payload, UsageError):
+                await self._flush()
+                raise self._error(payload) from payload
+            if isinstance(payload, BaseException):
+                raise payload
+            if payload is not None:
+                await self._add(payload)
+
+    async def _build(self, line: bytes) -> bytes | None:
+        """Return the payload of a line's task; None for an empty line."""
         if not line.strip():
-            return
+            return None
         try:
-            try:
-                task = self._decoder.decode(line)
-            except msgspec.DecodeError as error:
-                _bad("not a task", str(error))
-            payload = await build_task(task, self._kind, self._files, self._node.blobs)
-        except UsageError as error:
-            await self._flush()
-            raise self._error(error) from error
+            task = self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            _bad("not a task", str(error))
+        return await build_task(task, self._kind, self._files, self._node.blobs)
+
+    async def _add(self, payload: bytes) -> None:
         if self._batch and self._batch_bytes + len(payload) > UPLOAD_BATCH_BYTES_MAX:
             await self._flush()
         self._batch.append(payload)
