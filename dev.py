@@ -12,17 +12,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+P2PC = VENV / "bin" / "p2pc"
+PYTHON_MIN = (3, 11)
 SYSTEM_PACKAGES = ["povray", "povray-examples", "iproute2"]
 """What the tests and examples use: the renderer of examples/povray, and network namespaces."""
 VERBS = {
     "setup": "make .venv with everything for development",
     "demo": "estimate pi on all cores of this machine",
-    "test": "all tests",
+    "test": "all tests; further words go to pytest",
     "check": "formatting, lint, types, import rules",
     "bench": "benchmarks side by side with other engines",
     "soak": "the long drills: kill, stop and restart daemons under load",
@@ -30,50 +33,68 @@ VERBS = {
 }
 
 
-def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
-    """Run a command in the tree; its failure is ours."""
-    result = subprocess.run([str(word) for word in command], cwd=ROOT, env={**os.environ, **(env or {})}, check=False)
-    if result.returncode:
-        sys.exit(result.returncode)
+def call(*command: str | Path, cwd: Path = ROOT, **env: str) -> int:
+    """Run a command; return its exit code."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=cwd, env={**os.environ, **env}, check=False).returncode
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> None:
+    """Run a command; its failure is ours."""
+    code = call(*command, cwd=cwd, **env)
+    if code:
+        sys.exit(code)
+
+
+# --- setting up -----------------------------------------------------------------------------------
 
 
 def is_debian_root() -> bool:
-    return shutil.which("apt-get") is not None and hasattr(os, "geteuid") and os.geteuid() == 0
+    return shutil.which("apt-get") is not None and os.geteuid() == 0
 
 
 def apt_install(packages: list[str]) -> None:
-    env = {"DEBIAN_FRONTEND": "noninteractive"}
-    run("apt-get", "-qq", "update", env=env)
-    run("apt-get", "-qq", "-y", "--no-install-recommends", "install", *packages, env=env)
+    run("apt-get", "-qq", "update", DEBIAN_FRONTEND="noninteractive")
+    run("apt-get", "-qq", "-y", "--no-install-recommends", "install", *packages, DEBIAN_FRONTEND="noninteractive")
 
 
-def make_venv() -> None:
-    """Make .venv; on Debian without python3-venv install that first (root) or say how."""
-    if PYTHON.exists():
-        return
-    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
+def make_venv(directory: Path) -> None:
+    """Make a virtual environment; on Debian without python3-venv install that first (root) or say how."""
+    made = subprocess.run([sys.executable, "-m", "venv", str(directory)], capture_output=True, text=True, check=False)
     if made.returncode == 0:
         return
-    shutil.rmtree(VENV, ignore_errors=True)
-    package = f"python3.{sys.version_info.minor}-venv"
+    shutil.rmtree(directory, ignore_errors=True)
+    package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
     if not is_debian_root():
         print(made.stdout + made.stderr, file=sys.stderr)
-        sys.exit(f"error: Python cannot make a virtual environment here\n  fix:  install {package}, then run this again")
+        sys.exit(f"error: Python cannot make a virtual environment here\n  fix:  install {package}, then try again")
     apt_install([package])
-    run(sys.executable, "-m", "venv", VENV)
+    run(sys.executable, "-m", "venv", directory)
+
+
+def pip_install(python: Path, *words: str | Path) -> None:
+    constraints = ROOT / "constraints.txt"
+    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", constraints, *words)
 
 
 def install(*extras: str) -> None:
     """Install the tree, editable, with these extras; skipped when nothing has changed since the last time."""
-    make_venv()
-    stamp = VENV / f".installed-{'-'.join(extras) or 'base'}"
+    if not PYTHON.exists():
+        make_venv(VENV)
     wanted = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
+    stamp = VENV / f".installed-{'-'.join(extras) or 'base'}"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    target = f".[{','.join(extras)}]" if extras else "."
     print("setting up .venv …", file=sys.stderr)
-    run(PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "-e", target)
+    pip_install(PYTHON, "-e", f".[{','.join(extras)}]" if extras else ".")
     stamp.write_text(wanted)
+
+
+def is_installed(package: str) -> bool:
+    if shutil.which("dpkg-query") is None:
+        return False
+    query = ["dpkg-query", "-W", "-f=${Status}", package]
+    return "install ok installed" in subprocess.run(query, capture_output=True, text=True, check=False).stdout
 
 
 def install_system_packages() -> None:
@@ -84,68 +105,83 @@ def install_system_packages() -> None:
         print(f"installing {', '.join(missing)} …", file=sys.stderr)
         apt_install(missing)
     else:
-        print(f"note: tests that need {', '.join(missing)} will be skipped", file=sys.stderr)
+        print(f"note: tests that need {', '.join(missing)} may be skipped", file=sys.stderr)
 
 
-def is_installed(package: str) -> bool:
-    if shutil.which("dpkg-query") is None:
-        return False
-    query = ["dpkg-query", "-W", "-f=${Status}", package]
-    return "install ok installed" in subprocess.run(query, capture_output=True, text=True, check=False).stdout
+# --- verbs ----------------------------------------------------------------------------------------
+
+
+def demo(words: list[str]) -> None:
+    """Run the demo with a node that lives as long as the command, apart from an installation of this user."""
+    install()
+    with tempfile.TemporaryDirectory(prefix="p2pc-demo-") as home:
+        # CI tells p2pc that nothing may stay behind.
+        code = call(P2PC, "demo", *words, P2PC_HOME=home, CI="1")
+    sys.exit(code)
+
+
+def run_tests(words: list[str], **env: str) -> None:
+    install("test")
+    install_system_packages()
+    run(PYTHON, "-m", "pytest", *words, **env)
 
 
 def check() -> None:
-    install("test", "check")
-    run(PYTHON, "-m", "ruff", "format", "--check", ".")
-    run(PYTHON, "-m", "ruff", "check", ".")
-    run(PYTHON, "-m", "mypy")
-    run(VENV / "bin" / "lint-imports")
+    """Run every check, also after one has failed."""
+    install("check")
+    codes = {
+        "formatting": call(PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."),
+        "lint": call(PYTHON, "-m", "ruff", "check", "."),
+        "types": call(PYTHON, "-m", "mypy"),
+        "import rules": call(VENV / "bin" / "lint-imports"),
+    }
+    failed = [name for name, code in codes.items() if code]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def wheel() -> None:
-    """Build a wheel and run it from an empty environment, outside the tree."""
-    install("check")
+    """Build a wheel and run it from an empty environment, outside the tree, with nothing of this user."""
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    run(PYTHON, "-m", "pip", "wheel", "-q", "--no-deps", "-w", dist, ".")
-    (built,) = dist.glob("*.whl")
-    empty = ROOT / "build" / "wheel-venv"
-    shutil.rmtree(empty, ignore_errors=True)
-    run(sys.executable, "-m", "venv", empty)
-    run(empty / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", built)
-    run(empty / "bin" / "p2pc", "--version")
-    run(empty / "bin" / "p2pc", "run", "--local", "echo {}", ":::", "from", "the", "wheel")
+    with tempfile.TemporaryDirectory(prefix="p2pc-wheel-") as name:
+        place = Path(name)
+        make_venv(place / "venv")
+        python, p2pc = place / "venv" / "bin" / "python", place / "venv" / "bin" / "p2pc"
+        run(python, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps", "-w", dist, ROOT)
+        (built,) = dist.glob("*.whl")
+        pip_install(python, built)
+        scenarios = "import importlib.resources as r; assert (r.files('p2pcompute.simulation') / 'scenarios').is_dir()"
+        run(python, "-P", "-c", scenarios, cwd=place)
+        run(p2pc, "--version", cwd=place)
+        words = ["run", "-k", "echo {}", ":::", "from", "the", "wheel"]
+        run(p2pc, *words, cwd=place, P2PC_HOME=str(place / "home"), CI="1")
+    print(f"built and tried: {built.relative_to(ROOT)}", file=sys.stderr)
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < PYTHON_MIN:
         sys.exit(f"error: p2pcompute needs Python 3.11 or later, this is {sys.version.split()[0]}")
     verbs = "\n".join(f"  {name:6} {what}" for name, what in VERBS.items())
     parser = argparse.ArgumentParser(description=__doc__, epilog=verbs, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("verb", choices=VERBS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on to p2pc, pytest or the benchmark")
-    arguments = parser.parse_args()
-    match arguments.verb:
-        case "setup":
-            install("test", "check")
-        case "demo":
-            install()
-            run(VENV / "bin" / "p2pc", "demo", *arguments.rest)
-        case "test":
-            install("test", "check")
-            install_system_packages()
-            run(PYTHON, "-m", "pytest", *arguments.rest)
-        case "check":
-            check()
-        case "bench":
-            install("bench")
-            run(PYTHON, "benchmarks/peers.py", *arguments.rest)
-        case "soak":
-            install("test", "check")
-            install_system_packages()
-            run(PYTHON, "-m", "pytest", "-m", "drill", "-s", *arguments.rest, env={"P2PC_SOAK": "1"})
-        case "wheel":
-            wheel()
+    given = parser.parse_args()
+    if given.verb == "setup":
+        install("test", "check")
+    elif given.verb == "demo":
+        demo(given.rest)
+    elif given.verb == "test":
+        run_tests(given.rest)
+    elif given.verb == "check":
+        check()
+    elif given.verb == "bench":
+        install("bench")
+        run(PYTHON, "benchmarks/peers.py", *given.rest)
+    elif given.verb == "soak":
+        run_tests(["-m", "drill", "-s", *given.rest], P2PC_SOAK="1")
+    elif given.verb == "wheel":
+        wheel()
 
 
 if __name__ == "__main__":

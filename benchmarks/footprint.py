@@ -155,7 +155,8 @@ def measure(root: Path, idle_s: float, settle_s: float) -> dict[str, Any]:
         }
     finally:
         for node in reversed(nodes):
-            subprocess.run([sys.executable, "-m", "p2pcompute", "node", "stop"], env=node.env, capture_output=True)
+            stop = [sys.executable, "-m", "p2pcompute", "node", "stop"]
+            subprocess.run(stop, env=node.env, capture_output=True, check=False)
     return report
 
 
@@ -176,8 +177,10 @@ def main() -> None:
         "commit": commit(),
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()},
         **report,
-        "goals": {name: {"goal": goal, "measured": measured[name], "met": measured[name] <= goal}
-                  for name, goal in GOALS.items()},
+        "goals": {
+            name: {"goal": goal, "measured": measured[name], "met": measured[name] <= goal}
+            for name, goal in GOALS.items()
+        },
     }
     print(json.dumps(document, indent=2))
 

@@ -53,10 +53,11 @@ def _watch_loops() -> Iterator[None]:
 def _children() -> dict[int, str]:
     """Direct children, zombies included: one that nobody waited for is left behind too."""
     try:
-        pids = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+        texts = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
+        pids = [int(pid) for text in texts for pid in text.split()]
     except OSError:
         pids = [child.pid for child in psutil.Process().children()]
-    return {pid: "" for pid in pids}
+    return dict.fromkeys(pids, "")
 
 
 def _command(pid: int) -> str:
