@@ -237,6 +237,8 @@ class Desk:
         for job, items in batches.items():
             self._open_count += len(items)
             self._add(job, items)
+        if batches:
+            self._node.scheduler.pump_now()
         for job, order in orders:
             self._obey(job, order)
         if self._withdrawn:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pcompute.api.futures import SIGNAL_S
 from p2pcompute.errors import NodeUnavailable, P2pcError
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ class EmbeddedNode:
         """Wait for the thread; False when it is still there."""
         if self._pid != os.getpid() or threading.current_thread() is self._thread:
             return True
-        self._thread.join(timeout_s)
+        if timeout_s is not None:
+            self._thread.join(timeout_s)
+        while timeout_s is None and self._thread.is_alive():
+            self._thread.join(SIGNAL_S)
         return not self._thread.is_alive()
 
     # --- the thread -------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk, OpenJob
 
 R = TypeVar("R")
+SIGNAL_S: Final = 0.5
+"""How often a wait without an end looks for signals."""
+_ENDED: Final = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
 OUTPUT_SHOWN_BYTES: Final = 2048
 """End of a task's standard error in an exception."""
 
@@ -102,14 +105,25 @@ class MeshFuture(cf.Future[R], Generic[R]):
             TaskError: it could not be run, or its result cannot be rebuilt here.
         """
         if self._state != "FINISHED":
-            self._desk.check_process()
+            self._wait(timeout)
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
         if self._state != "FINISHED":
-            self._desk.check_process()
+            self._wait(timeout)
         return super().exception(timeout)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait without an end in steps.
+
+        A signal that arrives just before a thread starts to wait is not noticed until it wakes: Ctrl-C would be lost.
+        """
+        self._desk.check_process()
+        if timeout is None:
+            with self._condition:
+                while self._state not in _ENDED:
+                    self._condition.wait(SIGNAL_S)
 
     def __await__(self) -> Generator[Any, None, R]:
         return asyncio.wrap_future(self).__await__()

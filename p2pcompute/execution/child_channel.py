@@ -12,7 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
+"""Below the size from which the C library maps memory for every single buffer."""
 _PARENT_CHECK_MS = 5000
 
 

@@ -19,7 +19,8 @@ from p2pcompute.execution.child_os import SIGKILL
 from p2pcompute.limits import RUNNER_MESSAGE_BYTES_MAX
 from p2pcompute.wire.frames import FrameReader
 
-_READ_BYTES: Final = 1 << 18
+_READ_BYTES: Final = 1 << 16
+"""Below the size from which the C library maps memory for every single buffer."""
 _READS_MAX: Final = 16
 """Reads in a row before others get their turn."""
 _DYING_S: Final = 0.2
@@ -56,6 +57,7 @@ class WorkerProcess:
         self._reader = FrameReader(RUNNER_MESSAGE_BYTES_MAX)
         self._unsent = bytearray()
         self._is_reading = False
+        self._is_writing = False
         self._is_alive = False
         self.is_usable = False
         """False before `start` and from the moment that it is killed or has died."""
@@ -130,10 +132,13 @@ class WorkerProcess:
                 del self._unsent[:sent]
         except (BlockingIOError, InterruptedError):
             self._loop.add_writer(self._socket, self._flush)
+            self._is_writing = True
             return
         except OSError:  # it is gone; its exit is reported by itself
             self._unsent.clear()
-        self._loop.remove_writer(self._socket)
+        if self._is_writing:
+            self._is_writing = False
+            self._loop.remove_writer(self._socket)
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -168,6 +173,8 @@ class WorkerProcess:
             self._broken()
         except OSError:
             is_closed = True
+        if is_closed:
+            self.is_usable = False  # before the slot is given its next batch
         if frames:
             self._deliver(frames)
         if is_closed:

@@ -107,8 +107,8 @@ class Scheduler:
         self._rng = host.rng.stream("scheduler.victims")
         self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of, inputs)
         self.worker = WorkerService(
-            host, identity, channels, journal, scope, self.wake, boot=boot, inputs=inputs, fetch=fetch,
-            intake_local=self.owner.intake_local,
+            host, identity, channels, journal, scope, self.wake, pump_now=self.pump_now, boot=boot, inputs=inputs,
+            fetch=fetch, intake_local=self.owner.intake_local,
             spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
         )
         self.parking = Parking()
@@ -127,7 +127,8 @@ class Scheduler:
         """Channel peer → jobs whose envelope it has from us in its present life."""
         self._boots: dict[bytes, bytes] = {}
         self._opening: dict[bytes, None] = {}
-        self._is_pumping = False
+        self._due: asyncio.Handle | None = None
+        """The pump's next run."""
         self._may_grant_at = 0.0
         self._is_closed = False
         self._register()
@@ -206,12 +207,20 @@ class Scheduler:
 
     def wake(self) -> None:
         """Look for something to do, soon; many calls cost one look."""
-        if not self._is_pumping and not self._is_closed:
-            self._is_pumping = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        if self._due is None and not self._is_closed:
+            self._due = asyncio.get_running_loop().call_soon(self._pump)
+
+    def pump_now(self) -> None:
+        """Look for something to do at once: saves a turn of the event loop where an event is complete.
+
+        For callbacks of the event loop only, never from inside the pump.
+        """
+        if self._due is not None:
+            self._due.cancel()
+        self._pump()
 
     def _pump(self) -> None:
-        self._is_pumping = False
+        self._due = None
         if self._is_closed:
             return
         now = self._host.clock.now()

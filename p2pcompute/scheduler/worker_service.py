@@ -104,6 +104,7 @@ class WorkerService:
         scope: TaskScope,
         wake: Callable[[], None],
         *,
+        pump_now: Callable[[], None],
         boot: bytes,
         inputs: Inputs,
         fetch: Fetch,
@@ -116,6 +117,7 @@ class WorkerService:
         self._journal = journal
         self._scope = scope
         self._wake = wake
+        self._pump_now = pump_now
         self._boot = boot
         self._inputs = inputs
         self._fetch = fetch
@@ -227,7 +229,7 @@ class WorkerService:
                     self._host.store.blobs.unpin(outcome_blobs(outcome))
                     continue
             self._finish(held, outcome)
-        self._wake()
+        self._pump_now()
 
     def _unpin(self, held: Held) -> None:
         self._host.store.blobs.unpin(self._pinned.pop(held.run_id, ()))

@@ -1,0 +1,138 @@
+"""An executor joins this machine's node: as its delegate, over loopback, with all members of its group."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import p2pcompute
+from p2pcompute import MeshExecutor
+from tests.api.conftest import wait_until
+
+
+def square(n: int) -> int:
+    return n * n
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A node of this machine's installation, as `p2pc up` starts it."""
+
+    home: Path
+    process: subprocess.Popen[bytes]
+    env: dict[str, str]
+
+    def p2pc(self, *words: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "p2pcompute", *words], env=self.env, capture_output=True, text=True, check=True
+        ).stdout
+
+
+@pytest.fixture
+def start_daemon(short_home: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start nodes in homes of their own; they end with the test."""
+    running: list[Daemon] = []
+
+    def start(name: str, slots: int) -> Daemon:
+        home = short_home / name
+        home.mkdir()
+        root = str(Path(p2pcompute.__file__).parent.parent)
+        env = {
+            **os.environ, "P2PC_HOME": str(home), "P2PC_NODE__INTERFACES": "lo", "P2PC_NODE__NAME": name,
+            "P2PC_NODE__SLOTS": str(slots), "PYTHONPATH": root,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "p2pcompute.daemon"], env=env, cwd=home, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        daemon = Daemon(home, process, env)
+        running.append(daemon)
+        wait_until(lambda: (home / "node.json").exists() or process.poll() is not None, "the node is up")
+        assert process.poll() is None
+        return daemon
+
+    yield start
+    for daemon in running:
+        daemon.process.send_signal(signal.SIGTERM)
+    for daemon in running:
+        daemon.process.wait(30)
+
+
+@pytest.fixture
+def short_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A path that is short enough for sockets."""
+    return tmp_path_factory.mktemp("j")
+
+
+def test_calls_run_on_the_node(start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a running node is not used, or embedded workers compete with it for the cores."""
+    daemon = start_daemon("alpha", 2)
+    monkeypatch.setenv("P2PC_HOME", str(daemon.home))
+    monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
+    data = os.urandom(1 << 20)
+    with MeshExecutor() as executor:
+        assert executor.submit(square, 3).result(timeout=20) == 9
+        future = executor.submit(os.getpid)
+        assert future.result(timeout=20) != os.getpid()
+        assert future.info.node == "alpha"
+        own, other = executor.nodes
+        assert (own.slots, other.name, other.slots) == (0, "alpha", 2)
+        assert list(executor.map(square, range(2000))) == [n * n for n in range(2000)]
+        assert executor.submit(lambda d: d[::-1], data).result(timeout=20) == data[::-1]
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(divmod, 1, 0).result(timeout=20)
+    with MeshExecutor(local=True, max_workers=1) as alone:
+        future = alone.submit(square, 2)
+        assert (future.result(), len(alone.nodes)) == (4, 1)
+        assert future.info.node != "alpha"
+
+
+def test_calls_run_on_all_members(start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: only the node of this machine works for the executor."""
+    first, second = start_daemon("alpha", 1), start_daemon("beta", 1)
+    token = max(first.p2pc("invite", "--token").split(), key=len)
+    second.p2pc("join", "--accept", "all", token)
+    monkeypatch.setenv("P2PC_HOME", str(first.home))
+    monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
+    with MeshExecutor(max_workers=0) as executor:
+        wait_until(lambda: {node.name for node in executor.nodes} >= {"alpha", "beta"}, "both are met")
+
+        def nap(n: int) -> int:
+            import time
+
+            time.sleep(0.1)
+            return n
+
+        job = executor.start_map(nap, range(20))
+        assert job.results(timeout=30) == list(range(20))
+        assert {future.info.node for future in job.futures} == {"alpha", "beta"}
+
+
+def test_node_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a program hangs or fails because of a node that hangs; or nobody learns that it works alone."""
+    (tmp_path / "node.json").write_text(json.dumps({"pid": os.getpid(), "version": "0", "socket": "nowhere"}))
+    monkeypatch.setenv("P2PC_HOME", str(tmp_path))
+    seen: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_: seen.append(str(message)))
+        with MeshExecutor(max_workers=1) as executor:
+            assert executor.submit(square, 3).result(timeout=20) == 9
+    assert any("working on this machine alone" in text for text in seen)
+
+
+def test_stale_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: what a killed node left behind is taken for a running one."""
+    (tmp_path / "node.json").write_text(json.dumps({"pid": 2**22 + 1, "version": "0", "socket": "nowhere"}))
+    monkeypatch.setenv("P2PC_HOME", str(tmp_path))
+    with MeshExecutor(max_workers=1) as executor:
+        assert executor.submit(square, 3).result(timeout=20) == 9
