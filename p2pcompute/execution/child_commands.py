@@ -107,7 +107,7 @@ class _Running:
 
 
 class Commands:
-    """Runs commands one after the other, each in its own session and directory."""
+    """Runs commands one after the other, each in its own session and in an empty directory."""
 
     def __init__(self, workplace: Workplace, channel: Channel) -> None:
         self._settings = workplace.settings
@@ -117,6 +117,8 @@ class Commands:
         self._out_files = workplace.out_files
         self._channel = channel
         self._serial = 0
+        self._directory: TaskDirectory | None = None
+        """Of the command before, empty."""
 
     def run(self, job: Job, task: Task) -> Result:
         """Run one command to its end.
@@ -127,8 +129,7 @@ class Commands:
         result = Result(task.run_id)
         result.started_wall = time()
         started = monotonic()
-        self._serial += 1
-        directory = TaskDirectory(os.path.join(self._settings.directory, f"command-{self._serial}"), has_scratch=True)
+        directory = self._take_directory()
         try:
             self._workplace.place_inputs(directory, job, task)
             self._execute(job, task, directory, result)
@@ -138,8 +139,20 @@ class Commands:
         except OSError as error:
             result.status, result.error = "not-run", f"the command could not be set up here: {error}"
         result.runtime_s = monotonic() - started
-        directory.remove()
+        if directory.recycle():
+            self._directory = directory
+        else:
+            directory.remove()
         return result
+
+    def _take_directory(self) -> TaskDirectory:
+        """Return an empty directory: that of the command before, or a new one."""
+        directory, self._directory = self._directory, None
+        if directory is None:
+            self._serial += 1
+            path = os.path.join(self._settings.directory, f"command-{self._serial}")
+            directory = TaskDirectory(path, has_scratch=True)
+        return directory
 
     def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
         here = current_directory(directory, job, task)

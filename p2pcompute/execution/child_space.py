@@ -1,7 +1,7 @@
 """Where a task runs inside a worker process: directories, environment, numbered files for the node.
 
 Functions share one directory, which is their scratch space too and is emptied after each of them (making one costs
-more than a tiny task); commands get a fresh one each, with scratch space beside it.
+more than a tiny task); commands have one with scratch space beside it, emptied, or made anew when one changed it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class TaskDirectory:
         self.work = os.path.join(path, "work")
         self.scratch = os.path.join(path, "tmp") if has_scratch else self.work
         self._make()
+        self._made = self._look()
 
     def _make(self) -> None:
         for path in (self._path, self.work, self.scratch):
@@ -40,6 +41,30 @@ class TaskDirectory:
             pass
         empty_directory(self._path)
         self._make()
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        """Return what tells these directories from others, and their modes."""
+        found = [os.lstat(path) for path in (self._path, self.work, self.scratch)]
+        return [(info.st_dev, info.st_ino, info.st_mode) for info in found]
+
+    def recycle(self) -> bool:
+        """Make it as new for another task, keeping the directories themselves; False when they are not what they were.
+
+        To make and remove directories is to wait for the disk's journal: a tiny task would spend most of its time so.
+        """
+        try:
+            if self._look() != self._made or len(os.listdir(self._path)) != 2:
+                return False
+            for directory in (self.work, self.scratch):
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            remove_tree(entry.path)
+                        else:
+                            os.unlink(entry.path)
+        except OSError:
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove everything.  What cannot be removed stays until the node removes this process's directory."""

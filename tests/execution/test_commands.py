@@ -63,7 +63,24 @@ async def test_environment_and_fresh_directory(rig: Rig) -> None:
     second = await rig.shell("pwd; ls -A; test $TMPDIR = $P2PC_SCRATCH -a -d $TMPDIR")
     assert first.stdout.splitlines()[1:] == [b"0 1 nova hi"]
     assert second.status == OutcomeStatus.OK and len(second.stdout.splitlines()) == 1, "files of the task before"
-    assert not os.path.exists(first.stdout.splitlines()[0]), "a task's directory was left behind"
+    assert os.listdir(first.stdout.splitlines()[0]) == [], "a task's files were left behind"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "chmod 500 .", "chmod 755 $TMPDIR", "touch ../beside", "mv ../tmp ../away; mkdir ../tmp",
+        "rmdir $TMPDIR", "cd ..; rmdir work; ln -s /etc work",
+    ],
+)
+async def test_a_directory_that_a_command_changed_is_not_given_to_the_next(rig: Rig, what: str) -> None:
+    first = await rig.shell(f"pwd; {what}")
+    second = await rig.shell("pwd; ls -Ld . .. $TMPDIR; ls -l .. | tail -n +2 | cut -c1-10; stat -c %a . $TMPDIR")
+    place, *_names, modes, one, two = second.stdout.splitlines()
+    assert first.status == second.status == OutcomeStatus.OK
+    assert place != first.stdout.splitlines()[0] and modes == b"drwx------" and one == two == b"700"
+    third = await rig.shell("pwd; ls -A . .. | grep -vc :")
+    assert third.stdout.splitlines() == [place, b"3"], "what is as it was is used again: . holds nothing, .. tmp and work"
 
 
 CANNOT_START = [
@@ -252,5 +269,6 @@ async def test_awkward_trees_are_removed(rig: Rig) -> None:
     deep = f"mkdir -p {many}; cd -P {many}; mkdir -p {many}"
     outcome = await rig.shell(f"mkdir -p ro/in; touch ro/in/f; chmod 500 ro/in ro; ({deep}); ln -s / root; pwd")
     directory = outcome.stdout.decode().strip()
-    assert outcome.status == OutcomeStatus.OK and not os.path.lexists(os.path.dirname(directory))
+    assert outcome.status == OutcomeStatus.OK
+    assert not os.path.lexists(directory) or not os.listdir(directory)
     assert os.path.exists("/etc")
