@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -26,6 +27,7 @@ STATE_NAMES: Final = {
     TaskState.DONE: "done",
 }
 RATE_SHOWN_MIN: Final = 0.005
+_WHOLE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
 NOT_SEEN_S: Final = 25.0
 """A peer silent for longer is shown as not seen; it is forgotten within a minute."""
 
@@ -55,6 +57,11 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
         return max(owner.books.values(), key=lambda book: book.record.submitted)
     if ref in owner.aliases:
         return owner.books[owner.aliases[ref]]
+    if _WHOLE_ID.fullmatch(ref):
+        # What followers ask for with each event: no look at every job.
+        whole = owner.books.get(bytes.fromhex(ref))
+        if whole is not None:
+            return whole
     found = [book for job_id, book in owner.books.items() if len(ref) >= 4 and job_id.hex().startswith(ref.lower())]
     if len(found) == 1:
         return found[0]
