@@ -218,7 +218,8 @@ assert ex.submit(abs, -1).result() == 1
 waiting = ex.submit(__import__("time").sleep, 1)
 pid = os.fork()
 if pid == 0:
-    for use in (lambda: ex.submit(abs, -1), lambda: list(ex.map(abs, [-1])), waiting.result, waiting.cancel, ex.shutdown):
+    uses = (lambda: ex.submit(abs, -1), lambda: list(ex.map(abs, [-1])), waiting.result, waiting.cancel, ex.shutdown)
+    for use in uses:
         try:
             use()
         except UsageError as error:
