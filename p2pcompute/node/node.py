@@ -328,10 +328,12 @@ class Node:
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
         ledger = self.scheduler.owner.book(job_id).job.ledger
         found = []
-        for seq in range(after + 1, min(after + limit, len(ledger.finished)) + 1):
+        for seq in range(after + 1, len(ledger.finished) + 1):
+            if len(found) >= limit:
+                break
             index = ledger.finished[seq - 1]
-            if ledger.state(index) is TaskState.OPEN:
-                continue  # it is being retried and will end again under a new number
+            if ledger.state(index) is TaskState.OPEN or ledger.seq(index) != seq:
+                continue  # it was retried and ends again under another number
             state = views.STATE_NAMES[ledger.state(index)]
             end = await self._task_view(job_id, index, state, seq)
             if not end.payload:

@@ -32,7 +32,7 @@ from p2pcompute.limits import (
     STORY_EVENTS_MAX,
     THIEVES_MAX,
 )
-from p2pcompute.scheduler.ledger import FactKind, JobLedger, TaskState
+from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, parse_halt
 
@@ -115,7 +115,7 @@ class OwnedJob:
         self.payloads: dict[int, bytes] = {}
         """Payloads of open tasks."""
         self.ready: deque[int] = deque()
-        """Open tasks without a lease, head first; may hold stale entries, checked when popped."""
+        """Open tasks without a lease, head first; may hold stale and repeated entries, checked when popped."""
         self.leases: dict[int, Lease] = {}
         self.attempts: dict[int, int] = {}
         self.failures: dict[int, int] = {}
@@ -298,23 +298,23 @@ class OwnerCore:
         return terms.python is None or terms.python == thief.python
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
-        chosen: list[int] = []
-        skipped: list[int] = []
+        chosen: dict[int, None] = {}
+        skipped: dict[int, None] = {}
         total_bytes = 0
         while job.ready and len(chosen) < count and len(skipped) < SKIP_MAX:
             index = job.ready.popleft()
-            if index in job.leases or job.ledger.state(index) is not TaskState.OPEN:
+            if index in chosen or index in job.leases or job.ledger.state(index) is not TaskState.OPEN:
                 continue
             if self._is_avoided(now, job, index, thief):
-                skipped.append(index)
+                skipped[index] = None
                 continue
             total_bytes += len(job.payloads[index])
             if chosen and total_bytes > GRANT_BYTES_MAX:
                 job.ready.appendleft(index)
                 break
-            chosen.append(index)
+            chosen[index] = None
         job.ready.extendleft(reversed(skipped))
-        return chosen
+        return list(chosen)
 
     def _is_avoided(self, now: float, job: OwnedJob, index: int, thief: Thief) -> bool:
         avoided = job.avoid.get(index)
@@ -400,10 +400,12 @@ class OwnerCore:
         ended: list[int] = []
         lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
         for index, generation, attempt in held:
-            if not job.ledger.is_open(index, generation):
-                ended.append(index)
-                continue
             lease = job.leases.get(index)
+            if not job.ledger.is_open(index, generation):
+                if lease is None or lease.thief != thief:
+                    ended.append(index)
+                # Else it was started again and is on its way to the thief anew, which drops the former by itself.
+                continue
             if lease is None:
                 job.leases[index] = Lease(thief, boot, attempt, now + lease_s)
                 job.attempts[index] = max(job.attempts.get(index, 0), attempt)
@@ -646,20 +648,21 @@ class OwnerCore:
     def retry(self, job_id: bytes, indices: Sequence[int], payloads: dict[int, bytes]) -> int:
         """Start ended tasks again under a new generation; returns how many."""
         job = self.jobs[job_id]
-        job.is_cancelled, job.halted = False, ""
         count = 0
         for index in indices:
             if index >= job.ledger.size or job.ledger.state(index) is TaskState.OPEN:
                 continue
             generation = job.ledger.generation(index) + 1
-            if job.ledger.retry(index, generation) is None:
+            if generation > GENERATION_MAX or job.ledger.retry(index, generation) is None:
                 continue
             job.payloads[index] = payloads[index]
             self._fact(job, FactKind.RETRY, [index, generation])
             job.ready.append(index)
             count += 1
-        if count and job_id not in self._turn:
-            self._turn.append(job_id)
+        if count:
+            job.is_cancelled, job.halted = False, ""
+            if job_id not in self._turn:
+                self._turn.append(job_id)
         return count
 
     # --- checks -----------------------------------------------------------------------------------
@@ -668,7 +671,9 @@ class OwnerCore:
         """Raise InvariantViolation when the books do not agree."""
         for job in self.jobs.values():
             job.ledger.check_invariants()
-            for index in job.leases:
+            leased = dict.fromkeys(job.by_thief, 0)
+            for index, lease in job.leases.items():
+                leased[lease.thief] = leased.get(lease.thief, 0) + 1
                 if job.ledger.state(index) is not TaskState.OPEN:
                     raise InvariantViolation(f"task {index} has ended and is leased: {job.stories.get(index)}")
             available = {index for index in job.ready if job.ledger.state(index) is TaskState.OPEN}
@@ -677,4 +682,6 @@ class OwnerCore:
                 raise InvariantViolation(f"tasks {missing[:5]} are neither ready nor leased")
             for index in job.ledger.open_indices():
                 if index not in job.payloads:
+            if leased != {thief: share[0] for thief, share in job.by_thief.items()}:
+                raise InvariantViolation(f"shares {job.by_thief} and leases {leased} differ")
                     raise InvariantViolation(f"open task {index} has no payload")

@@ -40,7 +40,8 @@ class Held:
     state: HeldState
     slot: int = -1
     is_dropped: bool = False
-    """The owner does not want it any more; its outcome is not reported."""
+    """It runs and its owner does not want it any more: only a good outcome is reported.  The same task may be granted
+    anew meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class WorkerCore:
         self._by_task: dict[tuple[bytes, int], int] = {}
         self._queues: dict[bytes, deque[int]] = {}
         """Queued run ids per job, jobs in turn."""
+        """Run ids of what is held and not dropped."""
         self._queued_count = 0
         self._staging_count = 0
         self._free = list(range(slot_count - 1, -1, -1))
@@ -120,10 +122,14 @@ class WorkerCore:
     # --- taking and giving ------------------------------------------------------------------------
 
     def take(self, grant: Grant, owner: bytes, *, is_staged: bool) -> list[Held]:
-        """Hold the tasks of a grant; those that are held already are left out (a repeated grant)."""
+        """Hold the tasks of a grant; those that are held already are left out (a repeated grant, or one that follows a
+        lease which had ended for the owner: then the outcome is for the later attempt)."""
         taken = []
         for task in grant.tasks:
-            if (grant.job_id, task.index) in self._by_task:
+            known = self.held.get(self._by_task.get((grant.job_id, task.index), 0))
+            if known is not None:
+                if known.task.generation == task.generation and known.task.attempt < task.attempt:
+                    known.task = task
                 continue
             state = HeldState.QUEUED if is_staged else HeldState.STAGING
             held = Held(self._next_run, grant.job_id, owner, task, state)
@@ -139,6 +145,15 @@ class WorkerCore:
 
     def staged(self, run_ids: Sequence[int]) -> None:
         """The inputs of these tasks are here."""
+    def outdated(self, grant: Grant) -> list[int]:
+        """Return the tasks of a grant that are held under a former generation: to be dropped before it is taken."""
+        found = []
+        for task in grant.tasks:
+            known = self.held.get(self._by_task.get((grant.job_id, task.index), 0))
+            if known is not None and known.task.generation < task.generation:
+                found.append(task.index)
+        return found
+
         for run_id in run_ids:
             held = self.held.get(run_id)
             if held is not None and held.state is HeldState.STAGING:
@@ -212,6 +227,7 @@ class WorkerCore:
                 held.is_dropped = True
                 kills.append(run_id)
         return returned, kills
+                del self._by_task[job_id, index]
 
     def surrender(self) -> dict[tuple[bytes, bytes], list[int]]:
         """Give everything that has not started back; returns (owner, job) → indices."""
@@ -262,7 +278,8 @@ class WorkerCore:
             return None
         if held.state is not HeldState.RUNNING:
             raise InvariantViolation(f"run {run_id} ended and was {held.state}")
-        del self._by_task[held.job_id, held.task.index]
+        if not held.is_dropped:
+            del self._by_task[held.job_id, held.task.index]
         self._slot_runs[held.slot] -= 1
         if self._slot_runs[held.slot] == 0:
             del self._slot_runs[held.slot]
@@ -294,7 +311,8 @@ class WorkerCore:
             raise InvariantViolation(f"{self._queued_count} queued, {queued} in queues")
         if states.count(HeldState.STAGING) != self._staging_count:
             raise InvariantViolation("staging count")
-        if len(self._by_task) != len(self.held):
+        wanted = {(held.job_id, held.task.index): held.run_id for held in self.held.values() if not held.is_dropped}
+        if wanted != self._by_task:
             raise InvariantViolation("index of held tasks")
         running = states.count(HeldState.RUNNING)
         if running != sum(self._slot_runs.values()) or len(self._slot_runs) + len(self._free) != self.slot_count:

@@ -18,6 +18,7 @@ from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import SimHost, Simulation
 from p2pcompute.simulation.runner import RunnerModel, simulated_value
+from p2pcompute.simulation.storage import SYNC_S
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, admit, found_group
 
 LAN = "lan"
@@ -50,12 +51,25 @@ class Mesh:
     """A group of `count` installations on one simulated LAN (or spread over the simulated WAN)."""
 
     def __init__(
-        self, simulation: Simulation, count: int, *, runner: RunnerModel | None = None, is_lan: bool = True
+        self,
+        simulation: Simulation,
+        count: int,
+        *,
+        runner: RunnerModel | Sequence[RunnerModel] | None = None,
+        is_lan: bool = True,
+        sync_s: float = SYNC_S,
     ) -> None:
+        """Args:
+        runner: one model for all, or one for each.
+        sync_s: mean time of a disk to sync.
+        """
         self.simulation = simulation
         self.members: list[Member] = []
-        for number in range(count):
-            host = simulation.add_host(f"node-{number}", lan=LAN if is_lan else None, runner=runner)
+        models = runner if isinstance(runner, Sequence) else [runner] * count
+        for number, model in zip(range(count), models, strict=True):
+            host = simulation.add_host(
+                f"node-{number}", lan=LAN if is_lan else None, runner=model, sync_s=sync_s
+            )
             identity = create_identity(host.crypto)
             if number == 0:
                 group = found_group(identity, host.crypto, "simulated", host.clock.wall()).opened()
@@ -94,8 +108,23 @@ class Mesh:
         self.simulation.crash(member.host, is_silent=is_silent)
         member.node = None
 
+    async def stop(self, member: Member, *, drain: bool = True) -> None:
+        """Stop a node gracefully and end its process; its machine stays on the network.
+
+        Raises:
+            HostDown: it crashed meanwhile.
+        """
+        node, host = member.running, member.host
+
+        async def go() -> None:
+            await node.stop(drain=drain)
+            await host.store.close()
+
+        await host.call(go())
+        self.crash(member)
+
     async def restart(self, member: Member) -> Node:
-        """Start a crashed installation again, on what its disk kept."""
+        """Start an installation that is down again, on what its disk kept."""
         self.simulation.restart(member.host)
         return await self.start_one(member)
 
