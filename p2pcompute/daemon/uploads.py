@@ -98,7 +98,7 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
     """
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(
             "the request is not understood", str(error), "see the API's description: GET /v1/openapi.json",
             code="bad-request",
@@ -362,7 +362,7 @@ class Upload:
             return None
         try:
             task = self._decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             _bad("not a task", str(error))
         return await build_task(task, self._kind, self._files, self._node.blobs)
 
