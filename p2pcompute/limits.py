@@ -200,6 +200,9 @@ GRANT_ACK_S: Final = 1.0
 GRANT_TASKS_MAX: Final = 512
 GRANT_BYTES_MAX: Final = 768 * KIB
 """Task payloads in one grant; keeps it inside a frame."""
+GRANT_ENVELOPE_BYTES_MAX: Final = 192 * KIB
+"""A job's envelope up to this travels in a grant, beside GRANT_BYTES_MAX of payloads and their heads; a larger one is
+asked for."""
 BATCH_TARGET_S: Final = 1.0
 """A grant is about this much work for the thief, times max(1, workers / 500)."""
 LEASE_S_MIN: Final = 30.0
@@ -229,6 +232,10 @@ PEERS_MAX: Final = 8192
 JOB_NAME_CHARS_MAX: Final = 200
 OUTBOX_DELAY_S: Final = 0.2
 """A worker writes a result to disk when its owner has not acknowledged it within this time."""
+REST_S_MIN: Final = 0.25
+REST_S_MAX: Final = 30.0
+"""A node that cannot start tasks (disk full, no processes) tries again after this, doubled each time: it neither burns
+the attempts of its own jobs nor takes tasks from nodes that could run them."""
 OFFER_S_MIN: Final = 0.5
 """Least time between two offers of one owner to one peer."""
 CLAIM_BYTES_MAX: Final = 640 * KIB
@@ -286,6 +293,9 @@ BLOB_CONTROL_WINDOW_CHUNKS: Final = 2
 """Chunks under way from a peer that can be reached by its control channel only: bounds what a steal waits for."""
 BLOB_SOURCES_MAX: Final = 32
 """Sources of one transfer; further ones are not tried."""
+DISK_RESERVE_BYTES: Final = 16 * MIB
+"""Free space below which no further blob is kept, so that the journal (STORE_GROUP_BYTES_MAX) still finds room: a task
+that fills the disk fails by itself, and alone."""
 BLOB_FETCH_LANES: Final = 16
 """Blobs of one `fetch_all` under way at once: small ones are bound by the round trip and by waiting for the disk."""
 BLOB_SERVES_MAX: Final = 2
@@ -358,6 +368,7 @@ SINK_RETRY_S: Final = 5.0
 
 assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
+assert GRANT_BYTES_MAX + GRANT_ENVELOPE_BYTES_MAX + 32 * GRANT_TASKS_MAX + 4 * KIB <= FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
 assert BLOB_WINDOW_CHUNKS * (BLOB_CHUNK_BYTES + KIB) < CHANNEL_WRITE_BYTES_MAX, "a full window is never cut off"
 assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX

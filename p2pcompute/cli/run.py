@@ -402,7 +402,7 @@ class _Run:
     def _submit(self, peeked: list[Row], lines: Iterator[dict[str, Any]]) -> int:
         from p2pcompute.cli.connection import open_connection
         from p2pcompute.cli.daemon_start import ensure_node
-        from p2pcompute.cli.follow import Source, batches_of
+        from p2pcompute.cli.follow import Signals
 
         request = self.request
         if request.is_detached:
@@ -419,6 +419,17 @@ class _Run:
             _say_alone(status)
         if request.batch != "1":
             lines = self._chunker.chunks(lines, self._wait)
+        if request.is_detached:
+            return self._detach(connection, *self._begin(connection, status, lines))
+        with Signals().caught() as signals:  # from the moment that there is a job, they are about the job
+            return self._follow(connection, status, *self._begin(connection, status, lines), signals)
+
+    def _begin(
+        self, connection: Any, status: Mapping[str, Any], lines: Iterator[dict[str, Any]]
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """Submit the job and start to send its tasks; return what sends them, and the job's id and alias."""
+        from p2pcompute.cli.follow import Source, batches_of
+
         answer = connection.request("POST", "/v1/jobs", self._job_body(status))
         job = {"id": answer["id"], "alias": answer["alias"]}
         batches = batches_of(
@@ -426,9 +437,7 @@ class _Run:
         )
         source = Source(connection, job["id"], batches)
         source.start()
-        if request.is_detached:
-            return self._detach(connection, source, job)
-        return self._follow(connection, status, source, job)
+        return source, job
 
     def _wait(self, condition: Callable[[], bool], limit_s: float) -> None:
         deadline = time.monotonic() + limit_s
@@ -479,8 +488,10 @@ class _Run:
             print(job["alias"])
         return 0
 
-    def _follow(self, connection: Any, status: Mapping[str, Any], source: Any, job: Mapping[str, Any]) -> int:
-        from p2pcompute.cli.follow import Signals, View, make_printer
+    def _follow(
+        self, connection: Any, status: Mapping[str, Any], source: Any, job: Mapping[str, Any], signals: Any
+    ) -> int:
+        from p2pcompute.cli.follow import View, make_printer
         from p2pcompute.cli.progress import Progress, choose_display
 
         request = self.request
@@ -493,13 +504,12 @@ class _Run:
             connection, job, display, mode=request.output, kind=request.kind, keep_order=request.keep_order,
             tag=request.tag,
         )
-        with Signals().caught() as signals:
-            view = View(
-                connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
-                source=source, keeps_results=request.results is not None, on_task=self._chunker.took,
-            )
-            outcome = view.follow()
-            self._is_stopping = True
+        view = View(
+            connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
+            source=source, keeps_results=request.results is not None, on_task=self._chunker.took,
+        )
+        outcome = view.follow()
+        self._is_stopping = True
         if errors is not None and outcome.exit_code != 129:
             errors.close()
         return self._finish(outcome.job, outcome.exit_code)

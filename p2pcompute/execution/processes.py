@@ -14,7 +14,7 @@ import contextlib
 import signal
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -299,7 +299,12 @@ class ProcessRunner:
                 ]),
             )
         except (P2pcError, OSError) as error:
-            outcome = Outcome(OutcomeStatus.NOT_RUN, error=f"the result could not be stored on this node: {error}")
+            text = f"the result could not be stored on this node: {error}"
+            outcome = outcome_of(raw)
+            if outcome.status is OutcomeStatus.OK:
+                outcome = Outcome(OutcomeStatus.NOT_RUN, error=text)
+            else:
+                outcome = replace(outcome, error=f"{outcome.error}; {text}")
         finally:
             self._report(slot, [(raw.run_id, outcome)])
 

@@ -39,6 +39,7 @@ from p2pcompute.limits import (
     BLOB_SMALL_WAITING_MAX,
     BLOB_THREADS,
     CACHE_BYTES_DEFAULT,
+    DISK_RESERVE_BYTES,
 )
 
 _T = TypeVar("_T")
@@ -445,7 +446,14 @@ class FileBlobs:
             raise
         return self._install_file(file, hasher)
 
+    def _check_room(self) -> None:
+        """Leave the last of the disk to the journal, which is worth more than one more blob."""
+        room = os.statvfs(self.directory)
+        if room.f_bavail * room.f_frsize < DISK_RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _put_file(self, path: str, move: bool, pin: bool) -> BlobRef:
+        self._check_room()
         with _open_source(path) as source:
             status = os.fstat(source.fileno())
             if move and (ref := self._take_over(path, status, pin)) is not None:
@@ -654,6 +662,7 @@ class BlobFileWriter:
         """
 
         def append() -> None:
+            self._blobs._check_room()
             self._file.write(data)
             self._hasher.update(data)
 

@@ -193,6 +193,8 @@ class Node:
         if self.scheduler.owner.trouble is not None:
             trouble = self.scheduler.owner.trouble
             notes.append(f"the store takes nothing: {trouble.what}; {trouble.fix or 'work goes on when it does'}")
+        if self.scheduler.worker.ill_because:
+            notes.append(f"no task can run here: {self.scheduler.worker.ill_because}; it is tried again now and then")
         if self.network.dht is not None and self.network.dht.is_link_down:
             notes.append("no peer answers: this machine's network seems to be down")
         return NodeStatus(

@@ -451,12 +451,12 @@ class OwnerCore:
         else:
             self._requeue(job, index)
 
-    def _requeue(self, job: OwnedJob, index: int) -> None:
-        """Put an open task without a lease at the head, unless it was to be cancelled."""
+    def _requeue(self, job: OwnedJob, index: int, *, is_last: bool = False) -> None:
+        """Put an open task without a lease at the head (or the end), unless it was to be cancelled."""
         if job.is_cancelled or job.halted or index in job.cancelling:
             self.cancel_one(job, index)
         else:
-            job.ready.appendleft(index)
+            job.ready.append(index) if is_last else job.ready.appendleft(index)
 
     def tick(self, now: float) -> None:
         """Take back grants that nobody acknowledged and leases that have expired."""
@@ -517,16 +517,23 @@ class OwnerCore:
                 elif outcome.status is OutcomeStatus.REFUSED:
                     self._again(now, job, index, installation)
                 else:
-                    self._requeue(job, index)
+                    could_not = outcome.status is OutcomeStatus.NOT_RUN
+                    if could_not:
+                        self._avoid(now, job, index, installation)
+                    self._requeue(job, index, is_last=could_not)
         return True
 
     def _again(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
+        self._avoid(now, job, index, installation)
+        job.retried += 1
+        self._requeue(job, index)
+
+    def _avoid(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
+        """Prefer other nodes for this task for a while."""
         nodes = job.avoid.get(index, ([], 0.0))[0]
         if installation not in nodes:
             nodes.append(installation)
         job.avoid[index] = (nodes, now + AVOID_S)
-        job.retried += 1
-        self._requeue(job, index)
 
     def _accept(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: bytes) -> None:
         generation = job.ledger.generation(index)

@@ -18,6 +18,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
+    GRANT_ENVELOPE_BYTES_MAX,
     GRANT_TASKS_MAX,
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
@@ -45,6 +46,10 @@ HOT_S = 10.0
 """A victim that gave or offered work so recently is asked before others."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
+COMMIT_AT_END_S = 3.0
+"""How long a stopping node tries to write what is not in its store."""
+JOB_S = 10.0
+"""Wait for the envelope of a job."""
 EARLIER_LIVES_MAX = 4096
 
 
@@ -66,6 +71,8 @@ class SchedulerCounters:
     grants_declined_count: int = 0
     steals_refused_full_count: int = 0
     offers_sent_count: int = 0
+    jobs_not_got_count: int = 0
+    """Grants that were handed back because the envelope of their job did not come."""
 
 
 class Scheduler:
@@ -186,19 +193,18 @@ class Scheduler:
         self.worker.core.is_paused = True
         for channel in self._channels.all():
             channel.send(Message.LEAVING, [])
-        surrendered = self.worker.core.surrender()
-        now = self._host.clock.now()
-        for (owner, job_id), indices in surrendered.items():
-            if owner == LOCAL:
-                self.owner.core.returned(now, LOCAL, job_id, indices)
-        await self.worker.hand_back({key: v for key, v in surrendered.items() if key[0] != LOCAL})
+        await self._hand_back(self.worker.core.surrender())
         try:
             async with self._host.clock.timeout(drain_s):
                 while self.worker.core.held or any(link.results for link in self.worker.links.values()):
                     await self._host.clock.sleep(0.05)
         except TimeoutError:
             self._host.runner.kill(list(self.worker.core.held))
-        await self.owner.committed()
+        try:
+            async with self._host.clock.timeout(COMMIT_AT_END_S):
+                await self.owner.committed()
+        except TimeoutError:  # the store takes nothing: what is not in there is done again in the next life
+            return
 
     def close(self) -> None:
         self._is_closed = True
@@ -224,14 +230,35 @@ class Scheduler:
         if self._is_closed:
             return
         now = self._host.clock.now()
-        self.owner.apply_effects()
+        self._apply()  # stops leave before grants: a task that was started again may go where its former run is
         if self.owner.trouble is None and now >= self._may_grant_at:
             self._feed_local(now)
             self._serve_parked(now)
+        self._mind_rest(now)
         self.worker.start_batches()
-        self.owner.apply_effects()
-        self._send_stops()
+        self._apply()
         self._seek_work(now)
+
+    def _mind_rest(self, now: float) -> None:
+        """While this node can run nothing, or keep nothing, what it holds and has not started is for others."""
+        surrendered = self.worker.rest(now, is_store_full=self.owner.trouble is not None)
+        if surrendered:
+            self._scope.spawn(self._hand_back(surrendered), "hand-back")
+
+    async def _hand_back(self, surrendered: dict[tuple[bytes, bytes], list[int]]) -> None:
+        now = self._host.clock.now()
+        for (owner, job_id), indices in surrendered.items():
+            if owner == LOCAL:
+                self.owner.core.returned(now, LOCAL, job_id, indices)
+        self.wake()
+        await self.worker.hand_back({key: indices for key, indices in surrendered.items() if key[0] != LOCAL})
+
+    def _apply(self) -> None:
+        """Do what the owner's core has decided."""
+        self.owner.apply_effects()
+        while self.owner.stops:
+            self._send_stops()
+            self.owner.apply_effects()
 
     def _feed_local(self, now: float) -> None:
         core = self.worker.core
@@ -308,7 +335,7 @@ class Scheduler:
         self, channel: Channel, grant: Grant, job: JobEnvelope, owner: bytes, addresses: Sequence[Address]
     ) -> None:
         known = self._knows_job.setdefault(channel.peer.key, {})
-        raw = b"" if grant.job_id in known else job.raw
+        raw = b"" if grant.job_id in known or len(job.raw) > GRANT_ENVELOPE_BYTES_MAX else job.raw
         if len(known) >= JOBS_KNOWN_MAX:
             known.clear()  # sent again when they are granted again
         known[grant.job_id] = None
@@ -440,14 +467,27 @@ class Scheduler:
         self._take(channel, grant, job, addresses)
 
     async def _take_unknown(self, channel: Channel, grant: Grant, addresses: list[Address]) -> None:
-        """Ask for the envelope of a job that we were thought to have; without it the lease runs out."""
-        (raw,) = await channel.request(Message.JOB, [grant.job_id], timeout_s=10.0)
-        if not isinstance(raw, bytes):
-            raise RemoteProtocolError("not a job envelope")
-        job = open_job(self._host.crypto, raw, wall=self._host.clock.wall())
-        if job.job_id != grant.job_id:
-            raise RemoteProtocolError("the envelope of another job")
+        """Ask for the envelope of a job that is large or that we were thought to have; without it the tasks go back."""
+        job = self.worker.jobs.get(grant.job_id)
+        try:
+            if job is None:
+                job = await self._ask_job(channel, grant.job_id)
+        except P2pcError:
+            self.counters.jobs_not_got_count += 1
+            if grant.owner == channel.peer.key:
+                indices = [task.index for task in grant.tasks]
+                await self.worker.hand_back({(grant.owner, grant.job_id): indices})
+            return
         self._take(channel, grant, job, addresses)
+
+    async def _ask_job(self, channel: Channel, job_id: bytes) -> JobEnvelope:
+        answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
+        if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
+            raise RemoteProtocolError("not a job envelope")
+        job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall())
+        if job.job_id != job_id:
+            raise RemoteProtocolError("the envelope of another job")
+        return job
 
     def _take(self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address]) -> None:
         self.counters.grants_taken_count += 1

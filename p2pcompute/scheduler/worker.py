@@ -60,6 +60,8 @@ class WorkerCore:
         self.slot_count = slot_count
         self.is_paused = False
         """Takes no new work; what runs goes on."""
+        self.is_resting = False
+        """Neither takes nor starts work for the moment."""
         self.held: dict[int, Held] = {}
         self._by_task: dict[tuple[bytes, int], int] = {}
         self._queues: dict[bytes, deque[int]] = {}
@@ -102,7 +104,7 @@ class WorkerCore:
         About BATCH_TARGET_S of work beyond what runs; for tasks of that length or more, one per free slot; of a job of
         which none has ended here, a task per slot: how long those of another job took says nothing about it.
         """
-        if self.is_paused or not self.slot_count:
+        if self.is_paused or self.is_resting or not self.slot_count:
             return 0
         queued = [self._task_s.get(job_id) for job_id in self._queues]
         known = [task_s for task_s in queued if task_s is not None]
@@ -242,8 +244,8 @@ class WorkerCore:
 
     def next_batches(self) -> list[Batch]:
         """Return what to start on the free slots now, jobs in turn; the tasks count as running from here on."""
-        batches = []
-        while self._free and self._queues:
+        batches: list[Batch] = []
+        while self._free and self._queues and not self.is_resting:
             job_id = next(iter(self._queues))
             queue = self._queues.pop(job_id)
             size = self._run_batch_size(job_id, len(queue))

@@ -23,6 +23,8 @@ from p2pcompute.limits import (
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     OUTBOX_DELAY_S,
+    REST_S_MAX,
+    REST_S_MIN,
     RESULTS_BATCH_BYTES_MAX,
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
@@ -46,6 +48,7 @@ from p2pcompute.transport.channels import Channel, Channels
 
 RESULTS_TIMEOUT_S = 60.0
 """An owner that has not answered a RESULTS request by then is asked again."""
+_STARTED = (OutcomeStatus.OK, OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
 RECONNECT_S_MIN = 0.5
 RECONNECT_S_MAX = 30.0
 """Pause between attempts to reach an owner: doubled up to this, with jitter."""
@@ -130,6 +133,10 @@ class WorkerService:
         self.links: dict[bytes, OwnerLink] = {}
         self.counters = WorkerCounters()
         self.unsent_bytes = 0
+        self.ill_because = ""
+        """Why this node cannot start tasks; empty when it can."""
+        self._ill_count = 0
+        self._rest_until = 0.0
         self._pinned: dict[int, list[BlobRef]] = {}
         """Run id → inputs that must stay until it has ended."""
 
@@ -229,7 +236,25 @@ class WorkerService:
                     self._host.store.blobs.unpin(outcome_blobs(outcome))
                     continue
             self._finish(held, outcome)
+        self._note_health([outcome for _run_id, outcome in outcomes])
         self._pump_now()
+
+    def _note_health(self, outcomes: Sequence[Outcome]) -> None:
+        """Rest when nothing can be started here.  What was queued behind a task that died is reported along with it."""
+        if all(outcome.status is OutcomeStatus.NOT_RUN for outcome in outcomes):
+            self.ill_because = outcomes[0].error
+            self._ill_count += 1
+            rest_s = min(REST_S_MAX, REST_S_MIN * 2.0 ** min(self._ill_count - 1, 16))
+            self._rest_until = self._host.clock.now() + rest_s
+            self._host.clock.call_later(rest_s, self._wake)
+        elif any(outcome.status in _STARTED for outcome in outcomes):
+            self._ill_count = 0
+            self.ill_because = ""
+
+    def rest(self, now: float, *, is_store_full: bool) -> dict[tuple[bytes, bytes], list[int]]:
+        """Begin or end a rest; returns what has not started, by (owner, job), at its beginning."""
+        was_resting, self.core.is_resting = self.core.is_resting, is_store_full or now < self._rest_until
+        return self.core.surrender() if self.core.is_resting and not was_resting else {}
 
     def _unpin(self, held: Held) -> None:
         self._host.store.blobs.unpin(self._pinned.pop(held.run_id, ()))
