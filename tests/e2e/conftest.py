@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh import Daemon, Mesh, running_mesh
+from tests.e2e.mesh import Daemon, Mesh, close_commands, running_mesh
 
 HERE = Path(__file__).parent
 
@@ -38,6 +38,12 @@ def short_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _commands_end() -> Iterator[None]:
+    yield
+    close_commands()
 
 
 @pytest.fixture

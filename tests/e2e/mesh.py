@@ -115,6 +115,16 @@ class Running:
             self._out = self._err = -1
 
 
+_commands: list[Running | Terminal] = []
+"""Every command that was begun and not closed."""
+
+
+def close_commands() -> None:
+    """End what the present test has begun."""
+    while _commands:
+        _commands.pop().close()
+
+
 class Terminal:
     """A command on a terminal of its own."""
 
@@ -183,7 +193,6 @@ class Daemon:
     prefix: tuple[str, ...] = ()
     """Words before every command, like ``ip netns exec NAME``."""
     process: subprocess.Popen[bytes] | None = None
-    commands: list[Running | Terminal] = field(default_factory=list)
     expected_errors: list[str] = field(default_factory=list)
     """Patterns of log lines that are no reason to fail."""
 
@@ -275,14 +284,14 @@ class Daemon:
     def begin(self, *words: str, cwd: Path | None = None) -> Running:
         """Start a command that goes on."""
         running = Running(words, self.words(*words), self.env, cwd or self.home)
-        self.commands.append(running)
+        _commands.append(running)
         return running
 
     def terminal(self, *words: str, cwd: Path | None = None) -> Terminal:
         """Start a command on a terminal."""
         env = {**self.env, "TERM": "xterm", "COLUMNS": "100"}
         terminal = Terminal(self.words(*words), env, cwd or self.home)
-        self.commands.append(terminal)
+        _commands.append(terminal)
         return terminal
 
     # --- looking ----------------------------------------------------------------------------------
@@ -433,9 +442,7 @@ class Mesh:
     def close(self, *, is_failing: bool = False) -> None:
         """End everything; raises AssertionError when a daemon complained or left a process behind."""
         problems: list[str] = []
-        for daemon in self.daemons:
-            for command in daemon.commands:
-                command.close()
+        close_commands()
         for daemon in self.daemons:
             if daemon.process is not None:
                 self._end(daemon, problems)

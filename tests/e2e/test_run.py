@@ -137,7 +137,7 @@ def test_large_files_are_streamed(pair: list[Daemon], tmp_path: Path) -> None:
     )
     until(look, 120, "the job is over")
     ran = running.finish().check()
-    running.close()
+
     assert [line.split()[0] for line in ran.lines[::2]] == [digest] * 4
     assert set(ran.lines[1::2]) == {"ada", "bob"}
     for folder in (tmp_path / "out/tasks/000").iterdir():
