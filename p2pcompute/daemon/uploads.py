@@ -21,6 +21,7 @@ from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload,
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.limits import (
     INLINE_BYTES_MAX,
+    JOB_NAME_CHARS_MAX,
     TASK_PAYLOAD_BYTES_MAX,
     UPLOAD_BATCH_BYTES_MAX,
     UPLOAD_BATCH_MAX,
@@ -200,6 +201,8 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
     if kind is TaskKind.SIMULATED:
         _bad("simulated tasks run in the simulator only", code="kind")
     terms, spec = body.terms, body.spec
+    if len(body.name) > JOB_NAME_CHARS_MAX:
+        _bad(f"a job's name of {len(body.name)} characters", f"it may have {JOB_NAME_CHARS_MAX}")
     parse_halt(terms.halt)
     if terms.priority != 0:
         _bad("jobs have no priority", "all jobs are served in turn", "leave it out", "priority")
