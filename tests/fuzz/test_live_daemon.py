@@ -67,6 +67,8 @@ def test_hostile_bytes_on_every_way_in(short_path: Path) -> None:
         open_token = parse_token(mesh.token(daemon, uses=1000))
         counts = asyncio.run(Fuzz(daemon, seed, open_token).run(token))
         print(f"sent: {counts}")
+        for line in daemon.errors()[:5]:
+            print(daemon.log()[daemon.log().find(line) :][:3000])
         assert len(counts) == len(Fuzz.ATTACKS) and min(counts.values()) >= 3, counts
         assert daemon.process is not None and daemon.process.poll() is None, daemon.log_end()
         done = daemon.p2pc("run", "-k", "echo {}", ":::", "still", "here").check()
