@@ -329,7 +329,7 @@ class Node:
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
         ledger = self.scheduler.owner.book(job_id).job.ledger
-        found = []
+        found: list[TaskDone] = []
         for seq in range(after + 1, len(ledger.finished) + 1):
             if len(found) >= limit:
                 break

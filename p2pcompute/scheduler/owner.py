@@ -683,12 +683,12 @@ class OwnerCore:
                 leased[lease.thief] = leased.get(lease.thief, 0) + 1
                 if job.ledger.state(index) is not TaskState.OPEN:
                     raise InvariantViolation(f"task {index} has ended and is leased: {job.stories.get(index)}")
+            if leased != {thief: share[0] for thief, share in job.by_thief.items()}:
+                raise InvariantViolation(f"shares {job.by_thief} and leases {leased} differ")
             available = {index for index in job.ready if job.ledger.state(index) is TaskState.OPEN}
             missing = [i for i in job.ledger.open_indices() if i not in available and i not in job.leases]
             if missing:
                 raise InvariantViolation(f"tasks {missing[:5]} are neither ready nor leased")
             for index in job.ledger.open_indices():
                 if index not in job.payloads:
-            if leased != {thief: share[0] for thief, share in job.by_thief.items()}:
-                raise InvariantViolation(f"shares {job.by_thief} and leases {leased} differ")
                     raise InvariantViolation(f"open task {index} has no payload")

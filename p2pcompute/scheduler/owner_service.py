@@ -18,8 +18,8 @@ from p2pcompute.host.interfaces import BlobRef, Host, Write
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import job_alias
-from p2pcompute.limits import JOBS_ACTIVE_MAX, TASK_PAYLOAD_BYTES_MAX
+from p2pcompute.ids import JOB_ID_BYTES, job_alias
+from p2pcompute.limits import ENVELOPE_BYTES_MAX, JOBS_ACTIVE_MAX, TASK_PAYLOAD_BYTES_MAX
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
@@ -185,7 +185,15 @@ class OwnerService:
             slots_max=terms.slots_max, halt=terms.halt, created_ms=int(wall * 1000),
         )
         raw = seal_job(self._identity, terms, spec, self._host.crypto.random_bytes(16))
-        envelope = open_job(self._host.crypto, raw, wall=wall)
+        if len(raw) > ENVELOPE_BYTES_MAX:
+            raise UsageError(
+                f"a job's description of {len(raw)} bytes is too large", f"the limit is {ENVELOPE_BYTES_MAX}",
+                "put what is large (environment, names of shared files) into a file: --share", code="job-size",
+            )
+        try:
+            envelope = open_job(self._host.crypto, raw, wall=wall)
+        except RemoteProtocolError as error:
+            raise UsageError("the job cannot be submitted", error.what, None, code="job") from error
         alias = job_alias(envelope.job_id, self.aliases)
         record = JobRecord(job_id=envelope.job_id, envelope=raw, alias=alias, note=note, submitted=wall)
         if self._journal is not None:
@@ -491,7 +499,8 @@ class OwnerService:
         return writes
 
     async def _commit(self, writes: list[Write]) -> None:
-        while writes:
+        # Without those of a job that was forgotten meanwhile: they would bring it back.
+        while writes := [write for write in writes if write.key[:JOB_ID_BYTES] in self.books]:
             try:
                 await self._host.store.commit(writes)
             except StoreError as error:

@@ -117,6 +117,7 @@ class Scheduler:
             host, identity, channels, journal, scope, self.wake, pump_now=self.pump_now, boot=boot, inputs=inputs,
             fetch=fetch, intake_local=self.owner.intake_local,
             spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
+            addresses_of=lambda key: self.peers.get(key, ()),
         )
         self.parking = Parking()
         self.counters = SchedulerCounters()
@@ -626,10 +627,7 @@ class Scheduler:
         if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
             self.counters.offers_sent_count += 1
             channel.send(Message.OFFER, [])
-        link = self.worker.links.get(key)
-        if link is not None:
-            link.heartbeat_due = min(link.heartbeat_due, self._host.clock.now()) if link.heartbeat_due else 0.0
-            self.worker.tick(self._host.clock.now())
+        self.worker.heard_of(key)
         self.wake()
 
     def channel_lost(self, channel: Channel) -> None:

@@ -64,9 +64,9 @@ class WorkerCore:
         """Neither takes nor starts work for the moment."""
         self.held: dict[int, Held] = {}
         self._by_task: dict[tuple[bytes, int], int] = {}
+        """Run ids of what is held and not dropped."""
         self._queues: dict[bytes, deque[int]] = {}
         """Queued run ids per job, jobs in turn."""
-        """Run ids of what is held and not dropped."""
         self._queued_count = 0
         self._staging_count = 0
         self._free = list(range(slot_count - 1, -1, -1))
@@ -145,8 +145,6 @@ class WorkerCore:
             taken.append(held)
         return taken
 
-    def staged(self, run_ids: Sequence[int]) -> None:
-        """The inputs of these tasks are here."""
     def outdated(self, grant: Grant) -> list[int]:
         """Return the tasks of a grant that are held under a former generation: to be dropped before it is taken."""
         found = []
@@ -156,6 +154,8 @@ class WorkerCore:
                 found.append(task.index)
         return found
 
+    def staged(self, run_ids: Sequence[int]) -> None:
+        """The inputs of these tasks are here."""
         for run_id in run_ids:
             held = self.held.get(run_id)
             if held is not None and held.state is HeldState.STAGING:
@@ -227,9 +227,9 @@ class WorkerCore:
                 returned.append(index)
             elif kill:
                 held.is_dropped = True
+                del self._by_task[job_id, index]
                 kills.append(run_id)
         return returned, kills
-                del self._by_task[job_id, index]
 
     def surrender(self) -> dict[tuple[bytes, bytes], list[int]]:
         """Give everything that has not started back; returns (owner, job) → indices."""
@@ -304,6 +304,10 @@ class WorkerCore:
             if held.owner == owner and not held.is_dropped:
                 jobs.setdefault(held.job_id, []).append((held.task.index, held.task.generation, held.task.attempt))
         return jobs
+
+    def holds_of(self, owner: bytes) -> bool:
+        """Return whether anything is held for an owner."""
+        return any(held.owner == owner and not held.is_dropped for held in self.held.values())
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation when the books do not agree."""

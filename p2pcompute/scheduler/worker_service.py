@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from p2pcompute.errors import ChannelLost, P2pcError, RemoteProtocolError, StoreError
-from p2pcompute.host.interfaces import Address, BlobRef, Host
+from p2pcompute.errors import (
+    LocalProtocolError,
+    P2pcError,
+    ProtocolError,
+    RemoteError,
+    RemoteProtocolError,
+    StoreError,
+)
+from p2pcompute.host.interfaces import Address, BlobRef, Host, Write
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
@@ -61,7 +68,14 @@ Fetch = Callable[[Sequence[BlobRef], bytes, Sequence[Address]], Awaitable[None]]
 """Bring blobs here from the node with this key."""
 
 
-@dataclass(slots=True)
+REGISTER_TRIES = 4
+"""How often a steal is told to its owner; then the lease of the victim runs out."""
+
+HeldTasks = Mapping[bytes, Sequence[tuple[int, int, int]]]
+"""Job → (index, generation, attempt)."""
+
+
+@dataclass(slots=True, eq=False)
 class _Finished:
     """A result on its way."""
 
@@ -71,6 +85,17 @@ class _Finished:
     born: float
     blobs: Sequence[BlobRef] = ()
     is_on_disk: bool = False
+    is_replaced: bool = False
+    """The owner did not understand it; what is sent now says so."""
+
+
+@dataclass(slots=True)
+class _Move:
+    """Tasks that came from another worker and whose owner does not know it yet."""
+
+    moved_from: bytes
+    job_id: bytes
+    tasks: dict[int, tuple[int, int, int]]
 
 
 @dataclass(slots=True)
@@ -81,8 +106,14 @@ class OwnerLink:
     addresses: list[Address] = field(default_factory=list)
     results: deque[_Finished] = field(default_factory=deque)
     is_sending: bool = False
+    nudge: asyncio.Event = field(default_factory=asyncio.Event)
+    """The owner has been heard of: worth a try at once."""
+    alone_count: int = 0
+    """So many results are sent one by one, because the owner refused a message with all of them."""
     heartbeat_due: float = 0.0
     is_beating: bool = False
+    moves: list[_Move] = field(default_factory=list)
+    is_registering: bool = False
 
 
 @dataclass(slots=True)
@@ -93,6 +124,8 @@ class WorkerCounters:
     late_runs_count: int = 0
     fetch_failures_count: int = 0
     given_up_results_count: int = 0
+    refused_results_count: int = 0
+    """Results messages that their owner answered with an error."""
 
 
 class WorkerService:
@@ -113,6 +146,7 @@ class WorkerService:
         fetch: Fetch,
         intake_local: Callable[[bytes, int, int, int, Outcome], None],
         spec_of_local: Callable[[bytes], bytes],
+        addresses_of: Callable[[bytes], Sequence[Address]],
     ) -> None:
         self._host = host
         self._identity = identity
@@ -126,6 +160,7 @@ class WorkerService:
         self._fetch = fetch
         self._intake_local = intake_local
         self._spec_of_local = spec_of_local
+        self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
         self.core = WorkerCore(host.runner.slot_count)
         self.jobs: dict[bytes, JobEnvelope] = {}
@@ -137,6 +172,8 @@ class WorkerService:
         """Why this node cannot start tasks; empty when it can."""
         self._ill_count = 0
         self._rest_until = 0.0
+        self._deletes: list[Write] = []
+        """Results that their owners have and that are still on disk."""
         self._pinned: dict[int, list[BlobRef]] = {}
         """Run id → inputs that must stay until it has ended."""
 
@@ -144,10 +181,18 @@ class WorkerService:
 
     def take_local(self, grant: Grant) -> None:
         """Hold tasks of this node's own job; their inputs are here."""
+        self._drop_outdated(grant, LOCAL)
         self.core.take(grant, LOCAL, is_staged=True)
+
+    def _drop_outdated(self, grant: Grant, owner: bytes) -> None:
+        """End former runs of tasks that were started again."""
+        outdated = self.core.outdated(grant)
+        if outdated:
+            self.stop(owner, grant.job_id, outdated, kill=True)
 
     def take(self, grant: Grant, job: JobEnvelope, addresses: Sequence[Address]) -> None:
         """Hold tasks of another owner's job and bring their inputs here."""
+        self._drop_outdated(grant, grant.owner)
         self.jobs[grant.job_id] = job
         link = self.link(grant.owner, addresses)
         link.heartbeat_due = min(
@@ -313,29 +358,77 @@ class WorkerService:
         try:
             while link.results:
                 batch = self._next_results(link)
+                link.nudge.clear()
                 try:
                     await self._deliver(link, batch)
-                except (P2pcError, TimeoutError):
+                except (P2pcError, TimeoutError) as error:
+                    if self._is_refusal(error):
+                        self.counters.refused_results_count += 1
+                        if len(batch) > 1:
+                            link.alone_count = len(batch)
+                            continue
+                        self._refused(link, batch[0], is_understood=error.code != ProtocolError.default_code)
                     await self._keep(link)
-                    self._give_up_old(link)
-                    await self._host.clock.sleep(pause_s * (0.5 + self._rng.random()))
-                    pause_s = min(RECONNECT_S_MAX, pause_s * 2)
+                    await self._give_up_old(link)
+                    pause_s = RECONNECT_S_MIN if await self._pause(link, pause_s) else min(RECONNECT_S_MAX, pause_s * 2)
                     continue
                 pause_s = RECONNECT_S_MIN
-                sent = {id(done) for done in batch}
-                while link.results and id(link.results[0]) in sent:
-                    sent.discard(id(link.results.popleft()))
-                if sent:
-                    link.results = deque(done for done in link.results if id(done) not in sent)
-                for done in batch:
-                    self.unsent_bytes -= len(done.outcome)
-                    self._host.store.blobs.unpin(done.blobs)
-                await self._forget(link.key, batch)
+                link.alone_count = max(0, link.alone_count - 1)
+                await self._settle(link, batch)
         finally:
             link.is_sending = False
 
+    @staticmethod
+    def _is_refusal(error: BaseException) -> TypeGuard[P2pcError]:
+        """True when the owner is there and will not take this message as it is."""
+        return isinstance(error, RemoteError | LocalProtocolError) and error.code != "busy"
+
+    def _refused(self, link: OwnerLink, done: _Finished, *, is_understood: bool) -> None:
+        """Put a single result that was refused behind the others; one that is not understood becomes a failure."""
+        link.alone_count = max(0, link.alone_count - 1)
+        link.results.remove(done)
+        if not is_understood and done.is_replaced:
+            self._let_go([done])
+            self.counters.given_up_results_count += 1
+            return
+        if not is_understood:
+            outcome = Outcome(OutcomeStatus.FAILED, error="the task's owner does not understand its result")
+            self._let_go([done])
+            index, generation, attempt = done.claim[:3]
+            done.claim = [index, generation, attempt, str(outcome.status), output_digest(outcome)]
+            done.outcome, done.blobs, done.is_replaced = encode_outcome(outcome), (), True
+            done.is_on_disk = False  # written anew, under the same key
+            self.unsent_bytes += len(done.outcome)
+        link.results.append(done)
+
+    async def _pause(self, link: OwnerLink, pause_s: float) -> bool:
+        """Wait before the next try; True when the owner was heard of meanwhile."""
+        try:
+            async with self._host.clock.timeout(pause_s * (0.5 + self._rng.random())):
+                await link.nudge.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _settle(self, link: OwnerLink, batch: Sequence[_Finished]) -> None:
+        """The owner has these."""
+        sent = {id(done) for done in batch}
+        while link.results and id(link.results[0]) in sent:
+            sent.discard(id(link.results.popleft()))
+        if sent:
+            link.results = deque(done for done in link.results if id(done) not in sent)
+        self._let_go(batch)
+        await self._forget(link.key, batch)
+
+    def _let_go(self, batch: Sequence[_Finished]) -> None:
+        for done in batch:
+            self.unsent_bytes -= len(done.outcome)
+            self._host.store.blobs.unpin(done.blobs)
+
     def _next_results(self, link: OwnerLink) -> list[_Finished]:
         """The oldest results of one job, as many as fit one message."""
+        if link.alone_count:
+            return [link.results[0]]
         job_id, size = link.results[0].job_id, 0
         batch: list[_Finished] = []
         for done in link.results:
@@ -377,7 +470,12 @@ class WorkerService:
         channel = self._channels.get(link.key)
         if channel is not None:
             return channel
-        return await self._channels.connect(link.key, link.addresses)
+        return await self._channels.connect(link.key, [*link.addresses, *self._addresses_of(link.key)])
+
+    async def keep_all(self) -> None:
+        """Write all results to disk that their owners have not taken."""
+        for link in list(self.links.values()):
+            await self._keep(link)
 
     async def _keep(self, link: OwnerLink) -> None:
         """Write results to disk that their owner has not taken."""
@@ -403,23 +501,24 @@ class WorkerService:
     async def _forget(self, owner: bytes, batch: Sequence[_Finished]) -> None:
         if self._journal is None:
             return
-        writes = [
+        self._deletes += [
             self._journal.outbox_delete(owner, done.job_id, done.claim[0], done.claim[2])
             for done in batch
             if done.is_on_disk
         ]
+        writes, self._deletes = self._deletes, []
         if writes:
             try:
                 await self._host.store.commit(writes)
             except StoreError:
-                return  # sent again after a restart, and ignored by the owner
+                self._deletes = writes + self._deletes  # with the next ones, or by `tick`
 
-    def _give_up_old(self, link: OwnerLink) -> None:
+    async def _give_up_old(self, link: OwnerLink) -> None:
         limit = self._host.clock.now() - OUTBOX_KEEP_S
-        while link.results and link.results[0].born < limit:
-            done = link.results.popleft()
-            self.unsent_bytes -= len(done.outcome)
-            self.counters.given_up_results_count += 1
+        old = [done for done in link.results if done.born < limit]
+        if old:
+            self.counters.given_up_results_count += len(old)
+            await self._settle(link, old)
 
     async def recover(self) -> int:
         """Take up results of an earlier life that their owners do not have; returns how many."""
@@ -450,39 +549,79 @@ class WorkerService:
     def tick(self, now: float) -> None:
         """Send the heartbeats that are due."""
         self._unpin_gone()
+        if self._deletes:
+            self._scope.spawn(self._forget(b"", ()), "forget")
         for link in self.links.values():
             if link.heartbeat_due and link.heartbeat_due <= now and not link.is_beating:
-                held = self.core.held_of(link.key)
-                if held:
+                if self.core.holds_of(link.key):
                     link.is_beating = True
-                    self._scope.spawn(self._beat(link, held, b""), "heartbeat")
+                    self._scope.spawn(self._beat(link), "heartbeat")
                 else:
                     link.heartbeat_due = 0.0
 
-    def register_moved(self, owner: bytes, moved_from: bytes, grant: Grant) -> None:
-        """Tell the owner that these tasks moved here from another worker."""
-        held = {grant.job_id: [(task.index, task.generation, task.attempt) for task in grant.tasks]}
-        self._scope.spawn(self._beat(self.link(owner), held, moved_from), "register")
+    def heard_of(self, owner: bytes) -> None:
+        """A channel to this owner has opened: tell what is held, send what waits."""
+        link = self.links.get(owner)
+        if link is None:
+            return
+        link.nudge.set()
+        if link.heartbeat_due:
+            link.heartbeat_due = self._host.clock.now()
+            self.tick(self._host.clock.now())
 
-    async def _beat(
-        self, link: OwnerLink, held: dict[bytes, list[tuple[int, int, int]]], moved_from: bytes
-    ) -> None:
-        body = [
-            self._boot, moved_from,
-            [[job_id, [list(entry) for entry in entries[:HELD_MAX]]] for job_id, entries in held.items()],
-        ]
+    async def _beat(self, link: OwnerLink) -> None:
         interval_s = LEASE_S_MIN * HEARTBEAT_FRACTION
         try:
-            channel = await self._reach(link)
-            answer = await channel.request(Message.HEARTBEAT, body, timeout_s=interval_s)
-            for job_id, indices in parse_job_indices(answer):
-                self.core.drop(job_id, indices, owner=link.key, kill=False)
+            # What is moving here is not the owner's knowledge yet: it would have it dropped.
+            moving = {(move.job_id, index) for move in link.moves for index in move.tasks}
+            held = {
+                job_id: [entry for entry in entries if (job_id, entry[0]) not in moving]
+                for job_id, entries in self.core.held_of(link.key).items()
+            }
+            await self._tell_held(link, held, b"")
         except (P2pcError, TimeoutError):
             interval_s = interval_s / 4  # the owner may be restarting: knock again soon
         finally:
-            if not moved_from:
-                link.is_beating = False
+            link.is_beating = False
             link.heartbeat_due = self._host.clock.now() + interval_s
+
+    async def _tell_held(self, link: OwnerLink, held: HeldTasks, moved_from: bytes) -> None:
+        """Tell the owner what this node holds, and drop what the owner gave to somebody else."""
+        for portion in _portions(held, HELD_MAX):
+            channel = await self._reach(link)
+            answer = await channel.request(
+                Message.HEARTBEAT, [self._boot, moved_from, portion], timeout_s=LEASE_S_MIN * HEARTBEAT_FRACTION
+            )
+            for job_id, indices in parse_job_indices(answer):
+                self.core.drop(job_id, indices, owner=link.key, kill=False)
+
+    def register_moved(self, owner: bytes, moved_from: bytes, grant: Grant) -> None:
+        """Tell the owner that these tasks moved here from another worker."""
+        link = self.link(owner)
+        tasks = {task.index: (task.index, task.generation, task.attempt) for task in grant.tasks}
+        link.moves.append(_Move(moved_from, grant.job_id, tasks))
+        if not link.is_registering:
+            link.is_registering = True
+            self._scope.spawn(self._register_all(link), "register")
+
+    async def _register_all(self, link: OwnerLink) -> None:
+        """Tell the owner about moves, one by one; one that does not get through is left to the lease."""
+        tries = 0
+        try:
+            while link.moves:
+                move = link.moves[0]
+                held = [entry for index, entry in move.tasks.items() if self.core.holds(move.job_id, index)]
+                try:
+                    await self._tell_held(link, {move.job_id: held}, move.moved_from)
+                except (P2pcError, TimeoutError):
+                    tries += 1
+                    if tries < REGISTER_TRIES:
+                        await self._host.clock.sleep(RECONNECT_S_MIN * 2**tries)
+                        continue
+                tries = 0
+                del link.moves[0]
+        finally:
+            link.is_registering = False
 
     def stop(self, owner: bytes, job_id: bytes, indices: Sequence[int], *, kill: bool) -> list[int]:
         """The owner does not want these tasks; returns those that had not started."""
@@ -497,6 +636,24 @@ class WorkerService:
         for (owner, job_id), indices in returned.items():
             try:
                 channel = await self._reach(self.link(owner))
-                await channel.request(Message.RETURNED, [[job_id, indices]], timeout_s=5.0)
-            except (ChannelLost, P2pcError, TimeoutError):
+                for start in range(0, len(indices), HELD_MAX):
+                    part = indices[start : start + HELD_MAX]
+                    await channel.request(Message.RETURNED, [[job_id, part]], timeout_s=5.0)
+            except (P2pcError, TimeoutError):
                 continue
+
+
+def _portions(held: HeldTasks, most: int) -> Iterator[list[Any]]:
+    """Cut what is held into lists ``[[job, [[index, generation, attempt], …]], …]`` of up to `most` tasks in all."""
+    portion: list[Any] = []
+    count = 0
+    for job_id, entries in held.items():
+        for start in range(0, len(entries), most):
+            part = [list(entry) for entry in entries[start : start + most]]
+            if count + len(part) > most:
+                yield portion
+                portion, count = [], 0
+            portion.append([job_id, part])
+            count += len(part)
+    if portion:
+        yield portion
