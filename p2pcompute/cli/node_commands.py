@@ -473,9 +473,15 @@ def join(token: str, accept: str | None, name: str | None, json_: bool) -> int:
         if not click.confirm("Join?", default=False, err=True):
             raise TrustError("not joined", "you said no; the invitation is still good", None, code="consent")
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
+    from p2pcompute.config import convert, write_setting
+    from p2pcompute.places import find_paths
 
+    if name is not None:
+        convert("node.name", name)
     connection = ensure_node(announce=_announce)
     joined = connection.request("POST", "/v1/join", {"token": token, "name": name}, timeout_s=JOIN_S_MAX)
+    if name is not None:
+        write_setting(find_paths(os.environ).config_file, "node.name", name)
     view = connection.request("GET", "/v1/status")
     if json_:
         print_json({"schema": "p2pc.join/1", **joined, "name": view["node"]["name"]})

@@ -57,6 +57,10 @@ class GroupCredentials:
     def name(self) -> str:
         return self._name
 
+    def rename(self, name: str) -> None:
+        """Be called so from the next handshake on."""
+        self._name = name
+
     def network_keys(self) -> Sequence[bytes]:
         return [self.group.network_key]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +28,7 @@ from p2pcompute.node.facade import (
     TaskDone,
     TaskView,
 )
-from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials
+from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.messages import decode_outcome
@@ -399,6 +399,9 @@ class Node:
             )
         if parsed.inviter == self._identity.public_key:
             raise UsageError("this token was made on this node", "it is for another computer", "run it there", code="own-token")
+        if name:
+            self._options = replace(self._options, name=clean_name(name))
+            self.credentials.rename(self._options.name)
         addresses: list[Address] = []
         for address in parsed.addresses:
             addresses += await self._host.net.resolve(address.host, address.port)

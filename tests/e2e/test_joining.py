@@ -50,6 +50,19 @@ def test_a_second_node_works_soon_after_join(mesh: Mesh, record_property: Callab
     ada.p2pc("cancel", alias, "--now", "-y").check()
 
 
+def test_a_name_given_at_joining_is_the_nodes_name_and_stays_it(mesh: Mesh) -> None:
+    """Machines made from one image all have its host name; without a name of their own nobody can tell them apart."""
+    ada, bob = mesh.add("ada").start(), mesh.add("bob")
+    bob.env["P2PC_NODE__NAME"] = ""
+    bob.start()
+    joined = bob.p2pc("join", mesh.token(ada), "--accept", "all", "--name", "bob").check()
+    assert 'This computer is now "bob" in group home' in joined.out
+    mesh.meet([ada, bob])
+    bob.restart()
+    mesh.meet([ada, bob])
+    assert bob.get("/v1/status")["node"]["name"] == "bob"
+
+
 def test_token_is_single_use_and_says_so(mesh: Mesh) -> None:
     ada, bob, eve = mesh.add("ada").start(), mesh.add("bob").start(), mesh.add("eve").start()
     token = mesh.token(ada)
