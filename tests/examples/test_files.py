@@ -59,7 +59,7 @@ def test_compressed_files_come_back_with_their_folders_and_nothing_else(trio: li
 
 
 def test_a_function_finds_in_sent_files_what_it_finds_here(trio: list[Daemon], tmp_path: Path) -> None:
-    """Also in files that are no Python, which the tests of Python have: they must not fail the batch that they are in."""
+    """Also in files that are no Python, as the tests of Python have some: they must not fail the batch they are in."""
     tree = LIBRARY / "test" if (LIBRARY / "test" / "test_abc.py").exists() else LIBRARY
     ran = run_program(trio[2], HERE / "outline.sh", tree, cwd=tmp_path).check()
     found = {one["file"]: one for one in map(json.loads, ran.lines)}
