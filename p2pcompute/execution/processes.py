@@ -312,11 +312,14 @@ class ProcessRunner:
         if not number:
             return None
         path = worker.directory / "out" / str(number)
-        entry = path.lstat()
-        if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
-            raise RemoteProtocolError("a result file that is no plain file")
-        ref = await self._blobs.put_path(str(path), move=True, pin=True)
-        path.unlink(missing_ok=True)
+        try:
+            entry = path.lstat()
+            if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
+                raise RemoteProtocolError("a result file that is no plain file")
+            ref = await self._blobs.put_path(str(path), move=True, pin=True)
+        finally:
+            with contextlib.suppress(OSError):  # also when there was no room for it: then this makes some
+                path.unlink()
         return ref.digest, ref.size
 
     # --- time limits and kills ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh import Daemon, Mesh, close_commands, running_mesh
+from tests.e2e.mesh import Daemon, Mesh, running_mesh
 
 HERE = Path(__file__).parent
 
@@ -41,9 +41,12 @@ def short_path() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _commands_end() -> Iterator[None]:
+def _commands_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test begins at a shared mesh ends with the test."""
+    daemons = request.getfixturevalue("pair") if "pair" in request.fixturenames else []
     yield
-    close_commands()
+    for daemon in daemons:
+        daemon.close_commands()
 
 
 @pytest.fixture

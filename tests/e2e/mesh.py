@@ -7,6 +7,7 @@ closes, every process that belongs to one of these homes is gone, and an error i
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import pty
@@ -115,16 +116,6 @@ class Running:
             self._out = self._err = -1
 
 
-_commands: list[Running | Terminal] = []
-"""Every command that was begun and not closed."""
-
-
-def close_commands() -> None:
-    """End what the present test has begun."""
-    while _commands:
-        _commands.pop().close()
-
-
 class Terminal:
     """A command on a terminal of its own."""
 
@@ -193,6 +184,7 @@ class Daemon:
     prefix: tuple[str, ...] = ()
     """Words before every command, like ``ip netns exec NAME``."""
     process: subprocess.Popen[bytes] | None = None
+    commands: list[Running | Terminal] = field(default_factory=list)
     expected_errors: list[str] = field(default_factory=list)
     """Patterns of log lines that are no reason to fail."""
 
@@ -284,15 +276,20 @@ class Daemon:
     def begin(self, *words: str, cwd: Path | None = None) -> Running:
         """Start a command that goes on."""
         running = Running(words, self.words(*words), self.env, cwd or self.home)
-        _commands.append(running)
+        self.commands.append(running)
         return running
 
     def terminal(self, *words: str, cwd: Path | None = None) -> Terminal:
         """Start a command on a terminal."""
         env = {**self.env, "TERM": "xterm", "COLUMNS": "100"}
         terminal = Terminal(self.words(*words), env, cwd or self.home)
-        _commands.append(terminal)
+        self.commands.append(terminal)
         return terminal
+
+    def close_commands(self) -> None:
+        """End what `begin` and `terminal` started."""
+        while self.commands:
+            self.commands.pop().close()
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -360,14 +357,32 @@ class Daemon:
         return processes_of(self.home)
 
     def sockets(self) -> list[tuple[str, int]]:
-        """(address, port) of every TCP and UDP socket that the daemon has bound."""
+        """(address, port) of every TCP socket on which the daemon listens and of every UDP socket that it has bound."""
         assert self.process is not None
-        process = psutil.Process(self.pid or self.process.pid)
-        return sorted(
-            (connection.laddr.ip, connection.laddr.port)
-            for connection in process.net_connections("inet")
-            if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
-        )
+        process = Path(f"/proc/{self.pid or self.process.pid}")
+        own = set()
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                own.add(os.readlink(descriptor))
+        found = []
+        for kind in ("tcp", "tcp6", "udp", "udp6"):
+            for line in (process / "net" / kind).read_text().splitlines()[1:]:  # of its own network namespace
+                words = line.split()
+                is_bound = kind.startswith("udp") or words[3] == _LISTENS
+                if is_bound and f"socket:[{words[9]}]" in own:
+                    host, _, port = words[1].partition(":")
+                    found.append((_address_of(host), int(port, 16)))
+        return sorted(found)
+
+
+_LISTENS = "0A"
+"""State of a TCP socket in /proc/net/tcp."""
+
+
+def _address_of(text: str) -> str:
+    """Return an address as /proc/net shows it, 32 bits at a time in the machine's byte order, as people write it."""
+    words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    return str(ipaddress.ip_address(b"".join(words)))
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -442,7 +457,8 @@ class Mesh:
     def close(self, *, is_failing: bool = False) -> None:
         """End everything; raises AssertionError when a daemon complained or left a process behind."""
         problems: list[str] = []
-        close_commands()
+        for daemon in self.daemons:
+            daemon.close_commands()
         for daemon in self.daemons:
             if daemon.process is not None:
                 self._end(daemon, problems)
