@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -213,6 +213,7 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
     ):
         if value is not None and not least <= value < 1e15:
             _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
+    _check_environment(spec.env)
     if kind is TaskKind.FUNCTION and spec.code_b64 is None:
         _bad("a function job without code", "", "give spec.code_b64")
     code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
@@ -230,6 +231,12 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
         output_bytes_max=spec.output_bytes_max,
     )
     return job_terms, job_spec, Note(kind=str(kind), results=body.results, note=body.note)
+
+
+def _check_environment(env: Mapping[str, str]) -> None:
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            _bad(f"there can be no environment variable {name!r}", "a name is not empty, and neither part has a NUL")
 
 
 async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobStore) -> bytes:
@@ -252,9 +259,10 @@ async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobSto
         key = bytes.fromhex(line.key)
     except ValueError:
         _bad("key is not hexadecimal")
-    for word in (*line.argv, *line.env, *line.env.values()):
+    for word in (*line.argv, *line.inputs):
         if "\0" in word:
-            _bad("a word of the command or its environment contains a NUL", "no program can be given one")
+            _bad("a word of the command or an input contains a NUL", "no program can be given one")
+    _check_environment(line.env)
     for pattern in line.fetch:
         if not is_safe_name(pattern):
             _bad(f'"{pattern}" leaves the task\'s folder', "names are relative, without ..", code="bad-name")

@@ -6,6 +6,7 @@ group's network key.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from p2pcompute.errors import RemoteError, RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.limits import NODE_NAME_CHARS_MAX
+from p2pcompute.scheduler.messages import parse_addresses
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
@@ -32,6 +34,15 @@ def clean_name(value: Any) -> str:
     text = value if isinstance(value, str) else ""
     text = "".join(char for char in text if char.isprintable()).strip()[:NODE_NAME_CHARS_MAX]
     return text or "unnamed"
+
+
+def _contacts(value: Any) -> list[Address]:
+    """Return the usable ones of the addresses that an inviter sent."""
+    found = []
+    for item in value[:CONTACTS_IN_ANSWER_MAX] if isinstance(value, list) else ():
+        with contextlib.suppress(RemoteProtocolError):
+            found += parse_addresses([item])
+    return found
 
 
 class GroupCredentials:
@@ -171,12 +182,7 @@ class GroupCredentials:
             self._host.crypto, answer[1], answer[0], inviter=token.inviter,
             subject=self._identity.installation, wall=self._host.clock.wall(),
         )
-        contacts = [
-            Address(item[0], item[1])
-            for item in answer[2]
-            if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and type(item[1]) is int
-        ]
-        return group, contacts[:CONTACTS_IN_ANSWER_MAX]
+        return group, _contacts(answer[2])
 
     # --- renewal ----------------------------------------------------------------------------------
 

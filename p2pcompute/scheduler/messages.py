@@ -7,6 +7,7 @@ documented here.  Times on the wire are whole milliseconds; only an encoded outc
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
@@ -113,9 +114,17 @@ def parse_addresses(value: Any) -> list[Address]:
     out = []
     for item in value:
         host, port = _list(item, 2, "address")
-        _check(isinstance(host, str) and len(host) <= 64 and _is_int(port, 65535) and port > 0, "address")
+        _check(isinstance(host, str) and _is_literal(host) and _is_int(port, 65535) and port > 0, "address")
         out.append(Address(host, port))
     return out
+
+
+def _is_literal(host: str) -> bool:
+    """Peers send addresses, never names: nobody makes this node ask a name server."""
+    try:
+        return "%" not in host and len(host) <= 64 and ipaddress.ip_address(host) is not None
+    except ValueError:
+        return False
 
 
 def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:

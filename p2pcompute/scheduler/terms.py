@@ -163,6 +163,8 @@ def open_job(crypto: Crypto, raw: bytes, *, wall: float) -> JobEnvelope:
     spec, delegation = payload["spec"], payload["delegation"]
     if not isinstance(spec, bytes) or not isinstance(payload["nonce"], bytes):
         raise RemoteProtocolError("not a job")
+    if delegation is not None and not isinstance(delegation, bytes):
+        raise RemoteProtocolError("not a delegation")
     terms = _terms(payload["terms"])
     submitter = envelope.signer
     if delegation is not None:

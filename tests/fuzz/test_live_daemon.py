@@ -31,7 +31,8 @@ from p2pcompute.ids import dht_id
 from p2pcompute.node.blob_exchange import BlobMessage
 from p2pcompute.node.membership import JOIN, RENEW
 from p2pcompute.places import find_paths
-from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE, Message, encode_outcome, output_digest
+from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE, Message, encode_outcome, output_digest, steal_body
+from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.terms import JobTerms, job_id_of, seal_job
 from p2pcompute.transport.channels import Purpose
 from p2pcompute.transport.datagrams import seal_datagram
@@ -278,7 +279,7 @@ class Fuzz:
         owner = rng.choice([b"", eve.identity.public_key, rng.randbytes(32), eve.target_key])
         messages: list[tuple[int, Any]] = [
             (Message.OFFER, []),
-            (Message.STEAL, [rng.randrange(100), 2, 4, [3, 11], b"boot"]),
+            (Message.STEAL, steal_body(Thief(b"", b"", b"boot", (3, 11), 2, 4, rng.randrange(100)))),
             (Message.UNPARK, []),
             (Message.GRANT, [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks]),
             (Message.GRANT, [1, 1, rng.choice([job_id, rng.randbytes(32)]), b"", owner, addresses, 30_000, tasks]),
