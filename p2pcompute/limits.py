@@ -124,6 +124,8 @@ DHT_LOST_MAX: Final = 32
 DHT_LOST_S_MAX: Final = 3600.0
 """Evicted contacts that are tried again now and then, and for how long: two nodes whose link was down meet again."""
 DHT_LOST_RETRY_S_MAX: Final = 300.0
+DHT_STRAY_S: Final = 20.0
+"""An address at which somebody was once is tried again so often, one after the other, for as long as the node runs."""
 DHT_DEPARTED_MAX: Final = 256
 """Runs of nodes that said goodbye; what arrives late from them is dropped."""
 DHT_JOIN_ADDRESSES_MAX: Final = 256

@@ -53,6 +53,7 @@ from p2pcompute.limits import (
     DHT_REFRESH_S,
     DHT_REFRESH_SMALL_S,
     DHT_REQUEST_S,
+    DHT_STRAY_S,
     DHT_VERIFICATIONS_MAX,
 )
 from p2pcompute.wire import cbor
@@ -130,7 +131,7 @@ class Dht:
         self._wake = asyncio.Event()
         self._refresh_step = self._joins_count = self._added_count = self._published_count = 0
         self._is_refreshing = self._is_publishing = False
-        self._refresh_at = self._retry_at = self._ad_at = self._expire_at = 0.0
+        self._refresh_at = self._retry_at = self._stray_at = self._ad_at = self._expire_at = 0.0
 
     # --- life ---
 
@@ -157,6 +158,7 @@ class Dht:
         now = self._clock.now()
         self._refresh_at = now + DHT_REFRESH_SMALL_S
         self._retry_at = now + DHT_PING_S
+        self._stray_at = now + DHT_STRAY_S
         self._ad_at = now
         self._expire_at = now + DHT_PING_S
         self._remember(addresses)
@@ -360,13 +362,21 @@ class Dht:
             self._keeper.expire()
 
     def _retry(self, now: float) -> None:
-        """Try a lost contact again and, when nobody is known, every address ever given."""
+        """Try a lost contact again, and addresses at which somebody was once: all when nobody is known, else one now
+        and then, or two parts of a group whose nodes have forgotten one another would never meet again."""
         lost = self._table.lost_due(now)
         if lost is not None:
             self._ping(lost)
         if not len(self._table):
             for address in self._join_addresses:
                 self._ask(None, address, [Ping()], _ignore)
+        elif now >= self._stray_at:
+            self._stray_at = now + self._jittered(DHT_STRAY_S)
+            known = {contact.address for contact in self._table.contacts()}
+            stray = next((address for address in self._join_addresses if address not in known), None)
+            if stray is not None:
+                self._remember([stray])  # the others come before it
+                self._ask(None, stray, [Ping()], _ignore)
 
     async def _publish(self) -> None:
         """Put the own ad under the own id; once more if the group holds a newer one from before a clock step."""
@@ -589,7 +599,9 @@ class Dht:
             self._observed.pop(statement.sender, None)
 
     def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:
-        self._apply(self._table.on_failure(key, address, sent=sent, now=self._clock.now()))
+        change = self._table.on_failure(key, address, sent=sent, now=self._clock.now())
+        self._remember([contact.address for contact in change.removed])
+        self._apply(change)
 
     def _apply(self, change: Change) -> None:
         if change.probe is not None:

@@ -21,6 +21,8 @@ from p2pcompute.transport.credentials import group_hint
 from p2pcompute.transport.datagrams import Datagrams
 
 SAVE_CONTACTS_S = 60.0
+SAVE_FIRST_S = 5.0
+"""After the start: who crashes early finds the group again."""
 RENEW_CHECK_S = 3600.0
 MEET_DELAY_S = 0.1
 """Peers seen within this time are met together."""
@@ -179,6 +181,8 @@ class Network:
 
     async def _upkeep(self) -> None:
         since_renewal = RENEW_CHECK_S
+        await self._host.clock.sleep(SAVE_FIRST_S)
+        await self.save_contacts()
         while True:
             await self._host.clock.sleep(SAVE_CONTACTS_S)
             await self.save_contacts()

@@ -203,6 +203,7 @@ class Scheduler:
             self._host.runner.kill(list(self.worker.core.held))
         try:
             async with self._host.clock.timeout(COMMIT_AT_END_S):
+                await self.worker.keep_all()
                 await self.owner.committed()
         except TimeoutError:  # the store takes nothing: what is not in there is done again in the next life
             return

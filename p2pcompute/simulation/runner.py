@@ -56,7 +56,7 @@ def simulated_value(index: int) -> bytes:
 class _Batch:
     """What a slot works on: `position` is the run under way."""
 
-    __slots__ = ("ending", "on_outcomes", "position", "runs", "slot", "started", "turn")
+    __slots__ = ("behind", "ending", "on_outcomes", "position", "runs", "slot", "started", "turn")
 
     def __init__(self, slot: int, runs: Sequence[TaskRun], on_outcomes: _OnOutcomes) -> None:
         self.slot = slot
@@ -67,6 +67,8 @@ class _Batch:
         """Counts the events of this batch: one that comes too late has another number."""
         self.started = 0.0
         self.ending: Outcome | None = None
+        self.behind: list[tuple[TaskRun, Outcome]] = []
+        """Runs that were behind the one that is being killed: reported along with it."""
 
 
 class SimRunner:
@@ -141,7 +143,9 @@ class SimRunner:
                 (run, Outcome(OutcomeStatus.KILLED if run.run_id in wanted else OutcomeStatus.NOT_RUN))
                 for run in waiting
             ]
-            if ended:
+            if is_running_hit:
+                batch.behind += ended
+            elif ended:
                 self._loop.post(self._loop.time() + KILL_S, self._report_killed, (batch.on_outcomes, ended))
             if is_running_hit:
                 batch.ending = Outcome(OutcomeStatus.KILLED, signal=15)
@@ -224,7 +228,8 @@ class SimRunner:
             ending.status, value=ending.value, exit_code=ending.exit_code, signal=ending.signal, error=ending.error,
             cause=ending.cause, started_wall=wall, runtime_s=runtime_s, cpu_s=runtime_s,
         )  # fmt: skip
-        ended = [(batch.runs[batch.position], outcome)]
+        ended = [(batch.runs[batch.position], outcome), *batch.behind]
+        batch.behind = []
         batch.position += 1
         if ending.status is OutcomeStatus.DIED:
             # The dead process had the rest of the batch.
