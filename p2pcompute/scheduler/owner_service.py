@@ -289,6 +289,7 @@ class OwnerService:
         states = (TaskState.FAILED, TaskState.CANCELLED) if failed_only else tuple(TaskState)
         chosen = [i for i in wanted if i < ledger.size and ledger.state(i) in states and ledger.state(i) != TaskState.OPEN]
         payloads = await self.payloads(job_id, chosen)
+        book = self.book(job_id)  # it may have been pruned meanwhile
         count = self.core.retry(job_id, [index for index in chosen if index in payloads], payloads)
         if count:
             book.record = book.record.with_finished(None)
@@ -313,14 +314,21 @@ class OwnerService:
         return found
 
     async def forget(self, job_id: bytes) -> list[BlobRef]:
-        """Remove a finished job and all that is kept of it; returns the blobs that it named."""
-        refs = [] if self._journal is None else [ref async for ref in self._journal.pins(job_id)]
-        self._host.store.blobs.unpin(refs)
-        book = self.books.pop(job_id)
+        """Remove a finished job and all that is kept of it; returns the blobs that it named.
+
+        A job that is gone already, or was revived by a retry, is left alone.
+        """
+        book = self.books.get(job_id)
+        if book is None or book.job.ledger.counts[TaskState.OPEN]:
+            return []
+        del self.books[job_id]
         self.aliases.pop(book.record.alias, None)
         self.core.forget_job(job_id)
-        if self._journal is not None:
-            await self._journal.delete_job(job_id)
+        if self._journal is None:
+            return []
+        refs = [ref async for ref in self._journal.pins(job_id)]
+        self._host.store.blobs.unpin(refs)
+        await self._journal.delete_job(job_id)
         return refs
 
     # --- results ----------------------------------------------------------------------------------
