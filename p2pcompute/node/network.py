@@ -68,6 +68,8 @@ class Network:
         self.nearby: dict[bytes, LanSighting] = {}
         """Announced on this LAN and not in our group."""
         self.names: dict[bytes, str] = {}
+        self.silent_since: dict[bytes, float] = {}
+        """Contacts whose last channel broke, and when."""
         self.on_peer: Callable[[bytes, list[Address]], None] = lambda _key, _addresses: None
         self.on_peer_gone: Callable[[bytes], None] = lambda _key: None
         self.on_change: Callable[[], None] = lambda: None
@@ -218,6 +220,7 @@ class Network:
 
     def _contact_gone(self, contact: Contact) -> None:
         self._contact_keys.pop(contact.key, None)
+        self.silent_since.pop(contact.key, None)
         self.on_peer_gone(contact.key)
 
     def _name(self, key: bytes, name: str) -> None:
@@ -240,6 +243,11 @@ class Network:
         await self._host.clock.sleep(MEET_DELAY_S)
         addresses, self._to_meet = list(self._to_meet), {}
         await dht.join(addresses)
+
+    def channel_lost(self, channel: Channel) -> None:
+        """Doubt a peer whose channel broke until it is heard again."""
+        if channel.peer.key in self._contact_keys and self.channels.get(channel.peer.key) is None:
+            self.silent_since[channel.peer.key] = self._host.clock.now()
 
     def channel_opened(self, channel: Channel) -> None:
         """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""

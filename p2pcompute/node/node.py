@@ -114,7 +114,7 @@ class Node:
 
     def _wire(self) -> None:
         self.channels.on_open = self._channel_opened
-        self.channels.on_lost = self.scheduler.channel_lost
+        self.channels.on_lost = self._channel_lost
         self.channels.on_request(JOIN, self._on_join)
         self.channels.on_request(RENEW, self._on_renew)
         self.network.on_peer = self._peer_known
@@ -459,6 +459,10 @@ class Node:
     def _channel_opened(self, channel: Channel) -> None:
         self.network.channel_opened(channel)
         self.scheduler.channel_opened(channel)
+
+    def _channel_lost(self, channel: Channel) -> None:
+        self.network.channel_lost(channel)
+        self.scheduler.channel_lost(channel)
 
     async def _fetch(self, refs: Sequence[BlobRef], key: bytes, addresses: Sequence[Address]) -> None:
         await self.exchange.fetch_all(refs, [(key, addresses)])

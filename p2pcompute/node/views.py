@@ -151,7 +151,10 @@ def peers(
         hello = channel.peer.hello if channel is not None else {}
         seen_s = now - contact.seen if contact is not None and contact.seen else None
         slots, python = hello.get("slots"), hello.get("python")
-        is_up = channel is not None or (seen_s is not None and seen_s < NOT_SEEN_S)
+        is_up = channel is not None or (
+            contact is not None and seen_s is not None and seen_s < NOT_SEEN_S
+            and contact.seen > network.silent_since.get(key, 0.0)
+        )
         installation = channel.peer.installation if channel is not None else key
         member = credentials.membership_of(installation)
         inviter = b"" if member is None or member.inviter == installation else member.inviter
