@@ -291,9 +291,9 @@ class Scheduler:
         if not thief.is_idle:
             return False
 
-        def may_give(job_id: bytes) -> bool:
-            job = self.owner.core.jobs.get(job_id)
-            if job is None or job.envelope.terms.local_only:
+        def may_give(held: Held) -> bool:
+            job = self.owner.core.jobs.get(held.job_id)
+            if job is None or held.owner != LOCAL or job.envelope.terms.local_only:
                 return False
             return job.envelope.terms.python is None or job.envelope.terms.python == thief.python
 
@@ -307,9 +307,9 @@ class Scheduler:
         if not thief.is_idle:
             return False
 
-        def may_give(job_id: bytes) -> bool:
-            job = self.worker.jobs.get(job_id)
-            if job is None:
+        def may_give(held: Held) -> bool:
+            job = self.worker.jobs.get(held.job_id)
+            if job is None or held.owner == LOCAL:
                 return False
             return job.terms.python is None or job.terms.python == thief.python
 
@@ -319,10 +319,10 @@ class Scheduler:
         if not held:
             return False
         first = held[0]
-        if first.owner == thief.key:
-            for one in held:
-                self.worker.core.put_back(one)
-            return False
+        if first.owner == thief.key:  # it gets its own tasks back
+            indices = [one.task.index for one in held]
+            self._scope.spawn(self.worker.hand_back({(first.owner, first.job_id): indices}), "hand-back")
+            return True
         grant = Grant(
             self._next_given, thief.request_id, thief.key, first.job_id, first.owner, LEASE_S_MIN,
             tuple(one.task for one in held),
@@ -346,7 +346,7 @@ class Scheduler:
 
     def _put_back(self, given: _Given) -> None:
         for held in given.held:
-            self.worker.core.put_back(held)
+            self.worker.put_back(held)
         self.wake()
 
     def _send_stops(self) -> None:
@@ -495,9 +495,9 @@ class Scheduler:
         self.counters.grants_taken_count += 1
         from_owner = grant.owner == channel.peer.key
         known = [channel.address, *addresses] if from_owner and channel.is_dialler else addresses
-        self.worker.take(grant, job, known or self.peers.get(grant.owner, []))
-        if not from_owner:
-            self.worker.register_moved(grant.owner, channel.peer.key, grant)
+        self.worker.take(
+            grant, job, known or self.peers.get(grant.owner, []), moved_from=b"" if from_owner else channel.peer.key
+        )
         self.wake()
 
     def _on_stop(self, channel: Channel, body: Any) -> None:

@@ -10,9 +10,10 @@ batch that the runner has count as running from the moment they are handed to it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from math import ceil
 
 from p2pcompute.errors import InvariantViolation
@@ -42,6 +43,8 @@ class Held:
     is_dropped: bool = False
     """It runs and its owner does not want it any more: only a good outcome is reported.  The same task may be granted
     anew meanwhile."""
+    is_moving: bool = False
+    """It came from another worker and the owner does not know it yet: until then it is not given on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class WorkerCore:
 
     # --- taking and giving ------------------------------------------------------------------------
 
-    def take(self, grant: Grant, owner: bytes, *, is_staged: bool) -> list[Held]:
+    def take(self, grant: Grant, owner: bytes, *, is_staged: bool, is_moving: bool = False) -> list[Held]:
         """Hold the tasks of a grant; those that are held already are left out (a repeated grant, or one that follows a
         lease which had ended for the owner: then the outcome is for the later attempt)."""
         taken = []
@@ -134,7 +137,7 @@ class WorkerCore:
                     known.task = task
                 continue
             state = HeldState.QUEUED if is_staged else HeldState.STAGING
-            held = Held(self._next_run, grant.job_id, owner, task, state)
+            held = Held(self._next_run, grant.job_id, owner, task, state, is_moving=is_moving)
             self._next_run += 1
             self.held[held.run_id] = held
             self._by_task[grant.job_id, task.index] = held.run_id
@@ -167,22 +170,29 @@ class WorkerCore:
         self._queues.setdefault(held.job_id, deque()).append(held.run_id)
         self._queued_count += 1
 
-    def give(self, count: int, may_give: Callable[[bytes], bool]) -> list[Held]:
+    def moved(self, job_id: bytes, indices: Iterable[int]) -> None:
+        """The owner knows now that these tasks are here."""
+        for index in indices:
+            held = self.held.get(self._by_task.get((job_id, index), 0))
+            if held is not None:
+                held.is_moving = False
+
+    def give(self, count: int, may_give: Callable[[Held], bool]) -> list[Held]:
         """Hand over up to `count` queued tasks of one job, at most half of what is queued, youngest first.
 
         Nothing is given while a slot is free: the tasks will start here at once.
         """
         if self._free or self._queued_count < 2:
             return []
-        for job_id, queue in self._queues.items():
-            if len(queue) < 2 or not may_give(job_id):
+        for queue in self._queues.values():
+            if len(queue) < 2 or not may_give(self.held[queue[-1]]):
                 continue
-            given = []
-            for _ in range(min(count, len(queue) // 2)):
-                held = self.held[queue[-1]]
-                self._remove(held)
-                given.append(held)
-            return given
+            settled = (held for held in map(self.held.__getitem__, reversed(queue)) if not held.is_moving)
+            given = list(islice(settled, min(count, len(queue) // 2)))
+            if given:
+                for held in given:
+                    self._remove(held)
+                return given
         return []
 
     def put_back(self, held: Held) -> None:
@@ -298,10 +308,10 @@ class WorkerCore:
         self._task_s.pop(job_id, None)
 
     def held_of(self, owner: bytes) -> dict[bytes, list[tuple[int, int, int]]]:
-        """Return job → (index, generation, attempt) of all that is held for an owner: a heartbeat's content."""
+        """Return job → (index, generation, attempt) of what is held for an owner as it knows: a heartbeat's content."""
         jobs: dict[bytes, list[tuple[int, int, int]]] = {}
         for held in self.held.values():
-            if held.owner == owner and not held.is_dropped:
+            if held.owner == owner and not held.is_dropped and not held.is_moving:
                 jobs.setdefault(held.job_id, []).append((held.task.index, held.task.generation, held.task.attempt))
         return jobs
 

@@ -46,7 +46,7 @@ from p2pcompute.scheduler.messages import (
     output_digest,
     parse_job_indices,
 )
-from p2pcompute.scheduler.owner import Grant
+from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.scheduler.worker import Held, WorkerCore
@@ -68,6 +68,8 @@ Fetch = Callable[[Sequence[BlobRef], bytes, Sequence[Address]], Awaitable[None]]
 """Bring blobs here from the node with this key."""
 
 
+RETURN_S = 5.0
+"""Wait for an owner that is to take tasks back."""
 REGISTER_TRIES = 4
 """How often a steal is told to its owner; then the lease of the victim runs out."""
 
@@ -95,7 +97,7 @@ class _Move:
 
     moved_from: bytes
     job_id: bytes
-    tasks: dict[int, tuple[int, int, int]]
+    tasks: list[GrantedTask]
 
 
 @dataclass(slots=True)
@@ -190,15 +192,21 @@ class WorkerService:
         if outdated:
             self.stop(owner, grant.job_id, outdated, kill=True)
 
-    def take(self, grant: Grant, job: JobEnvelope, addresses: Sequence[Address]) -> None:
-        """Hold tasks of another owner's job and bring their inputs here."""
+    def take(self, grant: Grant, job: JobEnvelope, addresses: Sequence[Address], *, moved_from: bytes = b"") -> None:
+        """Hold tasks of another owner's job and bring their inputs here.
+
+        Args:
+            moved_from: the worker that gave them, to be told to the owner; b"" when it was the owner itself.
+        """
         self._drop_outdated(grant, grant.owner)
         self.jobs[grant.job_id] = job
         link = self.link(grant.owner, addresses)
         link.heartbeat_due = min(
             link.heartbeat_due or float("inf"), self._host.clock.now() + grant.lease_s * HEARTBEAT_FRACTION
         )
-        taken = self.core.take(grant, grant.owner, is_staged=False)
+        taken = self.core.take(grant, grant.owner, is_staged=False, is_moving=bool(moved_from))
+        if moved_from and taken:
+            self._register(link, _Move(moved_from, grant.job_id, [held.task for held in taken]))
         ready, waiting = [], []
         for held in taken:
             try:
@@ -222,6 +230,17 @@ class WorkerService:
         self.core.drop(held.job_id, [held.task.index], owner=held.owner, kill=False)
         self._finish(held, Outcome(OutcomeStatus.REFUSED, error=why))
 
+    def put_back(self, held: Held) -> None:
+        """Hold a task again that was given to a thief, which did not take it."""
+        if held.job_id not in self.jobs:
+            return  # forgotten meanwhile: its lease runs out
+        self.core.put_back(held)
+        if held.run_id in self.core.held and held.run_id not in self._pinned:
+            refs = self._inputs(self.jobs[held.job_id].spec, held.task.payload)
+            if refs:
+                self._host.store.blobs.pin(refs)
+                self._pinned[held.run_id] = refs
+
     def _unpin_gone(self) -> None:
         """Let go of the inputs of tasks that are no longer held."""
         for run_id in [run_id for run_id in self._pinned if run_id not in self.core.held]:
@@ -241,7 +260,8 @@ class WorkerService:
                 self.counters.fetch_failures_count += 1
                 if held.run_id in self.core.held:
                     self.core.drop(held.job_id, [held.task.index], owner=held.owner, kill=False)
-                    self._finish(held, Outcome(OutcomeStatus.NOT_RUN, error=f"its inputs could not be fetched: {error}"))
+                    why = f"its inputs could not be fetched: {error}"
+                    self._finish(held, Outcome(OutcomeStatus.NOT_RUN, error=why))
                 continue
             self.core.staged([held.run_id])
             self._wake()
@@ -359,6 +379,9 @@ class WorkerService:
             while link.results:
                 batch = self._next_results(link)
                 link.nudge.clear()
+                if not batch:
+                    await self._pause(link, RECONNECT_S_MIN)
+                    continue
                 try:
                     await self._deliver(link, batch)
                 except (P2pcError, TimeoutError) as error:
@@ -426,16 +449,19 @@ class WorkerService:
             self._host.store.blobs.unpin(done.blobs)
 
     def _next_results(self, link: OwnerLink) -> list[_Finished]:
-        """The oldest results of one job, as many as fit one message."""
-        if link.alone_count:
-            return [link.results[0]]
-        job_id, size = link.results[0].job_id, 0
+        """The oldest results of one job, as many as fit one message.
+
+        Not those of tasks that came from another worker while the owner does not know it: it would not take a failure
+        from who does not have the lease.
+        """
+        moving = {(move.job_id, task.index) for move in link.moves for task in move.tasks}
+        size = 0
         batch: list[_Finished] = []
         for done in link.results:
-            if done.job_id != job_id:
+            if (batch and done.job_id != batch[0].job_id) or (moving and (done.job_id, done.claim[0]) in moving):
                 continue
             size += len(done.outcome)
-            if batch and (size > RESULTS_BATCH_BYTES_MAX or len(batch) >= RESULTS_BATCH_MAX):
+            if batch and (size > RESULTS_BATCH_BYTES_MAX or len(batch) >= RESULTS_BATCH_MAX or link.alone_count):
                 break
             batch.append(done)
         return batch
@@ -482,12 +508,11 @@ class WorkerService:
         if self._journal is None:
             return
         unkept = [done for done in link.results if not done.is_on_disk]
-        writes = [
-            self._journal.outbox_write(
-                OutboxEntry(link.key, done.job_id, done.claim[0], done.claim[2], done.claim, done.outcome, link.addresses)
-            )
+        entries = [
+            OutboxEntry(link.key, done.job_id, done.claim[0], done.claim[2], done.claim, done.outcome, link.addresses)
             for done in unkept
         ]
+        writes = [self._journal.outbox_write(entry) for entry in entries]
         if not writes:
             return
         for done in unkept:
@@ -572,13 +597,7 @@ class WorkerService:
     async def _beat(self, link: OwnerLink) -> None:
         interval_s = LEASE_S_MIN * HEARTBEAT_FRACTION
         try:
-            # What is moving here is not the owner's knowledge yet: it would have it dropped.
-            moving = {(move.job_id, index) for move in link.moves for index in move.tasks}
-            held = {
-                job_id: [entry for entry in entries if (job_id, entry[0]) not in moving]
-                for job_id, entries in self.core.held_of(link.key).items()
-            }
-            await self._tell_held(link, held, b"")
+            await self._tell_held(link, self.core.held_of(link.key), b"")
         except (P2pcError, TimeoutError):
             interval_s = interval_s / 4  # the owner may be restarting: knock again soon
         finally:
@@ -595,11 +614,9 @@ class WorkerService:
             for job_id, indices in parse_job_indices(answer):
                 self.core.drop(job_id, indices, owner=link.key, kill=False)
 
-    def register_moved(self, owner: bytes, moved_from: bytes, grant: Grant) -> None:
-        """Tell the owner that these tasks moved here from another worker."""
-        link = self.link(owner)
-        tasks = {task.index: (task.index, task.generation, task.attempt) for task in grant.tasks}
-        link.moves.append(_Move(moved_from, grant.job_id, tasks))
+    def _register(self, link: OwnerLink, move: _Move) -> None:
+        """Tell the owner that these tasks came here from another worker."""
+        link.moves.append(move)
         if not link.is_registering:
             link.is_registering = True
             self._scope.spawn(self._register_all(link), "register")
@@ -610,9 +627,9 @@ class WorkerService:
         try:
             while link.moves:
                 move = link.moves[0]
-                held = [entry for index, entry in move.tasks.items() if self.core.holds(move.job_id, index)]
+                entries = [(task.index, task.generation, task.attempt) for task in move.tasks]
                 try:
-                    await self._tell_held(link, {move.job_id: held}, move.moved_from)
+                    await self._tell_held(link, {move.job_id: entries}, move.moved_from)
                 except (P2pcError, TimeoutError):
                     tries += 1
                     if tries < REGISTER_TRIES:
@@ -620,6 +637,9 @@ class WorkerService:
                         continue
                 tries = 0
                 del link.moves[0]
+                self.core.moved(move.job_id, [task.index for task in move.tasks])
+                link.nudge.set()  # results may wait for it
+                self._wake()
         finally:
             link.is_registering = False
 
@@ -635,10 +655,14 @@ class WorkerService:
         """Return unstarted tasks to their owners (not LOCAL); an owner that is away will let their leases expire."""
         for (owner, job_id), indices in returned.items():
             try:
-                channel = await self._reach(self.link(owner))
+                link = self.link(owner)
+                async with self._host.clock.timeout(RETURN_S):
+                    while link.is_registering:  # it takes nothing back from who does not have the lease
+                        await self._host.clock.sleep(RECONNECT_S_MIN / 10)
+                channel = await self._reach(link)
                 for start in range(0, len(indices), HELD_MAX):
                     part = indices[start : start + HELD_MAX]
-                    await channel.request(Message.RETURNED, [[job_id, part]], timeout_s=5.0)
+                    await channel.request(Message.RETURNED, [[job_id, part]], timeout_s=RETURN_S)
             except (P2pcError, TimeoutError):
                 continue
 

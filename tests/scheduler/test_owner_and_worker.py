@@ -300,9 +300,9 @@ def test_worker_gives_only_what_it_has_not_started() -> None:
     core, worker = make(10), WorkerCore(1)
     grant = take(core, thief("a", slots=8))
     worker.take(grant, b"o" * 32, is_staged=True)
-    assert worker.give(8, lambda _job: True) == [], "its slot is free: it starts them itself"
+    assert worker.give(8, lambda _held: True) == [], "its slot is free: it starts them itself"
     (batch,) = worker.next_batches()
-    given = worker.give(8, lambda _job: True)
+    given = worker.give(8, lambda _held: True)
     assert len(given) == 3 and batch.held[0] not in given
     worker.check_invariants()
     worker.put_back(given[0])
@@ -369,7 +369,7 @@ class Mesh(RuleBasedStateMachine):
     def steal_between(self, thief_number: int, victim: int) -> None:
         if thief_number == victim:
             return
-        given = self.workers[victim].give(4, lambda _job: True)
+        given = self.workers[victim].give(4, lambda _held: True)
         if given:
             tasks = tuple(held.task for held in given)
             grant = Grant(1 << 62, 0, b"", JOB, b"o" * 32, 30.0, tasks)
