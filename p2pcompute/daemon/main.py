@@ -41,6 +41,8 @@ EXIT_USAGE: Final = 2
 EXIT_NO_NODE: Final = 5
 EXIT_BUG: Final = 70
 _ORPHAN_LOOK_S: Final = 0.1
+_PRUNE_S: Final = 3600.0
+"""How often finished jobs older than `store.keep` are looked for."""
 
 
 class RunningNode(NodeFacade, Protocol):
@@ -196,7 +198,7 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
             log.info("p2pcompute %s starts, pid %d", __version__, os.getpid())
             node, close_host = await build(paths, settings)
             try:
-                await _serve(node, listening, paths, options, requests)
+                await _serve(node, listening, paths, options, requests, keep_s=settings.store.keep_s)
             finally:
                 await close_host()
         finally:
@@ -207,7 +209,13 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
 
 
 async def _serve(
-    node: RunningNode, listening: Any, paths: MachinePaths, options: DaemonOptions, requests: StopRequests
+    node: RunningNode,
+    listening: Any,
+    paths: MachinePaths,
+    options: DaemonOptions,
+    requests: StopRequests,
+    *,
+    keep_s: float,
 ) -> None:
     scope = TaskScope("daemon", _log_error)
     sink = ResultsSink(node, paths.state / "sinks", scope)
@@ -224,6 +232,7 @@ async def _serve(
         if options.on_ready is not None:
             options.on_ready(node)
         log.info("ready on %s", paths.socket)
+        scope.spawn(_prune(node, keep_s), "prune")
         if options.lifeline_fd is not None:
             scope.spawn(_hold_on(options.lifeline_fd, node, api, requests), "lifeline")
         await requests.wait()
@@ -235,6 +244,19 @@ async def _serve(
     finally:
         await scope.close()
         sink.close()
+
+
+async def _prune(node: NodeFacade, keep_s: float) -> None:
+    """Forget finished jobs that are older than `keep_s`, with what they left here; until cancelled."""
+    while True:
+        await node.clock.sleep(_PRUNE_S)
+        try:
+            report = await node.prune(older_than_s=keep_s, drop_results=True, dry_run=False)
+        except P2pcError as error:
+            log.warning("finished jobs could not be pruned: %s", error)
+        else:
+            if report.jobs:
+                log.info("pruned %d finished jobs, %d bytes", report.jobs, report.freed_bytes)
 
 
 async def _stop_node(node: RunningNode, requests: StopRequests, scope: TaskScope) -> None:
