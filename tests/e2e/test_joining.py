@@ -212,22 +212,22 @@ def test_a_stranger_gets_no_byte_back(mesh: Mesh, is_open: bool) -> None:
     if is_open:
         mesh.token(ada)
     port = ada.get("/v1/status")["node"]["port"]
-    for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
-        with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+    hello = b"\x16\x03\x01" + bytes(500)  # as a TLS client begins
+    with contextlib.ExitStack() as opened:
+        streams, endpoints = [], []
+        for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+            endpoints.append(opened.enter_context(socket.socket(family, socket.SOCK_DGRAM)))
             for size in (0, 1, 12, 100, 1200, 9000):
-                datagrams.sendto(os.urandom(size), (host, port))
-            with contextlib.ExitStack() as opened:
-                streams = []
-                hello = b"\x16\x03\x01" + bytes(500)  # as a TLS client begins
-                for sent in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(40), os.urandom(4000), hello):
-                    stream = opened.enter_context(socket.create_connection((host, port), 5))
-                    stream.sendall(sent)
-                    streams.append(stream)
-                for stream in streams:
-                    stream.settimeout(10)
-                    with contextlib.suppress(ConnectionResetError):
-                        assert stream.recv(1) == b"", "closed without a word"
-            datagrams.settimeout(0.2)
+                endpoints[-1].sendto(os.urandom(size), (host, port))
+            for sent in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(40), os.urandom(4000), hello):
+                streams.append(opened.enter_context(socket.create_connection((host, port), 5)))
+                streams[-1].sendall(sent)
+        for stream in streams:
+            stream.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert stream.recv(1) == b"", "closed without a word"
+        for endpoint in endpoints:
+            endpoint.settimeout(0.2)
             with pytest.raises(TimeoutError):
-                datagrams.recvfrom(10_000)
+                endpoint.recvfrom(10_000)
     assert ada.get("/v1/status")["node"]["state"] == "idle"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from p2pcompute.limits import CHANNEL_DEAD_S, LEASE_S_MIN, PEER_LOST_GRACE_S
 from tests.e2e.mesh import Mesh, until
+from tests.e2e.namespaces import LAN, plug, two_machines, unplug, why_not
 
 FORGOTTEN_S = 60.0
 SLACK_S = 25.0
@@ -64,11 +65,41 @@ def a_stopped_owner(mesh: Mesh) -> float:
     return took_s
 
 
+def an_unplugged_worker(mesh: Mesh) -> float:
+    """The cable is pulled while bob works, LAN discovery off: its tasks come back, and so does bob."""
+    with two_machines("p2pc-cut") as machines:
+        ada, bob = (
+            mesh.add(
+                name, prefix=("ip", "netns", "exec", machine), P2PC_NODE__INTERFACES="lan0",
+                P2PC_NODE__DISCOVER="false", P2PC_NODE__SLOTS="2",
+            ).start()
+            for name, machine in zip(("ada", "bob"), machines, strict=True)
+        )
+        mesh.join(ada, [bob])
+        bob.stop()
+        bob.start(f"node.peers={LAN[0]}:{ada.get('/v1/status')['node']['port']}")
+        mesh.meet([ada, bob])
+        running = ada.begin("run", "sleep 0.2; echo {}", ":::", *map(str, range(60)))
+        until(lambda: any(share["node"] == "bob" and share["done"] for share in _shares(mesh)), 30, "bob works")
+        unplug(machines[1], "lan0")
+        began = time.monotonic()
+        ran = running.finish(LEASE_S_MIN + CHANNEL_DEAD_S + PEER_LOST_GRACE_S + SLACK_S).check()
+        took_s = time.monotonic() - began
+        assert sorted(map(int, ran.lines)) == list(range(60))
+        assert (ada.job()["failed"], ada.job()["retried"]) == (0, 0)
+        plug(machines[1], "lan0")
+        mesh.meet([ada, bob], FORGOTTEN_S)
+        mesh.close()  # while there is a network
+    return took_s
+
+
 def test_in_time(short_path: Path) -> None:
     """All scenarios at the same moment, because most of each is waiting."""
     problems: list[Exception] = []
     with ThreadPoolExecutor() as pool:
-        scenarios = (a_stopped_worker, a_gone_peer, a_stopped_owner)
+        scenarios = [a_stopped_worker, a_gone_peer, a_stopped_owner]
+        if not why_not():
+            scenarios.append(an_unplugged_worker)
         under_way = [(scenario, pool.submit(watch, scenario, short_path)) for scenario in scenarios]
         for scenario, result in under_way:
             try:

@@ -81,6 +81,23 @@ def test_a_closed_terminal_leaves_the_job(ada: Daemon, tmp_path: Path) -> None:
     terminal.close()
 
 
+def test_a_killed_command_leaves_a_job_that_can_be_ended(ada: Daemon, tmp_path: Path) -> None:
+    """kill -9 while inputs are read: what was sent is done, the job waits for more, and cancel ends it."""
+    os.mkfifo(tmp_path / "inputs")
+    running = ada.begin("run", "--name", "killed", "-a", "inputs", "echo {}", cwd=tmp_path)
+    with open(tmp_path / "inputs", "w") as writer:
+        writer.write("1\n2\n")
+        writer.flush()
+        until(lambda: ada.job()["name"] == "killed" and ada.job()["done"] == 2, 20, "two are done")
+        running.process.kill()
+        running.process.wait()
+    job = ada.job()
+    assert job["total"] is None and job["state"] == "running"
+    ada.p2pc("cancel", job["alias"], "-y").check()
+    job = ada.wait_over(10)
+    assert (job["done"], job["total"], job["cancelled"]) == (2, 2, 0)
+
+
 def test_attach_only_looks_on(ada: Daemon, tmp_path: Path) -> None:
     alias = ada.p2pc("run", "--detach", "--name", "long", "sleep 0.2; echo {}", ":::", *map(str, range(60))).lines[0]
     terminal = ada.terminal("attach", alias)
