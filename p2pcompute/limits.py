@@ -340,6 +340,8 @@ EVENT_PAGE_BYTES_MAX: Final = 256 * KIB
 """Bytes after which a write to a follower is cut."""
 PROGRESS_S_MIN: Final = 0.5
 """Least time between two progress events."""
+UNCOMMITTED_S: Final = 0.05
+"""How soon results that are decided and not yet in the store are looked for again."""
 EVENT_KEEPALIVE_S: Final = 15.0
 """A quiet event stream gets an empty line this often, so that a follower can tell a busy node from a dead one."""
 UPLOAD_BATCH_MAX: Final = 500

@@ -27,11 +27,9 @@ from p2pcompute.limits import (
     EVENT_PAGE_BYTES_MAX,
     EVENT_PAGE_MAX,
     PROGRESS_S_MIN,
+    UNCOMMITTED_S,
 )
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
-
-UNCOMMITTED_S = 0.05
-"""A task end that is known but not in the store yet is looked for again after this."""
 
 _encode = msgspec.json.Encoder().encode
 

@@ -25,7 +25,7 @@ from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import PROGRESS_S_MIN, SINK_PAGE_MAX, SINK_RETRY_S
+from p2pcompute.limits import SINK_PAGE_MAX, SINK_RETRY_S, UNCOMMITTED_S
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
 
 log = logging.getLogger("p2pcompute.daemon")
@@ -177,7 +177,7 @@ class ResultsSink:
             if job.is_over and position >= job.last_seq:
                 return position
             try:
-                async with self._node.clock.timeout(PROGRESS_S_MIN if position < job.last_seq else None):
+                async with self._node.clock.timeout(UNCOMMITTED_S if position < job.last_seq else None):
                     await news.wait()
             except TimeoutError:
                 continue
