@@ -23,7 +23,7 @@ import click
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.inputs import Inputs, Reading, Row
-from p2pcompute.cli.output import is_terminal, plural, print_json, say
+from p2pcompute.cli.output import count_text, is_terminal, plural, print_json, say
 from p2pcompute.cli.plan import (
     PEEKED_ROWS,
     Chunker,
@@ -385,6 +385,7 @@ class _Run:
         tally = self.tally
         if self.request.resume:
             say(tally.text(), level=1)
+            _say_kept(tally)
         job = {"total": tally.seen, "done": tally.done_before, "failed": tally.failed_kept, "by_node": []}
         code = 1 if tally.failed_kept else 0
         if self.request.is_json:
@@ -527,6 +528,7 @@ class _Run:
             say(tally.text(), level=1)
         if hint := failures_hint(job):
             say(hint, level=1)
+        _say_kept(tally)
         say(summary_text(job, elapsed_s, done_before=tally.done_before, where=where_results(job)))
         if not report_results(job) and code == 0:
             code = 1
@@ -535,6 +537,12 @@ class _Run:
         if request.is_json:
             print_json({**job, "exit_code": code, "elapsed_s": round(elapsed_s, 3), "done_before": tally.done_before})
         return code
+
+
+def _say_kept(tally: Tally) -> None:
+    """Failures of an earlier run make this one's exit code 1: say so, and what to do about them."""
+    if tally.failed_kept:
+        say(f"{count_text(tally.failed_kept)} failed before and not tried again; to try: --resume-failed", level=1)
 
 
 def _say_alone(status: Mapping[str, Any]) -> None:
