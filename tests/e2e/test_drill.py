@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -172,3 +174,60 @@ def test_suspended_for_a_moment(mesh: Mesh, tmp_path: Path) -> None:
     assert times == {"1": FEWER}, times
 
 
+
+
+def test_random_faults_with_files(mesh: Mesh, tmp_path: Path) -> None:
+    """Nodes are killed, suspended and stopped in random order, the owner too, while files go along and come back."""
+    daemons = mesh.start("ada", "bob", "eve")
+    ada = daemons[0]
+    seed = int(os.environ.get("E2E_SEED", "20"))
+    print(f"E2E_SEED={seed}")
+    rng = Random(seed)
+    inputs = []
+    for index in range(FEWER):
+        (tmp_path / f"{index}.in").write_bytes(rng.randbytes(3000) * 34)  # more than travels in a message
+        inputs.append(f"{index}.in")
+    script = "sleep 0.1; tr '\\000-\\377' '\\001-\\377\\000' <{} >{.}.out; cksum <{.}.out; head -c 90k {.}.out"
+    running = ada.begin(
+        "run", "--send", "{}", "--fetch", "{.}.out", "--results", "out", "--output", "none", script, ":::", *inputs,
+        cwd=tmp_path,
+    )
+    ada.wait_done(1, 30)
+    for _ in range(40 if IS_FULL else 7):
+        victim = rng.choice(daemons)
+        match rng.choice(("kill", "suspend", "stop")):
+            case "kill":
+                victim.kill()
+                time.sleep(rng.uniform(0, 1))  # the fault's own length
+                victim.start()
+            case "suspend":
+                victim.suspend()
+                time.sleep(rng.uniform(0, 2))
+                victim.resume()
+            case "stop":
+                victim.restart()
+        time.sleep(rng.uniform(0, 1))
+        if running.process.poll() is not None:
+            break
+    running.finish(LIMIT_S).check(0)
+    job = ada.job()
+    assert (job["done"], job["failed"], job["retried"]) == (FEWER, 0, 0), job
+    for index in range(FEWER):
+        expected = bytes((byte + 1) % 256 for byte in (tmp_path / f"{index}.in").read_bytes())
+        folder = tmp_path / f"out/tasks/{index // 1000:03d}/{index:06d}"
+        assert (folder / f"files/{index}.out").read_bytes() == expected
+        assert (folder / "stdout").read_bytes().partition(b"\n")[2] == expected[: 90 * 1024]
+    assert sorted(int(row[0]) for row in joblog_rows(tmp_path / "out/joblog")) == list(range(1, FEWER + 1))
+
+
+def test_all_nodes_lose_power_at_once(mesh: Mesh, tmp_path: Path) -> None:
+    """kill -9 of every node, with nobody left to remember anything; they come back one after the other."""
+    daemons = mesh.start("ada", "bob", "eve")
+    running = daemons[0].begin(*words_of_drill(tmp_path, FEWER), cwd=tmp_path)
+    daemons[0].wait_done(FEWER // 3, LIMIT_S)
+    for daemon in daemons:
+        daemon.kill()
+    for daemon in reversed(daemons):
+        daemon.start()
+    running.finish(LIMIT_S).check(0)
+    check_results(daemons[0], tmp_path, FEWER)
