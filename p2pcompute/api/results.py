@@ -30,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from p2pcompute.api.result_claims import drop_claim, marker_of, take_claim
 from p2pcompute.api.result_keys import (
     JOBLOG_HEADER,
     KEY_BYTES,
@@ -71,6 +72,12 @@ class ResultsTarget:
     """Number of the job's first task in `dir` and the joblog: > 0 when a job carries on an earlier one."""
     resume: bool = False
     """Add to what is there.  Otherwise the joblog is begun anew and other results must not exist."""
+
+    def claims(self) -> Iterator[tuple[Path, Path]]:
+        """Yield (marker, what it stands for) of everything that only one job may write; see `result_claims`."""
+        for path, is_directory in ((self.dir, True), (self.file, False), (self.joblog, False)):
+            if path is not None:
+                yield marker_of(path, is_directory=is_directory), path
 
     def to_json(self) -> dict[str, Any]:
         """Return the `results` member of `POST /v1/jobs`."""
@@ -294,9 +301,10 @@ class ResultsWriter:
     not ended.
     """
 
-    def __init__(self, target: ResultsTarget, job_id: str) -> None:
+    def __init__(self, target: ResultsTarget, job_id: str, home: str = "") -> None:
         self.target = target
         self.job_id = job_id
+        self.home = home
         self._written: dict[int, int] = {}
         """Index → highest generation on disk."""
         self._numbers: dict[bytes, int] = {}
@@ -306,52 +314,58 @@ class ResultsWriter:
         self._file: IO[bytes] | None = None
 
     @classmethod
-    def create(cls, target: ResultsTarget, job: Mapping[str, Any]) -> ResultsWriter:
+    def create(cls, target: ResultsTarget, job: Mapping[str, Any], *, home: str = "") -> ResultsWriter:
         """Begin the results of a new job.
 
         Args:
             target: where.
             job: what goes into job.json; `id` is the job's id in hex.
+            home: state directory of the installation that keeps the job and will finish it; then no other job can
+                write there before this one's end.
 
         Raises:
-            UsageError: as `check_target`.
+            UsageError: as `check_target`, or another job has claimed the place.
             StoreError: the disk refuses; what was created stays and can be resumed.
         """
         check_target(target)
-        writer = cls(target, str(job.get("id", "")))
+        writer = cls(target, str(job.get("id", "")), home)
         with _disk_errors(target):
+            writer._claim()
             if target.dir is not None:
                 (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
                 _replace_json(target.dir / "job.json", {"schema": "p2pc.job/1", **job})
                 (target.dir / "summary.json").unlink(missing_ok=True)
                 if not target.resume:
                     (target.dir / "joblog").write_text(JOBLOG_HEADER)
-            for path in (target.joblog, target.file):
-                if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
             if target.joblog is not None and not target.resume:
                 target.joblog.write_text(JOBLOG_HEADER)
             writer._open()
         return writer
 
     @classmethod
-    def reopen(cls, target: ResultsTarget, job: Mapping[str, Any]) -> ResultsWriter:
+    def reopen(cls, target: ResultsTarget, job: Mapping[str, Any], *, home: str = "") -> ResultsWriter:
         """Carry on writing the results of a job after the process that wrote them has gone.
 
         Raises:
+            UsageError: another job has claimed the place.
             StoreError: the disk refuses.
         """
-        writer = cls(target, str(job.get("id", "")))
+        writer = cls(target, str(job.get("id", "")), home)
         with _disk_errors(target):
-            for path in (target.joblog, target.file):
-                if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
+            writer._claim()
             if target.dir is not None:
                 (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
                 if not (target.dir / "job.json").exists():
                     _replace_json(target.dir / "job.json", {"schema": "p2pc.job/1", **job})
             writer._open()
         return writer
+
+    def _claim(self) -> None:
+        """Make the folders, and claim what is ours alone."""
+        for marker, path in self.target.claims():
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            if self.home:
+                take_claim(marker, path, self.job_id, self.home)
 
     def _open(self) -> None:
         target = self.target
@@ -575,6 +589,9 @@ class ResultsWriter:
             self._truth = self._joblog = self._second_joblog = self._file = None
             if summary is not None and self.target.dir is not None:
                 _replace_json(self.target.dir / "summary.json", {"schema": "p2pc.summary/1", **summary})
+        if summary is not None and self.home:
+            for marker, _ in self.target.claims():
+                drop_claim(marker, self.job_id)
 
 
 @contextlib.contextmanager

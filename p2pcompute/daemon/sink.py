@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from p2pcompute.api.result_claims import check_claims, drop_claim
 from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target
 from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
@@ -36,6 +39,7 @@ Item = tuple[dict[str, Any], Content, Content, Content, tuple[tuple[str, Content
 
 @dataclass(slots=True)
 class _State:
+    target: ResultsTarget
     is_done: bool = False
     error: P2pcError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -49,6 +53,8 @@ class ResultsSink:
         """Use `directory` for the markers; it is made when needed."""
         self._node = node
         self._directory = directory
+        self._home = str(directory.parent)
+        """Names this installation in the markers beside results."""
         self._scope = scope
         self._states: dict[bytes, _State] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="p2pc-results")
@@ -62,6 +68,11 @@ class ResultsSink:
             if decode_note(job.note).results is not None and (has_marker or not job.is_over):
                 self.begin(job)
         for name in sorted(marked):
+            # The job is gone; so is its claim on what it wrote.
+            with contextlib.suppress(OSError, ValueError, UsageError):
+                target = ResultsTarget.from_json(json.loads((self._directory / name).read_text(encoding="utf-8")))
+                for claim, _ in target.claims():
+                    drop_claim(claim, name)
             (self._directory / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -72,10 +83,27 @@ class ResultsSink:
         """Say before the submission whether results could be written there.
 
         Raises:
-            UsageError: they could not.
+            UsageError: they could not, or an unfinished job writes there.
         """
         target = ResultsTarget.from_json(results)
+        places = {path for _, path in target.claims()}
+        for job_id, state in self._states.items():
+            for _, path in state.target.claims():
+                if not state.is_done and path in places:
+                    raise self._busy(path, job_id)
         await asyncio.get_running_loop().run_in_executor(self._pool, check_target, target)
+        claims = await asyncio.get_running_loop().run_in_executor(self._pool, check_claims, target.claims(), self._home)
+        for name in sorted(claims):
+            # No open sink of ours writes there: what is left is from a job that ended or was forgotten.
+            for marker, _ in target.claims():
+                drop_claim(marker, name)
+
+    def _busy(self, path: Path, job_id: bytes) -> UsageError:
+        alias = self._node.job(job_id.hex()).alias
+        return UsageError(
+            f"{path} is being written by the unfinished job {alias}", "two jobs would mix their results",
+            f"p2pc attach {alias} to see it, or p2pc cancel {alias}; then again", code="results-busy",
+        )
 
     def begin(self, job: JobView, *, is_new: bool = False) -> None:
         """Open the sink of a job unless it is open."""
@@ -88,7 +116,7 @@ class ResultsSink:
         except UsageError as error:
             log.warning("job %s: %s", job.alias, error)
             return
-        self._states[job.job_id] = state = _State()
+        self._states[job.job_id] = state = _State(target)
         self._scope.spawn(self._run(job, target, state, is_new), f"sink {job.alias}")
 
     def describe(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -126,10 +154,9 @@ class ResultsSink:
                 try:
                     if writer is None:
                         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                        marker.touch()
-                        make = ResultsWriter.create if is_new else ResultsWriter.reopen
-                        summary = _job_record(job)
-                        writer = await loop.run_in_executor(self._pool, make, target, summary)
+                        marker.write_text(json.dumps(target.to_json()) + "\n", encoding="utf-8")
+                        make = partial(ResultsWriter.create if is_new else ResultsWriter.reopen, home=self._home)
+                        writer = await loop.run_in_executor(self._pool, make, target, _job_record(job))
                         is_new = False
                     position = await self._catch_up(job.job_id, writer, position, news)
                     done, writer = writer, None
@@ -140,6 +167,8 @@ class ResultsSink:
                 except (P2pcError, OSError) as error:
                     if isinstance(error, UsageError) and error.code == "no-job":
                         marker.unlink(missing_ok=True)
+                        for claim, _ in target.claims():
+                            drop_claim(claim, job.job_id.hex())
                         state.is_done = True
                     else:
                         state.error = error if isinstance(error, P2pcError) else UsageError(str(error))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pcompute.api.result_claims import check_claims
 from p2pcompute.api.results import (
     JOBLOG_HEADER,
     ResultsTarget,
@@ -300,3 +301,21 @@ def test_targets_travel_as_json() -> None:
     for bad in ({"dir": "relative"}, {"dir": 3}, {"first": -1}, {"file": "/x.txt"}, {"resume": 1}):
         with pytest.raises(UsageError):
             ResultsTarget.from_json(bad)
+
+
+def test_results_of_an_unfinished_job_are_claimed(tmp_path: Path) -> None:
+    """Two jobs in one directory would run tasks twice and mix their numbers."""
+    target = ResultsTarget(dir=tmp_path / "out", joblog=tmp_path / "log", resume=True)
+    first = ResultsWriter.create(target, JOB, home="/home/a")
+    first.close()
+    for make in (ResultsWriter.create, ResultsWriter.reopen):
+        with pytest.raises(UsageError) as caught:
+            make(target, {**JOB, "id": "bb" * 32}, home="/home/b")
+        assert caught.value.code == "results-busy" and "/home/a" in caught.value.why
+    assert check_claims(target.claims(), "/home/a") == {JOB["id"]}
+    with pytest.raises(UsageError):
+        check_claims(target.claims(), "/home/b")
+    ResultsWriter.reopen(target, JOB, home="/home/a").close({})
+    assert check_claims(target.claims(), "/home/b") == set()
+    ResultsWriter.create(target, {**JOB, "id": "bb" * 32}, home="/home/b").close({})
+    assert not [path for path in tmp_path.rglob("*") if "writer" in path.name]

@@ -115,3 +115,21 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
     await node.close()
 
 
+
+
+async def test_no_second_job_writes_where_an_unfinished_one_does(tmp_path: Path) -> None:
+    """After a restart as well: the first job carries on and the second would run its tasks again."""
+    node = FakeNode(tmp_path)
+    results = {"dir": str(tmp_path / "out"), "resume": True}
+    async with running(node, tmp_path) as daemon:
+        job_id = await daemon.new_job(1, seal=True, results=results)
+        await until(lambda: (tmp_path / "out/.p2pc-writer").exists())
+    async with running(node, tmp_path) as daemon:
+        with pytest.raises(UsageError, match="unfinished job"):
+            await daemon.new_job(results=results)
+        node.end(job_id, 0, ok())
+        await until(lambda: (tmp_path / "out/summary.json").exists())
+        await until(lambda: not list((tmp_path / "sinks").iterdir()))
+        assert not (tmp_path / "out/.p2pc-writer").exists()
+        await daemon.new_job(results=results)
+    await node.close()
