@@ -45,7 +45,7 @@ CHANNEL_DEAD_S: Final = 30.0
 REQUESTS_IN_FLIGHT_MAX: Final = 1024
 """Unanswered requests on one channel."""
 DATAGRAM_QUEUE_MAX: Final = 1024
-"""Received datagrams that wait for us; further ones are dropped and counted (asyncio-dgram's own queue has no bound)."""
+"""Received datagrams that wait for us; further ones are dropped and counted (asyncio-dgram's queue has no bound)."""
 SOCKET_BUFFER_BYTES: Final = 1 * MIB
 DATAGRAM_RATE_PER_S_MAX: Final = 200.0
 DATAGRAM_BURST_MAX: Final = 400.0

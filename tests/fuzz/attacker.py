@@ -81,9 +81,7 @@ class Attacker:
         """TLS with a right preamble, and the listener's HELLO."""
         raw = Raw(await self.net.dial_stream(self.target, self.preamble(key), timeout_s=5.0))
         _type, body = await raw.next(5.0)
-        raw.hello = handshake.check_hello(
-            self.crypto, body, binding=raw.stream.binding, listener=self.target_key
-        )
+        raw.hello = handshake.check_hello(self.crypto, body, binding=raw.stream.binding, listener=self.target_key)
         return raw
 
     def auth(self, raw: Raw, purpose: Purpose = Purpose.CONTROL) -> dict[str, Any]:

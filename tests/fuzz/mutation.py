@@ -44,7 +44,9 @@ class Mutator:
                 case 1:
                     return [*value[:position], rng.choice(EDGES), *value[position:]]
                 case 2:
-                    return value[:position] + value[position : position + 1] * rng.choice((2, 3, 600)) + value[position:]
+                    return (
+                        value[:position] + value[position : position + 1] * rng.choice((2, 3, 600)) + value[position:]
+                    )
                 case _:
                     return [*value[:position], self.value(value[position]), *value[position + 1 :]]
         if isinstance(value, dict) and value and rng.random() < 0.85:

@@ -266,7 +266,9 @@ class Fuzz:
             claims = self.mutate.value(claims)
         job = self.job
         if rng.random() < 0.3:
-            terms: dict[str, Any] = self.mutate.value({"name": "fuzz", "retries": 1, "python": [3, 11], "created_ms": 1})
+            terms: dict[str, Any] = self.mutate.value(
+                {"name": "fuzz", "retries": 1, "python": [3, 11], "created_ms": 1}
+            )
             with contextlib.suppress(P2pcError):
                 job = eve.identity.sign_envelope(
                     "p2pc/job", {"terms": terms, "spec": _spec(), "nonce": b"n", "delegation": None}
@@ -281,7 +283,10 @@ class Fuzz:
             (Message.OFFER, []),
             (Message.STEAL, steal_body(Thief(b"", b"", b"boot", (3, 11), 2, 4, rng.randrange(100)))),
             (Message.UNPARK, []),
-            (Message.GRANT, [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks]),
+            (
+                Message.GRANT,
+                [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks],
+            ),
             (Message.GRANT, [1, 1, rng.choice([job_id, rng.randbytes(32)]), b"", owner, addresses, 30_000, tasks]),
             (Message.GRANT_ACK, [rng.randrange(100), rng.random() < 0.5]),
             (Message.GRANT_ACK, [(1 << 62) + rng.randrange(9), False]),
@@ -319,7 +324,9 @@ class Fuzz:
         body = [self.token.invite_id, proof, "eve"]
         if self.rng.random() < 0.7:
             # The name, or a part more or less: three wrong proofs would end the invitation.
-            body = self.rng.choice([[*body[:2], self.rng.choice(EDGES)], body[:2], [*body, 1], {}, self.rng.choice(EDGES)])
+            body = self.rng.choice(
+                [[*body[:2], self.rng.choice(EDGES)], body[:2], [*body, 1], {}, self.rng.choice(EDGES)]
+            )
         raw.send(encode([JOIN, 1, body]))
         await self._until_closed(raw)
 

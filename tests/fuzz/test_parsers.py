@@ -56,7 +56,8 @@ VALUES = st.recursive(
         st.sampled_from([edge for edge in EDGES if not isinstance(edge, float)]),
     ),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=9), st.dictionaries(st.one_of(st.text(max_size=8), st.integers(0, 9)), inner, max_size=5)
+        st.lists(inner, max_size=9),
+        st.dictionaries(st.one_of(st.text(max_size=8), st.integers(0, 9)), inner, max_size=5),
     ),
     max_leaves=20,
 )  # fmt: skip
@@ -107,9 +108,11 @@ def test_nearly_right_messages_raise_the_peers_error(name: str, seed: int) -> No
             continue
 
 
+TASKS = st.builds(GrantedTask, COUNTS, st.integers(0, 255), st.integers(0, 99), st.binary())
+
+
 @given(
-    grant_id=COUNTS, tasks=st.lists(st.builds(GrantedTask, COUNTS, st.integers(0, 255), st.integers(0, 99), st.binary()),
-                                    min_size=1, max_size=5),
+    grant_id=COUNTS, tasks=st.lists(TASKS, min_size=1, max_size=5),
     addresses=st.lists(ADDRESSES, max_size=8), lease_s=st.integers(0, 10**6),
 )  # fmt: skip
 def test_a_grant_arrives_as_it_was_sent(
@@ -255,7 +258,9 @@ def test_signed_nonsense_is_no_job(seed: int) -> None:
 
 
 def test_a_job_arrives_as_it_was_signed() -> None:
-    terms = JobTerms(name="n", retries=0, python=(3, 11), local_only=True, slots_max=3, halt="now,done=5%", created_ms=5)
+    terms = JobTerms(
+        name="n", retries=0, python=(3, 11), local_only=True, slots_max=3, halt="now,done=5%", created_ms=5
+    )
     job = open_job(CRYPTO, seal_job(IDENTITY, terms, b"spec", b"nonce"), wall=1.0)
     assert (job.terms, job.spec, job.submitter) == (terms, b"spec", IDENTITY.public_key)
 
