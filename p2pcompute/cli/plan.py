@@ -539,8 +539,32 @@ def check_local_files(rows: Sequence[Row], count: int | None, files: Files, comm
         return
     number = count_text(count) + " " if count is not None else ""
     raise UsageError(
+        "this input is a file only this machine has" if count == 1 else
         f"these {number}inputs are files only this machine has",
         f'a task elsewhere could not open "{one_line(found[0], 60)}"',
         "send them along: --send {}   (and --fetch NAME for what the task writes)\nor stay here: --local",
         code="local-files",
     )
+
+
+def check_fetch_names(rows: Sequence[Row], files: Files) -> None:
+    """Refuse files of different tasks that would come back into one directory under one name.
+
+    Args:
+        rows: the first few rows.
+
+    Raises:
+        UsageError: two of them have different inputs and bring back the same name.
+    """
+    seen: dict[str, Row] = {}
+    for seq, row in enumerate(rows, start=1):
+        for pattern in files.fetch:
+            for name in expand_list(pattern, row, seq):
+                other = seen.setdefault(name, row)
+                if other.columns == row.columns or any(sign in name for sign in "*?["):
+                    continue
+                raise UsageError(
+                    f"--fetch {pattern}: several tasks would bring back {name!r}", "one would overwrite the other",
+                    "name it after the input, like {}.out, or keep each task's files apart: --results DIR",
+                    code="fetch-name",
+                )

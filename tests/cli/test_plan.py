@@ -19,6 +19,7 @@ from p2pcompute.cli.plan import (
     Tally,
     TaskMaker,
     check_executable,
+    check_fetch_names,
     check_local_files,
     find_sources,
     make_lines,
@@ -234,3 +235,15 @@ def test_inputs_that_are_files_only_here_stop_the_run_before_it_starts(here: Pat
     check_local_files(files, 2, Files(share=["a.tif"]), "magick")
     check_local_files([Row(("1",)), Row(("2",)), Row(("a.tif",))], 3, Files(), "echo")
     check_local_files([], 0, Files(), "echo")
+
+
+def test_files_of_different_tasks_do_not_come_back_under_one_name() -> None:
+    """The second would overwrite the first, and nobody would know."""
+    rows = [Row(("a/x.txt",)), Row(("b/x.txt",))]
+    for pattern in ("res", "{/}.out", "{1/.}"):
+        with pytest.raises(UsageError) as caught:
+            check_fetch_names(rows, Files(fetch=[pattern]))
+        assert caught.value.code == "fetch-name" and "--results" in str(caught.value.fix)
+    check_fetch_names(rows, Files(fetch=["{}.out", "{#}.log", "*.png"]))
+    check_fetch_names([rows[0], rows[0]], Files(fetch=["{/}.out"]))
+    check_fetch_names(rows[:1], Files(fetch=["res"]))
