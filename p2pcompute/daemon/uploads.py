@@ -251,8 +251,8 @@ async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobSto
         _bad("a shell task is one string", f"argv has {len(line.argv)} words")
     if kind == TaskKind.FUNCTION and line.args_b64 is None:
         _bad("a function task without arguments", "", "give args_b64")
-    if line.chunk < 0:
-        _bad("chunk cannot be negative")
+    if not 0 <= line.chunk < 1 << 31:
+        _bad("chunk is a number of calls", f"it cannot be {line.chunk}")
     if line.stdin_path is not None and line.stdin_b64 is not None:
         _bad("a task has one standard input", "both stdin_path and stdin_b64 are given")
     try:
