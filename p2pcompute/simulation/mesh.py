@@ -165,6 +165,7 @@ class Mesh:
         Raises:
             AssertionError: not so.
         """
+        await member.host.call(member.running.scheduler.owner.committed())  # what is not in the store is not listed
         views = await member.host.call(member.running.finished(job_id, after=0, limit=count + 1))
         seen = sorted(view.index for view in views)
         assert seen == list(range(count)), f"{len(seen)} ends of {count} tasks"
