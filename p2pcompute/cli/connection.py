@@ -369,6 +369,20 @@ def error_of(status: int, document: Mapping[str, Any]) -> P2pcError:
     return error
 
 
+def open_kept(*, timeout_s: float = REQUEST_S_MAX) -> Connection:
+    """Return the connection of a command about jobs that are kept: it works where no node runs as well.
+
+    Raises:
+        NodeUnavailable: at the first call, when none is running and nothing is kept.
+    """
+    connection = open_connection(timeout_s=timeout_s)
+    if connection.is_answering():
+        return connection
+    from p2pcompute.cli.daemon_start import look_connection
+
+    return look_connection(timeout_s=timeout_s)
+
+
 def open_connection(*, timeout_s: float = REQUEST_S_MAX) -> Connection:
     """Return the connection of a command that only looks: it never starts a node.
 

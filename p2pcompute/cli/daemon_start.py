@@ -31,6 +31,7 @@ START_S_MAX: Final = 30.0
 EMBEDDED_END_S_MAX: Final = 5.0
 STOP_LOOK_S: Final = 0.05
 _STDERR_FILE: Final = "node.err"
+_LOOK_SOCKET: Final = "look.sock"
 
 _LOCAL_SETTINGS: Final = ("node.discover=false", "node.interfaces=lo", "node.peers=")
 
@@ -59,12 +60,15 @@ class EmbeddedNode:
             self._process.wait(EMBEDDED_END_S_MAX)
 
 
-def ensure_node(*, local: bool = False, announce: Callable[[str], object] | None = None) -> Connection:
+def ensure_node(
+    *, local: bool = False, announce: Callable[[str], object] | None = None, is_retried: bool = True
+) -> Connection:
     """Return a connection to a node that answers; start one if there is none.
 
     Args:
         local: only this machine is wanted: what has to be started is embedded and opens no port beyond loopback.
         announce: told in one line when a node was started in the background.
+        is_retried: once more when the node that was in the way has just gone.
 
     Raises:
         NodeUnavailable: none runs and none may be started, or it did not start; tried once.
@@ -85,17 +89,44 @@ def ensure_node(*, local: bool = False, announce: Callable[[str], object] | None
     except NodeUnavailable as error:
         # Two commands at the same moment: the other one's node does as well.
         if error.code != "running" or not _answers_soon(connection):
+            if error.code == "running" and is_retried and not is_running(paths):
+                return ensure_node(local=local, announce=announce, is_retried=False)  # the other one only looked
             raise
     return connection
 
 
 def _answers_soon(connection: Connection) -> bool:
+    """Wait for a node that is starting; False when it does not answer, or has gone."""
     deadline = time.monotonic() + AUTOSTART_S_MAX
     while not connection.is_answering():
-        if time.monotonic() > deadline:
-            return False
+        if time.monotonic() > deadline or not is_running(find_paths(os.environ)):
+            return connection.is_answering()
         time.sleep(STOP_LOOK_S)
     return True
+
+
+def look_connection(*, timeout_s: float) -> Connection:
+    """Return a connection for looking at jobs, also where no node runs.
+
+    Then a node that lives as long as this command shows what the installation keeps; it runs nothing, so that
+    unfinished jobs rest.  It has a socket of its own: no job can be given to it.
+
+    Raises:
+        NodeUnavailable: none runs and nothing is kept here, or it did not start.
+    """
+    paths = find_paths(os.environ)
+    connection = Connection(paths.socket, timeout_s=timeout_s)
+    if connection.is_answering() or os.environ.get("P2PC_NO_AUTOSTART") or not paths.store.is_dir():
+        return connection
+    socket = paths.socket.with_name(_LOOK_SOCKET)
+    try:
+        looking = Connection(socket, timeout_s=timeout_s)
+        looking.embedded = start_embedded(paths, look_socket=socket)
+    except NodeUnavailable as error:
+        if error.code == "running" and _answers_soon(connection):
+            return connection
+        raise
+    return looking
 
 
 def start_background(paths: Paths, *, settings: Sequence[str] = (), limit_s: float = START_S_MAX) -> int:
@@ -111,15 +142,18 @@ def start_background(paths: Paths, *, settings: Sequence[str] = (), limit_s: flo
     return int(answer["pid"])
 
 
-def start_embedded(paths: Paths, *, settings: Sequence[str] = ()) -> EmbeddedNode:
+def start_embedded(paths: Paths, *, settings: Sequence[str] = (), look_socket: Path | None = None) -> EmbeddedNode:
     """Start a node that ends with this process.
+
+    Args:
+        look_socket: it only shows what is kept, on this socket.
 
     Raises:
         NodeUnavailable: as `start_background`.
     """
     inner, lifeline = os.pipe()
     try:
-        process, ready = _spawn(paths, settings, inner)
+        process, ready = _spawn(paths, settings, inner, look_socket)
     except BaseException:
         os.close(lifeline)
         raise
@@ -134,7 +168,9 @@ def start_embedded(paths: Paths, *, settings: Sequence[str] = ()) -> EmbeddedNod
     return node
 
 
-def _spawn(paths: Paths, settings: Sequence[str], lifeline: int | None) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(
+    paths: Paths, settings: Sequence[str], lifeline: int | None, look_socket: Path | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
     """Return the new process and the descriptor on which it reports."""
     with contextlib.suppress(OSError):  # the node says what is wrong with the directory, and what to do
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,11 +181,15 @@ def _spawn(paths: Paths, settings: Sequence[str], lifeline: int | None) -> tuple
         command += ["--lifeline", str(lifeline)]
     for setting in settings:
         command += ["--set", setting]
+    environment = _environment(os.environ)
+    if look_socket is not None:
+        command.append("--look")
+        environment["P2PC_SOCKET"] = str(look_socket)
     try:
         with _stderr(paths) as stderr:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
-                pass_fds=(report,) if lifeline is None else (report, lifeline), env=_environment(os.environ),
+                pass_fds=(report,) if lifeline is None else (report, lifeline), env=environment,
                 cwd=paths.state if paths.state.is_dir() else "/",
             )
     except BaseException:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from p2pcompute.cli.command import Command, Reference, ReferenceType, json_option, yes_option
-from p2pcompute.cli.connection import Connection, open_connection
+from p2pcompute.cli.connection import Connection, open_connection, open_kept
 from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument, shares_table
 from p2pcompute.cli.output import (
     bytes_text,
@@ -81,7 +81,7 @@ def jobs(
     from p2pcompute.config import parse_duration
 
     since_s = parse_duration(since) if since else None
-    connection = open_connection()
+    connection = open_kept()
     while True:
         items = _recent_jobs(connection, is_all=all_ or bool(state), since_s=since_s, states=state, limit=limit)
         document = {"schema": "p2pc.jobs/1", "items": items}
@@ -136,7 +136,7 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
 @reference_argument
 def show(json_: bool, ref: Reference) -> int:
     """Everything about one job or task.  Tasks count from 0."""
-    connection = open_connection()
+    connection = open_kept()
     job = find_job(connection, ref)
     if ref.ranges is None:
         if json_:
@@ -355,7 +355,7 @@ def attach(ref: Reference, progress: str) -> int:
 @click.option("--now", is_flag=True, help="Kill running tasks (default: let them finish).")
 def cancel(json_: bool, yes: bool, refs: tuple[Reference, ...], now: bool) -> int:
     """Cancel jobs or tasks."""
-    connection = open_connection()
+    connection = open_kept()
     found = [(ref, find_job(connection, ref)) for ref in refs]
     open_jobs = [(ref, job) for ref, job in found if job["state"] in ("waiting", "running")]
     for _, job in found:
@@ -424,7 +424,7 @@ def prune(*, json_: bool, yes: bool, older_than: str, keep: bool, dry_run: bool)
     from p2pcompute.config import parse_duration
 
     body = {"older_than_s": parse_duration(older_than), "drop_results": not keep, "dry_run": True}
-    connection = open_connection()
+    connection = open_kept()
     report = connection.request("POST", "/v1/prune", body)
     text = f"{plural(int(report['jobs']), 'job')}, {bytes_text(report['freed_bytes'])}"
     if not dry_run and report["jobs"]:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
-from p2pcompute.cli.connection import Connection, open_connection
+from p2pcompute.cli.connection import Connection, open_connection, open_kept
 from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument
 from p2pcompute.cli.output import (
     duration_text,
@@ -58,7 +58,7 @@ def logs(
     from p2pcompute.config import parse_duration
 
     since_s = parse_duration(since) if since else None
-    connection = open_connection()
+    connection = open_connection() if follow else open_kept()
     job = find_job(connection, ref)
     contents = Contents(connection, job["id"])
     streams = ("stdout", "stderr") if is_stderr is None else ("stderr",) if is_stderr else ("stdout",)
@@ -204,7 +204,7 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
     """Print or export results."""
     from p2pcompute.cli.follow import job_exit_code
 
-    connection = open_connection()
+    connection = open_kept()
     job = find_job(connection, ref)
     if job["state"] in ("waiting", "running") and not partial:
         raise P2pcError(

@@ -32,6 +32,7 @@ from p2pcompute.cli.plan import (
     Tally,
     TaskMaker,
     check_executable,
+    check_fetch_names,
     check_local_files,
     check_readable,
     file_line,
@@ -41,7 +42,7 @@ from p2pcompute.cli.plan import (
     ship_function,
 )
 from p2pcompute.cli.replacement import parse as parse_replacement
-from p2pcompute.errors import UsageError
+from p2pcompute.errors import P2pcError, UsageError
 
 SUBMIT_VARIABLES: Final = ("P2PC_SUBMIT_DIR", "P2PC_SUBMIT_HOST")
 """On this machine tasks without files of their own run in the directory where `run` was called, as under a shell."""
@@ -291,7 +292,7 @@ def _check_halt(text: str | None) -> None:
 
 
 def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> ResultsTarget | None:
-    """Return where results go; with --resume the numbers go on after those that are there."""
+    """Return where results go."""
     results, joblog = flags["results"], flags["joblog"]
     if resume and not results and not joblog:
         raise UsageError(
@@ -306,10 +307,12 @@ def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> 
         files_dir=Path.cwd() if files.fetch and not (results and not is_results_file(results)) else None,
         resume=resume,
     )
-    if not resume:
-        return target
-    places = [path for path in (target.dir, target.file, target.joblog) if path is not None]
-    return replace(target, first=max(read_done_keys(path).next_number for path in places))
+    return target
+
+
+def _numbered(target: ResultsTarget) -> ResultsTarget:
+    """Return the target with numbers that go on after those that are there."""
+    return replace(target, first=max(read_done_keys(path).next_number for _, path in target.claims()))
 
 
 def _dry_run(request: Request, maker: TaskMaker, function: Function | None) -> int:
@@ -343,24 +346,109 @@ class _Run:
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
     _chunker: Chunker = field(init=False)
+    _connection: Any = None
+    """Of the node, once it was needed."""
+    _is_new: bool = False
+    """The node was started for this run."""
     _is_stopping: bool = False
+    _is_tallied: bool = False
+    """What was done before has been said."""
 
     def go(self) -> int:
         request = self.request
         self._chunker = Chunker(None if request.batch == "auto" else int(request.batch))
+        if request.results is not None:
+            code = self._finish_earlier(request.results)
+            if code is not None:
+                return code
+            if request.resume:
+                self.request = request = replace(request, results=_numbered(request.results))
         earlier = self._read_earlier()
         if request.files.send and request.inputs.is_repeatable:
             self._check_files()
         rows = request.inputs.rows()
         # Of a slow source no more than the first row is waited for.
         peeked = list(itertools.islice(rows, PEEKED_ROWS if request.inputs.is_repeatable else 1))
+        if request.results is not None and request.results.files_dir is not None:
+            check_fetch_names(peeked, request.files)
         lines = make_lines(
             itertools.chain(peeked, rows), self.maker, self.tally, earlier=earlier, retry_failed=request.retry_failed
         )
+        if earlier is not None and request.inputs.is_repeatable:
+            self._say_tally(earlier)
         first = next(lines, None)
         if first is None:
             return self._nothing_to_do()
         return self._submit(peeked, itertools.chain([first], lines))
+
+    def _finish_earlier(self, target: ResultsTarget) -> int | None:
+        """Let an unfinished job of an earlier run that writes there end first; an exit code when the user stopped it.
+
+        Raises:
+            UsageError: a job of another installation writes there, or one that cannot be carried on from here.
+        """
+        from p2pcompute.api.result_claims import check_claims
+        from p2pcompute.places import find_paths
+
+        for job_id in sorted(check_claims(target.claims(), str(find_paths(os.environ).state))):
+            connection = self._connect()
+            try:
+                job = connection.request("GET", f"/v1/jobs/{job_id}")
+            except P2pcError as error:
+                if error.code != "no-job":
+                    raise
+                continue
+            if job["state"] not in ("waiting", "running"):
+                continue
+            is_fed = job.get("total") is None and connection.embedded is None
+            if not self.request.resume or self.request.is_detached or is_fed:
+                alias = job["alias"]
+                raise UsageError(
+                    f"the unfinished job {alias} writes there", "two jobs would mix their results",
+                    f"p2pc attach {alias} to see it, or p2pc cancel {alias}; then again", code="results-busy",
+                )
+            if (code := self._carry_on(connection, job)) is not None:
+                return code
+        return None
+
+    def _carry_on(self, connection: Any, job: Mapping[str, Any]) -> int | None:
+        """Follow a job of an earlier run to its end; None when it came."""
+        from p2pcompute.cli.follow import Signals, View, make_printer
+        from p2pcompute.cli.progress import Progress, choose_display
+
+        done = f"{job['done']}/{job['added']}"
+        say(f"job {job['alias']} of an earlier run still writes there, {done} done: carrying on with it", level=1)
+        if job.get("total") is None:
+            # Who sent its tasks has gone with the node: it gets no more.
+            connection.request("POST", f"/v1/jobs/{job['id']}/seal", {})
+        display = choose_display(self.request.progress)
+        printer, errors = make_printer(
+            connection, job, display, mode=self.request.output, kind=str(job.get("kind")), tag=self.request.tag,
+            keep_order=self.request.keep_order,
+        )
+        progress = Progress(f"{job['name']} {job['alias']}", data=job, started=self.started)
+        with Signals().caught() as signals:
+            outcome = View(
+                connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
+                after=int(job.get("last_seq") or 0), keeps_results=True, is_onlooker=connection.embedded is None,
+            ).follow()
+        if errors is not None and outcome.exit_code is None:
+            errors.close()
+        if outcome.exit_code is not None:
+            return outcome.exit_code
+        return None
+
+    def _connect(self) -> Any:
+        """Return the connection to the node; start one at the first call when there is none."""
+        if self._connection is None:
+            from p2pcompute.cli.connection import open_connection
+            from p2pcompute.cli.daemon_start import ensure_node
+
+            self._is_new = not open_connection().is_answering()
+            self._connection = ensure_node(local=self.request.local, announce=lambda text: say(text, level=1))
+            if self._connection.embedded is not None:
+                _say_awake(self._connection.request("GET", "/v1/status"))
+        return self._connection
 
     def _read_earlier(self) -> DoneKeys | None:
         target = self.request.results
@@ -370,6 +458,16 @@ class _Run:
             if path is not None:
                 return read_done_keys(path)
         return None
+
+    def _say_tally(self, earlier: DoneKeys) -> None:
+        """Say what is done before anything is run; inputs from a pipe are not known before the end."""
+        tally = Tally()
+        for _ in make_lines(
+            self.request.inputs.rows(), self.maker, tally, earlier=earlier, retry_failed=self.request.retry_failed
+        ):
+            pass
+        say(tally.text(), level=1)
+        self._is_tallied = True
 
     def _check_files(self) -> None:
         """Every file to send is there, before anything starts."""
@@ -401,22 +499,19 @@ class _Run:
     # --- with a node ------------------------------------------------------------------------------
 
     def _submit(self, peeked: list[Row], lines: Iterator[dict[str, Any]]) -> int:
-        from p2pcompute.cli.connection import open_connection
-        from p2pcompute.cli.daemon_start import ensure_node
         from p2pcompute.cli.follow import Signals
 
         request = self.request
         if request.is_detached:
             _check_detachable()
-        is_new = not open_connection().is_answering()
-        connection = ensure_node(local=request.local, announce=lambda text: say(text, level=1))
+        connection = self._connect()
         status = connection.request("GET", "/v1/status")
         others = [peer for peer in status.get("peers") or () if peer.get("state") == "up"]
         if others and not request.local:
             check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
         elif not others and request.kind == "command":
             check_executable(request.words, request.files, only_here=True)
-        if is_new:
+        if self._is_new:
             _say_alone(status)
         if request.batch != "1":
             lines = self._chunker.chunks(lines, self._wait)
@@ -481,7 +576,7 @@ class _Run:
         if source.error is not None:
             connection.request("POST", f"/v1/jobs/{job['id']}/cancel", {"now": True})
             raise source.error
-        if self.request.resume:
+        if self.request.resume and not self._is_tallied:
             say(self.tally.text(), level=1)
         if self.request.is_json:
             print_json(connection.request("GET", f"/v1/jobs/{job['id']}"))
@@ -524,7 +619,7 @@ class _Run:
         request, tally = self.request, self.tally
         elapsed_s = time.monotonic() - self.started
         code = job_exit_code(job, failed_before=tally.failed_kept, style=request.exit_style)
-        if request.resume:
+        if request.resume and not self._is_tallied:
             say(tally.text(), level=1)
         if hint := failures_hint(job):
             say(hint, level=1)
@@ -542,7 +637,18 @@ class _Run:
 def _say_kept(tally: Tally) -> None:
     """Failures of an earlier run make this one's exit code 1: say so, and what to do about them."""
     if tally.failed_kept:
-        say(f"{count_text(tally.failed_kept)} failed before and not tried again; to try: --resume-failed", level=1)
+        say(f"{count_text(tally.failed_kept)} failed before and not tried now; again: --resume-failed", level=1)
+
+
+def _say_awake(status: Mapping[str, Any]) -> None:
+    """What earlier runs left unfinished goes on while a node runs: say so."""
+    jobs = status.get("jobs") or {}
+    count = int(jobs.get("running") or 0) + int(jobs.get("waiting") or 0)
+    if count:
+        say(
+            f"{plural(count, 'unfinished job')} of earlier runs {'goes' if count == 1 else 'go'} on meanwhile: p2pc jobs",
+            level=1,
+        )
 
 
 def _say_alone(status: Mapping[str, Any]) -> None:

@@ -246,8 +246,9 @@ def _check_indices(indices: list[int] | None, job: JobView) -> list[int] | None:
 class Api:
     """Serves the calls of `CALLS`; each method answers one."""
 
-    def __init__(self, node: NodeFacade, control: Control, sink: ResultsSink) -> None:
+    def __init__(self, node: NodeFacade, control: Control, sink: ResultsSink, *, takes_jobs: bool = True) -> None:
         self._node = node
+        self._takes_jobs = takes_jobs
         self._control = control
         self._sink = sink
         self.job_events = JobEvents(node, sink)
@@ -306,7 +307,17 @@ class Api:
     def _job_json(self, job: JobView) -> dict[str, Any]:
         return self._sink.describe(job_json(job))
 
+    def _check_takes_jobs(self) -> None:
+        """Refuse what would have to run.
+
+        Raises:
+            NodeUnavailable: this node only shows what is kept.
+        """
+        if not self._takes_jobs:
+            raise NodeUnavailable("no node is running here", "what is kept is only being looked at", "p2pc node start")
+
     async def submit(self, request: Request) -> Response:
+        self._check_takes_jobs()
         body = decode_body(await read_body(request), JobBody)
         terms, spec, note = await build_job(body, self._node.blobs, self._node.clock.wall())
         if note.results is not None:
@@ -352,6 +363,7 @@ class Api:
         return JsonResponse(self._job_json(self._job(request)))
 
     async def retry(self, request: Request) -> Response:
+        self._check_takes_jobs()
         body = decode_body(await read_body(request), RetryBody)
         job = self._job(request)
         count = await self._node.retry(
@@ -481,9 +493,11 @@ async def _routing_error(request: Request, error: Exception) -> Response:
     return JsonResponse(error_json(refusal), status_code=status)
 
 
-def build_app(node: NodeFacade, control: Control, sink: ResultsSink) -> tuple[Starlette, Api]:
+def build_app(
+    node: NodeFacade, control: Control, sink: ResultsSink, *, takes_jobs: bool = True
+) -> tuple[Starlette, Api]:
     """Return the application over a node, and the part of it that must be closed before the node stops."""
-    api = Api(node, control, sink)
+    api = Api(node, control, sink, takes_jobs=takes_jobs)
     routes = [Route(call.path, _guarded(getattr(api, call.name)), methods=[call.method]) for call in CALLS]
     return Starlette(routes=routes, exception_handlers={HTTPException: _routing_error}), api
 

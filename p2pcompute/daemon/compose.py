@@ -29,7 +29,18 @@ def report_bug(name: str, error: BaseException) -> None:
     log.error("task %s failed", name, exc_info=error)
 
 
-async def build_node(paths: MachinePaths, settings: Settings) -> tuple[Node, Callable[[], Awaitable[None]]]:
+async def build_onlooker(paths: MachinePaths, settings: Settings) -> tuple[Node, Callable[[], Awaitable[None]]]:
+    """Return a node that only shows what is kept: it has no slot and no network.
+
+    Raises:
+        IdentityError, StoreError: as `build_node`.
+    """
+    return await build_node(paths, settings, is_onlooker=True)
+
+
+async def build_node(
+    paths: MachinePaths, settings: Settings, *, is_onlooker: bool = False
+) -> tuple[Node, Callable[[], Awaitable[None]]]:
     """Return the node, not started, and the call that closes what it stands on.
 
     Raises:
@@ -49,11 +60,12 @@ async def build_node(paths: MachinePaths, settings: Settings) -> tuple[Node, Cal
         net = RealNet(interfaces=settings.node.interfaces or None, on_error=report_bug)
         undo.push_async_callback(net.close)
         runner = ProcessRunner(
-            store.blobs, paths.data / "work", parse_slots(settings.node.slots, cpus), clock, node_name=name
+            store.blobs, paths.data / "work", 0 if is_onlooker else parse_slots(settings.node.slots, cpus), clock,
+            node_name=name,
         )
         undo.push_async_callback(runner.close)
         contacts: list[Address] = []
-        for peer in settings.node.peers:
+        for peer in settings.node.peers if not is_onlooker else ():
             found = await net.resolve(*parse_peer(peer))
             if not found:
                 log.warning("no address is known for the first contact %s", peer)
@@ -64,7 +76,7 @@ async def build_node(paths: MachinePaths, settings: Settings) -> tuple[Node, Cal
             group,
             NodeOptions(
                 name=name, port=settings.node.port, first_contacts=tuple(contacts), discover=settings.node.discover,
-                accepts_others=settings.node.accept != "none",
+                accepts_others=settings.node.accept != "none", is_networked=not is_onlooker,
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
             on_error=report_bug,

@@ -67,6 +67,8 @@ class DaemonOptions:
     """The node stops when this descriptor reaches its end: whoever holds the other end has gone."""
     ready_fd: int | None = None
     """Where one line of JSON says {ready, pid, socket} or what went wrong."""
+    is_onlooker: bool = False
+    """Only show what is kept: no task runs, no peer is reached, unfinished jobs rest."""
     is_foreground: bool = False
     """Warnings go to the terminal too."""
     on_ready: Callable[[NodeFacade], None] | None = None
@@ -110,7 +112,7 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
             start_log(paths.log, settings.log, to_terminal=options.is_foreground)
             try:
                 with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                    runner.run(_live(paths, settings, options, build or _real_build()))
+                    runner.run(_live(paths, settings, options, build or _real_build(options)))
             except P2pcError as error:
                 log.error("the node did not start: %s", error)
                 raise
@@ -136,9 +138,10 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
     return EXIT_OK
 
 
-def _real_build() -> Build:
+def _real_build(options: DaemonOptions) -> Build:
     """Import what a real node needs only here: it is most of the start-up time."""
-    build: Build = importlib.import_module("p2pcompute.daemon.compose").build_node
+    compose = importlib.import_module("p2pcompute.daemon.compose")
+    build: Build = compose.build_onlooker if options.is_onlooker else compose.build_node
     return build
 
 
@@ -219,11 +222,12 @@ async def _serve(
 ) -> None:
     scope = TaskScope("daemon", _log_error)
     sink = ResultsSink(node, paths.state / "sinks", scope)
-    app, api = build_app(node, requests, sink)
+    app, api = build_app(node, requests, sink, takes_jobs=not options.is_onlooker)
     listener = Listener(app, __version__)
     try:
         await node.start()
-        await sink.start()
+        if not options.is_onlooker:
+            await sink.start()
         serving = scope.spawn(listener.serve(sockets=[listening]), "listener")
         serving.add_done_callback(lambda _: requests.request_stop(drain=True))
         _write_run_file(paths)

@@ -206,7 +206,7 @@ def test_json_is_one_document(p2pc: Shell) -> None:
 
 
 def test_a_detached_job_is_waited_for_and_read(p2pc: Shell) -> None:
-    code, out, err = p2pc("run", "--detach", "sleep 0.2; echo {}; exit {}", ":::", "0", "1")
+    code, out, err = p2pc("run", "--detach", "sleep 2; echo {}; exit {}", ":::", "0", "1")
     alias = out.strip()
     assert code == 0 and re.fullmatch(r"[a-z][a-z2-9]{3,}", alias)
     assert p2pc("wait", "--timeout", "0.01", alias)[0] == 7
@@ -289,3 +289,46 @@ def test_the_demo_finds_pi(p2pc: Shell) -> None:
     code, out, _ = p2pc("demo", "--json", "--tasks", "4")
     document = json.loads(out)
     assert code == 0 and abs(document["pi"] - 3.14159) < 0.02 and document["done"] == 4
+
+
+@pytest.fixture
+def alone(environment: dict[str, str], tmp_path: Path) -> Shell:
+    """Where no node may stay."""
+    home = tmp_path / "h"
+    home.mkdir()
+    return Shell({**environment, "P2PC_HOME": str(home), "CI": "1"}, tmp_path)
+
+
+def test_an_unfinished_job_of_a_closed_terminal_is_carried_on_and_not_run_twice(alone: Shell) -> None:
+    """A new job beside it would run its tasks again, into the same directory."""
+    words = ("run", "--results", "out", "echo {} >>ran; [ -e go ] || sleep 60", ":::", "1", "2", "3", "4", "5")
+    first = alone.start(*words)
+    alone.wait_for(lambda: (alone.cwd / "ran").exists())
+    first.kill()
+    first.communicate()
+    alone.wait_for(lambda: not (alone.cwd / "h/node.json").exists())
+    code, out, err = alone("jobs", "--json")
+    assert code == 0 and [job["state"] for job in json.loads(out)["items"]] in (["waiting"], ["running"])
+    (alone.cwd / "go").touch()
+    before = (alone.cwd / "ran").read_text()
+    assert alone("show", "last")[0] == 0 and (alone.cwd / "ran").read_text() == before, "looking runs nothing"
+    words = (*words[:3], "--resume", *words[3:], "6")
+    code, out, err = alone(*words)
+    assert code == 0 and "carrying on with it" in err, err
+    assert err.index("1 unfinished job of earlier runs goes on") < err.index("carrying on") < err.index("resume: 5 of 6")
+    assert err.index("resume: 5 of 6 already done, 1 new") < err.index("done 1/1")
+    done = [line.split("\t")[8] for line in (alone.cwd / "out/joblog").read_text().splitlines()[1:]]
+    assert len(done) == len(set(done)) == 6
+    assert not (alone.cwd / "out/.p2pc-writer").exists()
+    assert len(json.loads(alone("jobs", "--json")[1])["items"]) == 2
+
+
+def test_jobs_are_shown_where_no_node_stays(alone: Shell) -> None:
+    """`p2pc logs` is what the last line of a failed run recommends."""
+    assert alone("jobs")[0] == 5, "nothing is kept, nothing is made"
+    assert alone("run", "--retries", "0", "echo why{} >&2; exit {}", ":::", "0", "3")[0] == 1
+    code, out, _ = alone("logs", "--failed")
+    assert code == 0 and "why3" in out and "why0" not in out
+    assert alone("result", "last", "--output", "x")[0] == 2
+    assert alone("show", "last")[0] == 0 and alone("result")[0] == 1
+    assert alone("retry", "last")[0] == 5, "what has to run needs a node"

@@ -193,7 +193,7 @@ def test_resume_by_content(ada: Daemon, tmp_path: Path) -> None:
     ada.p2pc("run", *words, "a", "b", "bad", "c", cwd=tmp_path).check(1)
     resumed = ada.p2pc("run", "--resume", *words, "new", "c", "bad", "a", cwd=tmp_path).check(1)
     assert "2 of 4 already done, 1 failed before, 1 new" in resumed.err, resumed.err
-    assert "1 failed before and not tried again; to try: --resume-failed" in resumed.err, "why the exit code is 1"
+    assert "1 failed before and not tried now; again: --resume-failed" in resumed.err, "why the exit code is 1"
     assert sorted((tmp_path / "ran").read_text().split()) == ["a", "b", "bad", "c", "new"]
     again = ada.p2pc("run", "--resume-failed", *words, "a", "b", "bad", "c", "new", cwd=tmp_path).check(1)
     assert "bad" in (tmp_path / "ran").read_text().split()[5:], again.err
