@@ -44,6 +44,8 @@ TICK_S = 1.0
 """Period of the timer that ends leases, grants and parked requests."""
 HOT_S = 10.0
 """A victim that gave or offered work so recently is asked before others."""
+BENCH_S = 60.0
+"""How long a worker whose results broke the protocol is given nothing."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
 COMMIT_AT_END_S = 3.0
@@ -71,6 +73,8 @@ class SchedulerCounters:
     grants_declined_count: int = 0
     steals_refused_full_count: int = 0
     offers_sent_count: int = 0
+    benched_count: int = 0
+    """Workers whose results broke the protocol."""
     jobs_not_got_count: int = 0
     """Grants that were handed back because the envelope of their job did not come."""
 
@@ -129,6 +133,8 @@ class Scheduler:
         """Victim → when our present request was sent there."""
         self._hot: dict[bytes, float] = {}
         self._was_idle = False
+        self._benched: dict[bytes, float] = {}
+        """Worker → until when it gets nothing."""
         self._request_id = 0
         self._offered: dict[bytes, float] = {}
         self._knows_job: dict[bytes, dict[bytes, None]] = {}
@@ -184,6 +190,7 @@ class Scheduler:
     def _forget_old(self, now: float) -> None:
         """Drop what is remembered of peers that are no longer there."""
         self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
+        self._benched = {key: until for key, until in self._benched.items() if until > now}
         self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_S_MIN}
         for key in [key for key in self._knows_job if self._channels.get(key) is None]:
             del self._knows_job[key]
@@ -449,6 +456,7 @@ class Scheduler:
             self._hot[channel.peer.key] = now
         core = self.worker.core
         wanted = core.want() > 0 and self._accepts_others and not self.worker.is_full and not self._is_closed
+        wanted = wanted and grant.owner != self._identity.public_key  # our own tasks come back in another way
         job = self.worker.jobs.get(grant.job_id)
         try:
             if job is None and raw:
@@ -512,6 +520,8 @@ class Scheduler:
     def _on_steal(self, channel: Channel, body: Any) -> None:
         peer = channel.peer
         thief = messages.parse_steal(body, peer.key, peer.installation)
+        if self._is_benched(peer.key):
+            return
         if not self.parking.park(self._host.clock.now(), thief):
             self.counters.steals_refused_full_count += 1
             return
@@ -531,9 +541,13 @@ class Scheduler:
             self.wake()
 
     async def _on_results(self, channel: Channel, body: Any) -> Any:
-        if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], bytes)):
-            raise RemoteProtocolError("malformed message: results")
-        job_id, pairs = self.owner.open_claims(body[0], channel.peer.key, body[1])
+        try:
+            if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], bytes)):
+                raise RemoteProtocolError("malformed message: results")
+            job_id, pairs = self.owner.open_claims(body[0], channel.peer.key, body[1])
+        except RemoteProtocolError:
+            self._bench(channel.peer.key)
+            raise
         wanted = [(claim, outcome) for claim, outcome in pairs if self.owner.wants(job_id, claim)]
         refs: dict[BlobRef, None] = {}
         for _claim, outcome in wanted:
@@ -551,9 +565,29 @@ class Scheduler:
             blobs.unpin(refs)
         return [taken]
 
+    def _bench(self, key: bytes) -> None:
+        """A worker whose results break the protocol gets nothing for BENCH_S, and what it holds goes to others: its
+        results will not be any better, and its heartbeats would keep the leases for ever."""
+        now = self._host.clock.now()
+        self._benched[key] = now + BENCH_S
+        self.counters.benched_count += 1
+        self.parking.remove(key)
+        self.owner.core.peer_lost(now, key)
+        self.wake()
+
+    def _is_benched(self, key: bytes) -> bool:
+        return self._benched.get(key, 0.0) > self._host.clock.now()
+
     async def _on_heartbeat(self, channel: Channel, body: Any) -> Any:
         boot, moved_from, jobs = messages.parse_heartbeat(body)
         now = self._host.clock.now()
+        if self._is_benched(channel.peer.key):
+            if moved_from:  # it took them from another worker, whose leases on them must not stand either
+                for job_id, held in jobs:
+                    self.owner.core.heartbeat(now, channel.peer.key, boot, job_id, held, moved_from=moved_from)
+                self.owner.core.peer_lost(now, channel.peer.key)
+                self.wake()
+            return [[job_id, [index for index, _generation, _attempt in held]] for job_id, held in jobs]
         answer = []
         for job_id, held in jobs:
             drop = self.owner.core.heartbeat(

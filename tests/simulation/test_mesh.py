@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from p2pcompute.host.runs import Outcome, OutputFile
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
@@ -162,6 +165,35 @@ def test_an_owner_that_holds_its_own_tasks_shares_them_with_nodes_that_come_late
             assert view.done == len(works) and view.failed == 0
             ideal_s = sum(works) / 3
             assert simulation.now - began < 1.3 * ideal_s, f"{simulation.now - began:.0f} s, ideal {ideal_s:.0f} s"
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_a_worker_with_malformed_results_does_not_hold_the_job_up() -> None:
+    """Its results are refused whole; if its leases stood, its heartbeats would keep them for ever."""
+    with Simulation(9) as simulation:
+        mesh = Mesh(simulation, 3, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            liar = mesh.members[2].running.scheduler.worker
+            report = liar._on_outcomes
+
+            def lie(outcomes: Sequence[tuple[int, Outcome]]) -> None:
+                bad = (OutputFile("../escape", bytes(32), 1, 0o644),)
+                report([(run_id, replace(outcome, files=bad)) for run_id, outcome in outcomes])
+
+            liar._on_outcomes = lie  # type: ignore[method-assign]
+            owner = mesh.members[0]
+            began = simulation.now
+            job_id = await mesh.submit(owner, [0.2] * 80)
+            view = await mesh.wait_for(owner, job_id, limit_s=200)
+            assert view.done == 80 and view.failed == 0
+            assert simulation.now - began < 15, "four honest slots need 4 s"
+            assert owner.running.scheduler.counters.benched_count >= 1
+            await mesh.check_values(owner, job_id, 80)
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
