@@ -35,7 +35,7 @@ class TaskState(IntEnum):
 
 class FactKind(IntEnum):
     TASKS = 1
-    """[first index, [payload, …]]"""
+    """[first index, [payload, …]], and the generation in which they begin when it is not 0"""
     SEAL = 2
     """[total]"""
     CLAIMS = 3
@@ -111,7 +111,7 @@ class JobLedger:
 
     # --- facts ------------------------------------------------------------------------------------
 
-    def add_tasks(self, first: int, count: int) -> list[int]:
+    def add_tasks(self, first: int, count: int, generation: int = 0) -> list[int]:
         """Fold a TASKS fact; returns the indices that are new, lowest first.
 
         Facts of later batches may arrive before earlier ones: the hole is closed when those arrive.
@@ -128,7 +128,7 @@ class JobLedger:
         if new:
             self._states.extend(bytes(len(new)))
             self._seqs.frombytes(bytes(8 * len(new)))
-            self._generations.extend(bytes(len(new)))
+            self._generations.extend(bytes([generation]) * len(new))
             self.size = end
             self.counts[TaskState.OPEN] += len(new)
             for index in new if self._early else ():
@@ -190,7 +190,7 @@ class JobLedger:
         try:
             match FactKind(kind):
                 case FactKind.TASKS:
-                    self.add_tasks(body[0], len(body[1]))
+                    self.add_tasks(body[0], len(body[1]), *body[2:])
                     return []
                 case FactKind.SEAL:
                     self.seal(body[0])

@@ -130,6 +130,8 @@ class OwnedJob:
         self.is_cancelled = False
         self.cancelling: dict[int, None] = {}
         """Leased tasks that end as cancelled unless their running attempt succeeds."""
+        self.generation = 0
+        """In which new tasks begin."""
         self.retried = 0
         self.by_thief: dict[bytes, list[int]] = {}
         """Key → [leased, done, failed]."""
@@ -188,7 +190,7 @@ class OwnerCore:
         """Add tasks behind those that are there; returns the first index.  The caller journals them."""
         job = self.jobs[job_id]
         first = job.ledger.size
-        for index, payload in zip(job.ledger.add_tasks(first, len(payloads)), payloads, strict=True):
+        for index, payload in zip(job.ledger.add_tasks(first, len(payloads), job.generation), payloads, strict=True):
             job.payloads[index] = payload
             job.ready.append(index)
         if job.is_cancelled or job.halted:
@@ -214,12 +216,15 @@ class OwnerCore:
             job.ledger.fold(kind, body)
             if kind == FactKind.TASKS:
                 job.payloads.update(enumerate(body[1], body[0]))
+                job.generation = max([job.generation, *body[2:]])
             elif kind == FactKind.CLAIMS:
                 claims += body
             elif kind == FactKind.CANCEL_ALL:
                 job.is_cancelled = True
             elif kind == FactKind.RETRY:
                 job.is_cancelled = False
+        # Workers may hold tasks whose addition was lost with our former life: what takes their indices is not theirs.
+        job.generation = min(job.generation + 1, GENERATION_MAX // 2)
         self._recover_shares(job, facts, claims)
         for index, generation, attempt, status, _digest, _thief in claims:
             if not job.ledger.is_open(index, generation):

@@ -227,14 +227,15 @@ class OwnerService:
             for payload in payloads:
                 self._keep_blobs(book, self._inputs(spec, payload))
         first = self.core.add_tasks(job_id, payloads)
+        begins = [book.job.generation] if book.job.generation else []
         start, size = 0, 0
         for position, payload in enumerate(payloads):
             if position > start and (size + len(payload) > FACT_BYTES_MAX or position - start >= FACT_ENTRIES_MAX):
-                self._fact(job_id, FactKind.TASKS, [first + start, list(payloads[start:position])])
+                self._fact(job_id, FactKind.TASKS, [first + start, list(payloads[start:position]), *begins])
                 start, size = position, 0
             size += len(payload)
         if start < len(payloads):
-            self._fact(job_id, FactKind.TASKS, [first + start, list(payloads[start:])])
+            self._fact(job_id, FactKind.TASKS, [first + start, list(payloads[start:]), *begins])
         if book.job.ledger.counts[TaskState.OPEN] >= OPEN_TASKS_MAX:
             book.room.clear()
         self._wake()

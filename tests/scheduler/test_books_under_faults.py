@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from p2pcompute.limits import LEASE_S_MIN
-from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import Grant, GrantedTask
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.owner import Grant, GrantedTask, OwnerCore
 from p2pcompute.scheduler.worker import WorkerCore
-from tests.scheduler.test_owner_and_worker import FAILED, JOB, OK, make, report, take, thief
+from tests.scheduler.test_owner_and_worker import FAILED, JOB, OK, envelope, make, report, take, thief
 
 OWNER = b"o" * 32
 
@@ -103,3 +103,17 @@ def test_a_task_granted_anew_to_its_holder_counts_for_the_later_attempt() -> Non
     task = held.task
     assert core.result(40.0, a.key, a.installation, JOB, 0, task.generation, task.attempt, FAILED, b"")
     assert core.jobs[JOB].ledger.state(0) is TaskState.FAILED
+
+
+def test_what_was_granted_of_tasks_that_a_crash_took_away_is_not_taken_for_their_successors() -> None:
+    """Tasks may start before they are durable.  After a crash other tasks may get their indices."""
+    a = thief("a", slots=4)
+    core = OwnerCore()
+    job = core.recover(envelope(), [(FactKind.TASKS, [0, [b"kept"]])])
+    core.add_tasks(JOB, [b"other"])
+    assert (job.ledger.generation(0), job.ledger.generation(1)) == (0, 1)
+    assert core.heartbeat(0.0, a.key, a.boot, JOB, [(0, 0, 1), (1, 0, 1)]) == []
+    assert core.take_effects().stops == [(a.key, JOB, [1], True)]
+    assert not core.result(0.0, a.key, a.installation, JOB, 1, 0, 1, OK, b"")
+    again = OwnerCore().recover(envelope(), [(FactKind.TASKS, [0, [b"kept"]]), (FactKind.TASKS, [1, [b"other"], 1])])
+    assert (again.ledger.generation(0), again.ledger.generation(1), again.generation) == (0, 1, 2)
