@@ -278,6 +278,12 @@ BLOB_SMALL_WAITING_MAX: Final = 1024
 """Small blobs (64 MiB in all) that wait for the disk; further ones fail at once (code store-busy)."""
 BLOB_THREADS: Final = 4
 """Threads that read and write blobs."""
+BLOB_VERIFIED_MAX: Final = 65_536
+"""Blobs whose files are known to fit their digests (about 250 bytes each); others are hashed again when used."""
+BLOB_MANIFESTS_MAX: Final = 8
+"""Manifests kept in memory (at most 32 MiB each, 64 KiB for a blob of 1 GiB) while blobs are read in pieces."""
+BLOB_DAMAGED_BYTES_MAX: Final = 64 * MIB
+"""Content of damaged blobs kept for whoever wants to look; beyond it only their names."""
 BLOB_RECENT_S: Final = 60.0
 """A blob used within this time is not evicted: it may be about to be pinned."""
 BLOB_BUDGET_CHUNKS: Final = 16

@@ -442,6 +442,12 @@ class Api:
         """Stream a blob.  One that is missing is found out before the answer begins."""
         blobs = self._node.blobs
         if not await blobs.has(ref):
+            if blobs.is_damaged(ref):
+                raise StoreError(
+                    "blob damaged: this content was altered on the disk of this machine",
+                    f"blob {ref.digest.hex()[:16]} ({ref.size} bytes) does not fit its digest; it was moved aside",
+                    "check this disk; run the task again: p2pc retry", code="blob-damaged",
+                )
             raise StoreError("this content is not on this machine any more", "", "run the task again", code="no-file")
         return StreamingResponse(
             blobs.stream(ref), media_type="application/octet-stream", headers={"content-length": str(ref.size)}

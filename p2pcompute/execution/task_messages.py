@@ -119,7 +119,8 @@ class Translator:
     def _path(self, ref: BlobRef) -> str:
         path = self._blobs.path(ref)
         if path is None:
-            text = f"a blob that the task needs is not on this node: {ref.digest.hex()}"
+            state = "was damaged on this node's disk" if self._blobs.is_damaged(ref) else "is not on this node"
+            text = f"a blob that the task needs {state}: {ref.digest.hex()}"
             raise Unfit(Outcome(OutcomeStatus.NOT_RUN, error=text))
         return path
 

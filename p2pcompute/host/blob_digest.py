@@ -30,7 +30,7 @@ def chunk_size(size: int, index: int) -> int:
     return min(BLOB_CHUNK_BYTES, size - index * BLOB_CHUNK_BYTES)
 
 
-def hash_chunk(data: bytes) -> bytes:
+def hash_chunk(data: bytes | memoryview) -> bytes:
     """Return the BLAKE3 of one chunk: 32 bytes."""
     return blake3(data).digest()
 

@@ -254,7 +254,10 @@ class BlobStore(Protocol):
         """The concatenated chunk hashes, 32 bytes each."""
 
     def path(self, ref: BlobRef) -> str | None:
-        """The read-only file that holds it, where the host has files and the blob is here."""
+        """The read-only file that holds it, where the host has files and the blob is here and whole."""
+
+    def is_damaged(self, ref: BlobRef) -> bool:
+        """Whether it is missing because what the disk held was not what its name says."""
 
     def pin(self, refs: Iterable[BlobRef]) -> None:
         """Keep blobs from eviction and deletion, here already or not.  Pins are counted and gone at the next start."""

@@ -9,6 +9,10 @@ written before the first is synced, so that a journalling file system commits th
 
 What is here is bounded by a size cap: above it the least recently used blobs that nobody has pinned go.  The time of
 last use is the file's modification time, so nothing about blobs has to be kept in memory or in a database.
+
+Nothing is given out that was not compared with its digest in this life of the node: a file is hashed at its first use,
+and what it was then (inode, size, time of modification) is remembered.  One that does not fit its name is moved to
+`damaged/` and counts as missing.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import shutil
 import stat
@@ -27,20 +32,25 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import IO, Any, BinaryIO, Final, TypeVar
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError
-from p2pcompute.host.blob_digest import BlobHasher, chunk_count, is_manifest, ref_of
+from p2pcompute.host.blob_digest import HASH_BYTES, BlobHasher, chunk_count, hash_chunk, is_manifest, ref_of
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import (
     BLOB_CHUNK_BYTES,
+    BLOB_DAMAGED_BYTES_MAX,
+    BLOB_MANIFESTS_MAX,
     BLOB_RECENT_S,
     BLOB_SMALL_BYTES,
     BLOB_SMALL_WAITING_MAX,
     BLOB_THREADS,
+    BLOB_VERIFIED_MAX,
     CACHE_BYTES_DEFAULT,
     DISK_RESERVE_BYTES,
 )
+
+log = logging.getLogger("p2pcompute.store")
 
 _T = TypeVar("_T")
 
@@ -66,7 +76,7 @@ class BlobCounters:
     evicted: int = 0
     evicted_bytes: int = 0
     damaged: int = 0
-    """Files whose content did not fit their name; they were removed."""
+    """Files whose content did not fit their name; they were moved aside."""
     disk_full: int = 0
 
 
@@ -103,6 +113,12 @@ class FileBlobs:
         if self._tmp.is_dir():
             shutil.rmtree(self._tmp)
         self._tmp.mkdir(mode=0o700, parents=True)
+        self._damaged = self.directory / "damaged"
+        self._verified: dict[bytes, tuple[int, int, int]] = {}
+        """Digest → (inode, size, mtime in ns) of the file that was found to fit it; the oldest go first."""
+        self._manifests: dict[bytes, bytes] = {}
+        """Of blobs that are being read in pieces; the oldest go first."""
+        self._memory_lock = threading.Lock()
         self._names = itertools.count()
         self._pins: dict[bytes, int] = {}
         self._pins_lock = threading.Lock()
@@ -118,22 +134,33 @@ class FileBlobs:
     # --- what is here ---------------------------------------------------------------------------
 
     async def has(self, ref: BlobRef) -> bool:
-        """Whether the blob is here; counts as a use."""
-        return self.path(ref) is not None
+        """Whether the blob is here and whole; counts as a use.  A large one is hashed in a thread at its first use."""
+        status = self._status(ref)
+        if status is None:
+            return False
+        if ref.size <= BLOB_SMALL_BYTES or self._is_shut or self._is_verified(ref.digest, status):
+            return self.path(ref) is not None
+        return await self._run(lambda: self.path(ref) is not None)
 
     def path(self, ref: BlobRef) -> str | None:
-        """Return the read-only file that holds the blob, or None; counts as a use.  Costs one stat."""
+        """Return the read-only file that holds the blob, or None; counts as a use.
+
+        Costs one stat, and at the first use in the life of this object the hashing of the file: ask `has` before,
+        where an event loop runs.
+        """
+        status = self._status(ref)
+        if status is None or not (self._is_verified(ref.digest, status) or self._verify(ref)):
+            return None
         name = self._name(ref.digest)
-        try:
-            status = os.stat(name)
-        except OSError:
-            return None
-        if status.st_size != ref.size:
-            return None
         if time.time() - status.st_mtime > _TOUCH_S:
             with contextlib.suppress(OSError):
                 os.utime(name)
+                self._remember(ref.digest, os.stat(name))
         return name
+
+    def is_damaged(self, ref: BlobRef) -> bool:
+        """Whether the blob is missing because its file had another content."""
+        return self._status(ref) is None and os.path.exists(self._damaged / ref.digest.hex())
 
     def pin(self, refs: Iterable[BlobRef]) -> None:
         """Keep blobs from eviction and deletion, whether they are here yet or not.  Pins are counted and volatile."""
@@ -161,7 +188,7 @@ class FileBlobs:
         """Return bytes of a blob: up to `count` from `offset`, fewer at its end.
 
         Raises:
-            StoreError: "blob-missing": it is not here.
+            StoreError: "blob-missing": it is not here.  "blob-damaged": its file had another content.
         """
         return await self._run(lambda: self._read(ref, offset, count))
 
@@ -180,7 +207,7 @@ class FileBlobs:
         """Return the chunk hashes, 32 bytes each.
 
         Raises:
-            StoreError: "blob-missing": it is not here.  "blob-damaged": its file has another content; it was removed.
+            StoreError: "blob-missing": it is not here.  "blob-damaged": its file had another content.
         """
         return await self._run(lambda: self._manifest(ref))
 
@@ -188,51 +215,147 @@ class FileBlobs:
         """Yield the content in chunks of at most BLOB_CHUNK_BYTES.
 
         Raises:
-            StoreError: "blob-missing": it is not here, or it went in the middle (pin it to prevent that).
+            StoreError: "blob-damaged": as `read`.  "blob-missing": it is not here, or it went in the middle (pin it
+                to prevent that).
         """
         for index in range(chunk_count(ref.size)):
             if chunk := await self.read(ref, index * BLOB_CHUNK_BYTES, BLOB_CHUNK_BYTES):
                 yield chunk
 
     def _read(self, ref: BlobRef, offset: int, count: int | None) -> bytes:
+        end = ref.size if count is None else min(ref.size, offset + count)
         try:
             with open(self._name(ref.digest), "rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != ref.size:
-                    raise _missing(ref)
-                wanted = max(0, ref.size - offset if count is None else min(count, ref.size - offset))
-                data = os.pread(file.fileno(), wanted, offset)
-                while len(data) < wanted:  # pread returns at most 2 GiB at once
-                    more = os.pread(file.fileno(), wanted - len(data), offset + len(data))
-                    if not more:
-                        raise _missing(ref)
-                    data += more
-                return data
+                status = os.fstat(file.fileno())
+                if status.st_size != ref.size:
+                    raise self._absent(ref)
+                if self._is_verified(ref.digest, status):
+                    return self._pread(file, ref, offset, end)
+                manifest = self._manifest(ref) if chunk_count(ref.size) > 1 else ref.digest
+                first = offset // BLOB_CHUNK_BYTES
+                start = first * BLOB_CHUNK_BYTES
+                stop = min(ref.size, -(-end // BLOB_CHUNK_BYTES) * BLOB_CHUNK_BYTES)
+                data = self._pread(file, ref, start, stop)
+                view = memoryview(data)
+                hashes = b"".join(
+                    hash_chunk(view[at : at + BLOB_CHUNK_BYTES])
+                    for at in range(0, len(data) or 1, BLOB_CHUNK_BYTES)
+                )
+                if ref.size and not data:
+                    return b""
+                if hashes != manifest[first * HASH_BYTES : first * HASH_BYTES + len(hashes)]:
+                    self._set_aside(ref, status)
+                    raise self._absent(ref)
+                if len(data) == ref.size:
+                    self._remember(ref.digest, status)
+                return data if (start, stop) == (offset, end) else data[offset - start : end - start]
         except FileNotFoundError:
-            raise _missing(ref) from None
+            raise self._absent(ref) from None
+
+    def _pread(self, file: IO[bytes], ref: BlobRef, start: int, stop: int) -> bytes:
+        data = os.pread(file.fileno(), max(0, stop - start), start)
+        while len(data) < stop - start:  # pread returns at most 2 GiB at once
+            more = os.pread(file.fileno(), stop - start - len(data), start + len(data))
+            if not more:
+                raise self._absent(ref)
+            data += more
+        return data
 
     def _manifest(self, ref: BlobRef) -> bytes:
-        if self.path(ref) is None:
-            raise _missing(ref)
+        status = self._status(ref)
+        if status is None:
+            raise self._absent(ref)
         if chunk_count(ref.size) == 1:
             return ref.digest
+        if (kept := self._manifests.get(ref.digest)) is not None:
+            return kept
         name = self._name(ref.digest) + _MANIFEST_SUFFIX
+        manifest = b""
         with contextlib.suppress(FileNotFoundError):
             manifest = Path(name).read_bytes()
-            if is_manifest(ref, manifest):
-                return manifest
-        with open(self._name(ref.digest), "rb") as file:
-            hasher = _hash(file)
-        if hasher.finish() != ref:
-            self.counters.damaged += 1
-            self._remove(ref.digest, even_pinned=True)
-            raise StoreError(
-                f"the blob {ref.digest.hex()[:16]} was damaged on disk",
-                "its content does not fit its name",
-                "it was removed; what needs it gets it again from where it came from",
-                code="blob-damaged",
-            )
-        self._install(name, hasher.manifest)
-        return hasher.manifest
+        if not is_manifest(ref, manifest):
+            with open(self._name(ref.digest), "rb") as file:
+                hasher = _hash(file)
+            if hasher.finish() != ref:
+                self._set_aside(ref, status)
+                raise self._absent(ref)
+            manifest = hasher.manifest
+            self._install(name, manifest)
+            self._remember(ref.digest, status)
+        with self._memory_lock:
+            self._manifests[ref.digest] = manifest
+            _shorten(self._manifests, BLOB_MANIFESTS_MAX)
+        return manifest
+
+    # --- comparing with the digest --------------------------------------------------------------
+
+    def _status(self, ref: BlobRef) -> os.stat_result | None:
+        """Return what is known of the blob's file; None when there is none of that size."""
+        try:
+            status = os.stat(self._name(ref.digest))
+        except OSError:
+            return None
+        return status if status.st_size == ref.size else None
+
+    def _is_verified(self, digest: bytes, status: os.stat_result) -> bool:
+        return self._verified.get(digest) == (status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def _remember(self, digest: bytes, status: os.stat_result) -> None:
+        with self._memory_lock:
+            self._verified[digest] = (status.st_ino, status.st_size, status.st_mtime_ns)
+            _shorten(self._verified, BLOB_VERIFIED_MAX)
+
+    def _verify(self, ref: BlobRef) -> bool:
+        """Hash the file of a blob; False when it has another content (it was moved aside) or cannot be read."""
+        try:
+            with open(self._name(ref.digest), "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())  # before it is read: a change that comes meanwhile is found
+                if _hash(file).finish() == ref:
+                    self._remember(ref.digest, status)
+                    return True
+            self._set_aside(ref, status)
+        except OSError as error:
+            log.warning("the blob %s cannot be read: %s", ref.digest.hex()[:16], error)
+        return False
+
+    def _set_aside(self, ref: BlobRef, status: os.stat_result) -> None:
+        """Take a damaged file out of use, pinned or not.  Its name is kept in `damaged/`, its content while room is."""
+        name, aside = self._name(ref.digest), f"{self._damaged}/{ref.digest.hex()}"
+        os.makedirs(self._damaged, mode=0o700, exist_ok=True)
+        manifest_size = 0
+        with self._pins_lock:
+            try:
+                if os.stat(name).st_ino != status.st_ino:
+                    return  # put anew meanwhile
+                os.rename(name, aside)
+            except FileNotFoundError:
+                return  # another thread was first
+            with contextlib.suppress(FileNotFoundError):
+                manifest_size = os.stat(name + _MANIFEST_SUFFIX).st_size
+                os.unlink(name + _MANIFEST_SUFFIX)
+        self._forget(ref.digest)
+        self.counters.damaged += 1
+        self._count(-status.st_size - manifest_size)
+        with os.scandir(self._damaged) as files:
+            if sum(file.stat().st_size for file in files) > BLOB_DAMAGED_BYTES_MAX:
+                os.chmod(aside, 0o600)
+                os.truncate(aside, 0)
+        log.error("the blob %s (%d bytes) was damaged on disk; it is now %s", ref.digest.hex()[:16], ref.size, aside)
+
+    def _forget(self, digest: bytes) -> None:
+        with self._memory_lock:
+            self._verified.pop(digest, None)
+            self._manifests.pop(digest, None)
+
+    def _absent(self, ref: BlobRef) -> StoreError:
+        if not self.is_damaged(ref):
+            return _missing(ref)
+        return StoreError(
+            f"blob damaged: {ref.digest.hex()[:16]} ({ref.size} bytes)",
+            f"its file on this disk had another content; it was moved to {self._damaged}",
+            "check this disk; submit the file again, or run the task again",
+            code="blob-damaged",
+        )
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -541,6 +664,7 @@ class FileBlobs:
         if manifest:
             self._install(target + _MANIFEST_SUFFIX, manifest)
         os.rename(name, target)
+        self._remember(ref.digest, os.stat(target))  # its digest was computed from what was written
         self.counters.blobs_put += 1
         self.counters.bytes_put += ref.size
         self._count(ref.size + len(manifest))
@@ -575,6 +699,7 @@ class FileBlobs:
         if aside:
             size = os.stat(aside).st_size
             os.unlink(aside)
+            self._forget(digest)
         self._count(-size - manifest_size)
         return size
 
@@ -689,11 +814,17 @@ class BlobFileWriter:
         await self._blobs._run(lambda: _discard(self._file))
 
 
-def _hash(file: BinaryIO) -> BlobHasher:
+def _hash(file: IO[bytes]) -> BlobHasher:
     hasher = BlobHasher()
     while data := file.read(_COPY_BYTES):
         hasher.update(data)
     return hasher
+
+
+def _shorten(table: dict[bytes, Any], count: int) -> None:
+    """Forget the oldest entries of a table that has more than `count`."""
+    while len(table) > count:
+        del table[next(iter(table))]
 
 
 def _share_or_copy(source: BinaryIO, target: BinaryIO) -> BlobHasher:

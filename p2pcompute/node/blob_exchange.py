@@ -471,8 +471,8 @@ class BlobExchange:
                     raise _not_found(self.counters)
                 try:
                     return await read()
-                except StoreError:  # not here, or not readable: nothing that the peer could change
-                    raise _not_found(self.counters) from None
+                except StoreError as error:  # not here, or not readable: nothing that the peer could change
+                    raise _not_found(self.counters, is_damaged=error.code == "blob-damaged") from None
         finally:
             serving.waiting -= 1
             if serving.waiting == 0:
@@ -601,9 +601,10 @@ def _is_in_use(link: _Link) -> bool:
     return link.dial is not None or (link.channel is not None and link.channel.is_open)
 
 
-def _not_found(counters: BlobCounters) -> P2pcError:
+def _not_found(counters: BlobCounters, *, is_damaged: bool = False) -> P2pcError:
     counters.refused_reads += 1
-    return P2pcError("there is no such blob here", code=_NOT_FOUND)
+    what = "the blob was damaged on disk here" if is_damaged else "there is no such blob here"
+    return P2pcError(what, code=_NOT_FOUND)
 
 
 def _unavailable(ref: BlobRef, reasons: Sequence[str], code: str | None) -> BlobUnavailable:

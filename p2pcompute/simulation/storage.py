@@ -304,6 +304,10 @@ class SimBlobs:
         """None: there are no files here."""
         return None
 
+    def is_damaged(self, ref: BlobRef) -> bool:
+        """False: nothing is damaged here."""
+        return False
+
     def pin(self, refs: Iterable[BlobRef]) -> None:
         """Nothing is ever evicted here."""
 

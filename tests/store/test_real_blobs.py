@@ -237,7 +237,9 @@ async def test_a_lost_manifest_is_made_again_and_a_damaged_blob_is_dropped(blobs
     Path(name + ".chunks").write_bytes(b"junk") if os.access(name + ".chunks", os.W_OK) else None
     assert await blobs.manifest(ref) == manifest
     os.unlink(name + ".chunks")
+    blobs._forget(ref.digest)
     assert await blobs.manifest(ref) == manifest
+    blobs._forget(ref.digest)
     os.unlink(name + ".chunks")
     os.chmod(name, 0o600)
     Path(name).write_bytes(b"\0" + data[1:])
@@ -246,6 +248,89 @@ async def test_a_lost_manifest_is_made_again_and_a_damaged_blob_is_dropped(blobs
     assert damaged.value.code == "blob-damaged" and blobs.counters.damaged == 1
     assert not await blobs.has(ref)
     assert await blobs.put(data) == ref and await blobs.read(ref) == data
+
+
+def overwrite(path: str) -> None:
+    """What a bad disk or a foreign program does."""
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(b"!!!!!!")
+
+
+@pytest.mark.parametrize("size", [100, BLOB_SMALL_BYTES + 1, 5 * BLOB_CHUNK_BYTES + 7])
+@pytest.mark.parametrize("way", ["read", "read_now", "stream", "path", "has", "chunk"])
+async def test_what_was_altered_on_disk_is_never_given_out(tmp_path: Path, size: int, way: str) -> None:
+    """Otherwise a damaged result passes for a good one, and a damaged file is what a task computes with."""
+    before = FileBlobs(tmp_path)
+    ref = await before.put(content(size))
+    name = before.path(ref)
+    before.shut()
+    assert name is not None
+    overwrite(name)
+    blobs = FileBlobs(tmp_path)
+    blobs.pin([ref])
+    if way == "path":
+        assert blobs.path(ref) is None
+    elif way == "has":
+        assert not await blobs.has(ref)
+    else:
+        with pytest.raises(StoreError) as damaged:
+            if way == "stream":
+                [piece async for piece in blobs.stream(ref)]
+            elif way == "chunk":
+                await blobs.read(ref, size // BLOB_CHUNK_BYTES // 2 * BLOB_CHUNK_BYTES, BLOB_CHUNK_BYTES)
+            else:
+                blobs.read_now(ref) if way == "read_now" else await blobs.read(ref)
+        assert damaged.value.code == "blob-damaged" and damaged.value.why and damaged.value.fix
+    assert blobs.counters.damaged == 1 and blobs.is_damaged(ref) and not await blobs.has(ref)
+    assert (tmp_path / "damaged" / ref.digest.hex()).stat().st_size == size, "moved aside, for whoever wants to look"
+    blobs.shut()
+    after = FileBlobs(tmp_path)
+    with pytest.raises(StoreError) as still:
+        await after.read(ref)
+    assert still.value.code == "blob-damaged", "known at the next start too"
+    assert await after.put(content(size)) == ref and await after.read(ref) == content(size)
+    assert not after.is_damaged(ref)
+    after.shut()
+
+
+async def test_putting_a_damaged_blob_again_repairs_it(tmp_path: Path) -> None:
+    """Otherwise "it is here already" keeps the damaged file, and submitting again does not help."""
+    before = FileBlobs(tmp_path)
+    refs = [await before.put(content(size)) for size in (100, BLOB_SMALL_BYTES + 1)]
+    for ref in refs:
+        name = before.path(ref)
+        assert name is not None
+        overwrite(name)
+    before.shut()
+    blobs = FileBlobs(tmp_path)
+    for ref in refs:
+        assert await blobs.put(content(ref.size)) == ref and await blobs.read(ref) == content(ref.size)
+    assert blobs.counters.damaged == 2
+    blobs.shut()
+
+
+async def test_a_blob_is_hashed_once_and_again_when_its_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise an input of a million tasks is hashed a million times, or what happens to it later is missed."""
+    before = FileBlobs(tmp_path)
+    ref = await before.put(content(3 * BLOB_CHUNK_BYTES))
+    before.shut()
+    blobs = FileBlobs(tmp_path)
+    hashed: list[object] = []
+    hash_file = real_blobs._hash
+    monkeypatch.setattr(real_blobs, "_hash", lambda file: (hashed.append(file), hash_file(file))[1])
+    name = blobs.path(ref)
+    assert name is not None
+    os.utime(name, (1, 1))
+    for _ in range(3):
+        assert await blobs.has(ref) and blobs.path(ref) == name
+    assert len(hashed) == 2, "at the first use, and when its time had changed; our own note of the use is no change"
+    overwrite(name)
+    assert blobs.path(ref) is None
+    blobs.shut()
 
 
 async def test_eviction_takes_the_least_recently_used_and_never_the_pinned(
