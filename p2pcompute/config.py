@@ -44,7 +44,6 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    cpus: float = field(default=1.0, metadata={"help": "Cores for a task."})
     mem: str = field(default="", metadata={"help": "Memory limit of a task, like 2G; empty: none."})
     retries: int = field(default=2, metadata={"help": "Extra attempts after a failure of the task itself."})
     timeout: str = field(default="", metadata={"help": "Time limit of one attempt, like 5m; empty: none."})
@@ -112,7 +111,7 @@ class Settings:
 SECTIONS: Final[dict[str, type]] = {
     "node": NodeSettings, "run": RunSettings, "store": StoreSettings, "log": LogSettings,
 }
-PROJECT_KEYS: Final = ("run.cpus", "run.mem", "run.retries", "run.timeout", "run.batch")
+PROJECT_KEYS: Final = ("run.mem", "run.retries", "run.timeout", "run.batch")
 """What a project file may set: a cloned repository must not touch trust, network or node."""
 _ALIASES: Final = {"P2PC_LOG": "log.level", "P2PC_LOG_FORMAT": "log.format"}
 _DURATIONS: Final = {"node": (), "run": ("timeout",), "store": ("keep",), "log": ()}
@@ -242,8 +241,6 @@ def convert(key: str, value: Any) -> Any:
             raise ConfigError("a port is a number from 0 to 65535")
         if isinstance(result, int | float) and not 0 <= result < 1e9:
             raise ConfigError("it may not be negative" if result < 0 else "it is too large")
-        if key == "run.cpus" and result == 0:
-            raise ConfigError("a task needs more than 0 cores")
         if key == "run.timeout" and result and parse_duration(result) == 0:
             raise ConfigError("no task ends in 0 seconds")
         if key == "run.batch" and result != "auto" and not (_is_count(result) and int(result) >= 1):

@@ -15,8 +15,6 @@ from p2pcompute.errors import UsageError
 class TaskOptions:
     """Everything about how one task may run."""
 
-    cpus: float = 1.0
-    """Cores: numeric libraries are told to use so many threads."""
     mem: int | str | None = None
     """Limit of the task's memory: bytes, or text like "2G"."""
     timeout: float | str | None = None
@@ -33,8 +31,6 @@ class TaskOptions:
         Raises:
             UsageError: a value is of a wrong kind or out of its range.
         """
-        if not isinstance(self.cpus, int | float) or not 0 < self.cpus < 1 << 16:
-            raise _bad("cpus", self.cpus, "a number of cores above 0")
         if type(self.retries) is not int or not 0 <= self.retries < 1 << 16:
             raise _bad("retries", self.retries, "a count from 0")
         if not all(isinstance(text, str) for pair in self.env.items() for text in pair):
@@ -66,7 +62,7 @@ class TaskOptions:
 
     def identity(self) -> str:
         """Return text that is the same for the same options."""
-        return repr((self.cpus, self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items())))
+        return repr((self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items())))
 
 
 def _bad(name: str, value: object, wanted: str) -> UsageError:

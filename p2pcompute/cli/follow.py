@@ -481,10 +481,14 @@ def job_exit_code(job: Mapping[str, Any], *, failed_before: int = 0, style: str 
     """
     failed = int(job.get("failed") or 0) + failed_before
     if style == "gnu":
+        if job.get("halted") and job.get("exit_code") == 0:
+            failed = failed_before
         return 255 if job.get("exit_code") not in (0, 1, 3, None) else min(failed, 101)
     code = job.get("exit_code")
     if not isinstance(code, int):
         code = 3 if job.get("state") == "cancelled" or job.get("halted") else 0
+    if code == 0 and job.get("halted"):
+        return 1 if failed_before else 0  # it was to end at a success, and did
     return code or (1 if failed else 0)
 
 

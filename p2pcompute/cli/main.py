@@ -85,6 +85,27 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 """Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""
 
 
+EDITS_MAX: Final = 2
+"""Typing errors in a flag that is still recognised."""
+_NOT_YET: Final = "GNU parallel has it; it is not there yet"
+_PARALLEL_FLAGS: Final = {
+    "--bar": "progress is shown by itself", "--eta": "progress is shown by itself, with an ETA",
+    "--dryrun": 'it is "--dry-run"', "-N": 'it is "-n"', "--max-replace-args": 'it is "-n"',
+    "-P": 'it is "-j"', "--max-procs": 'it is "-j"', "--ungroup": "output comes task by task",
+    "-u": "output comes task by task",
+    "--group": "output comes task by task anyway", "--keeporder": 'it is "--keep-order"',
+    "-S": "use p2pc join on the other computer; it then takes part by itself",
+    "--sshlogin": "use p2pc join on the other computer; it then takes part by itself",
+    "--sshloginfile": "use p2pc join on the other computers; they then take part by themselves",
+    **dict.fromkeys(
+        ("--wd", "--workdir", "--pipe", "--pipepart", "--block", "--delay", "--shuf", "--tagstring", "-X", "-m", "-I",
+         "--line-buffer", "--lb", "--trim", "--nice", "--load", "--memfree", "--basefile", "--cleanup", "--plus"),
+        _NOT_YET,
+    ),
+}
+"""Flags that hands know from GNU parallel, and what to do instead."""
+
+
 class ReaderGone(Exception):
     """Nobody reads our stdout any more."""
 
@@ -131,7 +152,7 @@ class LazyGroup(click.Group):
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_help_text(ctx, formatter)
         with formatter.section("Examples"):
-            for typed in ("p2pc demo", "p2pc run 'echo {}' ::: a b c", "p2pc run sim.py::simulate --range 1..500"):
+            for typed in ("p2pc demo", "p2pc run 'echo {}' ::: a b c", "p2pc run --range 1..500 sim.py::simulate"):
                 formatter.write(f"{'':>{formatter.current_indent}}{typed}\n")
         formatter.write_paragraph()
         self.format_usage(ctx, formatter)
@@ -226,15 +247,37 @@ def _wants_json(context: click.Context | None, arguments: Sequence[str]) -> bool
     return False
 
 
+def _near_flag(name: str, known: Sequence[str]) -> str | None:
+    """Return the flag that was probably meant: nothing is better than nonsense."""
+    if len(name) < 5:
+        return None
+    for near in difflib.get_close_matches(name, known, n=3, cutoff=0.7):
+        if near.lstrip("-")[:1] == name.lstrip("-")[:1] or _edits(near, name) <= EDITS_MAX:
+            return near
+    return None
+
+
+def _edits(one: str, other: str) -> int:
+    """Return how many characters to add, drop or change between two words."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
 def _from_click(error: click.ClickException) -> tuple[P2pcError, str]:
     """Return our form of an error of the command line, and where to read more."""
     context = getattr(error, "ctx", None)
     more = f"{context.command_path} --help" if context is not None else ""
     if isinstance(error, click.NoSuchOption):
         known = [option for param in context.command.params for option in param.opts] if context else []
-        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
         what = f"there is no flag {error.option_name}"
-        return UsageError(what, f'did you mean "{near[0]}"?' if near else ""), more
+        if context is not None and context.info_name == "run" and error.option_name in _PARALLEL_FLAGS:
+            return UsageError(what, _PARALLEL_FLAGS[error.option_name]), more
+        near = _near_flag(error.option_name, known)
+        return UsageError(what, f'did you mean "{near}"?' if near else ""), more
     text = error.format_message().rstrip(".")
     return UsageError(text[:1].lower() + text[1:] if text[1:2].islower() else text), more
 

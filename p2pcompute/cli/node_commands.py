@@ -421,7 +421,7 @@ def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
     expires_s = parse_duration(expires)
     if not token:
         raise UsageError(
-            "word codes come later; use --token", "a token is one line that is copied to the other computer",
+            "say how the other computer is invited", "there is one way: a token, one line to copy to it",
             "p2pc invite --token", code="invite",
         )
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
@@ -456,13 +456,22 @@ def _user() -> str:
         return str(os.getuid())
 
 
-@click.command(cls=Command, examples=[("p2pc join p2pc1…", ""), ("p2pc join --accept all p2pc1…", "in scripts")])
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc join p2pc-…", "the token that p2pc invite --token printed there"),
+        ("p2pc join --accept all p2pc-…", "in scripts"),
+    ],
+)
 @click.argument("token")
 @click.option("--accept", type=click.Choice(["all"]), help="Agree that members may run anything here.")
 @click.option("--name", metavar="NAME", help="Name of this computer in the group.")
 @json_option
 def join(token: str, accept: str | None, name: str | None, json_: bool) -> int:
     """Join a group with an invitation."""
+    from p2pcompute.trust.invites import parse_token
+
+    parse_token(token)  # before anybody is asked to agree to anything
     warning = "Joined, " + POWER.format(user=_user()) + ".\nThere is no sandbox between members yet."
     if accept is None:
         if options().no_input or json_ or not sys.stdin.isatty():
@@ -492,7 +501,8 @@ def join(token: str, accept: str | None, name: str | None, json_: bool) -> int:
     if accept is not None:
         say("From now on " + POWER.format(user=_user()) + ".")
     if connection.embedded is not None:
-        say(f"No node stays running here ({why_embedded(os.environ)}).  To take part: p2pc node", level=1)
+        reason = why_embedded(os.environ)
+        say(f"No node stays running here ({reason}).  To take part: p2pc node start, or p2pc node", level=1)
     else:
         say("Try it: p2pc demo", level=1)
     return 0

@@ -11,6 +11,7 @@ import base64
 import itertools
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import click
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.inputs import Inputs, Reading, Row
-from p2pcompute.cli.output import count_text, is_terminal, plural, print_json, say
+from p2pcompute.cli.output import count_text, is_terminal, one_line, plural, print_json, say
 from p2pcompute.cli.plan import (
     PEEKED_ROWS,
     Chunker,
@@ -50,6 +51,7 @@ UPLOAD_LINES: Final = 512
 UPLOAD_BYTES: Final = 1024 * 1024
 """Tasks sent in one request: kept until the node has them."""
 JOB_NAME_CHARS: Final = 40
+INPUT_FLAGS: Final = ("-a", "--arg-file", "--range", "--from-json")
 
 EXAMPLES: Final = (
     ("p2pc run 'gzip -9 -c {} | wc -c' ::: *.log", "one quoted string: the shell, {} is quoted for you"),
@@ -63,7 +65,7 @@ SECTIONS: Final = {
     "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
     "Files": ("send", "fetch", "share"),
     "Where": ("local", "jobs"),
-    "Limits": ("cpus", "mem", "timeout", "env", "kind", "batch"),
+    "Limits": ("mem", "timeout", "env", "kind", "batch"),
     "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results", "joblog", "keep_order", "tag", "output", "progress", "name", "detach", "dry_run", "json_",
@@ -85,7 +87,6 @@ class Request:
     results: ResultsTarget | None
     retry_failed: bool
     resume: bool
-    cpus: float
     mem_bytes: int | None
     timeout_s: float | None
     retries: int
@@ -109,8 +110,16 @@ def _help_and_exit(context: click.Context) -> int:
     return 2
 
 
+EPILOG: Final = """Exit codes: 0 all done, or --halt now,success=N met; 1 tasks failed; 2 wrong usage; 3 stopped early
+by --halt or cancel; 5 no node; 130 Ctrl-C; 143 SIGTERM.  With --exit-code gnu: 1 to 100 = so many tasks failed, 101 =
+more.
+
+Where no node stays (CI, containers, --local) one runs as long as this command; unfinished jobs of earlier runs go on
+meanwhile, which is said.  --resume onto the results of an unfinished job carries that job on first."""
+
+
 @click.command(
-    cls=Command, examples=EXAMPLES, sections=SECTIONS,
+    cls=Command, examples=EXAMPLES, sections=SECTIONS, epilog=EPILOG,
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
 )
 @click.option("-a", "--arg-file", multiple=True, metavar="FILE", help="Read inputs from FILE, one a line; - = stdin.")
@@ -126,7 +135,6 @@ def _help_and_exit(context: click.Context) -> int:
 )
 @click.option("-j", "--jobs", metavar="N|N%", help="At most N tasks at once over the whole group.")
 @click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
-@click.option("--cpus", type=float, metavar="N", help="Cores that a task needs.")
 @click.option("--mem", metavar="SIZE", help="Memory limit of a task, like 2G.")
 @click.option("--local", is_flag=True, help="Only this machine.")
 @click.option(
@@ -154,7 +162,10 @@ def _help_and_exit(context: click.Context) -> int:
 @click.option("--name", metavar="NAME", help="Name of the job.")
 @click.option("--detach", is_flag=True, help="Print the job's ID once its tasks are accepted, and leave.")
 @click.option("--dry-run", is_flag=True, help="Show the tasks, not run them.")
-@click.option("--exit-code", type=click.Choice(["p2pc", "gnu"]), default="p2pc", help="gnu: number of failed tasks.")
+@click.option(
+    "--exit-code", type=click.Choice(["p2pc", "gnu"]), default="p2pc",
+    help="gnu: the number of failed tasks, 101 for more than 100.",
+)
 @json_option
 @click.argument("target", metavar="TARGET")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS] [::: INPUTS]")
@@ -173,6 +184,9 @@ def run(context: click.Context, /, **flags: Any) -> int:
         is_stdin_free=stdin_is_free,
     )
     if not sources:
+        if any(word.partition("=")[0] in INPUT_FLAGS for word in command[1:]):
+            _check_flags_first(command)
+        say("no inputs: they come after :::, with -a, --range or --from-json, or from a pipe\n")
         return _help_and_exit(context)
     request = _read_request(flags, command, Inputs(sources, _reading(flags), sys.stdin.buffer))
     function = ship_function(request.words[0]) if request.kind == "function" else None
@@ -213,17 +227,20 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
 
     settings = load_settings(
         find_paths(os.environ), os.environ,
-        flags={f"run.{name}": flags[name] for name in ("cpus", "mem", "retries", "timeout")},
+        flags={f"run.{name}": flags[name] for name in ("mem", "retries", "timeout")},
         project=find_project_file(Path.cwd()), warn=lambda text: say(f"note: {text}", level=1),
     ).run
     kind = read_target(command, flags["kind"])
     if kind == "function" and len(command) > 1:
+        _check_flags_first(command)
         raise UsageError(
             f"{command[0]} takes its inputs after :::", f"what is {command[1]!r}?",
             f"p2pc run {command[0]} ::: {command[1]}",
         )
     if flags["max_args"] == 0 and kind == "function":
         raise UsageError("-n 0 gives a function nothing to call it with")
+    if kind != "function":
+        _check_words(command)
     files = Files(send=flags["send"], fetch=flags["fetch"], share=flags["share"])
     for path in files.share:
         file_line(path, "--share")
@@ -233,8 +250,6 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
     if kind == "command":
         check_executable(command, files, only_here=flags["local"])
     _check_halt(flags["halt"])
-    if settings.cpus <= 0:
-        raise UsageError("--cpus must be more than 0")
     batch = flags["batch"]
     if batch != "auto" and not re.fullmatch(r"[1-9]\d{0,5}", batch):
         raise UsageError(f"--batch {batch!r} is not a number or auto")
@@ -249,7 +264,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         env = dict(zip(SUBMIT_VARIABLES, (os.getcwd(), os.uname().nodename), strict=True)) | env
     return Request(
         words=command, kind=kind, inputs=inputs, files=files, env=env, results=results,
-        retry_failed=flags["resume_failed"], resume=resume, cpus=settings.cpus,
+        retry_failed=flags["resume_failed"], resume=resume,
         mem_bytes=parse_size(settings.mem) if settings.mem else None,
         timeout_s=parse_duration(settings.timeout) if settings.timeout else None, retries=settings.retries,
         slots=flags["jobs"], halt=flags["halt"] or "", local=flags["local"], batch=batch,
@@ -257,6 +272,39 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         progress=flags["progress"], name=flags["name"] or _job_name(command, kind), exit_style=flags["exit_code"],
         is_detached=flags["detach"], is_json=flags["json_"],
     )
+
+
+def _check_flags_first(words: Sequence[str]) -> None:
+    """Refuse flags of `run` among the words of a command that takes no words.
+
+    Raises:
+        UsageError: there are some; the fix has them at their place.
+    """
+    known = {name: param for param in run.params if isinstance(param, click.Option) for name in param.opts}
+    flags: list[str] = []
+    rest = list(words[1:])
+    others = [words[0]]
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        param = known.get(name)
+        (flags if param is not None else others).append(word)
+        if param is not None and not (param.is_flag or param.count or equals) and rest:
+            flags.append(rest.pop(0))
+    if flags:
+        raise UsageError(
+            f"{flags[0]} comes after the command", "flags go before the command",
+            f"p2pc run {shlex.join([*flags, *others])}", code="flag-order",
+        )
+
+
+def _check_words(words: Sequence[str]) -> None:
+    for word in words:
+        if re.search(r"\{=.*=\}", word, re.DOTALL):
+            raise UsageError(
+                "Perl expressions are not supported", f"{one_line(word, 60)} has one",
+                "use {} {.} {/} {//} {/.} {#} or a shell command", code="perl",
+            )
 
 
 def _job_name(command: list[str], kind: str) -> str:
@@ -300,14 +348,13 @@ def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> 
         )
     if not results and not joblog and not files.fetch:
         return None
-    target = ResultsTarget(
+    return ResultsTarget(
         dir=Path(os.path.abspath(results)) if results and not is_results_file(results) else None,
         file=Path(os.path.abspath(results)) if results and is_results_file(results) else None,
         joblog=Path(os.path.abspath(joblog)) if joblog else None,
         files_dir=Path.cwd() if files.fetch and not (results and not is_results_file(results)) else None,
         resume=resume,
     )
-    return target
 
 
 def _numbered(target: ResultsTarget) -> ResultsTarget:
@@ -543,7 +590,7 @@ class _Run:
     def _job_body(self, status: Mapping[str, Any]) -> dict[str, Any]:
         request, function = self.request, self.function
         spec: dict[str, Any] = {
-            "env": request.env, "cpus": request.cpus,
+            "env": request.env,
             "share": [file_line(path, "--share") for path in request.files.share],
         }
         if request.mem_bytes is not None:
@@ -645,10 +692,8 @@ def _say_awake(status: Mapping[str, Any]) -> None:
     jobs = status.get("jobs") or {}
     count = int(jobs.get("running") or 0) + int(jobs.get("waiting") or 0)
     if count:
-        say(
-            f"{plural(count, 'unfinished job')} of earlier runs {'goes' if count == 1 else 'go'} on meanwhile: p2pc jobs",
-            level=1,
-        )
+        go = "goes" if count == 1 else "go"
+        say(f"{plural(count, 'unfinished job')} of earlier runs {go} on meanwhile: p2pc jobs", level=1)
 
 
 def _say_alone(status: Mapping[str, Any]) -> None:

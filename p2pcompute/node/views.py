@@ -89,7 +89,7 @@ def job(
     is_over = ledger.is_complete
     if is_over:
         state = "failed" if failed else "cancelled" if cancelled else "done"
-        exit_code = 3 if cancelled else 1 if failed else 0
+        exit_code = (0 if ",success=" in owned.halted else 3) if cancelled else 1 if failed else 0
     else:
         state, exit_code = ("running" if running or done or failed else "waiting"), None
     shares = []

@@ -303,7 +303,7 @@ def test_an_unfinished_job_of_a_closed_terminal_is_carried_on_and_not_run_twice(
     """A new job beside it would run its tasks again, into the same directory."""
     words = ("run", "--results", "out", "echo {} >>ran; [ -e go ] || sleep 60", ":::", "1", "2", "3", "4", "5")
     first = alone.start(*words)
-    alone.wait_for(lambda: (alone.cwd / "ran").exists())
+    alone.wait_for((alone.cwd / "ran").exists)
     first.kill()
     first.communicate()
     alone.wait_for(lambda: not (alone.cwd / "h/node.json").exists())
@@ -312,11 +312,10 @@ def test_an_unfinished_job_of_a_closed_terminal_is_carried_on_and_not_run_twice(
     (alone.cwd / "go").touch()
     before = (alone.cwd / "ran").read_text()
     assert alone("show", "last")[0] == 0 and (alone.cwd / "ran").read_text() == before, "looking runs nothing"
-    words = (*words[:3], "--resume", *words[3:], "6")
-    code, out, err = alone(*words)
+    code, out, err = alone(*words[:3], "--resume", *words[3:], "6")
     assert code == 0 and "carrying on with it" in err, err
-    assert err.index("1 unfinished job of earlier runs goes on") < err.index("carrying on") < err.index("resume: 5 of 6")
-    assert err.index("resume: 5 of 6 already done, 1 new") < err.index("done 1/1")
+    assert err.index("1 unfinished job of earlier runs goes on") < err.index("carrying on")
+    assert err.index("carrying on") < err.index("resume: 5 of 6 already done, 1 new") < err.index("done 1/1")
     done = [line.split("\t")[8] for line in (alone.cwd / "out/joblog").read_text().splitlines()[1:]]
     assert len(done) == len(set(done)) == 6
     assert not (alone.cwd / "out/.p2pc-writer").exists()

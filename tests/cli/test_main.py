@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from p2pcompute import socket_peer
 from p2pcompute.cli.command import parse_reference
+from p2pcompute.cli.follow import job_exit_code
 from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, p2pc, run_command
 from p2pcompute.errors import (
     IdentityError,
@@ -131,7 +135,7 @@ def test_our_own_errors_show_no_traceback_unless_asked(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("p2pcompute.cli.job_commands.open_connection", broken)
+    monkeypatch.setattr("p2pcompute.cli.job_commands.open_kept", broken)
     code, _, err = run(capsys, "jobs")
     assert code == 70 and "error[bug]" in err and "ZeroDivisionError: boom" in err and "Traceback" not in err
 
@@ -143,7 +147,7 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(
         def stop(error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("p2pcompute.cli.job_commands.open_connection", stop)
+        monkeypatch.setattr("p2pcompute.cli.job_commands.open_kept", stop)
         got, out, err = run(capsys, "jobs")
         assert (got, out, err.strip()) == (code, "", "")
 
@@ -182,3 +186,70 @@ def test_completion_without_a_node_is_silent(home: Path) -> None:
         env={**os.environ, "_P2PC_COMPLETE": "bash_complete", "COMP_WORDS": "p2pc show ", "COMP_CWORD": "2"},
     )
     assert "Traceback" not in done.stderr
+
+
+def test_flags_that_are_not_there_are_answered_with_sense(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong suggestion costs more than none; what GNU parallel has is named."""
+    for flag, expected in (
+        ("--bar", "progress is shown by itself"), ("--dryrun", '"--dry-run"'), ("-N", '"-n"'), ("-S", "p2pc join"),
+        ("--pipe", "not there yet"), ("--resune", '"--resume"'),
+    ):
+        code, _, err = run(capsys, "run", flag, "echo", ":::", "a")
+        assert code == 2 and f"there is no flag {flag}" in err and expected in err, err
+    for flag in ("--foo", "--zap", "--cpus"):
+        code, _, err = run(capsys, "run", flag, "echo", ":::", "a")
+        assert code == 2 and "did you mean" not in err, err
+
+
+def test_flags_after_the_target_are_put_right(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "sim.py").write_text("def f(x):\n    return x\n")
+    code, _, err = run(capsys, "run", "sim.py::f", "--range", "1..500", "--tag")
+    assert code == 2 and "flags go before the command" in err
+    assert "p2pc run --range 1..500 --tag sim.py::f" in err
+    examples = [line.strip() for line in run(capsys, "--help")[1].splitlines() if line.startswith("  p2pc run")]
+    assert "p2pc run --range 1..500 sim.py::simulate" in examples
+    code, _, err = run(capsys, "run", "--dry-run", "echo {= s/x/y/ =}", ":::", "a")
+    assert code == 2 and "Perl expressions are not supported" in err
+
+
+def test_join_looks_at_the_token_before_it_asks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "join", "garbage")
+    assert code == 2 and "this is not a join token" in err and "consent" not in err
+    code, _, err = run(capsys, "invite")
+    assert code == 2 and "p2pc invite --token" in err
+
+
+@pytest.mark.parametrize(
+    ("job", "code"),
+    [
+        ({"exit_code": 0, "halted": "now,success=1", "failed": 2}, 0), ({"exit_code": 3, "halted": "now,fail=1"}, 3),
+        ({"exit_code": 1, "failed": 2}, 1), ({"exit_code": 0, "failed": 0}, 0),
+    ],
+)
+def test_a_success_rule_that_is_met_is_a_success(job: dict[str, Any], code: int) -> None:
+    """As in GNU parallel: the search has found what it looked for."""
+    assert job_exit_code(job) == code
+
+
+def test_a_socket_of_another_user_gets_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever puts a socket where ours belongs is sent our files and commands, and answers as he likes."""
+    listening = socket.socket(socket.AF_UNIX)
+    monkeypatch.chdir("/")
+    path = Path(tempfile.mkdtemp(prefix="p2pc-t")) / "n.sock"
+    monkeypatch.setenv("P2PC_SOCKET", str(path))
+    with listening:
+        listening.bind(str(path))
+        listening.listen()
+        monkeypatch.setattr(socket_peer, "peer_uid", lambda connection: 12345 if os.geteuid() != 12345 else 1)
+        code, _, err = run(capsys, "jobs")
+        listening.setblocking(False)
+        got = []
+        for _ in range(2):  # the probe, and the call
+            with listening.accept()[0] as link:
+                got.append(link.recv(1000))
+    path.unlink()
+    path.parent.rmdir()
+    assert got == [b"", b""] and code == exit_code_of(TrustError("")), err
+    assert "is not your node" in err and "12345" in err and str(path) in err

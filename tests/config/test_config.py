@@ -48,7 +48,7 @@ def load(paths: Paths, environ: dict[str, str] | None = None, **more: Any) -> Se
 def test_defaults(paths: Paths) -> None:
     """A fresh machine needs a file before anything runs."""
     settings = load(paths)
-    assert (settings.run.retries, settings.run.cpus, settings.node.accept, settings.node.port) == (2, 1.0, "all", 0)
+    assert (settings.run.retries, settings.node.accept, settings.node.port) == (2, "all", 0)
     assert settings.node.discover and settings.node.peers == () and settings.node.interfaces == ()
     assert (settings.run.timeout_s, settings.run.mem_bytes, settings.run.batch_count) == (None, None, None)
     assert settings.store.cache_bytes == 20 * 1024**3 and settings.store.keep_s == 30 * 86400
@@ -120,7 +120,7 @@ def test_unknown_variables_and_flags_are_errors(paths: Paths) -> None:
 
 BAD = [
     ("run.retries", -1), ("run.retries", 2.5), ("run.retries", "x"), ("run.retries", True), ("run.retries", [1]),
-    ("run.retries", "nan"), ("run.retries", "1e999"), ("run.retries", 10**400), ("run.cpus", 0), ("run.cpus", "inf"),
+    ("run.retries", "nan"), ("run.retries", "1e999"), ("run.retries", 10**400), ("run.retries", "inf"),
     ("run.timeout", "5 minutes"), ("run.timeout", "0"), ("run.timeout", "-5"), ("run.mem", "1Q"),
     ("run.mem", "G"), ("run.batch", "0"), ("run.batch", "many"), ("run.batch", "-1"), ("run.batch", 1.5),
     ("node.port", 70000), ("node.port", -1), ("node.discover", "maybe"), ("node.discover", 1), ("node.accept", "some"),
@@ -139,7 +139,7 @@ def test_impossible_values(key: str, value: Any) -> None:
 
 def test_impossible_value_in_a_file_names_the_line(paths: Paths) -> None:
     """The user has to guess which of his files is wrong."""
-    paths.config_file.write_text('[run]\ncpus = 1\ntimeout = "soon"\n')
+    paths.config_file.write_text('[run]\nretries = 1\ntimeout = "soon"\n')
     with pytest.raises(ConfigError) as caught:
         load(paths)
     assert f"{paths.config_file}, line 3" in caught.value.why

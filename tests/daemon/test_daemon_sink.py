@@ -123,12 +123,12 @@ async def test_no_second_job_writes_where_an_unfinished_one_does(tmp_path: Path)
     results = {"dir": str(tmp_path / "out"), "resume": True}
     async with running(node, tmp_path) as daemon:
         job_id = await daemon.new_job(1, seal=True, results=results)
-        await until(lambda: (tmp_path / "out/.p2pc-writer").exists())
+        await until((tmp_path / "out/.p2pc-writer").exists)
     async with running(node, tmp_path) as daemon:
         with pytest.raises(UsageError, match="unfinished job"):
             await daemon.new_job(results=results)
         node.end(job_id, 0, ok())
-        await until(lambda: (tmp_path / "out/summary.json").exists())
+        await until((tmp_path / "out/summary.json").exists)
         await until(lambda: not list((tmp_path / "sinks").iterdir()))
         assert not (tmp_path / "out/.p2pc-writer").exists()
         await daemon.new_job(results=results)
