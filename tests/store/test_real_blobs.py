@@ -362,3 +362,17 @@ async def test_eviction_takes_the_least_recently_used_and_never_the_pinned(
     await reopened.put(content(400_000, 100))
     assert reopened.counters.evicted == 0, "what was just used is about to be pinned"
     reopened.shut()
+
+
+async def test_the_last_of_the_disk_is_kept_for_the_journal(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result that would take it is refused, and nothing of it stays."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(100_000))
+    monkeypatch.setattr(real_blobs, "DISK_RESERVE_BYTES", 1 << 62)
+    with pytest.raises(StoreError) as caught:
+        await blobs.put_path(str(source), move=True)
+    assert caught.value.code == "disk-full" and source.exists()
+    monkeypatch.undo()
+    assert (await blobs.put_path(str(source), move=True)).size == 100_000

@@ -32,6 +32,7 @@ from p2pcompute.trust.invites import (
     invite_id,
     join_proof,
     parse_token,
+    refusal_by_inviter,
 )
 
 CRYPTO = RealCrypto()
@@ -320,3 +321,12 @@ def test_expiry_of_a_token_and_its_secret() -> None:
         EXAMPLE.check_expiry(EXAMPLE.expires)
     assert caught.value.code == "invite-expired" and "NEW" in str(caught.value)
     assert "sss" not in repr(EXAMPLE)
+
+
+def test_a_refusal_over_the_wire_keeps_its_reason() -> None:
+    """The joiner's person reads why, and what to do, in our words; an unknown code in the inviter's."""
+    used = refusal_by_inviter("invite-used", "whatever the peer says")
+    assert (used.code, used.what) == ("invite-used", "this invitation has been used")
+    assert "p2pc invite" in str(used.fix)
+    other = refusal_by_inviter("of-a-later-version", "no guests on Sundays")
+    assert other.code == "of-a-later-version" and other.what == "no guests on Sundays"

@@ -1,0 +1,94 @@
+"""Nodes that cannot run anything for a while, and what an owner knows after its restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.owner import OwnerCore
+from p2pcompute.scheduler.stealing import LOCAL, Thief
+from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
+from p2pcompute.scheduler.worker import WorkerCore
+
+JOB = b"j" * 32
+DIGEST = b"d" * 32
+NOT_RUN = Outcome(OutcomeStatus.NOT_RUN, error="the disk is full")
+
+
+def envelope(**terms: Any) -> JobEnvelope:
+    return JobEnvelope(JOB, JobTerms(**terms), b"", b"s" * 32, b"s" * 32, b"raw")
+
+
+def thief(name: str, *, slots: int = 1) -> Thief:
+    key = LOCAL if name == "local" else name.encode().ljust(32, b".")
+    return Thief(key, name.encode(), b"1", (3, 11), slots, 100)
+
+
+def give_back(core: OwnerCore, who: Thief, now: float) -> list[int]:
+    """Let a node take what it gets and find that it cannot run it."""
+    grant = core.choose(now, who)
+    assert grant is not None
+    core.acknowledged(now, who.key, grant.grant_id, True)
+    for task in grant.tasks:
+        core.result(
+            now, who.key, who.installation, JOB, task.index, task.generation, task.attempt, NOT_RUN, DIGEST
+        )
+    return [task.index for task in grant.tasks]
+
+
+def test_what_a_node_cannot_run_goes_to_another_and_is_no_retry() -> None:
+    core, ill, well = OwnerCore(), thief("ill"), thief("well")
+    core.add_job(envelope(retries=0))
+    core.add_tasks(JOB, [b"0"])
+    core.seal(JOB)
+    core.choose(0.0, well)
+    core.tick(5.0)
+    assert give_back(core, ill, 6.0) == [0]
+    assert core.choose(6.0, ill) is None, "the other node is asked first"
+    assert core.choose(6.0, well) is not None
+    assert core.jobs[JOB].retried == 0
+    core.check_invariants()
+
+
+def test_a_task_that_cannot_run_here_does_not_hold_up_the_others() -> None:
+    """Its output may be what does not fit on the disk."""
+    core, alone = OwnerCore(), thief("local")
+    core.add_job(envelope())
+    core.add_tasks(JOB, [b"0", b"1", b"2"])
+    core.seal(JOB)
+    assert [give_back(core, alone, 0.0)[0] for _ in range(4)] == [0, 1, 2, 0]
+
+
+def test_a_resting_worker_wants_and_starts_nothing() -> None:
+    core, worker = OwnerCore(), WorkerCore(2)
+    core.add_job(envelope())
+    core.add_tasks(JOB, [b"0", b"1"])
+    grant = core.choose(0.0, thief("local", slots=2))
+    assert grant is not None
+    worker.take(grant, LOCAL, is_staged=True)
+    worker.is_resting = True
+    assert worker.want() == 0 and worker.next_batches() == []
+    worker.is_resting = False
+    assert len(worker.next_batches()) == 2
+    worker.check_invariants()
+
+
+def test_who_did_what_is_known_after_a_restart() -> None:
+    """From claims and verdicts in the journal; good results of the own worker are not claimed."""
+    bob = b"bob".ljust(32, b".")
+    facts: list[tuple[int, Any]] = [
+        (FactKind.TASKS, [0, [b"0", b"1", b"2", b"3"]]),
+        (FactKind.SEAL, [4]),
+        (FactKind.CLAIMS, [[0, 0, 1, "ok", b"a" * 32, bob]]),
+        (FactKind.ACCEPT, [[0, 0, b"a" * 32], [1, 0, b"b" * 32]]),
+        (FactKind.CLAIMS, [[2, 0, 1, "failed", b"c" * 32, LOCAL], [2, 0, 2, "failed", b"c" * 32, bob]]),
+        (FactKind.FAIL, [[2, 0, "boom"]]),
+        (FactKind.CLAIMS, [[3, 0, 1, "not-run", b"e" * 32, bob]]),
+    ]
+    core = OwnerCore()
+    job = core.recover(envelope(), facts)
+    assert job.by_thief == {bob: [0, 1, 1], LOCAL: [0, 1, 0]}
+    assert job.retried == 1, "of two failures one was the last"
+    assert job.ledger.counts[TaskState.OPEN] == 1
+    core.check_invariants()
