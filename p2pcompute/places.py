@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from p2pcompute.errors import ConfigError
+from p2pcompute.errors import ConfigError, NodeUnavailable
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 """`sockaddr_un.sun_path` takes 103 bytes on macOS and 107 on Linux."""
@@ -56,7 +56,8 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
     directories shared by several machines give each its own identity.
 
     Raises:
-        ConfigError: P2PC_HOME is relative.
+        ConfigError: P2PC_HOME is relative, or not ours alone to write to.
+        NodeUnavailable: so is the directory of the socket.
     """
     environ = os.environ if environ is None else environ
     home = environ.get("P2PC_HOME")
@@ -65,6 +66,12 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
         root = Path(home).expanduser()
         if not root.is_absolute():
             raise ConfigError(f'P2PC_HOME is "{home}"', "it must be a whole path", "for example: P2PC_HOME=$PWD/home")
+        if (why := _why_shared(root, allow_link=True)) is not None:
+            raise ConfigError(
+                f"P2PC_HOME {root} is not yours alone", f"{why}: others could put a key or a socket of theirs there",
+                f"look at it (ls -ld {root}) and mend it (chmod go-w {root}), or set P2PC_HOME to another directory",
+                code="home-owner",
+            )
         config, data, state, system = root / "config.toml", root, root, ()
         runtime = None
     else:
@@ -76,14 +83,21 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
         runtime = environ.get("XDG_RUNTIME_DIR")
     if environ.get("P2PC_CONFIG"):
         config, system = Path(environ["P2PC_CONFIG"]).expanduser().absolute(), ()
-    socket = environ.get("P2PC_SOCKET")
+    given = environ.get("P2PC_SOCKET")
+    socket = Path(given).absolute() if given else _socket_path(state, runtime)
+    if not given and (why := _why_shared(socket.parent)) is not None:
+        raise NodeUnavailable(
+            f"the socket's directory {socket.parent} is not ours alone", f"{why}: others could answer in our place",
+            f"look at it (ls -ld {socket.parent}) and remove it, or set P2PC_SOCKET to another path",
+            code="socket-owner",
+        )
     return Paths(
         config_file=config,
         system_configs=system,
         data=data,
         store=data / "store",
         state=state,
-        socket=Path(socket).absolute() if socket else _socket_path(state, runtime),
+        socket=socket,
     )
 
 
@@ -109,6 +123,21 @@ def _is_own_directory(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def _why_shared(path: Path, *, allow_link: bool = False) -> str | None:
+    """Return why others could put something into a directory of ours; None when they cannot, or there is none yet."""
+    try:
+        status = path.stat() if allow_link else path.lstat()
+    except OSError:
+        return None  # whoever wants to use it finds out
+    if stat.S_ISLNK(status.st_mode):
+        return "it is a symbolic link"
+    if not stat.S_ISDIR(status.st_mode):
+        return None  # the same
+    if status.st_uid != os.geteuid():
+        return f"its owner is user {status.st_uid}, you are {os.geteuid()}"
+    return f"its mode is {stat.S_IMODE(status.st_mode):04o}" if status.st_mode & 0o022 else None
 
 
 def _socket_path(state: Path, runtime: str | None) -> Path:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.api.futures import SIGNAL_S
 from p2pcompute.errors import NodeUnavailable, P2pcError
+from p2pcompute.socket_peer import check_peer_is_ours
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
@@ -251,12 +252,14 @@ def _ask_status(path: Path) -> dict[str, Any]:
 
     Raises:
         NodeUnavailable: it does not answer, or in an unknown way.
+        TrustError: another user's process listens there.
     """
     try:
         with contextlib.closing(http.client.HTTPConnection("localhost", timeout=ASK_S)) as connection:
             connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             connection.sock.settimeout(ASK_S)
             connection.sock.connect(str(path))
+            check_peer_is_ours(connection.sock, str(path))
             connection.request("GET", "/v1/status")
             answer = connection.getresponse()
             document = json.loads(answer.read())

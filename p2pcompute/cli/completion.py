@@ -25,11 +25,13 @@ def complete_jobs(incomplete: str) -> list[CompletionItem]:
     import socket
 
     from p2pcompute.places import find_paths
+    from p2pcompute.socket_peer import check_peer_is_ours
 
     try:
         with socket.socket(socket.AF_UNIX) as stream:
             stream.settimeout(_NODE_S_MAX)
             stream.connect(str(find_paths().socket))
+            check_peer_is_ours(stream, "")
             connection = http.client.HTTPConnection("localhost", timeout=_NODE_S_MAX)
             connection.sock = stream
             connection.request("GET", "/v1/jobs?all=1&limit=50")

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from p2pcompute.errors import NodeUnavailable, P2pcError, StoreError, TrustError, UsageError, VersionMismatch
 from p2pcompute.limits import PROTOCOL_MAX, PROTOCOL_MIN
+from p2pcompute.socket_peer import check_peer_is_ours
 
 REQUEST_S_MAX: Final = 60.0
 """A node that says nothing for this long is taken for dead; quiet event streams are never quiet so long."""
@@ -38,6 +39,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CONNECT_S_MAX)
         self.sock.connect(self._path)
+        check_peer_is_ours(self.sock, self._path)
         self.sock.settimeout(self.timeout)
 
 

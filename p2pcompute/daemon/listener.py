@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +21,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from p2pcompute.errors import NodeUnavailable
 from p2pcompute.limits import API_CONNECTIONS_MAX, PROTOCOL_MAX, PROTOCOL_MIN
+from p2pcompute.socket_peer import peer_uid
 
 _BACKLOG: Final = 128
-_CREDENTIALS: Final = struct.Struct("3i")
-"""struct ucred: pid, uid, gid."""
 _CONNECT_S_MAX: Final = 2.0
 """A socket that accepts within this is alive."""
 _CUT_S: Final = 2
@@ -89,17 +87,6 @@ def is_answering(path: Path) -> bool:
         except OSError as error:
             return error.errno not in (errno.ECONNREFUSED, errno.ENOENT, None)
     return True
-
-
-def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user at the other end of a unix socket; None where the system does not say."""
-    if hasattr(socket, "SO_PEERCRED"):
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return int(_CREDENTIALS.unpack(raw)[1])
-    if hasattr(socket, "LOCAL_PEERCRED"):  # struct xucred: version, uid, …
-        raw = connection.getsockopt(0, socket.LOCAL_PEERCRED, 76)
-        return int(struct.unpack_from("2I", raw)[1])
-    return None
 
 
 class PrivateProtocol(H11Protocol):

@@ -13,7 +13,7 @@ import pytest
 
 from p2pcompute.errors import ConfigError, NodeUnavailable, StoreError
 from p2pcompute.host.paths import check_store_directory, machine_id, prepare_directories, resolve_paths
-from p2pcompute.places import SOCKET_PATH_BYTES_MAX
+from p2pcompute.places import SOCKET_PATH_BYTES_MAX, find_paths
 
 RAW_ID = "0123456789abcdef0123456789abcdef"
 
@@ -53,6 +53,37 @@ def test_long_socket_paths_move(tmp_path: Path) -> None:
     finally:
         for path in found:
             path.parent.rmdir()
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
+def test_a_home_that_others_may_write_to_is_refused(short: Path, mode: int) -> None:
+    """Another user plants a key, a group or a socket there."""
+    environ = {"P2PC_HOME": str(short)}
+    assert resolve_paths(environ).state == short
+    short.chmod(mode)
+    with pytest.raises(ConfigError) as refused:
+        find_paths(environ)
+    assert refused.value.code == "home-owner" and refused.value.why and refused.value.fix
+    short.chmod(0o750)
+    (short / "run").mkdir()
+    (short / "run").chmod(mode)
+    with pytest.raises(NodeUnavailable) as shared:
+        find_paths(environ)
+    assert shared.value.code == "socket-owner"
+    find_paths(environ | {"P2PC_SOCKET": "/tmp/own.sock"})
+    (short / "run").rmdir()
+    (short / "elsewhere").mkdir(mode=0o700)
+    (short / "run").symlink_to(short / "elsewhere")
+    with pytest.raises(NodeUnavailable, match="symbolic link"):
+        resolve_paths(environ)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away")
+def test_a_home_of_another_user_is_refused(short: Path) -> None:
+    """Its owner answers in our place, or reads what our node keeps."""
+    os.chown(short, 12345, -1)
+    with pytest.raises(ConfigError, match="12345"):
+        find_paths({"P2PC_HOME": str(short)})
 
 
 def test_a_planted_socket_directory_is_refused(tmp_path: Path) -> None:

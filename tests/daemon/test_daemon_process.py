@@ -21,9 +21,10 @@ import pytest
 
 from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.daemon_start import is_running, running_pid, wait_stopped
-from p2pcompute.daemon.listener import bind_socket, peer_uid
+from p2pcompute.daemon.listener import bind_socket
 from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import Paths, find_paths
+from p2pcompute.socket_peer import peer_uid
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
