@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from p2pcompute import socket_peer
 from p2pcompute.cli.command import parse_reference
 from p2pcompute.cli.follow import job_exit_code
 from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, p2pc, run_command
@@ -229,27 +226,3 @@ def test_join_looks_at_the_token_before_it_asks(home: Path, capsys: pytest.Captu
 def test_a_success_rule_that_is_met_is_a_success(job: dict[str, Any], code: int) -> None:
     """As in GNU parallel: the search has found what it looked for."""
     assert job_exit_code(job) == code
-
-
-def test_a_socket_of_another_user_gets_nothing(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever puts a socket where ours belongs is sent our files and commands, and answers as he likes."""
-    listening = socket.socket(socket.AF_UNIX)
-    monkeypatch.chdir("/")
-    path = Path(tempfile.mkdtemp(prefix="p2pc-t")) / "n.sock"
-    monkeypatch.setenv("P2PC_SOCKET", str(path))
-    with listening:
-        listening.bind(str(path))
-        listening.listen()
-        monkeypatch.setattr(socket_peer, "peer_uid", lambda connection: 12345 if os.geteuid() != 12345 else 1)
-        code, _, err = run(capsys, "jobs")
-        listening.setblocking(False)
-        got = []
-        for _ in range(2):  # the probe, and the call
-            with listening.accept()[0] as link:
-                got.append(link.recv(1000))
-    path.unlink()
-    path.parent.rmdir()
-    assert got == [b"", b""] and code == exit_code_of(TrustError("")), err
-    assert "is not your node" in err and "12345" in err and str(path) in err
