@@ -65,8 +65,8 @@ class _Core:
 class MeshExecutor(cf.Executor):
     """A drop-in `concurrent.futures.Executor`.
 
-    When this machine's node runs (`p2pc node start`) calls run on it and on all members of its group; without one they run on
-    this machine, in worker processes of their own.  A call that has raised is not repeated unless
+    When this machine's node runs (`p2pc node start`) calls run on it and on all members of its group; without one they
+    run on this machine, in worker processes of their own.  A call that has raised is not repeated unless
     `TaskOptions.retries` says so; one whose node or process is lost is.
 
     Args:
