@@ -18,6 +18,18 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
+def _counted(name: str) -> click.Option:
+    """-q or -v after the command too: it adds to the one before it."""
+
+    def add(context: click.Context, _: click.Parameter, value: int) -> None:
+        flags = context.ensure_object(Options)
+        setattr(flags, name, getattr(flags, name) + value)
+
+    return click.Option(
+        [f"-{name[0]}", f"--{name}"], count=True, expose_value=False, is_eager=True, hidden=True, callback=add
+    )
+
+
 class Command(click.Command):
     """A command whose help starts with examples and shows its flags in sections.
 
@@ -32,6 +44,7 @@ class Command(click.Command):
     ) -> None:
         named["context_settings"] = {**CONTEXT, **named.get("context_settings", {})}
         super().__init__(*args, **named)
+        self.params += [_counted("quiet"), _counted("verbose")]
         self.examples = examples
         self.sections = sections or {}
 
@@ -108,7 +121,7 @@ class Reference:
         return sorted({index for low, high in self.ranges for index in range(low, min(high + 1, total))})
 
 
-_JOB = re.compile(r"[A-Za-z0-9]{1,64}")
+_JOB = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}")
 
 
 def parse_reference(text: str) -> Reference:

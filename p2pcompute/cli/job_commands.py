@@ -408,6 +408,12 @@ def retry(json_: bool, ref: Reference, failed: bool) -> int:
     return 0
 
 
+def _freed_text(report: Mapping[str, Any]) -> str:
+    """Bytes are of files of their own; short output lies in the database and is not counted."""
+    jobs = plural(int(report["jobs"]), "job")
+    return f"{jobs}, {bytes_text(report['freed_bytes'])}" if report["freed_bytes"] else jobs
+
+
 @click.command(
     cls=Command, examples=[("p2pc prune --dry-run", "what it would free"), ("p2pc prune --older-than 7d -y", "")]
 )
@@ -426,13 +432,13 @@ def prune(*, json_: bool, yes: bool, older_than: str, keep: bool, dry_run: bool)
     body = {"older_than_s": parse_duration(older_than), "drop_results": not keep, "dry_run": True}
     connection = open_kept()
     report = connection.request("POST", "/v1/prune", body)
-    text = f"{plural(int(report['jobs']), 'job')}, {bytes_text(report['freed_bytes'])}"
+    text = _freed_text(report)
     if not dry_run and report["jobs"]:
         if not _confirm(f"Forget {text}?", yes=yes):
             say("nothing was freed")
             return 1
         report = connection.request("POST", "/v1/prune", body | {"dry_run": False})
-        text = f"{plural(int(report['jobs']), 'job')}, {bytes_text(report['freed_bytes'])}"
+        text = _freed_text(report)
     if json_:
         print_json({"schema": "p2pc.prune/1", "dry_run": dry_run, **report})
     say(("would free " if dry_run else "freed ") + text, level=1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
 from p2pcompute.cli.command import Reference, ReferenceType
 from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.output import count_text, node_labels, one_line, rate_text, table
+from p2pcompute.errors import UsageError
 
 PAGE: Final = 500
 """Tasks asked for at once."""
@@ -19,7 +21,23 @@ reference_argument = click.argument("ref", type=ReferenceType(), metavar="[JOB[/
 
 
 def find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
-    return connection.request("GET", f"/v1/jobs/{reference.job}")
+    """Return the job by its alias, id or "last"; else by its name, when only one has that."""
+    try:
+        return connection.request("GET", f"/v1/jobs/{quote(reference.job)}")
+    except UsageError as error:
+        if error.code != "no-job":
+            raise
+        items: list[dict[str, Any]] = connection.request("GET", "/v1/jobs?all=1&limit=10000")["items"]
+        named = [job for job in items if job["name"] == reference.job]
+        if not named:
+            raise
+        if len(named) > 1:
+            aliases = ", ".join(job["alias"] for job in named[:5])
+            raise UsageError(
+                f"{len(named)} jobs are called {reference.job!r}", f"they are {aliases}",
+                f"the newest: {named[0]['alias']}", code="no-job",
+            ) from None
+        return named[0]
 
 
 def find_tasks(

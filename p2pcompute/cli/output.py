@@ -76,7 +76,26 @@ def say(text: str, *, level: int = 0) -> None:
         return
     if flags.quiet > (0 if level else 1):
         return
+    fresh_line()
     print(text, file=sys.stderr, flush=True)
+
+
+_is_line_open = False
+"""The terminal's last line has output without a newline at its end."""
+
+
+def leave_line(*, is_open: bool) -> None:
+    """Remember how output to the terminal ended."""
+    global _is_line_open
+    _is_line_open = is_open
+
+
+def fresh_line() -> None:
+    """End a line that output of tasks left open on this terminal."""
+    if _is_line_open and is_terminal(sys.stderr):
+        leave_line(is_open=False)
+        sys.stdout.flush()
+        print(file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:

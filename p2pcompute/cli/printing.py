@@ -10,11 +10,13 @@ import base64
 import json
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, Final
+from dataclasses import dataclass, field
+from typing import IO, Any, Final, cast
 
 from p2pcompute.cli.connection import Connection, Download
-from p2pcompute.cli.output import count_text, one_line
+from p2pcompute.cli.output import count_text, is_terminal, leave_line, one_line
 from p2pcompute.errors import P2pcError
 
 HELD_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -23,6 +25,8 @@ STORED_LOOK_S: Final = 0.05
 ERRORS_MAX: Final = 100
 """Different errors that are told apart."""
 ERRORS_SHOWN_MAX: Final = 5
+STDERR_LINES: Final = 5
+"""Last lines of stderr that the end of a run shows of each reason."""
 _FAILED_IN_ITSELF: Final = 125
 """Up to this exit code it is the command that failed, and what it printed says why; above it could not be run."""
 
@@ -203,6 +207,82 @@ class Errors:
             self._say(f"and other errors; see all: p2pc logs {self._alias} --failed")
 
 
+@dataclass(slots=True)
+class _Group:
+    tail: list[str]
+    count: int = 0
+    indices: list[int] = field(default_factory=list)
+    nodes: dict[str, None] = field(default_factory=dict)
+
+
+class Failures:
+    """Why tasks failed by what their commands ended with, equal ones together, for the end of `run`.
+
+    Args:
+        is_stderr_shown: what tasks said on stderr was printed as they ended.
+        is_error_shown: errors that are no exit code were, too.
+    """
+
+    def __init__(self, contents: Contents, *, is_stderr_shown: bool, is_error_shown: bool) -> None:
+        self._contents = contents
+        self._is_stderr_shown = is_stderr_shown
+        self._is_error_shown = is_error_shown
+        self._groups: dict[tuple[str, str], _Group] = {}
+
+    def take(self, task: Task) -> None:
+        """Note a task that failed."""
+        if task.get("state") != "failed":
+            return
+        is_exit = task.get("status") == "failed" and bool(task.get("exit_code") or task.get("signal"))
+        if not is_exit and self._is_error_shown:
+            return
+        reason = f"signal {task['signal']}" if task.get("signal") else f"exit {task.get('exit_code')}"
+        if not is_exit:
+            reason = one_line(str(task.get("error") or task.get("status") or "failed").strip().rpartition("\n")[2], 80)
+        tail: list[str] = []
+        if not self._is_stderr_shown and len(self._groups) < ERRORS_MAX:
+            lines = deque(self._contents.lines(task, "stderr"), STDERR_LINES)
+            tail = [one_line(line.decode(errors="replace").rstrip("\n")) for line in lines]
+        key = (reason, "\n".join(tail))
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= ERRORS_MAX:
+                return
+            group = self._groups[key] = _Group(tail)
+        group.count += 1
+        if len(group.indices) < ERRORS_SHOWN_MAX:
+            group.indices.append(task["index"])
+            group.nodes[str(task.get("node") or "")] = None
+
+    def lines(self) -> list[str]:
+        """Return a line for each group, the largest first, each with the last lines of stderr below it."""
+        out: list[str] = []
+        groups = sorted(self._groups.items(), key=lambda item: -item[1].count)
+        for (reason, _), group in groups[:ERRORS_SHOWN_MAX]:
+            more = " …" if group.count > len(group.indices) else ""
+            named = ", ".join(map(str, sorted(group.indices))) + more
+            nodes = ", ".join(node for node in group.nodes if node)
+            what = f"{count_text(group.count)} {'task' if group.count == 1 else 'tasks'}"
+            out.append(f"{reason} on {what} ({named})" + (f", run by {nodes}" if nodes else ""))
+            out += [f"  {line}" for line in group.tail]
+        if len(groups) > ERRORS_SHOWN_MAX:
+            out.append(f"and {count_text(len(groups) - ERRORS_SHOWN_MAX)} other reasons")
+        return out
+
+
+class _Noted:
+    """A stream that remembers whether its terminal stands at the start of a line."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._is_terminal = is_terminal(stream)
+
+    def write(self, data: bytes) -> int:
+        if data and self._is_terminal:
+            leave_line(is_open=not data.endswith(b"\n"))
+        return self._stream.write(data)
+
+
 class Printer:
     """Prints tasks as they end, or in input order.
 
@@ -223,8 +303,8 @@ class Printer:
         self._kind = kind
         self._keep_order = keep_order
         self._tag = tag
-        self._out = out
-        self._err = err
+        self._out = cast("IO[bytes]", _Noted(out))
+        self._err = cast("IO[bytes]", _Noted(err))
         self._errors = errors
         self._next = 0
         self._waiting: dict[int, Task | None] = {}

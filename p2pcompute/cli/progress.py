@@ -18,6 +18,7 @@ from p2pcompute.cli.output import (
     clock_text,
     count_text,
     duration_text,
+    fresh_line,
     has_color,
     is_terminal,
     node_labels,
@@ -67,7 +68,7 @@ class Progress:
             self._samples.append((now, 0, {}))
         self.data = data
         done = {str(node.get("short_id")): int(node.get("done") or 0) for node in self.nodes}
-        self._samples.append((now, self.ended, done))
+        self._samples.append((now, self.worked, done))
         while len(self._samples) > 2 and self._samples[1][0] < now - RATE_S:
             self._samples.popleft()
 
@@ -85,6 +86,11 @@ class Progress:
         return self.number("done") + self.number("failed") + self.number("cancelled")
 
     @property
+    def worked(self) -> int:
+        """Tasks that ran to their end: what was cancelled is no progress."""
+        return self.number("done") + self.number("failed")
+
+    @property
     def nodes(self) -> Sequence[Mapping[str, Any]]:
         return self.data.get("by_node") or ()
 
@@ -93,7 +99,7 @@ class Progress:
         """Tasks ended per second over the last RATE_S, all nodes; 0.0 while it cannot be said."""
         if not self._samples or (spent_s := time.monotonic() - self._samples[0][0]) < 0.5:
             return 0.0
-        return max(0, self.ended - self._samples[0][1]) / spent_s
+        return max(0, self.worked - self._samples[0][1]) / spent_s
 
     def rate_of(self, node: Mapping[str, Any]) -> float:
         """Results per second of one node over the last RATE_S."""
@@ -116,7 +122,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        return self.ended / self.total if self.total else None
+        return self.worked / self.total if self.total else None
 
     def counts(self) -> str:
         """"1 284/2 000"."""
@@ -246,6 +252,8 @@ class Bar:
         with self._console.capture() as captured:
             self._console.print(self._render(progress))
         text = captured.get()
+        if not self._lines:
+            fresh_line()  # drawing over an open line would erase it
         self._write(self._erasure() + text)
         self._lines = text.count("\n")
 
@@ -283,7 +291,7 @@ class Bar:
         for _ in range(3):
             head.add_column(no_wrap=True)
         head.columns[1].ratio = 1
-        bar = ProgressBar(total=progress.total, completed=progress.ended, pulse=progress.total is None)
+        bar = ProgressBar(total=progress.total, completed=progress.worked, pulse=progress.total is None)
         room = width - len(title) - len(tail) - 4
         head.add_row(Text(title, style="bold"), bar if room >= 5 else Text(""), Text(tail))
         body = [Text(line[:width], no_wrap=True) for line in self.node_lines(progress)]

@@ -397,6 +397,7 @@ class _Run:
     """Of the node, once it was needed."""
     _is_new: bool = False
     """The node was started for this run."""
+    _failures: Any = None
     _is_stopping: bool = False
     _is_tallied: bool = False
     """What was done before has been said."""
@@ -635,6 +636,7 @@ class _Run:
         self, connection: Any, status: Mapping[str, Any], source: Any, job: Mapping[str, Any], signals: Any
     ) -> int:
         from p2pcompute.cli.follow import View, make_printer
+        from p2pcompute.cli.printing import Contents, Failures
         from p2pcompute.cli.progress import Progress, choose_display
 
         request = self.request
@@ -647,9 +649,18 @@ class _Run:
             connection, job, display, mode=request.output, kind=request.kind, keep_order=request.keep_order,
             tag=request.tag,
         )
+        self._failures = failures = Failures(
+            Contents(connection, str(job["id"])), is_stderr_shown=request.output == "text",
+            is_error_shown=errors is not None,
+        )
+
+        def took(task: Mapping[str, Any]) -> None:
+            self._chunker.took(task)
+            failures.take(task)
+
         view = View(
             connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
-            source=source, keeps_results=request.results is not None, on_task=self._chunker.took,
+            source=source, keeps_results=request.results is not None, on_task=took,
         )
         outcome = view.follow()
         self._is_stopping = True
@@ -669,6 +680,8 @@ class _Run:
         if request.resume and not self._is_tallied:
             say(tally.text(), level=1)
         if hint := failures_hint(job):
+            for line in self._failures.lines():
+                say(line, level=1)
             say(hint, level=1)
         _say_kept(tally)
         say(summary_text(job, elapsed_s, done_before=tally.done_before, where=where_results(job)))

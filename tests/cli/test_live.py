@@ -325,9 +325,12 @@ def test_an_unfinished_job_of_a_closed_terminal_is_carried_on_and_not_run_twice(
 def test_jobs_are_shown_where_no_node_stays(alone: Shell) -> None:
     """`p2pc logs` is what the last line of a failed run recommends."""
     assert alone("jobs")[0] == 5, "nothing is kept, nothing is made"
-    assert alone("run", "--retries", "0", "echo why{} >&2; exit {}", ":::", "0", "3")[0] == 1
+    words = ("--retries", "0", "--output", "none", "echo why{} >&2; exit {}", ":::", "0", "3", "3")
+    code, _, err = alone("run", "-q", "--name", "why-not", *words)
+    assert code == 1 and err.startswith("done 1/3"), "-q is understood after the command, too"
+    code, _, err = alone("run", *words)
+    assert code == 1 and "exit 3 on 2 tasks (1, 2)" in err and "\n  why3\n" in err and "why0" not in err
     code, out, _ = alone("logs", "--failed")
     assert code == 0 and "why3" in out and "why0" not in out
-    assert alone("result", "last", "--output", "x")[0] == 2
-    assert alone("show", "last")[0] == 0 and alone("result")[0] == 1
+    assert alone("show", "why-not")[0] == 0 and alone("result")[0] == 1, "a job is found by its name"
     assert alone("retry", "last")[0] == 5, "what has to run needs a node"

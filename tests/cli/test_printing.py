@@ -6,7 +6,8 @@ import base64
 import io
 import json
 import pickle
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from p2pcompute.cli import output, printing
 from p2pcompute.cli.follow import batches_of, job_exit_code
-from p2pcompute.cli.printing import Contents, Errors, Printer, format_value
+from p2pcompute.cli.printing import Contents, Errors, Failures, Printer, format_value
 from p2pcompute.cli.progress import Bar, JsonLines, Plain, Progress, summary_text
 
 
@@ -283,3 +284,25 @@ def test_batches_hold_what_is_there_and_errors_come_after_the_lines_before_them(
             assert 1 <= len(batch) <= 4
             taken += batch
     assert [line["argv"] for line in taken] == [[str(number)] for number in range(10)]
+
+
+def test_failures_are_grouped_by_what_the_command_ended_with() -> None:
+    """The end of a run says why, also where no node stays to be asked."""
+
+    class Nothing:
+        def lines(self, task: Any, name: str) -> Iterator[bytes]:
+            yield from (b"%d\n" % at for at in range(9))
+
+    failures = Failures(cast(Any, Nothing()), is_stderr_shown=False, is_error_shown=True)
+    for index in range(8):
+        failures.take({"state": "failed", "status": "failed", "exit_code": 3, "index": index, "node": "nova"})
+    failures.take({"state": "failed", "status": "timeout", "index": 8, "error": "told already"})
+    failures.take({"state": "done", "status": "ok", "exit_code": 0, "index": 9})
+    assert failures.lines() == [
+        "exit 3 on 8 tasks (0, 1, 2, 3, 4 …), run by nova", *(f"  {at}" for at in range(4, 9))
+    ]
+
+
+def test_what_was_cancelled_is_no_progress() -> None:
+    progress = Progress("job", data={"total": 10, "done": 2, "failed": 0, "cancelled": 8})
+    assert (progress.percent(), progress.ended) == ("20 %", 10)
