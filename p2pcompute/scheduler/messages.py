@@ -242,8 +242,7 @@ def decode_outcome(raw: bytes) -> Outcome:
     for file in files:
         name, digest, size, mode = _list(file, 4, "output file")
         _check(isinstance(name, str) and _is_bytes(digest, 32) and _is_int(size) and _is_int(mode, 0o777), "file")
-        parts = name.split("/")
-        _check(bool(name) and all(part not in ("", ".", "..") for part in parts) and "\0" not in name, "file name")
+        _check(_is_file_name(name), "file name")
         parsed.append(OutputFile(name, digest, size, mode))
     try:
         known = OutcomeStatus(status)
@@ -253,6 +252,24 @@ def decode_outcome(raw: bytes) -> Outcome:
         known, value, _parse_blob(value_blob), stdout, _parse_blob(stdout_blob), stderr, _parse_blob(stderr_blob),
         exit_code, signal, tuple(parsed), error, cause, started, runtime_s, cpu_s, peak,
     )
+
+
+def is_sendable(outcome: Outcome) -> bool:
+    """True when `decode_outcome` will take the outcome in its encoded form, its length apart."""
+    return (
+        max(len(outcome.value), len(outcome.stdout), len(outcome.stderr)) <= INLINE_BYTES_MAX
+        and (outcome.exit_code is None or -256 < outcome.exit_code < 256)
+        and (outcome.signal is None or 0 <= outcome.signal <= 128)
+        and len(outcome.cause) <= 32
+        and _is_float(outcome.started_wall) and _is_float(outcome.runtime_s) and _is_float(outcome.cpu_s)
+        and 0 <= outcome.peak_rss_bytes <= INT_MAX
+        and len(outcome.files) <= OUTPUT_FILES_MAX
+        and all(_is_file_name(file.name) and 0 <= file.mode <= 0o777 for file in outcome.files)
+    )
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def outcome_blobs(outcome: Outcome) -> list[BlobRef]:

@@ -51,6 +51,10 @@ RATE_TAU_S = 10.0
 OPEN_TASKS_MAX = 200_000
 """Open tasks of a job above which `add_tasks` waits: bounds memory, not the job."""
 
+def _stopping() -> StoreError:
+    return StoreError("this node is stopping", "what was asked last may not be in its store", None, code="stopping")
+
+
 Listener = Callable[[Sequence[TaskEnd]], None]
 
 
@@ -133,6 +137,7 @@ class OwnerService:
         self._writes: list[Write] = []
         self._committed: list[asyncio.Future[None]] = []
         self._is_flushing = False
+        self._is_closed = False
         self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
         """(holder, job, indices, kill) to be sent by the scheduler."""
 
@@ -457,13 +462,33 @@ class OwnerService:
     # --- journal ----------------------------------------------------------------------------------
 
     async def committed(self) -> None:
-        """Wait until everything decided so far is durable."""
+        """Wait until everything decided so far is durable.
+
+        Raises:
+            StoreError: the node stops before it is.
+        """
+        if self._is_closed:
+            raise _stopping()
         self.apply_effects()
         if not self._is_flushing:
             return
         waiter = asyncio.get_running_loop().create_future()
         self._committed.append(waiter)
         await waiter
+
+    def close(self) -> None:
+        """Nothing is written any more: tell who waits for it, and for room."""
+        self._is_closed = True
+        self._fail(self._committed)
+        for book in self.books.values():
+            book.room.set()
+
+    @staticmethod
+    def _fail(waiters: Sequence[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(_stopping())
+                waiter.exception()  # who waits may be gone as well
 
     def _start_flush(self) -> None:
         if (self._facts or self._writes) and not self._is_flushing:
@@ -476,6 +501,7 @@ class OwnerService:
 
     async def _flush(self, journal: Journal) -> None:
         """Sign and commit until nothing waits; acknowledgements go out after the commit that covers them."""
+        waiters: list[asyncio.Future[None]] = []
         try:
             while self._facts or self._writes or self._committed:
                 waiters, self._committed = self._committed, []
@@ -486,6 +512,7 @@ class OwnerService:
                         waiter.set_result(None)
         finally:
             self._is_flushing = False
+            self._fail(waiters)
 
     def _sign_facts(self, journal: Journal) -> list[Write]:
         writes, self._writes = self._writes, []

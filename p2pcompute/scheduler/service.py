@@ -217,6 +217,7 @@ class Scheduler:
 
     def close(self) -> None:
         self._is_closed = True
+        self.owner.close()
 
     # --- the pump ---------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from p2pcompute.scheduler.messages import (
     Message,
     decode_outcome,
     encode_outcome,
+    is_sendable,
     outcome_blobs,
     output_digest,
     parse_job_indices,
@@ -334,6 +335,9 @@ class WorkerService:
                 # After the pump, which applies the effects: who keeps the blobs for longer has pinned them then.
                 asyncio.get_running_loop().call_soon(self._host.store.blobs.unpin, outcome_blobs(outcome))
             return
+        if not is_sendable(outcome):
+            self._host.store.blobs.unpin(outcome_blobs(outcome))
+            outcome = Outcome(OutcomeStatus.FAILED, error="a result that cannot be sent: a bug of its node")
         body = encode_outcome(outcome)
         if len(body) > CLAIM_BYTES_MAX:
             self._host.store.blobs.unpin(outcome_blobs(outcome))
@@ -390,7 +394,7 @@ class WorkerService:
                         if len(batch) > 1:
                             link.alone_count = len(batch)
                             continue
-                        self._refused(link, batch[0], is_understood=error.code != ProtocolError.default_code)
+                        await self._refused(link, batch[0], error)
                     await self._keep(link)
                     await self._give_up_old(link)
                     pause_s = RECONNECT_S_MIN if await self._pause(link, pause_s) else min(RECONNECT_S_MAX, pause_s * 2)
@@ -406,17 +410,25 @@ class WorkerService:
         """True when the owner is there and will not take this message as it is."""
         return isinstance(error, RemoteError | LocalProtocolError) and error.code != "busy"
 
-    def _refused(self, link: OwnerLink, done: _Finished, *, is_understood: bool) -> None:
-        """Put a single result that was refused behind the others; one that is not understood becomes a failure."""
+    async def _refused(self, link: OwnerLink, done: _Finished, error: P2pcError) -> None:
+        """Put a single result that was refused behind the others.
+
+        One that the owner does not understand becomes a failure; one whose files are no longer here was never made.
+        """
         link.alone_count = max(0, link.alone_count - 1)
+        is_gone = False
+        for ref in done.blobs:
+            is_gone = is_gone or not await self._host.store.blobs.has(ref)
         link.results.remove(done)
-        if not is_understood and done.is_replaced:
+        if is_gone or error.code == ProtocolError.default_code:
             self._let_go([done])
-            self.counters.given_up_results_count += 1
-            return
-        if not is_understood:
-            outcome = Outcome(OutcomeStatus.FAILED, error="the task's owner does not understand its result")
-            self._let_go([done])
+            if done.is_replaced:
+                self.counters.given_up_results_count += 1
+                return
+            if is_gone:
+                outcome = Outcome(OutcomeStatus.NOT_RUN, error="the result's files are no longer on its node")
+            else:
+                outcome = Outcome(OutcomeStatus.FAILED, error="the task's owner does not understand its result")
             index, generation, attempt = done.claim[:3]
             done.claim = [index, generation, attempt, str(outcome.status), output_digest(outcome)]
             done.outcome, done.blobs, done.is_replaced = encode_outcome(outcome), (), True

@@ -133,7 +133,8 @@ class Mesh:
         node = member.running
 
         async def go() -> bytes:
-            job_id = await node.submit_job(JobTerms(name="simulated", retries=retries), JobSpec(kind=TaskKind.SIMULATED))
+            terms, spec = JobTerms(name="simulated", retries=retries), JobSpec(kind=TaskKind.SIMULATED)
+            job_id = await node.submit_job(terms, spec)
             batch = 500
             for start in range(0, len(works_s), batch):
                 payloads = [encode_payload(TaskPayload(work_s=work)) for work in works_s[start : start + batch]]

@@ -11,7 +11,7 @@ import zlib
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
@@ -224,10 +224,7 @@ class SimRunner:
         assert ending is not None
         runtime_s = self._loop.time() - batch.started
         wall = self._clock.wall() - runtime_s
-        outcome = Outcome(
-            ending.status, value=ending.value, exit_code=ending.exit_code, signal=ending.signal, error=ending.error,
-            cause=ending.cause, started_wall=wall, runtime_s=runtime_s, cpu_s=runtime_s,
-        )  # fmt: skip
+        outcome = replace(ending, started_wall=wall, runtime_s=runtime_s, cpu_s=runtime_s)
         ended = [(batch.runs[batch.position], outcome), *batch.behind]
         batch.behind = []
         batch.position += 1
