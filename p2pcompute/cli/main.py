@@ -312,13 +312,33 @@ def run_command(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except (ReaderGone, BrokenPipeError):
         return EXIT_PIPE
+    except FileNotFoundError as error:
+        return _show(_bug(error) if _is_cwd_there() else _CWD_GONE, "", as_json=flags.json, flags=flags)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said to be one
-        bug = P2pcError(
-            f"a bug in p2pc: {type(error).__name__}: {error}", "this should not happen; your jobs are not affected",
-            "run it again with P2PC_TRACEBACK=1 and report what it prints", code="bug",
-        )
-        bug.__cause__ = error
-        return _show(bug, "", as_json=flags.json, flags=flags)
+        return _show(_bug(error), "", as_json=flags.json, flags=flags)
+
+
+_CWD_GONE: Final = UsageError(
+    "the current directory does not exist any more", "it was removed or moved away under this shell",
+    "change to one that exists: cd ~", code="cwd-gone",
+)
+
+
+def _is_cwd_there() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _bug(error: Exception) -> P2pcError:
+    bug = P2pcError(
+        f"a bug in p2pc: {type(error).__name__}: {error}", "this should not happen; your jobs are not affected",
+        "run it again with P2PC_TRACEBACK=1 and report what it prints", code="bug",
+    )
+    bug.__cause__ = error
+    return bug
 
 
 _ASCII: Final = str.maketrans({"·": "-", "–": "-", "…": "...", "≈": "~", "×": "x", "━": "=", "╸": "=", "✓": "ok"})

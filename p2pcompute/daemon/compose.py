@@ -6,8 +6,10 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from p2pcompute.config import Settings, parse_peer, parse_slots
+from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.paths import MachinePaths
@@ -16,10 +18,10 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.real_net import RealNet
 from p2pcompute.host.real_probe import RealProbe
 from p2pcompute.host.real_store import SqliteStore
-from p2pcompute.identity.files import load_or_create_identity
+from p2pcompute.identity.files import KEY_FILE, load_or_create_identity
 from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
-from p2pcompute.trust.groups import load_group, save_group
+from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
 
 log = logging.getLogger("p2pcompute.node")
 
@@ -27,6 +29,22 @@ log = logging.getLogger("p2pcompute.node")
 def report_bug(name: str, error: BaseException) -> None:
     """Log an exception that left a background task: it is a bug of ours."""
     log.error("task %s failed", name, exc_info=error)
+
+
+def _check_key_is_there(directory: Path) -> None:
+    """Refuse to make a new key beside a membership of the old one: this node would silently be alone.
+
+    Raises:
+        IdentityError: there is a group and no key.
+    """
+    key, group = directory / KEY_FILE, directory / GROUP_FILE
+    if group.exists() and not key.exists():
+        raise IdentityError(
+            "the key of this installation is gone, but its group file is there",
+            f"{key} is missing; with a new key this node would not be a member any more",
+            f"restore it from a backup, or start anew (and join again): mv {group} {group}.old",
+            code="identity-gone",
+        )
 
 
 async def build_onlooker(paths: MachinePaths, settings: Settings) -> tuple[Node, Callable[[], Awaitable[None]]]:
@@ -48,6 +66,7 @@ async def build_node(
         StoreError: the store cannot be used.
     """
     clock, crypto = RealClock(), RealCrypto()
+    _check_key_is_there(paths.data)
     identity = load_or_create_identity(paths.data, crypto, machine_id=paths.machine_id)
     group = load_group(paths.data)
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
@@ -59,8 +78,14 @@ async def build_node(
         undo.push_async_callback(store.close)
         net = RealNet(interfaces=settings.node.interfaces or None, on_error=report_bug)
         undo.push_async_callback(net.close)
+        work = paths.data / "work"
+        if work.exists() and not work.is_dir():
+            raise StoreError(
+                f"{work} is not a directory", "the tasks' directories belong there",
+                f"move it away: mv {work} {work}.old", code="work",
+            )
         runner = ProcessRunner(
-            store.blobs, paths.data / "work", 0 if is_onlooker else parse_slots(settings.node.slots, cpus), clock,
+            store.blobs, work, 0 if is_onlooker else parse_slots(settings.node.slots, cpus), clock,
             node_name=name,
         )
         undo.push_async_callback(runner.close)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -23,9 +24,13 @@ from p2pcompute.errors import NodeUnavailable
 from p2pcompute.limits import API_CONNECTIONS_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.socket_peer import peer_uid
 
+log = logging.getLogger("p2pcompute.daemon")
+
 _BACKLOG: Final = 128
 _CONNECT_S_MAX: Final = 2.0
 """A socket that accepts within this is alive."""
+_OUT_OF: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_LOG_S: Final = 60.0
 _CUT_S: Final = 2
 """After the node has stopped: how long open answers may still take."""
 
@@ -120,6 +125,34 @@ class PrivateProtocol(H11Protocol):
     def eof_received(self) -> None:
         if not self._is_refused:
             super().eof_received()
+
+
+class AcceptTrouble:
+    """The event loop's handler of errors: says once in a while that connections cannot be taken, not at each try.
+
+    asyncio pauses a listening socket for 1 s when the process is out of descriptors, but before that it tries as often
+    as the socket's backlog is long, and reports every try with a traceback.
+    """
+
+    def __init__(self) -> None:
+        self._said: float | None = None
+        self._unsaid_count = 0
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """See `asyncio.loop.set_exception_handler`."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _OUT_OF:
+            loop.default_exception_handler(context)
+            return
+        now = loop.time()
+        if self._said is not None and now - self._said < _ACCEPT_LOG_S:
+            self._unsaid_count += 1
+            return
+        log.warning(
+            "no connections can be taken: %s (%d tries since it was said last); trying on", error.strerror,
+            self._unsaid_count,
+        )
+        self._said, self._unsaid_count = now, 0
 
 
 class Listener(uvicorn.Server):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib
 import json
 import logging
@@ -16,6 +17,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from filelock import FileLock, Timeout
@@ -23,7 +25,7 @@ from filelock import FileLock, Timeout
 from p2pcompute import __version__
 from p2pcompute.config import Settings, load_settings
 from p2pcompute.daemon.app import Api, build_app
-from p2pcompute.daemon.listener import Listener, bind_socket
+from p2pcompute.daemon.listener import AcceptTrouble, Listener, bind_socket
 from p2pcompute.daemon.log import start_log, stop_log
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.views import error_json
@@ -41,6 +43,8 @@ EXIT_USAGE: Final = 2
 EXIT_NO_NODE: Final = 5
 EXIT_BUG: Final = 70
 _ORPHAN_LOOK_S: Final = 0.1
+_PLACES_LOOK_S: Final = 2.0
+"""How often the node looks whether its lock and its socket are still its own: two lstat."""
 _PRUNE_S: Final = 3600.0
 """How often finished jobs older than `store.keep` are looked for."""
 
@@ -159,7 +163,7 @@ def _one_node(paths: Paths) -> Any:
     """Hold the lock of this installation.
 
     Raises:
-        NodeUnavailable: another node holds it.
+        NodeUnavailable: another node holds it, or it is not a file.
     """
     lock = FileLock(paths.lock, mode=0o600)
     try:
@@ -170,6 +174,11 @@ def _one_node(paths: Paths) -> Any:
             "a node of this installation is running already", f"pid {pid}" if pid else f"it holds {paths.lock}",
             "see it: p2pc status", code="running",
         ) from None
+    except OSError as error:
+        raise NodeUnavailable(
+            f"the lock {paths.lock} cannot be used", error.strerror or str(error),
+            f"it must be a file of yours; move it away: mv {paths.lock} {paths.lock}.old", code="lock",
+        ) from error
     try:
         yield
     finally:
@@ -196,7 +205,9 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
     """Start, serve until asked to stop, stop.  On the way out everything that was opened is closed."""
     requests = StopRequests()
     with _signals(requests):
+        asyncio.get_running_loop().set_exception_handler(AcceptTrouble().handle)
         listening = bind_socket(paths.socket)
+        own = _identity_of(paths.socket)
         try:
             log.info("p2pcompute %s starts, pid %d", __version__, os.getpid())
             node, close_host = await build(paths, settings)
@@ -206,8 +217,9 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
                 await close_host()
         finally:
             listening.close()
-            paths.socket.unlink(missing_ok=True)
-            paths.run_file.unlink(missing_ok=True)
+            if _identity_of(paths.socket) == own:  # else another node's, or gone
+                paths.socket.unlink(missing_ok=True)
+                paths.run_file.unlink(missing_ok=True)
             log.info("stopped")
 
 
@@ -224,6 +236,7 @@ async def _serve(
     sink = ResultsSink(node, paths.state / "sinks", scope)
     app, api = build_app(node, requests, sink, takes_jobs=not options.is_onlooker)
     listener = Listener(app, __version__)
+    places = {path: _identity_of(path) for path in (paths.lock, paths.socket)}
     try:
         await node.start()
         if not options.is_onlooker:
@@ -237,6 +250,7 @@ async def _serve(
             options.on_ready(node)
         log.info("ready on %s", paths.socket)
         scope.spawn(_prune(node, keep_s), "prune")
+        scope.spawn(_watch_places(places, node, requests), "places")
         if options.lifeline_fd is not None:
             scope.spawn(_hold_on(options.lifeline_fd, node, api, requests), "lifeline")
         await requests.wait()
@@ -261,6 +275,35 @@ async def _prune(node: NodeFacade, keep_s: float) -> None:
         else:
             if report.jobs:
                 log.info("pruned %d finished jobs, %d bytes", report.jobs, report.freed_bytes)
+
+
+async def _watch_places(
+    watched: Mapping[Path, tuple[int, int] | None], node: NodeFacade, requests: StopRequests
+) -> None:
+    """Stop when the files that make this node the one of its installation are gone or are another's.
+
+    Then no command reaches it, a second node may start, and what is written goes to files that nobody finds.
+    """
+    while True:
+        await node.clock.sleep(_PLACES_LOOK_S)
+        for path, before in watched.items():
+            if _identity_of(path) != before:
+                log.error("%s is gone or was replaced; this node stops", path)
+                requests.request_stop(drain=False)
+                return
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """Return (device, inode); None when there is nothing."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            return None
+        raise
+    return status.st_dev, status.st_ino
 
 
 async def _stop_node(node: RunningNode, requests: StopRequests, scope: TaskScope) -> None:

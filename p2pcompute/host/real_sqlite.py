@@ -27,6 +27,8 @@ SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x70327063
 """b"p2pc", in the file's header: tells our file from another program's."""
 FILE_NAME: Final = "store.sqlite3"
+MARK_NAME: Final = "store.made"
+"""Empty; beside a store that was opened once, so that a file that lost its content is not taken for a new one."""
 
 Migrations = Mapping[int, Callable[[sqlite3.Connection], None]]
 MIGRATIONS: Final[Migrations] = {}
@@ -155,6 +157,7 @@ def open_checked(path: Path, *, was_unclean: bool, migrations: Migrations = MIGR
         elif version < SCHEMA_VERSION:
             _copy(connection, path.with_name(f"{path.name}.v{version}.bak"))
             migrate(connection, path, version, SCHEMA_VERSION, migrations)
+        path.with_name(MARK_NAME).touch(mode=0o600)
     except (sqlite3.Error, OSError) as error:
         connection.close()
         raise explain(error, path) from error
@@ -176,12 +179,17 @@ def _inspect(path: Path, was_unclean: bool) -> int:
     """Return the schema version of the file, 0 when there is none yet.  Changes nothing but creates the file."""
     # The header is read before any connection exists: closing a second descriptor of the file would drop the
     # POSIX locks that SQLite holds on it.
+    mark = path.with_name(MARK_NAME)
+    if not path.exists():
+        mark.unlink(missing_ok=True)  # moved away on purpose: a new store begins
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         header, size = os.read(descriptor, len(_MAGIC)), os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
     if size == 0:
+        if mark.exists():
+            raise damaged(path, "it is empty, but a store was here")
         return 0
     if header != _MAGIC:
         raise damaged(path, "it does not begin as an SQLite file does")

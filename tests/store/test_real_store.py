@@ -300,6 +300,21 @@ async def test_a_damaged_store_is_refused_and_left_alone(tmp_path: Path, damage:
     await fresh.close()
 
 
+async def test_an_emptied_store_is_damage_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    """Otherwise a file that lost its content passes for a new store, and all jobs are silently gone."""
+    await _filled(tmp_path)
+    path = tmp_path / "store.sqlite3"
+    path.write_bytes(b"")
+    before = _snapshot(tmp_path)
+    with pytest.raises(StoreError) as refused:
+        SqliteStore(tmp_path)
+    assert refused.value.code == "store-damaged" and str(path) in str(refused.value.fix)
+    assert _snapshot(tmp_path) == before
+    path.unlink()
+    await (await SqliteStore.open(tmp_path)).close()
+    assert path.stat().st_size
+
+
 async def test_damage_met_later_is_an_error_and_the_store_lives(tmp_path: Path) -> None:
     """Otherwise one bad page takes the node down."""
     store = SqliteStore(tmp_path)
