@@ -149,7 +149,10 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--joblog", metavar="FILE", help="GNU parallel compatible joblog.")
 @click.option("--resume", is_flag=True, help="Skip what --results or --joblog says was done, by content.")
 @click.option("--resume-failed", is_flag=True, help="Like --resume, but try the failed ones again.")
-@click.option("--retries", type=click.IntRange(0), metavar="N", help="Extra attempts, on other nodes.  [default: 2]")
+@click.option("--retries", type=click.IntRange(0), metavar="N", help=(
+    "Extra attempts, on other nodes.  [default: 2]  A task whose process dies (signal, exit of the interpreter) is run "
+    "up to three times whatever this says."
+))
 @click.option("--timeout", metavar="DURATION", help="Of one attempt, like 30s or 5m.")
 @click.option("--halt", metavar="WHEN,WHY", help="now|soon,fail|success|done=N|N%  (GNU parallel's syntax).")
 @click.option("-k", "--keep-order", is_flag=True, help="Print output in input order.")
