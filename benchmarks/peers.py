@@ -166,14 +166,20 @@ class Mesh(Engine):
 
     def _env(self, number: int) -> dict[str, str]:
         return {
-            "P2PC_HOME": str(self._homes[number]), "P2PC_NODE__NAME": f"node-{number}", "P2PC_NODE__SLOTS": "1",
+            "P2PC_HOME": str(self._homes[number]),
+            "P2PC_NODE__NAME": f"node-{number}",
+            "P2PC_NODE__SLOTS": "1",
             "P2PC_NODE__INTERFACES": "lo",
         }
 
     def _p2pc(self, number: int, *words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "p2pcompute", *words], env={**os.environ, **self._env(number)}, check=False,
-            capture_output=True, text=True, timeout=60,
+            [sys.executable, "-m", "p2pcompute", *words],
+            env={**os.environ, **self._env(number)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         if done.returncode:
             raise RuntimeError(f"p2pc {' '.join(words)} failed: {done.stderr}")
@@ -185,8 +191,11 @@ class Mesh(Engine):
             home.mkdir(exist_ok=True)
             self._nodes.append(
                 subprocess.Popen(
-                    [sys.executable, "-P", "-m", "p2pcompute.daemon"], env={**os.environ, **self._env(number)},
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    [sys.executable, "-P", "-m", "p2pcompute.daemon"],
+                    env={**os.environ, **self._env(number)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
                     start_new_session=True,
                 )
             )
@@ -303,8 +312,16 @@ ENGINES: dict[str, tuple[Callable[[], Engine], str]] = {
 }
 """Name → (engine, distribution whose version is reported)."""
 UNITS = {
-    "noop_per_s": True, "map_per_s": True, "latency_p50_ms": False, "latency_p99_ms": False, "cpu_ratio": False,
-    "payload_mib_per_s": True, "cold_s": False, "import_s": False, "pss_mib": False, "idle_cpu_percent": False,
+    "noop_per_s": True,
+    "map_per_s": True,
+    "latency_p50_ms": False,
+    "latency_p99_ms": False,
+    "cpu_ratio": False,
+    "payload_mib_per_s": True,
+    "cold_s": False,
+    "import_s": False,
+    "pss_mib": False,
+    "idle_cpu_percent": False,
 }
 """Metric → more is better."""
 
@@ -415,7 +432,11 @@ def run_engine(name: str) -> dict[str, Any]:
         env = {**os.environ, "P2PC_HOME": home, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(
-                [sys.executable, __file__, "--run", name], capture_output=True, text=True, check=False, env=env,
+                [sys.executable, __file__, "--run", name],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=env,
                 timeout=ENGINE_S_MAX,
             )
         except subprocess.TimeoutExpired:
@@ -430,8 +451,11 @@ def run_engine(name: str) -> dict[str, Any]:
 
 def commit() -> str:
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True,
-        text=True, check=False,
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or "unknown"
 
@@ -442,8 +466,11 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return {
-        "cpu": model, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(),
-        "python": platform.python_version(), "load": os.getloadavg()[0],
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
     }
 
 
@@ -523,8 +550,14 @@ def main() -> int:
             rounds[name].append(run_engine(name))
     results = {name: medians(found) for name, found in rounds.items()}
     document = {
-        "schema": "p2pc.benchmark.peers/1", "commit": commit(), "machine": machine(), "versions": versions(names),
-        "workers": WORKERS, "reference": REFERENCE, "results": results, "ratios": ratios(results),
+        "schema": "p2pc.benchmark.peers/1",
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(names),
+        "workers": WORKERS,
+        "reference": REFERENCE,
+        "results": results,
+        "ratios": ratios(results),
     }
     text = json.dumps(document, indent=2) + "\n"
     if given.output is not None:

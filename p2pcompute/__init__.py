@@ -22,9 +22,25 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Completed", "Job", "JobStatus", "MeshExecutor", "MeshFuture", "NoEligibleNode", "NodeInfo", "NodeUnavailable",
-    "P2pcError", "TaskError", "TaskInfo", "TaskOptions", "TrustError", "UsageError", "VersionMismatch", "WorkerDied",
-    "__version__", "map", "sh",
+    "Completed",
+    "Job",
+    "JobStatus",
+    "MeshExecutor",
+    "MeshFuture",
+    "NoEligibleNode",
+    "NodeInfo",
+    "NodeUnavailable",
+    "P2pcError",
+    "TaskError",
+    "TaskInfo",
+    "TaskOptions",
+    "TrustError",
+    "UsageError",
+    "VersionMismatch",
+    "WorkerDied",
+    "__version__",
+    "map",
+    "sh",
 ]
 
 __version__ = "0.1.0"
@@ -38,7 +54,13 @@ _HOMES = {
     "p2pcompute.api.shell": ("Completed",),
     "p2pcompute.api.shortcuts": ("map", "sh"),
     "p2pcompute.errors": (
-        "NoEligibleNode", "NodeUnavailable", "P2pcError", "TaskError", "TrustError", "UsageError", "VersionMismatch",
+        "NoEligibleNode",
+        "NodeUnavailable",
+        "P2pcError",
+        "TaskError",
+        "TrustError",
+        "UsageError",
+        "VersionMismatch",
         "WorkerDied",
     ),
 }

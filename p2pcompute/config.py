@@ -109,7 +109,10 @@ class Settings:
 
 
 SECTIONS: Final[dict[str, type]] = {
-    "node": NodeSettings, "run": RunSettings, "store": StoreSettings, "log": LogSettings,
+    "node": NodeSettings,
+    "run": RunSettings,
+    "store": StoreSettings,
+    "log": LogSettings,
 }
 PROJECT_KEYS: Final = ("run.mem", "run.retries", "run.timeout", "run.batch")
 """What a project file may set: a cloned repository must not touch trust, network or node."""
@@ -212,7 +215,9 @@ def parse_peer(text: str) -> tuple[str, int]:
     is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
     if not colon or not host or any(char.isspace() or char in "[]/" for char in host) or not is_port:
         raise UsageError(
-            f'"{text}" is not an address of a node', "", "write HOST:PORT, like nova:7878 or [2001:db8::1]:7878",
+            f'"{text}" is not an address of a node',
+            "",
+            "write HOST:PORT, like nova:7878 or [2001:db8::1]:7878",
             code="address",
         )
     return host, int(port)
@@ -252,7 +257,8 @@ def convert(key: str, value: Any) -> Any:
             raise ConfigError(f"it is one of {', '.join(item.metadata['choices'])}")
     except UsageError as error:
         raise ConfigError(
-            f"{key} cannot be {value!r}", error.what if not error.why else f"{error.what}; {error.why}",
+            f"{key} cannot be {value!r}",
+            error.what if not error.why else f"{error.what}; {error.why}",
             error.fix or help_of(key),
         ) from error
     return result

@@ -96,8 +96,15 @@ class TaskError(P2pcError):
     default_code = "task"
 
     def __init__(
-        self, what: str, why: str = "", fix: str | None = None, *, code: str | None = None,
-        node: str | None = None, remote_traceback: str = "", stderr_tail: str = "",
+        self,
+        what: str,
+        why: str = "",
+        fix: str | None = None,
+        *,
+        code: str | None = None,
+        node: str | None = None,
+        remote_traceback: str = "",
+        stderr_tail: str = "",
     ) -> None:
         super().__init__(what, why, fix, code=code)
         self.node = node
@@ -111,8 +118,16 @@ class WorkerDied(TaskError):
     default_code = "worker-died"
 
     def __init__(
-        self, what: str, why: str = "", fix: str | None = None, *, code: str | None = None,
-        node: str | None = None, cause: str = "signal", signal: int | None = None, peak_rss: int | None = None,
+        self,
+        what: str,
+        why: str = "",
+        fix: str | None = None,
+        *,
+        code: str | None = None,
+        node: str | None = None,
+        cause: str = "signal",
+        signal: int | None = None,
+        peak_rss: int | None = None,
     ) -> None:
         super().__init__(what, why, fix, code=code, node=node)
         self.cause = cause

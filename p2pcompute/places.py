@@ -20,7 +20,6 @@ SOCKET_PATH_BYTES_MAX: Final = 100
 """`sockaddr_un.sun_path` takes 103 bytes on macOS and 107 on Linux."""
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paths:
     """Where one installation keeps its things."""
@@ -68,7 +67,8 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
             raise ConfigError(f'P2PC_HOME is "{home}"', "it must be a whole path", "for example: P2PC_HOME=$PWD/home")
         if (why := _why_shared(root, allow_link=True)) is not None:
             raise ConfigError(
-                f"P2PC_HOME {root} is not yours alone", f"{why}: others could put a key or a socket of theirs there",
+                f"P2PC_HOME {root} is not yours alone",
+                f"{why}: others could put a key or a socket of theirs there",
                 f"look at it (ls -ld {root}) and mend it (chmod go-w {root}), or set P2PC_HOME to another directory",
                 code="home-owner",
             )
@@ -87,7 +87,8 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
     socket = Path(given).absolute() if given else _socket_path(state, runtime)
     if not given and (why := _why_shared(socket.parent)) is not None:
         raise NodeUnavailable(
-            f"the socket's directory {socket.parent} is not ours alone", f"{why}: others could answer in our place",
+            f"the socket's directory {socket.parent} is not ours alone",
+            f"{why}: others could answer in our place",
             f"look at it (ls -ld {socket.parent}) and remove it, or set P2PC_SOCKET to another path",
             code="socket-owner",
         )
@@ -109,7 +110,9 @@ def _user_directories(environ: Mapping[str, str]) -> tuple[Path, Path, Path]:
         return support, support, support
     places = []
     for variable, fallback in (
-        ("XDG_CONFIG_HOME", ".config"), ("XDG_DATA_HOME", ".local/share"), ("XDG_STATE_HOME", ".local/state"),
+        ("XDG_CONFIG_HOME", ".config"),
+        ("XDG_DATA_HOME", ".local/share"),
+        ("XDG_STATE_HOME", ".local/state"),
     ):
         given = environ.get(variable, "")
         places.append((Path(given) if given.startswith("/") else user / fallback) / "p2pc")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What the Python files of a tree define: a function for p2pc, and a table of what it found.
 
-    p2pc run --batch auto --send {} outline.py::measure :::: list > outline.jsonl
-    python3 outline.py outline.jsonl
+p2pc run --batch auto --send {} outline.py::measure :::: list > outline.jsonl
+python3 outline.py outline.jsonl
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ def measure(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         source = file.read()
     found: dict[str, Any] = {
-        "file": path, "sha256": hashlib.sha256(source).hexdigest(), "lines": source.count(b"\n"),
-        "classes": 0, "functions": 0, "longest": None, "longest_lines": 0, "error": None,
+        "file": path,
+        "sha256": hashlib.sha256(source).hexdigest(),
+        "lines": source.count(b"\n"),
+        "classes": 0,
+        "functions": 0,
+        "longest": None,
+        "longest_lines": 0,
+        "error": None,
     }
     try:
         with warnings.catch_warnings():

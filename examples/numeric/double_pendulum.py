@@ -21,7 +21,8 @@ def change(state: State) -> State:
     between = upper - lower
     below = 3 - cos(2 * between)
     upper_force = (
-        -3 * G * sin(upper) - G * sin(upper - 2 * lower)
+        -3 * G * sin(upper)
+        - G * sin(upper - 2 * lower)
         - 2 * sin(between) * (lower_speed**2 + upper_speed**2 * cos(between))
     )
     lower_force = 2 * sin(between) * (2 * upper_speed**2 + 2 * G * cos(upper) + lower_speed**2 * cos(between))

@@ -42,8 +42,10 @@ def cut(width: int, height: int, across: int, down: int) -> Iterator[Tile]:
         for column in range(across):
             yield Tile(
                 f"r{row:02}c{column:02}",
-                column * width // across + 1, (column + 1) * width // across,
-                row * height // down + 1, (row + 1) * height // down,
+                column * width // across + 1,
+                (column + 1) * width // across,
+                row * height // down + 1,
+                (row + 1) * height // down,
             )
 
 

@@ -84,8 +84,14 @@ async def build_alone(undo: AsyncExitStack, options: EmbeddedOptions) -> tuple[N
         worker_count = _core_count()
     crypto = RealCrypto()
     return await _start(
-        undo, options.name or "this process", create_identity(crypto), worker_count=worker_count, crypto=crypto,
-        group=None, net=AbsentNet(), contacts=(),
+        undo,
+        options.name or "this process",
+        create_identity(crypto),
+        worker_count=worker_count,
+        crypto=crypto,
+        group=None,
+        net=AbsentNet(),
+        contacts=(),
     )
 
 
@@ -109,7 +115,13 @@ async def build_delegate(
     contact = Address("127.0.0.1", status["node"]["port"])
     name = options.name or f"{status['node'].get('name', '')}/{os.getpid()}"
     node, blobs = await _start(
-        undo, name, identity, worker_count=options.worker_count or 0, crypto=crypto, group=group, net=net,
+        undo,
+        name,
+        identity,
+        worker_count=options.worker_count or 0,
+        crypto=crypto,
+        group=group,
+        net=net,
         contacts=(contact,),
     )
     await _meet(node, installation.public_key, contact)
@@ -132,8 +144,15 @@ async def _meet(node: Node, key: bytes, contact: Address) -> None:
 
 
 async def _start(
-    undo: AsyncExitStack, name: str, identity: Identity, *, worker_count: int, crypto: RealCrypto,
-    group: Group | None, net: Any, contacts: Sequence[Address],
+    undo: AsyncExitStack,
+    name: str,
+    identity: Identity,
+    *,
+    worker_count: int,
+    crypto: RealCrypto,
+    group: Group | None,
+    net: Any,
+    contacts: Sequence[Address],
 ) -> tuple[Node, FileBlobs]:
     directory = Path(tempfile.mkdtemp(prefix="p2pc-"))
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -146,12 +165,18 @@ async def _start(
         clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=RealProbe(directory)
     )
     node = Node(
-        host, identity, group,
+        host,
+        identity,
+        group,
         NodeOptions(
-            name=clean_name(name), first_contacts=tuple(contacts), discover=False, is_durable=False,
+            name=clean_name(name),
+            first_contacts=tuple(contacts),
+            discover=False,
+            is_durable=False,
             is_networked=group is not None,
         ),
-        keep_group=lambda _group: None, on_error=report_bug,
+        keep_group=lambda _group: None,
+        on_error=report_bug,
     )
     undo.push_async_callback(node.stop, drain=False)
     await node.start()

@@ -319,7 +319,8 @@ class Desk:
                 kind=job.kind,
                 code=job.code_refs[0] if shipment.code else None,
                 modules=job.code_refs[1] if shipment.modules_zip else None,
-                env=dict(options.env), mem_bytes=options.mem_bytes,
+                env=dict(options.env),
+                mem_bytes=options.mem_bytes,
                 timeout_s=options.timeout_s,
             )
             python = (sys.version_info.major, sys.version_info.minor) if job.kind is TaskKind.FUNCTION else None

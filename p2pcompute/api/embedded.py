@@ -199,13 +199,16 @@ class EmbeddedNode:
                 except (P2pcError, OSError, TimeoutError) as error:
                     warnings.warn(
                         f"p2pcompute: working on this machine alone, because its node could not be joined: {error}",
-                        RuntimeWarning, stacklevel=2,
+                        RuntimeWarning,
+                        stacklevel=2,
                     )
         node, blobs = await build_alone(undo, self.options)
         return node, blobs
 
     async def _join(
-        self, undo: AsyncExitStack, places: tuple[MachinePaths, Settings],
+        self,
+        undo: AsyncExitStack,
+        places: tuple[MachinePaths, Settings],
         build: Callable[..., Awaitable[tuple[Node, FileBlobs]]],
     ) -> tuple[Node, FileBlobs]:
         paths, settings = places
@@ -309,4 +312,3 @@ def _close_all() -> None:
         except KeyboardInterrupt:
             node.close(kill=True)
             node.join(STOP_S)
-

@@ -81,8 +81,13 @@ class MeshExecutor(cf.Executor):
     """
 
     def __init__(
-        self, *, max_workers: int | None = None, local: bool = False, name: str | None = None,
-        options: TaskOptions | None = None, _core: _Core | None = None,
+        self,
+        *,
+        max_workers: int | None = None,
+        local: bool = False,
+        name: str | None = None,
+        options: TaskOptions | None = None,
+        _core: _Core | None = None,
     ) -> None:
         if max_workers is not None and (type(max_workers) is not int or max_workers < 0):
             raise UsageError(f"max_workers={max_workers!r} cannot be used", "it is a count from 0", "change it")
@@ -142,7 +147,11 @@ class MeshExecutor(cf.Executor):
         return future
 
     def map(
-        self, fn: Callable[..., R], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 0,
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 0,
         buffersize: int | None = None,
     ) -> Iterator[R]:
         """Call `fn` for the items of the iterables, in parallel; yield the results in their order.
@@ -171,7 +180,10 @@ class MeshExecutor(cf.Executor):
         return mapping.results()
 
     def start_map(
-        self, fn: Callable[..., R], *iterables: Iterable[Any], options: TaskOptions | None = None,
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        options: TaskOptions | None = None,
         name: str | None = None,
     ) -> Job[R]:
         """Start a job of one call per item and return its handle at once.

@@ -169,7 +169,11 @@ class Functions:
             content.update(len(part).to_bytes(8, "big"))
             content.update(part)
         return Shipment(
-            name or name_of(function), shipped.code, shipped.modules_zip, shipped.zipped_names, self._options,
+            name or name_of(function),
+            shipped.code,
+            shipped.modules_zip,
+            shipped.zipped_names,
+            self._options,
             content.digest(),
         )
 

@@ -71,9 +71,15 @@ class MeshFuture(cf.Future[R], Generic[R]):
             finished = moment(outcome.started_wall + outcome.runtime_s)
         return TaskInfo(
             id=task_id(job.job_id, self._index).hex() if job is not None and self._index >= 0 else "",
-            index=self._index, state=state, node=node, attempt=attempts,
-            submitted=datetime.fromtimestamp(self._submitted, UTC), started=started, finished=finished,
-            bytes_in=self._bytes_in, bytes_out=bytes_out,
+            index=self._index,
+            state=state,
+            node=node,
+            attempt=attempts,
+            submitted=datetime.fromtimestamp(self._submitted, UTC),
+            started=started,
+            finished=finished,
+            bytes_in=self._bytes_in,
+            bytes_out=bytes_out,
             exit_code=None if outcome is None else outcome.exit_code,
             runtime_s=None if outcome is None else outcome.runtime_s,
             stdout="" if outcome is None else outcome.stdout.decode("utf-8", "replace"),
@@ -147,15 +153,25 @@ def failure(outcome: Outcome | None, reason: str, node: str | None, data: bytes)
     match outcome.status:
         case OutcomeStatus.TIMEOUT:
             error = WorkerDied(
-                text, "the time limit of the task", "give it more: TaskOptions(timeout=…)", code="timeout", node=node,
-                cause="timeout", signal=outcome.signal, peak_rss=outcome.peak_rss_bytes or None,
+                text,
+                "the time limit of the task",
+                "give it more: TaskOptions(timeout=…)",
+                code="timeout",
+                node=node,
+                cause="timeout",
+                signal=outcome.signal,
+                peak_rss=outcome.peak_rss_bytes or None,
             )
         case OutcomeStatus.DIED:
             cause = outcome.cause or "signal"
             error = WorkerDied(
-                text, "out of memory" if cause == "oom" else reason,
+                text,
+                "out of memory" if cause == "oom" else reason,
                 "limit it with TaskOptions(mem=…), or split the work" if cause == "oom" else None,
-                node=node, cause=cause, signal=outcome.signal, peak_rss=outcome.peak_rss_bytes or None,
+                node=node,
+                cause=cause,
+                signal=outcome.signal,
+                peak_rss=outcome.peak_rss_bytes or None,
             )
         case _:
             error = TaskError(text, reason if reason != text else "", node=node, remote_traceback=outcome.error)
@@ -168,8 +184,10 @@ def lost(why: BaseException | None) -> P2pcError:
     if isinstance(why, P2pcError):
         return why
     return P2pcError(
-        "the embedded node has ended before this task", "" if why is None else f"{type(why).__name__}: {why}",
-        "make a new executor", code="node-ended",
+        "the embedded node has ended before this task",
+        "" if why is None else f"{type(why).__name__}: {why}",
+        "make a new executor",
+        code="node-ended",
     )
 
 

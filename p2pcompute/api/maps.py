@@ -43,8 +43,14 @@ class Mapping(Generic[R]):
     """One call of `MeshExecutor.map`."""
 
     def __init__(
-        self, executor: MeshExecutor, function: Callable[..., R], iterables: tuple[Iterable[Any], ...], *,
-        timeout_s: float | None, chunk_count: int, buffer_count: int | None,
+        self,
+        executor: MeshExecutor,
+        function: Callable[..., R],
+        iterables: tuple[Iterable[Any], ...],
+        *,
+        timeout_s: float | None,
+        chunk_count: int,
+        buffer_count: int | None,
     ) -> None:
         self._executor = executor
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -37,7 +37,8 @@ class Claim:
         return UsageError(
             f"{path} belongs to the unfinished job {self.job[:8]}",
             f"it is kept by {self.home} on {self.host}, and goes on there",
-            f"let it end or cancel it there; if it is gone for good: rm {self.marker}", code="results-busy",
+            f"let it end or cancel it there; if it is gone for good: rm {self.marker}",
+            code="results-busy",
         )
 
 

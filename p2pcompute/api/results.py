@@ -44,9 +44,24 @@ from p2pcompute.api.result_keys import (
 from p2pcompute.errors import StoreError, UsageError
 
 __all__ = [
-    "JOBLOG_HEADER", "KEY_BYTES", "Content", "DoneKeys", "ResultsTarget", "ResultsWriter", "check_target",
-    "command_key", "content_key", "content_size", "exit_columns", "file_format", "folder_name",
-    "is_results_file", "joblog_line", "read_done_keys", "split_keys", "wall_seconds",
+    "JOBLOG_HEADER",
+    "KEY_BYTES",
+    "Content",
+    "DoneKeys",
+    "ResultsTarget",
+    "ResultsWriter",
+    "check_target",
+    "command_key",
+    "content_key",
+    "content_size",
+    "exit_columns",
+    "file_format",
+    "folder_name",
+    "is_results_file",
+    "joblog_line",
+    "read_done_keys",
+    "split_keys",
+    "wall_seconds",
 ]
 
 FOLDER_TASKS: Final = 1000
@@ -106,8 +121,12 @@ class ResultsTarget:
         if "file" in paths:
             file_format(paths["file"])
         return ResultsTarget(
-            dir=paths.get("dir"), file=paths.get("file"), joblog=paths.get("joblog"),
-            files_dir=paths.get("files_dir"), first=first, resume=resume,
+            dir=paths.get("dir"),
+            file=paths.get("file"),
+            joblog=paths.get("joblog"),
+            files_dir=paths.get("files_dir"),
+            first=first,
+            resume=resume,
         )
 
 
@@ -143,7 +162,15 @@ def folder_name(number: int) -> str:
 
 
 def joblog_line(
-    *, seq: int, host: str, started: float, runtime_s: float, sent: int, received: int, exit_code: int, signal: int,
+    *,
+    seq: int,
+    host: str,
+    started: float,
+    runtime_s: float,
+    sent: int,
+    received: int,
+    exit_code: int,
+    signal: int,
     command: str,
 ) -> str:
     """Return one line of a GNU parallel joblog.
@@ -273,13 +300,17 @@ def check_target(target: ResultsTarget) -> None:
         present = [name for name in _OWN_NAMES if (target.dir / name).exists()]
         if present:
             raise UsageError(
-                f"{target.dir} already holds results ({present[0]})", "they would be mixed with the new ones",
-                "add --resume to carry on, or name another directory", code="results-exist",
+                f"{target.dir} already holds results ({present[0]})",
+                "they would be mixed with the new ones",
+                "add --resume to carry on, or name another directory",
+                code="results-exist",
             )
     if target.file is not None and not target.resume and target.file.exists() and target.file.stat().st_size:
         raise UsageError(
-            f"{target.file} already holds results", "they would be overwritten",
-            "add --resume to carry on, or name another file", code="results-exist",
+            f"{target.file} already holds results",
+            "they would be overwritten",
+            "add --resume to carry on, or name another file",
+            code="results-exist",
         )
     for path, is_directory in ((target.dir, True), (target.file, False), (target.joblog, False)):
         if path is None:
@@ -459,8 +490,14 @@ class ResultsWriter:
         return self.target.first + int(task["index"]) if known is None else known
 
     def write(
-        self, task: Mapping[str, Any], *, stdout: Content = None, stderr: Content = None, value: Content = None,
-        value_name: str = "value.pickle", files: Sequence[tuple[str, Content, int]] = (),
+        self,
+        task: Mapping[str, Any],
+        *,
+        stdout: Content = None,
+        stderr: Content = None,
+        value: Content = None,
+        value_name: str = "value.pickle",
+        files: Sequence[tuple[str, Content, int]] = (),
     ) -> bool:
         """Write one accepted or failed task; return False when it was there already.
 
@@ -515,10 +552,15 @@ class ResultsWriter:
         exit_code, signal = exit_columns(record)
         received = sum(int(file.get("size") or 0) for file in record.get("files") or ())
         return joblog_line(
-            seq=self.target.first + int(record["index"]) + 1, host=str(record.get("node") or ":"),
-            started=wall_seconds(record.get("started")), runtime_s=float(record.get("runtime_s") or 0.0),
-            sent=int(record.get("sent_bytes") or 0), received=received + int(record.get("stdout_bytes") or 0),
-            exit_code=exit_code, signal=signal, command=str(record.get("command") or ""),
+            seq=self.target.first + int(record["index"]) + 1,
+            host=str(record.get("node") or ":"),
+            started=wall_seconds(record.get("started")),
+            runtime_s=float(record.get("runtime_s") or 0.0),
+            sent=int(record.get("sent_bytes") or 0),
+            received=received + int(record.get("stdout_bytes") or 0),
+            exit_code=exit_code,
+            signal=signal,
+            command=str(record.get("command") or ""),
         ).encode("utf-8", "surrogateescape")
 
     def _write_folder(
@@ -602,7 +644,8 @@ def _disk_errors(target: ResultsTarget) -> Iterator[None]:
     except OSError as error:
         where = target.dir or target.file or target.joblog or target.files_dir
         raise StoreError(
-            f"results cannot be written to {where}", error.strerror or str(error),
+            f"results cannot be written to {where}",
+            error.strerror or str(error),
             "make room or give permission; nothing is lost: p2pc result JOB -o DIR writes them again",
             code="results-disk",
         ) from error

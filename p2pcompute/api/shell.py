@@ -41,8 +41,14 @@ class Completed:
 
 
 def start_commands(
-    executor: MeshExecutor, command: str | Sequence[str], inputs: Iterable[Any] | None, *,
-    send: Sequence[str | os.PathLike[str]], fetch: Sequence[str], to: str | os.PathLike[str], options: TaskOptions,
+    executor: MeshExecutor,
+    command: str | Sequence[str],
+    inputs: Iterable[Any] | None,
+    *,
+    send: Sequence[str | os.PathLike[str]],
+    fetch: Sequence[str],
+    to: str | os.PathLike[str],
+    options: TaskOptions,
     name: str | None,
 ) -> Job[Completed]:
     """Start one command per input.  See `p2pcompute.sh`."""
@@ -52,7 +58,11 @@ def start_commands(
         raise UsageError("there is no command", "its first word is empty", "name a program")
     label = name or (shlex.split(words[0])[0] if is_shell else os.path.basename(words[0]))
     commands = _Commands(
-        words, executor._node.blobs(), is_shell=is_shell, send=[os.fspath(path) for path in send], fetch=tuple(fetch),
+        words,
+        executor._node.blobs(),
+        is_shell=is_shell,
+        send=[os.fspath(path) for path in send],
+        fetch=tuple(fetch),
         to=Path(to),
     )
     kind = TaskKind.SHELL if is_shell else TaskKind.COMMAND
@@ -74,7 +84,13 @@ class _Commands:
     """The commands of one job."""
 
     def __init__(
-        self, words: tuple[str, ...], blobs: FileBlobs, *, is_shell: bool, send: list[str], fetch: tuple[str, ...],
+        self,
+        words: tuple[str, ...],
+        blobs: FileBlobs,
+        *,
+        is_shell: bool,
+        send: list[str],
+        fetch: tuple[str, ...],
         to: Path,
     ) -> None:
         self._is_shell = is_shell
@@ -92,7 +108,9 @@ class _Commands:
             words = self._filled(value)
         files = tuple(self._input_file(path.replace(PLACE, value)) for path in self._send)
         payload = TaskPayload(
-            argv=words, send=files, fetch=tuple(pattern.replace(PLACE, value) for pattern in self._fetch),
+            argv=words,
+            send=files,
+            fetch=tuple(pattern.replace(PLACE, value) for pattern in self._fetch),
             inputs=(value,),
         )
         return encode_payload(payload), tuple(file.blob for file in files), words

@@ -40,8 +40,14 @@ def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iter
 
 
 def sh(
-    command: str | Sequence[str], inputs: Iterable[Any] | None = None, *, send: Sequence[str | os.PathLike[str]] = (),
-    fetch: Sequence[str] = (), to: str | os.PathLike[str] = ".", name: str | None = None, **options: Any,
+    command: str | Sequence[str],
+    inputs: Iterable[Any] | None = None,
+    *,
+    send: Sequence[str | os.PathLike[str]] = (),
+    fetch: Sequence[str] = (),
+    to: str | os.PathLike[str] = ".",
+    name: str | None = None,
+    **options: Any,
 ) -> Job[Completed]:
     """Run a command for each input, in parallel; the values of the job say how each ended.
 

@@ -39,8 +39,11 @@ class Command(click.Command):
     """
 
     def __init__(
-        self, *args: Any, examples: Sequence[tuple[str, str]] = (),
-        sections: dict[str, Sequence[str]] | None = None, **named: Any,
+        self,
+        *args: Any,
+        examples: Sequence[tuple[str, str]] = (),
+        sections: dict[str, Sequence[str]] | None = None,
+        **named: Any,
     ) -> None:
         named["context_settings"] = {**CONTEXT, **named.get("context_settings", {})}
         super().__init__(*args, **named)
@@ -86,7 +89,11 @@ def _set_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
 def json_option(command: _Decorated) -> _Decorated:
     """Add --json; `options().json` is set before any other flag is read."""
     return click.option(
-        "--json", "json_", is_flag=True, is_eager=True, callback=_set_json,
+        "--json",
+        "json_",
+        is_flag=True,
+        is_eager=True,
+        callback=_set_json,
         help="One JSON document on stdout.",
     )(command)
 
@@ -147,8 +154,10 @@ def parse_reference(text: str) -> Reference:
         return Reference(job, tuple(sorted(ranges)))
     except ValueError:
         raise UsageError(
-            f'"{text}" is not a job or task', "a reference is JOB, JOB/TASK or JOB/3-9,12; tasks count from 0",
-            "see: p2pc jobs", code="reference",
+            f'"{text}" is not a job or task',
+            "a reference is JOB, JOB/TASK or JOB/3-9,12; tasks count from 0",
+            "see: p2pc jobs",
+            code="reference",
         ) from None
 
 
@@ -166,9 +175,7 @@ class ReferenceType(_ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
         return value if isinstance(value, Reference) else parse_reference(value)
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from p2pcompute.cli.completion import complete_jobs
 
         return complete_jobs(incomplete)

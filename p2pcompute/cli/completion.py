@@ -76,7 +76,8 @@ def completion(shell: str | None, install: bool, yes: bool) -> int:
     shell = shell or Path(os.environ.get("SHELL", "")).name
     if shell not in ("bash", "zsh", "fish"):
         raise UsageError(
-            f"no completion for the shell {shell or 'of this session'!r}", "there is one for bash, zsh and fish",
+            f"no completion for the shell {shell or 'of this session'!r}",
+            "there is one for bash, zsh and fish",
             "p2pc completion bash",
         )
     script = _script(shell)

@@ -186,7 +186,9 @@ class Connection:
             )
         if isinstance(error, TimeoutError):
             return NodeUnavailable(
-                "the node does not answer", f"nothing for {self._timeout_s:g} s", "restart it: p2pc node restart --now",
+                "the node does not answer",
+                f"nothing for {self._timeout_s:g} s",
+                "restart it: p2pc node restart --now",
                 code="node-silent",
             )
         if isinstance(error, ConnectionError | http.client.HTTPException):
@@ -217,7 +219,8 @@ class Connection:
         if low.isdigit() and high.isdigit() and (int(low) > PROTOCOL_MAX or int(high) < PROTOCOL_MIN):
             raise VersionMismatch(
                 f"the node runs {self.node_version}, this is {__version__}: they do not understand each other",
-                f"protocol {low}-{high} there, {PROTOCOL_MIN}-{PROTOCOL_MAX} here", "p2pc node restart",
+                f"protocol {low}-{high} there, {PROTOCOL_MIN}-{PROTOCOL_MAX} here",
+                "p2pc node restart",
             )
         if self.node_version and self.node_version != __version__ and not _is_version_noted:
             _is_version_noted = True
@@ -345,7 +348,9 @@ def _json_of(response: http.client.HTTPResponse) -> dict[str, Any]:
 
 def _gone() -> NodeUnavailable:
     return NodeUnavailable(
-        "the node went away", "the connection broke in the middle", "accepted jobs are kept; start it: p2pc node start",
+        "the node went away",
+        "the connection broke in the middle",
+        "accepted jobs are kept; start it: p2pc node start",
         code="node-gone",
     )
 
@@ -362,8 +367,10 @@ def error_of(status: int, document: Mapping[str, Any]) -> P2pcError:
     elif status in (403, 503, 507):
         kind = {403: TrustError, 503: NodeUnavailable, 507: StoreError}[status]
     error = kind(
-        str(document.get("what") or f"the node answered {status}"), str(document.get("why") or ""),
-        str(document.get("fix") or "") or None, code=code,
+        str(document.get("what") or f"the node answered {status}"),
+        str(document.get("why") or ""),
+        str(document.get("fix") or "") or None,
+        code=code,
     )
     for name in ("line", "count", "first"):
         if name in document:

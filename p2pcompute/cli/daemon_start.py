@@ -188,8 +188,13 @@ def _spawn(
     try:
         with _stderr(paths) as stderr:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
-                pass_fds=(report,) if lifeline is None else (report, lifeline), env=environment,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+                pass_fds=(report,) if lifeline is None else (report, lifeline),
+                env=environment,
                 cwd=paths.state if paths.state.is_dir() else "/",
             )
     except BaseException:
@@ -216,9 +221,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, environ.get("PYTHONPATH", ""))))}
 
 
-def _wait_ready(
-    paths: Paths, process: subprocess.Popen[bytes], ready: int, limit_s: float
-) -> dict[str, Any]:
+def _wait_ready(paths: Paths, process: subprocess.Popen[bytes], ready: int, limit_s: float) -> dict[str, Any]:
     """Return the node's report; the node is ended when it is not ready in time."""
     try:
         line = _read_line(ready, time.monotonic() + limit_s)
@@ -227,14 +230,18 @@ def _wait_ready(
     if line is None:
         process.terminate()
         raise NodeUnavailable(
-            f"the node was not ready within {limit_s:g} s", "the machine is busy, or the store is large",
-            f"p2pc node start   (it waits {START_S_MAX:g} s; log: {paths.log})", code="slow-start",
+            f"the node was not ready within {limit_s:g} s",
+            "the machine is busy, or the store is large",
+            f"p2pc node start   (it waits {START_S_MAX:g} s; log: {paths.log})",
+            code="slow-start",
         )
     if not line:
         process.wait()
         raise NodeUnavailable(
-            "the node did not start", _last_line(paths.state / _STDERR_FILE) or f"exit code {process.returncode}",
-            f"see its log: {paths.log}", code="no-start",
+            "the node did not start",
+            _last_line(paths.state / _STDERR_FILE) or f"exit code {process.returncode}",
+            f"see its log: {paths.log}",
+            code="no-start",
         )
     report: dict[str, Any] = json.loads(line)
     if not report.get("ready"):

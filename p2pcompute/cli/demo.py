@@ -33,9 +33,16 @@ def demo(json_: bool, tasks: int) -> int:
     shipped = ship(load_file_function(Path(__file__).with_name("demo_pi.py"), "estimate"))
     connection = ensure_node(announce=lambda text: say(text, level=1))
     status = connection.request("GET", "/v1/status")
-    job = connection.request("POST", "/v1/jobs", {
-        "name": "pi", "kind": "function", "terms": {}, "spec": {"code_b64": base64.b64encode(shipped.code).decode()},
-    })
+    job = connection.request(
+        "POST",
+        "/v1/jobs",
+        {
+            "name": "pi",
+            "kind": "function",
+            "terms": {},
+            "spec": {"code_b64": base64.b64encode(shipped.code).decode()},
+        },
+    )
 
     def lines() -> Iterator[dict[str, Any]]:
         for seed in range(tasks):
@@ -57,8 +64,16 @@ def demo(json_: bool, tasks: int) -> int:
     source.start()
     with Signals().caught() as signals:
         view = View(
-            connection, job["id"], job["alias"], printer, display, Progress(f"pi {job['alias']}", node, tasks), signals,
-            errors=errors, source=source, on_task=take,
+            connection,
+            job["id"],
+            job["alias"],
+            printer,
+            display,
+            Progress(f"pi {job['alias']}", node, tasks),
+            signals,
+            errors=errors,
+            source=source,
+            on_task=take,
         )
         outcome = view.follow()
     if outcome.job is None:
@@ -67,11 +82,20 @@ def demo(json_: bool, tasks: int) -> int:
     pi = 4 * sum(hits) / (len(hits) * DEMO_SAMPLES) if hits else None
     code = outcome.exit_code or job_exit_code(outcome.job)
     if json_:
-        print_json({
-            "schema": "p2pc.demo/1", "pi": pi, "samples": len(hits) * DEMO_SAMPLES, "job": outcome.job["alias"],
-            "tasks": tasks, "done": outcome.job["done"], "failed": outcome.job["failed"],
-            "elapsed_s": round(elapsed_s, 3), "by_node": outcome.job["by_node"], "exit_code": code,
-        })
+        print_json(
+            {
+                "schema": "p2pc.demo/1",
+                "pi": pi,
+                "samples": len(hits) * DEMO_SAMPLES,
+                "job": outcome.job["alias"],
+                "tasks": tasks,
+                "done": outcome.job["done"],
+                "failed": outcome.job["failed"],
+                "elapsed_s": round(elapsed_s, 3),
+                "by_node": outcome.job["by_node"],
+                "exit_code": code,
+            }
+        )
         return code
     if pi is not None:
         print(f"pi ≈ {pi:.5f}   ({count_text(len(hits) * DEMO_SAMPLES)} darts in {plural(tasks, 'task')})")
@@ -80,5 +104,3 @@ def demo(json_: bool, tasks: int) -> int:
     if (status.get("group") or {}).get("is_alone"):
         say("add a computer: p2pc invite --token, and run this again", level=1)
     return code
-
-

@@ -493,8 +493,14 @@ def job_exit_code(job: Mapping[str, Any], *, failed_before: int = 0, style: str 
 
 
 def make_printer(
-    connection: Connection, job: Mapping[str, Any], display: Display, *,
-    mode: str, kind: str, keep_order: bool = False, tag: bool = False,
+    connection: Connection,
+    job: Mapping[str, Any],
+    display: Display,
+    *,
+    mode: str,
+    kind: str,
+    keep_order: bool = False,
+    tag: bool = False,
 ) -> tuple[Printer, Errors | None]:
     """Return what prints the tasks of a job on this terminal."""
 
@@ -504,7 +510,13 @@ def make_printer(
 
     errors = Errors(str(job["alias"]), kind, tell) if options().quiet < 2 and mode != "jsonl" else None
     printer = Printer(
-        Contents(connection, str(job["id"])), mode=mode, kind=kind, keep_order=keep_order, tag=tag,
-        out=sys.stdout.buffer, err=sys.stderr.buffer, errors=errors,
+        Contents(connection, str(job["id"])),
+        mode=mode,
+        kind=kind,
+        keep_order=keep_order,
+        tag=tag,
+        out=sys.stdout.buffer,
+        err=sys.stderr.buffer,
+        errors=errors,
     )
     return printer, errors

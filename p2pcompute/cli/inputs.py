@@ -154,15 +154,19 @@ def _records(stream: IO[bytes], separator: bytes, name: str) -> Iterator[str]:
             yield raw.decode()
         except UnicodeDecodeError as error:
             raise UsageError(
-                f"input {number} of {name} is not UTF-8", f"byte {error.start + 1} of it",
-                "convert it, for example with iconv", code="encoding",
+                f"input {number} of {name} is not UTF-8",
+                f"byte {error.start + 1} of it",
+                "convert it, for example with iconv",
+                code="encoding",
             ) from error
 
 
 def _too_long(name: str) -> UsageError:
     return UsageError(
-        f"an input of {name} is longer than {LINE_BYTES_MAX >> 20} MiB", "is it a binary file?",
-        "send large content as a file: --send", code="input-size",
+        f"an input of {name} is longer than {LINE_BYTES_MAX >> 20} MiB",
+        "is it a binary file?",
+        "send large content as a file: --send",
+        code="input-size",
     )
 
 
@@ -223,8 +227,10 @@ def _json_items(stream: IO[bytes], name: str) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 if is_end:
                     raise UsageError(
-                        f"{name} is not JSON", f"{error.msg}, in item {number + 1}",
-                        "it is an array, or one item a line", code="json",
+                        f"{name} is not JSON",
+                        f"{error.msg}, in item {number + 1}",
+                        "it is an array, or one item a line",
+                        code="json",
                     ) from error
             else:
                 # A number may go on in the next chunk.
@@ -309,9 +315,7 @@ class Inputs:
         ):
             return None
         without = 1 if self._reading.header is not None else 0
-        groups = [
-            min(max(0, len(self._sources[index].words) - without) for index in group) for group in self._groups()
-        ]
+        groups = [min(max(0, len(self._sources[index].words) - without) for index in group) for group in self._groups()]
         return math.ceil(math.prod(groups) / max(1, self._reading.max_args or 1))
 
     def _groups(self) -> list[list[int]]:

@@ -38,7 +38,6 @@ RECENT_S: Final = 86400.0
 STATES: Final = ("waiting", "running", "done", "failed", "cancelled")
 
 
-
 def _confirm(question: str, *, yes: bool) -> bool:
     """Ask, default No.
 
@@ -116,14 +115,20 @@ def _recent_jobs(
 def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
-            job["alias"], one_line(job["name"], 24), job["state"], counts_text(job),
-            count_text(job["failed"]) if job["failed"] else "", time_text(job.get("submitted")),
+            job["alias"],
+            one_line(job["name"], 24),
+            job["state"],
+            counts_text(job),
+            count_text(job["failed"]) if job["failed"] else "",
+            time_text(job.get("submitted")),
             duration_text(_took_s(job)),
         ]
         for job in items
     ]
     return table(
-        ["JOB", "NAME", "STATE", "DONE", "FAILED", "SUBMITTED", "TOOK"], rows, right=["DONE", "FAILED", "TOOK"],
+        ["JOB", "NAME", "STATE", "DONE", "FAILED", "SUBMITTED", "TOOK"],
+        rows,
+        right=["DONE", "FAILED", "TOOK"],
         indent=0,
     )
 
@@ -223,15 +228,23 @@ def _output_text(task: Mapping[str, Any]) -> str:
 def _tasks_table(tasks: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
-            str(task["index"]), task["state"], str(task.get("node") or ""), str(task.get("attempts") or ""),
-            exit_text(task), duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else "",
+            str(task["index"]),
+            task["state"],
+            str(task.get("node") or ""),
+            str(task.get("attempts") or ""),
+            exit_text(task),
+            duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else "",
             one_line(" ".join(str(word) for word in task.get("inputs") or ()), 40),
         ]
         for task in tasks
     ]
-    return table(
-        ["TASK", "STATE", "NODE", "TRIES", "END", "TOOK", "INPUT"], rows, right=["TASK", "TRIES", "TOOK"], indent=0
-    ) if rows else ""
+    return (
+        table(
+            ["TASK", "STATE", "NODE", "TRIES", "END", "TOOK", "INPUT"], rows, right=["TASK", "TRIES", "TOOK"], indent=0
+        )
+        if rows
+        else ""
+    )
 
 
 # --- waiting ------------------------------------------------------------------------------------------------------
@@ -293,7 +306,10 @@ def _look_patiently(connection: Connection, job_id: str) -> dict[str, Any]:
 @click.command(cls=Command, examples=[("p2pc attach", "the newest job"), ("p2pc attach j7k3", "")])
 @reference_argument
 @click.option(
-    "--progress", type=click.Choice(["auto", "bar", "plain", "json", "none"]), default="auto", envvar="P2PC_PROGRESS",
+    "--progress",
+    type=click.Choice(["auto", "bar", "plain", "json", "none"]),
+    default="auto",
+    envvar="P2PC_PROGRESS",
     help="On stderr.  [env: P2PC_PROGRESS]",
 )
 def attach(ref: Reference, progress: str) -> int:
@@ -319,7 +335,11 @@ def attach(ref: Reference, progress: str) -> int:
     display = choose_display(progress)
     mode = note.get("output")
     printer, errors = make_printer(
-        connection, job, display, mode=mode if mode in ("text", "jsonl", "none") else "text", kind=str(job.get("kind")),
+        connection,
+        job,
+        display,
+        mode=mode if mode in ("text", "jsonl", "none") else "text",
+        kind=str(job.get("kind")),
         tag=bool(note.get("tag")),
     )
     state = Progress(f"{one_line(job['name'])} {job['alias']}", str(this.get("short_id") or ""), data=job)
@@ -327,8 +347,17 @@ def attach(ref: Reference, progress: str) -> int:
         state.started = time.monotonic() - took_s
     with Signals().caught() as signals:
         view = View(
-            connection, job["id"], job["alias"], printer, display, state, signals, errors=errors,
-            after=int(job.get("last_seq") or 0), keeps_results=True, is_onlooker=True,
+            connection,
+            job["id"],
+            job["alias"],
+            printer,
+            display,
+            state,
+            signals,
+            errors=errors,
+            after=int(job.get("last_seq") or 0),
+            keeps_results=True,
+            is_onlooker=True,
         )
         outcome = view.follow()
     if outcome.job is None:
@@ -363,7 +392,8 @@ def cancel(json_: bool, yes: bool, refs: tuple[Reference, ...], now: bool) -> in
             say(f"{job['alias']} is over already: {job['state']}", level=1)
     if open_jobs:
         names = ", ".join(
-            f"{job['alias']}" + ("" if ref.ranges is None else " (some tasks)")
+            f"{job['alias']}"
+            + ("" if ref.ranges is None else " (some tasks)")
             + f" ({one_line(job['name'], 24)}, {_task_counts(job)})"
             for ref, job in open_jobs
         )
@@ -421,7 +451,10 @@ def _freed_text(report: Mapping[str, Any]) -> str:
 @yes_option
 @click.option("--older-than", metavar="DURATION", default="30d", show_default=True, help="Since the job ended.")
 @click.option(
-    "--keep-results/--drop-results", "keep", default=True, show_default="keep",
+    "--keep-results/--drop-results",
+    "keep",
+    default=True,
+    show_default="keep",
     help="Keep results that nobody has written to disk yet.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be freed, free nothing.")

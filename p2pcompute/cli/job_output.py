@@ -37,8 +37,10 @@ SAME_NAMED_MAX: Final = 10
 @click.command(
     cls=Command,
     examples=[
-        ("p2pc logs", "of the newest job"), ("p2pc logs --failed", "the end of what failed tasks said"),
-        ("p2pc logs j7k3/17 --stderr", ""), ("p2pc logs -f", "as tasks end"),
+        ("p2pc logs", "of the newest job"),
+        ("p2pc logs --failed", "the end of what failed tasks said"),
+        ("p2pc logs j7k3/17 --stderr", ""),
+        ("p2pc logs -f", "as tasks end"),
     ],
 )
 @json_option
@@ -51,8 +53,16 @@ SAME_NAMED_MAX: Final = 10
 @click.option("--timestamps", is_flag=True, help="With the time at which each task started.")
 @click.option("--raw", is_flag=True, help="Output alone: no headings, nothing left out.")
 def logs(
-    *, json_: bool, ref: Reference, follow: bool, failed: bool, is_stderr: bool | None, lines: int | None,
-    since: str | None, timestamps: bool, raw: bool,
+    *,
+    json_: bool,
+    ref: Reference,
+    follow: bool,
+    failed: bool,
+    is_stderr: bool | None,
+    lines: int | None,
+    since: str | None,
+    timestamps: bool,
+    raw: bool,
 ) -> int:
     """Output of tasks, also from nodes that have left."""
     from p2pcompute.config import parse_duration
@@ -87,7 +97,8 @@ def logs(
     elif json_ and not follow:
         items = [
             record_of(task, contents, str(job.get("kind")))
-            for task in find_tasks(connection, job["id"], ref, states) if _is_since(task, since_s)
+            for task in find_tasks(connection, job["id"], ref, states)
+            if _is_since(task, since_s)
         ]
         print_json({"schema": "p2pc.tasks/1", "items": items})
     else:
@@ -112,8 +123,14 @@ class _LogPrinter:
     """Prints what tasks said; of equal failures the first, with the numbers of the others."""
 
     def __init__(
-        self, job: Mapping[str, Any], contents: Contents, streams: Sequence[str], *, tail: int | None,
-        timestamps: bool, raw: bool,
+        self,
+        job: Mapping[str, Any],
+        contents: Contents,
+        streams: Sequence[str],
+        *,
+        tail: int | None,
+        timestamps: bool,
+        raw: bool,
     ) -> None:
         self._job = job
         self._contents = contents
@@ -160,8 +177,10 @@ class _LogPrinter:
 
     def _heading(self, task: Mapping[str, Any]) -> str:
         parts = [
-            f"{self._job['alias']}/{task['index']}", str(task.get("node") or ""),
-            f"attempt {task['attempts']}" if (task.get("attempts") or 0) > 1 else "", exit_text(task),
+            f"{self._job['alias']}/{task['index']}",
+            str(task.get("node") or ""),
+            f"attempt {task['attempts']}" if (task.get("attempts") or 0) > 1 else "",
+            exit_text(task),
             duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else "",
             time_text(task.get("started")) if self._timestamps else "",
             one_line(" ".join(str(word) for word in task.get("inputs") or ()), 40),
@@ -189,14 +208,18 @@ class _LogPrinter:
     cls=Command,
     examples=[
         ("p2pc result", "print what the tasks of the newest job gave, in input order"),
-        ("p2pc result j7k3 -o out", "write a results directory"), ("p2pc result j7k3 --format jsonl > all.jsonl", ""),
+        ("p2pc result j7k3 -o out", "write a results directory"),
+        ("p2pc result j7k3 --format jsonl > all.jsonl", ""),
     ],
 )
 @json_option
 @reference_argument
 @click.option("-o", "--out", metavar="DIR|FILE", help="Write there: a directory, or a .jsonl, .csv or .tsv file.")
 @click.option(
-    "--format", "format_", type=click.Choice(["text", "jsonl", "csv", "pickle"]), default="text",
+    "--format",
+    "format_",
+    type=click.Choice(["text", "jsonl", "csv", "pickle"]),
+    default="text",
     help="pickle: one list of a function's values; a failed task is its exception.",
 )
 @click.option("--partial", is_flag=True, help="What there is of a job that is not over.")
@@ -208,7 +231,9 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
     job = find_job(connection, ref)
     if job["state"] in ("waiting", "running") and not partial:
         raise P2pcError(
-            f"{job['alias']} is not over: {counts_text(job)} done", "", f"p2pc wait {job['alias']}, or add --partial",
+            f"{job['alias']} is not over: {counts_text(job)} done",
+            "",
+            f"p2pc wait {job['alias']}, or add --partial",
             code="not-finished",
         )
     if json_:
@@ -236,8 +261,13 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
 
 def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, mode: str) -> None:
     printer = Printer(
-        Contents(connection, job["id"]), mode=mode, kind=str(job.get("kind")), keep_order=False,
-        tag=bool((job.get("note") or {}).get("tag")), out=sys.stdout.buffer, err=sys.stderr.buffer,
+        Contents(connection, job["id"]),
+        mode=mode,
+        kind=str(job.get("kind")),
+        keep_order=False,
+        tag=bool((job.get("note") or {}).get("tag")),
+        out=sys.stdout.buffer,
+        err=sys.stderr.buffer,
     )
     for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
         printer.take(task)
@@ -268,6 +298,7 @@ def _export(
     import tempfile
 
     from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, is_results_file
+
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
     contents = Contents(connection, job["id"])
     writer = ResultsWriter.create(target, job)
@@ -299,5 +330,3 @@ def _export(
     writer.close(job if is_over else None)
     if not is_quiet:
         say(f"wrote {plural(count, 'task')} to {path}")
-
-

@@ -34,8 +34,10 @@ def find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
         if len(named) > 1:
             aliases = ", ".join(job["alias"] for job in named[:5])
             raise UsageError(
-                f"{len(named)} jobs are called {reference.job!r}", f"they are {aliases}",
-                f"the newest: {named[0]['alias']}", code="no-job",
+                f"{len(named)} jobs are called {reference.job!r}",
+                f"they are {aliases}",
+                f"the newest: {named[0]['alias']}",
+                code="no-job",
             ) from None
         return named[0]
 
@@ -76,11 +78,12 @@ def shares_table(job: Mapping[str, Any], this_node: str = "") -> str:
     rows = [
         [
             one_line(label) + (" (this)" if this_node and share.get("short_id") == this_node else ""),
-            count_text(share["running"]), count_text(share["done"]), count_text(share["failed"]),
-            rate_text(share.get("rate")), one_line(str(share.get("note") or "")),
+            count_text(share["running"]),
+            count_text(share["done"]),
+            count_text(share["failed"]),
+            rate_text(share.get("rate")),
+            one_line(str(share.get("note") or "")),
         ]
         for label, share in zip(node_labels(shares), shares, strict=True)
     ]
     return table(["NODE", "RUN", "DONE", "FAIL", "RATE", "NOTE"], rows, right=["RUN", "DONE", "FAIL", "RATE"])
-
-

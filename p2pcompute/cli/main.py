@@ -42,12 +42,31 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
 
 _EXIT_BY_CLASS: Final[tuple[tuple[type[P2pcError], int], ...]] = (
-    (UsageError, 2), (NodeUnavailable, 5), (VersionMismatch, 5), (IdentityError, 5), (StoreError, 5),
-    (ChannelLost, 5), (TrustError, 6), (NoEligibleNode, 4), (TaskError, 1), (LocalProtocolError, EXIT_BUG),
+    (UsageError, 2),
+    (NodeUnavailable, 5),
+    (VersionMismatch, 5),
+    (IdentityError, 5),
+    (StoreError, 5),
+    (ChannelLost, 5),
+    (TrustError, 6),
+    (NoEligibleNode, 4),
+    (TaskError, 1),
+    (LocalProtocolError, EXIT_BUG),
 )
 _EXIT_BY_CODE: Final = {
-    "no-node": 5, "version": 5, "identity": 5, "store": 5, "channel-lost": 5, "refused": 6, "bad-code": 6,
-    "no-node-fits": 4, "task": 1, "worker-died": 1, "not-finished": 7, "bug": EXIT_BUG, "internal": EXIT_BUG,
+    "no-node": 5,
+    "version": 5,
+    "identity": 5,
+    "store": 5,
+    "channel-lost": 5,
+    "refused": 6,
+    "bad-code": 6,
+    "no-node-fits": 4,
+    "task": 1,
+    "worker-died": 1,
+    "not-finished": 7,
+    "bug": EXIT_BUG,
+    "internal": EXIT_BUG,
 }
 """Errors that came from the node over HTTP keep only their code."""
 
@@ -89,17 +108,43 @@ EDITS_MAX: Final = 2
 """Typing errors in a flag that is still recognised."""
 _NOT_YET: Final = "GNU parallel has it; it is not there yet"
 _PARALLEL_FLAGS: Final = {
-    "--bar": "progress is shown by itself", "--eta": "progress is shown by itself, with an ETA",
-    "--dryrun": 'it is "--dry-run"', "-N": 'it is "-n"', "--max-replace-args": 'it is "-n"',
-    "-P": 'it is "-j"', "--max-procs": 'it is "-j"', "--ungroup": "output comes task by task",
+    "--bar": "progress is shown by itself",
+    "--eta": "progress is shown by itself, with an ETA",
+    "--dryrun": 'it is "--dry-run"',
+    "-N": 'it is "-n"',
+    "--max-replace-args": 'it is "-n"',
+    "-P": 'it is "-j"',
+    "--max-procs": 'it is "-j"',
+    "--ungroup": "output comes task by task",
     "-u": "output comes task by task",
-    "--group": "output comes task by task anyway", "--keeporder": 'it is "--keep-order"',
+    "--group": "output comes task by task anyway",
+    "--keeporder": 'it is "--keep-order"',
     "-S": "use p2pc join on the other computer; it then takes part by itself",
     "--sshlogin": "use p2pc join on the other computer; it then takes part by itself",
     "--sshloginfile": "use p2pc join on the other computers; they then take part by themselves",
     **dict.fromkeys(
-        ("--wd", "--workdir", "--pipe", "--pipepart", "--block", "--delay", "--shuf", "--tagstring", "-X", "-m", "-I",
-         "--line-buffer", "--lb", "--trim", "--nice", "--load", "--memfree", "--basefile", "--cleanup", "--plus"),
+        (
+            "--wd",
+            "--workdir",
+            "--pipe",
+            "--pipepart",
+            "--block",
+            "--delay",
+            "--shuf",
+            "--tagstring",
+            "-X",
+            "-m",
+            "-I",
+            "--line-buffer",
+            "--lb",
+            "--trim",
+            "--nice",
+            "--load",
+            "--memfree",
+            "--basefile",
+            "--cleanup",
+            "--plus",
+        ),
         _NOT_YET,
     ),
 }
@@ -171,7 +216,10 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--config", metavar="FILE", envvar="P2PC_CONFIG", help="Use this config file only.  [env: P2PC_CONFIG]")
 @click.option("--socket", metavar="PATH", envvar="P2PC_SOCKET", help="Socket of the node.  [env: P2PC_SOCKET]")
 @click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", envvar="P2PC_COLOR",
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    envvar="P2PC_COLOR",
     help="[env: P2PC_COLOR, NO_COLOR, FORCE_COLOR]",
 )
 @click.option("-q", "--quiet", count=True, help="Less on stderr (repeat: errors only).")
@@ -180,7 +228,13 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def p2pc(
-    context: click.Context, *, config: str | None, socket: str | None, color: str, quiet: int, verbose: int,
+    context: click.Context,
+    *,
+    config: str | None,
+    socket: str | None,
+    color: str,
+    quiet: int,
+    verbose: int,
     no_input: bool,
 ) -> int | None:
     """Run work on every computer you own."""
@@ -319,8 +373,10 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 _CWD_GONE: Final = UsageError(
-    "the current directory does not exist any more", "it was removed or moved away under this shell",
-    "change to one that exists: cd ~", code="cwd-gone",
+    "the current directory does not exist any more",
+    "it was removed or moved away under this shell",
+    "change to one that exists: cd ~",
+    code="cwd-gone",
 )
 
 
@@ -334,8 +390,10 @@ def _is_cwd_there() -> bool:
 
 def _bug(error: Exception) -> P2pcError:
     bug = P2pcError(
-        f"a bug in p2pc: {type(error).__name__}: {error}", "this should not happen; your jobs are not affected",
-        "run it again with P2PC_TRACEBACK=1 and report what it prints", code="bug",
+        f"a bug in p2pc: {type(error).__name__}: {error}",
+        "this should not happen; your jobs are not affected",
+        "run it again with P2PC_TRACEBACK=1 and report what it prints",
+        code="bug",
     )
     bug.__cause__ = error
     return bug

@@ -48,7 +48,11 @@ POWER: Final = "every member of the group can run anything on this computer, as 
 
 def _watch_options(command: _Decorated) -> _Decorated:
     command = click.option(
-        "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECS",
+        "--interval",
+        type=click.FloatRange(min=0.1),
+        default=1.0,
+        show_default=True,
+        metavar="SECS",
         help="Refresh period for --watch.",
     )(command)
     return click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")(command)
@@ -140,10 +144,16 @@ def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
             state = f"not seen for {duration_text(peer['seen_s'])}" if peer["seen_s"] is not None else "not seen"
         slots = "–" if peer["slots"] is None else f"{peer['busy'] or 0}/{peer['slots']}"
         differs = peer["version"] and node.get("version") and peer["version"] != node["version"]
-        rows.append((
-            one_line(peer["name"], 24) + (" (this)" if is_self else ""), state, slots, rate_text(peer.get("rate")),
-            "–" if is_self else one_line(peer["path"]) or "–", one_line(peer["version"]) + (" !" if differs else ""),
-        ))
+        rows.append(
+            (
+                one_line(peer["name"], 24) + (" (this)" if is_self else ""),
+                state,
+                slots,
+                rate_text(peer.get("rate")),
+                "–" if is_self else one_line(peer["path"]) or "–",
+                one_line(peer["version"]) + (" !" if differs else ""),
+            )
+        )
     return table(("NODE", "STATE", "SLOTS", "RATE", "PATH", "VERSION"), rows, right=("SLOTS", "RATE"))
 
 
@@ -211,11 +221,15 @@ def _peers_text(document: Mapping[str, Any]) -> str:
     items = document["items"]
     rows = [
         (
-            one_line(peer["name"], 24) + (" (this)" if peer["state"] == "self" else ""), peer["short_id"],
-            peer["state"] if peer["seen_s"] is None or peer["state"] != "not seen"
+            one_line(peer["name"], 24) + (" (this)" if peer["state"] == "self" else ""),
+            peer["short_id"],
+            peer["state"]
+            if peer["seen_s"] is None or peer["state"] != "not seen"
             else f"not seen for {duration_text(peer['seen_s'])}",
             "–" if peer["slots"] is None else f"{peer['busy'] or 0}/{peer['slots']}",
-            one_line(peer["path"]) or "–", one_line(peer["address"]), one_line(peer["version"]),
+            one_line(peer["path"]) or "–",
+            one_line(peer["address"]),
+            one_line(peer["version"]),
             one_line(peer["invited_by"], 24),
         )
         for peer in items
@@ -228,10 +242,12 @@ def _peers_text(document: Mapping[str, Any]) -> str:
         lines.append("")
         if document["nearby"]:
             lines.append("Nearby, not in this group:")
-            lines.append(table(
-                ("NODE", "ID", "ADDRESS"),
-                [(one_line(n["name"], 24), n["short_id"], one_line(n["address"])) for n in document["nearby"]],
-            ))
+            lines.append(
+                table(
+                    ("NODE", "ID", "ADDRESS"),
+                    [(one_line(n["name"], 24), n["short_id"], one_line(n["address"])) for n in document["nearby"]],
+                )
+            )
             lines.append("Invite one: p2pc invite --token   (then join there)")
         else:
             lines.append("No other nodes on this network.")
@@ -251,9 +267,14 @@ def version(json_: bool) -> int:
     except NodeUnavailable:
         node = None
     if json_:
-        print_json({
-            "schema": "p2pc.version/1", "command": own, "node": node, "python": sys.version.split()[0],
-        })
+        print_json(
+            {
+                "schema": "p2pc.version/1",
+                "command": own,
+                "node": node,
+                "python": sys.version.split()[0],
+            }
+        )
         return 0
     print(f"p2pc {__version__}, protocol {PROTOCOL_MIN}-{PROTOCOL_MAX}, Python {sys.version.split()[0]}")
     if node is None:
@@ -267,12 +288,14 @@ def version(json_: bool) -> int:
 
 
 def _node_options(command: _Decorated) -> _Decorated:
-    for option in reversed((
-        click.option("--name", metavar="NAME", help="Name shown to others.  [default: the host name]"),
-        click.option("--peer", multiple=True, metavar="HOST:PORT", help="First contact."),
-        click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
-        click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
-    )):
+    for option in reversed(
+        (
+            click.option("--name", metavar="NAME", help="Name shown to others.  [default: the host name]"),
+            click.option("--peer", multiple=True, metavar="HOST:PORT", help="First contact."),
+            click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
+            click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
+        )
+    ):
         command = option(command)
     return command
 
@@ -282,8 +305,10 @@ def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cp
     from p2pcompute.config import convert
 
     given = {
-        "node.name": name, "node.peers": ",".join(peer) or None,
-        "node.discover": None if discover is None else str(discover).lower(), "node.slots": cpus,
+        "node.name": name,
+        "node.peers": ",".join(peer) or None,
+        "node.discover": None if discover is None else str(discover).lower(),
+        "node.slots": cpus,
     }
     found = {key: value for key, value in given.items() if value is not None}
     for key, value in found.items():
@@ -292,7 +317,9 @@ def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cp
 
 
 @click.group(
-    invoke_without_command=True, context_settings=CONTEXT, subcommand_metavar="[start|stop|restart]",
+    invoke_without_command=True,
+    context_settings=CONTEXT,
+    subcommand_metavar="[start|stop|restart]",
 )
 @_node_options
 @click.pass_context
@@ -334,14 +361,18 @@ def _start(settings: Mapping[str, str]) -> int:
         say(f"{view['name']} is running already, pid {view['pid']}", level=1)
         if settings:
             raise UsageError(
-                "the node is running already, with its own settings", "these flags count when it starts",
-                "p2pc node restart", code="running",
+                "the node is running already, with its own settings",
+                "these flags count when it starts",
+                "p2pc node restart",
+                code="running",
             )
         return 0
     pid = start_background(paths, settings=[f"{key}={value}" for key, value in settings.items()])
     view = connection.request("GET", "/v1/status")
-    say(f"{view['node']['name']} is up, pid {pid}, {plural(view['slots']['total'], 'slot')}; stop it: p2pc node stop",
-        level=1)
+    say(
+        f"{view['node']['name']} is up, pid {pid}, {plural(view['slots']['total'], 'slot')}; stop it: p2pc node stop",
+        level=1,
+    )
     return 0
 
 
@@ -390,9 +421,7 @@ def _stop(*, drain: bool) -> None:
 @node.command(cls=Command)
 @click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
 @_node_options
-def restart(
-    drain: bool, name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None
-) -> int:
+def restart(drain: bool, name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> int:
     """Stop and start (after an upgrade, or with other settings)."""
     settings = _settings(name, peer, discover, cpus)
     try:
@@ -410,8 +439,14 @@ def restart(
     cls=Command, examples=[("p2pc invite --token", "one computer, 10 minutes"), ("p2pc invite --token --uses 20", "")]
 )
 @click.option("--token", is_flag=True, help="One line for scripts.")
-@click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True, metavar="N",
-              help="How many computers it admits.")
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many computers it admits.",
+)
 @click.option("--expires", default="10m", show_default=True, metavar="DURATION", help="How long it is good.")
 @json_option
 def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
@@ -421,15 +456,18 @@ def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
     expires_s = parse_duration(expires)
     if not token:
         raise UsageError(
-            "say how the other computer is invited", "there is one way: a token, one line to copy to it",
-            "p2pc invite --token", code="invite",
+            "say how the other computer is invited",
+            "there is one way: a token, one line to copy to it",
+            "p2pc invite --token",
+            code="invite",
         )
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
 
     reason = why_embedded(os.environ)
     if reason is not None and not os.environ.get("P2PC_NO_AUTOSTART") and not open_connection().is_answering():
         raise NodeUnavailable(
-            "an invitation needs a node that stays", f"here a node would end with this command ({reason})",
+            "an invitation needs a node that stays",
+            f"here a node would end with this command ({reason})",
             "p2pc node start, or p2pc node in another terminal",
         )
     made = ensure_node(announce=_announce).request("POST", "/v1/invite", {"uses": uses, "expires_s": expires_s})
@@ -571,14 +609,20 @@ def show(json_: bool) -> int:
 
     _, settings = _resolved()
     if json_:
-        print_json({
-            "schema": "p2pc.config/1",
-            "items": [
-                {"key": key, "value": _json_value(settings.get(key)), "origin": settings.origin(key),
-                 "help": help_of(key)}
-                for key in all_keys()
-            ],
-        })
+        print_json(
+            {
+                "schema": "p2pc.config/1",
+                "items": [
+                    {
+                        "key": key,
+                        "value": _json_value(settings.get(key)),
+                        "origin": settings.origin(key),
+                        "help": help_of(key),
+                    }
+                    for key in all_keys()
+                ],
+            }
+        )
         return 0
     rows = [(key, _value_text(settings.get(key)) or "–", settings.origin(key), help_of(key)) for key in all_keys()]
     print(table(("SETTING", "VALUE", "FROM", ""), rows, indent=0))
@@ -593,9 +637,14 @@ def get(key: str, json_: bool) -> int:
     _, settings = _resolved()
     value = settings.get(key)
     if json_:
-        print_json({
-            "schema": "p2pc.setting/1", "key": key, "value": _json_value(value), "origin": settings.origin(key),
-        })
+        print_json(
+            {
+                "schema": "p2pc.setting/1",
+                "key": key,
+                "value": _json_value(value),
+                "origin": settings.origin(key),
+            }
+        )
     else:
         print(_value_text(value))
     return 0
@@ -668,5 +717,3 @@ def path(json_: bool) -> int:
         for name, place in places.items():
             print(f"{name:14} {place or '–'}")
     return 0
-
-

@@ -81,7 +81,8 @@ def read_target(words: Sequence[str], kind: str) -> str:
         case "python":
             if not is_function:
                 raise UsageError(
-                    f"{words[0]!r} names no Python function", "a function is file.py::name or package.module::name",
+                    f"{words[0]!r} names no Python function",
+                    "a function is file.py::name or package.module::name",
                     "p2pc run sim.py::simulate ::: 1 2 3",
                 )
             return "function"
@@ -126,9 +127,7 @@ def find_sources(
         sources.append(Source(SourceKind.JSON, path=from_json))
     sources += written
     if not command:
-        raise UsageError(
-            "there is no command", "inputs alone are not run", "p2pc run sh -c {} ::: 'echo a' 'echo b'"
-        )
+        raise UsageError("there is no command", "inputs alone are not run", "p2pc run sh -c {} ::: 'echo a' 'echo b'")
     for source in sources:
         if source.path and not source.is_stdin:
             check_readable(source.path, "input file")
@@ -230,8 +229,14 @@ class TaskMaker:
     """
 
     def __init__(
-        self, kind: str, words: Sequence[str], files: Files, *, function: Function | None = None,
-        env: Mapping[str, str] | None = None, with_keys: bool = False,
+        self,
+        kind: str,
+        words: Sequence[str],
+        files: Files,
+        *,
+        function: Function | None = None,
+        env: Mapping[str, str] | None = None,
+        with_keys: bool = False,
     ) -> None:
         self._kind = kind
         self._words = list(words)
@@ -256,9 +261,7 @@ class TaskMaker:
             UsageError: a file to send is missing, or a name to fetch leaves the task's directory.
         """
         line: dict[str, Any] = {"inputs": list(row.columns)}
-        send = [
-            file_line(path, "--send") for pattern in self._files.send for path in expand_list(pattern, row, seq)
-        ]
+        send = [file_line(path, "--send") for pattern in self._files.send for path in expand_list(pattern, row, seq)]
         if send:
             line["send"] = send
             row = _renamed(row, self._files.send, send, seq)
@@ -310,9 +313,7 @@ def _renamed(row: Row, patterns: Sequence[str], send: Sequence[Mapping[str, str]
     """Return the row with inputs that are sent files by their names in the task's directory."""
     typed = [path for pattern in patterns for path in expand_list(pattern, row, seq)]
     names = {
-        path: file["name"]
-        for path, file in zip(typed, send, strict=True)
-        if os.path.normpath(path) != file["name"]
+        path: file["name"] for path, file in zip(typed, send, strict=True) if os.path.normpath(path) != file["name"]
     }
     if not names:
         return row
@@ -325,8 +326,10 @@ def _fetch_name(name: str) -> str:
     clean = name.removeprefix("./")
     if not clean or clean.startswith("/") or any(part in ("", ".", "..") for part in clean.split("/")):
         raise UsageError(
-            f"--fetch {name!r} is not below the task's directory", "names are relative to it, without ..",
-            "let the task write into its current directory", code="fetch-name",
+            f"--fetch {name!r} is not below the task's directory",
+            "names are relative to it, without ..",
+            "let the task write into its current directory",
+            code="fetch-name",
         )
     return clean
 
@@ -344,7 +347,7 @@ class Tally:
     new: int = 0
 
     def text(self) -> str:
-        """"resume: 1 284 of 2 000 already done, 3 failed before, 713 new"."""
+        """ "resume: 1 284 of 2 000 already done, 3 failed before, 713 new"."""
         failed = f", {count_text(self.failed_before)} failed before" if self.failed_before else ""
         return (
             f"resume: {count_text(self.done_before)} of {count_text(self.seen)} already done{failed}, "
@@ -486,13 +489,17 @@ def check_executable(words: Sequence[str], files: Files, *, only_here: bool) -> 
             return
         if os.path.isfile(program) and not files.needs_directory:
             raise UsageError(
-                f"{program!r} is a file here, not a command", "commands are looked for in PATH",
-                f"p2pc run ./{shlex.join(words)}", code="not-executable",
+                f"{program!r} is a file here, not a command",
+                "commands are looked for in PATH",
+                f"p2pc run ./{shlex.join(words)}",
+                code="not-executable",
             )
         if only_here:
             raise UsageError(
-                f"there is no command {program!r}", "it is in no directory of PATH",
-                "check the spelling, or install it", code="not-found",
+                f"there is no command {program!r}",
+                "it is in no directory of PATH",
+                "check the spelling, or install it",
+                code="not-found",
             )
         return
     sent = {name_in_task(path) for path in (*files.send, *files.share)}
@@ -504,13 +511,17 @@ def check_executable(words: Sequence[str], files: Files, *, only_here: bool) -> 
         raise UsageError(f"{program!r} is a directory", "", "name the program in it", code="not-executable")
     if not os.access(program, os.X_OK):
         raise UsageError(
-            f"{program!r} is not executable", "",
-            f"chmod +x {shlex.quote(program)}, or name its interpreter: python3 …", code="not-executable",
+            f"{program!r} is not executable",
+            "",
+            f"chmod +x {shlex.quote(program)}, or name its interpreter: python3 …",
+            code="not-executable",
         )
     if files.needs_directory and not os.path.isabs(program) and name_in_task(program) not in sent:
         raise UsageError(
-            f"{program!r} would not be found", "with --send, --fetch or --share a task runs in a directory of its own",
-            f"send it along: --share {shlex.quote(program)}", code="not-found",
+            f"{program!r} would not be found",
+            "with --send, --fetch or --share a task runs in a directory of its own",
+            f"send it along: --share {shlex.quote(program)}",
+            code="not-found",
         )
 
 
@@ -539,8 +550,9 @@ def check_local_files(rows: Sequence[Row], count: int | None, files: Files, comm
         return
     number = count_text(count) + " " if count is not None else ""
     raise UsageError(
-        "this input is a file only this machine has" if count == 1 else
-        f"these {number}inputs are files only this machine has",
+        "this input is a file only this machine has"
+        if count == 1
+        else f"these {number}inputs are files only this machine has",
         f'a task elsewhere could not open "{one_line(found[0], 60)}"',
         "send them along: --send {}   (and --fetch NAME for what the task writes)\nor stay here: --local",
         code="local-files",
@@ -564,7 +576,8 @@ def check_fetch_names(rows: Sequence[Row], files: Files) -> None:
                 if other.columns == row.columns or any(sign in name for sign in "*?["):
                     continue
                 raise UsageError(
-                    f"--fetch {pattern}: several tasks would bring back {name!r}", "one would overwrite the other",
+                    f"--fetch {pattern}: several tasks would bring back {name!r}",
+                    "one would overwrite the other",
                     "name it after the input, like {}.out, or keep each task's files apart: --results DIR",
                     code="fetch-name",
                 )

@@ -174,7 +174,9 @@ class Errors:
             return
         exit_code = task.get("exit_code")
         if (
-            self._kind != "function" and isinstance(exit_code, int) and 0 < exit_code <= _FAILED_IN_ITSELF
+            self._kind != "function"
+            and isinstance(exit_code, int)
+            and 0 < exit_code <= _FAILED_IN_ITSELF
             and task.get("status") == "failed"
         ):
             return
@@ -295,7 +297,15 @@ class Printer:
     """
 
     def __init__(
-        self, contents: Contents, *, mode: str, kind: str, keep_order: bool, tag: bool, out: IO[bytes], err: IO[bytes],
+        self,
+        contents: Contents,
+        *,
+        mode: str,
+        kind: str,
+        keep_order: bool,
+        tag: bool,
+        out: IO[bytes],
+        err: IO[bytes],
         errors: Errors | None = None,
     ) -> None:
         self._contents = contents

@@ -125,7 +125,7 @@ class Progress:
         return self.worked / self.total if self.total else None
 
     def counts(self) -> str:
-        """"1 284/2 000"."""
+        """ "1 284/2 000"."""
         total = self.total
         whole = count_text(total) if total is not None else f"{count_text(self.number('added'))}+"
         return f"{count_text(self.number('done'))}/{whole}"
@@ -134,7 +134,7 @@ class Progress:
         return "" if self.fraction is None else f"{self.fraction:.0%}".replace("%", " %")
 
     def rest(self) -> str:
-        """"3 failed · 14 running · 702 waiting", with the tail of the job named."""
+        """ "3 failed · 14 running · 702 waiting", with the tail of the job named."""
         parts = [
             f"{count_text(self.number(name))} {name}"
             for name in ("failed", "cancelled", "running", "waiting")
@@ -146,7 +146,8 @@ class Progress:
         if running and running <= TAIL_TASKS and not self.number("waiting") and self.data.get("total") is not None:
             labels = node_labels(self.nodes)
             where = [
-                f"{node['running']} on {label}" for label, node in zip(labels, self.nodes, strict=True)
+                f"{node['running']} on {label}"
+                for label, node in zip(labels, self.nodes, strict=True)
                 if node.get("running")
             ]
             parts.append(f"last {plural(running, 'task')}: {', '.join(where[:3])}" if where else "")
@@ -216,8 +217,12 @@ class JsonLines(Silent):
         self._shown, self._at = progress.data, time.monotonic()
         print_json_line(
             {
-                "schema": "p2pc.progress/1", **progress.data, "total": progress.total, "rate": progress.rate,
-                "eta_s": progress.eta_s, "elapsed_s": round(progress.elapsed_s, 3),
+                "schema": "p2pc.progress/1",
+                **progress.data,
+                "total": progress.total,
+                "rate": progress.rate,
+                "eta_s": progress.eta_s,
+                "elapsed_s": round(progress.elapsed_s, 3),
             },
             self._stream,
         )
@@ -306,8 +311,10 @@ class Bar:
         rows = [
             [
                 one_line(label, 20) + (" (this)" if node.get("short_id") == progress.this_node else ""),
-                count_text(node.get("running") or 0), count_text(node.get("done") or 0),
-                count_text(node.get("failed") or 0), rate_text(progress.rate_of(node)),
+                count_text(node.get("running") or 0),
+                count_text(node.get("done") or 0),
+                count_text(node.get("failed") or 0),
+                rate_text(progress.rate_of(node)),
                 one_line(str(node.get("note") or "")),
             ]
             for label, node in zip(node_labels(nodes)[:NODE_ROWS_MAX], nodes, strict=False)

@@ -55,7 +55,10 @@ def directory_name(text: str) -> str:
 
 
 _OPERATIONS: Final[dict[str, Callable[[str], str]]] = {
-    "": lambda text: text, ".": remove_extension, "/": base_name, "//": directory_name,
+    "": lambda text: text,
+    ".": remove_extension,
+    "/": base_name,
+    "//": directory_name,
     "/.": lambda text: remove_extension(base_name(text)),
 }
 
@@ -212,11 +215,14 @@ class Template:
             if len(parts) == 1 and isinstance(parts[0], Field) and parts[0].subject == "":
                 words += parts[0].values(row, seq) or []
             else:
-                words.append("".join(
-                    _MARK if isinstance(part, Field) and part.is_slot and "%" not in row.names
-                    else _fill([part], row, seq)
-                    for part in parts
-                ))
+                words.append(
+                    "".join(
+                        _MARK
+                        if isinstance(part, Field) and part.is_slot and "%" not in row.names
+                        else _fill([part], row, seq)
+                        for part in parts
+                    )
+                )
         if not self._has_input(row):
             words += row.columns
         return words
@@ -269,7 +275,8 @@ def _quote(values: Sequence[str], field: Field) -> str:
             raise UsageError(
                 f"{field.text} stands where an input cannot be quoted safely",
                 "in back-quotes, ${…}, a here-document, or right after $ or a backslash",
-                "write it bare or in quotes, and $(…) for back-quotes", code="quoting",
+                "write it bare or in quotes, and $(…) for back-quotes",
+                code="quoting",
             )
 
 

@@ -68,7 +68,16 @@ SECTIONS: Final = {
     "Limits": ("mem", "timeout", "env", "kind", "batch"),
     "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
     "Output": (
-        "results", "joblog", "keep_order", "tag", "output", "progress", "name", "detach", "dry_run", "json_",
+        "results",
+        "joblog",
+        "keep_order",
+        "tag",
+        "output",
+        "progress",
+        "name",
+        "detach",
+        "dry_run",
+        "json_",
     ),
 }
 
@@ -119,7 +128,10 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 
 
 @click.command(
-    cls=Command, examples=EXAMPLES, sections=SECTIONS, epilog=EPILOG,
+    cls=Command,
+    examples=EXAMPLES,
+    sections=SECTIONS,
+    epilog=EPILOG,
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
 )
 @click.option("-a", "--arg-file", multiple=True, metavar="FILE", help="Read inputs from FILE, one a line; - = stdin.")
@@ -149,24 +161,34 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--joblog", metavar="FILE", help="GNU parallel compatible joblog.")
 @click.option("--resume", is_flag=True, help="Skip what --results or --joblog says was done, by content.")
 @click.option("--resume-failed", is_flag=True, help="Like --resume, but try the failed ones again.")
-@click.option("--retries", type=click.IntRange(0), metavar="N", help=(
-    "Extra attempts, on other nodes.  [default: 2]  A task whose process dies (signal, exit of the interpreter) is run "
-    "up to three times whatever this says."
-))
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    metavar="N",
+    help=(
+        "Extra attempts, on other nodes.  [default: 2]  A task whose process dies (signal, exit of the interpreter) is "
+        "run up to three times whatever this says."
+    ),
+)
 @click.option("--timeout", metavar="DURATION", help="Of one attempt, like 30s or 5m.")
 @click.option("--halt", metavar="WHEN,WHY", help="now|soon,fail|success|done=N|N%  (GNU parallel's syntax).")
 @click.option("-k", "--keep-order", is_flag=True, help="Print output in input order.")
 @click.option("--tag", is_flag=True, help="Start each output line with its input.")
 @click.option("--output", type=click.Choice(["text", "jsonl", "none"]), default="text", help="What goes to stdout.")
 @click.option(
-    "--progress", type=click.Choice(["auto", "bar", "plain", "json", "none"]), default="auto", envvar="P2PC_PROGRESS",
+    "--progress",
+    type=click.Choice(["auto", "bar", "plain", "json", "none"]),
+    default="auto",
+    envvar="P2PC_PROGRESS",
     help="On stderr.  [env: P2PC_PROGRESS]",
 )
 @click.option("--name", metavar="NAME", help="Name of the job.")
 @click.option("--detach", is_flag=True, help="Print the job's ID once its tasks are accepted, and leave.")
 @click.option("--dry-run", is_flag=True, help="Show the tasks, not run them.")
 @click.option(
-    "--exit-code", type=click.Choice(["p2pc", "gnu"]), default="p2pc",
+    "--exit-code",
+    type=click.Choice(["p2pc", "gnu"]),
+    default="p2pc",
     help="gnu: the number of failed tasks, 101 for more than 100.",
 )
 @json_option
@@ -183,7 +205,10 @@ def run(context: click.Context, /, **flags: Any) -> int:
     _check_text(words)
     stdin_is_free = not is_terminal(sys.stdin)
     command, sources = find_sources(
-        words, arg_files=flags["arg_file"], ranges=flags["range_"], from_json=flags["from_json"],
+        words,
+        arg_files=flags["arg_file"],
+        ranges=flags["range_"],
+        from_json=flags["from_json"],
         is_stdin_free=stdin_is_free,
     )
     if not sources:
@@ -194,7 +219,10 @@ def run(context: click.Context, /, **flags: Any) -> int:
     request = _read_request(flags, command, Inputs(sources, _reading(flags), sys.stdin.buffer))
     function = ship_function(request.words[0]) if request.kind == "function" else None
     maker = TaskMaker(
-        request.kind, request.words, request.files, function=function,
+        request.kind,
+        request.words,
+        request.files,
+        function=function,
         env={name: value for name, value in request.env.items() if name not in SUBMIT_VARIABLES},
         with_keys=request.results is not None and not flags["dry_run"],
     )
@@ -212,14 +240,19 @@ def _check_text(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise UsageError(
-                f"{word.encode('utf-8', 'backslashreplace').decode()!r} is not UTF-8", "inputs travel as text",
-                "rename the file", code="encoding",
+                f"{word.encode('utf-8', 'backslashreplace').decode()!r} is not UTF-8",
+                "inputs travel as text",
+                "rename the file",
+                code="encoding",
             ) from None
 
 
 def _reading(flags: Mapping[str, Any]) -> Reading:
     return Reading(
-        null=flags["null"], colsep=flags["colsep"], header=flags["header"], max_args=flags["max_args"],
+        null=flags["null"],
+        colsep=flags["colsep"],
+        header=flags["header"],
+        max_args=flags["max_args"],
         link=flags["link"],
     )
 
@@ -229,15 +262,18 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
     from p2pcompute.places import find_paths
 
     settings = load_settings(
-        find_paths(os.environ), os.environ,
+        find_paths(os.environ),
+        os.environ,
         flags={f"run.{name}": flags[name] for name in ("mem", "retries", "timeout")},
-        project=find_project_file(Path.cwd()), warn=lambda text: say(f"note: {text}", level=1),
+        project=find_project_file(Path.cwd()),
+        warn=lambda text: say(f"note: {text}", level=1),
     ).run
     kind = read_target(command, flags["kind"])
     if kind == "function" and len(command) > 1:
         _check_flags_first(command)
         raise UsageError(
-            f"{command[0]} takes its inputs after :::", f"what is {command[1]!r}?",
+            f"{command[0]} takes its inputs after :::",
+            f"what is {command[1]!r}?",
             f"p2pc run {command[0]} ::: {command[1]}",
         )
     if flags["max_args"] == 0 and kind == "function":
@@ -266,14 +302,29 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
     if not files.needs_directory:
         env = dict(zip(SUBMIT_VARIABLES, (os.getcwd(), os.uname().nodename), strict=True)) | env
     return Request(
-        words=command, kind=kind, inputs=inputs, files=files, env=env, results=results,
-        retry_failed=flags["resume_failed"], resume=resume,
+        words=command,
+        kind=kind,
+        inputs=inputs,
+        files=files,
+        env=env,
+        results=results,
+        retry_failed=flags["resume_failed"],
+        resume=resume,
         mem_bytes=parse_size(settings.mem) if settings.mem else None,
-        timeout_s=parse_duration(settings.timeout) if settings.timeout else None, retries=settings.retries,
-        slots=flags["jobs"], halt=flags["halt"] or "", local=flags["local"], batch=batch,
-        keep_order=flags["keep_order"], tag=flags["tag"], output="none" if flags["json_"] else flags["output"],
-        progress=flags["progress"], name=flags["name"] or _job_name(command, kind), exit_style=flags["exit_code"],
-        is_detached=flags["detach"], is_json=flags["json_"],
+        timeout_s=parse_duration(settings.timeout) if settings.timeout else None,
+        retries=settings.retries,
+        slots=flags["jobs"],
+        halt=flags["halt"] or "",
+        local=flags["local"],
+        batch=batch,
+        keep_order=flags["keep_order"],
+        tag=flags["tag"],
+        output="none" if flags["json_"] else flags["output"],
+        progress=flags["progress"],
+        name=flags["name"] or _job_name(command, kind),
+        exit_style=flags["exit_code"],
+        is_detached=flags["detach"],
+        is_json=flags["json_"],
     )
 
 
@@ -296,8 +347,10 @@ def _check_flags_first(words: Sequence[str]) -> None:
             flags.append(rest.pop(0))
     if flags:
         raise UsageError(
-            f"{flags[0]} comes after the command", "flags go before the command",
-            f"p2pc run {shlex.join([*flags, *others])}", code="flag-order",
+            f"{flags[0]} comes after the command",
+            "flags go before the command",
+            f"p2pc run {shlex.join([*flags, *others])}",
+            code="flag-order",
         )
 
 
@@ -305,8 +358,10 @@ def _check_words(words: Sequence[str]) -> None:
     for word in words:
         if re.search(r"\{=.*=\}", word, re.DOTALL):
             raise UsageError(
-                "Perl expressions are not supported", f"{one_line(word, 60)} has one",
-                "use {} {.} {/} {//} {/.} {#} or a shell command", code="perl",
+                "Perl expressions are not supported",
+                f"{one_line(word, 60)} has one",
+                "use {} {.} {/} {//} {/.} {#} or a shell command",
+                code="perl",
             )
 
 
@@ -455,8 +510,10 @@ class _Run:
             if not self.request.resume or self.request.is_detached or is_fed:
                 alias = job["alias"]
                 raise UsageError(
-                    f"the unfinished job {alias} writes there", "two jobs would mix their results",
-                    f"p2pc attach {alias} to see it, or p2pc cancel {alias}; then again", code="results-busy",
+                    f"the unfinished job {alias} writes there",
+                    "two jobs would mix their results",
+                    f"p2pc attach {alias} to see it, or p2pc cancel {alias}; then again",
+                    code="results-busy",
                 )
             if (code := self._carry_on(connection, job)) is not None:
                 return code
@@ -474,14 +531,28 @@ class _Run:
             connection.request("POST", f"/v1/jobs/{job['id']}/seal", {})
         display = choose_display(self.request.progress)
         printer, errors = make_printer(
-            connection, job, display, mode=self.request.output, kind=str(job.get("kind")), tag=self.request.tag,
+            connection,
+            job,
+            display,
+            mode=self.request.output,
+            kind=str(job.get("kind")),
+            tag=self.request.tag,
             keep_order=self.request.keep_order,
         )
         progress = Progress(f"{job['name']} {job['alias']}", data=job, started=self.started)
         with Signals().caught() as signals:
             outcome = View(
-                connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
-                after=int(job.get("last_seq") or 0), keeps_results=True, is_onlooker=connection.embedded is None,
+                connection,
+                str(job["id"]),
+                str(job["alias"]),
+                printer,
+                display,
+                progress,
+                signals,
+                errors=errors,
+                after=int(job.get("last_seq") or 0),
+                keeps_results=True,
+                is_onlooker=connection.embedded is None,
             ).follow()
         if errors is not None and outcome.exit_code is None:
             errors.close()
@@ -604,15 +675,24 @@ class _Run:
             if function.modules is not None:
                 spec["modules_b64"] = base64.b64encode(function.modules).decode()
         terms: dict[str, Any] = {
-            "retries": request.retries, "timeout_s": request.timeout_s, "slots_max": _slots(request.slots, status),
-            "halt": "" if request.halt == "never" else request.halt, "local_only": request.local,
+            "retries": request.retries,
+            "timeout_s": request.timeout_s,
+            "slots_max": _slots(request.slots, status),
+            "halt": "" if request.halt == "never" else request.halt,
+            "local_only": request.local,
         }
         return {
-            "name": request.name, "kind": request.kind, "terms": terms, "spec": spec,
+            "name": request.name,
+            "kind": request.kind,
+            "terms": terms,
+            "spec": spec,
             "results": request.results.to_json() if request.results is not None else None,
             "note": {
-                "keep_order": request.keep_order, "tag": request.tag, "output": request.output,
-                "exit_style": request.exit_style, "words": request.words[:8],
+                "keep_order": request.keep_order,
+                "tag": request.tag,
+                "output": request.output,
+                "exit_style": request.exit_style,
+                "words": request.words[:8],
             },
         }
 
@@ -649,11 +729,17 @@ class _Run:
         progress = Progress(title, str(this.get("short_id") or ""), hint, started=self.started)
         display = choose_display(request.progress)
         printer, errors = make_printer(
-            connection, job, display, mode=request.output, kind=request.kind, keep_order=request.keep_order,
+            connection,
+            job,
+            display,
+            mode=request.output,
+            kind=request.kind,
+            keep_order=request.keep_order,
             tag=request.tag,
         )
         self._failures = failures = Failures(
-            Contents(connection, str(job["id"])), is_stderr_shown=request.output == "text",
+            Contents(connection, str(job["id"])),
+            is_stderr_shown=request.output == "text",
             is_error_shown=errors is not None,
         )
 
@@ -662,8 +748,17 @@ class _Run:
             failures.take(task)
 
         view = View(
-            connection, str(job["id"]), str(job["alias"]), printer, display, progress, signals, errors=errors,
-            source=source, keeps_results=request.results is not None, on_task=took,
+            connection,
+            str(job["id"]),
+            str(job["alias"]),
+            printer,
+            display,
+            progress,
+            signals,
+            errors=errors,
+            source=source,
+            keeps_results=request.results is not None,
+            on_task=took,
         )
         outcome = view.follow()
         self._is_stopping = True
@@ -743,6 +838,8 @@ def _check_detachable() -> None:
     reason = why_embedded(os.environ)
     if reason is not None and not open_connection().is_answering():
         raise UsageError(
-            "nothing would carry on with the job", f"no node is running, and here ({reason}) none is left behind",
-            "p2pc node start, then again", code="detach",
+            "nothing would carry on with the job",
+            f"no node is running, and here ({reason}) none is left behind",
+            "p2pc node start, then again",
+            code="detach",
         )

@@ -17,9 +17,7 @@ def main() -> int:
     parser.add_argument("--look", action="store_true", help="only show what is kept: run nothing, reach nobody")
     given = parser.parse_args()
     flags = dict(item.split("=", 1) for item in given.set if "=" in item)
-    options = DaemonOptions(
-        flags=flags, lifeline_fd=given.lifeline, ready_fd=given.ready_fd, is_onlooker=given.look
-    )
+    options = DaemonOptions(flags=flags, lifeline_fd=given.lifeline, ready_fd=given.ready_fd, is_onlooker=given.look)
     return run_daemon(options)
 
 

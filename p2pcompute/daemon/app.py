@@ -125,30 +125,79 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("GET", "/v1/version", "version", "Version and protocol range of the node", "object"),
     Call("GET", "/v1/openapi.json", "openapi", "This document", "object"),
     Call("GET", "/v1/status", "status", "The node, its group, peers and jobs in short", "p2pc.status/1"),
-    Call("GET", "/v1/peers", "peers", "Members of the group, this node first", "p2pc.peers/1",
-         query=(("nearby", "boolean", "Also nodes on this network that are not members"),)),
+    Call(
+        "GET",
+        "/v1/peers",
+        "peers",
+        "Members of the group, this node first",
+        "p2pc.peers/1",
+        query=(("nearby", "boolean", "Also nodes on this network that are not members"),),
+    ),
     Call("POST", "/v1/jobs", "submit", "Accept a job; durable when answered", "object", body=JobBody),
-    Call("GET", "/v1/jobs", "jobs", "Jobs, newest first", "p2pc.jobs/1",
-         query=(("all", "boolean", "Also jobs that are over"), ("state", "string", "Only these, comma-separated"),
-                ("limit", "integer", "At most so many items"))),
+    Call(
+        "GET",
+        "/v1/jobs",
+        "jobs",
+        "Jobs, newest first",
+        "p2pc.jobs/1",
+        query=(
+            ("all", "boolean", "Also jobs that are over"),
+            ("state", "string", "Only these, comma-separated"),
+            ("limit", "integer", "At most so many items"),
+        ),
+    ),
     Call("GET", "/v1/jobs/{ref}", "job", "One job", "p2pc.job/1"),
-    Call("POST", "/v1/jobs/{ref}/tasks", "add", "Add tasks, one JSON object a line; durable when answered", "object",
-         body="application/jsonl",
-         query=(("at", "integer", "Number of tasks that the job must have now, to go on after a cut upload"),)),
+    Call(
+        "POST",
+        "/v1/jobs/{ref}/tasks",
+        "add",
+        "Add tasks, one JSON object a line; durable when answered",
+        "object",
+        body="application/jsonl",
+        query=(("at", "integer", "Number of tasks that the job must have now, to go on after a cut upload"),),
+    ),
     Call("POST", "/v1/jobs/{ref}/seal", "seal", "No more tasks will come", "object", body=EmptyBody),
-    Call("GET", "/v1/jobs/{ref}/tasks", "tasks", "Tasks by index", "p2pc.tasks/1",
-         query=(("state", "string", "Only these states, comma-separated"), *_PAGE)),
+    Call(
+        "GET",
+        "/v1/jobs/{ref}/tasks",
+        "tasks",
+        "Tasks by index",
+        "p2pc.tasks/1",
+        query=(("state", "string", "Only these states, comma-separated"), *_PAGE),
+    ),
     Call("GET", "/v1/jobs/{ref}/tasks/{index:int}", "task", "One task", "p2pc.task/1"),
-    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stdout", "stdout", "What the task printed",
-         "application/octet-stream"),
-    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/stderr", "stderr", "What the task printed as errors",
-         "application/octet-stream"),
-    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/value", "value", "The function's pickled value or exception",
-         "application/octet-stream"),
-    Call("GET", "/v1/jobs/{ref}/tasks/{index:int}/files/{name:path}", "file", "A file that the task made",
-         "application/octet-stream"),
-    Call("GET", "/v1/jobs/{ref}/events", "events", "Events `task`, `progress`, `end`, `resync`, `error`",
-         "text/event-stream", query=(("after", "integer", "Only task ends after this number"),)),
+    Call(
+        "GET", "/v1/jobs/{ref}/tasks/{index:int}/stdout", "stdout", "What the task printed", "application/octet-stream"
+    ),
+    Call(
+        "GET",
+        "/v1/jobs/{ref}/tasks/{index:int}/stderr",
+        "stderr",
+        "What the task printed as errors",
+        "application/octet-stream",
+    ),
+    Call(
+        "GET",
+        "/v1/jobs/{ref}/tasks/{index:int}/value",
+        "value",
+        "The function's pickled value or exception",
+        "application/octet-stream",
+    ),
+    Call(
+        "GET",
+        "/v1/jobs/{ref}/tasks/{index:int}/files/{name:path}",
+        "file",
+        "A file that the task made",
+        "application/octet-stream",
+    ),
+    Call(
+        "GET",
+        "/v1/jobs/{ref}/events",
+        "events",
+        "Events `task`, `progress`, `end`, `resync`, `error`",
+        "text/event-stream",
+        query=(("after", "integer", "Only task ends after this number"),),
+    ),
     Call("POST", "/v1/jobs/{ref}/cancel", "cancel", "Cancel all or some tasks", "object", body=CancelBody),
     Call("POST", "/v1/jobs/{ref}/retry", "retry", "Run tasks again", "object", body=RetryBody),
     Call("POST", "/v1/prune", "prune", "Forget jobs that ended long ago", "object", body=PruneBody),
@@ -159,8 +208,15 @@ CALLS: Final[tuple[Call, ...]] = (
 )
 
 _STATUS_BY_CODE: Final = {
-    "no-job": 404, "no-task": 404, "no-file": 404, "not-finished": 409, "moved": 409, "job-sealed": 409,
-    "job-over": 409, "too-large": 413, "jobs-full": 429,
+    "no-job": 404,
+    "no-task": 404,
+    "no-file": 404,
+    "not-finished": 409,
+    "moved": 409,
+    "job-sealed": 409,
+    "job-over": 409,
+    "too-large": 413,
+    "jobs-full": 429,
 }
 
 
@@ -282,17 +338,26 @@ class Api:
         if not 1 <= body.expires_s <= 86400 * 365:
             raise UsageError("an invitation lives from a second to a year", code="bad-request")
         invite = await self._node.invite(uses=body.uses, expires_s=body.expires_s)
-        return JsonResponse({
-            "token": invite.token, "expires": time_text(invite.expires), "group": invite.group, "uses": invite.uses,
-        })
+        return JsonResponse(
+            {
+                "token": invite.token,
+                "expires": time_text(invite.expires),
+                "group": invite.group,
+                "uses": invite.uses,
+            }
+        )
 
     async def join(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JoinBody)
         joined = await self._node.join(body.token, name=body.name)
-        return JsonResponse({
-            "group": joined.group, "inviter": joined.inviter, "inviter_id": format_device_id(joined.inviter_key),
-            "address": joined.address,
-        })
+        return JsonResponse(
+            {
+                "group": joined.group,
+                "inviter": joined.inviter,
+                "inviter_id": format_device_id(joined.inviter_key),
+                "address": joined.address,
+            }
+        )
 
     async def leave(self, request: Request) -> Response:
         decode_body(await read_body(request), EmptyBody)
@@ -366,9 +431,7 @@ class Api:
         self._check_takes_jobs()
         body = decode_body(await read_body(request), RetryBody)
         job = self._job(request)
-        count = await self._node.retry(
-            job.job_id, indices=_check_indices(body.indices, job), failed_only=body.failed
-        )
+        count = await self._node.retry(job.job_id, indices=_check_indices(body.indices, job), failed_only=body.failed)
         if count:
             self._sink.begin(self._job(request))
         return JsonResponse({"count": count})
@@ -391,11 +454,13 @@ class Api:
             job.job_id, states=_query_states(request, TASK_STATES), after=_query_int(request, "after", -1), limit=limit
         )
         kind = decode_note(job.note).kind
-        return JsonResponse({
-            "schema": "p2pc.tasks/1",
-            "items": [task_json(task, kind) for task in found],
-            "next": found[-1].index if len(found) >= limit else None,
-        })
+        return JsonResponse(
+            {
+                "schema": "p2pc.tasks/1",
+                "items": [task_json(task, kind) for task in found],
+                "next": found[-1].index if len(found) >= limit else None,
+            }
+        )
 
     async def _task(self, request: Request) -> tuple[JobView, TaskView]:
         job, index = self._job(request), request.path_params["index"]
@@ -446,7 +511,8 @@ class Api:
                 raise StoreError(
                     "blob damaged: this content was altered on the disk of this machine",
                     f"blob {ref.digest.hex()[:16]} ({ref.size} bytes) does not fit its digest; it was moved aside",
-                    "check this disk; run the task again: p2pc retry", code="blob-damaged",
+                    "check this disk; run the task again: p2pc retry",
+                    code="blob-damaged",
                 )
             raise StoreError("this content is not on this machine any more", "", "run the task again", code="no-file")
         return StreamingResponse(
@@ -457,7 +523,8 @@ class Api:
         job = self._job(request)
         after = max(0, _query_int(request, "after", _last_event_id(request)))
         return StreamingResponse(
-            self.job_events.follow(job, after), media_type="text/event-stream",
+            self.job_events.follow(job, after),
+            media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
 
@@ -485,9 +552,14 @@ def _guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reque
             return Response(status_code=400)
         except Exception as error:
             log.exception("%s %s failed", request.method, request.url.path)
-            return _error_response(P2pcError(
-                "a bug in p2pc", f"{type(error).__name__}: {error}", "please report it, with the node's log", code="bug"
-            ))
+            return _error_response(
+                P2pcError(
+                    "a bug in p2pc",
+                    f"{type(error).__name__}: {error}",
+                    "please report it, with the node's log",
+                    code="bug",
+                )
+            )
 
     return endpoint
 
@@ -506,5 +578,3 @@ def build_app(
     api = Api(node, control, sink, takes_jobs=takes_jobs)
     routes = [Route(call.path, _guarded(getattr(api, call.name)), methods=[call.method]) for call in CALLS]
     return Starlette(routes=routes, exception_handlers={HTTPException: _routing_error}), api
-
-

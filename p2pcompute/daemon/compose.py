@@ -81,11 +81,16 @@ async def build_node(
         work = paths.data / "work"
         if work.exists() and not work.is_dir():
             raise StoreError(
-                f"{work} is not a directory", "the tasks' directories belong there",
-                f"move it away: mv {work} {work}.old", code="work",
+                f"{work} is not a directory",
+                "the tasks' directories belong there",
+                f"move it away: mv {work} {work}.old",
+                code="work",
             )
         runner = ProcessRunner(
-            store.blobs, work, 0 if is_onlooker else parse_slots(settings.node.slots, cpus), clock,
+            store.blobs,
+            work,
+            0 if is_onlooker else parse_slots(settings.node.slots, cpus),
+            clock,
             node_name=name,
         )
         undo.push_async_callback(runner.close)
@@ -100,8 +105,12 @@ async def build_node(
             identity,
             group,
             NodeOptions(
-                name=name, port=settings.node.port, first_contacts=tuple(contacts), discover=settings.node.discover,
-                accepts_others=settings.node.accept != "none", is_networked=not is_onlooker,
+                name=name,
+                port=settings.node.port,
+                first_contacts=tuple(contacts),
+                discover=settings.node.discover,
+                accepts_others=settings.node.accept != "none",
+                is_networked=not is_onlooker,
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
             on_error=report_bug,

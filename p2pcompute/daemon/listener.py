@@ -53,8 +53,10 @@ def bind_socket(path: Path) -> socket.socket:
     except OSError as error:
         listening.close()
         raise NodeUnavailable(
-            f"the control socket {path} cannot be made", error.strerror or str(error),
-            "set P2PC_SOCKET to a path that can, of at most 100 bytes", code="socket",
+            f"the control socket {path} cannot be made",
+            error.strerror or str(error),
+            "set P2PC_SOCKET to a path that can, of at most 100 bytes",
+            code="socket",
         ) from error
     finally:
         os.umask(before)
@@ -73,7 +75,9 @@ def _clear(path: Path) -> None:
         raise NodeUnavailable(f"the control socket {path} cannot be made", error.strerror or str(error)) from error
     if not stat.S_ISSOCK(mode):
         raise NodeUnavailable(
-            f"{path} is not a socket", "the control socket belongs there", "move it away, or set P2PC_SOCKET",
+            f"{path} is not a socket",
+            "the control socket belongs there",
+            "move it away, or set P2PC_SOCKET",
             code="socket",
         )
     if is_answering(path):
@@ -149,7 +153,8 @@ class AcceptTrouble:
             self._unsaid_count += 1
             return
         log.warning(
-            "no connections can be taken: %s (%d tries since it was said last); trying on", error.strerror,
+            "no connections can be taken: %s (%d tries since it was said last); trying on",
+            error.strerror,
             self._unsaid_count,
         )
         self._said, self._unsaid_count = now, 0

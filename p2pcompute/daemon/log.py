@@ -18,7 +18,10 @@ from p2pcompute.errors import StoreError
 from p2pcompute.limits import LOG_BYTES_MAX, LOG_FILES_MAX
 
 _LIBRARY_LEVELS: Final[Mapping[str, int]] = {
-    "uvicorn": logging.WARNING, "asyncio": logging.WARNING, "zeroconf": logging.ERROR, "filelock": logging.WARNING,
+    "uvicorn": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "zeroconf": logging.ERROR,
+    "filelock": logging.WARNING,
 }
 """Libraries are quieter than we are."""
 

@@ -134,7 +134,9 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
         if options.ready_fd is None:
             raise
         bug = P2pcError(
-            f"a bug in p2pc: {type(error).__name__}: {error}", "the node could not start", "see the node's log",
+            f"a bug in p2pc: {type(error).__name__}: {error}",
+            "the node could not start",
+            "see the node's log",
             code="bug",
         )
         _report(options.ready_fd, error_json(bug))
@@ -171,13 +173,17 @@ def _one_node(paths: Paths) -> Any:
     except Timeout:
         pid = read_run_file(paths).get("pid")
         raise NodeUnavailable(
-            "a node of this installation is running already", f"pid {pid}" if pid else f"it holds {paths.lock}",
-            "see it: p2pc status", code="running",
+            "a node of this installation is running already",
+            f"pid {pid}" if pid else f"it holds {paths.lock}",
+            "see it: p2pc status",
+            code="running",
         ) from None
     except OSError as error:
         raise NodeUnavailable(
-            f"the lock {paths.lock} cannot be used", error.strerror or str(error),
-            f"it must be a file of yours; move it away: mv {paths.lock} {paths.lock}.old", code="lock",
+            f"the lock {paths.lock} cannot be used",
+            error.strerror or str(error),
+            f"it must be a file of yours; move it away: mv {paths.lock} {paths.lock}.old",
+            code="lock",
         ) from error
     try:
         yield

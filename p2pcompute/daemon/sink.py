@@ -101,8 +101,10 @@ class ResultsSink:
     def _busy(self, path: Path, job_id: bytes) -> UsageError:
         alias = self._node.job(job_id.hex()).alias
         return UsageError(
-            f"{path} is being written by the unfinished job {alias}", "two jobs would mix their results",
-            f"p2pc attach {alias} to see it, or p2pc cancel {alias}; then again", code="results-busy",
+            f"{path} is being written by the unfinished job {alias}",
+            "two jobs would mix their results",
+            f"p2pc attach {alias} to see it, or p2pc cancel {alias}; then again",
+            code="results-busy",
         )
 
     def begin(self, job: JobView, *, is_new: bool = False) -> None:
@@ -215,13 +217,14 @@ class ResultsSink:
         outcome = end.outcome
         if outcome is None:
             return task_json(end, kind), b"", b"", None, ()
-        files = [
-            (file.name, await self._content(b"", (file.digest, file.size)), file.mode) for file in outcome.files
-        ]
+        files = [(file.name, await self._content(b"", (file.digest, file.size)), file.mode) for file in outcome.files]
         value = await self._content(outcome.value, outcome.value_blob) if kind == "function" else None
         return (
-            task_json(end, kind), await self._content(outcome.stdout, outcome.stdout_blob),
-            await self._content(outcome.stderr, outcome.stderr_blob), value or None, tuple(files),
+            task_json(end, kind),
+            await self._content(outcome.stdout, outcome.stdout_blob),
+            await self._content(outcome.stderr, outcome.stderr_blob),
+            value or None,
+            tuple(files),
         )
 
     async def _content(self, inline: bytes, blob: tuple[bytes, int] | None) -> Content:

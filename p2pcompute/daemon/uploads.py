@@ -101,7 +101,9 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
         return msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            "the request is not understood", str(error), "see the API's description: GET /v1/openapi.json",
+            "the request is not understood",
+            str(error),
+            "see the API's description: GET /v1/openapi.json",
             code="bad-request",
         ) from error
 
@@ -207,8 +209,12 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
     if terms.priority != 0:
         _bad("jobs have no priority", "all jobs are served in turn", "leave it out", "priority")
     for name, value, least in (
-        ("retries", terms.retries, 0), ("slots_max", terms.slots_max, 1), ("timeout_s", terms.timeout_s, 0),
-        ("cpus", spec.cpus, 0), ("mem_bytes", spec.mem_bytes, 1), ("cpu_s", spec.cpu_s, 0),
+        ("retries", terms.retries, 0),
+        ("slots_max", terms.slots_max, 1),
+        ("timeout_s", terms.timeout_s, 0),
+        ("cpus", spec.cpus, 0),
+        ("mem_bytes", spec.mem_bytes, 1),
+        ("cpu_s", spec.cpu_s, 0),
         ("output_bytes_max", spec.output_bytes_max, 0),
     ):
         if value is not None and not least <= value < 1e15:
@@ -222,12 +228,24 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
     if python is None and kind is TaskKind.FUNCTION:
         python = (sys.version_info.major, sys.version_info.minor)
     job_terms = JobTerms(
-        name=body.name, retries=terms.retries, python=python, local_only=terms.local_only, slots_max=terms.slots_max,
-        halt=terms.halt, created_ms=int(wall * 1000),
+        name=body.name,
+        retries=terms.retries,
+        python=python,
+        local_only=terms.local_only,
+        slots_max=terms.slots_max,
+        halt=terms.halt,
+        created_ms=int(wall * 1000),
     )
     job_spec = JobSpec(
-        kind=kind, code=code, modules=modules, share=await FileTaker(blobs).take_all(spec.share), env=dict(spec.env),
-        cpus=spec.cpus, mem_bytes=spec.mem_bytes, cpu_s=spec.cpu_s, timeout_s=terms.timeout_s,
+        kind=kind,
+        code=code,
+        modules=modules,
+        share=await FileTaker(blobs).take_all(spec.share),
+        env=dict(spec.env),
+        cpus=spec.cpus,
+        mem_bytes=spec.mem_bytes,
+        cpu_s=spec.cpu_s,
+        timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,
     )
     return job_terms, job_spec, Note(kind=str(kind), results=body.results, note=body.note)
@@ -270,16 +288,27 @@ async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobSto
     stdin, stdin_blob = await _inline(line.stdin_b64 or b"", blobs)
     if line.stdin_path is not None:
         stdin_blob, _mode = await files.take(line.stdin_path)
-    payload = encode_payload(TaskPayload(
-        args=args, args_blob=args_blob, chunk=line.chunk, argv=tuple(line.argv), stdin=stdin, stdin_blob=stdin_blob,
-        send=await files.take_all(line.send), fetch=tuple(line.fetch), env=dict(line.env), inputs=tuple(line.inputs),
-        key=key,
-    ))
+    payload = encode_payload(
+        TaskPayload(
+            args=args,
+            args_blob=args_blob,
+            chunk=line.chunk,
+            argv=tuple(line.argv),
+            stdin=stdin,
+            stdin_blob=stdin_blob,
+            send=await files.take_all(line.send),
+            fetch=tuple(line.fetch),
+            env=dict(line.env),
+            inputs=tuple(line.inputs),
+            key=key,
+        )
+    )
     if len(payload) > TASK_PAYLOAD_BYTES_MAX:
         _bad(
             f"a task of {len(payload)} bytes is too large",
             f"its words and names may take {TASK_PAYLOAD_BYTES_MAX} bytes",
-            "send long text as a file or on standard input", "too-large",
+            "send long text as a file or on standard input",
+            "too-large",
         )
     return payload
 
@@ -393,8 +422,10 @@ class Upload:
             added = self._node.job(self._job_id.hex()).added
             if added != self._at + self.count:
                 _bad(
-                    f"the job has {added} tasks, not {self._at + self.count}", "another upload added to it",
-                    "ask the job how many it has, and continue there", "moved",
+                    f"the job has {added} tasks, not {self._at + self.count}",
+                    "another upload added to it",
+                    "ask the job how many it has, and continue there",
+                    "moved",
                 )
         first = await self._node.add_tasks(self._job_id, batch)
         if self.first is None:

@@ -51,7 +51,11 @@ def time_text(wall: float | None) -> str | None:
 
 def error_json(error: P2pcError, **more: Any) -> dict[str, Any]:
     return {
-        "schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix or "",
+        "schema": "p2pc.error/1",
+        "code": error.code,
+        "what": error.what,
+        "why": error.why,
+        "fix": error.fix or "",
         **more,
     }
 
@@ -171,8 +175,17 @@ def job_json(job: JobView) -> dict[str, Any]:
 
 
 _NO_OUTCOME: Final[dict[str, Any]] = {
-    "status": None, "exit_code": None, "signal": None, "cause": None, "runtime_s": None, "cpu_s": None,
-    "peak_rss_bytes": None, "started": None, "stdout_bytes": None, "stderr_bytes": None, "value_bytes": None,
+    "status": None,
+    "exit_code": None,
+    "signal": None,
+    "cause": None,
+    "runtime_s": None,
+    "cpu_s": None,
+    "peak_rss_bytes": None,
+    "started": None,
+    "stdout_bytes": None,
+    "stderr_bytes": None,
+    "value_bytes": None,
     "files": [],
 }
 

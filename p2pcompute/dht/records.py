@@ -331,9 +331,7 @@ class RecordStore:
             return True
         places = [key] if is_key_full else list(self._keys)
         first, first_key, publisher = min(
-            (held.expires, place, publisher)
-            for place in places
-            for publisher, held in self._keys[place].items()
+            (held.expires, place, publisher) for place in places for publisher, held in self._keys[place].items()
         )
         if first >= expires:
             return False

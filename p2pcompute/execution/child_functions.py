@@ -26,7 +26,13 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
 
 _RESTORED_SIGNALS = (
-    _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM, _signal.SIGCHLD, _signal.SIGUSR1, _signal.SIGUSR2,
+    _signal.SIGHUP,
+    _signal.SIGINT,
+    _signal.SIGTERM,
+    _signal.SIGALRM,
+    _signal.SIGCHLD,
+    _signal.SIGUSR1,
+    _signal.SIGUSR2,
 )
 
 
@@ -213,10 +219,13 @@ class Functions:
         try:
             data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
         except BaseException as error:
-            self._fail(result, TypeError(
-                f"the result, of type {type(value).__qualname__}, cannot be pickled ({type(error).__name__}: {error}); "
-                "return plain data such as numbers, text, lists or arrays"
-            ))
+            self._fail(
+                result,
+                TypeError(
+                    f"the result, of type {type(value).__qualname__}, cannot be pickled "
+                    f"({type(error).__name__}: {error}); return plain data such as numbers, text, lists or arrays"
+                ),
+            )
             return
         self._out_files.put_value(result, data, self._inline_bytes_max)
 

@@ -28,7 +28,13 @@ class Settings:
     """Limits and places, sent once."""
 
     __slots__ = (
-        "directory", "error_bytes_max", "files_max", "inline_bytes_max", "kill_grace_s", "shared_directory", "slot",
+        "directory",
+        "error_bytes_max",
+        "files_max",
+        "inline_bytes_max",
+        "kill_grace_s",
+        "shared_directory",
+        "slot",
     )
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -47,8 +53,17 @@ class Job:
     """What all tasks of a job have in common."""
 
     __slots__ = (
-        "code_path", "cpu_s", "env", "job_id", "kind", "mem_bytes", "modules_path", "number", "output_bytes_max",
-        "share", "timeout_s",
+        "code_path",
+        "cpu_s",
+        "env",
+        "job_id",
+        "kind",
+        "mem_bytes",
+        "modules_path",
+        "number",
+        "output_bytes_max",
+        "share",
+        "timeout_s",
     )
 
     def __init__(self, fields: Sequence[Any]) -> None:
@@ -66,8 +81,17 @@ class Job:
         self.timeout_s: float | None
         self.output_bytes_max: int | None
         (
-            self.number, self.job_id, self.kind, self.code_path, self.modules_path, self.share, self.env,
-            self.mem_bytes, self.cpu_s, self.timeout_s, self.output_bytes_max,
+            self.number,
+            self.job_id,
+            self.kind,
+            self.code_path,
+            self.modules_path,
+            self.share,
+            self.env,
+            self.mem_bytes,
+            self.cpu_s,
+            self.timeout_s,
+            self.output_bytes_max,
         ) = fields
 
     @property
@@ -80,7 +104,18 @@ class Task:
     """One run."""
 
     __slots__ = (
-        "args", "args_path", "argv", "chunk", "env", "fetch", "index", "job", "run_id", "send", "stdin", "stdin_path",
+        "args",
+        "args_path",
+        "argv",
+        "chunk",
+        "env",
+        "fetch",
+        "index",
+        "job",
+        "run_id",
+        "send",
+        "stdin",
+        "stdin_path",
         "task_id",
     )
 
@@ -100,8 +135,19 @@ class Task:
         self.fetch: tuple[str, ...]
         self.env: dict[str, str]
         (
-            self.run_id, self.job, self.index, self.task_id, self.args, self.args_path, self.chunk, self.argv,
-            self.stdin, self.stdin_path, self.send, self.fetch, self.env,
+            self.run_id,
+            self.job,
+            self.index,
+            self.task_id,
+            self.args,
+            self.args_path,
+            self.chunk,
+            self.argv,
+            self.stdin,
+            self.stdin_path,
+            self.send,
+            self.fetch,
+            self.env,
         ) = fields
 
     def environment(self) -> dict[str, str]:

@@ -33,8 +33,15 @@ from p2pcompute.execution.unpicklable import unpicklable
 from p2pcompute.limits import MODULES_BY_VALUE_BYTES_MAX
 
 __all__ = [
-    "RemoteTraceback", "ShippedFunction", "dump_args", "dump_chunk", "key_of", "load_exception",
-    "load_file_function", "load_value", "ship",
+    "RemoteTraceback",
+    "ShippedFunction",
+    "dump_args",
+    "dump_chunk",
+    "key_of",
+    "load_exception",
+    "load_file_function",
+    "load_value",
+    "ship",
 ]
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
@@ -162,9 +169,7 @@ def _needs_zip(modules: Sequence[UserModule], late: Sequence[str]) -> bool:
     return any(find_own_module(name, roots) is not None for name in [*late, *inner])
 
 
-def _ship_with_zip(
-    function: Callable[..., Any], own: Mapping[str, UserModule], late: Sequence[str]
-) -> ShippedFunction:
+def _ship_with_zip(function: Callable[..., Any], own: Mapping[str, UserModule], late: Sequence[str]) -> ShippedFunction:
     """Ship with sources in a zip; only a script named on the command line goes by value, since importing it again
     would run it again."""
     scripts = {name: module for name, module in own.items() if is_script_module(name)}

@@ -74,8 +74,23 @@ class Result:
     """How one run ended, inside the worker process.  Mutable: filled step by step."""
 
     __slots__ = (
-        "cause", "cpu_s", "error", "exit_code", "files", "peak_rss_bytes", "run_id", "runtime_s", "signal",
-        "started_wall", "status", "stderr", "stderr_file", "stdout", "stdout_file", "value", "value_file",
+        "cause",
+        "cpu_s",
+        "error",
+        "exit_code",
+        "files",
+        "peak_rss_bytes",
+        "run_id",
+        "runtime_s",
+        "signal",
+        "started_wall",
+        "status",
+        "stderr",
+        "stderr_file",
+        "stdout",
+        "stdout_file",
+        "value",
+        "value_file",
     )
 
     def __init__(self, run_id: int, status: str = "ok", error: str = "") -> None:
@@ -114,13 +129,29 @@ def pack_result(result: Result, error_bytes_max: int) -> bytes:
     parts = [
         b"",
         RESULT_HEAD.pack(
-            RESULT, result.run_id, STATUSES.index(result.status), CAUSES.index(result.cause),
-            NO_EXIT_CODE if result.exit_code is None else result.exit_code, result.signal,
-            result.started_wall, result.runtime_s, result.cpu_s, result.peak_rss_bytes,
-            len(result.value), len(result.stdout), len(result.stderr), len(error),
-            result.value_file, result.stdout_file, result.stderr_file, len(result.files),
+            RESULT,
+            result.run_id,
+            STATUSES.index(result.status),
+            CAUSES.index(result.cause),
+            NO_EXIT_CODE if result.exit_code is None else result.exit_code,
+            result.signal,
+            result.started_wall,
+            result.runtime_s,
+            result.cpu_s,
+            result.peak_rss_bytes,
+            len(result.value),
+            len(result.stdout),
+            len(result.stderr),
+            len(error),
+            result.value_file,
+            result.stdout_file,
+            result.stderr_file,
+            len(result.files),
         ),
-        result.value, result.stdout, result.stderr, error,
+        result.value,
+        result.stdout,
+        result.stderr,
+        error,
     ]
     for number, mode, name in result.files:
         parts.append(FILE_HEAD.pack(number, mode, len(name)))

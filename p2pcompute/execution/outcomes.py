@@ -16,13 +16,31 @@ from p2pcompute.limits import INLINE_BYTES_MAX, KIB
 
 
 def outcome_of(
-    raw: RawResult, *, value_blob: tuple[bytes, int] | None = None, stdout_blob: tuple[bytes, int] | None = None,
-    stderr_blob: tuple[bytes, int] | None = None, files: tuple[OutputFile, ...] = (),
+    raw: RawResult,
+    *,
+    value_blob: tuple[bytes, int] | None = None,
+    stdout_blob: tuple[bytes, int] | None = None,
+    stderr_blob: tuple[bytes, int] | None = None,
+    files: tuple[OutputFile, ...] = (),
 ) -> Outcome:
     """Return a result with the blobs that its files became."""
     return Outcome(
-        raw.status, raw.value, value_blob, raw.stdout, stdout_blob, raw.stderr, stderr_blob, raw.exit_code, raw.signal,
-        files, raw.error, raw.cause, raw.started_wall, raw.runtime_s, raw.cpu_s, raw.peak_rss_bytes,
+        raw.status,
+        raw.value,
+        value_blob,
+        raw.stdout,
+        stdout_blob,
+        raw.stderr,
+        stderr_blob,
+        raw.exit_code,
+        raw.signal,
+        files,
+        raw.error,
+        raw.cause,
+        raw.started_wall,
+        raw.runtime_s,
+        raw.cpu_s,
+        raw.peak_rss_bytes,
     )
 
 
@@ -56,9 +74,7 @@ def not_started(worker: WorkerProcess, returncode: int) -> Outcome:
     return Outcome(OutcomeStatus.REFUSED, error=f"this node cannot start worker processes: {text}")
 
 
-def died(
-    worker: WorkerProcess, returncode: int, *, is_function: bool, wall: float, runtime_s: float
-) -> Outcome:
+def died(worker: WorkerProcess, returncode: int, *, is_function: bool, wall: float, runtime_s: float) -> Outcome:
     """Say what killed the process under a task, as measured."""
     what = "function" if is_function else "command"
     number = -returncode if returncode < 0 else None
@@ -80,6 +96,13 @@ def died(
     stdout = _tail(worker.directory / "stdout", INLINE_BYTES_MAX) if is_function else b""
     stderr = _tail(worker.directory / "stderr", INLINE_BYTES_MAX) if is_function else b""
     return Outcome(
-        status, stdout=stdout, stderr=stderr, exit_code=exit_code, signal=number, error=error, cause=cause,
-        started_wall=wall - runtime_s, runtime_s=runtime_s,
+        status,
+        stdout=stdout,
+        stderr=stderr,
+        exit_code=exit_code,
+        signal=number,
+        error=error,
+        cause=cause,
+        started_wall=wall - runtime_s,
+        runtime_s=runtime_s,
     )

@@ -92,9 +92,7 @@ class _Slot:
 class ProcessRunner:
     """Runs functions and commands in worker processes of this machine (level `process`: limits, no sandbox)."""
 
-    def __init__(
-        self, blobs: BlobStore, directory: Path, slot_count: int, clock: Clock, *, node_name: str
-    ) -> None:
+    def __init__(self, blobs: BlobStore, directory: Path, slot_count: int, clock: Clock, *, node_name: str) -> None:
         self._blobs = blobs
         self._directory = directory
         self._shared = directory / "shared"
@@ -191,12 +189,18 @@ class ProcessRunner:
         self._serial += 1
         directory = self._directory / f"worker-{self._serial}"
         settings = {
-            "directory": str(directory), "shared_directory": str(self._shared), "slot": slot.index,
-            "inline_bytes_max": INLINE_BYTES_MAX, "files_max": OUTPUT_FILES_MAX,
-            "error_bytes_max": ERROR_TEXT_BYTES_MAX, "kill_grace_s": KILL_GRACE_S,
+            "directory": str(directory),
+            "shared_directory": str(self._shared),
+            "slot": slot.index,
+            "inline_bytes_max": INLINE_BYTES_MAX,
+            "files_max": OUTPUT_FILES_MAX,
+            "error_bytes_max": ERROR_TEXT_BYTES_MAX,
+            "kill_grace_s": KILL_GRACE_S,
         }
         worker = WorkerProcess(
-            directory, settings, lambda bodies: self._heard(slot, worker, bodies),
+            directory,
+            settings,
+            lambda bodies: self._heard(slot, worker, bodies),
             lambda returncode: self._gone(slot, worker, returncode),
         )
         worker.start()
@@ -250,9 +254,7 @@ class ProcessRunner:
                 self._watch(slot)
                 self._report(slot, outcomes)
 
-    def _result(
-        self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]
-    ) -> None:
+    def _result(self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]) -> None:
         if raw.run_id != next(iter(slot.pending), None):
             raise RemoteProtocolError("a result that is not its turn")
         del slot.pending[raw.run_id]
@@ -293,10 +295,12 @@ class ProcessRunner:
                 value_blob=await self._take_file(worker, raw.value_file),
                 stdout_blob=await self._take_file(worker, raw.stdout_file),
                 stderr_blob=await self._take_file(worker, raw.stderr_file),
-                files=tuple([
-                    OutputFile(name, *(await self._take_file(worker, number) or (b"", 0)), mode)
-                    for number, mode, name in raw.files
-                ]),
+                files=tuple(
+                    [
+                        OutputFile(name, *(await self._take_file(worker, number) or (b"", 0)), mode)
+                        for number, mode, name in raw.files
+                    ]
+                ),
             )
         except (P2pcError, OSError) as error:
             text = f"the result could not be stored on this node: {error}"
@@ -411,7 +415,10 @@ class ProcessRunner:
                 outcome = not_started(worker, returncode)
             elif position == 0 and not worker.is_condemned:
                 outcome = died(
-                    worker, returncode, is_function=run.is_function, wall=self._clock.wall(),
+                    worker,
+                    returncode,
+                    is_function=run.is_function,
+                    wall=self._clock.wall(),
                     runtime_s=self._clock.now() - slot.head_since,
                 )
             else:

@@ -67,8 +67,24 @@ def parse_result(body: bytes) -> RawResult:
     if size < position:
         raise RemoteProtocolError("a result cut short")
     (
-        _, run_id, status, cause, exit_code, signal, started, runtime, cpu, peak, value_size, stdout_size, stderr_size,
-        error_size, value_file, stdout_file, stderr_file, file_count,
+        _,
+        run_id,
+        status,
+        cause,
+        exit_code,
+        signal,
+        started,
+        runtime,
+        cpu,
+        peak,
+        value_size,
+        stdout_size,
+        stderr_size,
+        error_size,
+        value_file,
+        stdout_file,
+        stderr_file,
+        file_count,
     ) = messages.RESULT_HEAD.unpack_from(body)
     if (
         status >= len(_STATUSES)
@@ -102,7 +118,21 @@ def parse_result(body: bytes) -> RawResult:
         raise RemoteProtocolError("a result of a wrong size")
     error_text = body[ends[3] : ends[4]].decode("utf-8", "replace") if error_size else ""
     return RawResult(
-        run_id, _STATUSES[status], messages.CAUSES[cause], None if exit_code == messages.NO_EXIT_CODE else exit_code,
-        signal or None, started, runtime, cpu, peak, body[ends[0] : ends[1]], body[ends[1] : ends[2]],
-        body[ends[2] : ends[3]], error_text, value_file, stdout_file, stderr_file, files,
+        run_id,
+        _STATUSES[status],
+        messages.CAUSES[cause],
+        None if exit_code == messages.NO_EXIT_CODE else exit_code,
+        signal or None,
+        started,
+        runtime,
+        cpu,
+        peak,
+        body[ends[0] : ends[1]],
+        body[ends[1] : ends[2]],
+        body[ends[2] : ends[3]],
+        error_text,
+        value_file,
+        stdout_file,
+        stderr_file,
+        files,
     )

@@ -218,12 +218,30 @@ def _raw(value: Any) -> bytes:
 
 
 _SPEC_FIELDS: Final[dict[str, Any]] = {
-    "kind": TaskKind, "code": _blob, "modules": _blob, "share": _files, "env": _environment, "cpus": _number,
-    "mem_bytes": _count, "cpu_s": _number, "timeout_s": _number, "output_bytes_max": _count,
+    "kind": TaskKind,
+    "code": _blob,
+    "modules": _blob,
+    "share": _files,
+    "env": _environment,
+    "cpus": _number,
+    "mem_bytes": _count,
+    "cpu_s": _number,
+    "timeout_s": _number,
+    "output_bytes_max": _count,
 }
 _PAYLOAD_FIELDS: Final[dict[str, Any]] = {
-    "args": _raw, "args_blob": _blob, "chunk": _count, "argv": _words, "stdin": _raw, "stdin_blob": _blob,
-    "send": _files, "fetch": _words, "env": _environment, "inputs": _words, "key": _raw, "work_s": _number,
+    "args": _raw,
+    "args_blob": _blob,
+    "chunk": _count,
+    "argv": _words,
+    "stdin": _raw,
+    "stdin_blob": _blob,
+    "send": _files,
+    "fetch": _words,
+    "env": _environment,
+    "inputs": _words,
+    "key": _raw,
+    "work_s": _number,
 }
 
 

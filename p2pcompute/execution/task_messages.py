@@ -13,8 +13,13 @@ from p2pcompute.ids import task_id
 from p2pcompute.limits import RUNNER_JOBS_MAX
 
 THREAD_VARIABLES: Final = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-    "BLIS_NUM_THREADS", "RAYON_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "RAYON_NUM_THREADS",
 )
 """How numeric libraries are told their share of the cores."""
 
@@ -87,8 +92,17 @@ class Translator:
         }
         share = [(*self._file(file), f"{file.blob.digest.hex()}-{file.mode & 0o555:o}") for file in spec.share]
         definition = (
-            self._serial, run.job_id, spec.kind.value, self._optional(spec.code), self._optional(spec.modules), share,
-            env, spec.mem_bytes, spec.cpu_s, spec.timeout_s, spec.output_bytes_max,
+            self._serial,
+            run.job_id,
+            spec.kind.value,
+            self._optional(spec.code),
+            self._optional(spec.modules),
+            share,
+            env,
+            spec.mem_bytes,
+            spec.cpu_s,
+            spec.timeout_s,
+            spec.output_bytes_max,
         )
         return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share))
 
@@ -107,9 +121,18 @@ class Translator:
         except RemoteProtocolError as error:
             raise Unfit(_refused(f"the task's description cannot be read by this node: {error}")) from error
         return (
-            run.run_id, job.number, run.index, task_id(run.job_id, run.index), payload.args,
-            self._optional(payload.args_blob), payload.chunk, payload.argv, payload.stdin,
-            self._optional(payload.stdin_blob), [self._file(file) for file in payload.send], payload.fetch,
+            run.run_id,
+            job.number,
+            run.index,
+            task_id(run.job_id, run.index),
+            payload.args,
+            self._optional(payload.args_blob),
+            payload.chunk,
+            payload.argv,
+            payload.stdin,
+            self._optional(payload.stdin_blob),
+            [self._file(file) for file in payload.send],
+            payload.fetch,
             payload.env,
         )
 

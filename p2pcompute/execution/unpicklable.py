@@ -24,7 +24,8 @@ _KNOWN: Final[tuple[tuple[type | tuple[type, ...], str, str], ...]] = (
     (sqlite3.Connection, "an open database connection", "connect inside the function"),
     (
         (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Semaphore, threading.Event),
-        "a lock", "tasks share no memory, so make it inside the function or leave it out",
+        "a lock",
+        "tasks share no memory, so make it inside the function or leave it out",
     ),
     (threading.Thread, "a thread", "start it inside the function"),
     (threading.local, "thread-local data", "make it inside the function"),

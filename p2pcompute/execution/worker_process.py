@@ -26,8 +26,19 @@ _READS_MAX: Final = 16
 _DYING_S: Final = 0.2
 """A process that dies closes its socket first; it is gone within this, or it lives on with a closed socket."""
 _INHERITED: Final = (
-    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "USER", "LOGNAME", "SHELL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
-    "PYTHONHOME", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "PATH",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "PYTHONHOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
 )
 
 
@@ -46,7 +57,10 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, directory: Path, settings: dict[str, Any], on_frames: Callable[[list[bytes]], None],
+        self,
+        directory: Path,
+        settings: dict[str, Any],
+        on_frames: Callable[[list[bytes]], None],
         on_exit: Callable[[int], None],
     ) -> None:
         self.directory = directory
@@ -86,8 +100,13 @@ class WorkerProcess:
             with open(self.log_path, "wb") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "p2pcompute.execution.child", str(theirs.fileno()), str(read_end)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, close_fds=True,
-                    pass_fds=(theirs.fileno(), read_end), start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.directory,
+                    close_fds=True,
+                    pass_fds=(theirs.fileno(), read_end),
+                    start_new_session=True,
                     env={**inherited_environment(), "PYTHONPATH": os.pathsep.join(search), "PYTHONUTF8": "1"},
                 )
         except BaseException:

@@ -238,8 +238,7 @@ class FileBlobs:
                 data = self._pread(file, ref, start, stop)
                 view = memoryview(data)
                 hashes = b"".join(
-                    hash_chunk(view[at : at + BLOB_CHUNK_BYTES])
-                    for at in range(0, len(data) or 1, BLOB_CHUNK_BYTES)
+                    hash_chunk(view[at : at + BLOB_CHUNK_BYTES]) for at in range(0, len(data) or 1, BLOB_CHUNK_BYTES)
                 )
                 if ref.size and not data:
                     return b""

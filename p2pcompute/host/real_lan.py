@@ -42,8 +42,12 @@ class RealLan:
     """
 
     def __init__(
-        self, interfaces: Sequence[str] | None, own_addresses: Callable[[], list[str]], scope: TaskScope,
-        *, names: Sequence[str] = (),
+        self,
+        interfaces: Sequence[str] | None,
+        own_addresses: Callable[[], list[str]],
+        scope: TaskScope,
+        *,
+        names: Sequence[str] = (),
     ) -> None:
         self._interfaces = interfaces
         self._names = names
@@ -140,9 +144,7 @@ class RealLan:
         if state_change is ServiceStateChange.Removed:
             gone = self._present.pop(name, None)
             if gone is not None:
-                self._report(
-                    LanSighting(announcement=gone.announcement, addresses=gone.addresses, is_present=False)
-                )
+                self._report(LanSighting(announcement=gone.announcement, addresses=gone.addresses, is_present=False))
             return
         if name in self._lookups:
             self._lookups[name] = True

@@ -100,9 +100,7 @@ class RealNet:
             ConfigError: the port or an interface cannot be used.
         """
         sockets = _listening(port, [host for host, _ in self._local_hosts(loopback_only)])
-        listener = RealListener(
-            sockets, admit=admit, accept=accept, streams=self._streams, on_error=self._on_error
-        )
+        listener = RealListener(sockets, admit=admit, accept=accept, streams=self._streams, on_error=self._on_error)
         self._listeners.append(listener)
         listener.start()
         return listener
@@ -205,7 +203,9 @@ class RealNet:
         if self._lan is None:
             entries = [] if self._interfaces is None else interface_addresses(self._interfaces)
             self._lan = RealLan(
-                [entry.host for entry in entries] or None, self.local_addresses, self._scope,
+                [entry.host for entry in entries] or None,
+                self.local_addresses,
+                self._scope,
                 names=self._interfaces or (),
             )
         return self._lan

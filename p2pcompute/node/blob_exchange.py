@@ -482,9 +482,7 @@ class BlobExchange:
 class _ChunkRun:
     """Fetches the chunks that are missing from one source, several at once, and writes them in order."""
 
-    def __init__(
-        self, exchange: BlobExchange, partial: _Partial, ref: BlobRef, manifest: bytes, link: _Link
-    ) -> None:
+    def __init__(self, exchange: BlobExchange, partial: _Partial, ref: BlobRef, manifest: bytes, link: _Link) -> None:
         self._exchange = exchange
         self._partial = partial
         self._ref = ref

@@ -100,9 +100,7 @@ class GroupCredentials:
         if delegation is not None:
             if not isinstance(delegation, bytes):
                 raise RemoteProtocolError("not a delegation")
-            _key, installation, _roles = check_delegation(
-                self._host.crypto, delegation, wall=wall, session_key=key
-            )
+            _key, installation, _roles = check_delegation(self._host.crypto, delegation, wall=wall, session_key=key)
         chain = hello.get("chain")
         if not isinstance(chain, list):
             raise RemoteProtocolError("a hello without a membership")
@@ -114,9 +112,7 @@ class GroupCredentials:
         known = self._members.get(installation)
         if known is not None and known[0] == chain and known[1].expires > wall:
             return known[1]
-        member = check_chain(
-            self._host.crypto, chain, group_id=self.group.group_id, subject=installation, wall=wall
-        )
+        member = check_chain(self._host.crypto, chain, group_id=self.group.group_id, subject=installation, wall=wall)
         if len(self._members) >= MEMBERS_CACHED_MAX:
             del self._members[next(iter(self._members))]
         self._members[installation] = (chain, member)
@@ -130,8 +126,11 @@ class GroupCredentials:
     def own_membership(self) -> Membership:
         """Raises TrustError when our own entry has ended."""
         return check_chain(
-            self._host.crypto, self.group.chain, group_id=self.group.group_id,
-            subject=self._identity.installation, wall=self._host.clock.wall(),
+            self._host.crypto,
+            self.group.chain,
+            group_id=self.group.group_id,
+            subject=self._identity.installation,
+            wall=self._host.clock.wall(),
         )
 
     # --- joining ----------------------------------------------------------------------------------
@@ -143,14 +142,21 @@ class GroupCredentials:
             TrustError: wrong, used or expired; counted against the invitation.
         """
         if not (
-            isinstance(body, list) and len(body) == 3
-            and isinstance(body[0], bytes) and isinstance(body[1], bytes) and isinstance(body[2], str)
+            isinstance(body, list)
+            and len(body) == 3
+            and isinstance(body[0], bytes)
+            and isinstance(body[1], bytes)
+            and isinstance(body[2], str)
         ):
             raise RemoteProtocolError("not a request to join")
         joiner = channel.peer.key
         invite = self.invites.redeem(
-            self._host.clock.now(), body[0], body[1],
-            binding=channel.binding, joiner=joiner, inviter=self._identity.public_key,
+            self._host.clock.now(),
+            body[0],
+            body[1],
+            binding=channel.binding,
+            joiner=joiner,
+            inviter=self._identity.public_key,
         )
         if joiner == self.group.founder:
             raise TrustError("this node founded the group", "it is a member already", None)
@@ -179,8 +185,12 @@ class GroupCredentials:
         if not (isinstance(answer, list) and len(answer) == 3 and isinstance(answer[1], list)):
             raise RemoteProtocolError("not an answer to a request to join")
         group = group_of_joiner(
-            self._host.crypto, answer[1], answer[0], inviter=token.inviter,
-            subject=self._identity.installation, wall=self._host.clock.wall(),
+            self._host.crypto,
+            answer[1],
+            answer[0],
+            inviter=token.inviter,
+            subject=self._identity.installation,
+            wall=self._host.clock.wall(),
         )
         return group, _contacts(answer[2])
 
@@ -191,7 +201,11 @@ class GroupCredentials:
         if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], list)):
             raise RemoteProtocolError("not a request to renew")
         chain = renew(
-            self._identity, self.group, self._host.crypto, body[0], channel.peer.installation,
+            self._identity,
+            self.group,
+            self._host.crypto,
+            body[0],
+            channel.peer.installation,
             wall=self._host.clock.wall(),
         )
         return [list(chain)]
@@ -203,7 +217,10 @@ class GroupCredentials:
             raise RemoteProtocolError("not a renewed chain")
         chain = tuple(answer[0])
         check_chain(
-            self._host.crypto, chain, group_id=self.group.group_id,
-            subject=self._identity.installation, wall=self._host.clock.wall(),
+            self._host.crypto,
+            chain,
+            group_id=self.group.group_id,
+            subject=self._identity.installation,
+            wall=self._host.clock.wall(),
         )
         return self.group.with_chain(chain)

@@ -91,8 +91,12 @@ class Network:
         self._dht_scope = TaskScope("dht")
         port = self.datagrams.bind_group(group.network_key, self._receive)
         self.dht = Dht(
-            self._host, self._credentials.identity, port, self._dht_scope,
-            group_id=group.group_id, describe=self._describe,
+            self._host,
+            self._credentials.identity,
+            port,
+            self._dht_scope,
+            group_id=group.group_id,
+            describe=self._describe,
         )
         self._dht_port = port
         self.dht.on_contact = self._contact
@@ -106,7 +110,9 @@ class Network:
         await self._host.net.browse(self._sighted)
         await self._host.net.announce(
             LanAnnouncement(
-                public_key=self._credentials.identity.public_key, name=self._credentials.name, port=self.port,
+                public_key=self._credentials.identity.public_key,
+                name=self._credentials.name,
+                port=self.port,
                 group_hint=group_hint(self._credentials.group.network_key),
             )
         )
@@ -150,8 +156,10 @@ class Network:
                     self.datagrams.stop()
                 if self._port_wanted or attempt == PORT_TRIES - 1:
                     raise ChannelLost(
-                        f"port {wanted or 'any'} cannot be used", str(error),
-                        "choose another: p2pc config set node.port N", code="port",
+                        f"port {wanted or 'any'} cannot be used",
+                        str(error),
+                        "choose another: p2pc config set node.port N",
+                        code="port",
                     ) from error
                 wanted = 0  # the kept port is taken by somebody else now: take another one and keep that
         if self._journal is not None and self.port != kept:
@@ -174,7 +182,8 @@ class Network:
             return
         contacts = self.dht.contacts()[:CONTACTS_SAVED_MAX]
         value = [
-            self._credentials.group.group_id, [[contact.address.host, contact.address.port] for contact in contacts]
+            self._credentials.group.group_id,
+            [[contact.address.host, contact.address.port] for contact in contacts],
         ]
         try:
             await self._host.store.commit([self._journal.meta_write(CONTACTS_META, value)])

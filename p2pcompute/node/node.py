@@ -99,16 +99,31 @@ class Node:
         self._journal = Journal(host.store) if options.is_durable else None
         self.channels = Channels(host, self.credentials, self._scope)
         self.network = Network(
-            host, self.credentials, self.channels, self._journal, self._scope,
-            describe=self._about_ad, discover=options.discover, port_wanted=options.port,
+            host,
+            self.credentials,
+            self.channels,
+            self._journal,
+            self._scope,
+            describe=self._about_ad,
+            discover=options.discover,
+            port_wanted=options.port,
             first_contacts=options.first_contacts,
         )
         self.exchange = BlobExchange(host, self.channels, self._scope, self._may_read)
         self.scheduler = Scheduler(
-            host, identity, self.channels, self._journal, self._scope,
-            boot=self._boot, python=(sys.version_info.major, sys.version_info.minor),
-            inputs=inputs_of, fetch=self._fetch, fetch_results=self._fetch, name_of=self.name_of,
-            own_addresses=self.network.own_addresses, accepts_others=options.accepts_others,
+            host,
+            identity,
+            self.channels,
+            self._journal,
+            self._scope,
+            boot=self._boot,
+            python=(sys.version_info.major, sys.version_info.minor),
+            inputs=inputs_of,
+            fetch=self._fetch,
+            fetch_results=self._fetch,
+            name_of=self.name_of,
+            own_addresses=self.network.own_addresses,
+            accepts_others=options.accepts_others,
         )
         self._wire()
 
@@ -308,10 +323,13 @@ class Node:
         if payload is not None:
             lease = job.leases.get(index)
             return TaskView(
-                index, job.ledger.generation(index), state,
+                index,
+                job.ledger.generation(index),
+                state,
                 node_key=b"" if lease is None or lease.thief == LOCAL else lease.thief,
                 node_name="" if lease is None else self.name_of(lease.thief),
-                attempts=job.attempts.get(index, 0), payload=payload,
+                attempts=job.attempts.get(index, 0),
+                payload=payload,
             )
         record = await owner.result_of(job_id, index)
         reason = job.ledger.reasons.get(index, "")
@@ -321,10 +339,16 @@ class Node:
         if not payload:
             payload = (await owner.payloads(job_id, [index])).get(index, b"")
         return TaskView(
-            index, job.ledger.generation(index), state,
+            index,
+            job.ledger.generation(index),
+            state,
             outcome=decode_outcome(record.outcome) if record.outcome else None,
-            node_key=record.node_key, node_name=record.node_name, attempts=record.attempts,
-            payload=payload, reason=reason, seq=seq,
+            node_key=record.node_key,
+            node_name=record.node_name,
+            attempts=record.attempts,
+            payload=payload,
+            reason=reason,
+            seq=seq,
         )
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
@@ -351,9 +375,16 @@ class Node:
             listener(
                 [
                     TaskView(
-                        end.index, end.generation, views.STATE_NAMES[end.state], end.outcome,
-                        b"" if end.thief == LOCAL else end.thief, self.name_of(end.thief), end.attempts,
-                        end.payload, job.ledger.reasons.get(end.index, ""), end.seq,
+                        end.index,
+                        end.generation,
+                        views.STATE_NAMES[end.state],
+                        end.outcome,
+                        b"" if end.thief == LOCAL else end.thief,
+                        self.name_of(end.thief),
+                        end.attempts,
+                        end.payload,
+                        job.ledger.reasons.get(end.index, ""),
+                        end.seq,
                     )
                     for end in ends
                 ]
@@ -398,7 +429,9 @@ class Node:
                 code="in-group",
             )
         if parsed.inviter == self._identity.public_key:
-            raise UsageError("this token was made on this node", "it is for another computer", "run it there", code="own-token")
+            raise UsageError(
+                "this token was made on this node", "it is for another computer", "run it there", code="own-token"
+            )
         if name:
             self._options = replace(self._options, name=clean_name(name))
             self.credentials.rename(self._options.name)

@@ -53,7 +53,9 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
     """
     if ref == "last":
         if not owner.books:
-            raise UsageError("there is no job here", "none was submitted on this node", "start one: p2pc run", code="no-job")
+            raise UsageError(
+                "there is no job here", "none was submitted on this node", "start one: p2pc run", code="no-job"
+            )
         return max(owner.books.values(), key=lambda book: book.record.submitted)
     if ref in owner.aliases:
         return owner.books[owner.aliases[ref]]
@@ -66,12 +68,16 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"{ref!r} names {len(found)} jobs", "the prefix is too short", "give more of the id", code="no-job")
+        raise UsageError(
+            f"{ref!r} names {len(found)} jobs", "the prefix is too short", "give more of the id", code="no-job"
+        )
     import difflib
 
     near = difflib.get_close_matches(ref, owner.aliases, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"there is no job {ref!r} here", "it may have been pruned", f"{hint}list them: p2pc jobs --all", code="no-job")
+    raise UsageError(
+        f"there is no job {ref!r} here", "it may have been pruned", f"{hint}list them: p2pc jobs --all", code="no-job"
+    )
 
 
 def job(
@@ -139,8 +145,13 @@ def peers(
     """Return this node first, then its peers by name."""
     worker = scheduler.worker.core
     own = PeerView(
-        name=own_name, public_key=identity.public_key, state="self", slots=worker.slot_count,
-        busy=worker.busy_slots, path="self", address=", ".join(str(a) for a in network.own_addresses()),
+        name=own_name,
+        public_key=identity.public_key,
+        state="self",
+        slots=worker.slot_count,
+        busy=worker.busy_slots,
+        path="self",
+        address=", ".join(str(a) for a in network.own_addresses()),
     )
     contacts = {contact.key: contact for contact in network.dht.contacts()} if network.dht is not None else {}
     now = scheduler.now()
@@ -152,7 +163,9 @@ def peers(
         seen_s = now - contact.seen if contact is not None and contact.seen else None
         slots, python = hello.get("slots"), hello.get("python")
         is_up = channel is not None or (
-            contact is not None and seen_s is not None and seen_s < NOT_SEEN_S
+            contact is not None
+            and seen_s is not None
+            and seen_s < NOT_SEEN_S
             and contact.seen > network.silent_since.get(key, 0.0)
         )
         installation = channel.peer.installation if channel is not None else key

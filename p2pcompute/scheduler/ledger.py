@@ -132,8 +132,8 @@ class JobLedger:
             self.size = end
             self.counts[TaskState.OPEN] += len(new)
             for index in new if self._early else ():
-                for generation, state, reason in self._early.pop(index, ()):
-                    self._enter(index, generation, state, reason)
+                for entered, state, reason in self._early.pop(index, ()):
+                    self._enter(index, entered, state, reason)
         return new
 
     def seal(self, total: int) -> None:

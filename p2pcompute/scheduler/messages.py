@@ -196,11 +196,22 @@ def encode_outcome(outcome: Outcome) -> bytes:
     """Return the stored and sent form of an outcome."""
     return cbor.encode(
         [
-            str(outcome.status), outcome.value, _pair(outcome.value_blob), outcome.stdout, _pair(outcome.stdout_blob),
-            outcome.stderr, _pair(outcome.stderr_blob), outcome.exit_code, outcome.signal,
+            str(outcome.status),
+            outcome.value,
+            _pair(outcome.value_blob),
+            outcome.stdout,
+            _pair(outcome.stdout_blob),
+            outcome.stderr,
+            _pair(outcome.stderr_blob),
+            outcome.exit_code,
+            outcome.signal,
             [[file.name, file.digest, file.size, file.mode] for file in outcome.files],
-            outcome.error, outcome.cause,
-            outcome.started_wall, outcome.runtime_s, outcome.cpu_s, outcome.peak_rss_bytes,
+            outcome.error,
+            outcome.cause,
+            outcome.started_wall,
+            outcome.runtime_s,
+            outcome.cpu_s,
+            outcome.peak_rss_bytes,
         ]
     )
 
@@ -229,8 +240,24 @@ def decode_outcome(raw: bytes) -> Outcome:
     """
     _check(isinstance(raw, bytes) and len(raw) <= CLAIM_BYTES_MAX, "outcome")
     fields = _list(cbor.decode(raw, allow_float=True), 16, "outcome")
-    (status, value, value_blob, stdout, stdout_blob, stderr, stderr_blob, exit_code, signal, files, error, cause,
-     started, runtime_s, cpu_s, peak) = fields
+    (
+        status,
+        value,
+        value_blob,
+        stdout,
+        stdout_blob,
+        stderr,
+        stderr_blob,
+        exit_code,
+        signal,
+        files,
+        error,
+        cause,
+        started,
+        runtime_s,
+        cpu_s,
+        peak,
+    ) = fields
     for data in (value, stdout, stderr):
         _check(isinstance(data, bytes) and len(data) <= INLINE_BYTES_MAX, "outcome bytes")
     _check(exit_code is None or (type(exit_code) is int and -256 < exit_code < 256), "exit code")
@@ -249,8 +276,22 @@ def decode_outcome(raw: bytes) -> Outcome:
     except ValueError as problem:
         raise RemoteProtocolError("malformed message: status") from problem
     return Outcome(
-        known, value, _parse_blob(value_blob), stdout, _parse_blob(stdout_blob), stderr, _parse_blob(stderr_blob),
-        exit_code, signal, tuple(parsed), error, cause, started, runtime_s, cpu_s, peak,
+        known,
+        value,
+        _parse_blob(value_blob),
+        stdout,
+        _parse_blob(stdout_blob),
+        stderr,
+        _parse_blob(stderr_blob),
+        exit_code,
+        signal,
+        tuple(parsed),
+        error,
+        cause,
+        started,
+        runtime_s,
+        cpu_s,
+        peak,
     )
 
 
@@ -261,7 +302,9 @@ def is_sendable(outcome: Outcome) -> bool:
         and (outcome.exit_code is None or -256 < outcome.exit_code < 256)
         and (outcome.signal is None or 0 <= outcome.signal <= 128)
         and len(outcome.cause) <= 32
-        and _is_float(outcome.started_wall) and _is_float(outcome.runtime_s) and _is_float(outcome.cpu_s)
+        and _is_float(outcome.started_wall)
+        and _is_float(outcome.runtime_s)
+        and _is_float(outcome.cpu_s)
         and 0 <= outcome.peak_rss_bytes <= INT_MAX
         and len(outcome.files) <= OUTPUT_FILES_MAX
         and all(_is_file_name(file.name) and 0 <= file.mode <= 0o777 for file in outcome.files)

@@ -349,9 +349,7 @@ class OwnerCore:
                 job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
             tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, job.payloads[index]))
         job.share(thief.key)[0] += len(chosen)
-        grant = Grant(
-            self._next_grant, thief.request_id, thief.key, job.envelope.job_id, LOCAL, lease_s, tuple(tasks)
-        )
+        grant = Grant(self._next_grant, thief.request_id, thief.key, job.envelope.job_id, LOCAL, lease_s, tuple(tasks))
         self._next_grant += 1
         if not thief.is_local:
             self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
@@ -387,8 +385,14 @@ class OwnerCore:
         return lease
 
     def heartbeat(
-        self, now: float, thief: bytes, boot: bytes, job_id: bytes, held: Sequence[tuple[int, int, int]],
-        *, moved_from: bytes | None = None,
+        self,
+        now: float,
+        thief: bytes,
+        boot: bytes,
+        job_id: bytes,
+        held: Sequence[tuple[int, int, int]],
+        *,
+        moved_from: bytes | None = None,
     ) -> list[int]:
         """Renew the leases of (index, generation, attempt) that `thief` says it holds.
 
@@ -437,7 +441,8 @@ class OwnerCore:
         returned = 0
         for job in self.jobs.values():
             lost = [
-                index for index, lease in job.leases.items()
+                index
+                for index, lease in job.leases.items()
                 if lease.thief == thief and (boot is None or lease.boot != boot)
             ]
             for index in reversed(lost):
@@ -475,8 +480,16 @@ class OwnerCore:
     # --- results ----------------------------------------------------------------------------------
 
     def result(
-        self, now: float, thief: bytes, installation: bytes, job_id: bytes,
-        index: int, generation: int, attempt: int, outcome: Outcome, digest: bytes,
+        self,
+        now: float,
+        thief: bytes,
+        installation: bytes,
+        job_id: bytes,
+        index: int,
+        generation: int,
+        attempt: int,
+        outcome: Outcome,
+        digest: bytes,
     ) -> bool:
         """Take one attempt's end into the books.
 

@@ -51,6 +51,7 @@ RATE_TAU_S = 10.0
 OPEN_TASKS_MAX = 200_000
 """Open tasks of a job above which `add_tasks` waits: bounds memory, not the job."""
 
+
 def _stopping() -> StoreError:
     return StoreError("this node is stopping", "what was asked last may not be in its store", None, code="stopping")
 
@@ -181,19 +182,28 @@ class OwnerService:
         active = sum(not book.job.ledger.is_complete for book in self.books.values())
         if active >= JOBS_ACTIVE_MAX:
             raise UsageError(
-                f"{active} jobs are active here", "that is the limit of one node",
-                "wait for some, or cancel: p2pc jobs", code="jobs-full",
+                f"{active} jobs are active here",
+                "that is the limit of one node",
+                "wait for some, or cancel: p2pc jobs",
+                code="jobs-full",
             )
         wall = self._host.clock.wall()
         terms = JobTerms(
-            name=terms.name, retries=terms.retries, python=terms.python, local_only=terms.local_only,
-            slots_max=terms.slots_max, halt=terms.halt, created_ms=int(wall * 1000),
+            name=terms.name,
+            retries=terms.retries,
+            python=terms.python,
+            local_only=terms.local_only,
+            slots_max=terms.slots_max,
+            halt=terms.halt,
+            created_ms=int(wall * 1000),
         )
         raw = seal_job(self._identity, terms, spec, self._host.crypto.random_bytes(16))
         if len(raw) > ENVELOPE_BYTES_MAX:
             raise UsageError(
-                f"a job's description of {len(raw)} bytes is too large", f"the limit is {ENVELOPE_BYTES_MAX}",
-                "put what is large (environment, names of shared files) into a file: --share", code="job-size",
+                f"a job's description of {len(raw)} bytes is too large",
+                f"the limit is {ENVELOPE_BYTES_MAX}",
+                "put what is large (environment, names of shared files) into a file: --share",
+                code="job-size",
             )
         try:
             envelope = open_job(self._host.crypto, raw, wall=wall)
@@ -214,8 +224,10 @@ class OwnerService:
         for payload in payloads:
             if len(payload) > TASK_PAYLOAD_BYTES_MAX:
                 raise UsageError(
-                    f"a task of {len(payload)} bytes is too large", f"the limit is {TASK_PAYLOAD_BYTES_MAX}",
-                    "send large inputs as files: --send", code="task-size",
+                    f"a task of {len(payload)} bytes is too large",
+                    f"the limit is {TASK_PAYLOAD_BYTES_MAX}",
+                    "send large inputs as files: --send",
+                    code="task-size",
                 )
         await book.room.wait()
         first = self.add_tasks_now(book, payloads)
@@ -272,7 +284,9 @@ class OwnerService:
         try:
             return self.books[job_id]
         except KeyError:
-            raise UsageError("no such job", "it is not kept here", "list them: p2pc jobs --all", code="no-job") from None
+            raise UsageError(
+                "no such job", "it is not kept here", "list them: p2pc jobs --all", code="no-job"
+            ) from None
 
     # --- cancel, retry, forget --------------------------------------------------------------------
 
@@ -293,7 +307,9 @@ class OwnerService:
             raise UsageError("this node keeps no tasks", "it is embedded without a store", None, code="no-store")
         wanted = range(ledger.size) if indices is None else indices
         states = (TaskState.FAILED, TaskState.CANCELLED) if failed_only else tuple(TaskState)
-        chosen = [i for i in wanted if i < ledger.size and ledger.state(i) in states and ledger.state(i) != TaskState.OPEN]
+        chosen = [
+            i for i in wanted if i < ledger.size and ledger.state(i) in states and ledger.state(i) != TaskState.OPEN
+        ]
         payloads = await self.payloads(job_id, chosen)
         book = self.book(job_id)  # it may have been pruned meanwhile
         count = self.core.retry(job_id, [index for index in chosen if index in payloads], payloads)
@@ -343,7 +359,14 @@ class OwnerService:
         """Take the outcome of the node's own worker."""
         digest = output_digest(outcome) if self._journal is not None else b""
         changed = self.core.result(
-            self._host.clock.now(), LOCAL, self._identity.installation, job_id, index, generation, attempt, outcome,
+            self._host.clock.now(),
+            LOCAL,
+            self._identity.installation,
+            job_id,
+            index,
+            generation,
+            attempt,
+            outcome,
             digest,
         )
         if changed and outcome.status is not OutcomeStatus.OK:
@@ -387,9 +410,7 @@ class OwnerService:
         now = self._host.clock.now()
         taken = 0
         for (index, generation, attempt, _status, digest), outcome in pairs:
-            taken += self.core.result(
-                now, thief, installation, job_id, index, generation, attempt, outcome, digest
-            )
+            taken += self.core.result(now, thief, installation, job_id, index, generation, attempt, outcome, digest)
         self.counters.refused_claims_count += len(pairs) - taken
         if taken and self._journal is not None:
             book = self.books[job_id]
@@ -423,7 +444,9 @@ class OwnerService:
                 if self._journal is not None:
                     if end.outcome is not None:
                         self._keep_blobs(book, outcome_blobs(end.outcome))
-                    self._writes.append(self._journal.result_write(job_id, end.index, end.generation, self._record(end)))
+                    self._writes.append(
+                        self._journal.result_write(job_id, end.index, end.generation, self._record(end))
+                    )
             if not book.room.is_set() and book.job.ledger.counts[TaskState.OPEN] < OPEN_TASKS_MAX // 2:
                 book.room.set()
             self._notify(book, ends)
@@ -527,9 +550,7 @@ class OwnerService:
             if kind is FactKind.CLAIMS:
                 raw = self._identity.sign_envelope(CLAIMS_CONTENT_TYPE, {"job": job_id, "claims": body})
             else:
-                raw = self._identity.sign_envelope(
-                    FACT_CONTENT_TYPE, {"job": job_id, "kind": int(kind), "body": body}
-                )
+                raw = self._identity.sign_envelope(FACT_CONTENT_TYPE, {"job": job_id, "kind": int(kind), "body": body})
             writes.append(journal.fact_write(job_id, book.next_fact, raw))
             book.next_fact += 1
         return writes

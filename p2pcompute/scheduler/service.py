@@ -118,8 +118,17 @@ class Scheduler:
         self._rng = host.rng.stream("scheduler.victims")
         self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of, inputs)
         self.worker = WorkerService(
-            host, identity, channels, journal, scope, self.wake, pump_now=self.pump_now, boot=boot, inputs=inputs,
-            fetch=fetch, intake_local=self.owner.intake_local,
+            host,
+            identity,
+            channels,
+            journal,
+            scope,
+            self.wake,
+            pump_now=self.pump_now,
+            boot=boot,
+            inputs=inputs,
+            fetch=fetch,
+            intake_local=self.owner.intake_local,
             spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
             addresses_of=lambda key: self.peers.get(key, ()),
         )
@@ -332,7 +341,12 @@ class Scheduler:
             self._scope.spawn(self.worker.hand_back({(first.owner, first.job_id): indices}), "hand-back")
             return True
         grant = Grant(
-            self._next_given, thief.request_id, thief.key, first.job_id, first.owner, LEASE_S_MIN,
+            self._next_given,
+            thief.request_id,
+            thief.key,
+            first.job_id,
+            first.owner,
+            LEASE_S_MIN,
             tuple(one.task for one in held),
         )
         self._next_given += 1
@@ -591,9 +605,7 @@ class Scheduler:
             return [[job_id, [index for index, _generation, _attempt in held]] for job_id, held in jobs]
         answer = []
         for job_id, held in jobs:
-            drop = self.owner.core.heartbeat(
-                now, channel.peer.key, boot, job_id, held, moved_from=moved_from or None
-            )
+            drop = self.owner.core.heartbeat(now, channel.peer.key, boot, job_id, held, moved_from=moved_from or None)
             if drop:
                 answer.append([job_id, drop])
         self.wake()

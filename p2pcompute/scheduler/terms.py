@@ -120,7 +120,12 @@ def seal_job(identity: Identity, terms: JobTerms, spec: bytes, nonce: bytes) -> 
 
 
 _KINDS: Final[dict[str, type]] = {
-    "name": str, "retries": int, "local_only": bool, "slots_max": int, "halt": str, "created_ms": int,
+    "name": str,
+    "retries": int,
+    "local_only": bool,
+    "slots_max": int,
+    "halt": str,
+    "created_ms": int,
 }
 
 
@@ -168,9 +173,7 @@ def open_job(crypto: Crypto, raw: bytes, *, wall: float) -> JobEnvelope:
     terms = _terms(payload["terms"])
     submitter = envelope.signer
     if delegation is not None:
-        session_key, submitter, _roles = check_delegation(
-            crypto, delegation, wall=min(wall, terms.created_ms / 1000)
-        )
+        session_key, submitter, _roles = check_delegation(crypto, delegation, wall=min(wall, terms.created_ms / 1000))
         if session_key != envelope.signer:
             raise RemoteProtocolError("a job signed by another key than its delegation names")
     return JobEnvelope(job_id_of(raw), terms, spec, submitter, envelope.signer, raw)

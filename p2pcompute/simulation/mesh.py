@@ -67,9 +67,7 @@ class Mesh:
         self.members: list[Member] = []
         models = runner if isinstance(runner, Sequence) else [runner] * count
         for number, model in zip(range(count), models, strict=True):
-            host = simulation.add_host(
-                f"node-{number}", lan=LAN if is_lan else None, runner=model, sync_s=sync_s
-            )
+            host = simulation.add_host(f"node-{number}", lan=LAN if is_lan else None, runner=model, sync_s=sync_s)
             identity = create_identity(host.crypto)
             if number == 0:
                 group = found_group(identity, host.crypto, "simulated", host.clock.wall()).opened()

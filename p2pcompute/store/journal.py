@@ -161,7 +161,12 @@ class Journal:
     def result_write(self, job_id: bytes, index: int, generation: int, record: ResultRecord) -> Write:
         """Set how a generation of a task ended."""
         value = [
-            record.state, record.node_key, record.node_name, record.attempts, record.outcome, record.payload,
+            record.state,
+            record.node_key,
+            record.node_name,
+            record.attempts,
+            record.outcome,
+            record.payload,
         ]
         return Write(RESULTS, _result_key(job_id, index, generation), cbor.encode(value))
 

@@ -253,9 +253,7 @@ class Channels:
         """The listener's side: HELLO, AUTH, WELCOME."""
         clock, crypto, credentials = self._host.clock, self._host.crypto, self._credentials
         nonce = crypto.random_bytes(handshake.NONCE_BYTES)
-        hello = handshake.make_hello(
-            self._certificate, nonce=nonce, instance=self._instance, hello=credentials.hello()
-        )
+        hello = handshake.make_hello(self._certificate, nonce=nonce, instance=self._instance, hello=credentials.hello())
         started = clock.now()
         _write(stream, MessageType.HELLO, hello)
         # Nothing may follow AUTH before WELCOME, so this small reader is done with after one frame.

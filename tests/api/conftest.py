@@ -61,6 +61,11 @@ def run_script(
     """Run a user's script as they would."""
     root = str(Path(p2pcompute.__file__).parent.parent)
     return subprocess.run(
-        [sys.executable, "-W", "error", str(path), *arguments], capture_output=True, text=True, timeout=timeout_s,
-        check=False, cwd=path.parent, env={**os.environ, "PYTHONPATH": root, **(env or {})},
+        [sys.executable, "-W", "error", str(path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        cwd=path.parent,
+        env={**os.environ, "PYTHONPATH": root, **(env or {})},
     )

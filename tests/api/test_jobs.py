@@ -145,8 +145,12 @@ def test_files_go_and_come(executor: MeshExecutor, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"{name} {name}\n")
     job = sh(
-        executor, "wc -w < {} > count; cat {}", [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], send=["{}"],
-        fetch=["count"], to=tmp_path / "out",
+        executor,
+        "wc -w < {} > count; cat {}",
+        [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"],
+        send=["{}"],
+        fetch=["count"],
+        to=tmp_path / "out",
     )
     job.wait(20)
     assert [completed.returncode for completed in job] == [0, 0], "an absolute path stays readable on this machine"

@@ -47,11 +47,18 @@ def start_daemon(short_home: Path) -> Iterator[Callable[..., Daemon]]:
         home.mkdir()
         root = str(Path(p2pcompute.__file__).parent.parent)
         env = {
-            **os.environ, "P2PC_HOME": str(home), "P2PC_NODE__INTERFACES": "lo", "P2PC_NODE__NAME": name,
-            "P2PC_NODE__SLOTS": str(slots), "PYTHONPATH": root,
+            **os.environ,
+            "P2PC_HOME": str(home),
+            "P2PC_NODE__INTERFACES": "lo",
+            "P2PC_NODE__NAME": name,
+            "P2PC_NODE__SLOTS": str(slots),
+            "PYTHONPATH": root,
         }
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "p2pcompute.daemon"], env=env, cwd=home, stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-m", "p2pcompute.daemon"],
+            env=env,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
         daemon = Daemon(home, process, env)

@@ -144,8 +144,12 @@ def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     script.write_text(INTERRUPTED)
     root = str(Path(p2pcompute.__file__).parent.parent)
     with subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": root}, start_new_session=True,
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -198,7 +202,9 @@ def test_killed_program(tmp_path: Path) -> None:
     script.write_text(KILLED)
     root = str(Path(p2pcompute.__file__).parent.parent)
     with subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)},
     ) as process:
         assert process.stdout is not None

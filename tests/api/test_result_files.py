@@ -31,9 +31,21 @@ JOB = {"id": "aa" * 32, "alias": "j7k3", "name": "test"}
 
 def task(index: int, **more: Any) -> dict[str, Any]:
     return {
-        "index": index, "generation": 0, "inputs": [f"in{index}"], "command": f"echo in{index}", "state": "done",
-        "node": "nova", "attempts": 1, "status": "ok", "exit_code": 0, "signal": None, "error": None,
-        "started": "2026-11-21T10:00:00.500000Z", "runtime_s": 0.25, "key": content_key("t", str(index)).hex(), **more,
+        "index": index,
+        "generation": 0,
+        "inputs": [f"in{index}"],
+        "command": f"echo in{index}",
+        "state": "done",
+        "node": "nova",
+        "attempts": 1,
+        "status": "ok",
+        "exit_code": 0,
+        "signal": None,
+        "error": None,
+        "started": "2026-11-21T10:00:00.500000Z",
+        "runtime_s": 0.25,
+        "key": content_key("t", str(index)).hex(),
+        **more,
     }
 
 
@@ -45,12 +57,26 @@ def test_joblog_lines_are_those_of_gnu_parallel() -> None:
     """Bytes as GNU parallel 20221122 wrote them for these values."""
     assert JOBLOG_HEADER == "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
     line = joblog_line(
-        seq=1, host=":", started=1795302106.643, runtime_s=0.014, sent=0, received=6, exit_code=0, signal=9,
+        seq=1,
+        host=":",
+        started=1795302106.643,
+        runtime_s=0.014,
+        sent=0,
+        received=6,
+        exit_code=0,
+        signal=9,
         command='sleep 0.011; echo "x\ny" 1; kill -9 $$',
     )
     assert line == '1\t:\t1795302106.643\t     0.014\t0\t6\t0\t9\tsleep 0.011; echo "x\0y" 1; kill -9 $$\n'
     long = joblog_line(
-        seq=1234567, host="nova", started=1.0, runtime_s=123456789.1234, sent=1, received=2, exit_code=-1, signal=15,
+        seq=1234567,
+        host="nova",
+        started=1.0,
+        runtime_s=123456789.1234,
+        sent=1,
+        received=2,
+        exit_code=-1,
+        signal=15,
         command="x",
     )
     assert long == "1234567\tnova\t1.000\t123456789.123\t1\t2\t-1\t15\tx\n"
@@ -74,14 +100,22 @@ def test_a_directory_holds_everything_of_every_task(tmp_path: Path) -> None:
     content = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     meta = json.loads(content.pop("meta.json"))
     assert content == {
-        "args": b"a b\nc\n", "stdout": b"big", "stderr": b"e", "value.pickle": b"v", "files/d/x.png": b"png",
+        "args": b"a b\nc\n",
+        "stdout": b"big",
+        "stderr": b"e",
+        "value.pickle": b"v",
+        "files/d/x.png": b"png",
     }
     assert (folder / "files/d/x.png").stat().st_mode & 0o777 == 0o600
     assert meta["files"] == [{"name": "d/x.png", "size": 3}] and meta["stdout_bytes"] == 3
     log = (tmp_path / "out/joblog").read_text().splitlines()
     assert log == (tmp_path / "log").read_text().splitlines()
     assert [line.split("\t")[0] + ":" + ":".join(line.split("\t")[5:8]) for line in log[1:]] == [
-        "1002:6:0:0", "1:0:3:0", "3:0:-1:15", "4:0:0:9", "5:0:1:0",
+        "1002:6:0:0",
+        "1:0:3:0",
+        "3:0:-1:15",
+        "4:0:0:9",
+        "5:0:1:0",
     ]
     assert json.loads((tmp_path / "out/summary.json").read_text())["state"] == "failed"
     assert json.loads((tmp_path / "out/job.json").read_text())["schema"] == "p2pc.job/1"

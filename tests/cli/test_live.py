@@ -30,14 +30,25 @@ class Shell:
 
     def start(self, *arguments: str, **more: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "p2pcompute", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=self.env, cwd=self.cwd,
+            [sys.executable, "-m", "p2pcompute", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.env,
+            cwd=self.cwd,
         )
 
     def __call__(self, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "p2pcompute", *arguments], input=stdin, capture_output=True, text=True, check=False,
-            env=self.env, cwd=self.cwd, timeout=LIMIT_S,
+            [sys.executable, "-m", "p2pcompute", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self.env,
+            cwd=self.cwd,
+            timeout=LIMIT_S,
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -59,7 +70,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     root = str(Path(__file__).resolve().parents[2])
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("P2PC_")},
-        "P2PC_HOME": str(home), "P2PC_NODE__INTERFACES": "lo", "P2PC_NODE__SLOTS": "2", "PYTHONPATH": root,
+        "P2PC_HOME": str(home),
+        "P2PC_NODE__INTERFACES": "lo",
+        "P2PC_NODE__SLOTS": "2",
+        "PYTHONPATH": root,
     }
     for name in ("CI", "FORCE_COLOR", "NO_COLOR"):
         env.pop(name, None)
@@ -98,8 +112,12 @@ def test_streams_tags_and_exit_codes(p2pc: Shell) -> None:
 
 def test_inputs_from_a_pipe_go_out_as_they_come(p2pc: Shell) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "p2pcompute", "run", "echo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env=p2pc.env, cwd=p2pc.cwd,
+        [sys.executable, "-m", "p2pcompute", "run", "echo"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=p2pc.env,
+        cwd=p2pc.cwd,
     )
     assert process.stdin is not None and process.stdout is not None
     with process:
@@ -145,7 +163,9 @@ def test_functions_their_modules_values_and_errors(p2pc: Shell) -> None:
     assert p2pc("run", "--from-json", "v.json", "sim::item")[1] == '{"a": [1, null]}\n'
     assert p2pc("run", "-k", "--batch", "2", "--range", "1..5", "sim.py::item")[1] == "1\n2\n3\n4\n5\n"
     done = subprocess.run(
-        [sys.executable, "-m", "p2pcompute", "result", "--format", "pickle"], capture_output=True, check=True,
+        [sys.executable, "-m", "p2pcompute", "result", "--format", "pickle"],
+        capture_output=True,
+        check=True,
         env=p2pc.env,
     )
     assert pickle.loads(done.stdout) == [["1", "2"], ["3", "4"], ["5"]]

@@ -27,8 +27,22 @@ from p2pcompute.errors import (
 )
 
 HEAVY = (
-    "rich", "msgspec", "httpx", "asyncio", "cbor2", "nacl", "cryptography", "starlette", "uvicorn", "cloudpickle",
-    "psutil", "multiprocessing", "p2pcompute.node", "p2pcompute.daemon", "p2pcompute.execution", "p2pcompute.scheduler",
+    "rich",
+    "msgspec",
+    "httpx",
+    "asyncio",
+    "cbor2",
+    "nacl",
+    "cryptography",
+    "starlette",
+    "uvicorn",
+    "cloudpickle",
+    "psutil",
+    "multiprocessing",
+    "p2pcompute.node",
+    "p2pcompute.daemon",
+    "p2pcompute.execution",
+    "p2pcompute.scheduler",
 )
 
 
@@ -83,8 +97,12 @@ def test_mistyped_commands_and_flags_name_the_near_one(home: Path, capsys: pytes
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["run", "--json", "--nope", "x"], ["run", "--nope", "--json", "x"], ["run", "-j", "2", "--json", "nodir/x"],
-        ["jobs", "--json", "--state", "odd"], ["show", "a/b", "--json"], ["jobs", "--json"],
+        ["run", "--json", "--nope", "x"],
+        ["run", "--nope", "--json", "x"],
+        ["run", "-j", "2", "--json", "nodir/x"],
+        ["jobs", "--json", "--state", "odd"],
+        ["show", "a/b", "--json"],
+        ["jobs", "--json"],
     ],
 )
 def test_with_json_an_error_is_one_document_on_stdout(
@@ -106,10 +124,17 @@ def test_json_after_the_target_belongs_to_the_command(home: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (UsageError("x"), 2), (UsageError("x", code="local-files"), 2), (NoEligibleNode("x"), 4),
+        (UsageError("x"), 2),
+        (UsageError("x", code="local-files"), 2),
+        (NoEligibleNode("x"), 4),
         (NodeUnavailable("x"), 5),
-        (VersionMismatch("x"), 5), (IdentityError("x"), 5), (StoreError("x"), 5), (TrustError("x"), 6),
-        (P2pcError("x", code="not-finished"), 7), (P2pcError("x", code="no-node"), 5), (P2pcError("x", code="bug"), 70),
+        (VersionMismatch("x"), 5),
+        (IdentityError("x"), 5),
+        (StoreError("x"), 5),
+        (TrustError("x"), 6),
+        (P2pcError("x", code="not-finished"), 7),
+        (P2pcError("x", code="no-node"), 5),
+        (P2pcError("x", code="bug"), 70),
         (P2pcError("x", code="something new"), 2),
     ],
 )
@@ -141,6 +166,7 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error, code in ((KeyboardInterrupt(), 130), (BrokenPipeError(), 141)):
+
         def stop(error: BaseException = error) -> None:
             raise error
 
@@ -151,8 +177,10 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(
 
 def test_a_terminal_without_utf8_gets_ascii(home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "p2pcompute", "run", "--help"], capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True,
+        [sys.executable, "-m", "p2pcompute", "run", "--help"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=True,
     )
     assert b"Usage: p2pc run" in done.stdout and done.stdout.isascii()
 
@@ -179,7 +207,10 @@ def test_completion_scripts_are_those_of_click(home: Path, capsys: pytest.Captur
 
 def test_completion_without_a_node_is_silent(home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "p2pcompute"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "p2pcompute"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "_P2PC_COMPLETE": "bash_complete", "COMP_WORDS": "p2pc show ", "COMP_CWORD": "2"},
     )
     assert "Traceback" not in done.stderr
@@ -188,8 +219,12 @@ def test_completion_without_a_node_is_silent(home: Path) -> None:
 def test_flags_that_are_not_there_are_answered_with_sense(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong suggestion costs more than none; what GNU parallel has is named."""
     for flag, expected in (
-        ("--bar", "progress is shown by itself"), ("--dryrun", '"--dry-run"'), ("-N", '"-n"'), ("-S", "p2pc join"),
-        ("--pipe", "not there yet"), ("--resune", '"--resume"'),
+        ("--bar", "progress is shown by itself"),
+        ("--dryrun", '"--dry-run"'),
+        ("-N", '"-n"'),
+        ("-S", "p2pc join"),
+        ("--pipe", "not there yet"),
+        ("--resune", '"--resume"'),
     ):
         code, _, err = run(capsys, "run", flag, "echo", ":::", "a")
         assert code == 2 and f"there is no flag {flag}" in err and expected in err, err
@@ -219,8 +254,10 @@ def test_join_looks_at_the_token_before_it_asks(home: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("job", "code"),
     [
-        ({"exit_code": 0, "halted": "now,success=1", "failed": 2}, 0), ({"exit_code": 3, "halted": "now,fail=1"}, 3),
-        ({"exit_code": 1, "failed": 2}, 1), ({"exit_code": 0, "failed": 0}, 0),
+        ({"exit_code": 0, "halted": "now,success=1", "failed": 2}, 0),
+        ({"exit_code": 3, "halted": "now,fail=1"}, 3),
+        ({"exit_code": 1, "failed": 2}, 1),
+        ({"exit_code": 0, "failed": 0}, 0),
     ],
 )
 def test_a_success_rule_that_is_met_is_a_success(job: dict[str, Any], code: int) -> None:

@@ -38,9 +38,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        (["echo", "{}"], "command"), (["echo {}"], "shell"), (["sim.py::run"], "function"),
-        (["a/b.py::C.run"], "function"), (["pkg.mod::run"], "function"),
-        (["./x.sh"], "command"), (["a::b::c"], "command"), (["3a::b"], "command"),
+        (["echo", "{}"], "command"),
+        (["echo {}"], "shell"),
+        (["sim.py::run"], "function"),
+        (["a/b.py::C.run"], "function"),
+        (["pkg.mod::run"], "function"),
+        (["./x.sh"], "command"),
+        (["a::b::c"], "command"),
+        (["3a::b"], "command"),
         (["x.py"], "command"),
     ],
 )
@@ -72,8 +77,13 @@ def test_flags_come_before_written_sources_and_stdin_is_the_last_resort(here: Pa
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("a/b.tif", "a/b.tif"), ("./a.tif", "a.tif"), ("/data/b.tif", "data/b.tif"), ("../../b.tif", "b.tif"),
-     ("/data/./a/b.tif", "a/b.tif")],
+    [
+        ("a/b.tif", "a/b.tif"),
+        ("./a.tif", "a.tif"),
+        ("/data/b.tif", "data/b.tif"),
+        ("../../b.tif", "b.tif"),
+        ("/data/./a/b.tif", "a/b.tif"),
+    ],
 )
 def test_names_of_sent_files_stay_below_the_tasks_directory(path: str, name: str) -> None:
     assert name_in_task(path) == name
@@ -85,8 +95,10 @@ def test_a_sent_file_is_known_to_its_command_by_its_name_there(here: Path) -> No
         Path(name).write_text("x")
     maker = TaskMaker("command", ["magick", "{}", "{.}.png"], Files(send=["{}"], fetch=["{.}.png"]))
     assert maker.line(Row(("sub/b.tif",), ("sub/b.tif",)), 1) == {
-        "inputs": ["sub/b.tif"], "send": [{"path": str(here / "sub/b.tif"), "name": "sub/b.tif"}],
-        "fetch": ["sub/b.png"], "argv": ["magick", "sub/b.tif", "sub/b.png"],
+        "inputs": ["sub/b.tif"],
+        "send": [{"path": str(here / "sub/b.tif"), "name": "sub/b.tif"}],
+        "fetch": ["sub/b.png"],
+        "argv": ["magick", "sub/b.tif", "sub/b.png"],
     }
     line = maker.line(Row((str(here / "a.tif"),)), 1)
     inside = str(here / "a.tif").lstrip("/")
@@ -117,10 +129,15 @@ def test_a_key_is_the_same_exactly_when_the_task_is(here: Path) -> None:
     assert key(["echo", "{}"], "a", seq=9) == base, "its place does not matter"
     assert key(["echo"], "a") == base, "nor how the command was written"
     different = [
-        key(["echo", "{}"], "b"), key(["echo", "{}", "x"], "a"), key(["echo {}"], "a", kind="shell"),
-        key(["echo", "{}"], "a", env={"X": "1"}), key(["echo", "{}"], "a", files=Files(fetch=["o"])),
-        key(["echo", "a", "{}"], ""), key(["echo", "{}"], "a", files=Files(send=["f"])),
-        key(["echo", "{}"], "a", files=Files(share=["f"])), key(["echo", "{#}{}"], "a"),
+        key(["echo", "{}"], "b"),
+        key(["echo", "{}", "x"], "a"),
+        key(["echo {}"], "a", kind="shell"),
+        key(["echo", "{}"], "a", env={"X": "1"}),
+        key(["echo", "{}"], "a", files=Files(fetch=["o"])),
+        key(["echo", "a", "{}"], ""),
+        key(["echo", "{}"], "a", files=Files(send=["f"])),
+        key(["echo", "{}"], "a", files=Files(share=["f"])),
+        key(["echo", "{#}{}"], "a"),
         key(["echo", "{#}{}"], "a", seq=2),
     ]
     assert len({base, *different}) == len(different) + 1

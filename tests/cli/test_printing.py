@@ -33,9 +33,16 @@ class Kept(Contents):
 
 def task(index: int, stdout: bytes = b"", **more: Any) -> dict[str, Any]:
     return {
-        "index": index, "state": "done", "inputs": [f"in{index}"], "node": "nova", "attempts": 1,
-        "stdout_b64": base64.b64encode(stdout).decode(), "stdout_bytes": len(stdout),
-        "stderr_b64": "", "stderr_bytes": 0, **more,
+        "index": index,
+        "state": "done",
+        "inputs": [f"in{index}"],
+        "node": "nova",
+        "attempts": 1,
+        "stdout_b64": base64.b64encode(stdout).decode(),
+        "stdout_bytes": len(stdout),
+        "stderr_b64": "",
+        "stderr_bytes": 0,
+        **more,
     }
 
 
@@ -117,7 +124,8 @@ def test_equal_errors_are_told_once_and_counted() -> None:
     errors.take(task(9, state="failed", status="timeout", error="too slow"))
     errors.close()
     assert said == [
-        "j7k3/0 (in0) failed on n0:\n  Boom\n    at line 1", "j7k3/9 (in9) failed on nova: too slow",
+        "j7k3/0 (in0) failed on n0:\n  Boom\n    at line 1",
+        "j7k3/9 (in9) failed on nova: too slow",
         "the same error as j7k3/0 on 3 more on 2 nodes",
     ]
 
@@ -140,13 +148,21 @@ def test_hostile_text_never_reaches_the_terminal_raw() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (output.count_text(12345678), "12 345 678"), (output.bytes_text(999), "999 B"),
-        (output.bytes_text(1.3e9), "1.3 GB"), (output.bytes_text(999_960), "1.0 MB"),
-        (output.duration_text(0.0123), "12 ms"), (output.duration_text(4.13), "4.1 s"),
-        (output.duration_text(59.97), "1 min 0 s"), (output.duration_text(7500), "2 h 5 min"),
-        (output.clock_text(17), "0:00:17"), (output.clock_text(float("nan")), "–"),
-        (output.rate_text(18.13), "18.1/s"), (output.rate_text(0.05), "3.0/min"), (output.rate_text(None), "–"),
-        (output.plural(1, "task"), "1 task"), (output.time_text("nonsense"), "–"),
+        (output.count_text(12345678), "12 345 678"),
+        (output.bytes_text(999), "999 B"),
+        (output.bytes_text(1.3e9), "1.3 GB"),
+        (output.bytes_text(999_960), "1.0 MB"),
+        (output.duration_text(0.0123), "12 ms"),
+        (output.duration_text(4.13), "4.1 s"),
+        (output.duration_text(59.97), "1 min 0 s"),
+        (output.duration_text(7500), "2 h 5 min"),
+        (output.clock_text(17), "0:00:17"),
+        (output.clock_text(float("nan")), "–"),
+        (output.rate_text(18.13), "18.1/s"),
+        (output.rate_text(0.05), "3.0/min"),
+        (output.rate_text(None), "–"),
+        (output.plural(1, "task"), "1 task"),
+        (output.time_text("nonsense"), "–"),
     ],
 )
 def test_quantities_for_people(value: str, text: str) -> None:
@@ -162,7 +178,9 @@ def test_tables_leave_out_empty_columns_and_align_wide_text() -> None:
 @pytest.mark.parametrize(
     ("environ", "is_colored"),
     [
-        ({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
         ({"NO_COLOR": ""}, False),
     ],
 )
@@ -229,8 +247,15 @@ def test_the_bar_fits_eighty_columns_and_erases_itself(monkeypatch: pytest.Monke
     stream = io.StringIO()
     bar = Bar(stream)
     nodes = [
-        {"node": f"node{n}", "short_id": "AAAA-BBBB" if n == 3 else "x", "running": n, "done": n * 10, "failed": 0,
-         "rate": 1.0, "note": "paused: on battery since 14:02 " * 4}
+        {
+            "node": f"node{n}",
+            "short_id": "AAAA-BBBB" if n == 3 else "x",
+            "running": n,
+            "done": n * 10,
+            "failed": 0,
+            "rate": 1.0,
+            "note": "paused: on battery since 14:02 " * 4,
+        }
         for n in range(12)
     ]
     shown = progress(done=42, failed=3, running=5, by_node=nodes)
@@ -248,7 +273,11 @@ def test_the_bar_fits_eighty_columns_and_erases_itself(monkeypatch: pytest.Monke
 
 def test_the_summary_names_what_matters() -> None:
     job = {
-        "total": 2000, "done": 1997, "failed": 3, "retried": 5, "halted": None,
+        "total": 2000,
+        "done": 1997,
+        "failed": 3,
+        "retried": 5,
+        "halted": None,
         "by_node": [{"node": "nova", "done": 912}, {"node": "atlas", "done": 1085}, {"node": "pi", "done": 0}],
     }
     assert summary_text(job, 49.3, where=["out/"]) == (
@@ -261,10 +290,13 @@ def test_the_summary_names_what_matters() -> None:
 @pytest.mark.parametrize(
     ("job", "style", "before", "code"),
     [
-        ({"exit_code": 0}, "p2pc", 0, 0), ({"exit_code": 1, "failed": 2}, "p2pc", 0, 1),
+        ({"exit_code": 0}, "p2pc", 0, 0),
+        ({"exit_code": 1, "failed": 2}, "p2pc", 0, 1),
         ({"exit_code": 0}, "p2pc", 2, 1),
-        ({"exit_code": 3, "failed": 1}, "p2pc", 0, 3), ({"exit_code": 1, "failed": 7}, "gnu", 1, 8),
-        ({"exit_code": 1, "failed": 500}, "gnu", 0, 101), ({"exit_code": 4}, "gnu", 0, 255),
+        ({"exit_code": 3, "failed": 1}, "p2pc", 0, 3),
+        ({"exit_code": 1, "failed": 7}, "gnu", 1, 8),
+        ({"exit_code": 1, "failed": 500}, "gnu", 0, 101),
+        ({"exit_code": 4}, "gnu", 0, 255),
         ({"exit_code": None, "state": "cancelled"}, "p2pc", 0, 3),
     ],
 )
@@ -298,9 +330,7 @@ def test_failures_are_grouped_by_what_the_command_ended_with() -> None:
         failures.take({"state": "failed", "status": "failed", "exit_code": 3, "index": index, "node": "nova"})
     failures.take({"state": "failed", "status": "timeout", "index": 8, "error": "told already"})
     failures.take({"state": "done", "status": "ok", "exit_code": 0, "index": 9})
-    assert failures.lines() == [
-        "exit 3 on 8 tasks (0, 1, 2, 3, 4 …), run by nova", *(f"  {at}" for at in range(4, 9))
-    ]
+    assert failures.lines() == ["exit 3 on 8 tasks (0, 1, 2, 3, 4 …), run by nova", *(f"  {at}" for at in range(4, 9))]
 
 
 def test_what_was_cancelled_is_no_progress() -> None:

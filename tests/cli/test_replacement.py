@@ -59,8 +59,14 @@ def test_the_slot_in_a_shell_string(text: str) -> None:
 @pytest.mark.parametrize(
     ("words", "form"),
     [
-        (["echo", "a b"], Form.ARGV), (["echo"], Form.ARGV), (["./x.sh"], Form.ARGV), (["{}"], Form.ARGV),
-        (["echo {}"], Form.SHELL), (["a|b"], Form.SHELL), (["x>{}"], Form.SHELL), (["$SHELL"], Form.SHELL),
+        (["echo", "a b"], Form.ARGV),
+        (["echo"], Form.ARGV),
+        (["./x.sh"], Form.ARGV),
+        (["{}"], Form.ARGV),
+        (["echo {}"], Form.SHELL),
+        (["a|b"], Form.SHELL),
+        (["x>{}"], Form.SHELL),
+        (["$SHELL"], Form.SHELL),
         (["{.}"], Form.ARGV),
     ],
 )
@@ -104,8 +110,16 @@ def test_an_input_in_a_comment_stays_in_it() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["echo `cat {}`", "echo ${X:-{}}", "cat <<E\n{}\nE", r"echo \{}", 'echo "\\{}"', "echo ${}", 'echo "a`{}`"',
-     "echo $(case x in x) echo {};; esac)"],
+    [
+        "echo `cat {}`",
+        "echo ${X:-{}}",
+        "cat <<E\n{}\nE",
+        r"echo \{}",
+        'echo "\\{}"',
+        "echo ${}",
+        'echo "a`{}`"',
+        "echo $(case x in x) echo {};; esac)",
+    ],
 )
 def test_places_where_quoting_is_not_certain_are_refused(template: str) -> None:
     with pytest.raises(UsageError, match="cannot be quoted safely"):

@@ -80,9 +80,16 @@ def test_precedence_and_origins(paths: Paths, tmp_path: Path) -> None:
 def test_environment(paths: Paths) -> None:
     """A variable is not understood, or an unrelated one is taken for a setting."""
     environ = {
-        "P2PC_NODE__INTERFACES": "lo, eth0", "P2PC_NODE__DISCOVER": "no", "P2PC_NODE__PEERS": "a:1,[::1]:2",
-        "P2PC_RUN__TIMEOUT": "1h30m", "P2PC_RUN__MEM": "1.5GiB", "P2PC_RUN__BATCH": "7", "P2PC_HOME": "/x",
-        "P2PC_NO_AUTOSTART": "1", "OTHER__THING": "1", "P2PC_NODE__NAME": "",
+        "P2PC_NODE__INTERFACES": "lo, eth0",
+        "P2PC_NODE__DISCOVER": "no",
+        "P2PC_NODE__PEERS": "a:1,[::1]:2",
+        "P2PC_RUN__TIMEOUT": "1h30m",
+        "P2PC_RUN__MEM": "1.5GiB",
+        "P2PC_RUN__BATCH": "7",
+        "P2PC_HOME": "/x",
+        "P2PC_NO_AUTOSTART": "1",
+        "OTHER__THING": "1",
+        "P2PC_NODE__NAME": "",
     }
     settings = load(paths, environ)
     assert settings.node.interfaces == ("lo", "eth0") and settings.node.peers == ("a:1", "[::1]:2")
@@ -119,13 +126,37 @@ def test_unknown_variables_and_flags_are_errors(paths: Paths) -> None:
 
 
 BAD = [
-    ("run.retries", -1), ("run.retries", 2.5), ("run.retries", "x"), ("run.retries", True), ("run.retries", [1]),
-    ("run.retries", "nan"), ("run.retries", "1e999"), ("run.retries", 10**400), ("run.retries", "inf"),
-    ("run.timeout", "5 minutes"), ("run.timeout", "0"), ("run.timeout", "-5"), ("run.mem", "1Q"),
-    ("run.mem", "G"), ("run.batch", "0"), ("run.batch", "many"), ("run.batch", "-1"), ("run.batch", 1.5),
-    ("node.port", 70000), ("node.port", -1), ("node.discover", "maybe"), ("node.discover", 1), ("node.accept", "some"),
-    ("node.peers", "nova"), ("node.peers", ["nova:0"]), ("node.peers", [1]), ("node.slots", "0"), ("node.slots", "x"),
-    ("log.level", "loud"), ("store.cache", "much"), ("node.name", ["x"]),
+    ("run.retries", -1),
+    ("run.retries", 2.5),
+    ("run.retries", "x"),
+    ("run.retries", True),
+    ("run.retries", [1]),
+    ("run.retries", "nan"),
+    ("run.retries", "1e999"),
+    ("run.retries", 10**400),
+    ("run.retries", "inf"),
+    ("run.timeout", "5 minutes"),
+    ("run.timeout", "0"),
+    ("run.timeout", "-5"),
+    ("run.mem", "1Q"),
+    ("run.mem", "G"),
+    ("run.batch", "0"),
+    ("run.batch", "many"),
+    ("run.batch", "-1"),
+    ("run.batch", 1.5),
+    ("node.port", 70000),
+    ("node.port", -1),
+    ("node.discover", "maybe"),
+    ("node.discover", 1),
+    ("node.accept", "some"),
+    ("node.peers", "nova"),
+    ("node.peers", ["nova:0"]),
+    ("node.peers", [1]),
+    ("node.slots", "0"),
+    ("node.slots", "x"),
+    ("log.level", "loud"),
+    ("store.cache", "much"),
+    ("node.name", ["x"]),
 ]
 
 
@@ -149,8 +180,18 @@ def test_impossible_value_in_a_file_names_the_line(paths: Paths) -> None:
             load(paths)
 
 
-@given(st.sampled_from(all_keys()), st.one_of(st.text(max_size=20), st.integers(), st.floats(), st.none(), st.lists(
-    st.one_of(st.text(max_size=5), st.integers()), max_size=3), st.booleans(), st.dictionaries(st.text(), st.none())))
+@given(
+    st.sampled_from(all_keys()),
+    st.one_of(
+        st.text(max_size=20),
+        st.integers(),
+        st.floats(),
+        st.none(),
+        st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=3),
+        st.booleans(),
+        st.dictionaries(st.text(), st.none()),
+    ),
+)
 def test_any_value_fits_or_is_a_config_error(key: str, value: Any) -> None:
     """A strange value in a file ends in a traceback, or what was accepted cannot be read again."""
     try:
@@ -264,9 +305,7 @@ def test_what_was_set_is_what_holds(key: str, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.toml"
         write_setting(path, key, text)
-        everything = Paths(
-            config_file=path, system_configs=(), data=path, store=path, state=path, socket=path
-        )
+        everything = Paths(config_file=path, system_configs=(), data=path, store=path, state=path, socket=path)
         assert load(everything).get(key) == value
 
 
@@ -276,7 +315,13 @@ def test_what_was_set_is_what_holds(key: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("30", 30), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("2d", 172800), ("250ms", 0.25), ("1.5h", 5400),
+        ("30", 30),
+        ("30s", 30),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("2d", 172800),
+        ("250ms", 0.25),
+        ("1.5h", 5400),
         ("1w", 604800),
     ],
 )
@@ -289,7 +334,13 @@ def test_durations(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("0", 0), ("500", 500), ("7B", 7), ("1k", 1024), ("500M", 500 * 2**20), ("1GiB", 2**30), ("1.5G", 3 * 2**29),
+        ("0", 0),
+        ("500", 500),
+        ("7B", 7),
+        ("1k", 1024),
+        ("500M", 500 * 2**20),
+        ("1GiB", 2**30),
+        ("1.5G", 3 * 2**29),
         ("2 TB", 2**41),
     ],
 )
@@ -327,7 +378,15 @@ def test_peers() -> None:
     assert parse_peer("nova:7878") == ("nova", 7878)
     assert parse_peer("[2001:db8::1]:7878") == ("2001:db8::1", 7878)
     for wrong in (
-        "nova", "nova:", ":7878", "2001:db8::1:7878", "nova:65536", "nova:x", "a b:1", "http://nova:1", "[]:1",
+        "nova",
+        "nova:",
+        ":7878",
+        "2001:db8::1:7878",
+        "nova:65536",
+        "nova:x",
+        "a b:1",
+        "http://nova:1",
+        "[]:1",
     ):
         with pytest.raises(UsageError):
             parse_peer(wrong)

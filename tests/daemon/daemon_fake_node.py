@@ -60,12 +60,23 @@ class FakeJob:
         if is_over:
             state = "failed" if count("failed") else "cancelled" if count("cancelled") else "done"
         return JobView(
-            job_id=self.job_id, alias=self.alias, name=self.terms.name, state=state,
-            total=len(self.tasks) if self.is_sealed else None, added=len(self.tasks), done=count("done"),
-            failed=count("failed"), running=count("running"), waiting=count("waiting"), cancelled=count("cancelled"),
-            submitted=1_700_000_000.25, finished=1_700_000_010.0 if is_over else None,
+            job_id=self.job_id,
+            alias=self.alias,
+            name=self.terms.name,
+            state=state,
+            total=len(self.tasks) if self.is_sealed else None,
+            added=len(self.tasks),
+            done=count("done"),
+            failed=count("failed"),
+            running=count("running"),
+            waiting=count("waiting"),
+            cancelled=count("cancelled"),
+            submitted=1_700_000_000.25,
+            finished=1_700_000_010.0 if is_over else None,
             by_node=(NodeShare(node="nova", public_key=OWN_KEY, done=count("done")),),
-            exit_code=int(state == "failed") if is_over else None, note=self.note, last_seq=len(self.ends),
+            exit_code=int(state == "failed") if is_over else None,
+            note=self.note,
+            last_seq=len(self.ends),
         )
 
 
@@ -107,17 +118,37 @@ class FakeNode:
         if self.bug is not None:
             raise self.bug
         return NodeStatus(
-            name="nova", public_key=OWN_KEY, state="idle", uptime_s=1.5, port=7878, is_on_network=not self.is_alone,
-            group_name=self.group, group_id=b"\1" * 32, is_alone=self.is_alone, members_known=2, slots_total=8,
-            slots_busy=0, jobs_running=len(self.by_id), jobs_waiting=0,
+            name="nova",
+            public_key=OWN_KEY,
+            state="idle",
+            uptime_s=1.5,
+            port=7878,
+            is_on_network=not self.is_alone,
+            group_name=self.group,
+            group_id=b"\1" * 32,
+            is_alone=self.is_alone,
+            members_known=2,
+            slots_total=8,
+            slots_busy=0,
+            jobs_running=len(self.by_id),
+            jobs_waiting=0,
         )
 
     def peers(self) -> Sequence[PeerView]:
         return [
             PeerView(name="nova", public_key=OWN_KEY, state="self", slots=8, busy=0, path="self"),
             PeerView(
-                name="atlas", public_key=PEER_KEY, state="not seen", seen_s=12.0, slots=4, busy=0, path="LAN 1 ms",
-                address="192.0.2.7:7878", version="9.9.9", python="3.11", invited_by="nova",
+                name="atlas",
+                public_key=PEER_KEY,
+                state="not seen",
+                seen_s=12.0,
+                slots=4,
+                busy=0,
+                path="LAN 1 ms",
+                address="192.0.2.7:7878",
+                version="9.9.9",
+                python="3.11",
+                invited_by="nova",
             ),
         ]
 
@@ -154,7 +185,8 @@ class FakeNode:
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
         job = self.by_id[job_id]
         chosen = [
-            task for task in job.tasks
+            task
+            for task in job.tasks
             if (indices is None or task.index in indices) and (task.state == "failed" or not failed_only)
         ]
         for task in chosen:
@@ -178,8 +210,7 @@ class FakeNode:
         self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000
     ) -> Sequence[TaskView]:
         found = [
-            task for task in self.by_id[job_id].tasks
-            if task.index > after and (states is None or task.state in states)
+            task for task in self.by_id[job_id].tasks if task.index > after and (states is None or task.state in states)
         ]
         return found[:limit]
 
@@ -213,7 +244,12 @@ class FakeNode:
         if not state:
             state = "done" if outcome is not None and outcome.status is OutcomeStatus.OK else "failed"
         ended = replace(
-            job.tasks[index], state=state, outcome=outcome, node_key=OWN_KEY, node_name="nova", attempts=1,
+            job.tasks[index],
+            state=state,
+            outcome=outcome,
+            node_key=OWN_KEY,
+            node_name="nova",
+            attempts=1,
             seq=len(job.ends) + 1,
         )
         job.tasks[index] = ended
@@ -227,7 +263,11 @@ class FakeNode:
 
 def ok(stdout: bytes = b"", **more: object) -> Outcome:
     return Outcome(
-        status=OutcomeStatus.OK, stdout=stdout, exit_code=0, runtime_s=0.5, started_wall=1_700_000_000.0,
+        status=OutcomeStatus.OK,
+        stdout=stdout,
+        exit_code=0,
+        runtime_s=0.5,
+        started_wall=1_700_000_000.0,
         **more,  # type: ignore[arg-type]
     )
 

@@ -33,9 +33,7 @@ if __name__ == "__main__":
     parser.add_argument("--lifeline", type=int)
     given = parser.parse_args()
     code = run_daemon(
-        DaemonOptions(
-            flags={"node.name": os.environ.get("FAKE")}, lifeline_fd=given.lifeline, ready_fd=given.ready_fd
-        ),
+        DaemonOptions(flags={"node.name": os.environ.get("FAKE")}, lifeline_fd=given.lifeline, ready_fd=given.ready_fd),
         build,
     )
     sys.exit(code)

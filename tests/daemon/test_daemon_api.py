@@ -218,8 +218,12 @@ async def test_files_are_taken_on_the_nodes_side(daemon: Daemon, tmp_path: Path)
     (tmp_path / "in.txt").write_bytes(b"stdin")
     job_id = await daemon.new_job(spec={"share": [{"path": str(tmp_path / "folder"), "name": "data"}]})
     line = {
-        "argv": ["./tool.sh"], "send": [{"path": str(tmp_path / "tool.sh"), "name": "tool.sh"}],
-        "stdin_path": str(tmp_path / "in.txt"), "fetch": ["*.png"], "key": "00ff", "inputs": ["a"],
+        "argv": ["./tool.sh"],
+        "send": [{"path": str(tmp_path / "tool.sh"), "name": "tool.sh"}],
+        "stdin_path": str(tmp_path / "in.txt"),
+        "fetch": ["*.png"],
+        "key": "00ff",
+        "inputs": ["a"],
     }
     await daemon.call(lambda: daemon.connection.upload_lines("/v1/jobs/last/tasks", [line, line]))
     job = daemon.node.by_id[job_id]
@@ -237,9 +241,11 @@ async def test_large_arguments_become_blobs(daemon: Daemon) -> None:
     import base64
 
     args = os.urandom(INLINE_BYTES_MAX + 1)
-    answer = await daemon.call(lambda: daemon.connection.request(
-        "POST", "/v1/jobs", {"kind": "function", "spec": {"code_b64": base64.b64encode(b"code").decode()}}
-    ))
+    answer = await daemon.call(
+        lambda: daemon.connection.request(
+            "POST", "/v1/jobs", {"kind": "function", "spec": {"code_b64": base64.b64encode(b"code").decode()}}
+        )
+    )
     lines = [{"args_b64": base64.b64encode(args).decode()}, {"args_b64": base64.b64encode(b"small").decode()}]
     await daemon.call(lambda: daemon.connection.upload_lines(f"/v1/jobs/{answer['id']}/tasks", lines))
     job = daemon.node.by_id[bytes.fromhex(answer["id"])]
@@ -386,12 +392,16 @@ async def test_cut_upload_leaves_whole_tasks_and_goes_on(daemon: Daemon) -> None
 async def test_two_uploads_to_one_job_do_not_mix(daemon: Daemon) -> None:
     """`first` and `count` describe one run of indices."""
     job_id = await daemon.new_job()
-    answers = await asyncio.gather(*(
-        daemon.call(lambda name=name: daemon.connection.upload_lines(  # type: ignore[misc]
-            "/v1/jobs/last/tasks", [{"argv": [name]} for _ in range(1200)]
-        ))
-        for name in ("a", "b")
-    ))
+    answers = await asyncio.gather(
+        *(
+            daemon.call(
+                lambda name=name: daemon.connection.upload_lines(  # type: ignore[misc]
+                    "/v1/jobs/last/tasks", [{"argv": [name]} for _ in range(1200)]
+                )
+            )
+            for name in ("a", "b")
+        )
+    )
     assert sorted(answer["first"] for answer in answers) == [0, 1200]
     names = [decode_payload(task.payload).argv[0] for task in daemon.node.by_id[job_id].tasks]
     assert len(set(names[:1200])) == 1 and len(set(names[1200:])) == 1
@@ -426,6 +436,7 @@ async def test_document_is_served(daemon: Daemon) -> None:
 
 async def test_keep_alive_serves_many_requests(daemon: Daemon) -> None:
     """curl and browsers reuse a connection."""
+
     def talk() -> int:
         link = http.client.HTTPConnection("p2pc", timeout=10)
         with socket.socket(socket.AF_UNIX) as link.sock:

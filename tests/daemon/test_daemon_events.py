@@ -223,5 +223,3 @@ def test_backlog_after_a_jump_starts_anew(start: int) -> None:
     assert backlog.first_seq == backlog.last_seq == start + 10
     text = backlog.read(start + 9)
     assert text is not None and json.loads(text[0].split(b"data: ")[1])["seq"] == start + 10
-
-

@@ -42,7 +42,10 @@ class Process:
             command += ["--lifeline", str(lifeline)]
             descriptors.append(lifeline)
         environment = {
-            **os.environ, "P2PC_HOME": str(home), "PYTHONPATH": f"{ROOT}:{HERE}", "FAKE": fake or "nova",
+            **os.environ,
+            "P2PC_HOME": str(home),
+            "PYTHONPATH": f"{ROOT}:{HERE}",
+            "FAKE": fake or "nova",
         }
         self.process = subprocess.Popen(command, env=environment, pass_fds=descriptors, stderr=subprocess.PIPE)
         os.close(report)

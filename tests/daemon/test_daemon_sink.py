@@ -90,9 +90,7 @@ async def test_finished_jobs_get_no_sink_at_the_next_start(tmp_path: Path) -> No
     await node.close()
 
 
-async def test_disk_that_refuses_stops_the_sink_not_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_disk_that_refuses_stops_the_sink_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end event comes with the error; when there is room again, everything is written."""
     monkeypatch.setattr("p2pcompute.daemon.sink.SINK_RETRY_S", 0.05)
     node = FakeNode(tmp_path)
@@ -113,8 +111,6 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
         document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
         assert document["results"]["state"] == "written" and "error" not in document["results"]
     await node.close()
-
-
 
 
 async def test_no_second_job_writes_where_an_unfinished_one_does(tmp_path: Path) -> None:

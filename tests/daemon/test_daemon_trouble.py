@@ -87,7 +87,12 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
         "os.rmdir('../gone')\nsys.exit(run_command(['run', '--dry-run', 'echo', '{}', ':::', '1']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
         env={**os.environ, "P2PC_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert "bug" not in done.stderr and (done.returncode == 0 or "cwd-gone" in done.stderr), done.stderr

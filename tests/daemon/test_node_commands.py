@@ -27,9 +27,7 @@ ROOT = Path(__file__).parents[2]
 class Home:
     """One installation; commands run in this process."""
 
-    def __init__(
-        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.directory = directory
         self._monkeypatch = monkeypatch
         self._capsys = capsys
@@ -59,9 +57,7 @@ MakeHome = Callable[[str], Home]
 
 
 @pytest.fixture
-def home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[MakeHome]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[MakeHome]:
     for name in list(os.environ):
         if name.startswith("P2PC_"):
             monkeypatch.delenv(name)
@@ -153,8 +149,11 @@ def test_foreground_node_ends_at_ctrl_c(home: MakeHome) -> None:
     one = home("one")
     one.use()
     with subprocess.Popen(
-        [sys.executable, "-m", "p2pcompute.cli.main", "node", "--name", "nova"], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "p2pcompute.cli.main", "node", "--name", "nova"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("nova is up")
@@ -278,8 +277,16 @@ def test_status_names_what_to_look_at() -> None:
         "peers": [
             {**peer, "name": "nova", "state": "self", "slots": 8, "busy": 8, "path": "self", "version": "1.5.1"},
             {**peer, "name": "pi4", "state": "up", "slots": 4, "busy": 1, "path": "LAN 4 ms", "version": "1.4.0"},
-            {**peer, "name": "d\x1b[2J", "state": "not seen", "seen_s": 12.0, "slots": 4, "busy": 0, "path": "",
-             "version": ""},
+            {
+                **peer,
+                "name": "d\x1b[2J",
+                "state": "not seen",
+                "seen_s": 12.0,
+                "slots": 4,
+                "busy": 0,
+                "path": "",
+                "version": "",
+            },
         ],
         "jobs": {"running": 1, "waiting": 0},
         "notes": ["the store takes nothing: disk full; make room"],
@@ -305,7 +312,10 @@ def test_config_commands(home: MakeHome) -> None:
     assert one.p2pc("config", "show") == 0 and "run.retries" in one.out
     assert one.p2pc("config", "unset", "run.retries") == 0
     assert one.json("config", "get", "run.retries") == {
-        "schema": "p2pc.setting/1", "key": "run.retries", "value": 2, "origin": "default",
+        "schema": "p2pc.setting/1",
+        "key": "run.retries",
+        "value": 2,
+        "origin": "default",
     }
     assert one.json("config", "path")["config"] == str(one.paths.config_file)
 
@@ -319,12 +329,30 @@ def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
         "print(' '.join(sys.modules))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "P2PC_HOME": str(tmp_path)}, text=True,
-        capture_output=True, check=True,
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "P2PC_HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+        check=True,
     )
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    heavy = {"asyncio", "rich", "msgspec", "cryptography", "nacl", "starlette", "uvicorn", "tomllib", "tomlkit",
-             "cbor2", "psutil", "cloudpickle", "subprocess", "logging"}
+    heavy = {
+        "asyncio",
+        "rich",
+        "msgspec",
+        "cryptography",
+        "nacl",
+        "starlette",
+        "uvicorn",
+        "tomllib",
+        "tomlkit",
+        "cbor2",
+        "psutil",
+        "cloudpickle",
+        "subprocess",
+        "logging",
+    }
     assert not loaded & heavy
 
 

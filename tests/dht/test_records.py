@@ -63,9 +63,7 @@ def ad(number: int, key: bytes = KEY, ttl_s: float = 900, seq: int = 1) -> Recor
     ttl_s=st.integers(1, int(RECORD_TTL_S_MAX)),
 )
 def test_round_trip(salt: bytes, seq: int, value: bytes, ttl_s: int) -> None:
-    made = make_record(
-        ALICE.sign_envelope, ALICE.public_key, salt=salt, seq=seq, wall=WALL, ttl_s=ttl_s, value=value
-    )
+    made = make_record(ALICE.sign_envelope, ALICE.public_key, salt=salt, seq=seq, wall=WALL, ttl_s=ttl_s, value=value)
     assert made.key == record_key(ALICE.public_key, salt)
     assert open_record(CRYPTO, made.raw, wall=WALL) == made
 

@@ -31,9 +31,7 @@ def simulate(main: Callable[[Mesh], Awaitable[None]], **kwargs: Any) -> None:
 
 def a_record(peer: Peer, *, seq: int = 1, value: bytes = b"value", salt: bytes = b"job", ttl_s: float = 3600) -> Record:
     wall = peer.sim_host.clock.wall()
-    return make_record(
-        peer.identity.sign_envelope, peer.key, salt=salt, seq=seq, wall=wall, ttl_s=ttl_s, value=value
-    )
+    return make_record(peer.identity.sign_envelope, peer.key, salt=salt, seq=seq, wall=wall, ttl_s=ttl_s, value=value)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

@@ -124,8 +124,11 @@ class Terminal:
         # The leader of a new session gets the first terminal that it opens as its own.
         device = os.ttyname(slave)
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" <{device} >{device} 2>&1', "sh", *words], stdin=subprocess.DEVNULL,
-            env=dict(env), cwd=cwd, start_new_session=True,
+            ["/bin/sh", "-c", f'exec "$@" <{device} >{device} 2>&1', "sh", *words],
+            stdin=subprocess.DEVNULL,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
         )
         self._slave = slave
         self._text = bytearray()
@@ -204,8 +207,13 @@ class Daemon:
         self.home.mkdir(parents=True, exist_ok=True)
         with open(self.home / "stderr", "ab") as stderr:
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=self.env,
-                cwd=self.home, start_new_session=True,
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=self.env,
+                cwd=self.home,
+                start_new_session=True,
             )
 
     def _is_ready(self) -> bool:
@@ -262,14 +270,23 @@ class Daemon:
         return [*self.prefix, PROGRAM, *words]
 
     def p2pc(
-        self, *words: str, stdin: bytes | None = None, cwd: Path | None = None, limit_s: float = 60.0,
+        self,
+        *words: str,
+        stdin: bytes | None = None,
+        cwd: Path | None = None,
+        limit_s: float = 60.0,
         env: Mapping[str, str] | None = None,
     ) -> Ran:
         """Run a command to its end.  Without `stdin` it gets an empty one."""
         began = time.monotonic()
         done = subprocess.run(
-            self.words(*words), input=stdin or b"", capture_output=True, env={**self.env, **(env or {})},
-            cwd=cwd or self.home, timeout=limit_s, check=False,
+            self.words(*words),
+            input=stdin or b"",
+            capture_output=True,
+            env={**self.env, **(env or {})},
+            cwd=cwd or self.home,
+            timeout=limit_s,
+            check=False,
         )
         return Ran(words, done.returncode, done.stdout, done.stderr.decode(), time.monotonic() - began)
 
@@ -341,13 +358,15 @@ class Daemon:
     def errors(self) -> list[str]:
         """Lines of the log that should not be there, and what was printed beside it."""
         found = [
-            line for line in self.log().splitlines()
+            line
+            for line in self.log().splitlines()
             if _ERROR_LINE.match(line) and not any(re.search(pattern, line) for pattern in self.expected_errors)
         ]
         stderr = self.home / "stderr"
         if stderr.exists():
             found += [
-                line for line in stderr.read_text().splitlines()
+                line
+                for line in stderr.read_text().splitlines()
                 if line.strip() and not any(re.search(pattern, line) for pattern in self.expected_errors)
             ]
         return found
@@ -410,17 +429,20 @@ class Mesh:
         kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
         kept = {name: value for name, value in kept.items() if not name.startswith("P2PC_")}
         self.env = {
-            **kept, "P2PC_NODE__INTERFACES": "lo", "P2PC_NO_INPUT": "1", "NO_COLOR": "1", "PYTHONWARNINGS": "default",
-            "P2PC_NO_AUTOSTART": "1", **env,
+            **kept,
+            "P2PC_NODE__INTERFACES": "lo",
+            "P2PC_NO_INPUT": "1",
+            "NO_COLOR": "1",
+            "PYTHONWARNINGS": "default",
+            "P2PC_NO_AUTOSTART": "1",
+            **env,
         }
 
     def add(self, name: str, *, prefix: Sequence[str] = (), home: Path | None = None, **env: str) -> Daemon:
         """Return a daemon that is not started."""
         home = home or self.directory / name
         home.mkdir(parents=True, exist_ok=True)
-        daemon = Daemon(
-            name, home, {**self.env, "P2PC_HOME": str(home), "P2PC_NODE__NAME": name, **env}, tuple(prefix)
-        )
+        daemon = Daemon(name, home, {**self.env, "P2PC_HOME": str(home), "P2PC_NODE__NAME": name, **env}, tuple(prefix))
         assert len(str(find_paths(daemon.env).socket)) < 100, "the socket's path is too long"
         self.daemons.append(daemon)
         return daemon
@@ -516,7 +538,15 @@ def joblog_rows(path: Path) -> list[list[str]]:
     """Return the rows of a GNU parallel joblog, without its header."""
     lines = path.read_text().splitlines()
     assert lines[0].split("\t") == [
-        "Seq", "Host", "Starttime", "JobRuntime", "Send", "Receive", "Exitval", "Signal", "Command",
+        "Seq",
+        "Host",
+        "Starttime",
+        "JobRuntime",
+        "Send",
+        "Receive",
+        "Exitval",
+        "Signal",
+        "Command",
     ]
     return [line.split("\t") for line in lines[1:]]
 

@@ -44,8 +44,23 @@ def words_of_drill(directory: Path, tasks: int) -> list[str]:
     inputs = directory / "inputs"
     inputs.write_text("".join(f"{index},{sleep_s(index):g}\n" for index in range(tasks)))
     return [
-        "run", "--colsep", ",", "--results", str(directory / "out"), "--joblog", str(directory / "joblog"),
-        "--name", "drill", "sh", "-c", script(witness), "task", "{1}", "{2}", "::::", str(inputs),
+        "run",
+        "--colsep",
+        ",",
+        "--results",
+        str(directory / "out"),
+        "--joblog",
+        str(directory / "joblog"),
+        "--name",
+        "drill",
+        "sh",
+        "-c",
+        script(witness),
+        "task",
+        "{1}",
+        "{2}",
+        "::::",
+        str(inputs),
     ]
 
 
@@ -174,8 +189,6 @@ def test_suspended_for_a_moment(mesh: Mesh, tmp_path: Path) -> None:
     assert times == {"1": FEWER}, times
 
 
-
-
 def test_random_faults_with_files(mesh: Mesh, tmp_path: Path) -> None:
     """Nodes are killed, suspended and stopped in random order, the owner too, while files go along and come back."""
     daemons = mesh.start("ada", "bob", "eve")
@@ -189,7 +202,18 @@ def test_random_faults_with_files(mesh: Mesh, tmp_path: Path) -> None:
         inputs.append(f"{index}.in")
     script = "sleep 0.1; tr '\\000-\\377' '\\001-\\377\\000' <{} >{.}.out; cksum <{.}.out; head -c 90k {.}.out"
     running = ada.begin(
-        "run", "--send", "{}", "--fetch", "{.}.out", "--results", "out", "--output", "none", script, ":::", *inputs,
+        "run",
+        "--send",
+        "{}",
+        "--fetch",
+        "{.}.out",
+        "--results",
+        "out",
+        "--output",
+        "none",
+        script,
+        ":::",
+        *inputs,
         cwd=tmp_path,
     )
     ada.wait_done(1, 30)

@@ -197,7 +197,10 @@ def test_ipv6_alone_is_enough_to_join(mesh: Mesh) -> None:
     port = token.addresses[0].port
     assert Address("::1", port) in token.addresses
     six = Token(
-        addresses=(Address("::1", port),), inviter=token.inviter, secret=token.secret, group_name=token.group_name,
+        addresses=(Address("::1", port),),
+        inviter=token.inviter,
+        secret=token.secret,
+        group_name=token.group_name,
         expires=token.expires,
     )
     joined = bob.p2pc("join", format_token(six), "--accept", "all", "--json").check().json()

@@ -70,8 +70,11 @@ def an_unplugged_worker(mesh: Mesh) -> float:
     with two_machines("p2pc-cut") as machines:
         ada, bob = (
             mesh.add(
-                name, prefix=("ip", "netns", "exec", machine), P2PC_NODE__INTERFACES="lan0",
-                P2PC_NODE__DISCOVER="false", P2PC_NODE__SLOTS="2",
+                name,
+                prefix=("ip", "netns", "exec", machine),
+                P2PC_NODE__INTERFACES="lan0",
+                P2PC_NODE__DISCOVER="false",
+                P2PC_NODE__SLOTS="2",
             ).start()
             for name, machine in zip(("ada", "bob"), machines, strict=True)
         )

@@ -98,8 +98,18 @@ def test_files_go_along_and_come_back(ada: Daemon, tmp_path: Path) -> None:
     (tmp_path / "shared/prefix").write_text(">> ")
     inputs = [f"in/{index}.txt" for index in range(20)]
     ran = ada.p2pc(
-        "run", "--send", "{}", "--share", "shared", "--fetch", "{.}.up", "--fetch", "{.}.sum",
-        "sleep 0.1; { cat shared/prefix; tr a-z A-Z <{}; } > {.}.up; sha256sum <{} >{.}.sum", ":::", *inputs,
+        "run",
+        "--send",
+        "{}",
+        "--share",
+        "shared",
+        "--fetch",
+        "{.}.up",
+        "--fetch",
+        "{.}.sum",
+        "sleep 0.1; { cat shared/prefix; tr a-z A-Z <{}; } > {.}.up; sha256sum <{} >{.}.sum",
+        ":::",
+        *inputs,
         cwd=tmp_path,
     )
     ran.check()
@@ -132,8 +142,20 @@ def test_large_files_are_streamed(pair: list[Daemon], tmp_path: Path) -> None:
         return running.process.poll() is not None
 
     running = ada.begin(
-        "run", "--share", "big", "--fetch", "back{}", "--results", "out",
-        "sleep 0.3; sha256sum <big; head -c 50M big >back{}; echo $P2PC_NODE", ":::", "1", "2", "3", "4", cwd=tmp_path,
+        "run",
+        "--share",
+        "big",
+        "--fetch",
+        "back{}",
+        "--results",
+        "out",
+        "sleep 0.3; sha256sum <big; head -c 50M big >back{}; echo $P2PC_NODE",
+        ":::",
+        "1",
+        "2",
+        "3",
+        "4",
+        cwd=tmp_path,
     )
     until(look, 120, "the job is over")
     ran = running.finish().check()
@@ -181,7 +203,11 @@ def test_gnu_parallel_reads_our_joblog(ada: Daemon, tmp_path: Path) -> None:
         assert float(row[2]) > 1.7e9 and float(row[3]) >= 0 and int(row[4]) == 0 and int(row[5]) > 0, row
     done = subprocess.run(
         ["parallel", "--will-cite", "--joblog", "log", "--resume", "-k", "echo", "{}", ":::", *inputs, "new"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env=ada.env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ada.env,
     )
     assert (done.returncode, done.stdout) == (0, "new\n"), done.stderr
 
@@ -216,8 +242,13 @@ def test_resume_from_a_joblog(ada: Daemon, tmp_path: Path) -> None:
 def test_retries_go_to_another_node(ada: Daemon, tmp_path: Path) -> None:
     """A task that fails on one node only succeeds on the other, whichever that is."""
     ran = ada.p2pc(
-        "run", "--retries", "1", "test $P2PC_NODE = bob && echo {} || { sleep 0.05; exit 1; }", ":::",
-        *map(str, range(8)), cwd=tmp_path,
+        "run",
+        "--retries",
+        "1",
+        "test $P2PC_NODE = bob && echo {} || { sleep 0.05; exit 1; }",
+        ":::",
+        *map(str, range(8)),
+        cwd=tmp_path,
     ).check()
     assert sorted(ran.lines) == sorted(map(str, range(8)))
     job = ada.job()
@@ -227,24 +258,50 @@ def test_retries_go_to_another_node(ada: Daemon, tmp_path: Path) -> None:
 
 def test_timeout_kills_the_whole_group(ada: Daemon, tmp_path: Path) -> None:
     ran = ada.p2pc(
-        "run", "--timeout", "1s", "--retries", "0", "--results", "out", "sleep 61.25 & sleep {}", ":::", "0.1", "60",
-        cwd=tmp_path, limit_s=30,
+        "run",
+        "--timeout",
+        "1s",
+        "--retries",
+        "0",
+        "--results",
+        "out",
+        "sleep 61.25 & sleep {}",
+        ":::",
+        "0.1",
+        "60",
+        cwd=tmp_path,
+        limit_s=30,
     ).check(1)
     assert ran.took_s < 15
     (failed,) = [task for task in ada.tasks() if task["state"] == "failed"]
     assert failed["inputs"] == ["60"] and "1 s" in failed["error"]
     assert sorted(row[6] for row in joblog_rows(tmp_path / "out/joblog")) == ["-1", "0"]
     until(
-        lambda: not any("61.25" in process.info["cmdline"] or () for process in psutil.process_iter(["cmdline"])
-                        if process.info["cmdline"]),
-        10, "nothing of it is left",
+        lambda: (
+            not any(
+                "61.25" in process.info["cmdline"] or ()
+                for process in psutil.process_iter(["cmdline"])
+                if process.info["cmdline"]
+            )
+        ),
+        10,
+        "nothing of it is left",
     )
 
 
 def test_halt(ada: Daemon, tmp_path: Path) -> None:
     soon = ada.p2pc(
-        "run", "--halt", "soon,fail=1", "--retries", "0", "-j", "2", "sleep 0.1; test {} != 3", ":::",
-        *map(str, range(200)), cwd=tmp_path,
+        "run",
+        "--halt",
+        "soon,fail=1",
+        "--retries",
+        "0",
+        "-j",
+        "2",
+        "sleep 0.1; test {} != 3",
+        ":::",
+        *map(str, range(200)),
+        cwd=tmp_path,
     ).check(3)
     job = ada.job()
     assert job["failed"] == 1 and job["cancelled"] > 100 and job["halted"], soon.err
@@ -302,8 +359,18 @@ def test_preflight_of_local_files(ada: Daemon, tmp_path: Path) -> None:
 
 def test_detach_wait_logs_result(ada: Daemon, tmp_path: Path) -> None:
     detached = ada.p2pc(
-        "run", "--detach", "--retries", "0", "--name", "three", "sleep 3; echo out {}; echo err {} >&2; test {} != 2",
-        ":::", "1", "2", "3", cwd=tmp_path,
+        "run",
+        "--detach",
+        "--retries",
+        "0",
+        "--name",
+        "three",
+        "sleep 3; echo out {}; echo err {} >&2; test {} != 2",
+        ":::",
+        "1",
+        "2",
+        "3",
+        cwd=tmp_path,
     ).check()
     (alias,) = detached.lines
     early = ada.p2pc("result", alias)

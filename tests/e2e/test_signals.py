@@ -62,7 +62,6 @@ def test_terminate_kills(ada: Daemon) -> None:
     until(lambda: not is_running("3042") and not is_running("3043"), 10, "nothing is left")
 
 
-
 def test_a_closed_terminal_leaves_the_job(ada: Daemon, tmp_path: Path) -> None:
     """Also when inputs are still being read: all of them belong to the job."""
     os.mkfifo(tmp_path / "inputs")
@@ -115,8 +114,14 @@ def test_attach_only_looks_on(ada: Daemon, tmp_path: Path) -> None:
 def test_output_into_a_closed_pipe(ada: Daemon) -> None:
     """`p2pc run … | head -1`: nobody wants more, so no more is done."""
     done = subprocess.run(
-        [*ada.words("run", "sleep 0.1; echo {}", ":::"), *map(str, range(400))], env=ada.env, stdin=subprocess.DEVNULL,
-        stdout=(sink := _closed_pipe()), stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        [*ada.words("run", "sleep 0.1; echo {}", ":::"), *map(str, range(400))],
+        env=ada.env,
+        stdin=subprocess.DEVNULL,
+        stdout=(sink := _closed_pipe()),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
     )
     os.close(sink)
     assert done.returncode != 0 and "Traceback" not in done.stderr

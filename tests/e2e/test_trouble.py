@@ -91,8 +91,15 @@ def test_a_task_fills_the_disk(mesh: Mesh, small_disk: Path, tmp_path: Path) -> 
     """Output larger than the disk fails its task with the reason; others are not touched."""
     ada = mesh.add("ada", home=small_disk / "ada").start()
     ran = ada.p2pc(
-        "run", "--retries", "0", "if [ {} = big ]; then head -c 60M /dev/zero; else echo {}; fi", ":::",
-        "a", "big", "b", limit_s=60,
+        "run",
+        "--retries",
+        "0",
+        "if [ {} = big ]; then head -c 60M /dev/zero; else echo {}; fi",
+        ":::",
+        "a",
+        "big",
+        "b",
+        limit_s=60,
     )
     assert ran.code == 1, ran.err
     assert {"a", "b"} <= set(ran.lines)

@@ -39,8 +39,13 @@ def run_program(daemon: Daemon, *words: str | Path, cwd: Path, limit_s: float = 
     """Run a program on a daemon's machine, with p2pc and this Python first in PATH."""
     places = f"{Path(PROGRAM).parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [str(word) for word in words], stdin=subprocess.DEVNULL, capture_output=True,
-        env={**daemon.env, "PATH": places}, cwd=cwd, timeout=limit_s, check=False,
+        [str(word) for word in words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**daemon.env, "PATH": places},
+        cwd=cwd,
+        timeout=limit_s,
+        check=False,
     )
     return Ran(tuple(str(word) for word in words), done.returncode, done.stdout, done.stderr.decode(), 0.0)
 

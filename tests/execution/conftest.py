@@ -127,9 +127,7 @@ class Rig:
     async def shell(self, text: str, **fields: Any) -> Outcome:
         names = [name for name in fields if name in JobSpec.__dataclass_fields__ and name != "env"]
         limits = {name: fields.pop(name) for name in names}
-        (outcome,) = await self.run(
-            JobSpec(kind=TaskKind.SHELL, **limits), TaskPayload(argv=(text,), **fields)
-        )
+        (outcome,) = await self.run(JobSpec(kind=TaskKind.SHELL, **limits), TaskPayload(argv=(text,), **fields))
         return outcome
 
     async def content(self, blob: tuple[bytes, int] | None) -> bytes:

@@ -24,7 +24,6 @@ def rig(shared_rig: Rig) -> Rig:
     return shared_rig
 
 
-
 async def run_words(rig: Rig, *words: str, **fields: Any) -> Outcome:
     (outcome,) = await rig.run(COMMAND, TaskPayload(argv=words, **fields))
     return outcome
@@ -69,8 +68,12 @@ async def test_environment_and_fresh_directory(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "what",
     [
-        "chmod 500 .", "chmod 755 $TMPDIR", "touch ../beside", "mv ../tmp ../away; mkdir ../tmp",
-        "rmdir $TMPDIR", "cd ..; rmdir work; ln -s /etc work",
+        "chmod 500 .",
+        "chmod 755 $TMPDIR",
+        "touch ../beside",
+        "mv ../tmp ../away; mkdir ../tmp",
+        "rmdir $TMPDIR",
+        "cd ..; rmdir work; ln -s /etc work",
     ],
 )
 async def test_a_directory_that_a_command_changed_is_not_given_to_the_next(rig: Rig, what: str) -> None:

@@ -28,7 +28,6 @@ def rig(shared_rig: Rig) -> Rig:
     return shared_rig
 
 
-
 class Odd(Exception):
     """An exception whose pickle cannot be read back: its constructor wants two arguments."""
 

@@ -33,7 +33,10 @@ def results(draw: st.DrawFn) -> Result:
 def test_round_trip(result: Result) -> None:
     raw = parse_result(messages.pack_result(result, ERROR_TEXT_BYTES_MAX)[4:])
     assert (raw.run_id, raw.status, raw.cause, raw.exit_code) == (
-        result.run_id, result.status, result.cause, result.exit_code,
+        result.run_id,
+        result.status,
+        result.cause,
+        result.exit_code,
     )
     assert (raw.value, raw.stdout, raw.stderr) == (result.value, result.stdout, result.stderr)
     assert raw.error == result.error.encode("utf-8", "backslashreplace").decode()

@@ -175,7 +175,7 @@ def test_libraries_stay_behind() -> None:
     ],
 )
 def test_what_cannot_travel_is_named(make: Callable[[], Any], words: tuple[str, ...]) -> None:
-    """"cannot pickle '_thread.lock' object" does not tell a person which of their variables that is."""
+    """ "cannot pickle '_thread.lock' object" does not tell a person which of their variables that is."""
     function = make()
     with pytest.raises(UsageError) as caught:
         ship(function)
@@ -260,7 +260,10 @@ def test_a_key_is_the_same_in_every_process_and_changes_with_the_code(tmp_path: 
     key = key_of(load_file_function(f"{project}/keyed.py::work")).hex()
     assert key_in_new_process(tmp_path / "same", "# moved by a comment\n\n" + KEYED) == key
     changes = [
-        ("LIMIT = 3", "LIMIT = 4"), ("n + LIMIT", "n - LIMIT"), ("by=2.5", "by=2.6"), ('"r"', '"s"'),
+        ("LIMIT = 3", "LIMIT = 4"),
+        ("n + LIMIT", "n - LIMIT"),
+        ("by=2.5", "by=2.6"),
+        ('"r"', '"s"'),
         ("size = 4", "size = 5"),
     ]
     changed = {key}

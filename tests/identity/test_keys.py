@@ -121,9 +121,20 @@ GOOD = {"key": bytes(32), "roles": ["work"], "expires": int(WALL) + 9}
 @pytest.mark.parametrize(
     "body",
     [
-        1, [], {}, {"key": bytes(32)}, GOOD | {"key": bytes(31)}, GOOD | {"key": "k"}, GOOD | {"key": HOME.public_key},
-        GOOD | {"expires": True}, GOOD | {"expires": "9"}, GOOD | {"expires": None}, GOOD | {"roles": "work"},
-        GOOD | {"roles": [1]}, GOOD | {"roles": ["w" * 33]}, GOOD | {"roles": ["work"] * 17},
+        1,
+        [],
+        {},
+        {"key": bytes(32)},
+        GOOD | {"key": bytes(31)},
+        GOOD | {"key": "k"},
+        GOOD | {"key": HOME.public_key},
+        GOOD | {"expires": True},
+        GOOD | {"expires": "9"},
+        GOOD | {"expires": None},
+        GOOD | {"roles": "work"},
+        GOOD | {"roles": [1]},
+        GOOD | {"roles": ["w" * 33]},
+        GOOD | {"roles": ["work"] * 17},
         GOOD | {"more": bytes(2000)},
     ],
 )

@@ -83,8 +83,14 @@ def test_total_is_fixed_once() -> None:
     assert ledger.is_complete
 
 
-@given(st.recursive(st.one_of(st.integers(), st.binary(max_size=4), st.none(), st.text(max_size=3)),
-                    lambda inner: st.lists(inner, max_size=3), max_leaves=8), st.integers(0, 10))
+@given(
+    st.recursive(
+        st.one_of(st.integers(), st.binary(max_size=4), st.none(), st.text(max_size=3)),
+        lambda inner: st.lists(inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.integers(0, 10),
+)
 @settings(max_examples=300, deadline=None)
 def test_malformed_facts_are_refused_and_change_nothing_else(body: Any, kind: int) -> None:
     ledger = JobLedger()

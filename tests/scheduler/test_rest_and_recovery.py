@@ -31,9 +31,7 @@ def give_back(core: OwnerCore, who: Thief, now: float) -> list[int]:
     assert grant is not None
     core.acknowledged(now, who.key, grant.grant_id, True)
     for task in grant.tasks:
-        core.result(
-            now, who.key, who.installation, JOB, task.index, task.generation, task.attempt, NOT_RUN, DIGEST
-        )
+        core.result(now, who.key, who.installation, JOB, task.index, task.generation, task.attempt, NOT_RUN, DIGEST)
     return [task.index for task in grant.tasks]
 
 

@@ -95,9 +95,11 @@ class Plan:
     @property
     def is_calm(self) -> bool:
         """Nothing happens to the nodes, and nobody interferes with the jobs."""
-        return not self.faults and all(
-            job.cancel_s is None and not job.retry_s and not job.halt for job in self.jobs
-        ) and not any(model.failure or model.death for model in self.runners)
+        return (
+            not self.faults
+            and all(job.cancel_s is None and not job.retry_s and not job.halt for job in self.jobs)
+            and not any(model.failure or model.death for model in self.runners)
+        )
 
 
 _LENGTHS: list[tuple[float, Callable[[random.Random], float]]] = [
@@ -321,9 +323,7 @@ class World:
         plan = job.plan
         await asyncio.sleep(plan.at)
         terms = JobTerms(retries=plan.retries, slots_max=plan.slots_max, halt=plan.halt)
-        job.job_id = await self._call(
-            plan.owner, lambda node: node.submit_job(terms, JobSpec(kind=TaskKind.SIMULATED))
-        )
+        job.job_id = await self._call(plan.owner, lambda node: node.submit_job(terms, JobSpec(kind=TaskKind.SIMULATED)))
         self.note(f"job {job.job_id.hex()[:6]} at {plan.owner}: {len(plan.works)} tasks")
         if self.mesh.members[plan.owner].node is not None:
             self._attach(job)
@@ -371,9 +371,10 @@ class World:
                 indices = None if plan.cancel_count is None else list(range(plan.cancel_count))
                 self.note(f"cancel {indices} of {job.job_id.hex()[:6]}, now={plan.cancel_now}")
                 await self._call(
-                    plan.owner, lambda node, chosen=indices: node.cancel(  # type: ignore[misc]
+                    plan.owner,
+                    lambda node, chosen=indices: node.cancel(  # type: ignore[misc]
                         job.job_id, indices=chosen, now=plan.cancel_now
-                    )
+                    ),
                 )
             else:
                 count = await self._call(
@@ -641,7 +642,8 @@ def main(arguments: Sequence[str]) -> int:
         tasks = sum(len(job.plan.works) for job in world.jobs)
         print(
             f"seed {seed}: {world.simulation.now:.0f} s, {len(world.mesh.members)} nodes,"
-            f" {len(world.plan.faults)} faults, {tasks} tasks, {runs} runs, {world.frames()} frames", flush=True,
+            f" {len(world.plan.faults)} faults, {tasks} tasks, {runs} runs, {world.frames()} frames",
+            flush=True,
         )
     print(f"{failed} failed")
     return 1 if failed else 0

@@ -67,7 +67,11 @@ def test_fifty_nodes_run_a_job_and_replay_to_the_same_trace() -> None:
     hashes = []
     for seed, hash_seed in ((5, "1"), (5, "2"), (6, "1")):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(seed)], cwd=ROOT, capture_output=True, text=True, check=False,
+            [sys.executable, "-c", code.format(seed)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
             env={"PYTHONHASHSEED": hash_seed, "PATH": "/usr/bin:/bin"},
         )
         assert done.returncode == 0, done.stderr[-3000:]

@@ -61,9 +61,7 @@ class Raw:
     async def hello(self, target: Node) -> Hello:
         message_type, body = await self.next()
         assert message_type == MessageType.HELLO
-        return handshake.check_hello(
-            self.node.host.crypto, body, binding=self.stream.binding, listener=target.key
-        )
+        return handshake.check_hello(self.node.host.crypto, body, binding=self.stream.binding, listener=target.key)
 
     def auth(self, hello: Hello, **changes: Any) -> dict[str, Any]:
         identity: Identity = self.node.credentials.identity

@@ -67,8 +67,12 @@ CORAS = join(BERT, BERTS, CORA, WALL, ["work"])
 def forged(signer: Identity, subject: Identity, parent: bytes, /, **changes: Any) -> bytes:
     """An admit entry with a right signature, whatever it says."""
     body: dict[str, Any] = {
-        "group": GROUP.group_id, "subject": subject.public_key, "roles": ["work"], "issued": int(WALL),
-        "expires": int(WALL + ADMIT_TTL_S), "previous": hashlib.sha256(parent).digest(),
+        "group": GROUP.group_id,
+        "subject": subject.public_key,
+        "roles": ["work"],
+        "issued": int(WALL),
+        "expires": int(WALL + ADMIT_TTL_S),
+        "previous": hashlib.sha256(parent).digest(),
     }
     body.update(changes)
     body = {name: value for name, value in body.items() if value != "gone"}
@@ -205,8 +209,12 @@ def test_the_founder_is_part_of_the_groups_id() -> None:
     """Somebody else presents himself as the founder of a known group."""
     nonce = open_envelope(CRYPTO, GROUP.chain[0], ADMIT_TYPE).payload["nonce"]
     body = {
-        "group": GROUP.group_id, "subject": DORA.public_key, "roles": list(ROLES), "issued": int(WALL),
-        "nonce": nonce, "name": "lab",
+        "group": GROUP.group_id,
+        "subject": DORA.public_key,
+        "roles": list(ROLES),
+        "issued": int(WALL),
+        "nonce": nonce,
+        "name": "lab",
     }
     with pytest.raises(RemoteProtocolError):
         check((DORA.sign_envelope(ADMIT_TYPE, body),), DORA)
@@ -225,10 +233,25 @@ def test_clocks() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"group": bytes(32)}, {"group": "gone"}, {"subject": bytes(31)}, {"subject": "x"}, {"roles": "work"},
-        {"roles": [1]}, {"roles": "gone"}, {"issued": -1}, {"issued": True}, {"issued": "x"}, {"issued": 1 << 60},
-        {"expires": "gone"}, {"expires": None}, {"expires": int(WALL)}, {"expires": int(WALL + ADMIT_TTL_S) + 1},
-        {"previous": "gone"}, {"previous": bytes(32)}, {"previous": b""}, {"more": bytes(ADMIT_ENTRY_BYTES_MAX)},
+        {"group": bytes(32)},
+        {"group": "gone"},
+        {"subject": bytes(31)},
+        {"subject": "x"},
+        {"roles": "work"},
+        {"roles": [1]},
+        {"roles": "gone"},
+        {"issued": -1},
+        {"issued": True},
+        {"issued": "x"},
+        {"issued": 1 << 60},
+        {"expires": "gone"},
+        {"expires": None},
+        {"expires": int(WALL)},
+        {"expires": int(WALL + ADMIT_TTL_S) + 1},
+        {"previous": "gone"},
+        {"previous": bytes(32)},
+        {"previous": b""},
+        {"more": bytes(ADMIT_ENTRY_BYTES_MAX)},
     ],
 )
 def test_malformed_entries(changes: dict[str, Any]) -> None:
@@ -266,11 +289,19 @@ def test_mutated_chains_are_refused(data: st.DataObject) -> None:
 def test_what_a_joiner_accepts() -> None:
     """The joiner takes an admission from another node than the one that invited it."""
     for inviter, subject, key in (
-        (CORA, BERT, bytes(32)), (ANNA, CORA, bytes(32)), (ANNA, BERT, bytes(31)), (ANNA, BERT, None),
+        (CORA, BERT, bytes(32)),
+        (ANNA, CORA, bytes(32)),
+        (ANNA, BERT, bytes(31)),
+        (ANNA, BERT, None),
     ):
         with pytest.raises((RemoteProtocolError, TrustError)):
             group_of_joiner(
-                CRYPTO, BERTS.chain, key, inviter=inviter.public_key, subject=subject.public_key, wall=WALL  # type: ignore[arg-type]
+                CRYPTO,
+                BERTS.chain,
+                key,
+                inviter=inviter.public_key,
+                subject=subject.public_key,
+                wall=WALL,  # type: ignore[arg-type]
             )
 
 
@@ -281,13 +312,15 @@ def test_names_that_people_could_not_read(name: str) -> None:
         found_group(ANNA, CRYPTO, name, WALL)
     nonce = bytes(16)
     body = {
-        "group": hashlib.sha256(b"p2pc group" + ANNA.public_key + nonce).digest(), "subject": ANNA.public_key,
-        "roles": list(ROLES), "issued": int(WALL), "nonce": nonce, "name": name,
+        "group": hashlib.sha256(b"p2pc group" + ANNA.public_key + nonce).digest(),
+        "subject": ANNA.public_key,
+        "roles": list(ROLES),
+        "issued": int(WALL),
+        "nonce": nonce,
+        "name": name,
     }
     with pytest.raises(RemoteProtocolError):
-        check_chain(
-            CRYPTO, [ANNA.sign_envelope(ADMIT_TYPE, body)], group_id=None, subject=ANNA.public_key, wall=WALL
-        )
+        check_chain(CRYPTO, [ANNA.sign_envelope(ADMIT_TYPE, body)], group_id=None, subject=ANNA.public_key, wall=WALL)
 
 
 def test_the_hint_tells_nothing_but_the_group() -> None:

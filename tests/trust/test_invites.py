@@ -128,8 +128,13 @@ def test_withdrawn() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"uses": 0}, {"uses": INVITE_USES_MAX + 1}, {"expires_s": 0.0}, {"expires_s": -1.0},
-        {"expires_s": INVITE_TTL_S_MAX + 1}, {"expires_s": float("nan")}, {"roles": ["king"]},
+        {"uses": 0},
+        {"uses": INVITE_USES_MAX + 1},
+        {"expires_s": 0.0},
+        {"expires_s": -1.0},
+        {"expires_s": INVITE_TTL_S_MAX + 1},
+        {"expires_s": float("nan")},
+        {"roles": ["king"]},
     ],
 )
 def test_impossible_invitations(changes: dict[str, Any]) -> None:
@@ -234,7 +239,10 @@ TOKENS = st.builds(
 )
 EXAMPLE = Token(
     addresses=(Address("192.0.2.7", 7878), Address("2001:db8::1", 7878), Address("nova.example.org", 7878)),
-    inviter=b"i" * 32, secret=b"s" * 16, group_name="lab", expires=1_800_000_000,
+    inviter=b"i" * 32,
+    secret=b"s" * 16,
+    group_name="lab",
+    expires=1_800_000_000,
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -309,7 +317,10 @@ def test_tokens_that_could_not_be_used() -> None:
         )
     many = Token(
         addresses=tuple(Address(f"192.0.2.{number}", 7878) for number in range(1, 20)),
-        inviter=INVITER, secret=bytes(16), group_name="x", expires=1,
+        inviter=INVITER,
+        secret=bytes(16),
+        group_name="x",
+        expires=1,
     )
     assert len(parse_token(format_token(many)).addresses) == TOKEN_ADDRESSES_MAX
 
