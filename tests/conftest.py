@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,11 @@ from hypothesis import settings
 settings.register_profile("p2pcompute", deadline=None)
 settings.load_profile("p2pcompute")
 
+# Whoever starts the tests in the background or by nohup has these ignored, and what the tests start would too.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
+
 GRACE_S = 3.0
 """What ends by itself (a thread past its last line, a process that was told to go) may take so long."""
 FD_DIRECTORY = Path("/proc/self/fd")
@@ -28,7 +34,16 @@ KEPT_FDS = ("/dev/", "/.hypothesis/", "/etc/", "/usr/")
 KEPT_CHILDREN = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 KEPT_THREADS = ("execnet", "pydevd", "pytest_timeout")
 
-SHARED = {"shared_rig": ("thread p2pc-blobs_", "p2pcompute.execution.child", "socket:[", "pipe:[", "anon_inode:")}
+SHARED = {
+    "shared_rig": (
+        "thread p2pc-blobs_",
+        "thread asyncio_",
+        "p2pcompute.execution.child",
+        "socket:[",
+        "pipe:[",
+        "anon_inode:",
+    )
+}
 """Fixtures of a wider scope that may grow while a test uses them, and what of theirs may be new."""
 
 _tasks_at_close: list[str] = []

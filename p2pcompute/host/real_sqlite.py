@@ -171,7 +171,11 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """Return a second connection, for reading only."""
     address = f"{path.absolute().as_uri()}?mode=ro"
     connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
-    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB // 2}")
+    try:
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB // 2}")
+    except sqlite3.Error:  # the first statement reads the file
+        connection.close()
+        raise
     return connection
 
 
