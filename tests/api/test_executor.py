@@ -133,8 +133,14 @@ def test_result_timeout(executor: MeshExecutor, tmp_path: Path) -> None:
 def test_cancel(executor: MeshExecutor, tmp_path: Path) -> None:
     """Broken: calls that nobody wants any more run, or one that runs pretends to be cancelled."""
     gate = tmp_path / "gate"
-    running = [executor.submit(block_until, str(gate)) for _ in range(2)]
-    wait_until(lambda: all(future.running() for future in running), "both workers are busy")
+
+    def busy(number: int) -> int:  # new to the executor, so that each worker gets one and no batch
+        (tmp_path / f"busy-{number}").touch()
+        return block_until(str(gate))
+
+    running = [executor.submit(busy, n) for n in range(2)]
+    wait_until(lambda: len(list(tmp_path.glob("busy-*"))) == 2, "both workers are busy")
+    wait_until(lambda: all(future.running() for future in running), "it is known that they are")
     queued = [executor.submit(Path(tmp_path, f"made-{n}").touch) for n in range(5)]
     assert not running[0].cancel()
     assert all(future.cancel() for future in queued)
