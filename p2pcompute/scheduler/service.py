@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from p2pcompute.errors import P2pcError, RemoteProtocolError, TrustError
+from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
 from p2pcompute.host.interfaces import Address, BlobRef, Host
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
@@ -221,7 +221,8 @@ class Scheduler:
             async with self._host.clock.timeout(COMMIT_AT_END_S):
                 await self.worker.keep_all()
                 await self.owner.committed()
-        except TimeoutError:  # the store takes nothing: what is not in there is done again in the next life
+        except (TimeoutError, StoreError):
+            # The store takes nothing, or an earlier stop was cut short: what is not in there is done again.
             return
 
     def close(self) -> None:
