@@ -182,7 +182,7 @@ def test_suspended_for_a_moment(mesh: Mesh, tmp_path: Path) -> None:
     job = ada.begin(*words_of_drill(tmp_path, FEWER), cwd=tmp_path)
     ada.wait_done(FEWER // 5, LIMIT_S)
     bob.suspend()
-    ada.wait_done(FEWER // 3, LIMIT_S)
+    ada.wait_done(FEWER // 5 + 20, LIMIT_S)
     bob.resume()
     job.finish(LIMIT_S).check(0)
     times = check_results(ada, tmp_path, FEWER)
