@@ -51,6 +51,10 @@ class FactKind(IntEnum):
     CANCEL_ALL = 8
     """[]: the submitter gave the job up; what is open is cancelled unless a later RETRY revives it."""
 
+    VOID = 9
+    """[[index, generation, attempt], …], by the owner: bad ends among the claims before that did not count, because
+    their worker no longer held the task or had told them before"""
+
 
 GENERATION_MAX: Final = 200
 _STATES: Final = tuple(TaskState)
@@ -195,7 +199,7 @@ class JobLedger:
                 case FactKind.SEAL:
                     self.seal(body[0])
                     return []
-                case FactKind.CLAIMS | FactKind.CANCEL_ALL:
+                case FactKind.CLAIMS | FactKind.CANCEL_ALL | FactKind.VOID:
                     return []
                 case FactKind.ACCEPT:
                     return _changes(self.accept(index, generation) for index, generation, _digest in body)

@@ -12,7 +12,7 @@ Losing a node never counts against a task; a failure of the task itself does, `r
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -212,6 +212,7 @@ class OwnerCore:
         """
         job = self.add_job(envelope)
         claims: list[Any] = []
+        void: Counter[tuple[int, int, int]] = Counter()
         for kind, body in facts:
             job.ledger.fold(kind, body)
             if kind == FactKind.TASKS:
@@ -219,12 +220,15 @@ class OwnerCore:
                 job.generation = max([job.generation, *body[2:]])
             elif kind == FactKind.CLAIMS:
                 claims += body
+            elif kind == FactKind.VOID:
+                void.update((index, generation, attempt) for index, generation, attempt in body)
             elif kind == FactKind.CANCEL_ALL:
                 job.is_cancelled = True
             elif kind == FactKind.RETRY:
                 job.is_cancelled = False
         # Workers may hold tasks whose addition was lost with our former life: what takes their indices is not theirs.
         job.generation = min(job.generation + 1, GENERATION_MAX // 2)
+        claims = _valid(claims, void) if void else claims
         self._recover_shares(job, facts, claims)
         for index, generation, attempt, status, _digest, _thief in claims:
             if not job.ledger.is_open(index, generation):
@@ -710,3 +714,17 @@ class OwnerCore:
             for index in job.ledger.open_indices():
                 if index not in job.payloads:
                     raise InvariantViolation(f"open task {index} has no payload")
+
+
+def _valid(claims: Sequence[Any], void: Counter[tuple[int, int, int]]) -> list[Any]:
+    """Return the claims without as many bad ones of each attempt as did not count."""
+    valid = []
+    left = void.copy()
+    for claim in reversed(claims):
+        attempt = (claim[0], claim[1], claim[2])
+        if claim[3] != OutcomeStatus.OK and left[attempt] > 0:
+            left[attempt] -= 1
+        else:
+            valid.append(claim)
+    valid.reverse()
+    return valid

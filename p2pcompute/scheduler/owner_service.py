@@ -409,13 +409,19 @@ class OwnerService:
         """Take a remote worker's results; the blobs that they name are here.  Returns how many counted."""
         now = self._host.clock.now()
         taken = 0
+        void: list[list[int]] = []
         for (index, generation, attempt, _status, digest), outcome in pairs:
-            taken += self.core.result(now, thief, installation, job_id, index, generation, attempt, outcome, digest)
+            if self.core.result(now, thief, installation, job_id, index, generation, attempt, outcome, digest):
+                taken += 1
+            elif outcome.status is not OutcomeStatus.OK:
+                void.append([index, generation, attempt])
         self.counters.refused_claims_count += len(pairs) - taken
         if taken and self._journal is not None:
             book = self.books[job_id]
             self._writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
             book.next_fact += 1
+            if void:  # the worker signed them all together
+                self._facts.append((job_id, FactKind.VOID, void))
         return taken
 
     # --- effects ----------------------------------------------------------------------------------

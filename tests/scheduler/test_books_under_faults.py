@@ -117,3 +117,14 @@ def test_what_was_granted_of_tasks_that_a_crash_took_away_is_not_taken_for_their
     assert not core.result(0.0, a.key, a.installation, JOB, 1, 0, 1, OK, b"")
     again = OwnerCore().recover(envelope(), [(FactKind.TASKS, [0, [b"kept"]]), (FactKind.TASKS, [1, [b"other"], 1])])
     assert (again.ledger.generation(0), again.ledger.generation(1), again.generation) == (0, 1, 2)
+
+
+def test_a_failure_that_is_told_again_counts_once_after_a_restart() -> None:
+    """Its worker did not hear that it was taken before the owner crashed, and sends it along with others."""
+    tasks = (FactKind.TASKS, [0, [b"p"] * 2])
+    failed = (FactKind.CLAIMS, [[0, 0, 1, "failed", b"", b"t" * 32]])
+    again = (FactKind.CLAIMS, [[0, 0, 1, "failed", b"", b"t" * 32], [1, 0, 1, "ok", b"", b"t" * 32]])
+    void = (FactKind.VOID, [[0, 0, 1]])
+    for facts, count in (((tasks, failed), 1), ((tasks, failed, again, void), 1), ((tasks, again, void), 0)):
+        job = OwnerCore().recover(envelope(), facts)
+        assert (job.failures.get(0, 0), job.retried) == (count, count)

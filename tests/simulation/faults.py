@@ -345,7 +345,8 @@ class World:
             member = self.mesh.members[plan.owner]
             try:
                 first = await member.host.call(member.running.add_tasks(job.job_id, payloads))
-            except HostDown:
+            except (HostDown, StoreError):
+                await asyncio.sleep(0.1)
                 continue
             except UsageError:
                 break  # cancelled, which seals it
