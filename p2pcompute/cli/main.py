@@ -38,6 +38,7 @@ from p2pcompute.errors import (
 )
 
 EXIT_BUG: Final = 70
+EXIT_HANGUP: Final = 129
 EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
 
@@ -354,8 +355,10 @@ def run_command(arguments: Sequence[str]) -> int:
     context: click.Context | None = None
     try:
         result = p2pc.main(list(arguments), prog_name="p2pc", standalone_mode=False, obj=flags)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        if code != EXIT_HANGUP:  # else there is no terminal left to write to
+            sys.stdout.flush()
+        return code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         ours, more = _from_click(error)
@@ -415,14 +418,19 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="p2pc" if stream.encoding.lower() != "utf-8" else "backslashreplace")
     code = run_command(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = code or EXIT_PIPE
-    with contextlib.suppress(OSError, ValueError):
-        if code == EXIT_PIPE:
-            # The interpreter flushes stdout once more at its end and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or EXIT_PIPE
+        except (OSError, ValueError):
+            pass  # the terminal has gone, or the stream is closed
+        else:
+            if code != EXIT_PIPE:
+                continue
+        with contextlib.suppress(OSError, ValueError):
+            # The interpreter flushes once more at its end, would complain and exit with 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
