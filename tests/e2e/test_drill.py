@@ -18,7 +18,7 @@ from tests.e2e.mesh import Daemon, Mesh, joblog_rows, until
 
 IS_FULL = bool(os.environ.get("P2PC_SOAK"))
 TASKS = 2000 if IS_FULL else 300
-FEWER = 2000 if IS_FULL else 120
+FEWER = 2000 if IS_FULL else 90
 """For drills in which one thing goes wrong."""
 MILLISECONDS = (100, 500) if IS_FULL else (50, 150)
 LIMIT_S = 900.0 if IS_FULL else 120.0

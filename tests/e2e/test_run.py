@@ -149,7 +149,7 @@ def test_large_files_are_streamed(pair: list[Daemon], tmp_path: Path) -> None:
         "back{}",
         "--results",
         "out",
-        "sleep 0.3; sha256sum <big; head -c 50M big >back{}; echo $P2PC_NODE",
+        "sleep 0.3; sha256sum <big; head -c 25M big >back{}; echo $P2PC_NODE",
         ":::",
         "1",
         "2",
@@ -164,9 +164,9 @@ def test_large_files_are_streamed(pair: list[Daemon], tmp_path: Path) -> None:
     assert set(ran.lines[1::2]) == {"ada", "bob"}
     for folder in (tmp_path / "out/tasks/000").iterdir():
         (found,) = (folder / "files").iterdir()
-        assert found.stat().st_size == 50 * MIB
+        assert found.stat().st_size == 25 * MIB
     grown = [round((top - base) / MIB, 1) for top, base in zip(most, before, strict=True)]
-    print(f"{BIG_MIB} MiB shared, 200 MiB fetched in {ran.took_s:.1f} s; memory of the daemons grew by {grown} MiB")
+    print(f"{BIG_MIB} MiB shared, 100 MiB fetched in {ran.took_s:.1f} s; memory of the daemons grew by {grown} MiB")
     assert max(grown) < GROWTH_MIB_MAX, grown
 
 
@@ -439,8 +439,3 @@ def test_slots_are_bounded_over_the_group(ada: Daemon, tmp_path: Path) -> None:
     ada.p2pc(
         "run", "-j", "1", "--retries", "0", f"mkdir {lock} && sleep 0.05 && rmdir {lock} #", ":::", *map(str, range(12))
     ).check()
-
-
-def test_demo(ada: Daemon) -> None:
-    ran = ada.p2pc("demo").check()
-    assert "3.14" in ran.out, ran.out
