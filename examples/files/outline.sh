@@ -6,5 +6,5 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:-$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')}"
 
-find . -name '*.py' -size -1024k -not -path '*/site-packages/*' -print0 |
+find . -type f -name '*.py' -size -1024k -not -path '*/site-packages/*' -print0 |
     p2pc run -0 --batch auto --send {} "$here/outline.py::measure"

@@ -124,6 +124,8 @@ class JobLedger:
             RemoteProtocolError: beyond the sealed total or JOB_TASKS_MAX.
         """
         end = first + count
+        if first < 0 or not 0 <= generation <= GENERATION_MAX:
+            raise RemoteProtocolError("a fact about tasks that cannot exist")
         if end > JOB_TASKS_MAX or (self.total is not None and end > self.total):
             raise RemoteProtocolError("more tasks than the job may have")
         if first > self.size:
