@@ -343,12 +343,15 @@ class World:
             works = plan.works[view.added : view.added + plan.batch]
             payloads = [encode_payload(TaskPayload(work_s=work)) for work in works]
             member = self.mesh.members[plan.owner]
+            node = member.running
             try:
-                first = await member.host.call(member.running.add_tasks(job.job_id, payloads))
+                first = await member.host.call(node.add_tasks(job.job_id, payloads))
             except (HostDown, StoreError):
-                await asyncio.sleep(0.1)
+                while member.node is node:  # what it shows while it stops may be lost with it
+                    await asyncio.sleep(0.1)
                 continue
-            except UsageError:
+            except UsageError as error:
+                self.note(f"adding to {job.job_id.hex()[:6]}: {error}")
                 break  # cancelled, which seals it
             if first != view.added:
                 self.problem(f"tasks were added at {first} behind {view.added}")
@@ -567,7 +570,7 @@ class World:
         ledger = member.running.scheduler.owner.book(job.job_id).job.ledger
         views = await member.host.call(member.running.tasks(job.job_id, limit=10_000))
         if not job.may_cancel and len(views) != len(plan.works):
-            self.problem(f"{len(views)} tasks of {len(plan.works)}")
+            self.problem(f"{len(views)} tasks of {len(plan.works)} in {job.job_id.hex()[:6]}")
         for view in views:
             if view.state == "done":
                 if view.outcome is None or view.outcome.value != simulated_value(view.index):
