@@ -58,8 +58,9 @@ def noop(value: Any) -> Any:
     return value
 
 
-def call_chunk(chunk: Chunk) -> list[Any]:
-    return [noop(item) for item in chunk.items]
+def call_chunk(chunk: Chunk) -> Chunk:
+    """Opaque on the way back too: Dask walks the lists that it returns, 37 µs an item."""
+    return Chunk([noop(item) for item in chunk.items])
 
 
 def spin(seconds: float) -> None:
@@ -253,7 +254,8 @@ class Dask(Engine):
         from distributed import Client, LocalCluster  # type: ignore[import-not-found, unused-ignore]
 
         self._cluster = LocalCluster(
-            n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None, security=self._is_secure
+            n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None,
+            security=True if self._is_secure else None,  # False is refused
         )
         self.executor = Client(self._cluster)
 
@@ -267,7 +269,7 @@ class Dask(Engine):
     def map(self, items: range, chunk: int) -> int:
         chunks = [Chunk(list(items[start : start + chunk])) for start in range(0, len(items), chunk)]
         futures = self.executor.map(call_chunk, chunks, pure=False)
-        return sum(len(part) for part in self.executor.gather(futures))
+        return sum(len(part.items) for part in self.executor.gather(futures))
 
     def close(self) -> None:
         self.executor.close()
@@ -295,7 +297,7 @@ class Ray(Engine):
 
     def map(self, items: range, chunk: int) -> int:
         chunks = [Chunk(list(items[start : start + chunk])) for start in range(0, len(items), chunk)]
-        return sum(len(part) for part in self.gather([self.submit(call_chunk, part) for part in chunks]))
+        return sum(len(part.items) for part in self.gather([self.submit(call_chunk, part) for part in chunks]))
 
     def close(self) -> None:
         self._ray.shutdown()

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final
 
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import count_text, options, say
+from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, EXIT_TERMINATED, count_text, options, say
 from p2pcompute.cli.printing import Contents, Errors, Printer
 from p2pcompute.cli.progress import Display, Progress
 from p2pcompute.errors import NodeUnavailable, P2pcError
@@ -33,10 +33,6 @@ NODE_AWAY_S_MAX: Final = 60.0
 RECONNECT_S: Final = 0.5
 KILL_S_MAX: Final = 10.0
 """After the second Ctrl-C: how long the end of the job is waited for."""
-
-EXIT_HANGUP: Final = 129
-EXIT_INTERRUPTED: Final = 130
-EXIT_TERMINATED: Final = 143
 
 
 @dataclass(slots=True)

@@ -38,8 +38,6 @@ from p2pcompute.errors import (
 )
 
 EXIT_BUG: Final = 70
-EXIT_HANGUP: Final = 129
-EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
 
 _EXIT_BY_CLASS: Final[tuple[tuple[type[P2pcError], int], ...]] = (

@@ -12,9 +12,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import click
+
+EXIT_HANGUP: Final = 129
+EXIT_INTERRUPTED: Final = 130
+EXIT_TERMINATED: Final = 143
+"""128 plus the number of the signal that ended the command, as shells have it."""
 
 
 @dataclass(slots=True)

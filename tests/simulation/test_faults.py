@@ -31,6 +31,7 @@ that stayed on a full disk; nodes that never met again; tasks lost between two s
 SEEDS = [*range(300)] if os.environ.get("P2PC_SOAK") else [*FOUND, 11, 13, 24]
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seed(seed: int) -> None:
     run_seed(seed)
