@@ -92,6 +92,10 @@ class WorldJob:
     """Seconds at speed 1, by task index."""
     submitted_s: float
     over_s: float | None = None
+    acknowledged: int = 0
+    """Tasks of which the owner has said that it has them: they must not be lost any more."""
+    may_cancel: bool = False
+    """Somebody has asked for it to be cancelled, or its terms may halt it."""
 
 
 class World:
@@ -104,6 +108,8 @@ class World:
         self.metrics = Metrics()
         self.fired: Counter[str] = Counter()
         self.jobs: list[WorldJob] = []
+        self.hostile: dict[int, str] = {}
+        """Members that are hostile, and their kind."""
         self.problems: list[str] = []
         self.duration_s = settings.hours * 3600.0
         self._busy: dict[int, None] = {}
