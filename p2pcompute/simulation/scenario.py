@@ -1,0 +1,455 @@
+"""Scenarios: TOML files that name a question, an experiment and its settings.
+
+The keys of a file other than `question`, `experiment` and `[keys]` are the settings of the experiment, a msgspec
+Struct, which says what is allowed.  `[keys]` gives long keys short names for ``--set`` and ``--sweep``.  Scenarios that
+come along are in the wheel; any other file is named by its path.
+
+Invariant: an unknown key or an impossible value is refused with its place and what is allowed, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import inspect
+
+from p2pcompute.errors import UsageError
+from p2pcompute.limits import MIB
+
+FILE_BYTES_MAX: Final = MIB
+SUFFIX: Final = ".toml"
+_OWN_KEYS: Final = ("question", "experiment", "keys")
+
+_Path = tuple[str | int, ...]
+_Locate = Callable[[_Path], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What a scenario can be about.  Both are named as ``module:name`` and imported when they are needed."""
+
+    settings: str
+    """A msgspec Struct that forbids unknown fields and has a default for every field."""
+    run: str
+    """A function (scenario, seed, *, until_s, watch) → RunResult."""
+
+    def settings_type(self) -> type[msgspec.Struct]:
+        found = load_named(self.settings)
+        assert isinstance(found, type) and issubclass(found, msgspec.Struct)
+        return found
+
+
+EXPERIMENTS: Final[dict[str, Experiment]] = {
+    "mesh": Experiment("p2pcompute.simulation.world:MeshSettings", "p2pcompute.simulation.world:run_mesh"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A scenario, as a value: it can be pickled and needs its file no more."""
+
+    name: str
+    question: str
+    experiment: str
+    settings: Any
+    """The experiment's Struct."""
+    keys: Mapping[str, str]
+    """Short name → dotted key, for --set and --sweep."""
+    source: str
+    """What to type to load it again: its name, or the path of its file."""
+
+    def digest(self) -> str:
+        """SHA-256 of experiment and settings, in hex: what a run depends on besides seed and code."""
+        content = [self.experiment, msgspec.to_builtins(self.settings)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_named(name: str) -> Any:
+    """Import what ``module:name`` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+# --- finding and reading --------------------------------------------------------------------------
+
+
+def scenario_files() -> dict[str, Path]:
+    """Return the files of the scenarios that come along, by name, in the order of their names."""
+    folder = Path(str(resources.files("p2pcompute.simulation"))) / "scenarios"
+    if not folder.is_dir():  # a source tree
+        folder = Path(str(resources.files("p2pcompute"))).parent / "simulations" / "scenarios"
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def list_scenarios() -> dict[str, str]:
+    """Return name → question of the scenarios that come along."""
+    return {name: str(_read(path)[0].get("question", "")) for name, path in scenario_files().items()}
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Return a scenario by its name, or by the path of its file.
+
+    Raises:
+        UsageError: there is none, or it is wrong; file, line and what is allowed are named.
+    """
+    is_path = "/" in name_or_path or name_or_path.endswith(SUFFIX)
+    files = {} if is_path else scenario_files()
+    path = Path(name_or_path) if is_path else files.get(name_or_path)
+    if path is None:
+        near = difflib.get_close_matches(name_or_path, files, n=1)
+        raise UsageError(
+            f'there is no scenario "{name_or_path}"',
+            f'did you mean "{near[0]}"?' if near else "",
+            "see: p2pc sim list, or name a file: ./mine.toml",
+            code="scenario",
+        )
+    data, text = _read(path)
+    lines = _lines_of(text)
+
+    def locate(place: _Path) -> str:
+        known = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
+        return f"{path}, line {known}: " if known else f"{path}: "
+
+    own = {key: data.pop(key) for key in _OWN_KEYS if key in data}
+    question, experiment, keys = own.get("question", ""), own.get("experiment", ""), own.get("keys", {})
+    if not isinstance(question, str) or not question.strip():
+        raise _wrong(f"{locate(('question',))}there is no question", "a scenario says which one it answers", "")
+    if not isinstance(experiment, str) or experiment not in EXPERIMENTS:
+        what = f"experiment cannot be {experiment!r}" if "experiment" in own else "there is no experiment"
+        raise _wrong(f"{locate(('experiment',))}{what}", f"it is {_one_of(EXPERIMENTS)}", "")
+    kind = EXPERIMENTS[experiment].settings_type()
+    settings = _convert(data, kind, locate)
+    if not isinstance(keys, dict):
+        raise _wrong(f"{locate(('keys',))}keys is not a table", "it gives keys short names: short = 'long.key'", "")
+    for short, long in keys.items():
+        place = locate(("keys", short))
+        if not isinstance(long, str):
+            raise _wrong(f"{place}keys.{short} cannot be {long!r}", "it is the name of a key", "")
+        _type_at(inspect.type_info(kind), _split(long), place, {})
+    return Scenario(
+        name=path.stem if is_path else name_or_path,
+        question=question.strip(),
+        experiment=experiment,
+        settings=settings,
+        keys=keys,
+        source=name_or_path,
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """Return (data, text) of a TOML file."""
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise _wrong(f"{path} is no scenario", f"it has more than {FILE_BYTES_MAX} bytes", "")
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise _wrong(f"{path} cannot be read", error.strerror or str(error), "see: p2pc sim list") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _wrong(f"{path} is not TOML", str(error), "correct the file") from error
+
+
+def _lines_of(text: str) -> dict[_Path, int]:
+    """Return the line on which each key and table of valid TOML begins."""
+    lines: dict[_Path, int] = {}
+    sizes: dict[_Path, int] = {}
+    table: _Path = ()
+    statement, begin = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        begin = begin if statement else number
+        statement += line + "\n"
+        try:
+            data = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue  # a value of several lines
+        is_table, statement = statement.lstrip().startswith("["), ""
+        if not is_table:
+            lines |= dict.fromkeys((table + place for place in _places(data)), begin)
+            continue
+        table = ()
+        while data:  # a header holds one name in the other
+            name, data = next(iter(data.items()))
+            table += (name,)
+            if isinstance(data, list):
+                sizes[table] = sizes.get(table, 0) + 1
+                data = data[0]
+            if table in sizes:
+                table += (sizes[table] - 1,)
+        lines.setdefault(table, begin)
+    return lines
+
+
+def _places(data: Mapping[str, Any]) -> Iterator[_Path]:
+    for name, value in data.items():
+        yield (name,)
+        if isinstance(value, dict):
+            yield from ((name, *place) for place in _places(value))
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+def _wrong(what: str, why: str, fix: str) -> UsageError:
+    return UsageError(what, why, fix or None, code="scenario")
+
+
+def _one_of(names: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> str:
+    return "one of " + ", ".join(str(name) for name in names)
+
+
+_STEP: Final = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`")
+
+
+def _convert(data: Any, kind: type[msgspec.Struct], locate: _Locate) -> msgspec.Struct:
+    """Return `data` as settings of this type.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    for place, value in _numbers(data):
+        if not math.isfinite(value):
+            raise _wrong(f"{locate(place)}{dotted(place)} cannot be {value}", "it is a finite number", "")
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$")
+        raw = _STEP.findall(where)
+        path: _Path = tuple(name or (int(index) if index.isdigit() else index) for name, index in raw)
+        raise _explained(message, path, data, inspect.type_info(kind), locate) from error
+
+
+def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate: _Locate) -> UsageError:
+    kind, help_text = _type_at(root, path, "", data)
+    if unknown := _UNKNOWN.fullmatch(message):
+        assert isinstance(kind, inspect.StructType)
+        allowed = [field.name for field in kind.fields]
+        table = f" in [{dotted(path)}]" if path else ""
+        return _unknown_key(locate((*path, unknown[1])), unknown[1], table, allowed)
+    value = data
+    for step in path:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            value = None
+            break
+    if isinstance(kind, inspect.StructType) and isinstance(value, dict):  # its __post_init__ says what
+        return _wrong(f"{locate(path)}{dotted(path) or 'this'} is impossible", message, "")
+    meaning = f": {help_text}" if help_text else ""
+    return _wrong(f"{locate(path)}{dotted(path)} cannot be {_shown(value)}", f"it is {allowed_text(kind)}{meaning}", "")
+
+
+def _unknown_key(place: str, name: str, table: str, allowed: list[str]) -> UsageError:
+    near = difflib.get_close_matches(name, allowed, n=1)
+    why = f'did you mean "{near[0]}"?' if near else ""
+    return _wrong(f'{place}there is no key "{name}"{table}', why, f"allowed: {', '.join(allowed)}")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=repr)[:80]
+
+
+def _numbers(data: Any, place: _Path = ()) -> Iterator[tuple[_Path, float]]:
+    items: Any = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from _numbers(value, (*place, key))
+    if isinstance(data, float):
+        yield place, data
+
+
+def dotted(path: _Path) -> str:
+    return ".".join(str(step) for step in path)
+
+
+def _split(key: str) -> _Path:
+    return tuple(int(step) if step.isdecimal() else step for step in key.split("."))
+
+
+def _bare(kind: inspect.Type) -> tuple[inspect.Type, str]:
+    """Return a type without its description, and that."""
+    text = ""
+    while isinstance(kind, inspect.Metadata):
+        text = str((kind.extra_json_schema or {}).get("description", text))
+        kind = kind.type
+    return kind, text
+
+
+def _type_at(root: inspect.Type, path: _Path, place: str, short: Mapping[str, Any]) -> tuple[inspect.Type, str]:
+    """Return the type at a place in settings and what it means.
+
+    Args:
+        short: further keys that may be named at the top.
+
+    Raises:
+        UsageError: there is no such key.
+    """
+    kind, text = _bare(root)
+    for depth, step in enumerate(path):
+        if isinstance(kind, inspect.UnionType):
+            kind, text = _bare(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+        if isinstance(kind, inspect.VarTupleType | inspect.ListType):
+            kind, text = _bare(kind.item_type)
+            if not isinstance(step, str):
+                continue
+        if isinstance(kind, inspect.DictType):
+            kind, text = _bare(kind.value_type)
+            continue
+        fields = {field.name: field for field in kind.fields} if isinstance(kind, inspect.StructType) else {}
+        if step not in fields:
+            table = f" in [{dotted(path[:depth])}]" if depth else ""
+            raise _unknown_key(place, dotted(path[depth:]), table, [*fields, *(() if depth else short)])
+        kind, text = _bare(fields[str(step)].type)
+    return kind, text
+
+
+def allowed_text(kind: inspect.Type) -> str:
+    """Return what a type allows, in words: "a number from 0 to 1"."""
+    kind, _ = _bare(kind)
+    match kind:
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType() | inspect.FloatType():
+            name = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
+            low = f"from {kind.ge:g}" if kind.ge is not None else f"above {kind.gt:g}" if kind.gt is not None else ""
+            high = f"to {kind.le:g}" if kind.le is not None else f"below {kind.lt:g}" if kind.lt is not None else ""
+            return " ".join(word for word in (name, low, high) if word)
+        case inspect.StrType():
+            return "text"
+        case inspect.LiteralType(values):
+            return _one_of(values)
+        case inspect.VarTupleType(item_type) | inspect.ListType(item_type):
+            return f"a list, each of it {allowed_text(item_type)}"
+        case inspect.StructType() | inspect.DictType():
+            return "a table"
+        case inspect.UnionType(types):
+            return " or ".join(allowed_text(one) for one in types)
+        case inspect.NoneType():
+            return "none"
+        case _:
+            return type(kind).__name__.removesuffix("Type").lower()
+
+
+# --- changing -------------------------------------------------------------------------------------
+
+
+def with_values(scenario: Scenario, values: Mapping[str, str]) -> Scenario:
+    """Return the scenario with settings changed.
+
+    Args:
+        values: short or dotted key → value as typed: TOML, or text.  In a list of tables a number names one of them
+            ("workload.0.tasks"); without it all are meant ("workload.tasks").
+
+    Raises:
+        UsageError: no such key, or a value that cannot be; what is allowed is named.
+    """
+    if not values:
+        return scenario
+    kind = type(scenario.settings)
+    root = inspect.type_info(kind)
+    data = msgspec.to_builtins(scenario.settings)
+    typed: dict[_Path, str] = {}
+    for key, text in values.items():
+        path = _split(scenario.keys.get(key, key))
+        place = f"--set {key}={text}: "
+        found, _ = _type_at(root, path, place, scenario.keys)
+        if isinstance(found, inspect.StructType):
+            names = ", ".join(f"{key}.{field.name}" for field in found.fields)
+            raise _wrong(f"{place}{key} is a table", "", f"set one of {names}")
+        for target in _targets(data, path):
+            _put(data, target, _parsed(text, found), place)
+            typed[target] = place
+        if path not in typed and not any(True for _ in _targets(data, path)):
+            raise _wrong(f"{place}the scenario has no [[{path[0]}]]", "there is nothing to change", "")
+
+    def locate(place: _Path) -> str:
+        return next(
+            (text for path, text in typed.items() if path[: len(place)] == place or place[: len(path)] == path), ""
+        )
+
+    return replace(scenario, settings=_convert(data, kind, locate))
+
+
+def value_at(scenario: Scenario, key: str) -> Any:
+    """Return the value of a short or dotted key; of the first table where it means several."""
+    data = msgspec.to_builtins(scenario.settings)
+    for target in itertools.islice(_targets(data, _split(scenario.keys.get(key, key))), 1):
+        for step in target:
+            data = data[step]
+    return data
+
+
+def _targets(data: Any, path: _Path) -> Iterator[_Path]:
+    """Yield the places that a key means."""
+    if not path:
+        yield ()
+        return
+    if isinstance(data, list | tuple) and isinstance(path[0], str):
+        for index, item in enumerate(data):
+            yield from ((index, *rest) for rest in _targets(item, path))
+        return
+    try:
+        inner = data[path[0]]
+    except (KeyError, TypeError):
+        inner = {}
+    except IndexError:
+        return
+    yield from ((path[0], *rest) for rest in _targets(inner, path[1:]))
+
+
+def _put(data: Any, path: _Path, value: Any, place: str) -> None:
+    for step in path[:-1]:
+        if isinstance(data, dict) and data.get(str(step)) is None and isinstance(step, str):
+            data[step] = {}
+        data = data[step]
+    if isinstance(data, tuple):
+        raise _wrong(f"{place}one item of a list cannot be set", "", "give the whole list")
+    data[path[-1]] = value
+
+
+def _parsed(text: str, kind: inspect.Type) -> Any:
+    """Return a value as typed: TOML where it is some, text where that is wanted or all that it can be."""
+    kinds = [_bare(one)[0] for one in kind.types] if isinstance(kind, inspect.UnionType) else [kind]
+    if text == "none" and any(isinstance(one, inspect.NoneType) for one in kinds):
+        return None
+    lists = [one for one in kinds if isinstance(one, inspect.VarTupleType | inspect.ListType)]
+    if lists and not text.startswith("["):
+        return [_parsed(part, lists[0].item_type) for part in split_values(text)]
+    is_text = any(isinstance(one, inspect.StrType | inspect.LiteralType) for one in kinds)
+    if is_text and not text.startswith(('"', "'")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def split_values(text: str) -> list[str]:
+    """Return the parts of "A,B,C"; commas within brackets or quotes do not count.  Empty text has no parts."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        if char == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts] if text.strip() else []
