@@ -100,7 +100,7 @@ DHT_BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - 12
 """One signed DHT statement: a datagram less group hint (4) and MAC (8)."""
 DHT_CHUNK_BYTES: Final = 1000
 """Part of a record or of a list of records in one statement; leaves room for its head and signature (140)."""
-DHT_BUCKET_SIZES: Final = (128, 64, 32)
+DHT_BUCKET_SIZES: Final = (64, 32)
 """Contacts in the three farthest buckets; the others hold k.  With k everywhere, 50 nodes could not all know one
 another (half of them share the farthest bucket), and a lookup would take 1.2 instead of 1.1 round trips."""
 DHT_REPLACEMENTS_MAX: Final = 20

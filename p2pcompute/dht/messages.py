@@ -20,6 +20,9 @@ the one that said goodbye.
 | BYE | [] | ACK |
 
 Deviations: Kademlia's FIND_VALUE returns one value; here a holder's records are read in pages at offsets.
+
+The canonical form of a statement's head, and of a contact with an IPv4 address, has its fields at fixed places: they
+are written and compared as such (a statement in 2 µs instead of 30); all else goes through the strict decoder.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, Final, TypeAlias, assert_never
+from typing import Any, Final, NamedTuple, TypeAlias, assert_never
 
 from p2pcompute.dht.contacts import Contact, pack_address, unpack_address
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
@@ -58,6 +61,8 @@ _HEAD_BYTES: Final = 76
 _CONTACTS_MAX: Final = 64
 """Contacts in a reply that are looked at; more than a datagram can hold."""
 _SEQ_MAX: Final = 2**63 - 1
+_CONTACTS_CACHED_MAX: Final = 4096
+"""Contacts that are kept encoded, and as many decoded: 500 bytes each."""
 
 
 class MessageType(IntEnum):
@@ -75,6 +80,20 @@ class MessageType(IntEnum):
 
 
 _KINDS: Final = {int(kind): kind for kind in MessageType}
+_HEADS: Final = {kind: bytes((0x87, VERSION, kind, 0x40 | TRANSACTION_BYTES)) for kind in MessageType}
+_SENDER: Final = bytes((0x58, PUBLIC_KEY_BYTES))
+_RECIPIENT: Final = bytes((0x40 | DHT_ID_BYTES,))
+_RUN: Final = bytes((0x40 | RUN_BYTES,))
+_TRANSACTION_AT: Final = 4
+_SENDER_AT: Final = _TRANSACTION_AT + TRANSACTION_BYTES + 2
+_RECIPIENT_AT: Final = _SENDER_AT + PUBLIC_KEY_BYTES + 1
+_RUN_AT: Final = _RECIPIENT_AT + DHT_ID_BYTES + 1
+_BODY_AT: Final = _RUN_AT + RUN_BYTES
+_EMPTY: Final = b"\x80"
+_KEY_ONLY: Final = bytes((0x81, 0x40 | DHT_ID_BYTES))
+_CONTACT_HEAD: Final = bytes((0x82, 0x58, PUBLIC_KEY_BYTES))
+_PACKED_V4_HEAD: Final = 0x46
+_CONTACT_BYTES: Final = 3 + PUBLIC_KEY_BYTES + 1 + 6
 
 
 class AckStatus(IntEnum):
@@ -163,6 +182,20 @@ class Bye:
 
 Message: TypeAlias = Ping | Pong | Find | Nodes | Get | Values | Put | Ack | Bye
 
+_PING: Final = Ping()
+_BYE: Final = Bye()
+_TYPES: Final[dict[type[Any], MessageType]] = {
+    Ping: MessageType.PING,
+    Pong: MessageType.PONG,
+    Find: MessageType.FIND,
+    Nodes: MessageType.NODES,
+    Get: MessageType.GET,
+    Values: MessageType.VALUES,
+    Put: MessageType.PUT,
+    Ack: MessageType.ACK,
+    Bye: MessageType.BYE,
+}
+
 REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
     MessageType.PING: (MessageType.PONG,),
     MessageType.FIND: (MessageType.NODES,),
@@ -173,8 +206,7 @@ REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
 """The requests, and what may answer each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
+class Statement(NamedTuple):
     """The outer fields of a datagram; the signature is not checked yet."""
 
     type: MessageType
@@ -183,8 +215,8 @@ class Statement:
     """The sender's public key."""
     recipient: bytes
     run: bytes
-    body: list[Any]
-    """Decoded by `decode_body` once the signature holds."""
+    body: bytes
+    """Canonical CBOR if it is honest; decoded by `decode_body` once the signature holds."""
     signed: bytes
     """The bytes that the signature covers, without domain and group."""
     signature: bytes
@@ -192,7 +224,7 @@ class Statement:
 
 def type_of(message: Message) -> MessageType:
     """Return the wire code of a message."""
-    return _encode_body(message)[0]
+    return _TYPES[type(message)]
 
 
 def signing_input(group_id: bytes, statement: bytes) -> bytes:
@@ -215,8 +247,10 @@ def encode_statement(
     Raises:
         LocalProtocolError: it is longer than DHT_BODY_BYTES_MAX (our bug).
     """
-    kind, body = _encode_body(message)
-    statement = cbor.encode([VERSION, int(kind), transaction, sender, recipient, run, body])
+    kind = type_of(message)
+    statement = b"".join(
+        (_HEADS[kind], transaction, _SENDER, sender, _RECIPIENT, recipient, _RUN, run, _encode_body(message))
+    )
     datagram = statement + sign(signing_input(group_id, statement))
     if len(datagram) > DHT_BODY_BYTES_MAX:
         raise LocalProtocolError(f"a {kind.name} of {len(datagram)} bytes")
@@ -231,64 +265,91 @@ def decode_statement(datagram: bytes) -> Statement:
     """
     if not SIGNATURE_BYTES < len(datagram) <= DHT_BODY_BYTES_MAX:
         raise RemoteProtocolError(f"a statement of {len(datagram)} bytes")
-    signed, signature = datagram[:-SIGNATURE_BYTES], datagram[-SIGNATURE_BYTES:]
-    fields = cbor.decode(signed)
-    if not (isinstance(fields, list) and len(fields) == 7):
+    if datagram[:1] != _HEADS[MessageType.PING][:1]:
         raise RemoteProtocolError("a statement has 7 fields")
-    version, code, transaction, sender, recipient, run, body = fields
-    if not _is_count(version, VERSION) or version != VERSION:
+    if datagram[1] != VERSION:
         raise RemoteProtocolError("a statement of another version")
-    kind = _KINDS.get(code) if _is_count(code, 255) else None
+    kind = _KINDS.get(datagram[2])
     if kind is None:
         raise RemoteProtocolError("a message of unknown type")
-    if not isinstance(body, list):
-        raise RemoteProtocolError("the body is not a list")
+    if (
+        datagram[3:_TRANSACTION_AT] != _HEADS[kind][3:]
+        or datagram[_SENDER_AT - 2 : _SENDER_AT] != _SENDER
+        or datagram[_RECIPIENT_AT - 1 : _RECIPIENT_AT] != _RECIPIENT
+        or datagram[_RUN_AT - 1 : _RUN_AT] != _RUN
+        or len(datagram) <= _BODY_AT + SIGNATURE_BYTES
+    ):
+        raise RemoteProtocolError("a statement with fields of other types or sizes")
+    signed = datagram[:-SIGNATURE_BYTES]
     return Statement(
-        type=kind,
-        transaction=_sized(transaction, TRANSACTION_BYTES),
-        sender=_sized(sender, PUBLIC_KEY_BYTES),
-        recipient=_sized(recipient, DHT_ID_BYTES),
-        run=_sized(run, RUN_BYTES),
-        body=body,
-        signed=signed,
-        signature=signature,
+        kind,
+        datagram[_TRANSACTION_AT : _TRANSACTION_AT + TRANSACTION_BYTES],
+        datagram[_SENDER_AT : _SENDER_AT + PUBLIC_KEY_BYTES],
+        datagram[_RECIPIENT_AT : _RECIPIENT_AT + DHT_ID_BYTES],
+        datagram[_RUN_AT : _RUN_AT + RUN_BYTES],
+        signed[_BODY_AT:],
+        signed,
+        datagram[-SIGNATURE_BYTES:],
     )
 
 
-def _encode_body(message: Message) -> tuple[MessageType, list[Any]]:
+def _encode_body(message: Message) -> bytes:
     match message:
-        case Ping():
-            return MessageType.PING, []
-        case Pong():
-            return MessageType.PONG, [pack_address(message.observed), message.name]
+        case Ping() | Bye():
+            return _EMPTY
         case Find():
-            return MessageType.FIND, [message.key]
+            return _KEY_ONLY + message.key
+        case Pong():
+            return cbor.encode([pack_address(message.observed), message.name])
         case Nodes():
-            return MessageType.NODES, [message.name, [[c.key, pack_address(c.address)] for c in message.contacts]]
+            contacts = b"".join([_packed(contact.key, contact.address) for contact in message.contacts])
+            return b"".join((b"\x82", cbor.encode(message.name), _list_head(len(message.contacts)), contacts))
         case Get():
-            return MessageType.GET, [message.key, message.offset]
+            return cbor.encode([message.key, message.offset])
         case Values():
-            return MessageType.VALUES, [message.digest, message.total, message.offset, message.chunk]
+            return cbor.encode([message.digest, message.total, message.offset, message.chunk])
         case Put():
-            return MessageType.PUT, [message.part, message.parts, message.chunk]
+            return cbor.encode([message.part, message.parts, message.chunk])
         case Ack():
-            return MessageType.ACK, [int(message.status), message.seq]
-        case Bye():
-            return MessageType.BYE, []
+            return cbor.encode([int(message.status), message.seq])
         case _:
             assert_never(message)
 
 
-def decode_body(kind: MessageType, body: list[Any]) -> Message:
+def _list_head(count: int) -> bytes:
+    return bytes((0x80 | count,)) if count < 24 else bytes((0x98, count))
+
+
+@lru_cache(maxsize=_CONTACTS_CACHED_MAX)
+def _packed(key: bytes, address: Address) -> bytes:
+    """A contact as it travels; cached because the same few are told again and again."""
+    return cbor.encode([key, pack_address(address)])
+
+
+def decode_body(kind: MessageType, raw: bytes) -> Message:
     """Return the message of a statement.
 
     Raises:
-        RemoteProtocolError: a field is missing, superfluous, of another type or out of bounds.
+        RemoteProtocolError: not canonical, or a field is missing, superfluous, of another type or out of bounds.
     """
+    if raw == _EMPTY:
+        if kind is MessageType.PING:
+            return _PING
+        if kind is MessageType.BYE:
+            return _BYE
+    if kind is MessageType.FIND and len(raw) == len(_KEY_ONLY) + DHT_ID_BYTES and raw.startswith(_KEY_ONLY):
+        return Find(raw[len(_KEY_ONLY) :])
+    if kind is MessageType.NODES:
+        nodes = _fast_nodes(raw)
+        if nodes is not None:
+            return nodes
+    body = cbor.decode(raw)
+    if not isinstance(body, list):
+        raise RemoteProtocolError("the body is not a list")
     match kind:
         case MessageType.PING:
             _fields(body, 0)
-            return Ping()
+            return _PING
         case MessageType.PONG:
             observed, name = _fields(body, 2)
             return Pong(unpack_address(observed), _name(name))
@@ -315,9 +376,42 @@ def decode_body(kind: MessageType, body: list[Any]) -> Message:
             return Ack(AckStatus(_count(status, max(AckStatus))), _count(seq, _SEQ_MAX))
         case MessageType.BYE:
             _fields(body, 0)
-            return Bye()
+            return _BYE
         case _:
             assert_never(kind)
+
+
+def _fast_nodes(raw: bytes) -> Nodes | None:
+    """Read a NODES with fewer than 24 contacts, all IPv4, and a name of less than 24 bytes: nearly all are so, and the
+    strict decoder takes 20 times as long.  None: let the strict decoder say what it is."""
+    if len(raw) < 3 or raw[0] != 0x82 or raw[1] >> 5 != 3 or raw[1] & 31 >= 24:
+        return None
+    at = 2 + (raw[1] & 31)
+    if len(raw) <= at or raw[at] >> 5 != 4:
+        return None
+    count = raw[at] & 31
+    at += 1
+    if count >= 24 or len(raw) != at + count * _CONTACT_BYTES:
+        return None
+    contacts = []
+    for start in range(at, len(raw), _CONTACT_BYTES):
+        contact = _contact_of(raw[start : start + _CONTACT_BYTES])
+        if contact is None:
+            return None
+        contacts.append(contact)
+    try:
+        name = raw[2 : at - 1].decode()
+    except UnicodeDecodeError:
+        return None
+    return Nodes(_name(name), tuple(contacts))
+
+
+@lru_cache(maxsize=_CONTACTS_CACHED_MAX)
+def _contact_of(item: bytes) -> Contact | None:
+    """The contact in these bytes if they are one with an IPv4 address; cached as the same few are heard of often."""
+    if item[:3] != _CONTACT_HEAD or item[3 + PUBLIC_KEY_BYTES] != _PACKED_V4_HEAD:
+        return None
+    return Contact(item[3 : 3 + PUBLIC_KEY_BYTES], unpack_address(item[4 + PUBLIC_KEY_BYTES :]))
 
 
 def cut_contacts(contacts: Sequence[Contact], name: str) -> tuple[Contact, ...]:
@@ -396,7 +490,7 @@ def _contacts(value: object) -> tuple[Contact, ...]:
     return tuple(contacts)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_CONTACTS_CACHED_MAX)
 def _hearsay(key: bytes, packed: bytes) -> Contact:
     """The contact in a reply; cached because the same few are heard of again and again."""
     return Contact(key, unpack_address(packed))
@@ -409,3 +503,6 @@ def _values(body: list[Any]) -> Values:
     if not isinstance(chunk, bytes) or not len(chunk) <= min(DHT_CHUNK_BYTES, max(0, total - offset)):
         raise RemoteProtocolError("a page that does not fit its list")
     return Values(_sized(digest, DIGEST_BYTES), total, offset, chunk)
+
+
+assert _BODY_AT == _HEAD_BYTES and VERSION < 24 and max(MessageType) < 24, "one byte each"

@@ -1,9 +1,10 @@
 """The routing table: peers whose replies were verified, by XOR prefix.  Pure.
 
-From the `kademlia` package: `Node` (id, address, distance) and `KBucket` (nodes in order of last contact, and the
-replacement cache behind them).  Both hold up.  `KBucket` reads `time.monotonic` for a field that is not used
-here; `Bucket` leaves that out, so that the table knows no clock.  `kademlia.routing` imports asyncio, which every
-node has loaded; beyond it the import costs 2 ms and 128 KiB, and neither rpcudp nor sockets of its own.
+From the `kademlia` package: `KBucket` (nodes in order of last contact, and the replacement cache behind them), with
+plain dicts for its ordered ones (170 bytes less for each contact) and without its `time.monotonic` for a field that
+is not used here, so that the table knows no clock.  `Node` holds up but costs 400 bytes a contact; `Entry` has the
+same fields where `KBucket` looks.  `kademlia.routing` imports asyncio, which every node has loaded; beyond it the
+import costs 2 ms and 128 KiB, and neither rpcudp nor sockets of its own.
 
 Replaced, with what was measured of kademlia 2.2.3:
 
@@ -17,9 +18,14 @@ Replaced, with what was measured of kademlia 2.2.3:
 * `NodeHeap` and the crawls: see `lookup`.  `ForgetfulStorage`: see `records`.
 
 Rules: a contact enters only by a verified reply.  After DHT_FAILURES_MAX unanswered probes it is evicted, unless
-DHT_LINK_DOWN_CONTACTS different contacts in a row were silent: then it is our link that is down.  Up to k
-contacts each is probed every DHT_PING_S; above, the stalest at that same total rate, failing ones first.  Evicted
-contacts are remembered for a while and tried again, so that two nodes find each other after an outage.
+DHT_LINK_DOWN_CONTACTS different contacts in a row were silent: then it is our link that is down.  Evicted contacts
+are remembered for a while and tried again, so that two nodes find each other after an outage.
+
+Probing: up to k contacts, each every DHT_PING_S.  Above, only the stalest, as often as it pays: the gap between two
+probes shrinks to half with each contact that is found silent and grows by a twentieth with each that answers, so that
+about one probe in fifteen finds somebody gone.  It is never below that of k contacts, and a round of the whole table
+takes at most DHT_PING_S · (contacts / k)^2.5: a minute and a half for 50 contacts, an hour and a half for 250.  A
+silent contact is probed again after DHT_PING_S, whatever the gap.
 
 Source: Kademlia, sections 2.2 and 2.4; pymdht for not evicting while the link is down.
 """
@@ -29,13 +35,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kademlia.node import Node
 from kademlia.routing import KBucket
 
-from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.contacts import Contact, Place, place_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.host.interfaces import Address
-from p2pcompute.ids import DHT_ID_BYTES, dht_id
+from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     DHT_BUCKET_SIZES,
     DHT_DEPARTED_MAX,
@@ -51,64 +56,62 @@ from p2pcompute.limits import (
 
 _ID_BITS = DHT_ID_BYTES * 8
 _RTT_WEIGHT = 1 / 8
-_PROBE_GAP_S = DHT_PING_S / DHT_K
-"""Between two probes on average: k contacts are each probed every DHT_PING_S."""
+_PROBE_GAP_S_MIN = DHT_PING_S / DHT_K
+"""Between two probes: as if k contacts were each probed every DHT_PING_S."""
+_GAP_GROWTH = 1.05
+_GAP_SHRINK = 0.5
+_ROUND_POWER = 2.5
+_ROUND_S_MAX = 4 * 3600.0
 _ROUNDING_S = 1e-6
 
 
-class Entry(Node):  # type: ignore[misc]  # the kademlia package has no types
-    """A contact in a bucket, and how it is doing."""
+class Entry:
+    """A contact in a bucket, and how it is doing.  There are millions in a large simulation: 150 bytes without
+    what it shares with others."""
 
-    id: bytes
-    ip: str
-    port: int
-    long_id: int
+    __slots__ = ("alternative", "check_at", "contact", "failed_at", "failures", "place", "run")
 
-    def __init__(self, key: bytes, address: Address, *, run: bytes, now: float) -> None:
-        super().__init__(dht_id(key), address.host, address.port)
-        self.key = key
+    def __init__(self, place: Place, address: Address, *, run: bytes, now: float) -> None:
+        self.place = place
+        self.contact = Contact(place.key, address, None, None, now)
+        """What others may know of it; `seen` is the time of the last verified reply."""
         self.run = run
         """Drawn by the peer at its start: another one means that it restarted."""
-        self.name: str | None = None
-        self.rtt_s: float | None = None
-        self.seen = now
-        """Time of the last verified reply."""
         self.check_at = now + DHT_PING_S
-        """When it is due for a probe."""
+        """When it may be probed."""
         self.failures = 0
         """Probes in a row without an answer."""
         self.failed_at = now
         self.alternative: Address | None = None
         """Another address at which it has answered while this one was live."""
-        self._contact: Contact | None = None
 
     @property
-    def address(self) -> Address:
-        return Address(self.ip, self.port)
+    def id(self) -> bytes:
+        return self.place.id
+
+    @property
+    def long_id(self) -> int:
+        return self.place.number
 
     def move(self, address: Address) -> None:
         """Take another address."""
-        self.ip, self.port = address
+        self.contact = self.contact._replace(address=address)
         self.alternative = None
-        self._contact = None
 
     def answered(self, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
         """Note a verified reply."""
-        self.run = run
-        self.seen = now
+        key, address, old_name, old_rtt_s, _ = self.contact
+        if rtt_s is None:
+            rtt_s = old_rtt_s
+        elif old_rtt_s is not None:
+            rtt_s = old_rtt_s + _RTT_WEIGHT * (rtt_s - old_rtt_s)
+        if name is None or name == old_name:
+            name = old_name  # the same object
+        self.contact = Contact(key, address, name, rtt_s, now)
+        if run != self.run:
+            self.run = run
         self.check_at = now + DHT_PING_S
         self.failures = 0
-        if name is not None:
-            self.name = name
-        if rtt_s is not None:
-            self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + _RTT_WEIGHT * (rtt_s - self.rtt_s)
-        self._contact = None
-
-    def contact(self) -> Contact:
-        """What others may know of it; the same object until something changes."""
-        if self._contact is None:
-            self._contact = Contact(self.key, self.address, self.name, self.rtt_s, self.seen)
-        return self._contact
 
 
 class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no types
@@ -121,6 +124,7 @@ class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no type
     def __init__(self, lowest: int, highest: int, size: int) -> None:
         super().__init__(lowest, highest, size)
         self.max_replacement_nodes = DHT_REPLACEMENTS_MAX
+        self.nodes = {}
 
     def touch_last_updated(self) -> None:
         """Read no clock: refreshing is decided elsewhere."""
@@ -164,6 +168,10 @@ class RoutingTable:
         self._buckets: dict[int, Bucket] = {}
         self._count = 0
         self._probed_at = float("-inf")
+        self._gap_s = _PROBE_GAP_S_MIN
+        """Between two probes when there are more than k contacts, unless a round would take too long."""
+        self._failing: dict[bytes, Entry] = {}
+        """Contacts whose last probe was not answered, the longest silent first."""
         self._silent: dict[bytes, None] = {}
         self._lost: dict[bytes, _Lost] = {}
         self._departed: dict[tuple[bytes, bytes], None] = {}
@@ -178,7 +186,7 @@ class RoutingTable:
     def get(self, contact_id: bytes) -> Contact | None:
         """Return the contact with this id."""
         entry = self._entry(contact_id)
-        return None if entry is None else entry.contact()
+        return None if entry is None else entry.contact
 
     def contacts(self) -> list[Contact]:
         """Return all contacts, nearest to the own id first."""
@@ -194,21 +202,21 @@ class RoutingTable:
         number = int.from_bytes(target, "big")
         found: list[Entry] = []
         for group in self._groups(number):
-            ready = [e for e in group if e.id != exclude and not (live_only and e.failures)]
-            ready.sort(key=lambda entry: entry.long_id ^ number)
-            found += ready[: count - len(found)]
-            if len(found) >= count:
+            ready = [e for e in group if not (live_only and e.failures)]
+            ready.sort(key=lambda entry: entry.place.number ^ number)
+            found += ready[: count + 1 - len(found)]
+            if len(found) > count:
                 break
-        return [entry.contact() for entry in found]
+        return [entry.contact for entry in found if entry.place.id != exclude][:count]
 
     def wants(self, key: bytes, address: Address) -> bool:
         """Whether a reply from this peer at this address could change the table: if not, save the ping."""
-        contact_id = dht_id(key)
+        contact_id = place_of(key).id
         if contact_id == self.own_id:
             return False
         entry = self._entry(contact_id)
         if entry is not None:
-            return address not in (entry.address, entry.alternative)
+            return address not in (entry.contact.address, entry.alternative)
         bucket = self._buckets.get(self._index(contact_id))
         if bucket is None or len(bucket) < bucket.ksize:
             return True
@@ -250,38 +258,46 @@ class RoutingTable:
             name: what it calls itself, when the reply said so.
             rtt_s: round trip of the request, when it was sent once.
         """
-        contact_id = dht_id(key)
+        place = place_of(key)
+        contact_id = place.id
         if contact_id == self.own_id or (key, run) in self._departed:
             return _NOTHING
-        self._silent.clear()
+        if self._silent:
+            self._silent.clear()
         entry = self._entry(contact_id)
         if entry is None:
-            entry = Entry(key, address, run=run, now=now)
+            entry = Entry(place, address, run=run, now=now)
             entry.answered(run, now, name, rtt_s)
             return self._enter(entry)
-        if address != entry.address:
-            is_live = entry.run == run and entry.failures == 0 and now - entry.seen <= 2 * DHT_PING_S
+        if address != entry.contact.address:
+            is_live = entry.run == run and entry.failures == 0 and now - entry.contact.seen <= 2 * DHT_PING_S
             if is_live:
                 is_new = entry.alternative != address
                 entry.alternative = address
-                return Change(probe=entry.contact()) if is_new else _NOTHING
+                return Change(probe=entry.contact) if is_new else _NOTHING
             entry.move(address)
+        if entry.failures:
+            self._failing.pop(contact_id, None)
         entry.answered(run, now, name, rtt_s)
+        self._gap_s = min(self._gap_s * _GAP_GROWTH, _ROUND_S_MAX)
         self._buckets[self._index(contact_id)].add_node(entry)  # moves it to the end: the head is the stalest
         return _NOTHING
 
     def on_failure(self, key: bytes, address: Address, *, sent: float, now: float) -> Change:
         """Note that a request sent at time `sent` was not answered in time."""
-        entry = self._entry(dht_id(key))
-        if entry is None or entry.address != address or sent < entry.seen:
+        entry = self._entry(place_of(key).id)
+        if entry is None or entry.contact.address != address or sent < entry.contact.seen:
             return _NOTHING
         if entry.failures and sent < entry.failed_at:
             return _NOTHING  # the same silence, seen by requests that overlap
         entry.failures += 1
         entry.failed_at = now
+        self._failing[entry.id] = entry
+        if entry.failures == 1:
+            self._gap_s = max(_PROBE_GAP_S_MIN, min(self._gap_s, self._gap_s_max()) * _GAP_SHRINK)
         if entry.alternative is not None:
             entry.move(entry.alternative)
-            return Change(probe=entry.contact())
+            return Change(probe=entry.contact)
         self._silent[entry.id] = None
         while len(self._silent) > DHT_LINK_DOWN_CONTACTS:
             del self._silent[next(iter(self._silent))]
@@ -290,7 +306,7 @@ class RoutingTable:
         if self.is_link_down:
             self.withheld_count += 1
             return _NOTHING
-        self._lost[entry.id] = _Lost(entry.contact(), now, now + DHT_PING_S, DHT_PING_S)
+        self._lost[entry.id] = _Lost(entry.contact, now, now + DHT_PING_S, DHT_PING_S)
         while len(self._lost) > DHT_LOST_MAX:
             del self._lost[next(iter(self._lost))]
         return self._remove(entry)
@@ -300,7 +316,7 @@ class RoutingTable:
         self._departed[key, run] = None
         while len(self._departed) > DHT_DEPARTED_MAX:
             del self._departed[next(iter(self._departed))]
-        contact_id = dht_id(key)
+        contact_id = place_of(key).id
         bucket = self._buckets.get(self._index(contact_id)) if contact_id != self.own_id else None
         if bucket is None:
             return _NOTHING
@@ -316,20 +332,32 @@ class RoutingTable:
 
     def due(self, now: float) -> list[Contact]:
         """Return the contacts to probe now, failing ones first, then the stalest; they count as probed."""
-        allowed = int(min(float(self._k), (now - self._probed_at) / _PROBE_GAP_S + _ROUNDING_S))
-        if allowed < 1:
-            return []
-        ready = [entry for entry in self._entries() if entry.check_at <= now + _ROUNDING_S]
-        ready.sort(key=lambda entry: (entry.failures == 0, entry.check_at))
-        for entry in ready[:allowed]:
+        chosen: list[Entry] = []
+        if self._count <= self._k:
+            chosen = [entry for entry in self._entries() if entry.check_at <= now + _ROUNDING_S]
+        else:
+            for entry in self._failing.values():
+                if entry.check_at <= now + _ROUNDING_S and len(chosen) < self._k:
+                    chosen.append(entry)
+            if not chosen and self._probed_at + self._gap_now() <= now + _ROUNDING_S:
+                stalest = self._stalest()
+                if stalest is not None and stalest.check_at <= now + _ROUNDING_S:
+                    chosen.append(stalest)
+                    self._buckets[self._index(stalest.id)].add_node(stalest)  # the next round begins behind the others
+        for entry in chosen:
             entry.check_at = now + DHT_PING_S
             self._probed_at = now
-        return [entry.contact() for entry in ready[:allowed]]
+        return [entry.contact for entry in chosen]
 
     def next_due(self) -> float | None:
         """Return the time of the next probe; None without contacts."""
-        first = min((entry.check_at for entry in self._entries()), default=None)
-        return None if first is None else max(first, self._probed_at + _PROBE_GAP_S)
+        if self._count <= self._k:
+            return min((entry.check_at for entry in self._entries()), default=None)
+        stalest = self._stalest()
+        times = [entry.check_at for entry in self._failing.values()]
+        if stalest is not None:
+            times.append(max(stalest.check_at, self._probed_at + self._gap_now()))
+        return min(times, default=None)
 
     def lost_due(self, now: float) -> Contact | None:
         """Return an evicted contact to try again, if one is due.
@@ -364,8 +392,30 @@ class RoutingTable:
                 raise InvariantViolation(f"routing table: bucket {index} holds a contact twice")
         if seen != self._count:
             raise InvariantViolation(f"routing table: {self._count} counted, {seen} held")
+        failing = {entry.id for entry in self._entries() if entry.failures}
+        if failing != self._failing.keys():
+            raise InvariantViolation(f"routing table: {len(failing)} are failing, {len(self._failing)} are listed")
 
     # --- parts ---
+
+    def _gap_s_max(self) -> float:
+        """The longest gap between two probes with so many contacts."""
+        round_s: float = min(_ROUND_S_MAX, DHT_PING_S * (self._count / self._k) ** _ROUND_POWER)
+        return max(_PROBE_GAP_S_MIN, round_s / max(1, self._count))
+
+    def _gap_now(self) -> float:
+        return min(self._gap_s, self._gap_s_max())
+
+    def _stalest(self) -> Entry | None:
+        """The contact that was neither heard of nor probed for longest; failing ones have a time of their own."""
+        best: Entry | None = None
+        for bucket in self._buckets.values():
+            for entry in bucket.nodes.values():
+                if not entry.failures:
+                    if best is None or entry.check_at < best.check_at:
+                        best = entry
+                    break
+        return best
 
     def _index(self, contact_id: bytes) -> int:
         return _ID_BITS - (self._own ^ int.from_bytes(contact_id, "big")).bit_length()
@@ -412,16 +462,17 @@ class RoutingTable:
         if not bucket.add_node(entry):
             return _NOTHING
         self._count += 1
-        return Change(added=(entry.contact(),))
+        return Change(added=(entry.contact,))
 
     def _remove(self, entry: Entry) -> Change:
         index = self._index(entry.id)
         bucket = self._buckets[index]
+        self._failing.pop(entry.id, None)
         replacement = bucket.drop(entry)
         self._count -= 1
         if replacement is None:
             if not bucket.nodes:
                 del self._buckets[index]
-            return Change(removed=(entry.contact(),))
+            return Change(removed=(entry.contact,))
         self._count += 1
-        return Change(added=(replacement.contact(),), removed=(entry.contact(),))
+        return Change(added=(replacement.contact,), removed=(entry.contact,))

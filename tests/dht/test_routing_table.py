@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.dht.routing_table import RoutingTable
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import dht_id
@@ -223,17 +223,48 @@ def test_probes_of_a_small_group_come_every_ping_interval() -> None:
         assert len(times) >= 4 and all(DHT_PING_S - 0.01 <= gap <= DHT_PING_S + 2.5 for gap in gaps)
 
 
-def test_probes_of_a_large_group_keep_to_the_same_total_rate_and_reach_everybody() -> None:
+def play_probes(table: RoutingTable, begin: float, end: float, dead: frozenset[int] = frozenset()) -> list[int]:
+    """Play the probes of a table; dead contacts do not answer.  Returns who was probed."""
+    probed: list[int] = []
+    now = begin
+    while now < end:
+        for contact in table.due(now):
+            number = KEYS.index(contact.key)
+            probed.append(number)
+            if number in dead:
+                table.on_failure(contact.key, contact.address, sent=now, now=now + 2)
+            else:
+                enter(table, number, now=now)
+        table.check_invariants()
+        due = table.next_due()
+        assert due is not None and due > now
+        now = due
+    return probed
+
+
+def test_probes_of_a_large_group_reach_everybody_and_become_rare_when_all_answer() -> None:
     table = RoutingTable(OWN)
     for number in range(150):
         enter(table, number)
-    probed: list[bytes] = []
-    for tick in range(200):
-        now = DHT_PING_S + tick * 0.5
-        for contact in table.due(now):
-            probed.append(contact.key)
-            enter(table, KEYS.index(contact.key), now=now)
-    assert len(probed) <= DHT_K + 200 and len(set(probed)) == 150
+    count = len(table)
+    probed = play_probes(table, DHT_PING_S, 4000.0)
+    assert len(set(probed)) == count
+    assert len(play_probes(table, 4000.0, 8000.0)) < 4000 / 4, "one in 10 s for 100 contacts, after a quick start"
+
+
+def test_probes_of_a_large_group_come_quickly_while_contacts_are_found_dead() -> None:
+    table = RoutingTable(OWN)
+    for number in range(150):
+        enter(table, number)
+    count = len(table)
+    play_probes(table, DHT_PING_S, 4000.0)
+    for number in range(150):
+        enter(table, number, now=4000.0)  # link-down does not count across this
+    dead = frozenset(range(0, 150, 3))
+    before = len(table)
+    play_probes(table, 4000.0 + DHT_PING_S, 4000.0 + 1800.0, dead)
+    left = [number for number in dead if table.get(place_of(KEYS[number]).id)]
+    assert len(left) <= 2 and len(table) < before <= count
 
 
 def test_failing_contacts_are_probed_before_stale_ones() -> None:
