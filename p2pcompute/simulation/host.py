@@ -43,7 +43,6 @@ RUN_EVENTS_MAX: Final = 100_000_000
 CLOSE_TIME_S_MAX: Final = 3600.0
 CLOSE_EVENTS_MAX: Final = 10_000_000
 """Within these, all tasks must have ended after they were cancelled."""
-MEM_BYTES: Final = 8 * 1024 * MIB
 DISK_FREE_BYTES: Final = 100 * 1024 * MIB
 
 
@@ -57,25 +56,49 @@ class SimClock:
     """The simulated `Clock`.
 
     Args:
-        wall_skew_s: what this host's wall clock is ahead of the true time.
+        wall_skew_s: what this host's wall clock is ahead of the true time.  Adding to it makes the wall clock step.
     """
 
     def __init__(self, loop: SimulationLoop, wall_skew_s: float = 0.0) -> None:
         self._loop = loop
         self.wall_skew_s = wall_skew_s
         self.now: Callable[[], float] = loop.time
+        self._rate = 1.0
+        self._set_at = 0.0
+        """Virtual time at which the rate was set, and what the monotonic clock showed then."""
+        self._set_now = 0.0
 
     def wall(self) -> float:
-        return EPOCH_WALL + self._loop.time() + self.wall_skew_s
+        now = self._loop.time()
+        wall = EPOCH_WALL + now + self.wall_skew_s
+        return wall if self._rate in (0.0, 1.0) else wall + (now - self._set_at) * (self._rate - 1.0)
 
     async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+        await asyncio.sleep(delay_s if self._rate == 1.0 else delay_s / self._rate)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        return self._loop.call_later(delay_s, callback)
+        return self._loop.call_later(delay_s if self._rate == 1.0 else delay_s / self._rate, callback)
 
     def timeout(self, delay_s: float | None) -> AbstractAsyncContextManager[object]:
-        return asyncio.timeout(delay_s)
+        return asyncio.timeout(delay_s if delay_s is None or self._rate == 1.0 else delay_s / self._rate)
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    @property
+    def rate(self) -> float:
+        """Seconds of the monotonic clock for each true one; 0 while the host is suspended."""
+        return self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Let both clocks run at this rate from now on; timers that are set already keep their times.  At rate 0 the
+        monotonic clock stands still (as CLOCK_MONOTONIC does in a sleeping machine), and the wall clock goes on."""
+        self._set_now, wall = self.now(), self.wall()
+        self._set_at, self._rate = self._loop.time(), rate
+        self.wall_skew_s = wall - EPOCH_WALL - self._set_at
+        self.now = self._bent
+
+    def _bent(self) -> float:
+        return self._set_now + (self._loop.time() - self._set_at) * self._rate
 
 
 class SimRng:
@@ -167,12 +190,14 @@ class SimProbe:
     def static(self) -> Mapping[str, object]:
         return {
             "hostname": self._host.name, "os": "simulated", "arch": "simulated",
-            "cpus": float(self._host.runner_model.slot_count), "mem_bytes": MEM_BYTES, "python": [3, 11],
+            "cpus": float(self._host.runner_model.slot_count), "mem_bytes": self._host.runner_model.mem_bytes,
+            "python": [3, 11],
         }  # fmt: skip
 
     def dynamic(self) -> Mapping[str, object]:
         busy = float(self._host.runner.busy_count)
-        return {"load": busy, "mem_free_bytes": MEM_BYTES // 2, "disk_free_bytes": DISK_FREE_BYTES}
+        free_bytes = self._host.runner_model.mem_bytes // 2
+        return {"load": busy, "mem_free_bytes": free_bytes, "disk_free_bytes": DISK_FREE_BYTES}
 
 
 class SimHost:
@@ -198,6 +223,8 @@ class SimHost:
         self.disk = SimDisk()
         self.tasks: weakref.WeakSet[Task[Any]] = weakref.WeakSet()
         self.is_up = False
+        self.is_suspended = False
+        self._rate_awake = 1.0
         self._sync_s = sync_s
         self._calls: dict[Future[Any], None] = {}
         self._context = Context()
@@ -229,6 +256,7 @@ class SimHost:
             probe=SimProbe(self),
         )  # fmt: skip
         self.is_up = True
+        self.is_suspended = False
 
     @property
     def address(self) -> str:
@@ -265,8 +293,44 @@ class SimHost:
         finally:
             self._calls.pop(outcome, None)
 
+    # --- faults -----------------------------------------------------------------------------------
+
+    def suspend(self) -> None:
+        """Put the machine to sleep: nothing of the host runs, packets to it are lost, its streams stall.  What others
+        start on it (`spawn`, `call`) waits.
+
+        Raises:
+            HostDown: it is not up, or sleeps already.
+        """
+        if not self.is_up or self.is_suspended:
+            raise HostDown(f"{self.name} is down or sleeps")
+        self.is_suspended = True
+        self._rate_awake = self.clock.rate
+        self.clock.set_rate(0.0)
+        self.runner.suspend()
+        self.simulation.network.unplug(self.machine)
+        self.simulation.loop.suspend(self)
+
+    def resume(self) -> None:
+        """Wake the machine: all goes on where it stood, timers included; only the wall clock has jumped."""
+        if not self.is_suspended:
+            return
+        self.is_suspended = False
+        self.clock.set_rate(self._rate_awake)
+        self.simulation.network.plug(self.machine)
+        self.simulation.loop.resume(self)
+        self.runner.resume()
+
+    def set_runner(self, model: RunnerModel) -> None:
+        """Run tasks after another model, from the next task on.  The count of slots changes with a restart."""
+        self.runner_model = self.runner.model = model
+
     def _crash(self, *, is_silent: bool) -> list[Task[Any]]:
         """Stop everything; returns the tasks, which must be kept, or their `finally` would run."""
+        if self.is_suspended:
+            self.clock.set_rate(self._rate_awake)
+            self.simulation.network.plug(self.machine)
+            self.is_suspended = False
         self.is_up = False
         self.net.kill(is_silent=is_silent)
         self.store.crash()

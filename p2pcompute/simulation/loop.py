@@ -110,6 +110,17 @@ class _Call(asyncio.TimerHandle):
                 self._loop._timer_cancelled()
 
 
+class _Suspension:
+    """What a suspended owner would have run."""
+
+    __slots__ = ("ready", "since", "timers")
+
+    def __init__(self, since: float, timers: list[tuple[float, int, _Call]], ready: list[_Call]) -> None:
+        self.since = since
+        self.timers = timers
+        self.ready = ready
+
+
 class SimulationLoop(asyncio.BaseEventLoop):
     """Event loop in virtual time.
 
@@ -135,6 +146,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._is_shut = False
         self._failure: BaseException | None = None
         self._failure_text = ""
+        self._suspended: dict[Owner, _Suspension] = {}
         self._gc_steps = 0
         self._step_time = -1.0
         self._steps_at_time = 0
@@ -199,6 +211,54 @@ class SimulationLoop(asyncio.BaseEventLoop):
                 call._cancelled, call._callback, call._args = True, None, ()
                 self._cancelled_timers += 1
         self._queue = deque(call for call in self._queue if call._context.get(OWNER) is not owner)
+        if self._suspended.pop(owner, None) is not None and not self._suspended:
+            del self.call_soon
+
+    def suspend(self, owner: Owner) -> None:
+        """Hold every timer and ready callback of `owner`, and whatever becomes ready for it, until `resume`."""
+        timers: list[tuple[float, int, _Call]] = []
+        rest: list[tuple[float, int, Callable[[Any], object] | None, Any]] = []
+        for entry in self._heap:
+            when, number, function, call = entry
+            if function is None and call._context.get(OWNER) is owner:
+                if call._cancelled:
+                    self._cancelled_timers -= 1
+                else:
+                    call._scheduled = False  # not in the heap: if it is cancelled now, nothing is to be counted
+                    timers.append((when, number, call))
+            else:
+                rest.append(entry)
+        self._heap[:] = rest  # a slice: the running loop holds a reference to this very list
+        heapq.heapify(self._heap)
+        ready = [call for call in self._queue if call._context.get(OWNER) is owner]
+        self._queue = deque(call for call in self._queue if call._context.get(OWNER) is not owner)
+        self._suspended[owner] = _Suspension(self._now, timers, ready)
+        # On the instance, so that it costs nothing while nobody is suspended.
+        self.call_soon = self._call_soon_or_hold  # type: ignore[method-assign]
+
+    def resume(self, owner: Owner) -> None:
+        """Let `owner` go on.  Its timers fire later by as long as it was suspended: its clock stood still."""
+        held = self._suspended.pop(owner)
+        if not self._suspended:
+            del self.call_soon
+        late_s = self._now - held.since
+        for when, _, call in sorted(held.timers, key=lambda timer: timer[:2]):
+            if not call._cancelled:
+                call._when, call._scheduled = when + late_s, True
+                heapq.heappush(self._heap, (call._when, next(self._sequence), None, call))
+        self._queue.extend(call for call in held.ready if not call._cancelled)
+
+    def _call_soon_or_hold(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        call = _Call(0.0, callback, args, self, context)
+        owner = call._context.get(OWNER)
+        held = None if owner is None else self._suspended.get(owner)
+        if held is None:
+            self._queue.append(call)
+        else:
+            held.ready.append(call)
+        return call
 
     def _timer_cancelled(self) -> None:
         self._cancelled_timers += 1

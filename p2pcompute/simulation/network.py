@@ -76,7 +76,7 @@ def _delays(median_s: float, sigma: float) -> tuple[float, ...]:
 class Machine:
     """A computer: an address and the ports of all hosts on it."""
 
-    __slots__ = ("_next_port", "address", "datagrams", "is_silent", "lan", "listeners", "number")
+    __slots__ = ("_next_port", "address", "datagrams", "is_silent", "is_unplugged", "lan", "listeners", "number")
 
     def __init__(self, number: int, address: str, lan: str) -> None:
         self.number = number
@@ -87,6 +87,8 @@ class Machine:
         self.listeners: dict[int, SimListener] = {}
         self.is_silent = False
         """Lost power: answers nothing, not even with a refusal."""
+        self.is_unplugged = False
+        """Cut off from everything, itself included: it sleeps."""
         self._next_port = 0
 
     def take_port(self, port: int, *, taken: dict[int, Any]) -> int:
@@ -208,7 +210,19 @@ class Network:
         return loss > 0.0 and one is not other and self._draw() < loss
 
     def is_cut(self, sender: Machine, receiver: Machine) -> bool:
+        if sender.is_unplugged or receiver.is_unplugged:
+            return True
         return bool(self._cuts) and (sender.number, receiver.number) in self._cuts
+
+    def unplug(self, machine: Machine) -> None:
+        """Let a machine sleep: datagrams to it are lost, its streams stall, nobody is told."""
+        machine.is_unplugged = True
+
+    def plug(self, machine: Machine) -> None:
+        """Undo `unplug`; streams send what they held back."""
+        machine.is_unplugged = False
+        for stream in list(self.stalled):
+            stream.resume()
 
     def cut(self, sender: Machine, receiver: Machine, *, both_ways: bool = True) -> None:
         """Let nothing pass between two machines until `heal`.  What is under way still arrives."""
@@ -236,7 +250,7 @@ class Network:
             counters.datagrams_unreachable += 1
         elif len(data) > UDP_BYTES_MAX:
             counters.datagrams_oversize += 1
-        elif self._cuts and (sender.number, receiver.number) in self._cuts:
+        elif self.is_cut(sender, receiver):
             counters.datagrams_cut += 1
         elif self.is_lost(sender, receiver):
             counters.datagrams_lost += 1
@@ -251,7 +265,8 @@ class Network:
     def _deliver_datagram(self, packet: tuple[Machine, int, bytes, Address, bool]) -> None:
         machine, port, data, source, is_local = packet
         endpoint = machine.datagrams.get(port)
-        if endpoint is None or machine.is_silent or (endpoint.is_loopback_only and not is_local):
+        is_off = machine.is_silent or machine.is_unplugged
+        if endpoint is None or is_off or (endpoint.is_loopback_only and not is_local):
             self.counters.datagrams_unreachable += 1
             return
         self.loop.trace.record(self.loop.time(), endpoint.net.number, Kind.DATAGRAM, zlib.crc32(data))
@@ -481,7 +496,7 @@ class SimNet:
         )
 
     def _sight(self, sighting: LanSighting) -> None:
-        if self._seen is None or self.is_dead:
+        if self._seen is None or self.is_dead or self.machine.is_unplugged:
             return
         loop = self.network.loop
         digest = zlib.crc32(sighting.announcement.public_key) ^ sighting.is_present

@@ -18,6 +18,7 @@ from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload, decode_spec
 from p2pcompute.host.interfaces import Clock, Rng
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
+from p2pcompute.limits import MIB
 from p2pcompute.simulation.loop import SimulationLoop
 from p2pcompute.simulation.trace import Kind
 
@@ -42,6 +43,8 @@ class RunnerModel:
     """Probability that an attempt ends as FAILED."""
     death: float = 0.0
     """Probability that the runner's process dies during an attempt."""
+    mem_bytes: int = 8 * 1024 * MIB
+    """Memory of the machine, for its probe."""
 
     def __post_init__(self) -> None:
         if self.slot_count < 0 or self.speed <= 0 or not (0 <= self.failure <= 1 and 0 <= self.death <= 1):
@@ -56,7 +59,7 @@ def simulated_value(index: int) -> bytes:
 class _Batch:
     """What a slot works on: `position` is the run under way."""
 
-    __slots__ = ("behind", "ending", "on_outcomes", "position", "runs", "slot", "started", "turn")
+    __slots__ = ("behind", "ending", "ends_at", "on_outcomes", "position", "runs", "slot", "started", "turn")
 
     def __init__(self, slot: int, runs: Sequence[TaskRun], on_outcomes: _OnOutcomes) -> None:
         self.slot = slot
@@ -66,6 +69,9 @@ class _Batch:
         self.turn = 0
         """Counts the events of this batch: one that comes too late has another number."""
         self.started = 0.0
+        """By the host's clock."""
+        self.ends_at = 0.0
+        """Virtual time at which the run under way ends; while the host is suspended, the seconds that are left."""
         self.ending: Outcome | None = None
         self.behind: list[tuple[TaskRun, Outcome]] = []
         """Runs that were behind the one that is being killed: reported along with it."""
@@ -101,6 +107,8 @@ class SimRunner:
         self._specs: dict[bytes, JobSpec | None] = {}
         self._idle: list[Future[None]] = []
         self._is_dead = False
+        self._late: list[tuple[_OnOutcomes, list[tuple[TaskRun, Outcome]]]] | None = None
+        """What is to be reported when a suspended host goes on; None while it runs."""
         self.is_closed = False
         self.runs_ended = 0
         """Outcomes reported so far."""
@@ -164,6 +172,35 @@ class SimRunner:
         self._is_dead = self.is_closed = True
         self._slots = [None] * len(self._slots)
 
+    # --- faults -----------------------------------------------------------------------------------
+
+    def suspend(self) -> None:
+        """Let nothing go on until `resume`."""
+        self._late = []
+        for batch in self._slots:
+            if batch is not None:
+                batch.turn += 1
+                batch.ends_at -= self._loop.time()
+
+    def resume(self) -> None:
+        """Go on where `suspend` left off."""
+        late, self._late = self._late, None
+        for batch in self._slots:
+            if batch is not None:
+                self._end_in(batch, batch.ends_at)
+        for event in late or ():
+            self._report(*event)
+
+    def kill_busy(self) -> int:
+        """Let every task that runs die for lack of memory; returns how many."""
+        count = 0
+        for batch in self._slots:
+            if batch is not None and not self._is_dead and self._late is None:
+                batch.ending = Outcome(OutcomeStatus.DIED, signal=9, cause="oom", error="out of memory")
+                self._end_in(batch, 0.0)
+                count += 1
+        return count
+
     # --- one task after the other -----------------------------------------------------------------
 
     def _spec(self, raw: bytes) -> JobSpec | None:
@@ -181,7 +218,7 @@ class SimRunner:
     def _begin(self, batch: _Batch) -> None:
         """Start the run at `batch.position` and draw how it will end."""
         run = batch.runs[batch.position]
-        batch.started = self._loop.time()
+        batch.started = self._clock.now()
         spec = self._spec(run.spec)
         try:
             work_s = decode_payload(run.payload).work_s
@@ -214,7 +251,8 @@ class SimRunner:
 
     def _end_in(self, batch: _Batch, delay_s: float) -> None:
         batch.turn += 1
-        self._loop.post(self._loop.time() + delay_s, self._ended, (batch, batch.turn))
+        batch.ends_at = self._loop.time() + delay_s
+        self._loop.post(batch.ends_at, self._ended, (batch, batch.turn))
 
     def _ended(self, event: tuple[_Batch, int]) -> None:
         batch, turn = event
@@ -222,7 +260,7 @@ class SimRunner:
             return
         ending, batch.ending = batch.ending, None
         assert ending is not None
-        runtime_s = self._loop.time() - batch.started
+        runtime_s = self._clock.now() - batch.started
         wall = self._clock.wall() - runtime_s
         outcome = replace(ending, started_wall=wall, runtime_s=runtime_s, cpu_s=runtime_s)
         ended = [(batch.runs[batch.position], outcome), *batch.behind]
@@ -240,7 +278,9 @@ class SimRunner:
         self._report(batch.on_outcomes, ended)
 
     def _report_killed(self, event: tuple[_OnOutcomes, list[tuple[TaskRun, Outcome]]]) -> None:
-        if not self._is_dead:
+        if self._late is not None:
+            self._late.append(event)
+        elif not self._is_dead:
             self._report(*event)
 
     def _report(self, on_outcomes: _OnOutcomes, ended: list[tuple[TaskRun, Outcome]]) -> None:

@@ -12,6 +12,7 @@ import bisect
 import zlib
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError, StoreError
@@ -87,6 +88,14 @@ class _Table:
         return end - start
 
 
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """What a disk held at some moment."""
+
+    rows: dict[str, dict[bytes, bytes]]
+    blobs: dict[bytes, bytes]
+
+
 class SimDisk:
     """What is durable.  Survives crashes and restarts of its host."""
 
@@ -96,6 +105,26 @@ class SimDisk:
         """Content by digest."""
         self.is_full = False
         """A fault: while True nothing can be written."""
+        self.is_broken = False
+        """A fault: while True every read and every write is an I/O error."""
+        self.slowness = 1.0
+        """A fault: syncs take so many times longer."""
+
+    def image(self) -> DiskImage:
+        """Return a copy of what is durable now, for `restore`."""
+        return DiskImage({name: dict(table.rows) for name, table in self.tables.items()}, dict(self.blobs))
+
+    def restore(self, image: DiskImage) -> None:
+        """Go back to `image`: what was durable since then is lost.  Only while the host is down."""
+        self.erase()
+        for name, rows in image.rows.items():
+            self.table(name).rows.update(rows)
+        self.blobs.update(image.blobs)
+
+    def erase(self) -> None:
+        """Lose everything.  Only while the host is down."""
+        self.tables.clear()
+        self.blobs.clear()
 
     def table(self, name: str) -> _Table:
         table = self.tables.get(name)
@@ -166,7 +195,7 @@ class SimStore:
 
     def _sync(self) -> None:
         self._syncing, self._queue = self._queue, []
-        duration = self._sync_s * (0.5 + self._rng.stream("disk").random())
+        duration = self._sync_s * self._disk.slowness * (0.5 + self._rng.stream("disk").random())
         self._loop.post(self._loop.time() + duration, self._synced, None)
 
     def _synced(self, _: None) -> None:
@@ -174,9 +203,9 @@ class SimStore:
             return
         batch, self._syncing = self._syncing, []
         for change, future in batch:
-            if self._disk.is_full:
+            if self._disk.is_full or self._disk.is_broken:
                 if not future.done():
-                    future.set_exception(_full())
+                    future.set_exception(_broken() if self._disk.is_broken else _full())
                 continue
             result = change(self._disk)
             if not future.done():
@@ -189,20 +218,21 @@ class SimStore:
         if self._is_dead:
             return
         self._is_dead = self._is_closed = True
-        kept = self._rng.stream("disk").randrange(len(self._syncing) + 1) if not self._disk.is_full else 0
+        is_writable = not (self._disk.is_full or self._disk.is_broken)
+        kept = self._rng.stream("disk").randrange(len(self._syncing) + 1) if is_writable else 0
         for change, _ in self._syncing[:kept]:
             change(self._disk)
         self._syncing, self._queue = [], []
 
     async def get(self, table: str, key: bytes) -> bytes | None:
-        self._check_open()
+        self.check_open()
         found = self._disk.tables.get(table)
         return None if found is None else found.rows.get(key)
 
     async def scan(
         self, table: str, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 1000
     ) -> list[tuple[bytes, bytes]]:
-        self._check_open()
+        self.check_open()
         found = self._disk.tables.get(table)
         return [] if found is None else found.scan(prefix, after, limit)
 
@@ -219,17 +249,20 @@ class SimStore:
             except StoreError:
                 return  # the disk is full: those who committed have been told
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise StoreError after `close`, and when nothing can be read."""
         if self._is_closed:
             raise _closed()
-
-    def check_open(self) -> None:
-        """Raise StoreError after `close`."""
-        self._check_open()
+        if self._disk.is_broken:
+            raise _broken()
 
 
 def _full() -> StoreError:
     return StoreError("the store cannot be written", "the disk is full", "free some space", code="disk-full")
+
+
+def _broken() -> StoreError:
+    return StoreError("the store failed", "input/output error", "look at the disk", code="store-io")
 
 
 def _closed() -> StoreError:

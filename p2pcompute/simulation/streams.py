@@ -384,7 +384,7 @@ class Dial:
 
     def _listener(self, machine: Machine) -> SimListener | None:
         """Who listens at the address, or None after refusing.  A machine without power does not even refuse."""
-        if machine.is_silent:
+        if machine.is_silent or machine.is_unplugged:
             return None
         listener = machine.listeners.get(self._address.port)
         if listener is None or (listener.is_loopback_only and machine is not self._net.machine):
@@ -439,4 +439,5 @@ class Dial:
         network = self._net.network
         network.counters.streams_opened += 1
         network.loop.trace.record(network.loop.time(), listener.net.number, Kind.OPENED, zlib.crc32(self._preamble))
-        listener.net.context.run(listener.accept, stream, self._preamble)
+        # Not called from here: nothing may run on a host that sleeps.
+        network.loop.call_soon(listener.accept, stream, self._preamble, context=listener.net.context)
