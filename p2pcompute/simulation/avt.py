@@ -1,0 +1,113 @@
+"""Availability traces: when each node of a measured network was up.
+
+Format AVT, one line per node: ``<id> <n> <up 1> <down 1> … <up n> <down n>``, times in seconds, ascending; blank lines
+and lines that begin with ``#`` are skipped.  A file whose name ends in ``.gz`` is compressed.
+
+Source: B. Godfrey, Repository of Availability Traces; the Failure Trace Archive carries the same files.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import math
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from p2pcompute.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class AvailabilityTrace:
+    """A trace that was read."""
+
+    begin_s: float
+    """First time at which any node is up: where the observation starts."""
+    end_s: float
+    """Last time at which any node is up: where it ends."""
+    rows: tuple[array[float], ...]
+    """For each node up, down, up, down … in seconds, ascending; a node that was never seen has an empty row."""
+
+
+@functools.lru_cache(maxsize=4)
+def read_avt(path: str) -> AvailabilityTrace:
+    """Read a trace.  Read once in a process: a simulation of many nodes asks for each of them.
+
+    Raises:
+        UsageError: it cannot be read, or a line is not as it must be; names the line.
+    """
+    rows: list[array[float]] = []
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="ascii") if path.endswith(".gz") else open(path, encoding="ascii") as lines:
+            for number, line in enumerate(lines, 1):
+                words = line.split()
+                if words and not words[0].startswith("#"):
+                    rows.append(_row(path, number, words))
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise UsageError(
+            f"{path}: the trace cannot be read", f"behind line {number}: {error}", "give a file in AVT format",
+            code="trace",
+        ) from error  # fmt: skip
+    seen = [row for row in rows if row]
+    if not seen:
+        raise UsageError(f"{path}: the trace is empty", "no node in it is ever up", None, code="trace")
+    return AvailabilityTrace(min(row[0] for row in seen), max(row[-1] for row in seen), tuple(rows))
+
+
+def _row(path: str, number: int, words: list[str]) -> array[float]:
+    def refuse(why: str) -> UsageError:
+        return UsageError(
+            f"{path}, line {number}: {why}", "a line reads: id, number n of sessions, then n pairs of seconds up, down",
+            "mend or leave out that line", code="trace",
+        )  # fmt: skip
+
+    try:
+        count = int(words[1])
+    except (IndexError, ValueError):
+        raise refuse("no number of sessions") from None
+    if count < 0 or len(words) != 2 + 2 * count:
+        raise refuse(f"{count} sessions and {len(words) - 2} times")
+    try:
+        times = array("d", map(float, words[2:]))
+    except ValueError as error:
+        raise refuse(f"not a time: {error}") from None
+    before = -math.inf
+    for position, moment in enumerate(times):
+        if not math.isfinite(moment) or moment < before or (position % 2 and moment == before):
+            raise refuse(f"times must ascend, and {words[2 + position]} stands behind {before:g}")
+        before = moment
+    return times
+
+
+def replay(trace: AvailabilityTrace, row: int, *, from_s: float = 0.0) -> Iterator[tuple[float, float]]:
+    """When a node of the trace is up: pairs (from, until) in seconds from the start of the replay, without end.
+
+    Behind its end the trace begins again; a node that is up at both ends stays up.  Nothing comes for a node that was
+    never seen.
+
+    Args:
+        from_s: seconds after the trace's begin at which the replay starts; a session under way is cut to its rest.
+    """
+    times, length_s = trace.rows[row], trace.end_s - trace.begin_s
+    if not times:
+        return
+    lap, held = 0, None
+    while True:
+        shift_s = lap * length_s - trace.begin_s - from_s
+        for position in range(0, len(times), 2):
+            begin_s, end_s = max(0.0, times[position] + shift_s), times[position + 1] + shift_s
+            if end_s <= 0.0:
+                continue
+            if held is not None and begin_s <= held[1]:
+                held = (held[0], end_s)
+                continue
+            if held is not None:
+                yield held
+            held = (begin_s, end_s)
+        lap += 1
+        if held is not None and held[0] == 0.0 and held[1] >= 2 * length_s:
+            yield (0.0, math.inf)  # up all the time
+            return
