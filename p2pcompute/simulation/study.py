@@ -1,0 +1,506 @@
+"""A study: one scenario for many seeds and swept values, on any `concurrent.futures` executor, and its summary.
+
+A run is a pure function of (code, settings, seed), so runs need nothing of one another, may go anywhere, and need not
+be repeated: `Archive` keeps what is done in a directory.  A seed that fails, or kills its process, costs no other.
+
+Source: Student's t-interval over seeds; its quantiles by Fisher's expansion (Abramowitz and Stegun 26.7.5).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import functools
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import platform
+import shlex
+import signal
+import statistics
+import subprocess
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import p2pcompute
+from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_at, with_values
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+    from p2pcompute.simulation.world import RunResult, Watch
+
+SCHEMA: Final = "p2pc.sim/1"
+RUN_SCHEMA: Final = "p2pc.sim-run/1"
+POINTS_MAX: Final = 10_000
+IN_FLIGHT_MAX: Final = 1000
+"""Runs handed to an executor ahead of their results."""
+TICK_S: Final = 0.25
+"""How often whoever waits for results is told that time passes."""
+PROBLEM_CHARS_MAX: Final = 8000
+
+OpenExecutor = Callable[[], cf.Executor]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination of swept values."""
+
+    values: Mapping[str, str]
+    """Key → value, as typed; empty without a sweep."""
+    scenario: Scenario
+    results: dict[int, RunResult] = field(default_factory=dict)
+    """By seed."""
+
+
+@dataclass(slots=True)
+class Study:
+    """What was run, and what it gave so far."""
+
+    scenario: Scenario
+    seeds: Sequence[int]
+    points: list[Point]
+    until_s: float | None = None
+    is_interrupted: bool = False
+    """Some runs are missing."""
+
+    def failed(self) -> list[tuple[Point, RunResult]]:
+        """Runs with problems, by point and seed."""
+        return [
+            (point, point.results[seed])
+            for point in self.points
+            for seed in self.seeds
+            if seed in point.results and point.results[seed].problems
+        ]
+
+
+def plan_study(scenario: Scenario, seeds: Sequence[int], sweep: Mapping[str, Sequence[str]]) -> Study:
+    """Return the study of every seed at every combination of the swept values; nothing has run yet.
+
+    Raises:
+        UsageError: a key or value is wrong, or they are too many.
+    """
+    count = math.prod(len(values) for values in sweep.values())
+    if count > POINTS_MAX:
+        raise UsageError(f"a sweep of {count} combinations is too much", f"at most {POINTS_MAX}", "sweep fewer values")
+    combinations = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+    return Study(scenario, seeds, [Point(values, with_values(scenario, values)) for values in combinations])
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def run_one(
+    run: str, scenario: Scenario, seed: int, until_s: float | None = None, *, watch: Watch | None = None
+) -> RunResult:
+    """Run one seed; whatever is raised is a problem of the result.
+
+    Args:
+        run: the experiment's function as ``module:name``, so that a process that knows no other experiments finds it.
+    """
+    from p2pcompute.simulation.world import RunResult
+
+    try:
+        result = load_named(run)(scenario, seed, until_s=until_s, watch=watch or (_meter and _MeterWatch(_meter)))
+        assert isinstance(result, RunResult)
+        return result
+    except Exception as error:  # noqa: BLE001 - a seed that fails must not lose the others
+        text = "".join(traceback.format_exception(error))[-PROBLEM_CHARS_MAX:]
+        return _failed(scenario, seed, text)
+
+
+def _failed(scenario: Scenario, seed: int, problem: str) -> RunResult:
+    from p2pcompute.simulation.world import RunResult
+
+    return RunResult(
+        scenario=scenario.name,
+        seed=seed,
+        nodes=int(getattr(scenario.settings, "nodes", 0)),
+        trace_hash="",
+        events=0,
+        messages=0,
+        wall_s=0.0,
+        simulated_s=0.0,
+        metrics={},
+        fired={},
+        problems=(problem,),
+    )
+
+
+# --- executors ------------------------------------------------------------------------------------
+
+Meter = Any
+"""A number of simulated seconds that several processes add to: a multiprocessing Value."""
+_meter: Meter | None = None
+"""In a process of a pool: the study's."""
+
+
+class _MeterWatch:
+    """Adds the progress of one run to the meter."""
+
+    def __init__(self, meter: Synchronized[float]) -> None:
+        self._meter = meter
+        self._told_s = 0.0
+
+    def progress(self, simulated_s: float, wall_s: float) -> None:
+        with self._meter.get_lock():
+            self._meter.value += simulated_s - self._told_s
+        self._told_s = simulated_s
+
+    def record(self, record: dict[str, Any]) -> None:
+        pass
+
+
+class InProcess(cf.Executor):
+    """Runs calls at once, in this thread.
+
+    Args:
+        watch: looks on.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch = watch
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+        future: cf.Future[Any] = cf.Future()
+        future.set_result(fn(*args, watch=self._watch, **kwargs))
+        return future
+
+
+def _prepare(meter: Meter) -> None:
+    """Set up a process of the pool: Ctrl-C is the parent's matter, and without the parent it ends."""
+    global _meter
+    _meter = meter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True, name="parent").start()
+
+
+def make_meter() -> Meter:
+    """Return a meter for `open_pool`; its `value` is in simulated seconds."""
+    return multiprocessing.get_context("spawn").Value("d", 0.0)
+
+
+def open_pool(jobs: int, meter: Meter) -> cf.ProcessPoolExecutor:
+    """Return a pool of `jobs` fresh processes."""
+    context = multiprocessing.get_context("spawn")
+    return cf.ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare, initargs=(meter,))
+
+
+def _stop(executor: cf.Executor) -> None:
+    """Give up what an executor has not done."""
+    processes = list((getattr(executor, "_processes", None) or {}).values())
+    for process in processes:  # its own shutdown waits for the runs under way
+        process.terminate()
+    executor.shutdown(wait=bool(processes), cancel_futures=True)
+
+
+# --- a study --------------------------------------------------------------------------------------
+
+
+def run_study(
+    study: Study,
+    open_executor: OpenExecutor,
+    *,
+    in_flight: int = IN_FLIGHT_MAX,
+    on_result: Callable[[Point, RunResult], object] | None = None,
+    on_tick: Callable[[], object] | None = None,
+) -> None:
+    """Run what `study` lacks.  Ctrl-C stops it and keeps what is done: see `is_interrupted`.
+
+    Args:
+        open_executor: `MeshExecutor`, a partial of `open_pool`, …; called again when an executor breaks.
+        in_flight: runs that it is given at once.
+        on_result: called with each result as it comes, in this thread.
+        on_tick: called every TICK_S while there are none.
+    """
+    rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick)
+    left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
+    while left and not study.is_interrupted:
+        lost, left = rounds.run(left)
+        for one in lost:  # whichever of them killed its process does so again, alone
+            if not study.is_interrupted and rounds.run([one])[0]:
+                point, seed = one
+                problem = "lost: the process that ran it died, twice (out of memory?)"
+                rounds.take(point, _failed(point.scenario, seed, problem))
+
+
+_Work = list[tuple[Point, int]]
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """Runs work on one executor after the other."""
+
+    study: Study
+    open_executor: OpenExecutor
+    in_flight: int
+    on_result: Callable[[Point, RunResult], object] | None
+    on_tick: Callable[[], object] | None
+
+    def take(self, point: Point, result: RunResult) -> None:
+        point.results[result.seed] = result
+        if self.on_result is not None:
+            self.on_result(point, result)
+
+    def run(self, work: _Work) -> tuple[_Work, _Work]:
+        """Run until all is done or the executor breaks; return what was lost with it, and what was not begun."""
+        executor = self.open_executor()
+        try:
+            lost, left = self._run(executor, work)
+            executor.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self.study.is_interrupted = True
+            _stop(executor)
+            return [], []
+        except BaseException:
+            _stop(executor)
+            raise
+        return lost, left
+
+    def _run(self, executor: cf.Executor, work: _Work) -> tuple[_Work, _Work]:
+        run = EXPERIMENTS[self.study.scenario.experiment].run
+        left, lost = deque(work), list[tuple[Point, int]]()
+        pending: dict[cf.Future[RunResult], tuple[Point, int]] = {}
+        while left or pending:
+            while left and len(pending) < self.in_flight and not lost:
+                point, seed = left[0]
+                try:
+                    future = executor.submit(run_one, run, point.scenario, seed, self.study.until_s)
+                except cf.BrokenExecutor:
+                    if not pending:
+                        return [left.popleft()], list(left)
+                    break
+                pending[future] = left.popleft()
+                if future.done():
+                    break
+            if not pending:
+                break
+            done, _ = cf.wait(pending, TICK_S, cf.FIRST_COMPLETED)
+            for future in [one for one in pending if one in done]:
+                point, seed = pending.pop(future)
+                try:
+                    result = future.result()
+                except cf.BrokenExecutor:
+                    lost.append((point, seed))
+                except Exception as error:  # noqa: BLE001 - the executor could not run this one; the others count
+                    self.take(point, _failed(point.scenario, seed, f"lost: {type(error).__name__}: {error}"))
+                else:
+                    self.take(point, result)
+            if not done and self.on_tick is not None:
+                self.on_tick()
+        return lost, list(left)
+
+
+# --- keeping --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """Return what the code is: `version`, `digest` (SHA-256 of all modules, first 16 digits), `python`, and in a source
+    tree under git `commit`, with a + when there are changes beyond it.
+    """
+    root = Path(p2pcompute.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    found = {
+        "version": p2pcompute.__version__,
+        "digest": digest.hexdigest()[:16],
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+    if (root.parent / ".git").exists():
+        commit = _git(root.parent, "rev-parse", "--short=12", "HEAD")
+        if commit:
+            found["commit"] = commit + ("+" if _git(root.parent, "status", "--porcelain", "--", root.name) else "")
+    return found
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class Archive:
+    """Results in `runs.jsonl` of a directory, a line for each run.
+
+    A line counts again for the same settings, seed, bound and code.  Lines of other code stay and are not read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "runs.jsonl"
+        self._found: dict[tuple[object, ...], RunResult] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+            if text and not text.endswith("\n"):  # cut off in the middle of a line
+                text = text[: text.rfind("\n") + 1]
+                self._path.write_text(text, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unwritable(folder, error) from error
+        for number, line in enumerate(text.splitlines(), 1):
+            self._take(line, number)
+
+    def _take(self, line: str, number: int) -> None:
+        from p2pcompute.simulation.world import RunResult
+
+        try:
+            data = json.loads(line)
+            run = data["run"]
+            result = RunResult(**{**run, "problems": tuple(run["problems"])})
+            key = (data["digest"], data["code"]["digest"], data["code"]["python"], data["until_s"], result.seed)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{self._path}, line {number}: not a result of a simulation", str(error), "choose another directory"
+            ) from error
+        self._found[key] = result
+
+    def _key(self, point: Point, seed: int, until_s: float | None) -> tuple[object, ...]:
+        code = code_version()
+        return (point.scenario.digest(), code["digest"], code["python"], until_s, seed)
+
+    def fill(self, study: Study) -> int:
+        """Put what is kept into a study; returns how many results that are."""
+        count = 0
+        for point in study.points:
+            for seed in study.seeds:
+                found = self._found.get(self._key(point, seed, study.until_s))
+                if found is not None:
+                    point.results[seed] = found
+                    count += 1
+        return count
+
+    def keep(self, study: Study, point: Point, result: RunResult) -> None:
+        """Append a result.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        if any(problem.startswith("lost: ") for problem in result.problems):
+            return  # the machine's failure, not the seed's
+        line = {
+            "schema": RUN_SCHEMA,
+            "digest": point.scenario.digest(),
+            "code": code_version(),
+            "until_s": study.until_s,
+            "set": dict(point.values),
+            "run": asdict(result),
+        }
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file beside the results, whole or not at all.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        path = self.folder / name
+        try:
+            path.with_name(f".{name}.part").write_text(text, encoding="utf-8")
+            path.with_name(f".{name}.part").replace(path)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        return path
+
+
+def _unwritable(folder: Path, error: Exception) -> StoreError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return StoreError(f"{folder} cannot be used", why, "choose another directory: -o DIR", code="output")
+
+
+# --- summing up -----------------------------------------------------------------------------------
+
+_T975: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t at 97.5 % for 1 to 9 degrees of freedom; the expansion is exact to 0.001 from there on."""
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, low and high of a 95 % t-interval; of one value all three are that value."""
+    mean = statistics.fmean(values)
+    freedom = len(values) - 1
+    if not freedom:
+        return {"mean": mean, "low": mean, "high": mean}
+    z = statistics.NormalDist().inv_cdf(0.975)
+    t = (
+        _T975[freedom - 1]
+        if freedom <= len(_T975)
+        else z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """Return the p2pc.sim/1 document: of the one point, or with `points` of each of several."""
+    if len(study.points) == 1 and not study.points[0].values:
+        return {"schema": SCHEMA, **_point_summary(study, study.points[0])}
+    shared = {"schema": SCHEMA, "scenario": study.scenario.name, "seeds": list(study.seeds), "code": code_version()}
+    points = [
+        {"set": {key: value_at(point.scenario, key) for key in point.values}, **_point_summary(study, point)}
+        for point in study.points
+    ]
+    return {**shared, "points": points}
+
+
+def _point_summary(study: Study, point: Point) -> dict[str, Any]:
+    results = [point.results[seed] for seed in study.seeds if seed in point.results]
+    hashes = [result.trace_hash for result in results]
+    names = sorted({name for result in results for name in result.metrics})
+    fired: Counter[str] = Counter()
+    for result in results:
+        fired.update(result.fired)
+    metrics = {}
+    for name in names:
+        values = [result.metrics[name] for result in results if math.isfinite(result.metrics.get(name, math.nan))]
+        if values:
+            metrics[name] = interval(values)
+            if len(values) != len(results):  # some seeds have no such figure
+                metrics[name]["count"] = len(values)
+    return {
+        "scenario": study.scenario.name,
+        "seeds": [result.seed for result in results],
+        "nodes": int(getattr(point.scenario.settings, "nodes", 0)),
+        "trace_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "events": sum(result.events for result in results),
+        "messages": sum(result.messages for result in results),
+        "wall_s": round(sum(result.wall_s for result in results), 3),
+        "simulated_s": round(sum(result.simulated_s for result in results), 6),
+        "metrics": metrics,
+        "fired": dict(sorted(fired.items())),
+        "problems": [{"seed": result.seed, "problems": list(result.problems)} for result in results if result.problems],
+        "code": code_version(),
+    }
+
+
+def replay_command(scenario: Scenario, seed: int, values: Mapping[str, str], until_s: float | None = None) -> str:
+    """Return the command that runs one seed again, with these settings changed."""
+    flags = {"nodes": "--nodes", "hours": "--hours"}
+    words = ["p2pc", "sim", "run", scenario.source, "--seed", str(seed)]
+    for key, value in values.items():
+        words += [flags[key], value] if key in flags else ["--set", f"{key}={value}"]
+    return shlex.join([*words, *(() if until_s is None else ("--until", f"{until_s:g}"))])
