@@ -1,0 +1,473 @@
+"""What must hold at any moment, in calm times, and when a node has started; see `invariants`."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from p2pcompute.dht.service import Dht
+from p2pcompute.errors import InvariantViolation
+from p2pcompute.ids import JOB_ID_BYTES, dht_id
+from p2pcompute.limits import (
+    CHANNEL_WRITE_BYTES_MAX,
+    CHANNELS_MAX,
+    CHANNELS_PER_PEER_MAX,
+    DATAGRAM_QUEUE_MAX,
+    DHT_BUCKET_SIZES,
+    DHT_DEPARTED_MAX,
+    DHT_JOIN_ADDRESSES_MAX,
+    DHT_K,
+    DHT_LOST_MAX,
+    DHT_PARTIAL_PUTS_MAX,
+    DHT_REQUESTS_MAX,
+    DHT_VERIFICATIONS_MAX,
+    HANDSHAKES_MAX,
+    NEARBY_MAX,
+    PARKED_MAX,
+    PEERS_MAX,
+    RATE_SOURCES_MAX,
+    RECORDS_MAX,
+    RECORDS_PER_KEY_MAX,
+    REPLAY_NONCES_MAX,
+    REQUESTS_IN_FLIGHT_MAX,
+    REQUESTS_SERVED_BYTES_MAX,
+    THIEVES_MAX,
+    UNACKED_RESULTS_BYTES_MAX,
+)
+from p2pcompute.node.node import Node
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.simulation.mesh import Member
+from p2pcompute.simulation.storage import SimDisk
+from p2pcompute.store.journal import FACTS, JOBS
+from p2pcompute.wire import cbor
+
+if TYPE_CHECKING:
+    from p2pcompute.simulation.invariants import Check, Checks
+
+RECORDS_CHECKED_MAX: Final = 100_000
+"""Records whose signatures the oracle remembers to have checked."""
+LIVELOCK_S: Final = 10.0
+"""Over which the rate of events without progress is taken."""
+MEMORY_TURNS: Final = 60
+"""Shared memory is searched at one of so many samplings."""
+OBJECTS_MAX: Final = 200_000
+"""Objects of one node that the search for shared memory visits."""
+
+
+# --- always: tasks --------------------------------------------------------------------------------
+
+
+def _books(checks: Checks) -> Iterator[str]:
+    """The books of owners and workers agree with themselves."""
+    for member in checks.sampled():
+        scheduler = member.running.scheduler
+        if not checks.is_due(member.host.name, sum(job.ledger.size for job in scheduler.owner.core.jobs.values())):
+            continue
+        try:
+            scheduler.owner.core.check_invariants()
+            scheduler.worker.core.check_invariants()
+        except InvariantViolation as error:
+            yield f"{member.host.name}: {error}"
+
+
+def _conservation(checks: Checks) -> Iterator[str]:
+    """Every acknowledged task is in its owner's ledger in one state; nobody has invented one."""
+    for job in checks.world.jobs:
+        member = checks.world.mesh.members[job.owner]
+        book = member.node.scheduler.owner.books.get(job.job_id) if member.node is not None else None
+        if book is None:
+            continue
+        ledger = book.job.ledger
+        if ledger.size < job.acknowledged:
+            yield f"{member.host.name} has {ledger.size} of {job.acknowledged} tasks of {short(job.job_id)}"
+        if ledger.size > len(job.works):
+            yield f"{member.host.name} has {ledger.size} tasks of {short(job.job_id)}, submitted {len(job.works)}"
+        counts, leased = ledger.counts, len(book.job.leases)
+        if sum(counts) != ledger.size or leased > counts[TaskState.OPEN]:
+            yield f"{member.host.name}: {counts} and {leased} leased make not {ledger.size} of {short(job.job_id)}"
+
+
+def _once(checks: Checks) -> Iterator[str]:
+    """A task ends at most once in each generation."""
+    for job in checks.world.jobs:
+        member = checks.world.mesh.members[job.owner]
+        if member.node is None or (book := member.node.scheduler.owner.books.get(job.job_id)) is None:
+            continue
+        ledger = book.job.ledger
+        life, seen, times = checks.ends.get((job.job_id, job.owner), (None, 0, Counter[int]()))
+        if life is not member.node:
+            seen, times = 0, Counter()
+        for index in ledger.finished[seen:]:
+            times[index] += 1
+            if times[index] > ledger.generation(index) + 1:
+                yield f"task {index} of {short(job.job_id)} ended {times[index]} times up to this generation"
+        checks.ends[job.job_id, job.owner] = (member.node, len(ledger.finished), times)
+
+
+def _leases(checks: Checks) -> Iterator[str]:
+    """A task is in at most one grant that waits for its acknowledgement, and its lease is the thief's."""
+    for member in checks.sampled():
+        core = member.running.scheduler.owner.core
+        granted: dict[tuple[bytes, int], bytes] = {}
+        for pending in core._pending.values():
+            grant = pending.grant
+            job = core.jobs.get(grant.job_id)
+            for task in grant.tasks:
+                lease = job.leases.get(task.index) if job is not None else None
+                if lease is None or lease.attempt != task.attempt:
+                    continue  # it has ended meanwhile, or went to somebody else
+                if (grant.job_id, task.index) in granted or lease.thief != grant.thief:
+                    yield f"{member.host.name} granted task {task.index} of {short(grant.job_id)} twice"
+                granted[grant.job_id, task.index] = grant.thief
+
+
+# --- always: the DHT ------------------------------------------------------------------------------
+
+
+def dhts(members: Iterable[Member]) -> Iterator[tuple[Member, Dht]]:
+    for member in members:
+        dht = member.running.network.dht
+        if dht is not None:
+            yield member, dht
+
+
+def _buckets(checks: Checks) -> Iterator[str]:
+    """Every bucket holds contacts of its own prefix, each once, not the node itself, and not too many."""
+    for member, dht in dhts(checks.sampled()):
+        try:
+            dht.check_invariants()
+        except InvariantViolation as error:
+            yield f"{member.host.name}: {error}"
+        own = member.identity.public_key
+        own_number = int.from_bytes(dht_id(own), "big")
+        contacts = dht.contacts()
+        keys = Counter(contact.key for contact in contacts)
+        if own in keys or len(keys) != len(contacts):
+            yield f"{member.host.name} has itself, or somebody twice, among its contacts"
+        sizes = Counter(160 - (own_number ^ contact.number).bit_length() for contact in contacts)
+        for shared, size in sorted(sizes.items()):
+            most = DHT_BUCKET_SIZES[shared] if shared < len(DHT_BUCKET_SIZES) else DHT_K
+            if size > most:
+                yield f"{member.host.name} has {size} contacts that share {shared} bits, at most {most}"
+
+
+def _records(checks: Checks) -> Iterator[str]:
+    """What is held was signed by its publisher, goes never back to an earlier version, and is not shown when it has
+    expired."""
+    now = checks.now
+    for member, dht in dhts(checks.sampled()):
+        store = dht.records
+        for key, publishers in store._keys.items():
+            shown = store.get(key, now=now)
+            for publisher, held in publishers.items():
+                record = held.record
+                if held.expires <= now and record in shown:
+                    yield f"{member.host.name} shows a record that expired at {held.expires:.1f} s"
+                if not _is_genuine(checks, member, record.raw, publisher):
+                    yield f"{member.host.name} holds a record that {publisher.hex()[:8]} never signed"
+                slot = (member.identity.public_key, key, publisher)
+                former = checks.versions.get(slot)
+                if former is not None and former[:2] == (member.node, store.displaced_count):
+                    version = former[2]
+                    if record.version < version and version[1] + record.ttl_s > member.host.clock.wall():
+                        who = f"{member.host.name} went back from seq {version[0]} to {record.seq}"
+                        yield f"{who} of {publisher.hex()[:8]}"
+                checks.versions[slot] = (member.running, store.displaced_count, record.version)
+
+
+def _is_genuine(checks: Checks, member: Member, raw: bytes, publisher: bytes) -> bool:
+    known = checks.verified.get(raw)
+    if known is None:
+        protected, _unprotected, body, signature = cbor.decode(raw)
+        signed = cbor.encode(["Signature1", protected, b"", body])
+        known = member.host.crypto.verify(publisher, signed, signature) and cbor.decode(body)[0] == publisher
+        if len(checks.verified) >= RECORDS_CHECKED_MAX:
+            checks.verified.clear()
+        checks.verified[raw] = known
+    return known
+
+
+# --- always: bounds, errors, progress, memory -----------------------------------------------------
+
+
+def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
+    """(what, how much, limit) of everything in a node that grows with what others send."""
+    channels, network, scheduler = node.channels, node.network, node.scheduler
+    yield "channels", len(channels._open), CHANNELS_MAX
+    yield "channels of a peer", max(map(len, channels._by_key.values()), default=0), CHANNELS_PER_PEER_MAX
+    yield "unproven connections", channels._inbound_count, HANDSHAKES_MAX
+    yield "preamble nonces", len(channels._gate), REPLAY_NONCES_MAX
+    yield "sources of connections", len(channels._rates), RATE_SOURCES_MAX
+    yield "sources of datagrams", len(network.datagrams._rates), RATE_SOURCES_MAX
+    yield "open requests", max((len(one._pending) for one in channels._open), default=0), REQUESTS_IN_FLIGHT_MAX
+    yield "unsent bytes", max((one.unsent_bytes for one in channels._open), default=0), CHANNEL_WRITE_BYTES_MAX
+    served = channels._shared.serving.values()
+    yield "requests served", max((one.count for one in served), default=0), REQUESTS_IN_FLIGHT_MAX
+    yield "bytes served", max((one.bytes for one in served), default=0), REQUESTS_SERVED_BYTES_MAX
+    yield (
+        "datagrams waiting",
+        max((len(one._queue) for one in member.host.net.datagrams), default=0),
+        DATAGRAM_QUEUE_MAX,
+    )
+    yield "nodes nearby", len(network.nearby), NEARBY_MAX
+    yield "names", len(network.names), PEERS_MAX
+    yield "peers", len(scheduler.peers), PEERS_MAX
+    yield "parked requests", len(scheduler.parking), PARKED_MAX
+    yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
+    yield "asked and not a peer", len(scheduler._asked) - len(scheduler.peers), 64
+    unsent = sum(len(done.outcome) for link in scheduler.worker.links.values() for done in link.results)
+    yield "bytes of unsent results", unsent, UNACKED_RESULTS_BYTES_MAX + CHANNEL_WRITE_BYTES_MAX
+    yield "unsent bytes that are not there", abs(unsent - scheduler.worker.unsent_bytes), 0
+    if network.dht is not None:
+        dht = network.dht
+        yield "records", len(dht.records), RECORDS_MAX
+        yield "records of a key", max(map(len, dht.records._keys.values()), default=0), RECORDS_PER_KEY_MAX
+        yield "parts of records", len(dht._keeper._partial), DHT_PARTIAL_PUTS_MAX
+        yield "peers being verified", len(dht._verifying), DHT_VERIFICATIONS_MAX
+        yield "addresses to join by", len(dht._join_addresses), DHT_JOIN_ADDRESSES_MAX
+        yield "lost contacts", len(dht._table._lost), DHT_LOST_MAX
+        yield "departed contacts", len(dht._table._departed), DHT_DEPARTED_MAX
+        if dht._exchange is not None:
+            yield "open DHT requests", len(dht._exchange._pending), DHT_REQUESTS_MAX
+    tasks = len(member.host.tasks)
+    open_requests = sum(len(one._pending) for one in channels._open)
+    yield (
+        "tasks",
+        tasks,
+        256 + 4 * len(channels._open) + open_requests + sum(one.count for one in served) + HANDSHAKES_MAX,
+    )
+
+
+def _bounds(checks: Checks) -> Iterator[str]:
+    """Nothing in a node grows beyond its limit."""
+    for member in checks.sampled():
+        for what, amount, limit in _measures(member, member.running):
+            if amount > limit:
+                yield f"{member.host.name} has {amount:.0f} {what}, at most {limit:.0f}"
+
+
+def _errors(checks: Checks) -> Iterator[str]:
+    """No exception leaves a background task, whoever sent what."""
+    for member in checks.world.mesh.members:
+        seen = checks.errors_seen[member.host.name]
+        if len(member.errors) > seen:
+            checks.errors_seen[member.host.name] = len(member.errors)
+            for text in member.errors[seen:]:
+                yield f"{member.host.name}: {text}"
+
+
+def _livelock(checks: Checks) -> Iterator[str]:
+    """Nodes are not busy for long without any task being added, started or ended."""
+    jobs = [job for one in checks.honest() for job in one.running.scheduler.owner.core.jobs.values()]
+    runs = sum(one.host.runner.runs_ended for one in checks.world.up())
+    done = runs + sum(len(job.ledger.finished) + job.ledger.size for job in jobs)
+    events, now = checks.world.simulation.loop.events, checks.now
+    known, since, then = checks.progress
+    if done != known or now - since < LIVELOCK_S:
+        if done != known:
+            checks.progress = (done, now, events)
+        return
+    rate = (events - then) / (now - since) / max(1, len(checks.world.up()))
+    checks.progress = (done, now, events)
+    if rate > checks.settings.events_per_s:
+        yield f"{rate:.0f} events per second and node for {now - since:.0f} s, and no task moves"
+
+
+def _memory(checks: Checks) -> Iterator[str]:
+    """No mutable object belongs to two nodes: what they know of each other came as bytes."""
+    members = checks.sampled()
+    if not checks.is_turn("memory", MEMORY_TURNS):
+        return
+    owners: dict[int, Member] = {}
+    for member in members:
+        for item in _mutable_parts(member.running):
+            other = owners.setdefault(id(item), member)
+            if other is not member:
+                yield f"{member.host.name} and {other.host.name} share a {type(item).__name__}: {item!r:.100}"
+
+
+_CONTAINERS: Final = (dict, list, set, deque, bytearray)
+
+
+def _mutable_parts(root: Node) -> Iterator[Any]:
+    """The mutable objects that a node's own code made, found from the node; not its host, nor what only refers to
+    them (functions, tasks, futures)."""
+    stack: list[Any] = [root]
+    seen: dict[int, Any] = {}
+    while stack and len(seen) < OBJECTS_MAX:
+        item = stack.pop()
+        kind = type(item)
+        is_container = isinstance(item, _CONTAINERS)
+        if not is_container and kind is not tuple:
+            module = kind.__module__
+            is_ours = module.startswith("p2pcompute.") and not module.startswith(
+                ("p2pcompute.simulation", "p2pcompute.host", "p2pcompute.identity")
+            )
+            if not is_ours or isinstance(item, Enum | type):
+                continue
+        if id(item) in seen:
+            continue
+        seen[id(item)] = item
+        if kind is tuple:
+            stack.extend(item)
+        elif isinstance(item, dict):
+            yield item
+            stack.extend(item)
+            stack.extend(item.values())
+        elif isinstance(item, bytearray):
+            yield item
+        elif is_container:
+            yield item
+            stack.extend(item)
+        else:
+            parameters = getattr(kind, "__dataclass_params__", None)
+            is_value = (parameters is not None and parameters.frozen) or isinstance(item, tuple)
+            if not is_value:
+                yield item
+            stack.extend(_attributes(item))
+
+
+def _attributes(item: Any) -> Iterator[Any]:
+    if is_dataclass(item) and not isinstance(item, type):
+        for field in fields(item):
+            yield getattr(item, field.name, None)
+        return
+    yield from getattr(item, "__dict__", {}).values()
+    for kind in type(item).__mro__:
+        for name in getattr(kind, "__slots__", ()):
+            yield getattr(item, name, None)
+
+
+ALWAYS: Final[dict[str, Check]] = {
+    "books": _books,
+    "conservation": _conservation,
+    "once": _once,
+    "leases": _leases,
+    "buckets": _buckets,
+    "records": _records,
+    "bounds": _bounds,
+    "errors": _errors,
+    "livelock": _livelock,
+    "memory": _memory,
+}
+
+
+# --- in calm times --------------------------------------------------------------------------------
+
+
+def _held(checks: Checks) -> Iterator[str]:
+    """Every lease has somebody who works on it, or its result is on the way."""
+    nodes = {member.identity.public_key: member.running for member in checks.honest()}
+    hostile = {checks.world.mesh.members[number].identity.public_key for number in checks.world.hostile}
+    missing: dict[tuple[bytes, int, bytes], None] = {}
+    for owner_key, owner in nodes.items():
+        for job_id, job in owner.scheduler.owner.core.jobs.items():
+            for index, lease in job.leases.items():
+                holder = nodes.get(owner_key if lease.thief == LOCAL else lease.thief)
+                is_held = holder is not None and holder.scheduler.worker.core.holds(job_id, index)
+                if not is_held and lease.thief not in hostile:
+                    missing[job_id, index, lease.thief] = None
+    for job_id, index, thief in checks.orphans.over(checks.now, missing, checks.settings.stall_s):
+        yield f"nobody has task {index} of {short(job_id)}, which is leased to {thief.hex()[:8]}"
+
+
+def _doubles(checks: Checks) -> Iterator[str]:
+    """No two nodes keep the same attempt of a task waiting."""
+    holders: dict[tuple[bytes, int, int, int], Member] = {}
+    double: dict[tuple[bytes, int, int, int], None] = {}
+    for member in checks.honest():
+        for held in member.running.scheduler.worker.core.held.values():
+            if held.is_dropped or held.slot >= 0:
+                continue
+            key = (held.job_id, held.task.index, held.task.generation, held.task.attempt)
+            if key in holders:
+                double[key] = None
+            holders[key] = member
+    for job_id, index, _generation, attempt in checks.doubles.over(checks.now, double, 2 * checks.settings.stall_s):
+        yield f"two nodes hold attempt {attempt} of task {index} of {short(job_id)}"
+
+
+def _idle(checks: Checks) -> Iterator[str]:
+    """No node idles while a task could run on it."""
+    idle = [
+        member
+        for member in checks.sampled()
+        if not member.host.runner.busy_count and member.running.scheduler.worker.core.want() >= 1
+    ]
+    found: dict[tuple[bytes, str], None] = {}
+    for owner in checks.honest() if idle else ():
+        for job_id, job in owner.running.scheduler.owner.core.jobs.items():
+            terms = job.envelope.terms
+            is_limited = terms.slots_max is not None and len(job.leases) >= terms.slots_max
+            if job.ready_count <= len(job.avoid) or is_limited:
+                continue
+            for member in idle:
+                if member is owner or not terms.local_only:
+                    found[job_id, member.host.name] = None
+    for job_id, name in checks.idle.over(checks.now, found, checks.settings.idle_s):
+        yield f"{name} idles while tasks of {short(job_id)} are ready"
+
+
+CALM: Final[dict[str, Check]] = {"held": _held, "doubles": _doubles, "idle": _idle}
+
+
+# --- what a start must bring back -----------------------------------------------------------------
+
+Books = dict[int, tuple[int, int]]
+"""A job's tasks: index → (generation, `TaskState`)."""
+_STATES: Final = {
+    FactKind.ACCEPT: TaskState.DONE, FactKind.FAIL: TaskState.FAILED, FactKind.CANCEL: TaskState.CANCELLED,
+    FactKind.RETRY: TaskState.OPEN,
+}  # fmt: skip
+
+
+def durable_books(disk: SimDisk) -> dict[bytes, Books]:
+    """What the facts on a disk say, folded by the oracle's own rule: the highest (generation, state) counts."""
+    jobs = disk.tables.get(JOBS)
+    facts = disk.tables.get(FACTS)
+    books: dict[bytes, Books] = {job_id: {} for job_id in sorted(jobs.rows)} if jobs is not None else {}
+    for key in sorted(facts.rows) if facts is not None else ():
+        tasks = books.get(key[:JOB_ID_BYTES])
+        if tasks is None:
+            continue
+        payload = cbor.decode(cbor.decode(facts.rows[key])[2])  # type: ignore[union-attr]
+        if "claims" in payload:
+            continue
+        kind, body = FactKind(payload["kind"]), payload["body"]
+        if kind is FactKind.TASKS:
+            generation = body[2] if len(body) > 2 else 0
+            for index in range(body[0], body[0] + len(body[1])):
+                tasks.setdefault(index, (generation, TaskState.OPEN))
+        elif kind in _STATES:
+            for index, generation, *_rest in body:
+                tasks[index] = max(tasks.get(index, (0, 0)), (generation, _STATES[kind]))
+    return books
+
+
+def recovered(member: Member, books: dict[bytes, Books]) -> Iterator[str]:
+    """What a node knows after its start is what was durable: no less, no more."""
+    known = member.running.scheduler.owner.core.jobs
+    if sorted(known) != sorted(books):
+        yield f"{member.host.name} has {len(known)} jobs, its disk {len(books)}"
+    for job_id, tasks in books.items():
+        job = known.get(job_id)
+        if job is None:
+            continue
+        if job.ledger.size != len(tasks):
+            yield f"{member.host.name} has {job.ledger.size} tasks of {short(job_id)}, its disk {len(tasks)}"
+        may_cancel = job.is_cancelled or bool(job.halted)
+        for index in range(min(job.ledger.size, len(tasks))):
+            found = (job.ledger.generation(index), int(job.ledger.state(index)))
+            is_given_up = may_cancel and found[1] == TaskState.CANCELLED and tasks[index][1] == TaskState.OPEN
+            if found != tasks[index] and not is_given_up:
+                yield f"{member.host.name} has task {index} of {short(job_id)} as {found}, its disk as {tasks[index]}"
+                break
+
+
+def short(job_id: bytes) -> str:
+    """A job's id as it is shown in a problem."""
+    return job_id.hex()[:6]
