@@ -1,0 +1,97 @@
+"""Logs of parallel computers in the Standard Workload Format: who submitted what when, and how long it ran.
+
+18 numbers a line, -1 for unknown; lines that begin with ``;`` are comments.  Only what a workload needs is kept.
+
+Source: Feitelson et al., "The Standard Workload Format", Parallel Workloads Archive, version 2.2.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from p2pcompute.errors import UsageError
+
+_FIELDS: Final = 18
+_SUBMIT, _RUN_TIME, _ALLOCATED, _REQUESTED, _USER = 1, 3, 4, 7, 11
+"""Positions of the fields that are read, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedJob:
+    """A job that ran."""
+
+    submit_s: float
+    """Seconds from the start of the log."""
+    run_s: float
+    processors: int
+    """Allocated, or requested when that is not known."""
+    user: int
+    """-1: not known."""
+
+
+@functools.lru_cache(maxsize=4)
+def read_swf(path: str) -> tuple[LoggedJob, ...]:
+    """Return the jobs of a log that ran, by submission time.  Jobs without run time or processors are left out.
+
+    A file whose name ends in ``.gz`` is compressed.  Read once in a process.
+
+    Raises:
+        UsageError: it cannot be read, or a line is not as it must be; names the line.
+    """
+    jobs: list[LoggedJob] = []
+    number, last = 0, -math.inf
+    try:
+        with (
+            gzip.open(path, "rt", encoding="latin-1")
+            if path.endswith(".gz")
+            else open(path, encoding="latin-1") as lines
+        ):
+            for number, line in enumerate(lines, 1):
+                words = line.split()
+                if not words or words[0].startswith(";"):
+                    continue
+                job = _job(path, number, words)
+                if job.submit_s < last:
+                    raise _refuse(path, number, f"submitted at {job.submit_s:g}, before the job above it ({last:g})")
+                last = job.submit_s
+                if job.run_s > 0 and job.processors > 0:
+                    jobs.append(job)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(
+            f"{path}: the log cannot be read", f"behind line {number}: {error}",
+            "give a file in the Standard Workload Format", code="swf",
+        ) from error  # fmt: skip
+    if not jobs:
+        raise UsageError(f"{path}: the log has no job that ran", f"{number} lines", None, code="swf")
+    return tuple(jobs)
+
+
+def _refuse(path: str, number: int, why: str) -> UsageError:
+    return UsageError(
+        f"{path}, line {number}: {why}",
+        f"a line of the Standard Workload Format has {_FIELDS} numbers, by submit time", "mend or leave out that line", code="swf",
+    )  # fmt: skip
+
+
+def _job(path: str, number: int, words: list[str]) -> LoggedJob:
+    if len(words) != _FIELDS:
+        raise _refuse(path, number, f"{len(words)} fields")
+    try:
+        values = [float(word) for word in words]
+    except ValueError as error:
+        raise _refuse(path, number, str(error)) from None
+    for position, value in enumerate(values):
+        if not math.isfinite(value) or (value < 0 and value != -1):
+            raise _refuse(path, number, f"field {position + 1} cannot be {words[position]}")
+    if values[_SUBMIT] < 0:
+        raise _refuse(path, number, "no submit time")
+    for position in (_ALLOCATED, _REQUESTED, _USER):
+        if values[position] != int(values[position]):
+            raise _refuse(path, number, f"field {position + 1} is a whole number, not {words[position]}")
+    processors = int(values[_ALLOCATED] if values[_ALLOCATED] > 0 else values[_REQUESTED])
+    return LoggedJob(values[_SUBMIT], values[_RUN_TIME], processors, int(values[_USER]))
