@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from p2pcompute.cli.command import CONTEXT
-from p2pcompute.cli.output import Options, has_color, print_json
+from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, Options, has_color, print_json
 from p2pcompute.errors import (
     ChannelLost,
     IdentityError,
