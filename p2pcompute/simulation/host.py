@@ -28,7 +28,7 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.limits import MIB
 from p2pcompute.simulation.fences import SimulationError
 from p2pcompute.simulation.loop import OWNER, RunFailed, SimulationLoop
-from p2pcompute.simulation.network import Machine, Network, NetworkModel, SimNet
+from p2pcompute.simulation.network import Machine, Network, NetworkSettings, SimNet
 from p2pcompute.simulation.runner import RunnerModel, SimRunner
 from p2pcompute.simulation.storage import SYNC_S, SimDisk, SimStore
 from p2pcompute.simulation.trace import RING_DEFAULT, Kind
@@ -373,7 +373,7 @@ class Simulation:
         self,
         seed: int | str,
         *,
-        model: NetworkModel | None = None,
+        model: NetworkSettings | None = None,
         has_real_crypto: bool = False,
         is_shuffled: bool = False,
         ring: int = RING_DEFAULT,
@@ -382,7 +382,7 @@ class Simulation:
         self.has_real_crypto = has_real_crypto
         shuffle = random.Random(f"{self.seed}:shuffle") if is_shuffled else None
         self.loop = SimulationLoop(shuffle=shuffle, ring=ring)
-        self.network = Network(self.loop, self.seed, model or NetworkModel())
+        self.network = Network(self.loop, self.seed, model or NetworkSettings())
         self.hosts: list[SimHost] = []
         self.keys: dict[bytes, bytes] = {}
         """Registry of the modelled crypto."""

@@ -3,32 +3,41 @@
 A `Machine` has one address (10.x.y.z, or loopback only) and the ports of all hosts on it; a `SimNet` is one
 host's access, the simulated `host.interfaces.Net`.  Streams are in `streams`.
 
-Model: one-way latency of a pair of machines is fixed by the seed (log-normal quantile picked by a hash of the
-pair, so nothing is kept per pair), plus uniform jitter per packet; datagrams are lost independently; a cut pair
-exchanges nothing.  Bandwidth is not modelled beyond the window of a stream.
-Source: log-normal one-way delays with the spread of the King data set (1,740 DNS servers, p2psim).
+`NetworkSettings` say what the network does to packets; delays come from `latency`, bursts of loss from `paths`.
+Packets are passed by reference.  Random draws come from one stream per purpose.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import ipaddress
-import math
 import random
-import statistics
 import zlib
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Final
+from operator import attrgetter
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
 
 from p2pcompute.errors import ChannelLost, ConfigError, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
+from p2pcompute.simulation.latency import (
+    COORDINATES_SUFFIX,
+    LATENCIES,
+    LatencyModel,
+    Lognormal,
+    Spot,
+    draw_key,
+    latency_model,
+    lognormal_quantiles,
+    pair_hash,
+)
 from p2pcompute.simulation.loop import SimulationLoop
+from p2pcompute.simulation.paths import BurstLoss
 from p2pcompute.simulation.streams import Dial, SimListener, SimStream
 from p2pcompute.simulation.trace import Kind
 
@@ -43,46 +52,84 @@ UDP_BYTES_MAX: Final = 65_507
 MACHINES_MAX: Final = 1 << 24
 _EPHEMERAL_FIRST: Final = 49152
 _EPHEMERAL_COUNT: Final = 65536 - _EPHEMERAL_FIRST
-_QUANTILES: Final = 1024
-_MASK: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkModel:
-    """Parameters of the network.  Delays are one-way, in seconds."""
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Chance = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 
-    wan_median_s: float = 0.035
-    wan_sigma: float = 0.6
-    """Of the underlying normal: 90 % of the pairs lie between 13 and 94 ms."""
-    lan_median_s: float = 0.0004
-    lan_sigma: float = 0.3
-    jitter: float = 0.2
-    """A packet takes up to this fraction longer than its pair's base delay."""
-    datagram_loss: float = 0.0
-    """Probability that a datagram between two machines is lost; a lost piece of a stream is sent again."""
+
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What lies between machines.  Delays are one-way, in seconds."""
+
+    latency: Annotated[
+        str, msgspec.Meta(description="lan, lognormal, king, meridian, regions, or the path of a .syscoord file")
+    ] = "lognormal"
+    median_s: Annotated[Seconds, msgspec.Meta(description="median delay of lognormal")] = 0.035
+    sigma: Annotated[
+        float,
+        msgspec.Meta(ge=0.0, le=3.0, description="spread of lognormal; 0.6: 90 % within 13 to 94 ms"),
+    ] = 0.6
+    noise: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0.0,
+            le=1.0,
+            description="log-normal noise of each pair in king, meridian, regions and files; "
+            "with 0.04, about 6 % of the triples violate the triangle inequality, as on PlanetLab",
+        ),
+    ] = 0.04
+    lan_median_s: Annotated[Seconds, msgspec.Meta(description="median delay of machines on one LAN")] = 0.0004
+    lan_sigma: Annotated[float, msgspec.Meta(ge=0.0, le=3.0, description="its spread")] = 0.3
+    jitter: Annotated[
+        float,
+        msgspec.Meta(ge=0.0, le=100.0, description="a packet takes up to this fraction longer than its pair"),
+    ] = 0.2
+    loss: Annotated[Chance, msgspec.Meta(description="probability that a packet between two machines is lost")] = 0.0
+    burst_share: Annotated[Chance, msgspec.Meta(description="share of the time in which a path loses in bursts")] = 0.0
+    burst_s: Annotated[Seconds, msgspec.Meta(description="mean length of a burst")] = 1.0
+    burst_loss: Annotated[Chance, msgspec.Meta(description="probability that a packet is lost in a burst")] = 0.5
+    burst_of: Annotated[
+        Literal["path", "line"],
+        msgspec.Meta(description="a burst is on one directed path, or on the line of the sender, to everybody at once"),
+    ] = "path"
+    duplicate: Annotated[Chance, msgspec.Meta(description="probability that a datagram arrives twice")] = 0.0
+    reorder: Annotated[Chance, msgspec.Meta(description="probability that a datagram is held up on the way")] = 0.0
+    reorder_s: Annotated[Seconds, msgspec.Meta(description="at most for this long")] = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.datagram_loss < 1 and self.jitter >= 0 and self.wan_median_s > 0 and self.lan_median_s > 0):
-            raise ValueError(f"impossible network model: {self}")
+        if self.latency not in LATENCIES and not self.latency.endswith(COORDINATES_SUFFIX):
+            raise ValueError(
+                f"there is no latency model {self.latency!r}: choose {', '.join(LATENCIES)}, "
+                f"or the path of a {COORDINATES_SUFFIX} file"
+            )
 
 
-@functools.lru_cache(maxsize=16)
-def _delays(median_s: float, sigma: float) -> tuple[float, ...]:
-    """Quantiles of the log-normal distribution, ascending."""
-    normal = statistics.NormalDist()
-    return tuple(median_s * math.exp(sigma * normal.inv_cdf((i + 0.5) / _QUANTILES)) for i in range(_QUANTILES))
+def _latency_model(settings: NetworkSettings) -> LatencyModel:
+    if settings.latency == "lan":
+        return Lognormal(settings.lan_median_s, settings.lan_sigma)
+    return latency_model(settings.latency, median_s=settings.median_s, sigma=settings.sigma, noise=settings.noise)
+
+
+_LATENCY_OF: Final = attrgetter("latency", "median_s", "sigma", "noise", "lan_median_s", "lan_sigma")
+_BURSTS_OF: Final = attrgetter("burst_share", "burst_s", "burst_loss", "burst_of")
+"""What the models that keep something are made of: they are made anew only when one of these changes."""
 
 
 class Machine:
     """A computer: an address and the ports of all hosts on it."""
 
-    __slots__ = ("_next_port", "address", "datagrams", "is_silent", "is_unplugged", "lan", "listeners", "number")
+    __slots__ = (
+        "_next_port", "address", "datagrams", "is_silent", "is_unplugged", "lan", "listeners", "number", "spot",
+    )  # fmt: skip
 
-    def __init__(self, number: int, address: str, lan: str) -> None:
+    def __init__(self, number: int, address: str, lan: str, spot: Spot) -> None:
         self.number = number
         self.address = address
         """10.x.y.z, or 127.0.0.1 for a machine that has only loopback."""
         self.lan = lan
+        """Machines on one LAN are at one place."""
+        self.spot = spot
         self.datagrams: dict[int, SimDatagrams] = {}
         self.listeners: dict[int, SimListener] = {}
         self.is_silent = False
@@ -121,6 +168,9 @@ class NetworkCounters:
     """Between machines that are cut from each other."""
     datagrams_unreachable: int = 0
     """No such machine or port, or it is down."""
+    datagrams_duplicated: int = 0
+    datagrams_held_up: int = 0
+    """Sent on late, so that others overtook them."""
     datagrams_oversize: int = 0
     datagrams_overflow: int = 0
     """The receiver's queue was full."""
@@ -136,13 +186,13 @@ class Network:
     """All machines and what lies between them.
 
     Args:
-        seed: fixes latencies, jitter and loss.
-        model: parameters; may be replaced while the simulation runs.
+        seed: fixes places, jitter and loss.
+        settings: see `apply`.
     """
 
-    def __init__(self, loop: SimulationLoop, seed: str, model: NetworkModel) -> None:
+    def __init__(self, loop: SimulationLoop, seed: str, settings: NetworkSettings) -> None:
         self.loop = loop
-        self.model = model
+        self.seed = seed
         self.counters = NetworkCounters()
         self.machines: dict[str, Machine] = {}
         """By their 10.x.y.z address."""
@@ -152,9 +202,52 @@ class Network:
         self._machine_count = 0
         self._lans: dict[str, dict[SimNet, None]] = {}
         self._cuts: dict[tuple[int, int], None] = {}
-        self._draw = random.Random(f"{seed}:network").random
-        self.seed = seed
-        self._salt = int.from_bytes(hashlib.sha256(f"{seed}:latency".encode()).digest()[:8], "big")
+        self._draw_jitter = random.Random(f"{seed}:jitter").random
+        self._draw_loss = random.Random(f"{seed}:loss").random
+        self._draw_odd = random.Random(f"{seed}:odd").random
+        """For what happens to some datagrams: duplicates and hold-ups."""
+        self._settings: NetworkSettings | None = None
+        self._places: LatencyModel
+        self._bursts: BurstLoss | None = None
+        self.send_datagram: Callable[[SimDatagrams, bytes, Address], None]
+        self.apply(settings)
+
+    # --- the model --------------------------------------------------------------------------------
+
+    def apply(self, settings: NetworkSettings) -> None:
+        """Let the model be this one from now on; what is under way arrives as it was sent.
+
+        What is off costs nothing: what a packet goes through is chosen here.
+
+        Raises:
+            UsageError: the file of coordinates cannot be read; nothing was changed.
+        """
+        if self._settings is None or _LATENCY_OF(self._settings) != _LATENCY_OF(settings):
+            self._places = _latency_model(settings)
+            for machine in self.machines.values():
+                machine.spot = self._place(machine.number, machine.lan)
+        if self._settings is None or _BURSTS_OF(self._settings) != _BURSTS_OF(settings):
+            share, burst_s, loss, _ = _BURSTS_OF(settings)
+            self._bursts = BurstLoss(share, burst_s, loss, self._draw_loss) if share > 0.0 and loss > 0.0 else None
+        self._settings = settings
+        self._lan_delays_s = lognormal_quantiles(settings.lan_median_s, settings.lan_sigma)
+        self._jitter = settings.jitter
+        self._loss = settings.loss
+        self._is_burst_of_path = settings.burst_of == "path"
+        self._has_loss = settings.loss > 0.0 or self._bursts is not None
+        is_plain = settings.duplicate == settings.reorder == 0.0
+        self.send_datagram = self._send_plainly if is_plain else self._send_oddly
+
+    @property
+    def settings(self) -> NetworkSettings:
+        """The model as it is now."""
+        assert self._settings is not None
+        return self._settings
+
+    def _place(self, number: int, lan: str) -> Spot:
+        """Where a machine is: at the place of its LAN."""
+        key = draw_key(random.Random(f"{self.seed}:machine:{number}"))
+        return self._places.place(random.Random(f"{self.seed}:place:{lan}"), key)
 
     # --- machines ---------------------------------------------------------------------------------
 
@@ -169,10 +262,11 @@ class Network:
         number = self._machine_count
         if number >= MACHINES_MAX:
             raise ValueError("the simulated network is full")
+        lan = f"machine {number}" if lan is None else f"lan {lan}"
         if is_loopback_only:
-            return Machine(number, LOOPBACK, f"machine {number}")
+            return Machine(number, LOOPBACK, lan, self._place(number, lan))
         address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-        machine = Machine(number, address, f"machine {number}" if lan is None else f"lan {lan}")
+        machine = Machine(number, address, lan, self._place(number, lan))
         self.machines[address] = machine
         return machine
 
@@ -187,27 +281,28 @@ class Network:
 
     def base_delay_s(self, one: Machine, other: Machine) -> float:
         """One-way delay of a pair without jitter; the same in both directions."""
-        a, b = one.number, other.number
-        if a == b:
+        if one is other:
             return LOOPBACK_DELAY_S
-        if a > b:
-            a, b = b, a
-        mixed = (a * 0x9E3779B97F4A7C15 ^ b * 0xC2B2AE3D27D4EB4F ^ self._salt) & _MASK
-        mixed = (mixed ^ mixed >> 31) * 0xBF58476D1CE4E5B9 & _MASK
-        quantile = mixed >> 54
-        model = self.model
         if one.lan == other.lan:
-            return _delays(model.lan_median_s, model.lan_sigma)[quantile]
-        return _delays(model.wan_median_s, model.wan_sigma)[quantile]
+            return self._lan_delays_s[pair_hash(one.spot, other.spot)]
+        return self._places.delay_s(one.spot, other.spot)
 
     def delay_s(self, one: Machine, other: Machine) -> float:
         """One-way delay of one packet."""
-        return self.base_delay_s(one, other) * (1.0 + self.model.jitter * self._draw())
+        return self.base_delay_s(one, other) * (1.0 + self._jitter * self._draw_jitter())
 
-    def is_lost(self, one: Machine, other: Machine) -> bool:
+    def is_lost(self, sender: Machine, receiver: Machine) -> bool:
         """Whether the model loses this packet.  Nothing is lost inside a machine."""
-        loss = self.model.datagram_loss
-        return loss > 0.0 and one is not other and self._draw() < loss
+        if not self._has_loss or sender is receiver:
+            return False
+        if self._draw_loss() < self._loss:
+            return True
+        if self._bursts is None:
+            return False
+        path = sender.number
+        if self._is_burst_of_path:
+            path = path * MACHINES_MAX + receiver.number
+        return self._bursts.is_lost(path, self.loop.time())
 
     def is_cut(self, sender: Machine, receiver: Machine) -> bool:
         if sender.is_unplugged or receiver.is_unplugged:
@@ -240,27 +335,55 @@ class Network:
 
     # --- datagrams --------------------------------------------------------------------------------
 
-    def send_datagram(self, source: SimDatagrams, data: bytes, to: Address) -> None:
-        """Take a datagram; drops are counted by reason."""
+    def _admit(self, source: SimDatagrams, data: bytes, to: Address) -> Machine | None:
+        """The receiver of a datagram that gets on its way; drops are counted by reason."""
         counters = self.counters
         counters.datagrams_sent += 1
         sender = source.net.machine
-        receiver = self.find(sender, to.host)
+        receiver = self.machines.get(to.host) or self.find(sender, to.host)
         if receiver is None or (source.is_loopback_only and receiver is not sender):
             counters.datagrams_unreachable += 1
         elif len(data) > UDP_BYTES_MAX:
             counters.datagrams_oversize += 1
-        elif self.is_cut(sender, receiver):
+        elif self._cuts and (sender.number, receiver.number) in self._cuts:
             counters.datagrams_cut += 1
-        elif self.is_lost(sender, receiver):
+        elif self._has_loss and self.is_lost(sender, receiver):
             counters.datagrams_lost += 1
         else:
+            return receiver
+        return None
+
+    def _send_plainly(self, source: SimDatagrams, data: bytes, to: Address) -> None:
+        """Take a datagram, with nothing but delay and loss."""
+        sender = source.net.machine
+        receiver = self._admit(source, data, to)
+        if receiver is not None:
             address = source.loopback_address if to.host.startswith("127.") else source.address
             self.loop.post(
                 self.loop.time() + self.delay_s(sender, receiver),
                 self._deliver_datagram,
                 (receiver, to.port, data, address, receiver is sender),
             )
+
+    def _send_oddly(self, source: SimDatagrams, data: bytes, to: Address) -> None:
+        """Take a datagram, with all that the model has."""
+        sender = source.net.machine
+        receiver = self._admit(source, data, to)
+        if receiver is None:
+            return
+        settings, draw = self.settings, self._draw_odd
+        address = source.loopback_address if to.host.startswith("127.") else source.address
+        packet = (receiver, to.port, data, address, receiver is sender)
+        copies = 1
+        if receiver is not sender and draw() < settings.duplicate:
+            self.counters.datagrams_duplicated += 1
+            copies = 2
+        for _ in range(copies):
+            at = self.loop.time() + self.delay_s(sender, receiver)
+            if receiver is not sender and draw() < settings.reorder:
+                self.counters.datagrams_held_up += 1
+                at += settings.reorder_s * draw()
+            self.loop.post(at, self._deliver_datagram, packet)
 
     def _deliver_datagram(self, packet: tuple[Machine, int, bytes, Address, bool]) -> None:
         machine, port, data, source, is_local = packet

@@ -14,7 +14,7 @@ from p2pcompute.host.interfaces import Address, DatagramEndpoint
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.simulation.host import SimHost, Simulation
-from p2pcompute.simulation.network import NetworkModel
+from p2pcompute.simulation.network import NetworkSettings
 
 GROUP = hashlib.sha256(b"a group").digest()
 
@@ -89,7 +89,7 @@ class Mesh:
     """Peers in one simulation; a context that checks every table at its end."""
 
     def __init__(self, seed: int = 1, *, loss: float = 0.0, median_s: float = 0.02) -> None:
-        self.simulation = Simulation(seed, model=NetworkModel(datagram_loss=loss, wan_median_s=median_s))
+        self.simulation = Simulation(seed, model=NetworkSettings(loss=loss, median_s=median_s))
         self.peers: list[Peer] = []
 
     def __enter__(self) -> Mesh:

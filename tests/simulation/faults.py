@@ -24,7 +24,7 @@ from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import HostDown, Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
-from p2pcompute.simulation.network import NetworkModel
+from p2pcompute.simulation.network import NetworkSettings
 from p2pcompute.simulation.runner import RunnerModel, simulated_value
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ class World:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.simulation = Simulation(
-            f"faults:{plan.seed}", model=NetworkModel(datagram_loss=plan.loss), is_shuffled=plan.is_shuffled
+            f"faults:{plan.seed}", model=NetworkSettings(loss=plan.loss), is_shuffled=plan.is_shuffled
         )
         self.mesh = Mesh(
             self.simulation, len(plan.runners), runner=plan.runners, is_lan=plan.is_lan, sync_s=plan.sync_s

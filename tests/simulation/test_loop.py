@@ -416,7 +416,7 @@ PROGRAM = """
 import asyncio, sys
 from p2pcompute.host.interfaces import Address, Write
 from p2pcompute.simulation.host import Simulation
-from p2pcompute.simulation.network import NetworkModel
+from p2pcompute.simulation.network import NetworkSettings
 
 async def node(host, addresses):
     endpoint = await host.host.net.bind_datagram(1000, loopback_only=False)
@@ -440,7 +440,7 @@ async def main(simulation):
     addresses = [host.address for host in simulation.hosts]
     await asyncio.gather(*(host.call(node(host, addresses)) for host in simulation.hosts))
 
-with Simulation(int(sys.argv[1]), model=NetworkModel(datagram_loss=0.1), is_shuffled=sys.argv[2] == "1") as simulation:
+with Simulation(int(sys.argv[1]), model=NetworkSettings(loss=0.1), is_shuffled=sys.argv[2] == "1") as simulation:
     for _ in range(20):
         simulation.add_host()
     simulation.run(main(simulation))

@@ -15,7 +15,7 @@ from p2pcompute.errors import ChannelLost, ConfigError, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX
 from p2pcompute.simulation.host import SimHost, Simulation
-from p2pcompute.simulation.network import LAN_EXPIRY_S, UDP_BYTES_MAX, NetworkModel, SimDatagrams
+from p2pcompute.simulation.network import LAN_EXPIRY_S, UDP_BYTES_MAX, NetworkSettings, SimDatagrams
 from p2pcompute.simulation.streams import STREAM_STALL_S, STREAM_WINDOW_BYTES, WRITE_HIGH_BYTES
 
 PREAMBLE = bytes(range(40))
@@ -84,7 +84,7 @@ def test_datagrams_arrive_with_their_source_and_delay() -> None:
 
 def test_datagram_loss_is_as_stated() -> None:
     """If it broke: studies of loss study something else."""
-    with Simulation(1, model=NetworkModel(datagram_loss=0.2)) as simulation:
+    with Simulation(1, model=NetworkSettings(loss=0.2)) as simulation:
         one, two = simulation.add_host(), simulation.add_host()
 
         async def main() -> int:
@@ -106,7 +106,7 @@ def test_datagram_loss_is_as_stated() -> None:
 
 def test_datagram_queue_is_bounded_and_drops_the_newest() -> None:
     """If it broke: a flood makes a simulated node larger."""
-    with Simulation(1, model=NetworkModel(jitter=0)) as simulation:
+    with Simulation(1, model=NetworkSettings(jitter=0)) as simulation:
         one, two = simulation.add_host(), simulation.add_host()
 
         async def main() -> None:
@@ -212,7 +212,7 @@ def test_latency_is_symmetric_seeded_and_spread() -> None:
 )
 def test_bytes_are_never_lost_doubled_or_reordered(sizes: list[int], reads: list[int], loss: float, seed: int) -> None:
     """If it broke: frames are corrupted for reasons that real networks do not have."""
-    with Simulation(seed, model=NetworkModel(datagram_loss=loss, jitter=2.0)) as simulation:
+    with Simulation(seed, model=NetworkSettings(loss=loss, jitter=2.0)) as simulation:
         one, two = simulation.add_host(), simulation.add_host()
         content = [random.Random(n).randbytes(size) for n, size in enumerate(sizes)]
 
