@@ -52,6 +52,7 @@ class PeerState(StrEnum):
 @dataclass(slots=True)
 class _Peer:
     contact: Contact
+    depth: int
     state: PeerState = PeerState.HEARD
     asked: float = 0.0
 
@@ -118,7 +119,7 @@ class Lookup:
         self._order: list[int] = []
         self._asked_count = 0
         self._is_finished = False
-        self._hear(seeds)
+        self._hear(seeds, 1)
 
     # --- events ---
 
@@ -146,7 +147,7 @@ class Lookup:
             return
         peer.state = PeerState.ANSWERED
         if not self._is_finished:
-            self._hear(heard)
+            self._hear(heard, peer.depth + 1)
 
     def on_failure(self, contact_id: bytes) -> None:
         """Note that a peer that was asked will not answer."""
@@ -196,6 +197,12 @@ class Lookup:
         """Peers asked so far."""
         return self._asked_count
 
+    @property
+    def hops(self) -> int:
+        """Requests one after the other that led to the nearest peer of the result; 0 without a result."""
+        states = ((self._peers[d].state, self._peers[d].depth) for d in self._order)
+        return next((depth for state, depth in states if state is PeerState.ANSWERED), 0)
+
     def check_invariants(self) -> None:
         """Raise InvariantViolation unless the object is consistent."""
         states = [peer.state for peer in self._peers.values()]
@@ -210,12 +217,12 @@ class Lookup:
     def _distance(self, contact_id: bytes) -> int:
         return int.from_bytes(contact_id, "big") ^ self._number
 
-    def _hear(self, contacts: Iterable[Contact]) -> None:
+    def _hear(self, contacts: Iterable[Contact], depth: int) -> None:
         for contact in contacts:
             distance = self._distance(contact.id)
             if contact.id == self._own_id or distance in self._peers:
                 continue
-            self._peers[distance] = _Peer(contact)
+            self._peers[distance] = _Peer(contact, depth)
             insort(self._order, distance)
             if len(self._order) > DHT_LOOKUP_CANDIDATES_MAX:
                 self._forget_farthest()

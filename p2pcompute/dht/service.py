@@ -117,6 +117,8 @@ class Dht:
         """Called when a peer was verified and entered the table."""
         self.on_contact_gone: Callable[[Contact], None] = lambda contact: None
         """Called when a peer was evicted or has said goodbye."""
+        self.last_lookup = (0, 0)
+        """Requests and hops of the lookup that ended last."""
         self._keeper = Keeper(self._clock, self._crypto, self.counters)
         self._ad_seq = 0
         self._reset()
@@ -518,6 +520,7 @@ class Dht:
             return await walk(lookup, self._clock, ask)
         finally:
             self.counters.lookup_requests += lookup.asked_count
+            self.last_lookup = (lookup.asked_count, lookup.hops)
 
     def _ask_find(self, key: bytes, contact: Contact, answer: Answer) -> None:
         self._ask(contact.key, contact.address, [Find(key)], partial(_answer_nodes, contact, answer))

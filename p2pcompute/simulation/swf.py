@@ -74,8 +74,10 @@ def read_swf(path: str) -> tuple[LoggedJob, ...]:
 def _refuse(path: str, number: int, why: str) -> UsageError:
     return UsageError(
         f"{path}, line {number}: {why}",
-        f"a line of the Standard Workload Format has {_FIELDS} numbers, by submit time", "mend or leave out that line", code="swf",
-    )  # fmt: skip
+        f"a line of the Standard Workload Format has {_FIELDS} numbers, by submit time",
+        "mend or leave out that line",
+        code="swf",
+    )
 
 
 def _job(path: str, number: int, words: list[str]) -> LoggedJob:

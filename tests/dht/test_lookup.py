@@ -235,6 +235,18 @@ def test_endless_made_up_contacts_end_at_the_limit() -> None:
     assert lookup.asked_count <= DHT_LOOKUP_REQUESTS_MAX
 
 
+def test_hops_are_the_requests_one_after_the_other_that_led_to_the_nearest() -> None:
+    first, second, third = sorted(CONTACTS[1:4], key=lambda c: c.number, reverse=True)  # each nearer to 0
+    lookup = make(bytes(20), [first])
+    assert lookup.hops == 0
+    for peer, heard in ((first, [second]), (second, [third]), (third, [])):
+        assert lookup.poll(0.0) == [peer]
+        lookup.on_answer(peer.id, heard)
+    assert lookup.is_done
+    assert lookup.result() == [third, second, first]
+    assert lookup.hops == 3
+
+
 def test_no_seeds_is_done_at_once() -> None:
     lookup = make(bytes(20), [CONTACTS[0]])
     assert lookup.is_done and lookup.result() == [] and lookup.deadline() is None
