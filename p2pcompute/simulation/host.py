@@ -29,7 +29,7 @@ from p2pcompute.limits import MIB
 from p2pcompute.simulation.fences import SimulationError
 from p2pcompute.simulation.loop import OWNER, RunFailed, SimulationLoop
 from p2pcompute.simulation.network import Machine, Network, NetworkSettings, SimNet
-from p2pcompute.simulation.runner import RunnerModel, SimRunner
+from p2pcompute.simulation.runner import RunnerModel, SimRunner, Tally
 from p2pcompute.simulation.storage import SYNC_S, SimDisk, SimStore
 from p2pcompute.simulation.trace import RING_DEFAULT, Kind
 
@@ -221,6 +221,7 @@ class SimHost:
         self.machine = machine
         self.runner_model = runner
         self.disk = SimDisk()
+        self.tally = Tally()
         self.tasks: weakref.WeakSet[Task[Any]] = weakref.WeakSet()
         self.is_up = False
         self.is_suspended = False
@@ -250,6 +251,7 @@ class SimHost:
             rng=self._rng,
             model=self.runner_model,
             context=self._context,
+            tally=self.tally,
         )
         self.host = Host(
             clock=self.clock, rng=self.rng, crypto=self.crypto, net=self.net, store=self.store, runner=self.runner,

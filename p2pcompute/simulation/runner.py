@@ -56,10 +56,20 @@ def simulated_value(index: int) -> bytes:
     return hashlib.blake2b(index.to_bytes(8, "big"), digest_size=8).digest()
 
 
+@dataclass(slots=True)
+class Tally:
+    """What the runners of one host did, over all its lives."""
+
+    runs_ok: int = 0
+    """Attempts that ended well."""
+    work_s: float = 0.0
+    """Time of its slots at work times their speed, whatever came of it."""
+
+
 class _Batch:
     """What a slot works on: `position` is the run under way."""
 
-    __slots__ = ("behind", "ending", "ends_at", "on_outcomes", "position", "runs", "slot", "started", "turn")
+    __slots__ = ("behind", "ending", "ends_at", "on_outcomes", "position", "runs", "slot", "speed", "started", "turn")
 
     def __init__(self, slot: int, runs: Sequence[TaskRun], on_outcomes: _OnOutcomes) -> None:
         self.slot = slot
@@ -70,6 +80,7 @@ class _Batch:
         """Counts the events of this batch: one that comes too late has another number."""
         self.started = 0.0
         """By the host's clock."""
+        self.speed = 1.0
         self.ends_at = 0.0
         """Virtual time at which the run under way ends; while the host is suspended, the seconds that are left."""
         self.ending: Outcome | None = None
@@ -84,6 +95,7 @@ class SimRunner:
         number: of the host, for the trace.
         rng: its stream "runner" draws failures and deaths.
         context: in which outcomes are reported, so that what they start belongs to the host.
+        tally: of the host.
     """
 
     def __init__(
@@ -95,12 +107,14 @@ class SimRunner:
         rng: Rng,
         model: RunnerModel,
         context: Context,
+        tally: Tally | None = None,
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._number = number
         self._rng = rng
         self._context = context
+        self._tally = tally or Tally()
         self.model = model
         """May be replaced while the simulation runs; counts from the next task on."""
         self._slots: list[_Batch | None] = [None] * model.slot_count
@@ -169,6 +183,10 @@ class SimRunner:
 
     def crash(self) -> None:
         """Forget everything; nobody is told."""
+        now = self._clock.now()
+        for batch in self._slots:
+            if batch is not None:
+                self._tally.work_s += (now - batch.started) * batch.speed
         self._is_dead = self.is_closed = True
         self._slots = [None] * len(self._slots)
 
@@ -226,6 +244,7 @@ class SimRunner:
             spec, work_s = None, 0.0
             batch.ending = Outcome(OutcomeStatus.REFUSED, error=str(error))
         model = self.model
+        batch.speed = model.speed
         duration = work_s / model.speed + model.overhead_s
         if spec is None or spec.kind is not TaskKind.SIMULATED:
             duration = model.overhead_s
@@ -261,6 +280,8 @@ class SimRunner:
         ending, batch.ending = batch.ending, None
         assert ending is not None
         runtime_s = self._clock.now() - batch.started
+        self._tally.work_s += runtime_s * batch.speed
+        self._tally.runs_ok += ending.status is OutcomeStatus.OK
         wall = self._clock.wall() - runtime_s
         outcome = replace(ending, started_wall=wall, runtime_s=runtime_s, cpu_s=runtime_s)
         ended = [(batch.runs[batch.position], outcome), *batch.behind]
