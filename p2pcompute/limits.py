@@ -35,13 +35,15 @@ HANDSHAKES_MAX: Final = 64
 CHANNELS_MAX: Final = 512
 """Open channels; the least recently used idle one is closed for a new one."""
 CHANNEL_IDLE_S: Final = 300.0
-"""A channel without traffic is closed after this; it opens again when needed."""
+"""A channel without traffic that nobody needs is closed after this; it opens again when needed."""
 CHANNEL_WRITE_BYTES_MAX: Final = 8 * MIB
 """Unsent bytes of one channel; a peer that does not read is cut off beyond it."""
 CHANNEL_PING_S: Final = 10.0
 """Quiet time after which a channel is probed."""
+CHANNEL_PING_S_MAX: Final = 300.0
+"""While only probes pass, the time to the next doubles up to this."""
 CHANNEL_DEAD_S: Final = 30.0
-"""Nothing heard on a channel, probes included, for this long: it is closed."""
+"""Nothing heard on a channel for this long, nor since it was probed CHANNEL_PING_S after its start: it is closed."""
 REQUESTS_IN_FLIGHT_MAX: Final = 1024
 """Unanswered requests on one channel."""
 DATAGRAM_QUEUE_MAX: Final = 1024
@@ -101,9 +103,9 @@ DHT_BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - 12
 DHT_CHUNK_BYTES: Final = 1000
 """Part of a record or of a list of records in one statement; leaves room for its head and signature (140)."""
 DHT_BUCKET_SIZES: Final = (64, 32)
-"""Contacts in the three farthest buckets; the others hold k.  With k everywhere, 50 nodes could not all know one
-another (half of them share the farthest bucket), and a lookup would take 1.2 instead of 1.1 round trips."""
-DHT_REPLACEMENTS_MAX: Final = 20
+"""Contacts in the two farthest buckets; the others hold k.  With k everywhere, 50 nodes could not all know one another
+(half of them share the farthest bucket).  With 128, 64, 32 a table of 10,000 nodes has 350 instead of 250 contacts."""
+DHT_REPLACEMENTS_MAX: Final = 5
 """Verified contacts that wait for a place in a full bucket; the one heard of longest ago goes."""
 DHT_SOFT_S_MIN: Final = 0.15
 DHT_SOFT_S_MAX: Final = 1.0
@@ -125,13 +127,15 @@ DHT_LOST_S_MAX: Final = 3600.0
 """Evicted contacts that are tried again now and then, and for how long: two nodes whose link was down meet again."""
 DHT_LOST_RETRY_S_MAX: Final = 300.0
 DHT_STRAY_S: Final = 20.0
-"""An address at which somebody was once is tried again so often, one after the other, for as long as the node runs."""
+DHT_STRAY_S_MAX: Final = 3600.0
+"""An address at which somebody was once is tried again so often, one after the other, for as long as the node runs; the
+more contacts there are, the more rarely: else ten thousand nodes would call their founder 500 times a second."""
 DHT_DEPARTED_MAX: Final = 256
 """Runs of nodes that said goodbye; what arrives late from them is dropped."""
 DHT_JOIN_ADDRESSES_MAX: Final = 256
 """Addresses pinged by one join, and remembered for the next try."""
 DHT_REFRESH_SMALL_S: Final = 60.0
-DHT_REFRESH_S: Final = 600.0
+DHT_REFRESH_S: Final = 1800.0
 """Interval of the lookups that keep the table complete: below k contacts, and above."""
 DHT_GOODBYE_S: Final = 0.5
 """How long a leaving node waits for its goodbyes to be acknowledged."""
@@ -144,6 +148,7 @@ RECORDS_MAX: Final = 4096
 """Records kept for others; when full the one that expires first goes."""
 RECORD_TTL_S_MAX: Final = 2 * 3600.0
 AD_TTL_S: Final = 900.0
+"""Life of an ad; in a large group as long as its node has been up, if that is longer; at most RECORD_TTL_S_MAX."""
 RECORDS_PER_KEY_MAX: Final = 64
 """Publishers kept under one key; when full the one that expires first goes."""
 RECORDS_REPLY_BYTES_MAX: Final = 16 * KIB
@@ -193,8 +198,10 @@ NODE_NAME_CHARS_MAX: Final = 64
 # --- scheduler ------------------------------------------------------------------------------------
 VICTIMS_MAX: Final = 8
 """Peers at which an idle node parks a steal request."""
-PARK_S: Final = 300.0
-"""Life of a parked steal request; renewed at half."""
+VICTIMS_LARGE_MAX: Final = 2
+"""The same in a group of more than k: owners also send offers, and each open channel costs both ends 20 KiB."""
+PARK_S: Final = 3600.0
+"""Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""
 PARKED_MAX: Final = 4096
 """Steal requests parked here; further ones are refused with the reason 'full'."""
 GRANT_ACK_S: Final = 1.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from p2pcompute.dht.contacts import is_loopback
+from p2pcompute.dht.contacts import is_loopback, place_of
 from p2pcompute.dht.lookup import RttEstimate
 from p2pcompute.dht.messages import (
     ANYONE,
@@ -31,7 +31,6 @@ from p2pcompute.dht.messages import (
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import dht_id
 from p2pcompute.limits import DHT_REQUEST_S, DHT_REQUESTS_MAX
 
 _TIMER_SLACK_S = 1e-6
@@ -141,7 +140,7 @@ class Exchange:
         self._clock = clock
         self._crypto = crypto
         self._identity = identity
-        self._own_id = dht_id(identity.public_key)
+        self._own_id = place_of(identity.public_key).id
         self._port = port
         self._counters = counters
         self._group_id = group_id
@@ -179,7 +178,7 @@ class Exchange:
             done(None)
             return
         transaction = self._crypto.random_bytes(TRANSACTION_BYTES)
-        recipient = ANYONE if key is None else dht_id(key)
+        recipient = ANYONE if key is None else place_of(key).id
         datagrams = [self._encode(message, transaction, recipient) for message in messages]
         now = self._clock.now()
         pending = _Pending(
@@ -200,7 +199,7 @@ class Exchange:
     def answer(self, request: Verified, message: Message) -> None:
         """Send the reply to a request, to where it came from."""
         statement = request.statement
-        self._port.send(self._encode(message, statement.transaction, dht_id(statement.sender)), request.address)
+        self._port.send(self._encode(message, statement.transaction, place_of(statement.sender).id), request.address)
 
     def receive(self, datagram: bytes, address: Address) -> None:
         """Take in a datagram of this group.  Whatever is wrong with it is counted, and it is dropped."""

@@ -231,6 +231,16 @@ class RoutingTable:
         """Whether so many contacts in a row were silent that our own link must be down."""
         return len(self._silent) >= DHT_LINK_DOWN_CONTACTS
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether `lost_due` may have somebody to try again."""
+        return bool(self._lost)
+
+    @property
+    def patience(self) -> float:
+        """How much longer a node of a large group may take for what it does now and then; 1 for up to k contacts."""
+        return float(max(1.0, (self._count / self._k) ** _ROUND_POWER))
+
     def far_buckets(self, depth: int) -> list[tuple[int, int]]:
         """Return the id ranges, ends included, of the `depth` farthest buckets, without those that are full."""
         indices = range(min(depth, _ID_BITS))
@@ -400,8 +410,7 @@ class RoutingTable:
 
     def _gap_s_max(self) -> float:
         """The longest gap between two probes with so many contacts."""
-        round_s: float = min(_ROUND_S_MAX, DHT_PING_S * (self._count / self._k) ** _ROUND_POWER)
-        return max(_PROBE_GAP_S_MIN, round_s / max(1, self._count))
+        return max(_PROBE_GAP_S_MIN, min(_ROUND_S_MAX, DHT_PING_S * self.patience) / max(1, self._count))
 
     def _gap_now(self) -> float:
         return min(self._gap_s, self._gap_s_max())

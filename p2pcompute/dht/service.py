@@ -2,7 +2,11 @@
 
 Performs what the cores decide, on the host's clock and a datagram port.  A newcomer looks itself up; whoever it
 asks pings it back and so learns it; lookups in the far buckets complete the table.  Up to k contacts, everybody
-is pinged every DHT_PING_S.
+is pinged every DHT_PING_S; above, see `routing_table`.
+
+At rest a node of a large group sends about one message in ten seconds: its ad lives as long as the node has been up
+(within bounds; old nodes stay longest), goes to the nearest of the table without a lookup, and one timer waits for
+whatever is due first.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from p2pcompute.dht.contacts import Contact, is_loopback
+from p2pcompute.dht.contacts import Contact, is_loopback, place_of
 from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
 from p2pcompute.dht.keeper import Keeper
 from p2pcompute.dht.lookup import Lookup
@@ -39,10 +43,10 @@ from p2pcompute.dht.messages import (
 from p2pcompute.dht.records import Record, RecordStore, make_ad, newest
 from p2pcompute.dht.routing_table import Change, RoutingTable
 from p2pcompute.dht.walk import Answer, walk
-from p2pcompute.host.interfaces import Address, Host
+from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import DHT_ID_BYTES, dht_id
+from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     AD_TTL_S,
     DHT_FOUND_ENOUGH,
@@ -54,14 +58,20 @@ from p2pcompute.limits import (
     DHT_REFRESH_SMALL_S,
     DHT_REQUEST_S,
     DHT_STRAY_S,
+    DHT_STRAY_S_MAX,
     DHT_VERIFICATIONS_MAX,
+    RECORD_TTL_S_MAX,
 )
 from p2pcompute.wire import cbor
 
 _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 """Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
 _JITTER = 0.1
-_PAUSE_S_MAX = DHT_PING_S / 2
+_PAUSE_S_MAX = 300.0
+_EXPIRE_S = 60.0
+"""Records are dropped at most so long after they have ended; they are not told from then on in any case."""
+_OBSERVED_MAX = 32
+"""Contacts whose view of our address is kept."""
 _READS_MAX = 2
 """Tries to read a holder's records page by page when they change meanwhile."""
 
@@ -107,7 +117,7 @@ class Dht:
         self._crypto = host.crypto
         self._rng = host.rng.stream("dht")
         self._identity = identity
-        self._own_id = dht_id(identity.public_key)
+        self._own_id = place_of(identity.public_key).id
         self._port = port
         self._scope = scope
         self._group_id = group_id
@@ -127,12 +137,15 @@ class Dht:
         self._exchange: Exchange | None = None
         self._table = RoutingTable(self._own_id)
         self._verifying: dict[bytes, None] = {}
+        self._stopped: asyncio.Future[None]
         self._observed: dict[bytes, Address] = {}
         self._join_addresses: dict[Address, None] = {}
         self._name = ""
-        self._wake = asyncio.Event()
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
         self._refresh_step = self._joins_count = self._added_count = self._published_count = 0
         self._is_refreshing = self._is_publishing = False
+        self._began = 0.0
         self._refresh_at = self._retry_at = self._stray_at = self._ad_at = self._expire_at = 0.0
 
     # --- life ---
@@ -158,6 +171,7 @@ class Dht:
         )
         self._name = shown_name(self._describe().get("name"))
         now = self._clock.now()
+        self._began = now
         self._refresh_at = now + DHT_REFRESH_SMALL_S
         self._retry_at = now + DHT_PING_S
         self._stray_at = now + DHT_STRAY_S
@@ -165,6 +179,7 @@ class Dht:
         self._expire_at = now + DHT_PING_S
         self._remember(addresses)
         self._scope.spawn(self._live(self._exchange), "live")
+        self._on_timer()
         self._scope.spawn(self._first_join(list(contacts)), "join")
 
     async def leave(self) -> None:
@@ -178,9 +193,13 @@ class Dht:
 
     def _stop(self) -> None:
         exchange, self._exchange = self._exchange, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if exchange is not None:
             exchange.close()
-        self._wake.set()
+            if not self._stopped.done():
+                self._stopped.set_result(None)
 
     def receive(self, body: bytes, source: Address) -> None:
         """Take in a datagram body of this group.  Never raises for what is in it."""
@@ -198,10 +217,19 @@ class Dht:
         counted = Counter(self._observed.values()).most_common(1)
         return counted[0][0] if counted else None
 
+    def knows(self, key: bytes) -> Contact | None:
+        """Return the verified contact with this key."""
+        return self._table.get(place_of(key).id)
+
     @property
     def records(self) -> RecordStore:
         """The records kept here, for others and for this node."""
         return self._keeper.records
+
+    @property
+    def patience(self) -> float:
+        """How much more rarely than in a group of up to k nodes a contact is heard of; at least 1."""
+        return self._table.patience
 
     @property
     def is_link_down(self) -> bool:
@@ -324,29 +352,46 @@ class Dht:
             self._refresh_at = now + self._jittered(delay_s)
             if self._refresh_step <= len(_FOLLOW_UPS_S) and self.counters.contacts_added > self._published_count:
                 self._ad_at = now  # the ad was put when few were known
-            self._wake.set()
+            self._wake()
 
     async def _live(self, exchange: Exchange) -> None:
-        """Do what is due, sleep until the next thing is.  Leaves no timer and no request behind when cancelled."""
+        """Last until this life ends.  Leaves no timer and no request behind when cancelled."""
+        self._stopped = asyncio.get_running_loop().create_future()
         try:
-            while self._exchange is exchange:
-                now = self._clock.now()
-                self._upkeep(now)
-                due = min(self._refresh_at, self._ad_at, self._retry_at, self._table.next_due() or now + _PAUSE_S_MAX)
-                self._wake.clear()
-                try:
-                    async with self._clock.timeout(max(0.0, min(due - now, _PAUSE_S_MAX))):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
+            await self._stopped
         finally:
             if self._exchange is exchange:
                 self._stop()
 
+    def _on_timer(self) -> None:
+        """Do what is due, and come back when the next thing is."""
+        self._timer = None
+        if self._exchange is not None:
+            self._upkeep(self._clock.now())
+            self._wake()
+
+    def _wake(self) -> None:
+        """See to it that `_on_timer` comes in time for what is due first."""
+        if self._exchange is None:
+            return
+        now = self._clock.now()
+        due = min(self._refresh_at, self._ad_at, self._retry_due(), self._table.next_due() or now + _PAUSE_S_MAX)
+        due = min(max(due, now), now + _PAUSE_S_MAX)
+        if self._timer is not None:
+            if self._timer_at <= due:
+                return
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._clock.call_later(due - now, self._on_timer)
+
+    def _retry_due(self) -> float:
+        """When somebody who is not in the table is to be tried again."""
+        return self._retry_at if self._table.has_lost or not len(self._table) else max(self._retry_at, self._stray_at)
+
     def _upkeep(self, now: float) -> None:
         for contact in self._table.due(now):
             self._ping(contact)
-        if now >= self._retry_at:
+        if now >= self._retry_due():
             self._retry_at = now + self._jittered(DHT_PING_S)
             self._retry(now)
         if now >= self._refresh_at:
@@ -355,13 +400,20 @@ class Dht:
                 self._is_refreshing = True
                 self._scope.spawn(self._refresh(), "refresh")
         if now >= self._ad_at:
-            self._ad_at = now + self._jittered(AD_TTL_S / 2)
+            self._ad_at = now + self._jittered(self._ad_ttl_s() / 2)
             if not self._is_publishing:
                 self._is_publishing = True
                 self._scope.spawn(self._publish(), "publish")
         if now >= self._expire_at:
-            self._expire_at = now + DHT_PING_S
+            self._expire_at = now + _EXPIRE_S
             self._keeper.expire()
+
+    def _ad_ttl_s(self) -> float:
+        """In a large group ads of nodes that have been up for long live longer: every trace of sessions has a falling
+        hazard rate, so these will stay, and refreshing is what costs most at rest."""
+        if len(self._table) <= DHT_K:
+            return AD_TTL_S
+        return min(RECORD_TTL_S_MAX, max(AD_TTL_S, self._clock.now() - self._began))
 
     def _retry(self, now: float) -> None:
         """Try a lost contact again, and addresses at which somebody was once: all when nobody is known, else one now
@@ -373,7 +425,7 @@ class Dht:
             for address in self._join_addresses:
                 self._ask(None, address, [Ping()], _ignore)
         elif now >= self._stray_at:
-            self._stray_at = now + self._jittered(DHT_STRAY_S)
+            self._stray_at = now + self._jittered(min(DHT_STRAY_S * self._table.patience, DHT_STRAY_S_MAX))
             known = {contact.address for contact in self._table.contacts()}
             stray = next((address for address in self._join_addresses if address not in known), None)
             if stray is not None:
@@ -396,10 +448,11 @@ class Dht:
                     key=self._own_id,
                     seq=self._ad_seq,
                     wall=wall,
-                    ttl_s=AD_TTL_S,
+                    ttl_s=self._ad_ttl_s(),
                     value=value,
                 )
-                _, stale_seq = await self._put(record)
+                near = self._table.nearest(self._own_id, DHT_K, live_only=True)
+                _, stale_seq = await self._put_at(near, record)
                 if stale_seq < self._ad_seq:
                     return
                 self._ad_seq = stale_seq
@@ -443,7 +496,7 @@ class Dht:
             self._exchange.answer(request, message)
 
     def _nodes(self, key: bytes, request: Verified) -> Nodes:
-        near = self._table.nearest(key, DHT_K, exclude=dht_id(request.statement.sender), live_only=True)
+        near = self._table.nearest(key, DHT_K, exclude=place_of(request.statement.sender).id, live_only=True)
         return Nodes(self._name, cut_contacts(_reachable(near, request.address), self._name))
 
     # --- what we ask ---
@@ -560,7 +613,10 @@ class Dht:
 
     async def _put(self, record: Record) -> tuple[int, int]:
         """Put a record; return how many hold it and the highest seq of a newer one that somebody holds."""
-        near = await self.find(record.key)
+        return await self._put_at(await self.find(record.key), record)
+
+    async def _put_at(self, near: Sequence[Contact], record: Record) -> tuple[int, int]:
+        """Have a record kept at these and, if it is as near as they are, here."""
         kept = stale_seq = 0
         replies = list(await self._ask_all(near, parts_of(record.raw)))
         if len(near) < DHT_K or _distance(self._own_id, record.key) < _distance(near[-1].id, record.key):
@@ -581,7 +637,10 @@ class Dht:
     def _on_reply(self, reply: Verified) -> None:
         statement, message = reply.statement, reply.message
         if isinstance(message, Pong):
+            self._observed.pop(statement.sender, None)
             self._observed[statement.sender] = message.observed
+            if len(self._observed) > _OBSERVED_MAX:
+                del self._observed[next(iter(self._observed))]
         was_alone = not len(self._table)
         change = self._table.on_reply(
             statement.sender,
@@ -592,19 +651,22 @@ class Dht:
             rtt_s=reply.rtt_s,
         )
         self._apply(change)
+        if change.added:
+            self._wake()
         if was_alone and len(self._table):
             now = self._clock.now()
             self._ad_at = now
             self._refresh_step = 1 if self._joins_count else 0
             self._refresh_at = now + _FOLLOW_UPS_S[0] if self._joins_count else now  # a join looks around by itself
-            self._wake.set()
-        if self._table.get(dht_id(statement.sender)) is None:
+            self._wake()
+        if self._observed and self.knows(statement.sender) is None:
             self._observed.pop(statement.sender, None)
 
     def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:
         change = self._table.on_failure(key, address, sent=sent, now=self._clock.now())
         self._remember([contact.address for contact in change.removed])
         self._apply(change)
+        self._wake()  # who is silent is tried again before the others
 
     def _apply(self, change: Change) -> None:
         if change.probe is not None:

@@ -20,7 +20,7 @@ from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
 from p2pcompute.transport.datagrams import Datagrams
 
-SAVE_CONTACTS_S = 60.0
+SAVE_CONTACTS_S = 600.0
 SAVE_FIRST_S = 5.0
 """After the start: who crashes early finds the group again."""
 RENEW_CHECK_S = 3600.0
@@ -63,11 +63,11 @@ class Network:
         self.dht: Dht | None = None
         self.port = 0
         self.is_on_network = False
-        self._contact_keys: dict[bytes, None] = {}
+        self._saved: Any = None
         self._to_meet: dict[Address, None] = {}
         self.nearby: dict[bytes, LanSighting] = {}
         """Announced on this LAN and not in our group."""
-        self.names: dict[bytes, str] = {}
+        self._names: dict[bytes, str] = {}
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
         self.on_peer: Callable[[bytes, list[Address]], None] = lambda _key, _addresses: None
@@ -136,7 +136,6 @@ class Network:
         await self.channels.stop_listening()
         self.datagrams.stop()
         self.dht = None
-        self._contact_keys.clear()
         self._to_meet.clear()
         self.is_on_network = False
         self.nearby.clear()
@@ -185,8 +184,11 @@ class Network:
             self._credentials.group.group_id,
             [[contact.address.host, contact.address.port] for contact in contacts],
         ]
+        if value == self._saved:
+            return
         try:
             await self._host.store.commit([self._journal.meta_write(CONTACTS_META, value)])
+            self._saved = value
         except StoreError:
             return  # the store's trouble is reported where it matters; contacts are found again
 
@@ -222,26 +224,32 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
-        self._contact_keys[contact.key] = None
-        if contact.name:
-            self._name(contact.key, clean_name(contact.name))
         self.on_peer(contact.key, [contact.address])
 
     def _contact_gone(self, contact: Contact) -> None:
-        self._contact_keys.pop(contact.key, None)
         self.silent_since.pop(contact.key, None)
+        channel = self.channels.get(contact.key)
+        if channel is not None:
+            channel.probe()  # it may have died with its node and not know yet
         self.on_peer_gone(contact.key)
 
+    def name_of(self, key: bytes) -> str:
+        """What a peer calls itself, also one that has left; empty when it has never said so."""
+        contact = self.dht.knows(key) if self.dht is not None else None
+        if contact is not None and contact.name:
+            return clean_name(contact.name)
+        return self._names.get(key, "")
+
     def _name(self, key: bytes, name: str) -> None:
-        """Remember a name: also of peers that have left, for lists of results."""
-        self.names.pop(key, None)
-        self.names[key] = name
-        if len(self.names) > PEERS_MAX:
-            del self.names[next(iter(self.names))]
+        """Remember the name of a peer to which there was a channel: whoever ran a task or gave one."""
+        self._names.pop(key, None)
+        self._names[key] = name
+        if len(self._names) > PEERS_MAX:
+            del self._names[next(iter(self._names))]
 
     def _meet(self, key: bytes, addresses: Sequence[Address]) -> None:
         """Knock at a peer's addresses unless it is a contact already; those of one moment share one look around."""
-        if self.dht is None or key in self._contact_keys or len(self._to_meet) >= NEARBY_MAX:
+        if self.dht is None or self.dht.knows(key) is not None or len(self._to_meet) >= NEARBY_MAX:
             return
         is_first = not self._to_meet
         self._to_meet.update(dict.fromkeys(addresses))
@@ -255,8 +263,9 @@ class Network:
 
     def channel_lost(self, channel: Channel) -> None:
         """Doubt a peer whose channel broke until it is heard again."""
-        if channel.peer.key in self._contact_keys and self.channels.get(channel.peer.key) is None:
-            self.silent_since[channel.peer.key] = self._host.clock.now()
+        key = channel.peer.key
+        if self.dht is not None and self.dht.knows(key) is not None and self.channels.get(key) is None:
+            self.silent_since[key] = self._host.clock.now()
 
     def channel_opened(self, channel: Channel) -> None:
         """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""

@@ -197,7 +197,7 @@ class Node:
         """A node's name by its key."""
         if key in (LOCAL, b"", self._identity.public_key):
             return self._options.name
-        return self.network.names.get(key) or short_device_id(key)
+        return self.network.name_of(key) or short_device_id(key)
 
     def status(self) -> NodeStatus:
         group = self.credentials.group

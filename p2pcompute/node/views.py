@@ -155,6 +155,7 @@ def peers(
     )
     contacts = {contact.key: contact for contact in network.dht.contacts()} if network.dht is not None else {}
     now = scheduler.now()
+    not_seen_s = NOT_SEEN_S * (network.dht.patience if network.dht is not None else 1.0)
     views = []
     for key, addresses in scheduler.peers.items():
         contact = contacts.get(key)
@@ -165,7 +166,7 @@ def peers(
         is_up = channel is not None or (
             contact is not None
             and seen_s is not None
-            and seen_s < NOT_SEEN_S
+            and seen_s < not_seen_s
             and contact.seen > network.silent_since.get(key, 0.0)
         )
         installation = channel.peer.installation if channel is not None else key
@@ -175,7 +176,7 @@ def peers(
         rtt_s = contact.rtt_s if contact is not None else None
         views.append(
             PeerView(
-                name=network.names.get(key) or short_device_id(key),
+                name=network.name_of(key) or short_device_id(key),
                 public_key=key,
                 state="up" if is_up else "not seen",
                 seen_s=0.0 if channel is not None else seen_s,
@@ -185,7 +186,7 @@ def peers(
                 address=str(address) if address is not None else "",
                 version=str(hello.get("build", ""))[:32],
                 python=".".join(str(n) for n in python) if isinstance(python, list) else "",
-                invited_by="" if not inviter else network.names.get(inviter) or short_device_id(inviter),
+                invited_by="" if not inviter else network.name_of(inviter) or short_device_id(inviter),
             )
         )
     if identity.public_key in [view.public_key for view in views]:

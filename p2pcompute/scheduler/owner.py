@@ -472,6 +472,11 @@ class OwnerCore:
         else:
             job.ready.append(index) if is_last else job.ready.appendleft(index)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything that `tick`, or a further look at the ready tasks, could change."""
+        return bool(self._pending) or any(job.leases or job.ready_count for job in self.jobs.values())
+
     def tick(self, now: float) -> None:
         """Take back grants that nobody acknowledged and leases that have expired."""
         for grant_id in [gid for gid, pending in self._pending.items() if pending.deadline <= now]:

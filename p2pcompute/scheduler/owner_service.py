@@ -505,6 +505,11 @@ class OwnerService:
         self._committed.append(waiter)
         await waiter
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a grant, a lease or a task that waits could come to an end by time alone."""
+        return self.core.is_busy
+
     def close(self) -> None:
         """Nothing is written any more: tell who waits for it, and for room."""
         self._is_closed = True

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
-from p2pcompute.host.interfaces import Address, BlobRef, Host
+from p2pcompute.host.interfaces import Address, BlobRef, Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
+    DHT_K,
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
     GRANT_ENVELOPE_BYTES_MAX,
@@ -27,6 +28,7 @@ from p2pcompute.limits import (
     PEER_LOST_GRACE_S,
     PEERS_MAX,
     RECOVERY_GRACE_S,
+    VICTIMS_LARGE_MAX,
     VICTIMS_MAX,
 )
 from p2pcompute.scheduler import messages
@@ -41,7 +43,9 @@ from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 
 TICK_S = 1.0
-"""Period of the timer that ends leases, grants and parked requests."""
+"""Period of the timer that ends leases, grants and parked requests while there are any."""
+IDLE_TICK_S = 60.0
+"""Its period while there is nothing that could end."""
 HOT_S = 10.0
 """A victim that gave or offered work so recently is asked before others."""
 BENCH_S = 60.0
@@ -134,7 +138,7 @@ class Scheduler:
         )
         self.parking = Parking()
         self.counters = SchedulerCounters()
-        self.peers: dict[bytes, list[Address]] = {}
+        self.peers: dict[bytes, tuple[Address, ...]] = {}
         """Members that may be asked for work or offered some."""
         self._given: dict[int, _Given] = {}
         self._next_given = GIVEN_ID
@@ -150,6 +154,8 @@ class Scheduler:
         """Channel peer → jobs whose envelope it has from us in its present life."""
         self._boots: dict[bytes, bytes] = {}
         self._opening: dict[bytes, None] = {}
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
         self._due: asyncio.Handle | None = None
         """The pump's next run."""
         self._may_grant_at = 0.0
@@ -158,6 +164,7 @@ class Scheduler:
 
     def _register(self) -> None:
         channels = self._channels
+        channels.is_needed = lambda key: key in self.parking or key in self._asked
         channels.on_message(Message.OFFER, self._on_offer)
         channels.on_message(Message.STEAL, self._on_steal)
         channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
@@ -182,19 +189,37 @@ class Scheduler:
             self._may_grant_at = self._host.clock.now() + RECOVERY_GRACE_S
             self._host.clock.call_later(RECOVERY_GRACE_S, self.wake)
         await self.worker.recover()
-        self._scope.spawn(self._run_timer(), "timer")
         self.wake()
 
-    async def _run_timer(self) -> None:
-        while True:
-            await self._host.clock.sleep(TICK_S)
-            now = self._host.clock.now()
-            self.owner.core.tick(now)
-            self.worker.tick(now)
-            for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
-                self._put_back(self._given.pop(grant_id))
-            self._forget_old(now)
-            self.wake()
+    def _tick(self) -> None:
+        self._timer = None
+        if self._is_closed:
+            return
+        now = self._host.clock.now()
+        self.owner.core.tick(now)
+        self.worker.tick(now)
+        for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
+            self._put_back(self._given.pop(grant_id))
+        self._forget_old(now)
+        self.wake()
+
+    def _arm_timer(self, now: float) -> None:
+        """See to it that `_tick` comes in time: every event passes through the pump, and so through here."""
+        if self._timer is not None and self._timer_at <= now + TICK_S:
+            return
+        due = now + (TICK_S if self._has_business() else IDLE_TICK_S)
+        if self._timer is not None:
+            if self._timer_at <= due:
+                return
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._host.clock.call_later(due - now, self._tick)
+
+    def _has_business(self) -> bool:
+        """Whether anything is under way that time could end."""
+        return bool(
+            self._given or self._hot or self._benched or self._offered or self.owner.is_busy or self.worker.is_busy
+        )
 
     def _forget_old(self, now: float) -> None:
         """Drop what is remembered of peers that are no longer there."""
@@ -227,6 +252,9 @@ class Scheduler:
 
     def close(self) -> None:
         self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.owner.close()
 
     # --- the pump ---------------------------------------------------------------------------------
@@ -258,6 +286,7 @@ class Scheduler:
         self.worker.start_batches()
         self._apply()
         self._seek_work(now)
+        self._arm_timer(now)
 
     def _mind_rest(self, now: float) -> None:
         """While this node can run nothing, or keep nothing, what it holds and has not started is for others."""
@@ -392,8 +421,8 @@ class Scheduler:
     def _seek_work(self, now: float) -> None:
         """Ask others when the slots are not fed.
 
-        A node with nothing to do asks its hot victims and parks at others, up to VICTIMS_MAX; workers give it what
-        they have not started.  One that is busy and wants the next batch in advance asks only owners that gave
+        A node with nothing to do asks its hot victims and parks at others, up to VICTIMS_MAX (VICTIMS_LARGE_MAX in a
+        large group); workers give it what they have not started.  One that is busy and wants the next batch in advance asks only owners that gave
         lately: if it could take from other workers too, the same tasks would wander between busy nodes.
         """
         core = self.worker.core
@@ -413,7 +442,7 @@ class Scheduler:
         if not is_idle:
             return
         cold = [key for key in self.peers if key not in self._asked]
-        room = VICTIMS_MAX - len(self._asked)
+        room = (VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX) - len(self._asked)
         if room <= 0 or not cold:
             return
         for key in self._rng.sample(cold, min(room, len(cold))):
@@ -653,7 +682,7 @@ class Scheduler:
         """A member can be reached here."""
         if key not in self.peers and len(self.peers) >= PEERS_MAX:
             return
-        self.peers[key] = list(addresses)
+        self.peers[key] = tuple(addresses)
         if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
             self._open(key)
         self.wake()

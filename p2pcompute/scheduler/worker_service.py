@@ -583,6 +583,13 @@ class WorkerService:
 
     # --- heartbeats -------------------------------------------------------------------------------
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything that `tick` could be needed for."""
+        return bool(
+            self.core.held or self._deletes or self._pinned or any(link.heartbeat_due for link in self.links.values())
+        )
+
     def tick(self, now: float) -> None:
         """Send the heartbeats that are due."""
         self._unpin_gone()

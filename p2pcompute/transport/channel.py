@@ -7,6 +7,7 @@ of its own.  What is sent within one turn of the event loop leaves in one write.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,6 +19,7 @@ from p2pcompute.limits import (
     CHANNEL_DEAD_S,
     CHANNEL_IDLE_S,
     CHANNEL_PING_S,
+    CHANNEL_PING_S_MAX,
     CHANNEL_WRITE_BYTES_MAX,
     ERROR_TEXT_CHARS_MAX,
     FRAME_BYTES_MAX,
@@ -45,6 +47,8 @@ _JOINED_BYTES_MAX: Final = 16 * 1024
 _RTT_WEIGHT: Final = 1 / 8
 """Weight of a new sample (RFC 6298 section 2)."""
 _CODE_CHARS_MAX: Final = 64
+_ANSWER_S: Final = CHANNEL_DEAD_S - CHANNEL_PING_S
+"""How long an answer to a probe is waited for."""
 _NO_ANSWER: Final = object()
 
 
@@ -100,6 +104,8 @@ class ChannelShared:
     uses: dict[int, MessageUse] = field(default_factory=dict)
     counters: ChannelCounters = field(default_factory=ChannelCounters)
     serving: dict[bytes, _Serving] = field(default_factory=dict)
+    is_needed: Callable[[bytes], bool] = lambda _key: False
+    """Whether a service wants the channel to this peer kept open, quiet as it is."""
 
 
 @dataclass(slots=True)
@@ -155,6 +161,7 @@ class Channel:
         self._progress = (0, now)
         """Bytes that the peer had taken, and when that number last grew."""
         self._timer: Timer | None = None
+        self._timer_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Channel {self.purpose.name} {self.peer.name} {self.address} {self.lost_reason or 'open'}>"
@@ -188,7 +195,7 @@ class Channel:
             LocalProtocolError: the message cannot be encoded or is longer than a frame.
         """
         if not self._is_ended:
-            self._used = self._shared.clock.now()
+            self._use()
             self._enqueue(encode_message(message_type, 0, body))
 
     async def request(self, message_type: int, body: Any, *, timeout_s: float, allow_float: bool = False) -> Any:
@@ -213,7 +220,7 @@ class Channel:
         pending = _Pending(asyncio.get_running_loop().create_future(), allow_float)
         self._pending[request_id] = pending
         try:
-            self._used = self._shared.clock.now()
+            self._use()
             self._enqueue(data)
             async with self._shared.clock.timeout(timeout_s):
                 answer = await pending.answer
@@ -390,7 +397,7 @@ class Channel:
             # One at a time: several that were woken by the same drain would together overfill the channel.
             async with self._replying:
                 await self.drain()
-                self._used = self._shared.clock.now()
+                self._use()
                 self._enqueue(reply)
         except ChannelLost:
             return
@@ -450,11 +457,16 @@ class Channel:
         """Ask for a sign of life now, when none is awaited already."""
         if self._ping is None and not self._is_ended:
             request_id = self._next_request_id()
-            self._ping = (request_id, self._shared.clock.now())
+            now = self._shared.clock.now()
+            self._ping = (request_id, now)
             self._enqueue(encode_message(MessageType.PING, request_id, None))
+            if self._timer is not None and self._timer_at > now + _ANSWER_S:
+                self._timer.cancel()
+                self._arm(now, now + _ANSWER_S)
 
     def _tick(self) -> None:
         """Check life, progress and use; arm the timer for the next time when one of them can change."""
+        self._timer = None
         if self._is_ended:
             return
         now = self._shared.clock.now()
@@ -462,27 +474,45 @@ class Channel:
         taken = self._written_bytes - self._stream.unsent_bytes
         if taken > self._progress[0] or self.unsent_bytes == 0:
             self._progress = (taken, now)
-        if now - self._heard >= CHANNEL_DEAD_S:
+        if self._ping is not None and self._ping[1] > self._heard:
+            probe_at, dead_at = math.inf, max(self._heard + CHANNEL_DEAD_S, self._ping[1] + _ANSWER_S)
+        else:
+            # Twice as long as the last time when nothing but probes has passed.
+            gap_s = min(CHANNEL_PING_S_MAX, max(CHANNEL_PING_S, self._heard - self._used))
+            probe_at, dead_at = self._heard + gap_s, math.inf
+        if now >= dead_at:
             self._shared.counters.silent += 1
-            self.abort(f"silent for {CHANNEL_DEAD_S:g} s")
+            self.abort(f"silent for {now - self._heard:.0f} s")
             return
         if now - self._progress[1] >= CHANNEL_DEAD_S:
             self._shared.counters.unread += 1
             self.abort("the peer does not read")
             return
-        if now - self._used >= idle_s and not self._pending and not self._serving_count:
+        is_needed = self.purpose is Purpose.CONTROL and self._shared.is_needed(self.peer.key)
+        if now - self._used >= idle_s and not self._pending and not self._serving_count and not is_needed:
             self._shared.counters.idle += 1
             self._end("idle", is_abort=False)
             return
-        if now - self._heard >= CHANNEL_PING_S:
+        if now >= probe_at:
             self.probe()
-        quiet = now - self._heard
-        delay_s = (CHANNEL_PING_S if quiet < CHANNEL_PING_S else CHANNEL_DEAD_S) - quiet
+            probe_at, dead_at = math.inf, max(self._heard + CHANNEL_DEAD_S, now + _ANSWER_S)
+        due = min(probe_at, dead_at)
         if self.unsent_bytes:
-            delay_s = min(delay_s, CHANNEL_PING_S)
+            due = min(due, now + CHANNEL_PING_S)
         if now - self._used < idle_s:
-            delay_s = min(delay_s, idle_s - (now - self._used))
-        self._timer = self._shared.clock.call_later(max(delay_s, 0.01), self._tick)
+            due = min(due, self._used + idle_s)
+        self._arm(now, due)
+
+    def _use(self) -> None:
+        """Note that a service sends something now; a peer that does not answer or read is found out in time."""
+        self._used = now = self._shared.clock.now()
+        if self._timer is not None and self._timer_at > now + CHANNEL_PING_S:
+            self._timer.cancel()
+            self._arm(now, now + CHANNEL_PING_S)
+
+    def _arm(self, now: float, due: float) -> None:
+        self._timer_at = max(due, now + 0.01)
+        self._timer = self._shared.clock.call_later(self._timer_at - now, self._tick)
 
     def _end(self, reason: str, *, is_abort: bool) -> None:
         if self._is_ended:

@@ -133,6 +133,15 @@ class Channels:
         """Called once with each control channel that ended, whoever ended it."""
 
     @property
+    def is_needed(self) -> Callable[[bytes], bool]:
+        """Asked before a quiet control channel to this peer is closed; set by the service that knows."""
+        return self._shared.is_needed
+
+    @is_needed.setter
+    def is_needed(self, is_needed: Callable[[bytes], bool]) -> None:
+        self._shared.is_needed = is_needed
+
+    @property
     def counters(self) -> ChannelCounters:
         """See `ChannelCounters`; those of handshakes are in `handshakes`, those of preambles in `preambles`."""
         return self._shared.counters

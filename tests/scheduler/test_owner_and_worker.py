@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
-from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, POISON_NODES
+from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import AVOID_S, Grant, GrantedTask, OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
@@ -267,7 +267,7 @@ def test_parking_serves_in_turn_and_forgets() -> None:
     parking = Parking()
     assert parking.park(0.0, thief("a")) and parking.park(1.0, thief("b")) and parking.park(2.0, thief("a"))
     assert [one.installation for one in parking.waiting(2.0)] == [b"a", b"b"]
-    assert [one.installation for one in parking.waiting(301.5)] == [b"a"]
+    assert [one.installation for one in parking.waiting(PARK_S + 1.5)] == [b"a"]
 
 
 def test_worker_asks_for_a_second_of_work_and_no_more_than_free_slots_of_long_tasks() -> None:
