@@ -55,7 +55,7 @@ class CheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     chatter: Annotated[
         float, Meta(gt=0, description="at rest: messages per second for each contact and channel of a node")
     ] = 0.5
-    events_per_s: Annotated[float, Meta(gt=0, description="events per second and node without any progress")] = 500.0
+    events_per_s: Annotated[float, Meta(gt=0, description="events per second and node without any progress")] = 200.0
     lookups: Annotated[int, Meta(ge=0, description="lookups made at the end")] = 40
     lookup_share: Annotated[
         float, Meta(ge=0, le=1, description="part of the true nearest nodes that those lookups must find")
@@ -95,12 +95,12 @@ class Checks:
         self.orphans, self.doubles, self.idle = Lasting(), Lasting(), Lasting()
         self.ends: dict[tuple[bytes, int], tuple[Node, int, Counter[int]]] = {}
         """(job, owner) → the owner's life, ends seen in it, and how often each task ended."""
-        self.versions: dict[tuple[bytes, bytes, bytes], tuple[Node, int, tuple[int, int, bytes]]] = {}
-        """(holder, key, publisher) → the holder's life, its displacements, the record's version."""
+        self.versions: dict[tuple[bytes, bytes, bytes], tuple[Node, int, tuple[int, int, bytes], float]] = {}
+        """(holder, key, publisher) → the holder's life, its displacements, the record's version and end."""
         self.verified: dict[bytes, bool] = {}
         self.errors_seen: Counter[str] = Counter()
-        self.progress: tuple[int, float, int] = (-1, 0.0, 0)
-        """Tasks added and ended; when and at which event that number last changed."""
+        self.progress: tuple[int, float, int, int] = (-1, 0.0, 0, 0)
+        """Tasks added and ended; when that number last changed, and the loop's events and records of the trace then."""
         self._durable: dict[int, dict[bytes, Books]] = {}
         self._rng = world.rng("checks")
 
