@@ -277,6 +277,10 @@ class SimHost:
         task_name = f"{self.name}.{name}"
         return self.simulation.loop.create_task(coroutine, name=task_name, context=self._context.copy())
 
+    def enter(self, function: Callable[[], T]) -> T:
+        """Call a function as if it ran on this host: what it starts belongs to it."""
+        return self._context.copy().run(function)
+
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on this host and return its result.  For tests and scenarios, from outside the host.
 
