@@ -96,6 +96,10 @@ class WorldJob:
     """Tasks of which the owner has said that it has them: they must not be lost any more."""
     may_cancel: bool = False
     """Somebody has asked for it to be cancelled, or its terms may halt it."""
+    done: int = 0
+    """Tasks that were told to have ended well."""
+    accepted_s: float = 0.0
+    """Their work, seconds at speed 1."""
 
 
 class World:
