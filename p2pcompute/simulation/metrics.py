@@ -61,6 +61,12 @@ class Metrics:
             found = self._samples[name] = _Samples()
         found.add(value)
 
+    def share(self, name: str, is_so: bool) -> None:
+        """Add a case; the figure is the part of the cases in which it is so."""
+        found = self._shares.setdefault(name, [0, 0])
+        found[0] += is_so
+        found[1] += 1
+
     def peak(self, name: str, value: float) -> None:
         """Keep the largest value."""
         if value > self._values.get(name, -math.inf):
