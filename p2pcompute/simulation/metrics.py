@@ -49,6 +49,7 @@ class Metrics:
         self._counts: Counter[str] = Counter()
         self._samples: dict[str, _Samples] = {}
         self._values: dict[str, float] = {}
+        self._shares: dict[str, list[int]] = {}
 
     def count(self, name: str, n: float = 1) -> None:
         """Add `n` to a counter."""
@@ -81,6 +82,7 @@ class Metrics:
         name, and its quantiles and largest value as `name_p50`, `name_p95`, `name_max`."""
         figures: dict[str, float] = {name: float(value) for name, value in self._counts.items()}
         figures.update(self._values)
+        figures.update({name: so / cases for name, (so, cases) in self._shares.items()})
         for name, samples in self._samples.items():
             figures[name] = samples.total / samples.count
             figures[f"{name}_p50"] = samples.quantile(0.5)
