@@ -43,6 +43,7 @@ RUN_EVENTS_MAX: Final = 100_000_000
 CLOSE_TIME_S_MAX: Final = 3600.0
 CLOSE_EVENTS_MAX: Final = 10_000_000
 """Within these, all tasks must have ended after they were cancelled."""
+TIMER_TICK_S: Final = 1e-9
 DISK_FREE_BYTES: Final = 100 * 1024 * MIB
 
 
@@ -63,6 +64,7 @@ class SimClock:
         self._loop = loop
         self.wall_skew_s = wall_skew_s
         self.now: Callable[[], float] = loop.time
+        self._is_bent = False
         self._rate = 1.0
         self._set_at = 0.0
         """Virtual time at which the rate was set, and what the monotonic clock showed then."""
@@ -74,13 +76,18 @@ class SimClock:
         return wall if self._rate in (0.0, 1.0) else wall + (now - self._set_at) * (self._rate - 1.0)
 
     async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s if self._rate == 1.0 else delay_s / self._rate)
+        await asyncio.sleep(self._true_s(delay_s) if self._is_bent else delay_s)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        return self._loop.call_later(delay_s if self._rate == 1.0 else delay_s / self._rate, callback)
+        return self._loop.call_later(self._true_s(delay_s) if self._is_bent else delay_s, callback)
 
     def timeout(self, delay_s: float | None) -> AbstractAsyncContextManager[object]:
-        return asyncio.timeout(delay_s if delay_s is None or self._rate == 1.0 else delay_s / self._rate)
+        return asyncio.timeout(self._true_s(delay_s) if delay_s is not None and self._is_bent else delay_s)
+
+    def _true_s(self, delay_s: float) -> float:
+        """How long a wait of `delay_s` by this clock takes.  As with every real timer a little more, or rounding could
+        end it before its time, again and again."""
+        return delay_s / self._rate + TIMER_TICK_S
 
     # --- faults -----------------------------------------------------------------------------------
 
@@ -95,9 +102,10 @@ class SimClock:
         self._set_now, wall = self.now(), self.wall()
         self._set_at, self._rate = self._loop.time(), rate
         self.wall_skew_s = wall - EPOCH_WALL - self._set_at
-        self.now = self._bent
+        self._is_bent = True
+        self.now = self._bent_now
 
-    def _bent(self) -> float:
+    def _bent_now(self) -> float:
         return self._set_now + (self._loop.time() - self._set_at) * self._rate
 
 

@@ -3,28 +3,49 @@
 A `World` is made from `MeshSettings` and a seed.  It sees everything: `jobs` is its ledger, which nodes cannot see.
 Its own tasks run outside all hosts; everything that they draw comes from `World.rng`, one stream for each purpose.
 
-Invariant: the same settings and seed give the same trace hash, in any process.
+A run has two parts.  For `hours` the population comes and goes, faults happen and people submit work.  Then everything
+heals, whoever should be up is up, and what must come true in the end is waited for.
+
+Invariants: the same settings and seed give the same trace hash, in any process; nothing here polls every node often.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
+import math
 import random
 import time
 import traceback
 from collections import Counter
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from p2pcompute.errors import P2pcError
-from p2pcompute.simulation.host import HostDown, Simulation
+from p2pcompute.errors import P2pcError, StoreError
+from p2pcompute.limits import DHT_K
+from p2pcompute.node.node import Node
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.simulation.adversaries import HostileSettings, arm, draw_hostile
+from p2pcompute.simulation.faults import FaultSettings, draw_conditions, draw_faults, inject
+from p2pcompute.simulation.host import HostDown, SimHost, Simulation
+from p2pcompute.simulation.invariants import Checks, CheckSettings
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.metrics import Metrics
+from p2pcompute.simulation.network import NetworkSettings
+from p2pcompute.simulation.population import (
+    Leaving,
+    PopulationSettings,
+    Session,
+    draw_events,
+    machine,
+    sessions,
+)
+from p2pcompute.simulation.runner import RunnerModel
+from p2pcompute.simulation.workloads import WorkloadSettings
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.scenario import Scenario
@@ -34,7 +55,19 @@ PROBLEMS_MAX: Final = 20
 PROGRESS_STEPS: Final = 100
 """How often in one run somebody who watches is told how far it is."""
 START_RETRY_S: Final = 1.0
-"""After which a start that a full disk prevented is tried again."""
+"""After which a start that a bad disk prevented is tried again."""
+SAMPLES: Final = 400
+SAMPLE_S_MIN: Final = 0.5
+"""How often in one run, and at most, all nodes are looked at for figures."""
+JOIN_LOOK_S: Final = 0.1
+JOIN_S_MAX: Final = 600.0
+"""How closely the nodes that have just started are watched, and for how long."""
+RECOVERY_LOOK_S: Final = 0.5
+RECOVERY_S_MAX: Final = 600.0
+IDLE_SHARE_RECOVERED: Final = 0.1
+AFTER_S_MAX: Final = 4 * 3600.0
+"""Longest part of a run after its faults; the checks have their own, shorter limits."""
+EVENTS_MAX: Final = 10**12
 
 
 class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,10 +77,19 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hours: Annotated[float, Meta(gt=0, le=10_000, description="simulated time before everything heals, hours")] = 0.1
     lan: Annotated[bool, Meta(description="all machines on one LAN instead of spread over the world")] = False
     warm: Annotated[bool, Meta(description="tables filled by the oracle instead of by joining")] = False
+    join_s: Annotated[
+        float, Meta(ge=0, description="the nodes that are up at the beginning start within this time, seconds")
+    ] = 5.0
     real_crypto_in: Annotated[int, Meta(ge=0, description="real Ed25519 in one of so many seeds; 0: never")] = 0
     shuffle: Annotated[bool, Meta(description="callbacks that are ready at one time run in a seeded random order")] = (
         False
     )
+    network: NetworkSettings = NetworkSettings()
+    population: PopulationSettings = PopulationSettings()
+    faults: FaultSettings = FaultSettings()
+    hostile: HostileSettings = HostileSettings()
+    workload: tuple[WorkloadSettings, ...] = ()
+    checks: CheckSettings = CheckSettings()
 
 
 @dataclass(frozen=True)
@@ -103,26 +145,62 @@ class WorldJob:
 
 
 class World:
-    """One run under way."""
+    """One run under way.
+
+    Raises:
+        UsageError: a file that the settings name cannot be read.
+    """
 
     def __init__(self, settings: MeshSettings, seed: int, *, watch: Watch | None = None) -> None:
+        self._began = time.perf_counter()
         self.settings = settings
         self.seed = str(seed)
         self.watch = watch
         self.metrics = Metrics()
         self.fired: Counter[str] = Counter()
         self.jobs: list[WorldJob] = []
-        self.hostile: dict[int, str] = {}
-        """Members that are hostile, and their kind."""
+        self.hostile = draw_hostile(settings.hostile, self.rng("hostile"), nodes=settings.nodes, spared=(0,))
+        """Members that are hostile, and their kind; never the founder."""
         self.problems: list[str] = []
         self.duration_s = settings.hours * 3600.0
+        self.claimed: dict[int, None] = {}
+        """Members that a fault has in its hands: nobody else starts or stops them."""
+        self.dress: dict[int, Callable[[SimHost], None]] = {}
+        """What is done to a member's host each time before its node starts, by number."""
+        self._wanted: dict[int, bool] = {}
+        """Whether the population wants a member to be up; a member that is not named is not up yet."""
         self._busy: dict[int, None] = {}
         """Members that are being started or stopped."""
+        self._joining: dict[int, float] = {}
+        self._up_since: dict[int, float] = {}
+        self._past = _Sums()
+        """Lives that have ended."""
+        self._healed = asyncio.Event()
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self._began = time.perf_counter()
-        is_real = settings.real_crypto_in > 0 and seed % settings.real_crypto_in == 0
-        self.simulation = Simulation(self.seed, has_real_crypto=is_real, is_shuffled=settings.shuffle)
-        self.mesh = Mesh(self.simulation, settings.nodes, is_lan=settings.lan)
+        conditions = draw_conditions(settings.faults, self.rng("conditions"))
+        self.network_settings = structs.replace(
+            settings.network, loss=max(settings.network.loss, conditions.packet_loss)
+        )
+        """Of calm times."""
+        traits = [machine(settings.population, self.rng(f"machine {n}"), n) for n in range(settings.nodes)]
+        models = [
+            RunnerModel(
+                slot_count=one.cores,
+                speed=one.speed,
+                mem_bytes=one.mem_bytes,
+                failure=conditions.task_failure,
+                death=conditions.task_death,
+            )
+            for one in traits
+        ]
+        self.simulation = Simulation(
+            self.seed,
+            model=self.network_settings,
+            has_real_crypto=settings.real_crypto_in > 0 and seed % settings.real_crypto_in == 0,
+            is_shuffled=settings.shuffle,
+        )
+        self.mesh = Mesh(self.simulation, settings.nodes, runner=models, is_lan=settings.lan, sync_s=conditions.sync_s)
+        self.checks = Checks(self, settings.checks)
 
     # --- for the pieces ---------------------------------------------------------------------------
 
@@ -139,6 +217,21 @@ class World:
         """Members whose node runs, by number."""
         return [member for member in self.mesh.members if member.node is not None]
 
+    @property
+    def is_healing(self) -> bool:
+        """Nothing goes wrong any more."""
+        return self._healed.is_set()
+
+    async def pause(self, duration_s: float) -> None:
+        """Wait; less long when everything heals meanwhile."""
+        if duration_s <= 0 or self._healed.is_set():
+            return
+        try:
+            async with asyncio.timeout(duration_s):
+                await self._healed.wait()
+        except TimeoutError:
+            return
+
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start a task of the world, outside all hosts.  Ended at the end of the run; its error fails the run."""
         task = self.simulation.loop.create_task(coroutine, name=f"world.{name}")
@@ -149,61 +242,106 @@ class World:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.problem(f"{task.get_name()}: {''.join(traceback.format_exception(error))[-4000:]}")
+            self.problem(f"{task.get_name()}: {_story(error)}")
 
     def record(self, kind: str, *, node: str = "", **fields: Any) -> None:
         """Put one record of the schema p2pc.trace/1 into the trace."""
         record = {"t": self.now, "kind": kind, "node": node, **fields}
-        self.simulation.note(json.dumps(record, sort_keys=True, default=repr))
+        self.simulation.note(json.dumps(record, sort_keys=True))
         if self.watch is not None:
             self.watch.record(record)
 
     def problem(self, text: str) -> None:
         """Note a broken invariant; the run goes on and ends as failed."""
-        self.record("problem", text=text)
+        self.simulation.note("problem")  # not its text, in which there may be addresses
+        if self.watch is not None:
+            self.watch.record({"t": self.now, "kind": "problem", "node": "", "text": text})
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(f"{self.now:.3f} s: {text}")
 
     # --- starting and stopping --------------------------------------------------------------------
 
     async def start(self, number: int) -> None:
-        """Start an installation that is down; nothing happens when it is up, or busy."""
+        """Start an installation that is down; nothing happens when it is up, or busy.  A disk that cannot be used is
+        tried again until it can, or nobody wants the node any more."""
         member = self.mesh.members[number]
         if number in self._busy or member.node is not None:
             return
         self._busy[number] = None
         try:
-            if not member.host.is_up:
-                self.simulation.restart(member.host)
-            await self.mesh.start_one(member)
+            while not await self._start_once(number):
+                await asyncio.sleep(START_RETRY_S)
+                if not self._wanted.get(number):
+                    return
         finally:
             del self._busy[number]
+        self._up_since[number] = self._joining[number] = self.now
         self.metrics.count("starts")
         self.record("start", node=member.host.name)
+
+    async def _start_once(self, number: int) -> bool:
+        member = self.mesh.members[number]
+        if not member.host.is_up:
+            self.simulation.restart(member.host)
+        if number in self.dress:
+            self.dress[number](member.host)
+        self.checks.starting(member)
+        try:
+            await self.mesh.start_one(member)
+        except StoreError:
+            self.simulation.crash(member.host)
+            return False
+        self.checks.started(member)
+        if number in self.hostile:
+            arm(self, member, self.hostile[number], self.settings.hostile)
+        return True
+
+    async def revive(self, number: int) -> None:
+        """Start an installation again if the population wants it up."""
+        if self._wanted.get(number):
+            await self.start(number)
 
     async def stop(self, number: int, *, drain: bool = True) -> None:
         """Stop a node gracefully; nothing happens when it is down, or busy."""
         member = self.mesh.members[number]
-        if number in self._busy or member.node is None:
+        node = member.node
+        if number in self._busy or node is None:
             return
         self._busy[number] = None
         try:
             self.record("stop", node=member.host.name)
             await self.mesh.stop(member, drain=drain)
         except HostDown:
-            pass  # it crashed on the way
+            return
         finally:
             del self._busy[number]
+            self._gone(number, node)
         self.metrics.count("stops")
 
     async def crash(self, number: int, *, is_silent: bool = False) -> None:
         """Kill a node, or (`is_silent`) cut the power of its machine; nothing happens when it is down, or busy."""
         member = self.mesh.members[number]
-        if number in self._busy or member.node is None:
+        node = member.node
+        if number in self._busy or node is None:
             return
+        self.record("crash", node=member.host.name, silent=is_silent)
+        self._gone(number, node)
         self.mesh.crash(member, is_silent=is_silent)
         self.metrics.count("crashes")
-        self.record("crash", node=member.host.name, silent=is_silent)
+
+    def _gone(self, number: int, node: Node) -> None:
+        self._joining.pop(number, None)
+        self._past.add(node, self.mesh.members[number].host, self.now - self._up_since.pop(number, self.now))
+
+    def lose_disk(self, number: int) -> None:
+        """A member's disk has forgotten what it had promised to keep: nothing is expected of its jobs any more."""
+        lost = [job for job in self.jobs if job.owner == number]
+        self.metrics.count("jobs_lost_with_disk", len(lost))
+        self.jobs = [job for job in self.jobs if job.owner != number]
+
+    def mass_exit(self) -> None:
+        """Many nodes have just gone: measure how long the others take to carry on without them."""
+        self.spawn(self._measure_recovery(self.now), "recovery")
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -211,35 +349,248 @@ class World:
         """Run to the end, or until `until_s` of virtual time.  What breaks is in `problems`."""
         try:
             with self.simulation:
-                self.simulation.run(self._main(until_s))
+                limit_s = self.duration_s + AFTER_S_MAX
+                self.simulation.run(self._main(until_s), time_s_max=limit_s, events_max=EVENTS_MAX)
         except P2pcError as error:
-            self.problem("".join(traceback.format_exception(error))[-4000:])
-        for member in self.mesh.members:
-            for text in member.errors:
-                self.problem(f"{member.host.name}: {text}")
+            self.problem(_story(error))
+        if "errors" not in self.settings.checks.off:
+            for member in self.mesh.members:
+                for text in member.errors[:1]:
+                    self.problem(f"{member.host.name}: {text}")
 
     async def _main(self, until_s: float | None) -> None:
-        end_s = self.duration_s if until_s is None else min(until_s, self.duration_s)
-        for number in range(len(self.mesh.members)):
-            await self.start(number)
+        faults = draw_faults(
+            self.settings.faults, self.rng("faults"), nodes=self.settings.nodes, duration_s=self.duration_s
+        )
+        population = self.spawn(self._populate(), "population")
+        trouble = [self.spawn(inject(self, fault), f"fault {fault.number}") for fault in faults]
+        self.spawn(self._watch_joining(), "joining")
+        self.spawn(self._sample(), "sample")
+        self.spawn(self._check(), "check")
         if self.watch is not None:
             self.spawn(self._tell(self.watch), "progress")
-        await asyncio.sleep(max(0.0, end_s - self.now))
+        is_cut_short = until_s is not None and until_s < self.duration_s
+        await asyncio.sleep(max(0.0, (until_s if is_cut_short and until_s is not None else self.duration_s) - self.now))
+        self._traffic()
+        if not is_cut_short:
+            await self._heal(population, trouble)
+            await self.checks.eventually()
+        self._work()
         for task in list(self._tasks):
             task.cancel()
+
+    async def _heal(self, population: asyncio.Task[Any], trouble: list[asyncio.Task[Any]]) -> None:
+        """Undo every fault, and let everybody be up who should be, and who owns a job."""
+        self._healed.set()
+        self.record("heal")
+        await asyncio.gather(population, *trouble, return_exceptions=True)  # `_ended` has noted what they raised
+        network = self.simulation.network
+        network.heal()
+        network.apply(self.network_settings)
+        self._wanted.update({job.owner: True for job in self.jobs})
+        for number in sorted(self._wanted):
+            while number in self._busy:  # noqa: ASYNC110 - a stop that drains, at most
+                await asyncio.sleep(START_RETRY_S)
+            await self.revive(number)
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.checks.every_s)
+            self.checks.always()
 
     async def _tell(self, watch: Watch) -> None:
         while True:
             await asyncio.sleep(self.duration_s / PROGRESS_STEPS)
-            watch.progress(self.now, time.perf_counter() - self._began)
+            watch.progress(self.now, self.wall_s())
+
+    # --- population -------------------------------------------------------------------------------
+
+    async def _populate(self) -> None:
+        """Let members come and go.  The founder is there from the beginning: it is everybody's first contact."""
+        settings = self.settings.population
+        events = draw_events(settings, self.rng("events"), duration_s=self.duration_s)
+        for event in events:
+            self.spawn(self._announce(event.at_s), "mass exit")
+        count = self.settings.nodes
+        lives = [sessions(settings, self.rng(f"sessions {number}"), number, events) for number in range(count)]
+        queue: list[tuple[float, int, Session | None]] = []
+        """(when, who, the session that begins then, or None when the present one ends)"""
+        for number, life in enumerate(lives):
+            session = next(life, None)
+            if session is not None:
+                begin_s = 0.0 if number == 0 else session.begin_s or self.settings.join_s * number / count
+                heapq.heappush(queue, (begin_s, number, session))
+        present: dict[int, Session] = {}
+        while queue:
+            at_s, number, session = heapq.heappop(queue)
+            await self.pause(at_s - self.now)
+            if self.is_healing:
+                return
+            if session is not None:
+                present[number] = session
+                if math.isfinite(session.end_s):
+                    heapq.heappush(queue, (max(at_s, session.end_s), number, None))
+                self.spawn(self._come(number), f"come {number}")
+            else:
+                self.spawn(self._go(number, present.pop(number).leaving), f"go {number}")
+                following = next(lives[number], None)
+                if following is not None:
+                    heapq.heappush(queue, (following.begin_s, number, following))
+
+    async def _announce(self, at_s: float) -> None:
+        await self.pause(at_s - self.now)
+        if not self.is_healing:
+            self.fired["mass exit"] += 1
+            self.mass_exit()
+
+    async def _come(self, number: int) -> None:
+        self._wanted[number] = True
+        if number not in self.claimed:
+            await self.start(number)
+
+    async def _go(self, number: int, leaving: Leaving) -> None:
+        self._wanted[number] = False
+        if number in self.claimed:
+            return
+        if leaving == "stop":
+            await self.stop(number)
+        else:
+            await self.crash(number, is_silent=leaving == "silent")
+
+    # --- figures ----------------------------------------------------------------------------------
+
+    async def _watch_joining(self) -> None:
+        """Measure how long a node takes from its start to its first peer, and to a table that is full."""
+        met: dict[int, float] = {}
+        while True:
+            await asyncio.sleep(JOIN_LOOK_S)
+            enough = 0
+            for number, since in list(self._joining.items()):
+                node = self.mesh.members[number].node
+                dht = node.network.dht if node is not None else None
+                if node is None or dht is None:
+                    continue
+                if met.get(number) != since and node.scheduler.peers:
+                    met[number] = since
+                    self.metrics.sample("join_s", self.now - since)
+                enough = enough or min(DHT_K, len(self.up()) - 1)
+                is_full = len(dht.contacts()) >= enough
+                if is_full and met.get(number) == since:
+                    self.metrics.sample("join_table_s", self.now - since)
+                if (is_full and met.get(number) == since) or self.now - since > JOIN_S_MAX:
+                    del self._joining[number]
+                    met.pop(number, None)
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(max(SAMPLE_S_MIN, self.duration_s / SAMPLES))
+            slots, busy, ready, is_open = self._look()
+            if not slots:
+                continue
+            if ready:
+                self.metrics.sample("idle_while_work_share", min(ready, slots - busy) / slots)
+            if is_open:
+                self.metrics.sample("utilisation", busy / slots)
+            self.metrics.sample("up_share", len(self._up_since) / self.settings.nodes)
+
+    def _look(self) -> tuple[int, int, int, bool]:
+        """Slots of the nodes that run, those at work, tasks that nobody has taken, and whether any job is open."""
+        slots = busy = 0
+        for member in self.mesh.members:
+            if member.node is not None:
+                slots += member.host.runner.slot_count
+                busy += member.host.runner.busy_count
+        ready, is_open = 0, False
+        for number in sorted({job.owner for job in self.jobs}):
+            node = self.mesh.members[number].node
+            for job in node.scheduler.owner.core.jobs.values() if node is not None else ():
+                ready += job.ready_count
+                is_open = is_open or job.ready_count > 0 or bool(job.leases)
+        return slots, busy, ready, is_open
+
+    async def _measure_recovery(self, since: float) -> None:
+        """From a mass exit until no task is leased to a node that is down, and few idle beside work."""
+        numbers = {member.identity.public_key: number for number, member in enumerate(self.mesh.members)}
+        while self.now - since < RECOVERY_S_MAX and not self.is_healing:
+            await asyncio.sleep(RECOVERY_LOOK_S)
+            slots, busy, ready, is_open = self._look()
+            if not is_open:
+                return  # nothing to carry on with
+            if min(ready, slots - busy) > IDLE_SHARE_RECOVERED * slots:
+                continue
+            if not any(self._leased_to_nobody(number, numbers) for number in sorted({job.owner for job in self.jobs})):
+                self.metrics.sample("recovery_s", self.now - since)
+                return
+
+    def _leased_to_nobody(self, number: int, numbers: dict[bytes, int]) -> bool:
+        node = self.mesh.members[number].node
+        if node is None:
+            return False
+        return any(
+            lease.thief != LOCAL and self.mesh.members[numbers[lease.thief]].node is None
+            for job in node.scheduler.owner.core.jobs.values()
+            for lease in job.leases.values()
+            if lease.thief in numbers
+        )
+
+    def _sums(self) -> _Sums:
+        """Of all lives of all nodes so far."""
+        sums = self._past.copy()
+        for number, member in enumerate(self.mesh.members):
+            if member.node is not None:
+                sums.add(member.node, member.host, self.now - self._up_since.get(number, self.now))
+        return sums
+
+    def _traffic(self) -> None:
+        """Figures of the time before everything heals."""
+        metrics, sums, network = self.metrics, self._sums(), self.simulation.network.counters
+        node_s = max(sums.up_s, 1e-9)
+        metrics.set("messages_per_node_s", (network.datagrams_sent + sums.frames) / node_s)
+        metrics.set("datagrams_per_node_s", network.datagrams_sent / node_s)
+        metrics.set("frames_per_node_s", sums.frames / node_s)
+        for member in self.mesh.members:
+            if member.node is not None:
+                metrics.peak("peers_max", len(member.node.scheduler.peers))
+                if member.node.network.dht is not None:
+                    metrics.peak("contacts_max", len(member.node.network.dht.contacts()))
+
+    def _work(self) -> None:
+        """Figures of the work done in the whole run."""
+        metrics, runs = self.metrics, self._sums().runs
+        tasks = sum(job.acknowledged or len(job.works) for job in self.jobs)
+        if tasks:
+            metrics.set("tasks", tasks)
+            metrics.set("runs", runs)
+            metrics.set("wasted_share", max(0.0, 1.0 - tasks / runs) if runs else 0.0)
 
     def messages(self) -> int:
         """Datagrams and frames sent so far."""
-        return self.simulation.network.counters.datagrams_sent
+        return self.simulation.network.counters.datagrams_sent + self._sums().frames
 
     def wall_s(self) -> float:
         """Real seconds since this world was made."""
         return time.perf_counter() - self._began
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What nodes did in their lives, summed up."""
+
+    up_s: float = 0.0
+    frames: int = 0
+    runs: int = 0
+
+    def copy(self) -> _Sums:
+        return replace(self)
+
+    def add(self, node: Node, host: SimHost, up_s: float) -> None:
+        self.up_s += up_s
+        self.frames += node.channels.counters.frames_sent
+        self.runs += host.runner.runs_ended
+
+
+def _story(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-4000:]
 
 
 def run_mesh(scenario: Scenario, seed: int, *, until_s: float | None = None, watch: Watch | None = None) -> RunResult:
@@ -247,10 +598,12 @@ def run_mesh(scenario: Scenario, seed: int, *, until_s: float | None = None, wat
 
     Args:
         until_s: stop at this virtual time; then what must hold only at the end is not checked.
+
+    Raises:
+        UsageError: a file that the settings name cannot be read.
     """
     settings = scenario.settings
-    if not isinstance(settings, MeshSettings):
-        settings = msgspec.convert(settings, MeshSettings)
+    assert isinstance(settings, MeshSettings)
     world = World(settings, seed, watch=watch)
     world.run(until_s)
     return RunResult(

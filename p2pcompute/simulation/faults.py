@@ -1,0 +1,396 @@
+"""What goes wrong in a run: drawn from the seed, played on the world, healed again.
+
+Each seed enables its own random subset of the kinds ("swarm"), because runs in which everything goes wrong at once hide
+bugs that need a calm rest.  `draw_faults` is pure; `inject` plays one fault and counts it in `world.fired` when it
+really took effect.
+
+Source: Groce et al., "Swarm Testing", ISSTA 2012; the kinds after FoundationDB's and TigerBeetle's simulators.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
+
+from msgspec import Meta, Struct
+
+from p2pcompute.simulation.storage import SYNC_S
+
+if TYPE_CHECKING:
+    from p2pcompute.simulation.world import World
+
+FaultKind = Literal[
+    "crash", "power-loss", "stop", "crash-loop", "mass-kill", "disk-loss", "torn-tail", "old-snapshot", "disk-full",
+    "io-errors", "slow-disk", "slow", "memory", "clock-offset", "clock-drift", "clock-step", "suspend",
+    "partition", "partition-one-way", "partition-partial", "partition-flapping",
+]  # fmt: skip
+KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
+
+OWNER_SHARE: Final = 0.35
+"""Share of the faults of one node that are aimed at a node that owns a job: chance meets those too seldom."""
+_DURATIONS_S: Final = (0.05, 1.0, 4.0, 10.0, 40.0, 120.0)
+_RATES: Final = (0.0, 0.3, 1.0, 1.0, 2.0)
+"""How much goes wrong in one seed of a swarm, as a factor on the rate."""
+_VICTIM_TRIES: Final = 8
+_FORGETTING: Final = ("disk-loss", "torn-tail", "old-snapshot")
+
+
+class FaultSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Section `faults` of a scenario."""
+
+    per_hour: Annotated[float, Meta(ge=0, le=100_000, description="mean number of faults per hour, all nodes")] = 0.0
+    kinds: Annotated[tuple[FaultKind, ...], Meta(description="which may happen; empty: all")] = ()
+    swarm: Annotated[bool, Meta(description="each seed has its own random subset of the kinds, and its own rate")] = (
+        True
+    )
+    after_s: Annotated[float, Meta(ge=0, description="nothing goes wrong before this time, seconds")] = 5.0
+    duration_s_max: Annotated[float, Meta(gt=0, description="longest fault, seconds")] = 180.0
+    only: Annotated[tuple[int, ...], Meta(description="numbers of the faults that happen; empty: all of them")] = ()
+    sync_s: Annotated[float, Meta(gt=0, description="mean time of a disk to sync, seconds")] = SYNC_S
+    task_failure: Annotated[float, Meta(ge=0, le=1, description="probability that an attempt of a task fails")] = 0.0
+    task_death: Annotated[float, Meta(ge=0, le=1, description="probability that its process dies")] = 0.0
+    conditions: Annotated[
+        bool, Meta(description="each seed has its own disks, packet loss, failing and dying tasks, often none")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    number: int
+    at_s: float
+    kind: FaultKind
+    duration_s: float
+    who: tuple[float, ...]
+    """The victim as a fraction of the list of nodes, so that it means something in a smaller mesh too."""
+    amount: float
+    """How bad it is, 0 to 1; each kind has its own scale."""
+    is_at_owner: bool = False
+    """The fraction is of the nodes that own jobs, if any do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What is wrong for the whole run."""
+
+    sync_s: float
+    task_failure: float
+    task_death: float
+    packet_loss: float = 0.0
+
+
+def draw_conditions(settings: FaultSettings, rng: random.Random) -> Conditions:
+    """Return what a seed has to live with."""
+    if not settings.conditions:
+        return Conditions(settings.sync_s, settings.task_failure, settings.task_death)
+    return Conditions(
+        sync_s=rng.choice([SYNC_S, SYNC_S, 10 * SYNC_S, 100 * SYNC_S]),
+        task_failure=rng.choice([0.0, 0.0, 0.0, 0.05, 0.3]),
+        task_death=rng.choice([0.0, 0.0, 0.0, 0.02, 0.15]),
+        packet_loss=rng.choice([0.0, 0.0, 0.01, 0.1]),
+    )
+
+
+def draw_faults(settings: FaultSettings, rng: random.Random, *, nodes: int, duration_s: float) -> list[Fault]:
+    """Return what goes wrong, in order of time.
+
+    The numbers do not depend on `settings.only`.
+    """
+    kinds = list(settings.kinds or KINDS)
+    rate = settings.per_hour / 3600.0
+    if settings.swarm:
+        rate *= rng.choice(_RATES)
+        kinds = sorted(rng.sample(kinds, rng.randint(1, len(kinds))))
+    faults: list[Fault] = []
+    at_s = settings.after_s
+    while rate > 0 and (at_s := at_s + rng.expovariate(rate)) < duration_s:
+        fault = Fault(
+            number=len(faults),
+            at_s=at_s,
+            kind=rng.choice(kinds),
+            duration_s=min(settings.duration_s_max, rng.choice(_DURATIONS_S) * rng.uniform(0.5, 1.5)),
+            who=(rng.random(),),
+            amount=rng.random(),
+            is_at_owner=rng.random() < OWNER_SHARE,
+        )
+        if fault.kind in _FORGETTING:
+            fault = replace(fault, is_at_owner=False)  # an owner whose disk forgets loses its jobs, and so the run
+        faults.append(fault)
+    return [fault for fault in faults if not settings.only or fault.number in settings.only]
+
+
+async def inject(world: World, fault: Fault) -> None:
+    """Play a fault: wait for its time, do it, wait, undo it.  Ends early, undone, when the world heals."""
+    await world.pause(fault.at_s - world.now)
+    if not world.is_healing:
+        await _KINDS[fault.kind](world, fault)
+
+
+# --- victims --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _victim(world: World, fault: Fault) -> Iterator[int | None]:
+    """The number of the member that is hit, which no other fault touches meanwhile; None when nobody can be."""
+    members = range(len(world.mesh.members))
+    owners = sorted({job.owner for job in world.jobs}) if fault.is_at_owner else []
+    chosen = owners[int(fault.who[0] * len(owners))] if owners else members[int(fault.who[0] * len(members))]
+    for step in range(min(_VICTIM_TRIES, len(members))):
+        number = (chosen + step) % len(members)
+        if number not in world.claimed and world.mesh.members[number].node is not None:
+            break
+    else:
+        yield None
+        return
+    world.claimed[number] = None
+    _took_effect(world, fault, (number,))
+    try:
+        yield number
+    finally:
+        del world.claimed[number]
+        world.record("fault-end", node=world.mesh.members[number].host.name, fault=fault.number)
+
+
+def _took_effect(world: World, fault: Fault, numbers: tuple[int, ...]) -> None:
+    world.fired[fault.kind] += 1
+    names = [world.mesh.members[number].host.name for number in numbers[:20]]
+    world.record(
+        "fault", node=names[0] if names else "", fault=fault.number, what=fault.kind, nodes=names,
+        duration_s=fault.duration_s, amount=fault.amount,
+    )  # fmt: skip
+
+
+def _scaled(fault: Fault, low: float, high: float) -> float:
+    """`amount` on a logarithmic scale."""
+    return float(low * (high / low) ** fault.amount)
+
+
+def _both_sides(fault: Fault, low: float, high: float) -> float:
+    """`amount` on a logarithmic scale with a sign."""
+    size = low * (high / low) ** abs(2 * fault.amount - 1)
+    return float(size if fault.amount >= 0.5 else -size)
+
+
+# --- nodes come and go ----------------------------------------------------------------------------
+
+
+async def _crash(world: World, fault: Fault) -> None:
+    with _victim(world, fault) as number:
+        if number is not None:
+            await world.crash(number, is_silent=fault.kind == "power-loss")
+            await world.pause(fault.duration_s)
+            await world.revive(number)
+
+
+async def _stop(world: World, fault: Fault) -> None:
+    with _victim(world, fault) as number:
+        if number is not None:
+            await world.stop(number, drain=fault.amount < 0.5)
+            await world.pause(fault.duration_s)
+            await world.revive(number)
+
+
+async def _crash_loop(world: World, fault: Fault) -> None:
+    """It dies again and again, some time after each start."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        alive_s = _scaled(fault, 0.02, 5.0)
+        for _ in range(8):
+            await world.crash(number)
+            await world.pause(0.2)
+            await world.revive(number)
+            await world.pause(alive_s)
+            if world.is_healing:
+                return
+
+
+async def _mass_kill(world: World, fault: Fault) -> None:
+    """30 to 70 % of all nodes go at once, half of them in silence, and come back together."""
+    rng = world.rng(f"fault {fault.number}")
+    members = world.mesh.members
+    free = [number for number, one in enumerate(members) if one.node is not None and number not in world.claimed]
+    chosen = sorted(rng.sample(free, int(len(free) * (0.3 + 0.4 * fault.amount))))
+    if not chosen:
+        return
+    world.claimed.update(dict.fromkeys(chosen))
+    _took_effect(world, fault, tuple(chosen))
+    for number in chosen:
+        await world.crash(number, is_silent=rng.random() < 0.5)
+    world.mass_exit()
+    await world.pause(fault.duration_s)
+    for number in chosen:
+        await world.revive(number)
+        del world.claimed[number]
+
+
+# --- disks ----------------------------------------------------------------------------------------
+
+
+async def _disk_loss(world: World, fault: Fault) -> None:
+    """The node comes back with an empty store; it keeps its identity and its group, which live elsewhere."""
+    with _victim(world, fault) as number:
+        if number is not None:
+            await world.crash(number, is_silent=True)
+            world.mesh.members[number].host.disk.erase()
+            world.lose_disk(number)
+            await world.pause(fault.duration_s)
+            await world.revive(number)
+
+
+async def _old_disk(world: World, fault: Fault) -> None:
+    """What was durable is not: the end of it is torn off (a disk that lies about its syncs), or all of a while."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        disk = world.mesh.members[number].host.disk
+        image = disk.image()
+        await world.pause(_scaled(fault, 0.005, 2.0) if fault.kind == "torn-tail" else fault.duration_s)
+        await world.crash(number, is_silent=True)
+        disk.restore(image)
+        world.lose_disk(number)
+        await world.pause(1.0)
+        await world.revive(number)
+
+
+async def _bad_disk(world: World, fault: Fault) -> None:
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        disk = world.mesh.members[number].host.disk
+        try:
+            if fault.kind == "disk-full":
+                disk.is_full = True
+            elif fault.kind == "io-errors":
+                disk.is_broken = True
+            else:
+                disk.slowness = _scaled(fault, 3.0, 1000.0)
+            await world.pause(fault.duration_s)
+        finally:
+            disk.is_full = disk.is_broken = False
+            disk.slowness = 1.0
+
+
+# --- machines -------------------------------------------------------------------------------------
+
+
+async def _slow(world: World, fault: Fault) -> None:
+    """A gray node: tasks and disk are up to 100 times slower, and it still answers pings."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        host = world.mesh.members[number].host
+        model, factor = host.runner_model, _scaled(fault, 5.0, 100.0)
+        try:
+            host.set_runner(replace(model, speed=model.speed / factor))
+            host.disk.slowness = factor
+            await world.pause(fault.duration_s)
+        finally:
+            host.set_runner(model)
+            host.disk.slowness = 1.0
+
+
+async def _memory(world: World, fault: Fault) -> None:
+    """Memory runs out: what runs is killed, and so is much of what starts."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        host = world.mesh.members[number].host
+        model = host.runner_model
+        try:
+            host.set_runner(replace(model, death=max(model.death, 0.2 + 0.6 * fault.amount)))
+            host.runner.kill_busy()
+            await world.pause(fault.duration_s)
+        finally:
+            host.set_runner(model)
+
+
+async def _clock(world: World, fault: Fault) -> None:
+    """The wall clock is wrong by up to an hour, steps by up to a minute, or both clocks drift by up to 500 ppm."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        clock = world.mesh.members[number].host.clock
+        wrong_s = 0.0
+        try:
+            if fault.kind == "clock-drift":
+                clock.set_rate(1.0 + _both_sides(fault, 1e-6, 5e-4))
+            else:
+                wrong_s = _both_sides(fault, 0.01, 3600.0 if fault.kind == "clock-offset" else 60.0)
+            clock.wall_skew_s += wrong_s
+            await world.pause(fault.duration_s)
+        finally:
+            clock.wall_skew_s -= wrong_s
+            if fault.kind == "clock-drift":
+                clock.set_rate(1.0)
+
+
+async def _suspend(world: World, fault: Fault) -> None:
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        host = world.mesh.members[number].host
+        host.suspend()
+        try:
+            await world.pause(fault.duration_s)
+        finally:
+            host.resume()
+
+
+# --- network --------------------------------------------------------------------------------------
+
+
+async def _partition(world: World, fault: Fault) -> None:
+    """Some nodes and the others lose each other: both ways, one way, with a bridge, or again and again."""
+    rng = world.rng(f"fault {fault.number}")
+    members = world.mesh.members
+    if len(members) < 2:
+        return
+    chosen = rng.sample(range(len(members)), 1 + int(fault.amount * (len(members) - 1)))
+    one = [members[number].host.machine for number in sorted(chosen)]
+    other = [member.host.machine for number, member in enumerate(members) if number not in frozenset(chosen)]
+    if fault.kind == "partition-partial":
+        other = other[: len(other) // 2 + 1]  # the rest sees both sides
+    _took_effect(world, fault, tuple(sorted(chosen)))
+    network = world.simulation.network
+    turns = 6 if fault.kind == "partition-flapping" else 1
+    for _ in range(turns):
+        for here in one:
+            for there in other:
+                network.cut(here, there, both_ways=fault.kind != "partition-one-way")
+        await world.pause(fault.duration_s / turns)
+        for here in one:
+            for there in other:
+                network.heal(here, there)
+        if turns > 1:
+            await world.pause(fault.duration_s / turns)
+
+
+_KINDS: Final[dict[FaultKind, Callable[[World, Fault], Awaitable[None]]]] = {
+    "crash": _crash,
+    "power-loss": _crash,
+    "stop": _stop,
+    "crash-loop": _crash_loop,
+    "mass-kill": _mass_kill,
+    "disk-loss": _disk_loss,
+    "torn-tail": _old_disk,
+    "old-snapshot": _old_disk,
+    "disk-full": _bad_disk,
+    "io-errors": _bad_disk,
+    "slow-disk": _bad_disk,
+    "slow": _slow,
+    "memory": _memory,
+    "clock-offset": _clock,
+    "clock-drift": _clock,
+    "clock-step": _clock,
+    "suspend": _suspend,
+    "partition": _partition,
+    "partition-one-way": _partition,
+    "partition-partial": _partition,
+    "partition-flapping": _partition,
+}
+assert set(_KINDS) == set(KINDS)
