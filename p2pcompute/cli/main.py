@@ -98,6 +98,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "config": (_NODE, "Settings files."),
         "completion": ("p2pcompute.cli.completion", "Shell completion script."),
         "version": (_NODE, "Versions of command and node, and whether they fit."),
+        "sim": ("p2pcompute.cli.sim_commands", "Simulate a mesh on this machine, in virtual time."),
     },
 }
 """Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""

@@ -1,0 +1,507 @@
+"""p2pc sim: run scenarios of the simulator and sum them up.  Needs no node and no network."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic  # bound here: the simulator's fences refuse what is looked up while it runs
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from p2pcompute.cli.command import CONTEXT, Command, json_option
+from p2pcompute.cli.output import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    count_text,
+    duration_text,
+    is_terminal,
+    one_line,
+    options,
+    plural,
+    print_json,
+    print_json_line,
+    say,
+    style,
+    table,
+)
+from p2pcompute.errors import UsageError
+
+if TYPE_CHECKING:
+    from p2pcompute.simulation.records import Writer
+    from p2pcompute.simulation.scenario import Scenario
+    from p2pcompute.simulation.shrink import Shrunk
+    from p2pcompute.simulation.study import Archive, Meter, Point, Study
+    from p2pcompute.simulation.world import RunResult
+
+SEEDS_MAX: Final = 1_000_000
+PROBLEMS_SHOWN_MAX: Final = 5
+FAILED_SHOWN_MAX: Final = 10
+LINE_S: Final = 10.0
+"""Between two lines of progress where there is no terminal."""
+DRAW_S: Final = 0.2
+_TRACE_VALUES: Final = {
+    "population.sessions": "none",
+    "population.classes": "[]",
+    "population.correlation": "0",
+    "population.day_amplitude": "0",
+}
+"""What a trace of availability takes the place of."""
+
+
+@click.group(context_settings=CONTEXT)
+def sim() -> None:
+    """Simulate a mesh on this machine: whole nodes, the code that runs everywhere, in virtual time.
+
+    No network, no node, nothing is left behind.
+    """
+
+
+@sim.command(name="list", cls=Command, examples=[("p2pc sim list", ""), ("p2pc sim list --json", "for scripts")])
+@json_option
+def list_command(json_: bool) -> int:
+    """List the scenarios that come along, and the question that each answers."""
+    from p2pcompute.simulation.scenario import list_scenarios
+
+    found = list_scenarios()
+    if json_:
+        items = [{"name": name, "question": question} for name, question in found.items()]
+        print_json({"schema": "p2pc.sim-scenarios/1", "items": items})
+    else:
+        print(table(["SCENARIO", "QUESTION"], list(found.items()), indent=0))
+        say("run one: p2pc sim run smoke", level=1)
+    return 0
+
+
+@sim.command(
+    name="run",
+    cls=Command,
+    examples=[
+        ("p2pc sim run smoke", "the first look"),
+        ("p2pc sim run smoke --seeds 20 --jobs 4", "20 seeds on 4 cores, with 95 % intervals"),
+        ("p2pc sim run smoke --set network.loss=0.05 --events", "what happens, as it happens"),
+        ("p2pc sim run smoke --sweep nodes=10,20,40 --seeds 5 -o out", "results, CSV and plots in out/"),
+        ("p2pc sim run ./mine.toml", "a scenario of your own"),
+    ],
+    sections={
+        "What": ["nodes", "hours", "seed", "seeds", "set_", "sweep", "trace"],
+        "Where": ["jobs", "on"],
+        "Looking inside": ["events", "node", "until", "is_shrinking"],
+        "Output": ["json_", "out", "plot"],
+    },
+)
+@click.argument("scenario")
+@click.option("--nodes", type=click.IntRange(1), metavar="N", help="Number of nodes.")
+@click.option("--hours", type=click.FloatRange(0, min_open=True), metavar="H", help="Simulated time.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="S", help="The first seed.")
+@click.option("--seeds", type=click.IntRange(1, SEEDS_MAX), default=1, metavar="N", help="So many, from --seed on.")
+@click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change a setting (repeatable).")
+@click.option("--sweep", multiple=True, metavar="KEY=A,B,C", help="Try these values; several sweeps: all combinations.")
+@click.option("--trace", metavar="FILE", help="Replay when nodes were up, from an AVT file.")
+@click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes.  [default: one a core]")
+@click.option(
+    "--on", type=click.Choice(["local", "mesh"]), default="local", help="Where it runs: here, or all over the group."
+)
+@click.option("--events", is_flag=True, help="Print what happens; with --json as p2pc.trace/1 lines.")
+@click.option("--node", metavar="NODE", help="Only this node in --events.")
+@click.option("--until", type=click.FloatRange(0, min_open=True), metavar="SECS", help="Stop there, to look inside.")
+@click.option("--shrink/--no-shrink", "is_shrinking", default=True, help="Make a seed that failed smaller.")
+@json_option
+@click.option("-o", "--out", metavar="DIR", help="Keep results there; what is there already is not run again.")
+@click.option("--plot/--no-plot", default=True, help="Draw plots into -o DIR.")
+def run_command(
+    *,
+    scenario: str,
+    nodes: int | None,
+    hours: float | None,
+    seed: int,
+    seeds: int,
+    set_: tuple[str, ...],
+    sweep: tuple[str, ...],
+    trace: str | None,
+    jobs: int | None,
+    on: str,
+    events: bool,
+    node: str | None,
+    until: float | None,
+    is_shrinking: bool,
+    json_: bool,
+    out: str | None,
+    plot: bool,
+) -> int:
+    """Run a scenario: a name of p2pc sim list, or a file.
+
+    Exit code 1 when a seed failed: then its problems, and the command that replays it.
+    """
+    from p2pcompute.simulation.scenario import load_scenario, split_values, with_values
+    from p2pcompute.simulation.study import Archive, plan_study, summary
+
+    changes = dict(_pair(text, "--set") for text in set_)
+    if trace is not None:
+        changes = {**_TRACE_VALUES, "population.trace": os.path.abspath(trace), **changes}
+    for name, number in (("nodes", nodes), ("hours", hours)):
+        if number is not None:
+            changes[name] = f"{number:g}" if isinstance(number, float) else str(number)
+    swept = {key: split_values(text) for key, text in (_pair(text, "--sweep") for text in sweep)}
+    for key, values in swept.items():
+        if not values:
+            raise UsageError(f"--sweep {key}= has no values", "", f"name some: --sweep {key}=A,B,C")
+    chosen = with_values(load_scenario(scenario), changes)
+    study = plan_study(chosen, range(seed, seed + seeds), swept)
+    study.until_s = until
+    if node is not None and not events:
+        raise UsageError("--node goes with --events", "it says whose events are printed", "add --events")
+    if events and (seeds > 1 or len(study.points) > 1 or on == "mesh"):
+        raise UsageError("--events shows one run", "this is several, or runs elsewhere", "name one seed and no --sweep")
+    archive = Archive(Path(out)) if out is not None else None
+
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        _run(study, archive, jobs=jobs, on=on, events=events, node=node)
+        document = summary(study)
+        shrunk = None
+        failed = study.failed()
+        if failed and is_shrinking and not study.is_interrupted:
+            shrunk = _shrink(study, *failed[0])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _add_commands(document, study, changes, shrunk)
+    if json_ and not events:
+        print_json(document)
+    else:
+        _print_summary(document, study, sys.stderr if events else sys.stdout)
+    _tell_failures(study, changes, shrunk)
+    if archive is not None:
+        _write(archive, study, document, is_plotting=plot)
+    if study.is_interrupted:
+        missing = seeds * len(study.points) - _done(study)
+        more = f"; the same command goes on from there ({out})" if out else ""
+        say(f"stopped: {plural(missing, 'run')} not done{more}")
+        return EXIT_TERMINATED if _is_terminated else EXIT_INTERRUPTED
+    return 1 if failed else 0
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f'{flag} "{text}" cannot be understood', "", f"write it as {flag} KEY=VALUE")
+    return key.strip(), value.strip()
+
+
+_is_terminated = False
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    global _is_terminated
+    _is_terminated = True
+    raise KeyboardInterrupt
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def _done(study: Study) -> int:
+    return sum(len(point.results) for point in study.points)
+
+
+def _run(study: Study, archive: Archive | None, *, jobs: int | None, on: str, events: bool, node: str | None) -> None:
+    """Run what is missing."""
+    from p2pcompute.simulation.study import IN_FLIGHT_MAX, InProcess, make_meter, open_pool, run_study
+
+    # Events are not kept, so they need a run.
+    if archive is not None and not events and (found := archive.fill(study)):
+        say(f"{plural(found, 'run')} of {count_text(len(study.seeds) * len(study.points))} already in {archive.folder}")
+    missing = len(study.seeds) * len(study.points) - _done(study)
+    jobs = jobs or min(_cores(), missing)
+    progress = _Progress(study)
+
+    def on_result(point: Point, result: RunResult) -> None:
+        progress.take(result)
+        if archive is not None:
+            archive.keep(study, point, result)
+
+    in_flight = IN_FLIGHT_MAX
+    open_executor: Any
+    watch: Any = None
+    if on == "mesh":
+        from p2pcompute.api.executor import MeshExecutor
+
+        open_executor = functools.partial(MeshExecutor, name="p2pc sim")
+    elif events or min(jobs, missing) <= 1:
+        watch = _Onlooker(progress, _event_sink(study, archive) if events else None, node)
+        open_executor = functools.partial(InProcess, watch)
+    else:
+        progress.meter = make_meter()
+        open_executor = functools.partial(open_pool, min(jobs, missing), progress.meter)
+        in_flight = 2 * jobs
+    try:
+        run_study(study, open_executor, in_flight=in_flight, on_result=on_result, on_tick=progress.tick)
+    finally:
+        progress.close()
+        if watch is not None:
+            watch.close()
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+class _Progress:
+    """One line on stderr: seeds done, simulated and wall time."""
+
+    def __init__(self, study: Study) -> None:
+        self.meter: Meter | None = None
+        """Simulated seconds that the processes of a pool have gone; None: `simulated_s` is set instead."""
+        self._title = study.scenario.name
+        self._total = len(study.seeds) * len(study.points)
+        self._done = _done(study)
+        self._failed = len(study.failed())
+        self._began = self._at = monotonic()
+        self._ended_s = 0.0
+        """Of the runs that are over."""
+        self._running_s = 0.0
+        """Of the one that is watched."""
+        mode = os.environ.get("P2PC_PROGRESS", "auto")
+        is_plain = not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb" or "P2PC_ACCESSIBLE" in os.environ
+        if mode == "auto":
+            mode = "plain" if is_plain else "bar"
+        self._mode = "none" if options().quiet else mode
+
+    def take(self, result: RunResult) -> None:
+        """A run is over."""
+        self._done += 1
+        self._failed += bool(result.problems)
+        self._ended_s += result.simulated_s
+        self._running_s = 0.0
+        self.tick()
+
+    def moved(self, simulated_s: float) -> None:
+        """The run that is watched has come so far."""
+        self._running_s = simulated_s
+        self.tick()
+
+    def tick(self) -> None:
+        """Show where it stands, when it is time to."""
+        now = monotonic()
+        if self._mode == "none" or now - self._at < (DRAW_S if self._mode == "bar" else LINE_S):
+            return
+        self._at = now
+        simulated_s = max(self.meter.value if self.meter is not None else 0.0, self._ended_s) + self._running_s
+        wall_s = now - self._began
+        if self._mode == "json":
+            facts = {"done": self._done, "total": self._total, "failed": self._failed}
+            times = {"simulated_s": round(simulated_s, 3), "elapsed_s": round(wall_s, 3)}
+            print_json_line({"schema": "p2pc.sim-progress/1", **facts, **times}, sys.stderr)
+            return
+        parts = [f"{count_text(self._done)}/{count_text(self._total)} runs"] if self._total > 1 else []
+        parts += [f"{count_text(self._failed)} failed"] if self._failed else []
+        parts.append(f"{duration_text(simulated_s)} simulated in {duration_text(wall_s)}")
+        text = f"{self._title}  {' · '.join(parts)}"
+        if self._mode == "bar":
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._mode == "bar":
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._mode = "none"
+
+
+class _Onlooker:
+    """Looks on at runs in this process: progress, and events when somebody wants them."""
+
+    def __init__(self, progress: _Progress | None, writer: Writer | None = None, node: str | None = None) -> None:
+        self._progress = progress
+        self._writer = writer
+        self._node = f"node-{node}" if node is not None and node.isdecimal() else node
+        self.faults: dict[int, None] = {}
+        """Numbers of the faults that began."""
+
+    def progress(self, simulated_s: float, wall_s: float) -> None:
+        if self._progress is not None:
+            self._progress.moved(simulated_s)
+
+    def record(self, record: dict[str, Any]) -> None:
+        if isinstance(number := record.get("fault"), int):
+            self.faults[number] = None
+        if self._writer is not None and self._node in (None, record["node"]):
+            self._writer.write(record)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+
+class _Readable:
+    """A file of JSON lines that prints them for people."""
+
+    def write(self, lines: str) -> None:
+        for line in lines.splitlines():
+            record = json.loads(line)
+            if "schema" in record:
+                continue
+            t, kind, node = (record.pop(name) for name in ("t", "kind", "node"))
+            rest = " ".join(f"{name}={_event_value(value)}" for name, value in record.items())
+            print(f"{t:14.6f}  {kind:<14} {node:<10} {one_line(rest)}".rstrip())
+
+
+def _event_value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _event_sink(study: Study, archive: Archive | None) -> Writer:
+    from p2pcompute.simulation.records import Writer, header
+    from p2pcompute.simulation.study import code_version
+
+    code = code_version()
+    head = header(
+        version=code["version"], scenario=study.scenario.name, seed=study.seeds[0], commit=code.get("commit", "")
+    )
+    file: Any = sys.stdout if options().json else _Readable()
+    return Writer(file, head)
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def _shrink(study: Study, point: Point, failed: RunResult) -> tuple[Point, Shrunk] | None:
+    """Make the first failing run small."""
+    from p2pcompute.simulation.scenario import EXPERIMENTS
+    from p2pcompute.simulation.shrink import WALL_S_MAX, shrink
+    from p2pcompute.simulation.study import run_one
+
+    if any(problem.startswith("lost: ") for problem in failed.problems):
+        return None
+    say(f"seed {failed.seed} failed; making it smaller (Ctrl-C or {duration_text(WALL_S_MAX)} end that) …", level=1)
+    run = EXPERIMENTS[study.scenario.experiment].run
+    first = _Onlooker(None)
+
+    def attempt(scenario: Scenario, onlooker: _Onlooker | None = None) -> RunResult:
+        return run_one(run, scenario, failed.seed, study.until_s, watch=onlooker or _Onlooker(None))  # type: ignore[arg-type]
+
+    try:
+        again = attempt(point.scenario, first)
+    except KeyboardInterrupt:
+        return None
+    if again.trace_hash != failed.trace_hash or not again.problems:
+        say(f"seed {failed.seed} went another way when it was run again: the simulation is not deterministic")
+        return None
+    found = shrink(point.scenario, again, list(first.faults), attempt)
+    return (point, found) if found.values else None
+
+
+def _add_commands(
+    document: dict[str, Any], study: Study, changes: Mapping[str, str], shrunk: tuple[Point, Shrunk] | None
+) -> None:
+    """Put the commands that replay failures into a summary."""
+    from p2pcompute.simulation.study import replay_command
+
+    parts = document.get("points", [document])
+    for part, point in zip(parts, study.points, strict=True):
+        for entry in part["problems"]:
+            seed = entry["seed"]
+            values = {**changes, **point.values}
+            entry["replay"] = replay_command(study.scenario, seed, values, study.until_s)
+            if shrunk is not None and shrunk[0] is point and shrunk[1].result.seed == seed:
+                values |= shrunk[1].values
+                entry["shrunk"] = replay_command(study.scenario, seed, values, study.until_s)
+
+
+def _tell_failures(study: Study, changes: Mapping[str, str], shrunk: tuple[Point, Shrunk] | None) -> None:
+    from p2pcompute.simulation.study import replay_command
+
+    failed = study.failed()
+    for point, result in failed[:FAILED_SHOWN_MAX]:
+        values = {**changes, **point.values}
+        say(style(f"seed {result.seed} failed: {plural(len(result.problems), 'problem')}", sys.stderr, fg="red"))
+        for problem in result.problems[:PROBLEMS_SHOWN_MAX]:
+            say("  " + problem.strip().replace("\n", "\n  "))
+        if len(result.problems) > PROBLEMS_SHOWN_MAX:
+            say(f"  and {len(result.problems) - PROBLEMS_SHOWN_MAX} more")
+        say(f"  replay:  {replay_command(study.scenario, result.seed, values, study.until_s)}")
+        if shrunk is not None and shrunk[0] is point and shrunk[1].result.seed == result.seed:
+            smaller = replay_command(study.scenario, result.seed, {**values, **shrunk[1].values}, study.until_s)
+            say(f"  smaller: {smaller}")
+    if len(failed) > FAILED_SHOWN_MAX:
+        seeds = ", ".join(str(result.seed) for _, result in failed[FAILED_SHOWN_MAX:][:50])
+        say(f"and {plural(len(failed) - FAILED_SHOWN_MAX, 'run')} more: seeds {seeds}")
+
+
+# --- summing up -----------------------------------------------------------------------------------
+
+
+def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> None:
+    points = document.get("points", [document])
+    seeds, nodes = len(study.seeds), sorted({part["nodes"] for part in points})
+    events, messages = (sum(part[name] for part in points) for name in ("events", "messages"))
+    simulated_s, wall_s = (sum(part[name] for part in points) for name in ("simulated_s", "wall_s"))
+    head = [
+        f"{'–'.join(count_text(count) for count in {nodes[0]: None, nodes[-1]: None})} nodes",
+        plural(seeds, "seed"),
+        f"{duration_text(simulated_s)} simulated in {duration_text(wall_s)}",
+        f"{count_text(events)} events",
+        f"{count_text(messages)} messages",
+    ]
+    print(f"{study.scenario.name}  {' · '.join(head)}", file=stream)
+    names = sorted({name for part in points for name in part["metrics"]})
+    if len(points) > 1 or "points" in document:
+        titles = [" ".join(f"{key}={value}" for key, value in part["set"].items()) for part in points]
+        rows = [[name, *(_mean_text(part["metrics"].get(name)) for part in points)] for name in names]
+        text = table(["METRIC", *titles], rows, right=titles)
+    else:
+        metrics = points[0]["metrics"]
+        if seeds > 1:
+            rows = [[name, *(_number_text(metrics[name][key]) for key in ("mean", "low", "high"))] for name in names]
+            text = table(["METRIC", "MEAN", "95 % LOW", "95 % HIGH"], rows, right=["MEAN", "95 % LOW", "95 % HIGH"])
+        else:
+            rows = [[name, _number_text(metrics[name]["mean"])] for name in names]
+            text = table(["METRIC", "VALUE"], rows, right=["VALUE"])
+    if text:
+        print(text, file=stream)
+    fired: dict[str, int] = {}
+    for part in points:
+        for kind, count in part["fired"].items():
+            fired[kind] = fired.get(kind, 0) + count
+    if fired:
+        print(
+            "faults: " + ", ".join(f"{kind} {count_text(count)}" for kind, count in sorted(fired.items())), file=stream
+        )
+    if len(points) == 1:
+        print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
+
+
+def _mean_text(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "–"
+    half = found["high"] - found["mean"]
+    return _number_text(found["mean"]) + (f" ±{_number_text(half)}" if half else "")
+
+
+def _number_text(value: float) -> str:
+    if value == int(value) and abs(value) < 1e15:
+        return count_text(int(value))
+    return f"{value:.4g}" if abs(value) < 10_000 else count_text(round(value))
+
+
+def _write(archive: Archive, study: Study, document: Mapping[str, Any], *, is_plotting: bool) -> None:
+    """Write the summary, the tables and the plots."""
+    from p2pcompute.simulation.plots import draw, write_tables
+
+    archive.write("summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    written = write_tables(archive, study)
+    if is_plotting:
+        try:
+            written += draw(archive.folder, study, document)
+        except UsageError as error:  # no matplotlib
+            say(f"no plots: {error.what}; {error.fix}")
+    say(f"results in {archive.folder}: summary.json, runs.jsonl, {', '.join(written)}", level=1)
