@@ -215,7 +215,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
         DATAGRAM_QUEUE_MAX,
     )
     yield "nodes nearby", len(network.nearby), NEARBY_MAX
-    yield "names", len(network.names), PEERS_MAX
+    yield "names", len(network._names), PEERS_MAX
     yield "peers", len(scheduler.peers), PEERS_MAX
     yield "parked requests", len(scheduler.parking), PARKED_MAX
     yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
@@ -234,7 +234,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
         yield "departed contacts", len(dht._table._departed), DHT_DEPARTED_MAX
         if dht._exchange is not None:
             yield "open DHT requests", len(dht._exchange._pending), DHT_REQUESTS_MAX
-    tasks = len(member.host.tasks)
+    tasks = sum(not task.done() for task in member.host.tasks)
     open_requests = sum(len(one._pending) for one in channels._open)
     yield (
         "tasks",
