@@ -36,6 +36,7 @@ from p2pcompute.simulation.invariants import Checks, CheckSettings
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.network import NetworkSettings
+from p2pcompute.simulation.playing import account, play
 from p2pcompute.simulation.population import (
     Leaving,
     PopulationSettings,
@@ -45,7 +46,7 @@ from p2pcompute.simulation.population import (
     sessions,
 )
 from p2pcompute.simulation.runner import RunnerModel
-from p2pcompute.simulation.workloads import WorkloadSettings
+from p2pcompute.simulation.workloads import WorkloadSettings, plan
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.scenario import Scenario
@@ -136,6 +137,8 @@ class WorldJob:
     over_s: float | None = None
     acknowledged: int = 0
     """Tasks of which the owner has said that it has them: they must not be lost any more."""
+    is_lost: bool = False
+    """Its owner's disk has forgotten what it had promised: nothing is expected of it any more."""
     may_cancel: bool = False
     """Somebody has asked for it to be cancelled, or its terms may halt it."""
     done: int = 0
@@ -335,9 +338,11 @@ class World:
 
     def lose_disk(self, number: int) -> None:
         """A member's disk has forgotten what it had promised to keep: nothing is expected of its jobs any more."""
-        lost = [job for job in self.jobs if job.owner == number]
-        self.metrics.count("jobs_lost_with_disk", len(lost))
-        self.jobs = [job for job in self.jobs if job.owner != number]
+        for job in self.jobs:
+            if job.owner == number:
+                job.is_lost = True
+                self.metrics.count("jobs_lost_with_disk")
+        self.jobs = [job for job in self.jobs if not job.is_lost]
 
     def mass_exit(self) -> None:
         """Many nodes have just gone: measure how long the others take to carry on without them."""
@@ -354,15 +359,20 @@ class World:
         except P2pcError as error:
             self.problem(_story(error))
         if "errors" not in self.settings.checks.off:
-            for member in self.mesh.members:
-                for text in member.errors[:1]:
+            for number, member in enumerate(self.mesh.members):
+                for text in member.errors[:1] if number not in self.hostile else ():
                     self.problem(f"{member.host.name}: {text}")
 
     async def _main(self, until_s: float | None) -> None:
         faults = draw_faults(
             self.settings.faults, self.rng("faults"), nodes=self.settings.nodes, duration_s=self.duration_s
         )
+        plans = [
+            plan(one, self.rng(f"workload {number}"), duration_s=self.duration_s)
+            for number, one in enumerate(self.settings.workload)
+        ]
         population = self.spawn(self._populate(), "population")
+        work = [self.spawn(play(self, one), f"workload {number}") for number, one in enumerate(plans)]
         trouble = [self.spawn(inject(self, fault), f"fault {fault.number}") for fault in faults]
         self.spawn(self._watch_joining(), "joining")
         self.spawn(self._sample(), "sample")
@@ -374,8 +384,11 @@ class World:
         self._traffic()
         if not is_cut_short:
             await self._heal(population, trouble)
+            await self._finish(work)
+            self._work()
             await self.checks.eventually()
-        self._work()
+        else:
+            self._work()
         for task in list(self._tasks):
             task.cancel()
 
@@ -392,6 +405,14 @@ class World:
             while number in self._busy:  # noqa: ASYNC110 - a stop that drains, at most
                 await asyncio.sleep(START_RETRY_S)
             await self.revive(number)
+
+    async def _finish(self, work: list[asyncio.Task[Any]]) -> None:
+        """Let what was submitted end, within the bound for jobs."""
+        try:
+            async with asyncio.timeout(self.settings.checks.over_s):
+                await asyncio.gather(*work, return_exceptions=True)
+        except TimeoutError:
+            self.problem(f"workloads have not ended {self.settings.checks.over_s:g} s after everything has healed")
 
     async def _check(self) -> None:
         while True:
@@ -556,12 +577,11 @@ class World:
 
     def _work(self) -> None:
         """Figures of the work done in the whole run."""
-        metrics, runs = self.metrics, self._sums().runs
-        tasks = sum(job.acknowledged or len(job.works) for job in self.jobs)
+        account(self)
+        tasks = sum(job.acknowledged for job in self.jobs)
         if tasks:
-            metrics.set("tasks", tasks)
-            metrics.set("runs", runs)
-            metrics.set("wasted_share", max(0.0, 1.0 - tasks / runs) if runs else 0.0)
+            self.metrics.set("tasks", tasks)
+            self.metrics.set("runs", self._sums().runs)
 
     def messages(self) -> int:
         """Datagrams and frames sent so far."""
