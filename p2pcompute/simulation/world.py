@@ -141,10 +141,6 @@ class WorldJob:
     """Its owner's disk has forgotten what it had promised: nothing is expected of it any more."""
     may_cancel: bool = False
     """Somebody has asked for it to be cancelled, or its terms may halt it."""
-    done: int = 0
-    """Tasks that were told to have ended well."""
-    accepted_s: float = 0.0
-    """Their work, seconds at speed 1."""
 
 
 class World:
