@@ -77,6 +77,10 @@ class Metrics:
         """Give a figure its value."""
         self._values[name] = value
 
+    def counted(self, name: str) -> float:
+        """A counter as it stands."""
+        return float(self._counts[name])
+
     def result(self) -> dict[str, float]:
         """All figures by name, sorted: counters, peaks and values as they are; a series as its mean under its own
         name, and its quantiles and largest value as `name_p50`, `name_p95`, `name_max`."""
