@@ -398,10 +398,12 @@ class _Following:
         self._is_sealed = False
 
     async def follow(self) -> bool:
-        """Add the tasks, seal the job and wait for its end; False when the owner does not know it any more."""
+        """Add the tasks, seal the job and wait for its end; False when its owner's disk has forgotten it."""
         job_id = self._job.job_id
         while True:
             node = await self._life()
+            if self._job.is_lost:
+                return False
             self._told.clear()
             try:
                 if node is not self._node:

@@ -1,0 +1,149 @@
+"""Worlds: one run of a whole mesh, the same every time, with its population, work, faults and figures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2pcompute.simulation.faults import FaultSettings
+from p2pcompute.simulation.metrics import SAMPLES_MAX, Metrics
+from p2pcompute.simulation.population import PopulationSettings
+from p2pcompute.simulation.workloads import WorkloadSettings
+from p2pcompute.simulation.world import MeshSettings, RunResult, Watch, World, run_mesh
+
+BAG = WorkloadSettings(tasks=60, work_s=0.5, works="lognormal")
+TROUBLE = MeshSettings(
+    nodes=5,
+    hours=0.01,
+    population=PopulationSettings(cores=2, sessions="overnet", time_scale=0.005),
+    faults=FaultSettings(per_hour=600, conditions=True),
+    workload=(BAG, WorkloadSettings(kind="puts", rate_per_s=0.5)),
+)
+
+
+def run(settings: MeshSettings, seed: int, **how: Any) -> RunResult:
+    return run_mesh(SimpleNamespace(name="test", settings=settings), seed, **how)  # type: ignore[arg-type]
+
+
+_PRINT_HASHES = """
+from tests.simulation.test_world import TROUBLE, run
+for seed in (1, 2):
+    result = run(TROUBLE, seed)
+    print(result.trace_hash, sorted(result.metrics.items()), sorted(result.fired.items()))
+"""
+
+
+def test_a_seed_gives_the_same_run_in_processes_with_different_hash_seeds() -> None:
+    """If it broke: a failing seed cannot be replayed."""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", _PRINT_HASHES],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("0", "77")
+    ]
+    assert outputs[0] == outputs[1]
+    first, second = outputs[0].splitlines()
+    assert first.split()[0] != second.split()[0], "seeds differ"
+
+
+def test_a_calm_run_does_its_work_once_and_breaks_nothing() -> None:
+    settings = MeshSettings(nodes=4, hours=0.01, population=PopulationSettings(cores=2), workload=(BAG,))
+    result = run(settings, 3)
+    assert result.problems == () and not result.fired
+    figures = result.metrics
+    assert figures["tasks"] == figures["runs"] == figures["tasks_done"] == 60
+    assert figures["makespan_s"] > 0 and 0 < figures["utilisation"] <= 1
+    assert figures["join_s"] < figures["join_table_s_max"] < 10
+    assert 0 < figures["messages_per_node_s"] < 50
+    assert figures["up_share_max"] == 1 and figures["starts"] == 4
+    assert result.messages > 0 and result.events > 0 and result.simulated_s > 36
+
+
+def test_a_run_can_be_cut_short_and_watched() -> None:
+    class Seen(Watch):
+        def __init__(self) -> None:
+            self.records: list[dict[str, Any]] = []
+            self.progress_s: list[float] = []
+
+        def progress(self, simulated_s: float, wall_s: float) -> None:
+            self.progress_s.append(simulated_s)
+            assert wall_s > 0
+
+        def record(self, record: dict[str, Any]) -> None:
+            self.records.append(record)
+
+    seen = Seen()
+    result = run(TROUBLE, 4, until_s=20.0, watch=seen)
+    assert result.simulated_s == 20.0
+    assert result.trace_hash == run(TROUBLE, 4, until_s=20.0).trace_hash, "who looks on changes nothing"
+    times = [record["t"] for record in seen.records]
+    assert times == sorted(times) and {"start", "crash"} & {record["kind"] for record in seen.records}
+    assert seen.progress_s == sorted(seen.progress_s) and len(seen.progress_s) > 10
+
+
+def test_what_breaks_in_the_background_fails_the_run() -> None:
+    """An exception of a node's task, of the world's own, and one that ends the run."""
+    world = World(MeshSettings(nodes=2, hours=0.005), 1)
+
+    async def fail() -> None:
+        raise KeyError("the world's")
+
+    async def break_node() -> None:
+        await world.pause(5.0)
+        world.mesh.members[1].errors.append("the node's")
+
+    world.spawn(fail(), "fail")
+    world.spawn(break_node(), "break")
+    world.run()
+    text = "\n".join(world.problems)
+    assert "the world's" in text and "the node's" in text
+
+
+def test_the_population_comes_and_goes() -> None:
+    settings = MeshSettings(
+        nodes=8,
+        hours=0.02,
+        population=PopulationSettings(
+            sessions="overnet", time_scale=0.003, cores=1, exit_share=0.5, exit_at_hours=0.01
+        ),
+        workload=(WorkloadSettings(tasks=100, works="uniform"),),
+    )
+    result = run(settings, 5)
+    assert result.problems == ()
+    assert result.metrics["starts"] > 8 and result.metrics["stops"] > 0 and result.metrics["crashes"] > 0
+    assert result.fired["mass exit"] == 1
+    assert 0.1 < result.metrics["up_share"] < 0.9
+
+
+@pytest.mark.parametrize(("seed", "is_real"), [(3, True), (4, False)])
+def test_one_of_some_seeds_has_real_crypto(seed: int, is_real: bool) -> None:
+    world = World(MeshSettings(nodes=2, hours=0.003, real_crypto_in=3, shuffle=True), seed)
+    assert world.simulation.has_real_crypto == is_real
+    world.run()
+    assert world.problems == []
+
+
+def test_metrics_keep_what_they_are_told() -> None:
+    metrics = Metrics()
+    for value in range(3 * SAMPLES_MAX):
+        metrics.sample("series", value)
+    metrics.count("count")
+    metrics.count("count", 2)
+    metrics.peak("peak", 5)
+    metrics.peak("peak", 3)
+    metrics.set("value", 7)
+    figures = metrics.result()
+    assert list(figures) == sorted(figures)
+    assert (figures["count"], figures["peak"], figures["value"]) == (3, 5, 7)
+    assert figures["series"] == (3 * SAMPLES_MAX - 1) / 2 and figures["series_max"] == 3 * SAMPLES_MAX - 1
+    assert abs(figures["series_p50"] / SAMPLES_MAX - 1.5) < 0.01
+    assert abs(figures["series_p95"] / SAMPLES_MAX - 2.85) < 0.01
