@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
+from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.simulation import invariants_always, invariants_eventually
 from p2pcompute.simulation.invariants_always import Books
 from p2pcompute.simulation.mesh import Member
 
 if TYPE_CHECKING:
     from p2pcompute.node.node import Node
-    from p2pcompute.simulation.world import World
+    from p2pcompute.simulation.world import World, WorldJob
 
 _K = TypeVar("_K", bound=Hashable)
 
@@ -128,7 +129,10 @@ class Checks:
 
     def starting(self, member: Member) -> None:
         """A node is about to start on what its disk has kept."""
-        self._durable[member.host.number] = invariants_always.durable_books(member.host.disk)
+        try:
+            self._durable[member.host.number] = invariants_always.durable_books(member.host.disk)
+        except RemoteProtocolError:
+            self._durable.pop(member.host.number, None)  # the disk is damaged: what the node makes of it is its own
 
     def started(self, member: Member) -> None:
         """A node has started: it knows what was durable, and nothing else."""
@@ -147,6 +151,11 @@ class Checks:
         hostile = self.world.hostile
         members = self.world.mesh.members
         return [one for number, one in enumerate(members) if one.node is not None and number not in hostile]
+
+    def jobs(self) -> list[WorldJob]:
+        """Jobs of honest owners whose disks have kept what they promised."""
+        hostile = self.world.hostile
+        return [job for job in self.world.jobs if not job.is_lost and job.owner not in hostile]
 
     def sampled(self) -> list[Member]:
         """The honest members that are looked into now: all of a small mesh, of a large one the next few."""

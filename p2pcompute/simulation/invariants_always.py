@@ -77,7 +77,7 @@ def _books(checks: Checks) -> Iterator[str]:
 
 def _conservation(checks: Checks) -> Iterator[str]:
     """Every acknowledged task is in its owner's ledger in one state; nobody has invented one."""
-    for job in checks.world.jobs:
+    for job in checks.jobs():
         member = checks.world.mesh.members[job.owner]
         book = member.node.scheduler.owner.books.get(job.job_id) if member.node is not None else None
         if book is None:
@@ -94,7 +94,7 @@ def _conservation(checks: Checks) -> Iterator[str]:
 
 def _once(checks: Checks) -> Iterator[str]:
     """A task ends at most once in each generation."""
-    for job in checks.world.jobs:
+    for job in checks.jobs():
         member = checks.world.mesh.members[job.owner]
         if member.node is None or (book := member.node.scheduler.owner.books.get(job.job_id)) is None:
             continue
@@ -431,7 +431,11 @@ _STATES: Final = {
 
 
 def durable_books(disk: SimDisk) -> dict[bytes, Books]:
-    """What the facts on a disk say, folded by the oracle's own rule: the highest (generation, state) counts."""
+    """What the facts on a disk say, folded by the oracle's own rule: the highest (generation, state) counts.
+
+    Raises:
+        RemoteProtocolError: a row is damaged.
+    """
     jobs = disk.tables.get(JOBS)
     facts = disk.tables.get(FACTS)
     books: dict[bytes, Books] = {job_id: {} for job_id in sorted(jobs.rows)} if jobs is not None else {}
