@@ -11,6 +11,7 @@ Figures (`world.metrics`), with what they mean beyond their names:
 * makespan_s: from the decision to submit to the job's end; first_result_s likewise.
 * makespan_ratio: makespan over its lower bound, the larger of: when the cores that were up could have done the work;
   the critical path on the fastest core.
+* tasks_done, tasks_failed: as their owners told; accepted_work_s: of those done, seconds at speed 1.
 * wasted_work: executed beyond accepted work, over accepted work; duplicate_runs: tasks that ended well once too often.
 * lookup_success: the nearest live node was found; lookup_recall: share of the k nearest.
 * lookup_rtts: lookup_s in median round trips of the network.
@@ -23,6 +24,7 @@ Source of the bound: Graham 1969 for identical machines, with capacity that chan
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import statistics
 from bisect import bisect_left, bisect_right
@@ -68,16 +70,14 @@ async def play(world: World, plan: WorkloadPlan) -> None:
 
 def account(world: World) -> None:
     """Work out what concerns all workloads together.  To be called once, at the end of a run."""
-    executed_s = sum(member.host.tally.work_s for member in world.mesh.members)
-    runs = sum(member.host.tally.runs_ok for member in world.mesh.members)
-    accepted_s = sum(job.accepted_s for job in world.jobs)
-    if not world.jobs:
+    metrics, tallies = world.metrics, [member.host.tally for member in world.mesh.members]
+    if not metrics.counted("jobs"):
         return
-    world.metrics.set("executed_work_s", executed_s)
-    world.metrics.set("accepted_work_s", accepted_s)
-    world.metrics.set("duplicate_runs", float(runs - sum(job.done for job in world.jobs)))
+    executed_s, accepted_s = math.fsum(tally.work_s for tally in tallies), metrics.counted("accepted_work_s")
+    metrics.set("executed_work_s", executed_s)
+    metrics.set("duplicate_runs", sum(tally.runs_ok for tally in tallies) - metrics.counted("tasks_done"))
     if accepted_s:
-        world.metrics.set("wasted_work", max(0.0, executed_s / accepted_s - 1))
+        metrics.set("wasted_work", max(0.0, executed_s / accepted_s - 1))
 
 
 class _Player:
@@ -410,8 +410,6 @@ class _Following:
                     await self._attach(node)
                 view = node.job(job_id.hex())
                 if view.is_over:
-                    self._world.metrics.count("tasks_done", view.done)
-                    self._world.metrics.count("tasks_failed", view.failed)
                     return True
                 if view.total is None and await self._add(node, view.added):
                     continue
@@ -486,12 +484,12 @@ class _Following:
             self._ended[end.index] = 1
             self._ended_count += 1
             number = self._order[end.index]
+            self._world.metrics.count(f"tasks_{end.state}")
             if end.state != "done":
                 self._is_broken = True
                 self._told.set()
                 continue
-            self._job.done += 1
-            self._job.accepted_s += self._plan.works[number]
+            self._world.metrics.count("accepted_work_s", self._plan.works[number])
             for waiting in self._behind[number] if self._behind else ():
                 self._left[waiting] -= 1
                 if not self._left[waiting]:
