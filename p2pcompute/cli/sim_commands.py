@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic  # bound here: the simulator's fences refuse what is looked up while it runs
 from types import FrameType
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 SEEDS_MAX: Final = 1_000_000
 PROBLEMS_SHOWN_MAX: Final = 5
 FAILED_SHOWN_MAX: Final = 10
+STORY_LINES_MAX: Final = 8
+EVENT_COLUMNS_MAX: Final = 300
 LINE_S: Final = 10.0
 """Between two lines of progress where there is no terminal."""
 DRAW_S: Final = 0.2
@@ -350,7 +352,7 @@ class _Readable:
                 continue
             t, kind, node = (record.pop(name) for name in ("t", "kind", "node"))
             rest = " ".join(f"{name}={_event_value(value)}" for name, value in record.items())
-            print(f"{t:14.6f}  {kind:<14} {node:<10} {one_line(rest)}".rstrip())
+            print(f"{t:14.6f}  {kind:<14} {node:<10} {one_line(rest, EVENT_COLUMNS_MAX)}".rstrip())
 
 
 def _event_value(value: object) -> str:
@@ -425,7 +427,7 @@ def _tell_failures(study: Study, changes: Mapping[str, str], shrunk: tuple[Point
         values = {**changes, **point.values}
         say(style(f"seed {result.seed} failed: {plural(len(result.problems), 'problem')}", sys.stderr, fg="red"))
         for problem in result.problems[:PROBLEMS_SHOWN_MAX]:
-            say("  " + problem.strip().replace("\n", "\n  "))
+            say("  " + _shortened(problem.strip().splitlines()).replace("\n", "\n  "))
         if len(result.problems) > PROBLEMS_SHOWN_MAX:
             say(f"  and {len(result.problems) - PROBLEMS_SHOWN_MAX} more")
         say(f"  replay:  {replay_command(study.scenario, result.seed, values, study.until_s)}")
@@ -435,6 +437,13 @@ def _tell_failures(study: Study, changes: Mapping[str, str], shrunk: tuple[Point
     if len(failed) > FAILED_SHOWN_MAX:
         seeds = ", ".join(str(result.seed) for _, result in failed[FAILED_SHOWN_MAX:][:50])
         say(f"and {plural(len(failed) - FAILED_SHOWN_MAX, 'run')} more: seeds {seeds}")
+
+
+def _shortened(lines: Sequence[str]) -> str:
+    """A story: how it begins and how it ends, unless -v asks for all of it."""
+    if len(lines) > STORY_LINES_MAX and not options().verbose:
+        lines = [lines[0], "  … (-v shows all)", *lines[2 - STORY_LINES_MAX :]]
+    return "\n".join(lines)
 
 
 # --- summing up -----------------------------------------------------------------------------------
@@ -453,19 +462,10 @@ def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> No
         f"{count_text(messages)} messages",
     ]
     print(f"{study.scenario.name}  {' · '.join(head)}", file=stream)
-    names = sorted({name for part in points for name in part["metrics"]})
-    if len(points) > 1 or "points" in document:
-        titles = [" ".join(f"{key}={value}" for key, value in part["set"].items()) for part in points]
-        rows = [[name, *(_mean_text(part["metrics"].get(name)) for part in points)] for name in names]
-        text = table(["METRIC", *titles], rows, right=titles)
+    if "points" in document:
+        text = _points_table(points)
     else:
-        metrics = points[0]["metrics"]
-        if seeds > 1:
-            rows = [[name, *(_number_text(metrics[name][key]) for key in ("mean", "low", "high"))] for name in names]
-            text = table(["METRIC", "MEAN", "95 % LOW", "95 % HIGH"], rows, right=["MEAN", "95 % LOW", "95 % HIGH"])
-        else:
-            rows = [[name, _number_text(metrics[name]["mean"])] for name in names]
-            text = table(["METRIC", "VALUE"], rows, right=["VALUE"])
+        text = _metrics_table(points[0]["metrics"], has_interval=seeds > 1)
     if text:
         print(text, file=stream)
     fired: dict[str, int] = {}
@@ -478,6 +478,33 @@ def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> No
         )
     if len(points) == 1:
         print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
+
+
+_SPREAD: Final = {"_p50": "MEDIAN", "_p95": "95 %", "_max": "MAX"}
+"""Endings of the names of figures that say how another one is spread."""
+
+
+def _plain_names(metrics: Mapping[str, Any]) -> list[str]:
+    """Names without those that say how another one is spread."""
+    return [name for name in sorted(metrics) if not (name[-4:] in _SPREAD and name[:-4] in metrics)]
+
+
+def _metrics_table(metrics: Mapping[str, Any], *, has_interval: bool) -> str:
+    columns = ["MEAN", *(("LOW", "HIGH") if has_interval else ()), *_SPREAD.values()]
+    rows = []
+    for name in _plain_names(metrics):
+        found = metrics[name]
+        cells = [found["mean"], *((found["low"], found["high"]) if has_interval else ())]
+        cells += [metrics[name + ending]["mean"] if name + ending in metrics else None for ending in _SPREAD]
+        rows.append([name, *("" if cell is None else _number_text(cell) for cell in cells)])
+    return table(["METRIC", *columns], rows, right=columns)
+
+
+def _points_table(points: Sequence[Mapping[str, Any]]) -> str:
+    titles = [" ".join(f"{key}={value}" for key, value in part["set"].items()) for part in points]
+    names = _plain_names({name: None for part in points for name in part["metrics"]})
+    rows = [[name, *(_mean_text(part["metrics"].get(name)) for part in points)] for name in names]
+    return table(["METRIC", *titles], rows, right=titles)
 
 
 def _mean_text(found: Mapping[str, float] | None) -> str:

@@ -106,10 +106,12 @@ def run_one(
     Args:
         run: the experiment's function as ``module:name``, so that a process that knows no other experiments finds it.
     """
-    from p2pcompute.simulation.world import RunResult
+    from p2pcompute.simulation.world import RunResult, Watch
 
+    # Somebody always looks on: that takes events, which are counted.
+    onlooker = watch or (Watch() if _meter is None else _MeterWatch(_meter))
     try:
-        result = load_named(run)(scenario, seed, until_s=until_s, watch=watch or (_meter and _MeterWatch(_meter)))
+        result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
         assert isinstance(result, RunResult)
         return result
     except Exception as error:  # noqa: BLE001 - a seed that fails must not lose the others
@@ -144,7 +146,7 @@ _meter: Meter | None = None
 
 
 class _MeterWatch:
-    """Adds the progress of one run to the meter."""
+    """Adds the progress of one run to the meter; a `Watch`, whose module only runs need."""
 
     def __init__(self, meter: Synchronized[float]) -> None:
         self._meter = meter
