@@ -26,9 +26,12 @@ from typing import Any, Final, Self, TypeVar
 from p2pcompute.host.interfaces import Crypto, Host, Timer
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.limits import MIB
+from p2pcompute.simulation.access import SimNet
 from p2pcompute.simulation.fences import SimulationError
 from p2pcompute.simulation.loop import OWNER, RunFailed, SimulationLoop
-from p2pcompute.simulation.network import Machine, Network, NetworkSettings, SimNet
+from p2pcompute.simulation.machines import Machine
+from p2pcompute.simulation.nat import NatKind
+from p2pcompute.simulation.network import Network, NetworkSettings
 from p2pcompute.simulation.runner import RunnerModel, SimRunner, Tally
 from p2pcompute.simulation.storage import SYNC_S, SimDisk, SimStore
 from p2pcompute.simulation.trace import RING_DEFAULT, Kind
@@ -409,6 +412,7 @@ class Simulation:
         lan: str | None = None,
         is_loopback_only: bool = False,
         beside: SimHost | None = None,
+        nat: NatKind | None = None,
         runner: RunnerModel | None = None,
         wall_skew_s: float = 0.0,
         sync_s: float = SYNC_S,
@@ -420,6 +424,7 @@ class Simulation:
             lan: the local network it is in.
             is_loopback_only: its machine has no other address.
             beside: share this host's machine, and so its addresses, instead of having an own one.
+            nat: what its home is behind, see `Network.add_machine`.
             wall_skew_s: error of its wall clock.
             sync_s: mean time of its disk to sync.
         """
@@ -430,7 +435,7 @@ class Simulation:
         if beside is not None:
             machine = beside.machine
         else:
-            machine = self.network.add_machine(lan=lan, is_loopback_only=is_loopback_only)
+            machine = self.network.add_machine(lan=lan, is_loopback_only=is_loopback_only, nat=nat)
         self.network.names[name] = machine
         host = SimHost(
             self, number, name, machine, runner=runner or RunnerModel(), wall_skew_s=wall_skew_s, sync_s=sync_s

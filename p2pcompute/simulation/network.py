@@ -1,30 +1,28 @@
-"""The simulated network: machines, datagrams, LAN announcements, faults.
+"""The simulated network: what lies between machines.
 
-A `Machine` has one address (10.x.y.z, or loopback only) and the ports of all hosts on it; a `SimNet` is one
-host's access, the simulated `host.interfaces.Net`.  Streams are in `streams`.
+A `Machine` (machines.py) has one address and the ports of all hosts on it; a `SimNet` (access.py) is one host's access
+to the network; streams are in streams.py.  `NetworkSettings` say what the network does to packets: delays come from
+latency.py, bursts of loss, access lines and partitions from paths.py, address translation from nat.py.
 
-`NetworkSettings` say what the network does to packets; delays come from `latency`, bursts of loss from `paths`.
-Packets are passed by reference.  Random draws come from one stream per purpose.
+Packets are passed by reference.  Random draws come from one stream per purpose.  What the settings leave out costs
+nothing: which way a datagram is sent is chosen when they are applied.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import random
 import zlib
-from asyncio import Future
-from collections import deque
-from collections.abc import Callable
-from contextvars import Context
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from p2pcompute.errors import ChannelLost, ConfigError, LocalProtocolError
-from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
-from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
+from p2pcompute.host.interfaces import Address
+from p2pcompute.limits import KIB
+from p2pcompute.simulation.access import SimDatagrams, SimNet
 from p2pcompute.simulation.latency import (
     COORDINATES_SUFFIX,
     LATENCIES,
@@ -37,24 +35,21 @@ from p2pcompute.simulation.latency import (
     pair_hash,
 )
 from p2pcompute.simulation.loop import SimulationLoop
-from p2pcompute.simulation.paths import BurstLoss
-from p2pcompute.simulation.streams import Dial, SimListener, SimStream
+from p2pcompute.simulation.machines import LOOPBACK, Machine
+from p2pcompute.simulation.nat import Nat, NatKind, NatSettings
+from p2pcompute.simulation.paths import BurstLoss, Line, Partition
+from p2pcompute.simulation.streams import SimStream
 from p2pcompute.simulation.trace import Kind
 
-LOOPBACK: Final = "127.0.0.1"
 LOOPBACK_DELAY_S: Final = 30e-6
-LAN_NOTICE_S: Final = 0.2
-"""From an announcement to its sighting by others."""
-LAN_EXPIRY_S: Final = 120.0
-"""After which the announcement of a crashed host is withdrawn by those who saw it (mDNS time to live)."""
 UDP_BYTES_MAX: Final = 65_507
 """What fits an IPv4 packet.  A real network takes it in fragments, so that receivers must refuse it themselves."""
+UDP_HEADER_BYTES: Final = 28
+"""IPv4 and UDP, which access lines carry too."""
 MACHINES_MAX: Final = 1 << 24
-_EPHEMERAL_FIRST: Final = 49152
-_EPHEMERAL_COUNT: Final = 65536 - _EPHEMERAL_FIRST
+_HOME_MAX: Final = 65_000
+_CARRIER_MAX: Final = 1 << 22
 
-
-Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Chance = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 
@@ -96,6 +91,22 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     duplicate: Annotated[Chance, msgspec.Meta(description="probability that a datagram arrives twice")] = 0.0
     reorder: Annotated[Chance, msgspec.Meta(description="probability that a datagram is held up on the way")] = 0.0
     reorder_s: Annotated[Seconds, msgspec.Meta(description="at most for this long")] = 0.1
+    up_bytes_per_s: Annotated[
+        float, msgspec.Meta(ge=0.0, description="speed of a machine's access line towards others; 0: unlimited")
+    ] = 0.0
+    down_bytes_per_s: Annotated[
+        float, msgspec.Meta(ge=0.0, description="speed of a machine's access line from others; 0: unlimited")
+    ] = 0.0
+    queue_bytes: Annotated[
+        int,
+        msgspec.Meta(ge=2 * KIB, description="queue of an access line each way; what has no room is lost"),
+    ] = 256 * KIB
+    nat: Annotated[
+        NatSettings, msgspec.Meta(description="address translation of machines that are added from now on")
+    ] = msgspec.field(default_factory=NatSettings)
+    keepalive_s: Annotated[
+        Seconds, msgspec.Meta(description="a stream breaks when its peer could not be heard for so long")
+    ] = 60.0
 
     def __post_init__(self) -> None:
         if self.latency not in LATENCIES and not self.latency.endswith(COORDINATES_SUFFIX):
@@ -113,47 +124,8 @@ def _latency_model(settings: NetworkSettings) -> LatencyModel:
 
 _LATENCY_OF: Final = attrgetter("latency", "median_s", "sigma", "noise", "lan_median_s", "lan_sigma")
 _BURSTS_OF: Final = attrgetter("burst_share", "burst_s", "burst_loss", "burst_of")
+_LINES_OF: Final = attrgetter("up_bytes_per_s", "down_bytes_per_s", "queue_bytes")
 """What the models that keep something are made of: they are made anew only when one of these changes."""
-
-
-class Machine:
-    """A computer: an address and the ports of all hosts on it."""
-
-    __slots__ = (
-        "_next_port", "address", "datagrams", "is_silent", "is_unplugged", "lan", "listeners", "number", "spot",
-    )  # fmt: skip
-
-    def __init__(self, number: int, address: str, lan: str, spot: Spot) -> None:
-        self.number = number
-        self.address = address
-        """10.x.y.z, or 127.0.0.1 for a machine that has only loopback."""
-        self.lan = lan
-        """Machines on one LAN are at one place."""
-        self.spot = spot
-        self.datagrams: dict[int, SimDatagrams] = {}
-        self.listeners: dict[int, SimListener] = {}
-        self.is_silent = False
-        """Lost power: answers nothing, not even with a refusal."""
-        self.is_unplugged = False
-        """Cut off from everything, itself included: it sleeps."""
-        self._next_port = 0
-
-    def take_port(self, port: int, *, taken: dict[int, Any]) -> int:
-        """Return `port`, or a free one for 0.
-
-        Raises:
-            ConfigError: it is taken, as in the real host.
-        """
-        if port:
-            if port in taken:
-                raise ConfigError(f"port {port} cannot be used", "another process has it", "choose another port")
-            return port
-        for _ in range(_EPHEMERAL_COUNT):
-            port = _EPHEMERAL_FIRST + self._next_port % _EPHEMERAL_COUNT
-            self._next_port += 1
-            if port not in self.datagrams and port not in self.listeners:
-                return port
-        raise ConfigError("no free port is left", f"all of {self.address} are in use")
 
 
 @dataclass(slots=True)
@@ -171,6 +143,10 @@ class NetworkCounters:
     datagrams_duplicated: int = 0
     datagrams_held_up: int = 0
     """Sent on late, so that others overtook them."""
+    datagrams_filtered: int = 0
+    """A Nat did not let them in."""
+    datagrams_line_full: int = 0
+    """An access line had no room for them."""
     datagrams_oversize: int = 0
     datagrams_overflow: int = 0
     """The receiver's queue was full."""
@@ -195,17 +171,30 @@ class Network:
         self.seed = seed
         self.counters = NetworkCounters()
         self.machines: dict[str, Machine] = {}
-        """By their 10.x.y.z address."""
+        """Those that are behind no Nat, by their 10.x.y.z address."""
         self.names: dict[str, Machine] = {}
         self.stalled: dict[SimStream, None] = {}
-        """Streams that hold pieces back because of a cut."""
-        self._machine_count = 0
-        self._lans: dict[str, dict[SimNet, None]] = {}
-        self._cuts: dict[tuple[int, int], None] = {}
+        """Streams whose peer cannot be heard."""
+        self.has_loss = False
+        self.draw_loss = random.Random(f"{seed}:loss").random
         self._draw_jitter = random.Random(f"{seed}:jitter").random
-        self._draw_loss = random.Random(f"{seed}:loss").random
         self._draw_odd = random.Random(f"{seed}:odd").random
         """For what happens to some datagrams: duplicates and hold-ups."""
+        self._draw_port = random.Random(f"{seed}:ports").random
+        self._all: list[Machine] = []
+        self._address_count = 0
+        self._lans: dict[str, dict[SimNet, None]] = {}
+        self._homes: dict[str, Nat | None] = {}
+        """By LAN."""
+        self._has_nats = False
+        self._gates: dict[str, Nat] = {}
+        """Outermost Nats by public address."""
+        self._carrier: Nat | None = None
+        self._carrier_home_count = 0
+        self._cuts: dict[tuple[int, int], None] = {}
+        self._partitions: dict[Partition, None] = {}
+        self._own_lines: dict[int, tuple[float, float]] = {}
+        """By number of the machine: bytes per second up and down that `set_line` gave it."""
         self._settings: NetworkSettings | None = None
         self._places: LatencyModel
         self._bursts: BurstLoss | None = None
@@ -217,26 +206,27 @@ class Network:
     def apply(self, settings: NetworkSettings) -> None:
         """Let the model be this one from now on; what is under way arrives as it was sent.
 
-        What is off costs nothing: what a packet goes through is chosen here.
-
         Raises:
             UsageError: the file of coordinates cannot be read; nothing was changed.
         """
-        if self._settings is None or _LATENCY_OF(self._settings) != _LATENCY_OF(settings):
+        previous = self._settings
+        if previous is None or _LATENCY_OF(previous) != _LATENCY_OF(settings):
             self._places = _latency_model(settings)
-            for machine in self.machines.values():
+            for machine in self._all:
                 machine.spot = self._place(machine.number, machine.lan)
-        if self._settings is None or _BURSTS_OF(self._settings) != _BURSTS_OF(settings):
+        if previous is None or _BURSTS_OF(previous) != _BURSTS_OF(settings):
             share, burst_s, loss, _ = _BURSTS_OF(settings)
-            self._bursts = BurstLoss(share, burst_s, loss, self._draw_loss) if share > 0.0 and loss > 0.0 else None
+            self._bursts = BurstLoss(share, burst_s, loss, self.draw_loss) if share > 0.0 and loss > 0.0 else None
         self._settings = settings
+        if previous is None or _LINES_OF(previous) != _LINES_OF(settings):
+            for machine in self._all:
+                self._fit_lines(machine)
         self._lan_delays_s = lognormal_quantiles(settings.lan_median_s, settings.lan_sigma)
         self._jitter = settings.jitter
         self._loss = settings.loss
         self._is_burst_of_path = settings.burst_of == "path"
-        self._has_loss = settings.loss > 0.0 or self._bursts is not None
-        is_plain = settings.duplicate == settings.reorder == 0.0
-        self.send_datagram = self._send_plainly if is_plain else self._send_oddly
+        self.has_loss = settings.loss > 0.0 or self._bursts is not None
+        self._choose()
 
     @property
     def settings(self) -> NetworkSettings:
@@ -244,40 +234,132 @@ class Network:
         assert self._settings is not None
         return self._settings
 
+    def _choose(self) -> None:
+        """Choose the way of datagrams."""
+        settings = self.settings
+        is_odd = settings.duplicate > 0.0 or settings.reorder > 0.0
+        has_lines = settings.up_bytes_per_s > 0.0 or settings.down_bytes_per_s > 0.0 or bool(self._own_lines)
+        self.send_datagram = self._send_modelled if is_odd or has_lines or self._has_nats else self._send_plainly
+
     def _place(self, number: int, lan: str) -> Spot:
         """Where a machine is: at the place of its LAN."""
         key = draw_key(random.Random(f"{self.seed}:machine:{number}"))
         return self._places.place(random.Random(f"{self.seed}:place:{lan}"), key)
 
+    def set_line(self, machine: Machine, *, up_bytes_per_s: float, down_bytes_per_s: float) -> None:
+        """Give a machine an access line of its own, whatever the settings say.  0: unlimited."""
+        self._own_lines[machine.number] = (up_bytes_per_s, down_bytes_per_s)
+        self._fit_lines(machine)
+        self._choose()
+
+    def unset_line(self, machine: Machine) -> None:
+        """Undo `set_line`."""
+        self._own_lines.pop(machine.number, None)
+        self._fit_lines(machine)
+        self._choose()
+
+    def _fit_lines(self, machine: Machine) -> None:
+        settings = self.settings
+        default = (settings.up_bytes_per_s, settings.down_bytes_per_s)
+        up, down = self._own_lines.get(machine.number, default)
+        machine.up = self._line(machine.up, up)
+        machine.down = self._line(machine.down, down)
+
+    def _line(self, line: Line | None, bytes_per_s: float) -> Line | None:
+        if bytes_per_s <= 0.0:
+            return None
+        if line is None:
+            return Line(self.loop, bytes_per_s, self.settings.queue_bytes)
+        line.change(bytes_per_s, self.settings.queue_bytes)
+        return line
+
     # --- machines ---------------------------------------------------------------------------------
 
-    def add_machine(self, *, lan: str | None = None, is_loopback_only: bool = False) -> Machine:
+    def add_machine(
+        self, *, lan: str | None = None, is_loopback_only: bool = False, nat: NatKind | None = None
+    ) -> Machine:
         """Add a computer.
 
         Args:
             lan: name of its local network; None: it is alone.
             is_loopback_only: it cannot reach, and cannot be reached by, any other.
+            nat: the kind that its home is behind, if it is the first there; None: as the settings' shares will.
         """
-        self._machine_count += 1
-        number = self._machine_count
+        number = len(self._all) + 1
         if number >= MACHINES_MAX:
             raise ValueError("the simulated network is full")
-        lan = f"machine {number}" if lan is None else f"lan {lan}"
+        home_name = f"machine {number}" if lan is None else f"lan {lan}"
+        spot = self._place(number, home_name)
         if is_loopback_only:
-            return Machine(number, LOOPBACK, lan, self._place(number, lan))
-        address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-        machine = Machine(number, address, lan, self._place(number, lan))
-        self.machines[address] = machine
+            machine = Machine(number, LOOPBACK, home_name, spot)
+        elif (home := self._home(home_name, nat)) is not None:
+            count = len(home.behind) + 2
+            if count > _HOME_MAX:
+                raise ValueError(f"{home_name} is full")
+            machine = Machine(number, f"192.168.{count >> 8}.{count & 255}", home_name, spot, home)
+            home.behind[machine.address] = machine
+        else:
+            machine = Machine(number, self._new_address(), home_name, spot)
+            self.machines[machine.address] = machine
+        self._all.append(machine)
+        self._fit_lines(machine)
         return machine
 
-    def find(self, asking: Machine, host: str) -> Machine | None:
-        """The machine that `host` means on `asking`."""
-        machine = self.machines.get(host)
-        if machine is None and host.startswith("127."):
-            return asking
-        return machine if machine is asking or asking.address != LOOPBACK else None
+    def _new_address(self) -> str:
+        self._address_count += 1
+        count = self._address_count
+        return f"10.{count >> 16 & 255}.{count >> 8 & 255}.{count & 255}"
 
-    # --- delays and faults ------------------------------------------------------------------------
+    def _home(self, name: str, kind: NatKind | None) -> Nat | None:
+        """The Nat of a LAN; made with its first machine."""
+        if name in self._homes:
+            return self._homes[name]
+        settings = self.settings.nat
+        if kind is None:
+            kind = settings.kind_at(random.Random(f"{self.seed}:nat:{name}").random())
+        if kind is NatKind.NONE:
+            nat = None
+        elif kind is NatKind.CGNAT:
+            if self._carrier is None or len(self._carrier.behind) >= settings.homes_per_carrier:
+                self._carrier = self._gate(NatKind.PORT_RESTRICTED, keeps_ports=False)
+            self._carrier_home_count += 1
+            count = self._carrier_home_count
+            if count >= _CARRIER_MAX:
+                raise ValueError("the carriers are full")
+            nat = Nat(
+                NatKind.PORT_RESTRICTED,
+                f"100.{64 + (count >> 16)}.{count >> 8 & 255}.{count & 255}",
+                mapping_s=settings.mapping_s,
+                draw=self._draw_port,
+                outer=self._carrier,
+            )
+        else:
+            nat = self._gate(kind)
+        self._homes[name] = nat
+        if nat is not None and not self._has_nats:
+            self._has_nats = True
+            self._choose()
+        return nat
+
+    def _gate(self, kind: NatKind, *, keeps_ports: bool = True) -> Nat:
+        """A Nat with a public address."""
+        address = self._new_address()
+        nat = self._gates[address] = Nat(
+            kind, address, mapping_s=self.settings.nat.mapping_s, draw=self._draw_port, keeps_ports=keeps_ports
+        )
+        return nat
+
+    def find(self, asking: Machine, host: str) -> Machine | None:
+        """The machine that `host` means on `asking`; None for one behind a Nat of others."""
+        machine = self.machines.get(host)
+        if machine is not None:
+            return machine if machine is asking or asking.address != LOOPBACK else None
+        if host.startswith("127."):
+            return asking
+        behind = None if asking.nat is None else asking.nat.behind.get(host)
+        return behind if isinstance(behind, Machine) else None
+
+    # --- delay and loss ---------------------------------------------------------------------------
 
     def base_delay_s(self, one: Machine, other: Machine) -> float:
         """One-way delay of a pair without jitter; the same in both directions."""
@@ -291,73 +373,175 @@ class Network:
         """One-way delay of one packet."""
         return self.base_delay_s(one, other) * (1.0 + self._jitter * self._draw_jitter())
 
-    def is_lost(self, sender: Machine, receiver: Machine) -> bool:
-        """Whether the model loses this packet.  Nothing is lost inside a machine."""
-        if not self._has_loss or sender is receiver:
-            return False
-        if self._draw_loss() < self._loss:
-            return True
-        if self._bursts is None:
-            return False
-        path = sender.number
-        if self._is_burst_of_path:
-            path = path * MACHINES_MAX + receiver.number
-        return self._bursts.is_lost(path, self.loop.time())
+    def loss(self, sender: Machine, receiver: Machine, at: float) -> float:
+        """Probability that a packet is lost.  Nothing is lost inside a machine."""
+        if sender is receiver:
+            return 0.0
+        loss = self._loss
+        if self._bursts is not None:
+            path = sender.number * MACHINES_MAX + receiver.number if self._is_burst_of_path else sender.number
+            burst = self._bursts.loss(path, at)
+            loss += burst - loss * burst
+        return loss
+
+    # --- cuts -------------------------------------------------------------------------------------
 
     def is_cut(self, sender: Machine, receiver: Machine) -> bool:
         if sender.is_unplugged or receiver.is_unplugged:
             return True
-        return bool(self._cuts) and (sender.number, receiver.number) in self._cuts
+        return bool(self._cuts or self._partitions) and self._separates(sender, receiver)
+
+    def _separates(self, sender: Machine, receiver: Machine) -> bool:
+        if (sender.number, receiver.number) in self._cuts:
+            return True
+        return any(partition.cuts(sender, receiver) for partition in self._partitions)
 
     def unplug(self, machine: Machine) -> None:
         """Let a machine sleep: datagrams to it are lost, its streams stall, nobody is told."""
         machine.is_unplugged = True
+        for stream in list(machine.streams()):
+            stream.suspect_both()
 
     def plug(self, machine: Machine) -> None:
         """Undo `unplug`; streams send what they held back."""
         machine.is_unplugged = False
-        for stream in list(self.stalled):
-            stream.resume()
+        self._resume()
 
     def cut(self, sender: Machine, receiver: Machine, *, both_ways: bool = True) -> None:
         """Let nothing pass between two machines until `heal`.  What is under way still arrives."""
         self._cuts[sender.number, receiver.number] = None
         if both_ways:
             self._cuts[receiver.number, sender.number] = None
+        for machine in (sender, receiver):
+            for stream in list(machine.streams()):
+                stream.suspect()
 
     def heal(self, one: Machine | None = None, other: Machine | None = None) -> None:
-        """Undo the cuts between two machines, of one machine, or all; streams send what they held back."""
+        """Undo the cuts between two machines, of one machine, or all, and then also the partitions; streams send
+        what they held back."""
         for pair in list(self._cuts):
             if (one is None or one.number in pair) and (other is None or other.number in pair):
                 del self._cuts[pair]
+        if one is None and other is None:
+            self._partitions.clear()
+        self._resume()
+
+    def part(self, *groups: Iterable[Machine], is_one_way: bool = False) -> Partition:
+        """Let nothing pass between groups of machines until `join`, at a cost per machine and not per pair.
+        Several partitions may hold at the same time.
+
+        Args:
+            groups: machines in none of them reach all.
+            is_one_way: packets from a later group to an earlier one pass.
+        """
+        members = [list(group) for group in groups]
+        partition = Partition(members, is_one_way=is_one_way)
+        self._partitions[partition] = None
+        for group in members:
+            for machine in group:
+                for stream in list(machine.streams()):
+                    stream.suspect()
+        return partition
+
+    def join(self, partition: Partition) -> None:
+        """Undo a partition, if it still holds; streams send what they held back."""
+        self._partitions.pop(partition, None)
+        self._resume()
+
+    async def flap(
+        self, *groups: Sequence[Machine], apart_s: float, together_s: float, duration_s: float, rng: random.Random
+    ) -> int:
+        """Part groups and join them again and again; in the end they are together.
+
+        Args:
+            apart_s, together_s: means of how long, exponential.
+
+        Returns:
+            How often they were parted.
+        """
+        until, count = self.loop.time() + duration_s, 0
+        while (left_s := until - self.loop.time()) > 0.0:
+            partition = self.part(*groups)
+            count += 1
+            try:
+                await asyncio.sleep(min(left_s, rng.expovariate(1.0 / apart_s)))
+            finally:
+                self.join(partition)
+            await asyncio.sleep(min(max(0.0, until - self.loop.time()), rng.expovariate(1.0 / together_s)))
+        return count
+
+    def _resume(self) -> None:
         for stream in list(self.stalled):
             stream.resume()
 
+    # --- other addresses --------------------------------------------------------------------------
+
+    def move(self, machine: Machine) -> str:
+        """Give a machine, with its home when that is behind a Nat, another public address (behind a carrier: other
+        ports of it).  Its streams to others hang until they break; datagrams to the old address vanish.
+
+        Returns:
+            The new public address.
+        """
+        if machine.nat is not None:
+            self.rebind(machine)
+            if machine.nat.outer is None:
+                del self._gates[machine.nat.address]
+                machine.nat.address = self._new_address()
+                self._gates[machine.nat.address] = machine.nat
+            return machine.public_address
+        if self.machines.pop(machine.address, None) is None:
+            raise ValueError(f"machine {machine.number} has only loopback")
+        machine.renumber(self._new_address())
+        self.machines[machine.address] = machine
+        for stream in list(machine.streams()):
+            if stream.there is not machine:
+                stream.detach()
+        return machine.address
+
+    def rebind(self, machine: Machine) -> bool:
+        """Let the Nat of a machine's home lose its mappings, as when the router restarts: others see new ports, and
+        streams through it hang until they break.
+
+        Returns:
+            False when there is no Nat.
+        """
+        nat = machine.nat
+        if nat is None:
+            return False
+        nat.forget()
+        for inside in nat.behind.values():
+            if isinstance(inside, Machine):
+                for stream in list(inside.streams()):
+                    if stream.there.lan != inside.lan:
+                        stream.detach()
+        return True
+
     # --- datagrams --------------------------------------------------------------------------------
 
-    def _admit(self, source: SimDatagrams, data: bytes, to: Address) -> Machine | None:
-        """The receiver of a datagram that gets on its way; drops are counted by reason."""
+    def _admits(self, sender: Machine, source: SimDatagrams, receiver: Machine, data: bytes) -> bool:
+        """Whether a datagram gets on its way; drops are counted by reason."""
         counters = self.counters
-        counters.datagrams_sent += 1
-        sender = source.net.machine
-        receiver = self.machines.get(to.host) or self.find(sender, to.host)
-        if receiver is None or (source.is_loopback_only and receiver is not sender):
+        if source.is_loopback_only and receiver is not sender:
             counters.datagrams_unreachable += 1
         elif len(data) > UDP_BYTES_MAX:
             counters.datagrams_oversize += 1
-        elif self._cuts and (sender.number, receiver.number) in self._cuts:
+        elif (self._cuts or self._partitions) and self._separates(sender, receiver):
             counters.datagrams_cut += 1
-        elif self._has_loss and self.is_lost(sender, receiver):
+        elif self.has_loss and self.draw_loss() < self.loss(sender, receiver, self.loop.time()):
             counters.datagrams_lost += 1
         else:
-            return receiver
-        return None
+            return True
+        return False
 
     def _send_plainly(self, source: SimDatagrams, data: bytes, to: Address) -> None:
-        """Take a datagram, with nothing but delay and loss."""
+        """Take a datagram; there is nothing but delay and loss."""
+        self.counters.datagrams_sent += 1
         sender = source.net.machine
-        receiver = self._admit(source, data, to)
-        if receiver is not None:
+        receiver = self.find(sender, to.host)
+        if receiver is None:
+            self.counters.datagrams_unreachable += 1
+        elif self._admits(sender, source, receiver, data):
             address = source.loopback_address if to.host.startswith("127.") else source.address
             self.loop.post(
                 self.loop.time() + self.delay_s(sender, receiver),
@@ -365,25 +549,75 @@ class Network:
                 (receiver, to.port, data, address, receiver is sender),
             )
 
-    def _send_oddly(self, source: SimDatagrams, data: bytes, to: Address) -> None:
+    def _send_modelled(self, source: SimDatagrams, data: bytes, to: Address) -> None:
         """Take a datagram, with all that the model has."""
-        sender = source.net.machine
-        receiver = self._admit(source, data, to)
+        counters = self.counters
+        counters.datagrams_sent += 1
+        sender, host, now = source.net.machine, to.host, self.loop.time()
+        receiver = self.find(sender, host)
+        address = source.loopback_address if host.startswith("127.") else source.address
+        if sender.nat is not None and (receiver is None or receiver.lan != sender.lan):
+            address = sender.nat.outbound(source.address, to, now)
+        gate = None
         if receiver is None:
+            gate = self._gates.get(host)
+            if gate is None:
+                counters.datagrams_unreachable += 1
+                return
+            is_hairpin = sender.nat is not None and sender.nat.public is gate
+            receiver = None if is_hairpin else gate.locate(to.port)
+            if receiver is None:
+                counters.datagrams_filtered += 1
+                return
+        if not self._admits(sender, source, receiver, data):
             return
+        if receiver is sender:
+            packet = (receiver, to.port, data, address, True)
+            self.loop.post(now + self.delay_s(sender, receiver), self._deliver_datagram, packet)
+            return
+        size, left = len(data) + UDP_HEADER_BYTES, now
+        if sender.up is not None:
+            through = sender.up.take(size)
+            if through is None:
+                counters.datagrams_line_full += 1
+                return
+            left = through
+        arrive: Callable[[Any], None] = self._deliver_datagram
+        arrival: Any = (receiver, to.port, data, address, False)
+        if gate is not None:
+            arrive, arrival = self._pass_gate, (gate, to.port, data, address)
+        if receiver.down is not None:
+            arrive, arrival = self._pass_line, (receiver.down, size, arrive, arrival)
         settings, draw = self.settings, self._draw_odd
-        address = source.loopback_address if to.host.startswith("127.") else source.address
-        packet = (receiver, to.port, data, address, receiver is sender)
         copies = 1
-        if receiver is not sender and draw() < settings.duplicate:
-            self.counters.datagrams_duplicated += 1
+        if settings.duplicate > 0.0 and draw() < settings.duplicate:
+            counters.datagrams_duplicated += 1
             copies = 2
         for _ in range(copies):
-            at = self.loop.time() + self.delay_s(sender, receiver)
-            if receiver is not sender and draw() < settings.reorder:
-                self.counters.datagrams_held_up += 1
+            at = left + self.delay_s(sender, receiver)
+            if settings.reorder > 0.0 and draw() < settings.reorder:
+                counters.datagrams_held_up += 1
                 at += settings.reorder_s * draw()
-            self.loop.post(at, self._deliver_datagram, packet)
+            self.loop.post(at, arrive, arrival)
+
+    def _pass_line(self, packet: tuple[Line, int, Callable[[Any], None], Any]) -> None:
+        """At the far end of the receiver's access line."""
+        line, size, arrive, arrival = packet
+        through = line.take(size)
+        if through is None:
+            self.counters.datagrams_line_full += 1
+        else:
+            self.loop.post(through, arrive, arrival)
+
+    def _pass_gate(self, packet: tuple[Nat, int, bytes, Address]) -> None:
+        """At the receiver's Nat."""
+        gate, port, data, source = packet
+        inside = gate.inbound(port, source, self.loop.time())
+        if inside is None:
+            self.counters.datagrams_filtered += 1
+        else:
+            machine, port = inside
+            self._deliver_datagram((machine, port, data, source, False))
 
     def _deliver_datagram(self, packet: tuple[Machine, int, bytes, Address, bool]) -> None:
         machine, port, data, source, is_local = packet
@@ -403,225 +637,3 @@ class Network:
     def lan_members(self, net: SimNet) -> dict[SimNet, None]:
         """The hosts on the LAN of `net`, in the order in which they came."""
         return self._lans.setdefault(net.machine.lan, {})
-
-
-class SimDatagrams:
-    """A bound UDP port: the simulated `DatagramEndpoint`."""
-
-    __slots__ = ("_is_closed", "_port", "_queue", "_waiter", "address", "is_loopback_only", "loopback_address", "net")
-
-    def __init__(self, net: SimNet, port: int, is_loopback_only: bool) -> None:
-        self.net = net
-        self.is_loopback_only = is_loopback_only
-        self.address = Address(net.machine.address, port)
-        self.loopback_address = Address(LOOPBACK, port)
-        self._port = port
-        self._is_closed = False
-        self._queue: deque[tuple[bytes, Address]] = deque()
-        self._waiter: Future[None] | None = None
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def send(self, data: bytes, to: Address) -> None:
-        if not self._is_closed:
-            self.net.network.send_datagram(self, data, to)
-
-    def take(self, data: bytes, source: Address) -> bool:
-        """Queue an arrived datagram; False when the queue is full and it was dropped."""
-        if len(self._queue) >= DATAGRAM_QUEUE_MAX:
-            return False
-        self._queue.append((data, source))
-        self._wake()
-        return True
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def receive(self) -> tuple[bytes, Address]:
-        while not self._queue:
-            if self._is_closed:
-                raise ChannelLost("the datagram endpoint is closed")
-            if self._waiter is not None:
-                raise LocalProtocolError("two tasks receive from one datagram endpoint")
-            self._waiter = self.net.network.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._queue.popleft()
-
-    def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._queue.clear()
-        self.net.machine.datagrams.pop(self._port, None)
-        self.net.datagrams.pop(self, None)
-        self._wake()
-
-
-class SimNet:
-    """One host's access to the network: the simulated `Net`.
-
-    Args:
-        number: of the host, for the trace.
-        context: in which callbacks of the host are called, so that what they start belongs to it.
-    """
-
-    def __init__(self, network: Network, machine: Machine, number: int, context: Context) -> None:
-        self.network = network
-        self.machine = machine
-        self.number = number
-        self.context = context
-        self.is_dead = False
-        self.datagrams: dict[SimDatagrams, None] = {}
-        self.listeners: dict[SimListener, None] = {}
-        self.streams: dict[SimStream, None] = {}
-        self._announcement: LanAnnouncement | None = None
-        self._seen: Callable[[LanSighting], None] | None = None
-
-    # --- Net --------------------------------------------------------------------------------------
-
-    async def bind_datagram(self, port: int, *, loopback_only: bool) -> SimDatagrams:
-        """See `Net`.
-
-        Raises:
-            ConfigError: the port is taken.
-        """
-        self._check_open()
-        port = self.machine.take_port(port, taken=self.machine.datagrams)
-        endpoint = SimDatagrams(self, port, loopback_only or self.machine.address == LOOPBACK)
-        self.machine.datagrams[port] = endpoint
-        self.datagrams[endpoint] = None
-        return endpoint
-
-    async def listen_stream(
-        self,
-        port: int,
-        *,
-        loopback_only: bool,
-        admit: Callable[[bytes, Address], bool],
-        accept: Callable[[ByteStream, bytes], None],
-    ) -> SimListener:
-        """See `Net`.
-
-        Raises:
-            ConfigError: the port is taken.
-        """
-        self._check_open()
-        port = self.machine.take_port(port, taken=self.machine.listeners)
-        listener = SimListener(self, port, loopback_only or self.machine.address == LOOPBACK, admit, accept)
-        self.machine.listeners[port] = listener
-        self.listeners[listener] = None
-        return listener
-
-    async def dial_stream(self, address: Address, preamble: bytes, *, timeout_s: float) -> SimStream:
-        self._check_open()
-        if len(preamble) != PREAMBLE_BYTES:
-            raise LocalProtocolError(f"a preamble of {len(preamble)} bytes")
-        return await Dial(self, address, preamble).wait(timeout_s)
-
-    async def resolve(self, host: str, port: int) -> list[Address]:
-        """See `Net`.  Knows literals, "localhost" and the names of the simulation's hosts."""
-        if host == "localhost":
-            return [Address(LOOPBACK, port)]
-        machine = self.network.names.get(host)
-        if machine is not None:
-            return [Address(machine.address, port)]
-        try:
-            return [Address(str(ipaddress.ip_address(host)), port)]
-        except ValueError:
-            return []
-
-    def local_addresses(self) -> list[str]:
-        return [self.machine.address]
-
-    async def announce(self, announcement: LanAnnouncement | None) -> None:
-        self._check_open()
-        previous, self._announcement = self._announcement, announcement
-        self.network.lan_members(self)[self] = None
-        if announcement is not None:
-            self._tell(announcement, is_present=True)
-        elif previous is not None:
-            self._tell(previous, is_present=False)
-
-    async def browse(self, seen: Callable[[LanSighting], None] | None) -> None:
-        self._check_open()
-        self._seen = seen
-        members = self.network.lan_members(self)
-        members[self] = None
-        if seen is None:
-            return
-        for other in members:
-            if other is not self and other._announcement is not None:
-                self._notice(other, other._announcement, is_present=True)
-
-    async def close(self) -> None:
-        if self.is_dead:
-            return
-        if self._announcement is not None:
-            await self.announce(None)
-        self._leave()
-        for stream in list(self.streams):
-            stream.close()
-        self.is_dead = True
-
-    # --- faults -----------------------------------------------------------------------------------
-
-    def kill(self, *, is_silent: bool) -> None:
-        """End everything at once, as when the process is killed (others are told by resets) or, `is_silent`,
-        when the machine loses power (others are told nothing)."""
-        if self.is_dead:
-            return
-        self.is_dead = True
-        if is_silent:
-            self.machine.is_silent = True
-        announcement = self._announcement
-        self._leave()
-        if announcement is not None:
-            self._tell(announcement, is_present=False, after_s=LAN_EXPIRY_S)
-        for stream in list(self.streams):
-            stream.die(is_silent=is_silent)
-        self.streams.clear()
-
-    def _leave(self) -> None:
-        for endpoint in list(self.datagrams):
-            endpoint.close()
-        for listener in list(self.listeners):
-            listener.stop()
-        self.network.lan_members(self).pop(self, None)
-        self._seen = self._announcement = None
-
-    def _check_open(self) -> None:
-        if self.is_dead:
-            raise ChannelLost("the host's network is closed")
-
-    # --- LAN --------------------------------------------------------------------------------------
-
-    def _tell(self, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S) -> None:
-        for other in self.network.lan_members(self):
-            if other is not self and other._seen is not None:
-                other._notice(self, announcement, is_present=is_present, after_s=after_s)
-
-    def _notice(
-        self, other: SimNet, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S
-    ) -> None:
-        if self.network.is_cut(other.machine, self.machine):
-            return
-        addresses = (LOOPBACK,) if other.machine is self.machine else (other.machine.address,)
-        sighting = LanSighting(announcement=announcement, addresses=addresses, is_present=is_present)
-        network = self.network
-        network.loop.post(
-            network.loop.time() + after_s + network.delay_s(other.machine, self.machine), self._sight, sighting
-        )
-
-    def _sight(self, sighting: LanSighting) -> None:
-        if self._seen is None or self.is_dead or self.machine.is_unplugged:
-            return
-        loop = self.network.loop
-        digest = zlib.crc32(sighting.announcement.public_key) ^ sighting.is_present
-        loop.trace.record(loop.time(), self.number, Kind.LAN, digest)
-        self.context.run(self._seen, sighting)

@@ -1,9 +1,14 @@
 """Simulated byte streams: what TCP and TLS do, seen from above.
 
-Bytes are never lost, doubled or reordered; a lost piece arrives late.  At most STREAM_WINDOW_BYTES are under
-way or unread at the receiver; the rest waits at the sender (`unsent_bytes`).  Across a cut, pieces are held back
-and delivered in order when it heals, or the sender gives up after STREAM_STALL_S.  As under TLS there is no half
-close: who has closed, or has seen the other's end, sends no more.
+Bytes are never lost, doubled or reordered; a lost piece arrives late, after timeouts that double.  At most
+STREAM_WINDOW_BYTES are under way or unread at the receiver; the rest waits at the sender (`unsent_bytes`).  Access
+lines take pieces of all streams in turn.  Across a cut, pieces are held back, and sent in order at the first
+retransmission after it heals.  An end breaks when it could not hear from its peer for `keepalive_s`: cut off in either
+direction, asleep, without power, at another address.  As under TLS there is no half close: who has closed, or has seen
+the other's end, sends no more.
+
+Deviations: no slow start and no congestion window; acknowledgements take no bandwidth.
+Source: RFC 6298 (timeouts), RFC 5681 3.2 (fast retransmit), RFC 1122 4.2.3.6 (keepalive).
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from asyncio import CancelledError, Future
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +26,9 @@ from p2pcompute.limits import KIB
 from p2pcompute.simulation.trace import Kind
 
 if TYPE_CHECKING:
-    from p2pcompute.simulation.network import Machine, SimNet
+    from p2pcompute.simulation.access import SimNet
+    from p2pcompute.simulation.machines import Machine
+    from p2pcompute.simulation.network import Network
 
 STREAM_WINDOW_BYTES: Final = 256 * KIB
 """Sent but not yet read by the receiver: about a TCP window of today."""
@@ -28,20 +36,56 @@ WRITE_HIGH_BYTES: Final = 64 * KIB
 """`drain` waits above this much unsent, until it is below WRITE_LOW_BYTES; asyncio's own values."""
 WRITE_LOW_BYTES: Final = 16 * KIB
 RETRANSMIT_S: Final = 0.2
-"""Extra delay of a piece that was lost once: TCP's smallest retransmission timeout on Linux."""
-STREAM_STALL_S: Final = 60.0
-"""A sender gives up a connection on which nothing could be sent for this long."""
+"""Timeout of a lost piece, beyond the round trip: the least on Linux.  Doubled each time."""
+RETRANSMIT_S_MAX: Final = 120.0
+CONNECT_RETRANSMIT_S: Final = 1.0
+"""Timeout of a lost connection request."""
+FAST_RETRANSMIT_PACKETS: Final = 4
+"""From so many packets on, three acknowledgements tell of a loss within a round trip."""
+SEGMENT_BYTES: Final = 1400
+SEGMENT_HEADER_BYTES: Final = 60
+"""IPv4, TCP with timestamps, and a share of TLS."""
+PIECE_BYTES: Final = 16 * KIB
+"""What a stream puts on an access line at once."""
 
-_Arrival = Callable[[Any], None]
+_Arrival = tuple[Callable[[Any], None], Any, int]
+"""What happens at the peer, its argument, and how many bytes of the stream it carries."""
+
+
+def retransmission_s(
+    network: Network, sender: Machine, receiver: Machine, size: int, *, timeout_s: float = RETRANSMIT_S
+) -> float:
+    """How much later `size` bytes arrive because packets of them are lost, in virtual seconds.
+
+    Args:
+        timeout_s: the first timeout, beyond the round trip.
+    """
+    if not network.has_loss or sender is receiver:
+        return 0.0
+    late_s, limit_s, now = 0.0, network.settings.keepalive_s, network.loop.time()
+    rtt_s = 2.0 * network.base_delay_s(sender, receiver)
+    timeout_s += rtt_s
+    packets = 1 + size // SEGMENT_BYTES
+    while late_s < limit_s:
+        loss = network.loss(sender, receiver, now + late_s)
+        if network.draw_loss() < (1.0 - loss) ** packets:
+            break
+        if packets >= FAST_RETRANSMIT_PACKETS:
+            late_s += rtt_s
+            packets = max(1, round(packets * loss))
+        else:
+            late_s += timeout_s
+            timeout_s = min(2.0 * timeout_s, RETRANSMIT_S_MAX)
+    return late_s
 
 
 class SimStream:
     """One end of a stream: the simulated `ByteStream`."""
 
     __slots__ = (
-        "_chunks", "_drainers", "_error", "_held", "_held_since", "_is_closed", "_is_dead", "_is_ended",
-        "_last_arrival", "_peer", "_peer_address", "_pending", "_pending_bytes", "_read_bytes", "_reader",
-        "_window", "binding", "net",
+        "_at_line", "_chunks", "_drainers", "_error", "_held", "_held_since", "_is_closed", "_is_dead", "_is_detached",
+        "_is_ended", "_last_arrival", "_peer", "_peer_address", "_pending", "_pending_bytes", "_read_bytes", "_reader",
+        "_through_at", "_unheard_since", "_window", "binding", "net",
     )  # fmt: skip
 
     def __init__(self, net: SimNet, peer_address: Address, binding: bytes) -> None:
@@ -56,9 +100,17 @@ class SimStream:
         self._pending_bytes = 0
         self._window = STREAM_WINDOW_BYTES
         self._last_arrival = 0.0
-        """When the last piece that we sent arrives at the peer."""
-        self._held: list[tuple[_Arrival, Any]] = []
+        """When the last piece that we sent arrives at the peer, or at its access line."""
+        self._at_line: deque[_Arrival] | None = None
+        """Pieces that wait for the peer's access line; None: it never had one."""
+        self._through_at = 0.0
+        """When the last of them is through."""
+        self._held: list[_Arrival] = []
         self._held_since = 0.0
+        self._unheard_since: float | None = None
+        """Since when the peer cannot be heard; None: it can, or nobody has asked."""
+        self._is_detached = False
+        """An end has another address: nothing passes any more."""
         self._reader: Future[None] | None = None
         self._drainers: list[Future[None]] = []
         self._error = ""
@@ -75,6 +127,7 @@ class SimStream:
         """Make two ends one stream; nothing arrives at an end before it exists."""
         dialler._peer, acceptor._peer = acceptor, dialler
         dialler._last_arrival, acceptor._last_arrival = accepted_at, ready_at
+        dialler.suspect_both()
 
     # --- ByteStream -------------------------------------------------------------------------------
 
@@ -102,7 +155,7 @@ class SimStream:
         data = _take(self._chunks, max_bytes)
         self._read_bytes += len(data)
         if self._read_bytes >= STREAM_WINDOW_BYTES // 4 and not self._is_ended:
-            self._transmit(self._peer._arrive_window, self._read_bytes)
+            self._transmit((self._peer._arrive_window, self._read_bytes, 0))
             self._read_bytes = 0
         return data
 
@@ -137,10 +190,15 @@ class SimStream:
         if self._is_dead or self._error:
             return
         self._is_closed = True
-        self._transmit(self._peer._arrive_reset, "the peer reset the stream")
+        self._reset_peer("the peer reset the stream")
         self._break("the stream was aborted here")
 
     # --- faults -----------------------------------------------------------------------------------
+
+    @property
+    def there(self) -> Machine:
+        """The machine of the peer."""
+        return self._peer.net.machine
 
     def die(self, *, is_silent: bool) -> None:
         """The host is gone: wake nobody here; tell the peer unless `is_silent`."""
@@ -150,64 +208,154 @@ class SimStream:
             self._pending.clear()
             self._held.clear()
             self.net.network.stalled.pop(self, None)
-            if not is_silent:
-                self._transmit(self._peer._arrive_reset, "the peer's host went away")
+            if is_silent:
+                self._peer.suspect()
+            else:
+                self._reset_peer("the peer's host went away")
+
+    def detach(self) -> None:
+        """One of the machines has another address: nothing passes any more, in either direction."""
+        self._is_detached = self._peer._is_detached = True
+        self.suspect_both()
+
+    def suspect_both(self) -> None:
+        self.suspect()
+        self._peer.suspect()
+
+    def suspect(self) -> None:
+        """Something has happened on the way: if the peer cannot be heard, break unless it is again in time."""
+        if self._unheard_since is None and not self._is_over() and self._is_unheard():
+            network = self.net.network
+            self._unheard_since = network.loop.time()
+            network.stalled[self] = None
+            network.loop.post(
+                self._unheard_since + network.settings.keepalive_s, self._check_silence, self._unheard_since
+            )
 
     def resume(self) -> None:
-        """Send what a cut held back, if it may pass now."""
-        if self._held and not self.net.network.is_cut(self.net.machine, self._peer.net.machine):
-            held, self._held = self._held, []
-            self.net.network.stalled.pop(self, None)
-            for arrive, argument in held:
-                self._transmit(arrive, argument)
-
-    def _check_stall(self, _: Any) -> None:
-        loop = self.net.network.loop
-        if not self._held or self._is_dead:
+        """Something was mended: send what was held back, if it may pass now, at the next retransmission."""
+        network = self.net.network
+        if self._is_over():
+            network.stalled.pop(self, None)
             return
-        give_up_at = self._held_since + STREAM_STALL_S
-        if loop.time() < give_up_at:
-            loop.post(give_up_at, self._check_stall, None)
-        else:
-            self._held.clear()
-            self.net.network.stalled.pop(self, None)
+        since, now = self._unheard_since, network.loop.time()
+        if not self._is_unheard() or since is None or now - since >= network.settings.keepalive_s:
+            self._unheard_since = None
+            network.stalled.pop(self, None)
+            self.suspect()  # anew, after a sleep in which its patience ran out
+        if self._held and not self._is_blocked():
+            at, timeout_s = self._held_since + RETRANSMIT_S, RETRANSMIT_S
+            while at < now:
+                timeout_s = min(2.0 * timeout_s, RETRANSMIT_S_MAX)
+                at += timeout_s
+            network.loop.post(at, self._retransmit, None)
+
+    def _retransmit(self, _: Any) -> None:
+        if self._held and not self._is_over() and not self._is_blocked():
+            held, self._held = self._held, []
+            for arrival in held:
+                self._transmit(arrival)
+
+    def _check_silence(self, since: float) -> None:
+        """The end of the patience that began at `since`.  A machine that sleeps goes on waiting when it wakes."""
+        if self._unheard_since == since and not self._is_over() and not self.net.machine.is_unplugged:
             self._break("the peer could not be reached any more")
+
+    def _is_over(self) -> bool:
+        return self._is_dead or self._is_ended or bool(self._error)
+
+    def _is_blocked(self) -> bool:
+        """Nothing that is sent here reaches the peer's machine."""
+        return self._is_detached or self.net.network.is_cut(self.net.machine, self.there)
+
+    def _is_unheard(self) -> bool:
+        """No acknowledgement can come."""
+        peer, network = self._peer, self.net.network
+        is_gone = peer._is_dead or bool(peer._error)
+        return is_gone or self._is_blocked() or network.is_cut(self.there, self.net.machine)
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def _transmit(self, arrive: _Arrival, argument: Any) -> None:
-        """Let `arrive(argument)` happen at the peer, after everything sent before."""
-        network, here, there = self.net.network, self.net.machine, self._peer.net.machine
+    def _transmit(self, arrival: _Arrival) -> None:
+        """Let something happen at the peer, after everything sent before."""
+        network, here, there = self.net.network, self.net.machine, self.there
         now = network.loop.time()
-        if self._held or network.is_cut(here, there):
+        if self._held or self._is_blocked():
             if not self._held:
                 self._held_since = now
-                network.stalled[self] = None
-                network.loop.post(now + STREAM_STALL_S, self._check_stall, None)
             network.counters.segments_held += 1
-            self._held.append((arrive, argument))
+            self._held.append(arrival)
+            self.suspect()
             return
-        at = now + network.delay_s(here, there)
-        while network.is_lost(here, there):
-            at += RETRANSMIT_S
-        at = max(at, self._last_arrival)
+        late_s = retransmission_s(network, here, there, arrival[2])
+        if late_s >= network.settings.keepalive_s:
+            self._held.append(arrival)
+            self.detach()
+            return
+        left = now
+        if here is not there:
+            if here.up is not None:
+                left = here.up.append(_wire_bytes(arrival[2]))
+            if there.down is not None and self._at_line is None:
+                self._at_line = deque()
+        at = max(left + network.delay_s(here, there) + late_s, self._last_arrival)
         self._last_arrival = at
-        network.loop.post(at, arrive, argument)
+        if self._at_line is None:
+            network.loop.post(at, arrival[0], arrival[1])
+        else:
+            network.loop.post(at, self._reach_line, arrival)
+
+    def _reach_line(self, arrival: _Arrival) -> None:
+        """At the far end of the peer's access line, an event."""
+        assert self._at_line is not None
+        self._at_line.append(arrival)
+        self._pass_line()
+
+    def _pass_line(self) -> None:
+        """Let pieces pass as the peer's access line has room; they stay in order when it changes or goes away."""
+        assert self._at_line is not None
+        loop, line = self.net.network.loop, self.there.down
+        while self._at_line:
+            if line is not None and not line.has_room():
+                line.call_when_room(self._pass_line)
+                return
+            arrive, argument, size = self._at_line.popleft()
+            through = loop.time() if line is None else line.append(_wire_bytes(size))
+            self._through_at = max(self._through_at, through)
+            loop.post(self._through_at, arrive, argument)
+
+    def _reset_peer(self, reason: str) -> None:
+        """Tell the peer that this end is gone.  A reset is sent once: across a cut it is lost."""
+        if self._is_blocked():
+            self._peer.suspect()
+        else:
+            self._held.clear()
+            self._transmit((self._peer._arrive_reset, reason, 0))
 
     def _pump(self) -> None:
-        """Hand over as much as the window allows."""
+        """Hand over as much as the window and the access lines allow."""
+        here, there = self.net.machine, self.there
+        up = None if here is there else here.up
+        has_line = up is not None or (there.down is not None and here is not there)
         while self._pending and self._window > 0:
-            data = _take(self._pending, self._window)
+            if up is not None and not up.has_room():
+                up.call_when_room(self._pump_more)
+                break
+            data = _take(self._pending, min(self._window, PIECE_BYTES) if has_line else self._window)
             self._window -= len(data)
             self._pending_bytes -= len(data)
-            self._transmit(self._peer._arrive_data, data)
+            self._transmit((self._peer._arrive_data, data, len(data)))
         if self._pending_bytes <= WRITE_LOW_BYTES and self._drainers:
             self._wake_drainers()
         if self._is_closed and not self._pending:
             self._end()
 
+    def _pump_more(self) -> None:
+        if self._pending:
+            self._pump()
+
     def _end(self) -> None:
-        self._transmit(self._peer._arrive_end, None)
+        self._transmit((self._peer._arrive_end, None, 0))
         self._forget()
 
     # --- arrivals, called as raw events -----------------------------------------------------------
@@ -217,7 +365,7 @@ class SimStream:
         if not self._is_dead and not self._error:
             return False
         if not self.net.machine.is_silent:
-            self._transmit(self._peer._arrive_reset, "the peer does not know the stream any more")
+            self._reset_peer("the peer does not know the stream any more")
         return True
 
     def _arrive_data(self, data: bytes) -> None:
@@ -232,7 +380,7 @@ class SimStream:
     def _arrive_window(self, count: int) -> None:
         if not self._is_dead and not self._error:
             self._window += count
-            self._pump()
+            self._pump_more()
 
     def _arrive_end(self, _: Any) -> None:
         if self._is_dead or self._error:
@@ -240,6 +388,8 @@ class SimStream:
         network = self.net.network
         network.loop.trace.record(network.loop.time(), self.net.number, Kind.ENDED, 0)
         self._is_ended = True
+        network.stalled.pop(self, None)
+        self._held.clear()
         self._pending.clear()
         self._pending_bytes = 0
         self._wake_reader()
@@ -255,6 +405,8 @@ class SimStream:
 
     def _break(self, reason: str) -> None:
         self._error = reason
+        self.net.network.stalled.pop(self, None)
+        self._held.clear()
         self._chunks.clear()
         self._pending.clear()
         self._pending_bytes = 0
@@ -290,6 +442,11 @@ def _take(chunks: list[bytes], max_bytes: int) -> bytes:
     data = chunks[0] if count == 1 else b"".join(chunks[:count])
     del chunks[:count]
     return data
+
+
+def _wire_bytes(size: int) -> int:
+    """What an access line carries for so many bytes of a stream."""
+    return size + SEGMENT_HEADER_BYTES * (1 + size // SEGMENT_BYTES)
 
 
 class SimListener:
@@ -345,9 +502,9 @@ class Dial:
         machine = net.network.find(net.machine, address.host)
         self._machine = machine
         if machine is not None:
-            local = "127.0.0.1" if address.host.startswith("127.") else net.machine.address
+            local = "127.0.0.1" if address.host.startswith("127.") else net.machine.address_seen_by(machine)
             self._source = Address(local, net.machine.take_port(0, taken={}))
-            self._after(net.machine, machine, self._request)
+            self._after(net.machine, machine, self._request, timeout_s=CONNECT_RETRANSMIT_S)
 
     async def wait(self, timeout_s: float) -> SimStream:
         """Return the stream when it is ready.
@@ -372,15 +529,21 @@ class Dial:
         if not self._future.done() and not self._net.is_dead:
             self._future.set_exception(ChannelLost(what))
 
-    def _after(self, sender: Machine, receiver: Machine, step: Callable[[Any], None], argument: Any = None) -> None:
+    def _after(
+        self,
+        sender: Machine,
+        receiver: Machine,
+        step: Callable[[Any], None],
+        argument: Any = None,
+        *,
+        timeout_s: float = RETRANSMIT_S,
+    ) -> None:
         """Do the next step one packet later, unless the pair is cut."""
         network = self._net.network
         if network.is_cut(sender, receiver):
             return
-        delay = network.delay_s(sender, receiver)
-        while network.is_lost(sender, receiver):
-            delay += RETRANSMIT_S
-        network.loop.post(network.loop.time() + delay, step, argument)
+        late_s = retransmission_s(network, sender, receiver, 0, timeout_s=timeout_s)
+        network.loop.post(network.loop.time() + network.delay_s(sender, receiver) + late_s, step, argument)
 
     def _listener(self, machine: Machine) -> SimListener | None:
         """Who listens at the address, or None after refusing.  A machine without power does not even refuse."""

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from p2pcompute.errors import ChannelLost, ConfigError, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX
+from p2pcompute.simulation.access import LAN_EXPIRY_S, SimDatagrams
 from p2pcompute.simulation.host import SimHost, Simulation
-from p2pcompute.simulation.network import LAN_EXPIRY_S, UDP_BYTES_MAX, NetworkSettings, SimDatagrams
-from p2pcompute.simulation.streams import STREAM_STALL_S, STREAM_WINDOW_BYTES, WRITE_HIGH_BYTES
+from p2pcompute.simulation.network import UDP_BYTES_MAX, NetworkSettings
+from p2pcompute.simulation.streams import STREAM_WINDOW_BYTES, WRITE_HIGH_BYTES
 
 PREAMBLE = bytes(range(40))
 Serve = Callable[[SimHost, ByteStream], Awaitable[None]]
@@ -464,14 +465,14 @@ def test_a_short_cut_holds_a_streams_bytes_back_and_a_long_one_breaks_it() -> No
             assert (await datagrams.receive())[0] == b"not cut"
 
             dialled, accepted = await pair(one, two)
+            started = simulation.now
             simulation.network.cut(one.machine, two.machine, both_ways=False)
             accepted.write(b"this way is open")
             assert await dialled.read(100) == b"this way is open"
-            started = simulation.now
             dialled.write(b"x")
             with pytest.raises(ChannelLost, match="reached"):
                 await dialled.read(10)
-            assert simulation.now - started == pytest.approx(STREAM_STALL_S)
+            assert simulation.now - started == pytest.approx(NetworkSettings().keepalive_s)
             simulation.network.heal()
             accepted.write(b"anybody?")
             with pytest.raises(ChannelLost):

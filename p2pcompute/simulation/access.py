@@ -1,0 +1,251 @@
+"""One host's access to the simulated network: the simulated `Net` and `DatagramEndpoint`."""
+
+from __future__ import annotations
+
+import ipaddress
+import zlib
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import TYPE_CHECKING, Final
+
+from p2pcompute.errors import ChannelLost, LocalProtocolError
+from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
+from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
+from p2pcompute.simulation.machines import LOOPBACK, Machine
+from p2pcompute.simulation.streams import Dial, SimListener, SimStream
+from p2pcompute.simulation.trace import Kind
+
+if TYPE_CHECKING:
+    from p2pcompute.simulation.network import Network
+
+LAN_NOTICE_S: Final = 0.2
+"""From an announcement to its sighting by others."""
+LAN_EXPIRY_S: Final = 120.0
+"""After which the announcement of a crashed host is withdrawn by those who saw it (mDNS time to live)."""
+
+
+class SimDatagrams:
+    """A bound UDP port: the simulated `DatagramEndpoint`."""
+
+    __slots__ = ("_is_closed", "_port", "_queue", "_waiter", "address", "is_loopback_only", "loopback_address", "net")
+
+    def __init__(self, net: SimNet, port: int, is_loopback_only: bool) -> None:
+        self.net = net
+        self.is_loopback_only = is_loopback_only
+        self.address = Address(net.machine.address, port)
+        self.loopback_address = Address(LOOPBACK, port)
+        self._port = port
+        self._is_closed = False
+        self._queue: deque[tuple[bytes, Address]] = deque()
+        self._waiter: Future[None] | None = None
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def send(self, data: bytes, to: Address) -> None:
+        if not self._is_closed:
+            self.net.network.send_datagram(self, data, to)
+
+    def take(self, data: bytes, source: Address) -> bool:
+        """Queue an arrived datagram; False when the queue is full and it was dropped."""
+        if len(self._queue) >= DATAGRAM_QUEUE_MAX:
+            return False
+        self._queue.append((data, source))
+        self._wake()
+        return True
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> tuple[bytes, Address]:
+        while not self._queue:
+            if self._is_closed:
+                raise ChannelLost("the datagram endpoint is closed")
+            if self._waiter is not None:
+                raise LocalProtocolError("two tasks receive from one datagram endpoint")
+            self._waiter = self.net.network.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._queue.clear()
+        self.net.machine.datagrams.pop(self._port, None)
+        self.net.datagrams.pop(self, None)
+        self._wake()
+
+
+class SimNet:
+    """One host's access to the network: the simulated `Net`.
+
+    Args:
+        number: of the host, for the trace.
+        context: in which callbacks of the host are called, so that what they start belongs to it.
+    """
+
+    def __init__(self, network: Network, machine: Machine, number: int, context: Context) -> None:
+        self.network = network
+        self.machine = machine
+        self.number = number
+        self.context = context
+        self.is_dead = False
+        self.datagrams: dict[SimDatagrams, None] = {}
+        self.listeners: dict[SimListener, None] = {}
+        self.streams: dict[SimStream, None] = {}
+        machine.nets[self] = None
+        self._announcement: LanAnnouncement | None = None
+        self._seen: Callable[[LanSighting], None] | None = None
+
+    # --- Net --------------------------------------------------------------------------------------
+
+    async def bind_datagram(self, port: int, *, loopback_only: bool) -> SimDatagrams:
+        """See `Net`.
+
+        Raises:
+            ConfigError: the port is taken.
+        """
+        self._check_open()
+        port = self.machine.take_port(port, taken=self.machine.datagrams)
+        endpoint = SimDatagrams(self, port, loopback_only or self.machine.address == LOOPBACK)
+        self.machine.datagrams[port] = endpoint
+        self.datagrams[endpoint] = None
+        return endpoint
+
+    async def listen_stream(
+        self,
+        port: int,
+        *,
+        loopback_only: bool,
+        admit: Callable[[bytes, Address], bool],
+        accept: Callable[[ByteStream, bytes], None],
+    ) -> SimListener:
+        """See `Net`.
+
+        Raises:
+            ConfigError: the port is taken.
+        """
+        self._check_open()
+        port = self.machine.take_port(port, taken=self.machine.listeners)
+        listener = SimListener(self, port, loopback_only or self.machine.address == LOOPBACK, admit, accept)
+        self.machine.listeners[port] = listener
+        self.listeners[listener] = None
+        return listener
+
+    async def dial_stream(self, address: Address, preamble: bytes, *, timeout_s: float) -> SimStream:
+        self._check_open()
+        if len(preamble) != PREAMBLE_BYTES:
+            raise LocalProtocolError(f"a preamble of {len(preamble)} bytes")
+        return await Dial(self, address, preamble).wait(timeout_s)
+
+    async def resolve(self, host: str, port: int) -> list[Address]:
+        """See `Net`.  Knows literals, "localhost" and the names of the simulation's hosts."""
+        if host == "localhost":
+            return [Address(LOOPBACK, port)]
+        machine = self.network.names.get(host)
+        if machine is not None:
+            return [Address(machine.address_seen_by(self.machine), port)]
+        try:
+            return [Address(str(ipaddress.ip_address(host)), port)]
+        except ValueError:
+            return []
+
+    def local_addresses(self) -> list[str]:
+        return [self.machine.address]
+
+    async def announce(self, announcement: LanAnnouncement | None) -> None:
+        self._check_open()
+        previous, self._announcement = self._announcement, announcement
+        self.network.lan_members(self)[self] = None
+        if announcement is not None:
+            self._tell(announcement, is_present=True)
+        elif previous is not None:
+            self._tell(previous, is_present=False)
+
+    async def browse(self, seen: Callable[[LanSighting], None] | None) -> None:
+        self._check_open()
+        self._seen = seen
+        members = self.network.lan_members(self)
+        members[self] = None
+        if seen is None:
+            return
+        for other in members:
+            if other is not self and other._announcement is not None:
+                self._notice(other, other._announcement, is_present=True)
+
+    async def close(self) -> None:
+        if self.is_dead:
+            return
+        if self._announcement is not None:
+            await self.announce(None)
+        self._leave()
+        for stream in list(self.streams):
+            stream.close()
+        self.is_dead = True
+        self.machine.nets.pop(self, None)
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def kill(self, *, is_silent: bool) -> None:
+        """End everything at once, as when the process is killed (others are told by resets) or, `is_silent`,
+        when the machine loses power (others are told nothing)."""
+        if self.is_dead:
+            return
+        self.is_dead = True
+        if is_silent:
+            self.machine.is_silent = True
+        announcement = self._announcement
+        self._leave()
+        if announcement is not None:
+            self._tell(announcement, is_present=False, after_s=LAN_EXPIRY_S)
+        for stream in list(self.streams):
+            stream.die(is_silent=is_silent)
+        self.streams.clear()
+        self.machine.nets.pop(self, None)
+
+    def _leave(self) -> None:
+        for endpoint in list(self.datagrams):
+            endpoint.close()
+        for listener in list(self.listeners):
+            listener.stop()
+        self.network.lan_members(self).pop(self, None)
+        self._seen = self._announcement = None
+
+    def _check_open(self) -> None:
+        if self.is_dead:
+            raise ChannelLost("the host's network is closed")
+
+    # --- LAN --------------------------------------------------------------------------------------
+
+    def _tell(self, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S) -> None:
+        for other in self.network.lan_members(self):
+            if other is not self and other._seen is not None:
+                other._notice(self, announcement, is_present=is_present, after_s=after_s)
+
+    def _notice(
+        self, other: SimNet, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S
+    ) -> None:
+        if self.network.is_cut(other.machine, self.machine):
+            return
+        addresses = (LOOPBACK,) if other.machine is self.machine else (other.machine.address,)
+        sighting = LanSighting(announcement=announcement, addresses=addresses, is_present=is_present)
+        network = self.network
+        network.loop.post(
+            network.loop.time() + after_s + network.delay_s(other.machine, self.machine), self._sight, sighting
+        )
+
+    def _sight(self, sighting: LanSighting) -> None:
+        if self._seen is None or self.is_dead or self.machine.is_unplugged:
+            return
+        loop = self.network.loop
+        digest = zlib.crc32(sighting.announcement.public_key) ^ sighting.is_present
+        loop.trace.record(loop.time(), self.number, Kind.LAN, digest)
+        self.context.run(self._seen, sighting)
