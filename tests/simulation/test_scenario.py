@@ -1,0 +1,229 @@
+"""Scenario files: what is wrong in one is said with its line and what is allowed instead."""
+
+from __future__ import annotations
+
+import pickle
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcompute.errors import UsageError
+from p2pcompute.simulation.scenario import (
+    EXPERIMENTS,
+    FILE_BYTES_MAX,
+    Scenario,
+    _lines_of,
+    list_scenarios,
+    load_scenario,
+    scenario_files,
+    split_values,
+    value_at,
+    with_values,
+)
+from tests.simulation import tiny
+
+HEAD = 'question = "Does it?"\nexperiment = "tiny"\n'
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def load(folder: Path, text: str = "") -> Scenario:
+    return load_scenario(write(folder, HEAD + text))
+
+
+@pytest.mark.parametrize("name", list(scenario_files()))
+def test_every_scenario_that_comes_along_is_valid(name: str) -> None:
+    scenario = load_scenario(name)
+    assert scenario.question.endswith("?") or "?" in scenario.question
+    assert scenario_files()[name].read_text().startswith("question = ")  # the first line
+    assert scenario.experiment in EXPERIMENTS
+    for short in scenario.keys:
+        value_at(scenario, short)
+
+
+def test_the_scenario_for_a_first_look_is_listed_with_its_question() -> None:
+    assert "join" in list_scenarios()["smoke"]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ("nodez = 3", "line 3", ['"nodez"', 'did you mean "nodes"?', "allowed: nodes, hours"]),
+        ("nodes = 0", "line 3", ["nodes cannot be 0", "a whole number from 1 to 1000", "how many nodes"]),
+        ("nodes = '3'", "line 3", ['nodes cannot be "3"', "a whole number"]),
+        ("nodes = 3.5", "line 3", ["nodes cannot be 3.5"]),
+        ("nodes = 13", "", ["impossible", "13 nodes bring bad luck"]),
+        ("hours = inf", "line 3", ["hours cannot be inf", "a finite number"]),
+        ("loss = nan", "line 3", ["loss cannot be nan"]),
+        ("loss = 1", "line 3", ["loss cannot be 1", "a number from 0 below 1: share of packets lost"]),
+        ("mode = 'fin'", "line 3", ['mode cannot be "fin"', "one of die, fail, fine, raise"]),
+        ("workload = 3", "line 3", ["workload cannot be 3", "a list"]),
+        ("span = [1.0]", "line 3", ["span cannot be [1.0]"]),
+        ("[[workload]]\nkind = 'bag'\n\n[[workload]]\ntasks = 0", "line 7", ["workload.1.tasks cannot be 0"]),
+        ("[[workload]]\nkind = 'bag'\n[[workload]]\nkinds = 1", "line 6", ['"kinds" in [workload.1]', "kind, tasks"]),
+        ("[faults]\nonly = [\n  1,\n  'x',\n]", "line 4", ["faults.only.1 cannot be", "a whole number"]),
+        ("faults.only = 1", "line 3", ["faults.only cannot be 1"]),
+        ("faults = {only = [], onli = []}", "line 3", ['"onli" in [faults]', 'did you mean "only"?']),
+        ("[keys]\nl = 'losss'", "line 4", ['"losss"', 'did you mean "loss"?']),
+        ("[keys]\nl = 3", "line 4", ["keys.l cannot be 3"]),
+        ("keys = 3", "line 3", ["keys is not a table"]),
+    ],
+)
+def test_what_is_wrong_is_said_with_line_and_what_is_allowed(
+    text: str, where: str, words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text)
+    assert caught.value.code == "scenario"
+    assert str(tmp_path / "mine.toml") in caught.value.what and where in caught.value.what
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nodes = = 3", ["not TOML", "line 1"]),
+        ("experiment = 'tiny'", ["there is no question"]),
+        ("question = 'Q?'", ["there is no experiment", "mesh", "tiny"]),
+        ("question = 'Q?'\nexperiment = 'mash'", ["line 2", "mash", "mesh"]),
+        ("question = 3\nexperiment = 'tiny'", ["line 1", "question"]),
+        ("#" + "x" * FILE_BYTES_MAX, ["more than"]),
+    ],
+)
+def test_a_file_that_is_no_scenario_is_refused(text: str, words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_scenario(write(tmp_path, text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_scenario_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'did you mean "smoke"\?'):
+        load_scenario("smokee")
+    with pytest.raises(UsageError, match="No such file"):
+        load_scenario(str(tmp_path / "none.toml"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_scenario(f"{tmp_path}/")
+    path = tmp_path / "bytes.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not TOML"):
+        load_scenario(str(path))
+
+
+def test_values_are_set_by_short_and_long_keys(tmp_path: Path) -> None:
+    text = "[[workload]]\ntasks = 5\n[[workload]]\nkind = 'puts'\n[keys]\nsecond = 'workload.1.tasks'\n"
+    scenario = load(tmp_path, text)
+    changed = with_values(
+        scenario,
+        {
+            "nodes": "7",
+            "loss": "5e-2",
+            "second": "3",
+            "workload.0.tasks": "9",
+            "faults.only": "3,7",
+            "note": "12",
+            "mode": "die",
+            "span": "[1.0, 2.0]",
+        },
+    )
+    settings = changed.settings
+    assert isinstance(settings, tiny.TinySettings)
+    assert (settings.nodes, settings.loss, settings.note, settings.mode) == (7, 0.05, "12", "die")
+    assert [work.tasks for work in settings.workload] == [9, 3]
+    assert settings.faults.only == (3, 7) and settings.span == (1.0, 2.0)
+    assert with_values(changed, {"span": "none"}).settings.span is None
+    assert with_values(changed, {"faults.only": ""}).settings.faults.only == ()
+    both = with_values(changed, {"workload.tasks": "4"}).settings
+    assert [work.tasks for work in both.workload] == [4, 4]
+    assert (value_at(changed, "second"), value_at(changed, "workload.tasks"), value_at(changed, "loss")) == (3, 9, 0.05)
+    assert scenario.settings.nodes == 4, "the scenario itself is unchanged"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("nodez", "3", ["--set nodez=3", 'did you mean "nodes"?', "second"]),
+        ("nodes", "0", ["--set nodes=0", "a whole number from 1 to 1000"]),
+        ("nodes", "many", ["nodes cannot be"]),
+        ("nodes", "13", ["13 nodes bring bad luck"]),
+        ("hours", "inf", ["finite"]),
+        ("faults", "3", ["is a table", "faults.only"]),
+        ("faults.only", "3,x", ["faults.only.1"]),
+        ("faults.only.0", "3", ["there is nothing to change"]),
+        ("workload.7.tasks", "3", ["there is nothing to change"]),
+        ("workload.0.taskz", "3", ["allowed: kind, tasks"]),
+        ("nodes.x", "3", ["there is no key"]),
+    ],
+)
+def test_a_value_that_cannot_be_set_names_what_can(key: str, value: str, words: list[str], tmp_path: Path) -> None:
+    scenario = load(tmp_path, "[[workload]]\n[keys]\nsecond = 'workload.0.tasks'\n")
+    with pytest.raises(UsageError) as caught:
+        with_values(scenario, {key: value})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_scenario_travels_without_its_file(tmp_path: Path) -> None:
+    scenario = load(tmp_path, "nodes = 5\n[keys]\nl = 'loss'\n")
+    (tmp_path / "mine.toml").unlink()
+    assert pickle.loads(pickle.dumps(scenario)) == scenario
+
+
+def test_the_digest_is_of_the_settings_and_of_nothing_else(tmp_path: Path) -> None:
+    one = load(tmp_path, "nodes = 5")
+    same = load_scenario(write(tmp_path, "question = 'Another?'\nnodes = 5\nexperiment = 'tiny'\n[keys]\nl='loss'\n"))
+    other = with_values(one, {"nodes": "6"})
+    assert one.digest() == same.digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("1,2,3", ["1", "2", "3"]),
+        ("", []),
+        ("a", ["a"]),
+        ("[1,2],[3]", ["[1,2]", "[3]"]),
+        ("'a,b', c", ["'a,b'", "c"]),
+    ],
+)
+def test_values_of_a_sweep_are_told_apart(text: str, parts: list[str]) -> None:
+    assert split_values(text) == parts
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["[a]", "[b.c]", "[[d]]", "[[d.e]]", '["q.r"]', ""]),
+            st.lists(
+                st.sampled_from(["1", "[\n 1,\n 2\n]", '"""x\ny = 2\n"""', "{ z = 1 }", "'#'  # k = 1"]), max_size=3
+            ),
+        ),
+        max_size=5,
+    )
+)
+def test_every_key_of_valid_toml_has_the_line_on_which_it_stands(tables: list[tuple[str, list[str]]]) -> None:
+    lines: list[str] = []
+    wanted = []
+    for number, (head, values) in enumerate(tables):
+        if head:
+            lines.append(head)
+        for place, value in enumerate(values):
+            key = f"key-{number}-{place}"
+            wanted.append((key, len(lines) + 1))
+            lines += f"{key} = {value}".split("\n")
+    text = "\n".join(lines)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return  # a table given twice
+    found = {path[-1]: line for path, line in _lines_of(text).items()}
+    for key, line in wanted:
+        assert found[key] == line
