@@ -1,0 +1,197 @@
+"""p2pc sim: what is printed where, exit codes, and that a failure says how to see it again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import pytest
+
+from p2pcompute.cli.main import run_command
+from p2pcompute.simulation import records
+from tests.simulation import tiny
+
+resource_tracker.ensure_running()  # its pipe stays open as long as this process lives
+
+TEXT = """question = "Does it?"
+experiment = "tiny"
+bad_seeds = [2]
+[[workload]]
+tasks = 8
+[keys]
+tasks = "workload.0.tasks"
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A scenario file in an empty current directory."""
+    assert tiny.GUILTY  # registers its experiment
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("P2PC_HOME", str(tmp_path / "home"))
+    Path("mine.toml").write_text(TEXT)
+    return "./mine.toml"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run_command(["sim", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_list_has_names_and_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list")
+    assert code == 0 and "smoke" in out and "?" in out
+    code, out, err = run(capsys, "list", "--json")
+    document = json.loads(out)
+    assert document["schema"] == "p2pc.sim-scenarios/1" and err == ""
+    assert {"name", "question"} == set(document["items"][0])
+
+
+def test_a_run_prints_its_figures_on_stdout(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", mine, "--seed", "1")
+    assert code == 0 and err == ""
+    assert "mine  4 nodes · 1 seed" in out and "value" in out and "crash 24" in out
+
+
+def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", mine, "--seeds", "3", "--jobs", "1", "--json", "--nodes", "7")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["schema"] == "p2pc.sim/1" and document["nodes"] == 7 and document["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nope"], ['there is no scenario "nope"', "p2pc sim list"]),
+        (["./mine.toml", "--set", "nodes"], ["--set KEY=VALUE"]),
+        (["./mine.toml", "--set", "nodez=3"], ['did you mean "nodes"?']),
+        (["./mine.toml", "--nodes", "100000"], ["a whole number from 1 to 1000"]),
+        (["./mine.toml", "--sweep", "loss="], ["has no values"]),
+        (["./mine.toml", "--sweep", "loss=0,2"], ["0 below 1"]),
+        (["./mine.toml", "--node", "3"], ["add --events"]),
+        (["./mine.toml", "--events", "--seeds", "2"], ["--events shows one run"]),
+        (["./mine.toml", "--trace", "a.avt"], ["population"]),
+        (["./mine.toml", "-o", "mine.toml/x"], ["cannot be used"]),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    arguments: list[str], words: list[str], mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "run", *arguments)
+    assert code in (2, 5) and out == ""
+    for word in words:
+        assert word in err
+    code, out, err = run(capsys, "run", "--json", *arguments)
+    assert json.loads(out)["schema"] == "p2pc.error/1" and err == ""
+
+
+def test_a_seed_that_fails_says_how_to_see_it_again_and_smaller(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", mine, "--seeds", "4", "--jobs", "1", "--set", "mode=fail", "--nodes", "9")
+    assert code == 1 and "value" in out
+    assert "seed 2 failed: 1 problem" in err and "lost-task" in err
+    lines = [line.strip() for line in err.splitlines()]
+    [replay] = [line.removeprefix("replay:").strip() for line in lines if line.startswith("replay:")]
+    [smaller] = [line.removeprefix("smaller:").strip() for line in lines if line.startswith("smaller:")]
+    assert replay == "p2pc sim run ./mine.toml --seed 2 --set mode=fail --nodes 9"
+    assert "--set faults.only=3,17" in smaller and "--nodes 3" in smaller and "workload.0.tasks=2" in smaller
+    for command in (replay, smaller):
+        code, _, err = run(capsys, *shlex.split(command)[2:], "--no-shrink")
+        assert code == 1 and "lost-task" in err and "smaller:" not in err
+
+
+def test_failures_are_in_the_document_too(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "run", mine, "--seed", "2", "--set", "mode=fail", "--json")
+    [entry] = json.loads(out)["problems"]
+    assert code == 1 and entry["seed"] == 2 and "lost-task" in entry["problems"][0]
+    assert entry["replay"].startswith("p2pc sim run ./mine.toml --seed 2") and "faults.only" in entry["shrunk"]
+
+
+def test_a_simulation_that_is_not_repeatable_is_not_shrunk(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guilty = iter([tiny.GUILTY, (99,)])
+    run_tiny = tiny.run_tiny
+
+    def moody(*args: object, **kwargs: object) -> object:
+        monkeypatch.setattr(tiny, "GUILTY", next(guilty))
+        return run_tiny(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tiny, "run_tiny", moody)
+    code, _, err = run(capsys, "run", mine, "--seed", "2", "--set", "mode=fail")
+    assert code == 1 and "not deterministic" in err
+
+
+def test_events_are_records(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "run", mine, "--events", "--json", "--seed", "7")
+    head, *lines = records.read(io.StringIO(out), "stdout")
+    assert code == 0 and head["schema"] == "p2pc.trace/1" and head["seed"] == 7 and len(lines) == tiny.FAULTS
+    code, out, err = run(capsys, "run", mine, "--events", "--json", "--node", "1")
+    assert {record["node"] for record in list(records.read(io.StringIO(out), "stdout"))[1:]} == {"node-1"}
+    code, out, err = run(capsys, "run", mine, "--events", "--node", "node-0", "--until", "9")
+    assert len(out.splitlines()) == tiny.FAULTS / 2 and "fault=4" in out and "9.0 s simulated" in err
+
+
+def test_a_sweep_has_a_column_for_each_value(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "run", mine, "--sweep", "loss=0,0.5", "--seeds", "3", "--jobs", "1")
+    assert code == 0 and "loss=0.0" in out and "loss=0.5" in out and "±" in out
+
+
+def test_results_are_kept_and_not_computed_again(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", mine, "--sweep", "loss=0,0.5", "--seeds", "2", "--jobs", "1", "-o", "out", "--no-plot"]
+    code, first, err = run(capsys, *arguments)
+    assert code == 0 and "already" not in err
+    code, again, err = run(capsys, *arguments)
+    assert code == 0 and "4 runs of 4 already in out" in err and again == first
+    assert json.loads(Path("out/summary.json").read_text())["schema"] == "p2pc.sim/1"
+    rows = Path("out/runs.csv").read_text().splitlines()
+    assert rows[0].startswith("loss,seed,nodes") and len(rows) == 5
+    for line in Path("out/runs.jsonl").read_text().splitlines():
+        assert json.loads(line)["schema"] == "p2pc.sim-run/1"
+
+
+def test_progress_is_plain_where_there_is_no_terminal(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pcompute.cli.sim_commands.LINE_S", 0.0)
+    code, _, err = run(capsys, "run", mine, "--seeds", "2", "--jobs", "1")
+    assert code == 0 and "mine  1/2 runs · 6 min 0 s simulated" in err and "\x1b" not in err
+    monkeypatch.setenv("P2PC_PROGRESS", "json")
+    code, _, err = run(capsys, "run", mine, "--seeds", "2", "--jobs", "1")
+    assert json.loads(err.splitlines()[-1])["done"] == 2
+    code, _, err = run(capsys, "run", "-q", mine, "--seeds", "2", "--jobs", "1")
+    assert err == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_keeps_what_is_done(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """The whole process group is told, as by Ctrl-C in a terminal."""
+    (tmp_path / "pair.toml").write_text('question = "?"\nexperiment = "mesh"\nnodes = 2\nhours = 0.001\n')
+    command = ["-m", "p2pcompute", "sim", "run", f"{tmp_path}/pair.toml", "--seeds", "99999", "--jobs", "1"]
+    command += ["-o", f"{tmp_path}/out", "--no-plot"]
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    kept = tmp_path / "out" / "runs.jsonl"
+    deadline = time.monotonic() + 60
+    while not (kept.exists() and kept.read_text().count("\n") >= 1) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    killer = threading.Timer(60, process.kill)
+    killer.start()
+    os.killpg(process.pid, number)
+    out, err = process.communicate()
+    killer.cancel()
+    killer.join()
+    assert process.returncode == code, err
+    assert "stopped: " in err and "Traceback (most recent call last)" not in err.partition("seed ")[0]
+    assert kept.read_text().count("\n") >= 1 and "pair  2 nodes" in out

@@ -1,0 +1,328 @@
+"""Studies: seeds that fail, processes that die and people who interrupt lose nothing else; sums are right."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import functools
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.simulation import records
+from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
+from p2pcompute.simulation.study import (
+    POINTS_MAX,
+    Archive,
+    InProcess,
+    Point,
+    Study,
+    code_version,
+    interval,
+    make_meter,
+    open_pool,
+    plan_study,
+    replay_command,
+    run_study,
+    summary,
+)
+from p2pcompute.simulation.world import RunResult
+from tests.simulation import tiny
+
+assert tiny.GUILTY  # registers the experiment
+resource_tracker.ensure_running()  # its pipe stays open as long as this process lives
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Scenario:
+    path = tmp_path / "tiny.toml"
+    path.write_text('question = "Does it?"\nexperiment = "tiny"\nbad_seeds = [2, 5]\n')
+    return load_scenario(str(path))
+
+
+def study_of(
+    scenario: Scenario, seeds: Sequence[int] = range(4), sweep: Mapping[str, Sequence[str]] | None = None, **values: str
+) -> Study:
+    return plan_study(with_values(scenario, values), seeds, sweep or {})
+
+
+def seeds_of(study: Study) -> list[int]:
+    return sorted(study.points[0].results)
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def test_a_seed_that_raises_fails_alone(scenario: Scenario) -> None:
+    study = study_of(scenario, mode="raise")
+    run_study(study, InProcess)
+    assert seeds_of(study) == [0, 1, 2, 3]
+    [(_, failed)] = study.failed()
+    assert failed.seed == 2 and "seed 2 cannot be run" in failed.problems[0]
+
+
+def test_a_process_that_dies_takes_only_its_own_seed_along(scenario: Scenario) -> None:
+    study = study_of(scenario, seeds=range(5), mode="die")
+    meter = make_meter()
+    run_study(study, functools.partial(open_pool, 2, meter), in_flight=3)
+    assert seeds_of(study) == list(range(5))
+    [(_, failed)] = study.failed()
+    assert failed.seed == 2 and "the process that ran it died" in failed.problems[0]
+    assert meter.value >= 4 * 360.0
+
+
+def test_results_do_not_depend_on_where_they_were_computed(scenario: Scenario) -> None:
+    here, threads, processes = (study_of(scenario, mode="fail", sweep={"loss": ["0", "0.5"]}) for _ in range(3))
+    run_study(here, InProcess)
+    run_study(threads, functools.partial(cf.ThreadPoolExecutor, 3))
+    run_study(processes, functools.partial(open_pool, 1, make_meter()))
+    assert summary(here) == summary(threads) == summary(processes)
+    assert [len(point.results) for point in here.points] == [4, 4]
+
+
+def test_an_executor_that_refuses_a_call_fails_that_seed(scenario: Scenario) -> None:
+    class Picky(InProcess):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+            if args[2] != 1:
+                return super().submit(fn, *args, **kwargs)
+            future: cf.Future[Any] = cf.Future()
+            future.set_exception(OSError("no room"))
+            return future
+
+    study = study_of(scenario)
+    run_study(study, Picky)
+    [(_, failed)] = study.failed()
+    assert failed.seed == 1 and failed.problems == ("lost: OSError: no room",)
+
+
+def test_ctrl_c_keeps_what_is_done(scenario: Scenario) -> None:
+    class Interrupted(InProcess):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+            if args[2] == 2:
+                raise KeyboardInterrupt
+            return super().submit(fn, *args, **kwargs)
+
+    study = study_of(scenario)
+    run_study(study, Interrupted)
+    assert study.is_interrupted and seeds_of(study) == [0, 1]
+    assert summary(study)["seeds"] == [0, 1]
+
+
+def test_ctrl_c_ends_the_processes_of_a_pool(scenario: Scenario) -> None:
+    """Nothing stays behind: the fixture of all tests looks for children."""
+
+    def interrupt(point: Point, result: RunResult) -> None:
+        raise KeyboardInterrupt
+
+    study = study_of(scenario, seeds=range(50))
+    run_study(study, functools.partial(open_pool, 1, make_meter()), on_result=interrupt)
+    assert study.is_interrupted and len(seeds_of(study)) == 1
+
+
+def test_sweeps_are_combined(scenario: Scenario) -> None:
+    study = study_of(scenario, sweep={"loss": ["0", "0.1"], "nodes": ["5", "6", "7"]})
+    assert [point.scenario.settings.nodes for point in study.points] == [5, 6, 7, 5, 6, 7]
+    assert study.points[4].values == {"loss": "0.1", "nodes": "6"}
+    with pytest.raises(UsageError, match="0 below 1"):
+        study_of(scenario, sweep={"loss": ["0", "1"]})
+    many = [str(number) for number in range(POINTS_MAX)]
+    with pytest.raises(UsageError, match="too much"):
+        study_of(scenario, sweep={"hours": many, "nodes": ["1", "2"]})
+
+
+# --- keeping --------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, study: Study) -> int:
+    """Run a study with an archive; returns how many runs were already there."""
+    archive = Archive(folder)
+    count = archive.fill(study)
+    run_study(study, InProcess, on_result=functools.partial(archive.keep, study))
+    return count
+
+
+def test_what_is_kept_is_not_run_again(scenario: Scenario, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    first = study_of(scenario, mode="fail")
+    assert kept(folder, first) == 0
+    more = study_of(scenario, mode="fail", seeds=range(6))
+    assert kept(folder, more) == 4, "four seeds more are known"
+    whole = study_of(scenario, mode="fail", seeds=range(6))
+    run_study(whole, InProcess)
+    assert summary(more) == summary(whole)
+    assert kept(folder, study_of(scenario, mode="fail", loss="0.1")) == 0, "other settings"
+    bounded = study_of(scenario, mode="fail")
+    bounded.until_s = 3.0
+    assert kept(folder, bounded) == 0, "not the whole run"
+
+
+def test_other_code_runs_everything_again(scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept(tmp_path / "out", study_of(scenario)) == 0
+    code = {**code_version(), "digest": "0123456789abcdef"}
+    monkeypatch.setattr("p2pcompute.simulation.study.code_version", lambda: code)
+    assert kept(tmp_path / "out", study_of(scenario)) == 0
+
+
+def test_a_line_that_was_cut_off_is_run_again(scenario: Scenario, tmp_path: Path) -> None:
+    kept(tmp_path, study_of(scenario))
+    path = tmp_path / "runs.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert kept(tmp_path, study_of(scenario)) == 3
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_directory_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs.jsonl").write_text('{"schema": "other"}\n')
+    with pytest.raises(UsageError, match="line 1"):
+        Archive(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be used"):
+        Archive(tmp_path / "file" / "out")
+
+
+def test_what_the_machine_lost_is_tried_again(scenario: Scenario, tmp_path: Path) -> None:
+    """A seed is a pure function; that its process died is not."""
+    study = study_of(scenario, mode="die", seeds=[2])
+    archive = Archive(tmp_path)
+    run_study(study, functools.partial(open_pool, 1, make_meter()), on_result=functools.partial(archive.keep, study))
+    assert study.failed() and Archive(tmp_path).fill(study_of(scenario, mode="die", seeds=[2])) == 0
+
+
+# --- summing up -----------------------------------------------------------------------------------
+
+
+def test_the_summary_has_what_is_documented(scenario: Scenario) -> None:
+    study = study_of(scenario, mode="fail")
+    run_study(study, InProcess)
+    document = summary(study)
+    assert document["schema"] == "p2pc.sim/1" and document["scenario"] == "tiny"
+    assert document["seeds"] == [0, 1, 2, 3] and document["nodes"] == 4
+    assert (document["events"], document["messages"], document["wall_s"]) == (400, 40, 2.0)
+    assert document["simulated_s"] == 4 * 360.0 and document["fired"] == {"crash": 96}
+    assert document["problems"] == [{"seed": 2, "problems": ["4.5 s: lost-task: task 7 has gone"]}]
+    assert document["metrics"]["value"]["mean"] == 1.5
+    assert document["metrics"]["rare"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "count": 1}
+    assert len(document["trace_hash"]) == 64 and document["code"]["version"]
+    json.dumps(document, allow_nan=False)
+
+
+def test_one_seed_has_its_own_hash_and_no_interval(scenario: Scenario) -> None:
+    study = study_of(scenario, seeds=[7])
+    run_study(study, InProcess)
+    document = summary(study)
+    assert document["trace_hash"] == study.points[0].results[7].trace_hash
+    assert document["metrics"]["value"] == {"mean": 7.0, "low": 7.0, "high": 7.0}
+
+
+def test_a_sweep_has_points(scenario: Scenario) -> None:
+    study = study_of(scenario, seeds=[1], sweep={"loss": ["0", "0.1"]})
+    run_study(study, InProcess)
+    document = summary(study)
+    assert [point["set"] for point in document["points"]] == [{"loss": 0.0}, {"loss": 0.1}]
+    assert [point["metrics"]["value"]["mean"] for point in document["points"]] == [1.0, 2.0]
+    assert document["seeds"] == [1] and "metrics" not in document
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(2, 12.706), (3, 4.303), (10, 2.262), (11, 2.228), (21, 2.086), (31, 2.042), (121, 1.980)]
+)
+def test_intervals_are_students(count: int, quantile: float) -> None:
+    """Against the tables of Student's t."""
+    values = [float(number * number % 7) for number in range(count)]
+    found = interval(values)
+    half = quantile * statistics.stdev(values) / count**0.5
+    assert found["mean"] == pytest.approx(statistics.fmean(values))
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=1e-3)
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=1e-3)
+
+
+def test_the_replay_command_is_what_a_shell_needs(scenario: Scenario) -> None:
+    values = {"nodes": "5", "hours": "0.5", "faults.only": "3,7", "note": "a b"}
+    command = replay_command(scenario, 7, values, 812.5)
+    head = f"p2pc sim run {scenario.source} --seed 7"
+    assert command == f"{head} --nodes 5 --hours 0.5 --set faults.only=3,7 --set 'note=a b' --until 812.5"
+
+
+# --- records --------------------------------------------------------------------------------------
+
+HEAD = records.header(version="0.1.0", scenario="tiny", seed=7)
+
+
+def test_records_are_read_as_they_were_written() -> None:
+    file = io.StringIO()
+    writer = records.Writer(file, HEAD)
+    written = [{"t": t / 10, "kind": "crash", "node": "node-3", "silent": True} for t in range(2000)]
+    for record in written:
+        writer.write(record)
+    assert 0 < len(file.getvalue()) < 2000 * 60, "what is not flushed is bounded"
+    writer.flush()
+    file.seek(0)
+    assert list(records.read(file, "trace")) == [HEAD, *written]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not an object"),
+        ('{"t": "1", "kind": "a", "node": ""}', "not a number of seconds"),
+        ('{"t": NaN, "kind": "a", "node": ""}', "not a number of seconds"),
+        ('{"t": 0.5, "kind": "a", "node": ""}', "goes back"),
+        ('{"t": 2, "kind": 3, "node": ""}', '"kind"'),
+        ('{"t": 2, "kind": "a"}', '"node"'),
+    ],
+)
+def test_what_is_no_record_is_refused_with_its_line(line: str, why: str) -> None:
+    text = json.dumps(HEAD) + '\n{"t": 1, "kind": "a", "node": ""}\n' + line + "\n"
+    with pytest.raises(UsageError, match="trace, line 3") as caught:
+        list(records.read(io.StringIO(text), "trace"))
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", '{"t": 1, "kind": "a", "node": ""}\n'])
+def test_a_file_without_the_header_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="line 1"):
+        list(records.read(io.StringIO(text), "trace"))
+
+
+def test_a_real_job_gives_the_same_records() -> None:
+    job = {
+        "id": "ab" * 16,
+        "name": "thumbs",
+        "added": 3,
+        "submitted": "2026-01-01T00:00:00.000000Z",
+        "finished": "2026-01-01T00:00:10.000000Z",
+        "state": "done",
+        "done": 2,
+        "failed": 0,
+        "cancelled": 1,
+        "retried": 0,
+    }
+    shared = {"attempts": 1, "status": "done", "cpu_s": 0.5, "state": "done"}
+    tasks = [
+        {"index": 0, "node": "nova", "started": "2026-01-01T00:00:04.000000Z", "runtime_s": 2.0, **shared},
+        {"index": 1, "node": "skewed", "started": "2025-12-31T23:59:00.000000Z", "runtime_s": 2.0, **shared},
+        {"index": 2, "node": None, "started": None, "runtime_s": None, **shared, "state": "cancelled"},
+    ]
+    found = records.job_records(job, tasks)
+    assert [(record["t"], record["kind"], record["node"]) for record in found] == [
+        (0.0, "job.submitted", ""),
+        (0.0, "task.started", "skewed"),
+        (2.0, "task.ended", "skewed"),
+        (4.0, "task.started", "nova"),
+        (6.0, "task.ended", "nova"),
+        (10.0, "job.ended", ""),
+    ]
+    file = io.StringIO()
+    writer = records.Writer(file, records.header(version="0.1.0", job=job["id"]))
+    for record in found:
+        writer.write(record)
+    writer.flush()
+    file.seek(0)
+    assert len(list(records.read(file, "trace"))) == 7
