@@ -135,14 +135,22 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
 
 @click.command(
     cls=Command,
-    examples=[("p2pc show", "the newest job"), ("p2pc show j7k3/17", "one task"), ("p2pc show j7k3/3-9,12", "")],
+    examples=[
+        ("p2pc show", "the newest job"),
+        ("p2pc show j7k3/17", "one task"),
+        ("p2pc show j7k3/3-9,12", ""),
+        ("p2pc show j7k3 --trace j7k3.jsonl", "when its tasks ran where, in the form of simulated ones"),
+    ],
 )
 @json_option
+@click.option("--trace", metavar="FILE", help="Also write when tasks ran where, as p2pc.trace/1 lines.")
 @reference_argument
-def show(json_: bool, ref: Reference) -> int:
+def show(json_: bool, trace: str | None, ref: Reference) -> int:
     """Everything about one job or task.  Tasks count from 0."""
     connection = open_kept()
     job = find_job(connection, ref)
+    if trace is not None:
+        _write_trace(connection, job, ref, trace)
     if ref.ranges is None:
         if json_:
             print_json(job)
@@ -162,6 +170,22 @@ def show(json_: bool, ref: Reference) -> int:
     else:
         print(_tasks_table(tasks) or "no such tasks")
     return 0
+
+
+def _write_trace(connection: Connection, job: Mapping[str, Any], ref: Reference, path: str) -> None:
+    from p2pcompute import __version__
+    from p2pcompute.simulation.records import Writer, header, job_records
+
+    records = job_records(job, find_tasks(connection, job["id"], ref))
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            writer = Writer(file, header(version=__version__, job=job["id"]))
+            for record in records:
+                writer.write(record)
+            writer.flush()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written", error.strerror or str(error), "choose another file") from error
+    say(f"{plural(len(records), 'record')} in {path}", level=1)
 
 
 def _job_text(job: Mapping[str, Any]) -> str:
