@@ -49,7 +49,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def pair(one: SimHost, other: SimHost) -> tuple[ByteStream, ByteStream]:
     accepted = await listen(other, 4000 + len(other.net.listeners))
-    dialled = await dial(one, other, 4000 + len(other.net.listeners) - 1)
+    dialled = await dial(one, other, 4000 + len(other.net.listeners) - 1, timeout_s=1000)
     await until(lambda: bool(accepted))
     return dialled, accepted[0]
 
@@ -213,7 +213,7 @@ def test_latency_is_symmetric_seeded_and_spread() -> None:
 )
 def test_bytes_are_never_lost_doubled_or_reordered(sizes: list[int], reads: list[int], loss: float, seed: int) -> None:
     """If it broke: frames are corrupted for reasons that real networks do not have."""
-    with Simulation(seed, model=NetworkSettings(loss=loss, jitter=2.0)) as simulation:
+    with Simulation(seed, model=NetworkSettings(loss=loss, jitter=2.0, keepalive_s=1e6)) as simulation:
         one, two = simulation.add_host(), simulation.add_host()
         content = [random.Random(n).randbytes(size) for n, size in enumerate(sizes)]
 
