@@ -24,7 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Final, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from p2pcompute.simulation.fences import SimulationError, fences, refuse
 from p2pcompute.simulation.trace import RING_DEFAULT, Trace
@@ -371,7 +371,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
                         if call._cancelled:
                             continue
                         try:
-                            call._context.run(cast(Callable[..., object], call._callback), *call._args)
+                            call._context.run(call._callback, *call._args)  # type: ignore[arg-type]
                         except (SystemExit, KeyboardInterrupt):
                             raise
                         except BaseException as error:  # noqa: BLE001 - whatever it is, it fails the run
