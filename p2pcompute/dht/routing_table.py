@@ -369,6 +369,10 @@ class RoutingTable:
             times.append(max(stalest.check_at, self._probed_at + self._gap_now()))
         return min(times, default=None)
 
+    def calm(self) -> None:
+        """Probe as rarely as if all had answered for long."""
+        self._gap_s = self._gap_s_max()
+
     def lost_due(self, now: float) -> Contact | None:
         """Return an evicted contact to try again, if one is due.
 

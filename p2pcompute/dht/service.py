@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -135,6 +135,7 @@ class Dht:
 
     def _reset(self) -> None:
         self._exchange: Exchange | None = None
+        self._run = b""
         self._table = RoutingTable(self._own_id)
         self._verifying: dict[bytes, None] = {}
         self._stopped: asyncio.Future[None]
@@ -157,6 +158,7 @@ class Dht:
         answers.
         """
         self._reset()
+        self._run = self._crypto.random_bytes(RUN_BYTES)
         self._exchange = Exchange(
             self._clock,
             self._crypto,
@@ -164,7 +166,7 @@ class Dht:
             self._port,
             self.counters,
             group_id=self._group_id,
-            run=self._crypto.random_bytes(RUN_BYTES),
+            run=self._run,
             on_request=self._on_request,
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,
@@ -181,6 +183,31 @@ class Dht:
         self._scope.spawn(self._live(self._exchange), "live")
         self._on_timer()
         self._scope.spawn(self._first_join(list(contacts)), "join")
+
+    def adopt(self, contacts: Iterable[tuple[Contact, bytes]], *, uptime_s: float) -> None:
+        """Take contacts (with the run of each) as verified just now, and this node as up for so long.
+
+        For simulations that begin in the steady state; a real node has to hear from a contact first.
+        """
+        now = self._clock.now()
+        for contact, run in contacts:
+            change = self._table.on_reply(
+                contact.key, contact.address, run=run, now=now, name=contact.name, rtt_s=contact.rtt_s
+            )
+            self._apply(change)
+        self._table.calm()
+        self._began = now - uptime_s
+        self._added_count = self._published_count = self.counters.contacts_added
+        self._refresh_step = len(_FOLLOW_UPS_S) + 1
+        self._refresh_at = now + self._rng.uniform(0, DHT_REFRESH_S)
+        self._ad_at = now + self._rng.uniform(0, self._ad_ttl_s() / 2)
+        self._stray_at = now + self._rng.uniform(0, DHT_STRAY_S_MAX)
+        self._wake()
+
+    @property
+    def run(self) -> bytes:
+        """Drawn at the start: peers tell this life of the node from others by it."""
+        return self._run
 
     async def leave(self) -> None:
         """Say goodbye to all contacts, wait DHT_GOODBYE_S at most until they have heard it, and stop."""
@@ -242,7 +269,7 @@ class Dht:
         self.records.check_invariants()
 
     async def join(self, addresses: Sequence[Address]) -> int:
-        """Contact addresses of members, and look around from whoever answers.
+        """Contact addresses of members and, while few are known, look around from whoever answers.
 
         Returns:
             The number of contacts verified during this call.  At most DHT_REQUEST_S when nobody answers.
@@ -250,7 +277,7 @@ class Dht:
         began = self._clock.now()
         self._remember(addresses)
         places: list[tuple[bytes | None, Address]] = [(None, address) for address in dict.fromkeys(addresses)]
-        if not await self._join(places):
+        if not await self._join(places, only_if_small=True):
             return 0
         return sum(contact.seen >= began for contact in self._table.contacts())
 
@@ -292,13 +319,20 @@ class Dht:
         if not saved or not await self._join(saved):
             await self._join([(None, address) for address in self._join_addresses])
 
-    async def _join(self, places: Sequence[tuple[bytes | None, Address]]) -> bool:
-        """Ping all places and look around once one has answered; without places, just look around."""
+    async def _join(
+        self, places: Sequence[tuple[bytes | None, Address]], *, only_if_small: bool = False
+    ) -> bool:
+        """Ping all places and look around once one has answered; without places, just look around.
+
+        Args:
+            only_if_small: look around only when at most k are known; a larger table needs nothing from one member more.
+        """
         self._joins_count += 1
         try:
             if places and not await self._knock(places[:DHT_JOIN_ADDRESSES_MAX]):
                 return False
-            await self._look_around()
+            if not only_if_small or len(self._table) <= DHT_K:
+                await self._look_around()
             return True
         finally:
             self._joins_count -= 1

@@ -441,15 +441,21 @@ class Scheduler:
                 self._ask(now, key, want)
         if not is_idle:
             return
-        cold = [key for key in self.peers if key not in self._asked]
-        room = (VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX) - len(self._asked)
-        if room <= 0 or not cold:
+        room = VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX
+        room -= len(self._asked) + len(self._opening)
+        if room <= 0:
             return
+        # Where a channel is open already first: what is parked there costs nothing.
+        open_keys = dict.fromkeys(channel.peer.key for channel in self._channels.all())
+        near = [key for key in open_keys if key in self.peers and key not in self._asked]
+        for key in self._rng.sample(near, min(room, len(near))):
+            self._ask(now, key, want)
+            room -= 1
+        if room <= 0:
+            return
+        cold = [key for key in self.peers if key not in self._asked and key not in self._opening]
         for key in self._rng.sample(cold, min(room, len(cold))):
-            if self._channels.get(key) is not None:
-                self._ask(now, key, want)
-            else:
-                self._open(key)
+            self._open(key)
 
     def _unpark(self) -> None:
         """Take the requests of an idle node back; owners that gave lately keep theirs."""

@@ -7,12 +7,20 @@ same member back.
 
 from __future__ import annotations
 
+import bisect
+import functools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
+from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.service import Dht
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity, create_identity
+from p2pcompute.ids import DHT_ID_BYTES
+from p2pcompute.limits import DHT_BUCKET_SIZES, DHT_K
 from p2pcompute.node.facade import JobView
 from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.scheduler.terms import JobTerms
@@ -23,6 +31,7 @@ from p2pcompute.trust.groups import MEMBER_ROLES, Group, admit, found_group
 
 LAN = "lan"
 PORT = 7878
+WARM_UPTIME_S: Final = 6 * 3600.0
 
 
 @dataclass(slots=True)
@@ -86,9 +95,33 @@ class Mesh:
         for member in self.members if members is None else members:
             await self.start_one(member)
 
-    async def start_one(self, member: Member) -> Node:
+    async def start_warm(self, *, uptime_s: float = WARM_UPTIME_S) -> None:
+        """Start all nodes with the routing tables that they would have after `uptime_s`, filled by the oracle."""
+        for member in self.members:
+            await self.start_one(member, contacts=())
+        known: list[tuple[int, Contact, bytes]] = []
+        for member in self.members:
+            dht = _dht_of(member)
+            contact = Contact(member.identity.public_key, Address(member.host.address, PORT), member.host.name)
+            known.append((contact.number, contact, dht.run))
+        known.sort(key=lambda entry: entry[0])
+        numbers = [number for number, _, _ in known]
+        network = self.simulation.network
+        rng = random.Random(f"{self.simulation.seed}:warm tables")
+        for member in self.members:
+            chosen = []
+            for position in warm_table(numbers, place_of(member.identity.public_key).number, rng):
+                _, contact, run = known[position]
+                other = network.machines[contact.address.host]
+                rtt_s = 2 * network.base_delay_s(member.host.machine, other)
+                chosen.append((contact._replace(rtt_s=rtt_s), run))
+            dht = _dht_of(member)
+            member.host.enter(functools.partial(dht.adopt, chosen, uptime_s=uptime_s))
+
+    async def start_one(self, member: Member, *, contacts: tuple[Address, ...] | None = None) -> Node:
         founder = self.members[0].host
-        contacts = () if member.host is founder else (Address(founder.address, PORT),)
+        if contacts is None:
+            contacts = () if member.host is founder else (Address(founder.address, PORT),)
         node = Node(
             member.host.host,
             member.identity,
@@ -175,3 +208,29 @@ class Mesh:
         """Raises AssertionError when a background task of any node has failed."""
         errors = [f"{member.host.name}: {error}" for member in self.members for error in member.errors]
         assert not errors, errors
+
+
+def _dht_of(member: Member) -> Dht:
+    dht = member.running.network.dht
+    assert dht is not None
+    return dht
+
+
+def warm_table(numbers: Sequence[int], own: int, rng: random.Random) -> list[int]:
+    """Return the positions in `numbers`, which ascend, of the contacts that a full table of `own` has: each bucket as
+    full as it can be, with contacts chosen at random, in a random order."""
+    chosen: list[int] = []
+    bits = DHT_ID_BYTES * 8
+    low, high = 0, len(numbers)
+    for index in range(bits):
+        # low..high share `index` leading bits with `own`; those that differ in the next bit are bucket `index`.
+        middle = bisect.bisect_left(numbers, (own >> (bits - index - 1) | 1) << (bits - index - 1), low, high)
+        is_one = own >> (bits - index - 1) & 1
+        bucket = range(low, middle) if is_one else range(middle, high)
+        low, high = (middle, high) if is_one else (low, middle)
+        size = DHT_BUCKET_SIZES[index] if index < len(DHT_BUCKET_SIZES) else DHT_K
+        chosen += rng.sample(bucket, min(size, len(bucket)))
+        if high - low <= 1:
+            break
+    rng.shuffle(chosen)
+    return chosen
