@@ -384,6 +384,9 @@ class Simulation:
         has_real_crypto: Ed25519 instead of modelled signatures.
         is_shuffled: run callbacks that are ready at the same time in a seeded random order.
         ring: records of the trace that are kept.
+
+    Raises:
+        UsageError: the model's file of coordinates cannot be read.
     """
 
     def __init__(
@@ -399,7 +402,11 @@ class Simulation:
         self.has_real_crypto = has_real_crypto
         shuffle = random.Random(f"{self.seed}:shuffle") if is_shuffled else None
         self.loop = SimulationLoop(shuffle=shuffle, ring=ring)
-        self.network = Network(self.loop, self.seed, model or NetworkSettings())
+        try:
+            self.network = Network(self.loop, self.seed, model or NetworkSettings())
+        except BaseException:
+            self.loop.close()
+            raise
         self.hosts: list[SimHost] = []
         self.keys: dict[bytes, bytes] = {}
         """Registry of the modelled crypto."""
