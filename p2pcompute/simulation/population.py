@@ -435,8 +435,12 @@ def _without(own: Iterator[Pair], away: Sequence[Event]) -> Iterator[tuple[float
             if event.at_s > now_s:
                 yield now_s, event.at_s, event
             now_s = event.until_s
+        if now_s == math.inf:
+            return  # it never comes back
         if now_s < end_s:
             yield now_s, end_s, None
+        elif math.isinf(now_s):
+            return  # it never comes back
 
 
 # --- on which machine -----------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_the_population_comes_and_goes() -> None:
         nodes=8,
         hours=0.02,
         population=PopulationSettings(
-            sessions="overnet", time_scale=0.003, cores=1, exit_share=0.5, exit_at_hours=0.01
+            sessions="overnet", time_scale=0.002, cores=1, exit_share=0.5, exit_at_hours=0.01, exit_hours=0.002
         ),
         workload=(WorkloadSettings(tasks=100, works="uniform"),),
     )
