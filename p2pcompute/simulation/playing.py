@@ -99,7 +99,8 @@ class _Player:
         """The first member from this place of the list on that is honest, up and not about to leave; None: nobody."""
         members, hostile = self.world.mesh.members, self.world.hostile
         first = int(fraction * len(members))
-        for number in (*range(first, len(members)), *range(first)):
+        for step in range(len(members)):
+            number = (first + step) % len(members)
             node = members[number].node
             if node is not None and number not in hostile and number != besides and _stays(node):
                 return number
