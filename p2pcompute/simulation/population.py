@@ -439,8 +439,6 @@ def _without(own: Iterator[Pair], away: Sequence[Event]) -> Iterator[tuple[float
             return  # it never comes back
         if now_s < end_s:
             yield now_s, end_s, None
-        elif math.isinf(now_s):
-            return  # it never comes back
 
 
 # --- on which machine -----------------------------------------------------------------------------
