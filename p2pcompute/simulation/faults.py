@@ -13,19 +13,27 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast, get_args
 
 from msgspec import Meta, Struct
 
+from p2pcompute.host.interfaces import Address, ByteStream
+from p2pcompute.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.simulation.storage import SYNC_S
+from p2pcompute.transport.messages import encode_message
+from p2pcompute.wire import cbor
+from p2pcompute.wire.frames import FrameReader, frame
 
 if TYPE_CHECKING:
+    from p2pcompute.simulation.host import SimHost
+    from p2pcompute.simulation.streams import SimListener
     from p2pcompute.simulation.world import World
 
 FaultKind = Literal[
     "crash", "power-loss", "stop", "crash-loop", "mass-kill", "disk-loss", "torn-tail", "old-snapshot", "disk-full",
     "io-errors", "slow-disk", "slow", "memory", "clock-offset", "clock-drift", "clock-step", "suspend",
-    "partition", "partition-one-way", "partition-partial", "partition-flapping",
+    "partition", "partition-one-way", "partition-partial", "partition-flapping", "loss", "loss-burst",
+    "delay", "bandwidth", "duplicate", "reorder", "ip-change", "version-skew",
 ]  # fmt: skip
 KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 
@@ -35,6 +43,9 @@ _DURATIONS_S: Final = (0.05, 1.0, 4.0, 10.0, 40.0, 120.0)
 _RATES: Final = (0.0, 0.3, 1.0, 1.0, 2.0)
 """How much goes wrong in one seed of a swarm, as a factor on the rate."""
 _VICTIM_TRIES: Final = 8
+FLAPS: Final = 6
+SLOW_LAG_S: Final = 0.05
+"""How late a gray node answers on streams, for each time that it is slower."""
 _FORGETTING: Final = ("disk-loss", "torn-tail", "old-snapshot")
 
 
@@ -279,7 +290,7 @@ async def _bad_disk(world: World, fault: Fault) -> None:
 
 
 async def _slow(world: World, fault: Fault) -> None:
-    """A gray node: tasks and disk are up to 100 times slower, and it still answers pings."""
+    """A gray node: tasks and disk are up to 100 times slower, replies come late, and it still answers pings."""
     with _victim(world, fault) as number:
         if number is None:
             return
@@ -288,10 +299,12 @@ async def _slow(world: World, fault: Fault) -> None:
         try:
             host.set_runner(replace(model, speed=model.speed / factor))
             host.disk.slowness = factor
+            host.machine.lag_s = SLOW_LAG_S * factor
             await world.pause(fault.duration_s)
         finally:
             host.set_runner(model)
             host.disk.slowness = 1.0
+            host.machine.lag_s = 0.0
 
 
 async def _memory(world: World, fault: Fault) -> None:
@@ -345,29 +358,121 @@ async def _suspend(world: World, fault: Fault) -> None:
 
 
 async def _partition(world: World, fault: Fault) -> None:
-    """Some nodes and the others lose each other: both ways, one way, with a bridge, or again and again."""
+    """Some nodes and the others lose each other: both ways, one way, with bridges between, or again and again."""
     rng = world.rng(f"fault {fault.number}")
     members = world.mesh.members
     if len(members) < 2:
         return
-    chosen = rng.sample(range(len(members)), 1 + int(fault.amount * (len(members) - 1)))
-    one = [members[number].host.machine for number in sorted(chosen)]
-    other = [member.host.machine for number, member in enumerate(members) if number not in frozenset(chosen)]
+    chosen = sorted(rng.sample(range(len(members)), 1 + int(fault.amount * (len(members) - 1))))
+    apart = frozenset(chosen)
+    one = [members[number].host.machine for number in chosen]
+    other = [member.host.machine for number, member in enumerate(members) if number not in apart]
     if fault.kind == "partition-partial":
         other = other[: len(other) // 2 + 1]  # the rest sees both sides
-    _took_effect(world, fault, tuple(sorted(chosen)))
+    _took_effect(world, fault, tuple(chosen))
     network = world.simulation.network
-    turns = 6 if fault.kind == "partition-flapping" else 1
+    turns = FLAPS if fault.kind == "partition-flapping" else 1
     for _ in range(turns):
-        for here in one:
-            for there in other:
-                network.cut(here, there, both_ways=fault.kind != "partition-one-way")
+        partition = network.part(one, other, is_one_way=fault.kind == "partition-one-way")
         await world.pause(fault.duration_s / turns)
-        for here in one:
-            for there in other:
-                network.heal(here, there)
+        network.join(partition)
         if turns > 1:
             await world.pause(fault.duration_s / turns)
+
+
+async def _bad_network(world: World, fault: Fault) -> None:
+    """Packets of all nodes are lost, late, doubled or held up."""
+    changes: dict[str, float]
+    match fault.kind:
+        case "loss":
+            changes = {"loss": _scaled(fault, 0.01, 0.4)}
+        case "loss-burst":
+            changes = {"burst_share": 0.05 + 0.45 * fault.amount, "burst_s": 2.0, "burst_loss": 0.9}
+        case "delay":
+            changes = {"jitter": _scaled(fault, 2.0, 100.0)}
+        case "duplicate":
+            changes = {"duplicate": _scaled(fault, 0.01, 0.9)}
+        case _:
+            changes = {"reorder": _scaled(fault, 0.01, 0.9), "reorder_s": 2.0}
+    _took_effect(world, fault, ())
+    world.network_changes[fault.number] = changes
+    world.fit_network()
+    await world.pause(fault.duration_s)
+    del world.network_changes[fault.number]
+    world.fit_network()
+
+
+async def _bandwidth(world: World, fault: Fault) -> None:
+    """A node's access line collapses, down to that of an old modem."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        network, machine = world.simulation.network, world.mesh.members[number].host.machine
+        bytes_per_s = _scaled(fault, 4_000.0, 100_000.0)
+        network.set_line(machine, up_bytes_per_s=bytes_per_s, down_bytes_per_s=2 * bytes_per_s)
+        await world.pause(fault.duration_s)
+        network.unset_line(machine)
+
+
+async def _ip_change(world: World, fault: Fault) -> None:
+    with _victim(world, fault) as number:
+        if number is not None:
+            world.simulation.network.move(world.mesh.members[number].host.machine)
+
+
+# --- versions -------------------------------------------------------------------------------------
+
+
+async def _version_skew(world: World, fault: Fault) -> None:
+    """A node is updated to a build that speaks a later protocol, half of the time together with ours; and back."""
+    with _victim(world, fault) as number:
+        if number is None:
+            return
+        oldest = PROTOCOL_MIN if fault.amount < 0.5 else PROTOCOL_MAX + 1
+        world.dress[number] = lambda host: speak(host, (oldest, PROTOCOL_MAX + 1))
+        await world.stop(number, drain=False)
+        await world.revive(number)
+        await world.pause(fault.duration_s)
+        del world.dress[number]
+        await world.stop(number, drain=False)
+        await world.revive(number)
+
+
+def speak(host: SimHost, versions: tuple[int, int]) -> None:
+    """Let a host that has just been made say in every handshake that it speaks these protocol versions."""
+    net = host.net
+    dial, listen = net.dial_stream, net.listen_stream
+
+    async def dial_stream(address: Address, preamble: bytes, *, timeout_s: float) -> ByteStream:
+        return cast(ByteStream, _Skewed(await dial(address, preamble, timeout_s=timeout_s), versions))
+
+    async def listen_stream(port: int, *, accept: Callable[[ByteStream, bytes], None], **how: Any) -> SimListener:
+        def skewed(stream: ByteStream, preamble: bytes) -> None:
+            accept(cast(ByteStream, _Skewed(stream, versions)), preamble)
+
+        return await listen(port, accept=skewed, **how)
+
+    net.dial_stream = dial_stream  # type: ignore[method-assign, assignment]
+    net.listen_stream = listen_stream  # type: ignore[method-assign, assignment]
+
+
+class _Skewed:
+    """A stream whose first message, HELLO or AUTH, is changed on its way out."""
+
+    def __init__(self, stream: ByteStream, versions: tuple[int, int]) -> None:
+        self._stream = stream
+        self._versions: tuple[int, int] | None = versions
+
+    def write(self, data: bytes) -> None:
+        if self._versions is not None:
+            (body,) = FrameReader().feed(data)
+            kind, request, message = cbor.decode(body)
+            message["versions"] = list(self._versions)
+            data, self._versions = frame(encode_message(kind, request, message)), None
+        self._stream.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 _KINDS: Final[dict[FaultKind, Callable[[World, Fault], Awaitable[None]]]] = {
@@ -392,5 +497,13 @@ _KINDS: Final[dict[FaultKind, Callable[[World, Fault], Awaitable[None]]]] = {
     "partition-one-way": _partition,
     "partition-partial": _partition,
     "partition-flapping": _partition,
+    "loss": _bad_network,
+    "loss-burst": _bad_network,
+    "delay": _bad_network,
+    "bandwidth": _bandwidth,
+    "duplicate": _bad_network,
+    "reorder": _bad_network,
+    "ip-change": _ip_change,
+    "version-skew": _version_skew,
 }
 assert set(_KINDS) == set(KINDS)

@@ -24,7 +24,7 @@ class Machine:
     """A computer: an address and the ports of all hosts on it."""
 
     __slots__ = (
-        "_next_port", "address", "datagrams", "down", "is_silent", "is_unplugged", "lan", "listeners", "nat", "nets",
+        "_next_port", "address", "datagrams", "down", "is_silent", "is_unplugged", "lag_s", "lan", "listeners", "nat", "nets",
         "number", "spot", "up",
     )  # fmt: skip
 
@@ -47,6 +47,8 @@ class Machine:
         """Lost power: answers nothing, not even with a refusal."""
         self.is_unplugged = False
         """Cut off from everything, itself included: it sleeps."""
+        self.lag_s = 0.0
+        """Its programs are starved: what they say on streams comes out so much later.  Datagrams do not wait."""
         self._next_port = 0
 
     @property

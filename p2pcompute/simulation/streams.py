@@ -298,7 +298,7 @@ class SimStream:
                 left = here.up.append(_wire_bytes(arrival[2]))
             if there.down is not None and self._at_line is None:
                 self._at_line = deque()
-        at = max(left + network.delay_s(here, there) + late_s, self._last_arrival)
+        at = max(left + here.lag_s + network.delay_s(here, there) + late_s, self._last_arrival)
         self._last_arrival = at
         if self._at_line is None:
             network.loop.post(at, arrival[0], arrival[1])

@@ -177,10 +177,9 @@ class World:
         self._healed = asyncio.Event()
         self._tasks: dict[asyncio.Task[Any], None] = {}
         conditions = draw_conditions(settings.faults, self.rng("conditions"))
-        self.network_settings = structs.replace(
-            settings.network, loss=max(settings.network.loss, conditions.packet_loss)
-        )
-        """Of calm times."""
+        self._calm_network = structs.replace(settings.network, loss=max(settings.network.loss, conditions.packet_loss))
+        self.network_changes: dict[int, dict[str, float]] = {}
+        """What faults, by number, change of it."""
         traits = [machine(settings.population, self.rng(f"machine {n}"), n) for n in range(settings.nodes)]
         models = [
             RunnerModel(
@@ -194,7 +193,7 @@ class World:
         ]
         self.simulation = Simulation(
             self.seed,
-            model=self.network_settings,
+            model=self._calm_network,
             has_real_crypto=settings.real_crypto_in > 0 and seed % settings.real_crypto_in == 0,
             is_shuffled=settings.shuffle,
         )
@@ -340,6 +339,13 @@ class World:
                 self.metrics.count("jobs_lost_with_disk")
         self.jobs = [job for job in self.jobs if not job.is_lost]
 
+    def fit_network(self) -> None:
+        """Let the network be as the settings and `network_changes` say."""
+        changed: dict[str, Any] = {}
+        for changes in self.network_changes.values():
+            changed.update(changes)
+        self.simulation.network.apply(structs.replace(self._calm_network, **changed))
+
     def mass_exit(self) -> None:
         """Many nodes have just gone: measure how long the others take to carry on without them."""
         self.spawn(self._measure_recovery(self.now), "recovery")
@@ -393,9 +399,7 @@ class World:
         self._healed.set()
         self.record("heal")
         await asyncio.gather(population, *trouble, return_exceptions=True)  # `_ended` has noted what they raised
-        network = self.simulation.network
-        network.heal()
-        network.apply(self.network_settings)
+        self.simulation.network.heal()
         self._wanted.update({job.owner: True for job in self.jobs})
         for number in sorted(self._wanted):
             while number in self._busy:  # noqa: ASYNC110 - a stop that drains, at most
