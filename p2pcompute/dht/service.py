@@ -144,7 +144,7 @@ class Dht:
         self._name = ""
         self._timer: Timer | None = None
         self._timer_at = 0.0
-        self._refresh_step = self._joins_count = self._added_count = self._published_count = 0
+        self._refresh_step = self._joins_count = self._added_count = self._removed_count = self._published_count = 0
         self._is_refreshing = self._is_publishing = False
         self._began = 0.0
         self._refresh_at = self._retry_at = self._stray_at = self._ad_at = self._expire_at = 0.0
@@ -355,15 +355,19 @@ class Dht:
     async def _look_around(self) -> None:
         """Look up the own id and, in a group of more than k, both halves of each far bucket that has room.
 
-        The far buckets are left out in a follow-up when the table has not grown since the last time.
+        The far buckets are left out when the table has neither grown since the last time (in a follow-up) nor lost
+        anybody (in what comes later).
         """
-        is_follow_up = 0 < self._refresh_step <= len(_FOLLOW_UPS_S)
-        has_grown = self.counters.contacts_added > self._added_count
-        self._added_count = self.counters.contacts_added
+        step = self._refresh_step
+        counters = self.counters
+        has_grown = counters.contacts_added > self._added_count
+        has_shrunk = counters.contacts_removed > self._removed_count
+        self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
         lookup = self._lookup(self._own_id)
         nearest = await self._walk(lookup, partial(self._ask_find, self._own_id))
         self._verify_heard(lookup)
-        if len(nearest) >= DHT_K and (has_grown or not is_follow_up):
+        is_wanted = step == 0 or (has_grown if step <= len(_FOLLOW_UPS_S) else has_shrunk)
+        if len(nearest) >= DHT_K and is_wanted:
             for lowest, highest in self._table.far_buckets(self._table.shared_bits(nearest[-1].id) + 1):
                 middle = (lowest + highest) // 2
                 for low, high in ((lowest, middle), (middle + 1, highest)):
