@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pcompute.limits import KIB
 from p2pcompute.simulation.loop import SimulationLoop
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 BURST_PATHS_MAX: Final = 1 << 16
 """Paths whose state is remembered; of the one that was asked for longest ago it is drawn anew."""
+
+
+PIECE_BYTES: Final = 16 * KIB
+"""What a stream puts on an access line at once."""
 
 
 class BurstLoss:
@@ -57,17 +62,20 @@ class BurstLoss:
 class Line:
     """One direction of a machine's access line: a first-in first-out queue before a wire.
 
-    Fluid: only the time at which the queue will be empty is kept.  Datagrams that find it full are dropped; streams
-    wait in turn for room and so keep it full, as a long transfer over a home line does.
+    Fluid: only the time at which the queue will be empty is kept.  Datagrams that find it full are dropped.  Streams
+    wait in turn for room and keep it nearly full, as a long transfer over a home line does: they make datagrams late,
+    and leave room for them.
     Source: `txFinished` of OverSim's SimpleUnderlay.
     """
 
-    __slots__ = ("_bytes_per_s", "_empty_at", "_is_waking", "_loop", "_queue_bytes", "_waiting")
+    __slots__ = ("_bytes_per_s", "_empty_at", "_is_waking", "_loop", "_queue_bytes", "_room_bytes", "_waiting")
 
     def __init__(self, loop: SimulationLoop, bytes_per_s: float, queue_bytes: int) -> None:
         self._loop = loop
         self._bytes_per_s = bytes_per_s
         self._queue_bytes = queue_bytes
+        self._room_bytes = max(0, queue_bytes - 2 * PIECE_BYTES)
+        """Up to here, streams fill the queue."""
         self._empty_at = 0.0
         self._waiting: dict[Callable[[], None], None] = {}
         self._is_waking = False
@@ -85,6 +93,7 @@ class Line:
         """Go on with another speed and queue.  What has been given a time keeps it."""
         backlog_bytes = self.backlog_bytes
         self._bytes_per_s, self._queue_bytes = bytes_per_s, queue_bytes
+        self._room_bytes = max(0, queue_bytes - 2 * PIECE_BYTES)
         self._empty_at = self._loop.time() + backlog_bytes / bytes_per_s
 
     def take(self, size: int) -> float | None:
@@ -101,29 +110,27 @@ class Line:
         self._empty_at = max(self._loop.time(), self._empty_at) + size / self._bytes_per_s
         return self._empty_at
 
-    def has_room(self) -> bool:
-        """Whether the queue is less than full."""
-        return self.backlog_bytes < self._queue_bytes
+    def is_busy(self) -> bool:
+        """Whether a stream must wait: there is no room for pieces of streams, or others wait already."""
+        return bool(self._waiting) or self.backlog_bytes > self._room_bytes
 
-    def call_when_room(self, callback: Callable[[], None]) -> None:
-        """Call back once, in turn, when there is room."""
+    def call_in_turn(self, callback: Callable[[], None]) -> None:
+        """Call back once, after those who wait already and when there is room: for one piece."""
         self._waiting[callback] = None
         if not self._is_waking:
             self._is_waking = True
-            # A byte later than that it is full, so that rounding cannot make this wake at the same instant for ever.
-            excess_bytes = self.backlog_bytes - self._queue_bytes + 1.0
+            # A byte less than that fits, so that rounding cannot make this wake at the same instant for ever.
+            excess_bytes = max(0.0, self.backlog_bytes - self._room_bytes) + 1.0
             self._loop.post(self._loop.time() + excess_bytes / self._bytes_per_s, self._wake, None)
 
     def _wake(self, _: Any) -> None:
         self._is_waking = False
-        turns = list(self._waiting)
-        self._waiting.clear()
-        for turn, callback in enumerate(turns):
-            if not self.has_room():
-                for rest in turns[turn:]:
-                    self.call_when_room(rest)
-                break
+        while self._waiting and self.backlog_bytes <= self._room_bytes:
+            callback = next(iter(self._waiting))
+            del self._waiting[callback]
             callback()
+        if self._waiting:
+            self.call_in_turn(next(iter(self._waiting)))
 
 
 class Partition:

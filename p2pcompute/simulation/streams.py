@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.errors import ChannelLost, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream
 from p2pcompute.limits import KIB
+from p2pcompute.simulation.paths import PIECE_BYTES
 from p2pcompute.simulation.trace import Kind
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ FAST_RETRANSMIT_PACKETS: Final = 4
 SEGMENT_BYTES: Final = 1400
 SEGMENT_HEADER_BYTES: Final = 60
 """IPv4, TCP with timestamps, and a share of TLS."""
-PIECE_BYTES: Final = 16 * KIB
-"""What a stream puts on an access line at once."""
 
 _Arrival = tuple[Callable[[Any], None], Any, int]
 """What happens at the peer, its argument, and how many bytes of the stream it carries."""
@@ -251,7 +250,10 @@ class SimStream:
             network.loop.post(at, self._retransmit, None)
 
     def _retransmit(self, _: Any) -> None:
-        if self._held and not self._is_over() and not self._is_blocked():
+        if self._held and not self._is_over():
+            if self._is_blocked():  # again
+                self.suspect()
+                return
             held, self._held = self._held, []
             for arrival in held:
                 self._transmit(arrival)
@@ -311,18 +313,22 @@ class SimStream:
         self._at_line.append(arrival)
         self._pass_line()
 
-    def _pass_line(self) -> None:
+    def _pass_line(self, *, has_turn: bool = False) -> None:
         """Let pieces pass as the peer's access line has room; they stay in order when it changes or goes away."""
         assert self._at_line is not None
         loop, line = self.net.network.loop, self.there.down
         while self._at_line:
-            if line is not None and not line.has_room():
-                line.call_when_room(self._pass_line)
+            if line is not None and not has_turn and line.is_busy():
+                line.call_in_turn(self._take_turn_there)
                 return
+            has_turn = False
             arrive, argument, size = self._at_line.popleft()
             through = loop.time() if line is None else line.append(_wire_bytes(size))
             self._through_at = max(self._through_at, through)
             loop.post(self._through_at, arrive, argument)
+
+    def _take_turn_there(self) -> None:
+        self._pass_line(has_turn=True)
 
     def _reset_peer(self, reason: str) -> None:
         """Tell the peer that this end is gone.  A reset is sent once: across a cut it is lost."""
@@ -332,15 +338,16 @@ class SimStream:
             self._held.clear()
             self._transmit((self._peer._arrive_reset, reason, 0))
 
-    def _pump(self) -> None:
+    def _pump(self, *, has_turn: bool = False) -> None:
         """Hand over as much as the window and the access lines allow."""
         here, there = self.net.machine, self.there
         up = None if here is there else here.up
         has_line = up is not None or (there.down is not None and here is not there)
         while self._pending and self._window > 0:
-            if up is not None and not up.has_room():
-                up.call_when_room(self._pump_more)
+            if up is not None and not has_turn and up.is_busy():
+                up.call_in_turn(self._take_turn)
                 break
+            has_turn = False
             data = _take(self._pending, min(self._window, PIECE_BYTES) if has_line else self._window)
             self._window -= len(data)
             self._pending_bytes -= len(data)
@@ -350,9 +357,9 @@ class SimStream:
         if self._is_closed and not self._pending:
             self._end()
 
-    def _pump_more(self) -> None:
+    def _take_turn(self) -> None:
         if self._pending:
-            self._pump()
+            self._pump(has_turn=True)
 
     def _end(self) -> None:
         self._transmit((self._peer._arrive_end, None, 0))
@@ -380,7 +387,8 @@ class SimStream:
     def _arrive_window(self, count: int) -> None:
         if not self._is_dead and not self._error:
             self._window += count
-            self._pump_more()
+            if self._pending:
+                self._pump()
 
     def _arrive_end(self, _: Any) -> None:
         if self._is_dead or self._error:
