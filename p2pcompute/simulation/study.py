@@ -375,16 +375,14 @@ class Archive:
             ) from error
         self._found[key] = result
 
-    def _key(self, point: Point, seed: int, until_s: float | None) -> tuple[object, ...]:
-        code = code_version()
-        return (point.scenario.digest(), code["digest"], code["python"], until_s, seed)
-
     def fill(self, study: Study) -> int:
         """Put what is kept into a study; returns how many results that are."""
         count = 0
+        code = code_version()
         for point in study.points:
+            shared = (point.scenario.digest(), code["digest"], code["python"], study.until_s)
             for seed in study.seeds:
-                found = self._found.get(self._key(point, seed, study.until_s))
+                found = self._found.get((*shared, seed))
                 if found is not None:
                     point.results[seed] = found
                     count += 1
