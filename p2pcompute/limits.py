@@ -157,7 +157,7 @@ RECORD_BYTES_MAX: Final = RECORD_VALUE_BYTES_MAX + RECORD_SALT_BYTES_MAX + 256
 """A record in its envelope."""
 RECORD_SKEW_S_MAX: Final = 300.0
 """A record issued further in the future than this is refused."""
-CONTACTS_SAVED_MAX: Final = 256
+CONTACTS_SAVED_MAX: Final = 64
 
 # --- identity -------------------------------------------------------------------------------------
 SIGNING_KEYS_CACHED_MAX: Final = 8
@@ -236,6 +236,8 @@ RESULTS_BATCH_MAX: Final = 512
 JOBS_ACTIVE_MAX: Final = 4096
 JOBS_KNOWN_MAX: Final = 1024
 """Envelopes of others' jobs that a worker remembers, and that an owner remembers having sent to one peer."""
+PEERS_MET_MAX: Final = 64
+"""Members that are no contacts of the DHT, known from a channel only."""
 PEERS_MAX: Final = 8192
 """Members that a node can name, ask for work or offer some."""
 JOB_NAME_CHARS_MAX: Final = 200

@@ -66,19 +66,21 @@ _ROUNDING_S = 1e-6
 
 
 class Entry:
-    """A contact in a bucket, and how it is doing.  There are millions in a large simulation: 150 bytes without
-    what it shares with others."""
+    """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is."""
 
-    __slots__ = ("alternative", "check_at", "contact", "failed_at", "failures", "place", "run")
+    __slots__ = ("address", "alternative", "checked", "failed_at", "failures", "name", "place", "rtt_s", "run", "seen")
 
     def __init__(self, place: Place, address: Address, *, run: bytes, now: float) -> None:
         self.place = place
-        self.contact = Contact(place.key, address, None, None, now)
-        """What others may know of it; `seen` is the time of the last verified reply."""
+        self.address = address
+        self.name: str | None = None
+        self.rtt_s: float | None = None
         self.run = run
         """Drawn by the peer at its start: another one means that it restarted."""
-        self.check_at = now + DHT_PING_S
-        """When it may be probed."""
+        self.seen = now
+        """Time of the last verified reply."""
+        self.checked = now
+        """Time of the last reply or probe."""
         self.failures = 0
         """Probes in a row without an answer."""
         self.failed_at = now
@@ -93,24 +95,30 @@ class Entry:
     def long_id(self) -> int:
         return self.place.number
 
+    @property
+    def contact(self) -> Contact:
+        """What others may know of it."""
+        return Contact(self.place.key, self.address, self.name, self.rtt_s, self.seen)
+
+    @property
+    def check_at(self) -> float:
+        """When it may be probed."""
+        return self.checked + DHT_PING_S
+
     def move(self, address: Address) -> None:
         """Take another address."""
-        self.contact = self.contact._replace(address=address)
+        self.address = address
         self.alternative = None
 
     def answered(self, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
         """Note a verified reply."""
-        key, address, old_name, old_rtt_s, _ = self.contact
-        if rtt_s is None:
-            rtt_s = old_rtt_s
-        elif old_rtt_s is not None:
-            rtt_s = old_rtt_s + _RTT_WEIGHT * (rtt_s - old_rtt_s)
-        if name is None or name == old_name:
-            name = old_name  # the same object
-        self.contact = Contact(key, address, name, rtt_s, now)
+        if rtt_s is not None:
+            self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + _RTT_WEIGHT * (rtt_s - self.rtt_s)
+        if name is not None and name != self.name:
+            self.name = name
         if run != self.run:
             self.run = run
-        self.check_at = now + DHT_PING_S
+        self.seen = self.checked = now
         self.failures = 0
 
 
@@ -188,6 +196,14 @@ class RoutingTable:
         entry = self._entry(contact_id)
         return None if entry is None else entry.contact
 
+    def has(self, contact_id: bytes) -> bool:
+        """Whether there is a contact with this id."""
+        return self._entry(contact_id) is not None
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield the keys of all contacts."""
+        return (entry.place.key for entry in self._entries())
+
     def contacts(self) -> list[Contact]:
         """Return all contacts, nearest to the own id first."""
         return self.nearest(self.own_id, self._count)
@@ -216,7 +232,7 @@ class RoutingTable:
             return False
         entry = self._entry(contact_id)
         if entry is not None:
-            return address not in (entry.contact.address, entry.alternative)
+            return address not in (entry.address, entry.alternative)
         bucket = self._buckets.get(self._index(contact_id))
         if bucket is None or len(bucket) < bucket.ksize:
             return True
@@ -279,8 +295,8 @@ class RoutingTable:
             entry = Entry(place, address, run=run, now=now)
             entry.answered(run, now, name, rtt_s)
             return self._enter(entry)
-        if address != entry.contact.address:
-            is_live = entry.run == run and entry.failures == 0 and now - entry.contact.seen <= 2 * DHT_PING_S
+        if address != entry.address:
+            is_live = entry.run == run and entry.failures == 0 and now - entry.seen <= 2 * DHT_PING_S
             if is_live:
                 is_new = entry.alternative != address
                 entry.alternative = address
@@ -296,7 +312,7 @@ class RoutingTable:
     def on_failure(self, key: bytes, address: Address, *, sent: float, now: float) -> Change:
         """Note that a request sent at time `sent` was not answered in time."""
         entry = self._entry(place_of(key).id)
-        if entry is None or entry.contact.address != address or sent < entry.contact.seen:
+        if entry is None or entry.address != address or sent < entry.seen:
             return _NOTHING
         if entry.failures and sent < entry.failed_at:
             return _NOTHING  # the same silence, seen by requests that overlap
@@ -355,7 +371,7 @@ class RoutingTable:
                     chosen.append(stalest)
                     self._buckets[self._index(stalest.id)].add_node(stalest)  # the next round begins behind the others
         for entry in chosen:
-            entry.check_at = now + DHT_PING_S
+            entry.checked = now
             self._probed_at = now
         return [entry.contact for entry in chosen]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -243,6 +243,18 @@ class Dht:
         """Return the address at which most contacts see this node; None before the first answer."""
         counted = Counter(self._observed.values()).most_common(1)
         return counted[0][0] if counted else None
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield the keys of all contacts, in no particular order; the table must not change meanwhile."""
+        return self._table.keys()
+
+    @property
+    def contact_count(self) -> int:
+        """How many contacts there are."""
+        return len(self._table)
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._table.has(place_of(key).id)
 
     def knows(self, key: bytes) -> Contact | None:
         """Return the verified contact with this key."""

@@ -5,7 +5,8 @@ Made anew when the group changes (join, leave) or opens (first invite): everythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from p2pcompute.dht.contacts import Contact
@@ -13,7 +14,7 @@ from p2pcompute.dht.service import Dht
 from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX, PEERS_MAX
+from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX, PEERS_MAX, PEERS_MET_MAX
 from p2pcompute.node.membership import GroupCredentials, clean_name
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
@@ -31,6 +32,52 @@ PORT_TRIES = 16
 CONTACTS_META = "contacts"
 PORT_META = "port"
 LOOPBACK = "127.0.0.1"
+
+
+class Peers(Mapping[bytes, tuple[Address, ...]]):
+    """Members that can be reached, and where: the contacts of the DHT, and those met over a channel alone.
+
+    Bound: the routing table and PEERS_MET_MAX; the one met first goes.
+    """
+
+    def __init__(self) -> None:
+        self.dht: Dht | None = None
+        self._met: dict[bytes, Address] = {}
+
+    def __getitem__(self, key: bytes) -> tuple[Address, ...]:
+        contact = self.dht.knows(key) if self.dht is not None else None
+        if contact is None:
+            return (self._met[key],)
+        met = self._met.get(key, contact.address)
+        return (contact.address,) if met == contact.address else (contact.address, met)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and (key in self._met or (self.dht is not None and key in self.dht))
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self.dht is not None:
+            yield from self.dht.keys()
+        for key in list(self._met):
+            if self.dht is None or key not in self.dht:
+                yield key
+
+    def __len__(self) -> int:
+        if self.dht is None:
+            return len(self._met)
+        return self.dht.contact_count + sum(key not in self.dht for key in self._met)
+
+    def meet(self, key: bytes, address: Address) -> None:
+        self._met.pop(key, None)
+        self._met[key] = address
+        if len(self._met) > PEERS_MET_MAX:
+            del self._met[next(iter(self._met))]
+
+    def forget(self, key: bytes) -> None:
+        self._met.pop(key, None)
+
+    def clear(self) -> None:
+        self.dht = None
+        self._met.clear()
 
 
 class Network:
@@ -63,14 +110,17 @@ class Network:
         self.dht: Dht | None = None
         self.port = 0
         self.is_on_network = False
-        self._saved: Any = None
+        self._saved = b""
+        """Digest of the contacts that were saved last."""
         self._to_meet: dict[Address, None] = {}
         self.nearby: dict[bytes, LanSighting] = {}
         """Announced on this LAN and not in our group."""
         self._names: dict[bytes, str] = {}
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
-        self.on_peer: Callable[[bytes, list[Address]], None] = lambda _key, _addresses: None
+        self.peers = Peers()
+        self.on_peer: Callable[[bytes], None] = lambda _key: None
+        """A member can be reached, at an address that may be new."""
         self.on_peer_gone: Callable[[bytes], None] = lambda _key: None
         self.on_change: Callable[[], None] = lambda: None
 
@@ -99,6 +149,7 @@ class Network:
             describe=self._describe,
         )
         self._dht_port = port
+        self.peers.dht = self.dht
         self.dht.on_contact = self._contact
         self.dht.on_contact_gone = self._contact_gone
         await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
@@ -136,6 +187,7 @@ class Network:
         await self.channels.stop_listening()
         self.datagrams.stop()
         self.dht = None
+        self.peers.clear()
         self._to_meet.clear()
         self.is_on_network = False
         self.nearby.clear()
@@ -184,11 +236,13 @@ class Network:
             self._credentials.group.group_id,
             [[contact.address.host, contact.address.port] for contact in contacts],
         ]
-        if value == self._saved:
+        write = self._journal.meta_write(CONTACTS_META, value)
+        digest = hashlib.sha256(repr(write).encode()).digest()
+        if digest == self._saved:
             return
         try:
-            await self._host.store.commit([self._journal.meta_write(CONTACTS_META, value)])
-            self._saved = value
+            await self._host.store.commit([write])
+            self._saved = digest
         except StoreError:
             return  # the store's trouble is reported where it matters; contacts are found again
 
@@ -224,10 +278,11 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
-        self.on_peer(contact.key, [contact.address])
+        self.on_peer(contact.key)
 
     def _contact_gone(self, contact: Contact) -> None:
         self.silent_since.pop(contact.key, None)
+        self.peers.forget(contact.key)
         channel = self.channels.get(contact.key)
         if channel is not None:
             channel.probe()  # it may have died with its node and not know yet
@@ -273,7 +328,8 @@ class Network:
         port = channel.peer.hello.get("port")
         if type(port) is int and 0 < port < 65536:
             address = Address(channel.address.host, port)
-            self.on_peer(channel.peer.key, [address])
+            self.peers.meet(channel.peer.key, address)
+            self.on_peer(channel.peer.key)
             self._meet(channel.peer.key, [address])
 
     def _sighted(self, sighting: LanSighting) -> None:

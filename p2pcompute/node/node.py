@@ -122,6 +122,7 @@ class Node:
             fetch=self._fetch,
             fetch_results=self._fetch,
             name_of=self.name_of,
+            peers=self.network.peers,
             own_addresses=self.network.own_addresses,
             accepts_others=options.accepts_others,
         )
@@ -469,9 +470,9 @@ class Node:
 
     async def _change_group(self, group: Group, contacts: Sequence[Address]) -> None:
         """Move to another group, or open ours; running work goes on, its channels are made anew."""
-        await self.network.stop()
         for key in list(self.scheduler.peers):
             self.scheduler.peer_gone(key)
+        await self.network.stop()
         self.credentials.group = group
         self._keep_group(group)
         await self.network.start(contacts)
@@ -486,8 +487,8 @@ class Node:
 
     # --- peers ------------------------------------------------------------------------------------
 
-    def _peer_known(self, key: bytes, addresses: list[Address]) -> None:
-        self.scheduler.peer_known(key, addresses)
+    def _peer_known(self, key: bytes) -> None:
+        self.scheduler.peer_known(key)
 
     def _channel_opened(self, channel: Channel) -> None:
         self.network.channel_opened(channel)

@@ -7,7 +7,7 @@ wait here, then the slots, then (when there is still room) other nodes.  It make
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from p2pcompute.limits import (
     OFFER_S_MIN,
     PARK_S,
     PEER_LOST_GRACE_S,
-    PEERS_MAX,
     RECOVERY_GRACE_S,
     VICTIMS_LARGE_MAX,
     VICTIMS_MAX,
@@ -100,6 +99,7 @@ class Scheduler:
         fetch: Fetch,
         fetch_results: Fetch,
         name_of: Callable[[bytes], str],
+        peers: Mapping[bytes, Sequence[Address]],
         own_addresses: Callable[[], Sequence[Address]],
         accepts_others: bool = True,
     ) -> None:
@@ -107,6 +107,7 @@ class Scheduler:
         boot: random bytes, new for each life of this node.
         inputs, fetch: see `worker_service`.
         fetch_results: brings a result's blobs from its worker.
+        peers: members that may be asked for work or offered some, and where they are; changes under our hands.
         own_addresses: where thieves of our thieves may reach us.
         accepts_others: False for a node that runs only its own jobs.
         """
@@ -138,8 +139,7 @@ class Scheduler:
         )
         self.parking = Parking()
         self.counters = SchedulerCounters()
-        self.peers: dict[bytes, tuple[Address, ...]] = {}
-        """Members that may be asked for work or offered some."""
+        self.peers = peers
         self._given: dict[int, _Given] = {}
         self._next_given = GIVEN_ID
         self._asked: dict[bytes, float] = {}
@@ -684,18 +684,14 @@ class Scheduler:
 
     # --- peers ------------------------------------------------------------------------------------
 
-    def peer_known(self, key: bytes, addresses: Sequence[Address]) -> None:
-        """A member can be reached here."""
-        if key not in self.peers and len(self.peers) >= PEERS_MAX:
-            return
-        self.peers[key] = tuple(addresses)
+    def peer_known(self, key: bytes) -> None:
+        """A member can be reached; `peers` says where."""
         if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
             self._open(key)
         self.wake()
 
     def peer_gone(self, key: bytes) -> None:
         """A member is no longer reachable; leases it holds end by themselves."""
-        self.peers.pop(key, None)
         self._offered.pop(key, None)
 
     def channel_opened(self, channel: Channel) -> None:

@@ -15,7 +15,8 @@ class _Bucket:
 class TokenBuckets:
     """One token bucket per source, for at most `sources_max` sources; the least recently seen is forgotten.
 
-    A forgotten source starts again with a full bucket, so the table never blocks anybody by being full.
+    A forgotten source starts again with a full bucket, so the table never blocks anybody by being full; and a source
+    whose bucket must be full again by now is forgotten.
 
     Args:
         rate_per_s: tokens that a bucket gains per second.
@@ -44,8 +45,7 @@ class TokenBuckets:
         """
         bucket = self._buckets.get(source)
         if bucket is None:
-            if len(self._buckets) >= self._sources_max:
-                self._buckets.popitem(last=False)
+            self._forget(now)
             bucket = self._buckets[source] = _Bucket(self._burst, now)
         else:
             self._buckets.move_to_end(source)
@@ -56,6 +56,17 @@ class TokenBuckets:
             return False
         bucket.tokens -= 1
         return True
+
+    def _forget(self, now: float) -> None:
+        """Make room for a source: drop the least recently seen that are full again, or one when there are too many."""
+        for _ in range(2):  # more than is added, so that the table shrinks
+            oldest = next(iter(self._buckets), None)
+            if oldest is None:
+                return
+            is_full = (now - self._buckets[oldest].filled) * self._rate_per_s >= self._burst
+            if not is_full and len(self._buckets) < self._sources_max:
+                return
+            del self._buckets[oldest]
 
 
 def source_of(host: str, port: int) -> str:
