@@ -157,6 +157,7 @@ class _Player:
         metrics, makespan_s = self.world.metrics, self.world.now - began_s
         job.over_s = self.world.now
         metrics.count("jobs_over")
+        self.world.record("job.ended", job=job.job_id.hex(), makespan_s=makespan_s)
         metrics.sample("makespan_s", makespan_s)
         self._look_at_capacity()
         bound_s = self.capacity.bound_s(began_s, plan.work_s, plan.critical_s)
@@ -184,7 +185,7 @@ class _Player:
             job = WorldJob(owner, job_id, [], began_s)
             self.world.jobs.append(job)
             self.world.metrics.count("jobs")
-            self.world.record("job-submitted", node=member.host.name, job=job_id.hex(), tasks=len(plan.works))
+            self.world.record("job.submitted", node=member.host.name, job=job_id.hex(), tasks=len(plan.works))
             return job
 
     # --- lookups, puts, queries -------------------------------------------------------------------
@@ -486,6 +487,9 @@ class _Following:
             self._ended_count += 1
             number = self._order[end.index]
             self._world.metrics.count(f"tasks_{end.state}")
+            self._world.record(
+                "task.ended", node=end.node_name, job=self._job.job_id.hex(), task=end.index, state=end.state
+            )
             if end.state != "done":
                 self._is_broken = True
                 self._told.set()

@@ -513,6 +513,10 @@ class World:
             if is_open:
                 self.metrics.sample("utilisation", busy / slots)
             self.metrics.sample("up_share", len(self._up_since) / self.settings.nodes)
+            if self.watch is not None:
+                look = {"up": len(self._up_since), "slots": slots, "busy": busy, "ready": ready}
+                datagrams = self.simulation.network.counters.datagrams_sent
+                self.watch.record({"t": self.now, "kind": "sample", "node": "", **look, "datagrams": datagrams})
 
     def _look(self) -> tuple[int, int, int, bool]:
         """Slots of the nodes that run, those at work, tasks that nobody has taken, and whether any job is open."""
