@@ -132,6 +132,8 @@ _LINES_OF: Final = attrgetter("up_bytes_per_s", "down_bytes_per_s", "queue_bytes
 class NetworkCounters:
     """Of the whole network, by reason."""
 
+    bytes_sent: int = 0
+    """Of datagrams and streams, without what carries them."""
     datagrams_sent: int = 0
     datagrams_delivered: int = 0
     datagrams_lost: int = 0
@@ -546,7 +548,9 @@ class Network:
         if receiver is None or receiver is sender or source.is_loopback_only or len(data) > UDP_BYTES_MAX:
             self._send_modelled(source, data, to)
             return
-        self.counters.datagrams_sent += 1
+        counters = self.counters
+        counters.datagrams_sent += 1
+        counters.bytes_sent += len(data)
         if sender.lan == receiver.lan:
             delay_s = self._lan_delays_s[pair_hash(sender.spot, receiver.spot)]
         else:
@@ -561,6 +565,7 @@ class Network:
         """Take a datagram, with all that the model has."""
         counters = self.counters
         counters.datagrams_sent += 1
+        counters.bytes_sent += len(data)
         sender, host, now = source.net.machine, to.host, self.loop.time()
         receiver = self.find(sender, host)
         address = source.loopback_address if host.startswith("127.") else source.address

@@ -162,6 +162,7 @@ class SimStream:
         if data and not (self._is_closed or self._is_ended or self._error or self._is_dead):
             self._pending.append(bytes(data))
             self._pending_bytes += len(data)
+            self.net.network.counters.bytes_sent += len(data)
             self._pump()
 
     async def drain(self) -> None:

@@ -571,6 +571,7 @@ class World:
         metrics, sums, network = self.metrics, self._sums(), self.simulation.network.counters
         node_s = max(sums.up_s, 1e-9)
         metrics.set("messages_per_node_s", (network.datagrams_sent + sums.frames) / node_s)
+        metrics.set("bytes_per_node_s", network.bytes_sent / node_s)
         metrics.set("datagrams_per_node_s", network.datagrams_sent / node_s)
         metrics.set("frames_per_node_s", sums.frames / node_s)
         for member in self.mesh.members:
