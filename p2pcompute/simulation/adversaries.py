@@ -76,7 +76,7 @@ RIDE_TASKS: Final = 20
 REPLAY_S: Final = 0.2
 MALFORMED_S: Final = 0.1
 EQUIVOCATION_S: Final = 5.0
-FLOOD_S: Final = 0.05
+FLOOD_S: Final = 0.1
 DRIBBLE_S: Final = 1.0
 LORIS_CONNECTIONS: Final = HANDSHAKES_MAX + 8
 SYBIL_PORT: Final = 20_000
@@ -582,6 +582,7 @@ def _malformed(hostile: _Hostile) -> None:
 def _slow_loris(hostile: _Hostile) -> None:
     host, rng = hostile.host, hostile.rng
     held: list[int] = [0]
+    victim = hostile.target()
 
     def preamble(target: Member) -> bytes:
         return handshake.make_preamble(
@@ -619,13 +620,14 @@ def _slow_loris(hostile: _Hostile) -> None:
         channel.abort("enough")
 
     def attack() -> None:
+        """Half-open connections at anybody; proven channels at one, until it has had enough."""
         target = hostile.target()
-        if target is None:
+        if target is None or victim is None:
             return
         for _ in range(LORIS_CONNECTIONS - held[0]):
             hostile.spawn(half_open(target))
         if rng.random() < 0.5:
-            hostile.spawn(proven(target))
+            hostile.spawn(proven(victim))
 
     hostile.every(DRIBBLE_S, attack)
 

@@ -55,7 +55,7 @@ class CheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     small_group: Annotated[int, Meta(ge=0, description="up to so many nodes, all must know one another")] = 20
     chatter: Annotated[
         float, Meta(gt=0, description="at rest: messages per second for each contact and channel of a node")
-    ] = 0.5
+    ] = 0.3
     events_per_s: Annotated[float, Meta(gt=0, description="events per second and node without any progress")] = 200.0
     lookups: Annotated[int, Meta(ge=0, description="lookups made at the end")] = 40
     lookup_share: Annotated[
@@ -135,10 +135,14 @@ class Checks:
             self._durable.pop(member.host.number, None)  # the disk is damaged: what the node makes of it is its own
 
     def started(self, member: Member) -> None:
-        """A node has started: it knows what was durable, and nothing else."""
+        """A node has started: it knows what was durable, and nothing else; from now on its grants are watched."""
         books = self._durable.pop(member.host.number, None)
-        if books is not None and "recovered" not in self.settings.off and member.host.is_up:
+        if member.node is None:
+            return
+        if books is not None and "recovered" not in self.settings.off:
             self._note("recovered", invariants_always.recovered(member, books))
+        if "leases" not in self.settings.off:
+            invariants_always.watch_leases(member, lambda text: self._note("leases", [text]))
 
     # --- for the checks ---------------------------------------------------------------------------
 
@@ -185,8 +189,12 @@ class Checks:
         return self.is_turn(what, max(1, tasks // BOOK_TASKS))
 
     def _report(self, name: str, check: Check) -> None:
-        if name not in self.settings.off:
+        if name in self.settings.off:
+            return
+        try:
             self._note(name, check(self))
+        except Exception as error:  # noqa: BLE001 - what cannot even be looked at is broken
+            self._note(name, [f"{type(error).__name__} on looking: {error}"])
 
     def _note(self, name: str, found: Iterable[str]) -> None:
         for text in found:
@@ -201,4 +209,6 @@ AsyncCheck = Callable[[Checks], Awaitable[Sequence[str]]]
 ALWAYS: Final[dict[str, Check]] = invariants_always.ALWAYS
 CALM: Final[dict[str, Check]] = invariants_always.CALM
 EVENTUALLY: Final[dict[str, AsyncCheck]] = invariants_eventually.EVENTUALLY
-NAMES: Final = (*ALWAYS, *CALM, "recovered", *EVENTUALLY)
+AT_START: Final = ("recovered", "leases")
+"""What is checked when a node starts, and of all that it does from then on."""
+NAMES: Final = (*ALWAYS, *CALM, *AT_START, *EVENTUALLY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -39,7 +39,8 @@ from p2pcompute.limits import (
 )
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.owner import Grant, OwnedJob
+from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.simulation.loop import GC_STEP_EVENTS
 from p2pcompute.simulation.mesh import Member
 from p2pcompute.simulation.storage import SimDisk
@@ -107,25 +108,6 @@ def _once(checks: Checks) -> Iterator[str]:
             if times[index] > ledger.generation(index) + 1:
                 yield f"task {index} of {short(job.job_id)} ended {times[index]} times up to this generation"
         checks.ends[job.job_id, job.owner] = (member.node, len(ledger.finished), times)
-
-
-def _leases(checks: Checks) -> Iterator[str]:
-    """A task is in at most one grant that waits for its acknowledgement, and in calm times its lease is the thief's:
-    at others the thief's own thief may be heard of before an acknowledgement that is late."""
-    is_calm = checks.now >= checks.calm_since + checks.settings.settle_s
-    for member in checks.sampled():
-        core = member.running.scheduler.owner.core
-        granted: dict[tuple[bytes, int], bytes] = {}
-        for pending in core._pending.values():
-            grant = pending.grant
-            job = core.jobs.get(grant.job_id)
-            for task in grant.tasks:
-                lease = job.leases.get(task.index) if job is not None else None
-                if lease is None or lease.attempt != task.attempt:
-                    continue  # it has ended meanwhile, or went to somebody else
-                if (grant.job_id, task.index) in granted or (is_calm and lease.thief != grant.thief):
-                    yield f"{member.host.name} granted task {task.index} of {short(grant.job_id)} twice"
-                granted[grant.job_id, task.index] = grant.thief
 
 
 # --- always: the DHT ------------------------------------------------------------------------------
@@ -353,7 +335,6 @@ ALWAYS: Final[dict[str, Check]] = {
     "books": _books,
     "conservation": _conservation,
     "once": _once,
-    "leases": _leases,
     "buckets": _buckets,
     "records": _records,
     "bounds": _bounds,
@@ -422,7 +403,23 @@ def _idle(checks: Checks) -> Iterator[str]:
 CALM: Final[dict[str, Check]] = {"held": _held, "doubles": _doubles, "idle": _idle}
 
 
-# --- what a start must bring back -----------------------------------------------------------------
+# --- from a start on ------------------------------------------------------------------------------
+
+
+def watch_leases(member: Member, broken: Callable[[str], None]) -> None:
+    """See every grant of a node's tasks as it is made: none of them may have a lease that has not ended."""
+    core = member.running.scheduler.owner.core
+    make_grant = core._grant
+
+    def seen(now: float, job: OwnedJob, thief: Thief, chosen: list[int]) -> Grant:
+        for index in chosen:
+            lease = job.leases.get(index)
+            if (lease is not None and lease.expires > now) or chosen.count(index) > 1:
+                broken(f"{member.host.name} grants task {index} of {short(job.envelope.job_id)} twice")
+        return make_grant(now, job, thief, chosen)
+
+    core._grant = seen  # type: ignore[method-assign]
+
 
 Books = dict[int, tuple[int, int]]
 """A job's tasks: index → (generation, `TaskState`)."""

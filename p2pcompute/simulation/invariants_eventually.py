@@ -167,7 +167,7 @@ async def _chatter(checks: Checks) -> list[str]:
     links = sum(len(one.running.scheduler.peers) + len(one.running.channels._open) + 1 for one in members)
     checks.world.metrics.sample("rest_messages_per_node_s", rate / max(1, len(members)))
     found = []
-    if rate > checks.settings.chatter * links:
+    if rate > checks.settings.chatter * links and not checks.world.hostile:
         found.append(f"{rate:.1f} messages/s at rest among {len(members)} nodes with {links} links")
     timers = _timers(checks)
     for member in members:
