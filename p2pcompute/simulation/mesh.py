@@ -25,6 +25,7 @@ from p2pcompute.node.facade import JobView
 from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import SimHost, Simulation
+from p2pcompute.simulation.nat import NatKind
 from p2pcompute.simulation.runner import RunnerModel, simulated_value
 from p2pcompute.simulation.storage import SYNC_S
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, admit, found_group
@@ -76,7 +77,10 @@ class Mesh:
         self.members: list[Member] = []
         models = runner if isinstance(runner, Sequence) else [runner] * count
         for number, model in zip(range(count), models, strict=True):
-            host = simulation.add_host(f"node-{number}", lan=LAN if is_lan else None, runner=model, sync_s=sync_s)
+            # The founder is everybody's first contact, so no Nat may keep it in.
+            nat = NatKind.NONE if number == 0 else None
+            lan = LAN if is_lan else None
+            host = simulation.add_host(f"node-{number}", lan=lan, nat=nat, runner=model, sync_s=sync_s)
             identity = create_identity(host.crypto)
             if number == 0:
                 group = found_group(identity, host.crypto, "simulated", host.clock.wall()).opened()
@@ -101,6 +105,8 @@ class Mesh:
             await self.start_one(member, contacts=())
         known: list[tuple[int, Contact, bytes]] = []
         for member in self.members:
+            if member.host.machine.nat is not None:
+                continue  # whoever is behind a Nat is known only to those whom it calls itself
             dht = _dht_of(member)
             contact = Contact(member.identity.public_key, Address(member.host.address, PORT), member.host.name)
             known.append((contact.number, contact, dht.run))
