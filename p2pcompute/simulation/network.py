@@ -10,10 +10,9 @@ nothing: which way a datagram is sent is chosen when they are applied.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal
@@ -454,28 +453,6 @@ class Network:
         self._partitions.pop(partition, None)
         self._choose()
         self._resume()
-
-    async def flap(
-        self, *groups: Sequence[Machine], apart_s: float, together_s: float, duration_s: float, rng: random.Random
-    ) -> int:
-        """Part groups and join them again and again; in the end they are together.
-
-        Args:
-            apart_s, together_s: means of how long, exponential.
-
-        Returns:
-            How often they were parted.
-        """
-        until, count = self.loop.time() + duration_s, 0
-        while (left_s := until - self.loop.time()) > 0.0:
-            partition = self.part(*groups)
-            count += 1
-            try:
-                await asyncio.sleep(min(left_s, rng.expovariate(1.0 / apart_s)))
-            finally:
-                self.join(partition)
-            await asyncio.sleep(min(max(0.0, until - self.loop.time()), rng.expovariate(1.0 / together_s)))
-        return count
 
     def _resume(self) -> None:
         for stream in list(self.stalled):
