@@ -44,6 +44,8 @@ SEEDS_MAX: Final = 1_000_000
 PROBLEMS_SHOWN_MAX: Final = 5
 FAILED_SHOWN_MAX: Final = 10
 STORY_LINES_MAX: Final = 8
+TRACES_MAX: Final = 100
+"""Runs of a study whose traces are kept with -o."""
 EVENT_COLUMNS_MAX: Final = 300
 LINE_S: Final = 10.0
 """Between two lines of progress where there is no terminal."""
@@ -220,6 +222,8 @@ def _run(study: Study, archive: Archive | None, *, jobs: int | None, on: str, ev
     if archive is not None and not events and (found := archive.fill(study)):
         say(f"{plural(found, 'run')} of {count_text(len(study.seeds) * len(study.points))} already in {archive.folder}")
     missing = len(study.seeds) * len(study.points) - _done(study)
+    if archive is not None and on == "local" and missing <= TRACES_MAX:
+        study.traces = archive.folder
     jobs = jobs or min(_cores(), missing)
     progress = _Progress(study)
 
@@ -525,7 +529,7 @@ def _write(archive: Archive, study: Study, document: Mapping[str, Any], *, is_pl
     from p2pcompute.simulation.plots import draw, write_tables
 
     archive.write("summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    written = write_tables(archive, study)
+    written = write_tables(archive, study, document)
     if is_plotting:
         try:
             written += draw(archive.folder, study, document)

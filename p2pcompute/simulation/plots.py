@@ -1,27 +1,95 @@
-"""Tables and plots of a study.  Plots need matplotlib, the extra ``p2pcompute[plot]``; tables do not."""
+"""Tables and plots of a study.  Plots need matplotlib, the extra ``p2pcompute[plot]``; tables do not.
+
+A sweep gives one figure for each group of metrics that it has: means and 95 % bands over seeds against the swept value.
+Without a sweep, what was sampled in the runs is drawn over time.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import UsageError
+from p2pcompute.simulation import records
 from p2pcompute.simulation.scenario import value_at
+from p2pcompute.simulation.study import trace_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from p2pcompute.simulation.scenario import Scenario
     from p2pcompute.simulation.study import Archive, Study
 
+FORMATS: Final = ("svg", "png")
+SIZE_INCHES: Final = (7.0, 4.5)
+RUNS_DRAWN_MAX: Final = 10
+BINS: Final = 100
+"""Of the time axis, where events are counted."""
+_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito: told apart with every kind of colour vision."""
+_MARKERS: Final = "osD^vPX"
 
-def write_tables(archive: Archive, study: Study) -> list[str]:
-    """Write `runs.csv`: a line for each run with its swept values and figures.  Returns the names of the files."""
+
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    """A figure of a sweep."""
+
+    name: str
+    title: str
+    unit: str
+    metrics: Mapping[str, str]
+    """Name → what it is, in the legend."""
+
+
+_PLOTS: Final = (
+    _Plot(
+        "lookups",
+        "Lookups that find what they should",
+        "share",
+        {
+            "lookup_success": "nearest node found",
+            "lookup_recall": "of the nearest nodes found",
+            "read_success": "records found",
+        },
+    ),
+    _Plot("hops", "Hops of a lookup", "hops", {"lookup_hops": "mean", "lookup_hops_p95": "95 % quantile"}),
+    _Plot("lookup-time", "Time of a lookup", "seconds", {"lookup_s": "mean", "lookup_s_p95": "95 % quantile"}),
+    _Plot("bytes", "Traffic of a node", "bytes per second", {"bytes_per_node_s": "sent"}),
+    _Plot("messages", "Messages of a node", "per second", {"messages_per_node_s": "sent"}),
+    _Plot("makespan", "Makespan over its lower bound", "ratio", {"makespan_ratio": "mean of jobs"}),
+    _Plot("idle", "Slots idle while tasks wait", "share of slots", {"idle_while_work_share": "mean over time"}),
+    _Plot("wasted", "Work done in vain", "share of what was accepted", {"wasted_work": "wasted"}),
+    _Plot(
+        "join",
+        "Joining",
+        "seconds",
+        {"join_s": "to the first peer", "join_table_s": "to as many contacts as there are"},
+    ),
+    _Plot("recovery", "Recovery after a mass exit", "seconds", {"recovery_s": "until work goes on"}),
+)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def write_tables(archive: Archive, study: Study, document: Mapping[str, Any]) -> list[str]:
+    """Write `runs.csv`, a line for each run, and for a sweep `points.csv`, a line for each metric of each point.
+
+    Returns:
+        The names of the files.
+    """
     swept = list(study.points[0].values)
     names = sorted({name for point in study.points for result in point.results.values() for name in result.metrics})
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*swept, "seed", "nodes", "events", "messages", "simulated_s", "wall_s", "problems", *names])
+    rows: list[Sequence[object]] = [
+        [*swept, "seed", "nodes", "events", "messages", "simulated_s", "wall_s", "problems", *names]
+    ]
     for point in study.points:
         values = [value_at(point.scenario, key) for key in swept]
         for seed in study.seeds:
@@ -29,15 +97,165 @@ def write_tables(archive: Archive, study: Study) -> list[str]:
                 continue
             own = [result.nodes, result.events, result.messages, result.simulated_s, result.wall_s]
             figures = [result.metrics.get(name, "") for name in names]
-            lines.writerow([*values, seed, *own, len(result.problems), *figures])
-    archive.write("runs.csv", text.getvalue())
-    return ["runs.csv"]
+            rows.append([*values, seed, *own, len(result.problems), *figures])
+    archive.write("runs.csv", _csv(rows))
+    if "points" not in document:
+        return ["runs.csv"]
+    rows = [[*swept, "metric", "mean", "low", "high"]]
+    for part in document["points"]:
+        for name, found in part["metrics"].items():
+            rows.append([*part["set"].values(), name, found["mean"], found["low"], found["high"]])
+    archive.write("points.csv", _csv(rows))
+    return ["runs.csv", "points.csv"]
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+# --- plots ----------------------------------------------------------------------------------------
 
 
 def draw(folder: Path, study: Study, document: Mapping[str, Any]) -> list[str]:
-    """Draw plots.
+    """Draw what a study has into `folder`; returns the names of the files.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
-    raise UsageError("matplotlib is not installed", "", "pip install 'p2pcompute[plot]', or --no-plot")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("matplotlib is not installed", "", "install it: pip install 'p2pcompute[plot]'") from error
+    names: list[str] = []
+    caption = _caption(study)
+
+    def save(figure: Figure, name: str) -> None:
+        figure.text(0.01, 0.01, caption, fontsize=7, color="0.35")
+        for suffix in FORMATS:
+            figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+        names.append(f"{name}.{FORMATS[0]}")
+
+    if "points" not in document:
+        figure = Figure(figsize=(SIZE_INCHES[0], 1.6 * SIZE_INCHES[1]), layout="constrained")
+        if _draw_time(figure, study, folder):
+            save(figure, "time")
+        return names
+    for plot in _PLOTS:
+        if any(name in part["metrics"] for part in document["points"] for name in plot.metrics):
+            figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+            _draw_sweep(figure.subplots(), plot, study, document)
+            save(figure, plot.name)
+    return names
+
+
+def _caption(study: Study) -> str:
+    from p2pcompute.simulation.study import code_version
+
+    code, seeds = code_version(), study.seeds
+    of = f"seeds {seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"\n{study.scenario.name} · {of} · p2pcompute {code['version']} {code.get('commit', code['digest'])}"
+
+
+def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, Any]) -> None:
+    """Draw metrics against the first swept key; every combination of the others is a line of its own."""
+    key, *others = study.points[0].values
+    lines: dict[tuple[str, str], list[tuple[Any, Mapping[str, float]]]] = {}
+    for point, part in zip(study.points, document["points"], strict=True):
+        label = ", ".join(f"{other}={part['set'][other]}" for other in others)
+        for name, meaning in plot.metrics.items():
+            if name in part["metrics"]:
+                x = _position(point.scenario, key)
+                lines.setdefault((meaning, label), []).append((x, part["metrics"][name]))
+    positions = [x for points in lines.values() for x, _ in points]
+    is_number = all(isinstance(x, int | float) for x in positions)
+    for (meaning, label), color, marker in zip(lines, cycle(_COLORS), cycle(_MARKERS), strict=False):
+        points = lines[meaning, label]
+        if is_number:
+            points = sorted(points, key=lambda point: float(point[0]))
+        xs = [x if is_number else str(x) for x, _ in points]
+        text = ", ".join(part for part in (meaning, label) if part)
+        axes.plot(xs, [found["mean"] for _, found in points], color=color, marker=marker, label=text)
+        low, high = ([found[side] for _, found in points] for side in ("low", "high"))
+        axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
+    if is_number and min(positions) > 0 and max(positions) >= 8 * min(positions):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(set(positions)), [f"{x:g}" for x in sorted(set(positions))])
+        axes.minorticks_off()
+    axes.set_title(f"{plot.title}, with 95 % intervals" if len(study.seeds) > 1 else plot.title)
+    axes.set_xlabel(_axis_name(study.scenario, key))
+    axes.set_ylabel(plot.unit)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+_SESSION_KEYS: Final = ("population.time_scale", "population.sessions")
+
+
+def _axis_name(scenario: Scenario, key: str) -> str:
+    long = scenario.keys.get(key, key)
+    if long in _SESSION_KEYS:
+        return "median session, hours"
+    return {"nodes": "nodes"}.get(long, key if key == long else f"{key} ({long})")
+
+
+def _position(scenario: Scenario, key: str) -> Any:
+    """Return where a point lies on the axis of a swept key: its value, or the length of sessions that it means."""
+    if scenario.keys.get(key, key) not in _SESSION_KEYS:
+        return value_at(scenario, key)
+    from p2pcompute.simulation.population import Weibull, laws
+
+    settings = scenario.settings.population
+    found = laws(
+        settings.sessions, family=settings.family, time_scale=settings.time_scale, up=settings.up, down=settings.down
+    )
+    if found is None:
+        return "always up"
+    up = found[0]
+    median_s = up.scale_s * math.log(2) ** (1 / up.shape) if isinstance(up, Weibull) else math.exp(up.mu)
+    return round(median_s / 3600, 4)
+
+
+def _draw_time(figure: Figure, study: Study, folder: Path) -> bool:
+    """Draw what happened over time in some runs; False when nothing was recorded."""
+    traces = list(_traces(study, folder))
+    if not any(record["kind"] == "sample" for trace in traces for record in trace):
+        return False
+    up, slots, done = figure.subplots(3, sharex=True)
+    for number, trace in enumerate(traces):
+        faint = {"alpha": 0.7, "linewidth": 1}
+        samples = [record for record in trace if record["kind"] == "sample"]
+        if len(samples) < 2:
+            continue
+        times = [record["t"] for record in samples]
+        up.plot(times, [record["up"] for record in samples], color=_COLORS[0], **faint)
+        for name, color, text in (("busy", _COLORS[0], "busy"), ("slots", _COLORS[6], "all that are up")):
+            label = text if number == 0 else None
+            slots.plot(times, [record[name] for record in samples], color=color, label=label, **faint)
+        ends = [record["t"] for record in trace if record["kind"] == "task.ended"]
+        width_s = max(*times, *ends) / BINS
+        counts = [0] * (BINS + 1)
+        for t in ends:
+            counts[int(t / width_s)] += 1
+        xs = [width_s * (place + 0.5) for place in range(BINS + 1)]
+        done.plot(xs, [count / width_s for count in counts], color=_COLORS[2], **faint)
+    up.set_ylabel("nodes up")
+    slots.set_ylabel("slots")
+    slots.legend()
+    done.set_ylabel("tasks done per second")
+    done.set_xlabel("seconds")
+    for axes in (up, slots, done):
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    up.set_title(f"{study.scenario.name}: nodes, slots and results over time")
+    return True
+
+
+def _traces(study: Study, folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield the records of the first runs that left any."""
+    for seed in study.seeds[:RUNS_DRAWN_MAX]:
+        path = trace_path(folder, study.points[0].scenario, seed)
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                yield list(records.read(file, str(path)))[1:]

@@ -9,6 +9,7 @@ Source: Student's t-interval over seeds; its quantiles by Fisher's expansion (Ab
 from __future__ import annotations
 
 import concurrent.futures as cf
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -24,13 +25,14 @@ import subprocess
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import p2pcompute
 from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.simulation import records
 from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_at, with_values
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ class Study:
     seeds: Sequence[int]
     points: list[Point]
     until_s: float | None = None
+    traces: Path | None = None
+    """Directory for a trace of each run; None: none is written."""
     is_interrupted: bool = False
     """Some runs are missing."""
 
@@ -99,24 +103,66 @@ def plan_study(scenario: Scenario, seeds: Sequence[int], sweep: Mapping[str, Seq
 
 
 def run_one(
-    run: str, scenario: Scenario, seed: int, until_s: float | None = None, *, watch: Watch | None = None
+    run: str,
+    scenario: Scenario,
+    seed: int,
+    until_s: float | None = None,
+    trace: Path | None = None,
+    *,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Run one seed; whatever is raised is a problem of the result.
 
     Args:
         run: the experiment's function as ``module:name``, so that a process that knows no other experiments finds it.
+        trace: file for the records of the run.
     """
     from p2pcompute.simulation.world import RunResult, Watch
 
     # Somebody always looks on: that takes events, which are counted.
-    onlooker = watch or (Watch() if _meter is None else _MeterWatch(_meter))
+    onlooker: Any = watch or (Watch() if _meter is None else _MeterWatch(_meter))
     try:
-        result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
+        with contextlib.ExitStack() as stack:
+            if trace is not None:
+                onlooker = stack.enter_context(_recording(trace, scenario, seed, onlooker))
+            result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
         assert isinstance(result, RunResult)
         return result
     except Exception as error:  # noqa: BLE001 - a seed that fails must not lose the others
         text = "".join(traceback.format_exception(error))[-PROBLEM_CHARS_MAX:]
         return _failed(scenario, seed, text)
+
+
+def trace_path(folder: Path, scenario: Scenario, seed: int) -> Path:
+    """Return where the trace of a run is kept under the directory of a study."""
+    return folder / "traces" / f"{scenario.digest()[:8]}-{seed}.jsonl"
+
+
+@contextlib.contextmanager
+def _recording(path: Path, scenario: Scenario, seed: int, onlooker: Any) -> Iterator[_Recorder]:
+    """While in it, records go to a file, which is there only when it is whole."""
+    code = code_version()
+    head = records.header(version=code["version"], scenario=scenario.name, seed=seed, commit=code.get("commit", ""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        writer = records.Writer(file, head)
+        yield _Recorder(onlooker, writer)
+        writer.flush()
+    part.replace(path)
+
+
+class _Recorder:
+    """Looks on in front of somebody else, and writes the records down; a `Watch`."""
+
+    def __init__(self, other: Any, writer: records.Writer) -> None:
+        self.progress: Callable[[float, float], None] = other.progress
+        self._other = other
+        self._writer = writer
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._writer.write(record)
+        self._other.record(record)
 
 
 def _failed(scenario: Scenario, seed: int, problem: str) -> RunResult:
@@ -281,8 +327,9 @@ class _Rounds:
         while left or pending:
             while left and len(pending) < self.in_flight and not lost:
                 point, seed = left[0]
+                trace = self.study.traces and trace_path(self.study.traces, point.scenario, seed)
                 try:
-                    future = executor.submit(run_one, run, point.scenario, seed, self.study.until_s)
+                    future = executor.submit(run_one, run, point.scenario, seed, self.study.until_s, trace)
                 except cf.BrokenExecutor:
                     if not pending:
                         return [left.popleft()], list(left)
