@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from p2pcompute.dht import exchange, keeper, records
+from p2pcompute.dht import service as dht_service
 from p2pcompute.dht.lookup import Lookup
 from p2pcompute.dht.records import PutOutcome, Record, RecordStore
 from p2pcompute.dht.routing_table import Change, RoutingTable
@@ -25,7 +26,6 @@ from p2pcompute.scheduler.stealing import Parking
 from p2pcompute.scheduler.worker import WorkerCore
 from p2pcompute.scheduler.worker_service import WorkerService
 from p2pcompute.store.journal import Journal
-from p2pcompute.transport import channel as transport_channel
 from p2pcompute.transport.channel import Channel
 from p2pcompute.transport.channels import Channels
 from p2pcompute.wire import cbor
@@ -304,8 +304,8 @@ def tables_share_a_dictionary(patch: Patch) -> None:
 
 
 @_mutant("chatter", CALM)
-def channels_are_probed_all_the_time(patch: Patch) -> None:
-    patch.setattr(transport_channel, "CHANNEL_PING_S", 0.1)
+def tables_are_refreshed_all_the_time(patch: Patch) -> None:
+    patch.setattr(dht_service, "DHT_REFRESH_SMALL_S", 0.5)
 
 
 @_mutant("chatter", CALM)
@@ -322,7 +322,7 @@ def a_scope_leaves_a_task_running(patch: Patch) -> None:
     async def close(self: TaskScope) -> None:
         self._closed = True
         for task in list(self._tasks):
-            if not task.get_name().endswith(".timer"):
+            if not task.get_name().endswith(".upkeep"):
                 task.cancel()
 
     patch.setattr(TaskScope, "close", close)

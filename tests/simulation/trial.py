@@ -105,6 +105,7 @@ class _Run:
         if trial.crashes and not trial.is_calm:
             await self._crash()
         if trial.stays_down:
+            await asyncio.sleep(10)
             await world.crash(trial.nodes - 1, is_silent=True)
         await asyncio.sleep(max(0.0, FAULTY_S - world.now) + 2)
         await world.checks.eventually()
