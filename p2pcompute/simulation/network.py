@@ -49,6 +49,7 @@ MACHINES_MAX: Final = 1 << 24
 _HOME_MAX: Final = 65_000
 _CARRIER_MAX: Final = 1 << 22
 
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Chance = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 
@@ -82,7 +83,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     loss: Annotated[Chance, msgspec.Meta(description="probability that a packet between two machines is lost")] = 0.0
     burst_share: Annotated[Chance, msgspec.Meta(description="share of the time in which a path loses in bursts")] = 0.0
     burst_s: Annotated[Seconds, msgspec.Meta(description="mean length of a burst")] = 1.0
-    burst_loss: Annotated[Chance, msgspec.Meta(description="probability that a packet is lost in a burst")] = 0.5
+    burst_loss: Annotated[Share, msgspec.Meta(description="probability that a packet is lost in a burst")] = 0.5
     burst_of: Annotated[
         Literal["path", "line"],
         msgspec.Meta(description="a burst is on one directed path, or on the line of the sender, to everybody at once"),
