@@ -43,6 +43,8 @@ class Trial:
     """The owner crashes when it has acknowledged its last tasks, on a slow disk."""
     hostile: dict[str, float] = field(default_factory=dict)
     checks: dict[str, float] = field(default_factory=dict)
+    off: tuple[str, ...] = ()
+    """Invariants that are left out."""
 
     def __hash__(self) -> int:
         return id(self)
@@ -62,7 +64,7 @@ def run_trial(trial: Trial, seed: int, *, until: str = "") -> World:
         population=PopulationSettings(cores=2, speeds="lognormal", speed_sigma=0.2),
         faults=FaultSettings(sync_s=0.5 if trial.crash_at_ack else 0.002),
         hostile=HostileSettings(**trial.hostile),  # type: ignore[arg-type]
-        checks=CheckSettings(**checks),  # type: ignore[arg-type]
+        checks=CheckSettings(off=trial.off, **checks),  # type: ignore[arg-type]
     )
     world = World(settings, seed)
     try:
