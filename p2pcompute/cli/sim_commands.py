@@ -50,13 +50,6 @@ EVENT_COLUMNS_MAX: Final = 300
 LINE_S: Final = 10.0
 """Between two lines of progress where there is no terminal."""
 DRAW_S: Final = 0.2
-_TRACE_VALUES: Final = {
-    "population.sessions": "none",
-    "population.classes": "[]",
-    "population.correlation": "0",
-    "population.day_amplitude": "0",
-}
-"""What a trace of availability takes the place of."""
 
 
 @click.group(context_settings=CONTEXT)
@@ -144,11 +137,11 @@ def run_command(
     Exit code 1 when a seed failed: then its problems, and the command that replays it.
     """
     from p2pcompute.simulation.scenario import load_scenario, split_values, with_values
-    from p2pcompute.simulation.study import Archive, plan_study, summary
+    from p2pcompute.simulation.study import TRACE_VALUES, Archive, plan_study, summary
 
     changes = dict(_pair(text, "--set") for text in set_)
     if trace is not None:
-        changes = {**_TRACE_VALUES, "population.trace": os.path.abspath(trace), **changes}
+        changes = {**TRACE_VALUES, "population.trace": os.path.abspath(trace), **changes}
     for name, number in (("nodes", nodes), ("hours", hours)):
         if number is not None:
             changes[name] = f"{number:g}" if isinstance(number, float) else str(number)
@@ -163,6 +156,10 @@ def run_command(
         raise UsageError("--node goes with --events", "it says whose events are printed", "add --events")
     if events and (seeds > 1 or len(study.points) > 1 or on == "mesh"):
         raise UsageError("--events shows one run", "this is several, or runs elsewhere", "name one seed and no --sweep")
+    if on == "mesh" and (files := chosen.files()):
+        raise UsageError(
+            f"the scenario reads {files[0]}", "other nodes do not have that file", "run it here: --on local"
+        )
     archive = Archive(Path(out)) if out is not None else None
 
     before = signal.signal(signal.SIGTERM, _on_sigterm)
@@ -178,10 +175,10 @@ def run_command(
     _add_commands(document, study, changes, shrunk)
     if json_ and not events:
         print_json(document)
-    else:
+    elif _done(study):
         _print_summary(document, study, sys.stderr if events else sys.stdout)
     _tell_failures(study, changes, shrunk)
-    if archive is not None:
+    if archive is not None and _done(study):
         _write(archive, study, document, is_plotting=plot)
     if study.is_interrupted:
         missing = seeds * len(study.points) - _done(study)

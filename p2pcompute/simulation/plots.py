@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FORMATS: Final = ("svg", "png")
 SIZE_INCHES: Final = (7.0, 4.5)
 RUNS_DRAWN_MAX: Final = 10
+TICKS_MAX: Final = 10
 BINS: Final = 100
 """Of the time axis, where events are counted."""
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -181,8 +182,9 @@ def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, An
         axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
     if is_number and min(positions) > 0 and max(positions) >= 8 * min(positions):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(positions)), [f"{x:g}" for x in sorted(set(positions))])
         axes.minorticks_off()
+    if is_number and len(set(positions)) <= TICKS_MAX:
+        axes.set_xticks(sorted(set(positions)), [f"{x:g}" for x in sorted(set(positions))])
     axes.set_title(f"{plot.title}, with 95 % intervals" if len(study.seeds) > 1 else plot.title)
     axes.set_xlabel(_axis_name(study.scenario, key))
     axes.set_ylabel(plot.unit)

@@ -2,7 +2,7 @@
 
 The keys of a file other than `question`, `experiment` and `[keys]` are the settings of the experiment, a msgspec
 Struct, which says what is allowed.  `[keys]` gives long keys short names for ``--set`` and ``--sweep``.  Scenarios that
-come along are in the wheel; any other file is named by its path.
+come along are in the wheel; any other one is named by its path, and files that it names are sought beside it.
 
 Invariant: an unknown key or an impossible value is refused with its place and what is allowed, never ignored.
 """
@@ -72,9 +72,43 @@ class Scenario:
     """What to type to load it again: its name, or the path of its file."""
 
     def digest(self) -> str:
-        """SHA-256 of experiment and settings, in hex: what a run depends on besides seed and code."""
-        content = [self.experiment, msgspec.to_builtins(self.settings)]
+        """SHA-256 of experiment, settings and the files that they name, in hex: what a run depends on besides seed and
+        code.
+
+        Raises:
+            UsageError: one of these files cannot be read.
+        """
+        content: list[Any] = [self.experiment, msgspec.to_builtins(self.settings)]
+        for path in self.files():
+            try:
+                content.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+            except OSError as error:
+                raise _wrong(f"{path} cannot be read", error.strerror or str(error), "") from error
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def check_files(self) -> None:
+        """Raises UsageError when a trace that the settings name cannot be read; its line is named."""
+        for place, value in _files(msgspec.to_builtins(self.settings)):
+            if reader := _FILE_KEYS.get(str(place[-1])):
+                load_named(reader)(value)
+
+    def files(self) -> list[str]:
+        """Files beside the scenario that its settings name."""
+        return [value for _, value in _files(msgspec.to_builtins(self.settings))]
+
+
+_FILE_KEYS: Final = {"trace": "p2pcompute.simulation.avt:read_avt", "file": "p2pcompute.simulation.swf:read_swf"}
+_FILE_SUFFIX: Final = ".syscoord"
+"""A text under one of these keys, or with this ending, is the path of a file.  What reads it says what is wrong."""
+
+
+def _files(data: Any, place: _Path = ()) -> Iterator[tuple[_Path, str]]:
+    items: Any = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list | tuple) else ()
+    for key, value in items:
+        if isinstance(value, str) and value and (key in _FILE_KEYS or value.endswith(_FILE_SUFFIX)):
+            yield (*place, key), value
+        else:
+            yield from _files(value, (*place, key))
 
 
 def load_named(name: str) -> Any:
@@ -131,6 +165,8 @@ def load_scenario(name_or_path: str) -> Scenario:
         what = f"experiment cannot be {experiment!r}" if "experiment" in own else "there is no experiment"
         raise _wrong(f"{locate(('experiment',))}{what}", f"it is {_one_of(EXPERIMENTS)}", "")
     kind = EXPERIMENTS[experiment].settings_type()
+    for key, file in list(_files(data)):
+        _put(data, key, str(path.parent / file), "")
     settings = _convert(data, kind, locate)
     if not isinstance(keys, dict):
         raise _wrong(f"{locate(('keys',))}keys is not a table", "it gives keys short names: short = 'long.key'", "")

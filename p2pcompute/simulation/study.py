@@ -90,13 +90,19 @@ def plan_study(scenario: Scenario, seeds: Sequence[int], sweep: Mapping[str, Seq
     """Return the study of every seed at every combination of the swept values; nothing has run yet.
 
     Raises:
-        UsageError: a key or value is wrong, or they are too many.
+        UsageError: a key, a value or a file that is named is wrong, or they are too many.
     """
     count = math.prod(len(values) for values in sweep.values())
     if count > POINTS_MAX:
         raise UsageError(f"a sweep of {count} combinations is too much", f"at most {POINTS_MAX}", "sweep fewer values")
     combinations = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
-    return Study(scenario, seeds, [Point(values, with_values(scenario, values)) for values in combinations])
+    points = [Point(values, with_values(scenario, values)) for values in combinations]
+    checked: dict[tuple[str, ...], None] = {}
+    for point in points:
+        if (files := tuple(point.scenario.files())) not in checked:
+            checked[files] = None
+            point.scenario.check_files()
+    return Study(scenario, seeds, points)
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -116,6 +122,9 @@ def run_one(
     Args:
         run: the experiment's function as ``module:name``, so that a process that knows no other experiments finds it.
         trace: file for the records of the run.
+
+    Raises:
+        UsageError: no seed of this scenario can be run: a file that it names is missing or broken.
     """
     from p2pcompute.simulation.world import RunResult, Watch
 
@@ -128,6 +137,8 @@ def run_one(
             result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
         assert isinstance(result, RunResult)
         return result
+    except UsageError:
+        raise
     except Exception as error:  # noqa: BLE001 - a seed that fails must not lose the others
         text = "".join(traceback.format_exception(error))[-PROBLEM_CHARS_MAX:]
         return _failed(scenario, seed, text)
@@ -275,6 +286,9 @@ def run_study(
         in_flight: runs that it is given at once.
         on_result: called with each result as it comes, in this thread.
         on_tick: called every TICK_S while there are none.
+
+    Raises:
+        UsageError: the scenario cannot be run.
     """
     rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick)
     left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
@@ -346,6 +360,8 @@ class _Rounds:
                     result = future.result()
                 except cf.BrokenExecutor:
                     lost.append((point, seed))
+                except UsageError:
+                    raise
                 except Exception as error:  # noqa: BLE001 - the executor could not run this one; the others count
                     self.take(point, _failed(point.scenario, seed, f"lost: {type(error).__name__}: {error}"))
                 else:
@@ -544,10 +560,22 @@ def _point_summary(study: Study, point: Point) -> dict[str, Any]:
     }
 
 
+TRACE_VALUES: Final = {
+    "population.sessions": "none",
+    "population.classes": "[]",
+    "population.correlation": "0",
+    "population.day_amplitude": "0",
+}
+"""What ``--trace`` sets besides the trace of availability, which takes the place of it."""
+
+
 def replay_command(scenario: Scenario, seed: int, values: Mapping[str, str], until_s: float | None = None) -> str:
     """Return the command that runs one seed again, with these settings changed."""
-    flags = {"nodes": "--nodes", "hours": "--hours"}
+    flags = {"nodes": "--nodes", "hours": "--hours", "population.trace": "--trace"}
+    implied = TRACE_VALUES if "population.trace" in values else {}
     words = ["p2pc", "sim", "run", scenario.source, "--seed", str(seed)]
     for key, value in values.items():
+        if implied.get(key) == value:
+            continue
         words += [flags[key], value] if key in flags else ["--set", f"{key}={value}"]
     return shlex.join([*words, *(() if until_s is None else ("--until", f"{until_s:g}"))])
