@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 from p2pcompute.errors import ChannelLost, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
+from p2pcompute.simulation.dialling import Dial, SimListener
 from p2pcompute.simulation.machines import LOOPBACK, Machine
-from p2pcompute.simulation.streams import Dial, SimListener, SimStream
+from p2pcompute.simulation.streams import SimStream
 from p2pcompute.simulation.trace import Kind
 
 if TYPE_CHECKING:

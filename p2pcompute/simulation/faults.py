@@ -25,8 +25,8 @@ from p2pcompute.wire import cbor
 from p2pcompute.wire.frames import FrameReader, frame
 
 if TYPE_CHECKING:
+    from p2pcompute.simulation.dialling import SimListener
     from p2pcompute.simulation.host import SimHost
-    from p2pcompute.simulation.streams import SimListener
     from p2pcompute.simulation.world import World
 
 FaultKind = Literal[

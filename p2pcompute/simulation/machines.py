@@ -11,9 +11,10 @@ from p2pcompute.simulation.latency import Spot
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.access import SimDatagrams, SimNet
+    from p2pcompute.simulation.dialling import SimListener
     from p2pcompute.simulation.nat import Nat
     from p2pcompute.simulation.paths import Line
-    from p2pcompute.simulation.streams import SimListener, SimStream
+    from p2pcompute.simulation.streams import SimStream
 
 LOOPBACK: Final = "127.0.0.1"
 _EPHEMERAL_FIRST: Final = 49152
@@ -24,8 +25,8 @@ class Machine:
     """A computer: an address and the ports of all hosts on it."""
 
     __slots__ = (
-        "_next_port", "address", "datagrams", "down", "is_silent", "is_unplugged", "lag_s", "lan", "listeners", "nat", "nets",
-        "number", "spot", "up",
+        "_next_port", "address", "datagrams", "down", "is_silent", "is_unplugged", "lag_s", "lan", "listeners", "nat",
+        "nets", "number", "spot", "up",
     )  # fmt: skip
 
     def __init__(self, number: int, address: str, lan: str, spot: Spot, nat: Nat | None = None) -> None:

@@ -10,6 +10,7 @@ Source: RFC 4787 (behaviour of UDP), RFC 6888 (carriers), and the names of RFC 3
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,6 +27,8 @@ MAPPINGS_MAX: Final = 4096
 """Of one Nat; the one that was used longest ago goes."""
 REMOTES_MAX: Final = 1024
 """That one mapping remembers; the one that was sent to longest ago goes."""
+_HOME_MAX: Final = 65_000
+_CARRIER_HOMES_MAX: Final = 1 << 22
 _PORT_FIRST: Final = 1024
 _PORT_COUNT: Final = 65536 - _PORT_FIRST
 
@@ -130,6 +133,13 @@ class Nat:
         """The outermost Nat."""
         return self if self.outer is None else self.outer.public
 
+    def new_address(self) -> str:
+        """An unused address inside, in 192.168.0.0/16."""
+        count = len(self.behind) + 2
+        if count > _HOME_MAX:
+            raise ValueError(f"the home at {self.address} is full")
+        return f"192.168.{count >> 8}.{count & 255}"
+
     def outbound(self, inside: Address, to: Address, now: float) -> Address:
         """The public source of a datagram that goes out; makes or refreshes its mapping."""
         key = (inside, to if self.kind is NatKind.SYMMETRIC else None)
@@ -194,3 +204,68 @@ class Nat:
                 break
             port = _PORT_FIRST + int(self._draw() * _PORT_COUNT)
         return port
+
+
+class Homes:
+    """Which LANs are behind which Nat.
+
+    Args:
+        new_address: a public address that nobody has had.
+    """
+
+    def __init__(self, seed: str, new_address: Callable[[], str]) -> None:
+        self.gates: dict[str, Nat] = {}
+        """Outermost Nats by public address."""
+        self._seed = seed
+        self._new_address = new_address
+        self._draw_port = random.Random(f"{seed}:ports").random
+        self._homes: dict[str, Nat | None] = {}
+        """By LAN."""
+        self._carrier: Nat | None = None
+        """The last one, which still takes homes."""
+        self._carrier_home_count = 0
+
+    def home(self, lan: str, settings: NatSettings, kind: NatKind | None) -> Nat | None:
+        """The Nat of a LAN, if it has one; chosen when the LAN is first named.
+
+        Args:
+            kind: None: as the shares of the settings will.
+        """
+        if lan not in self._homes:
+            if kind is None:
+                kind = settings.kind_at(random.Random(f"{self._seed}:nat:{lan}").random())
+            self._homes[lan] = self._new_home(settings, kind)
+        return self._homes[lan]
+
+    def move(self, home: Nat) -> None:
+        """Give a Nat another public address, unless that is its carrier's."""
+        if home.outer is None:
+            del self.gates[home.address]
+            home.address = self._new_address()
+            self.gates[home.address] = home
+
+    def _new_home(self, settings: NatSettings, kind: NatKind) -> Nat | None:
+        if kind is NatKind.NONE:
+            return None
+        if kind is not NatKind.CGNAT:
+            return self._gate(settings, kind, keeps_ports=True)
+        if self._carrier is None or len(self._carrier.behind) >= settings.homes_per_carrier:
+            self._carrier = self._gate(settings, NatKind.PORT_RESTRICTED, keeps_ports=False)
+        self._carrier_home_count += 1
+        count = self._carrier_home_count
+        if count >= _CARRIER_HOMES_MAX:
+            raise ValueError("the carriers are full")
+        address = f"100.{64 + (count >> 16)}.{count >> 8 & 255}.{count & 255}"
+        return Nat(
+            NatKind.PORT_RESTRICTED,
+            address,
+            mapping_s=settings.mapping_s,
+            draw=self._draw_port,
+            outer=self._carrier,
+        )
+
+    def _gate(self, settings: NatSettings, kind: NatKind, *, keeps_ports: bool) -> Nat:
+        address = self._new_address()
+        nat = Nat(kind, address, mapping_s=settings.mapping_s, draw=self._draw_port, keeps_ports=keeps_ports)
+        self.gates[address] = nat
+        return nat

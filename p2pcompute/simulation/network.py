@@ -35,7 +35,7 @@ from p2pcompute.simulation.latency import (
 )
 from p2pcompute.simulation.loop import SimulationLoop
 from p2pcompute.simulation.machines import LOOPBACK, Machine
-from p2pcompute.simulation.nat import Nat, NatKind, NatSettings
+from p2pcompute.simulation.nat import Homes, Nat, NatKind, NatSettings
 from p2pcompute.simulation.paths import BurstLoss, Line, Partition
 from p2pcompute.simulation.streams import SimStream
 from p2pcompute.simulation.trace import Kind
@@ -46,8 +46,6 @@ UDP_BYTES_MAX: Final = 65_507
 UDP_HEADER_BYTES: Final = 28
 """IPv4 and UDP, which access lines carry too."""
 MACHINES_MAX: Final = 1 << 24
-_HOME_MAX: Final = 65_000
-_CARRIER_MAX: Final = 1 << 22
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Chance = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
@@ -182,17 +180,10 @@ class Network:
         self._draw_jitter = random.Random(f"{seed}:jitter").random
         self._draw_odd = random.Random(f"{seed}:odd").random
         """For what happens to some datagrams: duplicates and hold-ups."""
-        self._draw_port = random.Random(f"{seed}:ports").random
         self._all: list[Machine] = []
         self._address_count = 0
         self._lans: dict[str, dict[SimNet, None]] = {}
-        self._homes: dict[str, Nat | None] = {}
-        """By LAN."""
-        self._has_nats = False
-        self._gates: dict[str, Nat] = {}
-        """Outermost Nats by public address."""
-        self._carrier: Nat | None = None
-        self._carrier_home_count = 0
+        self._homes = Homes(seed, self._new_address)
         self._cuts: dict[tuple[int, int], None] = {}
         self._partitions: dict[Partition, None] = {}
         self._own_lines: dict[int, tuple[float, float]] = {}
@@ -240,7 +231,7 @@ class Network:
         """Choose the way of datagrams."""
         settings = self.settings
         is_odd = settings.duplicate > 0.0 or settings.reorder > 0.0
-        is_clear = not (self.has_loss or self._cuts or self._partitions or self._has_nats)
+        is_clear = not (self.has_loss or self._cuts or self._partitions or self._homes.gates)
         has_lines = settings.up_bytes_per_s > 0.0 or settings.down_bytes_per_s > 0.0 or bool(self._own_lines)
         self.send_datagram = self._send_plainly if is_clear and not (is_odd or has_lines) else self._send_modelled
 
@@ -295,12 +286,10 @@ class Network:
         spot = self._place(number, home_name)
         if is_loopback_only:
             machine = Machine(number, LOOPBACK, home_name, spot)
-        elif (home := self._home(home_name, nat)) is not None:
-            count = len(home.behind) + 2
-            if count > _HOME_MAX:
-                raise ValueError(f"{home_name} is full")
-            machine = Machine(number, f"192.168.{count >> 8}.{count & 255}", home_name, spot, home)
+        elif (home := self._homes.home(home_name, self.settings.nat, nat)) is not None:
+            machine = Machine(number, home.new_address(), home_name, spot, home)
             home.behind[machine.address] = machine
+            self._choose()
         else:
             machine = Machine(number, self._new_address(), home_name, spot)
             self.machines[machine.address] = machine
@@ -312,45 +301,6 @@ class Network:
         self._address_count += 1
         count = self._address_count
         return f"10.{count >> 16 & 255}.{count >> 8 & 255}.{count & 255}"
-
-    def _home(self, name: str, kind: NatKind | None) -> Nat | None:
-        """The Nat of a LAN; made with its first machine."""
-        if name in self._homes:
-            return self._homes[name]
-        settings = self.settings.nat
-        if kind is None:
-            kind = settings.kind_at(random.Random(f"{self.seed}:nat:{name}").random())
-        if kind is NatKind.NONE:
-            nat = None
-        elif kind is NatKind.CGNAT:
-            if self._carrier is None or len(self._carrier.behind) >= settings.homes_per_carrier:
-                self._carrier = self._gate(NatKind.PORT_RESTRICTED, keeps_ports=False)
-            self._carrier_home_count += 1
-            count = self._carrier_home_count
-            if count >= _CARRIER_MAX:
-                raise ValueError("the carriers are full")
-            nat = Nat(
-                NatKind.PORT_RESTRICTED,
-                f"100.{64 + (count >> 16)}.{count >> 8 & 255}.{count & 255}",
-                mapping_s=settings.mapping_s,
-                draw=self._draw_port,
-                outer=self._carrier,
-            )
-        else:
-            nat = self._gate(kind)
-        self._homes[name] = nat
-        if nat is not None and not self._has_nats:
-            self._has_nats = True
-            self._choose()
-        return nat
-
-    def _gate(self, kind: NatKind, *, keeps_ports: bool = True) -> Nat:
-        """A Nat with a public address."""
-        address = self._new_address()
-        nat = self._gates[address] = Nat(
-            kind, address, mapping_s=self.settings.nat.mapping_s, draw=self._draw_port, keeps_ports=keeps_ports
-        )
-        return nat
 
     def find(self, asking: Machine, host: str) -> Machine | None:
         """The machine that `host` means on `asking`; None for one behind a Nat of others."""
@@ -470,10 +420,7 @@ class Network:
         """
         if machine.nat is not None:
             self.rebind(machine)
-            if machine.nat.outer is None:
-                del self._gates[machine.nat.address]
-                machine.nat.address = self._new_address()
-                self._gates[machine.nat.address] = machine.nat
+            self._homes.move(machine.nat)
             return machine.public_address
         if self.machines.pop(machine.address, None) is None:
             raise ValueError(f"machine {machine.number} has only loopback")
@@ -551,7 +498,7 @@ class Network:
             address = sender.nat.outbound(source.address, to, now)
         gate = None
         if receiver is None:
-            gate = self._gates.get(host)
+            gate = self._homes.gates.get(host)
             if gate is None:
                 counters.datagrams_unreachable += 1
                 return
