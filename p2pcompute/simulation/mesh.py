@@ -99,12 +99,13 @@ class Mesh:
         for member in self.members if members is None else members:
             await self.start_one(member)
 
-    async def start_warm(self, *, uptime_s: float = WARM_UPTIME_S) -> None:
-        """Start all nodes with the routing tables that they would have after `uptime_s`, filled by the oracle."""
-        for member in self.members:
+    async def start_warm(self, members: Sequence[Member] | None = None, *, uptime_s: float = WARM_UPTIME_S) -> None:
+        """Start nodes, or all, with the routing tables that they would have after `uptime_s`, filled by the oracle."""
+        members = self.members if members is None else members
+        for member in members:
             await self.start_one(member, contacts=())
         known: list[tuple[int, Contact, bytes]] = []
-        for member in self.members:
+        for member in members:
             if member.host.machine.nat is not None:
                 continue  # whoever is behind a Nat is known only to those whom it calls itself
             dht = _dht_of(member)
@@ -114,7 +115,7 @@ class Mesh:
         numbers = [number for number, _, _ in known]
         network = self.simulation.network
         rng = random.Random(f"{self.simulation.seed}:warm tables")
-        for member in self.members:
+        for member in members:
             chosen = []
             for position in warm_table(numbers, place_of(member.identity.public_key).number, rng):
                 _, contact, run = known[position]

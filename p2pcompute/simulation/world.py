@@ -59,7 +59,8 @@ START_RETRY_S: Final = 1.0
 """After which a start that a bad disk prevented is tried again."""
 SAMPLES: Final = 400
 SAMPLE_S_MIN: Final = 0.5
-"""How often in one run, and at most, all nodes are looked at for figures."""
+SAMPLED_NODES_MAX: Final = 400_000
+"""How often in one run, and at most, all nodes are looked at for figures: less often when there are many."""
 JOIN_LOOK_S: Final = 0.1
 JOIN_S_MAX: Final = 600.0
 """How closely the nodes that have just started are watched, and for how long."""
@@ -273,9 +274,7 @@ class World:
                     return
         finally:
             del self._busy[number]
-        self._up_since[number] = self._joining[number] = self.now
-        self.metrics.count("starts")
-        self.record("start", node=member.host.name)
+        self._arrived(number)
 
     async def _start_once(self, number: int) -> bool:
         member = self.mesh.members[number]
@@ -289,10 +288,26 @@ class World:
         except StoreError:
             self.simulation.crash(member.host)
             return False
+        return True
+
+    async def _start_warm(self, numbers: list[int]) -> None:
+        """Start installations as if they had been up for long."""
+        self._busy.update(dict.fromkeys(numbers))
+        await self.mesh.start_warm([self.mesh.members[number] for number in numbers])
+        for number in numbers:
+            del self._busy[number]
+            self._wanted[number] = True
+            self._arrived(number)
+
+    def _arrived(self, number: int) -> None:
+        """A node has started."""
+        member = self.mesh.members[number]
         self.checks.started(member)
         if number in self.hostile:
             arm(self, member, self.hostile[number], self.settings.hostile)
-        return True
+        self._up_since[number] = self._joining[number] = self.now
+        self.metrics.count("starts")
+        self.record("start", node=member.host.name)
 
     async def revive(self, number: int) -> None:
         """Start an installation again if the population wants it up."""
@@ -436,11 +451,18 @@ class World:
         lives = [sessions(settings, self.rng(f"sessions {number}"), number, events) for number in range(count)]
         queue: list[tuple[float, int, Session | None]] = []
         """(when, who, the session that begins then, or None when the present one ends)"""
+        warm: list[int] = []
         for number, life in enumerate(lives):
             session = next(life, None)
             if session is not None:
-                begin_s = 0.0 if number == 0 else session.begin_s or self.settings.join_s * number / count
+                begin_s = 0.0 if number == 0 else session.begin_s
+                if begin_s == 0.0 and self.settings.warm:
+                    warm.append(number)
+                elif begin_s == 0.0:
+                    begin_s = self.settings.join_s * number / count
                 heapq.heappush(queue, (begin_s, number, session))
+        if warm:
+            await self._start_warm(warm)
         present: dict[int, Session] = {}
         while queue:
             at_s, number, session = heapq.heappop(queue)
@@ -503,8 +525,9 @@ class World:
                     met.pop(number, None)
 
     async def _sample(self) -> None:
+        looks = min(SAMPLES, SAMPLED_NODES_MAX / self.settings.nodes)
         while True:
-            await asyncio.sleep(max(SAMPLE_S_MIN, self.duration_s / SAMPLES))
+            await asyncio.sleep(max(SAMPLE_S_MIN, self.duration_s / looks))
             slots, busy, ready, is_open = self._look()
             if not slots:
                 continue
@@ -574,6 +597,7 @@ class World:
         metrics.set("bytes_per_node_s", network.bytes_sent / node_s)
         metrics.set("datagrams_per_node_s", network.datagrams_sent / node_s)
         metrics.set("frames_per_node_s", sums.frames / node_s)
+        metrics.set("bytes_per_node_s", network.bytes_sent / node_s)
         for member in self.mesh.members:
             if member.node is not None:
                 metrics.peak("peers_max", len(member.node.scheduler.peers))
