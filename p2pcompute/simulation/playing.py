@@ -8,6 +8,7 @@ the acknowledgement on the job is that owner's, and is followed over all its liv
 
 Figures (`world.metrics`), with what they mean beyond their names:
 
+* submissions_failed: not acknowledged, because the node went or its disk took nothing.
 * makespan_s: from the decision to submit to the job's end; first_result_s likewise.
 * makespan_ratio: makespan over its lower bound, the larger of: when the cores that were up could have done the work;
   the critical path on the fastest core.
@@ -179,7 +180,7 @@ class _Player:
             try:
                 job_id = await member.host.call(member.running.submit_job(terms, JobSpec(kind=TaskKind.SIMULATED)))
             except (HostDown, StoreError):
-                self.world.metrics.count("submissions_lost")
+                self.world.metrics.count("submissions_failed")
                 await asyncio.sleep(LOOK_S)
                 continue
             job = WorldJob(owner, job_id, [], began_s)

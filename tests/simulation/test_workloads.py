@@ -7,6 +7,7 @@ import gzip
 import math
 import random
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -247,15 +248,21 @@ def played(
     *,
     seed: int = 1,
     duration_s: float = 60.0,
+    failure: float = 0.0,
     trouble: Callable[[World], Coroutine[Any, Any, None]] | None = None,
 ) -> World:
-    """Play one workload on a small mesh, with trouble beside it, to its end."""
+    """Play one workload on a small mesh, with trouble beside it, to its end.
+
+    Args:
+        failure: probability that an attempt fails; then not every task has a value.
+    """
     world = World(calm(), seed)
     todo = plan(chosen, world.rng("workload"), duration_s=duration_s)
 
     async def main() -> None:
-        for number in range(len(world.mesh.members)):
+        for number, member in enumerate(world.mesh.members):
             await world.start(number)
+            member.host.set_runner(replace(member.host.runner_model, failure=failure))
         await asyncio.sleep(5)
         playing = world.spawn(play(world, todo), "play")
         if trouble is not None:
@@ -264,7 +271,8 @@ def played(
             await playing
         for job in world.jobs:
             assert job.over_s is not None
-            await world.mesh.check_values(world.mesh.members[job.owner], job.job_id, len(job.works))
+            if not failure:
+                await world.mesh.check_values(world.mesh.members[job.owner], job.job_id, len(job.works))
 
     with world.simulation:
         world.simulation.run(main(), time_s_max=2000)
@@ -294,6 +302,20 @@ def test_a_dataflow_graph_runs_in_its_order(shape: str) -> None:
     critical_s = plan(chosen, world.rng("workload"), duration_s=60).jobs[0].critical_s
     assert critical_s < figures["makespan_s"] < 3 * critical_s + 5
     assert figures["makespan_ratio"] >= 1
+
+
+def test_a_task_that_fails_for_good_ends_its_graph() -> None:
+    """Without the tasks behind it, and not by waiting for ever."""
+    chain = settings_of(kind="dataflow", graph="chain", tasks=30, retries=0, work_s=0.1)
+    figures = played(chain, failure=0.2).metrics.result()
+    assert figures["jobs_over"] == 1
+    assert figures["tasks_failed"] == 1
+    assert figures["tasks_done"] < 29
+    layered = settings_of(kind="dataflow", tasks=60, retries=0, work_s=0.1)
+    figures = played(layered, failure=0.1).metrics.result()
+    assert figures["jobs_over"] == 1
+    assert figures["tasks_failed"] >= 1
+    assert figures["tasks_done"] + figures["tasks_failed"] < 60
 
 
 def test_lookups_find_the_nearest() -> None:
@@ -368,7 +390,7 @@ def test_a_submission_that_was_lost_is_made_again() -> None:
         await world.start(numbers[0])
 
     figures = played(settings_of(tasks=10), trouble=kill_on_submit).metrics.result()
-    assert figures["submissions_lost"] == 1
+    assert figures["submissions_failed"] == 1
     assert figures["jobs"] == figures["jobs_over"] == 1
 
 
