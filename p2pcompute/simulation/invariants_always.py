@@ -54,6 +54,8 @@ RECORDS_CHECKED_MAX: Final = 100_000
 """Records whose signatures the oracle remembers to have checked."""
 LIVELOCK_S: Final = 10.0
 """Over which the rate of events without progress is taken."""
+BUCKET_TURNS: Final = 8
+"""Tables are looked through at one of so many samplings."""
 MEMORY_TURNS: Final = 60
 """Shared memory is searched at one of so many samplings."""
 OBJECTS_MAX: Final = 200_000
@@ -122,6 +124,8 @@ def dhts(members: Iterable[Member]) -> Iterator[tuple[Member, Dht]]:
 
 def _buckets(checks: Checks) -> Iterator[str]:
     """Every bucket holds contacts of its own prefix, each once, not the node itself, and not too many."""
+    if not checks.is_turn("buckets", BUCKET_TURNS):
+        return
     for member, dht in dhts(checks.sampled()):
         try:
             dht.check_invariants()
