@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast, get_args
 
 from msgspec import Meta, Struct
 
+from p2pcompute.errors import StoreError, UsageError
 from p2pcompute.host.interfaces import Address, ByteStream
 from p2pcompute.limits import PROTOCOL_MAX, PROTOCOL_MIN
+from p2pcompute.simulation.host import HostDown
 from p2pcompute.simulation.storage import SYNC_S
 from p2pcompute.transport.messages import encode_message
 from p2pcompute.wire import cbor
@@ -33,7 +35,7 @@ FaultKind = Literal[
     "crash", "power-loss", "stop", "crash-loop", "mass-kill", "disk-loss", "torn-tail", "old-snapshot", "disk-full",
     "io-errors", "slow-disk", "slow", "memory", "clock-offset", "clock-drift", "clock-step", "suspend",
     "partition", "partition-one-way", "partition-partial", "partition-flapping", "loss", "loss-burst",
-    "delay", "bandwidth", "duplicate", "reorder", "ip-change", "version-skew",
+    "delay", "bandwidth", "duplicate", "reorder", "ip-change", "version-skew", "cancel", "retry",
 ]  # fmt: skip
 KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 
@@ -44,6 +46,7 @@ _RATES: Final = (0.0, 0.3, 1.0, 1.0, 2.0)
 """How much goes wrong in one seed of a swarm, as a factor on the rate."""
 _VICTIM_TRIES: Final = 8
 FLAPS: Final = 6
+CANCELLED_TASKS: Final = 20
 SLOW_LAG_S: Final = 0.05
 """How late a gray node answers on streams, for each time that it is slower."""
 _FORGETTING: Final = ("disk-loss", "torn-tail", "old-snapshot")
@@ -475,6 +478,31 @@ class _Skewed:
         return getattr(self._stream, name)
 
 
+# --- people ---------------------------------------------------------------------------------------
+
+
+async def _interfere(world: World, fault: Fault) -> None:
+    """The owner of a job cancels it, or the first of its tasks, or runs again what has ended."""
+    if not world.jobs:
+        return
+    job = world.jobs[int(fault.who[0] * len(world.jobs))]
+    member = world.mesh.members[job.owner]
+    node = member.node
+    if node is None:
+        return
+    is_all, is_now = fault.amount < 0.5, int(fault.amount * 1000) % 2 == 0
+    try:
+        if fault.kind == "retry":
+            await member.host.call(node.retry(job.job_id, failed_only=is_all))
+        else:
+            job.may_cancel = True
+            indices = None if is_all else range(min(CANCELLED_TASKS, job.acknowledged))
+            await member.host.call(node.cancel(job.job_id, indices=indices, now=is_now))
+    except (HostDown, StoreError, UsageError):
+        return  # whether it was done is not known
+    _took_effect(world, fault, (job.owner,))
+
+
 _KINDS: Final[dict[FaultKind, Callable[[World, Fault], Awaitable[None]]]] = {
     "crash": _crash,
     "power-loss": _crash,
@@ -505,5 +533,7 @@ _KINDS: Final[dict[FaultKind, Callable[[World, Fault], Awaitable[None]]]] = {
     "reorder": _bad_network,
     "ip-change": _ip_change,
     "version-skew": _version_skew,
+    "cancel": _interfere,
+    "retry": _interfere,
 }
 assert set(_KINDS) == set(KINDS)

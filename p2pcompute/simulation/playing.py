@@ -420,6 +420,8 @@ class _Following:
                 await self._wait(node)  # it went, or is about to, or cannot write for now
                 continue
             except UsageError as error:
+                if job_id in node.scheduler.owner.books and self._job.may_cancel:
+                    continue  # it was cancelled, which seals it
                 if error.code != "no-job":
                     raise
                 self._world.problem(f"job {job_id.hex()[:8]} was acknowledged, and its owner does not know it: {error}")

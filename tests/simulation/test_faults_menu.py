@@ -22,7 +22,7 @@ SETTINGS = MeshSettings(
     nodes=5,
     hours=0.05,
     population=PopulationSettings(cores=2, speeds="same"),
-    workload=(WorkloadSettings(tasks=400, work_s=3.0, start_s=5.0, owners=1),),
+    workload=(WorkloadSettings(jobs=5, tasks=100, work_s=3.0, start_s=5.0, owners=5),),
 )
 
 
@@ -63,14 +63,14 @@ def test_every_kind_takes_effect_and_the_mesh_recovers_from_all_of_them() -> Non
 
     async def one_after_the_other() -> None:
         for number, kind in enumerate(KINDS):
-            at_s = max(world.now, 8.0 + 6.0 * number)
+            at_s = max(world.now, 8.0 + 5.0 * number)
             await inject(world, Fault(number, at_s, kind, 1.5, (number / len(KINDS),), 0.4))
 
     world.spawn(one_after_the_other(), "menu")
     world.run()
     assert world.problems == []
     assert dict(world.fired) == dict.fromkeys(KINDS, 1)
-    assert world.now > 8.0 + 6.0 * len(KINDS)
+    assert world.now > 8.0 + 5.0 * len(KINDS)
     network = world.simulation.network
     assert network.settings == SETTINGS.network, "what was wrong with the network is undone"
     for member in world.mesh.members:
