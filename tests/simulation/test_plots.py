@@ -1,0 +1,88 @@
+"""Plots and tables: drawn from what a study has, absent without matplotlib."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pcompute.errors import UsageError
+from p2pcompute.simulation.plots import draw, write_tables
+from p2pcompute.simulation.records import Writer, header
+from p2pcompute.simulation.scenario import load_scenario
+from p2pcompute.simulation.study import Archive, InProcess, Study, plan_study, run_study, summary, trace_path
+from p2pcompute.simulation.world import RunResult
+from tests.simulation import tiny
+
+figures = pytest.importorskip("matplotlib.figure")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts() -> None:
+    """matplotlib keeps the files of the fonts that it has used open."""
+    figure = figures.Figure()
+    figure.text(0.5, 0.5, "·–Ω")
+    figure.savefig(io.BytesIO())
+
+
+
+def study_of(folder: Path, sweep: dict[str, list[str]]) -> Study:
+    assert tiny.GUILTY  # registers the experiment
+    path = folder / "tiny.toml"
+    path.write_text('question = "?"\nexperiment = "tiny"\n')
+    study = plan_study(load_scenario(str(path)), range(3), sweep)
+    run_study(study, InProcess)
+    for number, point in enumerate(study.points):
+        for seed, result in point.results.items():
+            figures = {"makespan_ratio": 1.0 + number + seed / 10, "lookup_hops": 2.0 + number, "of_no_plot": 1.0}
+            point.results[seed] = RunResult(**{**vars(result), "metrics": figures})
+    return study
+
+
+def test_a_sweep_is_drawn_with_its_caption(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"nodes": ["4", "16", "64"], "mode": ["fine", "fail"]})
+    names = draw(tmp_path, study, summary(study))
+    assert names == ["hops.svg", "makespan.svg"]
+    text = (tmp_path / "makespan.svg").read_text()
+    assert "<svg" in text and (tmp_path / "makespan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_values_that_are_no_numbers_are_drawn_too(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"mode": ["fine", "fail"]})
+    assert "makespan.svg" in draw(tmp_path, study, summary(study))
+
+
+def test_one_scenario_is_drawn_over_time(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {})
+    assert draw(tmp_path, study, summary(study)) == [], "nothing was sampled"
+    path = trace_path(tmp_path, study.scenario, 1)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        writer = Writer(file, header(version="0", scenario="tiny", seed=1))
+        for t in range(5):
+            writer.write({"t": t, "kind": "sample", "node": "", "up": 3, "slots": 6, "busy": t, "ready": 0})
+            writer.write({"t": t, "kind": "task.ended", "node": "node-1", "task": t, "state": "done"})
+        writer.flush()
+    assert draw(tmp_path, study, summary(study)) == ["time.svg"]
+
+
+def test_tables_hold_every_run_and_every_point(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"nodes": ["4", "16"]})
+    document = summary(study)
+    assert write_tables(Archive(tmp_path / "out"), study, document) == ["runs.csv", "points.csv"]
+    runs = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
+    assert len(runs) == 6 and runs[-1]["nodes"] == "16" and runs[-1]["makespan_ratio"] == "2.2"
+    points = list(csv.DictReader((tmp_path / "out" / "points.csv").read_text().splitlines()))
+    assert [row["metric"] for row in points] == sorted(row["metric"] for row in points[:3]) * 2
+    json.dumps(document, allow_nan=False)
+
+
+def test_without_matplotlib_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    study = study_of(tmp_path, {"nodes": ["4", "16"]})
+    with pytest.raises(UsageError, match="pip install 'p2pcompute\\[plot\\]'"):
+        draw(tmp_path, study, summary(study))
