@@ -35,17 +35,22 @@ FENCED_PACKAGES: Final = ("p2pcompute.",)
 FREE_PACKAGES: Final = ("p2pcompute.simulation.",)
 
 _BY_CALLER: Final = (
-    ("time", "time monotonic perf_counter time_ns monotonic_ns perf_counter_ns sleep"),
+    ("time", "time monotonic perf_counter time_ns monotonic_ns perf_counter_ns clock_gettime clock_gettime_ns sleep"),
     ("os", "urandom"),
-    ("random", "random randint randrange choice choices shuffle sample uniform getrandbits randbytes"),
+    (
+        "random",
+        "random randint randrange choice choices shuffle sample uniform getrandbits randbytes seed SystemRandom",
+    ),
+    ("random", "triangular gauss normalvariate lognormvariate expovariate betavariate gammavariate paretovariate"),
     ("uuid", "uuid1 uuid4"),
     ("secrets", "token_bytes token_hex token_urlsafe randbelow choice"),
 )
 _FOR_ALL: Final = (
-    ("socket", "getaddrinfo getnameinfo gethostbyname create_connection create_server socketpair socket.__init__"),
+    ("socket", "getaddrinfo getnameinfo gethostbyname gethostbyname_ex gethostbyaddr create_connection create_server"),
+    ("socket", "socketpair socket.__init__"),
     ("threading", "Thread.start"),
     ("subprocess", "Popen.__init__"),
-    ("os", "fork posix_spawn system"),
+    ("os", "fork forkpty posix_spawn posix_spawnp system execv execve popen"),
     ("signal", "signal"),
 )
 
