@@ -9,7 +9,7 @@ the acknowledgement on the job is that owner's, and is followed over all its liv
 Figures (`world.metrics`), with what they mean beyond their names:
 
 * submissions_failed: not acknowledged, because the node went or its disk took nothing.
-* makespan_s: from the decision to submit to the job's end; first_result_s likewise.
+* makespan_s: from the decision to submit to the end of a job of which every task was done; first_result_s likewise.
 * makespan_ratio: makespan over its lower bound, the larger of: when the cores that were up could have done the work;
   the critical path on the fastest core.
 * tasks_done, tasks_failed: as their owners told; accepted_work_s: of those done, seconds at speed 1.
@@ -159,6 +159,8 @@ class _Player:
         job.over_s = self.world.now
         metrics.count("jobs_over")
         self.world.record("job.ended", job=job.job_id.hex(), makespan_s=makespan_s)
+        if not following.is_whole:
+            return
         metrics.sample("makespan_s", makespan_s)
         self._look_at_capacity()
         bound_s = self.capacity.bound_s(began_s, plan.work_s, plan.critical_s)
@@ -392,8 +394,9 @@ class _Following:
         if not plan.needs:
             self._order = list(range(len(plan.works)))
         job.works[:] = [plan.works[number] for number in self._order]
-        self._ended = bytearray(len(plan.works))
-        """By index in the job."""
+        self._next_generation = [0] * len(plan.works)
+        """By index in the job: ends of earlier generations have been taken in."""
+        self._done = bytearray(len(plan.works))
         self._ended_count = 0
         self._is_broken = False
         """A task failed for good: those behind it will never be added."""
@@ -427,6 +430,11 @@ class _Following:
                 self._world.problem(f"job {job_id.hex()[:8]} was acknowledged, and its owner does not know it: {error}")
                 return False
             await self._wait(node)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every task of the plan has been done."""
+        return all(self._done)
 
     async def _life(self) -> Node:
         while True:
@@ -484,10 +492,10 @@ class _Following:
             self._has_result = True
             self._world.metrics.sample("first_result_s", self._world.now - self._began_s)
         for end in ends:
-            if end.index >= len(self._order) or self._ended[end.index]:
+            if end.index >= len(self._order) or end.generation < self._next_generation[end.index]:
                 continue
-            self._ended[end.index] = 1
-            self._ended_count += 1
+            self._ended_count += not self._next_generation[end.index]
+            self._next_generation[end.index] = end.generation + 1
             number = self._order[end.index]
             self._world.metrics.count(f"tasks_{end.state}")
             self._world.record(
@@ -498,6 +506,9 @@ class _Following:
                 self._told.set()
                 continue
             self._world.metrics.count("accepted_work_s", self._plan.works[number])
+            if self._done[end.index]:
+                continue
+            self._done[end.index] = 1
             for waiting in self._behind[number] if self._behind else ():
                 self._left[waiting] -= 1
                 if not self._left[waiting]:
