@@ -44,6 +44,8 @@ SEEDS_MAX: Final = 1_000_000
 PROBLEMS_SHOWN_MAX: Final = 5
 FAILED_SHOWN_MAX: Final = 10
 STORY_LINES_MAX: Final = 8
+SHRUNK_S_MAX: Final = 60.0
+"""Wall time of a run that is still worth being made smaller by running it again and again."""
 TRACES_MAX: Final = 100
 """Runs of a study whose traces are kept with -o."""
 EVENT_COLUMNS_MAX: Final = 300
@@ -385,6 +387,9 @@ def _shrink(study: Study, point: Point, failed: RunResult) -> tuple[Point, Shrun
 
     if any(problem.startswith("lost: ") for problem in failed.problems):
         return None
+    if failed.wall_s > SHRUNK_S_MAX:
+        say(f"seed {failed.seed} failed; a run of {duration_text(failed.wall_s)} is too long to be made smaller here")
+        return None
     say(f"seed {failed.seed} failed; making it smaller (Ctrl-C or {duration_text(WALL_S_MAX)} end that) …", level=1)
     run = EXPERIMENTS[study.scenario.experiment].run
     first = _Onlooker(None)
@@ -399,8 +404,13 @@ def _shrink(study: Study, point: Point, failed: RunResult) -> tuple[Point, Shrun
     if again.trace_hash != failed.trace_hash or not again.problems:
         say(f"seed {failed.seed} went another way when it was run again: the simulation is not deterministic")
         return None
-    found = shrink(point.scenario, again, list(first.faults), attempt)
+    found = shrink(point.scenario, again, list(first.faults), attempt, on_step=_tell_step)
     return (point, found) if found.values else None
+
+
+def _tell_step(best: Shrunk) -> None:
+    values = " ".join(f"{key}={value}" for key, value in best.values.items())
+    say(f"  {plural(best.runs, 'run')}: {one_line(values, EVENT_COLUMNS_MAX)}", level=1)
 
 
 def _add_commands(
