@@ -9,6 +9,7 @@ Source: Groce et al., "Swarm Testing", ISSTA 2012; the kinds after FoundationDB'
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -233,8 +234,7 @@ async def _mass_kill(world: World, fault: Fault) -> None:
         return
     world.claimed.update(dict.fromkeys(chosen))
     _took_effect(world, fault, tuple(chosen))
-    for number in chosen:
-        await world.crash(number, is_silent=rng.random() < 0.5)
+    await asyncio.gather(*[world.crash(number, is_silent=rng.random() < 0.5) for number in chosen])
     world.mass_exit()
     await world.pause(fault.duration_s)
     for number in chosen:

@@ -343,7 +343,8 @@ class SimHost:
         self.runner_model = self.runner.model = model
 
     def _crash(self, *, is_silent: bool) -> list[Task[Any]]:
-        """Stop everything; returns the tasks, which must be kept, or their `finally` would run."""
+        """Stop everything but what the loop holds; returns the tasks, which must be kept, or their `finally` would
+        run."""
         if self.is_suspended:
             self.clock.set_rate(self._rate_awake)
             self.simulation.network.plug(self.machine)
@@ -352,7 +353,6 @@ class SimHost:
         self.net.kill(is_silent=is_silent)
         self.store.crash()
         self.runner.crash()
-        self.simulation.loop.discard(self)
         dead = [task for task in self.tasks if not task.done()]
         self.tasks = weakref.WeakSet()
         for outcome in list(self._calls):
@@ -474,19 +474,22 @@ class Simulation:
         """SHA-256 of what happened so far, in hex."""
         return self.loop.trace.digest()
 
-    def crash(self, host: SimHost, *, is_silent: bool = False) -> None:
-        """Stop a host at once.  Only what was durable is kept.  Not to be called from its own tasks.
+    def crash(self, *hosts: SimHost, is_silent: bool = False) -> None:
+        """Stop hosts at once.  Only what was durable is kept.  Not to be called from their own tasks.
 
         Args:
             is_silent: the machine loses power and answers nothing; otherwise the process is killed, and the
                 machine resets its streams and refuses new ones.
         """
-        if not host.is_up:
-            raise HostDown(f"{host.name} is down already")
-        if is_silent and any(other.is_up and other is not host for other in self._on(host.machine)):
-            raise ValueError("another host is up on this machine; power is lost by all")
-        self.loop.trace.record(self.loop.time(), host.number, Kind.CRASH, int(is_silent))
-        self._dead += host._crash(is_silent=is_silent)
+        for host in hosts:
+            if not host.is_up:
+                raise HostDown(f"{host.name} is down already")
+            if is_silent and any(net is not host.net for net in host.machine.nets):
+                raise ValueError("another host is up on this machine; power is lost by all")
+        for host in hosts:
+            self.loop.trace.record(self.loop.time(), host.number, Kind.CRASH, int(is_silent))
+            self._dead += host._crash(is_silent=is_silent)
+        self.loop.discard(hosts)
 
     def restart(self, host: SimHost) -> None:
         """Start a host that is down, on its disk as it is.  Its `Host` is a new one."""
@@ -495,9 +498,6 @@ class Simulation:
         self.loop.trace.record(self.loop.time(), host.number, Kind.RESTART, 0)
         host.machine.is_silent = False
         host._boot()
-
-    def _on(self, machine: Machine) -> list[SimHost]:
-        return [host for host in self.hosts if host.machine is machine]
 
     def close(self) -> None:
         """Cancel what runs, see that it ends, and end the loop.  Safe to call twice.

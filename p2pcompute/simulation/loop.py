@@ -22,7 +22,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
@@ -203,16 +203,19 @@ class SimulationLoop(asyncio.BaseEventLoop):
             owner.tasks.add(task)
         return task
 
-    def discard(self, owner: Owner) -> None:
-        """Forget every timer and ready callback of `owner`, as when its machine lost power."""
+    def discard(self, owners: Sequence[Owner]) -> None:
+        """Forget every timer and ready callback of these owners, as when their machines lost power.  Looks at all that
+        wait, once."""
+        gone = frozenset(owners)
         for _, _, function, call in self._heap:
-            if function is None and not call._cancelled and call._context.get(OWNER) is owner:
+            if function is None and not call._cancelled and call._context.get(OWNER) in gone:
                 # Not `call.cancel()`: it may rebuild the heap under this iteration.
                 call._cancelled, call._callback, call._args = True, None, ()
                 self._cancelled_timers += 1
-        self._queue = deque(call for call in self._queue if call._context.get(OWNER) is not owner)
-        if self._suspended.pop(owner, None) is not None and not self._suspended:
-            del self.call_soon
+        self._queue = deque(call for call in self._queue if call._context.get(OWNER) not in gone)
+        for owner in owners:
+            if self._suspended.pop(owner, None) is not None and not self._suspended:
+                del self.call_soon
 
     def suspend(self, owner: Owner) -> None:
         """Hold every timer and ready callback of `owner`, and whatever becomes ready for it, until `resume`."""

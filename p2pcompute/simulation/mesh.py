@@ -141,10 +141,11 @@ class Mesh:
         member.node = node
         return node
 
-    def crash(self, member: Member, *, is_silent: bool = False) -> None:
-        """Kill a node at once; only what it had committed is kept."""
-        self.simulation.crash(member.host, is_silent=is_silent)
-        member.node = None
+    def crash(self, *members: Member, is_silent: bool = False) -> None:
+        """Kill nodes at once; only what they had committed is kept."""
+        self.simulation.crash(*(member.host for member in members), is_silent=is_silent)
+        for member in members:
+            member.node = None
 
     async def stop(self, member: Member, *, drain: bool = True) -> None:
         """Stop a node gracefully and end its process; its machine stays on the network.

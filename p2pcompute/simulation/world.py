@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -171,6 +172,8 @@ class World:
         """Whether the population wants a member to be up; a member that is not named is not up yet."""
         self._busy: dict[int, None] = {}
         """Members that are being started or stopped."""
+        self._doomed: dict[int, bool] = {}
+        """Members that crash when the present moment is over, and whether in silence."""
         self._joining: dict[int, float] = {}
         self._up_since: dict[int, float] = {}
         self._past = _Sums()
@@ -332,15 +335,32 @@ class World:
         self.metrics.count("stops")
 
     async def crash(self, number: int, *, is_silent: bool = False) -> None:
-        """Kill a node, or (`is_silent`) cut the power of its machine; nothing happens when it is down, or busy."""
-        member = self.mesh.members[number]
-        node = member.node
-        if number in self._busy or node is None:
-            return
-        self.record("crash", node=member.host.name, silent=is_silent)
-        self._gone(number, node)
-        self.mesh.crash(member, is_silent=is_silent)
-        self.metrics.count("crashes")
+        """Kill a node, or (`is_silent`) cut the power of its machine; nothing happens when it is down, or busy.
+
+        Those that are to crash at the same moment do so together: the cost of a crash is that of a look at everything
+        that waits.
+        """
+        if not self._doomed:
+            self.simulation.loop.call_soon(self._crash_doomed, self._doomed, context=Context())
+        self._doomed[number] = is_silent
+        doomed = self._doomed
+        while doomed is self._doomed:  # noqa: ASYNC110 - one turn, or two when turns are shuffled
+            await asyncio.sleep(0)
+
+    def _crash_doomed(self, doomed: dict[int, bool]) -> None:
+        self._doomed = {}
+        for is_silent in (False, True):
+            members = []
+            for number, silently in doomed.items():
+                member = self.mesh.members[number]
+                if silently is not is_silent or number in self._busy or member.node is None:
+                    continue
+                self.record("crash", node=member.host.name, silent=is_silent)
+                self.metrics.count("crashes")
+                self._gone(number, member.node)
+                members.append(member)
+            if members:
+                self.mesh.crash(*members, is_silent=is_silent)
 
     def _gone(self, number: int, node: Node) -> None:
         self._joining.pop(number, None)
