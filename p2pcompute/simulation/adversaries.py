@@ -77,6 +77,8 @@ REPLAY_S: Final = 0.2
 MALFORMED_S: Final = 0.1
 EQUIVOCATION_S: Final = 5.0
 FLOOD_S: Final = 0.1
+FLOOD_VICTIMS: Final = 4
+"""Peers that one wave of a flood reaches: 80 messages per second in all."""
 DRIBBLE_S: Final = 1.0
 LORIS_CONNECTIONS: Final = HANDSHAKES_MAX + 8
 SYBIL_PORT: Final = 20_000
@@ -637,15 +639,16 @@ def _steal_flood(hostile: _Hostile) -> None:
     scheduler._accepts_others = False  # declines what it is given
 
     def attack() -> None:
-        for channel in hostile.channels():
+        channels = hostile.channels()
+        for channel in hostile.rng.sample(channels, min(FLOOD_VICTIMS, len(channels))):
             scheduler._request_id += 1
             thief = Thief(b"", b"", hostile.rng.randbytes(8), (3, 11), 1 << 16, 1 << 20, scheduler._request_id)
             channel.send(messages.Message.STEAL, messages.steal_body(thief))
             channel.send(messages.Message.OFFER, [])
             hostile.fire()
-        for member in hostile.targets():
-            if hostile.node.channels.get(member.identity.public_key) is None:
-                scheduler._open(member.identity.public_key)
+        target = hostile.target()
+        if target is not None and hostile.node.channels.get(target.identity.public_key) is None:
+            scheduler._open(target.identity.public_key)
 
     hostile.every(FLOOD_S, attack)
 
