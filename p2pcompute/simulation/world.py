@@ -430,12 +430,13 @@ class World:
             task.cancel()
 
     async def _heal(self, population: asyncio.Task[Any], trouble: list[asyncio.Task[Any]]) -> None:
-        """Undo every fault, and let everybody be up who should be, and who owns a job."""
+        """Undo every fault, and let everybody be up who should be, who owns a job, and the founder: without somebody
+        whom all know, those who were never up together cannot meet."""
         self._healed.set()
         self.record("heal")
         await asyncio.gather(population, *trouble, return_exceptions=True)  # `_ended` has noted what they raised
         self.simulation.network.heal()
-        self._wanted.update({job.owner: True for job in self.jobs})
+        self._wanted.update(dict.fromkeys([0, *(job.owner for job in self.jobs)], True))
         for number in sorted(self._wanted):
             while number in self._busy:  # noqa: ASYNC110 - a stop that drains, at most
                 await asyncio.sleep(START_RETRY_S)
