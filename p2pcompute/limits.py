@@ -198,7 +198,7 @@ NODE_NAME_CHARS_MAX: Final = 64
 # --- scheduler ------------------------------------------------------------------------------------
 VICTIMS_MAX: Final = 8
 """Peers at which an idle node parks a steal request."""
-VICTIMS_LARGE_MAX: Final = 2
+VICTIMS_LARGE_MAX: Final = 1
 """The same in a group of more than k: owners also send offers, and each open channel costs both ends 20 KiB."""
 PARK_S: Final = 3600.0
 """Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""

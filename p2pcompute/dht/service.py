@@ -190,14 +190,10 @@ class Dht:
         For simulations that begin in the steady state; a real node has to hear from a contact first.
         """
         now = self._clock.now()
-        for contact, run in contacts:
-            change = self._table.on_reply(
-                contact.key, contact.address, run=run, now=now, name=contact.name, rtt_s=contact.rtt_s
-            )
-            self._apply(change)
-        self._table.calm()
+        self._table.adopt(contacts, now)
+        for contact in self._table.nearest(self._own_id, 1):
+            self.on_contact(contact)
         self._began = now - uptime_s
-        self._added_count = self._published_count = self.counters.contacts_added
         self._refresh_step = len(_FOLLOW_UPS_S) + 1
         self._refresh_at = now + self._rng.uniform(0, DHT_REFRESH_S)
         self._ad_at = now + self._rng.uniform(0, self._ad_ttl_s() / 2)
@@ -235,9 +231,9 @@ class Dht:
 
     # --- questions ---
 
-    def contacts(self) -> list[Contact]:
-        """Return the verified contacts, nearest to the own id first."""
-        return self._table.contacts()
+    def contacts(self, count: int | None = None) -> list[Contact]:
+        """Return the verified contacts, or the `count` nearest, nearest to the own id first."""
+        return self._table.nearest(self._own_id, len(self._table) if count is None else count)
 
     def observed_address(self) -> Address | None:
         """Return the address at which most contacts see this node; None before the first answer."""

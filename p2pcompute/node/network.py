@@ -231,7 +231,7 @@ class Network:
         """Keep who answered, for the next start."""
         if self._journal is None or self.dht is None:
             return
-        contacts = self.dht.contacts()[:CONTACTS_SAVED_MAX]
+        contacts = self.dht.contacts(CONTACTS_SAVED_MAX)
         value = [
             self._credentials.group.group_id,
             [[contact.address.host, contact.address.port] for contact in contacts],
