@@ -269,9 +269,11 @@ async def _lookups(checks: Checks) -> list[str]:
 
 
 async def _retrievable(checks: Checks) -> list[str]:
-    """A record that was put is found by others, and not any more once it has expired."""
+    """A record that was put is found by others, and not any more once it has expired.  With hostile nodes it is
+    measured only."""
     found: list[str] = []
     keys: list[bytes] = []
+    reads = right = 0
     for number, member in enumerate(checks.some(checks.settings.probes)):
         dht = member.running.network.dht
         if dht is None:
@@ -285,11 +287,17 @@ async def _retrievable(checks: Checks) -> list[str]:
             kept = await member.host.call(dht.put(record))
             for reader in checks.some(2):
                 other = reader.running.network.dht
-                if other is not None and record not in await reader.host.call(other.get(record.key)):
+                if other is None:
+                    continue
+                is_found = record in await reader.host.call(other.get(record.key))
+                reads, right = reads + 1, right + is_found
+                if not is_found:
                     found.append(f"{reader.host.name} does not find a record that {kept} nodes keep")
         except HostDown:
             continue
         keys.append(record.key)
+    if reads:
+        checks.world.metrics.set("record_share", right / reads)
     await asyncio.sleep(PROBE_TTL_S + 1)
     for key in keys:
         for reader in checks.some(2):
