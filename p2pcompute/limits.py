@@ -198,8 +198,9 @@ NODE_NAME_CHARS_MAX: Final = 64
 # --- scheduler ------------------------------------------------------------------------------------
 VICTIMS_MAX: Final = 8
 """Peers at which an idle node parks a steal request."""
-VICTIMS_LARGE_MAX: Final = 1
-"""The same in a group of more than k: owners also send offers, and each open channel costs both ends 20 KiB."""
+VICTIMS_LARGE_MAX: Final = 2
+"""The same in a group of more than k: each open channel costs both ends 10 KiB, and with one alone work would hardly
+spread from thief to thief (every victim is then parked at by one other on average)."""
 PARK_S: Final = 3600.0
 """Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""
 PARKED_MAX: Final = 4096
