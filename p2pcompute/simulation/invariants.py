@@ -68,6 +68,10 @@ class CheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 0.98
     probes: Annotated[int, Meta(ge=0, description="records put and got at the end, and nodes stopped")] = 4
 
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.off if name not in NAMES]:
+            raise ValueError(f"there is no check {unknown[0]!r} to be `off`, only {', '.join(NAMES)}")
+
 
 class Lasting:
     """Since when each of some conditions has held, as sampled; tells those that have held for too long, once."""

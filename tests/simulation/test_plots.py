@@ -29,7 +29,6 @@ def _fonts() -> None:
     figure.savefig(io.BytesIO())
 
 
-
 def study_of(folder: Path, sweep: dict[str, list[str]]) -> Study:
     assert tiny.GUILTY  # registers the experiment
     path = folder / "tiny.toml"
