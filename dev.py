@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -29,6 +30,7 @@ VERBS = {
     "check": "formatting, lint, types, import rules",
     "bench": "benchmarks side by side with other engines",
     "soak": "the long drills: kill, stop and restart daemons under load",
+    "sim-soak": "random faults over many simulated meshes: sim-soak [MINUTES [FIRST_SEED]]",
     "wheel": "build a wheel and try it in an empty environment",
 }
 
@@ -159,10 +161,37 @@ def wheel() -> None:
     print(f"built and tried: {built.relative_to(ROOT)}", file=sys.stderr)
 
 
+SOAK_MINUTES = 60.0
+SOAK_SEEDS_AT_ONCE = 100
+SOAK_SCENARIOS = ("swarm", "swarm", "swarm", "hostile", "partition", "lossy", "gray")
+"""One after the other; the swarm more often, since it draws the kinds of faults themselves."""
+
+
+def sim_soak(rest: list[str]) -> None:
+    """Run seed after seed until the time is over; each that fails prints the command that replays it."""
+    try:
+        minutes = float(rest[0]) if rest else SOAK_MINUTES
+        seed = int(rest[1]) if len(rest) > 1 else int(time.time())  # other seeds each night
+    except ValueError:
+        sys.exit("error: sim-soak takes minutes and, if you like, a first seed")
+    install("test")
+    end = time.monotonic() + minutes * 60
+    seeds = failed = turn = 0
+    while time.monotonic() < end:
+        scenario = SOAK_SCENARIOS[turn % len(SOAK_SCENARIOS)]
+        turn += 1
+        count = SOAK_SEEDS_AT_ONCE if scenario == "swarm" else SOAK_SEEDS_AT_ONCE // 10
+        words = ["sim", "run", scenario, "--seed", str(seed), "--seeds", str(count), "--no-plot", "--quiet"]
+        failed += bool(call(P2PC, *words))
+        seeds, seed = seeds + count, seed + count
+        print(f"{seeds} seeds, {failed} rounds with failures, {(end - time.monotonic()) / 60:.0f} min left", flush=True)
+    sys.exit(1 if failed else 0)
+
+
 def main() -> None:
     if sys.version_info < PYTHON_MIN:
         sys.exit(f"error: p2pcompute needs Python 3.11 or later, this is {sys.version.split()[0]}")
-    verbs = "\n".join(f"  {name:6} {what}" for name, what in VERBS.items())
+    verbs = "\n".join(f"  {name:8} {what}" for name, what in VERBS.items())
     parser = argparse.ArgumentParser(description=__doc__, epilog=verbs, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("verb", choices=VERBS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on to p2pc, pytest or the benchmark")
@@ -180,6 +209,8 @@ def main() -> None:
         run(PYTHON, "benchmarks/peers.py", *given.rest)
     elif given.verb == "soak":
         run_tests(["-m", "drill", "-s", *given.rest], P2PC_SOAK="1")
+    elif given.verb == "sim-soak":
+        sim_soak(given.rest)
     elif given.verb == "wheel":
         wheel()
 
