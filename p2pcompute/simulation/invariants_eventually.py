@@ -88,7 +88,8 @@ async def _job_values(checks: Checks, member: Member, job: WorldJob) -> list[str
     await member.host.call(node.scheduler.owner.committed())  # what is not in the store is not listed
     hostile = {world.mesh.members[number].identity.public_key for number in world.hostile}
     models = [one.host.runner_model for one in world.mesh.members]
-    may_fail, may_die = any(model.failure for model in models), any(model.death for model in models)
+    may_fail = any(model.failure for model in models)
+    may_die = any(model.death for model in models) or world.fired["memory"] > 0
     found: list[str] = []
     after = -1
     while views := await member.host.call(node.tasks(job.job_id, after=after, limit=PAGE)):
