@@ -456,7 +456,7 @@ def speak(host: SimHost, versions: tuple[int, int]) -> None:
         return await listen(port, accept=skewed, **how)
 
     net.dial_stream = dial_stream  # type: ignore[method-assign, assignment]
-    net.listen_stream = listen_stream  # type: ignore[method-assign, assignment]
+    net.listen_stream = listen_stream  # type: ignore[method-assign]
 
 
 class _Skewed:

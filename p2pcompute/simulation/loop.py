@@ -206,7 +206,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def discard(self, owners: Sequence[Owner]) -> None:
         """Forget every timer and ready callback of these owners, as when their machines lost power.  Looks at all that
         wait, once."""
-        gone = frozenset(owners)
+        gone: frozenset[Owner | None] = frozenset(owners)
         for _, _, function, call in self._heap:
             if function is None and not call._cancelled and call._context.get(OWNER) in gone:
                 # Not `call.cancel()`: it may rebuild the heap under this iteration.
