@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -89,6 +90,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
         "slots": {"total": status.slots_total, "busy": status.slots_busy},
         "peers": [peer_json(peer) for peer in node.peers()],
         "jobs": {"running": status.jobs_running, "waiting": status.jobs_waiting},
+        "dht": None if status.dht is None else asdict(status.dht),
         "notes": list(status.notes),
     }
 

@@ -78,6 +78,8 @@ class DhtCounters:
     goodbyes_received: int = 0
     lookups: int = 0
     lookup_requests: int = 0
+    lookup_hops: int = 0
+    """Of all lookups together, those of the own upkeep included; see `Lookup.hops`."""
     records_stored: int = 0
     records_stale: int = 0
     """Puts refused because a newer record is held."""
@@ -156,6 +158,11 @@ class Exchange:
     def soft_s(self, *, loopback: bool = False) -> float:
         """Return the soft timeout of a request to a peer of which nothing is known."""
         return self._loopback_rtt.soft_s if loopback else self._network_rtt.soft_s
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Smoothed round trip over all peers, on this machine's loopback if that was all; None before the first."""
+        return self._loopback_rtt.srtt_s if self._network_rtt.srtt_s is None else self._network_rtt.srtt_s
 
     def ask(
         self,

@@ -147,6 +147,9 @@ class Dht:
         self._refresh_step = self._joins_count = self._added_count = self._removed_count = self._published_count = 0
         self._is_refreshing = self._is_publishing = False
         self._began = 0.0
+        self._started = 0.0
+        self._first_contact_at: float | None = None
+        self._last_contact_at: float | None = None
         self._refresh_at = self._retry_at = self._stray_at = self._ad_at = self._expire_at = 0.0
 
     # --- life ---
@@ -173,7 +176,7 @@ class Dht:
         )
         self._name = shown_name(self._describe().get("name"))
         now = self._clock.now()
-        self._began = now
+        self._began = self._started = now
         self._refresh_at = now + DHT_REFRESH_SMALL_S
         self._retry_at = now + DHT_PING_S
         self._stray_at = now + DHT_STRAY_S
@@ -192,6 +195,7 @@ class Dht:
         now = self._clock.now()
         self._table.adopt(contacts, now)
         for contact in self._table.nearest(self._own_id, 1):
+            self._first_contact_at = self._last_contact_at = now
             self.on_contact(contact)
         self._began = now - uptime_s
         self._refresh_step = len(_FOLLOW_UPS_S) + 1
@@ -234,6 +238,21 @@ class Dht:
     def contacts(self, count: int | None = None) -> list[Contact]:
         """Return the verified contacts, or the `count` nearest, nearest to the own id first."""
         return self._table.nearest(self._own_id, len(self._table) if count is None else count)
+
+    @property
+    def first_contact_s(self) -> float | None:
+        """Seconds from the start to the first verified contact; None while there was none."""
+        return None if self._first_contact_at is None else self._first_contact_at - self._started
+
+    @property
+    def last_contact_s(self) -> float | None:
+        """Seconds from the start to the contact that was added last; None while there was none."""
+        return None if self._last_contact_at is None else self._last_contact_at - self._started
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Smoothed round trip of requests to all peers, in seconds; None before the first."""
+        return None if self._exchange is None else self._exchange.rtt_s
 
     def observed_address(self) -> Address | None:
         """Return the address at which most contacts see this node; None before the first answer."""
@@ -327,9 +346,7 @@ class Dht:
         if not saved or not await self._join(saved):
             await self._join([(None, address) for address in self._join_addresses])
 
-    async def _join(
-        self, places: Sequence[tuple[bytes | None, Address]], *, only_if_small: bool = False
-    ) -> bool:
+    async def _join(self, places: Sequence[tuple[bytes | None, Address]], *, only_if_small: bool = False) -> bool:
         """Ping all places and look around once one has answered; without places, just look around.
 
         Args:
@@ -619,6 +636,7 @@ class Dht:
             return await walk(lookup, self._clock, ask)
         finally:
             self.counters.lookup_requests += lookup.asked_count
+            self.counters.lookup_hops += lookup.hops
             self.last_lookup = (lookup.asked_count, lookup.hops)
 
     def _ask_find(self, key: bytes, contact: Contact, answer: Answer) -> None:
@@ -721,6 +739,10 @@ class Dht:
             self.counters.contacts_removed += 1
             self._observed.pop(contact.key, None)
             self.on_contact_gone(contact)
+        if change.added:
+            self._last_contact_at = self._clock.now()
+            if self._first_contact_at is None:
+                self._first_contact_at = self._last_contact_at
         for contact in change.added:
             self.counters.contacts_added += 1
             self.on_contact(contact)

@@ -17,6 +17,29 @@ from p2pcompute.scheduler.terms import JobTerms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DhtStatus:
+    """This node in the DHT of its group.  Times and counts are from the moment at which its port was bound; a change
+    of group binds it anew."""
+
+    contacts: int
+    """Verified peers in the routing table."""
+    first_contact_s: float | None = None
+    """When the first peer was known."""
+    last_contact_s: float | None = None
+    """When the peer that was added last was known."""
+    rtt_s: float | None = None
+    """Smoothed round trip of a request, over all peers."""
+    datagrams_received: int = 0
+    requests_sent: int = 0
+    requests_timed_out: int = 0
+    lookups: int = 0
+    lookup_requests: int = 0
+    """Of all lookups together; so are the hops."""
+    lookup_hops: int = 0
+    """Requests one after the other that led to the nearest peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """This node in one look."""
 
@@ -38,6 +61,8 @@ class NodeStatus:
     slots_busy: int
     jobs_running: int
     jobs_waiting: int
+    dht: DhtStatus | None = None
+    """None while there is no network."""
     notes: tuple[str, ...] = ()
     """Things to look at: one sentence each, with what to do."""
 

@@ -228,6 +228,7 @@ class Node:
             slots_busy=worker.busy_slots,
             jobs_running=running,
             jobs_waiting=len(jobs) - running,
+            dht=None if self.network.dht is None else views.dht(self.network.dht),
             notes=tuple(notes),
         )
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from p2pcompute.dht.service import Dht
 from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.runs import Outcome
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import short_device_id
-from p2pcompute.node.facade import JobView, NodeShare, PeerView
+from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
 from p2pcompute.scheduler.ledger import TaskState
@@ -131,6 +132,23 @@ def job(
         halted=owned.halted if cancelled else "",  # a rule that is met by the last task has stopped nothing
         note=record.note,
         last_seq=len(ledger.finished),
+    )
+
+
+def dht(found: Dht) -> DhtStatus:
+    """Return how this node does in the DHT of its group."""
+    counters = found.counters
+    return DhtStatus(
+        contacts=found.contact_count,
+        first_contact_s=found.first_contact_s,
+        last_contact_s=found.last_contact_s,
+        rtt_s=found.rtt_s,
+        datagrams_received=counters.datagrams_received,
+        requests_sent=counters.requests_sent,
+        requests_timed_out=counters.requests_timed_out,
+        lookups=counters.lookups,
+        lookup_requests=counters.lookup_requests,
+        lookup_hops=counters.lookup_hops,
     )
 
 
