@@ -183,7 +183,9 @@ def test_a_late_answer_counts_until_the_hard_timeout() -> None:
     assert lookup.deadline() == SOFT_S
     lookup.poll(SOFT_S)
     assert not lookup.is_done, "in a small group the lookup ends when all have answered"
-    assert lookup.deadline() == DHT_REQUEST_S
+    assert lookup.deadline() == 3 * SOFT_S
+    lookup.poll(3 * SOFT_S)
+    assert not lookup.is_done and lookup.deadline() == DHT_REQUEST_S
     lookup.on_answer(peer.id)
     assert lookup.is_done and lookup.result() == [peer]
 
@@ -196,14 +198,26 @@ def test_a_silent_peer_fails_at_the_hard_timeout() -> None:
     assert lookup.result() == [] and lookup.unasked() == []
 
 
-def test_enough_answers_end_it_without_the_late_ones() -> None:
+def test_a_late_peer_that_would_be_in_the_result_is_waited_for_a_little() -> None:
     lookup = make(bytes(20), CONTACTS[1:8], k=3)
-    late, *others = lookup.poll(0.0)
+    late, *others = lookup.poll(0.0)  # the nearest is the late one
     for peer in others:
         lookup.on_answer(peer.id)
-    more = lookup.poll(SOFT_S)
-    lookup.on_answer(more[0].id)
+    for peer in lookup.poll(SOFT_S):
+        lookup.on_answer(peer.id)
+    assert not lookup.is_done, "the nearest of all may be on its way"
+    assert lookup.poll(3 * SOFT_S) == []
     assert lookup.is_done and late not in lookup.result() and len(lookup.result()) == 3
+
+
+def test_late_peers_that_would_not_be_in_the_result_hold_nothing_up() -> None:
+    lookup = make(bytes(20), CONTACTS[1:8], k=3)
+    nearest = lookup.poll(0.0)
+    farther = lookup.poll(SOFT_S)
+    lookup.poll(2 * SOFT_S)
+    for peer in nearest:
+        lookup.on_answer(peer.id)
+    assert farther and lookup.is_done and lookup.result() == nearest
 
 
 def test_answers_nobody_asked_for_change_nothing() -> None:
