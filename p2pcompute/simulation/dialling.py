@@ -150,7 +150,21 @@ class Dial:
             self._net.network.counters.streams_not_admitted += 1
             self._after(machine, self._net.machine, self._refuse, f"{self._address} closed the connection")
             return
-        self._after(machine, self._net.machine, self._ready, listener)
+        self._work(machine, self._greet, listener)
+
+    def _work(self, machine: Machine, step: Callable[[Any], None], argument: Any) -> None:
+        """Do the next step when the machine has done its part of the handshake."""
+        network = self._net.network
+        if network.settings.handshake_s:
+            network.loop.post(network.occupy(machine, network.settings.handshake_s), step, argument)
+        else:
+            step(argument)
+
+    def _greet(self, listener: SimListener) -> None:
+        self._after(listener.net.machine, self._net.machine, self._greeted, listener)
+
+    def _greeted(self, listener: SimListener) -> None:
+        self._work(self._net.machine, self._ready, listener)
 
     def _ready(self, listener: SimListener) -> None:
         if self._future.done() or self._net.is_dead or listener.net.is_dead:

@@ -25,8 +25,8 @@ class Machine:
     """A computer: an address and the ports of all hosts on it."""
 
     __slots__ = (
-        "_next_port", "address", "datagrams", "down", "is_silent", "is_unplugged", "lag_s", "lan", "listeners", "nat",
-        "nets", "number", "spot", "up",
+        "_next_port", "address", "datagrams", "down", "free_at", "is_silent", "is_unplugged", "lag_s", "lan",
+        "listeners", "nat", "nets", "number", "spot", "up",
     )  # fmt: skip
 
     def __init__(self, number: int, address: str, lan: str, spot: Spot, nat: Nat | None = None) -> None:
@@ -50,6 +50,8 @@ class Machine:
         """Cut off from everything, itself included: it sleeps."""
         self.lag_s = 0.0
         """Its programs are starved: what they say on streams comes out so much later.  Datagrams do not wait."""
+        self.free_at = 0.0
+        """When it has handled what has arrived so far."""
         self._next_port = 0
 
     @property

@@ -10,6 +10,7 @@ nothing: which way a datagram is sent is chosen when they are applied.
 
 from __future__ import annotations
 
+import heapq
 import random
 import zlib
 from collections.abc import Callable, Iterable
@@ -78,6 +79,20 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float,
         msgspec.Meta(ge=0.0, le=100.0, description="a packet takes up to this fraction longer than its pair"),
     ] = 0.2
+    handling_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0.0,
+            le=1.0,
+            description="processor time of a machine for a datagram and what it says in return: one after the other",
+        ),
+    ] = 0.0
+    handshake_s: Annotated[
+        float, msgspec.Meta(ge=0.0, le=1.0, description="likewise, of either end for the handshake of a stream")
+    ] = 0.0
+    shared_cores: Annotated[
+        int, msgspec.Meta(ge=0, le=1024, description="cores that all machines share for this; 0: each has its own")
+    ] = 0
     loss: Annotated[Chance, msgspec.Meta(description="probability that a packet between two machines is lost")] = 0.0
     burst_share: Annotated[Chance, msgspec.Meta(description="share of the time in which a path loses in bursts")] = 0.0
     burst_s: Annotated[Seconds, msgspec.Meta(description="mean length of a burst")] = 1.0
@@ -216,6 +231,9 @@ class Network:
                 self._fit_lines(machine)
         self._lan_delays_s = lognormal_quantiles(settings.lan_median_s, settings.lan_sigma)
         self._jitter = settings.jitter
+        self._handling_s = settings.handling_s
+        self._cores_free_at = [0.0] * settings.shared_cores
+        self._arrive = self._queue_datagram if settings.handling_s > 0.0 else self._deliver_datagram
         self._loss = settings.loss
         self._is_burst_of_path = settings.burst_of == "path"
         self.has_loss = settings.loss > 0.0 or self._bursts is not None
@@ -230,7 +248,7 @@ class Network:
     def _choose(self) -> None:
         """Choose the way of datagrams."""
         settings = self.settings
-        is_odd = settings.duplicate > 0.0 or settings.reorder > 0.0
+        is_odd = settings.duplicate > 0.0 or settings.reorder > 0.0 or settings.handling_s > 0.0
         is_clear = not (self.has_loss or self._cuts or self._partitions or self._homes.gates)
         has_lines = settings.up_bytes_per_s > 0.0 or settings.down_bytes_per_s > 0.0 or bool(self._own_lines)
         self.send_datagram = self._send_plainly if is_clear and not (is_odd or has_lines) else self._send_modelled
@@ -520,7 +538,7 @@ class Network:
                 counters.datagrams_line_full += 1
                 return
             left = through
-        arrive: Callable[[Any], None] = self._deliver_datagram
+        arrive: Callable[[Any], None] = self._arrive
         arrival: Any = (receiver, to.port, data, address, False)
         if gate is not None:
             arrive, arrival = self._pass_gate, (gate, to.port, data, address)
@@ -555,7 +573,22 @@ class Network:
             self.counters.datagrams_filtered += 1
         else:
             machine, port = inside
-            self._deliver_datagram((machine, port, data, source, False))
+            self._arrive((machine, port, data, source, False))
+
+    def _queue_datagram(self, packet: tuple[Machine, int, bytes, Address, bool]) -> None:
+        self.loop.post(self.occupy(packet[0], self._handling_s), self._deliver_datagram, packet)
+
+    def occupy(self, machine: Machine, duration_s: float) -> float:
+        """Give a machine something to do that takes it so long: when it is done with that and with what came before.
+
+        A machine does one thing after the other, as its node's event loop does; shared cores go to whoever asks first.
+        """
+        cores = self._cores_free_at
+        begin_s = max(machine.free_at, self.loop.time(), cores[0] if cores else 0.0)
+        machine.free_at = begin_s + duration_s
+        if cores:
+            heapq.heapreplace(cores, machine.free_at)
+        return machine.free_at
 
     def _deliver_datagram(self, packet: tuple[Machine, int, bytes, Address, bool]) -> None:
         machine, port, data, source, is_local = packet

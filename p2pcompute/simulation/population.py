@@ -27,6 +27,7 @@ from msgspec import Meta, Struct
 
 from p2pcompute.limits import MIB
 from p2pcompute.simulation.avt import read_avt, replay
+from p2pcompute.simulation.runner import OVERHEAD_S
 
 Preset: TypeAlias = Literal["none", "skype", "overnet", "kad", "ipfs", "desktop", "planetlab", "lanl", "custom"]
 Family: TypeAlias = Literal["weibull", "lognormal"]
@@ -99,6 +100,9 @@ class PopulationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     speed_sigma: Annotated[float, Meta(ge=0, le=3, description="speeds = lognormal: sigma of the whole machine")] = 0.87
     cores: Annotated[int, Meta(ge=0, le=1024, description="of each machine; 0: drawn")] = 0
     mem_gib: Annotated[float, Meta(ge=0, description="of each machine, GiB; 0: drawn")] = 0.0
+    overhead_s: Annotated[
+        float, Meta(ge=0, le=60, description="what a machine adds to every task, seconds; a command needs more")
+    ] = OVERHEAD_S
 
     def __post_init__(self) -> None:
         custom = [self.sessions, *(one.sessions for one in self.classes)].count("custom")

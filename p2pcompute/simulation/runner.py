@@ -27,6 +27,9 @@ SPECS_KEPT_MAX: Final = 32
 KILL_S: Final = 0.01
 """From the request to stop a task to its end."""
 
+OVERHEAD_S: Final = 0.0005
+"""Of a function in a worker process that is warm."""
+
 _OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
 
 
@@ -37,7 +40,7 @@ class RunnerModel:
     slot_count: int = 2
     speed: float = 1.0
     """Work per second of one slot; a task of `work_s` takes work_s / speed."""
-    overhead_s: float = 0.0005
+    overhead_s: float = OVERHEAD_S
     """Added to every task."""
     failure: float = 0.0
     """Probability that an attempt ends as FAILED."""

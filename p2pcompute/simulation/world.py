@@ -16,6 +16,7 @@ import heapq
 import json
 import math
 import random
+import statistics
 import time
 import traceback
 from collections import Counter
@@ -83,6 +84,9 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     join_s: Annotated[
         float, Meta(ge=0, description="the nodes that are up at the beginning start within this time, seconds")
     ] = 5.0
+    starts_s: Annotated[
+        tuple[float, ...], Meta(description="instead: when each of them starts, by number, seconds; the first at 0")
+    ] = ()
     real_crypto_in: Annotated[int, Meta(ge=0, description="real Ed25519 in one of so many seeds; 0: never")] = 0
     shuffle: Annotated[bool, Meta(description="callbacks that are ready at one time run in a seeded random order")] = (
         False
@@ -189,6 +193,7 @@ class World:
             RunnerModel(
                 slot_count=one.cores,
                 speed=one.speed,
+                overhead_s=settings.population.overhead_s,
                 mem_bytes=one.mem_bytes,
                 failure=conditions.task_failure,
                 death=conditions.task_death,
@@ -308,7 +313,9 @@ class World:
         self.checks.started(member)
         if number in self.hostile:
             arm(self, member, self.hostile[number], self.settings.hostile)
-        self._up_since[number] = self._joining[number] = self.now
+        self._up_since[number] = self.now
+        if len(self._up_since) > 1:  # else there is nobody to meet
+            self._joining[number] = self.now
         self.metrics.count("starts")
         self.record("start", node=member.host.name)
 
@@ -480,6 +487,8 @@ class World:
                 begin_s = 0.0 if number == 0 else session.begin_s
                 if begin_s == 0.0 and self.settings.warm:
                     warm.append(number)
+                elif begin_s == 0.0 and number < len(self.settings.starts_s):
+                    begin_s = self.settings.starts_s[number]
                 elif begin_s == 0.0:
                     begin_s = self.settings.join_s * number / count
                 heapq.heappush(queue, (begin_s, number, session))
@@ -535,13 +544,13 @@ class World:
                 dht = node.network.dht if node is not None else None
                 if node is None or dht is None:
                     continue
-                if met.get(number) != since and node.scheduler.peers:
+                if met.get(number) != since and dht.first_contact_s is not None:
                     met[number] = since
-                    self.metrics.sample("join_s", self.now - since)
+                    self.metrics.sample("join_s", dht.first_contact_s)
                 enough = enough or min(DHT_K, len(self.up()) - 1)
-                is_full = len(dht.contacts()) >= enough
-                if is_full and met.get(number) == since:
-                    self.metrics.sample("join_table_s", self.now - since)
+                is_full = dht.contact_count >= enough
+                if is_full and met.get(number) == since and dht.last_contact_s is not None:
+                    self.metrics.sample("join_table_s", dht.last_contact_s)
                 if (is_full and met.get(number) == since) or self.now - since > JOIN_S_MAX:
                     del self._joining[number]
                     met.pop(number, None)
@@ -620,11 +629,25 @@ class World:
         metrics.set("datagrams_per_node_s", network.datagrams_sent / node_s)
         metrics.set("frames_per_node_s", sums.frames / node_s)
         metrics.set("bytes_per_node_s", network.bytes_sent / node_s)
+        self._own_lookups()
         for member in self.mesh.members:
             if member.node is not None:
                 metrics.peak("peers_max", len(member.node.scheduler.peers))
                 if member.node.network.dht is not None:
-                    metrics.peak("contacts_max", len(member.node.network.dht.contacts()))
+                    metrics.peak("contacts_max", member.node.network.dht.contact_count)
+
+    def _own_lookups(self) -> None:
+        """Figures of all lookups that nodes make, those of their upkeep included, by their own counters."""
+        dhts = [member.node.network.dht for member in self.mesh.members if member.node is not None]
+        counters = [dht.counters for dht in dhts if dht is not None]
+        lookups = sum(one.lookups for one in counters)
+        if lookups:
+            self.metrics.set("own_lookups_per_node", lookups / len(counters))
+            self.metrics.set("own_lookup_requests", sum(one.lookup_requests for one in counters) / lookups)
+            self.metrics.set("own_lookup_hops", sum(one.lookup_hops for one in counters) / lookups)
+        rtts = [dht.rtt_s for dht in dhts if dht is not None and dht.rtt_s is not None]
+        if rtts:
+            self.metrics.set("own_rtt_s", statistics.median(rtts))
 
     def _work(self) -> None:
         """Figures of the work done in the whole run."""
