@@ -17,6 +17,7 @@ from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import job_alias
 from p2pcompute.node.facade import (
+    DhtStatus,
     InviteView,
     JobView,
     JoinView,
@@ -132,6 +133,7 @@ class FakeNode:
             slots_busy=0,
             jobs_running=len(self.by_id),
             jobs_waiting=0,
+            dht=DhtStatus(contacts=1, first_contact_s=0.25, lookups=2),
         )
 
     def peers(self) -> Sequence[PeerView]:

@@ -43,6 +43,18 @@ async def test_status_and_peers_have_the_documented_shape(daemon: Daemon) -> Non
     assert status["node"]["short_id"] == status["node"]["id"][:9]
     assert status["node"]["listening"] == "loopback" and status["node"]["protocol"] == [1, 1]
     assert status["slots"] == {"total": 8, "busy": 0}
+    assert status["dht"] == {
+        "contacts": 1,
+        "first_contact_s": 0.25,
+        "last_contact_s": None,
+        "rtt_s": None,
+        "datagrams_received": 0,
+        "requests_sent": 0,
+        "requests_timed_out": 0,
+        "lookups": 2,
+        "lookup_requests": 0,
+        "lookup_hops": 0,
+    }
     peers = await daemon.call(lambda: daemon.connection.request("GET", "/v1/peers?nearby=1"))
     assert [peer["state"] for peer in peers["items"]] == ["self", "not seen"]
     assert peers["nearby"][0]["name"] == "studio"
