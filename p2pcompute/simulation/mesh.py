@@ -104,25 +104,20 @@ class Mesh:
         members = self.members if members is None else members
         for member in members:
             await self.start_one(member, contacts=())
-        known: list[tuple[int, Contact, bytes]] = []
+        known: list[tuple[int, tuple[Contact, bytes]]] = []
         for member in members:
             if member.host.machine.nat is not None:
                 continue  # whoever is behind a Nat is known only to those whom it calls itself
             dht = _dht_of(member)
             contact = Contact(member.identity.public_key, Address(member.host.address, PORT), member.host.name)
-            known.append((contact.number, contact, dht.run))
+            known.append((contact.number, (contact, dht.run)))
         known.sort(key=lambda entry: entry[0])
-        numbers = [number for number, _, _ in known]
-        network = self.simulation.network
+        numbers = [number for number, _ in known]
         rng = random.Random(f"{self.simulation.seed}:warm tables")
         for member in members:
-            chosen = []
-            for position in warm_table(numbers, place_of(member.identity.public_key).number, rng):
-                _, contact, run = known[position]
-                other = network.machines[contact.address.host]
-                rtt_s = 2 * network.base_delay_s(member.host.machine, other)
-                chosen.append((contact._replace(rtt_s=rtt_s), run))
             dht = _dht_of(member)
+            own = place_of(member.identity.public_key).number
+            chosen = [known[position][1] for position in warm_table(numbers, own, rng)]
             member.host.enter(functools.partial(dht.adopt, chosen, uptime_s=uptime_s))
 
     async def start_one(self, member: Member, *, contacts: tuple[Address, ...] | None = None) -> Node:
