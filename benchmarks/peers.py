@@ -254,7 +254,10 @@ class Dask(Engine):
         from distributed import Client, LocalCluster  # type: ignore[import-not-found, unused-ignore]
 
         self._cluster = LocalCluster(
-            n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None,
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
             security=True if self._is_secure else None,  # False is refused
         )
         self.executor = Client(self._cluster)

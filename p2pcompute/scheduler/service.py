@@ -422,8 +422,9 @@ class Scheduler:
         """Ask others when the slots are not fed.
 
         A node with nothing to do asks its hot victims and parks at others, up to VICTIMS_MAX (VICTIMS_LARGE_MAX in a
-        large group); workers give it what they have not started.  One that is busy and wants the next batch in advance asks only owners that gave
-        lately: if it could take from other workers too, the same tasks would wander between busy nodes.
+        large group); workers give it what they have not started.  One that is busy and wants the next batch in advance
+        asks only owners that gave lately: if it could take from other workers too, the same tasks would wander between
+        busy nodes.
         """
         core = self.worker.core
         want = core.want() if self._accepts_others and not self.worker.is_full else 0

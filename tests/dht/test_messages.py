@@ -55,7 +55,7 @@ ids = st.binary(min_size=20, max_size=20)
 v4 = st.integers(0x01000000, 0xDFFFFFFF).map(lambda n: ".".join(str(b) for b in n.to_bytes(4, "big")))
 addresses = st.builds(Address, v4 | st.sampled_from(["::1", "fd00::1", "2001:db8::7"]), st.integers(1, 65535))
 names = st.text(max_size=64).map(shown_name)
-contacts = st.builds(lambda key, address: Contact(key, address), keys, addresses)
+contacts = st.tuples(keys, addresses).map(lambda pair: Contact(*pair))
 chunks = st.binary(min_size=1, max_size=DHT_CHUNK_BYTES)
 messages = st.one_of(
     st.just(Ping()),

@@ -17,7 +17,6 @@ from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
     DHT_BUCKET_SIZES,
     DHT_FAILURES_MAX,
-    DHT_K,
     DHT_LINK_DOWN_CONTACTS,
     DHT_LOST_S_MAX,
     DHT_PING_S,
