@@ -188,13 +188,20 @@ def load_scenario(name_or_path: str) -> Scenario:
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """Return (data, text) of a TOML file."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device may never end
+            raise _wrong(f"{path} is no scenario", "it is not a regular file", "name a TOML file")
         if path.stat().st_size > FILE_BYTES_MAX:
-            raise _wrong(f"{path} is no scenario", f"it has more than {FILE_BYTES_MAX} bytes", "")
+            raise _wrong(f"{path} is no scenario", f"it has more than {FILE_BYTES_MAX} bytes", "name a TOML file")
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text), text
     except OSError as error:
         raise _wrong(f"{path} cannot be read", error.strerror or str(error), "see: p2pc sim list") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise _wrong(f"{path}, line {line}: not TOML", "it is not UTF-8 text", "correct the file") from error
+    except RecursionError as error:
+        raise _wrong(f"{path} is not TOML", "brackets are nested too deeply", "correct the file") from error
+    except ValueError as error:  # no TOML, or a number of thousands of digits
         raise _wrong(f"{path} is not TOML", str(error), "correct the file") from error
 
 
@@ -291,7 +298,7 @@ def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate:
 def _unknown_key(place: str, name: str, table: str, allowed: list[str]) -> UsageError:
     near = difflib.get_close_matches(name, allowed, n=1)
     why = f'did you mean "{near[0]}"?' if near else ""
-    return _wrong(f'{place}there is no key "{name}"{table}', why, f"allowed: {', '.join(allowed)}")
+    return _wrong(f'{place}there is no key "{name}"{table}', why, f"allowed: {', '.join(dict.fromkeys(allowed))}")
 
 
 def _shown(value: Any) -> str:
@@ -345,6 +352,11 @@ def _type_at(root: inspect.Type, path: _Path, place: str, short: Mapping[str, An
             continue
         fields = {field.name: field for field in kind.fields} if isinstance(kind, inspect.StructType) else {}
         if step not in fields:
+            if not isinstance(kind, inspect.StructType):
+                name = dotted(path[:depth])
+                raise _wrong(
+                    f'{place}there is no key "{dotted(path)}"', f"{name} is {allowed_text(kind)}", f"set {name}"
+                )
             table = f" in [{dotted(path[:depth])}]" if depth else ""
             raise _unknown_key(place, dotted(path[depth:]), table, [*fields, *(() if depth else short)])
         kind, text = _bare(fields[str(step)].type)
@@ -408,7 +420,7 @@ def with_values(scenario: Scenario, values: Mapping[str, str]) -> Scenario:
             _put(data, target, _parsed(text, found), place)
             typed[target] = place
         if path not in typed and not any(True for _ in _targets(data, path)):
-            raise _wrong(f"{place}the scenario has no [[{path[0]}]]", "there is nothing to change", "")
+            raise _nothing_there(place, path, data)
 
     def locate(place: _Path) -> str:
         return next(
@@ -416,6 +428,14 @@ def with_values(scenario: Scenario, values: Mapping[str, str]) -> Scenario:
         )
 
     return replace(scenario, settings=_convert(data, kind, locate))
+
+
+def _nothing_there(place: str, path: _Path, data: Any) -> UsageError:
+    """Say what a key lacks that names no table of a list."""
+    name, why = path[0], "there is nothing to change"
+    if not (tables := data[name]) or isinstance(tables, dict):
+        return _wrong(f"{place}the scenario has no [[{name}]]", why, "")
+    return _wrong(f"{place}there is no {dotted(path[:2])}", why, f"number [[{name}]] from 0 to {len(tables) - 1}")
 
 
 def value_at(scenario: Scenario, key: str) -> Any:
@@ -468,7 +488,7 @@ def _parsed(text: str, kind: inspect.Type) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, thousands of digits, or of brackets
         return text
 
 

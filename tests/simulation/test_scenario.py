@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tomllib
 from pathlib import Path
@@ -96,6 +97,9 @@ def test_what_is_wrong_is_said_with_line_and_what_is_allowed(
         ("question = 'Q?'\nexperiment = 'mash'", ["line 2", "mash", "mesh"]),
         ("question = 3\nexperiment = 'tiny'", ["line 1", "question"]),
         ("#" + "x" * FILE_BYTES_MAX, ["more than"]),
+        ("question = " + "[" * 5000, ["not TOML", "nested too deeply"]),
+        ("question = " + "[" * 5000 + "]" * 5000, ["not TOML", "nested too deeply"]),
+        ("nodes = " + "9" * 5000, ["not TOML", "digits"]),
     ],
 )
 def test_a_file_that_is_no_scenario_is_refused(text: str, words: list[str], tmp_path: Path) -> None:
@@ -113,9 +117,13 @@ def test_a_scenario_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_scenario(f"{tmp_path}/")
     path = tmp_path / "bytes.toml"
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="not TOML"):
+    path.write_bytes(b"question = 'Q?'\nnodes = \xff\xfe")
+    with pytest.raises(UsageError, match=r"line 2: not TOML"):
         load_scenario(str(path))
+    os.mkfifo(tmp_path / "pipe.toml")
+    for endless in (str(tmp_path / "pipe.toml"), "/dev/zero"):
+        with pytest.raises(UsageError, match="not a regular file"):
+            load_scenario(endless)
 
 
 def test_values_are_set_by_short_and_long_keys(tmp_path: Path) -> None:
@@ -158,9 +166,11 @@ def test_values_are_set_by_short_and_long_keys(tmp_path: Path) -> None:
         ("faults", "3", ["is a table", "faults.only"]),
         ("faults.only", "3,x", ["faults.only.1"]),
         ("faults.only.0", "3", ["there is nothing to change"]),
-        ("workload.7.tasks", "3", ["there is nothing to change"]),
+        ("workload.7.tasks", "3", ["there is no workload.7", "there is nothing to change", "from 0 to 0"]),
         ("workload.0.taskz", "3", ["allowed: kind, tasks"]),
-        ("nodes.x", "3", ["there is no key"]),
+        ("nodes.x", "3", ["there is no key", "nodes is a whole number from 1 to 1000"]),
+        ("nodes", "9" * 5000, ["nodes cannot be", "a whole number"]),
+        ("span", "[" * 5000, ["span cannot be"]),
     ],
 )
 def test_a_value_that_cannot_be_set_names_what_can(key: str, value: str, words: list[str], tmp_path: Path) -> None:
