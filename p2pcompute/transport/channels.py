@@ -181,7 +181,10 @@ class Channels:
 
     def get(self, key: bytes) -> Channel | None:
         """The oldest open control channel to a peer."""
-        return next((channel for channel in self._by_key.get(key, ()) if channel.purpose is Purpose.CONTROL), None)
+        for channel in self._by_key.get(key, ()):
+            if channel.purpose is Purpose.CONTROL:
+                return channel
+        return None
 
     def all(self) -> list[Channel]:
         """All open control channels, oldest first."""
