@@ -292,7 +292,7 @@ def seeds(*, values: dict[str, str] | None = None, count: int = SEEDS) -> dict[s
 
 
 def seeds_with_long_checks() -> dict[str, float]:
-    long = {"settle_s": "75.0", "watch_s": "60.0", "lookups": "40", "off": "[]"}
+    long = {"settle_s": "75.0", "lookups": "40", "off": "[]"}
     return seeds(values={f"checks.{name}": value for name, value in long.items()}, count=5)
 
 
