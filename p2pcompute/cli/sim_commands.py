@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from p2pcompute.cli import sim_settings
 from p2pcompute.cli.command import CONTEXT, Command, json_option
 from p2pcompute.cli.output import (
     EXIT_INTERRUPTED,
@@ -78,6 +80,10 @@ def list_command(json_: bool) -> int:
     return 0
 
 
+sim.add_command(sim_settings.show)
+sim.add_command(sim_settings.keys)
+
+
 @sim.command(
     name="run",
     cls=Command,
@@ -139,7 +145,7 @@ def run_command(
     Exit code 1 when a seed failed: then its problems, and the command that replays it.
     """
     from p2pcompute.simulation.scenario import load_scenario, split_values, with_values
-    from p2pcompute.simulation.study import TRACE_VALUES, Archive, plan_study, summary
+    from p2pcompute.simulation.study import TRACE_VALUES, Archive, alone_in, plan_study, summary
 
     changes = dict(_pair(text, "--set") for text in set_)
     if trace is not None:
@@ -147,22 +153,34 @@ def run_command(
     for name, number in (("nodes", nodes), ("hours", hours)):
         if number is not None:
             changes[name] = f"{number:g}" if isinstance(number, float) else str(number)
-    swept = {key: split_values(text) for key, text in (_pair(text, "--sweep") for text in sweep)}
-    for key, values in swept.items():
-        if not values:
+    swept: dict[str, list[str]] = {}
+    for key, text in (_pair(text, "--sweep") for text in sweep):
+        if key in swept:
+            raise UsageError(f"--sweep {key} is given twice", "", f"name all values in one: --sweep {key}=A,B,C")
+        if not (values := split_values(text)):
             raise UsageError(f"--sweep {key}= has no values", "", f"name some: --sweep {key}=A,B,C")
+        swept[key] = values
     chosen = with_values(load_scenario(scenario), changes)
     study = plan_study(chosen, range(seed, seed + seeds), swept)
+    if until is not None and not math.isfinite(until):
+        raise UsageError(
+            f"--until cannot be {until}", "it is a finite number of seconds", "leave it out to see the end"
+        )
     study.until_s = until
     if node is not None and not events:
         raise UsageError("--node goes with --events", "it says whose events are printed", "add --events")
+    if node is not None:
+        node = _node_name(node, int(getattr(study.points[0].scenario.settings, "nodes", 0)))
     if events and (seeds > 1 or len(study.points) > 1 or on == "mesh"):
         raise UsageError("--events shows one run", "this is several, or runs elsewhere", "name one seed and no --sweep")
     if on == "mesh" and (files := chosen.files()):
         raise UsageError(
             f"the scenario reads {files[0]}", "other nodes do not have that file", "run it here: --on local"
         )
-    archive = Archive(Path(out)) if out is not None else None
+    archive = None
+    if out is not None:
+        click.get_current_context().with_resource(alone_in(Path(out)))
+        archive = Archive(Path(out))
 
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
@@ -195,6 +213,14 @@ def _pair(text: str, flag: str) -> tuple[str, str]:
     if not equals or not key.strip():
         raise UsageError(f'{flag} "{text}" cannot be understood', "", f"write it as {flag} KEY=VALUE")
     return key.strip(), value.strip()
+
+
+def _node_name(text: str, count: int) -> str:
+    """Return the name of a node of a run by its name or number."""
+    number = text.removeprefix("node-")
+    if not number.isdecimal() or int(number) >= count:
+        raise UsageError(f'there is no node "{text}"', "", f"name one from node-0 to node-{count - 1}, or its number")
+    return f"node-{int(number)}"
 
 
 _is_terminated = False
@@ -293,7 +319,9 @@ class _Progress:
         self.tick()
 
     def tick(self) -> None:
-        """Show where it stands, when it is time to."""
+        """Show where it stands, when it is time to; and stop, when a signal said so where nothing can be raised."""
+        if _is_terminated:
+            raise KeyboardInterrupt
         now = monotonic()
         if self._mode == "none" or now - self._at < (DRAW_S if self._mode == "bar" else LINE_S):
             return
@@ -326,7 +354,7 @@ class _Onlooker:
     def __init__(self, progress: _Progress | None, writer: Writer | None = None, node: str | None = None) -> None:
         self._progress = progress
         self._writer = writer
-        self._node = f"node-{node}" if node is not None and node.isdecimal() else node
+        self._node = node
         self.faults: dict[int, None] = {}
         """Numbers of the faults that began."""
 

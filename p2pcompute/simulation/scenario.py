@@ -133,16 +133,20 @@ def list_scenarios() -> dict[str, str]:
     return {name: str(_read(path)[0].get("question", "")) for name, path in scenario_files().items()}
 
 
-def load_scenario(name_or_path: str) -> Scenario:
-    """Return a scenario by its name, or by the path of its file.
+def _is_path(name_or_path: str) -> bool:
+    return "/" in name_or_path or name_or_path.endswith(SUFFIX)
+
+
+def scenario_path(name_or_path: str) -> Path:
+    """Return the file of a scenario by its name, or by the path of its file, which need not exist.
 
     Raises:
-        UsageError: there is none, or it is wrong; file, line and what is allowed are named.
+        UsageError: none has this name.
     """
-    is_path = "/" in name_or_path or name_or_path.endswith(SUFFIX)
-    files = {} if is_path else scenario_files()
-    path = Path(name_or_path) if is_path else files.get(name_or_path)
-    if path is None:
+    if _is_path(name_or_path):
+        return Path(name_or_path)
+    files = scenario_files()
+    if name_or_path not in files:
         near = difflib.get_close_matches(name_or_path, files, n=1)
         raise UsageError(
             f'there is no scenario "{name_or_path}"',
@@ -150,6 +154,16 @@ def load_scenario(name_or_path: str) -> Scenario:
             "see: p2pc sim list, or name a file: ./mine.toml",
             code="scenario",
         )
+    return files[name_or_path]
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Return a scenario by its name, or by the path of its file.
+
+    Raises:
+        UsageError: there is none, or it is wrong; file, line and what is allowed are named.
+    """
+    path = scenario_path(name_or_path)
     data, text = _read(path)
     lines = _lines_of(text)
 
@@ -176,7 +190,7 @@ def load_scenario(name_or_path: str) -> Scenario:
             raise _wrong(f"{place}keys.{short} cannot be {long!r}", "it is the name of a key", "")
         _type_at(inspect.type_info(kind), _split(long), place, {})
     return Scenario(
-        name=path.stem if is_path else name_or_path,
+        name=path.stem if _is_path(name_or_path) else name_or_path,
         question=question.strip(),
         experiment=experiment,
         settings=settings,
@@ -298,7 +312,8 @@ def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate:
 def _unknown_key(place: str, name: str, table: str, allowed: list[str]) -> UsageError:
     near = difflib.get_close_matches(name, allowed, n=1)
     why = f'did you mean "{near[0]}"?' if near else ""
-    return _wrong(f'{place}there is no key "{name}"{table}', why, f"allowed: {', '.join(dict.fromkeys(allowed))}")
+    fix = f"allowed: {', '.join(dict.fromkeys(allowed))}; see: p2pc sim keys"
+    return _wrong(f'{place}there is no key "{name}"{table}', why, fix)
 
 
 def _shown(value: Any) -> str:
@@ -371,8 +386,16 @@ def allowed_text(kind: inspect.Type) -> str:
             return "true or false"
         case inspect.IntType() | inspect.FloatType():
             name = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
-            low = f"from {kind.ge:g}" if kind.ge is not None else f"above {kind.gt:g}" if kind.gt is not None else ""
-            high = f"to {kind.le:g}" if kind.le is not None else f"below {kind.lt:g}" if kind.lt is not None else ""
+            low = (
+                f"from {kind.ge:.15g}"
+                if kind.ge is not None
+                else f"above {kind.gt:.15g}"
+                if kind.gt is not None
+                else ""
+            )
+            high = (
+                f"to {kind.le:.15g}" if kind.le is not None else f"below {kind.lt:.15g}" if kind.lt is not None else ""
+            )
             return " ".join(word for word in (name, low, high) if word)
         case inspect.StrType():
             return "text"
@@ -393,12 +416,13 @@ def allowed_text(kind: inspect.Type) -> str:
 # --- changing -------------------------------------------------------------------------------------
 
 
-def with_values(scenario: Scenario, values: Mapping[str, str]) -> Scenario:
+def with_values(scenario: Scenario, values: Mapping[str, str], *, flag: str = "--set") -> Scenario:
     """Return the scenario with settings changed.
 
     Args:
         values: short or dotted key → value as typed: TOML, or text.  In a list of tables a number names one of them
             ("workload.0.tasks"); without it all are meant ("workload.tasks").
+        flag: with which they were typed, for errors.
 
     Raises:
         UsageError: no such key, or a value that cannot be; what is allowed is named.
@@ -411,7 +435,7 @@ def with_values(scenario: Scenario, values: Mapping[str, str]) -> Scenario:
     typed: dict[_Path, str] = {}
     for key, text in values.items():
         path = _split(scenario.keys.get(key, key))
-        place = f"--set {key}={text}: "
+        place = f"{flag} {key}={text}: "
         found, _ = _type_at(root, path, place, scenario.keys)
         if isinstance(found, inspect.StructType):
             names = ", ".join(f"{key}.{field.name}" for field in found.fields)
@@ -435,7 +459,9 @@ def _nothing_there(place: str, path: _Path, data: Any) -> UsageError:
     name, why = path[0], "there is nothing to change"
     if not (tables := data[name]) or isinstance(tables, dict):
         return _wrong(f"{place}the scenario has no [[{name}]]", why, "")
-    return _wrong(f"{place}there is no {dotted(path[:2])}", why, f"number [[{name}]] from 0 to {len(tables) - 1}")
+    count = len(tables)
+    which = f"{name}.0" if count == 1 else f"{name}.0 to {name}.{count - 1}"
+    return _wrong(f"{place}there is no {dotted(path[:2])}", f"the scenario has {count} [[{name}]]: {which}", "")
 
 
 def value_at(scenario: Scenario, key: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import contextlib
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -29,6 +30,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 import p2pcompute
 from p2pcompute.errors import StoreError, UsageError
@@ -96,7 +99,7 @@ def plan_study(scenario: Scenario, seeds: Sequence[int], sweep: Mapping[str, Seq
     if count > POINTS_MAX:
         raise UsageError(f"a sweep of {count} combinations is too much", f"at most {POINTS_MAX}", "sweep fewer values")
     combinations = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
-    points = [Point(values, with_values(scenario, values)) for values in combinations]
+    points = [Point(values, with_values(scenario, values, flag="--sweep")) for values in combinations]
     checked: dict[tuple[str, ...], None] = {}
     for point in points:
         if (files := tuple(point.scenario.files())) not in checked:
@@ -125,16 +128,23 @@ def run_one(
 
     Raises:
         UsageError: no seed of this scenario can be run: a file that it names is missing or broken.
+        OutputError: the trace cannot be written, which says nothing about the seed.
     """
-    from p2pcompute.simulation.world import RunResult, Watch
+    from p2pcompute.simulation.world import Watch
 
     # Somebody always looks on: that takes events, which are counted.
     onlooker: Any = watch or (Watch() if _meter is None else _MeterWatch(_meter))
+    if trace is None:
+        return _attempt(run, scenario, seed, until_s, onlooker)
+    with _recording(trace, scenario, seed, onlooker) as recorder:
+        return _attempt(run, scenario, seed, until_s, recorder)
+
+
+def _attempt(run: str, scenario: Scenario, seed: int, until_s: float | None, onlooker: Any) -> RunResult:
+    from p2pcompute.simulation.world import RunResult
+
     try:
-        with contextlib.ExitStack() as stack:
-            if trace is not None:
-                onlooker = stack.enter_context(_recording(trace, scenario, seed, onlooker))
-            result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
+        result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
         assert isinstance(result, RunResult)
         return result
     except UsageError:
@@ -154,13 +164,18 @@ def _recording(path: Path, scenario: Scenario, seed: int, onlooker: Any) -> Iter
     """While in it, records go to a file, which is there only when it is whole."""
     code = code_version()
     head = records.header(version=code["version"], scenario=scenario.name, seed=seed, commit=code.get("commit", ""))
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        writer = records.Writer(file, head)
-        yield _Recorder(onlooker, writer)
-        writer.flush()
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            recorder = _Recorder(onlooker, records.Writer(file, head))
+            yield recorder
+            recorder.close()
+        part.replace(path)
+    except OSError as error:  # of the file: what the run raises has become a result
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise _unwritable(path.parent.parent, error) from error
 
 
 class _Recorder:
@@ -170,10 +185,25 @@ class _Recorder:
         self.progress: Callable[[float, float], None] = other.progress
         self._other = other
         self._writer = writer
+        self._error: OSError | None = None
 
     def record(self, record: dict[str, Any]) -> None:
-        self._writer.write(record)
+        try:
+            if self._error is None:
+                self._writer.write(record)
+        except OSError as error:  # the simulated nodes must not meet it
+            self._error = error
         self._other.record(record)
+
+    def close(self) -> None:
+        """Write the rest.
+
+        Raises:
+            OSError: the file lacks something.
+        """
+        if self._error is not None:
+            raise self._error
+        self._writer.flush()
 
 
 def _failed(scenario: Scenario, seed: int, problem: str) -> RunResult:
@@ -289,6 +319,7 @@ def run_study(
 
     Raises:
         UsageError: the scenario cannot be run.
+        OutputError: a trace cannot be written.
     """
     rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick)
     left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
@@ -360,7 +391,7 @@ class _Rounds:
                     result = future.result()
                 except cf.BrokenExecutor:
                     lost.append((point, seed))
-                except UsageError:
+                except (UsageError, OutputError):
                     raise
                 except Exception as error:  # noqa: BLE001 - the executor could not run this one; the others count
                     self.take(point, _failed(point.scenario, seed, f"lost: {type(error).__name__}: {error}"))
@@ -403,6 +434,36 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+class OutputError(StoreError):
+    """The directory of results cannot be written.  What it holds already stays."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While in it, no other process writes results to this directory.  The system lets go of it when a process dies.
+
+    Raises:
+        UsageError: another process does.
+        OutputError: the directory cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UsageError(
+            f"{folder} is in use",
+            "another p2pc sim run keeps its results there",
+            "wait for it, or name another: -o DIR",
+        ) from error
+    finally:
+        os.close(handle)
+
+
 class Archive:
     """Results in `runs.jsonl` of a directory, a line for each run.
 
@@ -415,28 +476,32 @@ class Archive:
         self._found: dict[tuple[object, ...], RunResult] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-            if text and not text.endswith("\n"):  # cut off in the middle of a line
-                text = text[: text.rfind("\n") + 1]
-                self._path.write_text(text, encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            data = self._path.read_bytes() if self._path.exists() else b""
+            if data and not data.endswith(b"\n"):  # cut off in the middle of a line
+                data = data[: data.rfind(b"\n") + 1]
+                self._path.write_bytes(data)
+        except OSError as error:
             raise _unwritable(folder, error) from error
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(data.splitlines(), 1):
             self._take(line, number)
 
-    def _take(self, line: str, number: int) -> None:
+    def _take(self, line: bytes, number: int) -> None:
         from p2pcompute.simulation.world import RunResult
 
         try:
             data = json.loads(line)
-            run = data["run"]
-            result = RunResult(**{**run, "problems": tuple(run["problems"])})
+            if data["schema"] != RUN_SCHEMA:
+                raise ValueError(f"its schema is not {RUN_SCHEMA}")
+            result = msgspec.convert(data["run"], RunResult)
             key = (data["digest"], data["code"]["digest"], data["code"]["python"], data["until_s"], result.seed)
-        except (ValueError, KeyError, TypeError) as error:
+            self._found[key] = result
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UsageError(
-                f"{self._path}, line {number}: not a result of a simulation", str(error), "choose another directory"
+                f"{self._path}, line {number}: not a result of a simulation",
+                why,
+                "remove that line, or choose another directory: -o DIR",
             ) from error
-        self._found[key] = result
 
     def fill(self, study: Study) -> int:
         """Put what is kept into a study; returns how many results that are."""
@@ -455,7 +520,7 @@ class Archive:
         """Append a result.
 
         Raises:
-            StoreError: it cannot be written.
+            OutputError: it cannot be written.
         """
         if any(problem.startswith("lost: ") for problem in result.problems):
             return  # the machine's failure, not the seed's
@@ -477,7 +542,7 @@ class Archive:
         """Write a file beside the results, whole or not at all.
 
         Raises:
-            StoreError: it cannot be written.
+            OutputError: it cannot be written.
         """
         path = self.folder / name
         try:
@@ -488,9 +553,9 @@ class Archive:
         return path
 
 
-def _unwritable(folder: Path, error: Exception) -> StoreError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return StoreError(f"{folder} cannot be used", why, "choose another directory: -o DIR", code="output")
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    why = error.strerror or str(error)
+    return OutputError(f"{folder} cannot be used", why, "choose another directory: -o DIR", code="output")
 
 
 # --- summing up -----------------------------------------------------------------------------------

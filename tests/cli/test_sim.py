@@ -18,6 +18,7 @@ import pytest
 
 from p2pcompute.cli.main import run_command
 from p2pcompute.simulation import records
+from p2pcompute.simulation.study import alone_in
 from tests.simulation import tiny
 
 resource_tracker.ensure_running()  # its pipe stays open as long as this process lives
@@ -78,8 +79,14 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
         (["./mine.toml", "--set", "nodez=3"], ['did you mean "nodes"?']),
         (["./mine.toml", "--nodes", "100000"], ["a whole number from 1 to 1000"]),
         (["./mine.toml", "--sweep", "loss="], ["has no values"]),
-        (["./mine.toml", "--sweep", "loss=0,2"], ["0 below 1"]),
+        (["./mine.toml", "--sweep", "loss=0,2"], ["--sweep loss=2", "0 below 1"]),
+        (["./mine.toml", "--sweep", "foo=1"], ["--sweep foo=1: there is no key", "p2pc sim keys"]),
+        (["./mine.toml", "--set", "workload.3.tasks=1"], ["the scenario has 1 [[workload]]: workload.0"]),
+        (["./mine.toml", "--sweep", "loss=0", "--sweep", "loss=0.5"], ["--sweep loss is given twice", "loss=A,B,C"]),
+        (["./mine.toml", "--until", "nan"], ["--until cannot be nan", "a finite number"]),
         (["./mine.toml", "--node", "3"], ["add --events"]),
+        (["./mine.toml", "--events", "--node", "node-4"], ['there is no node "node-4"', "node-0 to node-3"]),
+        (["./mine.toml", "--events", "--node", "nobody"], ['there is no node "nobody"']),
         (["./mine.toml", "--events", "--seeds", "2"], ["--events shows one run"]),
         (["./mine.toml", "--trace", "a.avt"], ["population"]),
         (["./mine.toml", "-o", "mine.toml/x"], ["cannot be used"]),
@@ -160,6 +167,24 @@ def test_results_are_kept_and_not_computed_again(mine: str, capsys: pytest.Captu
         assert json.loads(line)["schema"] == "p2pc.sim-run/1"
 
 
+def test_a_signal_that_came_where_nothing_can_be_raised_still_ends_it(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a callback of a weak reference Python drops what the signal raises."""
+    monkeypatch.setattr("p2pcompute.cli.sim_commands._is_terminated", True)
+    code, _, err = run(capsys, "run", mine, "--seeds", "50", "--jobs", "1", "--no-shrink")
+    assert code == 143 and "stopped: 50 runs not done" in err
+
+
+def test_two_runs_do_not_keep_results_in_one_directory(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would write the same traces, and one would cut off the line that the other is writing."""
+    arguments = ["run", mine, "--jobs", "1", "-o", "out", "--no-plot"]
+    with alone_in(Path("out")):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2 and "out is in use" in err
+    assert run(capsys, *arguments)[0] == 0
+
+
 def test_progress_is_plain_where_there_is_no_terminal(
     mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,3 +220,26 @@ def test_a_signal_ends_it_and_keeps_what_is_done(number: signal.Signals, code: i
     assert process.returncode == code, err
     assert "stopped: " in err and "Traceback (most recent call last)" not in err.partition("seed ")[0]
     assert kept.read_text().count("\n") >= 1 and "pair  2 nodes" in out
+
+
+def test_settings_can_be_looked_up_without_the_source(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "keys", "network")
+    assert code == 0 and "network.loss = 0.0\n" in out and "network.nat.symmetric" in out and "[population]" not in out
+    code, out, err = run(capsys, "keys", "workload.tasks")
+    assert code == 0 and "of each job (a whole number from 1 to 5000000)" in out and "workload.0.tasks" in err
+    code, out, err = run(capsys, "keys", "--json")
+    items = json.loads(out)["items"]
+    assert err == "" and all(item["text"] and item["allowed"] for item in items), "every setting says what it means"
+    assert {"nodes", "population.classes.once", "checks.over_s"} <= {item["key"] for item in items}
+    code, out, err = run(capsys, "keys", "netwok")
+    assert code == 2 and out == "" and 'did you mean "network"?' in err
+
+
+def test_a_scenario_can_be_looked_at(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "show", "smoke")
+    assert code == 0 and out.startswith("question = ") and "smoke.toml" in err and "tasks (workload" in err
+    code, out, err = run(capsys, "show", mine, "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "") and document["text"] == TEXT and document["keys"] == {"tasks": "workload.0.tasks"}
+    code, out, err = run(capsys, "show", "smokee")
+    assert code == 2 and 'did you mean "smoke"?' in err

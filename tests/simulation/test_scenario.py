@@ -166,7 +166,7 @@ def test_values_are_set_by_short_and_long_keys(tmp_path: Path) -> None:
         ("faults", "3", ["is a table", "faults.only"]),
         ("faults.only", "3,x", ["faults.only.1"]),
         ("faults.only.0", "3", ["there is nothing to change"]),
-        ("workload.7.tasks", "3", ["there is no workload.7", "there is nothing to change", "from 0 to 0"]),
+        ("workload.7.tasks", "3", ["there is no workload.7", "the scenario has 1 [[workload]]: workload.0"]),
         ("workload.0.taskz", "3", ["allowed: kind, tasks"]),
         ("nodes.x", "3", ["there is no key", "nodes is a whole number from 1 to 1000"]),
         ("nodes", "9" * 5000, ["nodes cannot be", "a whole number"]),
