@@ -480,6 +480,7 @@ def main() -> int:
         "system": platform.platform(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
+        "nice": os.nice(0),
         "cores_busy_before": round(cores_busy(), 2),
     }
     with tempfile.TemporaryDirectory(prefix="p2pc-tier0-", dir="/tmp") as directory:
