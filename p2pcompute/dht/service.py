@@ -68,6 +68,9 @@ _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 """Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
 _JITTER = 0.1
 _PAUSE_S_MAX = 300.0
+_EXPLORE_K = 4
+"""Peers that answer when a bucket is looked into: each tells k contacts.  With k of them 60 nodes that start at once
+sent 900 datagrams each."""
 _EXPIRE_S = 60.0
 """Records are dropped at most so long after they have ended; they are not told from then on in any case."""
 _OBSERVED_MAX = 32
@@ -397,7 +400,7 @@ class Dht:
                 middle = (lowest + highest) // 2
                 for low, high in ((lowest, middle), (middle + 1, highest)):
                     target = self._rng.randint(low, high).to_bytes(DHT_ID_BYTES, "big")
-                    lookup = self._lookup(target)
+                    lookup = self._lookup(target, k=_EXPLORE_K)
                     await self._walk(lookup, partial(self._ask_find, target))
                     self._verify_heard(lookup)
 
@@ -624,11 +627,11 @@ class Dht:
                 return
             self._verify(contact.key, contact.address)
 
-    def _lookup(self, target: bytes) -> Lookup:
+    def _lookup(self, target: bytes, k: int = DHT_K) -> Lookup:
         seeds = self._table.nearest(target, DHT_K)
         only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
         soft_s = self._exchange.soft_s(loopback=only_loopback) if self._exchange is not None else DHT_REQUEST_S
-        return Lookup(target, seeds, own_id=self._own_id, soft_s=soft_s)
+        return Lookup(target, seeds, own_id=self._own_id, soft_s=soft_s, k=k)
 
     async def _walk(self, lookup: Lookup, ask: Callable[[Contact, Answer], None]) -> list[Contact]:
         self.counters.lookups += 1
