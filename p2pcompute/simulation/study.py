@@ -452,14 +452,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            why = "another p2pc sim run keeps its results there"
+            raise UsageError(f"{folder} is in use", why, "wait for it, or name another: -o DIR") from error
         yield
-    except BlockingIOError as error:
-        raise UsageError(
-            f"{folder} is in use",
-            "another p2pc sim run keeps its results there",
-            "wait for it, or name another: -o DIR",
-        ) from error
     finally:
         os.close(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
+import errno
 import functools
 import io
 import json
@@ -21,6 +22,7 @@ from p2pcompute.simulation.study import (
     POINTS_MAX,
     Archive,
     InProcess,
+    OutputError,
     Point,
     Study,
     code_version,
@@ -184,6 +186,58 @@ def test_a_directory_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be used"):
         Archive(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (b'"p2pc.sim-run/1"', b'"p2pc.sim-run/9"', "schema is not p2pc.sim-run/1"),
+        (b'"seed": 1', b'"seed": "x"', "seed"),
+        (b'"problems": []', b'"problems": null', "problems"),
+        (b'{"schema"', b'\xff{"schema"', "line 2"),
+        (b'{"schema"', b"[" * 5000, "recursion"),
+    ],
+)
+def test_a_line_that_somebody_changed_is_named(
+    scenario: Scenario, tmp_path: Path, old: bytes, new: bytes, why: str
+) -> None:
+    kept(tmp_path, study_of(scenario))
+    path = tmp_path / "runs.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert old in lines[1]
+    lines[1] = lines[1].replace(old, new)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(UsageError, match="line 2: not a result") as caught:
+        Archive(tmp_path)
+    assert why in str(caught.value)
+
+
+def test_a_trace_that_cannot_be_written_is_not_the_seeds_failure(scenario: Scenario, tmp_path: Path) -> None:
+    """Kept as one, it would stay a failed seed when there is room again."""
+    study = study_of(scenario)
+    study.traces = tmp_path / "out"
+    study.traces.mkdir()
+    (study.traces / "traces").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be used"):
+        run_study(study, InProcess)
+    with pytest.raises(OutputError, match="cannot be used"):
+        run_study(study, functools.partial(open_pool, 1, make_meter()))
+    assert not study.points[0].results
+
+
+def test_a_full_disk_in_the_middle_of_a_run_is_not_seen_by_it(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(writer: records.Writer) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    study = study_of(scenario)
+    study.traces = tmp_path
+    monkeypatch.setattr(records, "BUFFER_BYTES_MAX", 1000)
+    monkeypatch.setattr(records.Writer, "flush", full)
+    with pytest.raises(OutputError, match="No space left"):
+        run_study(study, InProcess)
+    assert not study.points[0].results and not list((tmp_path / "traces").iterdir())
 
 
 def test_what_the_machine_lost_is_tried_again(scenario: Scenario, tmp_path: Path) -> None:
