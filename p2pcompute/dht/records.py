@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from p2pcompute.errors import InvariantViolation, LocalProtocolError, RemoteProtocolError
@@ -38,6 +39,8 @@ from p2pcompute.wire import cbor, envelope
 
 _KEY_DOMAIN: Final = b"p2pc record key"
 _INTEGER_MAX: Final = 2**63 - 1
+_OPENED_MAX: Final = 512
+"""Records whose signature is not checked again: 1 MiB."""
 _LIST_HEAD_BYTES: Final = 3
 _ITEM_HEAD_BYTES: Final = 3
 
@@ -144,14 +147,20 @@ def open_record(crypto: Crypto, raw: bytes, *, wall: float) -> Record:
     """
     if len(raw) > RECORD_BYTES_MAX:
         raise RemoteProtocolError(f"a record of {len(raw)} bytes")
-    kind = _kind_of(raw)
-    opened = envelope.open_envelope(crypto, raw, kind.value, bytes_max=RECORD_BYTES_MAX)
-    record = _record(kind, opened.signer, opened.payload, raw)
+    record = _opened(crypto, raw)
     if record.issued > wall + RECORD_SKEW_S_MAX:
         raise RemoteProtocolError("a record from the future")
     if record.remaining_s(wall) <= 0:
         raise RemoteProtocolError("an expired record")
     return record
+
+
+@lru_cache(maxsize=_OPENED_MAX)
+def _opened(crypto: Crypto, raw: bytes) -> Record:
+    """The record in an envelope; remembered, because the same one comes from each of its holders."""
+    kind = _kind_of(raw)
+    opened = envelope.open_envelope(crypto, raw, kind.value, bytes_max=RECORD_BYTES_MAX)
+    return _record(kind, opened.signer, opened.payload, raw)
 
 
 def _kind_of(raw: bytes) -> RecordKind:

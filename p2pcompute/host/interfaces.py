@@ -55,6 +55,10 @@ class Rng(Protocol):
 class Crypto(Protocol):
     """Ed25519 and secure randomness.  Hashes and MACs are deterministic and come from hashlib directly."""
 
+    def __hash__(self) -> int:
+        """Those that are equal verify alike: what one has verified, another need not."""
+        ...
+
     def random_bytes(self, count: int) -> bytes:
         """Unpredictable bytes for keys, tokens and nonces."""
 
