@@ -11,12 +11,17 @@ from __future__ import annotations
 import functools
 import gzip
 import math
+import os
 import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO, Final
 
 from p2pcompute.errors import UsageError
+
+LINE_CHARS_MAX: Final = 16 * 1024 * 1024
+"""Of a trace or a log; the longest line of a published one has a thousandth of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +46,48 @@ def read_avt(path: str) -> AvailabilityTrace:
     rows: list[array[float]] = []
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="ascii") if path.endswith(".gz") else open(path, encoding="ascii") as lines:
-            for number, line in enumerate(lines, 1):
+        with open_lines(path, "ascii") as file:
+            for number, line in enumerate(bounded_lines(file), 1):
                 words = line.split()
                 if words and not words[0].startswith("#"):
                     rows.append(_row(path, number, words))
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise UsageError(
-            f"{path}: the trace cannot be read", f"behind line {number}: {error}", "give a file in AVT format",
-            code="trace",
+            f"{path}: the trace cannot be read", why_unread(error, number), "give a file in AVT format", code="trace",
         ) from error  # fmt: skip
     seen = [row for row in rows if row]
     if not seen:
         raise UsageError(f"{path}: the trace is empty", "no node in it is ever up", None, code="trace")
     return AvailabilityTrace(min(row[0] for row in seen), max(row[-1] for row in seen), tuple(rows))
+
+
+def open_lines(path: str, encoding: str) -> IO[str]:
+    """Open a text file, compressed or not.
+
+    Raises:
+        OSError: it cannot be opened, or is none: a pipe is read once only, and a device may never end.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")
+    return gzip.open(path, "rt", encoding=encoding) if path.endswith(".gz") else open(path, encoding=encoding)
+
+
+def bounded_lines(file: IO[str]) -> Iterator[str]:
+    """Yield the lines.
+
+    Raises:
+        OSError: one has more than LINE_CHARS_MAX characters.
+    """
+    while line := file.readline(LINE_CHARS_MAX):
+        if len(line) == LINE_CHARS_MAX:
+            raise OSError(f"a line has more than {LINE_CHARS_MAX} characters")
+        yield line
+
+
+def why_unread(error: Exception, number: int) -> str:
+    """Say why reading ended behind that line."""
+    why = (isinstance(error, OSError) and error.strerror) or str(error)
+    return f"behind line {number}: {why}" if number else why
 
 
 def _row(path: str, number: int, words: list[str]) -> array[float]:
@@ -77,7 +110,7 @@ def _row(path: str, number: int, words: list[str]) -> array[float]:
     before = -math.inf
     for position, moment in enumerate(times):
         if not math.isfinite(moment) or moment < before or (position % 2 and moment == before):
-            raise refuse(f"times must ascend, and {words[2 + position]} stands behind {before:g}")
+            raise refuse(f"times must ascend, and {words[2 + position][:40]} stands behind {before:g}")
         before = moment
     return times
 

@@ -8,13 +8,13 @@ Source: Feitelson et al., "The Standard Workload Format", Parallel Workloads Arc
 from __future__ import annotations
 
 import functools
-import gzip
 import math
 import zlib
 from dataclasses import dataclass
 from typing import Final
 
 from p2pcompute.errors import UsageError
+from p2pcompute.simulation.avt import bounded_lines, open_lines, why_unread
 
 _FIELDS: Final = 18
 _SUBMIT, _RUN_TIME, _ALLOCATED, _REQUESTED, _USER = 1, 3, 4, 7, 11
@@ -46,12 +46,8 @@ def read_swf(path: str) -> tuple[LoggedJob, ...]:
     jobs: list[LoggedJob] = []
     number, last = 0, -math.inf
     try:
-        with (
-            gzip.open(path, "rt", encoding="latin-1")
-            if path.endswith(".gz")
-            else open(path, encoding="latin-1") as lines
-        ):
-            for number, line in enumerate(lines, 1):
+        with open_lines(path, "latin-1") as file:
+            for number, line in enumerate(bounded_lines(file), 1):
                 words = line.split()
                 if not words or words[0].startswith(";"):
                     continue
@@ -63,7 +59,7 @@ def read_swf(path: str) -> tuple[LoggedJob, ...]:
                     jobs.append(job)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
-            f"{path}: the log cannot be read", f"behind line {number}: {error}",
+            f"{path}: the log cannot be read", why_unread(error, number),
             "give a file in the Standard Workload Format", code="swf",
         ) from error  # fmt: skip
     if not jobs:

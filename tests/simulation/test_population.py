@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation.avt import read_avt, replay
+from p2pcompute.simulation.avt import LINE_CHARS_MAX, read_avt, replay
 from p2pcompute.simulation.population import (
     CORES,
     FITS,
@@ -365,7 +365,7 @@ def test_a_node_that_is_up_at_both_ends_of_the_trace_stays_up(tmp_path: Path) ->
         ("a 1 5 y\n", "line 1"),
         ("", "empty"),
         ("a 0\n", "empty"),
-        ("a 1 1 2\n\xff\n", "behind line 0"),
+        ("a 1 1 2\n\xff\n", "cannot be read .*ascii"),
     ],
 )
 def test_a_broken_trace_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -376,14 +376,23 @@ def test_a_broken_trace_is_refused_with_its_line(tmp_path: Path, text: str, said
 
 
 def test_a_trace_that_is_not_there_or_not_compressed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         read_avt(str(tmp_path / "none.avt"))
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_avt("/dev/zero")
     path = tmp_path / "plain.avt.gz"
     path.write_text(GOOD)
     with pytest.raises(UsageError, match="cannot be read"):
         read_avt(str(path))
     path.write_bytes(gzip.compress(GOOD.encode() * 1000)[:60])
     with pytest.raises(UsageError, match="cannot be read"):
+        read_avt(str(path))
+
+
+def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.avt.gz"
+    path.write_bytes(gzip.compress(b"0" * (LINE_CHARS_MAX + 9)))
+    with pytest.raises(UsageError, match="a line has more than"):
         read_avt(str(path))
 
 

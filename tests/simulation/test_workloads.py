@@ -204,8 +204,10 @@ def test_a_broken_log_is_refused_with_its_line(tmp_path: Path, text: str, said: 
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         read_swf(str(tmp_path / "none.swf"))
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_swf("/dev/zero")
 
 
 # --- the oracle -----------------------------------------------------------------------------------
