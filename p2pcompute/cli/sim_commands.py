@@ -51,6 +51,7 @@ SHRUNK_S_MAX: Final = 60.0
 TRACES_MAX: Final = 100
 """Runs of a study whose traces are kept with -o."""
 EVENT_COLUMNS_MAX: Final = 300
+TABLE_COLUMNS_MAX: Final = 120
 LINE_S: Final = 10.0
 """Between two lines of progress where there is no terminal."""
 DRAW_S: Final = 0.2
@@ -504,7 +505,7 @@ def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> No
     if "points" in document:
         text = _points_table(points)
     else:
-        text = _metrics_table(points[0]["metrics"], has_interval=seeds > 1)
+        text = _metrics_table(points[0]["metrics"], points[0]["seeds"])
     if text:
         print(text, file=stream)
     fired: dict[str, int] = {}
@@ -519,7 +520,7 @@ def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> No
         print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
 
 
-_SPREAD: Final = {"_p50": "MEDIAN", "_p95": "95 %", "_max": "MAX"}
+_SPREAD: Final = {"_p50": "MEDIAN", "_p95": "p95", "_max": "MAX"}
 """Endings of the names of figures that say how another one is spread."""
 
 
@@ -528,29 +529,58 @@ def _plain_names(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name in sorted(metrics) if not (name[-4:] in _SPREAD and name[:-4] in metrics)]
 
 
-def _metrics_table(metrics: Mapping[str, Any], *, has_interval: bool) -> str:
-    columns = ["MEAN", *(("LOW", "HIGH") if has_interval else ()), *_SPREAD.values()]
+def _metrics_table(metrics: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    from p2pcompute.simulation.study import is_interval
+
+    columns = ["MEAN", "LOW", "HIGH", *_SPREAD.values()]
     rows = []
     for name in _plain_names(metrics):
         found = metrics[name]
-        cells = [found["mean"], *((found["low"], found["high"]) if has_interval else ())]
+        cells = [found["mean"], *((found["low"], found["high"]) if is_interval(found, seeds) else (None, None))]
         cells += [metrics[name + ending]["mean"] if name + ending in metrics else None for ending in _SPREAD]
         rows.append([name, *("" if cell is None else _number_text(cell) for cell in cells)])
     return table(["METRIC", *columns], rows, right=columns)
 
 
 def _points_table(points: Sequence[Mapping[str, Any]]) -> str:
+    """All figures, a column for each point, or where that is too wide a line for each point and the main figures."""
     titles = [" ".join(f"{key}={value}" for key, value in part["set"].items()) for part in points]
     names = _plain_names({name: None for part in points for name in part["metrics"]})
-    rows = [[name, *(_mean_text(part["metrics"].get(name)) for part in points)] for name in names]
-    return table(["METRIC", *titles], rows, right=titles)
+    rows = [[name, *(_mean_text(part["metrics"].get(name), part["seeds"]) for part in points)] for name in names]
+    text = table(["METRIC", *titles], rows, right=titles)
+    if not text or max(map(len, text.splitlines())) <= TABLE_COLUMNS_MAX:
+        return text
+    from p2pcompute.simulation.plots import main_metrics
+
+    swept = list(points[0]["set"])
+    cells = {row[0]: row[1:] for row in rows}
+    shown: list[str] = []
+    for name in dict.fromkeys([*(name for name in main_metrics() if name in cells), *names]):
+        columns = [*swept, *shown, name]
+        lines = [
+            [*map(str, part["set"].values()), *(cells[one][place] for one in [*shown, name])]
+            for place, part in enumerate(points)
+        ]
+        wider = table(columns, lines, right=columns)
+        if shown and max(map(len, wider.splitlines())) > TABLE_COLUMNS_MAX:
+            break
+        shown.append(name)
+        text = wider
+    left = len(names) - len(shown)
+    return text + (f"\n{plural(left, 'more figure')} of each point: --json, or points.csv with -o DIR" if left else "")
 
 
-def _mean_text(found: Mapping[str, float] | None) -> str:
+def _mean_text(found: Mapping[str, float] | None, seeds: Sequence[int]) -> str:
+    from p2pcompute.simulation.study import is_interval
+
     if found is None:
         return "–"
-    half = found["high"] - found["mean"]
-    return _number_text(found["mean"]) + (f" ±{_number_text(half)}" if half else "")
+    mean, low, high = found["mean"], found["low"], found["high"]
+    if not is_interval(found, seeds) or low == high:
+        return _number_text(mean)
+    if math.isclose(high - mean, mean - low):
+        return f"{_number_text(mean)} ±{_number_text(high - mean)}"
+    return f"{_number_text(mean)} [{_number_text(low)}, {_number_text(high)}]"  # cut to what is possible
 
 
 def _number_text(value: float) -> str:

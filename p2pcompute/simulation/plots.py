@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.errors import UsageError
 from p2pcompute.simulation import records
 from p2pcompute.simulation.scenario import value_at
-from p2pcompute.simulation.study import trace_path
+from p2pcompute.simulation.study import is_interval, trace_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +77,11 @@ _PLOTS: Final = (
 )
 
 
+def main_metrics() -> list[str]:
+    """Names of the figures that are drawn, in the order of the plots."""
+    return [name for plot in _PLOTS for name in plot.metrics]
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -105,7 +110,8 @@ def write_tables(archive: Archive, study: Study, document: Mapping[str, Any]) ->
     rows = [[*swept, "metric", "mean", "low", "high"]]
     for part in document["points"]:
         for name, found in part["metrics"].items():
-            rows.append([*part["set"].values(), name, found["mean"], found["low"], found["high"]])
+            ends = [found["low"], found["high"]] if is_interval(found, part["seeds"]) else ["", ""]
+            rows.append([*part["set"].values(), name, found["mean"], *ends])
     archive.write("points.csv", _csv(rows))
     return ["runs.csv", "points.csv"]
 

@@ -581,6 +581,26 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
+SHARES: Final = (
+    "idle_while_work_share", "lookup_recall", "lookup_share", "lookup_success", "query_stale", "query_success",
+    "read_success", "record_share", "up_share", "utilisation",
+)  # fmt: skip
+"""Figures that lie between 0 and 1."""
+
+
+def bounded(name: str, found: Mapping[str, float], values: Sequence[float]) -> dict[str, float]:
+    """Cut an interval to what a figure can be: a share lies from 0 to 1, nothing falls below 0 that never did."""
+    base = name[:-4] if name[-4:] in ("_p50", "_p95", "_max") else name
+    low = max(0.0, found["low"]) if min(values) >= 0 else found["low"]
+    high = min(1.0, found["high"]) if base in SHARES and max(values) <= 1 else found["high"]
+    return {"mean": found["mean"], "low": low, "high": high}
+
+
+def is_interval(found: Mapping[str, float], seeds: Sequence[int]) -> bool:
+    """Whether a figure of a summary over these seeds has an interval: one value has none, its low and high are it."""
+    return found.get("count", len(seeds)) > 1
+
+
 def summary(study: Study) -> dict[str, Any]:
     """Return the p2pc.sim/1 document: of the one point, or with `points` of each of several."""
     if len(study.points) == 1 and not study.points[0].values:
@@ -604,7 +624,7 @@ def _point_summary(study: Study, point: Point) -> dict[str, Any]:
     for name in names:
         values = [result.metrics[name] for result in results if math.isfinite(result.metrics.get(name, math.nan))]
         if values:
-            metrics[name] = interval(values)
+            metrics[name] = bounded(name, interval(values), values)
             if len(values) != len(results):  # some seeds have no such figure
                 metrics[name]["count"] = len(values)
     return {

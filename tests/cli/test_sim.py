@@ -151,7 +151,26 @@ def test_events_are_records(mine: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_sweep_has_a_column_for_each_value(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "run", mine, "--sweep", "loss=0,0.5", "--seeds", "3", "--jobs", "1")
-    assert code == 0 and "loss=0.0" in out and "loss=0.5" in out and "±" in out
+    assert code == 0 and "loss=0.0" in out and "loss=0.5" in out and "value" in out
+    assert "1 [0, 3.484]" in out and "6 ±2.484" in out, "no value is below 0"
+
+
+def test_a_wide_sweep_has_a_line_for_each_point(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ",".join(f"0.{number}" for number in range(10, 40))
+    code, out, _ = run(capsys, "run", mine, "--sweep", f"loss={values}", "--seeds", "2", "--jobs", "1")
+    assert code == 0 and max(map(len, out.splitlines())) <= 120
+    assert sum(line.lstrip().startswith("0.") for line in out.splitlines()) == 30
+
+
+def test_one_seed_has_no_interval(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", mine, "--sweep", "loss=0,0.5", "--jobs", "1", "-o", "out", "--no-plot"]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "±" not in out and "[" not in out
+    rows = Path("out/points.csv").read_text().splitlines()
+    assert rows[0] == "loss,metric,mean,low,high" and rows[1] == "0.0,value,0.0,,"
+    code, out, _ = run(capsys, "run", mine, "--seeds", "3", "--jobs", "1")
+    [rare] = [line.split() for line in out.splitlines() if line.strip().startswith("rare")]
+    assert code == 0 and rare == ["rare", "1"], "one seed of three has it"
 
 
 def test_results_are_kept_and_not_computed_again(mine: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from p2pcompute.simulation.study import (
     OutputError,
     Point,
     Study,
+    bounded,
     code_version,
     interval,
     make_meter,
@@ -294,6 +295,16 @@ def test_intervals_are_students(count: int, quantile: float) -> None:
     assert found["mean"] == pytest.approx(statistics.fmean(values))
     assert found["high"] - found["mean"] == pytest.approx(half, rel=1e-3)
     assert found["mean"] - found["low"] == pytest.approx(half, rel=1e-3)
+
+
+def test_intervals_are_cut_to_what_is_possible() -> None:
+    values = [0.2, 1.0, 1.0]
+    wide = interval(values)
+    assert wide["low"] < 0 and wide["high"] > 1
+    assert bounded("read_success", wide, values) == {"mean": wide["mean"], "low": 0.0, "high": 1.0}
+    assert bounded("up_share_p95", wide, values)["high"] == 1.0
+    assert bounded("wasted_work", wide, values)["high"] == wide["high"], "a ratio may be above 1"
+    assert bounded("x", interval([-1.0, 1.0]), [-1.0, 1.0]) == interval([-1.0, 1.0])
 
 
 def test_the_replay_command_is_what_a_shell_needs(scenario: Scenario) -> None:
