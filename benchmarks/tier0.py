@@ -366,7 +366,7 @@ FIGURES: Final = {
 """What is compared, and what the simulator calls it.  Joining: medians over the nodes but the founder."""
 NOT_MODELLED: Final = {
     "first_peer_s": "0.5 to 1 ms pass between the binding of a daemon's port and its first datagram, in which it"
-    " goes on starting; a simulated node sends at once",
+    " goes on starting; a simulated node sends at once. On a busy machine it also waits for a core",
 }
 """Why a figure of the real side may be beyond the tolerance."""
 
