@@ -182,6 +182,7 @@ def run_command(
     if out is not None:
         click.get_current_context().with_resource(alone_in(Path(out)))
         archive = Archive(Path(out))
+        archive.check(study)
 
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
@@ -394,13 +395,10 @@ def _event_value(value: object) -> str:
 
 
 def _event_sink(study: Study, archive: Archive | None) -> Writer:
-    from p2pcompute.simulation.records import Writer, header
-    from p2pcompute.simulation.study import code_version
+    from p2pcompute.simulation.records import Writer
+    from p2pcompute.simulation.study import trace_header
 
-    code = code_version()
-    head = header(
-        version=code["version"], scenario=study.scenario.name, seed=study.seeds[0], commit=code.get("commit", "")
-    )
+    head = trace_header(study.scenario, study.seeds[0], study.points[0].swept())
     file: Any = sys.stdout if options().json else _Readable()
     return Writer(file, head)
 
@@ -591,8 +589,9 @@ def _number_text(value: float) -> str:
 
 def _write(archive: Archive, study: Study, document: Mapping[str, Any], *, is_plotting: bool) -> None:
     """Write the summary, the tables and the plots."""
-    from p2pcompute.simulation.plots import draw, write_tables
+    from p2pcompute.simulation.plots import clear, draw, write_tables
 
+    clear(archive)
     archive.write("summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     written = write_tables(archive, study, document)
     if is_plotting:

@@ -82,6 +82,13 @@ def main_metrics() -> list[str]:
     return [name for plot in _PLOTS for name in plot.metrics]
 
 
+def clear(archive: Archive) -> None:
+    """Remove what another study of the same scenario may have left in its directory and this one need not write."""
+    names = [f"{name}.{suffix}" for name in ("time", *(plot.name for plot in _PLOTS)) for suffix in FORMATS]
+    for name in (*names, "points.csv"):
+        archive.remove(name)
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -177,20 +184,26 @@ def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, An
                 lines.setdefault((meaning, label), []).append((x, part["metrics"][name]))
     positions = [x for points in lines.values() for x, _ in points]
     is_number = all(isinstance(x, int | float) for x in positions)
+    finite = sorted({x for x in positions if is_number and math.isfinite(x)})
+    far = _beyond(finite)
     for (meaning, label), color, marker in zip(lines, cycle(_COLORS), cycle(_MARKERS), strict=False):
         points = lines[meaning, label]
         if is_number:
             points = sorted(points, key=lambda point: float(point[0]))
-        xs = [x if is_number else str(x) for x, _ in points]
-        text = ", ".join(part for part in (meaning, label) if part)
-        axes.plot(xs, [found["mean"] for _, found in points], color=color, marker=marker, label=text)
-        low, high = ([found[side] for _, found in points] for side in ("low", "high"))
+        axes.plot([], [], color=color, marker=marker, label=", ".join(part for part in (meaning, label) if part))
+        near = [point for point in points if not is_number or math.isfinite(point[0])]
+        xs = [x if is_number else str(x) for x, _ in near]
+        axes.plot(xs, [found["mean"] for _, found in near], color=color, marker=marker)
+        low, high = ([found[side] for _, found in near] for side in ("low", "high"))
         axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
-    if is_number and min(positions) > 0 and max(positions) >= 8 * min(positions):
+        for _, found in points[len(near) :]:  # no length of sessions: beside the line
+            span = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
+            axes.errorbar([far], [found["mean"]], span, color=color, marker=marker)
+    if finite and finite[0] > 0 and (finite[-1] >= 8 * finite[0] or (_is_session(study.scenario, key) and finite[1:])):
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
-    if is_number and len(set(positions)) <= TICKS_MAX:
-        axes.set_xticks(sorted(set(positions)), [f"{x:g}" for x in sorted(set(positions))])
+    if is_number:
+        _mark(axes, study, key, finite, far)
     axes.set_title(f"{plot.title}, with 95 % intervals" if len(study.seeds) > 1 else plot.title)
     axes.set_xlabel(_axis_name(study.scenario, key))
     axes.set_ylabel(plot.unit)
@@ -198,19 +211,43 @@ def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, An
     axes.legend()
 
 
+def _beyond(finite: Sequence[float]) -> float:
+    """Return a place to the right of all others."""
+    return finite[-1] * max(1.5, (finite[-1] / finite[0]) ** 0.2) if finite and finite[0] > 0 else 1.0
+
+
+def _mark(axes: Axes, study: Study, key: str, finite: Sequence[float], far: float) -> None:
+    """Name the points of an axis of numbers, those of session models by the model, if they are not too many."""
+    places = {_position(point.scenario, key): value_at(point.scenario, key) for point in study.points}
+    names = {x: value for x, value in places.items() if isinstance(value, str)}
+    ticks = {x: f"{names[x]} ({x:g})" if x in names else f"{x:g}" for x in finite}
+    if not all(map(math.isfinite, places)):
+        ticks[far] = "always up"
+    if names:
+        axes.set_xticks(list(ticks), list(ticks.values()), rotation=30, ha="right")
+    elif len(ticks) <= TICKS_MAX:
+        axes.set_xticks(list(ticks), list(ticks.values()))
+
+
 _SESSION_KEYS: Final = ("population.time_scale", "population.sessions")
+
+
+def _is_session(scenario: Scenario, key: str) -> bool:
+    return scenario.keys.get(key, key) in _SESSION_KEYS
 
 
 def _axis_name(scenario: Scenario, key: str) -> str:
     long = scenario.keys.get(key, key)
-    if long in _SESSION_KEYS:
+    if _is_session(scenario, key):
         return "median session, hours"
     return {"nodes": "nodes"}.get(long, key if key == long else f"{key} ({long})")
 
 
 def _position(scenario: Scenario, key: str) -> Any:
-    """Return where a point lies on the axis of a swept key: its value, or the length of sessions that it means."""
-    if scenario.keys.get(key, key) not in _SESSION_KEYS:
+    """Return where a point lies on the axis of a swept key: its value, or the length of sessions that it means,
+    which is infinite for nodes that are always up.
+    """
+    if not _is_session(scenario, key):
         return value_at(scenario, key)
     from p2pcompute.simulation.population import Weibull, laws
 
@@ -219,7 +256,7 @@ def _position(scenario: Scenario, key: str) -> Any:
         settings.sessions, family=settings.family, time_scale=settings.time_scale, up=settings.up, down=settings.down
     )
     if found is None:
-        return "always up"
+        return math.inf
     up = found[0]
     median_s = up.scale_s * math.log(2) ** (1 / up.shape) if isinstance(up, Weibull) else math.exp(up.mu)
     return round(median_s / 3600, 4)
@@ -237,6 +274,11 @@ def _draw_time(figure: Figure, study: Study, folder: Path) -> bool:
         if len(samples) < 2:
             continue
         times = [record["t"] for record in samples]
+        for axes in (up, slots, done):
+            for record in trace:
+                if record["kind"] == "heal":
+                    text = "healing starts" if axes is up and number == 0 else None
+                    axes.axvline(record["t"], color="0.4", linestyle="--", linewidth=1, label=text)
         up.plot(times, [record["up"] for record in samples], color=_COLORS[0], **faint)
         for name, color, text in (("busy", _COLORS[0], "busy"), ("slots", _COLORS[6], "all that are up")):
             label = text if number == 0 else None
@@ -249,6 +291,8 @@ def _draw_time(figure: Figure, study: Study, folder: Path) -> bool:
         xs = [width_s * (place + 0.5) for place in range(BINS + 1)]
         done.plot(xs, [count / width_s for count in counts], color=_COLORS[2], **faint)
     up.set_ylabel("nodes up")
+    if up.get_legend_handles_labels()[0]:
+        up.legend()
     slots.set_ylabel("slots")
     slots.legend()
     done.set_ylabel("tasks done per second")
@@ -263,7 +307,7 @@ def _draw_time(figure: Figure, study: Study, folder: Path) -> bool:
 def _traces(study: Study, folder: Path) -> Iterator[list[dict[str, Any]]]:
     """Yield the records of the first runs that left any."""
     for seed in study.seeds[:RUNS_DRAWN_MAX]:
-        path = trace_path(folder, study.points[0].scenario, seed)
+        path = trace_path(folder, study.points[0], seed)
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 yield list(records.read(file, str(path)))[1:]

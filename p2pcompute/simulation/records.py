@@ -1,9 +1,9 @@
 """Records of what happened, one schema for simulations and real jobs: ``p2pc.trace/1``, JSON Lines.
 
-The first line is a header: ``schema``, ``scenario`` (or ``job``), ``seed`` (null for a real job), ``version``, and
-``commit`` where that is known.  Every further line is a record: ``t`` (seconds since the start, never less than in the
-line before), ``kind``, ``node`` ("" where no node is meant) and further fields of its kind.  Fields and kinds are only
-added under this number.
+The first line is a header: ``schema``, ``scenario`` (or ``job``), ``seed`` (null for a real job), ``set`` (in a sweep: key
+→ value of this point), ``version``, and ``commit`` where that is known.  Every further line is a record: ``t`` (seconds
+since the start, never less than in the line before), ``kind``, ``node`` ("" where no node is meant) and further fields of
+its kind.  Fields and kinds are only added under this number.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ Record = Mapping[str, Any]
 
 
 def header(
-    *, version: str, scenario: str | None = None, seed: int | None = None, job: str | None = None, commit: str = ""
+    *,
+    version: str,
+    scenario: str | None = None,
+    seed: int | None = None,
+    job: str | None = None,
+    commit: str = "",
+    swept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the first line of a trace."""
-    fields = {"schema": SCHEMA, "scenario": scenario, "job": job, "seed": seed, "version": version, "commit": commit}
+    fields = {
+        "schema": SCHEMA, "scenario": scenario, "job": job, "seed": seed, "set": swept, "version": version,
+        "commit": commit,
+    }  # fmt: skip
     return {name: value for name, value in fields.items() if name == "seed" or value}
 
 

@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import shlex
 import signal
 import statistics
@@ -51,6 +52,8 @@ IN_FLIGHT_MAX: Final = 1000
 TICK_S: Final = 0.25
 """How often whoever waits for results is told that time passes."""
 PROBLEM_CHARS_MAX: Final = 8000
+TRACE_NAME_CHARS_MAX: Final = 120
+"""Of the swept values in the name of a trace."""
 
 OpenExecutor = Callable[[], cf.Executor]
 
@@ -64,6 +67,10 @@ class Point:
     scenario: Scenario
     results: dict[int, RunResult] = field(default_factory=dict)
     """By seed."""
+
+    def swept(self) -> dict[str, Any]:
+        """Key → value as the settings have it."""
+        return {key: value_at(self.scenario, key) for key in self.values}
 
 
 @dataclass(slots=True)
@@ -117,6 +124,7 @@ def run_one(
     seed: int,
     until_s: float | None = None,
     trace: Path | None = None,
+    swept: Mapping[str, Any] | None = None,
     *,
     watch: Watch | None = None,
 ) -> RunResult:
@@ -125,6 +133,7 @@ def run_one(
     Args:
         run: the experiment's function as ``module:name``, so that a process that knows no other experiments finds it.
         trace: file for the records of the run.
+        swept: key → value of the point of a sweep, for the header of that file.
 
     Raises:
         UsageError: no seed of this scenario can be run: a file that it names is missing or broken.
@@ -136,7 +145,7 @@ def run_one(
     onlooker: Any = watch or (Watch() if _meter is None else _MeterWatch(_meter))
     if trace is None:
         return _attempt(run, scenario, seed, until_s, onlooker)
-    with _recording(trace, scenario, seed, onlooker) as recorder:
+    with _recording(trace, trace_header(scenario, seed, swept or {}), onlooker) as recorder:
         return _attempt(run, scenario, seed, until_s, recorder)
 
 
@@ -154,16 +163,25 @@ def _attempt(run: str, scenario: Scenario, seed: int, until_s: float | None, onl
         return _failed(scenario, seed, text)
 
 
-def trace_path(folder: Path, scenario: Scenario, seed: int) -> Path:
-    """Return where the trace of a run is kept under the directory of a study."""
-    return folder / "traces" / f"{scenario.digest()[:8]}-{seed}.jsonl"
+def trace_path(folder: Path, point: Point, seed: int) -> Path:
+    """Return where the trace of a run is kept under the directory of a study: ``KEY=VALUE_…_seed=N_DIGEST.jsonl``, the
+    digest being that of the settings.
+    """
+    swept = "_".join(f"{key}={value}" for key, value in point.swept().items())[:TRACE_NAME_CHARS_MAX]
+    words = [re.sub(r"[^\w.=+-]", "-", swept), f"seed={seed}", point.scenario.digest()[:8]]
+    return folder / "traces" / f"{'_'.join(word for word in words if word)}.jsonl"
+
+
+def trace_header(scenario: Scenario, seed: int, swept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first line of the trace of a run of this point of a sweep."""
+    code = code_version()
+    commit = code.get("commit", "")
+    return records.header(version=code["version"], scenario=scenario.name, seed=seed, commit=commit, swept=swept)
 
 
 @contextlib.contextmanager
-def _recording(path: Path, scenario: Scenario, seed: int, onlooker: Any) -> Iterator[_Recorder]:
+def _recording(path: Path, head: records.Record, onlooker: Any) -> Iterator[_Recorder]:
     """While in it, records go to a file, which is there only when it is whole."""
-    code = code_version()
-    head = records.header(version=code["version"], scenario=scenario.name, seed=seed, commit=code.get("commit", ""))
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,9 +390,11 @@ class _Rounds:
         while left or pending:
             while left and len(pending) < self.in_flight and not lost:
                 point, seed = left[0]
-                trace = self.study.traces and trace_path(self.study.traces, point.scenario, seed)
+                trace = self.study.traces and trace_path(self.study.traces, point, seed)
                 try:
-                    future = executor.submit(run_one, run, point.scenario, seed, self.study.until_s, trace)
+                    future = executor.submit(
+                        run_one, run, point.scenario, seed, self.study.until_s, trace, point.swept()
+                    )
                 except cf.BrokenExecutor:
                     if not pending:
                         return [left.popleft()], list(left)
@@ -472,6 +492,8 @@ class Archive:
         self.folder = folder
         self._path = folder / "runs.jsonl"
         self._found: dict[tuple[object, ...], RunResult] = {}
+        self._counts: Counter[str] = Counter()
+        """Lines by scenario."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             data = self._path.read_bytes() if self._path.exists() else b""
@@ -493,6 +515,7 @@ class Archive:
             result = msgspec.convert(data["run"], RunResult)
             key = (data["digest"], data["code"]["digest"], data["code"]["python"], data["until_s"], result.seed)
             self._found[key] = result
+            self._counts[result.scenario] += 1
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UsageError(
@@ -500,6 +523,17 @@ class Archive:
                 why,
                 "remove that line, or choose another directory: -o DIR",
             ) from error
+
+    def check(self, study: Study) -> None:
+        """Raises UsageError when the directory holds results of another scenario; they are named."""
+        others = {name: count for name, count in sorted(self._counts.items()) if name != study.scenario.name}
+        if others:
+            found = ", ".join(f"{count} of {name}" for name, count in others.items())
+            raise UsageError(
+                f"{self.folder} holds runs of another scenario than {study.scenario.name}",
+                f"runs in {self._path.name}: {found}",
+                "choose another directory: -o DIR",
+            )
 
     def fill(self, study: Study) -> int:
         """Put what is kept into a study; returns how many results that are."""
@@ -549,6 +583,17 @@ class Archive:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         return path
+
+    def remove(self, name: str) -> None:
+        """Remove a file beside the results, if it is there.
+
+        Raises:
+            OutputError: it cannot be removed.
+        """
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
 
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:
@@ -606,10 +651,7 @@ def summary(study: Study) -> dict[str, Any]:
     if len(study.points) == 1 and not study.points[0].values:
         return {"schema": SCHEMA, **_point_summary(study, study.points[0])}
     shared = {"schema": SCHEMA, "scenario": study.scenario.name, "seeds": list(study.seeds), "code": code_version()}
-    points = [
-        {"set": {key: value_at(point.scenario, key) for key in point.values}, **_point_summary(study, point)}
-        for point in study.points
-    ]
+    points = [{"set": point.swept(), **_point_summary(study, point)} for point in study.points]
     return {**shared, "points": points}
 
 

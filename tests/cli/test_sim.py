@@ -162,6 +162,28 @@ def test_a_wide_sweep_has_a_line_for_each_point(mine: str, capsys: pytest.Captur
     assert sum(line.lstrip().startswith("0.") for line in out.splitlines()) == 30
 
 
+def test_traces_of_a_sweep_say_what_they_are_of(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, _ = run(capsys, "run", mine, "--sweep", "loss=0,0.5", "--sweep", "note=a b/c", "-o", "out", "--no-plot")
+    names = sorted(path.name for path in Path("out/traces").iterdir())
+    assert code == 0 and [name[:-15] for name in names] == ["loss=0.0_note=a-b-c_seed=0", "loss=0.5_note=a-b-c_seed=0"]
+    with (Path("out/traces") / names[1]).open() as file:
+        assert next(records.read(file, "trace"))["set"] == {"loss": 0.5, "note": "a b/c"}
+
+
+def test_a_directory_holds_one_scenario_and_nothing_stale(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "run", mine, "--sweep", "loss=0,0.5", "-o", "out", "--no-plot")[0] == 0
+    Path("out/makespan.svg").write_text("of the sweep")
+    Path("out/mine.txt").write_text("somebody's")
+    assert run(capsys, "run", mine, "-o", "out", "--no-plot")[0] == 0
+    assert not Path("out/points.csv").exists() and not Path("out/makespan.svg").exists()
+    assert Path("out/mine.txt").exists() and len(Path("out/runs.csv").read_text().splitlines()) == 2
+    Path("other.toml").write_text(TEXT)
+    kept = Path("out/summary.json").read_bytes()
+    code, _, err = run(capsys, "run", "./other.toml", "-o", "out")
+    assert code == 2 and "holds runs of another scenario than other" in err and "of mine" in err and "-o DIR" in err
+    assert Path("out/summary.json").read_bytes() == kept
+
+
 def test_one_seed_has_no_interval(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", mine, "--sweep", "loss=0,0.5", "--jobs", "1", "-o", "out", "--no-plot"]
     code, out, _ = run(capsys, *arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation.plots import draw, write_tables
+from p2pcompute.simulation.plots import _PLOTS, _draw_sweep, draw, write_tables
 from p2pcompute.simulation.records import Writer, header
 from p2pcompute.simulation.scenario import load_scenario
 from p2pcompute.simulation.study import Archive, InProcess, Study, plan_study, run_study, summary, trace_path
@@ -58,15 +58,38 @@ def test_values_that_are_no_numbers_are_drawn_too(tmp_path: Path) -> None:
 def test_one_scenario_is_drawn_over_time(tmp_path: Path) -> None:
     study = study_of(tmp_path, {})
     assert draw(tmp_path, study, summary(study)) == [], "nothing was sampled"
-    path = trace_path(tmp_path, study.scenario, 1)
+    path = trace_path(tmp_path, study.points[0], 1)
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         writer = Writer(file, header(version="0", scenario="tiny", seed=1))
         for t in range(5):
             writer.write({"t": t, "kind": "sample", "node": "", "up": 3, "slots": 6, "busy": t, "ready": 0})
             writer.write({"t": t, "kind": "task.ended", "node": "node-1", "task": t, "state": "done"})
+        writer.write({"t": 4, "kind": "heal", "node": ""})
         writer.flush()
     assert draw(tmp_path, study, summary(study)) == ["time.svg"]
+    assert "healing starts" in (tmp_path / "time.svg").read_text(), "text, or the comment beside its outline"
+
+
+def test_session_models_stand_at_their_median(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.toml"
+    path.write_text('question = "?"\nexperiment = "mesh"\n')
+    study = plan_study(load_scenario(str(path)), range(2), {"population.sessions": ["none", "skype", "overnet"]})
+    for number, point in enumerate(study.points):
+        for seed in study.seeds:
+            fields = {"scenario": "mesh", "seed": seed, "nodes": 10, "trace_hash": "", "events": 1, "messages": 1}
+            point.results[seed] = RunResult(
+                **fields, wall_s=1.0, simulated_s=1.0, metrics={"makespan_ratio": 2.0 + number + seed}, fired={},
+                problems=(),
+            )  # fmt: skip
+    axes = figures.Figure().subplots()
+    [plot] = [one for one in _PLOTS if one.name == "makespan"]
+    _draw_sweep(axes, plot, study, summary(study))
+    ticks = [label.get_text().partition(" (")[0] for label in axes.get_xticklabels()]
+    assert ticks == ["overnet", "skype", "always up"] and axes.get_xscale() == "log"
+    assert list(axes.get_xticks()) == sorted(axes.get_xticks())
+    [joined] = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    assert list(joined.get_ydata()) == [4.5, 3.5], "always up is not part of the line"
 
 
 def test_tables_hold_every_run_and_every_point(tmp_path: Path) -> None:
