@@ -396,8 +396,9 @@ class SimHost:
         self.runner.resume()
 
     def set_runner(self, model: RunnerModel) -> None:
-        """Run tasks after another model, from the next task on.  The count of slots changes with a restart."""
-        self.runner_model = self.runner.model = model
+        """Run tasks after another model, at once.  The count of slots changes with a restart."""
+        self.runner_model = model
+        self.runner.change(model)
 
     def _crash(self, *, is_silent: bool) -> list[Task[Any]]:
         """Stop everything but what the loop holds; returns the tasks, which must be kept, or their `finally` would

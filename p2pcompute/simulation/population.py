@@ -48,7 +48,7 @@ class NodeClass(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     share: Annotated[float, Meta(ge=0, le=1, description="of all nodes")] = 0.1
     sessions: Annotated[Preset, Meta(description="their session model; none: always up")] = "none"
-    time_scale: Annotated[float, Meta(gt=0, le=1000, description="factor on their session and gap lengths")] = 1.0
+    time_scale: Annotated[float, Meta(ge=1e-5, le=1000, description="factor on their session and gap lengths")] = 1.0
     once: Annotated[bool, Meta(description="they come for one session and never again")] = False
 
 
@@ -62,7 +62,7 @@ class PopulationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         Meta(description="custom sessions: (shape, scale in hours) or (mu, sigma of ln hours)"),
     ] = None
     down: Annotated[tuple[float, float] | None, Meta(description="custom gaps between sessions, as `up`")] = None
-    time_scale: Annotated[float, Meta(gt=0, le=1000, description="factor on session and gap lengths")] = 1.0
+    time_scale: Annotated[float, Meta(ge=1e-5, le=1000, description="factor on session and gap lengths")] = 1.0
     correlation: Annotated[
         float, Meta(ge=0, lt=1, description="of the normal scores of a node's consecutive session lengths")
     ] = 0.0
@@ -317,13 +317,26 @@ def draw_events(settings: PopulationSettings, rng: random.Random, *, duration_s:
     return sorted(events, key=lambda event: event.at_s)
 
 
+def draw_rows(settings: PopulationSettings, rng: random.Random, nodes: int) -> list[int]:
+    """Draw the line of the trace for each node, each line at most once when there are enough; empty without a trace."""
+    if not settings.trace:
+        return []
+    count = len(read_avt(settings.trace).rows)
+    return rng.sample(range(count), nodes) if count >= nodes else rng.choices(range(count), k=nodes)
+
+
 def site_of(settings: PopulationSettings, node: int) -> int:
     """The site of a node, from 0."""
     return node % settings.sites
 
 
 def sessions(
-    settings: PopulationSettings, rng: random.Random, node: int, events: Sequence[Event] = ()
+    settings: PopulationSettings,
+    rng: random.Random,
+    node: int,
+    events: Sequence[Event] = (),
+    *,
+    row: int | None = None,
 ) -> Iterator[Session]:
     """When a node is up, in order of time, without overlap; may have no end.
 
@@ -331,10 +344,11 @@ def sessions(
         rng: of this node and this purpose.
         node: its number, from 0.
         events: of `draw_events`, the same for all nodes.
+        row: of `draw_rows`, the line of a trace that it replays; None: any.
     """
     site = site_of(settings, node)
     away = [event for event in events if event.site in (None, site) and rng.random() < event.share]
-    for begin_s, end_s, cause in _without(_own_sessions(settings, rng, site), away):
+    for begin_s, end_s, cause in _without(_own_sessions(settings, rng, site, row), away):
         if cause is not None and cause.kind == "outage":
             yield Session(begin_s, end_s, "silent")
         else:
@@ -348,7 +362,9 @@ def _leaving(settings: PopulationSettings, rng: random.Random) -> Leaving:
     return "silent" if drawn < settings.graceful + settings.silent else "crash"
 
 
-def _own_sessions(settings: PopulationSettings, rng: random.Random, site: int) -> Iterator[Pair]:
+def _own_sessions(
+    settings: PopulationSettings, rng: random.Random, site: int, row: int | None = None
+) -> Iterator[Pair]:
     """Sessions of one node by its model or trace alone."""
     is_late = rng.random() < settings.flash_share
     since_s = settings.flash_at_hours * HOUR_S if is_late else 0.0
@@ -356,7 +372,9 @@ def _own_sessions(settings: PopulationSettings, rng: random.Random, site: int) -
         trace = read_avt(settings.trace)
         scale = settings.time_scale
         from_s = settings.trace_from_hours * HOUR_S
-        for begin_s, end_s in replay(trace, rng.randrange(len(trace.rows)), from_s=from_s):
+        if row is None:
+            row = rng.randrange(len(trace.rows))
+        for begin_s, end_s in replay(trace, row, from_s=from_s):
             if end_s * scale > since_s:
                 yield max(begin_s * scale, since_s), end_s * scale
         return

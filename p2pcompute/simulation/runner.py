@@ -72,7 +72,10 @@ class Tally:
 class _Batch:
     """What a slot works on: `position` is the run under way."""
 
-    __slots__ = ("behind", "ending", "ends_at", "on_outcomes", "position", "runs", "slot", "speed", "started", "turn")
+    __slots__ = (
+        "behind", "ending", "ends_at", "on_outcomes", "position", "runs", "since", "slot", "speed", "started", "turn",
+        "work_s",
+    )  # fmt: skip
 
     def __init__(self, slot: int, runs: Sequence[TaskRun], on_outcomes: _OnOutcomes) -> None:
         self.slot = slot
@@ -84,6 +87,10 @@ class _Batch:
         self.started = 0.0
         """By the host's clock."""
         self.speed = 1.0
+        self.since = 0.0
+        """Since when it has run at this speed."""
+        self.work_s = 0.0
+        """Done before that, at other speeds."""
         self.ends_at = 0.0
         """Virtual time at which the run under way ends; while the host is suspended, the seconds that are left."""
         self.ending: Outcome | None = None
@@ -189,11 +196,29 @@ class SimRunner:
         now = self._clock.now()
         for batch in self._slots:
             if batch is not None:
-                self._tally.work_s += (now - batch.started) * batch.speed
+                self._tally.work_s += batch.work_s + (now - batch.since) * batch.speed
         self._is_dead = self.is_closed = True
         self._slots = [None] * len(self._slots)
 
     # --- faults -----------------------------------------------------------------------------------
+
+    def change(self, model: RunnerModel) -> None:
+        """Run tasks after another model; what runs goes on at its speed.  The count of slots stays."""
+        self.model = model
+        now = self._loop.time()
+        for batch in self._slots:
+            if batch is None or batch.speed == model.speed or self._is_dead:
+                continue
+            done_s = self._clock.now() - batch.since
+            batch.work_s += done_s * batch.speed
+            batch.since += done_s
+            left_s = batch.ends_at - (now if self._late is None else 0.0)
+            left_s *= batch.speed / model.speed
+            batch.speed = model.speed
+            if self._late is None:
+                self._end_in(batch, left_s)
+            else:
+                batch.ends_at = left_s
 
     def suspend(self) -> None:
         """Let nothing go on until `resume`."""
@@ -239,7 +264,8 @@ class SimRunner:
     def _begin(self, batch: _Batch) -> None:
         """Start the run at `batch.position` and draw how it will end."""
         run = batch.runs[batch.position]
-        batch.started = self._clock.now()
+        batch.started = batch.since = self._clock.now()
+        batch.work_s = 0.0
         spec = self._spec(run.spec)
         try:
             work_s = decode_payload(run.payload).work_s
@@ -283,7 +309,7 @@ class SimRunner:
         ending, batch.ending = batch.ending, None
         assert ending is not None
         runtime_s = self._clock.now() - batch.started
-        self._tally.work_s += runtime_s * batch.speed
+        self._tally.work_s += batch.work_s + (self._clock.now() - batch.since) * batch.speed
         self._tally.runs_ok += ending.status is OutcomeStatus.OK
         wall = self._clock.wall() - runtime_s
         outcome = replace(ending, started_wall=wall, runtime_s=runtime_s, cpu_s=runtime_s)

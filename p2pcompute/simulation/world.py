@@ -44,6 +44,7 @@ from p2pcompute.simulation.population import (
     PopulationSettings,
     Session,
     draw_events,
+    draw_rows,
     machine,
     sessions,
 )
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 PROBLEMS_MAX: Final = 20
 """Problems of one run that are kept."""
 PROGRESS_STEPS: Final = 100
+PROGRESS_S_MIN: Final = 0.1
 """How often in one run somebody who watches is told how far it is."""
 START_RETRY_S: Final = 1.0
 """After which a start that a bad disk prevented is tried again."""
@@ -118,6 +120,8 @@ class RunResult:
     """Faults that took effect, by kind."""
     problems: tuple[str, ...]
     """Broken invariants; empty: the seed passed."""
+    notes: tuple[str, ...] = ()
+    """What whoever reads the figures should know."""
 
 
 class Watch:
@@ -167,6 +171,8 @@ class World:
         self.hostile = draw_hostile(settings.hostile, self.rng("hostile"), nodes=settings.nodes, spared=(0,))
         """Members that are hostile, and their kind; never the founder."""
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        self._up_most = 0
         self.duration_s = settings.hours * 3600.0
         self.claimed: dict[int, None] = {}
         """Members that a fault has in its hands: nobody else starts or stops them."""
@@ -314,6 +320,7 @@ class World:
         if number in self.hostile:
             arm(self, member, self.hostile[number], self.settings.hostile)
         self._up_since[number] = self.now
+        self._up_most = max(self._up_most, len(self._up_since))
         if len(self._up_since) > 1:  # else there is nobody to meet
             self._joining[number] = self.now
         self.metrics.count("starts")
@@ -415,6 +422,7 @@ class World:
             plan(one, self.rng(f"workload {number}"), duration_s=self.duration_s)
             for number, one in enumerate(self.settings.workload)
         ]
+        self.notes += [one.note for one in plans if one.note]
         population = self.spawn(self._populate(), "population")
         work = [self.spawn(play(self, one), f"workload {number}") for number, one in enumerate(plans)]
         trouble = [self.spawn(inject(self, fault), f"fault {fault.number}") for fault in faults]
@@ -426,6 +434,7 @@ class World:
         is_cut_short = until_s is not None and until_s < self.duration_s
         await asyncio.sleep(max(0.0, (until_s if is_cut_short and until_s is not None else self.duration_s) - self.now))
         self._traffic()
+        self._note_what_was_missing()
         if not is_cut_short:
             await self._heal(population, trouble)
             await self._finish(work)
@@ -465,7 +474,7 @@ class World:
 
     async def _tell(self, watch: Watch) -> None:
         while True:
-            await asyncio.sleep(self.duration_s / PROGRESS_STEPS)
+            await asyncio.sleep(max(PROGRESS_S_MIN, self.duration_s / PROGRESS_STEPS))
             watch.progress(self.now, self.wall_s())
 
     # --- population -------------------------------------------------------------------------------
@@ -477,7 +486,11 @@ class World:
         for event in events:
             self.spawn(self._announce(event.at_s), "mass exit")
         count = self.settings.nodes
-        lives = [sessions(settings, self.rng(f"sessions {number}"), number, events) for number in range(count)]
+        rows = draw_rows(settings, self.rng("trace"), count)
+        lives = [
+            sessions(settings, self.rng(f"sessions {number}"), number, events, row=rows[number] if rows else None)
+            for number in range(count)
+        ]
         queue: list[tuple[float, int, Session | None]] = []
         """(when, who, the session that begins then, or None when the present one ends)"""
         warm: list[int] = []
@@ -620,6 +633,14 @@ class World:
                 sums.add(member.node, member.host, self.now - self._up_since.get(number, self.now))
         return sums
 
+    def _note_what_was_missing(self) -> None:
+        """Say so when hardly anything was simulated."""
+        if self._up_most < 2 <= self.settings.nodes:
+            self.notes.append("at most one node was up at any time: nothing that takes a group was seen")
+        asked = ("jobs", "lookups", "puts", "queries", "asks_interrupted", "submissions_failed")
+        if self.settings.workload and not any(self.metrics.counted(name) for name in asked):
+            self.notes.append("nothing was submitted: the workloads begin too late, or no node was there to submit it")
+
     def _traffic(self) -> None:
         """Figures of the time before everything heals."""
         metrics, sums, network = self.metrics, self._sums(), self.simulation.network.counters
@@ -712,4 +733,5 @@ def run_mesh(scenario: Scenario, seed: int, *, until_s: float | None = None, wat
         metrics=world.metrics.result(),
         fired=dict(sorted(world.fired.items())),
         problems=tuple(world.problems),
+        notes=tuple(world.notes),
     )

@@ -171,3 +171,20 @@ def test_a_crash_ends_runs_without_a_word() -> None:
 
         simulation.run(main())
         assert statuses(log) == [(1, "ok")]
+
+
+def test_a_change_of_speed_counts_at_once() -> None:
+    """If it broke: a task begun on a machine that was slow for a moment would run for hours after it."""
+    with Simulation(1) as simulation:
+        host = simulation.add_host(runner=RunnerModel(slot_count=1, speed=0.01, overhead_s=0.0))
+        log: Log = []
+
+        async def main() -> None:
+            run(host, 0, [task(0, 10.0), task(1, 2.0)], log)
+            await asyncio.sleep(100.0)  # one second of work
+            host.set_runner(RunnerModel(slot_count=1, speed=1.0, overhead_s=0.0))
+            await asyncio.sleep(20.0)
+
+        simulation.run(main())
+        assert [(round(at, 6), run_id) for at, run_id, _ in log] == [(109.0, 100), (111.0, 101)]
+        assert round(host.tally.work_s, 6) == 12.0
