@@ -62,10 +62,21 @@ def sim() -> None:
     """Simulate a mesh on this machine: whole nodes, the code that runs everywhere, in virtual time.
 
     No network, no node, nothing is left behind.
+
+    \b
+    p2pc sim list                        the scenarios, and the question that each answers
+    p2pc sim run smoke                   the first look
+    p2pc sim run smoke --sweep nodes=10,20,40 --seeds 5 -o out
+    p2pc sim show smoke                  what a scenario says
+    p2pc sim keys                        what can be set
     """
 
 
-@sim.command(name="list", cls=Command, examples=[("p2pc sim list", ""), ("p2pc sim list --json", "for scripts")])
+@sim.command(
+    name="list",
+    cls=Command,
+    examples=[("p2pc sim list", "names and questions"), ("p2pc sim list --json", "for scripts")],
+)
 @json_option
 def list_command(json_: bool) -> int:
     """List the scenarios that come along, and the question that each answers."""
@@ -112,7 +123,10 @@ sim.add_command(sim_settings.keys)
 @click.option("--trace", metavar="FILE", help="Replay when nodes were up, from an AVT file.")
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes.  [default: one a core]")
 @click.option(
-    "--on", type=click.Choice(["local", "mesh"]), default="local", help="Where it runs: here, or all over the group."
+    "--on",
+    type=click.Choice(["local", "mesh"]),
+    default="local",
+    help="Where it runs: here, or all over the group, which writes no traces.",
 )
 @click.option("--events", is_flag=True, help="Print what happens; with --json as p2pc.trace/1 lines.")
 @click.option("--node", metavar="NODE", help="Only this node in --events.")
@@ -120,7 +134,7 @@ sim.add_command(sim_settings.keys)
 @click.option("--shrink/--no-shrink", "is_shrinking", default=True, help="Make a seed that failed smaller.")
 @json_option
 @click.option("-o", "--out", metavar="DIR", help="Keep results there; what is there already is not run again.")
-@click.option("--plot/--no-plot", default=True, help="Draw plots into -o DIR.")
+@click.option("--plot/--no-plot", default=None, help="Draw plots into -o DIR.  [default: yes]")
 def run_command(
     *,
     scenario: str,
@@ -139,7 +153,7 @@ def run_command(
     is_shrinking: bool,
     json_: bool,
     out: str | None,
-    plot: bool,
+    plot: bool | None,
 ) -> int:
     """Run a scenario: a name of p2pc sim list, or a file.
 
@@ -168,6 +182,8 @@ def run_command(
             f"--until cannot be {until}", "it is a finite number of seconds", "leave it out to see the end"
         )
     study.until_s = until
+    if plot and out is None:
+        raise UsageError("--plot goes with -o DIR", "plots are written there", "add -o DIR")
     if node is not None and not events:
         raise UsageError("--node goes with --events", "it says whose events are printed", "add --events")
     if node is not None:
@@ -201,7 +217,7 @@ def run_command(
         _print_summary(document, study, sys.stderr if events else sys.stdout)
     _tell_failures(study, changes, shrunk)
     if archive is not None and _done(study):
-        _write(archive, study, document, is_plotting=plot)
+        _write(archive, study, document, is_plotting=plot is not False)
     if study.is_interrupted:
         missing = seeds * len(study.points) - _done(study)
         more = f"; the same command goes on from there ({out})" if out else ""
@@ -489,12 +505,12 @@ def _shortened(lines: Sequence[str]) -> str:
 
 def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> None:
     points = document.get("points", [document])
-    seeds, nodes = len(study.seeds), sorted({part["nodes"] for part in points})
+    seeds, nodes = len({seed for part in points for seed in part["seeds"]}), sorted({part["nodes"] for part in points})
     events, messages = (sum(part[name] for part in points) for name in ("events", "messages"))
     simulated_s, wall_s = (sum(part[name] for part in points) for name in ("simulated_s", "wall_s"))
     head = [
         f"{'–'.join(count_text(count) for count in {nodes[0]: None, nodes[-1]: None})} nodes",
-        plural(seeds, "seed"),
+        plural(seeds, "seed") + (f" of {count_text(len(study.seeds))}" if seeds < len(study.seeds) else ""),
         f"{duration_text(simulated_s)} simulated in {duration_text(wall_s)}",
         f"{count_text(events)} events",
         f"{count_text(messages)} messages",
@@ -514,6 +530,11 @@ def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> No
         print(
             "faults: " + ", ".join(f"{kind} {count_text(count)}" for kind, count in sorted(fired.items())), file=stream
         )
+    for part in points:
+        where = " ".join(f"{key}={value}" for key, value in part.get("set", {}).items())
+        for note, count in part["notes"].items():
+            often = f" ({count} of {plural(len(part['seeds']), 'seed')})" if len(part["seeds"]) > 1 else ""
+            print(f"note: {f'{where}: ' if where else ''}{note}{often}", file=stream)
     if len(points) == 1:
         print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
 

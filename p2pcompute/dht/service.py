@@ -69,8 +69,8 @@ _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 _JITTER = 0.1
 _PAUSE_S_MAX = 300.0
 _EXPLORE_K = 4
-"""Peers that answer when a bucket is looked into: each tells k contacts.  With k of them 60 nodes that start at once
-sent 900 datagrams each."""
+"""Peers that answer when a bucket is looked into, or the own neighbourhood once more: each tells k contacts.  With k of
+them 60 nodes that start at once sent 900 datagrams each."""
 _EXPIRE_S = 60.0
 """Records are dropped at most so long after they have ended; they are not told from then on in any case."""
 _OBSERVED_MAX = 32
@@ -391,10 +391,12 @@ class Dht:
         has_grown = counters.contacts_added > self._added_count
         has_shrunk = counters.contacts_removed > self._removed_count
         self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
-        lookup = self._lookup(self._own_id)
-        nearest = await self._walk(lookup, partial(self._ask_find, self._own_id))
+        is_follow_up = 0 < step <= len(_FOLLOW_UPS_S)
+        lookup = self._lookup(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K)
+        await self._walk(lookup, partial(self._ask_find, self._own_id))
         self._verify_heard(lookup)
-        is_wanted = step == 0 or (has_grown if step <= len(_FOLLOW_UPS_S) else has_shrunk)
+        is_wanted = step == 0 or (has_grown if is_follow_up else has_shrunk)
+        nearest = self._table.nearest(self._own_id, DHT_K)
         if len(nearest) >= DHT_K and is_wanted:
             for lowest, highest in self._table.far_buckets(self._table.shared_bits(nearest[-1].id) + 1):
                 middle = (lowest + highest) // 2

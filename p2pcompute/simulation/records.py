@@ -1,9 +1,9 @@
 """Records of what happened, one schema for simulations and real jobs: ``p2pc.trace/1``, JSON Lines.
 
-The first line is a header: ``schema``, ``scenario`` (or ``job``), ``seed`` (null for a real job), ``set`` (in a sweep: key
-→ value of this point), ``version``, and ``commit`` where that is known.  Every further line is a record: ``t`` (seconds
-since the start, never less than in the line before), ``kind``, ``node`` ("" where no node is meant) and further fields of
-its kind.  Fields and kinds are only added under this number.
+The first line is a header: ``schema``, ``scenario`` (or ``job``), ``seed`` (null for a real job), ``set`` (in a sweep:
+key → value of this point), ``version``, and ``commit`` where that is known.  Every further line is a record: ``t``
+(seconds since the start, never less than in the line before), ``kind``, ``node`` ("" where no node is meant), and what
+its kind has beyond.  Fields and kinds are only added under this number.
 """
 
 from __future__ import annotations

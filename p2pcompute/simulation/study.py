@@ -681,6 +681,7 @@ def _point_summary(study: Study, point: Point) -> dict[str, Any]:
         "metrics": metrics,
         "fired": dict(sorted(fired.items())),
         "problems": [{"seed": result.seed, "problems": list(result.problems)} for result in results if result.problems],
+        "notes": dict(Counter(note for result in results for note in result.notes)),
         "code": code_version(),
     }
 

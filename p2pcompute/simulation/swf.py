@@ -34,9 +34,19 @@ class LoggedJob:
     """-1: not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log that was read."""
+
+    jobs: tuple[LoggedJob, ...]
+    """Those that ran, by submission time."""
+    left_out: int
+    """How many have no run time or no processors: they failed or were cancelled before they ran."""
+
+
 @functools.lru_cache(maxsize=4)
-def read_swf(path: str) -> tuple[LoggedJob, ...]:
-    """Return the jobs of a log that ran, by submission time.  Jobs without run time or processors are left out.
+def read_swf(path: str) -> Log:
+    """Return a log.
 
     A file whose name ends in ``.gz`` is compressed.  Read once in a process.
 
@@ -44,7 +54,7 @@ def read_swf(path: str) -> tuple[LoggedJob, ...]:
         UsageError: it cannot be read, or a line is not as it must be; names the line.
     """
     jobs: list[LoggedJob] = []
-    number, last = 0, -math.inf
+    number, left_out, last = 0, 0, -math.inf
     try:
         with open_lines(path, "latin-1") as file:
             for number, line in enumerate(bounded_lines(file), 1):
@@ -57,6 +67,8 @@ def read_swf(path: str) -> tuple[LoggedJob, ...]:
                 last = job.submit_s
                 if job.run_s > 0 and job.processors > 0:
                     jobs.append(job)
+                else:
+                    left_out += 1
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
             f"{path}: the log cannot be read", why_unread(error, number),
@@ -64,7 +76,7 @@ def read_swf(path: str) -> tuple[LoggedJob, ...]:
         ) from error  # fmt: skip
     if not jobs:
         raise UsageError(f"{path}: the log has no job that ran", f"{number} lines", None, code="swf")
-    return tuple(jobs)
+    return Log(tuple(jobs), left_out)
 
 
 def _refuse(path: str, number: int, why: str) -> UsageError:

@@ -39,7 +39,12 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         " wait for others, lookups and puts: of the DHT, queries: peers that fit")] = "bag"  # fmt: skip
     start_s: Annotated[float, Meta(ge=0, description="when it begins, seconds from the start")] = 10.0
 
-    jobs: Annotated[int, Meta(ge=1, le=100_000, description="bag, dataflow: jobs; swf: at most so many")] = 1
+    jobs: Annotated[
+        Annotated[int, Meta(ge=1, le=TASKS_MAX)] | None,
+        Meta(
+            description="bag, dataflow: jobs, one if none is named; swf: the first so many of the log, else all of it"
+        ),
+    ] = None
     jobs_per_hour: Annotated[
         float, Meta(ge=0, description="bag, dataflow: Poisson rate at which jobs arrive; 0: all at once")
     ] = 0.0
@@ -88,8 +93,8 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"`{name}` means nothing for works {self.works!r}, only for {', '.join(choice)}")
         if self.kind == "swf" and not self.file:
             raise ValueError("kind 'swf' needs a `file`")
-        if self.kind in ("bag", "dataflow") and self.jobs * self.tasks > TASKS_MAX:
-            raise ValueError(f"{self.jobs} jobs of {self.tasks} tasks are more than {TASKS_MAX} tasks")
+        if self.kind in ("bag", "dataflow") and (self.jobs or 1) * self.tasks > TASKS_MAX:
+            raise ValueError(f"{self.jobs or 1} jobs of {self.tasks} tasks are more than {TASKS_MAX} tasks")
         if self.kind == "dataflow" and self.graph == "tree" and self.fan_in < 2:
             raise ValueError("a tree needs `fan_in` of at least 2")
 
@@ -168,6 +173,8 @@ class WorkloadPlan:
     """By time."""
     asks: tuple[AskPlan, ...] = ()
     """By time."""
+    note: str = ""
+    """What of a log is left out, in words; "" when nothing is."""
 
 
 def plan(settings: WorkloadSettings, rng: random.Random, *, duration_s: float) -> WorkloadPlan:
@@ -183,7 +190,8 @@ def plan(settings: WorkloadSettings, rng: random.Random, *, duration_s: float) -
         case "bag" | "dataflow":
             return WorkloadPlan(settings, jobs=tuple(_drawn_jobs(settings, rng, duration_s)))
         case "swf":
-            return WorkloadPlan(settings, jobs=tuple(_logged_jobs(settings, rng, duration_s)))
+            jobs = tuple(_logged_jobs(settings, rng, duration_s))
+            return WorkloadPlan(settings, jobs=jobs, note=_left_out(settings, len(jobs)))
         case "lookups" | "puts" | "queries":
             return WorkloadPlan(settings, asks=tuple(_asks(settings, rng, duration_s)))
 
@@ -192,7 +200,7 @@ def _drawn_jobs(settings: WorkloadSettings, rng: random.Random, duration_s: floa
     owners = _owners(settings, rng)
     draw = draw_work(settings, rng)
     at_s = settings.start_s
-    for number in range(settings.jobs):
+    for number in range(settings.jobs or 1):
         if settings.jobs_per_hour:
             at_s += rng.expovariate(settings.jobs_per_hour / HOUR_S)
         if at_s >= duration_s:
@@ -270,7 +278,7 @@ def _tree(count: int, fan_in: int) -> tuple[tuple[int, ...], ...]:
 
 def _logged_jobs(settings: WorkloadSettings, rng: random.Random, duration_s: float) -> Iterator[JobPlan]:
     """A logged job of n processors and r seconds becomes n tasks of r seconds: its work, without its rigidity."""
-    log = read_swf(settings.file)
+    log = read_swf(settings.file).jobs
     owners = _owners(settings, rng)
     of_user: dict[int, float] = {}
     tasks = 0
@@ -289,6 +297,21 @@ def _logged_jobs(settings: WorkloadSettings, rng: random.Random, duration_s: flo
         if tasks > TASKS_MAX:
             raise UsageError(f"{settings.file}: more than {TASKS_MAX} tasks", "", "lower jobs or processors_max")
         yield JobPlan(at_s, owner, (job.run_s * settings.work_scale,) * count, retries=settings.retries)
+
+
+def _left_out(settings: WorkloadSettings, submitted: int) -> str:
+    """Say what of a log is not submitted, and why."""
+    log = read_swf(settings.file)
+    chosen = len(log.jobs[: settings.jobs])
+    reasons = {
+        "never ran": log.left_out,
+        f"beyond the first {settings.jobs}": len(log.jobs) - chosen,
+        "come later than the hours": chosen - submitted,
+    }
+    texts = [f"{count} {reason}" for reason, count in reasons.items() if count]
+    if not texts:
+        return ""
+    return f"{settings.file}: {submitted} of {len(log.jobs) + log.left_out} jobs submitted; {', '.join(texts)}"
 
 
 def _asks(settings: WorkloadSettings, rng: random.Random, duration_s: float) -> Iterator[AskPlan]:

@@ -85,6 +85,7 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
         (["./mine.toml", "--sweep", "loss=0", "--sweep", "loss=0.5"], ["--sweep loss is given twice", "loss=A,B,C"]),
         (["./mine.toml", "--until", "nan"], ["--until cannot be nan", "a finite number"]),
         (["./mine.toml", "--node", "3"], ["add --events"]),
+        (["./mine.toml", "--plot"], ["--plot goes with -o DIR"]),
         (["./mine.toml", "--events", "--node", "node-4"], ['there is no node "node-4"', "node-0 to node-3"]),
         (["./mine.toml", "--events", "--node", "nobody"], ['there is no node "nobody"']),
         (["./mine.toml", "--events", "--seeds", "2"], ["--events shows one run"]),

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,8 @@ def test_session_models_stand_at_their_median(tmp_path: Path) -> None:
     study = plan_study(load_scenario(str(path)), range(2), {"population.sessions": ["none", "skype", "overnet"]})
     for number, point in enumerate(study.points):
         for seed in study.seeds:
-            fields = {"scenario": "mesh", "seed": seed, "nodes": 10, "trace_hash": "", "events": 1, "messages": 1}
+            fields: dict[str, Any] = dict.fromkeys(("events", "messages", "nodes"), 1)
+            fields |= {"scenario": "mesh", "seed": seed, "trace_hash": ""}
             point.results[seed] = RunResult(
                 **fields, wall_s=1.0, simulated_s=1.0, metrics={"makespan_ratio": 2.0 + number + seed}, fired={},
                 problems=(),

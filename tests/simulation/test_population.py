@@ -31,6 +31,7 @@ from p2pcompute.simulation.population import (
     Weibull,
     availability,
     draw_events,
+    draw_rows,
     laws,
     machine,
     sessions,
@@ -341,6 +342,16 @@ def test_a_trace_is_read_and_replayed_from_its_start(tmp_path: Path, name: str) 
     chosen = PopulationSettings(trace=path, time_scale=0.5)
     lives = [tuple(session[:2] for session in islice(sessions(chosen, rng_of(node), node), 2)) for node in range(50)]
     assert sorted(dict.fromkeys(lives)) == [(), ((0, 50), (100, 150)), ((25, 200), (225, 400))]
+
+
+def test_each_line_of_a_trace_is_taken_once_when_there_are_enough(tmp_path: Path) -> None:
+    text = "".join(f"{node} 1 0 {node + 1}\n" for node in range(20))
+    chosen = PopulationSettings(trace=write_trace(tmp_path / "many.avt", text))
+    rows = draw_rows(chosen, rng_of(1), 20)
+    assert sorted(rows) == [*range(20)] and rows != sorted(rows)
+    assert rows == draw_rows(chosen, rng_of(1), 20) != draw_rows(chosen, rng_of(2), 20)
+    assert len(draw_rows(chosen, rng_of(1), 50)) == 50 and draw_rows(PopulationSettings(), rng_of(1), 5) == []
+    assert next(sessions(chosen, rng_of(1), 0, row=7))[:2] == (0, 8)
 
 
 def test_a_node_that_is_up_at_both_ends_of_the_trace_stays_up(tmp_path: Path) -> None:

@@ -385,7 +385,7 @@ def test_a_real_job_gives_the_same_records() -> None:
         (10.0, "job.ended", ""),
     ]
     file = io.StringIO()
-    writer = records.Writer(file, records.header(version="0.1.0", job=job["id"]))
+    writer = records.Writer(file, records.header(version="0.1.0", job=str(job["id"])))
     for record in found:
         writer.write(record)
     writer.flush()

@@ -164,13 +164,15 @@ LOG = (
 def test_a_log_becomes_jobs(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(LOG.encode()) if name.endswith("gz") else LOG.encode())
-    assert read_swf(str(path)) == (
+    log = read_swf(str(path))
+    assert log.left_out == 2
+    assert log.jobs == (
         LoggedJob(100, 60, 4, 3),
         LoggedJob(160, 30.5, 2, 4),
         LoggedJob(5000, 20, 1, 3),
     )
     chosen = settings_of(
-        kind="swf", file=str(path), time_scale=0.5, work_scale=0.1, processors_max=3, jobs=1000, retries=1, start_s=2.0
+        kind="swf", file=str(path), time_scale=0.5, work_scale=0.1, processors_max=3, retries=1, start_s=2.0
     )
     jobs = plan(chosen, rng_of(1), duration_s=1000).jobs
     assert [(job.at_s, job.works, job.retries) for job in jobs] == [
@@ -180,7 +182,9 @@ def test_a_log_becomes_jobs(tmp_path: Path, name: str) -> None:
     assert jobs[0].owner != jobs[1].owner
     all_jobs = plan(chosen, rng_of(1), duration_s=10_000).jobs
     assert all_jobs[2].owner == all_jobs[0].owner, "a user submits at one machine"
-    assert len(plan(msgspec.structs.replace(chosen, jobs=1), rng_of(1), duration_s=1000).jobs) == 1
+    first = plan(msgspec.structs.replace(chosen, jobs=1), rng_of(1), duration_s=1000)
+    assert len(first.jobs) == 1 and "1 of 5 jobs submitted; 2 never ran, 2 beyond the first 1" in first.note
+    assert "2 of 5 jobs submitted; 2 never ran, 1 come later" in plan(chosen, rng_of(1), duration_s=1000).note
 
 
 @pytest.mark.parametrize(
@@ -312,7 +316,7 @@ def test_a_task_that_fails_for_good_ends_its_graph() -> None:
     figures = played(chain, failure=0.2).metrics.result()
     assert figures["jobs_over"] == 1
     assert figures["tasks_failed"] == 1
-    assert figures["tasks_done"] < 29
+    assert figures.get("tasks_done", 0) < 29
     layered = settings_of(kind="dataflow", tasks=60, retries=0, work_s=0.1)
     figures = played(layered, failure=0.1).metrics.result()
     assert figures["jobs_over"] == 1

@@ -147,3 +147,14 @@ def test_metrics_keep_what_they_are_told() -> None:
     assert figures["series"] == (3 * SAMPLES_MAX - 1) / 2 and figures["series_max"] == 3 * SAMPLES_MAX - 1
     assert abs(figures["series_p50"] / SAMPLES_MAX - 1.5) < 0.01
     assert abs(figures["series_p95"] / SAMPLES_MAX - 2.85) < 0.01
+
+
+def test_a_run_in_which_hardly_anything_happens_says_so() -> None:
+    """If it broke: figures of an empty simulation would look like those of a good one."""
+    late = WorkloadSettings(start_s=3600.0)
+    alone = PopulationSettings(cores=1, flash_share=1.0, flash_at_hours=5.0)
+    result = run(MeshSettings(nodes=3, hours=0.005, population=alone, workload=(late,)), 1)
+    assert any("at most one node was up" in note for note in result.notes)
+    assert any("nothing was submitted" in note for note in result.notes)
+    busy = MeshSettings(nodes=2, hours=0.005, population=PopulationSettings(cores=1), workload=(BAG,))
+    assert run(busy, 1, until_s=12.0).notes == ()
