@@ -267,6 +267,9 @@ def _run(study: Study, archive: Archive | None, *, jobs: int | None, on: str, ev
     missing = len(study.seeds) * len(study.points) - _done(study)
     if archive is not None and on == "local" and missing <= TRACES_MAX:
         study.traces = archive.folder
+    elif archive is not None and missing:
+        why = "runs elsewhere leave none" if on == "mesh" else f"at most {TRACES_MAX} runs leave one"
+        say(f"no traces in {archive.folder}, and so no plot over time: {why}", level=1)
     jobs = jobs or min(_cores(), missing)
     progress = _Progress(study)
 

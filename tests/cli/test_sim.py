@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from p2pcompute.cli.main import run_command
 from p2pcompute.simulation import records
-from p2pcompute.simulation.study import alone_in
+from p2pcompute.simulation.study import InProcess, alone_in
 from tests.simulation import tiny
 
 resource_tracker.ensure_running()  # its pipe stays open as long as this process lives
@@ -185,6 +186,36 @@ def test_a_directory_holds_one_scenario_and_nothing_stale(mine: str, capsys: pyt
     assert Path("out/summary.json").read_bytes() == kept
 
 
+def test_what_is_not_written_is_said(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(InProcess):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+
+    monkeypatch.setattr("p2pcompute.api.executor.MeshExecutor", Elsewhere)
+    code, _, err = run(capsys, "run", mine, "--on", "mesh", "-o", "out", "--no-plot")
+    assert code == 0 and "no traces in out" in err and "runs elsewhere" in err and not Path("out/traces").exists()
+    monkeypatch.setattr("p2pcompute.cli.sim_commands.TRACES_MAX", 1)
+    code, _, err = run(capsys, "run", mine, "--seeds", "3", "--jobs", "1", "-o", "out", "--no-plot")
+    assert code == 0 and "at most 1 runs leave one" in err
+
+
+def test_notes_are_printed_and_counted(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", mine, "--seeds", "2", "--jobs", "1", "--set", "note=idle"]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "note: nothing was submitted (2 of 2 seeds)" in out
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert json.loads(out)["notes"] == {"nothing was submitted": 2}
+
+
+def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "p2pc sim run smoke" in out and "p2pc sim keys" in out
+    code, out, _ = run(capsys, "list", "--help")
+    assert code == 0 and "names and questions" in out
+
+
 def test_one_seed_has_no_interval(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", mine, "--sweep", "loss=0,0.5", "--jobs", "1", "-o", "out", "--no-plot"]
     code, out, _ = run(capsys, *arguments)
@@ -262,6 +293,7 @@ def test_a_signal_ends_it_and_keeps_what_is_done(number: signal.Signals, code: i
     assert process.returncode == code, err
     assert "stopped: " in err and "Traceback (most recent call last)" not in err.partition("seed ")[0]
     assert kept.read_text().count("\n") >= 1 and "pair  2 nodes" in out
+    assert re.search(r"· \d+ seeds? of 99.999 ·", out), "what was done, not what was to be done"
 
 
 def test_settings_can_be_looked_up_without_the_source(mine: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,7 @@ def run_tiny(scenario: Scenario, seed: int, *, until_s: float | None = None, wat
         metrics={"value": seed + 10.0 * settings.loss, **({"rare": 1.0} if seed == 1 else {})},
         fired={"crash": len(numbers)},
         problems=tuple(problems),
+        notes=("nothing was submitted",) if settings.note == "idle" else (),
     )
 
 
