@@ -380,18 +380,18 @@ class Dht:
             self._ask(key, address, [Ping()], done)
         return await answered
 
-    async def _look_around(self) -> None:
+    async def _look_around(self, step: int = 0) -> None:
         """Look up the own id and, in a group of more than k, both halves of each far bucket that has room.
 
-        The far buckets are left out when the table has neither grown since the last time (in a follow-up) nor lost
-        anybody (in what comes later).
+        Args:
+            step: 0 for a join; then the follow-ups, which ask a handful for who is near, and look into far buckets
+                when the table has grown since the last time; later ones do so when it has lost somebody.
         """
-        step = self._refresh_step
+        is_follow_up = 0 < step <= len(_FOLLOW_UPS_S)
         counters = self.counters
         has_grown = counters.contacts_added > self._added_count
         has_shrunk = counters.contacts_removed > self._removed_count
         self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
-        is_follow_up = 0 < step <= len(_FOLLOW_UPS_S)
         lookup = self._lookup(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K)
         await self._walk(lookup, partial(self._ask_find, self._own_id))
         self._verify_heard(lookup)
@@ -408,7 +408,7 @@ class Dht:
 
     async def _refresh(self) -> None:
         try:
-            await self._look_around()
+            await self._look_around(self._refresh_step)
         finally:
             self._is_refreshing = False
             if self._refresh_step < len(_FOLLOW_UPS_S):
