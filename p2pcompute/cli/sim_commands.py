@@ -118,7 +118,9 @@ sim.add_command(sim_settings.keys)
 @click.option("--hours", type=click.FloatRange(0, min_open=True), metavar="H", help="Simulated time.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="S", help="The first seed.")
 @click.option("--seeds", type=click.IntRange(1, SEEDS_MAX), default=1, metavar="N", help="So many, from --seed on.")
-@click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change a setting (repeatable).")
+@click.option(
+    "--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change a setting of p2pc sim keys (repeatable)."
+)
 @click.option("--sweep", multiple=True, metavar="KEY=A,B,C", help="Try these values; several sweeps: all combinations.")
 @click.option("--trace", metavar="FILE", help="Replay when nodes were up, from an AVT file.")
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes.  [default: one a core]")

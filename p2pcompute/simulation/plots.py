@@ -180,7 +180,7 @@ def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, An
         label = ", ".join(f"{other}={part['set'][other]}" for other in others)
         for name, meaning in plot.metrics.items():
             if name in part["metrics"]:
-                x = _position(point.scenario, key)
+                x = _position(study, point.scenario, key)
                 lines.setdefault((meaning, label), []).append((x, part["metrics"][name]))
     positions = [x for points in lines.values() for x, _ in points]
     is_number = all(isinstance(x, int | float) for x in positions)
@@ -199,13 +199,13 @@ def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, An
         for _, found in points[len(near) :]:  # no length of sessions: beside the line
             span = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
             axes.errorbar([far], [found["mean"]], span, color=color, marker=marker)
-    if finite and finite[0] > 0 and (finite[-1] >= 8 * finite[0] or (_is_session(study.scenario, key) and finite[1:])):
+    if finite and finite[0] > 0 and (finite[-1] >= 8 * finite[0] or (_is_session(study, key) and finite[1:])):
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
     if is_number:
         _mark(axes, study, key, finite, far)
     axes.set_title(f"{plot.title}, with 95 % intervals" if len(study.seeds) > 1 else plot.title)
-    axes.set_xlabel(_axis_name(study.scenario, key))
+    axes.set_xlabel(_axis_name(study, key))
     axes.set_ylabel(plot.unit)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -218,8 +218,12 @@ def _beyond(finite: Sequence[float]) -> float:
 
 def _mark(axes: Axes, study: Study, key: str, finite: Sequence[float], far: float) -> None:
     """Name the points of an axis of numbers, those of session models by the model, if they are not too many."""
-    places = {_position(point.scenario, key): value_at(point.scenario, key) for point in study.points}
-    names = {x: value for x, value in places.items() if isinstance(value, str)}
+    places: dict[float, list[Any]] = {}
+    for point in study.points:
+        values = places.setdefault(_position(study, point.scenario, key), [])
+        if (value := value_at(point.scenario, key)) not in values:
+            values.append(value)
+    names = {x: ", ".join(values) for x, values in places.items() if isinstance(values[0], str)}
     ticks = {x: f"{names[x]} ({x:g})" if x in names else f"{x:g}" for x in finite}
     if not all(map(math.isfinite, places)):
         ticks[far] = "always up"
@@ -229,25 +233,26 @@ def _mark(axes: Axes, study: Study, key: str, finite: Sequence[float], far: floa
         axes.set_xticks(list(ticks), list(ticks.values()))
 
 
-_SESSION_KEYS: Final = ("population.time_scale", "population.sessions")
+def _is_session(study: Study, key: str) -> bool:
+    """Whether a swept key says how long sessions are; a scale does where there is a model that it scales."""
+    long = study.scenario.keys.get(key, key)
+    if long != "population.time_scale":
+        return long == "population.sessions"
+    return any(point.scenario.settings.population.sessions != "none" for point in study.points)
 
 
-def _is_session(scenario: Scenario, key: str) -> bool:
-    return scenario.keys.get(key, key) in _SESSION_KEYS
-
-
-def _axis_name(scenario: Scenario, key: str) -> str:
-    long = scenario.keys.get(key, key)
-    if _is_session(scenario, key):
+def _axis_name(study: Study, key: str) -> str:
+    long = study.scenario.keys.get(key, key)
+    if _is_session(study, key):
         return "median session, hours"
     return {"nodes": "nodes"}.get(long, key if key == long else f"{key} ({long})")
 
 
-def _position(scenario: Scenario, key: str) -> Any:
+def _position(study: Study, scenario: Scenario, key: str) -> Any:
     """Return where a point lies on the axis of a swept key: its value, or the length of sessions that it means,
     which is infinite for nodes that are always up.
     """
-    if not _is_session(scenario, key):
+    if not _is_session(study, key):
         return value_at(scenario, key)
     from p2pcompute.simulation.population import Weibull, laws
 

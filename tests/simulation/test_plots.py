@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation.plots import _PLOTS, _draw_sweep, draw, write_tables
+from p2pcompute.simulation.plots import _PLOTS, _draw_sweep, _position, draw, write_tables
 from p2pcompute.simulation.records import Writer, header
-from p2pcompute.simulation.scenario import load_scenario
+from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.study import Archive, InProcess, Study, plan_study, run_study, summary, trace_path
 from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
@@ -54,6 +54,16 @@ def test_a_sweep_is_drawn_with_its_caption(tmp_path: Path) -> None:
 def test_values_that_are_no_numbers_are_drawn_too(tmp_path: Path) -> None:
     study = study_of(tmp_path, {"mode": ["fine", "fail"]})
     assert "makespan.svg" in draw(tmp_path, study, summary(study))
+
+
+def test_a_scale_of_no_model_is_a_plain_number(tmp_path: Path) -> None:
+    """As of a trace, whose sessions have no median that is known."""
+    path = tmp_path / "mesh.toml"
+    path.write_text('question = "?"\nexperiment = "mesh"\n')
+    sweep = {"population.time_scale": ["0.5", "2"]}
+    for model, first in (("none", 0.5), ("kad", 0.7783)):
+        study = plan_study(with_values(load_scenario(str(path)), {"population.sessions": model}), [0], sweep)
+        assert _position(study, study.points[0].scenario, "population.time_scale") == first
 
 
 def test_one_scenario_is_drawn_over_time(tmp_path: Path) -> None:
