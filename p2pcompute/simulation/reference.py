@@ -12,7 +12,7 @@ import msgspec
 from msgspec import inspect
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation.scenario import EXPERIMENTS, allowed_text
+from p2pcompute.simulation.scenario import EXPERIMENTS, allowed_text, bare_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,13 @@ def settings_of(experiment: str) -> list[Setting]:
 
 
 def _walk(kind: inspect.Type, section: str) -> Iterator[Setting]:
-    kind, _ = _bare(kind)
+    kind, _ = bare_type(kind)
     assert isinstance(kind, inspect.StructType)
     tables = []
     for field in kind.fields:
-        inner, text = _bare(field.type)
+        inner, text = bare_type(field.type)
         if isinstance(inner, inspect.VarTupleType):
-            inner, _ = _bare(inner.item_type)
+            inner, _ = bare_type(inner.item_type)
         key = f"{section}.{field.name}" if section else field.name
         if isinstance(inner, inspect.StructType):
             tables.append((inner, key))
@@ -56,14 +56,6 @@ def _walk(kind: inspect.Type, section: str) -> Iterator[Setting]:
         yield Setting(key=key, section=section, allowed=allowed_text(field.type), default=default, text=text)
     for table, key in tables:
         yield from _walk(table, key)
-
-
-def _bare(kind: inspect.Type) -> tuple[inspect.Type, str]:
-    text = ""
-    while isinstance(kind, inspect.Metadata):
-        text = str((kind.extra_json_schema or {}).get("description", text))
-        kind = kind.type
-    return kind, text
 
 
 def settings_in(experiment: str, section: str) -> list[Setting]:

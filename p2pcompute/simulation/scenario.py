@@ -336,7 +336,7 @@ def _split(key: str) -> _Path:
     return tuple(int(step) if step.isdecimal() else step for step in key.split("."))
 
 
-def _bare(kind: inspect.Type) -> tuple[inspect.Type, str]:
+def bare_type(kind: inspect.Type) -> tuple[inspect.Type, str]:
     """Return a type without its description, and that."""
     text = ""
     while isinstance(kind, inspect.Metadata):
@@ -354,16 +354,16 @@ def _type_at(root: inspect.Type, path: _Path, place: str, short: Mapping[str, An
     Raises:
         UsageError: there is no such key.
     """
-    kind, text = _bare(root)
+    kind, text = bare_type(root)
     for depth, step in enumerate(path):
         if isinstance(kind, inspect.UnionType):
-            kind, text = _bare(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+            kind, text = bare_type(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
         if isinstance(kind, inspect.VarTupleType | inspect.ListType):
-            kind, text = _bare(kind.item_type)
+            kind, text = bare_type(kind.item_type)
             if not isinstance(step, str):
                 continue
         if isinstance(kind, inspect.DictType):
-            kind, text = _bare(kind.value_type)
+            kind, text = bare_type(kind.value_type)
             continue
         fields = {field.name: field for field in kind.fields} if isinstance(kind, inspect.StructType) else {}
         if step not in fields:
@@ -374,13 +374,13 @@ def _type_at(root: inspect.Type, path: _Path, place: str, short: Mapping[str, An
                 )
             table = f" in [{dotted(path[:depth])}]" if depth else ""
             raise _unknown_key(place, dotted(path[depth:]), table, [*fields, *(() if depth else short)])
-        kind, text = _bare(fields[str(step)].type)
+        kind, text = bare_type(fields[str(step)].type)
     return kind, text
 
 
 def allowed_text(kind: inspect.Type) -> str:
     """Return what a type allows, in words: "a number from 0 to 1"."""
-    kind, _ = _bare(kind)
+    kind, _ = bare_type(kind)
     match kind:
         case inspect.BoolType():
             return "true or false"
@@ -503,7 +503,7 @@ def _put(data: Any, path: _Path, value: Any, place: str) -> None:
 
 def _parsed(text: str, kind: inspect.Type) -> Any:
     """Return a value as typed: TOML where it is some, text where that is wanted or all that it can be."""
-    kinds = [_bare(one)[0] for one in kind.types] if isinstance(kind, inspect.UnionType) else [kind]
+    kinds = [bare_type(one)[0] for one in kind.types] if isinstance(kind, inspect.UnionType) else [kind]
     if text == "none" and any(isinstance(one, inspect.NoneType) for one in kinds):
         return None
     lists = [one for one in kinds if isinstance(one, inspect.VarTupleType | inspect.ListType)]
