@@ -148,6 +148,7 @@ class SmallRandom:
     _randbelow = _Library._randbelow_with_getrandbits  # type: ignore[attr-defined]
     randrange = _Library.randrange
     randint = _Library.randint
+    randbytes = _Library.randbytes
     choice = _Library.choice
     choices = _Library.choices
     sample = _Library.sample
