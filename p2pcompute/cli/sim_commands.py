@@ -88,7 +88,7 @@ def list_command(json_: bool) -> int:
         print_json({"schema": "p2pc.sim-scenarios/1", "items": items})
     else:
         print(table(["SCENARIO", "QUESTION"], list(found.items()), indent=0))
-        say("run one: p2pc sim run smoke", level=1)
+        say("look at one: p2pc sim show smoke; run it: p2pc sim run smoke", level=1)
     return 0
 
 
