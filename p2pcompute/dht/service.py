@@ -73,6 +73,8 @@ _EXPLORE_K = 4
 them 60 nodes that start at once sent 900 datagrams each."""
 _EXPIRE_S = 60.0
 """Records are dropped at most so long after they have ended; they are not told from then on in any case."""
+_ALONE_TRIES = 4
+"""Addresses that a node without contacts tries every DHT_PING_S, in turn: it may remember hundreds."""
 _OBSERVED_MAX = 32
 """Contacts whose view of our address is kept."""
 _READS_MAX = 2
@@ -490,7 +492,9 @@ class Dht:
         if lost is not None:
             self._ping(lost)
         if not len(self._table):
-            for address in self._join_addresses:
+            tried = list(self._join_addresses)[:_ALONE_TRIES]
+            self._remember(tried)  # the others come before them the next time
+            for address in tried:
                 self._ask(None, address, [Ping()], _ignore)
         elif now >= self._stray_at:
             self._stray_at = now + self._jittered(min(DHT_STRAY_S * self._table.patience, DHT_STRAY_S_MAX))
