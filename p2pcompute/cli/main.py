@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
+import errno
 import importlib
 import io
 import os
@@ -370,6 +371,9 @@ def run_command(arguments: Sequence[str]) -> int:
         return EXIT_PIPE
     except FileNotFoundError as error:
         return _show(_bug(error) if _is_cwd_there() else _CWD_GONE, "", as_json=flags.json, flags=flags)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
+        return _show(_OUTPUT_FULL if is_full else _bug(error), "", as_json=False, flags=flags)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said to be one
         return _show(_bug(error), "", as_json=flags.json, flags=flags)
 
@@ -379,6 +383,11 @@ _CWD_GONE: Final = UsageError(
     "it was removed or moved away under this shell",
     "change to one that exists: cd ~",
     code="cwd-gone",
+)
+
+
+_OUTPUT_FULL: Final = P2pcError(
+    "the output cannot be written", "there is no space left where it goes", "write it elsewhere", code="output"
 )
 
 
@@ -413,6 +422,8 @@ def _to_ascii(error: UnicodeError) -> tuple[str, int]:
 def main() -> NoReturn:
     """Entry point of the console script."""
     codecs.register_error("p2pc", _to_ascii)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by who called us; ours until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="p2pc" if stream.encoding.lower() != "utf-8" else "backslashreplace")

@@ -317,3 +317,12 @@ def test_a_scenario_can_be_looked_at(mine: str, capsys: pytest.CaptureFixture[st
     assert (code, err) == (0, "") and document["text"] == TEXT and document["keys"] == {"tasks": "workload.0.tasks"}
     code, out, err = run(capsys, "show", "smokee")
     assert code == 2 and 'did you mean "smoke"?' in err
+
+
+def test_output_that_goes_nowhere_is_no_bug() -> None:
+    """Closed by who called us: nobody is told; on a full disk: one sentence."""
+    words = f"{sys.executable} -m p2pcompute sim list"
+    closed = subprocess.run(f"{words} >&-", shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert closed.returncode == 0 and "Traceback" not in closed.stderr
+    full = subprocess.run(f"{words} >/dev/full", shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert full.returncode == 2 and "no space left" in full.stderr and "bug" not in full.stderr
