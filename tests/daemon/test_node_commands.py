@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from p2pcompute.cli import daemon_start, node_commands
@@ -72,9 +73,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for one in made:
         one.kill()
     # A command that starts a node ends soon after and leaves it to init; here the command is this process.
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE or "p2pcompute.daemon" in child.cmdline():
+                child.wait(20)
 
 
 def until(condition: Callable[[], object], limit_s: float = 20) -> None:
