@@ -21,6 +21,7 @@ from p2pcompute.cli.daemon_start import ensure_node, is_container, is_running, i
 from p2pcompute.cli.main import run_command
 from p2pcompute.errors import NodeUnavailable
 from p2pcompute.places import find_paths
+from tests.conftest import KEPT_CHILDREN
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +76,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     # A command that starts a node ends soon after and leaves it to init; here the command is this process.
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() == psutil.STATUS_ZOMBIE or "p2pcompute.daemon" in child.cmdline():
+            try:
+                words = " ".join(child.cmdline())
+            except psutil.ZombieProcess:
+                words = ""
+            if not any(kept in words for kept in KEPT_CHILDREN):
                 child.wait(20)
 
 
