@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -22,7 +23,14 @@ from p2pcompute.simulation import records
 from p2pcompute.simulation.study import InProcess, alone_in
 from tests.simulation import tiny
 
-resource_tracker.ensure_running()  # its pipe stays open as long as this process lives
+
+@pytest.fixture(scope="module", autouse=True)
+def _tracker() -> Iterator[None]:
+    """The process that pools leave behind, started before and ended behind these tests: others count children."""
+    resource_tracker.ensure_running()
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
 
 TEXT = """question = "Does it?"
 experiment = "tiny"

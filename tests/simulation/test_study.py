@@ -8,7 +8,7 @@ import functools
 import io
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,14 @@ from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 
 assert tiny.GUILTY  # registers the experiment
-resource_tracker.ensure_running()  # its pipe stays open as long as this process lives
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tracker() -> Iterator[None]:
+    """The process that pools leave behind, started before and ended behind these tests: others count children."""
+    resource_tracker.ensure_running()
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
