@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -29,6 +30,7 @@ def _tracker() -> Iterator[None]:
     """The process that pools leave behind, started before and ended behind these tests: others count children."""
     resource_tracker.ensure_running()
     yield
+    gc.collect()  # semaphores of pools are given back before it looks for forgotten ones
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
