@@ -199,8 +199,8 @@ NODE_NAME_CHARS_MAX: Final = 64
 VICTIMS_MAX: Final = 8
 """Peers at which an idle node parks a steal request."""
 VICTIMS_LARGE_MAX: Final = 2
-"""The same in a group of more than k: each open channel costs both ends 10 KiB, and with one alone work would hardly
-spread from thief to thief (every victim is then parked at by one other on average)."""
+"""The same in a group of more than k: an open channel costs memory at both ends, and with one alone work should
+hardly spread from thief to thief (every victim is then parked at by one other on average)."""
 PARK_S: Final = 3600.0
 """Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""
 PARKED_MAX: Final = 4096

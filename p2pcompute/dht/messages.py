@@ -22,7 +22,7 @@ the one that said goodbye.
 Deviations: Kademlia's FIND_VALUE returns one value; here a holder's records are read in pages at offsets.
 
 The canonical form of a statement's head, and of a contact with an IPv4 address, has its fields at fixed places: they
-are written and compared as such (a statement in 2 µs instead of 30); all else goes through the strict decoder.
+are written and compared as such (a statement is read in 2.7 µs instead of 9); all else goes through the strict decoder.
 """
 
 from __future__ import annotations
@@ -383,7 +383,7 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
 
 def _fast_nodes(raw: bytes) -> Nodes | None:
     """Read a NODES with fewer than 24 contacts, all IPv4, and a name of less than 24 bytes: nearly all are so, and the
-    strict decoder takes 20 times as long.  None: let the strict decoder say what it is."""
+    strict decoder takes three times as long.  None: let the strict decoder say what it is."""
     if len(raw) < 3 or raw[0] != 0x82 or raw[1] >> 5 != 3 or raw[1] & 31 >= 24:
         return None
     at = 2 + (raw[1] & 31)

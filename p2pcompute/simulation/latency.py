@@ -347,8 +347,8 @@ REGIONS: Final = (
     Region("east asia", 0.15, (150, 105, 260, 225, 350, 125, 50)),
     Region("oceania", 0.04, (200, 140, 310, 270, 400, 150, 110, 30)),
 )
-"""Round trips as public clouds publish them between their data centres, rounded to 5 ms; shares and the round trips
-within a region are assumptions (where the computers of volunteers are, and how far apart)."""
+"""Assumed, not taken from a source: round trips of the size seen between data centres, to 5 ms; shares and the
+round trips within a region are assumptions (where the computers of volunteers are, and how far apart)."""
 ACCESS_MEDIAN_S: Final = 0.006
 ACCESS_SIGMA: Final = 0.6
 """One-way delay of an access line, log-normal: 90 % between 2 and 16 ms.  An assumption."""
