@@ -3,8 +3,8 @@
 From the `kademlia` package: `KBucket` (nodes in order of last contact, and the replacement cache behind them), with
 plain dicts for its ordered ones (48 bytes less for each contact) and without its `time.monotonic` for a field that
 is not used here, so that the table knows no clock.  `Node` holds up but takes 154 bytes before any field of ours,
-`Entry` 112 with all; `Entry` has the same fields where `KBucket` looks.  `kademlia.routing` imports asyncio, which every node has loaded; beyond it the
-import costs 2 ms and 128 KiB, and neither rpcudp nor sockets of its own.
+`Entry` 112 with all; `Entry` has the same fields where `KBucket` looks.  `kademlia.routing` imports asyncio, which
+every node has loaded; beyond it the import costs 2 ms and 128 KiB, and neither rpcudp nor sockets of its own.
 
 Replaced, with what was measured of kademlia 2.2.3:
 
