@@ -136,8 +136,12 @@ async def test_two_jobs_with_modules_of_the_same_name(rig: Rig, tmp_path: Path, 
     assert values == [1, 2]
 
 
-async def test_numpy_is_seeded_even_when_a_task_imports_it(rig: Rig, project: Path) -> None:
+async def test_numpy_is_seeded_even_when_a_task_imports_it(
+    rig: Rig, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers that differ from run to run would make results of equal tasks differ."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "numpy"]:
+        monkeypatch.delitem(sys.modules, name)
     write(
         project,
         numpy__in____init__="",
