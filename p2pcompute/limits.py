@@ -195,6 +195,17 @@ TOKEN_ADDRESSES_MAX: Final = 8
 """Addresses of the inviter in one token."""
 NODE_NAME_CHARS_MAX: Final = 64
 
+# --- resources ------------------------------------------------------------------------------------
+ATTRIBUTES_MAX: Final = 256
+"""Attributes of one node; about 30 are known to this build, the rest is for labels and plugins."""
+ATTRIBUTE_NAME_CHARS_MAX: Final = 64
+ATTRIBUTE_TEXT_CHARS_MAX: Final = 256
+ATTRIBUTE_WORDS_MAX: Final = 64
+"""Words of one attribute: applications, labels, Python minors."""
+ATTRIBUTES_BYTES_MAX: Final = 32 * KIB
+"""All attributes of one node, encoded; those of a usual machine have 0.5 KiB."""
+ATTRIBUTE_LIFETIME_S_MAX: Final = 366 * 86400.0
+
 # --- scheduler ------------------------------------------------------------------------------------
 VICTIMS_MAX: Final = 8
 """Peers at which an idle node parks a steal request."""

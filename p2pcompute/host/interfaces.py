@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from p2pcompute.host.runs import Runner
 
@@ -311,6 +311,26 @@ class Store(Protocol):
 
 
 # --- machine --------------------------------------------------------------------------------------
+
+Value: TypeAlias = bool | int | float | str | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One thing that is known of a node, as it was measured there."""
+
+    value: Value
+    """Bytes and counts are int; several words (installed applications, labels) are a tuple."""
+    measured_s: float
+    """Wall time of the node that measured it."""
+    lifetime_s: float | None = None
+    """How long it may be believed; None: until the node says otherwise."""
+    accuracy: float | None = None
+    """± in the value's own unit; None: exact, or nobody knows."""
+
+
+Attributes: TypeAlias = Mapping[str, Attribute]
+"""By flat dotted name.  What is not known is left out."""
 
 
 class Probe(Protocol):

@@ -1,0 +1,184 @@
+"""What is known of a node: typed values with their age, as they travel between nodes.  Pure.
+
+After the DCE Resource Information Service: each value comes with the time of its measurement, how long it may be
+believed and how exact it is.  What a node cannot know it leaves out, so that "unknown" never looks like zero or false.
+
+On the wire it is canonical CBOR ``[now, {name: [value, age, lifetime, accuracy]}]``: the wall clock of the sender in
+ms, ages and lifetimes in ms, null for None.  Ages, not times: the receiver counts them from its own clock, so that
+clocks that differ by minutes do no harm.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final
+
+from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
+from p2pcompute.host.interfaces import Attribute, Attributes, Value
+from p2pcompute.limits import (
+    ATTRIBUTE_LIFETIME_S_MAX,
+    ATTRIBUTE_NAME_CHARS_MAX,
+    ATTRIBUTE_TEXT_CHARS_MAX,
+    ATTRIBUTE_WORDS_MAX,
+    ATTRIBUTES_BYTES_MAX,
+    ATTRIBUTES_MAX,
+)
+from p2pcompute.wire import cbor
+
+__all__ = [
+    "Attribute",
+    "Attributes",
+    "Value",
+    "age_s",
+    "check_name",
+    "check_value",
+    "decode_attributes",
+    "encode_attributes",
+    "is_believed",
+    "values",
+]
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+_INT_MAX: Final = 2**63 - 1
+"""The largest int of CEL."""
+_WALL_MS_MAX: Final = 2**50
+"""Some 35,000 years: every time is exact as a float of seconds to the millisecond."""
+
+
+def check_name(name: Any) -> str:
+    """Return a name that may stand behind ``node.`` in an expression.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if not isinstance(name, str) or len(name) > ATTRIBUTE_NAME_CHARS_MAX or _NAME.fullmatch(name) is None:
+        raise ValueError("not the name of an attribute")
+    return name
+
+
+def check_value(value: Any) -> Value:
+    """Return a value of an allowed type and size; a list of words becomes a tuple.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is bool:
+        return value
+    if type(value) is int and -_INT_MAX <= value <= _INT_MAX:
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    if type(value) is str:
+        return _text(value)
+    if type(value) in (list, tuple) and len(value) <= ATTRIBUTE_WORDS_MAX:
+        words = tuple(_text(word) for word in value)
+        if len(set(words)) == len(words):
+            return words
+    raise ValueError("not the value of an attribute")
+
+
+def _text(value: Any) -> str:
+    """Printable text: it is shown on terminals."""
+    if type(value) is not str or len(value) > ATTRIBUTE_TEXT_CHARS_MAX or not value.isprintable():
+        raise ValueError("not the text of an attribute")
+    return value
+
+
+def encode_attributes(attributes: Attributes, wall_s: float) -> bytes:
+    """Return the wire form; times are rounded to ms, and what seems to be measured in the future is measured now.
+
+    Args:
+        wall_s: the clock by which `attributes` were measured, now.
+
+    Raises:
+        LocalProtocolError: they break a limit or a rule (our bug: probes are checked where they are read).
+    """
+    now = round(wall_s * 1000)
+    body = {
+        name: [
+            list(item.value) if isinstance(item.value, tuple) else item.value,
+            max(0, now - round(item.measured_s * 1000)),
+            None if item.lifetime_s is None else round(item.lifetime_s * 1000),
+            item.accuracy if item.accuracy is None else float(item.accuracy),
+        ]
+        for name, item in attributes.items()
+    }
+    data = cbor.encode([now, body])
+    try:
+        decode_attributes(data)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError("attributes that may not travel", error.what) from error
+    return data
+
+
+def decode_attributes(data: bytes, received_s: float | None = None) -> dict[str, Attribute]:
+    """Return what a node said of itself, by name in order.
+
+    Args:
+        received_s: our wall clock when the node said it: `measured_s` is then by our clock.  None keeps the sender's.
+
+    Raises:
+        RemoteProtocolError: malformed, beyond a limit, or a name that is also the beginning of another.
+    """
+    if len(data) > ATTRIBUTES_BYTES_MAX:
+        raise RemoteProtocolError("too many bytes of attributes")
+    match cbor.decode(data, allow_float=True):
+        case [int() as now, dict() as body] if type(now) is int and 0 <= now <= _WALL_MS_MAX:
+            pass
+        case _:
+            raise RemoteProtocolError("not attributes")
+    if len(body) > ATTRIBUTES_MAX:
+        raise RemoteProtocolError("too many attributes")
+    wall_s = now / 1000 if received_s is None else received_s
+    found: dict[str, Attribute] = {}
+    try:
+        for name in sorted(check_name(name) for name in body):
+            found[name] = _attribute(body[name], wall_s)
+    except ValueError as error:
+        raise RemoteProtocolError(str(error)) from error
+    for name in found:
+        parts = name.split(".")
+        if any(".".join(parts[:count]) in found for count in range(1, len(parts))):
+            raise RemoteProtocolError("an attribute that is also a group of others")
+    return found
+
+
+def _attribute(item: Any, wall_s: float) -> Attribute:
+    if not isinstance(item, list) or len(item) != 4:
+        raise ValueError("not an attribute")
+    value, age, lifetime, accuracy = item
+    if type(age) is not int or not 0 <= age <= _WALL_MS_MAX:
+        raise ValueError("not the age of an attribute")
+    if lifetime is not None and not (type(lifetime) is int and 0 <= lifetime <= ATTRIBUTE_LIFETIME_S_MAX * 1000):
+        raise ValueError("not the lifetime of an attribute")
+    if accuracy is not None and not (type(accuracy) is float and math.isfinite(accuracy) and accuracy >= 0):
+        raise ValueError("not the accuracy of an attribute")
+    return Attribute(
+        check_value(value),
+        measured_s=wall_s - age / 1000,
+        lifetime_s=None if lifetime is None else lifetime / 1000,
+        accuracy=accuracy,
+    )
+
+
+def age_s(attribute: Attribute, wall_s: float) -> float:
+    """Return how long ago it was measured, at least 0."""
+    return max(0.0, wall_s - attribute.measured_s)
+
+
+def is_believed(attribute: Attribute, wall_s: float, age_s_max: float | None = None) -> bool:
+    """Return whether it may still be believed.
+
+    Args:
+        age_s_max: how old a value that changes (with a lifetime) may be; static ones may have any age.
+    """
+    if attribute.lifetime_s is None:
+        return True
+    limit_s = attribute.lifetime_s if age_s_max is None else min(attribute.lifetime_s, age_s_max)
+    return age_s(attribute, wall_s) <= limit_s
+
+
+def values(attributes: Attributes, wall_s: float, age_s_max: float | None = None) -> dict[str, Value]:
+    """Return the values that may be believed, as expressions see them; the others are unknown."""
+    return {name: item.value for name, item in attributes.items() if is_believed(item, wall_s, age_s_max)}
