@@ -22,6 +22,13 @@ from p2pcompute.errors import UsageError
 
 LINE_CHARS_MAX: Final = 16 * 1024 * 1024
 """Of a trace or a log; the longest line of a published one has a thousandth of that."""
+WORD_CHARS_MAX: Final = 40
+"""Of a wrong value, in the text of an error."""
+TIME_S_MAX: Final = 10_000_000_000
+"""Also traces that count from 1970 keep below it for centuries."""
+SESSION_S_MIN: Final = 0.001
+TRACE_S_MIN: Final = 1.0
+"""From its first session to its last: it is replayed again and again, and a shorter one would be all starts and stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,12 @@ def read_avt(path: str) -> AvailabilityTrace:
     seen = [row for row in rows if row]
     if not seen:
         raise UsageError(f"{path}: the trace is empty", "no node in it is ever up", None, code="trace")
-    return AvailabilityTrace(min(row[0] for row in seen), max(row[-1] for row in seen), tuple(rows))
+    begin_s, end_s = min(row[0] for row in seen), max(row[-1] for row in seen)
+    if end_s - begin_s < TRACE_S_MIN:
+        raise UsageError(
+            f"{path}: the trace is too short", f"{end_s - begin_s:g} s, at least {TRACE_S_MIN:g} s", None, code="trace"
+        )
+    return AvailabilityTrace(begin_s, end_s, tuple(rows))
 
 
 def open_lines(path: str, encoding: str) -> IO[str]:
@@ -91,11 +103,9 @@ def why_unread(error: Exception, number: int) -> str:
 
 
 def _row(path: str, number: int, words: list[str]) -> array[float]:
-    def refuse(why: str) -> UsageError:
-        return UsageError(
-            f"{path}, line {number}: {why}", "a line reads: id, number n of sessions, then n pairs of seconds up, down",
-            "mend or leave out that line", code="trace",
-        )  # fmt: skip
+    def refuse(what: str, why: str = "") -> UsageError:
+        why = why or "a line reads: id, number n of sessions, then n pairs of seconds up, down"
+        return UsageError(f"{path}, line {number}: {what}", why, "mend or leave out that line", code="trace")
 
     try:
         count = int(words[1])
@@ -106,11 +116,15 @@ def _row(path: str, number: int, words: list[str]) -> array[float]:
     try:
         times = array("d", map(float, words[2:]))
     except ValueError as error:
-        raise refuse(f"not a time: {error}") from None
+        raise refuse(f"not a time: {str(error)[: 2 * WORD_CHARS_MAX]}") from None
     before = -math.inf
     for position, moment in enumerate(times):
-        if not math.isfinite(moment) or moment < before or (position % 2 and moment == before):
-            raise refuse(f"times must ascend, and {words[2 + position][:40]} stands behind {before:g}")
+        word = words[2 + position][:WORD_CHARS_MAX]
+        if not 0 <= moment <= TIME_S_MAX:
+            raise refuse(f"a time cannot be {word}", f"it is a number of seconds from 0 to {TIME_S_MAX}")
+        if moment < before or (position % 2 and moment < before + SESSION_S_MIN):
+            why = f"times ascend, and a session has at least {SESSION_S_MIN:g} s"
+            raise refuse(f"{word} stands behind {before:g}", why)
         before = moment
     return times
 

@@ -14,11 +14,26 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation.avt import bounded_lines, open_lines, why_unread
+from p2pcompute.simulation.avt import WORD_CHARS_MAX, bounded_lines, open_lines, why_unread
 
 _FIELDS: Final = 18
 _SUBMIT, _RUN_TIME, _ALLOCATED, _REQUESTED, _USER = 1, 3, 4, 7, 11
 """Positions of the fields that are read, from 0."""
+TIME_S_MAX: Final = 10_000_000_000
+"""When a job was submitted: also logs that count from 1970 keep below it for centuries."""
+RUN_S_MAX: Final = 315_360_000
+"""Ten years, beyond what any machine of a log was in use."""
+PROCESSORS_MAX: Final = 100_000_000
+"""Ten times the cores of the largest machine there is."""
+NUMBER_MAX: Final = 1_000_000_000_000_000
+"""Of all other fields: whole numbers that a float holds."""
+_MAX: Final = {
+    _SUBMIT: TIME_S_MAX, _RUN_TIME: RUN_S_MAX, _ALLOCATED: PROCESSORS_MAX, _REQUESTED: PROCESSORS_MAX,
+}  # fmt: skip
+_NAMES: Final = {
+    _SUBMIT: "submit time, s", _RUN_TIME: "run time, s", _ALLOCATED: "processors", _REQUESTED: "processors asked for",
+    _USER: "user",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +94,10 @@ def read_swf(path: str) -> Log:
     return Log(tuple(jobs), left_out)
 
 
-def _refuse(path: str, number: int, why: str) -> UsageError:
+def _refuse(path: str, number: int, what: str, why: str = "") -> UsageError:
     return UsageError(
-        f"{path}, line {number}: {why}",
-        f"a line of the Standard Workload Format has {_FIELDS} numbers, by submit time",
+        f"{path}, line {number}: {what}",
+        why or f"a line of the Standard Workload Format has {_FIELDS} numbers, by submit time",
         "mend or leave out that line",
         code="swf",
     )
@@ -91,17 +106,21 @@ def _refuse(path: str, number: int, why: str) -> UsageError:
 def _job(path: str, number: int, words: list[str]) -> LoggedJob:
     if len(words) != _FIELDS:
         raise _refuse(path, number, f"{len(words)} fields")
-    try:
-        values = [float(word) for word in words]
-    except ValueError as error:
-        raise _refuse(path, number, str(error)) from None
-    for position, value in enumerate(values):
-        if not math.isfinite(value) or (value < 0 and value != -1):
-            raise _refuse(path, number, f"field {position + 1} cannot be {words[position]}")
+    values = [_value(path, number, position, word) for position, word in enumerate(words)]
     if values[_SUBMIT] < 0:
         raise _refuse(path, number, "no submit time")
-    for position in (_ALLOCATED, _REQUESTED, _USER):
-        if values[position] != int(values[position]):
-            raise _refuse(path, number, f"field {position + 1} is a whole number, not {words[position]}")
     processors = int(values[_ALLOCATED] if values[_ALLOCATED] > 0 else values[_REQUESTED])
     return LoggedJob(values[_SUBMIT], values[_RUN_TIME], processors, int(values[_USER]))
+
+
+def _value(path: str, number: int, position: int, word: str) -> float:
+    is_whole, most = position in (_ALLOCATED, _REQUESTED, _USER), _MAX.get(position, NUMBER_MAX)
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if value == -1 or (0 <= value <= most and not (is_whole and value != int(value))):
+        return value
+    name = f" ({_NAMES[position]})" if position in _NAMES else ""
+    what = f"field {position + 1}{name} cannot be {word[:WORD_CHARS_MAX]}"
+    raise _refuse(path, number, what, f"it is a {'whole ' * is_whole}number from 0 to {most}, or -1: not known")

@@ -28,6 +28,8 @@ HOUR_S: Final = 3600.0
 TASKS_MAX: Final = 5_000_000
 """Tasks of one workload: what a plan holds in memory."""
 ASKS_MAX: Final = 5_000_000
+WORK_S_MAX: Final = 10_000_000
+"""Mean work of a task: four months.  Tails are longer; their limits of time stay far below what a task may name."""
 
 _Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 
@@ -51,7 +53,9 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owners: Annotated[int, Meta(ge=0, description="members that submit, in turn; 0: any member, at random")] = 0
     tasks: Annotated[int, Meta(ge=1, le=TASKS_MAX, description="bag, dataflow: of each job")] = 100
     retries: Annotated[int, Meta(ge=0, le=100, description="of a task that fails")] = 2
-    work_s: Annotated[float, Meta(gt=0, description="bag, dataflow: mean seconds of a task on a core of speed 1")] = 1.0
+    work_s: Annotated[
+        float, Meta(gt=0, le=WORK_S_MAX, description="bag, dataflow: mean seconds of a task on a core of speed 1")
+    ] = 1.0
     works: Annotated[Works, Meta(description="bag, dataflow: how work is distributed; each has the mean work_s")] = (
         "fixed"
     )
@@ -66,8 +70,8 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fan_in: Annotated[int, Meta(ge=1, description="dataflow: tasks that one waits for (layered: at most; tree)")] = 2
 
     file: Annotated[str, Meta(description="swf: a log in the Standard Workload Format")] = ""
-    time_scale: Annotated[float, Meta(gt=0, description="swf: factor on times between submissions")] = 1.0
-    work_scale: Annotated[float, Meta(gt=0, description="swf: factor on run times")] = 1.0
+    time_scale: Annotated[float, Meta(gt=0, le=1000, description="swf: factor on times between submissions")] = 1.0
+    work_scale: Annotated[float, Meta(gt=0, le=1000, description="swf: factor on run times")] = 1.0
     processors_max: Annotated[int, Meta(ge=1, description="swf: tasks that a job becomes, at most")] = 1000
 
     rate_per_s: Annotated[

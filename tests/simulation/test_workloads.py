@@ -128,6 +128,8 @@ def test_the_critical_path_is_the_longest() -> None:
         ({"kind": "dataflow", "graph": "tree", "fan_in": 1}, "fan_in"),
         ({"kind": "mapreduce"}, "mapreduce"),
         ({"work_s": 0.0}, "work_s"),
+        ({"work_s": 1e300}, "work_s"),
+        ({"kind": "swf", "file": "x", "work_scale": 1e300}, "work_scale"),
         ({"unknown": 1}, "unknown"),
     ],
 )
@@ -192,8 +194,17 @@ def test_a_log_becomes_jobs(tmp_path: Path, name: str) -> None:
     [
         (LOG + "6 1 2\n", "line 8: 3 fields"),
         (LOG + line(6, 6000, "x", 1), "line 8"),
-        (LOG + line(6, 6000, "nan", 1), "line 8: field 4"),
+        (
+            LOG + line(6, 6000, "nan", 1),
+            r"line 8: field 4 \(run time, s\) cannot be nan \(it is a number from 0 to 315360000",
+        ),
         (LOG + line(6, 6000, -7, 1), "line 8: field 4"),
+        (LOG + line(6, 6000, "1e300", 1), r"line 8: field 4 \(run time, s\) cannot be 1e300"),
+        (LOG + line(6, "1e300", 10, 1), r"line 8: field 2 .* from 0 to 10000000000, or -1"),
+        (LOG + line(6, 6000, 10, "1e18"), r"line 8: field 5 .* whole number from 0 to 100000000, or -1"),
+        (LOG + line(6, 6000, 10, -1, requested="9" * 400), "line 8: field 8"),
+        (LOG + line(6, 6000, 10, 1, user="inf"), "line 8: field 12"),
+        (LOG + line("1e300", 6000, 10, 1), "line 8: field 1 "),
         (LOG + line(6, -1, 10, 1), "line 8: no submit time"),
         (LOG + line(6, 6000, 10, 1.5), "line 8: field 5"),
         (LOG + line(6, 4999, 10, 1), "line 8: submitted at 4999, before"),
