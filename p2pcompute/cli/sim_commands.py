@@ -164,26 +164,34 @@ def run_command(
     from p2pcompute.simulation.scenario import load_scenario, split_values, with_values
     from p2pcompute.simulation.study import TRACE_VALUES, Archive, alone_in, plan_study, summary
 
-    changes = dict(_pair(text, "--set") for text in set_)
+    loaded = load_scenario(scenario)
+    said: dict[str, str] = {}
+    changes: dict[str, str] = {}
     if trace is not None:
-        changes = {**TRACE_VALUES, "population.trace": os.path.abspath(trace), **changes}
+        _once(said, "population.trace", f"--trace {trace}")
+        changes = {**TRACE_VALUES, "population.trace": os.path.abspath(trace)}
+    for key, text in (_pair(text, "--set") for text in set_):
+        _once(said, loaded.keys.get(key, key), f"--set {key}={text}")
+        changes[key] = text
     for name, number in (("nodes", nodes), ("hours", hours)):
         if number is not None:
             changes[name] = f"{number:g}" if isinstance(number, float) else str(number)
+            _once(said, name, f"--{name} {changes[name]}")
     swept: dict[str, list[str]] = {}
     for key, text in (_pair(text, "--sweep") for text in sweep):
-        if key in swept:
-            raise UsageError(f"--sweep {key} is given twice", "", f"name all values in one: --sweep {key}=A,B,C")
+        _once(said, loaded.keys.get(key, key), f"--sweep {key}={text}")
         if not (values := split_values(text)):
             raise UsageError(f"--sweep {key}= has no values", "", f"name some: --sweep {key}=A,B,C")
         swept[key] = values
-    chosen = with_values(load_scenario(scenario), changes)
+    chosen = with_values(loaded, changes)
     study = plan_study(chosen, range(seed, seed + seeds), swept)
     if until is not None and not math.isfinite(until):
         raise UsageError(
             f"--until cannot be {until}", "it is a finite number of seconds", "leave it out to see the end"
         )
     study.until_s = until
+    if out == "":
+        raise UsageError("-o names no directory", "it is empty text", "name one: -o DIR")
     if plot and out is None:
         raise UsageError("--plot goes with -o DIR", "plots are written there", "add -o DIR")
     if node is not None and not events:
@@ -226,6 +234,18 @@ def run_command(
         say(f"stopped: {plural(missing, 'run')} not done{more}")
         return EXIT_TERMINATED if _is_terminated else EXIT_INTERRUPTED
     return 1 if failed else 0
+
+
+def _once(said: dict[str, str], key: str, words: str) -> None:
+    """Note that a setting, by its long name, is given by these words.
+
+    Raises:
+        UsageError: others have given it already.
+    """
+    if key in said:
+        fix = "leave one of them out; to try several values: --sweep KEY=A,B,C"
+        raise UsageError(f"{key} is given twice", f"by {said[key]} and by {words}", fix)
+    said[key] = words
 
 
 def _pair(text: str, flag: str) -> tuple[str, str]:

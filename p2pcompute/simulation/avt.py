@@ -28,7 +28,7 @@ TIME_S_MAX: Final = 10_000_000_000
 """Also traces that count from 1970 keep below it for centuries."""
 SESSION_S_MIN: Final = 0.001
 TRACE_S_MIN: Final = 1.0
-"""From its first session to its last: it is replayed again and again, and a shorter one would be all starts and stops."""
+"""From its first session to its last: it is replayed over and over, and a shorter one would be all starts and stops."""
 
 
 @dataclass(frozen=True, slots=True)

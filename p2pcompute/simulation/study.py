@@ -469,14 +469,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     """While in it, no other process writes results to this directory.  The system lets go of it when a process dies.
 
     Raises:
-        UsageError: another process does.
-        OutputError: the directory cannot be made.
+        UsageError: another process does, or the directory cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unusable(folder, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -506,8 +505,9 @@ class Archive:
             if data and not data.endswith(b"\n"):  # cut off in the middle of a line
                 data = data[: data.rfind(b"\n") + 1]
                 self._path.write_bytes(data)
+            self._path.open("ab").close()  # what cannot be written later is said now
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise _unusable(folder, error) from error
         for number, line in enumerate(data.splitlines(), 1):
             self._take(line, number)
 
@@ -602,9 +602,21 @@ class Archive:
             raise _unwritable(self.folder, error) from error
 
 
+def _unusable(folder: Path, error: OSError) -> UsageError:
+    """The directory is of no use from the start."""
+    return UsageError(f"no results can be kept in {folder}", *_why_and_fix(error))
+
+
 def _unwritable(folder: Path, error: OSError) -> OutputError:
-    why = error.strerror or str(error)
-    return OutputError(f"{folder} cannot be used", why, "choose another directory: -o DIR", code="output")
+    return OutputError(f"{folder} cannot be used", *_why_and_fix(error), code="output")
+
+
+def _why_and_fix(error: OSError) -> tuple[str, str]:
+    why = "it is a file, or there is a file on the way to it" if isinstance(error, _NO_FOLDER) else error.strerror
+    return why or str(error), "choose another directory: -o DIR"
+
+
+_NO_FOLDER: Final = (FileExistsError, NotADirectoryError)
 
 
 # --- summing up -----------------------------------------------------------------------------------
@@ -634,7 +646,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 SHARES: Final = (
     "idle_while_work_share", "lookup_recall", "lookup_share", "lookup_success", "query_stale", "query_success",
-    "read_success", "record_share", "up_share", "utilisation",
+    "read_success", "recall", "record_share", "success", "up_share", "utilisation",
 )  # fmt: skip
 """Figures that lie between 0 and 1."""
 
@@ -702,12 +714,13 @@ TRACE_VALUES: Final = {
 
 
 def replay_command(scenario: Scenario, seed: int, values: Mapping[str, str], until_s: float | None = None) -> str:
-    """Return the command that runs one seed again, with these settings changed."""
+    """Return the command that runs one seed again, with these settings changed; the last name of a key counts."""
     flags = {"nodes": "--nodes", "hours": "--hours", "population.trace": "--trace"}
     implied = TRACE_VALUES if "population.trace" in values else {}
     words = ["p2pc", "sim", "run", scenario.source, "--seed", str(seed)]
+    last = {scenario.keys.get(key, key): key for key in values}
     for key, value in values.items():
-        if implied.get(key) == value:
+        if implied.get(key) == value or last[scenario.keys.get(key, key)] != key:
             continue
         words += [flags[key], value] if key in flags else ["--set", f"{key}={value}"]
     return shlex.join([*words, *(() if until_s is None else ("--until", f"{until_s:g}"))])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.errors import UsageError
 from p2pcompute.simulation import records
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
 from p2pcompute.simulation.study import (
@@ -26,6 +26,7 @@ from p2pcompute.simulation.study import (
     OutputError,
     Point,
     Study,
+    alone_in,
     bounded,
     code_version,
     interval,
@@ -194,8 +195,13 @@ def test_a_directory_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="line 1"):
         Archive(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be used"):
-        Archive(tmp_path / "file" / "out")
+    for place in ("file", "file/out"):
+        with pytest.raises(UsageError, match="it is a file, or there is a file on the way"), alone_in(tmp_path / place):
+            pass
+        with pytest.raises(UsageError, match="no results can be kept"):
+            Archive(tmp_path / place)
+    with pytest.raises(UsageError, match="no results can be kept in /proc/self"):
+        Archive(Path("/proc/self"))  # is there, and takes no files
 
 
 @pytest.mark.parametrize(
