@@ -355,7 +355,7 @@ def _false_find(hostile: _Hostile) -> None:
     _swap(dht, "_nodes", lie)
 
 
-def _blind(dht: Dht, gang: Callable[[], list[Contact]], fire: Callable[[], None]) -> None:
+def blind(dht: Dht, gang: Callable[[], list[Contact]], fire: Callable[[], None]) -> None:
     """Let a DHT know nobody but a gang, keep no record, and find none."""
     keeper = dht._keeper
 
@@ -379,7 +379,7 @@ def _blind(dht: Dht, gang: Callable[[], list[Contact]], fire: Callable[[], None]
 
 
 def _eclipse(hostile: _Hostile) -> None:
-    _blind(hostile.dht, hostile.gang, hostile.fire)
+    blind(hostile.dht, hostile.gang, hostile.fire)
 
 
 def _sybil(hostile: _Hostile) -> None:
@@ -410,7 +410,7 @@ def _sybil(hostile: _Hostile) -> None:
             group_id, shown = hostile.member.group.group_id, f"sybil {number}"
             dht = Dht(host.host, identity, bound, scope, group_id=group_id, describe=partial(dict, name=shown))
             dhts.append(dht)
-            _blind(dht, lambda: gang, hostile.fire)
+            blind(dht, lambda: gang, hostile.fire)
             gang.append(Contact(identity.public_key, Address(host.address, port)))
             await dht.start([], first)
 

@@ -1,0 +1,257 @@
+"""The experiment `dht`: what gets, puts and lookups find and cost among dead, hostile and crafted nodes.
+
+Nodes run the DHT alone (`dht_nodes`) and start with the tables of nodes that have been up for long.  Then: some records
+are put; `dead` of the nodes lose power in the same instant, so that this part of every table is dead and nobody knows;
+within seconds, each from another node as far as there are so many, `asks` are made.  Hostile nodes are there from the
+beginning, in the tables like others: they answer every question with the hostile nodes nearest to the key, take records
+and do not keep them.  Sybils are hostile nodes whose places are around the key of a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct
+
+from p2pcompute.dht.records import Record, make_record
+from p2pcompute.errors import P2pcError
+from p2pcompute.ids import DHT_ID_BYTES
+from p2pcompute.limits import DHT_K
+from p2pcompute.simulation.adversaries import blind
+from p2pcompute.simulation.dht_nodes import DhtNode, DhtNodes, grind
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import PORT
+from p2pcompute.simulation.metrics import Metrics
+from p2pcompute.simulation.network import NetworkSettings
+from p2pcompute.simulation.world import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
+
+if TYPE_CHECKING:
+    from p2pcompute.simulation.scenario import Scenario
+
+RECORD_TTL_S: Final = 7200
+VALUE_BYTES: Final = 300
+RTT_PAIRS: Final = 2000
+SETTLE_S: Final = 5.0
+"""Between the parts of a run."""
+RUN_S_MAX: Final = 24 * 3600.0
+ASKS_PER_S: Final = 20.0
+_Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class DhtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the experiment `dht`."""
+
+    nodes: Annotated[int, Meta(ge=2, le=100_000, description="nodes of the group, without Sybils")] = 1000
+    ask: Annotated[
+        Literal["get", "put", "find"],
+        Meta(description="what is measured; put: each record is read once afterwards, by another node"),
+    ] = "get"
+    asks: Annotated[int, Meta(ge=1, le=1_000_000, description="how many are made")] = 200
+    records: Annotated[int, Meta(ge=1, le=100_000, description="records put beforehand, which gets ask for")] = 40
+    dead: Annotated[
+        _Share, Meta(description="share of the nodes, and so of all contacts, that die before the asks")
+    ] = 0.0
+    hostile: Annotated[_Share, Meta(description="share of the nodes that are hostile and of one mind")] = 0.0
+    sybils: Annotated[int, Meta(ge=0, le=1000, description="hostile nodes crafted around each record's key")] = 0
+    sybil_addresses: Annotated[
+        int, Meta(ge=0, le=1000, description="addresses that the Sybils of one key share; 0: each has its own")
+    ] = 0
+    network: NetworkSettings = NetworkSettings()
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(self, settings: DhtSettings, seed: int, watch: Watch | None) -> None:
+        self._began = time.perf_counter()
+        self.settings = settings
+        self.seed = str(seed)
+        self.watch = watch
+        self.metrics = Metrics()
+        self.fired: Counter[str] = Counter()
+        self.simulation = Simulation(self.seed, model=settings.network)
+        self.nodes = DhtNodes(self.simulation)
+        self.records: list[Record] = []
+        self._median_rtt_s = 1.0
+
+    def rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed}:{purpose}")
+
+    def wall_s(self) -> float:
+        return time.perf_counter() - self._began
+
+    # --- the group --------------------------------------------------------------------------------
+
+    async def build(self) -> None:
+        """Make the nodes, honest and hostile, and fill their tables."""
+        settings, nodes = self.settings, self.nodes
+        for _ in range(settings.nodes):
+            await nodes.add()
+        for node in self.rng("hostile").sample(nodes.all, round(settings.hostile * settings.nodes)):
+            node.is_hostile = True
+        if settings.ask == "get":
+            publishers = self.rng("publishers").choices(self._honest(), k=settings.records)
+            self.records = [self._record(node, number) for number, node in enumerate(publishers)]
+            for record in self.records:
+                await self._craft(record.key)
+        gang = [node.contact for node in nodes.all if node.is_hostile]
+        for node in nodes.all:
+            if node.is_hostile:
+                blind(node.dht, lambda: gang, self._fire)
+        nodes.warm()
+        rng, network = self.rng("median rtt"), self.simulation.network
+        pairs = [rng.sample(nodes.all, 2) for _ in range(RTT_PAIRS)]
+        rtts = [2 * network.base_delay_s(one.host.machine, other.host.machine) for one, other in pairs]
+        self._median_rtt_s = statistics.median(rtts)
+
+    async def _craft(self, key: bytes) -> None:
+        """Add Sybils around a key."""
+        first = len(self.nodes.all)
+        shared = self.settings.sybil_addresses or self.settings.sybils
+        for number, secret in enumerate(grind(self.seed, key, self.settings.sybils, nodes=self.settings.nodes)):
+            beside = self.nodes.all[first + number % shared].host if number >= shared else None
+            node = await self.nodes.add(secret=secret, beside=beside, port=PORT + number // shared)
+            node.is_hostile = True
+
+    def _record(self, node: DhtNode, number: int) -> Record:
+        value = self.rng(f"value {number}").randbytes(VALUE_BYTES)
+        wall, salt = node.host.clock.wall(), number.to_bytes(4, "big")
+        sign, key = node.identity.sign_envelope, node.identity.public_key
+        return make_record(sign, key, salt=salt, seq=1, wall=wall, ttl_s=RECORD_TTL_S, value=value)
+
+    def _honest(self) -> list[DhtNode]:
+        return [node for node in self.nodes.all if not (node.is_hostile or node.is_dead)]
+
+    def _fire(self) -> None:
+        self.fired["hostile"] += 1
+
+    # --- the parts of a run -----------------------------------------------------------------------
+
+    async def play(self) -> None:
+        """Build, put, kill, ask."""
+        await self.build()
+        if self.settings.ask == "get":
+            by_key = {node.identity.public_key: node for node in self.nodes.all}
+            await self._each([partial(self._put, by_key[record.publisher], record) for record in self.records])
+            await asyncio.sleep(SETTLE_S)
+        self._kill()
+        askers = self._honest()
+        self.rng("askers").shuffle(askers)
+        asking = [askers[number % len(askers)] for number in range(self.settings.asks)]
+        await self._each([partial(self._ask, node, number) for number, node in enumerate(asking)])
+        if self.settings.ask == "put":
+            await asyncio.sleep(SETTLE_S)
+            readers = [askers[-1 - number % len(askers)] for number in range(self.settings.asks)]
+            await self._each([partial(self._read, *pair) for pair in zip(readers, self.records, strict=True)])
+
+    def _kill(self) -> None:
+        honest = self._honest()
+        self.nodes.kill(self.rng("dead").sample(honest, round(self.settings.dead * len(honest))))
+        self._tell("crash", count=len(honest) - len(self._honest()))
+
+    async def _each(self, asks: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        """Begin one after the other at ASKS_PER_S, and wait for all."""
+        async with asyncio.TaskGroup() as group:
+            for number, ask in enumerate(asks):
+                group.create_task(ask(), name=f"dht.ask-{number}")
+                await asyncio.sleep(1 / ASKS_PER_S)
+                if self.watch is not None:
+                    self.watch.progress(self.simulation.now, self.wall_s())
+
+    async def _ask(self, node: DhtNode, number: int) -> None:
+        match self.settings.ask:
+            case "get":
+                await self._get(node, self.records[number % len(self.records)])
+            case "find":
+                await self._find(node, self.rng(f"key {number}").randbytes(DHT_ID_BYTES))
+            case "put":
+                record = self._record(node, number)
+                self.records.append(record)
+                await self._measured(node, self._put(node, record))
+
+    async def _put(self, node: DhtNode, record: Record) -> None:
+        self.metrics.sample("copies", await node.host.call(node.dht.put(record)))
+
+    async def _get(self, node: DhtNode, record: Record) -> None:
+        await self._measured(node, self._read(node, record))
+        self.metrics.sample("hops", node.dht.last_lookup[1])
+
+    async def _read(self, node: DhtNode, record: Record) -> None:
+        found = await node.host.call(node.dht.get(record.key))
+        is_found = record in found
+        self.metrics.share("success", is_found)
+        self._tell("get", node=node.host.name, found=is_found)
+
+    async def _find(self, node: DhtNode, key: bytes) -> None:
+        found: list[bytes] = []
+
+        async def find() -> None:
+            found.extend(contact.key for contact in await node.host.call(node.dht.find(key)))
+
+        await self._measured(node, find())
+        live = self.nodes.nearest(key, DHT_K, lambda one: not one.is_dead and one is not node)
+        nearest = [one.identity.public_key for one in live]
+        self.metrics.sample("hops", node.dht.last_lookup[1])
+        self.metrics.sample("recall", sum(one in found for one in nearest) / len(nearest))
+        self.metrics.share("success", found[:1] == nearest[:1])
+
+    async def _measured(self, node: DhtNode, ask: Coroutine[Any, Any, None]) -> None:
+        counters, began = node.dht.counters, self.simulation.now
+        requests, resent = counters.requests_sent, counters.requests_resent
+        await ask
+        self.metrics.sample("latency_rtt", (self.simulation.now - began) / self._median_rtt_s)
+        self.metrics.sample("messages", counters.requests_sent - requests)
+        self.metrics.sample("resent", counters.requests_resent - resent)
+
+    def _tell(self, kind: str, *, node: str = "", **fields: Any) -> None:
+        record = {"t": self.simulation.now, "kind": kind, "node": node, **fields}
+        self.simulation.note(json.dumps(record, sort_keys=True))
+        if self.watch is not None:
+            self.watch.record(record)
+
+
+def run_dht(scenario: Scenario, seed: int, *, until_s: float | None = None, watch: Watch | None = None) -> RunResult:
+    """Run one seed of a scenario about the DHT.
+
+    Args:
+        until_s: stop at this virtual time.
+    """
+    settings = scenario.settings
+    assert isinstance(settings, DhtSettings)
+    run = _Run(settings, seed, watch)
+    problems: list[str] = []
+
+    async def main() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until_s):
+                await run.play()
+
+    try:
+        with run.simulation as simulation:
+            simulation.run(main(), time_s_max=RUN_S_MAX, events_max=EVENTS_MAX)
+            for node in run.nodes.all:
+                node.dht.check_invariants()
+    except P2pcError as error:
+        problems.append(f"{run.simulation.now:.3f} s: {error}")
+    return RunResult(
+        scenario=scenario.name,
+        seed=seed,
+        nodes=settings.nodes,
+        trace_hash=run.simulation.trace_hash(),
+        events=run.simulation.loop.events,
+        messages=run.simulation.network.counters.datagrams_sent,
+        wall_s=run.wall_s(),
+        simulated_s=run.simulation.now,
+        metrics=run.metrics.result(),
+        fired=dict(sorted(run.fired.items())),
+        problems=(*problems, *run.nodes.errors[:PROBLEMS_MAX]),
+    )

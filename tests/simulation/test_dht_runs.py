@@ -1,0 +1,71 @@
+"""The experiment `dht`: if it broke, figures about gets, puts and lookups would mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pcompute.ids import dht_id
+from p2pcompute.simulation.dht_nodes import DhtNodes, grind
+from p2pcompute.simulation.dht_runs import run_dht
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.scenario import load_scenario, with_values
+from p2pcompute.simulation.world import RunResult
+from tests.simulation.test_glossary import glossary
+
+
+def run(name: str, seed: int = 1, **values: object) -> RunResult:
+    small = {"nodes": 120, "asks": 20, "records": 3, **values}
+    scenario = with_values(load_scenario(name), {key: str(value) for key, value in small.items()})
+    result = run_dht(scenario, seed)
+    assert not result.problems
+    return result
+
+
+@pytest.mark.parametrize("name", ["dht-get", "dht-find", "dht-put", "dht-adversary"])
+def test_each_scenario_gives_figures_that_the_glossary_explains(name: str) -> None:
+    result = run(name)
+    known = glossary()
+    bare = {metric.removesuffix("_p50").removesuffix("_p95").removesuffix("_max") for metric in result.metrics}
+    assert {"success", "latency_rtt", "messages"} <= bare <= known.keys()
+    assert result.metrics["success"] >= 0.95
+    assert result.fired.get("hostile", 0) > 0 if name == "dht-adversary" else not result.fired
+
+
+def test_the_same_seed_gives_the_same_trace_and_another_another() -> None:
+    one, again, other = run("dht-get", 5), run("dht-get", 5), run("dht-get", 6)
+    assert one.trace_hash == again.trace_hash != other.trace_hash
+    assert one.metrics == again.metrics
+
+
+def test_gets_fail_when_all_holders_are_dead_or_nothing_gets_through() -> None:
+    """The oracle of the experiment: success is not taken for granted."""
+    assert run("dht-get", dead=0.995, asks=3, nodes=200).metrics["success"] < 1
+    assert run("dht-get", loss=0.9, asks=5).metrics["success"] < 1
+
+
+def test_dead_contacts_cost_time_and_sends_again() -> None:
+    calm, hard = run("dht-find", dead=0), run("dht-find", dead=0.4)
+    assert hard.metrics["latency_rtt"] > calm.metrics["latency_rtt"]
+    assert hard.metrics["resent"] > calm.metrics["resent"]
+
+
+def test_sybils_are_nearer_to_the_key_than_honest_nodes() -> None:
+    key = dht_id(b"anything")
+    with Simulation(3) as simulation:
+        nodes = DhtNodes(simulation)
+
+        async def build() -> None:
+            for _ in range(50):
+                await nodes.add()
+            for secret in grind("3", key, 10, nodes=50):
+                (await nodes.add(secret=secret)).is_hostile = True
+
+        simulation.run(build())
+        nearest = nodes.nearest(key, 20, lambda _node: True)
+        assert sum(node.is_hostile for node in nearest[:12]) >= 9
+
+
+def test_sybils_share_addresses_when_they_are_told_to() -> None:
+    """Diversity of addresses can be studied only if the crafted nodes are really at few addresses."""
+    result = run("dht-sybil", sybils=12, sybil_addresses=2, records=1)
+    assert result.nodes == 120 and result.fired["hostile"] > 0
