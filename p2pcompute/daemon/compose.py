@@ -71,8 +71,6 @@ async def build_node(
     group = load_group(paths.data)
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
     probe = RealProbe(paths.data)
-    cpus = probe.static()["cpus"]
-    assert isinstance(cpus, float)
     async with AsyncExitStack() as undo:
         store = await SqliteStore.open(paths.store, blob_cache_bytes=settings.store.cache_bytes)
         undo.push_async_callback(store.close)
@@ -89,7 +87,7 @@ async def build_node(
         runner = ProcessRunner(
             store.blobs,
             work,
-            0 if is_onlooker else parse_slots(settings.node.slots, cpus),
+            0 if is_onlooker else parse_slots(settings.node.slots, probe.cpus()),
             clock,
             node_name=name,
         )

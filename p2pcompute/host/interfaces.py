@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from p2pcompute.host.runs import Runner
 
@@ -332,13 +332,21 @@ class Attribute:
 Attributes: TypeAlias = Mapping[str, Attribute]
 """By flat dotted name.  What is not known is left out."""
 
+RUNTIMES: Final = ("apptainer", "bubblewrap", "docker", "podman", "wasm")
+"""What `has` names by what it is for; a probe tries whether it works.  Every other word is an executable."""
+
 
 class Probe(Protocol):
-    def static(self) -> Mapping[str, object]:
-        """What this machine is: hostname, os, arch, cpus (float), mem_bytes, python ([major, minor])."""
+    """What a machine says of itself.  Measures when it is asked, not before, and never blocks the event loop."""
 
-    def dynamic(self) -> Mapping[str, object]:
-        """How it is now: load, mem_free_bytes, disk_free_bytes."""
+    async def attributes(self) -> Attributes:
+        """What is known of this machine; what changes is a few seconds old at most.  Never raises."""
+
+    async def has(self, words: Sequence[str]) -> Mapping[str, bool]:
+        """Whether tasks find applications and runtimes (`RUNTIMES`) of these names here.
+
+        A word about which nothing can be known is left out.  Never raises.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,13 @@ import hashlib
 import random
 import weakref
 from asyncio import CancelledError, Future, Task
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
 
-from p2pcompute.host.interfaces import Crypto, Host, Timer
+from p2pcompute.host.interfaces import Attribute, Attributes, Crypto, Host, Timer, Value
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.limits import MIB
 from p2pcompute.simulation.access import SimNet
@@ -251,22 +251,26 @@ class SeededRealCrypto(RealCrypto):
 
 
 class SimProbe:
-    """The simulated `Probe`."""
+    """The simulated `Probe`: what the machine's model says, under the names that real machines use."""
 
     def __init__(self, host: SimHost) -> None:
         self._host = host
 
-    def static(self) -> Mapping[str, object]:
-        return {
-            "hostname": self._host.name, "os": "simulated", "arch": "simulated",
-            "cpus": float(self._host.runner_model.slot_count), "mem_bytes": self._host.runner_model.mem_bytes,
-            "python": [3, 11],
+    async def attributes(self) -> Attributes:
+        host, model = self._host, self._host.runner_model
+        busy = host.runner.busy_count
+        values: dict[str, tuple[Value, float | None]] = {
+            "os": ("linux", None), "arch": ("x86_64", None), "cpus": (float(model.slot_count), None),
+            "mem.total": (model.mem_bytes, None), "disk.total": (2 * DISK_FREE_BYTES, None),
+            "python": (("3.11",), None), "gpu.count": (0, None), "load": (float(busy), 30.0),
+            "mem.free": (model.mem_bytes // 2, 30.0), "disk.free": (DISK_FREE_BYTES, 120.0),
         }  # fmt: skip
+        values.update((name, (value, None)) for name, value in model.attributes.items())
+        wall = host.clock.wall()
+        return {name: Attribute(value, wall, lifetime_s) for name, (value, lifetime_s) in values.items()}
 
-    def dynamic(self) -> Mapping[str, object]:
-        busy = float(self._host.runner.busy_count)
-        free_bytes = self._host.runner_model.mem_bytes // 2
-        return {"load": busy, "mem_free_bytes": free_bytes, "disk_free_bytes": DISK_FREE_BYTES}
+    async def has(self, words: Sequence[str]) -> Mapping[str, bool]:
+        return {word: word in self._host.runner_model.has for word in words}
 
 
 class SimHost:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import zlib
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload, decode_spec
-from p2pcompute.host.interfaces import Clock, Rng
+from p2pcompute.host.interfaces import Clock, Rng, Value
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.limits import MIB
 from p2pcompute.simulation.loop import SimulationLoop
@@ -48,6 +48,10 @@ class RunnerModel:
     """Probability that the runner's process dies during an attempt."""
     mem_bytes: int = 8 * 1024 * MIB
     """Memory of the machine, for its probe."""
+    attributes: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    """What else its probe says, or instead of what it would say."""
+    has: frozenset[str] = frozenset()
+    """Applications and runtimes of the machine."""
 
     def __post_init__(self) -> None:
         if self.slot_count < 0 or self.speed <= 0 or not (0 <= self.failure <= 1 and 0 <= self.death <= 1):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream
+from p2pcompute.host.real_probe import RealProbe
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.simulation.host import EPOCH_WALL, HostDown, SimHost, Simulation
 from p2pcompute.simulation.loop import RunFailed
+from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.wire.envelope import open_envelope, seal
 
 
@@ -192,9 +195,15 @@ def test_crypto(has_real_crypto: bool) -> None:
             open_envelope(two, raw[:-1] + bytes([raw[-1] ^ 1]), "test/1")
 
 
-def test_probe_says_what_the_host_is() -> None:
-    """If it broke: nodes cannot describe themselves in the simulator."""
+def test_probe_says_what_the_host_is(tmp_path: Path) -> None:
+    """If it broke: nodes cannot describe themselves in the simulator, or otherwise than real machines do."""
     with Simulation(1) as simulation:
-        probe = simulation.add_host("a").host.probe
-        assert probe.static()["hostname"] == "a" and isinstance(probe.static()["cpus"], float)
-        assert {"load", "mem_free_bytes", "disk_free_bytes"} <= set(probe.dynamic())
+        model = RunnerModel(slot_count=3, attributes={"gpu.count": 2, "os": "macos"}, has=frozenset({"ffmpeg"}))
+        host = simulation.add_host("a", runner=model)
+        found = simulation.run(host.host.probe.attributes())
+        assert (found["cpus"].value, found["gpu.count"].value, found["os"].value) == (3.0, 2, "macos")
+        assert simulation.run(host.host.probe.has(["ffmpeg", "docker"])) == {"ffmpeg": True, "docker": False}
+    real = asyncio.run(RealProbe(tmp_path).attributes())
+    for name in ("os", "arch", "cpus", "mem.total", "mem.free", "disk.total", "disk.free", "load", "python"):
+        assert type(real[name].value) is type(found[name].value)
+        assert real[name].lifetime_s == found[name].lifetime_s
