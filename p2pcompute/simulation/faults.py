@@ -63,7 +63,11 @@ class FaultSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     )
     after_s: Annotated[float, Meta(ge=0, description="nothing goes wrong before this time, seconds")] = 5.0
     duration_s_max: Annotated[float, Meta(gt=0, description="longest fault, seconds")] = 180.0
-    only: Annotated[tuple[int, ...], Meta(description="numbers of the faults that happen; empty: all of them")] = ()
+    only: Annotated[
+        tuple[Annotated[int, Meta(ge=0, description="the number of a fault, from 0; which kinds happen is"
+            f" faults.kinds: {', '.join(KINDS)}")], ...],
+        Meta(description="numbers of the faults that happen; empty: all of them"),
+    ] = ()  # fmt: skip
     sync_s: Annotated[float, Meta(gt=0, description="mean time of a disk to sync, seconds")] = SYNC_S
     task_failure: Annotated[float, Meta(ge=0, le=1, description="probability that an attempt of a task fails")] = 0.0
     task_death: Annotated[float, Meta(ge=0, le=1, description="probability that its process dies")] = 0.0
@@ -114,6 +118,9 @@ def draw_faults(settings: FaultSettings, rng: random.Random, *, nodes: int, dura
     """Return what goes wrong, in order of time.
 
     The numbers do not depend on `settings.only`.
+
+    Raises:
+        UsageError: `settings.only` names a fault that there is not.
     """
     kinds = list(settings.kinds or KINDS)
     rate = settings.per_hour / 3600.0
@@ -135,6 +142,12 @@ def draw_faults(settings: FaultSettings, rng: random.Random, *, nodes: int, dura
         if fault.kind in _FORGETTING:
             fault = replace(fault, is_at_owner=False)  # an owner whose disk forgets loses its jobs, and so the run
         faults.append(fault)
+    if settings.only and max(settings.only) >= len(faults):
+        numbers = f"0 to {len(faults) - 1}" if faults else "none"
+        raise UsageError(
+            f"there is no fault {max(settings.only)}", f"numbers of the faults of this seed: {numbers}",
+            "see them with --events; kinds are chosen by faults.kinds", code="scenario",
+        )  # fmt: skip
     return [fault for fault in faults if not settings.only or fault.number in settings.only]
 
 

@@ -24,8 +24,7 @@ T = TypeVar("T")
 RUNS_MAX: Final = 200
 WALL_S_MAX: Final = 300.0
 NODES_MIN: Final = 2
-NO_FAULT: Final = "-1"
-"""Value of `faults.only` that keeps none: faults count from 0."""
+NO_FAULTS: Final = {"faults.per_hour": "0"}
 SIZES: Final = ("jobs", "tasks", "lookups", "puts", "queries")
 """Keys of a workload that say how much it is."""
 
@@ -95,7 +94,7 @@ def shrink(
         return True
 
     def fails_with(left: Sequence[int]) -> bool:
-        if not fails({"faults.only": ",".join(map(str, left)) or NO_FAULT}):
+        if not fails({"faults.only": ",".join(map(str, left))} if left else NO_FAULTS):
             return False
         best.faults = list(left)
         if on_step is not None:

@@ -20,19 +20,19 @@ import statistics
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta, Struct, structs
 
-from p2pcompute.errors import P2pcError, StoreError
+from p2pcompute.errors import P2pcError, StoreError, UsageError
 from p2pcompute.limits import DHT_K
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.simulation.adversaries import HostileSettings, arm, draw_hostile
-from p2pcompute.simulation.faults import FaultSettings, draw_conditions, draw_faults, inject
+from p2pcompute.simulation.faults import Fault, FaultSettings, draw_conditions, draw_faults, inject
 from p2pcompute.simulation.host import HostDown, SimHost, Simulation
 from p2pcompute.simulation.invariants import Checks, CheckSettings
 from p2pcompute.simulation.mesh import Member, Mesh
@@ -49,7 +49,7 @@ from p2pcompute.simulation.population import (
     sessions,
 )
 from p2pcompute.simulation.runner import RunnerModel
-from p2pcompute.simulation.workloads import WorkloadSettings, plan
+from p2pcompute.simulation.workloads import WorkloadPlan, WorkloadSettings, plan
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.scenario import Scenario
@@ -402,11 +402,24 @@ class World:
     # --- the run ----------------------------------------------------------------------------------
 
     def run(self, until_s: float | None = None) -> None:
-        """Run to the end, or until `until_s` of virtual time.  What breaks is in `problems`."""
+        """Run to the end, or until `until_s` of virtual time.  What breaks is in `problems`.
+
+        Raises:
+            UsageError: the settings cannot be run with this seed.
+        """
         try:
             with self.simulation:
+                faults = draw_faults(
+                    self.settings.faults, self.rng("faults"), nodes=self.settings.nodes, duration_s=self.duration_s
+                )
+                plans = [
+                    plan(one, self.rng(f"workload {number}"), duration_s=self.duration_s)
+                    for number, one in enumerate(self.settings.workload)
+                ]
                 limit_s = self.duration_s + AFTER_S_MAX
-                self.simulation.run(self._main(until_s), time_s_max=limit_s, events_max=EVENTS_MAX)
+                self.simulation.run(self._main(until_s, faults, plans), time_s_max=limit_s, events_max=EVENTS_MAX)
+        except UsageError:
+            raise
         except P2pcError as error:
             self.problem(_story(error))
         if "errors" not in self.settings.checks.off:
@@ -414,14 +427,7 @@ class World:
                 for text in member.errors[:1] if number not in self.hostile else ():
                     self.problem(f"{member.host.name}: {text}")
 
-    async def _main(self, until_s: float | None) -> None:
-        faults = draw_faults(
-            self.settings.faults, self.rng("faults"), nodes=self.settings.nodes, duration_s=self.duration_s
-        )
-        plans = [
-            plan(one, self.rng(f"workload {number}"), duration_s=self.duration_s)
-            for number, one in enumerate(self.settings.workload)
-        ]
+    async def _main(self, until_s: float | None, faults: Sequence[Fault], plans: Sequence[WorkloadPlan]) -> None:
         self.notes += [one.note for one in plans if one.note]
         population = self.spawn(self._populate(), "population")
         work = [self.spawn(play(self, one), f"workload {number}") for number, one in enumerate(plans)]

@@ -109,6 +109,16 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
             ["./mine.toml", "--trace", "a", "--set", "population.trace=b"],
             ["by --trace a and by --set population.trace=b"],
         ),
+        (
+            ["smoke", "--set", "faults.only=-1"],
+            ["faults.only.0 cannot be -1", "from 0", "faults.kinds: crash, power-loss"],
+        ),
+        (
+            ["smoke", "--set", "faults.only=crash"],
+            ['faults.only.0 cannot be "crash"', "faults.kinds: crash, power-loss"],
+        ),
+        (["smoke", "--set", "faults.kinds=nope"], ['faults.kinds.0 cannot be "nope"', "one of bandwidth, cancel"]),
+        (["smoke", "--set", "faults.only=9999"], ["there is no fault 9999", "faults.kinds"]),
         (["./mine.toml", "--until", "nan"], ["--until cannot be nan", "a finite number"]),
         (["./mine.toml", "--node", "3"], ["add --events"]),
         (["./mine.toml", "--plot"], ["--plot goes with -o DIR"]),

@@ -7,9 +7,10 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from p2pcompute.errors import StoreError
+from p2pcompute.errors import StoreError, UsageError
 from p2pcompute.host.interfaces import Address, ByteStream, Write
 from p2pcompute.simulation.faults import KINDS, Fault, FaultKind, FaultSettings, draw_conditions, draw_faults, inject
 from p2pcompute.simulation.host import EPOCH_WALL, HostDown, SimHost, Simulation
@@ -39,6 +40,10 @@ def test_faults_are_drawn_from_the_seed_and_keep_their_numbers() -> None:
     seed = faults.index(some)
     assert draw(FaultSettings(per_hour=60, only=(1, 4)), seed) == [some[1], some[4]]
     assert [fault.number for fault in some] == list(range(len(some)))
+    with pytest.raises(UsageError, match=f"no fault {len(some)} .*0 to {len(some) - 1}.*faults.kinds"):
+        draw(FaultSettings(per_hour=60, only=(1, len(some))), seed)
+    with pytest.raises(UsageError, match=r"no fault 0 .*none"):
+        World(msgspec.structs.replace(SETTINGS, faults=FaultSettings(only=(0,))), 1).run()
     assert sorted(some, key=lambda fault: fault.at_s) == some and some[0].at_s >= settings.after_s
     assert any(not one for one in faults), "some seeds are calm"
     kinds = [{fault.kind for fault in one} for one in faults]

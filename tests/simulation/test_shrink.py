@@ -83,7 +83,7 @@ def test_a_failure_without_faults_gets_fewer_nodes(scenario: Scenario) -> None:
         return attempt(with_values(changed, {"mode": "raise"}))
 
     found = shrink(scenario, always(scenario), range(tiny.FAULTS), always)
-    assert found.values == {"faults.only": "-1", "nodes": "2", "workload.0.tasks": "1", "workload.1.tasks": "1"}
+    assert found.values == {"faults.per_hour": "0", "nodes": "2", "workload.0.tasks": "1", "workload.1.tasks": "1"}
     assert found.faults == []
 
 

@@ -14,6 +14,7 @@ from p2pcompute.simulation.world import RunResult, Watch
 class Faults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """As the real one, for shrinking."""
 
+    per_hour: float = 24.0
     only: tuple[int, ...] = ()
 
 
@@ -51,7 +52,8 @@ FAULTS = 24
 def run_tiny(scenario: Scenario, seed: int, *, until_s: float | None = None, watch: Watch | None = None) -> RunResult:
     settings = scenario.settings
     assert isinstance(settings, TinySettings)
-    numbers = [number for number in range(FAULTS) if not settings.faults.only or number in settings.faults.only]
+    count = FAULTS if settings.faults.per_hour else 0
+    numbers = [number for number in range(count) if not settings.faults.only or number in settings.faults.only]
     for number in numbers:
         if watch is not None:
             watch.record({"t": float(number), "kind": "fault", "node": f"node-{number % 2}", "fault": number})
