@@ -202,9 +202,36 @@ ATTRIBUTE_NAME_CHARS_MAX: Final = 64
 ATTRIBUTE_TEXT_CHARS_MAX: Final = 256
 ATTRIBUTE_WORDS_MAX: Final = 64
 """Words of one attribute: applications, labels, Python minors."""
-ATTRIBUTES_BYTES_MAX: Final = 32 * KIB
+ATTRIBUTES_BYTES_MAX: Final = 16 * KIB
 """All attributes of one node, encoded; those of a usual machine have 0.5 KiB."""
 ATTRIBUTE_LIFETIME_S_MAX: Final = 366 * 86400.0
+NODES_KNOWN_MAX: Final = 1024
+NODES_KNOWN_BYTES_MAX: Final = 1 * MIB
+"""Descriptions of other nodes that are kept; the one heard of longest ago goes.  In memory they take six times as
+much."""
+QUESTION_WORDS_MAX: Final = 32
+"""Applications about which one question may be."""
+QUESTION_WORD_CHARS_MAX: Final = 64
+QUESTION_WAIT_S_MAX: Final = 60.0
+"""How long a query may wait for its answer at the asked node; who wants to wait longer asks again."""
+QUESTIONS_WAITING_MAX: Final = 256
+QUESTIONS_WAITING_PER_PEER_MAX: Final = 16
+"""Queries that wait here; further ones are refused as busy and ask again later."""
+QUESTION_LANES: Final = 32
+"""Nodes that are asked at the same time for one question."""
+QUESTION_ASKED_MAX: Final = 512
+"""Nodes that are asked for one question."""
+EXPRESSION_CHARS_MAX: Final = 1000
+"""One expression over attributes; peers send them.  The longest takes about 10 ms to compile."""
+EXPRESSION_DEPTH_MAX: Final = 16
+"""Brackets inside one another."""
+EXPRESSION_LOOPS_MAX: Final = 2
+"""`exists`, `all`, `exists_one`, `filter` in one expression, none inside another."""
+EXPRESSION_PATTERNS_MAX: Final = 2
+"""Uses of `matches`: each evaluation compiles the pattern again."""
+EXPRESSION_PATTERN_CHARS_MAX: Final = 64
+EXPRESSION_PATTERN_ESCAPES_MAX: Final = 8
+"""Backslashes in a pattern: a Unicode class like \\w costs 0.5 ms each time."""
 
 # --- scheduler ------------------------------------------------------------------------------------
 VICTIMS_MAX: Final = 8
@@ -212,6 +239,9 @@ VICTIMS_MAX: Final = 8
 VICTIMS_LARGE_MAX: Final = 2
 """The same in a group of more than k: an open channel costs memory at both ends, and with one alone work should
 hardly spread from thief to thief (every victim is then parked at by one other on average)."""
+DIAL_COURTESY_S: Final = 1.0
+"""How long a node leaves it to an idle peer with a smaller key to dial: hearing of each other and a handshake take half a
+second on the WAN.  Between 10 nodes that start together there are 40 channels instead of 80."""
 PARK_S: Final = 3600.0
 """Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""
 PARKED_MAX: Final = 4096
