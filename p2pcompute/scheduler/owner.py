@@ -274,7 +274,7 @@ class OwnerCore:
         message rate stays bounded), the first one a task per slot, and at most half of what is ready, so that
         late thieves find something.  Tasks that failed on this thief go to others while there are any.
         """
-        self._remember(now, thief)
+        self.remember(now, thief)
         for _ in range(len(self._turn)):
             job_id = self._turn[0]
             self._turn.rotate(-1)
@@ -334,7 +334,13 @@ class OwnerCore:
             for other, seen in self.thieves.values()
         )
 
-    def _remember(self, now: float, thief: Thief) -> None:
+    @property
+    def has_ready(self) -> bool:
+        """Whether any job has a task for whoever comes."""
+        return any(self.jobs[job_id].ready_count > 0 for job_id in self._turn)
+
+    def remember(self, now: float, thief: Thief) -> None:
+        """Note that this thief waits for work now: a candidate for tasks that another node failed."""
         self.thieves.pop(thief.key, None)
         self.thieves[thief.key] = (thief, now)
         if len(self.thieves) > THIEVES_MAX:

@@ -2,6 +2,9 @@
 
 One loop, `_pump`, runs after every event and asks the cores in this order: local work first, then the thieves that
 wait here, then the slots, then (when there is still room) other nodes.  It makes no decision of its own.
+
+Two idle nodes that have just heard of each other would both dial, and have two channels where one is enough: the one
+with the larger key lets the other one go first for DIAL_COURTESY_S.  Who has work for a peer dials at once.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     DHT_K,
+    DIAL_COURTESY_S,
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
     GRANT_ENVELOPE_BYTES_MAX,
@@ -154,6 +158,8 @@ class Scheduler:
         """Channel peer → jobs whose envelope it has from us in its present life."""
         self._boots: dict[bytes, bytes] = {}
         self._opening: dict[bytes, None] = {}
+        self._courtesy: dict[bytes, float] = {}
+        """Peers with a smaller key without a channel, and since when we know them: it is their turn to dial."""
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._due: asyncio.Handle | None = None
@@ -218,7 +224,13 @@ class Scheduler:
     def _has_business(self) -> bool:
         """Whether anything is under way that time could end."""
         return bool(
-            self._given or self._hot or self._benched or self._offered or self.owner.is_busy or self.worker.is_busy
+            self._given
+            or self._hot
+            or self._benched
+            or self._offered
+            or self._courtesy
+            or self.owner.is_busy
+            or self.worker.is_busy
         )
 
     def _forget_old(self, now: float) -> None:
@@ -226,6 +238,8 @@ class Scheduler:
         self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
         self._benched = {key: until for key, until in self._benched.items() if until > now}
         self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_S_MIN}
+        self._courtesy = {key: since for key, since in self._courtesy.items() if now - since < DIAL_COURTESY_S}
+        self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2}
         for key in [key for key in self._knows_job if self._channels.get(key) is None]:
             del self._knows_job[key]
         self.worker.forget_old()
@@ -279,9 +293,12 @@ class Scheduler:
             return
         now = self._host.clock.now()
         self._apply()  # stops leave before grants: a task that was started again may go where its former run is
-        if self.owner.trouble is None and now >= self._may_grant_at:
+        if self._has_something_to_give() and self.owner.trouble is None and now >= self._may_grant_at:
+            waiting = self.parking.waiting(now)
+            for thief in waiting:
+                self.owner.core.remember(now, thief)
             self._feed_local(now)
-            self._serve_parked(now)
+            self._serve(now, waiting)
         self._mind_rest(now)
         self.worker.start_batches()
         self._apply()
@@ -318,8 +335,14 @@ class Scheduler:
                 return
             self.worker.take_local(grant)
 
-    def _serve_parked(self, now: float) -> None:
-        for thief in self.parking.waiting(now):
+    def _has_something_to_give(self) -> bool:
+        """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
+        return self.owner.core.has_ready or self.worker.core.can_give
+
+    def _serve(self, now: float, waiting: Sequence[Thief]) -> None:
+        for thief in waiting:
+            if not self._has_something_to_give():
+                return
             channel = self._channels.get(thief.key)
             if channel is None:
                 self.parking.remove(thief.key)
@@ -436,14 +459,14 @@ class Scheduler:
             self._asked.clear()
         if not want:
             return
-        self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2 and self._channels.get(key)}
         for key, at in self._hot.items():
             if now - at < HOT_S:
                 self._ask(now, key, want)
         if not is_idle:
             return
-        room = VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX
-        room -= len(self._asked) + len(self._opening)
+        room = VICTIMS_MAX - len(self._asked) - len(self._opening)
+        if room > 0 and len(self.peers) > DHT_K:
+            room -= VICTIMS_MAX - VICTIMS_LARGE_MAX
         if room <= 0:
             return
         # Where a channel is open already first: what is parked there costs nothing.
@@ -454,7 +477,8 @@ class Scheduler:
             room -= 1
         if room <= 0:
             return
-        cold = [key for key in self.peers if key not in self._asked and key not in self._opening]
+        passed = self._asked.keys() | self._opening.keys() | self._courtesy.keys()
+        cold = [key for key in self.peers if key not in passed]
         for key in self._rng.sample(cold, min(room, len(cold))):
             self._open(key)
 
@@ -687,16 +711,20 @@ class Scheduler:
 
     def peer_known(self, key: bytes) -> None:
         """A member can be reached; `peers` says where."""
-        if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
+        if self.owner.core.has_ready:
             self._open(key)
+        elif key < self._identity.public_key and self._channels.get(key) is None:
+            self._courtesy.setdefault(key, self._host.clock.now())
         self.wake()
 
     def peer_gone(self, key: bytes) -> None:
         """A member is no longer reachable; leases it holds end by themselves."""
         self._offered.pop(key, None)
+        self._courtesy.pop(key, None)
 
     def channel_opened(self, channel: Channel) -> None:
         key = channel.peer.key
+        self._courtesy.pop(key, None)
         boot = channel.peer.hello.get("boot")
         if isinstance(boot, bytes) and self._boots.get(key, boot) != boot:
             self._knows_job.pop(key, None)
@@ -705,7 +733,7 @@ class Scheduler:
             self._boots[key] = boot
             if len(self._boots) > EARLIER_LIVES_MAX:
                 del self._boots[next(iter(self._boots))]
-        if any(job.ready_count > 0 for job in self.owner.core.jobs.values()):
+        if self.owner.core.has_ready:
             self.counters.offers_sent_count += 1
             channel.send(Message.OFFER, [])
         self.worker.heard_of(key)

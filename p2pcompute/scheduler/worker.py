@@ -93,6 +93,11 @@ class WorkerCore:
         """Tasks that wait here, those in staging included."""
         return self._queued_count + self._staging_count
 
+    @property
+    def can_give(self) -> bool:
+        """Whether `give` might hand over anything."""
+        return not self._free and self._queued_count >= 2
+
     def holds(self, job_id: bytes, index: int) -> bool:
         return (job_id, index) in self._by_task
 
@@ -182,7 +187,7 @@ class WorkerCore:
 
         Nothing is given while a slot is free: the tasks will start here at once.
         """
-        if self._free or self._queued_count < 2:
+        if not self.can_give:
             return []
         for queue in self._queues.values():
             if len(queue) < 2 or not may_give(self.held[queue[-1]]):
