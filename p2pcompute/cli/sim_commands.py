@@ -210,16 +210,16 @@ def run_command(
         archive = Archive(Path(out))
         archive.check(study)
 
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
-    try:
-        _run(study, archive, jobs=jobs, on=on, events=events, node=node)
+    with _Stop() as stop:
+        try:
+            _run(study, archive, stop, jobs=jobs, on=on, events=events, node=node)
+        except KeyboardInterrupt:  # before the first run, or behind the last one
+            study.is_interrupted = study.is_interrupted or _done(study) < seeds * len(study.points)
         document = summary(study)
         shrunk = None
         failed = study.failed()
-        if failed and is_shrinking and not study.is_interrupted:
-            shrunk = _shrink(study, *failed[0])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        if failed and is_shrinking and stop.by is None:
+            shrunk = _shrink(study, *failed[0], stop)
     _add_commands(document, study, changes, shrunk)
     if json_ and not events:
         print_json(document)
@@ -232,7 +232,7 @@ def run_command(
         missing = seeds * len(study.points) - _done(study)
         more = f"; the same command goes on from there ({out})" if out else ""
         say(f"stopped: {plural(missing, 'run')} not done{more}")
-        return EXIT_TERMINATED if _is_terminated else EXIT_INTERRUPTED
+        return EXIT_TERMINATED if stop.by == signal.SIGTERM else EXIT_INTERRUPTED
     return 1 if failed else 0
 
 
@@ -263,13 +263,37 @@ def _node_name(text: str, count: int) -> str:
     return f"node-{int(number)}"
 
 
-_is_terminated = False
+class _Stop:
+    """While in it, Ctrl-C and SIGTERM stop the runs; what is done is kept.
 
+    Python drops what a signal raises in a finaliser or a callback of a weak reference, so it is noted too, and `check` is
+    called again and again.
+    """
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    global _is_terminated
-    _is_terminated = True
-    raise KeyboardInterrupt
+    def __init__(self) -> None:
+        self.by: int | None = None
+        """The signal that came."""
+        self.is_polled = False
+        """Nothing takes longer than until the next `check`, so the signal need not break in."""
+
+    def __enter__(self) -> _Stop:
+        numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.by = number
+        if not self.is_polled:
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when a signal came."""
+        if self.by is not None:
+            raise KeyboardInterrupt
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -279,8 +303,14 @@ def _done(study: Study) -> int:
     return sum(len(point.results) for point in study.points)
 
 
-def _run(study: Study, archive: Archive | None, *, jobs: int | None, on: str, events: bool, node: str | None) -> None:
-    """Run what is missing."""
+def _run(
+    study: Study, archive: Archive | None, stop: _Stop, *, jobs: int | None, on: str, events: bool, node: str | None
+) -> None:
+    """Run what is missing.
+
+    Raises:
+        KeyboardInterrupt: it was stopped outside of the runs.
+    """
     from p2pcompute.simulation.study import IN_FLIGHT_MAX, InProcess, make_meter, open_pool, run_study
 
     # Events are not kept, so they need a run.
@@ -293,7 +323,7 @@ def _run(study: Study, archive: Archive | None, *, jobs: int | None, on: str, ev
         why = "runs elsewhere leave none" if on == "mesh" else f"at most {TRACES_MAX} runs leave one"
         say(f"no traces in {archive.folder}, and so no plot over time: {why}", level=1)
     jobs = jobs or min(_cores(), missing)
-    progress = _Progress(study)
+    progress = _Progress(study, stop)
 
     def on_result(point: Point, result: RunResult) -> None:
         progress.take(result)
@@ -314,9 +344,11 @@ def _run(study: Study, archive: Archive | None, *, jobs: int | None, on: str, ev
         progress.meter = make_meter()
         open_executor = functools.partial(open_pool, min(jobs, missing), progress.meter)
         in_flight = 2 * jobs
+        stop.is_polled = True
     try:
         run_study(study, open_executor, in_flight=in_flight, on_result=on_result, on_tick=progress.tick)
     finally:
+        stop.is_polled = False
         progress.close()
         if watch is not None:
             watch.close()
@@ -330,7 +362,8 @@ def _cores() -> int:
 class _Progress:
     """One line on stderr: seeds done, simulated and wall time."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, stop: _Stop) -> None:
+        self._stop = stop
         self.meter: Meter | None = None
         """Simulated seconds that the processes of a pool have gone; None: `simulated_s` is set instead."""
         self._title = study.scenario.name
@@ -362,9 +395,12 @@ class _Progress:
         self.tick()
 
     def tick(self) -> None:
-        """Show where it stands, when it is time to; and stop, when a signal said so where nothing can be raised."""
-        if _is_terminated:
-            raise KeyboardInterrupt
+        """Show where it stands, when it is time to.
+
+        Raises:
+            KeyboardInterrupt: a signal said so.
+        """
+        self._stop.check()
         now = monotonic()
         if self._mode == "none" or now - self._at < (DRAW_S if self._mode == "bar" else LINE_S):
             return
@@ -447,7 +483,7 @@ def _event_sink(study: Study, archive: Archive | None) -> Writer:
 # --- failures -------------------------------------------------------------------------------------
 
 
-def _shrink(study: Study, point: Point, failed: RunResult) -> tuple[Point, Shrunk] | None:
+def _shrink(study: Study, point: Point, failed: RunResult, stop: _Stop) -> tuple[Point, Shrunk] | None:
     """Make the first failing run small."""
     from p2pcompute.simulation.scenario import EXPERIMENTS
     from p2pcompute.simulation.shrink import WALL_S_MAX, shrink
@@ -463,6 +499,7 @@ def _shrink(study: Study, point: Point, failed: RunResult) -> tuple[Point, Shrun
     first = _Onlooker(None)
 
     def attempt(scenario: Scenario, onlooker: _Onlooker | None = None) -> RunResult:
+        stop.check()
         return run_one(run, scenario, failed.seed, study.until_s, watch=onlooker or _Onlooker(None))  # type: ignore[arg-type]
 
     try:

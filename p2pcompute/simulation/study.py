@@ -285,10 +285,9 @@ class InProcess(cf.Executor):
 
 
 def _prepare(meter: Meter) -> None:
-    """Set up a process of the pool: Ctrl-C is the parent's matter, and without the parent it ends."""
+    """Set up a process of the pool: without the parent it ends."""
     global _meter
     _meter = meter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -311,7 +310,20 @@ def make_meter() -> Meter:
 def open_pool(jobs: int, meter: Meter) -> cf.ProcessPoolExecutor:
     """Return a pool of `jobs` fresh processes."""
     context = multiprocessing.get_context("spawn")
-    return cf.ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare, initargs=(meter,))
+    return _Pool(jobs, mp_context=context, initializer=_prepare, initargs=(meter,))
+
+
+class _Pool(cf.ProcessPoolExecutor):
+    """Its processes get no Ctrl-C, which is the parent's matter; from their first moment on, in which they would print
+    where it met them.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started here
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(executor: cf.Executor) -> None:
@@ -339,7 +351,7 @@ def run_study(
         open_executor: `MeshExecutor`, a partial of `open_pool`, …; called again when an executor breaks.
         in_flight: runs that it is given at once.
         on_result: called with each result as it comes, in this thread.
-        on_tick: called every TICK_S while there are none.
+        on_tick: called at least every TICK_S, or as often as there are results; what it raises stops the study.
 
     Raises:
         UsageError: the scenario cannot be run.
@@ -347,13 +359,16 @@ def run_study(
     """
     rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick)
     left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
-    while left and not study.is_interrupted:
-        lost, left = rounds.run(left)
-        for one in lost:  # whichever of them killed its process does so again, alone
-            if not study.is_interrupted and rounds.run([one])[0]:
-                point, seed = one
-                problem = "lost: the process that ran it died, twice (out of memory?)"
-                rounds.take(point, _failed(point.scenario, seed, problem))
+    try:
+        while left and not study.is_interrupted:
+            lost, left = rounds.run(left)
+            for one in lost:  # whichever of them killed its process does so again, alone
+                if not study.is_interrupted and rounds.run([one])[0]:
+                    point, seed = one
+                    problem = "lost: the process that ran it died, twice (out of memory?)"
+                    rounds.take(point, _failed(point.scenario, seed, problem))
+    except KeyboardInterrupt:  # between two rounds
+        study.is_interrupted = True
 
 
 _Work = list[tuple[Point, int]]
@@ -394,6 +409,8 @@ class _Rounds:
         left, lost = deque(work), list[tuple[Point, int]]()
         pending: dict[cf.Future[RunResult], tuple[Point, int]] = {}
         while left or pending:
+            if self.on_tick is not None:
+                self.on_tick()
             while left and len(pending) < self.in_flight and not lost:
                 point, seed = left[0]
                 trace = self.study.traces and trace_path(self.study.traces, point, seed)
@@ -423,8 +440,6 @@ class _Rounds:
                     self.take(point, _failed(point.scenario, seed, f"lost: {type(error).__name__}: {error}"))
                 else:
                     self.take(point, result)
-            if not done and self.on_tick is not None:
-                self.on_tick()
         return lost, list(left)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import json
@@ -13,10 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+import psutil
 import pytest
 
 from p2pcompute.cli.main import run_command
@@ -281,13 +283,25 @@ def test_results_are_kept_and_not_computed_again(mine: str, capsys: pytest.Captu
         assert json.loads(line)["schema"] == "p2pc.sim-run/1"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_came_where_nothing_can_be_raised_still_ends_it(
-    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, code: int, mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a callback of a weak reference Python drops what the signal raises."""
-    monkeypatch.setattr("p2pcompute.cli.sim_commands._is_terminated", True)
-    code, _, err = run(capsys, "run", mine, "--seeds", "50", "--jobs", "1", "--no-shrink")
-    assert code == 143 and "stopped: 50 runs not done" in err
+    """In a finaliser Python drops what the signal raises."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    def run_tiny(*args: object, **kwargs: object) -> object:
+        Finalised()
+        return really(*args, **kwargs)  # type: ignore[arg-type]
+
+    really = tiny.run_tiny
+    monkeypatch.setattr(tiny, "run_tiny", run_tiny)
+    ended, _, err = run(capsys, "run", mine, "--seeds", "50", "--jobs", "1", "--no-shrink")
+    assert ended == code and "stopped: " in err and "seed" not in err
 
 
 def test_two_runs_do_not_keep_results_in_one_directory(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,29 +326,75 @@ def test_progress_is_plain_where_there_is_no_terminal(
     assert err == ""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_and_keeps_what_is_done(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    """The whole process group is told, as by Ctrl-C in a terminal."""
-    (tmp_path / "pair.toml").write_text('question = "?"\nexperiment = "mesh"\nnodes = 2\nhours = 0.001\n')
-    command = ["-m", "p2pcompute", "sim", "run", f"{tmp_path}/pair.toml", "--seeds", "99999", "--jobs", "1"]
-    command += ["-o", f"{tmp_path}/out", "--no-plot"]
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    kept = tmp_path / "out" / "runs.jsonl"
-    deadline = time.monotonic() + 60
-    while not (kept.exists() and kept.read_text().count("\n") >= 1) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    killer = threading.Timer(60, process.kill)
-    killer.start()
-    os.killpg(process.pid, number)
-    out, err = process.communicate()
-    killer.cancel()
-    killer.join()
-    assert process.returncode == code, err
-    assert "stopped: " in err and "Traceback (most recent call last)" not in err.partition("seed ")[0]
-    assert kept.read_text().count("\n") >= 1 and "pair  2 nodes" in out
+PAIR = 'question = "?"\nexperiment = "mesh"\nnodes = 2\nhours = 0.001\n'
+
+
+class Started:
+    """A study of 99,999 seeds in a session of its own."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        (folder / "pair.toml").write_text(PAIR)
+        command = ["-m", "p2pcompute", "sim", "run", "pair.toml", "--seeds", "99999", "--jobs", str(jobs)]
+        self.kept = folder / "out" / "runs.jsonl"
+        self.process = subprocess.Popen(
+            [sys.executable, *command, "-o", "out", "--no-plot"],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def wait(self, is_there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not is_there() and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def pool(self) -> list[int]:
+        """Processes that run seeds."""
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(self.process.pid).children()
+            return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return []
+
+    def lines(self) -> int:
+        return self.kept.read_text().count("\n") if self.kept.exists() else 0
+
+    def end(self, number: signal.Signals, *, group: bool) -> tuple[int, str, str]:
+        """Send it the signal, alone or by Ctrl-C of a terminal; return its exit code, stdout and stderr."""
+        killer = threading.Timer(60, self.process.kill)
+        killer.start()
+        (os.killpg if group else os.kill)(self.process.pid, number)
+        out, err = self.process.communicate()
+        killer.cancel()
+        killer.join()
+        return self.process.returncode, out, err
+
+
+SIGNALS = [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("number", "code", "group"), SIGNALS)
+def test_a_signal_ends_it_and_keeps_what_is_done(
+    number: signal.Signals, code: int, group: bool, jobs: int, tmp_path: Path
+) -> None:
+    study = Started(tmp_path, jobs)
+    study.wait(lambda: study.lines() >= 1)
+    pool = study.pool()
+    ended, out, err = study.end(number, group=group)
+    assert ended == code, err
+    assert "stopped: " in err and "goes on from there (out)" in err and "Traceback" not in err
+    assert len(pool) == (jobs if jobs > 1 else 0) and not any(psutil.pid_exists(pid) for pid in pool)
+    assert study.lines() >= 1 and "pair  2 nodes" in out
     assert re.search(r"· \d+ seeds? of 99.999 ·", out), "what was done, not what was to be done"
+
+
+@pytest.mark.parametrize(("number", "code", "group"), SIGNALS)
+def test_a_signal_ends_a_pool_that_is_starting(number: signal.Signals, code: int, group: bool, tmp_path: Path) -> None:
+    """Its processes would print where Ctrl-C met them, or stay."""
+    study = Started(tmp_path, 2)
+    study.wait(lambda: bool(study.pool()))
+    pool = study.pool()
+    ended, _, err = study.end(number, group=group)
+    assert ended == code and "goes on from there (out)" in err and "Traceback" not in err, err
+    assert pool and not any(psutil.pid_exists(pid) for pid in pool)
 
 
 def test_settings_can_be_looked_up_without_the_source(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,10 +420,23 @@ def test_a_scenario_can_be_looked_at(mine: str, capsys: pytest.CaptureFixture[st
     assert code == 2 and 'did you mean "smoke"?' in err
 
 
-def test_output_that_goes_nowhere_is_no_bug() -> None:
+@pytest.mark.parametrize(
+    ("words", "code"), [("sim list", 0), ("sim run ./pair.toml", 0), ("--version", 0), ("status", 5)]
+)
+def test_output_that_goes_nowhere_is_no_bug(words: str, code: int, tmp_path: Path) -> None:
     """Closed by who called us: nobody is told; on a full disk: one sentence."""
-    words = f"{sys.executable} -m p2pcompute sim list"
-    closed = subprocess.run(f"{words} >&-", shell=True, capture_output=True, text=True, check=False, timeout=60)
-    assert closed.returncode == 0 and "Traceback" not in closed.stderr
-    full = subprocess.run(f"{words} >/dev/full", shell=True, capture_output=True, text=True, check=False, timeout=60)
-    assert full.returncode == 2 and "no space left" in full.stderr and "bug" not in full.stderr
+
+    def call(where: str) -> subprocess.CompletedProcess[str]:
+        typed = f"{sys.executable} -m p2pcompute {words} {where}"
+        env = {**os.environ, "P2PC_HOME": str(tmp_path / "home")}
+        return subprocess.run(
+            typed, cwd=tmp_path, env=env, shell=True, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    (tmp_path / "pair.toml").write_text(PAIR)
+    for where in (">&-", "<&- >&- 2>&-"):
+        closed = call(where)
+        assert closed.returncode == code and "Traceback" not in closed.stderr and "bug" not in closed.stderr
+    if code == 0:
+        full = call(">/dev/full")
+        assert full.returncode == 2 and "no space left" in full.stderr and "bug" not in full.stderr
