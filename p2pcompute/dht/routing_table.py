@@ -175,7 +175,8 @@ class RoutingTable:
         self._bucket_sizes = bucket_sizes
         self._buckets: dict[int, Bucket] = {}
         self._count = 0
-        self._probed_at = float("-inf")
+        self._looked_at = float("-inf")
+        """When somebody was probed, or nobody needed it yet."""
         self._gap_s = _PROBE_GAP_S_MIN
         """Between two probes when there are more than k contacts, unless a round would take too long."""
         self._failing: dict[bytes, Entry] = {}
@@ -216,14 +217,15 @@ class RoutingTable:
             live_only: leave out those whose last probe was not answered.
         """
         number = int.from_bytes(target, "big")
-        found: list[Entry] = []
+        found: list[tuple[int, Entry]] = []
         for group in self._groups(number):
-            ready = [e for e in group if not (live_only and e.failures)]
-            ready.sort(key=lambda entry: entry.place.number ^ number)
-            found += ready[: count + 1 - len(found)]
+            # Distances differ, so entries are never compared; a tuple is built faster than a key function is called.
+            ready = [(e.place.number ^ number, e) for e in group if not (live_only and e.failures)]
+            ready.sort()
+            found += ready
             if len(found) > count:
                 break
-        return [entry.contact for entry in found if entry.place.id != exclude][:count]
+        return [entry.contact for _, entry in found[: count + 1] if entry.place.id != exclude][:count]
 
     def wants(self, key: bytes, address: Address) -> bool:
         """Whether a reply from this peer at this address could change the table: if not, save the ping."""
@@ -365,24 +367,23 @@ class RoutingTable:
             for entry in self._failing.values():
                 if entry.check_at <= now + _ROUNDING_S and len(chosen) < self._k:
                     chosen.append(entry)
-            if not chosen and self._probed_at + self._gap_now() <= now + _ROUNDING_S:
+            if not chosen and self._looked_at + self._gap_now() <= now + _ROUNDING_S:
+                self._looked_at = now
                 stalest = self._stalest()
                 if stalest is not None and stalest.check_at <= now + _ROUNDING_S:
                     chosen.append(stalest)
                     self._buckets[self._index(stalest.id)].add_node(stalest)  # the next round begins behind the others
         for entry in chosen:
-            entry.checked = now
-            self._probed_at = now
+            entry.checked = self._looked_at = now
         return [entry.contact for entry in chosen]
 
     def next_due(self) -> float | None:
-        """Return the time of the next probe; None without contacts."""
+        """Return when to ask `due` next; None without contacts."""
         if self._count <= self._k:
             return min((entry.check_at for entry in self._entries()), default=None)
-        stalest = self._stalest()
         times = [entry.check_at for entry in self._failing.values()]
-        if stalest is not None:
-            times.append(max(stalest.check_at, self._probed_at + self._gap_now()))
+        if len(self._failing) < self._count:
+            times.append(self._looked_at + self._gap_now())  # then it is seen who is stalest
         return min(times, default=None)
 
     def adopt(self, contacts: Iterable[tuple[Contact, bytes]], now: float) -> None:
