@@ -226,11 +226,11 @@ QUESTIONS_WAITING_PER_PEER_MAX: Final = 16
 """Queries that wait here; further ones are refused as busy and ask again later."""
 QUESTION_LANES: Final = 32
 """Nodes that are asked at the same time for one question."""
+QUESTION_ASKED_MAX: Final = 512
+"""Nodes that are asked for one question."""
+EXPRESSION_CHARS_MAX: Final = 500
 """One expression over attributes; peers send them.  The worst of this length takes 5 ms to compile and 11 ms to
 evaluate (both grow with its square)."""
-EXPRESSION_CHARS_MAX: Final = 500
-"""One expression over attributes; peers send them.  The worst of this length takes 5 ms to compile and 11 ms to evaluate
-(both grow with its square)."""
 EXPRESSION_DEPTH_MAX: Final = 16
 """Brackets inside one another."""
 EXPRESSION_LOOPS_MAX: Final = 2
