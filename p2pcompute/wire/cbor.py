@@ -5,9 +5,9 @@ floats (unless asked for), indefinite lengths, map keys that are not int, bytes 
 bytes and deep nesting are refused.
 
 Source: RFC 8949 section 4.2.1 (core deterministic encoding) with the key order of section 4.2.3 (length first).
-Deviations: cbor2 alone accepts trailing bytes and duplicate keys, decodes tags to rich objects and nests to
-400; so a scan of the raw bytes refuses what we do not allow before cbor2 sees it, and the result must
-re-encode to identical bytes.
+Deviations: cbor2 alone accepts trailing bytes, duplicate keys and longer forms, decodes tags to rich objects and nests
+to 400; so a scan of the raw bytes refuses what is not allowed or not canonical before cbor2 sees it.  Only what holds
+floats is encoded again and compared: that takes as long as all the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from p2pcompute.limits import CBOR_DEPTH_MAX
 
 _LONG_BYTES: Final = 16 * 1024
 """Bytes that are worth the detour in `_dumps`; at least 256, so that their head has the form written there."""
+
+_NOT_CANONICAL: Final = "bytes are not canonical CBOR"
 
 type_error = (TypeError, ValueError, OverflowError, cbor2.CBOREncodeError)
 
@@ -49,14 +51,14 @@ def decode(data: bytes, *, allow_float: bool = False, depth_max: int = CBOR_DEPT
     Raises:
         RemoteProtocolError: the peer sent anything else.
     """
-    _scan(data, allow_float, depth_max)
+    has_float = _scan(data, allow_float, depth_max)
     try:
         value = cbor2.loads(data)
-        canonical = _dumps(value)
+        canonical = _dumps(value) if has_float else data
     except Exception as error:  # cbor2 raises many types on hostile bytes; all mean the same
         raise RemoteProtocolError("bytes are not CBOR", str(error)) from error
     if canonical != data:
-        raise RemoteProtocolError("bytes are not canonical CBOR")
+        raise RemoteProtocolError(_NOT_CANONICAL)
     return value
 
 
@@ -73,61 +75,78 @@ def _dumps(value: Any) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def _scan(data: bytes, allow_float: bool, depth_max: int) -> None:
-    """Walk the heads of all items; refuse tags, floats, indefinite lengths, nesting, wrong total length.
+def _scan(data: bytes, allow_float: bool, depth_max: int) -> bool:
+    """Walk the heads of all items; refuse tags, floats, indefinite lengths, nesting, wrong total length, heads that could
+    be shorter, and map keys out of order or twice.
 
     Every head consumes at least one byte and containers claim at most the bytes left, so the walk is linear.
+
+    Returns:
+        Whether there are floats: whether each has its shortest form only encoding it again can tell.
     """
     position, end = 0, len(data)
-    stack: list[tuple[int, bool]] = []  # items still expected at each open level, and whether it is a map
-    expected, is_map = 1, False
-    while True:
-        while expected == 0:
-            if not stack:
-                if position != end:
-                    raise RemoteProtocolError("bytes after the CBOR item")
-                return
-            expected, is_map = stack.pop()
-        is_key = is_map and expected & 1 == 0
-        expected -= 1
-        if position >= end:
-            raise RemoteProtocolError("CBOR is cut short")
-        head = data[position]
-        position += 1
-        major, info = head >> 5, head & 31
-        if is_key and major > 3:
-            raise RemoteProtocolError("a CBOR map key that is not int, bytes or text")
-        if major == 7:
-            if info in (20, 21, 22):
+    has_float = False
+    stack: list[tuple[int, bytes | None]] = []
+    """What is still expected at each open level, and its last key."""
+    expected = 1
+    last_key: bytes | None = None
+    """The encoded key before this one in an open map, b"" before the first; None in a list."""
+    try:
+        while True:
+            while not expected:
+                if not stack:
+                    if position != end:
+                        raise RemoteProtocolError("bytes after the CBOR item")
+                    return has_float
+                expected, last_key = stack.pop()
+            start = position
+            head = data[position]
+            position += 1
+            major, info = head >> 5, head & 31
+            if info < 24:
+                argument = info
+            elif info == 24:
+                argument = data[position]
+                position += 1
+                if argument < 24 and major != 7:
+                    raise RemoteProtocolError(_NOT_CANONICAL)
+            elif info < 28:
+                size = 1 << (info - 24)
+                argument = int.from_bytes(data[position : position + size], "big")
+                position += size
+                if argument >> (size * 4) == 0 and major != 7:
+                    raise RemoteProtocolError(_NOT_CANONICAL)
+            else:
+                raise RemoteProtocolError("CBOR of indefinite length")
+            if major == 2 or major == 3:
+                position += argument
+            if position > end:
+                raise RemoteProtocolError("CBOR is cut short")
+            if last_key is not None and not expected & 1:
+                if major > 3:
+                    raise RemoteProtocolError("a CBOR map key that is not int, bytes or text")
+                key = data[start:position]
+                if len(key) < len(last_key) or (len(key) == len(last_key) and key <= last_key):
+                    raise RemoteProtocolError(_NOT_CANONICAL)
+                last_key = key
+            expected -= 1
+            if major < 4:
                 continue
-            size = {25: 2, 26: 4, 27: 8}.get(info)
-            if size is None or not allow_float:
-                raise RemoteProtocolError("CBOR simple value or float is not allowed here")
-            position += size
-            if position > end:
-                raise RemoteProtocolError("CBOR is cut short")
-            continue
-        if info < 24:
-            argument = info
-        elif info < 28:
-            size = 1 << (info - 24)
-            argument = int.from_bytes(data[position : position + size], "big")
-            position += size
-            if position > end:
-                raise RemoteProtocolError("CBOR is cut short")
-        else:
-            raise RemoteProtocolError("CBOR of indefinite length")
-        if major == 6:
-            raise RemoteProtocolError("CBOR tags are not allowed")
-        if major in (2, 3):
-            position += argument
-            if position > end:
-                raise RemoteProtocolError("CBOR is cut short")
-        elif major in (4, 5):
-            items = argument * (2 if major == 5 else 1)
-            if items > end - position:
-                raise RemoteProtocolError("CBOR is cut short")
-            if len(stack) + 1 > depth_max:
-                raise RemoteProtocolError("CBOR is nested too deep")
-            stack.append((expected, is_map))
-            expected, is_map = items, major == 5
+            if major == 7:
+                if info not in (20, 21, 22):
+                    if not allow_float or info not in (25, 26, 27):
+                        raise RemoteProtocolError("CBOR simple value or float is not allowed here")
+                    has_float = True
+            elif major == 6:
+                raise RemoteProtocolError("CBOR tags are not allowed")
+            else:
+                is_map = major == 5
+                items = argument * 2 if is_map else argument
+                if items > end - position:
+                    raise RemoteProtocolError("CBOR is cut short")
+                if len(stack) + 1 > depth_max:
+                    raise RemoteProtocolError("CBOR is nested too deep")
+                stack.append((expected, last_key))
+                expected, last_key = items, b"" if is_map else None
+    except IndexError:
+        raise RemoteProtocolError("CBOR is cut short") from None
