@@ -73,6 +73,7 @@ _EXIT_BY_CODE: Final = {
 _JOBS: Final = "p2pcompute.cli.job_commands"
 _OUTPUT: Final = "p2pcompute.cli.job_output"
 _NODE: Final = "p2pcompute.cli.node_commands"
+_FIND: Final = "p2pcompute.cli.find_commands"
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Work": {
         "run": ("p2pcompute.cli.run", "Run a command or a Python function once per input."),
@@ -94,6 +95,8 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "join": (_NODE, "Join a group."),
         "leave": (_NODE, "Give up membership of the group."),
         "peers": (_NODE, "Members, how they are reached, and what they offer."),
+        "find": (_FIND, "Nodes that match an expression, with the age of what is known."),
+        "when": (_FIND, "Wait until some node matches an expression, then print it."),
     },
     "Upkeep": {
         "config": (_NODE, "Settings files."),

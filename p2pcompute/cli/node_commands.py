@@ -33,6 +33,8 @@ from p2pcompute.errors import NodeUnavailable, TrustError, UsageError
 
 STATUS_S_MAX: Final = 5.0
 """A node that does not answer a look within this is said to be stuck."""
+DESCRIBE_S_MAX: Final = 15.0
+"""The same when it asks another one, which may try its container engines first."""
 JOIN_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 75.0
 """Longer than a node drains (STOP_GRACE_S)."""
@@ -157,7 +159,14 @@ def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
     return table(("NODE", "STATE", "SLOTS", "RATE", "PATH", "VERSION"), rows, right=("SLOTS", "RATE"))
 
 
-@click.command(cls=Command, examples=[("p2pc peers", ""), ("p2pc peers --nearby", "also nodes that are not members")])
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc peers", ""),
+        ("p2pc peers atlas", "all that atlas says of itself, and how old that is"),
+        ("p2pc peers --nearby", "also nodes that are not members"),
+    ],
+)
 @json_option
 @_watch_options
 @click.option("--nearby", is_flag=True, help="Also nodes on this network that are not members.")
@@ -167,9 +176,12 @@ def peers(json_: bool, watch: bool, interval: float, nearby: bool, node: str | N
     connection = open_connection(timeout_s=STATUS_S_MAX)
 
     def show() -> None:
+        """With NODE, of that one only, and what it answers when it is asked."""
         document = connection.request("GET", "/v1/peers?nearby=1" if nearby else "/v1/peers")
         if node is not None:
-            document["items"] = [_named(document["items"], node)]
+            named = _named(document["items"], node)
+            described = connection.request("GET", f"/v1/peers/{named['id']}", timeout_s=DESCRIBE_S_MAX)
+            document["items"] = [{**named, **described, "schema": "p2pc.peer/1"}]
         if json_:
             _print_document(document, watch)
         elif node is not None:
@@ -214,6 +226,14 @@ def _peer_text(peer: Mapping[str, Any]) -> str:
     )
     lines = [one_line(peer["name"])]
     lines += [f"  {label:11} {one_line(str(value))}" for label, value in facts if value]
+    if peer["attributes"]:
+        from p2pcompute.cli.find_commands import attributes_table
+
+        age = f", {duration_text(peer['age_s'])} ago" if peer["age_s"] else ""
+        others = {name: item for name, item in peer["attributes"].items() if name not in ("id", "name", "version")}
+        lines += ["", f"What it says of itself{age}:", attributes_table(others)]
+    if peer["trouble"]:
+        lines += ["", f"It did not answer now: {one_line(peer['trouble'])}"]
     return "\n".join(lines)
 
 

@@ -26,13 +26,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from p2pcompute.daemon.events import JobEvents
+from p2pcompute.daemon.events import JobEvents, Triggers
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, decode_body
 from p2pcompute.daemon.views import (
     decode_note,
+    described_json,
     encode_note,
     error_json,
+    findings_json,
     job_json,
     peers_json,
     status_json,
@@ -50,14 +52,19 @@ from p2pcompute.errors import (
     VersionMismatch,
 )
 from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.ids import format_device_id
+from p2pcompute.ids import format_device_id, parse_device_id
 from p2pcompute.limits import API_BODY_BYTES_MAX, INVITE_TTL_S, INVITE_USES_MAX, LIST_ITEMS_MAX
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
+from p2pcompute.resources.questions import Query, condition, ranking
 
 log = logging.getLogger("p2pcompute.daemon")
 
 TASK_STATES: Final = ("waiting", "running", "done", "failed", "cancelled")
 JOB_STATES: Final = TASK_STATES
+
+FIND_S_MAX: Final = 30.0
+"""How long one call may ask other nodes."""
+WAIT_S_MAX: Final = 366 * 86400.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -132,6 +139,39 @@ CALLS: Final[tuple[Call, ...]] = (
         "Members of the group, this node first",
         "p2pc.peers/1",
         query=(("nearby", "boolean", "Also nodes on this network that are not members"),),
+    ),
+    Call(
+        "GET",
+        "/v1/peers/{ref}",
+        "peer",
+        "A member, named by its id, with all that it says of itself",
+        "p2pc.peer/1",
+        query=(("max_age_s", "number", "What it said so long ago will do; 0: it is asked"),),
+    ),
+    Call(
+        "GET",
+        "/v1/find",
+        "find",
+        "Nodes of which an expression is true",
+        "p2pc.find/1",
+        query=(
+            ("expr", "string", "Condition over node.*, as CEL or in shorthand"),
+            ("rank", "string", "Expression; the nodes with the highest values come, highest first"),
+            ("max_answers", "integer", "At most so many nodes"),
+            ("max_time_s", "number", "How long nodes are asked"),
+            ("max_age_s", "number", "How old what is known of a node may be"),
+        ),
+    ),
+    Call(
+        "GET",
+        "/v1/when",
+        "when",
+        "Events `found`, with a node, as soon as an expression is true of one, or `timeout`",
+        "text/event-stream",
+        query=(
+            ("expr", "string", "Condition over node.*, as CEL or in shorthand"),
+            ("timeout_s", "number", "How long to wait; for ever without it"),
+        ),
     ),
     Call("POST", "/v1/jobs", "submit", "Accept a job; durable when answered", "object", body=JobBody),
     Call(
@@ -280,6 +320,26 @@ def _query_int(request: Request, name: str, default: int) -> int:
     return int(text)
 
 
+def _query_number(request: Request, name: str, default: float, most: float) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= most:
+        raise UsageError(f"{name}={text[:40]} cannot be used", f"it is a number from 0 to {most:g}", code="bad-request")
+    return number
+
+
+def _query_text(request: Request, name: str) -> str:
+    text = request.query_params.get(name)
+    if not text:
+        raise UsageError(f"{name} is missing", code="bad-request")
+    return text
+
+
 def _query_flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "") not in ("", "0", "false", "no")
 
@@ -308,6 +368,7 @@ class Api:
         self._control = control
         self._sink = sink
         self.job_events = JobEvents(node, sink)
+        self.triggers = Triggers(node)
         self._uploads: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     # --- node -------------------------------------------------------------------------------------
@@ -323,6 +384,33 @@ class Api:
 
     async def peers(self, request: Request) -> Response:
         return JsonResponse(peers_json(self._node, with_nearby=_query_flag(request, "nearby")))
+
+    async def peer(self, request: Request) -> Response:
+        key = parse_device_id(request.path_params["ref"])
+        described = await self._node.describe(key, age_s=_query_number(request, "max_age_s", 0.0, WAIT_S_MAX))
+        return JsonResponse(described_json(described, self._node.clock.wall()))
+
+    async def find(self, request: Request) -> Response:
+        rank = request.query_params.get("rank")
+        query = Query(
+            expression=condition(_query_text(request, "expr")),
+            rank=ranking(rank) if rank else None,
+            answers_max=min(max(1, _query_int(request, "max_answers", 20)), LIST_ITEMS_MAX),
+            time_s=_query_number(request, "max_time_s", 2.0, FIND_S_MAX),
+            age_s=_query_number(request, "max_age_s", 60.0, WAIT_S_MAX),
+        )
+        return JsonResponse(findings_json(await self._node.find(query), query, self._node))
+
+    async def when(self, request: Request) -> Response:
+        expression = condition(_query_text(request, "expr"))
+        limit_s = None
+        if "timeout_s" in request.query_params:
+            limit_s = _query_number(request, "timeout_s", 0.0, WAIT_S_MAX)
+        return StreamingResponse(
+            self.triggers.follow(expression, limit_s),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
 
     async def shutdown(self, request: Request) -> Response:
         body = decode_body(await read_body(request), ShutdownBody)

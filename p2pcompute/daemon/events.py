@@ -1,4 +1,4 @@
-"""Server-sent events of a job: task ends in their lasting order, coalesced progress, the end.
+"""Server-sent events of a job: task ends in their lasting order, coalesced progress, the end; and of triggers.
 
 A follower has a position (`seq`).  Near the front it is served from a backlog in memory that all followers of the job
 share; further behind, from the store, in pages.  So a slow reader costs no memory and loses nothing, and a follower may
@@ -10,6 +10,8 @@ Source: the event stream format of the HTML standard, section 9.2.  Lines end in
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
@@ -18,8 +20,9 @@ from typing import Any
 import msgspec
 
 from p2pcompute.daemon.sink import ResultsSink
-from p2pcompute.daemon.views import decode_note, error_json, job_json, progress_json, task_event_json
+from p2pcompute.daemon.views import decode_note, error_json, found_json, job_json, progress_json, task_event_json
 from p2pcompute.errors import P2pcError, StoreError
+from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     EVENT_BACKLOG_BYTES_MAX,
     EVENT_BACKLOG_MAX,
@@ -30,6 +33,7 @@ from p2pcompute.limits import (
     UNCOMMITTED_S,
 )
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
+from p2pcompute.resources.expressions import Expression
 
 _encode = msgspec.json.Encoder().encode
 
@@ -187,3 +191,49 @@ class JobEvents:
                 await changed.wait()
         except TimeoutError:
             return
+
+
+class Triggers:
+    """Streams that end with the node for which their follower waits."""
+
+    def __init__(self, node: NodeFacade) -> None:
+        self._node = node
+        self._changed: dict[asyncio.Event, None] = {}
+        self._is_closing = False
+
+    def close(self) -> None:
+        """End all streams."""
+        self._is_closing = True
+        for changed in self._changed:
+            changed.set()
+
+    @property
+    def follower_count(self) -> int:
+        return len(self._changed)
+
+    async def follow(self, expression: Expression, limit_s: float | None) -> AsyncIterator[bytes]:
+        """Yield `found` once it is true of a node, `timeout` after `limit_s`, neither when this node stops."""
+        clock = self._node.clock
+        until = math.inf if limit_s is None else clock.now() + limit_s
+        changed = asyncio.Event()
+        self._changed[changed] = None
+        scope = TaskScope("when")
+        try:
+            watching = scope.spawn(self._node.when(expression), "watch")
+            watching.add_done_callback(lambda _: changed.set())
+            yield b":\n\n"  # the follower learns that it was understood
+            while not self._is_closing and not watching.done() and clock.now() < until:
+                with contextlib.suppress(TimeoutError):
+                    async with clock.timeout(min(EVENT_KEEPALIVE_S, until - clock.now())):
+                        await changed.wait()
+                        continue
+                yield b":\n\n"
+            if watching.done():
+                peers = {peer.public_key: peer for peer in self._node.peers()}
+                found = found_json(watching.result(), peers, clock.wall())
+                yield format_event("found", {**found, "names": list(expression.names)})
+            elif not self._is_closing:
+                yield format_event("timeout", {})
+        finally:
+            del self._changed[changed]
+            await scope.close()

@@ -263,6 +263,7 @@ async def _serve(
         log.info("stopping%s", " now" if requests.is_now else ": finishing what runs")
         await _stop_node(node, requests, scope)
         api.job_events.close()
+        api.triggers.close()
         listener.stop()
         await serving
     finally:
@@ -379,7 +380,7 @@ async def _hold_on(descriptor: int, node: NodeFacade, api: Api, requests: StopRe
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-    while api.job_events.follower_count:
+    while api.job_events.follower_count or api.triggers.follower_count:
         await node.clock.sleep(_ORPHAN_LOOK_S)
     log.info("the process that this node belongs to has gone")
     requests.request_stop(drain=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,7 +21,9 @@ from p2pcompute.execution.spec import TaskPayload, decode_payload
 from p2pcompute.host.runs import Outcome
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
-from p2pcompute.node.facade import JobView, NodeFacade, NodeShare, PeerView, TaskView
+from p2pcompute.node.facade import DescribedView, JobView, NodeFacade, NodeShare, PeerView, TaskView
+from p2pcompute.resources.attributes import Attributes, age_s
+from p2pcompute.resources.questions import Findings, Found, Query
 
 
 class Note(msgspec.Struct, omit_defaults=True):
@@ -111,6 +114,70 @@ def peer_json(peer: PeerView) -> dict[str, Any]:
         "version": __version__ if is_self else peer.version,
         "python": platform.python_version() if is_self else peer.python,
         "invited_by": peer.invited_by,
+    }
+
+
+def attributes_json(attributes: Attributes, wall_s: float) -> dict[str, Any]:
+    """Return values by name, each with its age; sorted."""
+    return {
+        name: {
+            "value": list(item.value) if isinstance(item.value, tuple) else item.value,
+            "age_s": round(age_s(item, wall_s), 3),
+            "lifetime_s": item.lifetime_s,
+            "accuracy": item.accuracy,
+        }
+        for name, item in sorted(attributes.items())
+    }
+
+
+def described_json(view: DescribedView, wall_s: float) -> dict[str, Any]:
+    return {
+        "schema": "p2pc.peer/1",
+        **peer_json(view.peer),
+        "attributes": attributes_json(view.attributes, wall_s),
+        "age_s": None if view.age_s is None else round(view.age_s, 3),
+        "trouble": view.trouble or None,
+    }
+
+
+def found_json(found: Found, peers: Mapping[bytes, PeerView], wall_s: float) -> dict[str, Any]:
+    """Return a node of which an expression is true; `age_s` is since it said so."""
+    peer = peers.get(found.key)
+    name = found.attributes.get("name")
+    return {
+        "name": str(name.value) if name is not None else peer.name if peer is not None else "",
+        "id": format_device_id(found.key),
+        "short_id": short_device_id(found.key),
+        "state": peer.state if peer is not None else "up",
+        "path": peer.path if peer is not None else "",
+        "rank": found.rank,
+        "age_s": round(found.age_s, 3),
+        "is_silent": found.is_silent,
+        "attributes": attributes_json(found.attributes, wall_s),
+    }
+
+
+def findings_json(findings: Findings, query: Query, node: NodeFacade) -> dict[str, Any]:
+    """Return nodes, and how far the answer can be relied on: see `resources.questions.Findings`.
+
+    `names` are the attributes that the question is about.
+    """
+    names = dict.fromkeys([*query.expression.names, *(query.rank.names if query.rank is not None else ())])
+    peers, wall_s = {peer.public_key: peer for peer in node.peers()}, node.clock.wall()
+    ages = [item.age_s for item in findings.found]
+    return {
+        "schema": "p2pc.find/1",
+        "items": [found_json(item, peers, wall_s) for item in findings.found],
+        "names": list(names),
+        "oldest_s": round(max(ages), 3) if ages else None,
+        "candidates": findings.candidates,
+        "answered": findings.answered,
+        "unknown": findings.unknown,
+        "silent": findings.silent,
+        "too_old": findings.too_old,
+        "not_asked": findings.not_asked,
+        "took_s": round(findings.took_s, 3),
+        "is_cut_off": findings.is_cut_off,
     }
 
 

@@ -7,12 +7,14 @@ them when asked and keeps none of them.  Times are Unix seconds, durations secon
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from p2pcompute.execution.spec import JobSpec
-from p2pcompute.host.interfaces import BlobStore, Clock
+from p2pcompute.host.interfaces import Attributes, BlobStore, Clock
 from p2pcompute.host.runs import Outcome
+from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
 
 
@@ -88,6 +90,18 @@ class PeerView:
     python: str = ""
     invited_by: str = ""
     """Name of the inviter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedView:
+    """A node with all that it says of itself."""
+
+    peer: PeerView
+    attributes: Attributes = field(default_factory=dict)
+    age_s: float | None = None
+    """Since it said so; None: it never did."""
+    trouble: str = ""
+    """Why it did not answer this time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +228,19 @@ class NodeFacade(Protocol):
 
     def nearby(self) -> Sequence[NearbyView]:
         """By name."""
+
+    async def describe(self, key: bytes, *, age_s: float = 0.0) -> DescribedView:
+        """Ask a node for all that it says of itself, or use what it said at most `age_s` ago.
+
+        Raises:
+            UsageError: it is not known, code "no-such-node".
+        """
+
+    async def find(self, query: Query) -> Findings:
+        """Ask the nodes that are known."""
+
+    async def when(self, expression: Expression) -> Found:
+        """Return a node of which it is true, once there is one.  Cancelled: nobody is asked any more."""
 
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
         """Accept a job; its id.  Durable on return.

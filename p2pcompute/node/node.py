@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from p2pcompute import __version__
-from p2pcompute.errors import ChannelLost, NodeUnavailable, TrustError, UsageError
+from p2pcompute.errors import ChannelLost, NodeUnavailable, P2pcError, RemoteError, TrustError, UsageError
 from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
-from p2pcompute.host.interfaces import Address, BlobRef, BlobStore, Clock, Host
+from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import short_device_id
+from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.node import views
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.facade import (
+    DescribedView,
     InviteView,
     JobView,
     JoinView,
@@ -30,6 +31,9 @@ from p2pcompute.node.facade import (
 )
 from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
+from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
+from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.messages import decode_outcome
 from p2pcompute.scheduler.owner import TaskEnd
@@ -48,6 +52,8 @@ DRAIN_S = 30.0
 BOOT_BYTES = 8
 SOLO_GROUP_NAME = "home"
 NO_INPUTS = TaskPayload()
+STATE_LIFETIME_S = 10.0
+"""How long it may be believed how busy this node is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,8 @@ class NodeOptions:
     discover: bool = True
     accepts_others: bool = True
     """False: only this node's own jobs run here."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What its owner says of it: ``label.KEY``, and tags where the value is empty."""
     is_durable: bool = True
     """False for an embedded node that keeps nothing: no journal, no result rows."""
     is_networked: bool = True
@@ -126,6 +134,14 @@ class Node:
             own_addresses=self.network.own_addresses,
             accepts_others=options.accepts_others,
         )
+        self.resources = Resources(
+            host,
+            self.channels,
+            self._scope,
+            own_key=identity.public_key,
+            facts=self._facts,
+            peers=self.network.peers,
+        )
         self._wire()
 
     def _wire(self) -> None:
@@ -151,6 +167,25 @@ class Node:
         about = self._about()
         del about["boot"]
         return {"name": self._options.name, **about}
+
+    def _facts(self) -> Attributes:
+        """What this node knows of itself without measuring."""
+        worker, wall = self.scheduler.worker.core, self._host.clock.wall()
+        static: dict[str, Value] = {
+            "id": format_device_id(self._identity.public_key),
+            "name": self._options.name,
+            "version": __version__,
+            "slots.total": worker.slot_count,
+        }
+        tags = tuple(sorted(key for key, value in self._options.labels.items() if not value))
+        if tags:
+            static["tag"] = tags
+        static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
+        state: dict[str, Value] = {"slots.busy": worker.busy_slots, "queue": worker.queued_count}
+        return {
+            **{name: Attribute(value, wall) for name, value in static.items()},
+            **{name: Attribute(value, wall, STATE_LIFETIME_S) for name, value in state.items()},
+        }
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -245,6 +280,32 @@ class Node:
             for key, sighting in self.network.nearby.items()
         ]
         return sorted(found, key=lambda view: (view.name, view.public_key))
+
+    # --- facade: what nodes have ------------------------------------------------------------------
+
+    async def describe(self, key: bytes, *, age_s: float = 0.0) -> DescribedView:
+        peer = next((peer for peer in self.peers() if peer.public_key == key), None)
+        if peer is None:
+            raise UsageError("there is no such node in the group", "", "see: p2pc peers", code="no-such-node")
+        if peer.state == "self":
+            return DescribedView(peer=peer, attributes=await self.resources.own(), age_s=0.0)
+        trouble = ""
+        try:
+            await self.resources.describe(key, age_s=age_s)
+        except P2pcError as error:
+            is_old = isinstance(error, RemoteError) and error.code == UNKNOWN_REQUEST
+            trouble = "it runs an earlier version that says nothing of itself" if is_old else str(error)
+        known = self.resources.known.get(key)
+        if known is None:
+            return DescribedView(peer=peer, trouble=trouble)
+        age = self._host.clock.now() - known.heard_s
+        return DescribedView(peer=peer, attributes=known.attributes, age_s=age, trouble=trouble)
+
+    async def find(self, query: Query) -> Findings:
+        return await self.resources.find(query)
+
+    async def when(self, expression: Expression) -> Found:
+        return await self.resources.when(expression)
 
     # --- facade: jobs -----------------------------------------------------------------------------
 
@@ -473,6 +534,7 @@ class Node:
         """Move to another group, or open ours; running work goes on, its channels are made anew."""
         for key in list(self.scheduler.peers):
             self.scheduler.peer_gone(key)
+        self.resources.known.clear()
         await self.network.stop()
         self.credentials.group = group
         self._keep_group(group)

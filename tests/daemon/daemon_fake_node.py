@@ -11,12 +11,13 @@ from pathlib import Path
 from p2pcompute.daemon.main import RunningNode
 from p2pcompute.errors import TrustError, UsageError
 from p2pcompute.execution.spec import JobSpec
-from p2pcompute.host.interfaces import BlobStore, Clock
+from p2pcompute.host.interfaces import Attribute, BlobStore, Clock
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import job_alias
 from p2pcompute.node.facade import (
+    DescribedView,
     DhtStatus,
     InviteView,
     JobView,
@@ -29,6 +30,8 @@ from p2pcompute.node.facade import (
     TaskDone,
     TaskView,
 )
+from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
 
 OWN_KEY = bytes(range(32))
@@ -95,6 +98,10 @@ class FakeNode:
         self.bug: Exception | None = None
         self.group = "home"
         self.is_alone = True
+        self.queries: list[Query] = []
+        self.condition = asyncio.Event()
+        """Set: what is waited for is true."""
+        self.watched = 0
 
     @property
     def clock(self) -> Clock:
@@ -156,6 +163,33 @@ class FakeNode:
 
     def nearby(self) -> Sequence[NearbyView]:
         return [NearbyView(name="studio", public_key=PEER_KEY, address="192.0.2.31:7878")]
+
+    async def describe(self, key: bytes, *, age_s: float = 0.0) -> DescribedView:
+        for peer in self.peers():
+            if peer.public_key == key:
+                is_self = peer.state == "self"
+                trouble = "" if is_self else "the channel is gone"
+                return DescribedView(
+                    peer=peer, attributes=self._attributes(), age_s=0.0 if is_self else 30.0, trouble=trouble
+                )
+        raise UsageError("there is no such node in the group", code="no-such-node")
+
+    def _attributes(self) -> dict[str, Attribute]:
+        wall = self._clock.wall()
+        return {"cpus": Attribute(8.0, wall), "has": Attribute(("ffmpeg",), wall - 5, 300.0)}
+
+    async def find(self, query: Query) -> Findings:
+        self.queries.append(query)
+        found = [Found(key=OWN_KEY, attributes=self._attributes(), age_s=0.0, rank=2.0)]
+        return Findings(found=found, candidates=3, answered=1, unknown=1, silent=1, took_s=0.25)
+
+    async def when(self, expression: Expression) -> Found:
+        self.watched += 1
+        try:
+            await self.condition.wait()
+        finally:
+            self.watched -= 1
+        return Found(key=PEER_KEY, attributes=self._attributes(), age_s=0.0)
 
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
         job_id = hashlib.blake2b(f"{len(self.by_id)}".encode(), digest_size=32).digest()

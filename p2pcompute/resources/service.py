@@ -1,0 +1,506 @@
+"""What this node has, what others have, and asking them.
+
+Nothing is measured or sent until somebody asks.  A question goes to the nodes that are known, several at a time, until
+there are enough answers or no more time; what a node says of itself is kept (`known`) and used again while it is fresh
+enough for the next question.  Each node evaluates an expression itself, with values of that moment, so that those of
+which it is not true send two bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from p2pcompute.errors import P2pcError, RemoteError, RemoteProtocolError, UsageError
+from p2pcompute.host.interfaces import RUNTIMES, Address, Attribute, Attributes, Host
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.ids import format_device_id
+from p2pcompute.limits import (
+    QUESTION_ASKED_MAX,
+    QUESTION_LANES,
+    QUESTION_WAIT_S_MAX,
+    QUESTION_WORDS_MAX,
+    QUESTIONS_WAITING_MAX,
+    QUESTIONS_WAITING_PER_PEER_MAX,
+)
+from p2pcompute.resources.attributes import Value, decode_attributes, encode_attributes, values
+from p2pcompute.resources.expressions import Expression, compile_expression
+from p2pcompute.resources.known import HAS, Knowledge, KnownNodes
+from p2pcompute.resources.questions import (
+    UNKNOWN_REQUEST,
+    Findings,
+    Found,
+    Message,
+    Query,
+    ResourceCounters,
+    Verdict,
+    describe_body,
+    parse_describe,
+    parse_description,
+    parse_query,
+    parse_verdict,
+    query_body,
+)
+from p2pcompute.transport.channels import Channel, Channels
+
+DESCRIBE_S: Final = 5.0
+"""Wait for a description: the first one of a node tries its container engines."""
+QUERY_S: Final = 5.0
+"""The same for a verdict, beyond the wait that was asked for."""
+WATCH_S: Final = 1.0
+"""How often a waiting query is evaluated again."""
+WATCH_AGAIN_S: Final = 2.0
+"""Pause between two questions of one lane of a trigger, where it does not wait at the other node."""
+SILENT_AGAIN_S: Final = 5.0
+"""Pause of a trigger after a node that does not answer."""
+HAS_LIFETIME_S: Final = 300.0
+"""How long it may be believed that an application is there, or is not."""
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+Peers = Mapping[bytes, Sequence[Address]]
+
+
+def words_of(expression: Expression) -> tuple[str, ...]:
+    """Return the applications that an expression may ask for: the words in it, where it names `has` at all."""
+    if HAS not in expression.names:
+        return ()
+    found = dict.fromkeys(_WORD.findall(expression.text.replace("=", " ")))
+    return tuple(word for word in found if not word.startswith("node.") and word != HAS)[:QUESTION_WORDS_MAX]
+
+
+@lru_cache(maxsize=256)
+def _compiled(text: str) -> Expression:
+    return compile_expression(text)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has come of a question so far."""
+
+    found: list[Found]
+    answered: int = 0
+    unknown: int = 0
+    silent: int = 0
+    too_old: int = 0
+    asked: int = 0
+    heard: int = 0
+    """Of those asked, how many answered anything at all."""
+
+
+class Resources:
+    """The part of a node that answers and asks questions about attributes."""
+
+    def __init__(
+        self,
+        host: Host,
+        channels: Channels,
+        scope: TaskScope,
+        *,
+        own_key: bytes,
+        facts: Callable[[], Attributes],
+        peers: Peers,
+    ) -> None:
+        """Args:
+        facts: what the node knows of itself without measuring: id, name, slots, labels.
+        peers: who can be asked, and where; see `candidates`.
+        """
+        self._host = host
+        self._channels = channels
+        self._scope = scope
+        self._own_key = own_key
+        self._facts = facts
+        self._peers = peers
+        self._rng = host.rng.stream("resources")
+        self.known = KnownNodes()
+        self.counters = ResourceCounters()
+        self._waiting: dict[bytes, int] = {}
+        """Queries of each peer that wait here."""
+        self._describing: dict[bytes, tuple[frozenset[str], asyncio.Task[Knowledge | P2pcError]]] = {}
+        channels.on_request(Message.DESCRIBE, self._on_describe)
+        channels.on_request(Message.QUERY, self._on_query)
+
+    # --- this node --------------------------------------------------------------------------------
+
+    async def own(self, words: Sequence[str] = ()) -> dict[str, Attribute]:
+        """Return what is known of this node now; `has` is left out when one of `words` cannot be answered."""
+        found = {**await self._host.probe.attributes(), **self._facts()}
+        has = await self._host.probe.has(list(dict.fromkeys([*RUNTIMES, *words])))
+        if all(word in has for word in words):
+            there = tuple(sorted(word for word, is_there in has.items() if is_there))
+            found[HAS] = Attribute(there, self._host.clock.wall(), HAS_LIFETIME_S)
+        return found
+
+    async def _evaluate(self, expression: Expression) -> tuple[Verdict, Attributes]:
+        attributes = await self.own(words_of(expression))
+        view = values(attributes, self._host.clock.wall())
+        return Verdict.of(expression.evaluate(view)), attributes
+
+    async def _on_describe(self, channel: Channel, body: Any) -> Any:
+        attributes = await self.own(parse_describe(body))
+        self.counters.described += 1
+        return [encode_attributes(attributes, self._host.clock.wall())]
+
+    async def _on_query(self, channel: Channel, body: Any) -> Any:
+        text, wait_s = parse_query(body)
+        try:
+            expression = _compiled(text)
+        except UsageError:
+            self.counters.refused += 1
+            raise
+        verdict, attributes = await self._evaluate(expression)
+        if wait_s and verdict is not Verdict.TRUE:
+            with self._place(channel):
+                verdict, attributes = await self._wait_until_true(expression, wait_s, channel)
+        self.counters.queried += 1
+        if verdict is not Verdict.TRUE:
+            return [int(verdict), b""]
+        return [int(verdict), encode_attributes(attributes, self._host.clock.wall())]
+
+    async def _wait_until_true(
+        self, expression: Expression, wait_s: float, channel: Channel | None
+    ) -> tuple[Verdict, Attributes]:
+        """Evaluate now and then until it is true, time is up, or the asker has gone."""
+        clock = self._host.clock
+        until = clock.now() + wait_s
+        while True:
+            verdict, attributes = await self._evaluate(expression)
+            left_s = until - clock.now()
+            if verdict is Verdict.TRUE or left_s <= 0 or not (channel is None or channel.is_open):
+                return verdict, attributes
+            await clock.sleep(min(WATCH_S, left_s))
+
+    @contextlib.contextmanager
+    def _place(self, channel: Channel) -> Iterator[None]:
+        """Hold one of the places of queries that wait.
+
+        Raises:
+            P2pcError: there is none left (code "busy").
+        """
+        key = channel.peer.installation
+        count = self._waiting.get(key, 0)
+        if count >= QUESTIONS_WAITING_PER_PEER_MAX or sum(self._waiting.values()) >= QUESTIONS_WAITING_MAX:
+            self.counters.busy += 1
+            raise P2pcError("too many questions wait here", "", "ask again later", code="busy")
+        self._waiting[key] = count + 1
+        try:
+            yield
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+    # --- others -----------------------------------------------------------------------------------
+
+    def candidates(self) -> list[tuple[bytes, Sequence[Address]]]:
+        """Return who may be asked, in the order in which it is done: open channels first, then at random.
+
+        This is where an index of the group says who is worth a question.
+        """
+        near = [channel.peer.key for channel in self._channels.all()]
+        others = sorted(self._peers)
+        self._rng.shuffle(others)
+        keys = dict.fromkeys([key for key in near if key in self._peers] + others)
+        keys.pop(self._own_key, None)
+        return [(key, self._peers[key]) for key in keys]
+
+    def view(self, key: bytes, words: Sequence[str] = (), age_s: float | None = None) -> dict[str, Value] | None:
+        """Return what may be believed of another node without asking it; None when nothing is known of it.
+
+        Args:
+            words: applications that matter (`words_of` an expression); without an answer about them `has` is unknown.
+            age_s: how old values that change may be.
+        """
+        knowledge = self.known.get(key)
+        return None if knowledge is None else knowledge.view(self._host.clock.wall(), words, age_s)
+
+    def forget(self, key: bytes) -> None:
+        """Forget what a node said."""
+        self.known.forget(key)
+
+    async def describe(
+        self, key: bytes, words: Sequence[str] = (), *, age_s: float = 0.0, timeout_s: float = DESCRIBE_S
+    ) -> Knowledge:
+        """Return what a node says of itself; requests to one node at the same time share one message.
+
+        Args:
+            words: applications to ask for.
+            age_s: what it said this long ago will do, when that was about these words too.
+
+        Raises:
+            P2pcError: it cannot be reached or does not answer; or its build is too old (code "unknown").
+        """
+        knowledge, now = self.known.get(key), self._host.clock.now()
+        if knowledge is not None and now - knowledge.heard_s <= age_s and knowledge.words.issuperset(words):
+            return knowledge
+        wanted = frozenset(words)
+        under_way = self._describing.get(key)
+        if under_way is None or not wanted <= under_way[0]:
+            task = self._scope.spawn(self._describe(key, words, timeout_s), "describe")
+            under_way = self._describing[key] = wanted, task
+            task.add_done_callback(lambda done: self._described(key, done))
+        result = await asyncio.shield(under_way[1])
+        if isinstance(result, P2pcError):
+            raise result
+        return result
+
+    def _described(self, key: bytes, done: asyncio.Task[Any]) -> None:
+        if key in self._describing and self._describing[key][1] is done:
+            del self._describing[key]
+
+    async def _describe(self, key: bytes, words: Sequence[str], timeout_s: float) -> Knowledge | P2pcError:
+        """Ask for everybody who waits; an error is a result, because it may be that nobody does any more."""
+        try:
+            answer = await self._ask(key, Message.DESCRIBE, describe_body(words), timeout_s)
+            return self._learn(key, parse_description(answer), words)
+        except RemoteProtocolError as error:
+            self.counters.malformed += 1
+            return error
+        except P2pcError as error:
+            return error
+
+    async def _ask(self, key: bytes, message: Message, body: Any, timeout_s: float) -> Any:
+        """Send a request, over a new channel where there is none.
+
+        Raises:
+            P2pcError: no channel, no answer, or an error as answer.
+        """
+        self.counters.asked += 1
+        try:
+            async with self._host.clock.timeout(timeout_s):
+                channel = await self._channels.connect(key, self._peers.get(key, ()))
+                return await channel.request(message, body, timeout_s=timeout_s)
+        except TimeoutError as error:
+            self.counters.silent += 1
+            raise P2pcError("the node does not answer", f"waited {timeout_s:g} s", None, code="no-answer") from error
+        except RemoteError:
+            raise
+        except P2pcError:
+            self.counters.silent += 1
+            raise
+
+    def _learn(self, key: bytes, data: bytes, words: Sequence[str]) -> Knowledge:
+        attributes = decode_attributes(data, received_s=self._host.clock.wall())
+        # What its key proves it may not say otherwise.
+        attributes["id"] = Attribute(format_device_id(key), self._host.clock.wall())
+        asked = frozenset(words) if HAS in attributes else frozenset[str]()
+        knowledge = Knowledge(attributes, self._host.clock.now(), asked, len(data))
+        self.counters.forgotten += self.known.put(key, knowledge)
+        return knowledge
+
+    # --- questions to many ------------------------------------------------------------------------
+
+    async def find(self, query: Query) -> Findings:
+        """Return nodes of which an expression is true, this one among them.
+
+        With a rank everybody is asked while there is time, and the best are returned; else the first answers are.
+        """
+        began = self._host.clock.now()
+        tally = _Tally([])
+        candidates = self.candidates()
+        await self._ask_self(query, tally)
+        waiting = deque(self._from_known(query, candidates, tally)[:QUESTION_ASKED_MAX])
+        left = len(waiting)
+        scope = TaskScope("find")
+        try:
+            async with self._host.clock.timeout(query.time_s):
+                lanes = [
+                    scope.spawn(self._lane(query, waiting, tally), "lane") for _ in range(min(QUESTION_LANES, left))
+                ]
+                for lane in lanes:
+                    await lane
+        except TimeoutError:
+            pass
+        finally:
+            await scope.close()
+        is_cut_off = tally.asked > 0 and not tally.heard
+        if is_cut_off:
+            self._add_old(query, candidates, tally)
+        found = tally.found
+        if query.rank is not None:
+            found = sorted(found, key=lambda item: (item.rank is None, -(item.rank or 0.0)))
+        return Findings(
+            found=found[: query.answers_max],
+            candidates=1 + len(candidates),
+            answered=tally.answered,
+            unknown=tally.unknown,
+            silent=tally.silent,
+            too_old=tally.too_old,
+            not_asked=1 + len(candidates) - tally.answered - tally.unknown - tally.silent - tally.too_old,
+            took_s=self._host.clock.now() - began,
+            is_cut_off=is_cut_off,
+        )
+
+    def _is_enough(self, query: Query, tally: _Tally) -> bool:
+        return query.rank is None and len(tally.found) >= query.answers_max
+
+    async def _ask_self(self, query: Query, tally: _Tally) -> None:
+        verdict, attributes = await self._evaluate(query.expression)
+        self._count(query, tally, self._own_key, verdict, attributes, 0.0)
+
+    def _from_known(
+        self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally
+    ) -> list[bytes]:
+        """Answer for those of whom enough is known; return the others."""
+        now, words = self._host.clock.now(), words_of(query.expression)
+        rest = []
+        for key, _addresses in candidates:
+            knowledge = self.known.get(key)
+            verdict = Verdict.UNKNOWN
+            if knowledge is not None and now - knowledge.heard_s <= query.age_s:
+                view = knowledge.view(self._host.clock.wall(), words, query.age_s)
+                verdict = Verdict.of(query.expression.evaluate(view))
+            if knowledge is None or verdict is Verdict.UNKNOWN:
+                rest.append(key)
+            elif not self._is_enough(query, tally):
+                self._count(query, tally, key, verdict, knowledge.attributes, now - knowledge.heard_s)
+        return rest
+
+    async def _lane(self, query: Query, waiting: deque[bytes], tally: _Tally) -> None:
+        """Ask one after the other until there are enough answers."""
+        while waiting and not self._is_enough(query, tally):
+            await self._ask_one(query, waiting.popleft(), tally)
+
+    async def _ask_one(self, query: Query, key: bytes, tally: _Tally) -> None:
+        """Ask one node.  Cancelled because time is up: it counts as silent."""
+        tally.asked += 1
+        is_over = False
+        try:
+            verdict, knowledge = await self._query(key, query.expression, 0.0)
+            is_over = True
+        except RemoteError as error:
+            tally.heard += 1
+            is_over = True
+            if error.code == UNKNOWN_REQUEST:
+                tally.too_old += 1
+            else:
+                tally.unknown += 1
+            return
+        except P2pcError:
+            return
+        finally:
+            tally.silent += not is_over
+        tally.heard += 1
+        self._count(query, tally, key, verdict, {} if knowledge is None else knowledge.attributes, 0.0)
+
+    async def _query(self, key: bytes, expression: Expression, wait_s: float) -> tuple[Verdict, Knowledge | None]:
+        """Ask one node; what it says of itself is kept.
+
+        Raises:
+            P2pcError: as `_ask`, or malformed.
+        """
+        answer = await self._ask(key, Message.QUERY, query_body(expression.text, wait_s), wait_s + QUERY_S)
+        try:
+            verdict, data = parse_verdict(answer)
+            return verdict, self._learn(key, data, words_of(expression)) if data else None
+        except RemoteProtocolError:
+            self.counters.malformed += 1
+            raise
+
+    def _count(
+        self, query: Query, tally: _Tally, key: bytes, verdict: Verdict, attributes: Attributes, age_s: float
+    ) -> None:
+        if verdict is Verdict.UNKNOWN:
+            tally.unknown += 1
+            return
+        tally.answered += 1
+        if verdict is Verdict.TRUE:
+            tally.found.append(self._found(query, key, attributes, age_s))
+
+    def _found(self, query: Query, key: bytes, attributes: Attributes, age_s: float) -> Found:
+        rank = None
+        if query.rank is not None:
+            rank = query.rank.rank(values(attributes, self._host.clock.wall()))
+        return Found(key=key, attributes=attributes, age_s=age_s, rank=rank)
+
+    def _add_old(self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally) -> None:
+        """Nobody answers: add those that fit by what they said earlier, however long ago."""
+        now, words = self._host.clock.now(), words_of(query.expression)
+        there = {item.key for item in tally.found}
+        for key, _addresses in candidates:
+            knowledge = self.known.get(key)
+            if knowledge is None or key in there:
+                continue
+            view = knowledge.view(self._host.clock.wall(), words)
+            if query.expression.evaluate(view):
+                found = self._found(query, key, knowledge.attributes, now - knowledge.heard_s)
+                tally.found.append(replace(found, is_silent=True))
+
+    async def when(self, expression: Expression) -> Found:
+        """Return a node of which an expression is true, as soon as there is one.  Cancelled: nobody is asked further.
+
+        Up to QUESTION_LANES nodes are watched at the same time: the question waits there.  When there are more, they
+        are asked in turn.
+        """
+        watch = _Watch(self, expression)
+        scope = TaskScope("when")
+        try:
+            scope.spawn(watch.own(), "own")
+            for _ in range(QUESTION_LANES):
+                scope.spawn(watch.lane(), "lane")
+            return await watch.found
+        finally:
+            await scope.close()
+
+
+class _Watch:
+    """One trigger: which node is asked next, and the first that fits."""
+
+    def __init__(self, resources: Resources, expression: Expression) -> None:
+        self._resources = resources
+        self._expression = expression
+        self._next: deque[bytes] = deque()
+        self._busy: dict[bytes, None] = {}
+        self._useless: dict[bytes, None] = {}
+        """Nodes that do not know the question."""
+        self.found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+
+    def _fire(self, key: bytes, attributes: Attributes) -> None:
+        if not self.found.done():
+            self.found.set_result(Found(key=key, attributes=attributes, age_s=0.0))
+
+    async def own(self) -> None:
+        while True:
+            verdict, attributes = await self._resources._wait_until_true(self._expression, QUESTION_WAIT_S_MAX, None)
+            if verdict is Verdict.TRUE:
+                self._fire(self._resources._own_key, attributes)
+                return
+
+    def _take(self) -> bytes | None:
+        """Return a node that nobody asks now."""
+        if not self._next:
+            keys = [key for key, _ in self._resources.candidates()]
+            self._next.extend(key for key in keys if key not in self._busy and key not in self._useless)
+        return self._next.popleft() if self._next else None
+
+    async def lane(self) -> None:
+        resources = self._resources
+        clock = resources._host.clock
+        while True:
+            key = self._take()
+            if key is None:
+                await clock.sleep(WATCH_AGAIN_S)
+                continue
+            self._busy[key] = None
+            is_crowded = len(resources._peers) > QUESTION_LANES
+            try:
+                _verdict, knowledge = await resources._query(
+                    key, self._expression, 0.0 if is_crowded else QUESTION_WAIT_S_MAX / 2
+                )
+                if knowledge is not None:
+                    self._fire(key, knowledge.attributes)
+                    return
+                if is_crowded:
+                    await clock.sleep(WATCH_AGAIN_S)
+            except P2pcError as error:
+                if isinstance(error, RemoteError) and error.code == UNKNOWN_REQUEST:
+                    self._useless[key] = None
+                else:
+                    await clock.sleep(SILENT_AGAIN_S)
+            finally:
+                del self._busy[key]
