@@ -76,8 +76,8 @@ def _dumps(value: Any) -> bytes:
 
 
 def _scan(data: bytes, allow_float: bool, depth_max: int) -> bool:
-    """Walk the heads of all items; refuse tags, floats, indefinite lengths, nesting, wrong total length, heads that could
-    be shorter, and map keys out of order or twice.
+    """Walk the heads of all items; refuse tags, floats, indefinite lengths, nesting, wrong total length, heads that
+    could be shorter, and map keys out of order or twice.
 
     Every head consumes at least one byte and containers claim at most the bytes left, so the walk is linear.
 
@@ -118,7 +118,7 @@ def _scan(data: bytes, allow_float: bool, depth_max: int) -> bool:
                     raise RemoteProtocolError(_NOT_CANONICAL)
             else:
                 raise RemoteProtocolError("CBOR of indefinite length")
-            if major == 2 or major == 3:
+            if 2 <= major <= 3:
                 position += argument
             if position > end:
                 raise RemoteProtocolError("CBOR is cut short")
