@@ -266,8 +266,8 @@ def _node_name(text: str, count: int) -> str:
 class _Stop:
     """While in it, Ctrl-C and SIGTERM stop the runs; what is done is kept.
 
-    Python drops what a signal raises in a finaliser or a callback of a weak reference, so it is noted too, and `check` is
-    called again and again.
+    Python drops what a signal raises in a finaliser or a callback of a weak reference, so it is noted too, and `check`
+    is called again and again.
     """
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 A machine has a `Spot`; the one-way delay of a pair follows from two spots alone, so that memory grows with the
 machines and not with their pairs.  Models: "lan", "lognormal", "king", "meridian", "regions", or the path of a
 `.syscoord` file.  Draws come from the seed and the name of the place, so that a machine is where it is whatever
-else the simulation holds.
+else the simulation holds.  "regions" rests on assumptions throughout: see REGIONS.
 
 Coordinates never violate the triangle inequality, which the Internet does (PlanetLab: 5.6 % of random triples); so
 each pair's delay is multiplied by log-normal noise, which is a hash of the pair.

@@ -57,7 +57,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What lies between machines.  Delays are one-way, in seconds."""
 
     latency: Annotated[
-        str, msgspec.Meta(description="lan, lognormal, king, meridian, regions, or the path of a .syscoord file")
+        str,
+        msgspec.Meta(description="lan, lognormal, king, meridian, regions (assumed), or the path of a .syscoord file"),
     ] = "lognormal"
     median_s: Annotated[Seconds, msgspec.Meta(description="median delay of lognormal")] = 0.035
     sigma: Annotated[
