@@ -92,6 +92,11 @@ JOIN_IDLE_S: Final = 30.0
 # --- DHT ------------------------------------------------------------------------------------------
 DHT_K: Final = 20
 DHT_ALPHA: Final = 5
+DHT_PUT_ALPHA: Final = 10
+"""Peers that a lookup waits for at once, each within its soft timeout; more for a put, which asks all of the k nearest."""
+DHT_PUT_ENOUGH: Final = 0.75
+"""Share of those who were sent a record that must have it before a put ends without the last ones, one soft timeout
+after the lookup."""
 DHT_PING_S: Final = 10.0
 """Below k peers everybody is pinged this often, so that a dead peer is gone within a minute."""
 DHT_FAILURES_MAX: Final = 2

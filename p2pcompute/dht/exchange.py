@@ -164,6 +164,10 @@ class Exchange:
         """Smoothed round trip over all peers, on this machine's loopback if that was all; None before the first."""
         return self._loopback_rtt.srtt_s if self._network_rtt.srtt_s is None else self._network_rtt.srtt_s
 
+    def believe(self, rtt_s: float) -> None:
+        """Take in a round trip that another life of this node has measured."""
+        self._network_rtt.add(rtt_s)
+
     def ask(
         self,
         key: bytes | None,

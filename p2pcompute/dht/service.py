@@ -14,11 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from p2pcompute.dht.contacts import Contact, is_loopback, place_of
+from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
 from p2pcompute.dht.keeper import Keeper
 from p2pcompute.dht.lookup import Lookup
@@ -34,22 +32,18 @@ from p2pcompute.dht.messages import (
     Ping,
     Pong,
     Put,
-    Values,
-    blob_digest,
     cut_contacts,
-    parts_of,
     shown_name,
 )
-from p2pcompute.dht.records import Record, RecordStore, make_ad, newest
+from p2pcompute.dht.queries import Queries, reachable
+from p2pcompute.dht.records import Record, RecordStore, make_ad
 from p2pcompute.dht.routing_table import Change, RoutingTable
-from p2pcompute.dht.walk import Answer, walk
 from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     AD_TTL_S,
-    DHT_FOUND_ENOUGH,
     DHT_GOODBYE_S,
     DHT_JOIN_ADDRESSES_MAX,
     DHT_K,
@@ -77,25 +71,6 @@ _ALONE_TRIES = 4
 """Addresses that a node without contacts tries every DHT_PING_S, in turn: it may remember hundreds."""
 _OBSERVED_MAX = 32
 """Contacts whose view of our address is kept."""
-_READS_MAX = 2
-"""Tries to read a holder's records page by page when they change meanwhile."""
-
-
-@dataclass(slots=True)
-class _Search:
-    """A get under way."""
-
-    key: bytes
-    lookup: Lookup
-    found: list[Record]
-    holders_count: int = 0
-
-    def take(self, records: list[Record]) -> None:
-        """Take in the valid records of one holder; end the lookup when enough holders have answered."""
-        self.found += records
-        self.holders_count += bool(records)
-        if self.holders_count >= DHT_FOUND_ENOUGH:
-            self.lookup.finish()
 
 
 class Dht:
@@ -132,8 +107,6 @@ class Dht:
         """Called when a peer was verified and entered the table."""
         self.on_contact_gone: Callable[[Contact], None] = lambda contact: None
         """Called when a peer was evicted or has said goodbye."""
-        self.last_lookup = (0, 0)
-        """Requests and hops of the lookup that ended last."""
         self._keeper = Keeper(self._clock, self._crypto, self.counters)
         self._ad_seq = 0
         self._reset()
@@ -142,6 +115,9 @@ class Dht:
         self._exchange: Exchange | None = None
         self._run = b""
         self._table = RoutingTable(self._own_id)
+        self._queries = Queries(
+            self._clock, self._scope, self._ask, self._soft_s, self._table, self._keeper, self.counters
+        )
         self._verifying: dict[bytes, None] = {}
         self._stopped: asyncio.Future[None]
         self._observed: dict[bytes, Address] = {}
@@ -193,12 +169,17 @@ class Dht:
         self._scope.spawn(self._first_join(list(contacts)), "join")
 
     def adopt(self, contacts: Iterable[tuple[Contact, bytes]], *, uptime_s: float) -> None:
-        """Take contacts (with the run of each) as verified just now, and this node as up for so long.
+        """Take contacts (with the run of each) as verified just now, their round trips as measured, and this node as up
+        for so long.
 
         For simulations that begin in the steady state; a real node has to hear from a contact first.
         """
         now = self._clock.now()
+        contacts = list(contacts)
         self._table.adopt(contacts, now)
+        for contact, _ in contacts:
+            if contact.rtt_s is not None and self._exchange is not None:
+                self._exchange.believe(contact.rtt_s)
         for contact in self._table.nearest(self._own_id, 1):
             self._first_contact_at = self._last_contact_at = now
             self.on_contact(contact)
@@ -210,6 +191,11 @@ class Dht:
         self._wake()
 
     @property
+    def last_lookup(self) -> tuple[int, int]:
+        """Requests and hops of the lookup that ended last."""
+        return self._queries.last_lookup
+
+    @property
     def run(self) -> bytes:
         """Drawn at the start: peers tell this life of the node from others by it."""
         return self._run
@@ -219,7 +205,7 @@ class Dht:
         if self._exchange is None:
             return
         try:
-            await self._ask_all(self._table.contacts(), [Bye()], timeout_s=DHT_GOODBYE_S)
+            await self._queries.ask_all(self._table.contacts(), [Bye()], timeout_s=DHT_GOODBYE_S)
         finally:
             self._stop()
 
@@ -315,25 +301,23 @@ class Dht:
 
     async def find(self, key: bytes) -> list[Contact]:
         """Return at most k verified contacts nearest to a key of 20 bytes, nearest first, without this node."""
-        lookup = self._lookup(key)
-        return self._known(await self._walk(lookup, partial(self._ask_find, key)))
+        return self._known((await self._queries.find(key)).result())
 
     async def put(self, record: Record) -> int:
-        """Have a record kept at the k nodes nearest to its key, this one included.
+        """Have a record kept where it belongs: at all nodes as near to its key as the k-th nearest is expected, and at
+        the k nearest that answer; this one included.
 
         Returns:
-            How many nodes hold it now.
+            How many nodes are known to hold it now; of more than a few, the last ones are not waited for.
         """
-        return (await self._put(record))[0]
+        return (await self._queries.put(record))[0]
 
     async def get(self, key: bytes) -> list[Record]:
         """Return the newest valid record of each publisher under a key, ordered by publisher.
 
-        Ends when DHT_FOUND_ENOUGH holders have answered; a miss asks the k nearest.
+        Ends when DHT_FOUND_ENOUGH holders have answered; a miss asks everybody with whom it may be.
         """
-        search = _Search(key, self._lookup(key), self.records.get(key, now=self._clock.now()))
-        await self._walk(search.lookup, partial(self._ask_get, search))
-        return newest(search.found)
+        return await self._queries.get(key)
 
     # --- joining and upkeep ---
 
@@ -394,8 +378,7 @@ class Dht:
         has_grown = counters.contacts_added > self._added_count
         has_shrunk = counters.contacts_removed > self._removed_count
         self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
-        lookup = self._lookup(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K)
-        await self._walk(lookup, partial(self._ask_find, self._own_id))
+        lookup = await self._queries.find(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1)
         self._verify_heard(lookup)
         is_wanted = step == 0 or (has_grown if is_follow_up else has_shrunk)
         nearest = self._table.nearest(self._own_id, DHT_K)
@@ -404,9 +387,7 @@ class Dht:
                 middle = (lowest + highest) // 2
                 for low, high in ((lowest, middle), (middle + 1, highest)):
                     target = self._rng.randint(low, high).to_bytes(DHT_ID_BYTES, "big")
-                    lookup = self._lookup(target, k=_EXPLORE_K)
-                    await self._walk(lookup, partial(self._ask_find, target))
-                    self._verify_heard(lookup)
+                    self._verify_heard(await self._queries.find(target, k=_EXPLORE_K, paths=1))
 
     async def _refresh(self) -> None:
         try:
@@ -524,7 +505,7 @@ class Dht:
                     value=value,
                 )
                 near = self._table.nearest(self._own_id, DHT_K, live_only=True)
-                _, stale_seq = await self._put_at(near, record)
+                _, stale_seq = await self._queries.put_at(near, record)
                 if stale_seq < self._ad_seq:
                     return
                 self._ad_seq = stale_seq
@@ -569,7 +550,7 @@ class Dht:
 
     def _nodes(self, key: bytes, request: Verified) -> Nodes:
         near = self._table.nearest(key, DHT_K, exclude=place_of(request.statement.sender).id, live_only=True)
-        return Nodes(self._name, cut_contacts(_reachable(near, request.address), self._name))
+        return Nodes(self._name, cut_contacts(reachable(near, request.address), self._name))
 
     # --- what we ask ---
 
@@ -586,32 +567,11 @@ class Dht:
         else:
             self._exchange.ask(key, address, messages, done, timeout_s=timeout_s)
 
+    def _soft_s(self, only_loopback: bool) -> float:
+        return DHT_REQUEST_S if self._exchange is None else self._exchange.soft_s(loopback=only_loopback)
+
     def _ping(self, contact: Contact) -> None:
         self._ask(contact.key, contact.address, [Ping()], _ignore)
-
-    async def _request(self, contact: Contact, message: Message) -> Message | None:
-        return (await self._ask_all([contact], [message]))[0]
-
-    async def _ask_all(
-        self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S
-    ) -> list[Message | None]:
-        """Send the same request to all and return their replies in the same order."""
-        replies: list[Message | None] = [None] * len(contacts)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        left = len(contacts)
-
-        def done(index: int, reply: Message | None) -> None:
-            nonlocal left
-            replies[index] = reply
-            left -= 1
-            if left == 0 and not ended.done():
-                ended.set_result(None)
-
-        for index, contact in enumerate(contacts):
-            self._ask(contact.key, contact.address, messages, partial(done, index), timeout_s)
-        if contacts:
-            await ended
-        return replies
 
     def _verify(self, key: bytes, address: Address) -> None:
         """Ping a sender that is not in the table, or not at this address, so that its reply brings it in."""
@@ -632,74 +592,6 @@ class Dht:
             if len(self._verifying) >= DHT_VERIFICATIONS_MAX:
                 return
             self._verify(contact.key, contact.address)
-
-    def _lookup(self, target: bytes, k: int = DHT_K) -> Lookup:
-        seeds = self._table.nearest(target, DHT_K)
-        only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
-        soft_s = self._exchange.soft_s(loopback=only_loopback) if self._exchange is not None else DHT_REQUEST_S
-        return Lookup(target, seeds, own_id=self._own_id, soft_s=soft_s, k=k)
-
-    async def _walk(self, lookup: Lookup, ask: Callable[[Contact, Answer], None]) -> list[Contact]:
-        self.counters.lookups += 1
-        try:
-            return await walk(lookup, self._clock, ask)
-        finally:
-            self.counters.lookup_requests += lookup.asked_count
-            self.counters.lookup_hops += lookup.hops
-            self.last_lookup = (lookup.asked_count, lookup.hops)
-
-    def _ask_find(self, key: bytes, contact: Contact, answer: Answer) -> None:
-        self._ask(contact.key, contact.address, [Find(key)], partial(_answer_nodes, contact, answer))
-
-    def _ask_get(self, search: _Search, contact: Contact, answer: Answer) -> None:
-        """Ask one peer for records, or for contacts nearer to the key when it has none."""
-
-        def done(reply: Message | None) -> None:
-            if isinstance(reply, Values):
-                self._scope.spawn(read(reply), "get")
-            else:
-                _answer_nodes(contact, answer, reply)
-
-        async def read(first: Values) -> None:
-            search.take(await self._read(contact, search.key, first))
-            answer(())
-
-        self._ask(contact.key, contact.address, [Get(search.key)], done)
-
-    async def _read(self, contact: Contact, key: bytes, page: Values) -> list[Record]:
-        """Read the other pages of a holder's records and return those that pass the checks."""
-        first: Message | None = page
-        for _ in range(_READS_MAX):
-            if not isinstance(first, Values) or first.offset != 0:
-                return []
-            blob = first.chunk
-            while len(blob) < first.total:
-                more = await self._request(contact, Get(key, len(blob)))
-                is_next = isinstance(more, Values) and more.digest == first.digest and more.offset == len(blob)
-                if not is_next or not isinstance(more, Values) or not more.chunk:
-                    break
-                blob += more.chunk
-            if len(blob) == first.total and blob_digest(blob) == first.digest:
-                return self._keeper.check(key, blob)
-            first = await self._request(contact, Get(key))
-        return []
-
-    async def _put(self, record: Record) -> tuple[int, int]:
-        """Put a record; return how many hold it and the highest seq of a newer one that somebody holds."""
-        return await self._put_at(await self.find(record.key), record)
-
-    async def _put_at(self, near: Sequence[Contact], record: Record) -> tuple[int, int]:
-        """Have a record kept at these and, if it is as near as they are, here."""
-        kept = stale_seq = 0
-        replies = list(await self._ask_all(near, parts_of(record.raw)))
-        if len(near) < DHT_K or _distance(self._own_id, record.key) < _distance(near[-1].id, record.key):
-            replies.append(self._keeper.keep(record))
-        for reply in replies:
-            if isinstance(reply, Ack):
-                kept += reply.status is AckStatus.OK
-                if reply.status is AckStatus.STALE:
-                    stale_seq = max(stale_seq, reply.seq)
-        return kept, stale_seq
 
     def _known(self, contacts: Sequence[Contact]) -> list[Contact]:
         """The same contacts, with what the table knows of them."""
@@ -759,16 +651,3 @@ class Dht:
 
 def _ignore(reply: Message | None) -> None:
     """The table has been told already."""
-
-
-def _answer_nodes(contact: Contact, answer: Answer, reply: Message | None) -> None:
-    answer(_reachable(reply.contacts, contact.address) if isinstance(reply, Nodes) else None)
-
-
-def _reachable(contacts: Sequence[Contact], via: Address) -> list[Contact]:
-    """Contacts that make sense at the other end: a loopback address says nothing to another machine."""
-    return [c for c in contacts if is_loopback(via.host) or not is_loopback(c.address.host)]
-
-
-def _distance(one: bytes, other: bytes) -> int:
-    return int.from_bytes(one, "big") ^ int.from_bytes(other, "big")

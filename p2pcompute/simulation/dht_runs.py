@@ -144,6 +144,7 @@ class _Run:
             await self._each([partial(self._put, by_key[record.publisher], record) for record in self.records])
             await asyncio.sleep(SETTLE_S)
         self._kill()
+        self._count_holders()
         askers = self._honest()
         self.rng("askers").shuffle(askers)
         asking = [askers[number % len(askers)] for number in range(self.settings.asks)]
@@ -157,6 +158,12 @@ class _Run:
         honest = self._honest()
         self.nodes.kill(self.rng("dead").sample(honest, round(self.settings.dead * len(honest))))
         self._tell("crash", count=len(honest) - len(self._honest()))
+
+    def _count_holders(self) -> None:
+        """How many nodes that are up and honest have each record."""
+        now, honest = self.simulation.now, self._honest()
+        for record in self.records:
+            self.metrics.sample("holders", sum(bool(node.dht.records.get(record.key, now=now)) for node in honest))
 
     async def _each(self, asks: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
         """Begin one after the other at ASKS_PER_S, and wait for all."""

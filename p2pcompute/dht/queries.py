@@ -1,0 +1,312 @@
+"""Finding, getting and putting: lookups performed, and what is done with those that they find.
+
+A get ends as soon as enough holders have answered; a miss goes on until nobody is left to ask.  A put hands the record
+to each peer that answers and is near enough, while the walk goes on; it returns when nearly all have confirmed it.
+
+A record belongs to every node within the expected distance of the k-th nearest (see `size`), and to the k nearest that
+answer besides.  In a group of up to k contacts it is everybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, Protocol
+
+from p2pcompute.dht.contacts import Contact, is_loopback
+from p2pcompute.dht.exchange import DhtCounters
+from p2pcompute.dht.keeper import Keeper
+from p2pcompute.dht.lookup import Lookup
+from p2pcompute.dht.messages import Ack, AckStatus, Find, Get, Message, Nodes, Values, blob_digest, parts_of
+from p2pcompute.dht.records import Record, newest
+from p2pcompute.dht.routing_table import RoutingTable
+from p2pcompute.dht.size import GroupSize, radius_of, size_by
+from p2pcompute.dht.walk import Answer, walk
+from p2pcompute.host.interfaces import Address, Clock
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import (
+    DHT_ALPHA,
+    DHT_FOUND_ENOUGH,
+    DHT_K,
+    DHT_PATHS,
+    DHT_PUT_ALPHA,
+    DHT_PUT_ENOUGH,
+    DHT_REQUEST_S,
+)
+
+_READS_MAX: Final = 2
+"""Tries to read a holder's records page by page when they change meanwhile."""
+
+
+class Ask(Protocol):
+    """Sends a request, and calls back once with the reply, or None."""
+
+    def __call__(
+        self,
+        key: bytes | None,
+        address: Address,
+        messages: Sequence[Message],
+        done: Callable[[Message | None], None],
+        timeout_s: float = DHT_REQUEST_S,
+    ) -> None: ...
+
+
+class Queries:
+    """What one node asks the others."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        scope: TaskScope,
+        ask: Ask,
+        soft_s: Callable[[bool], float],
+        table: RoutingTable,
+        keeper: Keeper,
+        counters: DhtCounters,
+    ) -> None:
+        """Args:
+        soft_s: the soft timeout of a request to a peer of which nothing is known; True: all are on loopback.
+        """
+        self._clock = clock
+        self._scope = scope
+        self._ask = ask
+        self._soft_s = soft_s
+        self._table = table
+        self._keeper = keeper
+        self._counters = counters
+        self._size = GroupSize()
+        self.last_lookup = (0, 0)
+        """Requests and hops of the lookup that ended last."""
+
+    # --- the size of the group --------------------------------------------------------------------
+
+    def group_size(self) -> float | None:
+        """Estimated number of nodes; None with up to k contacts, who are all there are."""
+        if len(self._table) <= DHT_K:
+            return None
+        own = int.from_bytes(self._table.own_id, "big")
+        near = self._table.nearest(self._table.own_id, DHT_K)
+        return self._size.estimate(size_by(contact.number ^ own for contact in near))
+
+    def radius(self) -> int:
+        """Distance from a key within which every node keeps its records; 0 in a group of up to k contacts."""
+        size = self.group_size()
+        return 0 if size is None else radius_of(size)
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    async def find(self, key: bytes, *, k: int = DHT_K, paths: int = DHT_PATHS) -> Lookup:
+        """Look up the k nearest peers; returns the lookup, which has ended."""
+        lookup = self._lookup(key, k=k, paths=paths)
+        await self._walk(lookup, partial(self._ask_find, key))
+        return lookup
+
+    async def get(self, key: bytes) -> list[Record]:
+        """See `Dht.get`."""
+        lookup = self._lookup(key, radius=self.radius())
+        search = _Search(key, lookup, self._keeper.records.get(key, now=self._clock.now()))
+        await self._walk(lookup, partial(self._ask_get, search))
+        return newest(search.found)
+
+    async def put(self, record: Record) -> tuple[int, int]:
+        """Put a record where it belongs; return how many hold it and the highest seq of a newer one somebody holds."""
+        radius = self.radius()
+        lookup = self._lookup(record.key, alpha=DHT_PUT_ALPHA, radius=radius)
+        store = _Store(record, self._ask)
+        number = int.from_bytes(record.key, "big")
+
+        def ask(contact: Contact, answer: Answer) -> None:
+            def done(reply: Message | None) -> None:
+                if reply is not None and contact.number ^ number <= radius:
+                    store.send(contact)
+                _answer_nodes(contact, answer, reply)
+
+            self._ask(contact.key, contact.address, [Find(record.key)], done)
+
+        await self._walk(lookup, ask)
+        near = lookup.result()
+        for contact in near:
+            store.send(contact)
+        self._keep_own(record, store, near, radius)
+        return await self._settled(store)
+
+    async def put_at(self, near: Sequence[Contact], record: Record) -> tuple[int, int]:
+        """Have a record kept at these and, if it belongs there, here; returns as `put`."""
+        store = _Store(record, self._ask)
+        for contact in near:
+            store.send(contact)
+        self._keep_own(record, store, near, self.radius())
+        return await self._settled(store)
+
+    async def ask_all(
+        self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S
+    ) -> list[Message | None]:
+        """Send the same request to all and return their replies in the same order."""
+        replies: list[Message | None] = [None] * len(contacts)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        left = len(contacts)
+
+        def done(index: int, reply: Message | None) -> None:
+            nonlocal left
+            replies[index] = reply
+            left -= 1
+            if left == 0 and not ended.done():
+                ended.set_result(None)
+
+        for index, contact in enumerate(contacts):
+            self._ask(contact.key, contact.address, messages, partial(done, index), timeout_s)
+        if contacts:
+            await ended
+        return replies
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def _lookup(
+        self, target: bytes, *, k: int = DHT_K, alpha: int = DHT_ALPHA, paths: int = DHT_PATHS, radius: int = 0
+    ) -> Lookup:
+        seeds = self._table.nearest(target, DHT_K)
+        only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
+        return Lookup(
+            target, seeds, own_id=self._table.own_id, soft_s=self._soft_s(only_loopback), k=k, alpha=alpha, paths=paths,
+            radius=radius,
+        )  # fmt: skip
+
+    async def _walk(self, lookup: Lookup, ask: Callable[[Contact, Answer], None]) -> None:
+        self._counters.lookups += 1
+        try:
+            found = await walk(lookup, self._clock, ask)
+            if len(found) == DHT_K:
+                self._size.note(lookup.target, (contact.number for contact in found))
+        finally:
+            self._counters.lookup_requests += lookup.asked_count
+            self._counters.lookup_hops += lookup.hops
+            self.last_lookup = (lookup.asked_count, lookup.hops)
+
+    def _ask_find(self, key: bytes, contact: Contact, answer: Answer) -> None:
+        self._ask(contact.key, contact.address, [Find(key)], partial(_answer_nodes, contact, answer))
+
+    def _ask_get(self, search: _Search, contact: Contact, answer: Answer) -> None:
+        """Ask one peer for records, or for contacts nearer to the key when it has none."""
+
+        def done(reply: Message | None) -> None:
+            if isinstance(reply, Values):
+                self._scope.spawn(read(reply), "get")
+            else:
+                _answer_nodes(contact, answer, reply)
+
+        async def read(first: Values) -> None:
+            search.take(await self._read(contact, search.key, first))
+            answer(())
+
+        self._ask(contact.key, contact.address, [Get(search.key)], done)
+
+    async def _read(self, contact: Contact, key: bytes, page: Values) -> list[Record]:
+        """Read the other pages of a holder's records and return those that pass the checks."""
+        first: Message | None = page
+        for _ in range(_READS_MAX):
+            if not isinstance(first, Values) or first.offset != 0:
+                return []
+            blob = first.chunk
+            while len(blob) < first.total:
+                (more,) = await self.ask_all([contact], [Get(key, len(blob))])
+                is_next = isinstance(more, Values) and more.digest == first.digest and more.offset == len(blob)
+                if not is_next or not isinstance(more, Values) or not more.chunk:
+                    break
+                blob += more.chunk
+            if len(blob) == first.total and blob_digest(blob) == first.digest:
+                return self._keeper.check(key, blob)
+            (first,) = await self.ask_all([contact], [Get(key)])
+        return []
+
+    def _keep_own(self, record: Record, store: _Store, near: Sequence[Contact], radius: int) -> None:
+        """Keep a record here if it belongs here: within the radius, or as near as the others that keep it."""
+        key = int.from_bytes(record.key, "big")
+        distance = int.from_bytes(self._table.own_id, "big") ^ key
+        if len(near) < DHT_K or distance <= radius or distance < near[-1].number ^ key:
+            store.take(self._keeper.keep(record))
+
+    async def _settled(self, store: _Store) -> tuple[int, int]:
+        """Wait for all who were sent a record, but not for the last few longer than the soft timeout."""
+        timer = self._clock.call_later(self._soft_s(False), store.hurry)
+        try:
+            await store.settled()
+        finally:
+            timer.cancel()
+        return store.kept, store.stale_seq
+
+
+class _Search:
+    """A get under way."""
+
+    def __init__(self, key: bytes, lookup: Lookup, found: list[Record]) -> None:
+        self.key = key
+        self.found = found
+        self._lookup = lookup
+        self._holders_count = 0
+
+    def take(self, records: list[Record]) -> None:
+        """Take in the valid records of one holder; end the lookup when enough holders have answered."""
+        self.found += records
+        self._holders_count += bool(records)
+        if self._holders_count >= DHT_FOUND_ENOUGH:
+            self._lookup.finish()
+
+
+class _Store:
+    """A record on its way to those who are to keep it."""
+
+    def __init__(self, record: Record, ask: Ask) -> None:
+        self.kept = 0
+        self.stale_seq = 0
+        """The highest sequence number of a newer record that somebody holds."""
+        self._parts = parts_of(record.raw)
+        self._ask = ask
+        self._sent: dict[bytes, None] = {}
+        self._left = 0
+        self._is_hurried = False
+        self._settled: asyncio.Future[None] | None = None
+
+    def send(self, contact: Contact) -> None:
+        """Send it to a peer that was not sent it yet."""
+        if contact.key not in self._sent:
+            self._sent[contact.key] = None
+            self._left += 1
+            self._ask(contact.key, contact.address, self._parts, self._replied)
+
+    def take(self, reply: Message | None) -> None:
+        """Take in what somebody says to it."""
+        if isinstance(reply, Ack):
+            self.kept += reply.status is AckStatus.OK
+            if reply.status is AckStatus.STALE:
+                self.stale_seq = max(self.stale_seq, reply.seq)
+
+    async def settled(self) -> None:
+        """Wait until all have replied; once in a hurry, until DHT_PUT_ENOUGH of them hold it."""
+        self._settled = asyncio.get_running_loop().create_future()
+        self._check()
+        await self._settled
+
+    def hurry(self) -> None:
+        """Wait for the last ones no more."""
+        self._is_hurried = True
+        self._check()
+
+    def _replied(self, reply: Message | None) -> None:
+        self._left -= 1
+        self.take(reply)
+        self._check()
+
+    def _check(self) -> None:
+        is_enough = self._is_hurried and self.kept >= DHT_PUT_ENOUGH * len(self._sent)
+        if self._settled is not None and not self._settled.done() and (self._left == 0 or is_enough):
+            self._settled.set_result(None)
+
+
+def _answer_nodes(contact: Contact, answer: Answer, reply: Message | None) -> None:
+    answer(reachable(reply.contacts, contact.address) if isinstance(reply, Nodes) else None)
+
+
+def reachable(contacts: Sequence[Contact], via: Address) -> list[Contact]:
+    """Contacts that make sense at the other end: a loopback address says nothing to another machine."""
+    return [c for c in contacts if is_loopback(via.host) or not is_loopback(c.address.host)]
