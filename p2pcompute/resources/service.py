@@ -230,13 +230,13 @@ class Resources:
 
         Args:
             words: applications to ask for.
-            age_s: what it said this long ago will do, when that was about these words too.
+            age_s: what it said less long ago will do, when that was about these words too.
 
         Raises:
             P2pcError: it cannot be reached or does not answer; or its build is too old (code "unknown").
         """
         knowledge, now = self.known.get(key), self._host.clock.now()
-        if knowledge is not None and now - knowledge.heard_s <= age_s and knowledge.words.issuperset(words):
+        if knowledge is not None and now - knowledge.heard_s < age_s and knowledge.words.issuperset(words):
             return knowledge
         wanted = frozenset(words)
         under_way = self._describing.get(key)
@@ -352,7 +352,7 @@ class Resources:
         for key, _addresses in candidates:
             knowledge = self.known.get(key)
             verdict = Verdict.UNKNOWN
-            if knowledge is not None and now - knowledge.heard_s <= query.age_s:
+            if knowledge is not None and now - knowledge.heard_s < query.age_s:
                 view = knowledge.view(self._host.clock.wall(), words, query.age_s)
                 verdict = Verdict.of(query.expression.evaluate(view))
             if knowledge is None or verdict is Verdict.UNKNOWN:
