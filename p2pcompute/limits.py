@@ -238,6 +238,10 @@ EXPRESSION_CHARS_MAX: Final = 500
 evaluate (both grow with its square)."""
 EXPRESSION_DEPTH_MAX: Final = 16
 """Brackets inside one another."""
+REQUIREMENTS_MAX: Final = 16
+"""`--require`, and `--prefer`, of one job."""
+REQUIREMENT_CHARS_MAX: Final = 1000
+"""All of them together: bounds what a job of a peer costs to compile, and each look at a node, to about 25 ms."""
 EXPRESSION_LOOPS_MAX: Final = 2
 """`exists`, `all`, `exists_one`, `filter` in one expression, none inside another."""
 EXPRESSION_PATTERNS_MAX: Final = 2
