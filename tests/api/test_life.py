@@ -24,18 +24,22 @@ def square(n: int) -> int:
     return n * n
 
 
-def private_directories() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("p2pc-")}
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, here and in programs that the test starts."""
+    path = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    monkeypatch.setenv("TMPDIR", str(path))
+    return path
 
 
-def test_with_waits(tmp_path: Path) -> None:
+def test_with_waits(tmp_path: Path, temporary: Path) -> None:
     """Broken: leaving the block loses calls."""
-    before = private_directories()
     with MeshExecutor(max_workers=1) as executor:
         for n in range(3):
             executor.submit(Path(tmp_path, str(n)).touch)
     assert len(list(tmp_path.iterdir())) == 3
-    assert private_directories() <= before
+    assert not list(temporary.iterdir())
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(square, 1)
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -172,16 +176,15 @@ print(list(p2pcompute.map(abs, [-1])))
 """
 
 
-def test_exit_without_shutdown(tmp_path: Path) -> None:
+def test_exit_without_shutdown(tmp_path: Path, temporary: Path) -> None:
     """Broken: a script that forgets `shutdown` hangs at its end, loses calls or leaves something behind."""
     script, trace = tmp_path / "script.py", tmp_path / "trace"
-    before = private_directories()
     script.write_text(UNCLOSED)
     ran = run_script(script, str(trace))
     assert (ran.returncode, ran.stderr) == (0, "")
     assert sorted(ran.stdout.splitlines()) == ["1048576", "[1]"]
     assert trace.exists()
-    assert private_directories() <= before
+    assert not list(temporary.iterdir())
 
 
 KILLED = """

@@ -19,8 +19,9 @@ def why_not() -> str:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "the command ip (iproute2) is not installed"
-    tried = subprocess.run(["ip", "netns", "add", "p2pc-try"], check=False, capture_output=True, text=True)
-    subprocess.run(["ip", "netns", "del", "p2pc-try"], check=False, capture_output=True)
+    name = f"p2pc-try-{os.getpid()}"
+    tried = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
     return f"network namespaces cannot be made here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
@@ -31,8 +32,11 @@ def ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def two_machines(prefix: str) -> Iterator[tuple[str, str]]:
-    """Namespaces with lan0 and other0 in each, while the context lasts.  Returns their names."""
-    names = (f"{prefix}-a", f"{prefix}-b")
+    """Namespaces with lan0 and other0 in each, while the context lasts.  Returns their names.
+
+    These are this process's: tests may run side by side.
+    """
+    names = (f"{prefix}-{os.getpid()}-a", f"{prefix}-{os.getpid()}-b")
     try:
         for name in names:
             ip("netns", "add", name)
