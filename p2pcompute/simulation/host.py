@@ -15,7 +15,6 @@ import functools
 import gc
 import hashlib
 import random
-import weakref
 from asyncio import CancelledError, Future, Task
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -28,7 +27,7 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.limits import MIB
 from p2pcompute.simulation.access import SimNet
 from p2pcompute.simulation.fences import SimulationError
-from p2pcompute.simulation.loop import OWNER, RunFailed, SimulationLoop
+from p2pcompute.simulation.loop import OWNER, RunFailed, SimulationLoop, Tasks
 from p2pcompute.simulation.machines import Machine
 from p2pcompute.simulation.nat import NatKind
 from p2pcompute.simulation.network import Network, NetworkSettings
@@ -180,18 +179,20 @@ class SimRng:
 class SeededBytes:
     """Bytes from a seed, by hashing a counter: unlike a `random.Random` it keeps 100 bytes, not 2.5 KiB."""
 
-    __slots__ = ("_counter", "_key")
+    __slots__ = ("_counter", "_key", "_rest")
 
     def __init__(self, seed: str) -> None:
         self._key = hashlib.sha256(seed.encode()).digest()
         self._counter = 0
+        self._rest = b""
 
     def __call__(self, count: int) -> bytes:
-        parts = []
-        for _ in range(-(-count // 64)):
+        rest = self._rest
+        while len(rest) < count:
             self._counter += 1
-            parts.append(hashlib.blake2b(self._counter.to_bytes(8, "big"), key=self._key).digest())
-        return b"".join(parts)[:count]
+            rest += hashlib.blake2b(self._counter.to_bytes(8, "big"), key=self._key).digest()
+        self._rest = rest[count:]
+        return rest[:count]
 
 
 class SimCrypto:
@@ -295,7 +296,7 @@ class SimHost:
         self.runner_model = runner
         self.disk = SimDisk()
         self.tally = Tally()
-        self.tasks: weakref.WeakSet[Task[Any]] = weakref.WeakSet()
+        self.tasks = Tasks()
         self.is_up = False
         self.is_suspended = False
         self._rate_awake = 1.0
@@ -417,7 +418,7 @@ class SimHost:
         self.store.crash()
         self.runner.crash()
         dead = [task for task in self.tasks if not task.done()]
-        self.tasks = weakref.WeakSet()
+        self.tasks = Tasks()
         for outcome in list(self._calls):
             if not outcome.done():
                 outcome.set_exception(HostDown(f"{self.name} crashed"))

@@ -277,6 +277,7 @@ class InProcess(cf.Executor):
 
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch = watch
+        _freeze()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
         future: cf.Future[Any] = cf.Future()
@@ -296,7 +297,11 @@ def _prepare(meter: Meter) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True, name="parent").start()
-    # What every run needs stays: a collection that looks through it each time takes 6 % of a short seed.
+    _freeze()
+
+
+def _freeze() -> None:
+    """Let collections pass over what every run needs: to look through it each time takes 6 % of a short seed."""
     importlib.import_module("p2pcompute.simulation.world")
     gc.collect()
     gc.freeze()

@@ -418,6 +418,9 @@ class World:
                 ]
                 limit_s = self.duration_s + AFTER_S_MAX
                 self.simulation.run(self._main(until_s, faults, plans), time_s_max=limit_s, events_max=EVENTS_MAX)
+                # The lights go out.  To end hundreds of tasks in an orderly manner takes longer, and tells nothing:
+                # whether nodes can stop is checked while others look on.
+                self.simulation.crash(*[host for host in self.simulation.hosts if host.is_up], is_silent=True)
         except UsageError:
             raise
         except P2pcError as error:
