@@ -11,19 +11,12 @@ clocks that differ by minutes do no harm.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
+from p2pcompute.host.attribute_rules import check_name, check_value
 from p2pcompute.host.interfaces import Attribute, Attributes, Value
-from p2pcompute.limits import (
-    ATTRIBUTE_LIFETIME_S_MAX,
-    ATTRIBUTE_NAME_CHARS_MAX,
-    ATTRIBUTE_TEXT_CHARS_MAX,
-    ATTRIBUTE_WORDS_MAX,
-    ATTRIBUTES_BYTES_MAX,
-    ATTRIBUTES_MAX,
-)
+from p2pcompute.limits import ATTRIBUTE_LIFETIME_S_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX
 from p2pcompute.wire import cbor
 
 __all__ = [
@@ -39,50 +32,8 @@ __all__ = [
     "values",
 ]
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
-_INT_MAX: Final = 2**63 - 1
-"""The largest int of CEL."""
 _WALL_MS_MAX: Final = 2**50
 """Some 35,000 years: every time is exact as a float of seconds to the millisecond."""
-
-
-def check_name(name: Any) -> str:
-    """Return a name that may stand behind ``node.`` in an expression.
-
-    Raises:
-        ValueError: it may not.
-    """
-    if not isinstance(name, str) or len(name) > ATTRIBUTE_NAME_CHARS_MAX or _NAME.fullmatch(name) is None:
-        raise ValueError("not the name of an attribute")
-    return name
-
-
-def check_value(value: Any) -> Value:
-    """Return a value of an allowed type and size; a list of words becomes a tuple.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if type(value) is bool:
-        return value
-    if type(value) is int and -_INT_MAX <= value <= _INT_MAX:
-        return value
-    if type(value) is float and math.isfinite(value):
-        return value
-    if type(value) is str:
-        return _text(value)
-    if type(value) in (list, tuple) and len(value) <= ATTRIBUTE_WORDS_MAX:
-        words = tuple(_text(word) for word in value)
-        if len(set(words)) == len(words):
-            return words
-    raise ValueError("not the value of an attribute")
-
-
-def _text(value: Any) -> str:
-    """Printable text: it is shown on terminals."""
-    if type(value) is not str or len(value) > ATTRIBUTE_TEXT_CHARS_MAX or not value.isprintable():
-        raise ValueError("not the text of an attribute")
-    return value
 
 
 def encode_attributes(attributes: Attributes, wall_s: float) -> bytes:
