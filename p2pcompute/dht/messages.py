@@ -34,7 +34,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, assert_never
 
-from p2pcompute.dht.contacts import Contact, pack_address, unpack_address
+from p2pcompute.dht.contacts import Contact, pack_address, packed_size, unpack_address
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import DHT_ID_BYTES, PUBLIC_KEY_BYTES
@@ -62,7 +62,7 @@ _CONTACTS_MAX: Final = 64
 """Contacts in a reply that are looked at; more than a datagram can hold."""
 _SEQ_MAX: Final = 2**63 - 1
 _CONTACTS_CACHED_MAX: Final = 4096
-"""Contacts that are kept encoded, and as many decoded: 500 bytes each."""
+"""Contacts that are kept decoded: 500 bytes each."""
 
 
 class MessageType(IntEnum):
@@ -320,10 +320,10 @@ def _list_head(count: int) -> bytes:
     return bytes((0x80 | count,)) if count < 24 else bytes((0x98, count))
 
 
-@lru_cache(maxsize=_CONTACTS_CACHED_MAX)
 def _packed(key: bytes, address: Address) -> bytes:
-    """A contact as it travels; cached because the same few are told again and again."""
-    return cbor.encode([key, pack_address(address)])
+    """A contact as it travels: the CBOR of [key, packed address]."""
+    packed = pack_address(address)
+    return b"".join((_CONTACT_HEAD, key, bytes((0x40 | len(packed),)), packed))
 
 
 def decode_body(kind: MessageType, raw: bytes) -> Message:
@@ -419,7 +419,7 @@ def cut_contacts(contacts: Sequence[Contact], name: str) -> tuple[Contact, ...]:
     left = DHT_BODY_BYTES_MAX - _HEAD_BYTES - SIGNATURE_BYTES - len(name.encode()) - 7  # heads of body, name and list
     chosen: list[Contact] = []
     for contact in contacts[:_CONTACTS_MAX]:
-        left -= 1 + 2 + PUBLIC_KEY_BYTES + 1 + len(pack_address(contact.address))
+        left -= 1 + 2 + PUBLIC_KEY_BYTES + 1 + packed_size(contact.address)
         if left < 0:
             break
         chosen.append(contact)
