@@ -197,9 +197,10 @@ class RoutingTable:
         entry = self._entry(contact_id)
         return None if entry is None else entry.contact
 
-    def has(self, contact_id: bytes) -> bool:
-        """Whether there is a contact with this id."""
-        return self._entry(contact_id) is not None
+    def has(self, place: Place) -> bool:
+        """Whether there is a contact at this place."""
+        bucket = self._buckets.get(_ID_BITS - (self._own ^ place.number).bit_length())
+        return bucket is not None and place.id in bucket.nodes
 
     def keys(self) -> Iterator[bytes]:
         """Yield the keys of all contacts."""

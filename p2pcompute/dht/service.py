@@ -260,7 +260,7 @@ class Dht:
         return len(self._table)
 
     def __contains__(self, key: bytes) -> bool:
-        return self._table.has(place_of(key).id)
+        return self._table.has(place_of(key))
 
     def knows(self, key: bytes) -> Contact | None:
         """Return the verified contact with this key."""

@@ -64,7 +64,7 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
     def __len__(self) -> int:
         if self.dht is None:
             return len(self._met)
-        return self.dht.contact_count + sum(key not in self.dht for key in self._met)
+        return self.dht.contact_count + len([key for key in self._met if key not in self.dht])
 
     def meet(self, key: bytes, address: Address) -> None:
         self._met.pop(key, None)

@@ -450,23 +450,28 @@ class Scheduler:
         busy nodes.
         """
         core = self.worker.core
-        want = core.want() if self._accepts_others and not self.worker.is_full else 0
         is_idle = bool(core.free_slots) and not core.queued_count
         if is_idle != self._was_idle:
             self._was_idle = is_idle
             if not is_idle:
                 self._unpark()
             self._asked.clear()
+        is_parked = not is_idle or len(self._asked) + len(self._opening) >= VICTIMS_MAX
+        if is_parked and not self._hot:
+            return
+        want = core.want() if self._accepts_others and not self.worker.is_full else 0
         if not want:
             return
         for key, at in self._hot.items():
             if now - at < HOT_S:
                 self._ask(now, key, want)
-        if not is_idle:
-            return
-        room = VICTIMS_MAX - len(self._asked) - len(self._opening)
-        if room > 0 and len(self.peers) > DHT_K:
-            room -= VICTIMS_MAX - VICTIMS_LARGE_MAX
+        if not is_parked:
+            self._park(now, want)
+
+    def _park(self, now: float, want: int) -> None:
+        """Ask more victims, as many as there is room for."""
+        room = VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX
+        room -= len(self._asked) + len(self._opening)
         if room <= 0:
             return
         # Where a channel is open already first: what is parked there costs nothing.
@@ -504,20 +509,13 @@ class Scheduler:
         channel.send(Message.STEAL, messages.steal_body(thief))
 
     def _open(self, key: bytes) -> None:
-        """Open a channel to a peer in the background; it wakes the pump when it is there."""
+        """Open a channel to a peer in the background; `channel_opened` wakes the pump when it is there."""
         if key in self._opening or key not in self.peers:
             return
         self._opening[key] = None
-        self._scope.spawn(self._connect(key), "connect")
-
-    async def _connect(self, key: bytes) -> None:
-        try:
-            await self._channels.connect(key, self.peers.get(key, ()))
-        except (P2pcError, TimeoutError):
-            return  # the next tick tries another peer, or this one again
-        finally:
-            self._opening.pop(key, None)
-        self.wake()
+        dial = self._channels.dial(key, self.peers.get(key, ()))
+        # When it fails, the next tick tries another peer, or this one again.
+        dial.add_done_callback(lambda _: self._opening.pop(key, None))
 
     def _on_offer(self, channel: Channel, _body: Any) -> None:
         self._hot[channel.peer.key] = self._host.clock.now()
@@ -601,7 +599,9 @@ class Scheduler:
         if not self.parking.park(self._host.clock.now(), thief):
             self.counters.steals_refused_full_count += 1
             return
-        self.wake()
+        self.owner.core.remember(self._host.clock.now(), thief)
+        if self._has_something_to_give():
+            self.wake()
 
     def _on_grant_ack(self, channel: Channel, body: Any) -> None:
         grant_id, is_accepted = messages.parse_ack(body)
@@ -725,6 +725,7 @@ class Scheduler:
     def channel_opened(self, channel: Channel) -> None:
         key = channel.peer.key
         self._courtesy.pop(key, None)
+        self._opening.pop(key, None)
         boot = channel.peer.hello.get("boot")
         if isinstance(boot, bytes) and self._boots.get(key, boot) != boot:
             self._knows_job.pop(key, None)

@@ -332,11 +332,7 @@ class Channels:
         channel = self.get(key)
         if channel is not None:
             return channel
-        task = self._dials.get(key)
-        if task is None:
-            task = self._scope.spawn(self._dial_control(key, addresses), "dial")
-            self._dials[key] = task
-            task.add_done_callback(lambda _: self._dials.pop(key, None))
+        task = self.dial(key, addresses)
         try:
             result = await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -347,6 +343,18 @@ class Channels:
         if isinstance(result, Channel):
             return result
         raise result
+
+    def dial(self, key: bytes, addresses: Sequence[Address]) -> asyncio.Task[Channel | P2pcError]:
+        """Begin to open a control channel, unless that is under way, and return the task.
+
+        Its result is the channel, or why there is none; `on_open` has been called before it is done.
+        """
+        task = self._dials.get(key)
+        if task is None:
+            task = self._scope.spawn(self._dial_control(key, addresses), "dial")
+            self._dials[key] = task
+            task.add_done_callback(lambda _: self._dials.pop(key, None))
+        return task
 
     async def _dial_control(self, key: bytes, addresses: Sequence[Address]) -> Channel | P2pcError:
         """Dial for everybody who waits; an error is a result, because it may be that nobody does any more."""
