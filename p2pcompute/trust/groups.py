@@ -19,6 +19,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,8 @@ GROUP_ID_BYTES: Final = 32
 _NONCE_BYTES: Final = 16
 _DIGEST_BYTES: Final = 32
 _WALL_MAX: Final = 1 << 40
+_OPENED_MAX: Final = 512
+"""Admit entries whose signature is not checked again: half a mebibyte."""
 _FORMAT: Final = 1
 
 
@@ -380,6 +383,12 @@ def _open_entry(
     """Return one entry with its signature and field types checked."""
     if not isinstance(raw, bytes):
         raise RemoteProtocolError("not an admit entry")
+    return _opened(crypto, raw, is_root, signer, group_id)
+
+
+@lru_cache(maxsize=_OPENED_MAX)
+def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, group_id: bytes | None) -> _Entry:
+    """The entry in an envelope; remembered, because the chains of all members begin with the same ones."""
     opened = envelope.open_envelope(crypto, raw, ADMIT_TYPE, signer=signer, bytes_max=ADMIT_ENTRY_BYTES_MAX)
     body = opened.payload
     if not isinstance(body, dict):
