@@ -266,8 +266,8 @@ def _node_name(text: str, count: int) -> str:
 class _Stop:
     """While in it, Ctrl-C and SIGTERM stop the runs; what is done is kept.
 
-    Python drops what a signal raises in a finaliser or a callback of a weak reference, so it is noted too, and `check`
-    is called again and again.
+    Python drops what a signal raises in a finaliser or a callback of a weak reference, and would print it; so it is
+    noted too, and `check` is called again and again.
     """
 
     def __init__(self) -> None:
@@ -279,9 +279,11 @@ class _Stop:
     def __enter__(self) -> _Stop:
         numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -289,6 +291,10 @@ class _Stop:
         self.by = number
         if not self.is_polled:
             raise KeyboardInterrupt
+
+    def _on_unraisable(self, dropped: Any) -> None:
+        if dropped.exc_type is not KeyboardInterrupt:
+            self._hook(dropped)
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when a signal came."""
