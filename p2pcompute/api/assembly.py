@@ -161,9 +161,9 @@ async def _start(
     undo.push_async_callback(store.close)
     undo.push_async_callback(net.close)
     runner = ProcessRunner(store.blobs, directory / "work", worker_count, clock, node_name=name)
-    host = Host(
-        clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=RealProbe(directory)
-    )
+    probe = RealProbe(directory)
+    undo.callback(probe.close)
+    host = Host(clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=probe)
     node = Node(
         host,
         identity,

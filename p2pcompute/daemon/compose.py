@@ -72,6 +72,7 @@ async def build_node(
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
     probe = RealProbe(paths.data)
     async with AsyncExitStack() as undo:
+        undo.callback(probe.close)
         store = await SqliteStore.open(paths.store, blob_cache_bytes=settings.store.cache_bytes)
         undo.push_async_callback(store.close)
         net = RealNet(interfaces=settings.node.interfaces or None, on_error=report_bug)

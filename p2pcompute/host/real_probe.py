@@ -2,25 +2,34 @@
 
 Nothing is measured until somebody asks.  What changes is measured again after FRESH_S at the earliest; everything runs
 in threads, and what may hang or fail (drivers, container engines, other interpreters, plugins) in a process of its own
-(`probe_child`) that is killed after a while.  psutil is imported at first use, because commands and nodes that are
-never asked should not pay for it.
+(`real_probe_child`), for which the first question waits FIRST_S at most: what it says later is known to the next one.
+psutil is imported at first use, because commands and nodes that are never asked should not pay for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import os
 import platform
 import re
+import selectors
 import shutil
+import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from p2pcompute.host.interfaces import Attribute, Value
+import p2pcompute
+from p2pcompute.host.attribute_rules import check_name, check_value, is_beside
+from p2pcompute.host.interfaces import RUNTIMES, Attribute, Value
 
 FRESH_S: Final = 2.0
 """What was measured within this time is not measured again."""
@@ -28,13 +37,48 @@ EXECUTABLE_S: Final = 60.0
 """How long it is remembered whether an executable was found."""
 EXECUTABLES_MAX: Final = 1024
 """Executables that are remembered; the one looked for first is forgotten."""
+MACHINE_S: Final = 600.0
+"""How often the machine is looked over again, while somebody asks: an engine may have been started since."""
+PLUGINS_S: Final = 10.0
+"""The same for plugins, some value of which may not be believed any more."""
+FIRST_S: Final = 1.0
+"""Longest wait of a question for the process that looks the machine over."""
+PROBE_S: Final = 4.0
+"""Time of that process to find something out."""
+START_S: Final = 4.0
+"""Time for it to start and to end, beyond that; then it is killed."""
+CHILD_BYTES_MAX: Final = 256 * 1024
+"""What one may say."""
+PLUGIN_VALUES_MAX: Final = 128
+"""Values of all plugins; further ones are left out."""
 LIFETIMES_S: Final = {"load": 30.0, "mem.free": 30.0, "disk.free": 120.0, "battery": 120.0}
 LOAD_ACCURACY: Final = 0.01
 """What the kernel shows of it."""
+NODE_NAMES: Final = ("id", "name", "version", "slots.total", "slots.busy", "queue", "tag", "has")
+"""What a node says of itself beside what its probe says: no plugin may."""
+MACHINE_NAMES: Final = (
+    *("os", "arch", "cpus", "mem.total", "mem.free", "disk.total", "disk.free", "gpu.count", "gpu.mem", "gpu.model"),
+    *("python", "load", "battery", "owner.present", "bandwidth"),
+)
+"""What a plugin may say instead of this probe."""
 _OS: Final = {"darwin": "macos"}
 _ARCH: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 _EXECUTABLE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _POWER_SUPPLIES: Final = Path("/sys/class/power_supply")
+
+log = logging.getLogger("p2pcompute.probe")
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What the child processes have found out."""
+
+    machine: dict[str, Attribute] = field(default_factory=dict)
+    runtimes: dict[str, bool] = field(default_factory=dict)
+    plugins: dict[str, Attribute] = field(default_factory=dict)
+    machine_at: float | None = None
+    """When such a process was started last; None: never."""
+    plugins_at: float | None = None
 
 
 class RealProbe:
@@ -48,6 +92,14 @@ class RealProbe:
     def __init__(self, directory: Path, *, cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._directory = directory
         self._cgroup = cgroup
+        self._found = _Findings()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._looking: asyncio.Future[None] | None = None
+        self._lock = threading.Lock()
+        """For the child, between the thread that reads what it says and `close`."""
+        self._is_closed = False
+        self._blamed: set[str] = set()
+        """Plugins about which something was logged."""
         self._static: dict[str, Attribute] = {}
         self._dynamic: dict[str, Attribute] = {}
         self._measured = -FRESH_S
@@ -63,12 +115,18 @@ class RealProbe:
                     self._static = await asyncio.to_thread(self._measure_static)
                 self._dynamic = await asyncio.to_thread(self._measure_dynamic)
                 self._measured = time.monotonic()
-        return {**self._static, **self._dynamic}
+        await self._look_over()
+        return {**self._static, **self._found.machine, **self._dynamic, **self._found.plugins}
 
     async def has(self, words: Sequence[str]) -> Mapping[str, bool]:
         now = time.monotonic()
-        found = {word: self._executables[word][1] for word in words if self._is_known(word, now)}
-        missing = [word for word in words if word not in found]
+        runtimes = [word for word in words if word in RUNTIMES]
+        if runtimes:
+            await self._look_over()
+        found = {word: self._found.runtimes[word] for word in runtimes if word in self._found.runtimes}
+        others = [word for word in words if word not in RUNTIMES]
+        found |= {word: self._executables[word][1] for word in others if self._is_known(word, now)}
+        missing = [word for word in others if word not in found]
         if missing:
             for word, is_there in (await asyncio.to_thread(_find, missing)).items():
                 self._executables.pop(word, None)
@@ -78,8 +136,112 @@ class RealProbe:
                     del self._executables[next(iter(self._executables))]
         return found
 
+    def close(self) -> None:
+        """End the process that looks the machine over; from now on nothing new is found out by one."""
+        with self._lock:
+            self._is_closed = True
+            if self._child is not None:
+                _kill(self._child)
+
     def _is_known(self, word: str, now: float) -> bool:
         return word in self._executables and now - self._executables[word][0] < EXECUTABLE_S
+
+    # --- the child process ------------------------------------------------------------------------
+
+    async def _look_over(self) -> None:
+        """Start a child process when it is time for one, and wait a moment for it."""
+        if self._looking is None or self._looking.done():
+            groups = self._due(time.monotonic())
+            if not groups:
+                return
+            loop = asyncio.get_running_loop()
+            self._looking = loop.run_in_executor(None, self._run_child, groups)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_S):
+                await asyncio.shield(self._looking)
+
+    def _due(self, now: float) -> list[str]:
+        """Return the groups of probes that are to run now."""
+        found = self._found
+        if self._is_closed:
+            return []
+        if found.machine_at is None or now - found.machine_at >= MACHINE_S:
+            found.machine_at = found.plugins_at = now
+            return ["machine", "plugins"]
+        assert found.plugins_at is not None
+        wall = time.time()
+        has_old = any(
+            item.lifetime_s is not None and wall - item.measured_s > item.lifetime_s for item in found.plugins.values()
+        )
+        if has_old and now - found.plugins_at >= PLUGINS_S:
+            found.plugins_at = now
+            return ["plugins"]
+        return []
+
+    def _run_child(self, groups: Sequence[str]) -> None:
+        """Run a child to its end and take in what it says.  Never raises.  In a thread."""
+        package_root = str(Path(p2pcompute.__file__).parent.parent)
+        search = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        with self._lock:
+            if self._is_closed:
+                return
+            try:
+                child = self._child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "p2pcompute.host.real_probe_child", str(PROBE_S), *groups],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+                )
+            except OSError as error:
+                log.warning("this machine cannot be looked over: %s", error)
+                return
+        try:
+            for line in _lines(child):
+                self._take(line)
+        finally:
+            with self._lock:
+                self._child = None
+                _kill(child)  # not reaped yet, so that this is its group and no other; what it tried may live on
+            if child.stdout is not None:
+                child.stdout.close()
+            child.wait()
+
+    def _take(self, line: bytes) -> None:
+        """Take in one finding; what breaks a rule is a plugin's fault."""
+        by = ""
+        try:
+            finding = json.loads(line)
+            by = str(finding.get("by", ""))
+            if "has" in finding:
+                self._found.runtimes[str(finding["has"])] = bool(finding["is_there"])
+            elif "trouble" in finding:
+                self._blame(by, str(finding["trouble"]))
+            else:
+                name, value = check_name(finding["name"]), check_value(finding["value"])
+                lifetime_s = None if finding["lifetime_s"] is None else max(0.0, float(finding["lifetime_s"]))
+                self._keep(name, Attribute(value, time.time(), lifetime_s), by)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._blame(by, f"{line[:100]!r}: {error}")
+
+    def _keep(self, name: str, attribute: Attribute, by: str) -> None:
+        if not by:
+            self._found.machine = {**self._found.machine, name: attribute}
+            return
+        plugins = self._found.plugins
+        is_full = name not in plugins and len(plugins) >= PLUGIN_VALUES_MAX
+        if is_full or name in NODE_NAMES or not is_beside(name, [*NODE_NAMES, *MACHINE_NAMES, *plugins]):
+            self._blame(by, f"{name} cannot stand beside the others")
+            return
+        self._found.plugins = {**plugins, name: attribute}
+
+    def _blame(self, plugin: str, trouble: str) -> None:
+        """Log the first trouble with each plugin."""
+        if plugin not in self._blamed and len(self._blamed) < PLUGIN_VALUES_MAX:
+            self._blamed.add(plugin)
+            log.warning("the probe plugin %s failed, what it would say is unknown: %s", plugin or "(none)", trouble)
 
     # --- measuring, in threads --------------------------------------------------------------------
 
@@ -90,7 +252,7 @@ class RealProbe:
             "arch": _ARCH.get(machine, machine),
             "cpus": self.cpus(),
             "mem.total": self._mem_bytes(),
-            "python": (f"{sys.version_info.major}.{sys.version_info.minor}",),
+            "python": (f"{sys.version_info.major}.{sys.version_info.minor}",),  # until the others are found
         }
         with contextlib.suppress(OSError):
             values["disk.total"] = int(_psutil().disk_usage(str(self._directory)).total)
@@ -140,6 +302,28 @@ class RealProbe:
             return (self._cgroup / name).read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             return ""
+
+
+def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """Yield what a child says, line by line, until its end, its time is over or CHILD_BYTES_MAX."""
+    assert child.stdout is not None
+    deadline = time.monotonic() + PROBE_S + START_S
+    rest, size = b"", 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while size < CHILD_BYTES_MAX and selector.select(max(0.0, deadline - time.monotonic())):
+            data = os.read(child.stdout.fileno(), 65536)
+            if not data:
+                return
+            size += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a child that was not reaped yet, and whatever it has started."""
+    with contextlib.suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _find(words: Sequence[str]) -> dict[str, bool]:

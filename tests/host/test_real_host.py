@@ -1,12 +1,9 @@
-"""Clock, randomness, probe, addresses and LAN discovery of the real host."""
+"""Clock, randomness, addresses and LAN discovery of the real host."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +13,7 @@ from p2pcompute.host.real_clock import RealClock, SystemRng
 from p2pcompute.host.real_interfaces import interface_addresses
 from p2pcompute.host.real_lan import SERVICE_TYPE, RealLan
 from p2pcompute.host.real_net import RealNet
-from p2pcompute.host.real_probe import RealProbe
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.resources.attributes import decode_attributes, encode_attributes
 from tests.transport.hosts import wait_for
 
 
@@ -41,67 +36,6 @@ def test_streams_of_one_name_are_one_and_of_two_names_independent() -> None:
     assert rng.stream("a") is rng.stream("a")
     assert rng.stream("a").random() != rng.stream("b").random()
     assert SystemRng().stream("a").random() != SystemRng().stream("a").random()
-
-
-async def test_the_probe_says_what_this_machine_is(tmp_path: Path) -> None:
-    """A job is matched against a machine that is not this one."""
-    found = await RealProbe(tmp_path, cgroup=tmp_path).attributes()
-    values = {name: attribute.value for name, attribute in found.items()}
-    assert values["os"] == sys.platform.rstrip("0123456789")
-    assert values["arch"] == os.uname().machine
-    assert "{}.{}".format(*sys.version_info) in values["python"]  # type: ignore[operator]
-    assert values["cpus"] >= 1 and values["mem.total"] > 2**20  # type: ignore[operator]
-    assert 0 < values["mem.free"] <= values["mem.total"]  # type: ignore[operator]
-    assert 0 < values["disk.free"] <= values["disk.total"]  # type: ignore[operator]
-    for name, attribute in found.items():
-        assert (attribute.lifetime_s is None) == (name not in ("load", "mem.free", "disk.free", "battery"))
-    decode_attributes(encode_attributes(found, found["load"].measured_s))
-    gone = await RealProbe(tmp_path / "gone").attributes()
-    assert "disk.free" not in gone and "disk.total" not in gone
-
-
-async def test_what_was_just_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that is asked a hundred times a second measures a hundred times a second."""
-    probe = RealProbe(tmp_path)
-    found = await asyncio.gather(*(probe.attributes() for _ in range(20)))
-    assert len({attributes["load"].measured_s for attributes in found}) == 1
-    monkeypatch.setattr("p2pcompute.host.real_probe.FRESH_S", 0.0)
-    again = await probe.attributes()
-    assert again["load"].measured_s > found[0]["load"].measured_s
-    assert again["cpus"] is found[0]["cpus"]
-
-
-async def test_the_limits_of_a_container_count(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    (tmp_path / "memory.max").write_text("1048576\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    limited = await RealProbe(tmp_path, cgroup=tmp_path).attributes()
-    assert limited["cpus"].value == 0.5 and limited["mem.total"].value == 1048576
-    assert limited["mem.free"].value == 48576
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    unlimited = await RealProbe(tmp_path, cgroup=tmp_path).attributes()
-    assert unlimited["cpus"].value >= 1 and unlimited["mem.total"].value > 1048576  # type: ignore[operator]
-
-
-async def test_executables_are_looked_for_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that needs an application goes where it is not, or a peer learns which files are here."""
-    tool = tmp_path / "frobnicate"
-    tool.write_text("#!/bin/sh\n")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    probe = RealProbe(tmp_path)
-    assert await probe.has(["frobnicate", "sh", str(tool), "../frobnicate", ""]) == {
-        "frobnicate": False, "sh": False, str(tool): False, "../frobnicate": False, "": False,
-    }  # fmt: skip
-    tool.chmod(0o755)
-    monkeypatch.setattr("p2pcompute.host.real_probe.EXECUTABLE_S", 0.0)
-    assert await probe.has(["frobnicate", str(tool)]) == {"frobnicate": True, str(tool): False}
-    monkeypatch.setattr("p2pcompute.host.real_probe.EXECUTABLE_S", 60.0)
-    monkeypatch.setattr("p2pcompute.host.real_probe.EXECUTABLES_MAX", 2)
-    tool.unlink()
-    assert await probe.has(["frobnicate"]) == {"frobnicate": True}, "it was found a moment ago"
-    assert await probe.has(["a", "b", "c"]) == {"a": False, "b": False, "c": False}
-    assert await probe.has(["frobnicate"]) == {"frobnicate": False}
 
 
 async def test_names_and_literals_are_resolved() -> None:

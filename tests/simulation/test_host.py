@@ -203,7 +203,9 @@ def test_probe_says_what_the_host_is(tmp_path: Path) -> None:
         found = simulation.run(host.host.probe.attributes())
         assert (found["cpus"].value, found["gpu.count"].value, found["os"].value) == (3.0, 2, "macos")
         assert simulation.run(host.host.probe.has(["ffmpeg", "docker"])) == {"ffmpeg": True, "docker": False}
-    real = asyncio.run(RealProbe(tmp_path).attributes())
+    probe = RealProbe(tmp_path)
+    probe.close()
+    real = asyncio.run(probe.attributes())
     for name in ("os", "arch", "cpus", "mem.total", "mem.free", "disk.total", "disk.free", "load", "python"):
         assert type(real[name].value) is type(found[name].value)
         assert real[name].lifetime_s == found[name].lifetime_s
