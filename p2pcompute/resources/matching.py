@@ -1,0 +1,231 @@
+"""Which nodes a job may run on, which of them it prefers, and which jobs a node takes.  Pure.
+
+Bilateral, after the ClassAds of Condor: a job's requirement is a condition over ``node.*``, a node's acceptance one
+over ``job.*``.  Amounts (cores, memory, GPUs, disk of one task) are clauses like any other.  A clause that is false
+stays so ("never") when it is false whatever the values are that change; otherwise time may help ("later").
+
+Source: Raman, Livny & Solomon, Matchmaking: Distributed Resource Management for High Throughput Computing, HPDC 1998.
+Deviations: one condition for each clause instead of nested ads; unknown is not an error of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+from p2pcompute.errors import UsageError
+from p2pcompute.host.interfaces import Value
+from p2pcompute.limits import REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
+from p2pcompute.resources.attributes import Attributes, values
+from p2pcompute.resources.expressions import Expression, View, check_condition, check_rank, compile_expression
+
+LASTING_S: Final = 60.0
+"""A value that may be believed for so long is taken for a lasting one: what follows from it is not said to pass."""
+REQUIRE: Final = "--require"
+
+
+class Verdict(StrEnum):
+    """Whether a node can run a task of a job, worst last."""
+
+    NOW = "now"
+    UNKNOWN = "unknown"
+    LATER = "later"
+    NEVER = "never"
+
+
+_ORDER: Final = tuple(Verdict)
+
+
+def worst(verdicts: Mapping[object, Verdict] | list[Verdict]) -> Verdict:
+    """Return the worst verdict, NOW of none."""
+    found = list(verdicts.values()) if isinstance(verdicts, Mapping) else verdicts
+    return max(found, key=_ORDER.index, default=Verdict.NOW)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What one task of a job asks of a node."""
+
+    require: tuple[str, ...] = ()
+    """Conditions; all must be true."""
+    prefer: tuple[str, ...] = ()
+    """Ranks; what they add up to orders the nodes that fit, highest first."""
+    cpus: float = 1.0
+    mem_bytes: int | None = None
+    gpus: float = 0.0
+    disk_bytes: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether any node will do."""
+        return self == _PLAIN
+
+
+_PLAIN: Final = Needs()
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One thing that must be true of a node."""
+
+    flag: str
+    """Which flag of `run` asks for it."""
+    index: int
+    """Which of the flags of that name it is in."""
+    expression: Expression
+
+    def judge(self, known: Known) -> Verdict:
+        """Return what it is on a node of which so much is known."""
+        value = self.expression.evaluate(known.view)
+        if value is None:
+            return Verdict.UNKNOWN
+        if value:
+            return Verdict.NOW
+        return Verdict.LATER if self.expression.evaluate(known.lasting) is None else Verdict.NEVER
+
+
+class Known:
+    """What is known of one node at one moment.
+
+    Args:
+        attributes: what it said.
+        wall_s: the clock by which they were measured, now.
+        has_is_known: False when it did not say whether the applications are there that matter.
+    """
+
+    __slots__ = ("_attributes", "_lasting", "values", "view")
+
+    def __init__(self, attributes: Attributes, wall_s: float, *, has_is_known: bool = True) -> None:
+        self.values: dict[str, Value] = values(attributes, wall_s)
+        if not has_is_known:
+            self.values.pop("has", None)
+        self.view = View(self.values)
+        self._attributes = attributes
+        self._lasting: View | None = None
+
+    @property
+    def lasting(self) -> View:
+        """Only what does not change from one minute to the next."""
+        if self._lasting is None:
+            found = self._attributes
+            self._lasting = View({name: value for name, value in self.values.items() if is_lasting(found, name)})
+        return self._lasting
+
+
+def is_lasting(attributes: Attributes, name: str) -> bool:
+    """Return whether the value of an attribute is not expected to change soon."""
+    lifetime_s = attributes[name].lifetime_s
+    return lifetime_s is None or lifetime_s >= LASTING_S
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A job's needs, compiled."""
+
+    needs: Needs
+    clauses: tuple[Clause, ...]
+    ranks: tuple[Expression, ...]
+    words: tuple[str, ...]
+    """Applications that it asks for."""
+    changes: bool
+    """Whether it names anything that may change while the node lives."""
+
+    def fits(self, view: View) -> bool | None:
+        """Return whether a node fits now; None when that is not known."""
+        found: bool | None = True
+        for clause in self.clauses:
+            value = clause.expression.evaluate(view)
+            if value is False:
+                return False
+            if value is None:
+                found = None
+        return found
+
+    def judge(self, known: Known) -> Verdict:
+        """Return whether and when a node fits."""
+        return worst([clause.judge(known) for clause in self.clauses])
+
+    def rank(self, view: View) -> float:
+        """Return how much a node is preferred; what is not known of it counts as 0."""
+        return math.fsum(rank for one in self.ranks if (rank := one.rank(view)) is not None and math.isfinite(rank))
+
+
+_LASTING_NAMES: Final = frozenset(
+    ("id", "name", "version", "os", "arch", "cpus", "mem.total", "disk.total", "gpu.count", "gpu.model", "python")
+)
+
+
+@lru_cache(maxsize=256)
+def compile_needs(needs: Needs) -> Requirement:
+    """Return the requirement that a job's needs are.
+
+    Raises:
+        UsageError: an expression is none, or they are beyond a limit.
+    """
+    for flag, texts in ((REQUIRE, needs.require), ("--prefer", needs.prefer)):
+        if len(texts) > REQUIREMENTS_MAX:
+            raise UsageError(f"{flag} {len(texts)} times is too often", f"{REQUIREMENTS_MAX} times", "join them by &&")
+    if sum(map(len, needs.require + needs.prefer)) > REQUIREMENT_CHARS_MAX:
+        raise UsageError("the requirements of a job are too long", f"they may have {REQUIREMENT_CHARS_MAX} characters")
+    clauses = [
+        Clause(REQUIRE, index, part)
+        for index, text in enumerate(needs.require)
+        for part in compile_expression(text.strip()).parts()
+    ]
+    for flag, text in amounts(needs).items():
+        clauses += [Clause(flag, 0, part) for part in compile_expression(text).parts()]
+    ranks = tuple(compile_expression(text.strip()) for text in needs.prefer)
+    named = [one for clause in clauses for one in clause.expression.names] + [one for r in ranks for one in r.names]
+    words = dict.fromkeys(word for clause in clauses for word in clause.expression.words)
+    words |= dict.fromkeys(word for rank in ranks for word in rank.words)
+    return Requirement(needs, tuple(clauses), ranks, tuple(words), any(name not in _LASTING_NAMES for name in named))
+
+
+def amounts(needs: Needs) -> dict[str, str]:
+    """Return the conditions that the amounts of one task are, by flag.  Of memory and disk so much must be free."""
+    found: dict[str, str] = {}
+    if needs.cpus > 1:
+        found["--cpus"] = f"node.cpus >= {needs.cpus!r}"
+    if needs.mem_bytes:
+        found["--mem"] = f"node.mem.total >= {needs.mem_bytes} && node.mem.free >= {needs.mem_bytes}"
+    if needs.gpus > 0:
+        found["--gpus"] = f"node.gpu.count >= {needs.gpus!r}"
+    if needs.disk_bytes:
+        found["--disk"] = f"node.disk.free >= {needs.disk_bytes}"
+    return found
+
+
+def check_needs(needs: Needs) -> None:
+    """Refuse, for the person who wrote them, needs that no node could ever answer.
+
+    Raises:
+        UsageError: an expression is none, or can be neither true nor false; it points at the column.
+    """
+    compile_needs(needs)
+    for text in needs.require:
+        check_condition(compile_expression(text.strip()))
+    for text in needs.prefer:
+        check_rank(compile_expression(text.strip()))
+
+
+@lru_cache(maxsize=256)
+def _acceptance(text: str) -> Expression:
+    return compile_expression(text)
+
+
+def is_accepted(acceptance: str, node: Mapping[str, Value], job: Mapping[str, Value]) -> bool | None:
+    """Return whether a node takes a job; None when its condition cannot be told, or is none.
+
+    Args:
+        acceptance: condition over ``job.*`` (and ``node.*``); empty: it takes every job.
+    """
+    if not acceptance:
+        return True
+    try:
+        return _acceptance(acceptance).evaluate(View(node, job))
+    except UsageError:
+        return None
