@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,9 @@ class NodeSettings:
     )
     accept: str = field(
         default="all", metadata={"help": "Whose work runs here: all, or none.", "choices": ("all", "none")}
+    )
+    labels: tuple[str, ...] = field(
+        default=(), metadata={"help": "What this machine is found by: words, and KEY=VALUE, like lab,zone=b."}
     )
 
 
@@ -201,6 +204,38 @@ def parse_slots(text: str, cpus: float) -> int:
     return max(1, int(cpus * int(match[1]) / 100)) if match[2] else int(match[1])
 
 
+_LABELS_MAX: Final = 64
+_LABEL_CHARS_MAX: Final = 64
+_LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_]*")
+_LABEL_WORD: Final = re.compile(r"[A-Za-z0-9_][\w.+:/@-]*", re.ASCII)
+"""What needs no quotes in an expression."""
+
+
+def parse_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return values by key of ("lab", "zone=b"); that of a word alone, a tag, is empty.
+
+    Raises:
+        UsageError: one is neither, or there are two of a name.
+    """
+    found: dict[str, str] = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        is_good = _LABEL_KEY.fullmatch(key) and value and value.isprintable() if equals else _LABEL_WORD.fullmatch(key)
+        if not is_good or len(key) > _LABEL_CHARS_MAX or len(value) > _LABEL_CHARS_MAX:
+            raise UsageError(
+                f'"{label}" is not a label',
+                f"a word, or KEY=VALUE with a lower-case key; of up to {_LABEL_CHARS_MAX} characters",
+                "write them like lab,zone=b",
+                code="label",
+            )
+        if key in found:
+            raise UsageError(f'there are two labels "{key}"', "", "leave one out", code="label")
+        found[key] = value
+    if len(found) > _LABELS_MAX:
+        raise UsageError(f"{len(found)} labels are too many", f"there may be {_LABELS_MAX}", code="label")
+    return found
+
+
 def parse_peer(text: str) -> tuple[str, int]:
     """Return (host, port) of "host:7878", "192.0.2.1:7878" or "[2001:db8::1]:7878".
 
@@ -253,6 +288,8 @@ def convert(key: str, value: Any) -> Any:
         if key == "node.peers":
             for peer in result:
                 parse_peer(peer)
+        if key == "node.labels":
+            parse_labels(result)
         if "choices" in item.metadata and result not in item.metadata["choices"]:
             raise ConfigError(f"it is one of {', '.join(item.metadata['choices'])}")
     except UsageError as error:

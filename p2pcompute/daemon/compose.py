@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from p2pcompute.config import Settings, parse_peer, parse_slots
+from p2pcompute.config import Settings, parse_labels, parse_peer, parse_slots
 from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.host.interfaces import Address, Host
@@ -109,6 +109,7 @@ async def build_node(
                 first_contacts=tuple(contacts),
                 discover=settings.node.discover,
                 accepts_others=settings.node.accept != "none",
+                labels=parse_labels(settings.node.labels),
                 is_networked=not is_onlooker,
             ),
             keep_group=lambda changed: save_group(paths.data, changed),

@@ -20,6 +20,7 @@ from p2pcompute.config import (
     help_of,
     load_settings,
     parse_duration,
+    parse_labels,
     parse_peer,
     parse_size,
     parse_slots,
@@ -149,6 +150,15 @@ BAD = [
     ("node.discover", "maybe"),
     ("node.discover", 1),
     ("node.accept", "some"),
+    ("node.labels", "two words"),
+    ("node.labels", "zone="),
+    ("node.labels", "Zone=b"),
+    ("node.labels", "=b"),
+    ("node.labels", "zone=b,zone=c"),
+    ("node.labels", "zone=\x1b[31m"),
+    ("node.labels", "x" * 65),
+    ("node.labels", ["a,b"]),
+    ("node.labels", [f"w{number}" for number in range(65)]),
     ("node.peers", "nova"),
     ("node.peers", ["nova:0"]),
     ("node.peers", [1]),
@@ -371,6 +381,12 @@ def test_quantities_of_junk(text: str) -> None:
             parse(text)
         except UsageError as error:
             assert error.what and error.fix
+
+
+def test_labels(paths: Paths) -> None:
+    """A machine is not found by what its owner said of it."""
+    settings = load_settings(paths, {"P2PC_NODE__LABELS": "lab, zone=b, owner=Ada Lovelace, a100"})
+    assert parse_labels(settings.node.labels) == {"lab": "", "zone": "b", "owner": "Ada Lovelace", "a100": ""}
 
 
 def test_peers() -> None:
