@@ -90,6 +90,10 @@ class DatagramEndpoint(Protocol):
             ChannelLost: the endpoint was closed.
         """
 
+    def deliver_to(self, take: Callable[[bytes, Address], None]) -> None:
+        """Hand every datagram to `take` as it comes, instead of to `receive`: that saves two turns of the event loop
+        for each.  `take` does not raise and does not take long."""
+
     def close(self) -> None: ...
 
 

@@ -14,7 +14,7 @@ import errno
 import ipaddress
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PORT_ATTEMPTS_MAX, RATE_SOURCES_MAX, SOCKET_BUFFER_BYTES
 
 _PORTS = 65536
+_DELIVERED_AT_ONCE = 64
+"""Datagrams handled before others get their turn on the event loop."""
 _ERRORS_AT_ONCE_MAX = 64
 """Queued errors taken out before one send; more cannot have come from the sends before it."""
 
@@ -65,6 +67,7 @@ class RealDatagrams:
         self._sockets: list[_Socket] = []
         self._received: deque[tuple[bytes, Address]] = deque()
         self._arrival: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes, Address], None] | None = None
         self._routes: dict[str, _Socket | None] = {}
         self._is_closed = False
         self.counters = DatagramCounters()
@@ -92,15 +95,27 @@ class RealDatagrams:
                 self.counters.errors += 1
                 continue
             self.counters.received += 1
+            address = Address(source[0].partition("%")[0], source[1])
+            if self._take is not None:
+                self._take(data, address)
+                if self.counters.received % _DELIVERED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                continue
             if len(self._received) >= DATAGRAM_QUEUE_MAX:
                 self.counters.receive_dropped += 1
                 continue
-            self._received.append((data, Address(source[0].partition("%")[0], source[1])))
+            self._received.append((data, address))
             self._wake()
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+    def deliver_to(self, take: Callable[[bytes, Address], None]) -> None:
+        """Hand every datagram to `take` from now on, those that wait here first."""
+        self._take = take
+        while self._received:
+            take(*self._received.popleft())
 
     async def receive(self) -> tuple[bytes, Address]:
         """The next datagram; for one receiver at a time.

@@ -30,7 +30,9 @@ LAN_EXPIRY_S: Final = 120.0
 class SimDatagrams:
     """A bound UDP port: the simulated `DatagramEndpoint`."""
 
-    __slots__ = ("_is_closed", "_port", "_queue", "_waiter", "address", "is_loopback_only", "loopback_address", "net")
+    __slots__ = (
+        "_is_closed", "_port", "_queue", "_taker", "_waiter", "address", "is_loopback_only", "loopback_address", "net",
+    )  # fmt: skip
 
     def __init__(self, net: SimNet, port: int, is_loopback_only: bool) -> None:
         self.net = net
@@ -41,6 +43,7 @@ class SimDatagrams:
         self._is_closed = False
         self._queue: deque[tuple[bytes, Address]] = deque()
         self._waiter: Future[None] | None = None
+        self._taker: Callable[[bytes, Address], None] | None = None
 
     @property
     def port(self) -> int:
@@ -51,7 +54,10 @@ class SimDatagrams:
             self.net.network.send_datagram(self, data, to)
 
     def take(self, data: bytes, source: Address) -> bool:
-        """Queue an arrived datagram; False when the queue is full and it was dropped."""
+        """Hand over or queue an arrived datagram; False when the queue is full and it was dropped."""
+        if self._taker is not None:
+            self.net.context.run(self._taker, data, source)
+            return True
         if len(self._queue) >= DATAGRAM_QUEUE_MAX:
             return False
         self._queue.append((data, source))
@@ -61,6 +67,11 @@ class SimDatagrams:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def deliver_to(self, take: Callable[[bytes, Address], None]) -> None:
+        self._taker = take
+        while self._queue:
+            take(*self._queue.popleft())
 
     async def receive(self) -> tuple[bytes, Address]:
         while not self._queue:

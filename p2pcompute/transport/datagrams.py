@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from p2pcompute.errors import ChannelLost, LocalProtocolError, RemoteProtocolError
+from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.host.interfaces import Address, DatagramEndpoint, Host
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
@@ -28,8 +28,6 @@ from p2pcompute.transport.rate import TokenBuckets, source_of
 MAC_BYTES: Final = 8
 HEAD_BYTES: Final = HINT_BYTES + MAC_BYTES
 BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - HEAD_BYTES
-_BATCH: Final = 64
-"""Datagrams handled before others get their turn on the event loop."""
 
 
 @dataclass(slots=True)
@@ -53,11 +51,14 @@ class DatagramCounters:
 
 def seal_datagram(network_key: bytes, body: bytes) -> bytes:
     """Return the datagram that carries `body`."""
-    return group_hint(network_key) + _mac(network_key, body) + body
+    mac = _keyed(network_key)
+    mac.update(body)
+    return group_hint(network_key) + mac.digest() + body
 
 
-def _mac(network_key: bytes, body: bytes) -> bytes:
-    return hashlib.blake2b(body, key=network_key, digest_size=MAC_BYTES, person=b"p2pc datagram").digest()
+def _keyed(network_key: bytes) -> hashlib.blake2b:
+    """Return what becomes the MAC of the bytes that it is fed."""
+    return hashlib.blake2b(key=network_key, digest_size=MAC_BYTES, person=b"p2pc datagram")
 
 
 class DatagramPort:
@@ -65,8 +66,8 @@ class DatagramPort:
 
     def __init__(self, owner: Datagrams, network_key: bytes, receive: Callable[[bytes, Address], None]) -> None:
         self._owner = owner
-        self._network_key = network_key
         self._hint = group_hint(network_key)
+        self._keyed = _keyed(network_key)
         self.receive = receive
 
     @property
@@ -81,11 +82,16 @@ class DatagramPort:
         """
         if len(body) > BODY_BYTES_MAX:
             raise LocalProtocolError(f"a datagram body of {len(body)} bytes", f"at most {BODY_BYTES_MAX} fit")
-        self._owner.send_sealed(self, self._hint + _mac(self._network_key, body) + body, to)
+        self._owner.send_sealed(self, self._hint + self._mac(body) + body, to)
 
     def is_genuine(self, data: bytes) -> bool:
         """Whether the MAC of a received datagram is right."""
-        return hmac.compare_digest(data[HINT_BYTES:HEAD_BYTES], _mac(self._network_key, data[HEAD_BYTES:]))
+        return hmac.compare_digest(data[HINT_BYTES:HEAD_BYTES], self._mac(data[HEAD_BYTES:]))
+
+    def _mac(self, body: bytes) -> bytes:
+        mac = self._keyed.copy()
+        mac.update(body)
+        return mac.digest()
 
     def close(self) -> None:
         """Receive and send nothing more."""
@@ -110,7 +116,7 @@ class Datagrams:
         if self._endpoint is not None:
             raise LocalProtocolError("the datagram endpoint was started already")
         self._endpoint = await self._host.net.bind_datagram(port, loopback_only=loopback_only)
-        self._scope.spawn(self._receive_all(self._endpoint), "datagrams")
+        self._endpoint.deliver_to(self._receive)
         return self._endpoint.port
 
     def stop(self) -> None:
@@ -141,18 +147,6 @@ class Datagrams:
             self.counters.sent += 1
             self._endpoint.send(data, to)
 
-    async def _receive_all(self, endpoint: DatagramEndpoint) -> None:
-        handled = 0
-        while True:
-            try:
-                data, source = await endpoint.receive()
-            except ChannelLost:
-                return
-            self._receive(data, source)
-            handled += 1
-            if handled % _BATCH == 0:
-                await self._host.clock.sleep(0)
-
     def _receive(self, data: bytes, source: Address) -> None:
         counters = self.counters
         if len(data) > DATAGRAM_BYTES_MAX:
@@ -165,8 +159,10 @@ class Datagrams:
         if ports is None:
             counters.stranger += 1
             return
-        port = next((port for port in ports if port.is_genuine(data)), None)
-        if port is None:
+        for port in ports:
+            if port.is_genuine(data):
+                break
+        else:
             counters.forged += 1
             return
         # Behind the MAC, so that nobody outside can use up the allowance of an address by forging it.
