@@ -92,11 +92,13 @@ JOIN_IDLE_S: Final = 30.0
 # --- DHT ------------------------------------------------------------------------------------------
 DHT_K: Final = 20
 DHT_ALPHA: Final = 5
-DHT_PUT_ALPHA: Final = 10
-"""Peers that a lookup waits for at once, each within its soft timeout; more for a put, which asks all of the k nearest."""
+"""Peers that a lookup waits for at once, each within its soft timeout."""
+DHT_PUT_ALPHA: Final = 20
+"""The same of a put, when the next one is so near that it is to keep the record: it is asked in any case."""
+DHT_PUT_K: Final = 16
+"""A put goes to all nodes within the distance at which k are expected, and to so many that answer at least."""
 DHT_PUT_ENOUGH: Final = 0.75
-"""Share of those who were sent a record that must have it before a put ends without the last ones, one soft timeout
-after the lookup."""
+"""A put to k nodes or more ends when this share of them have confirmed it: the last few are not waited for."""
 DHT_PING_S: Final = 10.0
 """Below k peers everybody is pinged this often, so that a dead peer is gone within a minute."""
 DHT_FAILURES_MAX: Final = 2
@@ -130,10 +132,10 @@ DHT_PATHS: Final = 4
 DHT_PATH_REQUESTS_MAX: Final = DHT_LOOKUP_REQUESTS_MAX // DHT_PATHS
 """Peers that are asked on one path."""
 DHT_PATH_ROOTS: Final = 3
-"""Seeds that are asked on each path, whoever is named as nearer: with f of all nodes hostile, f^12 of lookups are misled
+"""Seeds asked on each path, whoever is named as nearer: with f of all nodes hostile, f^12 of lookups are misled
 (0.2 % at f = 0.6); with none, f^5 were, because those that are asked first name all others (8 % at f = 0.6)."""
-DHT_FOUND_ENOUGH: Final = 3
-"""Holders whose valid answers end a get; a miss runs to the k nearest."""
+DHT_FOUND_ENOUGH: Final = 2
+"""Holders whose valid answers end a get: the second may have a newer record.  A miss runs to the k nearest."""
 DHT_LOST_MAX: Final = 32
 DHT_LOST_S_MAX: Final = 3600.0
 """Evicted contacts that are tried again now and then, and for how long: two nodes whose link was down meet again."""
@@ -240,6 +242,8 @@ EXPRESSION_DEPTH_MAX: Final = 16
 """Brackets inside one another."""
 REQUIREMENTS_MAX: Final = 16
 """`--require`, and `--prefer`, of one job."""
+NODES_CHOSEN_MAX: Final = 64
+"""`--on` and `--not-on` of one job."""
 REQUIREMENT_CHARS_MAX: Final = 1000
 """All of them together: bounds what a job of a peer costs to compile, and each look at a node, to about 25 ms."""
 EXPRESSION_LOOPS_MAX: Final = 2

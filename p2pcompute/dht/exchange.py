@@ -199,7 +199,7 @@ class Exchange:
             replies=REPLIES[type_of(messages[0])],
             sent=now,
             hard_at=now + timeout_s,
-            gap_s=min(self.soft_s(loopback=is_loopback(address.host)), _RESEND_GAP_S_MAX),
+            gap_s=min(self._estimate(address).resend_s, _RESEND_GAP_S_MAX),
             done=done,
         )
         self._pending[transaction] = pending
@@ -272,8 +272,11 @@ class Exchange:
         if pending.sends > 1:
             return None
         rtt_s = self._clock.now() - pending.sent
-        (self._loopback_rtt if is_loopback(pending.address.host) else self._network_rtt).add(rtt_s)
+        self._estimate(pending.address).add(rtt_s)
         return rtt_s
+
+    def _estimate(self, address: Address) -> RttEstimate:
+        return self._loopback_rtt if is_loopback(address.host) else self._network_rtt
 
     def _encode(self, message: Message, transaction: bytes, recipient: bytes) -> bytes:
         return encode_statement(

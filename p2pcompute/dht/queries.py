@@ -32,6 +32,7 @@ from p2pcompute.limits import (
     DHT_PATHS,
     DHT_PUT_ALPHA,
     DHT_PUT_ENOUGH,
+    DHT_PUT_K,
     DHT_REQUEST_S,
 )
 
@@ -112,7 +113,8 @@ class Queries:
     async def put(self, record: Record) -> tuple[int, int]:
         """Put a record where it belongs; return how many hold it and the highest seq of a newer one somebody holds."""
         radius = self.radius()
-        lookup = self._lookup(record.key, alpha=DHT_PUT_ALPHA, radius=radius)
+        k = DHT_PUT_K if radius else DHT_K
+        lookup = self._lookup(record.key, k=k, alpha_within=DHT_PUT_ALPHA, radius=radius)
         store = _Store(record, self._ask)
         number = int.from_bytes(record.key, "big")
 
@@ -129,7 +131,7 @@ class Queries:
         for contact in near:
             store.send(contact)
         self._keep_own(record, store, near, radius)
-        return await self._settled(store)
+        return await store.settled()
 
     async def put_at(self, near: Sequence[Contact], record: Record) -> tuple[int, int]:
         """Have a record kept at these and, if it belongs there, here; returns as `put`."""
@@ -137,7 +139,7 @@ class Queries:
         for contact in near:
             store.send(contact)
         self._keep_own(record, store, near, self.radius())
-        return await self._settled(store)
+        return await store.settled()
 
     async def ask_all(
         self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S
@@ -163,14 +165,27 @@ class Queries:
     # --- parts ------------------------------------------------------------------------------------
 
     def _lookup(
-        self, target: bytes, *, k: int = DHT_K, alpha: int = DHT_ALPHA, paths: int = DHT_PATHS, radius: int = 0
+        self,
+        target: bytes,
+        *,
+        k: int = DHT_K,
+        alpha_within: int = DHT_ALPHA,
+        paths: int = DHT_PATHS,
+        radius: int = 0,
     ) -> Lookup:
         seeds = self._table.nearest(target, DHT_K)
         only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
         return Lookup(
-            target, seeds, own_id=self._table.own_id, soft_s=self._soft_s(only_loopback), k=k, alpha=alpha, paths=paths,
+            target,
+            seeds,
+            own_id=self._table.own_id,
+            soft_s=self._soft_s(only_loopback),
+            k=k,
+            alpha=DHT_ALPHA,
+            alpha_within=alpha_within,
+            paths=paths,
             radius=radius,
-        )  # fmt: skip
+        )
 
     async def _walk(self, lookup: Lookup, ask: Callable[[Contact, Answer], None]) -> None:
         self._counters.lookups += 1
@@ -226,15 +241,6 @@ class Queries:
         if len(near) < DHT_K or distance <= radius or distance < near[-1].number ^ key:
             store.take(self._keeper.keep(record))
 
-    async def _settled(self, store: _Store) -> tuple[int, int]:
-        """Wait for all who were sent a record, but not for the last few longer than the soft timeout."""
-        timer = self._clock.call_later(self._soft_s(False), store.hurry)
-        try:
-            await store.settled()
-        finally:
-            timer.cancel()
-        return store.kept, store.stale_seq
-
 
 class _Search:
     """A get under way."""
@@ -264,7 +270,6 @@ class _Store:
         self._ask = ask
         self._sent: dict[bytes, None] = {}
         self._left = 0
-        self._is_hurried = False
         self._settled: asyncio.Future[None] | None = None
 
     def send(self, contact: Contact) -> None:
@@ -281,16 +286,13 @@ class _Store:
             if reply.status is AckStatus.STALE:
                 self.stale_seq = max(self.stale_seq, reply.seq)
 
-    async def settled(self) -> None:
-        """Wait until all have replied; once in a hurry, until DHT_PUT_ENOUGH of them hold it."""
+    async def settled(self) -> tuple[int, int]:
+        """Wait until all have replied or, of k and more, until DHT_PUT_ENOUGH of them hold it; return how many do, and
+        the highest seq of a newer record that somebody holds."""
         self._settled = asyncio.get_running_loop().create_future()
         self._check()
         await self._settled
-
-    def hurry(self) -> None:
-        """Wait for the last ones no more."""
-        self._is_hurried = True
-        self._check()
+        return self.kept, self.stale_seq
 
     def _replied(self, reply: Message | None) -> None:
         self._left -= 1
@@ -298,7 +300,7 @@ class _Store:
         self._check()
 
     def _check(self) -> None:
-        is_enough = self._is_hurried and self.kept >= DHT_PUT_ENOUGH * len(self._sent)
+        is_enough = len(self._sent) >= DHT_K and self.kept >= DHT_PUT_ENOUGH * len(self._sent)
         if self._settled is not None and not self._settled.done() and (self._left == 0 or is_enough):
             self._settled.set_result(None)
 

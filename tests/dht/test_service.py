@@ -16,7 +16,16 @@ from p2pcompute.dht.records import Record, make_ad, make_record, record_key
 from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import dht_id
-from p2pcompute.limits import AD_TTL_S, DHT_FAILURES_MAX, DHT_K, DHT_PING_S, DHT_REQUESTS_MAX, RECORD_VALUE_BYTES_MAX
+from p2pcompute.limits import (
+    AD_TTL_S,
+    DHT_FAILURES_MAX,
+    DHT_K,
+    DHT_PING_S,
+    DHT_PUT_ENOUGH,
+    DHT_PUT_K,
+    DHT_REQUESTS_MAX,
+    RECORD_VALUE_BYTES_MAX,
+)
 from p2pcompute.wire import cbor
 
 
@@ -193,7 +202,7 @@ def nearest_by_brute_force(peers: list[Peer], key: bytes) -> list[Peer]:
 
 
 def test_thirty_nodes_from_joining_to_a_death() -> None:
-    """Above k: lookups are exact, records live at the k nearest only, and the dead are still soon forgotten."""
+    """Above k: lookups are exact, records live near their key only, and the dead are still soon forgotten."""
 
     async def main(mesh: Mesh) -> None:
         await mesh.grow(29)
@@ -211,10 +220,12 @@ def test_thirty_nodes_from_joining_to_a_death() -> None:
             assert [contact.name for contact in found] == [peer.name for peer in expected]
 
         record = a_record(peers[7])
-        assert await mesh.on(peers[7], peers[7].dht.put(record)) == DHT_K
+        assert await mesh.on(peers[7], peers[7].dht.put(record)) >= DHT_PUT_ENOUGH * DHT_PUT_K
+        await asyncio.sleep(1)
         now = mesh.simulation.now
-        holding = [peer.name for peer in peers if peer.dht.records.get(record.key, now=now)]
-        assert sorted(holding) == sorted(peer.name for peer in nearest_by_brute_force(peers, record.key))
+        holding = {peer.name for peer in peers if peer.dht.records.get(record.key, now=now)}
+        nearest = [peer.name for peer in nearest_by_brute_force(peers, record.key)]
+        assert holding >= set(nearest[:DHT_PUT_K]) and len(holding) < len(peers)
         for peer in (peers[0], newcomer):
             assert await mesh.on(peer, peer.dht.get(record.key)) == [record]
         assert await mesh.on(peers[3], peers[3].dht.get(bytes(20))) == []
