@@ -4,9 +4,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from p2pcompute.api.executor import MeshExecutor, NodeInfo
+    from p2pcompute.api.executor import MeshExecutor
     from p2pcompute.api.futures import MeshFuture
     from p2pcompute.api.jobs import Job, JobStatus
+    from p2pcompute.api.nodes import NodeInfo
     from p2pcompute.api.options import TaskInfo, TaskOptions
     from p2pcompute.api.shell import Completed
     from p2pcompute.api.shortcuts import map, sh
@@ -47,9 +48,10 @@ __version__ = "0.1.0"
 """As in pyproject.toml; a constant, because importlib.metadata costs every command 20 ms."""
 
 _HOMES = {
-    "p2pcompute.api.executor": ("MeshExecutor", "NodeInfo"),
+    "p2pcompute.api.executor": ("MeshExecutor",),
     "p2pcompute.api.futures": ("MeshFuture",),
     "p2pcompute.api.jobs": ("Job", "JobStatus"),
+    "p2pcompute.api.nodes": ("NodeInfo",),
     "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),
     "p2pcompute.api.shell": ("Completed",),
     "p2pcompute.api.shortcuts": ("map", "sh"),

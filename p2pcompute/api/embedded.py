@@ -10,6 +10,7 @@ when the last executor on it is dropped, or at the interpreter's exit.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures as cf
 import contextlib
 import http.client
 import importlib
@@ -20,11 +21,11 @@ import socket
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from p2pcompute.api.futures import SIGNAL_S
 from p2pcompute.errors import NodeUnavailable, P2pcError
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from p2pcompute.host.paths import MachinePaths
     from p2pcompute.host.real_blobs import FileBlobs
     from p2pcompute.host.tasks import TaskScope
-    from p2pcompute.node.facade import PeerView
     from p2pcompute.node.node import Node
+
+T = TypeVar("T")
 
 log = logging.getLogger("p2pcompute.embedded")
 
@@ -73,6 +75,7 @@ class EmbeddedNode:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._scope: TaskScope | None = None
         self._lock = threading.Lock()
         self._is_closing = False
         self._is_cancelling = False
@@ -106,17 +109,46 @@ class EmbeddedNode:
         assert self._blobs is not None
         return self._blobs
 
-    def peers(self) -> list[PeerView]:
-        """Return this node, then its peers."""
+    def ask(self, question: Callable[[Node], Coroutine[Any, Any, T]]) -> T:
+        """Wait until the node has started, ask it in its thread and return the answer.  Interrupted: the question ends.
+
+        Raises:
+            P2pcError: the node could not start, or has ended.
+        """
         node = self.wait_ready()
+        answer: cf.Future[T] = cf.Future()
+        tasks: list[asyncio.Task[None]] = []
+        ended = NodeUnavailable("the embedded node has ended", "the executor was shut down", code="node-ended")
+
+        async def ask() -> None:
+            try:
+                answer.set_result(await question(node))
+            except asyncio.CancelledError:
+                answer.set_exception(ended)
+                raise
+            except Exception as error:  # noqa: BLE001 - it is raised where the question was asked
+                answer.set_exception(error)
+
+        def start() -> None:
+            assert self._scope is not None
+            tasks.append(self._scope.spawn(ask(), "question"))
+
         loop = self._loop
-        if loop is None or not self._thread.is_alive():
-            return []
-
-        async def ask() -> list[PeerView]:
-            return list(node.peers())
-
-        return asyncio.run_coroutine_threadsafe(ask(), loop).result()
+        if loop is None:
+            raise ended
+        try:
+            loop.call_soon_threadsafe(start)
+        except RuntimeError:  # it is closed
+            raise ended from None
+        try:
+            while not cf.wait([answer], SIGNAL_S).done:
+                if not self._thread.is_alive():
+                    raise ended
+        except KeyboardInterrupt:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            raise
+        return answer.result()
 
     def slot_count(self) -> int:
         """Return the slots that are known: our own and those of the peers."""
@@ -179,6 +211,7 @@ class EmbeddedNode:
             node, blobs = await self._start(undo)
             self.node, self._blobs = node, blobs
             scope = TaskScope("desk", report_bug)
+            self._scope = scope
             undo.push_async_callback(scope.close)
             self.desk.open(node, blobs, scope)
             self._ready.set()

@@ -7,7 +7,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,6 +16,7 @@ from p2pcompute.api.functions import Functions, Shipment, name_of
 from p2pcompute.api.futures import MeshFuture, closed
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.maps import Mapping
+from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wait_for_node
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.errors import UsageError
@@ -26,21 +26,6 @@ from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeInfo:
-    """A node that may run tasks."""
-
-    id: str
-    """Public key in hexadecimal."""
-    name: str
-    state: str
-    """self, up or not seen."""
-    slots: int | None
-    """Tasks that it runs at once; None when it has not said so."""
-    path: str
-    """How it is reached."""
 
 
 class _Core:
@@ -221,13 +206,56 @@ class MeshExecutor(cf.Executor):
         """True after `shutdown`."""
         return self._core.is_closed
 
+    # --- nodes ------------------------------------------------------------------------------------
+
     @property
     def nodes(self) -> Sequence[NodeInfo]:
-        """The nodes that may run tasks, this one first."""
-        return [
-            NodeInfo(id=peer.public_key.hex(), name=peer.name, state=peer.state, slots=peer.slots, path=peer.path)
-            for peer in self._node.peers()
-        ]
+        """The nodes that may run tasks, this one first, with what is known of them; nobody is asked."""
+        return self._node.ask(known_nodes)
+
+    def find(
+        self,
+        expr: str,
+        *,
+        max_answers: int = 20,
+        max_time: float | str = 2.0,
+        max_age: float | str = 60.0,
+        rank: str | None = None,
+    ) -> Sequence[NodeInfo]:
+        """Return nodes of which an expression is true, like ``mem.free>=8GiB && has=ffmpeg``.
+
+        Args:
+            expr: condition over ``node.*``, as CEL or in shorthand.  What a node does not know of itself is unknown,
+                not false: such a node is not returned.
+            max_answers: at most so many.
+            max_time: how long nodes are asked, in seconds or like "2s".
+            max_age: how old what is known of a node may be; with 0 everybody is asked.
+            rank: expression; everybody is asked while there is time, and the nodes with the highest values come,
+                highest first.
+
+        Raises:
+            UsageError: not an expression; the message points at the column.
+        """
+        if type(max_answers) is not int or max_answers < 1:
+            raise UsageError(f"max_answers={max_answers!r} cannot be used", "it is a count from 1", "change it")
+        time_s, age_s = seconds("max_time", max_time), seconds("max_age", max_age)
+        return self._node.ask(
+            lambda node: find_nodes(node, expr, rank=rank, answers_max=max_answers, time_s=time_s, age_s=age_s)
+        )
+
+    def when(self, expr: str, *, timeout: float | str | None = None) -> NodeInfo:
+        """Wait until an expression is true of some node, and return it.
+
+        Args:
+            expr: as for `find`.
+            timeout: seconds, or text like "1h"; None: for ever.
+
+        Raises:
+            TimeoutError: it was true of none.
+            UsageError: not an expression; the message points at the column.
+        """
+        timeout_s = None if timeout is None else seconds("timeout", timeout)
+        return self._node.ask(lambda node: wait_for_node(node, expr, timeout_s))
 
     # --- end --------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ QUERY_S: Final = 5.0
 WATCH_S: Final = 1.0
 """How often a waiting query is evaluated again."""
 WATCH_AGAIN_S: Final = 2.0
-"""Pause between two questions of one lane of a trigger, where it does not wait at the other node."""
+"""Least time between two questions of one lane of a trigger."""
 SILENT_AGAIN_S: Final = 5.0
 """Pause of a trigger after a node that does not answer."""
 HAS_LIFETIME_S: Final = 300.0
@@ -437,12 +437,11 @@ class Resources:
         Up to QUESTION_LANES nodes are watched at the same time: the question waits there.  When there are more, they
         are asked in turn.
         """
-        watch = _Watch(self, expression)
         scope = TaskScope("when")
+        watch = _Watch(self, expression, scope)
         try:
             scope.spawn(watch.own(), "own")
-            for _ in range(QUESTION_LANES):
-                scope.spawn(watch.lane(), "lane")
+            scope.spawn(watch.others(), "others")
             return await watch.found
         finally:
             await scope.close()
@@ -451,13 +450,16 @@ class Resources:
 class _Watch:
     """One trigger: which node is asked next, and the first that fits."""
 
-    def __init__(self, resources: Resources, expression: Expression) -> None:
+    def __init__(self, resources: Resources, expression: Expression, scope: TaskScope) -> None:
         self._resources = resources
+        self._clock = resources._host.clock
         self._expression = expression
+        self._scope = scope
         self._next: deque[bytes] = deque()
         self._busy: dict[bytes, None] = {}
         self._useless: dict[bytes, None] = {}
         """Nodes that do not know the question."""
+        self._freed = asyncio.Event()
         self.found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
 
     def _fire(self, key: bytes, attributes: Attributes) -> None:
@@ -471,6 +473,17 @@ class _Watch:
                 self._fire(self._resources._own_key, attributes)
                 return
 
+    async def others(self) -> None:
+        """Ask, one after the other, all that are known or come to be known, again and again."""
+        while True:
+            while len(self._busy) < QUESTION_LANES and (key := self._take()) is not None:
+                self._busy[key] = None
+                self._scope.spawn(self._ask(key), "lane")
+            self._freed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with self._clock.timeout(WATCH_AGAIN_S):
+                    await self._freed.wait()
+
     def _take(self) -> bytes | None:
         """Return a node that nobody asks now."""
         if not self._next:
@@ -478,29 +491,22 @@ class _Watch:
             self._next.extend(key for key in keys if key not in self._busy and key not in self._useless)
         return self._next.popleft() if self._next else None
 
-    async def lane(self) -> None:
-        resources = self._resources
-        clock = resources._host.clock
-        while True:
-            key = self._take()
-            if key is None:
-                await clock.sleep(WATCH_AGAIN_S)
-                continue
-            self._busy[key] = None
-            is_crowded = len(resources._peers) > QUESTION_LANES
-            try:
-                _verdict, knowledge = await resources._query(
-                    key, self._expression, 0.0 if is_crowded else QUESTION_WAIT_S_MAX / 2
-                )
-                if knowledge is not None:
-                    self._fire(key, knowledge.attributes)
-                    return
-                if is_crowded:
-                    await clock.sleep(WATCH_AGAIN_S)
-            except P2pcError as error:
-                if isinstance(error, RemoteError) and error.code == UNKNOWN_REQUEST:
-                    self._useless[key] = None
-                else:
-                    await clock.sleep(SILENT_AGAIN_S)
-            finally:
-                del self._busy[key]
+    async def _ask(self, key: bytes) -> None:
+        """Ask one node, and hold its place for a while after it has answered nothing."""
+        is_crowded = len(self._resources._peers) > QUESTION_LANES
+        wait_s = 0.0 if is_crowded else QUESTION_WAIT_S_MAX / 2
+        began = self._clock.now()
+        try:
+            _verdict, knowledge = await self._resources._query(key, self._expression, wait_s)
+            if knowledge is not None:
+                self._fire(key, knowledge.attributes)
+            else:
+                await self._clock.sleep(max(0.0, began + WATCH_AGAIN_S - self._clock.now()))
+        except P2pcError as error:
+            if isinstance(error, RemoteError) and error.code == UNKNOWN_REQUEST:
+                self._useless[key] = None
+            else:
+                await self._clock.sleep(SILENT_AGAIN_S)
+        finally:
+            del self._busy[key]
+            self._freed.set()
