@@ -60,6 +60,7 @@ from p2pcompute.wire import cbor
 
 _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 """Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
+_STEP_IF_GROWN = 2
 _JITTER = 0.1
 _PAUSE_S_MAX = 300.0
 _EXPLORE_K = 4
@@ -371,13 +372,16 @@ class Dht:
 
         Args:
             step: 0 for a join; then the follow-ups, which ask a handful for who is near, and look into far buckets
-                when the table has grown since the last time; later ones do so when it has lost somebody.
+                when the table has grown since the last time (the second one does nothing otherwise); later ones do so
+                when it has lost somebody.
         """
         is_follow_up = 0 < step <= len(_FOLLOW_UPS_S)
         counters = self.counters
         has_grown = counters.contacts_added > self._added_count
         has_shrunk = counters.contacts_removed > self._removed_count
         self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
+        if step == _STEP_IF_GROWN and not has_grown:
+            return
         lookup = await self._queries.find(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1)
         self._verify_heard(lookup)
         is_wanted = step == 0 or (has_grown if is_follow_up else has_shrunk)
@@ -620,8 +624,7 @@ class Dht:
             self._wake()
         if was_alone and len(self._table):
             now = self._clock.now()
-            self._ad_at = now
-            self._refresh_step = 1 if self._joins_count else 0
+            self._refresh_step = 1 if self._joins_count else 0  # the ad follows, when more than one is known
             self._refresh_at = now + _FOLLOW_UPS_S[0] if self._joins_count else now  # a join looks around by itself
             self._wake()
         if self._observed and self.knows(statement.sender) is None:

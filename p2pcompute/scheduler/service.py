@@ -474,18 +474,17 @@ class Scheduler:
         room -= len(self._asked) + len(self._opening)
         if room <= 0:
             return
+        passed = self._asked.keys() | self._opening.keys() | self._courtesy.keys()
+        others = [key for key in self.peers if key not in passed]
         # Where a channel is open already first: what is parked there costs nothing.
-        open_keys = dict.fromkeys(channel.peer.key for channel in self._channels.all())
-        near = [key for key in open_keys if key in self.peers and key not in self._asked]
+        near = [key for key in others if self._channels.get(key) is not None]
         for key in self._rng.sample(near, min(room, len(near))):
             self._ask(now, key, want)
             room -= 1
-        if room <= 0:
-            return
-        passed = self._asked.keys() | self._opening.keys() | self._courtesy.keys()
-        cold = [key for key in self.peers if key not in passed]
-        for key in self._rng.sample(cold, min(room, len(cold))):
-            self._open(key)
+        if room > 0 and len(near) < len(others):
+            cold = [key for key in others if key not in self._asked]
+            for key in self._rng.sample(cold, min(room, len(cold))):
+                self._open(key)
 
     def _unpark(self) -> None:
         """Take the requests of an idle node back; owners that gave lately keep theirs."""
