@@ -423,7 +423,7 @@ class _Rounds:
                     future = executor.submit(
                         run_one, run, point.scenario, seed, self.study.until_s, trace, point.swept()
                     )
-                except cf.BrokenExecutor:
+                except (cf.BrokenExecutor, BrokenPipeError):  # the latter: a process died while it was started
                     if not pending:
                         return [left.popleft()], list(left)
                     break
