@@ -136,6 +136,14 @@ DHT_PATH_ROOTS: Final = 3
 (0.2 % at f = 0.6); with none, f^5 were, because those that are asked first name all others (8 % at f = 0.6)."""
 DHT_FOUND_ENOUGH: Final = 2
 """Holders whose valid answers end a get: the second may have a newer record.  A miss runs to the k nearest."""
+DHT_HANDERS: Final = 2
+"""Of all who keep a record, so many of the nearest to its key hand it to a newcomer to whom it belongs."""
+DHT_HAND_ON_MAX: Final = 64
+"""Records that one node hands to one newcomer."""
+DHT_NEWCOMERS_MAX: Final = 64
+"""Newcomers that wait for what may be handed to them; further ones get it by the next refresh of their publishers."""
+DHT_HAND_ON_S: Final = 5.0
+"""Newcomers are given their records so much later: then most of those who are nearer know them too."""
 DHT_LOST_MAX: Final = 32
 DHT_LOST_S_MAX: Final = 3600.0
 """Evicted contacts that are tried again now and then, and for how long: two nodes whose link was down meet again."""

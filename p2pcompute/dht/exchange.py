@@ -85,6 +85,8 @@ class DhtCounters:
     """Puts refused because a newer record is held."""
     records_refused: int = 0
     """Puts refused as invalid, expired or for lack of room."""
+    records_handed_on: int = 0
+    """Records given to newcomers to whom they belong."""
     records_invalid: int = 0
     """Records in answers to a get that did not pass the checks."""
 

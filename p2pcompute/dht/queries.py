@@ -28,6 +28,8 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     DHT_ALPHA,
     DHT_FOUND_ENOUGH,
+    DHT_HAND_ON_MAX,
+    DHT_HANDERS,
     DHT_K,
     DHT_PATHS,
     DHT_PUT_ALPHA,
@@ -36,6 +38,8 @@ from p2pcompute.limits import (
     DHT_REQUEST_S,
 )
 
+_FAR: Final = 2
+"""Beyond so many radii a node is not one of the k nearest of a key."""
 _READS_MAX: Final = 2
 """Tries to read a holder's records page by page when they change meanwhile."""
 
@@ -140,6 +144,32 @@ class Queries:
             store.send(contact)
         self._keep_own(record, store, near, self.radius())
         return await store.settled()
+
+    def to_hand_on(self, newcomer: Contact) -> list[Record]:
+        """Return the records kept here that belong to a newcomer as well, at most DHT_HAND_ON_MAX, the one that expires
+        last first.  Only those that this node, as one of the nearest to their key, is to give it: else all would."""
+        now, radius = self._clock.now(), self.radius()
+        own = int.from_bytes(self._table.own_id, "big")
+        chosen = []
+        for record in self._keeper.records.live(now=now):
+            key = int.from_bytes(record.key, "big")
+            distance = newcomer.number ^ key
+            if record.publisher == newcomer.key or (radius and distance > _FAR * radius):
+                continue
+            near = self._table.nearest(record.key, DHT_K, exclude=newcomer.id, live_only=True)
+            is_its = distance <= radius or len(near) < DHT_K or distance < near[-1].number ^ key
+            if is_its and sum(contact.number ^ key < own ^ key for contact in near[:DHT_HANDERS]) < DHT_HANDERS:
+                chosen.append(record)
+        chosen.sort(key=lambda record: (-record.issued - record.ttl_s, record.key, record.publisher))
+        return chosen[:DHT_HAND_ON_MAX]
+
+    async def hand_on(self, newcomer: Contact) -> None:
+        """Give a newcomer the records that belong to it, one after the other; stop when it does not answer."""
+        for record in self.to_hand_on(newcomer):
+            (reply,) = await self.ask_all([newcomer], parts_of(record.raw))
+            if reply is None:
+                return
+            self._counters.records_handed_on += isinstance(reply, Ack) and reply.status is AckStatus.OK
 
     async def ask_all(
         self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S

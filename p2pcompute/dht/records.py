@@ -302,6 +302,10 @@ class RecordStore:
         live.sort(key=lambda held: (-held.expires, held.record.publisher))
         return [held.record for held in live]
 
+    def live(self, *, now: float) -> list[Record]:
+        """Return all records that have not expired."""
+        return [held.record for publishers in self._keys.values() for held in publishers.values() if held.expires > now]
+
     def held_seq(self, key: bytes, publisher: bytes) -> int:
         """Return the sequence number that is held; 0 when none is."""
         held = self._keys.get(key, {}).get(publisher)

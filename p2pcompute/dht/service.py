@@ -45,8 +45,10 @@ from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     AD_TTL_S,
     DHT_GOODBYE_S,
+    DHT_HAND_ON_S,
     DHT_JOIN_ADDRESSES_MAX,
     DHT_K,
+    DHT_NEWCOMERS_MAX,
     DHT_PING_S,
     DHT_REFRESH_S,
     DHT_REFRESH_SMALL_S,
@@ -121,6 +123,7 @@ class Dht:
         )
         self._verifying: dict[bytes, None] = {}
         self._stopped: asyncio.Future[None]
+        self._newcomers: dict[bytes, Contact] = {}
         self._observed: dict[bytes, Address] = {}
         self._join_addresses: dict[Address, None] = {}
         self._name = ""
@@ -649,7 +652,23 @@ class Dht:
                 self._first_contact_at = self._last_contact_at
         for contact in change.added:
             self.counters.contacts_added += 1
+            self._welcome(contact)
             self.on_contact(contact)
+
+    def _welcome(self, newcomer: Contact) -> None:
+        """See to it that a newcomer gets the records that belong to it."""
+        if not len(self.records) or len(self._newcomers) >= DHT_NEWCOMERS_MAX:
+            return
+        self._newcomers[newcomer.key] = newcomer
+        if len(self._newcomers) == 1:
+            self._scope.spawn(self._hand_on(), "hand on")
+
+    async def _hand_on(self) -> None:
+        await self._clock.sleep(self._jittered(DHT_HAND_ON_S))
+        while self._newcomers:
+            key = next(iter(self._newcomers))
+            await self._queries.hand_on(self._newcomers[key])
+            self._newcomers.pop(key, None)
 
 
 def _ignore(reply: Message | None) -> None:

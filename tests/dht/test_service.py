@@ -19,6 +19,7 @@ from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
     AD_TTL_S,
     DHT_FAILURES_MAX,
+    DHT_HAND_ON_S,
     DHT_K,
     DHT_PING_S,
     DHT_PUT_ENOUGH,
@@ -336,6 +337,55 @@ def test_many_ads_under_one_key_are_read_page_by_page() -> None:
         assert [ad.publisher for ad in got] == sorted(peer.key for peer in peers)
 
     simulate(main)
+
+
+def test_a_record_outlives_all_who_took_it() -> None:
+    """Two nodes hold it, a third joins, the two leave: it must have been handed on, unchanged."""
+
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        record = a_record(one)
+        await mesh.on(one, one.dht.put(record))
+        three = mesh.add()
+        await mesh.on(three, three.start([one.address]))
+        await asyncio.sleep(2 * DHT_HAND_ON_S)
+        assert three.dht.records.get(record.key, now=mesh.simulation.now) == [record]
+        await mesh.on(one, one.leave())
+        await mesh.on(two, two.leave())
+        assert await mesh.on(three, three.dht.get(record.key)) == [record]
+
+    simulate(main)
+
+
+def test_a_newcomer_gets_what_belongs_to_it_from_few_of_the_holders() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(30)
+        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
+        await asyncio.sleep(30)
+        newcomer = mesh.add()
+        record = make_ad(
+            peers[0].identity.sign_envelope, peers[0].key, key=dht_id(hashlib.sha256(b"anything").digest()), seq=1,
+            wall=peers[0].sim_host.clock.wall(), ttl_s=600, value=b"x",
+        )  # fmt: skip
+        near = make_ad(
+            peers[0].identity.sign_envelope, peers[0].key, key=newcomer_id(newcomer), seq=1,
+            wall=peers[0].sim_host.clock.wall(), ttl_s=600, value=b"near",
+        )  # fmt: skip
+        await mesh.on(peers[0], peers[0].dht.put(near))
+        await mesh.on(peers[0], peers[0].dht.put(record))
+        before = sum(peer.dht.counters.records_handed_on for peer in peers)
+        await mesh.on(newcomer, newcomer.start([peers[1].address]))
+        await asyncio.sleep(3 * DHT_HAND_ON_S)
+        assert near in newcomer.dht.records.get(near.key, now=mesh.simulation.now)
+        handed = sum(peer.dht.counters.records_handed_on for peer in peers) - before
+        assert 1 <= handed <= 2 * len(newcomer.dht.records)
+
+    simulate(main)
+
+
+def newcomer_id(peer: Peer) -> bytes:
+    return dht_id(Identity(peer.sim_host.host.crypto, peer.seed).public_key)
 
 
 def test_alone_it_keeps_and_finds_its_own() -> None:
