@@ -2,7 +2,7 @@
 
 Nothing is measured until somebody asks.  What changes is measured again after FRESH_S at the earliest; everything runs
 in threads, and what may hang or fail (drivers, container engines, other interpreters, plugins) in a process of its own
-(`real_probe_child`), for which the first question waits FIRST_S at most: what it says later is known to the next one.
+(`real_probe_child`), for which the first questions wait FIRST_S at most: what it says later is known to the next ones.
 psutil is imported at first use, because commands and nodes that are never asked should not pay for it.
 """
 
@@ -42,7 +42,7 @@ MACHINE_S: Final = 600.0
 PLUGINS_S: Final = 10.0
 """The same for plugins, some value of which may not be believed any more."""
 FIRST_S: Final = 1.0
-"""Longest wait of a question for the process that looks the machine over."""
+"""Questions wait for the process that looks the machine over until it is so old."""
 PROBE_S: Final = 4.0
 """Time of that process to find something out."""
 START_S: Final = 4.0
@@ -95,6 +95,7 @@ class RealProbe:
         self._found = _Findings()
         self._child: subprocess.Popen[bytes] | None = None
         self._looking: asyncio.Future[None] | None = None
+        self._looking_since = 0.0
         self._lock = threading.Lock()
         """For the child, between the thread that reads what it says and `close`."""
         self._is_closed = False
@@ -155,9 +156,10 @@ class RealProbe:
             if not groups:
                 return
             loop = asyncio.get_running_loop()
+            self._looking_since = time.monotonic()
             self._looking = loop.run_in_executor(None, self._run_child, groups)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_S):
+            async with asyncio.timeout(max(0.0, self._looking_since + FIRST_S - time.monotonic())):
                 await asyncio.shield(self._looking)
 
     def _due(self, now: float) -> list[str]:
