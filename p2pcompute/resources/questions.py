@@ -54,7 +54,8 @@ UNKNOWN_REQUEST: Final = "unknown"
 
 
 def describe_body(words: Collection[str]) -> list[Any]:
-    return [list(dict.fromkeys(words))]
+    """Body of a DESCRIBE; no application has a name that is longer than may be asked for."""
+    return [[word for word in dict.fromkeys(words) if len(word) <= QUESTION_WORD_CHARS_MAX][:QUESTION_WORDS_MAX]]
 
 
 def parse_describe(body: Any) -> tuple[str, ...]:

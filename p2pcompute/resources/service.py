@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from p2pcompute.host.interfaces import RUNTIMES, Address, Attribute, Attributes,
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
 from p2pcompute.limits import (
+    ATTRIBUTE_WORDS_MAX,
     QUESTION_ASKED_MAX,
     QUESTION_LANES,
     QUESTION_WAIT_S_MAX,
@@ -61,17 +61,11 @@ SILENT_AGAIN_S: Final = 5.0
 """Pause of a trigger after a node that does not answer."""
 HAS_LIFETIME_S: Final = 300.0
 """How long it may be believed that an application is there, or is not."""
-_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 Peers = Mapping[bytes, Sequence[Address]]
 
 
-def words_of(expression: Expression) -> tuple[str, ...]:
-    """Return the applications that an expression may ask for: the words in it, where it names `has` at all."""
-    if HAS not in expression.names:
-        return ()
-    found = dict.fromkeys(_WORD.findall(expression.text.replace("=", " ")))
-    return tuple(word for word in found if not word.startswith("node.") and word != HAS)[:QUESTION_WORDS_MAX]
+assert QUESTION_WORDS_MAX + len(RUNTIMES) <= ATTRIBUTE_WORDS_MAX, "what is asked for fits an answer"
 
 
 @lru_cache(maxsize=256)
@@ -128,8 +122,10 @@ class Resources:
     # --- this node --------------------------------------------------------------------------------
 
     async def own(self, words: Sequence[str] = ()) -> dict[str, Attribute]:
-        """Return what is known of this node now; `has` is left out when one of `words` cannot be answered."""
+        """Return what is known of this node now; `has` is left out when `words` are too many or one is unanswerable."""
         found = {**await self._host.probe.attributes(), **self._facts()}
+        if len(words) > QUESTION_WORDS_MAX:
+            return found
         has = await self._host.probe.has(list(dict.fromkeys([*RUNTIMES, *words])))
         if all(word in has for word in words):
             there = tuple(sorted(word for word, is_there in has.items() if is_there))
@@ -137,7 +133,7 @@ class Resources:
         return found
 
     async def _evaluate(self, expression: Expression) -> tuple[Verdict, Attributes]:
-        attributes = await self.own(words_of(expression))
+        attributes = await self.own(expression.words)
         view = values(attributes, self._host.clock.wall())
         return Verdict.of(expression.evaluate(view)), attributes
 
@@ -213,7 +209,7 @@ class Resources:
         """Return what may be believed of another node without asking it; None when nothing is known of it.
 
         Args:
-            words: applications that matter (`words_of` an expression); without an answer about them `has` is unknown.
+            words: applications that matter (`Expression.words`); without an answer about them `has` is unknown.
             age_s: how old values that change may be.
         """
         knowledge = self.known.get(key)
@@ -235,6 +231,7 @@ class Resources:
         Raises:
             P2pcError: it cannot be reached or does not answer; or its build is too old (code "unknown").
         """
+        words = words[:QUESTION_WORDS_MAX]
         knowledge, now = self.known.get(key), self._host.clock.now()
         if knowledge is not None and now - knowledge.heard_s < age_s and knowledge.words.issuperset(words):
             return knowledge
@@ -347,7 +344,7 @@ class Resources:
         self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally
     ) -> list[bytes]:
         """Answer for those of whom enough is known; return the others."""
-        now, words = self._host.clock.now(), words_of(query.expression)
+        now, words = self._host.clock.now(), query.expression.words
         rest = []
         for key, _addresses in candidates:
             knowledge = self.known.get(key)
@@ -397,7 +394,7 @@ class Resources:
         answer = await self._ask(key, Message.QUERY, query_body(expression.text, wait_s), wait_s + QUERY_S)
         try:
             verdict, data = parse_verdict(answer)
-            return verdict, self._learn(key, data, words_of(expression)) if data else None
+            return verdict, self._learn(key, data, expression.words) if data else None
         except RemoteProtocolError:
             self.counters.malformed += 1
             raise
@@ -420,7 +417,7 @@ class Resources:
 
     def _add_old(self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally) -> None:
         """Nobody answers: add those that fit by what they said earlier, however long ago."""
-        now, words = self._host.clock.now(), words_of(query.expression)
+        now, words = self._host.clock.now(), query.expression.words
         there = {item.key for item in tally.found}
         for key, _addresses in candidates:
             knowledge = self.known.get(key)

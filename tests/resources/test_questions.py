@@ -18,7 +18,6 @@ from p2pcompute.limits import (
     QUESTION_WORDS_MAX,
 )
 from p2pcompute.resources.attributes import Attribute
-from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.known import Knowledge, KnownNodes
 from p2pcompute.resources.questions import (
     Verdict,
@@ -31,7 +30,6 @@ from p2pcompute.resources.questions import (
     query_body,
     ranking,
 )
-from p2pcompute.resources.service import words_of
 
 ANY = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.binary(max_size=5)),
@@ -75,16 +73,10 @@ def test_each_rule_is_kept(parse: Any, body: Any) -> None:
 
 def test_what_is_sent_is_understood() -> None:
     assert parse_describe(describe_body(["ffmpeg", "sh", "sh"])) == ("ffmpeg", "sh")
+    assert parse_describe(describe_body(["x" * 65, *map(str, range(99))])) == tuple(map(str, range(QUESTION_WORDS_MAX)))
     assert parse_query(query_body("cpus>=8", 1.5)) == ("cpus>=8", 1.5)
     assert parse_verdict([int(Verdict.of(None)), b""]) == (Verdict.UNKNOWN, b"")
     assert parse_verdict([int(Verdict.of(True)), b"x"]) == (Verdict.TRUE, b"x")
-
-
-def test_the_applications_of_a_question() -> None:
-    """A node is not asked whether it has what the expression needs, and says no."""
-    assert set(words_of(compile_expression("has=ffmpeg && cpus>=4"))) >= {"ffmpeg"}
-    assert set(words_of(compile_expression("'g++-12' in node.has || has=clang"))) >= {"g++-12", "clang"}
-    assert words_of(compile_expression("cpus>=4 && os=linux")) == ()
 
 
 def test_people_are_told_what_cannot_be() -> None:

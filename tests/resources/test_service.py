@@ -71,6 +71,9 @@ def test_those_that_match_are_found_and_the_others_counted() -> None:
         nothing = await find(mesh, "battery")
         assert (nothing.answered, nothing.unknown) == (0, 4), "unknown is not false"
         assert len((await find(mesh, "battery || cpus>=8")).found) == 2
+        many = " || ".join(f"has=a{number}" for number in range(40))
+        assert (await find(mesh, many)).unknown == 4, "more than can be looked up is unknown, and no bug"
+        assert len((await find(mesh, "has='ffmpeg' || has=g_1")).found) == 2
 
     play([SMALL, SMALL, LARGE, LARGE], scene)
 
