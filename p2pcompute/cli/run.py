@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -45,6 +45,9 @@ from p2pcompute.cli.plan import (
 from p2pcompute.cli.replacement import parse as parse_replacement
 from p2pcompute.errors import P2pcError, UsageError
 
+if TYPE_CHECKING:
+    from p2pcompute.resources.matching import Needs
+
 SUBMIT_VARIABLES: Final = ("P2PC_SUBMIT_DIR", "P2PC_SUBMIT_HOST")
 """On this machine tasks without files of their own run in the directory where `run` was called, as under a shell."""
 UPLOAD_LINES: Final = 512
@@ -64,8 +67,8 @@ EXAMPLES: Final = (
 SECTIONS: Final = {
     "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
     "Files": ("send", "fetch", "share"),
-    "Where": ("local", "jobs"),
-    "Limits": ("mem", "timeout", "env", "kind", "batch"),
+    "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "explain"),
+    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "env", "kind", "batch"),
     "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results",
@@ -96,7 +99,10 @@ class Request:
     results: ResultsTarget | None
     retry_failed: bool
     resume: bool
-    mem_bytes: int | None
+    needs: Needs | None
+    """None: any node will do."""
+    on: list[str]
+    not_on: list[str]
     timeout_s: float | None
     retries: int
     slots: str | None
@@ -147,7 +153,21 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 )
 @click.option("-j", "--jobs", metavar="N|N%", help="At most N tasks at once over the whole group.")
 @click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
-@click.option("--mem", metavar="SIZE", help="Memory limit of a task, like 2G.")
+@click.option("--cpus", type=click.FloatRange(0, 4096), default=1.0, metavar="N", help="Cores that a task uses.")
+@click.option("--mem", metavar="SIZE", help="Memory of a task, like 2G: its limit, and so much must be free.")
+@click.option("--gpus", type=click.FloatRange(0, 1024), default=0.0, metavar="N", help="GPUs that a node must have.")
+@click.option("--disk", metavar="SIZE", help="Disk that must be free, like 20G.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="EXPR",
+    help="Node must match: os=linux, has=ffmpeg, arch=arm64, tag=lab, 'mem>=8GiB && gpu>0'.",
+)
+@click.option(
+    "--prefer", multiple=True, metavar="EXPR", help="Nodes where this is higher (or true) go first: cpus, -load."
+)
+@click.option("--on", multiple=True, metavar="NODE", help="Only these nodes, by name or ID.")
+@click.option("--not-on", multiple=True, metavar="NODE", help="Not these nodes.")
 @click.option("--local", is_flag=True, help="Only this machine.")
 @click.option(
     "--send", "--transferfile", multiple=True, metavar="PATTERN", help="Send these files with each task: --send {}"
@@ -185,6 +205,9 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--name", metavar="NAME", help="Name of the job.")
 @click.option("--detach", is_flag=True, help="Print the job's ID once its tasks are accepted, and leave.")
 @click.option("--dry-run", is_flag=True, help="Show the tasks, not run them.")
+@click.option(
+    "--explain", is_flag=True, help="Show which nodes could run this, and why the others cannot; run nothing."
+)
 @click.option(
     "--exit-code",
     type=click.Choice(["p2pc", "gnu"]),
@@ -310,7 +333,9 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         results=results,
         retry_failed=flags["resume_failed"],
         resume=resume,
-        mem_bytes=parse_size(settings.mem) if settings.mem else None,
+        needs=_needs(flags, parse_size(settings.mem) if settings.mem else None),
+        on=list(flags["on"]),
+        not_on=list(flags["not_on"]),
         timeout_s=parse_duration(settings.timeout) if settings.timeout else None,
         retries=settings.retries,
         slots=flags["jobs"],
@@ -326,6 +351,31 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         is_detached=flags["detach"],
         is_json=flags["json_"],
     )
+
+
+def _needs(flags: Mapping[str, Any], mem_bytes: int | None) -> Needs | None:
+    """Return what a task asks of a node.
+
+    Raises:
+        UsageError: no node could ever answer that; it points at the column.
+    """
+    from p2pcompute.config import parse_size
+
+    asked = any(flags[name] for name in ("require", "prefer", "gpus", "disk")) or mem_bytes or flags["cpus"] != 1
+    if not asked:
+        return None
+    from p2pcompute.resources.matching import Needs, check_needs
+
+    needs = Needs(
+        require=flags["require"],
+        prefer=flags["prefer"],
+        cpus=flags["cpus"],
+        mem_bytes=mem_bytes,
+        gpus=flags["gpus"],
+        disk_bytes=parse_size(flags["disk"]) if flags["disk"] else None,
+    )
+    check_needs(needs)
+    return needs
 
 
 def _check_flags_first(words: Sequence[str]) -> None:
@@ -668,8 +718,9 @@ class _Run:
             "env": request.env,
             "share": [file_line(path, "--share") for path in request.files.share],
         }
-        if request.mem_bytes is not None:
-            spec["mem_bytes"] = request.mem_bytes
+        if (needs := request.needs) is not None:
+            spec |= {"cpus": needs.cpus, "mem_bytes": needs.mem_bytes}
+            spec |= {"gpus": needs.gpus, "disk_bytes": needs.disk_bytes}
         if function is not None:
             spec["code_b64"] = base64.b64encode(function.code).decode()
             if function.modules is not None:
@@ -680,7 +731,11 @@ class _Run:
             "slots_max": _slots(request.slots, status),
             "halt": "" if request.halt == "never" else request.halt,
             "local_only": request.local,
+            "on": request.on,
+            "not_on": request.not_on,
         }
+        if needs is not None:
+            terms |= {"require": list(needs.require), "prefer": list(needs.prefer)}
         return {
             "name": request.name,
             "kind": request.kind,

@@ -472,7 +472,7 @@ class Api:
     async def submit(self, request: Request) -> Response:
         self._check_takes_jobs()
         body = decode_body(await read_body(request), JobBody)
-        terms, spec, note = await build_job(body, self._node.blobs, self._node.clock.wall())
+        terms, spec, note = await build_job(body, self._node.blobs, self._node.clock.wall(), self._node.peers())
         if note.results is not None:
             await self._sink.check(note.results)
         job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))

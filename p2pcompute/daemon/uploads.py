@@ -22,6 +22,7 @@ from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.limits import (
     INLINE_BYTES_MAX,
     JOB_NAME_CHARS_MAX,
+    NODES_CHOSEN_MAX,
     TASK_PAYLOAD_BYTES_MAX,
     UPLOAD_BATCH_BYTES_MAX,
     UPLOAD_BATCH_MAX,
@@ -30,7 +31,9 @@ from p2pcompute.limits import (
     UPLOAD_LINE_BYTES_MAX,
     UPLOAD_LINES_AT_ONCE,
 )
-from p2pcompute.node.facade import NodeFacade
+from p2pcompute.node.facade import NodeFacade, PeerView
+from p2pcompute.node.views import find_node
+from p2pcompute.resources.matching import Needs, check_needs
 from p2pcompute.scheduler.terms import JobTerms, parse_halt
 
 
@@ -49,12 +52,18 @@ class TermsBody(msgspec.Struct, forbid_unknown_fields=True):
     local_only: bool = False
     priority: int = 0
     python: tuple[int, int] | None = None
+    require: list[str] = []
+    prefer: list[str] = []
+    on: list[str] = []
+    not_on: list[str] = []
 
 
 class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     env: dict[str, str] = {}
     cpus: float = 1.0
     mem_bytes: int | None = None
+    gpus: float = 0.0
+    disk_bytes: int | None = None
     cpu_s: float | None = None
     output_bytes_max: int | None = None
     share: list[FileLine] = []
@@ -190,8 +199,24 @@ class FileTaker:
         return found
 
 
-async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTerms, JobSpec, Note]:
+def choose_nodes(refs: Sequence[str], peers: Sequence[PeerView]) -> tuple[bytes, ...]:
+    """Return the keys of the nodes that people name.
+
+    Raises:
+        UsageError: one names none or several, or there are too many.
+    """
+    if len(refs) > NODES_CHOSEN_MAX:
+        _bad(f"{len(refs)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}", "tag them, and --require tag=NAME")
+    return tuple(dict.fromkeys(find_node(peers, ref).public_key for ref in refs))
+
+
+async def build_job(
+    body: JobBody, blobs: BlobStore, wall: float, peers: Sequence[PeerView] = ()
+) -> tuple[JobTerms, JobSpec, Note]:
     """Return what a job request asks for.
+
+    Args:
+        peers: nodes that it may name.
 
     Raises:
         UsageError: it cannot mean anything, or a shared file is missing.
@@ -214,12 +239,27 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
         ("timeout_s", terms.timeout_s, 0),
         ("cpus", spec.cpus, 0),
         ("mem_bytes", spec.mem_bytes, 1),
+        ("gpus", spec.gpus, 0),
+        ("disk_bytes", spec.disk_bytes, 1),
         ("cpu_s", spec.cpu_s, 0),
         ("output_bytes_max", spec.output_bytes_max, 0),
     ):
         if value is not None and not least <= value < 1e15:
             _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
     _check_environment(spec.env)
+    needs = Needs(
+        require=tuple(terms.require),
+        prefer=tuple(terms.prefer),
+        cpus=spec.cpus,
+        mem_bytes=spec.mem_bytes,
+        gpus=spec.gpus,
+        disk_bytes=spec.disk_bytes,
+    )
+    if not needs.is_plain:
+        check_needs(needs)
+    on, not_on = choose_nodes(terms.on, peers), choose_nodes(terms.not_on, peers)
+    if len(on) + len(not_on) > NODES_CHOSEN_MAX:
+        _bad(f"{len(on) + len(not_on)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}")
     if kind is TaskKind.FUNCTION and spec.code_b64 is None:
         _bad("a function job without code", "", "give spec.code_b64")
     code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
@@ -234,6 +274,10 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
         local_only=terms.local_only,
         slots_max=terms.slots_max,
         halt=terms.halt,
+        require=needs.require,
+        prefer=needs.prefer,
+        on=on,
+        not_on=not_on,
         created_ms=int(wall * 1000),
     )
     job_spec = JobSpec(
@@ -244,6 +288,8 @@ async def build_job(body: JobBody, blobs: BlobStore, wall: float) -> tuple[JobTe
         env=dict(spec.env),
         cpus=spec.cpus,
         mem_bytes=spec.mem_bytes,
+        gpus=spec.gpus,
+        disk_bytes=spec.disk_bytes,
         cpu_s=spec.cpu_s,
         timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,

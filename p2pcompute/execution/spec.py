@@ -50,7 +50,11 @@ class JobSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cpus: float = 1.0
     mem_bytes: int | None = None
-    """Address-space limit of the task (RLIMIT_AS)."""
+    """Address-space limit of the task (RLIMIT_AS); so much must be free where it starts."""
+    gpus: float = 0.0
+    """GPUs that a node must have.  Nothing hands them out: a task sees all of the node's."""
+    disk_bytes: int | None = None
+    """So much must be free on the node's disk where it starts."""
     cpu_s: float | None = None
     """CPU-time limit (RLIMIT_CPU)."""
     timeout_s: float | None = None
@@ -111,7 +115,7 @@ def _encode(value: JobSpec | TaskPayload) -> bytes:
     out: dict[str, Any] = {}
     for name in _COMPACT[type(value)]:
         item = getattr(value, name)
-        if item is None or item in ((), b"", {}) or (name in ("chunk", "work_s") and not item):
+        if item is None or item in ((), b"", {}) or (name in ("chunk", "work_s", "gpus") and not item):
             continue
         if name == "cpus" and item == fields["cpus"].default:
             continue
@@ -225,6 +229,8 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "env": _environment,
     "cpus": _number,
     "mem_bytes": _count,
+    "gpus": _number,
+    "disk_bytes": _count,
     "cpu_s": _number,
     "timeout_s": _number,
     "output_bytes_max": _count,

@@ -31,6 +31,7 @@ from p2pcompute.node.facade import (
 )
 from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
+from p2pcompute.node.placement import ACCEPTS, Placement
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
@@ -67,6 +68,8 @@ class NodeOptions:
     discover: bool = True
     accepts_others: bool = True
     """False: only this node's own jobs run here."""
+    accept_if: str = ""
+    """Condition over ``job.*`` on which work of others is taken; empty: always."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What its owner says of it: ``label.KEY``, and tags where the value is empty."""
     is_durable: bool = True
@@ -118,6 +121,22 @@ class Node:
             first_contacts=options.first_contacts,
         )
         self.exchange = BlobExchange(host, self.channels, self._scope, self._may_read)
+        self.resources = Resources(
+            host,
+            self.channels,
+            self._scope,
+            own_key=identity.public_key,
+            facts=self._facts,
+            peers=self.network.peers,
+        )
+        self.placement = Placement(
+            host,
+            self._scope,
+            self.resources,
+            own_key=identity.public_key,
+            installation=identity.installation,
+            accepts=options.accept_if,
+        )
         self.scheduler = Scheduler(
             host,
             identity,
@@ -133,14 +152,7 @@ class Node:
             peers=self.network.peers,
             own_addresses=self.network.own_addresses,
             accepts_others=options.accepts_others,
-        )
-        self.resources = Resources(
-            host,
-            self.channels,
-            self._scope,
-            own_key=identity.public_key,
-            facts=self._facts,
-            peers=self.network.peers,
+            fit_of=self.placement.fit_of,
         )
         self._wire()
 
@@ -149,6 +161,7 @@ class Node:
         self.channels.on_lost = self._channel_lost
         self.channels.on_request(JOIN, self._on_join)
         self.channels.on_request(RENEW, self._on_renew)
+        self.placement.on_news = self.scheduler.wake
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone
         self.network.on_change = lambda: self._keep_group(self.credentials.group)
@@ -177,9 +190,9 @@ class Node:
             "version": __version__,
             "slots.total": worker.slot_count,
         }
-        tags = tuple(sorted(key for key, value in self._options.labels.items() if not value))
-        if tags:
-            static["tag"] = tags
+        static["tag"] = tuple(sorted(key for key, value in self._options.labels.items() if not value))
+        if self._options.accept_if:
+            static[ACCEPTS] = self._options.accept_if
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
         state: dict[str, Value] = {"slots.busy": worker.busy_slots, "queue": worker.queued_count}
         return {

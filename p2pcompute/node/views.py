@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from p2pcompute.dht.service import Dht
@@ -11,7 +11,7 @@ from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.runs import Outcome
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import short_device_id
+from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
@@ -28,6 +28,8 @@ STATE_NAMES: Final = {
     TaskState.DONE: "done",
 }
 RATE_SHOWN_MIN: Final = 0.005
+ID_CHARS_MIN: Final = 4
+"""Of an id that names a node: one group."""
 _WHOLE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
 NOT_SEEN_S: Final = 25.0
 """A peer silent for longer is shown as not seen; it is forgotten within a minute."""
@@ -79,6 +81,32 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
     raise UsageError(
         f"there is no job {ref!r} here", "it may have been pruned", f"{hint}list them: p2pc jobs --all", code="no-job"
     )
+
+
+def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
+    """Return the node that a name, or the beginning of an id, names.
+
+    Raises:
+        UsageError: none or several.
+    """
+    found = [peer for peer in peers if peer.name == ref]
+    if not found:
+        prefix = ref.upper().replace("-", "")
+        ids = [(peer, format_device_id(peer.public_key).replace("-", "")) for peer in peers]
+        found = [peer for peer, full in ids if len(prefix) >= ID_CHARS_MIN and full.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids_text = ", ".join(short_device_id(peer.public_key) for peer in found[:4])
+        raise UsageError(
+            f"{ref!r} names {len(found)} nodes", f"they are {ids_text}", "give its id", code="no-such-node"
+        )
+    import difflib
+
+    near = difflib.get_close_matches(ref, [peer.name for peer in peers], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    why = "no node of that name or id is known here"
+    raise UsageError(f"there is no node {ref!r}", why, f"{hint}list them: p2pc peers", code="no-such-node")
 
 
 def job(

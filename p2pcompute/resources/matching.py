@@ -23,7 +23,7 @@ from p2pcompute.limits import REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
 from p2pcompute.resources.attributes import Attributes, values
 from p2pcompute.resources.expressions import Expression, View, check_condition, check_rank, compile_expression
 
-LASTING_S: Final = 60.0
+LASTING_S: Final = 300.0
 """A value that may be believed for so long is taken for a lasting one: what follows from it is not said to pass."""
 REQUIRE: Final = "--require"
 
@@ -131,8 +131,6 @@ class Requirement:
     ranks: tuple[Expression, ...]
     words: tuple[str, ...]
     """Applications that it asks for."""
-    changes: bool
-    """Whether it names anything that may change while the node lives."""
 
     def fits(self, view: View) -> bool | None:
         """Return whether a node fits now; None when that is not known."""
@@ -152,11 +150,6 @@ class Requirement:
     def rank(self, view: View) -> float:
         """Return how much a node is preferred; what is not known of it counts as 0."""
         return math.fsum(rank for one in self.ranks if (rank := one.rank(view)) is not None and math.isfinite(rank))
-
-
-_LASTING_NAMES: Final = frozenset(
-    ("id", "name", "version", "os", "arch", "cpus", "mem.total", "disk.total", "gpu.count", "gpu.model", "python")
-)
 
 
 @lru_cache(maxsize=256)
@@ -179,10 +172,9 @@ def compile_needs(needs: Needs) -> Requirement:
     for flag, text in amounts(needs).items():
         clauses += [Clause(flag, 0, part) for part in compile_expression(text).parts()]
     ranks = tuple(compile_expression(text.strip()) for text in needs.prefer)
-    named = [one for clause in clauses for one in clause.expression.names] + [one for r in ranks for one in r.names]
     words = dict.fromkeys(word for clause in clauses for word in clause.expression.words)
     words |= dict.fromkeys(word for rank in ranks for word in rank.words)
-    return Requirement(needs, tuple(clauses), ranks, tuple(words), any(name not in _LASTING_NAMES for name in named))
+    return Requirement(needs, tuple(clauses), ranks, tuple(words))
 
 
 def amounts(needs: Needs) -> dict[str, str]:

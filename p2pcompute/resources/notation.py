@@ -45,6 +45,7 @@ NODE_EXAMPLES: Final[Mapping[str, Value]] = {
     "id": "K7QD-3MZF",
     "name": "atlas",
     "version": "1.0.0",
+    "accepts": "job.cpus <= 4",
     "os": "linux",
     "arch": "x86_64",
     "cpus": 8.0,

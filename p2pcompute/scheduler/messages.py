@@ -144,10 +144,14 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     return grant, envelope, parse_addresses(addresses)
 
 
-def parse_ack(body: Any) -> tuple[int, bool]:
-    grant_id, accepted = _list(body, 2, "grant ack")
+def parse_ack(body: Any) -> tuple[int, bool, bool]:
+    """Return (grant id, whether it is accepted, whether it is declined because the node does not fit the job)."""
+    _check(isinstance(body, list) and len(body) in (2, 3), "grant ack")
+    grant_id, accepted = body[:2]
+    is_unfit = len(body) == 3
     _check(_is_int(grant_id) and isinstance(accepted, bool), "grant ack")
-    return grant_id, accepted
+    _check(not is_unfit or (body[2] is True and not accepted), "grant ack")
+    return grant_id, accepted, is_unfit
 
 
 # --- heartbeats, stops ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ Losing a node never counts against a task; a failure of the task itself does, `r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any
@@ -33,11 +33,13 @@ from p2pcompute.limits import (
     THIEVES_MAX,
 )
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
-from p2pcompute.scheduler.stealing import LOCAL, Thief
+from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
 from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, parse_halt
 
 AVOID_S = 30.0
 """How long a failed task waits for another node before it may run again where it failed."""
+UNFIT_S = 10.0
+"""How long a node that declined because it does not fit is not offered the job again: what it has may change."""
 SKIP_MAX = 64
 """Tasks passed over in one choice because they failed on this thief."""
 DURATION_WEIGHT = 0.1
@@ -109,8 +111,12 @@ class Effects:
 class OwnedJob:
     """The owner's books about one job."""
 
-    def __init__(self, envelope: JobEnvelope) -> None:
+    def __init__(self, envelope: JobEnvelope, fit: Fit | None = None) -> None:
         self.envelope = envelope
+        self.fit = fit
+        """None: any node will do."""
+        self.unfit: dict[bytes, float] = {}
+        """Nodes that declined because they do not fit, and until when they are believed."""
         self.ledger = JobLedger()
         self.payloads: dict[int, bytes] = {}
         """Payloads of open tasks."""
@@ -157,7 +163,11 @@ class _PendingGrant:
 class OwnerCore:
     """Decides about all jobs of this node."""
 
-    def __init__(self) -> None:
+    def __init__(self, fit_of: Callable[[JobEnvelope], Fit | None] | None = None) -> None:
+        """Args:
+        fit_of: says where a job may run.
+        """
+        self._fit_of = fit_of
         self.jobs: dict[bytes, OwnedJob] = {}
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
@@ -177,7 +187,8 @@ class OwnerCore:
     def add_job(self, envelope: JobEnvelope) -> OwnedJob:
         job = self.jobs.get(envelope.job_id)
         if job is None:
-            job = self.jobs[envelope.job_id] = OwnedJob(envelope)
+            fit = None if self._fit_of is None else self._fit_of(envelope)
+            job = self.jobs[envelope.job_id] = OwnedJob(envelope, fit)
             self._turn.append(envelope.job_id)
         return job
 
@@ -279,7 +290,7 @@ class OwnerCore:
             job_id = self._turn[0]
             self._turn.rotate(-1)
             job = self.jobs[job_id]
-            if job.ready_count <= 0 or not self._may_run(job, thief):
+            if job.ready_count <= 0 or not self._may_run(now, job, thief):
                 continue
             chosen = self._pick(now, job, thief, self.batch_size(job, thief))
             if chosen:
@@ -300,14 +311,29 @@ class OwnerCore:
             size = min(size, slots_max - len(job.leases))
         return min(size, job.ready_count)
 
-    def _may_run(self, job: OwnedJob, thief: Thief) -> bool:
+    def _may_run(self, now: float, job: OwnedJob, thief: Thief) -> bool:
         terms = job.envelope.terms
         if terms.local_only and not thief.is_local:
             return False
-        return terms.python is None or terms.python == thief.python
+        if terms.python is not None and terms.python != thief.python:
+            return False
+        return job.fit is None or job.fit.may_have(thief.key, thief.installation)
+
+    def ready_fits(self) -> list[Fit] | None:
+        """Return what each job with ready tasks asks of nodes; None when there is none, or one that asks nothing."""
+        fits: list[Fit] = []
+        for job_id in self._turn:
+            job = self.jobs[job_id]
+            if job.ready_count > 0:
+                if job.fit is None:
+                    return None
+                fits.append(job.fit)
+        return fits or None
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
         chosen: dict[int, None] = {}
+        if job.unfit and job.unfit.get(thief.key, now) > now:
+            return False
         skipped: dict[int, None] = {}
         total_bytes = 0
         while job.ready and len(chosen) < count and len(skipped) < SKIP_MAX:
@@ -330,7 +356,7 @@ class OwnerCore:
         if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
             return False
         return any(
-            other.installation not in avoided[0] and self._may_run(job, other) and now - seen < AVOID_S * 2
+            other.installation not in avoided[0] and self._may_run(now, job, other) and now - seen < AVOID_S * 2
             for other, seen in self.thieves.values()
         )
 
@@ -367,9 +393,15 @@ class OwnerCore:
 
     # --- leases -----------------------------------------------------------------------------------
 
-    def acknowledged(self, now: float, thief: bytes, grant_id: int, is_accepted: bool) -> None:
+    def acknowledged(
+        self, now: float, thief: bytes, grant_id: int, is_accepted: bool, *, is_unfit: bool = False
+    ) -> None:
         """The thief has the grant, or declines it.  Unknown grants (returned, repeated) are ignored: a late
-        acknowledgement is made good by the thief's next heartbeat."""
+        acknowledgement is made good by the thief's next heartbeat.
+
+        Args:
+            is_unfit: it declines because it does not meet the job's requirement now.
+        """
         pending = self._pending.get(grant_id)
         if pending is None or pending.grant.thief != thief:
             return
@@ -381,6 +413,10 @@ class OwnerCore:
         job = self.jobs.get(grant.job_id)
         if job is None:
             return
+            job = self.jobs.get(pending.grant.job_id)
+            if is_unfit and job is not None:
+                job.unfit = {key: until for key, until in job.unfit.items() if until > now}
+                job.unfit[thief] = now + UNFIT_S
         for task in reversed(grant.tasks):
             lease = job.leases.get(task.index)
             if lease is not None and lease.thief == grant.thief and lease.attempt == task.attempt:

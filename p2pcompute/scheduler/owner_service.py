@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from p2pcompute.errors import RemoteProtocolError, StoreError, UsageError
@@ -32,8 +32,8 @@ from p2pcompute.scheduler.messages import (
     parse_claims,
 )
 from p2pcompute.scheduler.owner import OwnedJob, OwnerCore, TaskEnd
-from p2pcompute.scheduler.stealing import LOCAL
-from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
+from p2pcompute.scheduler.stealing import LOCAL, Fit
+from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope, signer_of
@@ -114,12 +114,14 @@ class OwnerService:
         wake: Callable[[], None],
         name_of: Callable[[bytes], str],
         inputs: Callable[[bytes, bytes], list[BlobRef]],
+        fit_of: Callable[[JobEnvelope], Fit | None] | None = None,
     ) -> None:
         """Args:
         journal: None for an embedded node that keeps nothing.
         wake: makes the scheduler look for something to do.
         name_of: a node's name by its key (LOCAL included).
         inputs: (spec, payload) → blobs that the task needs; they are kept as long as the job is.
+        fit_of: says where a job may run; None of it: anywhere.
         """
         self._host = host
         self._identity = identity
@@ -128,7 +130,7 @@ class OwnerService:
         self._wake = wake
         self._name_of = name_of
         self._inputs = inputs
-        self.core = OwnerCore()
+        self.core = OwnerCore(fit_of)
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
         self.counters = OwnerCounters()
@@ -188,15 +190,7 @@ class OwnerService:
                 code="jobs-full",
             )
         wall = self._host.clock.wall()
-        terms = JobTerms(
-            name=terms.name,
-            retries=terms.retries,
-            python=terms.python,
-            local_only=terms.local_only,
-            slots_max=terms.slots_max,
-            halt=terms.halt,
-            created_ms=int(wall * 1000),
-        )
+        terms = replace(terms, created_ms=int(wall * 1000))
         raw = seal_job(self._identity, terms, spec, self._host.crypto.random_bytes(16))
         if len(raw) > ENVELOPE_BYTES_MAX:
             raise UsageError(
@@ -428,6 +422,9 @@ class OwnerService:
 
     def apply_effects(self) -> None:
         """Journal and tell what the core has decided; the stops that holders must be sent gather in `stops`."""
+        if not self.core.has_effects:
+            self._start_flush()
+            return
         effects = self.core.take_effects()
         self._facts.extend(effects.facts)
         now = self._host.clock.now()

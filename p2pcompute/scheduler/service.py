@@ -36,9 +36,9 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.messages import Message
-from p2pcompute.scheduler.owner import Grant
+from p2pcompute.scheduler.owner import UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
-from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
+from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
@@ -106,6 +106,7 @@ class Scheduler:
         peers: Mapping[bytes, Sequence[Address]],
         own_addresses: Callable[[], Sequence[Address]],
         accepts_others: bool = True,
+        fit_of: Callable[[JobEnvelope], Fit | None] | None = None,
     ) -> None:
         """Args:
         boot: random bytes, new for each life of this node.
@@ -114,6 +115,8 @@ class Scheduler:
         peers: members that may be asked for work or offered some, and where they are; changes under our hands.
         own_addresses: where thieves of our thieves may reach us.
         accepts_others: False for a node that runs only its own jobs.
+        fit_of: says on which nodes a job may run; None of it: on all.  Asked for jobs of others too: whatever the
+            owner believes, a node runs only what it fits itself.
         """
         self._host = host
         self._identity = identity
@@ -124,8 +127,9 @@ class Scheduler:
         self._fetch_results = fetch_results
         self._own_addresses = own_addresses
         self._accepts_others = accepts_others
+        self._fit_of = fit_of or (lambda _job: None)
         self._rng = host.rng.stream("scheduler.victims")
-        self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of, inputs)
+        self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of, inputs, fit_of)
         self.worker = WorkerService(
             host,
             identity,
@@ -150,6 +154,8 @@ class Scheduler:
         """Victim → when our present request was sent there."""
         self._hot: dict[bytes, float] = {}
         self._was_idle = False
+        self._unfit: dict[tuple[bytes, bytes], float] = {}
+        """(job of another owner, node that declined its tasks because it does not fit) → until when."""
         self._benched: dict[bytes, float] = {}
         """Worker → until when it gets nothing."""
         self._request_id = 0
@@ -237,6 +243,7 @@ class Scheduler:
         """Drop what is remembered of peers that are no longer there."""
         self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
         self._benched = {key: until for key, until in self._benched.items() if until > now}
+        self._unfit = {key: until for key, until in self._unfit.items() if until > now}
         self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_S_MIN}
         self._courtesy = {key: since for key, since in self._courtesy.items() if now - since < DIAL_COURTESY_S}
         self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2}
@@ -365,6 +372,8 @@ class Scheduler:
             job = self.owner.core.jobs.get(held.job_id)
             if job is None or held.owner != LOCAL or job.envelope.terms.local_only:
                 return False
+            if job.fit is not None and not job.fit.may_have(thief.key, thief.installation):
+                return False
             return job.envelope.terms.python is None or job.envelope.terms.python == thief.python
 
         held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give)
@@ -380,6 +389,10 @@ class Scheduler:
         def may_give(held: Held) -> bool:
             job = self.worker.jobs.get(held.job_id)
             if job is None or held.owner == LOCAL:
+                return False
+            if self._unfit.get((held.job_id, thief.key), now) > now:
+                return False
+            if (fit := self._fit_of(job)) is not None and not fit.may_have(thief.key, thief.installation):
                 return False
             return job.terms.python is None or job.terms.python == thief.python
 
@@ -543,11 +556,33 @@ class Scheduler:
             self.counters.grants_declined_count += 1
             channel.send(Message.GRANT_ACK, [grant.grant_id, False])
             return
-        channel.send(Message.GRANT_ACK, [grant.grant_id, True])
         if job is None:
+            channel.send(Message.GRANT_ACK, [grant.grant_id, True])
             self._scope.spawn(self._take_unknown(channel, grant, addresses), "job")
             return
+        fit = self._fit_of(job)
+        if fit is not None and fit.known_here() is not True:
+            self._scope.spawn(self._take_if_fit(channel, grant, job, addresses, fit), "fit")
+            return
+        channel.send(Message.GRANT_ACK, [grant.grant_id, True])
         self._take(channel, grant, job, addresses)
+
+    async def _take_if_fit(
+        self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address], fit: Fit
+    ) -> None:
+        """Look whether this node fits the job.  When that takes too long the tasks are the victim's again; the next
+        grant finds an answer."""
+        began = self._host.clock.now()
+        fits = await fit.fits_here()
+        is_late = self._host.clock.now() - began > GRANT_ACK_S / 2
+        wanted = self.worker.core.want() > 0 and not self.worker.is_full and not self._is_closed
+        if fits and wanted and not is_late:
+            channel.send(Message.GRANT_ACK, [grant.grant_id, True])
+            self._take(channel, grant, job, addresses)
+            return
+        self.counters.grants_declined_count += 1
+        channel.send(Message.GRANT_ACK, [grant.grant_id, False] if fits else [grant.grant_id, False, True])
+        self.wake()
 
     async def _take_unknown(self, channel: Channel, grant: Grant, addresses: list[Address]) -> None:
         """Ask for the envelope of a job that is large or that we were thought to have; without it the tasks go back."""
@@ -561,7 +596,18 @@ class Scheduler:
                 indices = [task.index for task in grant.tasks]
                 await self.worker.hand_back({(grant.owner, grant.job_id): indices})
             return
+        fit = self._fit_of(job)
+        if fit is not None and not await fit.fits_here():
+            await self._hand_back_unfit(channel, grant)
+            return
         self._take(channel, grant, job, addresses)
+
+    async def _hand_back_unfit(self, channel: Channel, grant: Grant) -> None:
+        """Give tasks back that were accepted before their job was known."""
+        self.counters.grants_declined_count += 1
+        if grant.owner == channel.peer.key:
+            indices = [task.index for task in grant.tasks]
+            await self.worker.hand_back({(grant.owner, grant.job_id): indices})
 
     async def _ask_job(self, channel: Channel, job_id: bytes) -> JobEnvelope:
         answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
@@ -603,15 +649,18 @@ class Scheduler:
             self.wake()
 
     def _on_grant_ack(self, channel: Channel, body: Any) -> None:
-        grant_id, is_accepted = messages.parse_ack(body)
+        grant_id, is_accepted, is_unfit = messages.parse_ack(body)
+        now = self._host.clock.now()
         if grant_id >= GIVEN_ID:
             given = self._given.get(grant_id)
             if given is not None and given.thief == channel.peer.key:
                 del self._given[grant_id]
+                if is_unfit:
+                    self._unfit[given.held[0].job_id, given.thief] = now + UNFIT_S
                 if not is_accepted:
                     self._put_back(given)
             return
-        self.owner.core.acknowledged(self._host.clock.now(), channel.peer.key, grant_id, is_accepted)
+        self.owner.core.acknowledged(now, channel.peer.key, grant_id, is_accepted, is_unfit=is_unfit)
         if not is_accepted:
             self.wake()
 
@@ -693,10 +742,13 @@ class Scheduler:
         self._hot.pop(channel.peer.key, None)
 
     def offer(self) -> None:
-        """Hint to all peers that there is work here, at most every OFFER_S_MIN to each."""
+        """Hint to all peers but those known not to fit that there is work here, at most every OFFER_S_MIN to each."""
         now = self._host.clock.now()
+        fits = self.owner.core.ready_fits()
         for key in self.peers:
             if key in self.parking or now - self._offered.get(key, -OFFER_S_MIN) < OFFER_S_MIN:
+                continue
+            if fits is not None and not any(fit.may_have(key, key) for fit in fits):
                 continue
             channel = self._channels.get(key)
             if channel is None:

@@ -7,7 +7,7 @@ polling follows from "new work leaves in one message" (docs/decisions.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from p2pcompute.limits import PARK_S, PARKED_MAX
 
@@ -35,6 +35,25 @@ class Thief:
     @property
     def is_local(self) -> bool:
         return self.key == LOCAL
+
+
+class Fit(Protocol):
+    """Which nodes one job may run on, and which of them it prefers."""
+
+    @property
+    def has_preference(self) -> bool: ...
+
+    def may_have(self, key: bytes, installation: bytes) -> bool:
+        """Return whether a node may be granted tasks: False when it is known that they will not run there now."""
+
+    def rank(self, key: bytes) -> float:
+        """Return how much a node is preferred."""
+
+    def known_here(self) -> bool | None:
+        """Return whether this node fits; None: it must be measured first."""
+
+    async def fits_here(self) -> bool:
+        """Measure, and return whether this node fits."""
 
 
 class Parking:

@@ -15,8 +15,8 @@ from typing import Any, Final
 from p2pcompute.errors import RemoteProtocolError, UsageError
 from p2pcompute.host.interfaces import Crypto
 from p2pcompute.identity.keys import Identity, check_delegation
-from p2pcompute.ids import JOB_ID_BYTES
-from p2pcompute.limits import JOB_NAME_CHARS_MAX
+from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
+from p2pcompute.limits import JOB_NAME_CHARS_MAX, NODES_CHOSEN_MAX, REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
 from p2pcompute.wire.envelope import Envelope, open_envelope
 
 JOB_CONTENT_TYPE: Final = "p2pc/job"
@@ -82,6 +82,14 @@ class JobTerms:
     slots_max: int | None = None
     """At most so many tasks leased at once over the whole group (-j)."""
     halt: str = ""
+    require: tuple[str, ...] = ()
+    """Conditions that a node must meet, in the language of `resources.expressions`; carried unread here."""
+    prefer: tuple[str, ...] = ()
+    """What orders the nodes that do; the same."""
+    on: tuple[bytes, ...] = ()
+    """Only these nodes: keys of theirs, or of their installations; empty: all."""
+    not_on: tuple[bytes, ...] = ()
+    """Not these."""
     created_ms: int = 0
     """Wall clock of the submitter, Unix milliseconds."""
 
@@ -109,10 +117,10 @@ def seal_job(identity: Identity, terms: JobTerms, spec: bytes, nonce: bytes) -> 
     """Return the signed envelope of a job."""
     # By identity: 0 retries are not the default, and 0 equals False.
     packed = {
-        name: value for name, value in asdict(terms).items() if value is not None and value is not False and value != ""
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(terms).items()
+        if value is not None and value is not False and value not in ("", ())
     }
-    if terms.python is not None:
-        packed["python"] = list(terms.python)
     return identity.sign_envelope(
         JOB_CONTENT_TYPE,
         {"terms": packed, "spec": spec, "nonce": nonce, "delegation": identity.delegation},
@@ -129,6 +137,26 @@ _KINDS: Final[dict[str, type]] = {
 }
 
 
+_LISTS: Final[dict[str, type]] = {"require": str, "prefer": str, "on": bytes, "not_on": bytes}
+
+
+def _items(value: Any, kind: type) -> tuple[Any, ...]:
+    if not (isinstance(value, list) and value and all(type(item) is kind for item in value)):
+        raise RemoteProtocolError("bad terms of a job: a list")
+    return tuple(value)
+
+
+def _check_choice(terms: JobTerms) -> None:
+    """Bound what is asked of nodes."""
+    expressions, keys = terms.require + terms.prefer, terms.on + terms.not_on
+    if max(len(terms.require), len(terms.prefer)) > REQUIREMENTS_MAX:
+        raise RemoteProtocolError("bad terms of a job: too many requirements")
+    if sum(map(len, expressions)) > REQUIREMENT_CHARS_MAX or len(keys) > NODES_CHOSEN_MAX:
+        raise RemoteProtocolError("bad terms of a job: too long requirements")
+    if any(len(key) != PUBLIC_KEY_BYTES for key in keys):
+        raise RemoteProtocolError("bad terms of a job: not the key of a node")
+
+
 def _terms(value: Any) -> JobTerms:
     names = {field.name for field in fields(JobTerms)}
     if not isinstance(value, dict) or any(name not in names for name in value):
@@ -141,7 +169,9 @@ def _terms(value: Any) -> JobTerms:
         if not (isinstance(python, list) and len(python) == 2 and all(type(n) is int for n in python)):
             raise RemoteProtocolError("bad terms of a job: python")
         value = {**value, "python": (python[0], python[1])}
+    value = {**value, **{name: _items(value[name], kind) for name, kind in _LISTS.items() if name in value}}
     terms = JobTerms(**value)
+    _check_choice(terms)
     if len(terms.name) > JOB_NAME_CHARS_MAX:
         raise RemoteProtocolError("bad terms of a job: name is too long")
     try:

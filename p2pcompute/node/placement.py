@@ -1,0 +1,274 @@
+"""Where jobs may run: what a job asks of nodes, tried on what is known of them.
+
+A node runs only what it fits itself, whatever the owner believes: `JobFit.fits_here` measures before tasks are taken.
+The owner uses what nodes said of themselves, as long as that may be believed, to leave out those that do not fit; of
+whom nothing is known may try.  A job that asks for nothing has no `JobFit`, and costs nothing.
+
+Bounds: fits of JOBS_KNOWN_MAX jobs of others; one verdict for each node that asks, as long as its knowledge is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
+from p2pcompute.execution.spec import JobSpec, decode_spec
+from p2pcompute.host.interfaces import Host, Value
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.ids import format_device_id
+from p2pcompute.limits import JOBS_KNOWN_MAX, NODES_KNOWN_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
+from p2pcompute.resources.expressions import View
+from p2pcompute.resources.known import HAS, Knowledge
+from p2pcompute.resources.matching import Known, Needs, Requirement, compile_needs, is_accepted
+from p2pcompute.resources.service import Resources
+from p2pcompute.scheduler.stealing import LOCAL, Fit
+from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
+
+OWN_AGE_S: Final = 5.0
+"""What was measured here so long ago is measured again, in the background, while it is used."""
+OWN_AGE_S_MAX: Final = 15.0
+"""What was measured here earlier is not used."""
+VERDICT_S: Final = 5.0
+"""How long a verdict about another node stands: what it said may change or grow old meanwhile."""
+ASK_AGAIN_S: Final = 10.0
+"""Pause between two descriptions of a node for the sake of waiting jobs."""
+ACCEPTS: Final = "accepts"
+"""Attribute: the condition over ``job.*`` on which a node takes work of others."""
+
+
+def needs_of(terms: JobTerms, spec: JobSpec) -> Needs:
+    """Return what one task of a job asks of a node."""
+    return Needs(
+        require=terms.require,
+        prefer=terms.prefer,
+        cpus=spec.cpus,
+        mem_bytes=spec.mem_bytes,
+        gpus=spec.gpus,
+        disk_bytes=spec.disk_bytes,
+    )
+
+
+def job_values(terms: JobTerms, spec: JobSpec, submitter: bytes) -> dict[str, Value]:
+    """Return a job as conditions over ``job.*`` see it."""
+    return {
+        "name": terms.name,
+        "kind": str(spec.kind),
+        "submitter": format_device_id(submitter),
+        "cpus": spec.cpus,
+        "mem": spec.mem_bytes or 0,
+        "gpus": spec.gpus,
+        "disk": spec.disk_bytes or 0,
+    }
+
+
+def _ignore() -> None:
+    """Nobody listens."""
+
+
+@dataclass(slots=True)
+class PlacementCounters:
+    """Counted over the life of a node."""
+
+    measured_count: int = 0
+    """Measurements of this node for the sake of jobs."""
+    asked_count: int = 0
+    """Nodes asked for a description for the sake of jobs."""
+    impossible_count: int = 0
+    """Jobs whose needs are none: no node takes them."""
+
+
+class Placement:
+    """Makes the fits of jobs, and lets them share what they learn."""
+
+    def __init__(
+        self,
+        host: Host,
+        scope: TaskScope,
+        resources: Resources,
+        *,
+        own_key: bytes,
+        installation: bytes,
+        accepts: str,
+    ) -> None:
+        """Args:
+        accepts: condition over ``job.*`` on which work of other installations is taken; empty: always.
+        """
+        self.host = host
+        self.scope = scope
+        self.resources = resources
+        self.own_key = own_key
+        self.installation = installation
+        self.accepts = accepts
+        self.on_news: Callable[[], None] = _ignore
+        """Called when something became known that may let a job run."""
+        self.counters = PlacementCounters()
+        self._fits: dict[bytes, JobFit | None] = {}
+        self._asking: dict[bytes, None] = {}
+        self._asked: dict[bytes, float] = {}
+
+    def fit_of(self, job: JobEnvelope) -> Fit | None:
+        """Return what a job asks of nodes; None when any will do."""
+        fit = self._fits.pop(job.job_id, None) if job.job_id in self._fits else self._make(job)
+        self._fits[job.job_id] = fit  # the last one again
+        if len(self._fits) > JOBS_KNOWN_MAX:
+            del self._fits[next(iter(self._fits))]
+        return fit
+
+    def _make(self, job: JobEnvelope) -> JobFit | None:
+        try:
+            spec = decode_spec(job.spec)
+            needs = needs_of(job.terms, spec)
+            requirement = compile_needs(needs)
+        except (RemoteProtocolError, UsageError):
+            self.counters.impossible_count += 1
+            return JobFit(self, job, None, {})
+        is_chosen = bool(job.terms.on or job.terms.not_on)
+        has_condition = bool(self.accepts) and job.submitter != self.installation
+        if needs.is_plain and not is_chosen and not has_condition:
+            return None
+        return JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
+
+    def ask(self, key: bytes, words: tuple[str, ...]) -> None:
+        """Ask a node for a description in the background, now and then, a few nodes at a time."""
+        now = self.host.clock.now()
+        if key in self._asking or len(self._asking) >= QUESTION_LANES:
+            return
+        if now - self._asked.get(key, -ASK_AGAIN_S) < ASK_AGAIN_S:
+            return
+        self._asked.pop(key, None)
+        self._asked[key] = now
+        if len(self._asked) > NODES_KNOWN_MAX:
+            del self._asked[next(iter(self._asked))]
+        self._asking[key] = None
+        self.counters.asked_count += 1
+        self.scope.spawn(self._ask(key, words), "ask-for-job")
+
+    async def _ask(self, key: bytes, words: tuple[str, ...]) -> None:
+        try:
+            await self.resources.describe(key, words[:QUESTION_WORDS_MAX])
+            self.on_news()
+        except P2pcError:
+            return  # it stays unknown, and may try
+        finally:
+            del self._asking[key]
+
+
+def known_of(knowledge: Knowledge, wall_s: float, words: tuple[str, ...]) -> Known:
+    """Return what a node said as expressions see it; `has` counts only with an answer about all words."""
+    has = knowledge.attributes.get(HAS)
+    there = has.value if has is not None and isinstance(has.value, tuple) else ()
+    is_known = all(word in knowledge.words or word in there for word in words)
+    return Known(knowledge.attributes, wall_s, has_is_known=is_known)
+
+
+class JobFit:
+    """What one job asks of nodes.  Satisfies `scheduler.stealing.Fit`."""
+
+    def __init__(
+        self, placement: Placement, job: JobEnvelope, requirement: Requirement | None, values: dict[str, Value]
+    ) -> None:
+        """Args:
+        requirement: None when it is none that this build understands: the job fits nowhere.
+        values: of ``job.*``.
+        """
+        self._placement = placement
+        self._terms = job.terms
+        self._is_own = job.submitter == placement.installation
+        self._values = values
+        self.requirement = requirement
+        self._verdicts: dict[bytes, tuple[Knowledge, float, bool | None, float]] = {}
+        """Node → (what it rests on, until when it stands, whether it fits, rank)."""
+        self._here: tuple[bool, float] | None = None
+        """Whether this node fits, and when that was measured."""
+        self._own_rank = 0.0
+        self._is_measuring = False
+
+    @property
+    def has_preference(self) -> bool:
+        return bool(self._terms.prefer)
+
+    def is_chosen(self, key: bytes, installation: bytes) -> bool:
+        """Return whether --on and --not-on leave a node in."""
+        on, not_on = self._terms.on, self._terms.not_on
+        if key == LOCAL:
+            key, installation = self._placement.own_key, self._placement.installation
+        if key in not_on or installation in not_on:
+            return False
+        return not on or key in on or installation in on
+
+    def may_have(self, key: bytes, installation: bytes) -> bool:
+        if self.requirement is None or not self.is_chosen(key, installation):
+            return False
+        if key == LOCAL:
+            return self.known_here() is True
+        return self._verdict(key)[0] is not False
+
+    def rank(self, key: bytes) -> float:
+        return self._own_rank if key == LOCAL else self._verdict(key)[1]
+
+    def _verdict(self, key: bytes) -> tuple[bool | None, float]:
+        assert self.requirement is not None
+        placement = self._placement
+        knowledge = placement.resources.known.get(key)
+        if knowledge is None:
+            placement.ask(key, self.requirement.words)
+            return None, 0.0
+        now = placement.host.clock.now()
+        found = self._verdicts.get(key)
+        if found is not None and found[0] is knowledge and now < found[1]:
+            return found[2], found[3]
+        known = known_of(knowledge, placement.host.clock.wall(), self.requirement.words)
+        view = View(known.values, self._values)
+        fits = self.requirement.fits(view)
+        accepts = known.values.get(ACCEPTS)
+        if fits is not False and isinstance(accepts, str) and is_accepted(accepts, known.values, self._values) is False:
+            fits = False
+        if fits is None:
+            placement.ask(key, self.requirement.words)
+        rank = self.requirement.rank(view)
+        self._verdicts.pop(key, None)
+        self._verdicts[key] = (knowledge, now + VERDICT_S, fits, rank)
+        if len(self._verdicts) > NODES_KNOWN_MAX:
+            del self._verdicts[next(iter(self._verdicts))]
+        return fits, rank
+
+    # --- this node --------------------------------------------------------------------------------
+
+    def known_here(self) -> bool | None:
+        age_s = self._age_s()
+        if age_s >= OWN_AGE_S and not self._is_measuring:
+            self._is_measuring = True
+            self._placement.scope.spawn(self._measure_and_wake(), "measure")
+        return None if self._here is None or age_s >= OWN_AGE_S_MAX else self._here[0]
+
+    def _age_s(self) -> float:
+        return OWN_AGE_S_MAX if self._here is None else self._placement.host.clock.now() - self._here[1]
+
+    async def _measure_and_wake(self) -> None:
+        try:
+            await self._measure()
+        finally:
+            self._is_measuring = False
+        self._placement.on_news()
+
+    async def fits_here(self) -> bool:
+        return (await self._measure()) if self._age_s() >= OWN_AGE_S else self._here is not None and self._here[0]
+
+    async def _measure(self) -> bool:
+        """Measure this node.  What it cannot tell of itself is not met: unknown is not enough to run."""
+        placement, requirement = self._placement, self.requirement
+        fits = requirement is not None and self.is_chosen(LOCAL, LOCAL)
+        if fits:
+            assert requirement is not None
+            attributes = await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX])
+            known = Known(attributes, placement.host.clock.wall())
+            view = View(known.values, self._values)
+            fits = requirement.fits(view) is True
+            if fits and not self._is_own:
+                fits = is_accepted(placement.accepts, known.values, self._values) is True
+            self._own_rank = requirement.rank(view)
+            placement.counters.measured_count += 1
+        self._here = (fits, placement.host.clock.now())
+        return fits
