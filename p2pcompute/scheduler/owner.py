@@ -177,6 +177,12 @@ class OwnerCore:
         """Unfinished jobs in the order in which they are served."""
         self._effects = Effects()
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether `take_effects` would return anything."""
+        effects = self._effects
+        return bool(effects.facts or effects.ends or effects.stops or effects.completed)
+
     def take_effects(self) -> Effects:
         """Return what has to be done since the last call."""
         effects, self._effects = self._effects, Effects()
@@ -313,6 +319,8 @@ class OwnerCore:
 
     def _may_run(self, now: float, job: OwnedJob, thief: Thief) -> bool:
         terms = job.envelope.terms
+        if job.unfit and job.unfit.get(thief.key, now) > now:
+            return False
         if terms.local_only and not thief.is_local:
             return False
         if terms.python is not None and terms.python != thief.python:
@@ -332,8 +340,6 @@ class OwnerCore:
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
         chosen: dict[int, None] = {}
-        if job.unfit and job.unfit.get(thief.key, now) > now:
-            return False
         skipped: dict[int, None] = {}
         total_bytes = 0
         while job.ready and len(chosen) < count and len(skipped) < SKIP_MAX:
@@ -407,16 +413,16 @@ class OwnerCore:
             return
         del self._pending[grant_id]
         if not is_accepted:
+            job = self.jobs.get(pending.grant.job_id)
+            if is_unfit and job is not None:
+                job.unfit = {key: until for key, until in job.unfit.items() if until > now}
+                job.unfit[thief] = now + UNFIT_S
             self._return_grant(now, pending.grant)
 
     def _return_grant(self, now: float, grant: Grant) -> None:
         job = self.jobs.get(grant.job_id)
         if job is None:
             return
-            job = self.jobs.get(pending.grant.job_id)
-            if is_unfit and job is not None:
-                job.unfit = {key: until for key, until in job.unfit.items() if until > now}
-                job.unfit[thief] = now + UNFIT_S
         for task in reversed(grant.tasks):
             lease = job.leases.get(task.index)
             if lease is not None and lease.thief == grant.thief and lease.attempt == task.attempt:
