@@ -1,5 +1,6 @@
-"""What nodes have and what jobs need.
+"""What nodes have, what jobs need, and which of them fit.
 
-Holds nothing yet: until the capacity index exists, every member is offered every job, and the only attribute that is
-matched is the Python minor (`scheduler.owner.OwnerCore._may_run`).
+A node says of itself what it has measured (`attributes`), others ask it (`questions`, `service`) and keep the answer for
+a while (`known`).  Conditions over it are written in CEL (`notation`, `expressions`); `matching` compares jobs and nodes
+with them, and `explaining` says why none fits.
 """
