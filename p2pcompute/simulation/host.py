@@ -198,7 +198,7 @@ class SeededBytes:
 class SimCrypto:
     """Modelled crypto: opaque bytes of the right size at the price of a hash.
 
-    A public key is a hash of its seed; a signature is a hash keyed by the seed, which `verify` finds in the
+    A public key is a hash of its seed; a signature is a hash of seed and message, and `verify` finds the seed in the
     simulation's registry of keys.  Nobody without the seed can make a signature that verifies.  For simulations
     only: the registry knows every secret.
 
@@ -233,11 +233,11 @@ class SimCrypto:
 
     def sign(self, seed: bytes, message: bytes) -> bytes:
         self.public_key(seed)
-        return hashlib.blake2b(message, key=seed, digest_size=64).digest()
+        return hashlib.blake2b(seed + message).digest()  # half the time of a keyed hash
 
     def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:
         seed = self._registry.get(public_key)
-        return seed is not None and hashlib.blake2b(message, key=seed, digest_size=64).digest() == signature
+        return seed is not None and hashlib.blake2b(seed + message).digest() == signature
 
 
 class SeededRealCrypto(RealCrypto):

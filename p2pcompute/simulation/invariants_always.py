@@ -15,7 +15,6 @@ from p2pcompute.limits import (
     CHANNEL_WRITE_BYTES_MAX,
     CHANNELS_MAX,
     CHANNELS_PER_PEER_MAX,
-    DATAGRAM_QUEUE_MAX,
     DHT_BUCKET_SIZES,
     DHT_DEPARTED_MAX,
     DHT_JOIN_ADDRESSES_MAX,
@@ -195,16 +194,12 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     yield "preamble nonces", len(channels._gate), REPLAY_NONCES_MAX
     yield "sources of connections", len(channels._rates), RATE_SOURCES_MAX
     yield "sources of datagrams", len(network.datagrams._rates), RATE_SOURCES_MAX
-    yield "open requests", max((len(one._pending) for one in channels._open), default=0), REQUESTS_IN_FLIGHT_MAX
-    yield "unsent bytes", max((one.unsent_bytes for one in channels._open), default=0), CHANNEL_WRITE_BYTES_MAX
+    open_requests = [len(one._pending) for one in channels._open]
+    yield "open requests", max(open_requests, default=0), REQUESTS_IN_FLIGHT_MAX
+    yield "unsent bytes", max([one.unsent_bytes for one in channels._open], default=0), CHANNEL_WRITE_BYTES_MAX
     served = channels._shared.serving.values()
-    yield "requests served", max((one.count for one in served), default=0), REQUESTS_IN_FLIGHT_MAX
-    yield "bytes served", max((one.bytes for one in served), default=0), REQUESTS_SERVED_BYTES_MAX
-    yield (
-        "datagrams waiting",
-        max((len(one._queue) for one in member.host.net.datagrams), default=0),
-        DATAGRAM_QUEUE_MAX,
-    )
+    yield "requests served", max([one.count for one in served], default=0), REQUESTS_IN_FLIGHT_MAX
+    yield "bytes served", max([one.bytes for one in served], default=0), REQUESTS_SERVED_BYTES_MAX
     yield "nodes nearby", len(network.nearby), NEARBY_MAX
     yield "names", len(network._names), PEERS_MAX
     yield "peers", len(scheduler.peers), PEERS_MAX
@@ -225,12 +220,11 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
         yield "departed contacts", len(dht._table._departed), DHT_DEPARTED_MAX
         if dht._exchange is not None:
             yield "open DHT requests", len(dht._exchange._pending), DHT_REQUESTS_MAX
-    tasks = sum(not task.done() for task in member.host.tasks)
-    open_requests = sum(len(one._pending) for one in channels._open)
+    tasks = len([task for task in member.host.tasks if not task.done()])
     yield (
         "tasks",
         tasks,
-        256 + 4 * len(channels._open) + open_requests + sum(one.count for one in served) + HANDSHAKES_MAX,
+        256 + 4 * len(channels._open) + sum(open_requests) + sum([one.count for one in served]) + HANDSHAKES_MAX,
     )
 
 

@@ -12,6 +12,7 @@ Invariants: the same settings and seed give the same trace hash, in any process;
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import json
 import math
@@ -407,6 +408,8 @@ class World:
         Raises:
             UsageError: the settings cannot be run with this seed.
         """
+        had_gc = gc.isenabled()
+        gc.disable()  # between the end of the loop and that of the simulation, which collects, nothing is to be found
         try:
             with self.simulation:
                 faults = draw_faults(
@@ -425,6 +428,9 @@ class World:
             raise
         except P2pcError as error:
             self.problem(_story(error))
+        finally:
+            if had_gc:
+                gc.enable()
         if "errors" not in self.settings.checks.off:
             for number, member in enumerate(self.mesh.members):
                 for text in member.errors[:1] if number not in self.hostile else ():
