@@ -372,8 +372,11 @@ class Channels:
         if not targets:
             raise ChannelLost("the node cannot be reached", "no address is known")
         preamble_key = self._credentials.network_keys()[0] if invite_secret is None else invite_key(invite_secret)
-        attempts = _Attempts(self._host, lambda address: self._attempt(key, address, purpose, preamble_key))
-        proven = await attempts.first_of(targets)
+        if len(targets) == 1:
+            proven = await self._attempt(key, targets[0], purpose, preamble_key)
+        else:
+            attempts = _Attempts(self._host, lambda address: self._attempt(key, address, purpose, preamble_key))
+            proven = await attempts.first_of(targets)
         channel = self._finish(proven)
         if channel is None:
             raise ChannelLost("too many channels are open", "", "try again later", code=_BUSY)
@@ -528,8 +531,6 @@ class _Attempts:
         Raises:
             P2pcError: the most telling of the errors when all failed.
         """
-        if len(addresses) == 1:
-            return await self._attempt(addresses[0])
         try:
             for address in addresses:
                 self._running += 1
