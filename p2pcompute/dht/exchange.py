@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from p2pcompute.dht.contacts import is_loopback, place_of
 from p2pcompute.dht.lookup import RttEstimate
@@ -81,10 +81,23 @@ class DhtCounters:
     lookup_hops: int = 0
     """Of all lookups together, those of the own upkeep included; see `Lookup.hops`."""
     records_stored: int = 0
+    records_repeated: int = 0
+    """Puts of exactly what is held already."""
     records_stale: int = 0
-    """Puts refused because a newer record is held."""
-    records_refused: int = 0
-    """Puts refused as invalid, expired or for lack of room."""
+    """Puts refused because a newer record is held: the publisher's clock was set back, or somebody replays."""
+    records_oversize: int = 0
+    records_malformed: int = 0
+    """Puts refused because it is no record."""
+    records_forged: int = 0
+    """Puts refused because nobody signed it, or another than whose place it would take."""
+    records_future: int = 0
+    """Puts refused as issued further ahead than RECORD_SKEW_S_MAX."""
+    records_expired: int = 0
+    """Puts refused as expired."""
+    records_full: int = 0
+    """Puts refused for lack of room."""
+    puts_without_token: int = 0
+    """Puts by nodes that had not shown that they are at their address; they were given a token."""
     records_handed_on: int = 0
     """Records given to newcomers to whom they belong."""
     records_invalid: int = 0
@@ -105,8 +118,7 @@ class _Pending:
     timer: Timer | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(NamedTuple):
     """A message whose signature holds, and its source."""
 
     message: Message
