@@ -95,7 +95,7 @@ class RealProbe:
         self._found = _Findings()
         self._child: subprocess.Popen[bytes] | None = None
         self._looking: asyncio.Future[None] | None = None
-        self._looking_since = 0.0
+        self._waiting_until = 0.0
         self._lock = threading.Lock()
         """For the child, between the thread that reads what it says and `close`."""
         self._is_closed = False
@@ -150,17 +150,18 @@ class RealProbe:
     # --- the child process ------------------------------------------------------------------------
 
     async def _look_over(self) -> None:
-        """Start a child process when it is time for one, and wait a moment for it."""
+        """Start a child process when it is time for one; wait a moment for the first."""
+        now = time.monotonic()
         if self._looking is None or self._looking.done():
-            groups = self._due(time.monotonic())
-            if not groups:
-                return
-            loop = asyncio.get_running_loop()
-            self._looking_since = time.monotonic()
-            self._looking = loop.run_in_executor(None, self._run_child, groups)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._looking_since + FIRST_S - time.monotonic())):
-                await asyncio.shield(self._looking)
+            groups = self._due(now)
+            if groups:
+                self._waiting_until = now + FIRST_S if self._looking is None else now
+                loop = asyncio.get_running_loop()
+                self._looking = loop.run_in_executor(None, self._run_child, groups)
+        if self._looking is not None and now < self._waiting_until:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._waiting_until - now):
+                    await asyncio.shield(self._looking)
 
     def _due(self, now: float) -> list[str]:
         """Return the groups of probes that are to run now."""

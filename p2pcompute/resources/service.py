@@ -231,10 +231,12 @@ class Resources:
         Raises:
             P2pcError: it cannot be reached or does not answer; or its build is too old (code "unknown").
         """
-        words = words[:QUESTION_WORDS_MAX]
         knowledge, now = self.known.get(key), self._host.clock.now()
+        words = words[:QUESTION_WORDS_MAX]
         if knowledge is not None and now - knowledge.heard_s < age_s and knowledge.words.issuperset(words):
             return knowledge
+        if knowledge is not None:  # what was asked before stays known
+            words = list(dict.fromkeys([*words, *sorted(knowledge.words)]))[:QUESTION_WORDS_MAX]
         wanted = frozenset(words)
         under_way = self._describing.get(key)
         if under_way is None or not wanted <= under_way[0]:
@@ -300,15 +302,13 @@ class Resources:
         began = self._host.clock.now()
         tally = _Tally([])
         candidates = self.candidates()
-        await self._ask_self(query, tally)
         waiting = deque(self._from_known(query, candidates, tally)[:QUESTION_ASKED_MAX])
-        left = len(waiting)
+        lane_count = min(QUESTION_LANES, len(waiting))
         scope = TaskScope("find")
         try:
             async with self._host.clock.timeout(query.time_s):
-                lanes = [
-                    scope.spawn(self._lane(query, waiting, tally), "lane") for _ in range(min(QUESTION_LANES, left))
-                ]
+                lanes = [scope.spawn(self._ask_self(query, tally), "own")]
+                lanes += [scope.spawn(self._lane(query, waiting, tally), "lane") for _ in range(lane_count)]
                 for lane in lanes:
                     await lane
         except TimeoutError:
@@ -338,7 +338,8 @@ class Resources:
 
     async def _ask_self(self, query: Query, tally: _Tally) -> None:
         verdict, attributes = await self._evaluate(query.expression)
-        self._count(query, tally, self._own_key, verdict, attributes, 0.0)
+        if not self._is_enough(query, tally):
+            self._count(query, tally, self._own_key, verdict, attributes, 0.0)
 
     def _from_known(
         self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally
