@@ -136,6 +136,8 @@ DHT_PATH_ROOTS: Final = 3
 (0.2 % at f = 0.6); with none, f^5 were, because those that are asked first name all others (8 % at f = 0.6)."""
 DHT_FOUND_ENOUGH: Final = 2
 """Holders whose valid answers end a get: the second may have a newer record.  A miss runs to the k nearest."""
+DHT_TOKEN_ROTATE_S: Final = 300.0
+"""A new secret for write tokens; those made with the one before are accepted as well, for as long again."""
 DHT_HANDERS: Final = 2
 """Of all who keep a record, so many of the nearest to its key hand it to a newcomer to whom it belongs."""
 DHT_HAND_ON_MAX: Final = 64
@@ -248,6 +250,8 @@ EXPRESSION_CHARS_MAX: Final = 500
 evaluate (both grow with its square)."""
 EXPRESSION_DEPTH_MAX: Final = 16
 """Brackets inside one another."""
+EXPLAINED_NODES_MAX: Final = 200
+"""Nodes in one explanation, each asked and shown; of more only their number is told."""
 REQUIREMENTS_MAX: Final = 16
 """`--require`, and `--prefer`, of one job."""
 NODES_CHOSEN_MAX: Final = 64

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from p2pcompute.dht.exchange import DhtCounters
 from p2pcompute.dht.messages import Ack, AckStatus, Put, Values, page_of
-from p2pcompute.dht.records import PutOutcome, Record, RecordStore, open_record, pack_records, unpack_records
+from p2pcompute.dht.records import PutOutcome, Record, RecordStore, Refusal, open_record, pack_records, unpack_records
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Clock, Crypto
 from p2pcompute.limits import DHT_PARTIAL_PUTS_MAX
@@ -26,13 +26,13 @@ class Keeper:
     def take_part(self, sender: bytes, transaction: bytes, message: Put) -> Ack | None:
         """Take in a part of a record; return what to reply once it is whole, else None."""
         if message.parts == 1:
-            return self._take(message.chunk)
+            return self._take(message.key, message.chunk)
         slot = (sender, transaction)
         parts = self._partial.setdefault(slot, {})
         parts[message.part] = message.chunk
         if len(parts) == message.parts:
             del self._partial[slot]
-            return self._take(b"".join(parts[index] for index in sorted(parts)))
+            return self._take(message.key, b"".join(parts[index] for index in sorted(parts)))
         while len(self._partial) > DHT_PARTIAL_PUTS_MAX:
             del self._partial[next(iter(self._partial))]
             self._counters.dropped_parts += 1
@@ -45,15 +45,16 @@ class Keeper:
                 self._counters.records_stored += 1
                 return Ack(AckStatus.OK, record.seq)
             case PutOutcome.SAME:
+                self._counters.records_repeated += 1
                 return Ack(AckStatus.OK, record.seq)
             case PutOutcome.STALE:
                 self._counters.records_stale += 1
                 return Ack(AckStatus.STALE, self.records.held_seq(record.key, record.publisher))
             case PutOutcome.EXPIRED:
-                self._counters.records_refused += 1
+                self._counters.records_expired += 1
                 return Ack(AckStatus.REFUSED)
             case PutOutcome.FULL:
-                self._counters.records_refused += 1
+                self._counters.records_full += 1
                 return Ack(AckStatus.FULL)
 
     def page(self, key: bytes, offset: int) -> Values | None:
@@ -86,9 +87,26 @@ class Keeper:
         """Drop what has reached the end of its life."""
         self.records.expire(self._clock.now())
 
-    def _take(self, raw: bytes) -> Ack:
+    def _take(self, key: bytes, raw: bytes) -> Ack:
         try:
-            return self.keep(open_record(self._crypto, raw, wall=self._clock.wall()))
-        except RemoteProtocolError:
-            self._counters.records_refused += 1
+            record = open_record(self._crypto, raw, wall=self._clock.wall())
+            if record.key != key:  # the token was for that one
+                raise RemoteProtocolError("a record of another key", code=Refusal.FORGED)
+        except RemoteProtocolError as error:
+            self._refuse(error.code)
             return Ack(AckStatus.REFUSED)
+        return self.keep(record)
+
+    def _refuse(self, code: str) -> None:
+        counters = self._counters
+        match code:
+            case Refusal.OVERSIZE:
+                counters.records_oversize += 1
+            case Refusal.FORGED:
+                counters.records_forged += 1
+            case Refusal.FUTURE:
+                counters.records_future += 1
+            case Refusal.EXPIRED:
+                counters.records_expired += 1
+            case _:
+                counters.records_malformed += 1

@@ -11,13 +11,16 @@ the one that said goodbye.
 |---|---|---|
 | PING | [] | PONG |
 | PONG | [observed address, name] | |
-| FIND | [key] | NODES |
-| NODES | [name, [[key, address], …]], nearest first, cut to fit | |
-| GET | [key, offset] | VALUES, or NODES when nothing is held |
+| FIND | [key, padding] | NODES |
+| NODES | [name, [[key, address], …], token 8], nearest first, cut to fit | |
+| GET | [key, offset, padding] | VALUES, or NODES when nothing is held |
 | VALUES | [digest 8, total, offset, chunk] of the canonical list of raw records | |
-| PUT | [part, parts, chunk] of one raw record; all parts carry one transaction | ACK |
-| ACK | [status, seq held] | |
+| PUT | [key, token, part, parts, chunk] of one raw record; all parts carry one transaction | ACK |
+| ACK | [status, seq held, token] | |
 | BYE | [] | ACK |
+
+No answer is longer than three times its question, so nobody can have a node flood an address that he forges: FIND and
+GET are padded with zeros, and are malformed without.  A token is empty or 8 bytes; see `tokens`.
 
 Deviations: Kademlia's FIND_VALUE returns one value; here a holder's records are read in pages at offsets.
 
@@ -52,6 +55,7 @@ TRANSACTION_BYTES: Final = 8
 RUN_BYTES: Final = 8
 SIGNATURE_BYTES: Final = 64
 DIGEST_BYTES: Final = 8
+TOKEN_BYTES: Final = 8
 ANYONE: Final = bytes(DHT_ID_BYTES)
 """Recipient of a first contact."""
 
@@ -90,7 +94,11 @@ _RECIPIENT_AT: Final = _SENDER_AT + PUBLIC_KEY_BYTES + 1
 _RUN_AT: Final = _RECIPIENT_AT + DHT_ID_BYTES + 1
 _BODY_AT: Final = _RUN_AT + RUN_BYTES
 _EMPTY: Final = b"\x80"
-_KEY_ONLY: Final = bytes((0x81, 0x40 | DHT_ID_BYTES))
+_PADDING: Final = bytes(224)
+_PADDING_ENCODED: Final = bytes((0x58, len(_PADDING))) + _PADDING
+_FIND_HEAD: Final = bytes((0x82, 0x40 | DHT_ID_BYTES))
+_FIND_BYTES: Final = len(_FIND_HEAD) + DHT_ID_BYTES + len(_PADDING_ENCODED)
+_TOKEN_HEAD: Final = bytes((0x40 | TOKEN_BYTES,))
 _CONTACT_HEAD: Final = bytes((0x82, 0x58, PUBLIC_KEY_BYTES))
 _PACKED_V4_HEAD: Final = 0x46
 _CONTACT_BYTES: Final = 3 + PUBLIC_KEY_BYTES + 1 + 6
@@ -106,6 +114,8 @@ class AckStatus(IntEnum):
     """Not a valid record, or expired."""
     FULL = 3
     """No room that it could have."""
+    TOKEN = 4
+    """Not without a token; one is in the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,8 @@ class Nodes:
 
     name: str
     contacts: tuple[Contact, ...]
+    token: bytes = bytes(TOKEN_BYTES)
+    """With which the asker may put records under the key it asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +173,9 @@ class Values:
 class Put:
     """A part of a record to be held."""
 
+    key: bytes
+    """Where it lives."""
+    token: bytes
     part: int
     parts: int
     chunk: bytes
@@ -173,6 +188,7 @@ class Ack:
     status: AckStatus
     seq: int = 0
     """Sequence number of the record that is held now; 0 when none."""
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,20 +314,21 @@ def _encode_body(message: Message) -> bytes:
         case Ping() | Bye():
             return _EMPTY
         case Find():
-            return _KEY_ONLY + message.key
+            return _FIND_HEAD + message.key + _PADDING_ENCODED
         case Pong():
             return cbor.encode([pack_address(message.observed), message.name])
         case Nodes():
             contacts = b"".join([_packed(contact.key, contact.address) for contact in message.contacts])
-            return b"".join((b"\x82", cbor.encode(message.name), _list_head(len(message.contacts)), contacts))
+            name, count = cbor.encode(message.name), _list_head(len(message.contacts))
+            return b"".join((b"\x83", name, count, contacts, _TOKEN_HEAD, message.token))
         case Get():
-            return cbor.encode([message.key, message.offset])
+            return cbor.encode([message.key, message.offset, _PADDING])
         case Values():
             return cbor.encode([message.digest, message.total, message.offset, message.chunk])
         case Put():
-            return cbor.encode([message.part, message.parts, message.chunk])
+            return cbor.encode([message.key, message.token, message.part, message.parts, message.chunk])
         case Ack():
-            return cbor.encode([int(message.status), message.seq])
+            return cbor.encode([int(message.status), message.seq, message.token])
         case _:
             assert_never(message)
 
@@ -337,8 +354,10 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
             return _PING
         if kind is MessageType.BYE:
             return _BYE
-    if kind is MessageType.FIND and len(raw) == len(_KEY_ONLY) + DHT_ID_BYTES and raw.startswith(_KEY_ONLY):
-        return Find(raw[len(_KEY_ONLY) :])
+    if kind is MessageType.FIND and len(raw) == _FIND_BYTES and raw.startswith(_FIND_HEAD):
+        key_end = len(_FIND_HEAD) + DHT_ID_BYTES
+        if raw[key_end:] == _PADDING_ENCODED:
+            return Find(raw[len(_FIND_HEAD) : key_end])
     if kind is MessageType.NODES:
         nodes = _fast_nodes(raw)
         if nodes is not None:
@@ -354,26 +373,26 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
             observed, name = _fields(body, 2)
             return Pong(unpack_address(observed), _name(name))
         case MessageType.FIND:
-            (key,) = _fields(body, 1)
-            return Find(_sized(key, DHT_ID_BYTES))
+            key, padding = _fields(body, 2)
+            return Find(_padded(key, padding))
         case MessageType.NODES:
-            name, contacts = _fields(body, 2)
-            return Nodes(_name(name), _contacts(contacts))
+            name, contacts, token = _fields(body, 3)
+            return Nodes(_name(name), _contacts(contacts), _sized(token, TOKEN_BYTES))
         case MessageType.GET:
-            key, offset = _fields(body, 2)
-            return Get(_sized(key, DHT_ID_BYTES), _count(offset, RECORDS_REPLY_BYTES_MAX))
+            key, offset, padding = _fields(body, 3)
+            return Get(_padded(key, padding), _count(offset, RECORDS_REPLY_BYTES_MAX))
         case MessageType.VALUES:
             return _values(body)
         case MessageType.PUT:
-            part, parts, chunk = _fields(body, 3)
+            key, token, part, parts, chunk = _fields(body, 5)
             parts = _count(parts, DHT_PUT_PARTS_MAX)
             part = _count(part, DHT_PUT_PARTS_MAX - 1)
             if part >= parts or not isinstance(chunk, bytes) or not 0 < len(chunk) <= DHT_CHUNK_BYTES:
                 raise RemoteProtocolError("a part of a record that cannot be")
-            return Put(part, parts, chunk)
+            return Put(_sized(key, DHT_ID_BYTES), _token(token), part, parts, chunk)
         case MessageType.ACK:
-            status, seq = _fields(body, 2)
-            return Ack(AckStatus(_count(status, max(AckStatus))), _count(seq, _SEQ_MAX))
+            status, seq, token = _fields(body, 3)
+            return Ack(AckStatus(_count(status, max(AckStatus))), _count(seq, _SEQ_MAX), _token(token))
         case MessageType.BYE:
             _fields(body, 0)
             return _BYE
@@ -384,17 +403,18 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
 def _fast_nodes(raw: bytes) -> Nodes | None:
     """Read a NODES with fewer than 24 contacts, all IPv4, and a name of less than 24 bytes: nearly all are so, and the
     strict decoder takes three times as long.  None: let the strict decoder say what it is."""
-    if len(raw) < 3 or raw[0] != 0x82 or raw[1] >> 5 != 3 or raw[1] & 31 >= 24:
+    if len(raw) < 3 or raw[0] != 0x83 or raw[1] >> 5 != 3 or raw[1] & 31 >= 24:
         return None
     at = 2 + (raw[1] & 31)
     if len(raw) <= at or raw[at] >> 5 != 4:
         return None
     count = raw[at] & 31
     at += 1
-    if count >= 24 or len(raw) != at + count * _CONTACT_BYTES:
+    end = at + count * _CONTACT_BYTES
+    if count >= 24 or len(raw) != end + 1 + TOKEN_BYTES or raw[end : end + 1] != _TOKEN_HEAD:
         return None
     contacts = []
-    for start in range(at, len(raw), _CONTACT_BYTES):
+    for start in range(at, end, _CONTACT_BYTES):
         contact = _contact_of(raw[start : start + _CONTACT_BYTES])
         if contact is None:
             return None
@@ -403,7 +423,7 @@ def _fast_nodes(raw: bytes) -> Nodes | None:
         name = raw[2 : at - 1].decode()
     except UnicodeDecodeError:
         return None
-    return Nodes(_name(name), tuple(contacts))
+    return Nodes(_name(name), tuple(contacts), raw[end + 1 :])
 
 
 @lru_cache(maxsize=_CONTACTS_CACHED_MAX)
@@ -417,6 +437,7 @@ def _contact_of(item: bytes) -> Contact | None:
 def cut_contacts(contacts: Sequence[Contact], name: str) -> tuple[Contact, ...]:
     """Return the first contacts, as many as fit a NODES message beside `name`."""
     left = DHT_BODY_BYTES_MAX - _HEAD_BYTES - SIGNATURE_BYTES - len(name.encode()) - 7  # heads of body, name and list
+    left -= 1 + TOKEN_BYTES
     chosen: list[Contact] = []
     for contact in contacts[:_CONTACTS_MAX]:
         left -= 1 + 2 + PUBLIC_KEY_BYTES + 1 + packed_size(contact.address)
@@ -436,10 +457,10 @@ def blob_digest(blob: bytes) -> bytes:
     return hashlib.sha256(blob).digest()[:DIGEST_BYTES]
 
 
-def parts_of(raw: bytes) -> list[Put]:
-    """Return the PUT messages of a raw record, in order."""
+def parts_of(raw: bytes, key: bytes, token: bytes = b"") -> list[Put]:
+    """Return the PUT messages of a raw record that lives under `key`, in order."""
     chunks = [raw[start : start + DHT_CHUNK_BYTES] for start in range(0, len(raw), DHT_CHUNK_BYTES)]
-    return [Put(index, len(chunks), chunk) for index, chunk in enumerate(chunks)]
+    return [Put(key, token, index, len(chunks), chunk) for index, chunk in enumerate(chunks)]
 
 
 def shown_name(name: object) -> str:
@@ -462,6 +483,16 @@ def _sized(value: object, size: int) -> bytes:
     if not isinstance(value, bytes) or len(value) != size:
         raise RemoteProtocolError(f"{size} bytes were expected")
     return value
+
+
+def _padded(key: object, padding: object) -> bytes:
+    if padding != _PADDING:
+        raise RemoteProtocolError("a question that is shorter than a third of its answer")
+    return _sized(key, DHT_ID_BYTES)
+
+
+def _token(value: object) -> bytes:
+    return b"" if value == b"" else _sized(value, TOKEN_BYTES)
 
 
 def _fields(body: list[Any], count: int) -> list[Any]:
@@ -506,3 +537,5 @@ def _values(body: list[Any]) -> Values:
 
 
 assert _BODY_AT == _HEAD_BYTES and VERSION < 24 and max(MessageType) < 24, "one byte each"
+assert 3 * (_BODY_AT + _FIND_BYTES + SIGNATURE_BYTES + 12) >= DHT_BODY_BYTES_MAX + 12, "12: what carries a body"
+assert 3 * (_BODY_AT + 1 + SIGNATURE_BYTES) >= _BODY_AT + 22 + 4 * NODE_NAME_CHARS_MAX + SIGNATURE_BYTES, "PING, PONG"

@@ -124,8 +124,10 @@ class Queries:
 
         def ask(contact: Contact, answer: Answer) -> None:
             def done(reply: Message | None) -> None:
-                if reply is not None and contact.number ^ number <= radius:
-                    store.send(contact)
+                if isinstance(reply, Nodes):
+                    store.tokens[contact.key] = reply.token
+                    if contact.number ^ number <= radius:
+                        store.send(contact)
                 _answer_nodes(contact, answer, reply)
 
             self._ask(contact.key, contact.address, [Find(record.key)], done)
@@ -151,7 +153,8 @@ class Queries:
         now, radius = self._clock.now(), self.radius()
         own = int.from_bytes(self._table.own_id, "big")
         chosen = []
-        for record in self._keeper.records.live(now=now):
+        # Who has put one since then knew the newcomer, or was told of it: a group that starts together hands on nothing.
+        for record in self._keeper.records.live(now=now, stored_by=newcomer.seen):
             key = int.from_bytes(record.key, "big")
             distance = newcomer.number ^ key
             if record.publisher == newcomer.key or (radius and distance > _FAR * radius):
@@ -166,10 +169,12 @@ class Queries:
     async def hand_on(self, newcomer: Contact) -> None:
         """Give a newcomer the records that belong to it, one after the other; stop when it does not answer."""
         for record in self.to_hand_on(newcomer):
-            (reply,) = await self.ask_all([newcomer], parts_of(record.raw))
-            if reply is None:
+            store = _Store(record, self._ask)
+            store.send(newcomer)
+            kept, _ = await store.settled()
+            if not store.replies_count:
                 return
-            self._counters.records_handed_on += isinstance(reply, Ack) and reply.status is AckStatus.OK
+            self._counters.records_handed_on += kept
 
     async def ask_all(
         self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S
@@ -296,7 +301,10 @@ class _Store:
         self.kept = 0
         self.stale_seq = 0
         """The highest sequence number of a newer record that somebody holds."""
-        self._parts = parts_of(record.raw)
+        self.tokens: dict[bytes, bytes] = {}
+        """With which each peer takes it, by public key; a peer that wants one gives it otherwise."""
+        self.replies_count = 0
+        self._record = record
         self._ask = ask
         self._sent: dict[bytes, None] = {}
         self._left = 0
@@ -304,10 +312,11 @@ class _Store:
 
     def send(self, contact: Contact) -> None:
         """Send it to a peer that was not sent it yet."""
-        if contact.key not in self._sent:
-            self._sent[contact.key] = None
-            self._left += 1
-            self._ask(contact.key, contact.address, self._parts, self._replied)
+        if contact.key in self._sent:
+            return
+        self._sent[contact.key] = None
+        self._left += 1
+        self._put(contact, self.tokens.get(contact.key, b""), self._replied_first)
 
     def take(self, reply: Message | None) -> None:
         """Take in what somebody says to it."""
@@ -324,8 +333,19 @@ class _Store:
         await self._settled
         return self.kept, self.stale_seq
 
-    def _replied(self, reply: Message | None) -> None:
+    def _put(self, contact: Contact, token: bytes, done: Callable[[Contact, Message | None], None]) -> None:
+        parts = parts_of(self._record.raw, self._record.key, token)
+        self._ask(contact.key, contact.address, parts, partial(done, contact))
+
+    def _replied_first(self, contact: Contact, reply: Message | None) -> None:
+        if isinstance(reply, Ack) and reply.status is AckStatus.TOKEN:
+            self._put(contact, reply.token, self._replied)
+        else:
+            self._replied(contact, reply)
+
+    def _replied(self, _contact: Contact, reply: Message | None) -> None:
         self._left -= 1
+        self.replies_count += reply is not None
         self.take(reply)
         self._check()
 

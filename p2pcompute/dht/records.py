@@ -45,6 +45,17 @@ _LIST_HEAD_BYTES: Final = 3
 _ITEM_HEAD_BYTES: Final = 3
 
 
+class Refusal(StrEnum):
+    """Why a record of a peer is refused: the code of the error that `open_record` raises."""
+
+    OVERSIZE = "record-oversize"
+    MALFORMED = "record-malformed"
+    FORGED = "record-forged"
+    """Signed by nobody, or by another than whose place it takes."""
+    FUTURE = "record-future"
+    EXPIRED = "record-expired"
+
+
 class RecordKind(StrEnum):
     """Content types of the envelope."""
 
@@ -143,15 +154,20 @@ def open_record(crypto: Crypto, raw: bytes, *, wall: float) -> Record:
 
     Raises:
         RemoteProtocolError: malformed, wrongly signed, under a key that is not its own, expired, or from the
-            future.
+            future; its code is a `Refusal`.
     """
     if len(raw) > RECORD_BYTES_MAX:
-        raise RemoteProtocolError(f"a record of {len(raw)} bytes")
-    record = _opened(crypto, raw)
+        raise RemoteProtocolError(f"a record of {len(raw)} bytes", code=Refusal.OVERSIZE)
+    try:
+        record = _opened(crypto, raw)
+    except RemoteProtocolError as error:
+        is_forged = error.code in (envelope.FORGED, Refusal.FORGED)
+        code = Refusal.FORGED if is_forged else Refusal.MALFORMED
+        raise RemoteProtocolError(error.what, error.why, code=code) from error
     if record.issued > wall + RECORD_SKEW_S_MAX:
-        raise RemoteProtocolError("a record from the future")
+        raise RemoteProtocolError("a record from the future", code=Refusal.FUTURE)
     if record.remaining_s(wall) <= 0:
-        raise RemoteProtocolError("an expired record")
+        raise RemoteProtocolError("an expired record", code=Refusal.EXPIRED)
     return record
 
 
@@ -179,7 +195,7 @@ def _record(kind: RecordKind, signer: bytes, fields: Any, raw: bytes) -> Record:
         raise RemoteProtocolError("a record has 7 fields")
     publisher, key, salt, seq, issued, ttl_s, value = fields
     if publisher != signer or not isinstance(publisher, bytes) or len(publisher) != PUBLIC_KEY_BYTES:
-        raise RemoteProtocolError("a record signed by another than its publisher")
+        raise RemoteProtocolError("a record signed by another than its publisher", code=Refusal.FORGED)
     if not isinstance(key, bytes) or len(key) != DHT_ID_BYTES:
         raise RemoteProtocolError("a record without a key")
     if not isinstance(salt, bytes) or len(salt) > RECORD_SALT_BYTES_MAX:
@@ -191,7 +207,7 @@ def _record(kind: RecordKind, signer: bytes, fields: Any, raw: bytes) -> Record:
     if not _is_integer(ttl_s, 1, int(RECORD_TTL_S_MAX)):
         raise RemoteProtocolError("a life out of bounds")
     if kind is RecordKind.RECORD and key != record_key(publisher, salt):
-        raise RemoteProtocolError("a record under a key that is not its publisher's")
+        raise RemoteProtocolError("a record under a key that is not its publisher's", code=Refusal.FORGED)
     if kind is RecordKind.AD and salt:
         raise RemoteProtocolError("an ad with a salt")
     return Record(
@@ -254,6 +270,8 @@ class PutOutcome(StrEnum):
 class _Held:
     record: Record
     expires: float
+    stored: float
+    """Clock time at which it came."""
 
 
 class RecordStore:
@@ -293,7 +311,7 @@ class RecordStore:
             return PutOutcome.FULL
         if held is None:
             self._count += 1
-        self._keys.setdefault(record.key, {})[record.publisher] = _Held(record, expires)
+        self._keys.setdefault(record.key, {})[record.publisher] = _Held(record, expires, now)
         return PutOutcome.STORED
 
     def get(self, key: bytes, *, now: float) -> list[Record]:
@@ -302,9 +320,10 @@ class RecordStore:
         live.sort(key=lambda held: (-held.expires, held.record.publisher))
         return [held.record for held in live]
 
-    def live(self, *, now: float) -> list[Record]:
-        """Return all records that have not expired."""
-        return [held.record for publishers in self._keys.values() for held in publishers.values() if held.expires > now]
+    def live(self, *, now: float, stored_by: float = math.inf) -> list[Record]:
+        """Return all records that have not expired, those that came later than `stored_by` left out."""
+        every = (held for publishers in self._keys.values() for held in publishers.values())
+        return [held.record for held in every if held.expires > now and held.stored <= stored_by]
 
     def held_seq(self, key: bytes, publisher: bytes) -> int:
         """Return the sequence number that is held; 0 when none is."""

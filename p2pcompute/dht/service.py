@@ -38,6 +38,7 @@ from p2pcompute.dht.messages import (
 from p2pcompute.dht.queries import Queries, reachable
 from p2pcompute.dht.records import Record, RecordStore, make_ad
 from p2pcompute.dht.routing_table import Change, RoutingTable
+from p2pcompute.dht.tokens import WriteTokens
 from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
@@ -111,6 +112,7 @@ class Dht:
         self.on_contact_gone: Callable[[Contact], None] = lambda contact: None
         """Called when a peer was evicted or has said goodbye."""
         self._keeper = Keeper(self._clock, self._crypto, self.counters)
+        self._tokens = WriteTokens(self._crypto.random_bytes)
         self._ad_seq = 0
         self._reset()
 
@@ -544,8 +546,10 @@ class Dht:
                 page = self._keeper.page(message.key, message.offset)
                 self._answer(request, page or self._nodes(message.key, request))
             case Put():
-                ack = self._keeper.take_part(sender, request.statement.transaction, message)
-                if ack is not None:
+                if not self._may_put(request, message):
+                    self.counters.puts_without_token += 1
+                    self._answer(request, Ack(AckStatus.TOKEN, 0, self._token(request, message.key)))
+                elif (ack := self._keeper.take_part(sender, request.statement.transaction, message)) is not None:
                     self._answer(request, ack)
             case _:
                 raise AssertionError(f"{message} is no request")
@@ -557,7 +561,19 @@ class Dht:
 
     def _nodes(self, key: bytes, request: Verified) -> Nodes:
         near = self._table.nearest(key, DHT_K, exclude=place_of(request.statement.sender).id, live_only=True)
-        return Nodes(self._name, cut_contacts(reachable(near, request.address), self._name))
+        contacts = cut_contacts(reachable(near, request.address), self._name)
+        return Nodes(self._name, contacts, self._token(request, key))
+
+    def _token(self, request: Verified, key: bytes) -> bytes:
+        return self._tokens.issue(request.address, request.statement.sender, key, now=self._clock.now())
+
+    def _may_put(self, request: Verified, put: Put) -> bool:
+        """Whether what is sent to the sender's address reaches it: it is a contact there, or has a token."""
+        sender, address = request.statement.sender, request.address
+        contact = self.knows(sender)
+        if contact is not None and contact.address == address:
+            return True
+        return self._tokens.accepts(put.token, address, sender, put.key, now=self._clock.now())
 
     # --- what we ask ---
 

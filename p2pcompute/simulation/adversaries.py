@@ -43,7 +43,7 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity, create_identity
-from p2pcompute.ids import dht_id
+from p2pcompute.ids import DHT_ID_BYTES, dht_id
 from p2pcompute.limits import DATAGRAM_BYTES_MAX, DHT_K, FRAME_BYTES_MAX, HANDSHAKE_S_MAX, HANDSHAKES_MAX
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler import messages
@@ -430,13 +430,15 @@ def _equivocation(hostile: _Hostile) -> None:
     def attack() -> None:
         wall = clock.wall()
         for number, contact in enumerate(dht.contacts()):
-            raw = b""
+            raw, key = b"", bytes(DHT_ID_BYTES)
             held = [one for key in sorted(dht.records._keys) for one in dht.records.get(key, now=clock.now())]
             match hostile.rng.randrange(4):
                 case 0 if former:
-                    raw = hostile.rng.choice(former).raw
+                    again = hostile.rng.choice(former)
+                    raw, key = again.raw, again.key
                 case 1 if held:
-                    raw = _flipped(hostile.rng, hostile.rng.choice(held).raw)
+                    others = hostile.rng.choice(held)
+                    raw, key = _flipped(hostile.rng, others.raw), others.key
                 case _:
                     ad = make_ad(
                         identity.sign_envelope, identity.public_key, key=dht_id(identity.public_key),
@@ -444,8 +446,8 @@ def _equivocation(hostile: _Hostile) -> None:
                         value=cbor.encode({"name": f"face {number}"}),
                     )  # fmt: skip
                     former.append(ad)
-                    raw = ad.raw
-            dht._ask(contact.key, contact.address, parts_of(raw), lambda _reply: None)
+                    raw, key = ad.raw, ad.key
+            dht._ask(contact.key, contact.address, parts_of(raw, key), lambda _reply: None)
             hostile.fire()
         del former[:-CAPTURED_MAX]
 

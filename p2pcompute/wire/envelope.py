@@ -24,6 +24,8 @@ CONTENT_TYPE: Final = 3
 _KEY_ID: Final = 4
 _EDDSA: Final = -8
 _SIGNATURE_BYTES: Final = 64
+FORGED: Final = "forged"
+"""Code of the error when the signature is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def open_envelope(
     if not isinstance(key, bytes) or len(key) != PUBLIC_KEY_BYTES or (signer is not None and key != signer):
         raise RemoteProtocolError("envelope of another signer")
     if not crypto.verify(key, cbor.encode(["Signature1", protected, b"", body]), signature):
-        raise RemoteProtocolError("wrong signature")
+        raise RemoteProtocolError("wrong signature", code=FORGED)
     return Envelope(content_type, key, cbor.decode(body, allow_float=allow_float), raw)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from p2pcompute.dht.contacts import Contact, pack_address, unpack_address
 from p2pcompute.dht.messages import (
     ANYONE,
+    REPLIES,
     Ack,
     AckStatus,
     Bye,
@@ -31,6 +32,7 @@ from p2pcompute.dht.messages import (
     encode_statement,
     parts_of,
     shown_name,
+    type_of,
 )
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.host.interfaces import Address
@@ -56,16 +58,22 @@ v4 = st.integers(0x01000000, 0xDFFFFFFF).map(lambda n: ".".join(str(b) for b in 
 addresses = st.builds(Address, v4 | st.sampled_from(["::1", "fd00::1", "2001:db8::7"]), st.integers(1, 65535))
 names = st.text(max_size=64).map(shown_name)
 contacts = st.tuples(keys, addresses).map(lambda pair: Contact(*pair))
+tokens = st.binary(min_size=8, max_size=8)
 chunks = st.binary(min_size=1, max_size=DHT_CHUNK_BYTES)
 messages = st.one_of(
     st.just(Ping()),
     st.builds(Pong, addresses, names),
     st.builds(Find, ids),
-    st.builds(lambda name, cs: Nodes(name, cut_contacts(cs, name)), names, st.lists(contacts, max_size=40)),
+    st.builds(
+        lambda name, cs, token: Nodes(name, cut_contacts(cs, name), token),
+        names,
+        st.lists(contacts, max_size=40),
+        tokens,
+    ),
     st.builds(Get, ids, st.integers(0, 16384)),
     st.builds(lambda c, o: Values(bytes(8), o + len(c), o, c), chunks, st.integers(0, 15000)),
-    st.builds(lambda c, p: Put(p, 2, c), chunks, st.integers(0, 1)),
-    st.builds(Ack, st.sampled_from(AckStatus), st.integers(0, 2**63 - 1)),
+    st.builds(lambda k, t, c, p: Put(k, t, p, 2, c), ids, st.just(b"") | tokens, chunks, st.integers(0, 1)),
+    st.builds(Ack, st.sampled_from(AckStatus), st.integers(0, 2**63 - 1), st.just(b"") | tokens),
     st.just(Bye()),
 )
 
@@ -161,21 +169,29 @@ def test_each_outer_field_is_checked(change: dict[int, Any]) -> None:
         (MessageType.PONG, [b"\x7f\0\0\1\0\0", "n"]),
         (MessageType.PONG, [b"\x7f\0\0\1\0\1", "n" * 65]),
         (MessageType.PONG, [b"\x7f\0\0\1\0\1", "bell\a"]),
-        (MessageType.NODES, ["n", [[KEY]]]),
-        (MessageType.NODES, ["n", [[KEY, b"\0\0\0\0\0\1"]]]),
-        (MessageType.NODES, ["n", [[KEY, b"\xe0\0\0\1\0\1"]]]),
-        (MessageType.NODES, ["n", [[KEY, b"\xff\xff\xff\xff\0\1"]]]),
-        (MessageType.NODES, ["n", [[KEY, "127.0.0.1:1"]]]),
-        (MessageType.NODES, ["n", [[KEY, b"\x7f\0\0\1\0\1"]] * 65]),
-        (MessageType.GET, [ID, -1]),
+        (MessageType.NODES, ["n", [[KEY]], bytes(8)]),
+        (MessageType.NODES, ["n", [[KEY, b"\0\0\0\0\0\1"]], bytes(8)]),
+        (MessageType.NODES, ["n", [[KEY, b"\xe0\0\0\1\0\1"]], bytes(8)]),
+        (MessageType.NODES, ["n", [[KEY, b"\xff\xff\xff\xff\0\1"]], bytes(8)]),
+        (MessageType.NODES, ["n", [[KEY, "127.0.0.1:1"]], bytes(8)]),
+        (MessageType.NODES, ["n", [[KEY, b"\x7f\0\0\1\0\1"]] * 65, bytes(8)]),
+        (MessageType.FIND, [ID]),
+        (MessageType.FIND, [ID, bytes(223)]),
+        (MessageType.FIND, [ID, bytes(223) + b"x"]),
+        (MessageType.GET, [ID, -1, bytes(224)]),
+        (MessageType.GET, [ID, 0]),
+        (MessageType.NODES, ["n", [], b""]),
         (MessageType.VALUES, [bytes(8), 3, 0, b"four"]),
         (MessageType.VALUES, [bytes(8), 10**9, 0, b""]),
-        (MessageType.PUT, [1, 1, b"x"]),
-        (MessageType.PUT, [0, 0, b"x"]),
-        (MessageType.PUT, [0, 3, b"x"]),
-        (MessageType.PUT, [0, 1, b""]),
-        (MessageType.ACK, [4, 0]),
-        (MessageType.ACK, [0, -1]),
+        (MessageType.PUT, [ID, b"", 1, 1, b"x"]),
+        (MessageType.PUT, [ID, b"", 0, 0, b"x"]),
+        (MessageType.PUT, [ID, b"", 0, 3, b"x"]),
+        (MessageType.PUT, [ID, b"", 0, 1, b""]),
+        (MessageType.PUT, [ID, bytes(7), 0, 1, b"x"]),
+        (MessageType.PUT, [bytes(19), b"", 0, 1, b"x"]),
+        (MessageType.ACK, [5, 0, b""]),
+        (MessageType.ACK, [0, -1, b""]),
+        (MessageType.ACK, [0, 0, bytes(9)]),
         (MessageType.BYE, [0]),
     ],
 )
@@ -195,7 +211,7 @@ def test_k_contacts_fit_one_reply_and_longer_lists_keep_the_nearest() -> None:
 
 def test_the_longest_record_fits_the_parts_of_a_put() -> None:
     raw = bytes(RECORD_BYTES_MAX)
-    parts = parts_of(raw)
+    parts = parts_of(raw, ID, bytes(8))
     assert b"".join(part.chunk for part in parts) == raw
     assert [(part.part, part.parts) for part in parts] == [(0, 2), (1, 2)]
     assert max(len(encode(part)) for part in parts) <= DHT_BODY_BYTES_MAX
@@ -203,7 +219,7 @@ def test_the_longest_record_fits_the_parts_of_a_put() -> None:
 
 def test_a_statement_that_would_not_fit_is_our_bug() -> None:
     with pytest.raises(LocalProtocolError):
-        encode(Put(0, 1, bytes(DHT_BODY_BYTES_MAX)))
+        encode(Put(ID, b"", 0, 1, bytes(DHT_BODY_BYTES_MAX)))
 
 
 def test_the_signature_binds_group_and_recipient() -> None:
@@ -228,3 +244,18 @@ def test_addresses_round_trip(address: Address) -> None:
 def test_an_unsigned_first_contact_is_a_statement_like_any_other() -> None:
     statement: Statement = decode_statement(encode(Ping(), recipient=ANYONE))
     assert statement.recipient == ANYONE
+
+
+@given(messages)
+def test_no_answer_is_longer_than_three_times_its_question(message: Message) -> None:
+    """If it broke, a datagram from a forged address would bring more upon whoever has it."""
+    questions = {answer: kind for kind, answers in REPLIES.items() for answer in answers}
+    kind = questions.get(type_of(message))
+    if kind is None:
+        return
+    shortest: dict[MessageType, Message] = {
+        MessageType.PING: Ping(), MessageType.FIND: Find(ID), MessageType.GET: Get(ID),
+        MessageType.PUT: Put(ID, b"", 0, 1, b"x"), MessageType.BYE: Bye(),
+    }  # fmt: skip
+    carried = 12
+    assert len(encode(message)) + carried <= 3 * (len(encode(shortest[kind])) + carried)

@@ -11,7 +11,23 @@ from typing import Any
 import pytest
 from mesh import GROUP, Mesh, Peer
 
-from p2pcompute.dht.messages import ANYONE, Bye, Find, Get, Message, Ping, Pong, Put, encode_statement
+from p2pcompute.dht.messages import (
+    ANYONE,
+    Ack,
+    AckStatus,
+    Bye,
+    Find,
+    Get,
+    Message,
+    Nodes,
+    Ping,
+    Pong,
+    Put,
+    decode_body,
+    decode_statement,
+    encode_statement,
+    parts_of,
+)
 from p2pcompute.dht.records import Record, make_ad, make_record, record_key
 from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity
@@ -25,6 +41,7 @@ from p2pcompute.limits import (
     DHT_PUT_ENOUGH,
     DHT_PUT_K,
     DHT_REQUESTS_MAX,
+    DHT_TOKEN_ROTATE_S,
     RECORD_VALUE_BYTES_MAX,
 )
 from p2pcompute.wire import cbor
@@ -434,8 +451,10 @@ def test_statements_for_others_other_groups_or_unasked_are_dropped_and_counted()
         give(statement(sender, Pong(source, "liar"), to=own_id))
         assert counters.dropped_unexpected == 1
         give(b"junk")
-        give(statement(sender, Put(0, 1, b"no record"), to=own_id))
-        assert counters.dropped_malformed == 1 and counters.records_refused == 1
+        give(statement(sender, Put(bytes(20), b"", 0, 1, b"no record"), to=own_id))
+        assert counters.dropped_malformed == 1 and counters.puts_without_token == 1, "it is not at that address"
+        one.dht.receive(statement(sender, Put(bytes(20), b"", 0, 1, b"no record"), to=own_id), two.address)
+        assert counters.records_malformed == 1
         assert all(to != source or body for body, to in one.port.sent)
         assert {contact.address for contact in one.dht.contacts()} == {two.address}
 
@@ -482,12 +501,93 @@ def test_a_reply_from_another_address_or_key_is_not_taken() -> None:
     simulate(main)
 
 
+def test_records_are_refused_with_a_counted_reason() -> None:
+    """Whoever runs a node must see what is wrong with what peers put."""
+
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        wall = two.sim_host.clock.wall()
+        sign, key = two.identity.sign_envelope, two.key
+
+        def made(seq: int = 5, ahead_s: float = 0.0, ttl_s: float = 60.0) -> Record:
+            return make_record(sign, key, salt=b"s", seq=seq, wall=wall + ahead_s, ttl_s=ttl_s, value=b"v")
+
+        def put(raw: bytes, to: bytes) -> None:
+            for part in parts_of(raw, to):
+                one.dht.receive(statement(two, part, to=dht_id(one.key)), two.address)
+
+        good = made()
+        flipped = good.raw[:-1] + bytes((good.raw[-1] ^ 1,))
+        put(good.raw, good.key)
+        counters = one.dht.counters
+        before = counters.records_stored
+        for raw, to, name in (
+            (good.raw, good.key, "records_repeated"),
+            (made(seq=4).raw, good.key, "records_stale"),
+            (made(ahead_s=3600.0).raw, good.key, "records_future"),
+            (made(ahead_s=-3600.0).raw, good.key, "records_expired"),
+            (flipped, good.key, "records_forged"),
+            (made(seq=6).raw, bytes(20), "records_forged"),
+            (b"x" * 1900, bytes(20), "records_oversize"),
+            (b"junk", bytes(20), "records_malformed"),
+        ):
+            was = getattr(counters, name)
+            put(raw, to)
+            assert getattr(counters, name) == was + 1, name
+        assert counters.records_stored == before
+        assert one.dht.records.get(good.key, now=mesh.simulation.now) == [good]
+
+    simulate(main)
+
+
+def test_a_stranger_puts_only_with_a_token_for_that_key_from_that_address() -> None:
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        stranger = Identity(two.sim_host.host.crypto, hashlib.sha256(b"a stranger").digest())
+        wall = two.sim_host.clock.wall()
+        record = make_record(
+            stranger.sign_envelope, stranger.public_key, salt=b"s", seq=1, wall=wall, ttl_s=600, value=b"v"
+        )
+        here, elsewhere = Address("10.66.0.1", 7), Address("10.66.0.2", 7)
+        one.port.is_recording = True
+
+        def ask(message: Message, source: Address) -> Message:
+            one.port.sent.clear()
+            datagram = encode_statement(
+                message, transaction=bytes(8), sender=stranger.public_key, recipient=dht_id(one.key), run=bytes(8),
+                group_id=GROUP, sign=stranger.sign,
+            )  # fmt: skip
+            one.dht.receive(datagram, source)
+            body = next(body for body, to in one.port.sent if to == source)
+            reply = decode_statement(body)
+            return decode_body(reply.type, reply.body)
+
+        def put(token: bytes, source: Address) -> Message:
+            return ask(parts_of(record.raw, record.key, token)[0], source)
+
+        nodes = ask(Find(record.key), here)
+        refused = put(b"", here)
+        assert isinstance(nodes, Nodes) and isinstance(refused, Ack)
+        assert refused.status is AckStatus.TOKEN and refused.token == nodes.token
+        assert put(nodes.token, elsewhere) != put(nodes.token, here) == Ack(AckStatus.OK, 1)
+        other = ask(Find(bytes(20)), here)
+        assert isinstance(other, Nodes) and put(other.token, here) != Ack(AckStatus.OK, 1)
+        await asyncio.sleep(2 * DHT_TOKEN_ROTATE_S + 1)
+        assert put(nodes.token, here) != Ack(AckStatus.OK, 1), "it is too old"
+
+    simulate(main)
+
+
 def test_half_puts_are_bounded() -> None:
     async def main(mesh: Mesh) -> None:
         one, two = await mesh.grow(2)
         await mesh.wait(mesh.all_know_all, 5, "knowing each other")
         for number in range(200):
-            part = statement(two, Put(0, 2, b"x" * 1000), to=dht_id(one.key), transaction=b"%08d" % number)
+            part = statement(
+                two, Put(bytes(20), b"", 0, 2, b"x" * 1000), to=dht_id(one.key), transaction=b"%08d" % number
+            )
             one.dht.receive(part, two.address)
         assert one.dht.counters.dropped_parts == 200 - 64
 
@@ -503,7 +603,7 @@ def test_truncated_and_mutated_datagrams_never_raise() -> None:
         own_id = dht_id(one.key)
         originals = [
             statement(two, message, to=own_id)
-            for message in (Ping(), Find(bytes(20)), Get(bytes(20), 0), Put(0, 1, record.raw), Bye())
+            for message in (Ping(), Find(bytes(20)), Get(bytes(20), 0), Put(record.key, b"", 0, 1, record.raw), Bye())
         ]
         for _ in range(3000):
             datagram = bytearray(rng.choice(originals))

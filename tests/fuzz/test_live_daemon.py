@@ -31,6 +31,7 @@ from p2pcompute.ids import dht_id
 from p2pcompute.node.blob_exchange import BlobMessage
 from p2pcompute.node.membership import JOIN, RENEW
 from p2pcompute.places import find_paths
+from p2pcompute.resources.questions import Message as Question
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE, Message, encode_outcome, output_digest, steal_body
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.terms import JobTerms, job_id_of, seal_job
@@ -47,6 +48,15 @@ GROWTH_MIB_MAX: Final = 24.0
 """Allowed between the end of a first round of everything and the end."""
 NOWHERE: Final = "/nonexistent/p2pcompute-fuzz"
 """The only program that is ever asked for: what mutation makes of it does not exist either."""
+
+EXPRESSIONS: Final = (
+    "false",
+    "node.has.exists(x, node.has.exists(y, node.has.all(z, x == y)))",
+    "'aaaaaaaa'.matches('(a*)*(a*)*b')",
+    "(" * 400 + "true" + ")" * 400,
+    "load >= 0 || " * 60 + "true",
+    "cpus >= ",
+)
 
 pytestmark = pytest.mark.drill
 
@@ -160,7 +170,7 @@ class Fuzz:
         message = self.rng.choice(
             [
                 dht.Ping(), dht.Pong(eve.target, "eve"), dht.Find(self.rng.randbytes(20)), dht.Nodes("eve", contacts),
-                dht.Get(bytes(20)), dht.Get(self.rng.randbytes(20), 7), dht.page_of(b"abc", 0), *dht.parts_of(ad),
+                dht.Get(bytes(20)), dht.Get(self.rng.randbytes(20), 7), dht.page_of(b"abc", 0), *dht.parts_of(ad, bytes(20)),
                 dht.Ack(dht.AckStatus.OK, 1), dht.Bye(),
             ]
         )  # fmt: skip
@@ -297,6 +307,9 @@ class Fuzz:
             (Message.RETURNED, [[job_id, [0, 1]]]),
             (Message.LEAVING, []),
             (Message.JOB, [job_id]),
+            (Question.DESCRIBE, [["ffmpeg", "../../etc/passwd"]]),
+            (Question.QUERY, ["has=ffmpeg || cpus >= 4", rng.randrange(2000)]),
+            (Question.QUERY, [rng.choice(EXPRESSIONS), 60_000]),
             (BlobMessage.MANIFEST, [bytes(32), 2**21, 0]),
             (BlobMessage.CHUNK, [bytes(32), 2**21, 1]),
             (JOIN, [bytes(8), bytes(32), "eve"]),
