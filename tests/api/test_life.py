@@ -142,6 +142,18 @@ with MeshExecutor(max_workers=2) as ex:
 """
 
 
+def workers_of(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
+    """Wait for so many workers: a call runs from its lease on, its worker may still be starting."""
+    workers: list[psutil.Process] = []
+
+    def are_there() -> bool:
+        workers[:] = psutil.Process(process.pid).children(recursive=True)
+        return len(workers) >= count
+
+    wait_until(are_there, f"{count} workers are there")
+    return workers
+
+
 def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     """Broken: Ctrl-C in a script leaves worker processes behind, or a program that does not end."""
     script = tmp_path / "script.py"
@@ -157,8 +169,7 @@ def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert workers
+        workers = workers_of(process, 1)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert "KeyboardInterrupt" in errors
@@ -212,8 +223,7 @@ def test_killed_program(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert len(workers) >= 2
+        workers = workers_of(process, 2)
         process.kill()
     wait_until(lambda: not any(worker.is_running() for worker in workers), "workers are gone")
 
