@@ -153,7 +153,7 @@ class Queries:
         now, radius = self._clock.now(), self.radius()
         own = int.from_bytes(self._table.own_id, "big")
         chosen = []
-        # Who has put one since then knew the newcomer, or was told of it: a group that starts together hands on nothing.
+        # Who has put one since then knew the newcomer or was told of it: who start together hand one another nothing.
         for record in self._keeper.records.live(now=now, stored_by=newcomer.seen):
             key = int.from_bytes(record.key, "big")
             distance = newcomer.number ^ key

@@ -16,6 +16,7 @@ Deviations: the signature covers a canonical envelope that is kept and passed on
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
