@@ -112,6 +112,10 @@ DHT_CHUNK_BYTES: Final = 1000
 DHT_BUCKET_SIZES: Final = (64, 32)
 """Contacts in the two farthest buckets; the others hold k.  With k everywhere, 50 nodes could not all know one another
 (half of them share the farthest bucket).  With 128, 64, 32 a table of 10,000 nodes has 350 instead of 250 contacts."""
+DHT_RANGE_PER_BUCKET_MAX: Final = 2
+DHT_RANGE_PER_TABLE_MAX: Final = 10
+"""Contacts of one /24 (IPv6: /48) in a bucket and in the table of an open group with k contacts and more: identities
+cost nothing there, addresses do.  Ethereum's discv5 has the same."""
 DHT_REPLACEMENTS_MAX: Final = 2
 """Verified contacts that wait for a place in a full bucket; the one heard of longest ago goes."""
 DHT_SOFT_S_MIN: Final = 0.15
@@ -243,8 +247,8 @@ QUESTIONS_WAITING_PER_PEER_MAX: Final = 16
 """Queries that wait here; further ones are refused as busy and ask again later."""
 QUESTION_LANES: Final = 32
 """Nodes that are asked at the same time for one question."""
-QUESTION_ASKED_MAX: Final = 512
-"""Nodes that are asked for one question."""
+QUESTION_ASKED_MAX: Final = 256
+"""Nodes that are asked for one question: half of CHANNELS_MAX, because each needs a channel."""
 EXPRESSION_CHARS_MAX: Final = 500
 """One expression over attributes; peers send them.  The worst of this length takes 5 ms to compile and 11 ms to
 evaluate (both grow with its square)."""
