@@ -21,6 +21,8 @@ Rules: a contact enters only by a verified reply.  After DHT_FAILURES_MAX unansw
 DHT_LINK_DOWN_CONTACTS different contacts in a row were silent: then it is our link that is down.  Evicted contacts
 are remembered for a while and tried again, so that two nodes find each other after an outage.
 
+In an open group with k contacts and more, only a few are taken of one address range.
+
 Probing: up to k contacts, each every DHT_PING_S.  Above, only the stalest, as often as it pays: the gap between two
 probes shrinks to half with each contact that is found silent and grows by a twentieth with each that answers, so that
 about one probe in fifteen finds somebody gone.  It is never below that of k contacts, and a round of the whole table
@@ -37,7 +39,7 @@ from dataclasses import dataclass
 
 from kademlia.routing import KBucket
 
-from p2pcompute.dht.contacts import Contact, Place, place_of
+from p2pcompute.dht.contacts import Contact, Place, place_of, range_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import DHT_ID_BYTES
@@ -51,6 +53,8 @@ from p2pcompute.limits import (
     DHT_LOST_RETRY_S_MAX,
     DHT_LOST_S_MAX,
     DHT_PING_S,
+    DHT_RANGE_PER_BUCKET_MAX,
+    DHT_RANGE_PER_TABLE_MAX,
     DHT_REPLACEMENTS_MAX,
 )
 
@@ -168,8 +172,19 @@ _NOTHING = Change()
 class RoutingTable:
     """Verified contacts of one group."""
 
-    def __init__(self, own_id: bytes, *, k: int = DHT_K, bucket_sizes: tuple[int, ...] = DHT_BUCKET_SIZES) -> None:
+    def __init__(
+        self,
+        own_id: bytes,
+        *,
+        k: int = DHT_K,
+        bucket_sizes: tuple[int, ...] = DHT_BUCKET_SIZES,
+        is_open: bool = False,
+    ) -> None:
+        """Args:
+        is_open: anybody may be in the group, under as many identities as he likes.
+        """
         self.own_id = own_id
+        self._is_open = is_open
         self._own = int.from_bytes(own_id, "big")
         self._k = k
         self._bucket_sizes = bucket_sizes
@@ -202,9 +217,9 @@ class RoutingTable:
         bucket = self._buckets.get(_ID_BITS - (self._own ^ place.number).bit_length())
         return bucket is not None and place.id in bucket.nodes
 
-    def keys(self) -> Iterator[bytes]:
-        """Yield the keys of all contacts."""
-        return (entry.place.key for entry in self._entries())
+    def keys(self) -> list[bytes]:
+        """Return the keys of all contacts."""
+        return [entry.place.key for bucket in self._buckets.values() for entry in bucket.nodes.values()]
 
     def contacts(self) -> list[Contact]:
         """Return all contacts, nearest to the own id first."""
@@ -304,6 +319,8 @@ class RoutingTable:
                 is_new = entry.alternative != address
                 entry.alternative = address
                 return Change(probe=entry.contact) if is_new else _NOTHING
+            if self._is_crowded(self._index(contact_id), address, besides=entry):
+                return self._remove(entry)
             entry.move(address)
         if entry.failures:
             self._failing.pop(contact_id, None)
@@ -324,7 +341,9 @@ class RoutingTable:
         self._failing[entry.id] = entry
         if entry.failures == 1:
             self._gap_s = max(_PROBE_GAP_S_MIN, min(self._gap_s, self._gap_s_max()) * _GAP_SHRINK)
-        if entry.alternative is not None:
+        if entry.alternative is not None and not self._is_crowded(
+            self._index(entry.id), entry.alternative, besides=entry
+        ):
             entry.move(entry.alternative)
             return Change(probe=entry.contact)
         self._silent[entry.id] = None
@@ -397,6 +416,8 @@ class RoutingTable:
             if bucket is None:
                 bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
             if place.id in bucket.nodes or len(bucket.nodes) >= bucket.ksize or place.id == self.own_id:
+                continue
+            if self._is_crowded(index, contact.address):
                 continue
             entry = bucket.nodes[place.id] = Entry(place, contact.address, run=run, now=now)
             entry.name, entry.rtt_s = contact.name, contact.rtt_s
@@ -502,10 +523,23 @@ class RoutingTable:
         if bucket is None:
             bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
         self._lost.pop(entry.id, None)
-        if not bucket.add_node(entry):
+        if self._is_crowded(index, entry.address) or not bucket.add_node(entry):
             return _NOTHING
         self._count += 1
         return Change(added=(entry.contact,))
+
+    def _is_crowded(self, index: int, address: Address, *, besides: Entry | None = None) -> bool:
+        """Whether as many as may be are in a bucket, or in the table, from the range of this address."""
+        if not self._is_open or self._count < self._k:
+            return False
+        sought = range_of(address.host)
+        here = total = 0
+        for number, bucket in self._buckets.items():
+            for entry in (*bucket.nodes.values(), *bucket.replacement_nodes.values()):
+                if entry is not besides and range_of(entry.address.host) == sought:
+                    total += 1
+                    here += number == index
+        return here >= DHT_RANGE_PER_BUCKET_MAX or total >= DHT_RANGE_PER_TABLE_MAX
 
     def _remove(self, entry: Entry) -> Change:
         index = self._index(entry.id)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2pcompute.dht.contacts import Contact, place_of
@@ -89,6 +89,7 @@ class Dht:
         *,
         group_id: bytes,
         describe: Callable[[], dict[str, Any]],
+        is_open: bool = False,
     ) -> None:
         """Make it; nothing is sent before `start`.
 
@@ -96,6 +97,7 @@ class Dht:
             port: sends datagrams of this group; what arrives for the group is to be given to `receive`.
             scope: owns the tasks; when it is closed, the DHT stops without a goodbye.
             describe: this node's ad as a CBOR map, read at each publication; its "name" is shown to peers.
+            is_open: anybody may be in the group, under as many identities as he likes.
         """
         self._clock = host.clock
         self._crypto = host.crypto
@@ -106,6 +108,7 @@ class Dht:
         self._scope = scope
         self._group_id = group_id
         self._describe = describe
+        self._is_open = is_open
         self.counters = DhtCounters()
         self.on_contact: Callable[[Contact], None] = lambda contact: None
         """Called when a peer was verified and entered the table."""
@@ -119,7 +122,7 @@ class Dht:
     def _reset(self) -> None:
         self._exchange: Exchange | None = None
         self._run = b""
-        self._table = RoutingTable(self._own_id)
+        self._table = RoutingTable(self._own_id, is_open=self._is_open)
         self._queries = Queries(
             self._clock, self._scope, self._ask, self._soft_s, self._table, self._keeper, self.counters
         )
@@ -256,8 +259,8 @@ class Dht:
         counted = Counter(self._observed.values()).most_common(1)
         return counted[0][0] if counted else None
 
-    def keys(self) -> Iterator[bytes]:
-        """Yield the keys of all contacts, in no particular order; the table must not change meanwhile."""
+    def keys(self) -> list[bytes]:
+        """Return the keys of all contacts, in no particular order."""
         return self._table.keys()
 
     @property

@@ -38,15 +38,18 @@ class _Walk:
         self._ask = ask
         self._timer: Timer | None = None
         self._is_advancing = False
+        self._is_changed = False
         self._is_stopped = False
 
     def advance(self) -> None:
         if self._is_advancing or self._is_stopped:
+            self._is_changed = True
             return
-        self._is_advancing = True
+        self._is_advancing = self._is_changed = True
         try:
-            while chosen := self._lookup.poll(self._clock.now()):
-                for contact in chosen:
+            while self._is_changed:
+                self._is_changed = False  # unless a peer's answer comes while it is asked
+                for contact in self._lookup.poll(self._clock.now()):
                     self._ask(contact, partial(self._on_answer, contact))
         finally:
             self._is_advancing = False

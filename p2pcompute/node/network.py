@@ -43,6 +43,8 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
     def __init__(self) -> None:
         self.dht: Dht | None = None
         self._met: dict[bytes, Address] = {}
+        self._only_met: tuple[bytes, ...] | None = ()
+        """Those that are no contacts; None: to be looked up."""
 
     def __getitem__(self, key: bytes) -> tuple[Address, ...]:
         contact = self.dht.knows(key) if self.dht is not None else None
@@ -55,29 +57,38 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
         return isinstance(key, bytes) and (key in self._met or (self.dht is not None and key in self.dht))
 
     def __iter__(self) -> Iterator[bytes]:
-        if self.dht is not None:
-            yield from self.dht.keys()
-        for key in list(self._met):
-            if self.dht is None or key not in self.dht:
-                yield key
+        only_met = self._others()
+        yield from self.dht.keys() if self.dht is not None else ()
+        yield from only_met
 
     def __len__(self) -> int:
-        if self.dht is None:
-            return len(self._met)
-        return self.dht.contact_count + len([key for key in self._met if key not in self.dht])
+        return len(self._others()) + (0 if self.dht is None else self.dht.contact_count)
+
+    def _others(self) -> tuple[bytes, ...]:
+        if self._only_met is None:
+            dht = self.dht
+            self._only_met = tuple(key for key in self._met if dht is None or key not in dht)
+        return self._only_met
+
+    def contacts_changed(self) -> None:
+        """Be told that the DHT has other contacts than before."""
+        self._only_met = None
 
     def meet(self, key: bytes, address: Address) -> None:
         self._met.pop(key, None)
         self._met[key] = address
         if len(self._met) > PEERS_MET_MAX:
             del self._met[next(iter(self._met))]
+        self._only_met = None
 
     def forget(self, key: bytes) -> None:
         self._met.pop(key, None)
+        self._only_met = None
 
     def clear(self) -> None:
         self.dht = None
         self._met.clear()
+        self._only_met = None
 
 
 class Network:
@@ -150,6 +161,7 @@ class Network:
         )
         self._dht_port = port
         self.peers.dht = self.dht
+        self.peers.contacts_changed()
         self.dht.on_contact = self._contact
         self.dht.on_contact_gone = self._contact_gone
         await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
@@ -278,10 +290,12 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
+        self.peers.contacts_changed()
         self.on_peer(contact.key)
 
     def _contact_gone(self, contact: Contact) -> None:
         self.silent_since.pop(contact.key, None)
+        self.peers.contacts_changed()
         self.peers.forget(contact.key)
         channel = self.channels.get(contact.key)
         if channel is not None:
