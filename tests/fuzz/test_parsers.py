@@ -31,6 +31,7 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import INLINE_BYTES_MAX
+from p2pcompute.resources import questions
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.stealing import Thief
@@ -75,6 +76,10 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "heartbeat": (messages.parse_heartbeat, [b"boot", KEY, [[KEY, [[0, 0, 1], [1, 0, 2]]]]]),
     "job indices": (messages.parse_job_indices, [[KEY, [1, 2, 3]], [KEY, []]]),
     "stop": (messages.parse_stop, [KEY, [1, 2], False]),
+    "describe": (questions.parse_describe, [["ffmpeg", "gcc"]]),
+    "description": (questions.parse_description, [b"attributes"]),
+    "query": (questions.parse_query, ["cpus>=8", 1500]),
+    "verdict": (questions.parse_verdict, [1, b"attributes"]),
     "claims": (messages.parse_claims, {"job": KEY, "claims": [[0, 0, 1, "ok", KEY], [1, 0, 1, "failed", KEY]]}),
 }
 
