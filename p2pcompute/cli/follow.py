@@ -31,6 +31,9 @@ TICK_S: Final = 0.1
 NODE_AWAY_S_MAX: Final = 60.0
 """How long a node that went away is waited for."""
 RECONNECT_S: Final = 0.5
+STALL_S: Final = 10.0
+"""A job of which nothing runs for so long is explained."""
+EXPLAIN_S_MAX: Final = 5.0
 KILL_S_MAX: Final = 10.0
 """After the second Ctrl-C: how long the end of the job is waited for."""
 
@@ -136,6 +139,28 @@ class Outcome:
 
 
 @dataclass(slots=True)
+class Stall:
+    """Whether a job has waited for long without anything running."""
+
+    since: float
+    _ended: int = 0
+    _is_said: bool = False
+
+    def take(self, job: Mapping[str, Any], now: float) -> None:
+        """Look at its progress."""
+        ended = int(job.get("done") or 0) + int(job.get("failed") or 0)
+        if ended != self._ended or job.get("running") or not job.get("waiting"):
+            self.since, self._ended, self._is_said = now, ended, False
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time to say why; once for each stall."""
+        if self._is_said or now - self.since < STALL_S:
+            return False
+        self._is_said = True
+        return True
+
+
+@dataclass(slots=True)
 class View:
     """The live view of one job.
 
@@ -161,6 +186,7 @@ class View:
     """1 = no new tasks, 2 = kill."""
     _kill_by: float | None = None
     _is_away_said: bool = False
+    _stall: Stall = field(default_factory=lambda: Stall(time.monotonic()))
     _reader: EventReader = field(init=False)
 
     def follow(self) -> Outcome:
@@ -206,6 +232,19 @@ class View:
                 if job is not None:
                     return Outcome(job, self._exit_code_of_signals())
             self.display.update(self.progress)
+            if self._stall.is_due(time.monotonic()):
+                self._say_why()
+
+    def _say_why(self) -> None:
+        """Nothing has moved for a while: say what the nodes say."""
+        from p2pcompute.cli.explain import stalled_lines
+
+        with contextlib.suppress(P2pcError):
+            path = f"/v1/jobs/{self.job_id}/explanation"
+            document = self.connection.request("GET", path, timeout_s=EXPLAIN_S_MAX)
+            if document["job"]["waiting"] and not document["job"]["running"]:
+                with self.display.aside():
+                    say("\n".join(stalled_lines(document)), level=1)
 
     def _next_events(self) -> list[tuple[str, Any]]:
         """Wait a tick for an event; then take what else is there."""
@@ -224,6 +263,7 @@ class View:
             match event:
                 case "progress":
                     self.progress.take(data)
+                    self._stall.take(data, time.monotonic())
                     self._is_away_said = False
                 case "away" if not self._is_away_said:
                     self._is_away_said = True

@@ -80,6 +80,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "demo": ("p2pcompute.cli.demo", "Estimate pi on every node and show who did what."),
         "jobs": (_JOBS, "List jobs."),
         "show": (_JOBS, "Everything about one job or task."),
+        "explain": ("p2pcompute.cli.explain", "Why is it not running?"),
         "logs": (_OUTPUT, "Output of tasks, also from nodes that have left."),
         "result": (_OUTPUT, "Print or export results."),
         "wait": (_JOBS, "Wait for jobs; exit with the job's exit code."),

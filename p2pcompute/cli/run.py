@@ -54,6 +54,8 @@ UPLOAD_LINES: Final = 512
 UPLOAD_BYTES: Final = 1024 * 1024
 """Tasks sent in one request: kept until the node has them."""
 JOB_NAME_CHARS: Final = 40
+NEEDS: Final = ("cpus", "mem_bytes", "gpus", "disk_bytes")
+"""Of a job's spec: what a task asks of a node."""
 INPUT_FLAGS: Final = ("-a", "--arg-file", "--range", "--from-json")
 
 EXAMPLES: Final = (
@@ -117,6 +119,7 @@ class Request:
     name: str
     exit_style: str
     is_detached: bool
+    is_explained: bool
     is_json: bool
 
 
@@ -126,8 +129,8 @@ def _help_and_exit(context: click.Context) -> int:
 
 
 EPILOG: Final = """Exit codes: 0 all done, or --halt now,success=N met; 1 tasks failed; 2 wrong usage; 3 stopped early
-by --halt or cancel; 5 no node; 130 Ctrl-C; 143 SIGTERM.  With --exit-code gnu: 1 to 100 = so many tasks failed, 101 =
-more.
+by --halt or cancel; 4 no node can ever run it; 5 no node; 130 Ctrl-C; 143 SIGTERM.  With --exit-code gnu: 1 to 100 = so
+many tasks failed, 101 = more.
 
 Where no node stays (CI, containers, --local) one runs as long as this command; unfinished jobs of earlier runs go on
 meanwhile, which is said.  --resume onto the results of an unfinished job carries that job on first."""
@@ -251,6 +254,8 @@ def run(context: click.Context, /, **flags: Any) -> int:
     )
     if flags["dry_run"]:
         return _dry_run(request, maker, function)
+    if flags["explain"]:
+        return _Run(request, maker, function).explain()
     if request.results is not None:
         check_target(request.results)
     return _Run(request, maker, function).go()
@@ -349,6 +354,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         name=flags["name"] or _job_name(command, kind),
         exit_style=flags["exit_code"],
         is_detached=flags["detach"],
+        is_explained=flags["explain"],
         is_json=flags["json_"],
     )
 
@@ -537,6 +543,35 @@ class _Run:
             return self._nothing_to_do()
         return self._submit(peeked, itertools.chain([first], lines))
 
+    def explain(self) -> int:
+        """Show which nodes could run the job, and why the others cannot."""
+        from p2pcompute.cli.explain import print_explanation
+
+        connection = self._connect()
+        document = self._ask_explanation(connection, connection.request("GET", "/v1/status"))
+        return print_explanation(document, as_json=self.request.is_json)
+
+    def _ask_explanation(self, connection: Any, status: Mapping[str, Any]) -> dict[str, Any]:
+        body = self._job_body(status)
+        body["spec"] = {name: body["spec"][name] for name in NEEDS if name in body["spec"]}
+        answer: dict[str, Any] = connection.request("POST", "/v1/explanation", body | {"results": None, "note": {}})
+        return answer
+
+    def _check_can_run(self, connection: Any, status: Mapping[str, Any]) -> None:
+        """A job that asks for something must be possible somewhere.
+
+        Raises:
+            NoEligibleNode: every node that is known will never run it.
+        """
+        request = self.request
+        if request.needs is None and not request.on and not request.not_on:
+            return
+        document = self._ask_explanation(connection, status)
+        if document["can_never_run"]:
+            from p2pcompute.cli.explain import never_error
+
+            raise never_error(document)
+
     def _finish_earlier(self, target: ResultsTarget) -> int | None:
         """Let an unfinished job of an earlier run that writes there end first; an exit code when the user stopped it.
 
@@ -683,6 +718,7 @@ class _Run:
             check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
         elif not others and request.kind == "command":
             check_executable(request.words, request.files, only_here=True)
+        self._check_can_run(connection, status)
         if self._is_new:
             _say_alone(status)
         if request.batch != "1":

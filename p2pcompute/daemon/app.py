@@ -28,12 +28,13 @@ from starlette.routing import Route
 
 from p2pcompute.daemon.events import JobEvents, Triggers
 from p2pcompute.daemon.sink import ResultsSink
-from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, decode_body
+from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, build_terms, decode_body
 from p2pcompute.daemon.views import (
     decode_note,
     described_json,
     encode_note,
     error_json,
+    explanation_json,
     findings_json,
     job_json,
     peers_json,
@@ -54,7 +55,9 @@ from p2pcompute.errors import (
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.ids import format_device_id, parse_device_id
 from p2pcompute.limits import API_BODY_BYTES_MAX, INVITE_TTL_S, INVITE_USES_MAX, LIST_ITEMS_MAX
+from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
+from p2pcompute.node.views import find_node
 from p2pcompute.resources.questions import Query, condition, ranking
 
 log = logging.getLogger("p2pcompute.daemon")
@@ -187,6 +190,23 @@ CALLS: Final[tuple[Call, ...]] = (
         ),
     ),
     Call("GET", "/v1/jobs/{ref}", "job", "One job", "p2pc.job/1"),
+    Call(
+        "GET",
+        "/v1/jobs/{ref}/explanation",
+        "explain_job",
+        "What every node says to a job, and what would help",
+        "p2pc.explanation/1",
+        query=(("node", "string", "Only this node, by name or id"),),
+    ),
+    Call(
+        "POST",
+        "/v1/explanation",
+        "explain",
+        "The same for a job that is not submitted; its files do not matter",
+        "p2pc.explanation/1",
+        body=JobBody,
+        query=(("node", "string", "Only this node, by name or id"),),
+    ),
     Call(
         "POST",
         "/v1/jobs/{ref}/tasks",
@@ -494,6 +514,20 @@ class Api:
 
     async def job(self, request: Request) -> Response:
         return JsonResponse(self._job_json(self._job(request)))
+
+    async def explain_job(self, request: Request) -> Response:
+        job = self._job(request)
+        return self._explanation(request, await self._node.explain(job.job_id), job)
+
+    async def explain(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), JobBody)
+        job = build_terms(body, self._node.clock.wall(), self._node.peers())
+        return self._explanation(request, await self._node.explain(job), None)
+
+    def _explanation(self, request: Request, explained: ExplanationView, job: JobView | None) -> Response:
+        ref = request.query_params.get("node")
+        only = find_node(explained.peers, ref).public_key if ref else None
+        return JsonResponse(explanation_json(explained, job, only))
 
     async def add(self, request: Request) -> Response:
         job = self._job(request)

@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -210,16 +211,14 @@ def choose_nodes(refs: Sequence[str], peers: Sequence[PeerView]) -> tuple[bytes,
     return tuple(dict.fromkeys(find_node(peers, ref).public_key for ref in refs))
 
 
-async def build_job(
-    body: JobBody, blobs: BlobStore, wall: float, peers: Sequence[PeerView] = ()
-) -> tuple[JobTerms, JobSpec, Note]:
-    """Return what a job request asks for.
+def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> tuple[JobTerms, JobSpec]:
+    """Return what a job request asks for, without its files.
 
     Args:
         peers: nodes that it may name.
 
     Raises:
-        UsageError: it cannot mean anything, or a shared file is missing.
+        UsageError: it cannot mean anything.
     """
     try:
         kind = TaskKind(body.kind)
@@ -260,10 +259,6 @@ async def build_job(
     on, not_on = choose_nodes(terms.on, peers), choose_nodes(terms.not_on, peers)
     if len(on) + len(not_on) > NODES_CHOSEN_MAX:
         _bad(f"{len(on) + len(not_on)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}")
-    if kind is TaskKind.FUNCTION and spec.code_b64 is None:
-        _bad("a function job without code", "", "give spec.code_b64")
-    code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
-    modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
     python = terms.python
     if python is None and kind is TaskKind.FUNCTION:
         python = (sys.version_info.major, sys.version_info.minor)
@@ -282,9 +277,6 @@ async def build_job(
     )
     job_spec = JobSpec(
         kind=kind,
-        code=code,
-        modules=modules,
-        share=await FileTaker(blobs).take_all(spec.share),
         env=dict(spec.env),
         cpus=spec.cpus,
         mem_bytes=spec.mem_bytes,
@@ -294,7 +286,26 @@ async def build_job(
         timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,
     )
-    return job_terms, job_spec, Note(kind=str(kind), results=body.results, note=body.note)
+    return job_terms, job_spec
+
+
+async def build_job(
+    body: JobBody, blobs: BlobStore, wall: float, peers: Sequence[PeerView] = ()
+) -> tuple[JobTerms, JobSpec, Note]:
+    """Return what a job request asks for, its files taken into the blob store.
+
+    Raises:
+        UsageError: it cannot mean anything, or a shared file is missing.
+    """
+    terms, plain = build_terms(body, wall, peers)
+    spec = body.spec
+    if plain.kind is TaskKind.FUNCTION and spec.code_b64 is None:
+        _bad("a function job without code", "", "give spec.code_b64")
+    code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
+    modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
+    share = await FileTaker(blobs).take_all(spec.share)
+    note = Note(kind=str(plain.kind), results=body.results, note=body.note)
+    return terms, replace(plain, code=code, modules=modules, share=share), note
 
 
 def _check_environment(env: Mapping[str, str]) -> None:

@@ -21,8 +21,11 @@ from p2pcompute.execution.spec import TaskPayload, decode_payload
 from p2pcompute.host.runs import Outcome
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
+from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import DescribedView, JobView, NodeFacade, NodeShare, PeerView, TaskView
 from p2pcompute.resources.attributes import Attributes, age_s
+from p2pcompute.resources.explaining import flags_of
+from p2pcompute.resources.matching import Verdict
 from p2pcompute.resources.questions import Findings, Found, Query
 
 
@@ -178,6 +181,61 @@ def findings_json(findings: Findings, query: Query, node: NodeFacade) -> dict[st
         "not_asked": findings.not_asked,
         "took_s": round(findings.took_s, 3),
         "is_cut_off": findings.is_cut_off,
+    }
+
+
+def explanation_json(explained: ExplanationView, job: JobView | None, only: bytes | None) -> dict[str, Any]:
+    """Return what nodes say to a job.
+
+    `flags` are the words by which `p2pc run` asks for what the job needs; those of a suggestion replace them.
+
+    Args:
+        job: None when it is not submitted.
+        only: key of the one node to speak of.
+    """
+    report = explained.report
+    pairs = zip(explained.peers, report.accounts, strict=True)
+    return {
+        "schema": "p2pc.explanation/1",
+        "job": None if job is None else job_json(job),
+        "nodes": [
+            {
+                "name": peer.name,
+                "id": format_device_id(peer.public_key),
+                "short_id": short_device_id(peer.public_key),
+                "is_this": peer.state == "self",
+                "verdict": str(account.verdict),
+                "reasons": [
+                    {
+                        "code": finding.code,
+                        "verdict": str(finding.verdict),
+                        "what": finding.what,
+                        "fix": finding.fix or None,
+                    }
+                    for finding in account.findings
+                ],
+            }
+            for peer, account in pairs
+            if only is None or peer.public_key == only
+        ],
+        "left_out": explained.left_out,
+        "now": report.count(Verdict.NOW),
+        "later": report.count(Verdict.LATER),
+        "never": report.count(Verdict.NEVER),
+        "unknown": report.count(Verdict.UNKNOWN),
+        "can_never_run": report.can_never_run and not explained.left_out,
+        "flags": flags_of(explained.needs),
+        "would_help": [
+            {
+                "what": one.what,
+                "effect": one.effect,
+                "nodes": one.nodes,
+                "flags": flags_of(one.needs),
+                "drop": [edit.flag for edit in one.edits if edit.flag in ("--on", "--not-on", "--local")],
+            }
+            for one in report.suggestions
+        ],
+        "not_the_cause": report.not_the_cause,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from p2pcompute.execution.spec import JobSpec
 from p2pcompute.host.interfaces import Attributes, BlobStore, Clock
@@ -16,6 +16,9 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
+
+if TYPE_CHECKING:
+    from p2pcompute.node.explanations import ExplanationView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +244,13 @@ class NodeFacade(Protocol):
 
     async def when(self, expression: Expression) -> Found:
         """Return a node of which it is true, once there is one.  Cancelled: nobody is asked any more."""
+
+    async def explain(self, job: bytes | tuple[JobTerms, JobSpec]) -> ExplanationView:
+        """Ask the nodes what they have, and return what each says to a job, by id or not yet submitted.
+
+        Raises:
+            UsageError: no such job, or it asks for what cannot be asked.
+        """
 
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
         """Accept a job; its id.  Durable on return.

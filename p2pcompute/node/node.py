@@ -17,6 +17,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.node import views
 from p2pcompute.node.blob_exchange import BlobExchange
+from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
     InviteView,
@@ -32,7 +33,9 @@ from p2pcompute.node.facade import (
 from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.placement import ACCEPTS, Placement
+from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.matching import Verdict
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.ledger import TaskState
@@ -102,6 +105,7 @@ class Node:
         self._started_at = host.clock.now()
         self._boot = host.crypto.random_bytes(BOOT_BYTES)
         self._is_draining = False
+        self._accepts = options.accept_if if options.accepts_others else "false"
         if group is None:
             group = found_group(identity, host.crypto, SOLO_GROUP_NAME, host.clock.wall())
             keep_group(group)
@@ -135,7 +139,7 @@ class Node:
             self.resources,
             own_key=identity.public_key,
             installation=identity.installation,
-            accepts=options.accept_if,
+            accepts=self._accepts,
         )
         self.scheduler = Scheduler(
             host,
@@ -191,8 +195,8 @@ class Node:
             "slots.total": worker.slot_count,
         }
         static["tag"] = tuple(sorted(key for key, value in self._options.labels.items() if not value))
-        if self._options.accept_if:
-            static[ACCEPTS] = self._options.accept_if
+        if self._accepts:
+            static[ACCEPTS] = self._accepts
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
         state: dict[str, Value] = {"slots.busy": worker.busy_slots, "queue": worker.queued_count}
         return {
@@ -319,6 +323,26 @@ class Node:
 
     async def when(self, expression: Expression) -> Found:
         return await self.resources.when(expression)
+
+    async def explain(self, job: bytes | tuple[JobTerms, JobSpec]) -> ExplanationView:
+        findings = []
+        if isinstance(job, bytes):
+            owned = self.scheduler.owner.book(job).job
+            envelope = owned.envelope
+            subject = Subject(envelope.terms, decode_spec(envelope.spec), envelope.submitter)
+            limit = envelope.terms.slots_max
+            if limit is not None and len(owned.leases) >= limit:
+                findings.append(Finding("jobs", Verdict.LATER, f"{limit} tasks run, no more at once (-j)"))
+        else:
+            subject = Subject(*job, self._identity.installation)
+        owner, worker = self.scheduler.owner, self.scheduler.worker
+        if self._is_draining:
+            findings.append(Finding("node", Verdict.NEVER, "it is stopping"))
+        if owner.trouble is not None:
+            findings.append(Finding("node", Verdict.LATER, f"its store takes nothing: {owner.trouble.what}"))
+        if worker.ill_because:
+            findings.append(Finding("node", Verdict.LATER, f"no task can start: {worker.ill_because}"))
+        return await explain_job(self.placement, subject, self.peers(), findings)
 
     # --- facade: jobs -----------------------------------------------------------------------------
 

@@ -31,13 +31,12 @@ _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _AMOUNT_OF: Final = {"--cpus": "cpus", "--mem": "mem", "--gpus": "gpus", "--disk": "disk"}
 _CAUSES: Final = {
     "requirements": ("require",),
-    "amounts (cpus, mem, gpus, disk)": ("cpus", "mem", "gpus", "disk"),
-    "choice of nodes (--on, --not-on, --local)": ("on", "not-on", "local"),
-    "Python version": ("python",),
-    "the nodes' own conditions": ("accept",),
+    "amounts": ("cpus", "mem", "gpus", "disk"),
+    "choice of nodes": ("on", "not-on", "local"),
+    "Python": ("python",),
+    "nodes' conditions": ("accept",),
     "network": ("unreachable",),
-    "versions": ("version",),
-    "busy nodes": ("busy",),
+    "busy slots": ("busy", "slots"),
     "-j": ("jobs",),
 }
 """What may be the cause, in people's words, and the codes of its reasons."""
@@ -58,7 +57,7 @@ class Edit:
     @property
     def text(self) -> str:
         if not self.becomes:
-            return f"drop {self.clause if self.flag == REQUIRE else f'{self.flag} {self.clause}'}"
+            return f"drop {self.clause if self.flag == REQUIRE else f'{self.flag} {self.clause}'.strip()}"
         if self.flag == REQUIRE:
             return f"--require '{self.becomes}'" if "'" not in self.becomes else f'--require "{self.becomes}"'
         return f"{self.flag} {self.becomes}"
@@ -244,7 +243,7 @@ def _fix(comparison: Comparison | None) -> str:
     if comparison.name == "has" and comparison.op == "in":
         return f"install {comparison.value} there"
     if comparison.name == "tag" and comparison.op == "in":
-        return f"tag it there: p2pc node set labels={comparison.value}"
+        return f"tag it there: p2pc config set node.labels {comparison.value}"
     return ""
 
 

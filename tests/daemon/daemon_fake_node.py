@@ -16,6 +16,7 @@ from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import job_alias
+from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import (
     DescribedView,
     DhtStatus,
@@ -30,7 +31,10 @@ from p2pcompute.node.facade import (
     TaskDone,
     TaskView,
 )
+from p2pcompute.node.placement import needs_of
+from p2pcompute.resources.explaining import Machine, explain
 from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.matching import Known
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
 
@@ -173,6 +177,15 @@ class FakeNode:
                     peer=peer, attributes=self._attributes(), age_s=0.0 if is_self else 30.0, trouble=trouble
                 )
         raise UsageError("there is no such node in the group", code="no-such-node")
+
+    async def explain(self, job: bytes | tuple[JobTerms, JobSpec]) -> ExplanationView:
+        terms, spec = (self.by_id[job].terms, self.by_id[job].spec) if isinstance(job, bytes) else job
+        needs, wall = needs_of(terms, spec), self._clock.wall()
+        peers = tuple(self.peers())
+        machines = [
+            Machine(peer.name, Known(self._attributes(), wall) if peer.state == "self" else None) for peer in peers
+        ]
+        return ExplanationView(needs=needs, peers=peers, report=explain(needs, machines))
 
     def _attributes(self) -> dict[str, Attribute]:
         wall = self._clock.wall()

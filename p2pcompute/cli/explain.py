@@ -1,0 +1,124 @@
+"""`p2pc explain`, and the same for `run --explain`, jobs that can never run, and jobs that make no progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+
+from p2pcompute.cli.command import Command, Reference, json_option
+from p2pcompute.cli.connection import open_kept
+from p2pcompute.cli.job_views import find_job, find_tasks, reference_argument
+from p2pcompute.cli.output import duration_text, moment_of, node_labels, one_line, plural, print_json, table
+from p2pcompute.errors import NoEligibleNode
+
+NODES_SHOWN_MAX: Final = 8
+"""Nodes in a text that nobody asked for."""
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc explain", "the newest job"),
+        ("p2pc explain j7k3/17", "one task"),
+        ("p2pc explain j7k3 --node atlas", "why not there?"),
+        ("p2pc run --explain --require has=ffmpeg --mem 8G true ::: a", "before anything runs"),
+    ],
+)
+@json_option
+@click.option("--node", metavar="NODE", help="Only about this node.")
+@reference_argument
+def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
+    """Why is it not running?"""
+    connection = open_kept()
+    job = find_job(connection, ref)
+    query = f"?node={quote(node)}" if node else ""
+    document = connection.request("GET", f"/v1/jobs/{job['id']}/explanation{query}")
+    task = None
+    if ref.task is not None:
+        task = next(iter(find_tasks(connection, job["id"], ref)), None)
+    if json_:
+        print_json({**document, "task": task and {name: task.get(name) for name in ("index", "state", "node")}})
+    else:
+        print("\n".join([_sentence(document, task), *_details(document)]))
+    return 4 if document["can_never_run"] and job["state"] == "waiting" else 0
+
+
+def print_explanation(document: Mapping[str, Any], *, as_json: bool) -> int:
+    """Print what nodes say to a job that is not submitted; the exit code says whether it could ever run."""
+    if as_json:
+        print_json(document)
+    else:
+        print("\n".join([_counts(document), *_details(document)]))
+    return 4 if document["can_never_run"] else 0
+
+
+def never_error(document: Mapping[str, Any]) -> NoEligibleNode:
+    """Return the error of a job that no node will ever run."""
+    reasons = [
+        f"{name}: {' · '.join(reason['what'] for reason in node['reasons'])}"
+        for name, node in zip(_names(document), document["nodes"], strict=True)
+    ]
+    more = [f"and {len(reasons) - NODES_SHOWN_MAX} more nodes"] if len(reasons) > NODES_SHOWN_MAX else []
+    helps = [f"{one['what']}    {one['effect']}" for one in document["would_help"]]
+    return NoEligibleNode(
+        "no node can ever run this" if len(reasons) > 1 else "the only node here can never run this",
+        "\n".join(reasons[:NODES_SHOWN_MAX] + more),
+        "\n".join(helps) or "add a computer that can: p2pc invite --token",
+    )
+
+
+def stalled_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return what is said of a job that makes no progress."""
+    return [_sentence(document, None), *_details(document)]
+
+
+def _names(document: Mapping[str, Any]) -> list[str]:
+    nodes = [{"node": node["name"], "short_id": node["short_id"]} for node in document["nodes"]]
+    return [
+        f"{label} (this)" if node["is_this"] else label
+        for label, node in zip(node_labels(nodes), document["nodes"], strict=True)
+    ]
+
+
+def _counts(document: Mapping[str, Any]) -> str:
+    total = sum(document[name] for name in ("now", "later", "never", "unknown"))
+    text = f"{document['now']} of {plural(total, 'node')} can take it now"
+    return text + (f", {document['later']} can later." if document["later"] else ".")
+
+
+def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> str:
+    job = document["job"]
+    name = job["alias"] if task is None else f"{job['alias']}/{task['index']}"
+    state = job["state"] if task is None else task["state"]
+    if state in ("done", "failed", "cancelled"):
+        return f"{name} is over: {state}.  As nodes are now: {_counts(document)}"
+    if state == "running" and task is not None:
+        return f"{name} runs on {task.get('node')}."
+    if state == "running" and job["running"]:
+        rest = f", {plural(job['waiting'], 'task')} waiting" if job["waiting"] else ""
+        nodes = [share["node"] for share in job["by_node"] if share["running"]]
+        return f"{name} runs: {plural(job['running'], 'task')} on {', '.join(nodes)}{rest}.  {_counts(document)}"
+    began = moment_of(job.get("submitted"))
+    waited = "" if began is None else f" has waited {duration_text(max(0.0, time.time() - began.timestamp()))}"
+    return f"{name}{waited}: {_counts(document)}"
+
+
+def _details(document: Mapping[str, Any]) -> list[str]:
+    """Return the table of reasons, what would help, and what is not the cause."""
+    rows = []
+    for name, node in zip(_names(document), document["nodes"], strict=True):
+        rows.append([name, node["verdict"], one_line(" · ".join(reason["what"] for reason in node["reasons"]))])
+    lines = ["", table(["NODE", "VERDICT", "BECAUSE"], rows)]
+    if document["left_out"]:
+        lines.append(f"  and {plural(document['left_out'], 'node')} more")
+    if document["would_help"]:
+        width = max(len(one["what"]) for one in document["would_help"])
+        lines += ["", "What would help"]
+        lines += [f"  {one['what']:{width}}   {one['effect']}" for one in document["would_help"]]
+    if document["not_the_cause"] and any(node["reasons"] for node in document["nodes"]):
+        lines.append(f"Not the cause: {', '.join(document['not_the_cause'])}.")
+    return lines

@@ -1,0 +1,156 @@
+"""Why a job runs where it does: gathers what this node knows of itself and of others, and asks those that answer soon.
+
+The verdicts are those of `resources.explaining`; here is what it cannot see: who is reached, who was chosen, whose
+Python differs, whose slots are busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from p2pcompute.errors import P2pcError
+from p2pcompute.execution.spec import JobSpec
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
+from p2pcompute.node.facade import PeerView
+from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of
+from p2pcompute.resources.explaining import Edit, Finding, Machine, Report, explain
+from p2pcompute.resources.matching import Known, Needs, Requirement, Verdict, compile_needs, is_accepted
+from p2pcompute.scheduler.terms import JobTerms
+
+EXPLAIN_S: Final = 2.0
+"""How long nodes are asked for one explanation; whoever has not answered is judged by what it said before."""
+EXPLAIN_AGE_S: Final = 5.0
+"""What a node said so long ago is not asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationView:
+    """A report, and the nodes that it is about."""
+
+    needs: Needs
+    peers: tuple[PeerView, ...]
+    """One for each account of the report, in its order."""
+    report: Report
+    left_out: int = 0
+    """Nodes beyond EXPLAINED_NODES_MAX, of which nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The job that is explained."""
+
+    terms: JobTerms
+    spec: JobSpec
+    submitter: bytes
+    """Its installation."""
+
+
+async def explain_job(
+    placement: Placement,
+    subject: Subject,
+    peers: Sequence[PeerView],
+    own_findings: Sequence[Finding],
+) -> ExplanationView:
+    """Return what every node says to a job.
+
+    Args:
+        peers: this node first.
+        own_findings: what keeps this node from running anything.
+
+    Raises:
+        UsageError: the job asks for what cannot be asked.
+    """
+    needs = needs_of(subject.terms, subject.spec)
+    requirement = compile_needs(needs)
+    shown = list(peers[:EXPLAINED_NODES_MAX])
+    await _ask_all(placement, requirement, [peer for peer in shown[1:] if peer.state == "up"])
+    machines = []
+    for peer in shown:
+        known = await _known(placement, requirement, peer)
+        findings = _findings(subject, placement, peer, known)
+        if peer.state == "self":
+            findings += own_findings
+        machines.append(Machine(peer.name, known, tuple(findings)))
+    report = explain(needs, machines)
+    return ExplanationView(needs=needs, peers=tuple(shown), report=report, left_out=len(peers) - len(shown))
+
+
+async def _ask_all(placement: Placement, requirement: Requirement, peers: Sequence[PeerView]) -> None:
+    """Ask nodes what they have, several at a time; what they say is kept where everybody looks for it."""
+    waiting = deque(peer.public_key for peer in peers)
+    words = requirement.words[:QUESTION_WORDS_MAX]
+
+    async def lane() -> None:
+        while waiting:
+            try:
+                await placement.resources.describe(waiting.popleft(), words, age_s=EXPLAIN_AGE_S)
+            except P2pcError:
+                continue  # it is judged by what it said before
+
+    scope = TaskScope("explain")
+    try:
+        async with placement.host.clock.timeout(EXPLAIN_S):
+            lanes: list[asyncio.Task[None]] = [
+                scope.spawn(lane(), "lane") for _ in range(min(QUESTION_LANES, len(waiting)))
+            ]
+            for one in lanes:
+                await one
+    except TimeoutError:
+        return
+    finally:
+        await scope.close()
+
+
+async def _known(placement: Placement, requirement: Requirement, peer: PeerView) -> Known | None:
+    wall = placement.host.clock.wall()
+    if peer.state == "self":
+        return Known(await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX]), wall)
+    knowledge = placement.resources.known.get(peer.public_key)
+    return None if knowledge is None else known_of(knowledge, wall, requirement.words)
+
+
+def _findings(subject: Subject, placement: Placement, peer: PeerView, known: Known | None) -> list[Finding]:
+    """Return what keeps a node from running a job, besides what it asks for."""
+    terms, found = subject.terms, []
+    if peer.state == "not seen":
+        ago = "" if peer.seen_s is None else f" for {peer.seen_s:.0f} s"
+        found.append(Finding("unreachable", Verdict.UNKNOWN, f"not seen{ago}"))
+    elif known is None:
+        found.append(Finding("unreachable", Verdict.UNKNOWN, "it does not say what it has"))
+    if terms.on and peer.public_key not in terms.on:
+        found.append(Finding("on", Verdict.NEVER, "not among the chosen ones (--on)", edit=Edit("--on", 0, "", "")))
+    if peer.public_key in terms.not_on:
+        found.append(Finding("not-on", Verdict.NEVER, "left out (--not-on)", edit=Edit("--not-on", 0, "", "")))
+    if terms.local_only and peer.state != "self":
+        found.append(Finding("local", Verdict.NEVER, "the job stays here (--local)", edit=Edit("--local", 0, "", "")))
+    wanted = "" if terms.python is None else f"{terms.python[0]}.{terms.python[1]}"
+    if wanted and peer.python and wanted != peer.python:  # the one that runs the node: its other ones do not help
+        fix = f"run p2pcompute with Python {wanted} there"
+        found.append(Finding("python", Verdict.NEVER, f"needs Python {wanted}, runs {peer.python}", fix))
+    if known is not None:
+        found += _own_conditions(subject, placement, peer, known)
+    return found
+
+
+def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, known: Known) -> list[Finding]:
+    values, found = known.values, []
+    accepts = values.get(ACCEPTS)
+    is_of_others = peer.state != "self" or subject.submitter != placement.installation
+    if is_of_others and isinstance(accepts, str) and accepts:
+        job = job_values(subject.terms, subject.spec, subject.submitter)
+        taken = is_accepted(accepts, values, job)
+        if taken is not True:
+            what = "it takes no work of others" if accepts == "false" else f"it takes only jobs with {accepts}"
+            verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
+            found.append(Finding("accept", verdict, what, "there: p2pc config set node.accept_if"))
+    slots, busy = values.get("slots.total", peer.slots), values.get("slots.busy", peer.busy)
+    if slots == 0:
+        found.append(Finding("slots", Verdict.NEVER, "it runs no tasks (0 slots)", "there: p2pc config set node.slots"))
+    elif isinstance(slots, int) and isinstance(busy, int) and busy >= slots:
+        found.append(Finding("busy", Verdict.LATER, f"all {slots} slots busy" if slots > 1 else "its slot is busy"))
+    return found
