@@ -93,6 +93,10 @@ def test_calls_run_on_the_node(start_daemon: Callable[..., Daemon], monkeypatch:
         assert future.info.node == "alpha"
         own, other = executor.nodes
         assert (own.slots, other.name, other.slots) == (0, "alpha", 2)
+        [found] = executor.find("slots.total>=2")
+        assert (found.id, found.name, found.state) == (other.id, "alpha", "up") and found.mem and found.cpus
+        assert executor.nodes[1].mem == found.mem
+        assert executor.when("name=alpha", timeout=20).id == other.id
         assert list(executor.map(square, range(2000))) == [n * n for n in range(2000)]
         assert executor.submit(lambda d: d[::-1], data).result(timeout=20) == data[::-1]
         with pytest.raises(ZeroDivisionError):
