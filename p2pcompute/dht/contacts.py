@@ -131,3 +131,10 @@ def _unpacked_v6(packed: bytes) -> Address:
     if port == 0 or host.is_unspecified or host.is_multicast:
         raise RemoteProtocolError("an address that no node can have")
     return Address(str(host), port)
+
+
+@lru_cache(maxsize=_ADDRESSES_MAX)
+def range_of(host: str) -> str:
+    """Return the address range that counts as one owner's: the /24 of an IPv4 literal, the /48 of an IPv6 one."""
+    address = ipaddress.ip_address(host)
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))

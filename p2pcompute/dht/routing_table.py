@@ -251,6 +251,8 @@ class RoutingTable:
         entry = self._entry(contact_id)
         if entry is not None:
             return address not in (entry.address, entry.alternative)
+        if self._is_crowded(self._index(contact_id), address):
+            return False
         bucket = self._buckets.get(self._index(contact_id))
         if bucket is None or len(bucket) < bucket.ksize:
             return True
@@ -412,16 +414,18 @@ class RoutingTable:
         for contact, run in contacts:
             place = place_of(contact.key)
             index = self._index(place.id)
+            if self._is_crowded(index, contact.address):
+                continue
             bucket = self._buckets.get(index)
             if bucket is None:
                 bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
             if place.id in bucket.nodes or len(bucket.nodes) >= bucket.ksize or place.id == self.own_id:
                 continue
-            if self._is_crowded(index, contact.address):
-                continue
             entry = bucket.nodes[place.id] = Entry(place, contact.address, run=run, now=now)
             entry.name, entry.rtt_s = contact.name, contact.rtt_s
             self._count += 1
+            if self._is_open and self._count == self._k:
+                self._thin_out()
         self._gap_s = self._gap_s_max()
 
     def lost_due(self, now: float) -> Contact | None:
@@ -519,19 +523,33 @@ class RoutingTable:
 
     def _enter(self, entry: Entry) -> Change:
         index = self._index(entry.id)
+        if self._is_crowded(index, entry.address):
+            return _NOTHING
         bucket = self._buckets.get(index)
         if bucket is None:
             bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
         self._lost.pop(entry.id, None)
-        if self._is_crowded(index, entry.address) or not bucket.add_node(entry):
+        if not bucket.add_node(entry):
             return _NOTHING
         self._count += 1
+        if self._is_open and self._count == self._k:
+            return Change(added=(entry.contact,), removed=self._thin_out())
         return Change(added=(entry.contact,))
 
+    def _thin_out(self) -> tuple[Contact, ...]:
+        """Let go of those who came when everybody was taken, and are too many of one address range."""
+        removed: tuple[Contact, ...] = ()
+        for entry in list(self._entries()):
+            if self._crowd(self._index(entry.id), entry.address, besides=entry):
+                removed += self._remove(entry).removed
+        return removed
+
     def _is_crowded(self, index: int, address: Address, *, besides: Entry | None = None) -> bool:
+        """Whether nobody more is taken from the range of this address."""
+        return self._is_open and self._count >= self._k and self._crowd(index, address, besides=besides)
+
+    def _crowd(self, index: int, address: Address, *, besides: Entry | None) -> bool:
         """Whether as many as may be are in a bucket, or in the table, from the range of this address."""
-        if not self._is_open or self._count < self._k:
-            return False
         sought = range_of(address.host)
         here = total = 0
         for number, bucket in self._buckets.items():

@@ -60,8 +60,12 @@ class DhtNodes:
     all: list[DhtNode] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     """Exceptions that left a background task: bugs."""
+    is_open: bool = False
+    """Anybody may be in the group.  Then each machine is in a range of addresses of its own."""
 
     def __post_init__(self) -> None:
+        if self.is_open:
+            self.simulation.network.address_step = 256
         self.group_id = hashlib.sha256(f"{self.simulation.seed}:group".encode()).digest()
 
     async def add(self, *, secret: bytes | None = None, beside: SimHost | None = None, port: int = PORT) -> DhtNode:
@@ -85,7 +89,10 @@ class DhtNodes:
             dht.receive(body, source)
 
         bound = datagrams.bind_group(self.group_id, receive)
-        dht = Dht(host.host, identity, bound, scope, group_id=self.group_id, describe=lambda: {"name": name})
+        dht = Dht(
+            host.host, identity, bound, scope, group_id=self.group_id, describe=lambda: {"name": name},
+            is_open=self.is_open,
+        )  # fmt: skip
         await host.call(dht.start((), ()))
         node = DhtNode(host, identity, dht, datagrams, scope, port=port)
         self.all.append(node)

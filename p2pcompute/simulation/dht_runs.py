@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
+from p2pcompute.dht.contacts import range_of
 from p2pcompute.dht.records import Record, make_record
 from p2pcompute.errors import P2pcError
 from p2pcompute.ids import DHT_ID_BYTES
@@ -65,7 +66,15 @@ class DhtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     sybil_addresses: Annotated[
         int, Meta(ge=0, le=1000, description="addresses that the Sybils of one key share; 0: each has its own")
     ] = 0
+    open: Annotated[
+        bool,
+        Meta(description="an open group, and each machine in a /24 of its own: tables take few contacts of one range"),
+    ] = False
     network: NetworkSettings = NetworkSettings()
+
+    def __post_init__(self) -> None:
+        if round(self.hostile * self.nodes) >= self.nodes:
+            raise ValueError("at least one node must be honest")
 
 
 class _Run:
@@ -79,7 +88,7 @@ class _Run:
         self.metrics = Metrics()
         self.fired: Counter[str] = Counter()
         self.simulation = Simulation(self.seed, model=settings.network)
-        self.nodes = DhtNodes(self.simulation)
+        self.nodes = DhtNodes(self.simulation, is_open=settings.open)
         self.records: list[Record] = []
         self._median_rtt_s = 1.0
 
@@ -122,6 +131,15 @@ class _Run:
             node = await self.nodes.add(secret=secret, beside=beside, port=PORT + number // shared)
             node.is_hostile = True
 
+    def _look_for_crowds(self) -> None:
+        """Find the most contacts of one address range in a bucket of an honest node."""
+        for node in self._honest():
+            own = node.contact.number
+            crowds = Counter(
+                ((contact.number ^ own).bit_length(), range_of(contact.address.host)) for contact in node.dht.contacts()
+            )
+            self.metrics.peak("crowd", max(crowds.values(), default=0))
+
     def _record(self, node: DhtNode, number: int) -> Record:
         value = self.rng(f"value {number}").randbytes(VALUE_BYTES)
         wall, salt = node.host.clock.wall(), number.to_bytes(4, "big")
@@ -145,6 +163,8 @@ class _Run:
             await asyncio.sleep(SETTLE_S)
         self._kill()
         self._count_holders()
+        if self.settings.open:
+            self._look_for_crowds()
         askers = self._honest()
         self.rng("askers").shuffle(askers)
         asking = [askers[number % len(askers)] for number in range(self.settings.asks)]

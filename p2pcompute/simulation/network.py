@@ -198,6 +198,8 @@ class Network:
         """For what happens to some datagrams: duplicates and hold-ups."""
         self._all: list[Machine] = []
         self._address_count = 0
+        self.address_step = 1
+        """Between the addresses of two homes; 256: each is in a /24 of its own."""
         self._lans: dict[str, dict[SimNet, None]] = {}
         self._homes = Homes(seed, self._new_address)
         self._cuts: dict[tuple[int, int], None] = {}
@@ -317,7 +319,7 @@ class Network:
         return machine
 
     def _new_address(self) -> str:
-        self._address_count += 1
+        self._address_count += self.address_step
         count = self._address_count
         return f"10.{count >> 16 & 255}.{count >> 8 & 255}.{count & 255}"
 

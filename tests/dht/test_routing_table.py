@@ -10,16 +10,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.contacts import Contact, place_of, range_of
 from p2pcompute.dht.routing_table import RoutingTable
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
     DHT_BUCKET_SIZES,
     DHT_FAILURES_MAX,
+    DHT_K,
     DHT_LINK_DOWN_CONTACTS,
     DHT_LOST_S_MAX,
     DHT_PING_S,
+    DHT_RANGE_PER_BUCKET_MAX,
+    DHT_RANGE_PER_TABLE_MAX,
     DHT_REPLACEMENTS_MAX,
     DHT_REQUEST_S,
 )
@@ -368,3 +371,57 @@ def test_far_buckets_that_are_full_need_no_refresh() -> None:
     ranges = table.far_buckets(3)
     assert len(ranges) == 2
     assert all(160 - (int.from_bytes(OWN, "big") ^ low).bit_length() > 0 for low, _ in ranges)
+
+
+def test_an_open_group_takes_few_contacts_of_one_address_range() -> None:
+    """Or whoever has one machine fills the tables of all others with made-up identities."""
+    table = RoutingTable(OWN, is_open=True)
+
+    def come(number: int, host: str) -> bool:
+        return bool(table.on_reply(KEYS[number], Address(host, 4000), run=RUN, now=0.0).added)
+
+    for number in range(DHT_K):
+        assert come(number, f"10.9.{number}.1"), "up to k contacts everybody is known"
+    taken = [number for number in range(DHT_K, 400) if come(number, f"203.0.113.{number % 250}")]
+    buckets = [shared_bits(KEYS[number]) for number in taken]
+    assert len(taken) == DHT_RANGE_PER_TABLE_MAX
+    assert max(buckets.count(bucket) for bucket in buckets) == DHT_RANGE_PER_BUCKET_MAX
+    table.check_invariants()
+    free = next(number for number in range(DHT_K, 400) if number not in taken and shared_bits(KEYS[number]) == 0)
+    assert come(free, "198.51.100.1"), "the others still find room"
+
+
+def test_who_filled_a_table_while_it_was_small_is_thinned_out_when_it_is_not() -> None:
+    table = RoutingTable(OWN, is_open=True)
+    removed: list[Contact] = []
+    for number in range(DHT_K + 1):
+        host = "203.0.113.1" if number < DHT_K - 2 else f"10.{number >> 8}.{number & 255}.1"
+        removed += table.on_reply(KEYS[number], Address(host, 4000 + number), run=RUN, now=0.0).removed
+        table.check_invariants()
+    left = [contact for contact in table.contacts() if contact.address.host == "203.0.113.1"]
+    buckets = [shared_bits(contact.key) for contact in left]
+    assert len(left) + len(removed) == DHT_K - 2
+    assert max(buckets.count(bucket) for bucket in buckets) <= DHT_RANGE_PER_BUCKET_MAX
+
+
+def test_a_contact_that_moves_into_a_crowded_range_is_let_go() -> None:
+    table = RoutingTable(OWN, is_open=True)
+    for number in range(60):
+        table.on_reply(KEYS[number], Address(f"10.9.{number}.1", 4000), run=RUN, now=0.0)
+    for number in range(60, 400):
+        table.on_reply(KEYS[number], Address(f"203.0.113.{number % 250}", 4000), run=RUN, now=0.0)
+    mover = next(contact for contact in table.contacts() if contact.address.host.startswith("10.9."))
+    table.on_failure(mover.key, mover.address, sent=1.0, now=2.0)
+    change = table.on_reply(mover.key, Address("203.0.113.251", 4000), run=b"run-0002", now=3.0)
+    assert [contact.key for contact in change.removed] == [mover.key]
+    table.check_invariants()
+
+
+def test_a_private_group_on_one_network_is_not_limited() -> None:
+    table = RoutingTable(OWN)
+    assert sum(enter(table, number) for number in range(60)) > DHT_RANGE_PER_TABLE_MAX
+
+
+def test_ranges() -> None:
+    assert range_of("192.0.2.7") == range_of("192.0.2.200") != range_of("192.0.3.7")
+    assert range_of("2001:db8:1::1") == range_of("2001:db8:1:ffff::9") != range_of("2001:db8:2::1")

@@ -69,3 +69,7 @@ def test_sybils_share_addresses_when_they_are_told_to() -> None:
     """Diversity of addresses can be studied only if the crafted nodes are really at few addresses."""
     result = run("dht-sybil", sybils=12, sybil_addresses=2, records=1)
     assert result.nodes == 120 and result.fired["hostile"] > 0
+
+
+def test_in_an_open_group_one_address_gets_two_places_in_a_bucket() -> None:
+    assert run("dht-sybil", sybils=30, sybil_addresses=1, records=1, open="true").metrics["crowd"] <= 2
