@@ -286,9 +286,10 @@ class InProcess(cf.Executor):
 
 
 def _prepare(meter: Meter) -> None:
-    """Set up a process of the pool: without the parent it ends."""
+    """Set up a process of the pool: SIGTERM ends it, and it ends with its parent."""
     global _meter
     _meter = meter
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -319,12 +320,13 @@ def open_pool(jobs: int, meter: Meter) -> cf.ProcessPoolExecutor:
 
 
 class _Pool(cf.ProcessPoolExecutor):
-    """Its processes get no Ctrl-C, which is the parent's matter; from their first moment on, in which they would print
-    where it met them.
+    """Its processes get no Ctrl-C, the parent's matter, and no SIGTERM before they are set up: they would print
+    where it met them, or die while others are started, which the pool does not bear.
     """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started here
+        both = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, both)  # inherited by what is started here
         try:
             return super().submit(fn, *args, **kwargs)
         finally:
@@ -417,6 +419,8 @@ class _Rounds:
             if self.on_tick is not None:
                 self.on_tick()
             while left and len(pending) < self.in_flight and not lost:
+                if self.on_tick is not None:
+                    self.on_tick()
                 point, seed = left[0]
                 trace = self.study.traces and trace_path(self.study.traces, point, seed)
                 try:
