@@ -33,7 +33,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.limits import (
     DHT_ALPHA,
@@ -189,6 +189,8 @@ class Lookup:
         if self._is_finished:
             return chosen
         waiting = [peer.path for peer in self._peers.values() if peer.state is PeerState.WAITING]
+        if len(waiting) >= max(self._alpha, self._alpha_within):
+            return chosen
         while self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
             candidates, _ = self._windows()
             allowed = [one for one in candidates if len(waiting) < self._alpha_at(candidates[one])]
@@ -232,6 +234,8 @@ class Lookup:
         """Whether nobody is to be asked or waited for any more."""
         if self._is_finished:
             return True
+        if len(self._order) <= self._k and self._is_waiting():
+            return False  # all are within the windows
         candidates, is_waiting = self._windows()
         may_ask = self._asked_count < DHT_LOOKUP_REQUESTS_MAX
         if is_waiting or (may_ask and (candidates or self._farthest_within() is not None)):
@@ -250,12 +254,21 @@ class Lookup:
 
     def deadline(self) -> float | None:
         """The clock time of the next soft or hard timeout; None when nobody is being waited for."""
-        limits_s = {
-            PeerState.WAITING: self._soft_s,
-            PeerState.LATE: min(_LATE_SOFTS * self._soft_s, self._hard_s),
-            PeerState.OVERDUE: self._hard_s,
-        }
-        return min((p.asked + limits_s[p.state] for p in self._peers.values() if p.state in limits_s), default=None)
+        first: float | None = None
+        late_s = min(_LATE_SOFTS * self._soft_s, self._hard_s)
+        for peer in self._peers.values():
+            state = peer.state
+            if state is PeerState.WAITING:
+                due = peer.asked + self._soft_s
+            elif state is PeerState.LATE:
+                due = peer.asked + late_s
+            elif state is PeerState.OVERDUE:
+                due = peer.asked + self._hard_s
+            else:
+                continue
+            if first is None or due < first:
+                first = due
+        return first
 
     def result(self) -> list[Contact]:
         """At most k contacts that answered, nearest first."""
@@ -302,7 +315,7 @@ class Lookup:
 
     def _hear(self, contacts: Iterable[Contact], depth: int, paths: int) -> None:
         for contact in contacts:
-            distance = contact.number ^ self._number
+            distance = place_of(contact.key).number ^ self._number
             known = self._peers.get(distance)
             if known is not None:
                 known.paths |= paths
@@ -361,8 +374,13 @@ class Lookup:
                 return self._order[index]
         return None
 
+    def _is_waiting(self) -> bool:
+        return any(peer.state is PeerState.WAITING for peer in self._peers.values())
+
     def _expire(self, now: float) -> None:
         for peer in self._peers.values():
+            if peer.state not in _ASKED:
+                continue
             if peer.state is PeerState.WAITING and now >= peer.asked + self._soft_s:
                 peer.state = PeerState.LATE
             if peer.state is PeerState.LATE and now >= peer.asked + _LATE_SOFTS * self._soft_s:

@@ -118,6 +118,9 @@ class AckStatus(IntEnum):
     """Not without a token; one is in the reply."""
 
 
+_STATUSES: Final = tuple(AckStatus)
+
+
 @dataclass(frozen=True, slots=True)
 class Ping:
     """Is somebody there, and who?"""
@@ -392,7 +395,7 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
             return Put(_sized(key, DHT_ID_BYTES), _token(token), part, parts, chunk)
         case MessageType.ACK:
             status, seq, token = _fields(body, 3)
-            return Ack(AckStatus(_count(status, max(AckStatus))), _count(seq, _SEQ_MAX), _token(token))
+            return Ack(_STATUSES[_count(status, len(_STATUSES) - 1)], _count(seq, _SEQ_MAX), _token(token))
         case MessageType.BYE:
             _fields(body, 0)
             return _BYE
