@@ -205,16 +205,21 @@ class JobFit:
             return self.known_here() is True
         return self._verdict(key)[0] is not False
 
-    def rank(self, key: bytes) -> float:
-        return self._own_rank if key == LOCAL else self._verdict(key)[1]
+    def rank(self, key: bytes) -> float | None:
+        if self.requirement is None:
+            return None
+        if key == LOCAL:
+            return None if self.known_here() is None else self._own_rank
+        return self._verdict(key)[1]
 
-    def _verdict(self, key: bytes) -> tuple[bool | None, float]:
+    def _verdict(self, key: bytes) -> tuple[bool | None, float | None]:
+        """Return (whether it fits, how much it is preferred)."""
         assert self.requirement is not None
         placement = self._placement
         knowledge = placement.resources.known.get(key)
         if knowledge is None:
             placement.ask(key, self.requirement.words)
-            return None, 0.0
+            return None, None
         now = placement.host.clock.now()
         found = self._verdicts.get(key)
         if found is not None and found[0] is knowledge and now < found[1]:

@@ -13,7 +13,7 @@ Losing a node never counts against a task; a failure of the task itself does, `r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any
@@ -38,6 +38,8 @@ from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, par
 
 AVOID_S = 30.0
 """How long a failed task waits for another node before it may run again where it failed."""
+PREFER_S = 1.0
+"""How long a new job waits for the nodes that it prefers before others get its tasks."""
 UNFIT_S = 10.0
 """How long a node that declined because it does not fit is not offered the job again: what it has may change."""
 SKIP_MAX = 64
@@ -115,6 +117,8 @@ class OwnedJob:
         self.envelope = envelope
         self.fit = fit
         """None: any node will do."""
+        self.held_until: float | None = None
+        """Of a job that prefers some nodes: until when others wait for these; None before its first task was ready."""
         self.unfit: dict[bytes, float] = {}
         """Nodes that declined because they do not fit, and until when they are believed."""
         self.ledger = JobLedger()
@@ -173,6 +177,8 @@ class OwnerCore:
         """Key → last request and when; the candidates for "another node"."""
         self._pending: dict[int, _PendingGrant] = {}
         self._next_grant = 1
+        self._preferring: dict[bytes, None] = {}
+        """Jobs that prefer some nodes."""
         self._turn: deque[bytes] = deque()
         """Unfinished jobs in the order in which they are served."""
         self._effects = Effects()
@@ -195,11 +201,14 @@ class OwnerCore:
         if job is None:
             fit = None if self._fit_of is None else self._fit_of(envelope)
             job = self.jobs[envelope.job_id] = OwnedJob(envelope, fit)
+            if fit is not None and fit.has_preference:
+                self._preferring[envelope.job_id] = None
             self._turn.append(envelope.job_id)
         return job
 
     def forget_job(self, job_id: bytes) -> None:
         self.jobs.pop(job_id, None)
+        self._preferring.pop(job_id, None)
         if job_id in self._turn:
             self._turn.remove(job_id)
 
@@ -296,12 +305,61 @@ class OwnerCore:
             job_id = self._turn[0]
             self._turn.rotate(-1)
             job = self.jobs[job_id]
-            if job.ready_count <= 0 or not self._may_run(now, job, thief):
+            if job.ready_count <= 0 or job_id in self._preferring or not self._may_run(now, job, thief):
                 continue
             chosen = self._pick(now, job, thief, self.batch_size(job, thief))
             if chosen:
                 return self._grant(now, job, thief, chosen)
         return None
+
+    @property
+    def has_preferring(self) -> bool:
+        """Whether any job here prefers some nodes."""
+        return bool(self._preferring)
+
+    def is_holding(self, now: float) -> bool:
+        """Whether a job waits for the nodes that it prefers."""
+        jobs = (self.jobs[job_id] for job_id in self._preferring)
+        return any(job.ready_count > 0 and job.held_until is not None and now < job.held_until for job in jobs)
+
+    def choose_preferred(self, now: float, thieves: Sequence[Thief], others: Sequence[bytes]) -> Iterator[Grant]:
+        """Yield what the thieves get of jobs that prefer some nodes, the most preferred thief of each job first.
+
+        For PREFER_S after its first task became ready a job waits for its most preferred node, and for those of which
+        is not known yet whether they are.
+
+        Args:
+            thieves: nodes that wait for work, this one included when it has room.
+            others: further nodes that could ask.
+        """
+        served: dict[bytes, None] = {}
+        for job_id in list(self._preferring):
+            job = self.jobs[job_id]
+            if job.ready_count <= 0 or job.fit is None:
+                continue
+            if job.held_until is None:
+                job.held_until = now + PREFER_S
+            able = [(job.fit.rank(thief.key), thief) for thief in thieves if self._may_run(now, job, thief)]
+            able = [(rank, thief) for rank, thief in able if thief.key not in served]
+            is_holding = now < job.held_until and not job.envelope.terms.local_only
+            least = self._best_rank(job.fit, [thief.key for _rank, thief in able], others) if is_holding else -inf
+            for rank, thief in sorted(able, key=lambda pair: -(pair[0] or 0.0)):
+                chosen = self._pick(now, job, thief, self.batch_size(job, thief)) if (rank or 0.0) >= least else []
+                if chosen:
+                    served[thief.key] = None
+                    yield self._grant(now, job, thief, chosen)
+
+    @staticmethod
+    def _best_rank(fit: Fit, able: Sequence[bytes], others: Sequence[bytes]) -> float:
+        """Return the rank of the most preferred node; infinity while one that could be is not known."""
+        best = -inf
+        for key in [*able, *others]:
+            rank = fit.rank(key)
+            if rank is None and (key == LOCAL or fit.may_have(key, key)):
+                return inf
+            if rank is not None and (key in able or fit.may_have(key, key)):
+                best = max(best, rank)
+        return best
 
     def batch_size(self, job: OwnedJob, thief: Thief) -> int:
         """Return how many tasks of `job` one grant to `thief` holds: at least 1."""
@@ -310,7 +368,7 @@ class OwnerCore:
             per_slot = BATCH_TARGET_S * max(1.0, len(self.thieves) / 500) / job.task_s
             size = max(thief.slots, int(per_slot * thief.slots))
         size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
-        if len(self.thieves) > 1:
+        if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(job.ready_count / 2))
         slots_max = job.envelope.terms.slots_max
         if slots_max is not None:

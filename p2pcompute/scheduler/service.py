@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
@@ -36,7 +37,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.messages import Message
-from p2pcompute.scheduler.owner import UNFIT_S, Grant
+from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
@@ -53,6 +54,8 @@ HOT_S = 10.0
 """A victim that gave or offered work so recently is asked before others."""
 BENCH_S = 60.0
 """How long a worker whose results broke the protocol is given nothing."""
+PREFERRED_MAX = 256
+"""Nodes that are looked at for the sake of a job that prefers some."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
 COMMIT_AT_END_S = 3.0
@@ -168,6 +171,8 @@ class Scheduler:
         """Peers with a smaller key without a channel, and since when we know them: it is their turn to dial."""
         self._timer: Timer | None = None
         self._timer_at = 0.0
+        self._held: Timer | None = None
+        """Wakes the pump when jobs need not wait for the nodes that they prefer any longer."""
         self._due: asyncio.Handle | None = None
         """The pump's next run."""
         self._may_grant_at = 0.0
@@ -276,6 +281,9 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
         self.owner.close()
 
     # --- the pump ---------------------------------------------------------------------------------
@@ -304,6 +312,8 @@ class Scheduler:
             waiting = self.parking.waiting(now)
             for thief in waiting:
                 self.owner.core.remember(now, thief)
+            if self.owner.core.has_preferring:
+                waiting = self._serve_preferred(now, waiting)
             self._feed_local(now)
             self._serve(now, waiting)
         self._mind_rest(now)
@@ -342,6 +352,29 @@ class Scheduler:
                 return
             self.worker.take_local(grant)
 
+    def _serve_preferred(self, now: float, waiting: list[Thief]) -> list[Thief]:
+        """Give tasks of jobs that prefer some nodes; return the thieves that still wait."""
+        core, thieves = self.owner.core, list(waiting)
+        if want := self.worker.core.want():
+            slots = self.worker.core.slot_count
+            thieves.append(Thief(LOCAL, self._identity.installation, self._boot, self._python, slots, want))
+        others = [*([LOCAL] if self.worker.core.slot_count else ()), *islice(self.peers, PREFERRED_MAX)]
+        served: dict[bytes, None] = {}
+        for grant in core.choose_preferred(now, thieves, others):
+            if grant.thief == LOCAL:
+                self.worker.take_local(grant)
+            elif (channel := self._channels.get(grant.thief)) is not None:
+                self._send_grant(channel, grant, core.jobs[grant.job_id].envelope, b"", ())
+                self.parking.remove(grant.thief)
+                served[grant.thief] = None
+        if self._held is None and core.is_holding(now):
+            self._held = self._host.clock.call_later(PREFER_S, self._end_hold)
+        return [thief for thief in waiting if thief.key not in served]
+
+    def _end_hold(self) -> None:
+        self._held = None
+        self.wake()
+
     def _has_something_to_give(self) -> bool:
         """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
         return self.owner.core.has_ready or self.worker.core.can_give
@@ -370,7 +403,7 @@ class Scheduler:
 
         def may_give(held: Held) -> bool:
             job = self.owner.core.jobs.get(held.job_id)
-            if job is None or held.owner != LOCAL or job.envelope.terms.local_only:
+            if job is None or held.owner != LOCAL or job.envelope.terms.local_only or job.held_until is not None:
                 return False
             if job.fit is not None and not job.fit.may_have(thief.key, thief.installation):
                 return False

@@ -46,8 +46,8 @@ class Fit(Protocol):
     def may_have(self, key: bytes, installation: bytes) -> bool:
         """Return whether a node may be granted tasks: False when it is known that they will not run there now."""
 
-    def rank(self, key: bytes) -> float:
-        """Return how much a node is preferred."""
+    def rank(self, key: bytes) -> float | None:
+        """Return how much a node is preferred; None while it has not said what it has."""
 
     def known_here(self) -> bool | None:
         """Return whether this node fits; None: it must be measured first."""
