@@ -91,7 +91,7 @@ def _account(document: Mapping[str, Any]) -> str:
     for name, words in (
         ("silent", "did not answer"),
         ("unknown", "cannot say"),
-        ("too_old", "run a version that does not know the question"),
+        ("too_old", "of a version that does not know the question"),
         ("not_asked", "not asked"),
     ):
         if document[name]:

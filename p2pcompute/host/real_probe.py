@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -250,32 +250,32 @@ class RealProbe:
 
     def _measure_static(self) -> dict[str, Attribute]:
         system, machine = platform.system().lower(), platform.machine().lower()
-        values: dict[str, Value] = {
-            "os": _OS.get(system, system),
-            "arch": _ARCH.get(machine, machine),
-            "cpus": self.cpus(),
-            "mem.total": self._mem_bytes(),
-            "python": (f"{sys.version_info.major}.{sys.version_info.minor}",),  # until the others are found
-        }
-        with contextlib.suppress(OSError):
-            values["disk.total"] = int(_psutil().disk_usage(str(self._directory)).total)
+        found = _values(
+            {
+                "os": lambda: _OS.get(system, system),
+                "arch": lambda: _ARCH.get(machine, machine),
+                "cpus": self.cpus,
+                "mem.total": self._mem_bytes,
+                "disk.total": lambda: int(_psutil().disk_usage(str(self._directory)).total),
+                "python": lambda: (f"{sys.version_info.major}.{sys.version_info.minor}",),  # until others are found
+            }
+        )
         wall = time.time()
-        return {name: Attribute(value, wall) for name, value in values.items()}
+        return {name: Attribute(value, wall) for name, value in found.items()}
 
     def _measure_dynamic(self) -> dict[str, Attribute]:
-        """A value that cannot be read is left out."""
-        values: dict[str, Value] = {"mem.free": self._mem_free_bytes()}
-        with contextlib.suppress(OSError, AttributeError):
-            values["load"] = float(os.getloadavg()[0])
-        with contextlib.suppress(OSError):
-            values["disk.free"] = int(_psutil().disk_usage(str(self._directory)).free)
-        is_on_battery = _is_on_battery()
-        if is_on_battery is not None:
-            values["battery"] = is_on_battery
+        found = _values(
+            {
+                "mem.free": self._mem_free_bytes,
+                "load": lambda: float(os.getloadavg()[0]),
+                "disk.free": lambda: int(_psutil().disk_usage(str(self._directory)).free),
+                "battery": _is_on_battery,
+            }
+        )
         wall = time.time()
         return {
             name: Attribute(value, wall, LIFETIMES_S[name], LOAD_ACCURACY if name == "load" else None)
-            for name, value in values.items()
+            for name, value in found.items()
         }
 
     def cpus(self) -> float:
@@ -338,12 +338,20 @@ def _find(words: Sequence[str]) -> dict[str, bool]:
     }
 
 
+def _values(measures: Mapping[str, Callable[[], Value | None]]) -> dict[str, Value]:
+    """Return what can be measured; whatever a driver or a container lacks or breaks is left out."""
+    found: dict[str, Value] = {}
+    for name, measure in measures.items():
+        with contextlib.suppress(Exception):
+            value = measure()
+            if value is not None:
+                found[name] = value
+    return found
+
+
 def _is_on_battery() -> bool | None:
     """None when that cannot be told."""
-    try:
-        battery = _psutil().sensors_battery()
-    except (AttributeError, OSError, ValueError):  # not on this system, or a driver that shows nonsense
-        return None
+    battery = _psutil().sensors_battery()
     if battery is not None:
         return None if battery.power_plugged is None else not battery.power_plugged
     return False if _POWER_SUPPLIES.is_dir() else None  # the kernel lists what there is, and it lists no battery

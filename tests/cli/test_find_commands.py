@@ -85,7 +85,7 @@ def test_the_answer_says_how_far_it_goes(node: Node, capsys: pytest.CaptureFixtu
     assert "atlas" in shown.out and "direct 4 ms" in shown.out and "gpu.count" in shown.out and "RANK" not in shown.out
     assert shown.err.strip() == (
         "5 nodes known, 2 answered, 1 did not answer, 1 cannot say, "
-        "1 run a version that does not know the question, in 0.2 s; the oldest answer is 0.5 s old"
+        "1 of a version that does not know the question, in 0.2 s; the oldest answer is 0.5 s old"
     )
     assert node.paths == ["/v1/find?expr=cpus%3E%3D4&max_answers=3&max_time_s=60.0&max_age_s=30.0"]
     node.document["items"] = [item("atlas", is_silent=True, rank=1.5)]

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+import types
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,33 @@ async def test_the_probe_says_what_this_machine_is(tmp_path: Path) -> None:
     decode_attributes(encode_attributes(found, found["load"].measured_s))
     gone = await alone(tmp_path / "gone").attributes()
     assert "disk.free" not in gone and "disk.total" not in gone
+
+
+async def test_what_cannot_be_measured_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container without /proc, or a battery whose driver shows nonsense, ends the node's answer."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise OSError(name)
+
+    monkeypatch.setattr(real_probe, "_psutil", Broken)
+    found = await alone(tmp_path).attributes()
+    assert {"os", "arch", "cpus", "load"} <= set(found) and not {"mem.free", "disk.free", "battery"} & set(found)
+
+
+@pytest.mark.parametrize(("plugged", "expected"), [(True, False), (False, True), (None, None)])
+async def test_batteries(
+    plugged: bool | None, expected: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work goes to a laptop on the train."""
+
+    class Psutil:
+        @staticmethod
+        def sensors_battery() -> Any:
+            return types.SimpleNamespace(percent=50, power_plugged=plugged)
+
+    monkeypatch.setattr(real_probe, "_psutil", Psutil)
+    assert value(await alone(tmp_path).attributes(), "battery") is expected
 
 
 async def test_what_was_just_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
