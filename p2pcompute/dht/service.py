@@ -649,7 +649,7 @@ class Dht:
             self._refresh_step = 1 if self._joins_count else 0  # the ad follows, when more than one is known
             self._refresh_at = now + _FOLLOW_UPS_S[0] if self._joins_count else now  # a join looks around by itself
             self._wake()
-        if self._observed and self.knows(statement.sender) is None:
+        if self._observed and statement.sender not in self:
             self._observed.pop(statement.sender, None)
 
     def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:

@@ -522,11 +522,14 @@ class Scheduler:
             return
         passed = self._asked.keys() | self._opening.keys() | self._courtesy.keys()
         others = [key for key in self.peers if key not in passed]
+        if not others:
+            return
         # Where a channel is open already first: what is parked there costs nothing.
         near = [key for key in others if self._channels.get(key) is not None]
-        for key in self._rng.sample(near, min(room, len(near))):
-            self._ask(now, key, want)
-            room -= 1
+        if near:
+            for key in self._rng.sample(near, min(room, len(near))):
+                self._ask(now, key, want)
+                room -= 1
         if room > 0 and len(near) < len(others):
             cold = [key for key in others if key not in self._asked]
             for key in self._rng.sample(cold, min(room, len(cold))):
