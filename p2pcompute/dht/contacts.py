@@ -113,7 +113,7 @@ def unpack_address(packed: object) -> Address:
 
 
 def _unpacked(packed: bytes) -> Address:
-    """IPv4 without `ipaddress`, which takes three times as long: large groups know more addresses than a cache holds."""
+    """IPv4 without `ipaddress`, which takes three times as long; large groups have more addresses than a cache."""
     if len(packed) != _PACKED_SIZES[0]:
         return _unpacked_v6(packed)
     first, second, third, fourth, high, low = packed
