@@ -166,6 +166,7 @@ class Node:
         self.channels.on_request(JOIN, self._on_join)
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
+        self.scheduler.on_restarted = self.resources.forget
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone
         self.network.on_change = lambda: self._keep_group(self.credentials.group)

@@ -148,6 +148,8 @@ class Scheduler:
             spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
             addresses_of=lambda key: self.peers.get(key, ()),
         )
+        self.on_restarted: Callable[[bytes], None] = lambda _key: None
+        """Called when a node is met in a new life."""
         self.parking = Parking()
         self.counters = SchedulerCounters()
         self.peers = peers
@@ -816,6 +818,7 @@ class Scheduler:
         boot = channel.peer.hello.get("boot")
         if isinstance(boot, bytes) and self._boots.get(key, boot) != boot:
             self._knows_job.pop(key, None)
+            self.on_restarted(key)
             self.owner.core.peer_lost(self._host.clock.now(), key, boot=boot)
         if isinstance(boot, bytes):
             self._boots[key] = boot

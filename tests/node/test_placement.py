@@ -1,0 +1,226 @@
+"""Simulated nodes: a job runs where its requirement is met, and its own node says why it does not run elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
+from p2pcompute.node.explanations import ExplanationView
+from p2pcompute.node.facade import JobView
+from p2pcompute.scheduler.owner import UNFIT_S
+from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import Member, Mesh
+from p2pcompute.simulation.runner import RunnerModel
+
+PLAIN = RunnerModel(slot_count=2)
+TOOLS = RunnerModel(slot_count=2, attributes={"gpu.count": 2}, has=frozenset({"ffmpeg"}))
+
+
+def play(models: Sequence[RunnerModel], scene: Callable[[Mesh], Awaitable[None]]) -> None:
+    """Run a scene with a node for each model, once all know one another."""
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, len(models), runner=models)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            await scene(mesh)
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+async def submit(member: Member, works_s: Sequence[float], spec: dict[str, Any] | None = None, **terms: Any) -> bytes:
+    async def go() -> bytes:
+        node = member.running
+        job_id = await node.submit_job(
+            JobTerms(name="picky", **terms), JobSpec(kind=TaskKind.SIMULATED, **(spec or {}))
+        )
+        await node.add_tasks(job_id, [encode_payload(TaskPayload(work_s=work_s)) for work_s in works_s])
+        await node.seal_job(job_id)
+        return job_id
+
+    return await member.host.call(go())
+
+
+async def done_by(mesh: Mesh, job_id: bytes, *, limit_s: float = 60.0) -> dict[str, int]:
+    """Wait for a job's end; return how many tasks each node ran."""
+    view: JobView = await mesh.wait_for(mesh.members[0], job_id, limit_s=limit_s)
+    assert view.state == "done"
+    return {mesh.members[0].running.name_of(share.public_key): share.done for share in view.by_node if share.done}
+
+
+async def explained(mesh: Mesh, job_id: bytes) -> ExplanationView:
+    member = mesh.members[0]
+    return await member.host.call(member.running.explain(job_id))
+
+
+def name(mesh: Mesh, number: int) -> str:
+    return mesh.members[number].host.name
+
+
+def test_a_job_runs_where_its_requirement_is_met() -> None:
+    """Tasks reach nodes that cannot run them: from the owner, or from a worker that holds too many."""
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [1.0] * 40, require=("has=ffmpeg", "gpu>0"))
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 2)]
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_amounts_are_requirements() -> None:
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [0.1] * 4, {"gpus": 1.0, "mem_bytes": 1 << 20})
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 2)]
+        job_id = await submit(mesh.members[0], [0.1], {"mem_bytes": 1 << 50})
+        await asyncio.sleep(30)
+        assert mesh.members[0].running.job(job_id.hex()).done == 0
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_chosen_nodes() -> None:
+    async def scene(mesh: Mesh) -> None:
+        keys = [member.identity.public_key for member in mesh.members]
+        job_id = await submit(mesh.members[0], [0.5] * 8, on=(keys[0], keys[2]), not_on=(keys[0],))
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 2)]
+        job_id = await submit(mesh.members[0], [0.5] * 8, not_on=(keys[0], keys[1]))
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 2)]
+
+    play([PLAIN] * 3, scene)
+
+
+def test_a_node_runs_only_what_it_fits_whatever_the_owner_believes() -> None:
+    """A submitter that does not look, or lies, has its tasks run anywhere; or thief and victim play ping-pong."""
+
+    async def scene(mesh: Mesh) -> None:
+        owner, other = mesh.members
+        job_id = await submit(owner, [0.1] * 4, require=("fpga.count>0",))
+        owner.running.scheduler.owner.core.jobs[job_id].fit = None
+        owner.running.scheduler.worker.core.is_paused = True
+        other.running.scheduler.wake()
+        await asyncio.sleep(60)
+        assert owner.running.job(job_id.hex()).done == 0
+        declined = other.running.scheduler.counters.grants_declined_count
+        assert 1 <= declined <= 60 / UNFIT_S + 1
+
+    play([PLAIN, PLAIN], scene)
+
+
+def test_a_job_waits_until_a_node_fits() -> None:
+    """What has changed at a node is never noticed."""
+    changing = RunnerModel(slot_count=2, attributes={"fpga.count": 0})
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [0.1] * 4, require=("fpga.count>0",))
+        await asyncio.sleep(30)
+        assert mesh.members[0].running.job(job_id.hex()).done == 0
+        await mesh.stop(mesh.members[1])
+        mesh.members[1].host.runner_model = RunnerModel(slot_count=2, attributes={"fpga.count": 1})
+        await mesh.restart(mesh.members[1])
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 1)]
+
+    play([PLAIN, changing], scene)
+
+
+def test_preferred_nodes_get_the_tasks() -> None:
+    """Preferences do nothing, or a job waits for ever for the node that it likes best."""
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [0.1] * 2, prefer=("gpu.count", "has=ffmpeg"))
+        assert await done_by(mesh, job_id) == {name(mesh, 2): 2}
+        job_id = await submit(mesh.members[0], [5.0] * 6, prefer=("gpu.count",))
+        assert sum((await done_by(mesh, job_id)).values()) == 6
+        began = mesh.members[0].host.clock.now()
+        await mesh.stop(mesh.members[2])
+        job_id = await submit(mesh.members[0], [0.1] * 2, prefer=("gpu.count",))
+        await done_by(mesh, job_id)
+        assert mesh.members[0].host.clock.now() - began < 40
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_a_job_that_asks_for_nothing_costs_nothing() -> None:
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [0.1] * 50)
+        await done_by(mesh, job_id)
+        for member in mesh.members:
+            counters = member.running.placement.counters
+            assert (counters.measured_count, counters.asked_count) == (0, 0)
+        job_id = await submit(mesh.members[0], [0.1] * 500, require=("cpus>=1",))
+        await done_by(mesh, job_id)
+        for member in mesh.members:
+            counters = member.running.placement.counters
+            assert counters.measured_count <= 10 and counters.asked_count <= 10, "once for a node, not for a grant"
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_a_node_takes_the_jobs_that_it_wants() -> None:
+    """The machine owner's condition holds for others' jobs, and not for the node's own."""
+
+    async def scene(mesh: Mesh) -> None:
+        owner, other = mesh.members
+        for member in mesh.members:
+            member.running._accepts = member.running.placement.accepts = "job.kind != 'simulated' || job.cpus <= 1"
+        await submit(owner, [0.1] * 4)  # others learn by declining
+        job_id = await submit(owner, [1.0] * 20, {"cpus": 2.0}, require=("cpus>=1",))
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 0)]
+        job_id = await submit(owner, [1.0] * 20, {"cpus": 1.0}, require=("cpus>=1",))
+        assert len(await done_by(mesh, job_id)) == 2
+        job_id = await submit(owner, [0.1], {"cpus": 2.0}, on=(other.identity.public_key,))
+        report = (await explained(mesh, job_id)).report
+        assert [finding.code for finding in report.accounts[1].findings] == ["accept"]
+        assert report.can_never_run
+
+    play([PLAIN, PLAIN], scene)
+
+
+def test_a_requirement_outlives_its_owner() -> None:
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [1.0] * 12, require=("has=ffmpeg",))
+        await asyncio.sleep(2)
+        mesh.crash(mesh.members[0])
+        await mesh.restart(mesh.members[0])
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 2)]
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_explanation_names_what_each_node_lacks() -> None:
+    async def scene(mesh: Mesh) -> None:
+        terms: dict[str, Any] = {
+            "require": ("has=ffmpeg", "fpga.count>0"),
+            "not_on": (mesh.members[0].identity.public_key,),
+        }
+        job_id = await submit(mesh.members[0], [1.0], **terms)
+        await asyncio.sleep(1)
+        mesh.crash(mesh.members[1])
+        await asyncio.sleep(90)
+        view = await explained(mesh, job_id)
+        accounts = {peer.name: account for peer, account in zip(view.peers, view.report.accounts, strict=True)}
+        own = accounts[name(mesh, 0)]
+        assert own.verdict == "never" and {one.code for one in own.findings} == {"has", "fpga", "not-on"}
+        assert [one.what for one in accounts[name(mesh, 2)].findings] == ["needs fpga.count>0; fpga.count is not known"]
+        assert accounts[name(mesh, 2)].verdict == "unknown"
+        assert view.report.suggestions[0].what == "drop fpga.count>0"
+        assert view.report.suggestions[0].nodes == (name(mesh, 2),)
+        assert not view.report.can_never_run
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_a_dead_node_is_said_to_be_unreachable() -> None:
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [1.0], require=("gpu>0",))
+        mesh.crash(mesh.members[1], is_silent=True)
+        await asyncio.sleep(20)
+        report = (await explained(mesh, job_id)).report
+        assert report.accounts[0].verdict == "never"
+        assert len(report.accounts) == 1 or report.accounts[1].verdict in ("unknown", "never")
+
+    play([PLAIN, PLAIN], scene)
