@@ -87,6 +87,9 @@ class MessageUse:
     allow_float: bool = False
 
 
+NO_USE: Final = MessageUse()
+
+
 @dataclass(slots=True)
 class _Serving:
     """Requests of one peer that are being served, over all its channels: they outlive a lost channel."""
@@ -304,7 +307,7 @@ class Channel:
         self._used = self._heard
         use = self._shared.uses.get(message_type)
         if use is None or not is_allowed(self.purpose, message_type):
-            use = MessageUse()
+            use = NO_USE
         if request_id:
             if use.serve is None:
                 counters.unknown += 1

@@ -36,7 +36,15 @@ from p2pcompute.limits import (
     RATE_SOURCES_MAX,
 )
 from p2pcompute.transport import handshake
-from p2pcompute.transport.channel import Channel, ChannelCounters, ChannelShared, MessageUse, make_error, read_error
+from p2pcompute.transport.channel import (
+    NO_USE,
+    Channel,
+    ChannelCounters,
+    ChannelShared,
+    MessageUse,
+    make_error,
+    read_error,
+)
 from p2pcompute.transport.credentials import Credentials, PeerInfo, invite_key
 from p2pcompute.transport.messages import MessageType, Purpose, decode_body, encode_message, peek
 from p2pcompute.transport.rate import TokenBuckets, source_of
@@ -170,7 +178,7 @@ class Channels:
         message_type = int(message_type)
         if message_type < 16:
             raise LocalProtocolError(f"message type {message_type} belongs to transport")
-        known = self._shared.uses.get(message_type, MessageUse())
+        known = self._shared.uses.get(message_type, NO_USE)
         if (use.serve and known.serve) or (use.receive and known.receive):
             raise LocalProtocolError(f"message type {message_type} has a receiver already")
         self._shared.uses[message_type] = MessageUse(
