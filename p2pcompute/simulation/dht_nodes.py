@@ -68,10 +68,18 @@ class DhtNodes:
             self.simulation.network.address_step = 256
         self.group_id = hashlib.sha256(f"{self.simulation.seed}:group".encode()).digest()
 
-    async def add(self, *, secret: bytes | None = None, beside: SimHost | None = None, port: int = PORT) -> DhtNode:
-        """Add a node that knows nobody.
+    async def add(
+        self,
+        *,
+        addresses: Sequence[Address] = (),
+        secret: bytes | None = None,
+        beside: SimHost | None = None,
+        port: int = PORT,
+    ) -> DhtNode:
+        """Add a node.
 
         Args:
+            addresses: of members by whom it joins; none: it knows nobody.
             secret: seed of its key; else it comes from its number.
             beside: share this host's machine and address.
             port: its UDP port.
@@ -93,7 +101,7 @@ class DhtNodes:
             host.host, identity, bound, scope, group_id=self.group_id, describe=lambda: {"name": name},
             is_open=self.is_open,
         )  # fmt: skip
-        await host.call(dht.start((), ()))
+        await host.call(dht.start((), addresses))
         node = DhtNode(host, identity, dht, datagrams, scope, port=port)
         self.all.append(node)
         return node

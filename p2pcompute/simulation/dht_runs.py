@@ -2,9 +2,10 @@
 
 Nodes run the DHT alone (`dht_nodes`) and start with the tables of nodes that have been up for long.  Then: some records
 are put; `dead` of the nodes lose power in the same instant, so that this part of every table is dead and nobody knows;
-within seconds, each from another node as far as there are so many, `asks` are made.  Hostile nodes are there from the
-beginning, in the tables like others: they answer every question with the hostile nodes nearest to the key, take records
-and do not keep them.  Sybils are hostile nodes whose places are around the key of a record.
+within seconds, each from another node as far as there are so many, `asks` are made.  Or, with `hours`, over a longer
+time, in which nodes go and newcomers come.  Hostile nodes are there from the beginning, in the tables like others: they
+answer every question with the hostile nodes nearest to the key, take records and do not keep them.  Sybils are hostile
+nodes whose places are around the key of a record.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import statistics
 import time
@@ -26,10 +28,10 @@ from p2pcompute.dht.contacts import range_of
 from p2pcompute.dht.records import Record, make_record
 from p2pcompute.errors import P2pcError
 from p2pcompute.ids import DHT_ID_BYTES
-from p2pcompute.limits import DHT_K
+from p2pcompute.limits import DHT_K, RECORD_TTL_S_MAX
 from p2pcompute.simulation.adversaries import blind
 from p2pcompute.simulation.dht_nodes import DhtNode, DhtNodes, grind
-from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.host import HostDown, Simulation
 from p2pcompute.simulation.mesh import PORT
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.network import NetworkSettings
@@ -38,13 +40,15 @@ from p2pcompute.simulation.world import EVENTS_MAX, PROBLEMS_MAX, RunResult, Wat
 if TYPE_CHECKING:
     from p2pcompute.simulation.scenario import Scenario
 
-RECORD_TTL_S: Final = 7200
+RECORD_TTL_S: Final = int(RECORD_TTL_S_MAX)
 VALUE_BYTES: Final = 300
 RTT_PAIRS: Final = 2000
 SETTLE_S: Final = 5.0
 """Between the parts of a run."""
 RUN_S_MAX: Final = 24 * 3600.0
 ASKS_PER_S: Final = 20.0
+_JOIN_ADDRESSES: Final = 2
+"""Members that a newcomer knows of."""
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
@@ -70,6 +74,18 @@ class DhtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         bool,
         Meta(description="an open group, and each machine in a /24 of its own: tables take few contacts of one range"),
     ] = False
+    hours: Annotated[
+        float, Meta(ge=0, le=10_000, description="the asks are spread over this time; 0: 20 of them a second")
+    ] = 0.0
+    session_hours: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="median session, of exponential ones, in hours: who has gone, without a word, does not come "
+            "back, and a newcomer comes for him; 0: all stay",
+        ),
+    ] = 0.0
     network: NetworkSettings = NetworkSettings()
 
     def __post_init__(self) -> None:
@@ -90,6 +106,7 @@ class _Run:
         self.simulation = Simulation(self.seed, model=settings.network)
         self.nodes = DhtNodes(self.simulation, is_open=settings.open)
         self.records: list[Record] = []
+        self._askers: list[DhtNode] = []
         self._median_rtt_s = 1.0
 
     def rng(self, purpose: str) -> random.Random:
@@ -165,14 +182,15 @@ class _Run:
         self._count_holders()
         if self.settings.open:
             self._look_for_crowds()
-        askers = self._honest()
-        self.rng("askers").shuffle(askers)
-        asking = [askers[number % len(askers)] for number in range(self.settings.asks)]
-        await self._each([partial(self._ask, node, number) for number, node in enumerate(asking)])
-        if self.settings.ask == "put":
-            await asyncio.sleep(SETTLE_S)
-            readers = [askers[-1 - number % len(askers)] for number in range(self.settings.asks)]
-            await self._each([partial(self._read, *pair) for pair in zip(readers, self.records, strict=True)])
+        churn = asyncio.create_task(self._churn(), name="dht.churn")
+        every_s = self.settings.hours * 3600 / self.settings.asks or 1 / ASKS_PER_S
+        try:
+            await self._each([partial(self._ask, number) for number in range(self.settings.asks)], every_s)
+            if self.settings.ask == "put":
+                await asyncio.sleep(SETTLE_S)
+                await self._each([partial(self._read_again, record) for record in self.records])
+        finally:
+            churn.cancel()
 
     def _kill(self) -> None:
         honest = self._honest()
@@ -185,25 +203,58 @@ class _Run:
         for record in self.records:
             self.metrics.sample("holders", sum(bool(node.dht.records.get(record.key, now=now)) for node in honest))
 
-    async def _each(self, asks: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        """Begin one after the other at ASKS_PER_S, and wait for all."""
+    async def _churn(self) -> None:
+        """Let nodes go, and others come for them, until the end."""
+        if not self.settings.session_hours:
+            return
+        rng = self.rng("churn")
+        rate = math.log(2) / (self.settings.session_hours * 3600)
+        while True:
+            await asyncio.sleep(rng.expovariate(rate * self.settings.nodes))
+            gone, *members = rng.sample(self._honest(), 1 + _JOIN_ADDRESSES)
+            self.nodes.kill([gone])
+            self._tell("crash", node=gone.host.name)
+            await self.nodes.add(addresses=[member.address for member in members])
+            self.metrics.count("newcomers")
+
+    async def _each(
+        self, asks: Sequence[Callable[[], Coroutine[Any, Any, None]]], every_s: float = 1 / ASKS_PER_S
+    ) -> None:
+        """Begin one after the other, and wait for all."""
         async with asyncio.TaskGroup() as group:
             for number, ask in enumerate(asks):
                 group.create_task(ask(), name=f"dht.ask-{number}")
-                await asyncio.sleep(1 / ASKS_PER_S)
+                await asyncio.sleep(every_s)
                 if self.watch is not None:
                     self.watch.progress(self.simulation.now, self.wall_s())
 
-    async def _ask(self, node: DhtNode, number: int) -> None:
-        match self.settings.ask:
-            case "get":
-                await self._get(node, self.records[number % len(self.records)])
-            case "find":
-                await self._find(node, self.rng(f"key {number}").randbytes(DHT_ID_BYTES))
-            case "put":
-                record = self._record(node, number)
-                self.records.append(record)
-                await self._measured(node, self._put(node, record))
+    def _asker(self) -> DhtNode:
+        """A node of those who have been asked to ask least often."""
+        if not self._askers:
+            self._askers = self._honest()
+            self.rng(f"askers {self.simulation.now}").shuffle(self._askers)
+        while (node := self._askers.pop()).is_dead:
+            if not self._askers:
+                return self._asker()
+        return node
+
+    async def _ask(self, number: int) -> None:
+        node = self._asker()
+        try:
+            match self.settings.ask:
+                case "get":
+                    await self._get(node, self.records[number % len(self.records)])
+                case "find":
+                    await self._find(node, self.rng(f"key {number}").randbytes(DHT_ID_BYTES))
+                case "put":
+                    record = self._record(node, number)
+                    self.records.append(record)
+                    await self._measured(node, self._put(node, record))
+        except HostDown:
+            self.metrics.count("asks_interrupted")
+
+    async def _read_again(self, record: Record) -> None:
+        await self._read(self._asker(), record)
 
     async def _put(self, node: DhtNode, record: Record) -> None:
         self.metrics.sample("copies", await node.host.call(node.dht.put(record)))
