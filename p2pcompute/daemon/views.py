@@ -165,13 +165,12 @@ def findings_json(findings: Findings, query: Query, node: NodeFacade) -> dict[st
 
     `names` are the attributes that the question is about.
     """
-    names = dict.fromkeys([*query.expression.names, *(query.rank.names if query.rank is not None else ())])
     peers, wall_s = {peer.public_key: peer for peer in node.peers()}, node.clock.wall()
     ages = [item.age_s for item in findings.found]
     return {
         "schema": "p2pc.find/1",
         "items": [found_json(item, peers, wall_s) for item in findings.found],
-        "names": list(names),
+        "names": list(query.names),
         "oldest_s": round(max(ages), 3) if ages else None,
         "candidates": findings.candidates,
         "answered": findings.answered,

@@ -7,7 +7,7 @@ Invariant: code above this line never calls `time.*`, `random.*`, `os.urandom`, 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -343,8 +343,12 @@ RUNTIMES: Final = ("apptainer", "bubblewrap", "docker", "podman", "wasm")
 class Probe(Protocol):
     """What a machine says of itself.  Measures when it is asked, not before, and never blocks the event loop."""
 
-    async def attributes(self) -> Attributes:
-        """What is known of this machine; what changes is a few seconds old at most.  Never raises."""
+    async def attributes(self, names: Collection[str] | None = None) -> Attributes:
+        """What is known of this machine; what changes is a few seconds old at most.  Never raises.
+
+        Args:
+            names: those that matter; others are given when they are known already.  None: all matter.
+        """
 
     async def has(self, words: Sequence[str]) -> Mapping[str, bool]:
         """Whether tasks find applications and runtimes (`RUNTIMES`) of these names here.

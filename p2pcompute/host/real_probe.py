@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,8 @@ MACHINE_NAMES: Final = (
     *("python", "load", "battery", "owner.present", "bandwidth"),
 )
 """What a plugin may say instead of this probe."""
+CHILD_NAMES: Final = ("gpu.count", "gpu.mem", "gpu.model", "python")
+"""What is found out by the child process; so is what plugins say."""
 _OS: Final = {"darwin": "macos"}
 _ARCH: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 _EXECUTABLE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -109,14 +111,15 @@ class RealProbe:
 
     # --- the seam ---------------------------------------------------------------------------------
 
-    async def attributes(self) -> Mapping[str, Attribute]:
+    async def attributes(self, names: Collection[str] | None = None) -> Mapping[str, Attribute]:
         async with self._measuring:  # those who ask meanwhile share what comes of it
             if time.monotonic() - self._measured >= FRESH_S:
                 if not self._static:
                     self._static = await asyncio.to_thread(self._measure_static)
                 self._dynamic = await asyncio.to_thread(self._measure_dynamic)
                 self._measured = time.monotonic()
-        await self._look_over()
+        if names is None or any(map(_is_found_by_a_child, names)):
+            await self._look_over()
         return {**self._static, **self._found.machine, **self._dynamic, **self._found.plugins}
 
     async def has(self, words: Sequence[str]) -> Mapping[str, bool]:
@@ -305,6 +308,11 @@ class RealProbe:
             return (self._cgroup / name).read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             return ""
+
+
+def _is_found_by_a_child(name: str) -> bool:
+    is_known_here = name in MACHINE_NAMES or name in NODE_NAMES or name.startswith("label.")
+    return name in CHILD_NAMES or not is_known_here
 
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes]:

@@ -32,8 +32,9 @@ class Message(IntEnum):
     DESCRIBE = 80
     """request: [[word, …]] → [attributes]: all that a node knows of itself; `has` is complete for these words."""
     QUERY = 81
-    """request: [expression, wait ms] → [verdict, attributes]; answered at once when the expression is true, else after
-    the wait.  Attributes (b"" unless the verdict is TRUE) are as for DESCRIBE, for the words of the expression."""
+    """request: [expression, rank or "", wait ms] → [verdict, attributes]; answered at once when the expression is true,
+    else after the wait.  Attributes (b"" unless the verdict is TRUE) are all that is known without looking for more
+    than both expressions name; `has` is complete for their words.  The asker computes the rank."""
 
 
 class Verdict(IntEnum):
@@ -78,22 +79,21 @@ def parse_description(body: Any) -> bytes:
     return data
 
 
-def query_body(expression: str, wait_s: float) -> list[Any]:
-    return [expression, int(wait_s * 1000)]
+def query_body(query: Query, wait_s: float) -> list[Any]:
+    return [query.expression.text, "" if query.rank is None else query.rank.text, int(wait_s * 1000)]
 
 
-def parse_query(body: Any) -> tuple[str, float]:
-    """Return the text of an expression, not compiled, and the wait in seconds."""
+def parse_query(body: Any) -> tuple[str, str, float]:
+    """Return the texts of an expression and of a rank, not compiled, and the wait in seconds."""
     if not (
         isinstance(body, list)
-        and len(body) == 2
-        and isinstance(body[0], str)
-        and len(body[0]) <= EXPRESSION_CHARS_MAX
-        and type(body[1]) is int
-        and 0 <= body[1] <= QUESTION_WAIT_S_MAX * 1000
+        and len(body) == 3
+        and all(isinstance(text, str) and len(text) <= EXPRESSION_CHARS_MAX for text in body[:2])
+        and type(body[2]) is int
+        and 0 <= body[2] <= QUESTION_WAIT_S_MAX * 1000
     ):
         raise RemoteProtocolError("not a query")
-    return body[0], body[1] / 1000
+    return body[0], body[1], body[2] / 1000
 
 
 def parse_verdict(body: Any) -> tuple[Verdict, bytes]:
@@ -119,7 +119,21 @@ class Query:
     answers_max: int = 20
     time_s: float = 2.0
     age_s: float = 60.0
-    """What a node said this long ago is as good as an answer."""
+    """What a node said less long ago is as good as an answer."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Attributes that it is about, each once."""
+        return tuple(dict.fromkeys(name for part in self._parts for name in part.names))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Applications that it may ask for, each once."""
+        return tuple(dict.fromkeys(word for part in self._parts for word in part.words))
+
+    @property
+    def _parts(self) -> tuple[Expression, ...]:
+        return (self.expression,) if self.rank is None else (self.expression, self.rank)
 
 
 def condition(text: str) -> Expression:

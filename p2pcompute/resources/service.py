@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -121,21 +121,26 @@ class Resources:
 
     # --- this node --------------------------------------------------------------------------------
 
-    async def own(self, words: Sequence[str] = ()) -> dict[str, Attribute]:
-        """Return what is known of this node now; `has` is left out when `words` are too many or one is unanswerable."""
-        found = {**await self._host.probe.attributes(), **self._facts()}
-        if len(words) > QUESTION_WORDS_MAX:
+    async def own(self, words: Sequence[str] = (), names: Collection[str] | None = None) -> dict[str, Attribute]:
+        """Return what is known of this node now.
+
+        Args:
+            words: applications that matter; when they are too many or one is unanswerable, `has` is left out.
+            names: attributes that matter; None: all.
+        """
+        found = {**await self._host.probe.attributes(names), **self._facts()}
+        if len(words) > QUESTION_WORDS_MAX or (names is not None and HAS not in names):
             return found
-        has = await self._host.probe.has(list(dict.fromkeys([*RUNTIMES, *words])))
+        has = await self._host.probe.has(list(dict.fromkeys([*RUNTIMES, *words] if names is None else words)))
         if all(word in has for word in words):
             there = tuple(sorted(word for word, is_there in has.items() if is_there))
             found[HAS] = Attribute(there, self._host.clock.wall(), HAS_LIFETIME_S)
         return found
 
-    async def _evaluate(self, expression: Expression) -> tuple[Verdict, Attributes]:
-        attributes = await self.own(expression.words)
+    async def _evaluate(self, query: Query) -> tuple[Verdict, Attributes]:
+        attributes = await self.own(query.words, query.names)
         view = values(attributes, self._host.clock.wall())
-        return Verdict.of(expression.evaluate(view)), attributes
+        return Verdict.of(query.expression.evaluate(view)), attributes
 
     async def _on_describe(self, channel: Channel, body: Any) -> Any:
         attributes = await self.own(parse_describe(body))
@@ -143,29 +148,29 @@ class Resources:
         return [encode_attributes(attributes, self._host.clock.wall())]
 
     async def _on_query(self, channel: Channel, body: Any) -> Any:
-        text, wait_s = parse_query(body)
+        text, rank, wait_s = parse_query(body)
         try:
-            expression = _compiled(text)
+            query = Query(expression=_compiled(text), rank=_compiled(rank) if rank else None)
         except UsageError:
             self.counters.refused += 1
             raise
-        verdict, attributes = await self._evaluate(expression)
+        verdict, attributes = await self._evaluate(query)
         if wait_s and verdict is not Verdict.TRUE:
             with self._place(channel):
-                verdict, attributes = await self._wait_until_true(expression, wait_s, channel)
+                verdict, attributes = await self._wait_until_true(query, wait_s, channel)
         self.counters.queried += 1
         if verdict is not Verdict.TRUE:
             return [int(verdict), b""]
         return [int(verdict), encode_attributes(attributes, self._host.clock.wall())]
 
     async def _wait_until_true(
-        self, expression: Expression, wait_s: float, channel: Channel | None
+        self, query: Query, wait_s: float, channel: Channel | None
     ) -> tuple[Verdict, Attributes]:
         """Evaluate now and then until it is true, time is up, or the asker has gone."""
         clock = self._host.clock
         until = clock.now() + wait_s
         while True:
-            verdict, attributes = await self._evaluate(expression)
+            verdict, attributes = await self._evaluate(query)
             left_s = until - clock.now()
             if verdict is Verdict.TRUE or left_s <= 0 or not (channel is None or channel.is_open):
                 return verdict, attributes
@@ -337,7 +342,7 @@ class Resources:
         return query.rank is None and len(tally.found) >= query.answers_max
 
     async def _ask_self(self, query: Query, tally: _Tally) -> None:
-        verdict, attributes = await self._evaluate(query.expression)
+        verdict, attributes = await self._evaluate(query)
         if not self._is_enough(query, tally):
             self._count(query, tally, self._own_key, verdict, attributes, 0.0)
 
@@ -345,14 +350,16 @@ class Resources:
         self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally
     ) -> list[bytes]:
         """Answer for those of whom enough is known; return the others."""
-        now, words = self._host.clock.now(), query.expression.words
+        now, wall = self._host.clock.now(), self._host.clock.wall()
         rest = []
         for key, _addresses in candidates:
             knowledge = self.known.get(key)
             verdict = Verdict.UNKNOWN
             if knowledge is not None and now - knowledge.heard_s < query.age_s:
-                view = knowledge.view(self._host.clock.wall(), words, query.age_s)
+                view = knowledge.view(wall, query.words, query.age_s)
                 verdict = Verdict.of(query.expression.evaluate(view))
+                if verdict is Verdict.TRUE and query.rank is not None and query.rank.rank(view) is None:
+                    verdict = Verdict.UNKNOWN
             if knowledge is None or verdict is Verdict.UNKNOWN:
                 rest.append(key)
             elif not self._is_enough(query, tally):
@@ -369,7 +376,7 @@ class Resources:
         tally.asked += 1
         is_over = False
         try:
-            verdict, knowledge = await self._query(key, query.expression, 0.0)
+            verdict, knowledge = await self._query(key, query, 0.0)
             is_over = True
         except RemoteError as error:
             tally.heard += 1
@@ -386,16 +393,16 @@ class Resources:
         tally.heard += 1
         self._count(query, tally, key, verdict, {} if knowledge is None else knowledge.attributes, 0.0)
 
-    async def _query(self, key: bytes, expression: Expression, wait_s: float) -> tuple[Verdict, Knowledge | None]:
+    async def _query(self, key: bytes, query: Query, wait_s: float) -> tuple[Verdict, Knowledge | None]:
         """Ask one node; what it says of itself is kept.
 
         Raises:
             P2pcError: as `_ask`, or malformed.
         """
-        answer = await self._ask(key, Message.QUERY, query_body(expression.text, wait_s), wait_s + QUERY_S)
+        answer = await self._ask(key, Message.QUERY, query_body(query, wait_s), wait_s + QUERY_S)
         try:
             verdict, data = parse_verdict(answer)
-            return verdict, self._learn(key, data, expression.words) if data else None
+            return verdict, self._learn(key, data, query.words) if data else None
         except RemoteProtocolError:
             self.counters.malformed += 1
             raise
@@ -418,13 +425,13 @@ class Resources:
 
     def _add_old(self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally) -> None:
         """Nobody answers: add those that fit by what they said earlier, however long ago."""
-        now, words = self._host.clock.now(), query.expression.words
+        now = self._host.clock.now()
         there = {item.key for item in tally.found}
         for key, _addresses in candidates:
             knowledge = self.known.get(key)
             if knowledge is None or key in there:
                 continue
-            view = knowledge.view(self._host.clock.wall(), words)
+            view = knowledge.view(self._host.clock.wall(), query.words)
             if query.expression.evaluate(view):
                 found = self._found(query, key, knowledge.attributes, now - knowledge.heard_s)
                 tally.found.append(replace(found, is_silent=True))
@@ -436,7 +443,7 @@ class Resources:
         are asked in turn.
         """
         scope = TaskScope("when")
-        watch = _Watch(self, expression, scope)
+        watch = _Watch(self, Query(expression=expression), scope)
         try:
             scope.spawn(watch.own(), "own")
             scope.spawn(watch.others(), "others")
@@ -448,10 +455,10 @@ class Resources:
 class _Watch:
     """One trigger: which node is asked next, and the first that fits."""
 
-    def __init__(self, resources: Resources, expression: Expression, scope: TaskScope) -> None:
+    def __init__(self, resources: Resources, query: Query, scope: TaskScope) -> None:
         self._resources = resources
         self._clock = resources._host.clock
-        self._expression = expression
+        self._query = query
         self._scope = scope
         self._next: deque[bytes] = deque()
         self._busy: dict[bytes, None] = {}
@@ -466,7 +473,7 @@ class _Watch:
 
     async def own(self) -> None:
         while True:
-            verdict, attributes = await self._resources._wait_until_true(self._expression, QUESTION_WAIT_S_MAX, None)
+            verdict, attributes = await self._resources._wait_until_true(self._query, QUESTION_WAIT_S_MAX, None)
             if verdict is Verdict.TRUE:
                 self._fire(self._resources._own_key, attributes)
                 return
@@ -495,7 +502,7 @@ class _Watch:
         wait_s = 0.0 if is_crowded else QUESTION_WAIT_S_MAX / 2
         began = self._clock.now()
         try:
-            _verdict, knowledge = await self._resources._query(key, self._expression, wait_s)
+            _verdict, knowledge = await self._resources._query(key, self._query, wait_s)
             if knowledge is not None:
                 self._fire(key, knowledge.attributes)
             else:

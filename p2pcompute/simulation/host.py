@@ -16,7 +16,7 @@ import gc
 import hashlib
 import random
 from asyncio import CancelledError, Future, Task
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from types import TracebackType
@@ -257,7 +257,7 @@ class SimProbe:
     def __init__(self, host: SimHost) -> None:
         self._host = host
 
-    async def attributes(self) -> Attributes:
+    async def attributes(self, names: Collection[str] | None = None) -> Attributes:
         host, model = self._host, self._host.runner_model
         busy = host.runner.busy_count
         values: dict[str, tuple[Value, float | None]] = {

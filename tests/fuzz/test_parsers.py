@@ -78,7 +78,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "stop": (messages.parse_stop, [KEY, [1, 2], False]),
     "describe": (questions.parse_describe, [["ffmpeg", "gcc"]]),
     "description": (questions.parse_description, [b"attributes"]),
-    "query": (questions.parse_query, ["cpus>=8", 1500]),
+    "query": (questions.parse_query, ["cpus>=8", "-load", 1500]),
     "verdict": (questions.parse_verdict, [1, b"attributes"]),
     "claims": (messages.parse_claims, {"job": KEY, "claims": [[0, 0, 1, "ok", KEY], [1, 0, 1, "failed", KEY]]}),
 }

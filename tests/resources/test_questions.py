@@ -20,6 +20,7 @@ from p2pcompute.limits import (
 from p2pcompute.resources.attributes import Attribute
 from p2pcompute.resources.known import Knowledge, KnownNodes
 from p2pcompute.resources.questions import (
+    Query,
     Verdict,
     condition,
     describe_body,
@@ -54,10 +55,12 @@ def test_junk_raises_one_error(parse: Any, body: Any) -> None:
         (parse_describe, [[b"x"]]),
         (parse_description, [bytes(ATTRIBUTES_BYTES_MAX + 1)]),
         (parse_description, [None]),
-        (parse_query, ["x" * (EXPRESSION_CHARS_MAX + 1), 0]),
-        (parse_query, ["true", int(QUESTION_WAIT_S_MAX * 1000) + 1]),
-        (parse_query, ["true", -1]),
-        (parse_query, ["true", True]),
+        (parse_query, ["x" * (EXPRESSION_CHARS_MAX + 1), "", 0]),
+        (parse_query, ["true", "x" * (EXPRESSION_CHARS_MAX + 1), 0]),
+        (parse_query, ["true", None, 0]),
+        (parse_query, ["true", "", int(QUESTION_WAIT_S_MAX * 1000) + 1]),
+        (parse_query, ["true", "", -1]),
+        (parse_query, ["true", "", True]),
         (parse_verdict, [1, b""]),
         (parse_verdict, [0, b"x"]),
         (parse_verdict, [True, b"x"]),
@@ -74,7 +77,10 @@ def test_each_rule_is_kept(parse: Any, body: Any) -> None:
 def test_what_is_sent_is_understood() -> None:
     assert parse_describe(describe_body(["ffmpeg", "sh", "sh"])) == ("ffmpeg", "sh")
     assert parse_describe(describe_body(["x" * 65, *map(str, range(99))])) == tuple(map(str, range(QUESTION_WORDS_MAX)))
-    assert parse_query(query_body("cpus>=8", 1.5)) == ("cpus>=8", 1.5)
+    query = Query(expression=condition("cpus>=8 && has=gcc"), rank=ranking("has=ffmpeg"))
+    assert parse_query(query_body(query, 1.5)) == ("cpus>=8 && has=gcc", "has=ffmpeg", 1.5)
+    assert query.names == ("cpus", "has") and query.words == ("gcc", "ffmpeg")
+    assert parse_query(query_body(Query(expression=condition("cpus>=8")), 0)) == ("cpus>=8", "", 0.0)
     assert parse_verdict([int(Verdict.of(None)), b""]) == (Verdict.UNKNOWN, b"")
     assert parse_verdict([int(Verdict.of(True)), b"x"]) == (Verdict.TRUE, b"x")
 

@@ -13,7 +13,7 @@ from p2pcompute.host.interfaces import Attribute
 from p2pcompute.limits import QUESTIONS_WAITING_PER_PEER_MAX
 from p2pcompute.node.node import Node
 from p2pcompute.resources.expressions import compile_expression
-from p2pcompute.resources.questions import Findings, Message, Query, query_body
+from p2pcompute.resources.questions import Findings, Message, Query
 from p2pcompute.resources.service import Resources
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
@@ -83,12 +83,17 @@ def test_limits_of_answers_and_rank() -> None:
 
     async def scene(mesh: Mesh) -> None:
         one = await find(mesh, "cpus>=1", answers_max=1)
-        assert len(one.found) == 1 and one.not_asked == 4
+        assert len(one.found) == 1 and one.not_asked == 5
         best = await find(mesh, "cpus>=1", rank="cpus", answers_max=2)
         assert names(best) == ["node-3", "node-1"] and [item.rank for item in best.found] == [9.0, 5.0]
-        assert best.answered == 5
+        assert best.answered == 6
+        asked = mesh.members[0].running.resources.counters.asked
+        best = await find(mesh, "cpus>=1", rank="has=ffmpeg", answers_max=1)
+        assert names(best) == ["node-5"] and best.found[0].rank == 1.0, "the rank's words are asked for too"
+        assert mesh.members[0].running.resources.counters.asked == asked + 5
 
-    play([RunnerModel(slot_count=count) for count in (3, 5, 1, 9, 2)], scene)
+    tool = RunnerModel(slot_count=1, has=frozenset({"ffmpeg"}))
+    play([*(RunnerModel(slot_count=count) for count in (3, 5, 1, 9, 2)), tool], scene)
 
 
 def test_what_was_said_lately_is_not_asked_again() -> None:
@@ -206,7 +211,7 @@ def test_questions_that_wait_are_bounded_and_end_with_their_asker() -> None:
 
         async def ask() -> object:
             try:
-                return await channel.request(Message.QUERY, query_body("cpus>=99", 50.0), timeout_s=60.0)
+                return await channel.request(Message.QUERY, ["cpus>=99", "", 50_000], timeout_s=60.0)
             except P2pcError as error:
                 return error.code
 
@@ -239,9 +244,10 @@ def test_hostile_questions_and_answers() -> None:
                 return error.code
             return ""
 
-        assert await asker.host.call(ask(query_body("cpus>=", 0.0))) == "expression"
-        assert await asker.host.call(ask(query_body("nosuch==1", 0.0))) == "", "a later version may know it"
-        assert holder.running.resources.counters.refused == 1
+        assert await asker.host.call(ask(["cpus>=", "", 0])) == "expression"
+        assert await asker.host.call(ask(["nosuch==1", "", 0])) == "", "a later version may know it"
+        assert await asker.host.call(ask(["cpus>=1", "cpus>", 0])) == "expression"
+        assert holder.running.resources.counters.refused == 2
 
         async def lie(_channel: Any, _body: Any) -> Any:
             return [answer]
