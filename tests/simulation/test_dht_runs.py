@@ -32,8 +32,8 @@ def test_each_scenario_gives_figures_that_the_glossary_explains(name: str) -> No
 
 
 def test_records_survive_while_nodes_go_and_come() -> None:
-    metrics = run("dht-keep", nodes=25, asks=10, hours=0.1, session=0.05).metrics
-    assert metrics["newcomers"] > 5 and metrics["success"] == 1.0
+    metrics = run("dht-keep", nodes=12, asks=10, hours=0.1, session=0.05).metrics
+    assert metrics["newcomers"] > 2 and metrics["success"] == 1.0
 
 
 def test_the_same_seed_gives_the_same_trace_and_another_another() -> None:
