@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from p2pcompute.api.executor import MeshExecutor
+    from p2pcompute.api.explanations import Explanation, Reason
     from p2pcompute.api.futures import MeshFuture
     from p2pcompute.api.jobs import Job, JobStatus
     from p2pcompute.api.nodes import NodeInfo
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completed",
+    "Explanation",
     "Job",
     "JobStatus",
     "MeshExecutor",
@@ -32,6 +34,7 @@ __all__ = [
     "NodeInfo",
     "NodeUnavailable",
     "P2pcError",
+    "Reason",
     "TaskError",
     "TaskInfo",
     "TaskOptions",
@@ -49,6 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "p2pcompute.api.executor": ("MeshExecutor",),
+    "p2pcompute.api.explanations": ("Explanation", "Reason"),
     "p2pcompute.api.futures": ("MeshFuture",),
     "p2pcompute.api.jobs": ("Job", "JobStatus"),
     "p2pcompute.api.nodes": ("NodeInfo",),

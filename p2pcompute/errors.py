@@ -85,9 +85,11 @@ class VersionMismatch(P2pcError):
 
 
 class NoEligibleNode(P2pcError):
-    """No node can ever run this."""
+    """No node can ever run this.  Nothing was started; `explanation` says what each node lacks, where it is known."""
 
     default_code = "no-node-fits"
+    explanation: object = None
+    """`p2pcompute.Explanation`, in errors of the library."""
 
 
 class TaskError(P2pcError):

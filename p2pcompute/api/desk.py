@@ -19,17 +19,21 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from p2pcompute.api.explanations import Explanation, explanation_of, never
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture, failure, forked, lost
+from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
-from p2pcompute.errors import P2pcError
+from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.runs import Outcome
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import JOB_NAME_CHARS_MAX
+from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.node import Node
+from p2pcompute.node.views import find_nodes
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import TaskEnd
 from p2pcompute.scheduler.owner_service import JobBook
@@ -76,11 +80,18 @@ _KILL: Final = b"kill"
 Item = tuple[MeshFuture[Any] | None, "Shipment | OpenJob", bytes]
 """(future, where it goes, payload); without a future the payload is one of the orders above."""
 
+Ask = Callable[[Callable[[Node], Coroutine[Any, Any, Any]]], Any]
+"""Asks the node a question, from any thread but the loop's."""
+
 
 class Desk:
     """One per embedded node."""
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Ask) -> None:
+        """Args:
+        ask: asks the node something from another thread, and waits for the answer.
+        """
+        self.ask = ask
         self._pid = os.getpid()
         self._inbox: deque[Item] = deque()
         self._withdrawn: deque[MeshFuture[Any]] = deque()
@@ -320,11 +331,16 @@ class Desk:
                 code=job.code_refs[0] if shipment.code else None,
                 modules=job.code_refs[1] if shipment.modules_zip else None,
                 env=dict(options.env),
+                cpus=float(options.cpus),
                 mem_bytes=options.mem_bytes,
+                gpus=float(options.gpus),
+                disk_bytes=options.disk_bytes,
                 timeout_s=options.timeout_s,
             )
             python = (sys.version_info.major, sys.version_info.minor) if job.kind is TaskKind.FUNCTION else None
             terms = JobTerms(name=shipment.name[:JOB_NAME_CHARS_MAX], retries=options.retries, python=python)
+            if options.is_choosy:
+                terms = await self._choose(terms, spec, options)
             job.job_id = await self._node.submit_job(terms, spec)
         except P2pcError as error:
             self._jobs.pop(shipment.key, None)
@@ -339,6 +355,39 @@ class Desk:
             self._cancel_job(job, kill=True)
         if job.is_sealing:
             await self._node.seal_job(job.job_id)
+
+    async def _choose(self, terms: JobTerms, spec: JobSpec, options: TaskOptions) -> JobTerms:
+        """Return the terms with what is asked of nodes.
+
+        Raises:
+            UsageError: a node that is named is not known.
+            NoEligibleNode: every node that is known will never run it.
+        """
+        terms = replace(
+            terms,
+            require=tuple(options.require),
+            prefer=tuple(options.prefer),
+            on=find_nodes(self._node.peers(), options.on),
+            not_on=find_nodes(self._node.peers(), options.not_on),
+        )
+        view = await self._node.explain((terms, spec))
+        if view.report.can_never_run and not view.left_out:
+            raise never(explanation_of(view))
+        return terms
+
+    def explain(self, job: OpenJob) -> Explanation:
+        """Ask the nodes why a job does not run.
+
+        Raises:
+            UsageError: nothing of it was submitted.
+        """
+
+        async def question(node: Node) -> ExplanationView:
+            if not job.job_id:
+                raise UsageError("this job has not begun", "no task of it was submitted", "submit one", code="no-job")
+            return await node.explain(job.job_id)
+
+        return explanation_of(self.ask(question))
 
     # --- orders -----------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class EmbeddedNode:
         from p2pcompute.api.desk import Desk
 
         self.options = options
-        self.desk: Desk = Desk()
+        self.desk: Desk = Desk(self.ask)
         self.node: Node | None = None
         self.is_joined = False
         self._blobs: FileBlobs | None = None

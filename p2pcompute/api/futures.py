@@ -19,6 +19,7 @@ from p2pcompute.ids import task_id
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk, OpenJob
+    from p2pcompute.api.explanations import Explanation
 
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
@@ -85,6 +86,16 @@ class MeshFuture(cf.Future[R], Generic[R]):
             stdout="" if outcome is None else outcome.stdout.decode("utf-8", "replace"),
             stderr="" if outcome is None else outcome.stderr.decode("utf-8", "replace"),
         )
+
+    def explain(self) -> Explanation:
+        """Ask the nodes why the task does not run, and what would help; see `Job.explain`.
+
+        Raises:
+            UsageError: it was not submitted yet, or could not be.
+        """
+        if self._job is None:
+            raise UsageError("this task has not begun", "it waits for its job", "ask again later", code="no-job")
+        return self._desk.explain(self._job)
 
     def cancel(self) -> bool:
         """Cancel the task unless it has started; True when it is cancelled now."""

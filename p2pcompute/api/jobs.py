@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, Literal, TypeVar
 
 from p2pcompute.api.desk import Desk, OpenJob, Read
+from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.execution.spec import TaskKind
@@ -133,6 +134,14 @@ class Job(Generic[R]):
         """Wait until every task has ended, or `timeout` seconds; returns the job itself."""
         cf.wait(self._futures, timeout)
         return self
+
+    def explain(self) -> Explanation:
+        """Ask the nodes why it does not run, or not on more of them, and what would help.
+
+        Raises:
+            UsageError: nothing of it was submitted.
+        """
+        return self._desk.explain(self.open_job)
 
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well.  Other executor calls go on."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcompute.config import parse_duration, parse_size
 from p2pcompute.errors import UsageError
+
+if TYPE_CHECKING:
+    from p2pcompute.resources.matching import Needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,20 @@ class TaskOptions:
     count: its tasks run again in any case."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the task."""
+    cpus: float = 1.0
+    """Cores that a node must have."""
+    gpus: float = 0.0
+    """GPUs that a node must have."""
+    disk: int | str | None = None
+    """Disk that must be free: bytes, or text like "20G"."""
+    require: Sequence[str] = ()
+    """Conditions that a node must meet, like "has=ffmpeg" or "node.cpus >= 8 || node.gpu.count > 0"."""
+    prefer: Sequence[str] = ()
+    """What orders the nodes that do, highest first, like "-load" or "has=ffmpeg"."""
+    on: Sequence[str] = ()
+    """Only these nodes, by name or id."""
+    not_on: Sequence[str] = ()
+    """Not these."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot mean anything.
@@ -39,6 +56,45 @@ class TaskOptions:
             raise _bad("mem", self.mem, "bytes, or text like '2G'")
         if (timeout := self.timeout_s) is not None and timeout <= 0:
             raise _bad("timeout", self.timeout, "seconds above 0, or text like '5m'")
+        if (disk := self.disk_bytes) is not None and disk <= 0:
+            raise _bad("disk", self.disk, "bytes, or text like '20G'")
+        for name in ("cpus", "gpus"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e6:
+                raise _bad(name, number, "a number from 0")
+        for name in ("require", "prefer", "on", "not_on"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+                raise _bad(name, texts, "a list of texts")
+        if self.require or self.prefer:
+            from p2pcompute.resources.matching import check_needs
+
+            check_needs(self.needs)
+
+    @property
+    def needs(self) -> Needs:
+        """What a task asks of a node."""
+        from p2pcompute.resources.matching import Needs
+
+        return Needs(
+            require=tuple(self.require),
+            prefer=tuple(self.prefer),
+            cpus=float(self.cpus),
+            mem_bytes=self.mem_bytes,
+            gpus=float(self.gpus),
+            disk_bytes=self.disk_bytes,
+        )
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether not every node will do."""
+        return bool(
+            self.require or self.prefer or self.on or self.not_on or self.mem or self.disk or self.gpus or self.cpus > 1
+        )
+
+    @property
+    def disk_bytes(self) -> int | None:
+        return parse_size(self.disk) if isinstance(self.disk, str) else self.disk
 
     @property
     def mem_bytes(self) -> int | None:
@@ -62,7 +118,8 @@ class TaskOptions:
 
     def identity(self) -> str:
         """Return text that is the same for the same options."""
-        return repr((self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items())))
+        asked = (self.cpus, self.gpus, self.disk_bytes, *(tuple(t) for t in (self.require, self.prefer, self.on)))
+        return repr((self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items()), asked, tuple(self.not_on)))
 
 
 def _bad(name: str, value: object, wanted: str) -> UsageError:

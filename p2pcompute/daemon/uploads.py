@@ -33,7 +33,7 @@ from p2pcompute.limits import (
     UPLOAD_LINES_AT_ONCE,
 )
 from p2pcompute.node.facade import NodeFacade, PeerView
-from p2pcompute.node.views import find_node
+from p2pcompute.node.views import find_nodes
 from p2pcompute.resources.matching import Needs, check_needs
 from p2pcompute.scheduler.terms import JobTerms, parse_halt
 
@@ -200,17 +200,6 @@ class FileTaker:
         return found
 
 
-def choose_nodes(refs: Sequence[str], peers: Sequence[PeerView]) -> tuple[bytes, ...]:
-    """Return the keys of the nodes that people name.
-
-    Raises:
-        UsageError: one names none or several, or there are too many.
-    """
-    if len(refs) > NODES_CHOSEN_MAX:
-        _bad(f"{len(refs)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}", "tag them, and --require tag=NAME")
-    return tuple(dict.fromkeys(find_node(peers, ref).public_key for ref in refs))
-
-
 def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> tuple[JobTerms, JobSpec]:
     """Return what a job request asks for, without its files.
 
@@ -256,7 +245,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     )
     if not needs.is_plain:
         check_needs(needs)
-    on, not_on = choose_nodes(terms.on, peers), choose_nodes(terms.not_on, peers)
+    on, not_on = find_nodes(peers, terms.on), find_nodes(peers, terms.not_on)
     if len(on) + len(not_on) > NODES_CHOSEN_MAX:
         _bad(f"{len(on) + len(not_on)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}")
     python = terms.python

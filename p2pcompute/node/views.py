@@ -12,6 +12,7 @@ from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.runs import Outcome
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
+from p2pcompute.limits import NODES_CHOSEN_MAX
 from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
@@ -107,6 +108,18 @@ def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
     hint = f"did you mean {near[0]}? " if near else ""
     why = "no node of that name or id is known here"
     raise UsageError(f"there is no node {ref!r}", why, f"{hint}list them: p2pc peers", code="no-such-node")
+
+
+def find_nodes(peers: Sequence[PeerView], refs: Sequence[str]) -> tuple[bytes, ...]:
+    """Return the keys of the nodes that people name, each once.
+
+    Raises:
+        UsageError: one names none or several, or there are too many.
+    """
+    if len(refs) > NODES_CHOSEN_MAX:
+        what = f"{len(refs)} nodes are too many to name"
+        raise UsageError(what, f"up to {NODES_CHOSEN_MAX}", "tag them, and require tag=NAME", code="too-many-nodes")
+    return tuple(dict.fromkeys(find_node(peers, ref).public_key for ref in refs))
 
 
 def job(

@@ -1,0 +1,80 @@
+"""Why a job does not run, for programs and notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2pcompute.errors import NoEligibleNode
+
+if TYPE_CHECKING:
+    from p2pcompute.node.explanations import ExplanationView
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that keeps a job from one node."""
+
+    code: str
+    """What it is about: an attribute like "has" or "mem", or on, local, python, accept, unreachable, busy."""
+    node: str | None
+    """Name of the node."""
+    what: str
+    fix: str | None
+    """What could be done at that node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the nodes say to a job, as of the moment at which they were asked."""
+
+    eligible: Sequence[str]
+    """Names of the nodes that could run it now."""
+    reasons: Sequence[Reason]
+    """All of all other nodes."""
+    would_help: Sequence[str]
+    """Changes of what the job asks for, as flags of `p2pc run`, each tried; the smallest first."""
+
+    def __str__(self) -> str:
+        count = f"{len(self.eligible)} node{'s' * (len(self.eligible) != 1)} could run it now"
+        lines = [f"{count}: {', '.join(self.eligible)}" if self.eligible else count]
+        lines += [f"  {reason.node}: {reason.what}" for reason in self.reasons]
+        lines += [f"  would help: {text}" for text in self.would_help]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        rows = "".join(
+            f"<tr><td>{html.escape(reason.node or '')}</td><td>{html.escape(reason.what)}</td>"
+            f"<td>{html.escape(reason.fix or '')}</td></tr>"
+            for reason in self.reasons
+        )
+        helps = "".join(f"<li>{html.escape(text)}</li>" for text in self.would_help)
+        eligible = html.escape(", ".join(self.eligible)) or "none"
+        table = f"<table><tr><th>node</th><th>because</th><th>fix</th></tr>{rows}</table>" if rows else ""
+        return f"<p>nodes that could run it now: {eligible}</p>{table}" + (f"<ul>{helps}</ul>" if helps else "")
+
+
+def explanation_of(view: ExplanationView) -> Explanation:
+    """Return what nodes said, in public types."""
+    report = view.report
+    return Explanation(
+        eligible=tuple(account.name for account in report.accounts if not account.findings),
+        reasons=tuple(
+            Reason(finding.code, account.name, finding.what, finding.fix or None)
+            for account in report.accounts
+            for finding in account.findings
+        ),
+        would_help=tuple(f"{one.what}: {one.effect}" for one in report.suggestions),
+    )
+
+
+def never(explanation: Explanation) -> NoEligibleNode:
+    """Return the error of a job that no node will ever run."""
+    why = "; ".join(f"{reason.node}: {reason.what}" for reason in explanation.reasons[:8])
+    fix = explanation.would_help[0] if explanation.would_help else "add a node that can"
+    error = NoEligibleNode("no node can ever run this", why, fix)
+    error.explanation = explanation
+    return error
