@@ -60,7 +60,8 @@ async def probing(directory: Path, **named: Any) -> AsyncIterator[RealProbe]:
     finally:
         probe.close()
         if probe._looking is not None:
-            await probe._looking
+            async with asyncio.timeout(10):
+                await probe._looking
 
 
 async def look_over(probe: RealProbe) -> None:
@@ -164,6 +165,16 @@ async def test_executables_are_looked_for_when_asked(path: Path, monkeypatch: py
     assert probe._looking is None, "no process is started for an executable"
 
 
+async def test_a_question_starts_no_process_for_what_is_known_without(tmp_path: Path) -> None:
+    """Every question about memory tries a container engine, and waits for it."""
+    async with probing(tmp_path) as probe:
+        assert "cpus" in await probe.attributes(["cpus", "mem.free", "label.zone", "name", "tag"])
+        assert probe._looking is None
+        for name in ("gpu.count", "site.rack"):
+            await probe.attributes([name])
+            assert probe._looking is not None
+
+
 async def test_runtimes_are_tried(path: Path, tmp_path: Path) -> None:
     """A node says that it has a container engine whose daemon does not run, or whose command hangs."""
     program(path, "docker", "exit 1")
@@ -174,11 +185,9 @@ async def test_runtimes_are_tried(path: Path, tmp_path: Path) -> None:
     program(path, "python3.7", "exit 0")
     program(path, "python3.8", "exit 1")
     async with probing(tmp_path) as probe:
-        began = time.monotonic()
         first = await probe.has(["docker", "apptainer", "podman"])
-        assert time.monotonic() - began < 2.5, "the first question does not wait for what hangs"
+        assert probe._looking is not None and not probe._looking.done(), "nobody waits for what hangs"
         assert "apptainer" not in first
-        assert probe._looking is not None
         await probe._looking
         assert await probe.has(["docker", "podman", "bubblewrap", "wasm", "apptainer", "bwrap"]) == {
             "docker": False, "podman": True, "bubblewrap": False, "wasm": True, "bwrap": True,
@@ -192,8 +201,6 @@ async def test_what_hangs_is_killed_with_the_probe(path: Path, tmp_path: Path) -
     async with probing(tmp_path) as probe:
         await probe.attributes()
         await until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
-        began = time.monotonic()
-    assert time.monotonic() - began < 2
     pid = int((tmp_path / "pid").read_text())
     await until(lambda: not is_alive(pid))
     assert await probe.attributes(), "a closed probe still says what it knows"

@@ -10,11 +10,11 @@ import pytest
 
 from p2pcompute.errors import ChannelLost, P2pcError, RemoteError
 from p2pcompute.host.interfaces import Attribute
-from p2pcompute.limits import QUESTIONS_WAITING_PER_PEER_MAX
+from p2pcompute.limits import QUESTION_LANES, QUESTIONS_WAITING_PER_PEER_MAX
 from p2pcompute.node.node import Node
 from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.questions import Findings, Message, Query
-from p2pcompute.resources.service import Resources
+from p2pcompute.resources.service import WATCH_AGAIN_S, Resources
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
@@ -198,6 +198,24 @@ def test_a_trigger_learns_of_nodes_that_come() -> None:
 
         simulation.run(main(), time_s_max=200)
         mesh.check_errors()
+
+
+def test_a_trigger_in_a_group_too_large_to_watch_at_once() -> None:
+    """Nodes beyond the first ones are never asked, or all are asked without a pause."""
+
+    async def scene(mesh: Mesh) -> None:
+        asker, worker = mesh.members[0], mesh.members[-1]
+        resources = asker.running.resources
+        waiting = asyncio.create_task(asker.host.call(asker.running.when(compile_expression("slots.busy>=1"))))
+        await asyncio.sleep(30)
+        assert not waiting.done()
+        assert resources.counters.asked < QUESTION_LANES * 30 / WATCH_AGAIN_S + len(mesh.members)
+        await mesh.submit(worker, [60.0])
+        began = mesh.simulation.now
+        await waiting
+        assert mesh.simulation.now - began < 3 * WATCH_AGAIN_S
+
+    play([SMALL] * (QUESTION_LANES + 8), scene)
 
 
 def test_questions_that_wait_are_bounded_and_end_with_their_asker() -> None:
