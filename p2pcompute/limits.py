@@ -278,7 +278,7 @@ VICTIMS_LARGE_MAX: Final = 2
 hardly spread from thief to thief (every victim is then parked at by one other on average)."""
 DIAL_COURTESY_S: Final = 1.0
 """How long a node leaves it to an idle peer with a smaller key to dial: hearing of each other and a handshake take half
-a second on the WAN.  Between 10 nodes that start together there are 40 channels instead of 80."""
+a second on the WAN.  Between 10 nodes that start together there are 44 channels instead of 80."""
 PARK_S: Final = 3600.0
 """Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""
 PARKED_MAX: Final = 4096
