@@ -38,7 +38,7 @@ async def test_what_is_asked_of_nodes_is_in_the_signed_job(daemon: Daemon) -> No
         ({"prefer": ["os"]}, "expression"),
         ({"on": ["nowhere"]}, "no-such-node"),
         ({"not_on": ["AB"]}, "no-such-node"),
-        ({"on": ["nova"] * 65}, "bad-request"),
+        ({"on": ["nova"] * 65}, "too-many-nodes"),
     ],
 )
 async def test_what_no_node_could_meet_is_refused(daemon: Daemon, terms: dict[str, Any], code: str) -> None:
