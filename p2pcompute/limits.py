@@ -187,6 +187,62 @@ RECORD_SKEW_S_MAX: Final = 300.0
 """A record issued further in the future than this is refused."""
 CONTACTS_SAVED_MAX: Final = 64
 
+# --- capacity index -------------------------------------------------------------------------------
+CLASS_BYTES: Final = 8
+"""What a node has, a bit for each common feature; every node knows it of its contacts."""
+TUPLE_BYTES: Final = 24
+"""Class and a filter of the node's labels: what a registrar needs to leave out who cannot fit."""
+INDEX_RARE_SHARE: Final = 0.02
+"""A feature that a larger share of the contacts has is not advertised: contacts that have it are found by their class
+(at 2 % each peer that is asked knows five of them)."""
+INDEX_REGISTER_PER_LEVEL: Final = 3
+INDEX_QUERY_PER_LEVEL: Final = 5
+"""Peers at each distance from a feature's key that keep an ad, and that a search asks (TopDisc: 5 and 5, or 3 and 5)."""
+INDEX_LEVELS_MAX: Final = 10
+"""Distances, each half of the one before, over which ads are spread: more put them where they are hardly ever found."""
+INDEX_ADS_PER_NODE_MAX: Final = 4
+"""Features that a node advertises: each costs some thirty messages in each half of an ad's life."""
+INDEX_ADS_MAX: Final = 2048
+"""Ads kept for others (200 bytes each); a further one is refused."""
+INDEX_ADS_PER_KEY_MAX: Final = 128
+"""Ads under one key: a feature that more have is not rare, and a full table answers any search."""
+INDEX_ADS_PER_SOURCE_MAX: Final = 16
+"""Ads of one installation, and in an open group of one address range: a few more than an honest one has here."""
+INDEX_TAKEN_MAX: Final = 16
+"""Nodes in one answer to a search: two of them do not fill a search for 30."""
+INDEX_REQUESTS_MAX: Final = 96
+"""Peers that one search or registration asks."""
+INDEX_WANT_MAX: Final = 256
+"""Nodes that one search looks for."""
+
+# --- seeds (DNS) ----------------------------------------------------------------------------------
+DNS_RECORDS_MAX: Final = 64
+"""Records of one answer that are looked at; further ones are left out."""
+DNS_QUERY_S_MAX: Final = 5.0
+"""One question, over all name servers and repetitions."""
+DNS_SERVERS_MAX: Final = 4
+SEEDS_MAX: Final = 8
+"""Seeds in the settings."""
+SEED_S_MAX: Final = 10.0
+"""All questions about one seed; what was found until then is used."""
+SEED_TARGETS_MAX: Final = 8
+"""Host names of one seed that are looked up, those of the best priority first."""
+SEED_ADDRESSES_PER_TARGET_MAX: Final = 4
+SEED_ADDRESSES_MAX: Final = 32
+"""Addresses of one seed; further ones are left out."""
+SEED_TEXTS_MAX: Final = 8
+SEED_TEXT_BYTES_MAX: Final = 512
+"""TXT records of one seed, and bytes of one; further and longer ones are ignored."""
+SEED_TTL_S_MIN: Final = 60.0
+SEED_TTL_S_MAX: Final = 86_400.0
+"""An answer is used again for its TTL, within these."""
+SEED_PATIENCE_S: Final = 3.0
+"""Saved contacts, first contacts and the local network have so long to answer before a seed is asked: more than
+DHT_REQUEST_S."""
+SEED_RETRY_S_MIN: Final = 10.0
+SEED_RETRY_S_MAX: Final = 900.0
+"""Pause between two rounds of questions to seeds while nobody answers, doubled each time."""
+
 # --- identity -------------------------------------------------------------------------------------
 SIGNING_KEYS_CACHED_MAX: Final = 8
 """Expanded signing keys kept in memory: a process signs with its own key and perhaps one session's."""
@@ -235,8 +291,8 @@ ATTRIBUTES_BYTES_MAX: Final = 16 * KIB
 ATTRIBUTE_LIFETIME_S_MAX: Final = 366 * 86400.0
 NODES_KNOWN_MAX: Final = 1024
 NODES_KNOWN_BYTES_MAX: Final = 1 * MIB
-"""Descriptions of other nodes that are kept; the one heard of longest ago goes.  In memory they take six times as
-much."""
+"""Descriptions of other nodes that are kept, in bytes on the wire; the one heard of longest ago goes.  In memory usual
+ones take ten times as much, the worst eighteen times."""
 QUESTION_WORDS_MAX: Final = 32
 """Applications about which one question may be."""
 QUESTION_WORD_CHARS_MAX: Final = 64
@@ -473,5 +529,7 @@ assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX
 assert TASK_PAYLOAD_BYTES_MAX * 2 + RUNNER_SEND_BYTES < RUNNER_MESSAGE_BYTES_MAX
 assert 3 * INLINE_BYTES_MAX + ERROR_TEXT_BYTES_MAX < RUNNER_MESSAGE_BYTES_MAX
 assert DHT_PING_S * (DHT_FAILURES_MAX + 1) + DHT_FAILURES_MAX * DHT_REQUEST_S < 60, "gone within a minute"
+assert SEED_PATIENCE_S > DHT_REQUEST_S
+assert SEED_ADDRESSES_MAX <= DHT_JOIN_ADDRESSES_MAX // 4, "a lying seed leaves room for the addresses that are known"
 assert RECORD_BYTES_MAX <= DHT_PUT_PARTS_MAX * DHT_CHUNK_BYTES
 assert DHT_CHUNK_BYTES + 188 <= DHT_BODY_BYTES_MAX

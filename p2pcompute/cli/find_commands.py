@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import click
 
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.connection import open_connection
-from p2pcompute.cli.output import duration_text, one_line, plural, print_json, say, table
+from p2pcompute.cli.output import duration_text, is_terminal, one_line, plural, print_json, say, table
 from p2pcompute.errors import NodeUnavailable, P2pcError
 
 EXIT_NONE: Final = 4
@@ -176,6 +177,8 @@ def when(timeout: str | None, expr: str, json_: bool) -> int:
     if timeout is not None:
         query["timeout_s"] = _seconds(timeout)
     connection = open_connection()
+    if is_terminal(sys.stderr) and not json_:
+        say(f"waiting until {one_line(expr)} is true of some node; Ctrl-C ends it", level=1)
     for name, data in connection.stream_events(f"/v1/when?{urlencode(query)}"):
         if name == "found":
             if json_:
