@@ -59,7 +59,7 @@ def print_explanation(document: Mapping[str, Any], *, as_json: bool) -> int:
 def never_error(document: Mapping[str, Any]) -> NoEligibleNode:
     """Return the error of a job that no node will ever run."""
     reasons = [
-        f"{name}: {' · '.join(reason['what'] for reason in node['reasons'])}"
+        one_line(f"{name}: {' · '.join(reason['what'] for reason in node['reasons'])}")
         for name, node in zip(_names(document), document["nodes"], strict=True)
     ]
     more = [f"and {len(reasons) - NODES_SHOWN_MAX} more nodes"] if len(reasons) > NODES_SHOWN_MAX else []

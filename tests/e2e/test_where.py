@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.mesh import Daemon, until
+from tests.e2e.mesh import Daemon
 
 
 def nodes_of(daemon: Daemon, *words: str) -> set[str]:
@@ -57,16 +57,14 @@ def test_bad_expressions_point_at_the_place(pair: list[Daemon]) -> None:
     assert "there is no node 'nowhere'" in refused.err
 
 
-def test_a_job_that_waits_says_why(pair: list[Daemon]) -> None:
-    """A person looks at a bar that does not move."""
+def test_a_job_that_waits_is_explained(pair: list[Daemon]) -> None:
     ada, bob = pair
-    waiting = ada.begin("run", "--require", "load<0", "true", ":::", "1", "2")
-    until(lambda: "2 can later" in waiting.err, 30, "the hint after ten seconds")
-    assert "has waited 10" in waiting.err and "needs load<0, is " in waiting.err
+    alias = ada.p2pc("run", "--detach", "--require", "load<0", "true", ":::", "1", "2").check().lines[0]
     ran = ada.p2pc("explain").check()
-    assert "0 of 2 nodes can take it now, 2 can later." in ran.out
+    assert ran.lines[0].startswith(f"{alias} has waited ")
+    assert "0 of 2 nodes can take it now, 2 can later." in ran.out and "needs load<0, is " in ran.out
     assert "What would help" in ran.out and "--require 'load<" in ran.out
-    one = ada.p2pc("explain", "last/1", "--node", bob.name, "--json").check().json()
+    one = ada.p2pc("explain", f"{alias}/1", "--node", bob.name, "--json").check().json()
     assert [node["name"] for node in one["nodes"]] == [bob.name] and one["task"]["index"] == 1
-    ada.p2pc("cancel", "-y", "last", "--now").check()
-    waiting.finish()
+    ada.p2pc("cancel", "-y", alias, "--now").check()
+    assert f"{alias} is over: cancelled." in ada.p2pc("explain", alias).check().out

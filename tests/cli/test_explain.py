@@ -1,0 +1,92 @@
+"""What people read when a job does not run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines
+from p2pcompute.cli.follow import STALL_S, Stall
+from p2pcompute.cli.main import exit_code_of
+
+
+def node(name: str, verdict: str, *whats: str, **more: Any) -> dict[str, Any]:
+    reasons = [{"code": "has", "verdict": verdict, "what": what, "fix": None} for what in whats]
+    return {
+        "name": name,
+        "short_id": name.upper() * 4,
+        "is_this": False,
+        "verdict": verdict,
+        "reasons": reasons,
+        **more,
+    }
+
+
+def document(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    counts = {name: sum(one["verdict"] == name for one in nodes) for name in ("now", "later", "never", "unknown")}
+    plain = {"job": None, "left_out": 0, "would_help": [], "not_the_cause": [], **counts}
+    return {**plain, "nodes": list(nodes), "can_never_run": counts["never"] == len(nodes), **more}
+
+
+def test_table_of_reasons(capsys: Any) -> None:
+    """The mock-up of the design, as far as reasons are known."""
+    helps = [
+        {"what": "--mem 5G", "effect": "nova could start it now"},
+        {"what": "drop has=ffmpeg", "effect": "atlas could start it now (or install ffmpeg there)"},
+    ]
+    shown = document(
+        node("nova", "later", "mem 8 GiB > 5.8 GiB free (of 15 GiB)", is_this=True),
+        node("atlas", "never", "needs has=ffmpeg; not installed there"),
+        node("pi4", "never", "needs arch=x86_64, is aarch64", "mem 8 GiB > 3.7 GiB total"),
+        node("desk-2", "unknown", "not seen for 12 s"),
+        would_help=helps,
+        not_the_cause=["network", "-j"],
+    )
+    assert print_explanation(shown, as_json=False) == 0
+    assert capsys.readouterr().out == (
+        "0 of 4 nodes can take it now, 1 can later.\n"
+        "\n"
+        "  NODE         VERDICT  BECAUSE\n"
+        "  nova (this)  later    mem 8 GiB > 5.8 GiB free (of 15 GiB)\n"
+        "  atlas        never    needs has=ffmpeg; not installed there\n"
+        "  pi4          never    needs arch=x86_64, is aarch64 · mem 8 GiB > 3.7 GiB total\n"
+        "  desk-2       unknown  not seen for 12 s\n"
+        "\n"
+        "What would help\n"
+        "  --mem 5G          nova could start it now\n"
+        "  drop has=ffmpeg   atlas could start it now (or install ffmpeg there)\n"
+        "Not the cause: network, -j.\n"
+    )
+
+
+def test_a_job_that_can_never_run_ends_with_4(capsys: Any) -> None:
+    shown = document(node("nova", "never", "needs tag=lab; it has none"), node("nova", "never", "x\x1b[2J"))
+    assert print_explanation(shown, as_json=False) == 4
+    assert "\x1b" not in capsys.readouterr().out, "names and reasons come from other machines"
+    error = never_error(shown)
+    assert exit_code_of(error) == 4 and error.why.startswith("nova NOVA: needs tag=lab; it has none")
+    assert "\x1b" not in error.why
+
+
+def test_sentence_says_how_long_and_for_how_many() -> None:
+    job = {"alias": "j7k3", "state": "running", "running": 3, "waiting": 1, "by_node": [{"node": "nova", "running": 3}]}
+    assert stalled_lines(document(node("nova", "now"), job=job))[0] == (
+        "j7k3 runs: 3 tasks on nova, 1 task waiting.  1 of 1 node can take it now."
+    )
+    job = {"alias": "j7k3", "state": "waiting", "submitted": None}
+    assert stalled_lines(document(node("nova", "later", "busy"), job=job))[0] == (
+        "j7k3: 0 of 1 node can take it now, 1 can later."
+    )
+
+
+def test_a_stall_is_said_once_and_again_after_work() -> None:
+    """Either nobody says why nothing happens, or it is said ten times a second."""
+    stall, waiting = Stall(0.0), {"done": 0, "failed": 0, "running": 0, "waiting": 5}
+    stall.take(waiting, 1.0)
+    assert not stall.is_due(STALL_S - 0.1)
+    assert stall.is_due(STALL_S) and not stall.is_due(STALL_S + 100)
+    stall.take({**waiting, "running": 1}, 200.0)
+    assert not stall.is_due(205.0)
+    stall.take(waiting, 206.0)
+    assert stall.is_due(200.0 + STALL_S)
+    stall.take({**waiting, "done": 1}, 300.0)
+    assert not stall.is_due(305.0)
