@@ -151,7 +151,7 @@ def find(json_: bool, max_answers: int, max_time: str, max_age: str, rank: str |
     if items:
         print(_nodes_table(items, document["names"], is_ranked=rank is not None))
     if document["is_cut_off"]:
-        say("No other node can be reached: only what was known before is shown.")
+        say("No other node answered: what they said earlier is shown.")
     say(("" if items else "No node matches: ") + _account(document), level=1 if items else 0)
     return 0 if items else EXIT_NONE
 

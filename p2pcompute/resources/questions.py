@@ -191,7 +191,7 @@ class Findings:
     """Nodes left out because there were enough answers or no more time."""
     took_s: float = 0.0
     is_cut_off: bool = False
-    """No other node can be reached: only what was known before is in here."""
+    """None of those that were asked has answered: those that fit by what they said earlier are in here, silent."""
 
 
 @dataclass(slots=True)

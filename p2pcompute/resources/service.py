@@ -63,6 +63,8 @@ HAS_LIFETIME_S: Final = 300.0
 """How long it may be believed that an application is there, or is not."""
 
 Peers = Mapping[bytes, Sequence[Address]]
+Candidate = tuple[bytes, Sequence[Address]]
+"""A node that may be asked, and where."""
 
 
 assert QUESTION_WORDS_MAX + len(RUNTIMES) <= ATTRIBUTE_WORDS_MAX, "what is asked for fits an answer"
@@ -198,10 +200,10 @@ class Resources:
 
     # --- others -----------------------------------------------------------------------------------
 
-    def candidates(self) -> list[tuple[bytes, Sequence[Address]]]:
+    def candidates(self, query: Query) -> list[Candidate]:
         """Return who may be asked, in the order in which it is done: open channels first, then at random.
 
-        This is where an index of the group says who is worth a question.
+        The one place that decides who is worth a question: an index of the group belongs here.
         """
         near = [channel.peer.key for channel in self._channels.all()]
         others = sorted(self._peers)
@@ -260,7 +262,8 @@ class Resources:
     async def _describe(self, key: bytes, words: Sequence[str], timeout_s: float) -> Knowledge | P2pcError:
         """Ask for everybody who waits; an error is a result, because it may be that nobody does any more."""
         try:
-            answer = await self._ask(key, Message.DESCRIBE, describe_body(words), timeout_s)
+            candidate = key, self._peers.get(key, ())
+            answer = await self._ask(candidate, Message.DESCRIBE, describe_body(words), timeout_s)
             return self._learn(key, parse_description(answer), words)
         except RemoteProtocolError as error:
             self.counters.malformed += 1
@@ -268,7 +271,7 @@ class Resources:
         except P2pcError as error:
             return error
 
-    async def _ask(self, key: bytes, message: Message, body: Any, timeout_s: float) -> Any:
+    async def _ask(self, candidate: Candidate, message: Message, body: Any, timeout_s: float) -> Any:
         """Send a request, over a new channel where there is none.
 
         Raises:
@@ -277,7 +280,7 @@ class Resources:
         self.counters.asked += 1
         try:
             async with self._host.clock.timeout(timeout_s):
-                channel = await self._channels.connect(key, self._peers.get(key, ()))
+                channel = await self._channels.connect(*candidate)
                 return await channel.request(message, body, timeout_s=timeout_s)
         except TimeoutError as error:
             self.counters.silent += 1
@@ -306,7 +309,7 @@ class Resources:
         """
         began = self._host.clock.now()
         tally = _Tally([])
-        candidates = self.candidates()
+        candidates = self.candidates(query)
         waiting = deque(self._from_known(query, candidates, tally)[:QUESTION_ASKED_MAX])
         lane_count = min(QUESTION_LANES, len(waiting))
         scope = TaskScope("find")
@@ -346,13 +349,12 @@ class Resources:
         if not self._is_enough(query, tally):
             self._count(query, tally, self._own_key, verdict, attributes, 0.0)
 
-    def _from_known(
-        self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally
-    ) -> list[bytes]:
+    def _from_known(self, query: Query, candidates: Sequence[Candidate], tally: _Tally) -> list[Candidate]:
         """Answer for those of whom enough is known; return the others."""
         now, wall = self._host.clock.now(), self._host.clock.wall()
         rest = []
-        for key, _addresses in candidates:
+        for candidate in candidates:
+            key = candidate[0]
             knowledge = self.known.get(key)
             verdict = Verdict.UNKNOWN
             if knowledge is not None and now - knowledge.heard_s < query.age_s:
@@ -361,22 +363,22 @@ class Resources:
                 if verdict is Verdict.TRUE and query.rank is not None and query.rank.rank(view) is None:
                     verdict = Verdict.UNKNOWN
             if knowledge is None or verdict is Verdict.UNKNOWN:
-                rest.append(key)
+                rest.append(candidate)
             elif not self._is_enough(query, tally):
                 self._count(query, tally, key, verdict, knowledge.attributes, now - knowledge.heard_s)
         return rest
 
-    async def _lane(self, query: Query, waiting: deque[bytes], tally: _Tally) -> None:
+    async def _lane(self, query: Query, waiting: deque[Candidate], tally: _Tally) -> None:
         """Ask one after the other until there are enough answers."""
         while waiting and not self._is_enough(query, tally):
             await self._ask_one(query, waiting.popleft(), tally)
 
-    async def _ask_one(self, query: Query, key: bytes, tally: _Tally) -> None:
+    async def _ask_one(self, query: Query, candidate: Candidate, tally: _Tally) -> None:
         """Ask one node.  Cancelled because time is up: it counts as silent."""
         tally.asked += 1
         is_over = False
         try:
-            verdict, knowledge = await self._query(key, query, 0.0)
+            verdict, knowledge = await self._query(candidate, query, 0.0)
             is_over = True
         except RemoteError as error:
             tally.heard += 1
@@ -391,18 +393,19 @@ class Resources:
         finally:
             tally.silent += not is_over
         tally.heard += 1
-        self._count(query, tally, key, verdict, {} if knowledge is None else knowledge.attributes, 0.0)
+        attributes = {} if knowledge is None else knowledge.attributes
+        self._count(query, tally, candidate[0], verdict, attributes, 0.0)
 
-    async def _query(self, key: bytes, query: Query, wait_s: float) -> tuple[Verdict, Knowledge | None]:
+    async def _query(self, candidate: Candidate, query: Query, wait_s: float) -> tuple[Verdict, Knowledge | None]:
         """Ask one node; what it says of itself is kept.
 
         Raises:
             P2pcError: as `_ask`, or malformed.
         """
-        answer = await self._ask(key, Message.QUERY, query_body(query, wait_s), wait_s + QUERY_S)
+        answer = await self._ask(candidate, Message.QUERY, query_body(query, wait_s), wait_s + QUERY_S)
         try:
             verdict, data = parse_verdict(answer)
-            return verdict, self._learn(key, data, query.words) if data else None
+            return verdict, self._learn(candidate[0], data, query.words) if data else None
         except RemoteProtocolError:
             self.counters.malformed += 1
             raise
@@ -423,7 +426,7 @@ class Resources:
             rank = query.rank.rank(values(attributes, self._host.clock.wall()))
         return Found(key=key, attributes=attributes, age_s=age_s, rank=rank)
 
-    def _add_old(self, query: Query, candidates: Sequence[tuple[bytes, Sequence[Address]]], tally: _Tally) -> None:
+    def _add_old(self, query: Query, candidates: Sequence[Candidate], tally: _Tally) -> None:
         """Nobody answers: add those that fit by what they said earlier, however long ago."""
         now = self._host.clock.now()
         there = {item.key for item in tally.found}
@@ -460,7 +463,7 @@ class _Watch:
         self._clock = resources._host.clock
         self._query = query
         self._scope = scope
-        self._next: deque[bytes] = deque()
+        self._next: deque[Candidate] = deque()
         self._busy: dict[bytes, None] = {}
         self._useless: dict[bytes, None] = {}
         """Nodes that do not know the question."""
@@ -481,28 +484,29 @@ class _Watch:
     async def others(self) -> None:
         """Ask, one after the other, all that are known or come to be known, again and again."""
         while True:
-            while len(self._busy) < QUESTION_LANES and (key := self._take()) is not None:
-                self._busy[key] = None
-                self._scope.spawn(self._ask(key), "lane")
+            while len(self._busy) < QUESTION_LANES and (candidate := self._take()) is not None:
+                self._busy[candidate[0]] = None
+                self._scope.spawn(self._ask(candidate), "lane")
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
                 async with self._clock.timeout(WATCH_AGAIN_S):
                     await self._freed.wait()
 
-    def _take(self) -> bytes | None:
+    def _take(self) -> Candidate | None:
         """Return a node that nobody asks now."""
         if not self._next:
-            keys = [key for key, _ in self._resources.candidates()]
-            self._next.extend(key for key in keys if key not in self._busy and key not in self._useless)
+            found = self._resources.candidates(self._query)
+            self._next.extend(item for item in found if item[0] not in self._busy and item[0] not in self._useless)
         return self._next.popleft() if self._next else None
 
-    async def _ask(self, key: bytes) -> None:
+    async def _ask(self, candidate: Candidate) -> None:
         """Ask one node, and hold its place for a while after it has answered nothing."""
+        key = candidate[0]
         is_crowded = len(self._resources._peers) > QUESTION_LANES
         wait_s = 0.0 if is_crowded else QUESTION_WAIT_S_MAX / 2
         began = self._clock.now()
         try:
-            _verdict, knowledge = await self._resources._query(key, self._query, wait_s)
+            _verdict, knowledge = await self._resources._query(candidate, self._query, wait_s)
             if knowledge is not None:
                 self._fire(key, knowledge.attributes)
             else:
