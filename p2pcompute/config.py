@@ -48,6 +48,10 @@ class NodeSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
     mem: str = field(default="", metadata={"help": "Memory limit of a task, like 2G; empty: none."})
+    accept_if: str = field(
+        default="",
+        metadata={"help": "Condition on jobs of others, like job.cpus<=2 && job.mem<=4G; empty: none."},
+    )
     retries: int = field(default=2, metadata={"help": "Extra attempts after a failure of the task itself."})
     timeout: str = field(default="", metadata={"help": "Time limit of one attempt, like 5m; empty: none."})
     batch: str = field(default="auto", metadata={"help": "Inputs for one unit of work: auto, or a number from 1."})

@@ -684,6 +684,10 @@ def set_(key: str, value: str, json_: bool) -> int:
     _changed(paths, key, json_=json_)
     return 0
 
+    if key == "node.accept_if":
+        from p2pcompute.resources.matching import check_acceptance
+
+        check_acceptance(value)
 
 @config.command(cls=Command)
 @click.argument("key")

@@ -21,6 +21,7 @@ from p2pcompute.host.real_store import SqliteStore
 from p2pcompute.identity.files import KEY_FILE, load_or_create_identity
 from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
+from p2pcompute.resources.matching import check_acceptance
 from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
 
 log = logging.getLogger("p2pcompute.node")
@@ -116,4 +117,5 @@ async def build_node(
             on_error=report_bug,
         )
         return node, undo.pop_all().aclose
+                accept_if=check_acceptance(settings.node.accept_if),
     raise AssertionError("unreachable")

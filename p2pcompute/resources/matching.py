@@ -17,9 +17,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from p2pcompute.errors import UsageError
+from p2pcompute.errors import ConfigError, UsageError
 from p2pcompute.host.interfaces import Value
-from p2pcompute.limits import REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
+from p2pcompute.limits import ATTRIBUTE_TEXT_CHARS_MAX, REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
 from p2pcompute.resources.attributes import Attributes, values
 from p2pcompute.resources.expressions import Expression, View, check_condition, check_rank, compile_expression
 
@@ -207,6 +207,22 @@ def check_needs(needs: Needs) -> None:
 @lru_cache(maxsize=256)
 def _acceptance(text: str) -> Expression:
     return compile_expression(text)
+
+
+def check_acceptance(text: str) -> str:
+    """Refuse, for the machine's owner, a condition on jobs that means nothing; return it.
+
+    Raises:
+        ConfigError: it is none, or longer than what peers may be told.
+    """
+    if len(text) > ATTRIBUTE_TEXT_CHARS_MAX:
+        raise ConfigError(f"node.accept_if may have {ATTRIBUTE_TEXT_CHARS_MAX} characters", f"it has {len(text)}")
+    if text:
+        try:
+            check_condition(_acceptance(text))
+        except UsageError as error:
+            raise ConfigError(f"node.accept_if: {error.what}", error.why, error.fix) from error
+    return text
 
 
 def is_accepted(acceptance: str, node: Mapping[str, Value], job: Mapping[str, Value]) -> bool | None:
