@@ -208,8 +208,10 @@ def parse_slots(text: str, cpus: float) -> int:
     return max(1, int(cpus * int(match[1]) / 100)) if match[2] else int(match[1])
 
 
-_LABELS_MAX: Final = 64
+_LABELS_MAX: Final = 32
+_LABEL_KEY_CHARS_MAX: Final = 32
 _LABEL_CHARS_MAX: Final = 64
+"""All labels, with whatever letters, have 11 KiB at most: see ATTRIBUTES_BYTES_MAX."""
 _LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_]*")
 _LABEL_WORD: Final = re.compile(r"[A-Za-z0-9_][\w.+:/@-]*", re.ASCII)
 """What needs no quotes in an expression."""
@@ -225,10 +227,10 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str]:
     for label in labels:
         key, equals, value = label.partition("=")
         is_good = _LABEL_KEY.fullmatch(key) and value and value.isprintable() if equals else _LABEL_WORD.fullmatch(key)
-        if not is_good or len(key) > _LABEL_CHARS_MAX or len(value) > _LABEL_CHARS_MAX:
+        if not is_good or len(key) > _LABEL_KEY_CHARS_MAX or len(value) > _LABEL_CHARS_MAX:
             raise UsageError(
                 f'"{label}" is not a label',
-                f"a word, or KEY=VALUE with a lower-case key; of up to {_LABEL_CHARS_MAX} characters",
+                f"a word, or KEY=VALUE with a lower-case key; up to {_LABEL_KEY_CHARS_MAX} and {_LABEL_CHARS_MAX} characters",
                 "write them like lab,zone=b",
                 code="label",
             )
