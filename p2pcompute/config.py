@@ -230,7 +230,7 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str]:
         if not is_good or len(key) > _LABEL_KEY_CHARS_MAX or len(value) > _LABEL_CHARS_MAX:
             raise UsageError(
                 f'"{label}" is not a label',
-                f"a word, or KEY=VALUE with a lower-case key; up to {_LABEL_KEY_CHARS_MAX} and {_LABEL_CHARS_MAX} characters",
+                f"a word or lower-case key of up to {_LABEL_KEY_CHARS_MAX} characters, a value of {_LABEL_CHARS_MAX}",
                 "write them like lab,zone=b",
                 code="label",
             )
