@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import ConfigError, UsageError
+from p2pcompute.limits import DNS_SERVERS_MAX, SEEDS_MAX
 from p2pcompute.places import Paths
 
 PROJECT_FILE: Final = "p2pc.toml"
@@ -32,6 +33,13 @@ class NodeSettings:
     slots: str = field(default="100%", metadata={"help": "Tasks at once: a number, or a share of the cores like 50%."})
     port: int = field(default=0, metadata={"help": "UDP and TCP port; 0: chosen at the first start and kept."})
     peers: tuple[str, ...] = field(default=(), metadata={"help": "First contacts, HOST:PORT."})
+    seeds: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Asked for first contacts when nobody answers: domains with DNS records, or HOST:PORT."},
+    )
+    dns: tuple[str, ...] = field(
+        default=(), metadata={"help": "Name servers to ask about domains of node.seeds; empty: the system's."}
+    )
     discover: bool = field(default=True, metadata={"help": "Look for nodes on the local network."})
     interfaces: tuple[str, ...] = field(
         default=(),
@@ -126,6 +134,9 @@ PROJECT_KEYS: Final = ("run.mem", "run.retries", "run.timeout", "run.batch")
 _ALIASES: Final = {"P2PC_LOG": "log.level", "P2PC_LOG_FORMAT": "log.format"}
 _DURATIONS: Final = {"node": (), "run": ("timeout",), "store": ("keep",), "log": ()}
 _SIZES: Final = {"node": (), "run": ("mem",), "store": ("cache",), "log": ()}
+
+
+_COUNTS_MAX: Final = {"node.seeds": SEEDS_MAX, "node.dns": DNS_SERVERS_MAX}
 
 
 def all_keys() -> list[str]:
@@ -344,6 +355,14 @@ def _typed(kind: Any, value: Any) -> Any:
             if isinstance(value, str):
                 return tuple(part.strip() for part in value.split(",") if part.strip())
             if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        if key == "node.seeds":
+            for seed in result:
+                parse_seed(seed)
+        if key == "node.dns":
+            for name_server in result:
+                parse_name_server(name_server)
+        if key in _COUNTS_MAX and len(result) > _COUNTS_MAX[key]:
+            raise ConfigError(f"there may be {_COUNTS_MAX[key]} of them")
                 return tuple(value)
             raise ConfigError("it is a list of words")
 
