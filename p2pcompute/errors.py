@@ -157,6 +157,12 @@ class ChannelLost(P2pcError):
     default_code = "channel-lost"
 
 
+class DnsError(P2pcError):
+    """The DNS did not say what it was asked: no such name, no answer, no name server.  Ask again later."""
+
+    default_code = "dns"
+
+
 class RemoteError(P2pcError):
     """A peer answered a request with an error; `code` and `what` are the peer's.  The channel lives on."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import ChannelLost, NodeUnavailable
 from p2pcompute.execution.processes import ProcessRunner
-from p2pcompute.host.interfaces import Address, Host, LanAnnouncement
+from p2pcompute.host.interfaces import Address, DnsAnswer, DnsKind, Host, LanAnnouncement
 from p2pcompute.host.memory_store import MemoryStore
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.real_clock import RealClock, SystemRng
@@ -54,6 +54,9 @@ class AbsentNet:
 
     async def resolve(self, host: str, port: int) -> list[Address]:
         return []
+
+    async def ask_dns(self, name: str, kind: DnsKind) -> DnsAnswer:
+        raise _absent()
 
     def local_addresses(self) -> list[str]:
         return []

@@ -33,7 +33,7 @@ STOP_LOOK_S: Final = 0.05
 _STDERR_FILE: Final = "node.err"
 _LOOK_SOCKET: Final = "look.sock"
 
-_LOCAL_SETTINGS: Final = ("node.discover=false", "node.interfaces=lo", "node.peers=")
+_LOCAL_SETTINGS: Final = ("node.discover=false", "node.interfaces=lo", "node.peers=", "node.seeds=")
 
 
 class EmbeddedNode:

@@ -311,7 +311,9 @@ def _node_options(command: _Decorated) -> _Decorated:
     for option in reversed(
         (
             click.option("--name", metavar="NAME", help="Name shown to others.  [default: the host name]"),
-            click.option("--peer", multiple=True, metavar="HOST:PORT", help="First contact."),
+            click.option(
+                "--peer", multiple=True, metavar="HOST:PORT|DOMAIN", help="First contact, or a domain that names some."
+            ),
             click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
             click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
         )
@@ -322,11 +324,13 @@ def _node_options(command: _Decorated) -> _Decorated:
 
 def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> dict[str, str]:
     """Return what was given, as text by key; checked, so that the error names the flag's value."""
-    from p2pcompute.config import convert
+    from p2pcompute.config import convert, parse_seed
 
+    domains = [text for text in peer if parse_seed(text)[1] is None]
     given = {
         "node.name": name,
-        "node.peers": ",".join(peer) or None,
+        "node.peers": ",".join(text for text in peer if text not in domains) or None,
+        "node.seeds": ",".join(domains) or None,
         "node.discover": None if discover is None else str(discover).lower(),
         "node.slots": cpus,
     }
@@ -680,14 +684,14 @@ def set_(key: str, value: str, json_: bool) -> int:
     from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
-    write_setting(paths.config_file, key, value)
-    _changed(paths, key, json_=json_)
-    return 0
-
     if key == "node.accept_if":
         from p2pcompute.resources.matching import check_acceptance
 
         check_acceptance(value)
+    write_setting(paths.config_file, key, value)
+    _changed(paths, key, json_=json_)
+    return 0
+
 
 @config.command(cls=Command)
 @click.argument("key")

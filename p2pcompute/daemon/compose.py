@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from p2pcompute.config import Settings, parse_labels, parse_peer, parse_slots
+from p2pcompute.config import Settings, parse_labels, parse_name_server, parse_peer, parse_seed, parse_slots
 from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.host.interfaces import Address, Host
@@ -76,7 +76,11 @@ async def build_node(
         undo.callback(probe.close)
         store = await SqliteStore.open(paths.store, blob_cache_bytes=settings.store.cache_bytes)
         undo.push_async_callback(store.close)
-        net = RealNet(interfaces=settings.node.interfaces or None, on_error=report_bug)
+        net = RealNet(
+            interfaces=settings.node.interfaces or None,
+            name_servers=[parse_name_server(server) for server in settings.node.dns],
+            on_error=report_bug,
+        )
         undo.push_async_callback(net.close)
         work = paths.data / "work"
         if work.exists() and not work.is_dir():
@@ -95,10 +99,12 @@ async def build_node(
         )
         undo.push_async_callback(runner.close)
         contacts: list[Address] = []
+        seeds = [parse_seed(seed) for seed in settings.node.seeds]
         for peer in settings.node.peers if not is_onlooker else ():
             found = await net.resolve(*parse_peer(peer))
             if not found:
-                log.warning("no address is known for the first contact %s", peer)
+                log.warning("no address is known for the first contact %s; it is looked up again later", peer)
+                seeds.append(parse_peer(peer))
             contacts += found
         node = Node(
             Host(clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=probe),
@@ -108,8 +114,10 @@ async def build_node(
                 name=name,
                 port=settings.node.port,
                 first_contacts=tuple(contacts),
+                seeds=tuple(seeds),
                 discover=settings.node.discover,
                 accepts_others=settings.node.accept != "none",
+                accept_if=check_acceptance(settings.node.accept_if),
                 labels=parse_labels(settings.node.labels),
                 is_networked=not is_onlooker,
             ),
@@ -117,5 +125,4 @@ async def build_node(
             on_error=report_bug,
         )
         return node, undo.pop_all().aclose
-                accept_if=check_acceptance(settings.node.accept_if),
     raise AssertionError("unreachable")

@@ -90,6 +90,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
         "group": {
             "name": status.group_name,
             "id": status.group_id.hex(),
+            "hint": status.group_hint.hex(),
             "members_known": status.members_known,
             "is_alone": status.is_alone,
         },
@@ -97,6 +98,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
         "peers": [peer_json(peer) for peer in node.peers()],
         "jobs": {"running": status.jobs_running, "waiting": status.jobs_waiting},
         "dht": None if status.dht is None else asdict(status.dht),
+        "seeds": [asdict(seed) for seed in status.seeds],
         "notes": list(status.notes),
     }
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from p2pcompute.host.runs import Runner
@@ -166,6 +167,39 @@ class LanSighting:
     """False when it was withdrawn or has expired."""
 
 
+class SrvRecord(NamedTuple):
+    """Where a service is (RFC 2782), as a name server said it: nothing is checked."""
+
+    priority: int
+    """The lowest is tried first."""
+    weight: int
+    """Among equals, how likely to be tried first."""
+    port: int
+    target: str
+    """A host name without the last dot; empty: there is no such service."""
+
+
+class DnsKind(StrEnum):
+    """Record types that a node asks for."""
+
+    SRV = "SRV"
+    TXT = "TXT"
+    A = "A"
+    AAAA = "AAAA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsAnswer:
+    """Records of one name and type, DNS_RECORDS_MAX at most; only the field of the asked type is filled."""
+
+    places: tuple[SrvRecord, ...] = ()
+    texts: tuple[tuple[bytes, ...], ...] = ()
+    """Each record is several strings of up to 255 bytes."""
+    hosts: tuple[str, ...] = ()
+    """IPv4 or IPv6 literals."""
+    ttl_s: float = 0.0
+
+
 class Net(Protocol):
     async def bind_datagram(self, port: int, *, loopback_only: bool) -> DatagramEndpoint:
         """Bind a UDP port (0: any) on the interfaces that the settings allow."""
@@ -195,6 +229,13 @@ class Net(Protocol):
 
     async def resolve(self, host: str, port: int) -> list[Address]:
         """Addresses of a host name or literal; empty when it does not resolve."""
+
+    async def ask_dns(self, name: str, kind: DnsKind) -> DnsAnswer:
+        """The records of an absolute domain name; none when the name has none of this kind.  At most DNS_QUERY_S_MAX.
+
+        Raises:
+            DnsError: there is no such name (code "dns-unknown"), or nobody says.
+        """
 
     def local_addresses(self) -> list[str]:
         """Addresses of the allowed interfaces at which others may reach this machine, best first."""

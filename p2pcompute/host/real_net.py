@@ -10,11 +10,11 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcompute.errors import ChannelLost, ConfigError
 from p2pcompute.host import real_datagrams
-from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
+from p2pcompute.host.interfaces import Address, ByteStream, DnsAnswer, DnsKind, LanAnnouncement, LanSighting
 from p2pcompute.host.real_interfaces import InterfaceAddress, interface_addresses
 from p2pcompute.host.real_lan import RealLan
 from p2pcompute.host.real_streams import RealStream, dialler_context, listener_context
@@ -27,6 +27,9 @@ from p2pcompute.limits import (
     PREAMBLE_S_MAX,
     STREAM_CLOSE_S,
 )
+
+if TYPE_CHECKING:
+    from p2pcompute.host.real_dns import RealDns
 
 _BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.1
@@ -56,6 +59,7 @@ class RealNet:
 
     Args:
         interfaces: names of the only interfaces on which sockets are bound and announcements made; None for all.
+        name_servers: addresses and ports of those that `ask_dns` asks; empty: the system's.
         on_error: told about exceptions that are our own bug.
     """
 
@@ -63,8 +67,11 @@ class RealNet:
         self,
         *,
         interfaces: Sequence[str] | None = None,
+        name_servers: Sequence[tuple[str, int]] = (),
         on_error: Callable[[str, BaseException], None] | None = None,
     ) -> None:
+        self._name_servers = tuple(name_servers)
+        self._dns: RealDns | None = None
         self._interfaces = None if interfaces is None else tuple(interfaces)
         self._on_error = on_error
         self._scope = TaskScope("net", on_error)
@@ -180,6 +187,14 @@ class RealNet:
             if family in (socket.AF_INET, socket.AF_INET6):
                 addresses[Address(str(name[0]).partition("%")[0], port)] = None
         return list(addresses)
+
+    async def ask_dns(self, name: str, kind: DnsKind) -> DnsAnswer:
+        """See `Net`."""
+        if self._dns is None:
+            from p2pcompute.host.real_dns import RealDns  # most nodes never need it
+
+            self._dns = RealDns(self._name_servers)
+        return await self._dns.ask(name, kind)
 
     def local_addresses(self) -> list[str]:
         """Addresses of the allowed interfaces, IPv4 first; loopback only when there is no other."""

@@ -6,7 +6,7 @@ them when asked and keeps none of them.  Times are Unix seconds, durations secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,6 +45,22 @@ class DhtStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeedView:
+    """A seed of the settings: asked for first contacts while nobody that is known answers."""
+
+    seed: str
+    """A domain, or HOST:PORT."""
+    asked_s: float | None = None
+    """Since it was asked last; None: it was not needed."""
+    addresses: tuple[str, ...] = ()
+    """What it led to."""
+    trouble: str = ""
+    """Why it led to nothing, or to no more."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """What it said and was not used: how often, by reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """This node in one look."""
 
@@ -68,6 +84,9 @@ class NodeStatus:
     jobs_waiting: int
     dht: DhtStatus | None = None
     """None while there is no network."""
+    seeds: tuple[SeedView, ...] = ()
+    group_hint: bytes = b""
+    """What datagrams of the group begin with, 4 bytes: what a TXT record of a seed names it by."""
     notes: tuple[str, ...] = ()
     """Things to look at: one sentence each, with what to do."""
 

@@ -14,8 +14,17 @@ from p2pcompute.dht.service import Dht
 from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import CONTACTS_SAVED_MAX, NEARBY_MAX, PEERS_MAX, PEERS_MET_MAX
+from p2pcompute.limits import (
+    CONTACTS_SAVED_MAX,
+    NEARBY_MAX,
+    PEERS_MAX,
+    PEERS_MET_MAX,
+    SEED_PATIENCE_S,
+    SEED_RETRY_S_MAX,
+    SEED_RETRY_S_MIN,
+)
 from p2pcompute.node.membership import GroupCredentials, clean_name
+from p2pcompute.node.seeds import Seed
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
@@ -106,6 +115,7 @@ class Network:
         discover: bool,
         port_wanted: int,
         first_contacts: Sequence[Address],
+        seeds: Sequence[tuple[str, int | None]] = (),
     ) -> None:
         self._host = host
         self._credentials = credentials
@@ -116,6 +126,8 @@ class Network:
         self._discover = discover
         self._port_wanted = port_wanted
         self._first_contacts = list(first_contacts)
+        self.seeds = [Seed(host, name, port) for name, port in seeds]
+        self._is_seeking = False
         self.datagrams = Datagrams(host, scope)
         self._dht_scope = TaskScope("dht")
         self.dht: Dht | None = None
@@ -168,6 +180,7 @@ class Network:
         if self._discover and not loopback_only:
             self._dht_scope.spawn(self._announce(), "announce")  # mDNS probes for a second first
         self._dht_scope.spawn(self._upkeep(), "upkeep")
+        self._seek_if_lost()
 
     async def _announce(self) -> None:
         await self._host.net.browse(self._sighted)
@@ -265,9 +278,38 @@ class Network:
         while True:
             await self._host.clock.sleep(SAVE_CONTACTS_S)
             await self.save_contacts()
+            self._seek_if_lost()
             since_renewal += SAVE_CONTACTS_S
             if since_renewal >= RENEW_CHECK_S and await self._renewed():
                 since_renewal = 0.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody answers, of all who are known."""
+        return self.dht is not None and (not self.dht.contact_count or self.dht.is_link_down)
+
+    def _seek_if_lost(self) -> None:
+        if self.seeds and self.is_on_network and self.is_lost and not self._is_seeking:
+            self._is_seeking = True
+            self._dht_scope.spawn(self._seek(), "seek")
+
+    async def _seek(self) -> None:
+        """Ask seed after seed until somebody answers.  Saved contacts and the local network get some time first."""
+        clock, rng = self._host.clock, self._host.rng.stream("seeds")
+        hint = group_hint(self._credentials.group.network_key)
+        pause_s = SEED_RETRY_S_MIN
+        try:
+            await clock.sleep(SEED_PATIENCE_S)
+            while self.dht is not None and self.is_lost:
+                for seed in self.seeds:
+                    addresses = await seed.ask(hint)
+                    if addresses and self.dht is not None and await self.dht.join(addresses):
+                        break
+                if self.is_lost:
+                    await clock.sleep(pause_s * rng.uniform(0.8, 1.2))
+                    pause_s = min(2 * pause_s, SEED_RETRY_S_MAX)
+        finally:
+            self._is_seeking = False
 
     async def _renewed(self) -> bool:
         """Have our membership renewed by a peer when half of it is over; True when there is nothing to do."""
@@ -301,6 +343,7 @@ class Network:
         if channel is not None:
             channel.probe()  # it may have died with its node and not know yet
         self.on_peer_gone(contact.key)
+        self._seek_if_lost()
 
     def name_of(self, key: bytes) -> str:
         """What a peer calls itself, also one that has left; empty when it has never said so."""

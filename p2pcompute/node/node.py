@@ -33,6 +33,7 @@ from p2pcompute.node.facade import (
 from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.placement import ACCEPTS, Placement
+from p2pcompute.node.seeds import note as seed_note
 from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import Verdict
@@ -47,6 +48,7 @@ from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.transport.credentials import group_hint
 from p2pcompute.transport.messages import Purpose
 from p2pcompute.trust.groups import Group, found_group
 from p2pcompute.trust.invites import Token, format_token, parse_token
@@ -68,6 +70,8 @@ class NodeOptions:
     port: int = 0
     """0: chosen at the first start and kept."""
     first_contacts: tuple[Address, ...] = ()
+    seeds: tuple[tuple[str, int | None], ...] = ()
+    """Domains, or hosts with ports: looked up for first contacts while nobody answers."""
     discover: bool = True
     accepts_others: bool = True
     """False: only this node's own jobs run here."""
@@ -123,6 +127,7 @@ class Node:
             discover=options.discover,
             port_wanted=options.port,
             first_contacts=options.first_contacts,
+            seeds=options.seeds,
         )
         self.exchange = BlobExchange(host, self.channels, self._scope, self._may_read)
         self.resources = Resources(
@@ -266,6 +271,9 @@ class Node:
             notes.append(f"no task can run here: {self.scheduler.worker.ill_because}; it is tried again now and then")
         if self.network.dht is not None and self.network.dht.is_link_down:
             notes.append("no peer answers: this machine's network seems to be down")
+        seeds = tuple(seed.view() for seed in self.network.seeds)
+        if self.network.is_lost and self.network.is_on_network:
+            notes += filter(None, map(seed_note, seeds))
         return NodeStatus(
             name=self._options.name,
             public_key=self._identity.public_key,
@@ -282,6 +290,8 @@ class Node:
             jobs_running=running,
             jobs_waiting=len(jobs) - running,
             dht=None if self.network.dht is None else views.dht(self.network.dht),
+            seeds=seeds,
+            group_hint=group_hint(group.network_key),
             notes=tuple(notes),
         )
 

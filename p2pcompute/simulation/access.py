@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import zlib
 from asyncio import Future
@@ -10,8 +11,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
-from p2pcompute.errors import ChannelLost, LocalProtocolError
-from p2pcompute.host.interfaces import Address, ByteStream, LanAnnouncement, LanSighting
+from p2pcompute.errors import ChannelLost, DnsError, LocalProtocolError
+from p2pcompute.host.interfaces import Address, ByteStream, DnsAnswer, DnsKind, LanAnnouncement, LanSighting
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
 from p2pcompute.simulation.dialling import Dial, SimListener
 from p2pcompute.simulation.machines import LOOPBACK, Machine
@@ -21,6 +22,9 @@ from p2pcompute.simulation.trace import Kind
 if TYPE_CHECKING:
     from p2pcompute.simulation.network import Network
 
+DNS_ANSWER_S: Final = 0.02
+"""How long a simulated name server takes."""
+DNS_TTL_S: Final = 300.0
 LAN_NOTICE_S: Final = 0.2
 """From an announcement to its sighting by others."""
 LAN_EXPIRY_S: Final = 120.0
@@ -169,6 +173,21 @@ class SimNet:
             return [Address(str(ipaddress.ip_address(host)), port)]
         except ValueError:
             return []
+
+    async def ask_dns(self, name: str, kind: DnsKind) -> DnsAnswer:
+        """See `Net`.  Knows what the simulation's zone says, and the names of its hosts."""
+        await asyncio.sleep(DNS_ANSWER_S)
+        found = self.network.zone.get((name, kind))
+        if isinstance(found, DnsError):
+            raise found
+        if found is not None:
+            return found
+        machine = self.network.names.get(name)
+        if machine is None and not any(name == known for known, _ in self.network.zone):
+            raise DnsError(f"there is no name {name}", "says the simulation", code="dns-unknown")
+        if machine is None or kind is not DnsKind.A:
+            return DnsAnswer()
+        return DnsAnswer(hosts=(machine.address_seen_by(self.machine),), ttl_s=DNS_TTL_S)
 
     def local_addresses(self) -> list[str]:
         return [self.machine.address]

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from p2pcompute.host.interfaces import Address
+from p2pcompute.errors import DnsError
+from p2pcompute.host.interfaces import Address, DnsAnswer, DnsKind
 from p2pcompute.limits import KIB
 from p2pcompute.simulation.access import SimDatagrams, SimNet
 from p2pcompute.simulation.latency import (
@@ -189,6 +190,8 @@ class Network:
         self.machines: dict[str, Machine] = {}
         """Those that are behind no Nat, by their 10.x.y.z address."""
         self.names: dict[str, Machine] = {}
+        self.zone: dict[tuple[str, DnsKind], DnsAnswer | DnsError] = {}
+        """What the simulated DNS says beside the names of hosts."""
         self.stalled: dict[SimStream, None] = {}
         """Streams whose peer cannot be heard."""
         self.has_loss = False
