@@ -48,6 +48,10 @@ class NodeSettings:
     accept: str = field(
         default="all", metadata={"help": "Whose work runs here: all, or none.", "choices": ("all", "none")}
     )
+    accept_if: str = field(
+        default="",
+        metadata={"help": "Condition on jobs of others, like job.cpus<=2 && job.mem<=4G; empty: none."},
+    )
     labels: tuple[str, ...] = field(
         default=(), metadata={"help": "What this machine is found by: words, and KEY=VALUE, like lab,zone=b."}
     )
@@ -56,10 +60,6 @@ class NodeSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
     mem: str = field(default="", metadata={"help": "Memory limit of a task, like 2G; empty: none."})
-    accept_if: str = field(
-        default="",
-        metadata={"help": "Condition on jobs of others, like job.cpus<=2 && job.mem<=4G; empty: none."},
-    )
     retries: int = field(default=2, metadata={"help": "Extra attempts after a failure of the task itself."})
     timeout: str = field(default="", metadata={"help": "Time limit of one attempt, like 5m; empty: none."})
     batch: str = field(default="auto", metadata={"help": "Inputs for one unit of work: auto, or a number from 1."})
@@ -275,6 +275,56 @@ def parse_peer(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+(?=[a-z])[a-z0-9-]{2,63}")
+"""At least two labels, the last of which is no number: "nova" has lost its port, "192.0.2.1" too."""
+
+
+def parse_seed(text: str) -> tuple[str, int | None]:
+    """Return (domain, None) of "mesh.example.org", and (host, port) of what `parse_peer` understands.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    domain = text.strip().removesuffix(".").lower()
+    if _HOST_NAME.fullmatch(domain):
+        return domain, None
+    try:
+        return parse_peer(text)
+    except UsageError as error:
+        raise UsageError(
+            f'"{text}" is not a seed',
+            "",
+            "write a domain, like mesh.example.org (in ASCII, xn--… if need be), or HOST:PORT, like nova:7878",
+            code="seed",
+        ) from error
+
+
+DNS_PORT: Final = 53
+
+
+def parse_name_server(text: str) -> tuple[str, int]:
+    """Return (address, port) of "192.0.2.53", "2001:db8::53", "192.0.2.53:5353" or "[2001:db8::53]:5353".
+
+    Raises:
+        UsageError: it is not an address; a name would have to be looked up first.
+    """
+    import ipaddress
+
+    try:
+        try:
+            return str(ipaddress.ip_address(text.strip().removeprefix("[").removesuffix("]"))), DNS_PORT
+        except ValueError:
+            host, port = parse_peer(text)
+            return str(ipaddress.ip_address(host)), port
+    except (ValueError, UsageError) as error:
+        raise UsageError(
+            f'"{text}" is not the address of a name server',
+            "",
+            "write an address, with a port if it is not 53, like 192.0.2.53 or [2001:db8::53]:5353",
+            code="address",
+        ) from error
+
+
 # --- resolving ------------------------------------------------------------------------------------
 
 
@@ -305,6 +355,14 @@ def convert(key: str, value: Any) -> Any:
         if key == "node.peers":
             for peer in result:
                 parse_peer(peer)
+        if key == "node.seeds":
+            for seed in result:
+                parse_seed(seed)
+        if key == "node.dns":
+            for name_server in result:
+                parse_name_server(name_server)
+        if key in _COUNTS_MAX and len(result) > _COUNTS_MAX[key]:
+            raise ConfigError(f"there may be {_COUNTS_MAX[key]} of them")
         if key == "node.labels":
             parse_labels(result)
         if "choices" in item.metadata and result not in item.metadata["choices"]:
@@ -355,14 +413,6 @@ def _typed(kind: Any, value: Any) -> Any:
             if isinstance(value, str):
                 return tuple(part.strip() for part in value.split(",") if part.strip())
             if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-        if key == "node.seeds":
-            for seed in result:
-                parse_seed(seed)
-        if key == "node.dns":
-            for name_server in result:
-                parse_name_server(name_server)
-        if key in _COUNTS_MAX and len(result) > _COUNTS_MAX[key]:
-            raise ConfigError(f"there may be {_COUNTS_MAX[key]} of them")
                 return tuple(value)
             raise ConfigError("it is a list of words")
 
