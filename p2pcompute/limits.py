@@ -210,6 +210,10 @@ INDEX_ADS_PER_SOURCE_MAX: Final = 16
 """Ads of one installation, and in an open group of one address range: a few more than an honest one has here."""
 INDEX_TAKEN_MAX: Final = 16
 """Nodes in one answer to a search: two of them do not fill a search for 30."""
+INDEX_CONTACTS_MAX: Final = 24
+"""Nodes and contacts in an answer to a search, as many as fit a datagram: who has few that fit names more contacts."""
+INDEX_REGISTERED_CONTACTS_MAX: Final = 10
+"""Contacts in an answer to a registration, which is no longer than three times the registration."""
 INDEX_REQUESTS_MAX: Final = 96
 """Peers that one search or registration asks."""
 INDEX_WANT_MAX: Final = 256
@@ -286,8 +290,9 @@ ATTRIBUTE_NAME_CHARS_MAX: Final = 64
 ATTRIBUTE_TEXT_CHARS_MAX: Final = 256
 ATTRIBUTE_WORDS_MAX: Final = 64
 """Words of one attribute: applications, labels, Python minors."""
-ATTRIBUTES_BYTES_MAX: Final = 16 * KIB
-"""All attributes of one node, encoded; those of a usual machine have 0.5 KiB."""
+ATTRIBUTES_BYTES_MAX: Final = 32 * KIB
+"""All attributes of one node, encoded; those of a usual machine have 0.5 KiB.  At most labels may have 11 KiB, plugins'
+8 KiB, all others 6 KiB."""
 ATTRIBUTE_LIFETIME_S_MAX: Final = 366 * 86400.0
 NODES_KNOWN_MAX: Final = 1024
 NODES_KNOWN_BYTES_MAX: Final = 1 * MIB

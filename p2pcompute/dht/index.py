@@ -1,0 +1,410 @@
+"""The capacity index: who in a large group has what somebody looks for.  Pure.
+
+What a node has comes as an opaque *tuple* of TUPLE_BYTES (`resources.classes`), and what is looked for as a mask: a
+node fits when its tuple has all bits of the mask.  There are two tiers, and one search uses both:
+
+1. The low CLASS_BYTES of the tuple, the class, are in every answer that a node gives about itself, so each node knows
+   those of its contacts, and names the contacts that fit.  A few questions find what many nodes have.
+2. What few nodes have they advertise: under a key of the feature, with their whole tuple, at a few *registrars* at each
+   distance from the key, each distance half of the one before.  A search for the feature goes from far to near and ends
+   as soon as it has found enough; the nearer, the more of all ads has each registrar.
+
+So no node bears what everybody asks for, and whoever crowds around a key hides nothing that is kept farther away.
+
+A registrar's tables are bounded, for each key and for each source; when they are full, the feature is not rare, and a
+search needs no more of them.  Nothing here is verified: what is found is asked by the searcher itself.
+
+Properties of `LevelWalk`, each of them tested:
+ 1. it ends, whatever peers answer, after at most INDEX_REQUESTS_MAX requests;
+ 2. it asks nobody twice and never its own node;
+ 3. it never goes back to a farther distance;
+ 4. while it waits for answers, it does not ask more at one distance than it needs there;
+ 5. it takes at most INDEX_TAKEN_MAX nodes from one answer, and ends once it has as many as it wants;
+ 6. when all answer truthfully, and know who is near them, a search finds every ad of the nearest distances.
+
+Source: Król et al., "DISC-NG: Robust Service Discovery in the Ethereum Global Network" (TopDisc), and discv5's topic
+index; SWORD (HPDC 2005) for the whole tuple under each attribute.
+Deviations: no waiting-time tickets: honest tables fill only under features that are not rare.  Distances so far away
+that hardly any search meets an ad there are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from p2pcompute.dht.contacts import Contact, place_of, range_of
+from p2pcompute.errors import InvariantViolation
+from p2pcompute.ids import DHT_ID_BYTES
+from p2pcompute.limits import (
+    DHT_ALPHA,
+    DHT_REQUEST_S,
+    INDEX_ADS_MAX,
+    INDEX_ADS_PER_KEY_MAX,
+    INDEX_ADS_PER_SOURCE_MAX,
+    INDEX_LEVELS_MAX,
+    INDEX_RARE_SHARE,
+    INDEX_REQUESTS_MAX,
+    INDEX_TAKEN_MAX,
+)
+
+if TYPE_CHECKING:
+    import random
+
+_ID_BITS: Final = 8 * DHT_ID_BYTES
+_HEARD_PER_LEVEL_MAX: Final = 3
+"""Contacts at one distance in one answer: no liar names most of those that are asked next."""
+_LATE_SOFTS: Final = 2
+
+
+def index_key(feature: str) -> bytes:
+    """Return the key under which nodes that have a feature advertise: 20 bytes."""
+    return hashlib.sha256(b"p2pc feature 1 " + feature.encode()).digest()[:DHT_ID_BYTES]
+
+
+def level_of(contact_id: bytes, key: bytes) -> int:
+    """Return how near a node is to a key: leading bits that they share."""
+    return _ID_BITS - (int.from_bytes(contact_id, "big") ^ int.from_bytes(key, "big")).bit_length()
+
+
+def first_level(group_size: float | None) -> int:
+    """Return the farthest level that is used in a group of about so many nodes."""
+    return 0 if not group_size else max(0, int(math.log2(max(1.0, group_size))) - INDEX_LEVELS_MAX)
+
+
+def is_rare(having: int, known: int) -> bool:
+    """Whether a feature that so many of the contacts have, of those whose class is known, is worth an ad."""
+    return having <= INDEX_RARE_SHARE * known
+
+
+class Outcome(IntEnum):
+    """What became of a registration.  Wire codes."""
+
+    OK = 0
+    WAIT = 1
+    """The source has as many ads here as it may: one has to expire first."""
+    FULL = 2
+    """No room; or so many advertise this feature that another ad is of no use."""
+    TOKEN = 3
+    """Not without a token; one is in the reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ad:
+    """What a registrar keeps: that this node has the feature, and what else it has."""
+
+    contact: Contact
+    bits: int
+    """Its tuple."""
+    expires: float
+
+
+class Registrar:
+    """The ads that a node keeps for others."""
+
+    def __init__(
+        self,
+        *,
+        is_open: bool = False,
+        ads_max: int = INDEX_ADS_MAX,
+        per_key_max: int = INDEX_ADS_PER_KEY_MAX,
+        per_source_max: int = INDEX_ADS_PER_SOURCE_MAX,
+    ) -> None:
+        """Args:
+        is_open: identities cost nothing in this group: an address range counts as a source as well.
+        """
+        self._is_open = is_open
+        self._ads_max = ads_max
+        self._per_key_max = per_key_max
+        self._per_source_max = per_source_max
+        self._by_key: dict[bytes, dict[bytes, Ad]] = {}
+        self._counts: dict[bytes | str, int] = {}
+        """Ads of each source."""
+        self._count = 0
+        self._expire_at = math.inf
+        """Before this nothing expires."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def register(self, key: bytes, contact: Contact, bits: int, *, until: float, now: float) -> Outcome:
+        """Keep an ad of a node until the clock says `until`; its earlier one under the same key is replaced."""
+        if self._expire_at <= now:
+            self.expire(now)
+        known = self._by_key.get(key, {})
+        if contact.key in known:
+            self._drop(key, contact.key)
+        elif len(known) >= self._per_key_max or self._count >= self._ads_max:
+            return Outcome.FULL
+        if any(self._counts.get(source, 0) >= self._per_source_max for source in self._sources(contact)):
+            return Outcome.WAIT
+        self._by_key.setdefault(key, {})[contact.key] = Ad(contact, bits, until)
+        for source in self._sources(contact):
+            self._counts[source] = self._counts.get(source, 0) + 1
+        self._count += 1
+        self._expire_at = min(self._expire_at, until)
+        return Outcome.OK
+
+    def find(self, key: bytes, mask: int, count: int, *, now: float, rng: random.Random) -> list[Contact]:
+        """Return at most `count` nodes that advertise under `key` and fit the mask; of more, some at random."""
+        ads = self._by_key.get(key, {}).values()
+        fit = [ad.contact for ad in ads if ad.bits & mask == mask and now < ad.expires]
+        return fit if len(fit) <= count else rng.sample(fit, count)
+
+    def count(self, key: bytes) -> int:
+        """Return how many ads are kept under a key."""
+        return len(self._by_key.get(key, {}))
+
+    def expire(self, now: float) -> None:
+        """Drop what has reached the end of its life."""
+        for key, ads in list(self._by_key.items()):
+            for publisher in [publisher for publisher, ad in ads.items() if ad.expires <= now]:
+                self._drop(key, publisher)
+        self._expire_at = min((ad.expires for ads in self._by_key.values() for ad in ads.values()), default=math.inf)
+
+    def check_invariants(self) -> None:
+        """Raise InvariantViolation unless the bounds hold and the counts add up."""
+        ads = [ad for found in self._by_key.values() for ad in found.values()]
+        counts: dict[bytes | str, int] = {}
+        for ad in ads:
+            for source in self._sources(ad.contact):
+                counts[source] = counts.get(source, 0) + 1
+        if counts != self._counts or len(ads) != self._count or not all(self._by_key.values()):
+            raise InvariantViolation(f"registrar: {len(ads)} ads counted as {self._count}")
+        fullest = max(map(len, self._by_key.values()), default=0)
+        if self._count > self._ads_max or fullest > self._per_key_max:
+            raise InvariantViolation(f"registrar: {self._count} ads, {fullest} under one key")
+        if any(count > self._per_source_max for count in counts.values()):
+            raise InvariantViolation("registrar: too many ads of one source")
+
+    def _sources(self, contact: Contact) -> tuple[bytes | str, ...]:
+        return (contact.key, range_of(contact.address.host)) if self._is_open else (contact.key,)
+
+    def _drop(self, key: bytes, publisher: bytes) -> None:
+        ads = self._by_key[key]
+        ad = ads.pop(publisher)
+        if not ads:
+            del self._by_key[key]
+        for source in self._sources(ad.contact):
+            self._counts[source] -= 1
+            if not self._counts[source]:
+                del self._counts[source]
+        self._count -= 1
+
+
+def stepping_stones(
+    contacts: Iterable[Contact], key: bytes, own_id: bytes, count: int, *, rng: random.Random
+) -> list[Contact]:
+    """Return contacts nearer to a key than a node's own level, for whoever goes there: some of each level, at random,
+    so that not everybody is led to the same few.
+
+    Args:
+        own_id: of the node that names them.
+        count: at most so many, _HEARD_PER_LEVEL_MAX of a level.
+    """
+    levels: dict[int, list[Contact]] = {}
+    own_level = level_of(own_id, key)
+    for contact in contacts:
+        level = level_of(contact.id, key)
+        if level > own_level:
+            levels.setdefault(level, []).append(contact)
+    for found in levels.values():
+        rng.shuffle(found)
+    rounds = range(_HEARD_PER_LEVEL_MAX)
+    chosen = [levels[level][one] for one in rounds for level in sorted(levels) if one < len(levels[level])]
+    return chosen[:count]
+
+
+@dataclass(slots=True)
+class _Peer:
+    contact: Contact
+    level: int
+    asked: float = 0.0
+    is_waiting: bool = True
+    """Neither answered nor failed."""
+
+
+class LevelWalk:
+    """Peers at each distance from a key, far to near: those who keep an ad, or are asked what they know."""
+
+    def __init__(
+        self,
+        target: bytes,
+        seeds: Iterable[Contact],
+        *,
+        own_id: bytes,
+        per_level: int,
+        first: int,
+        soft_s: float,
+        rng: random.Random,
+        hard_s: float = DHT_REQUEST_S,
+        want: int | None = None,
+    ) -> None:
+        """Start a walk.
+
+        Args:
+            target: the key, 20 bytes.
+            seeds: contacts to start from.
+            own_id: never asked.
+            per_level: answers that are wanted at each level.
+            first: the farthest level; see `first_level`.
+            soft_s: seconds after which the walk looks past a peer.
+            hard_s: seconds after which a peer has failed.
+            want: end once so many nodes are found; None: go to the end.
+        """
+        self.target = target
+        self._own_id = own_id
+        self._per_level = per_level
+        self._first = first
+        self._soft_s = min(soft_s, hard_s)
+        self._hard_s = hard_s
+        self._rng = rng
+        self._want = want
+        self._level = first
+        self._heard: dict[int, list[Contact]] = {}
+        """Contacts that may be asked, by level."""
+        self._known: dict[bytes, None] = {}
+        self._asked: dict[bytes, _Peer] = {}
+        self._answers: dict[int, int] = {}
+        self._found: dict[bytes, Contact] = {}
+        self._is_finished = False
+        near = list(seeds)
+        if sum(level_of(contact.id, target) >= first for contact in near) >= per_level:
+            near = [contact for contact in near if level_of(contact.id, target) >= first]
+        else:
+            near = sorted(near, key=lambda contact: -level_of(contact.id, target))[:per_level]
+        for contact in near:
+            self._hear(contact)
+
+    # --- events ---
+
+    def poll(self, now: float) -> list[Contact]:
+        """Return the contacts to ask now; they count as asked."""
+        chosen: list[Contact] = []
+        while not self._is_over() and len(self._asked) < INDEX_REQUESTS_MAX:
+            here = self._waiting(now, self._level, self._soft_s)
+            candidates = self._heard.get(self._level)
+            is_needed = self._answers.get(self._level, 0) + here < self._per_level
+            if candidates and is_needed:
+                if here >= DHT_ALPHA:
+                    break
+                contact = candidates.pop(self._rng.randrange(len(candidates)))
+                self._asked[contact.id] = _Peer(contact, self._level, now)
+                chosen.append(contact)
+            elif here or (nearer := self._next_level()) is None:
+                break
+            else:
+                self._level = nearer
+        return chosen
+
+    def on_answer(self, contact_id: bytes, heard: Iterable[Contact] = (), found: Iterable[Contact] = ()) -> None:
+        """Take in the answer of a peer that was asked.  Others are ignored.
+
+        Args:
+            heard: contacts nearer to the key.
+            found: nodes that are looked for.
+        """
+        peer = self._asked.get(contact_id)
+        if peer is None or not peer.is_waiting:
+            return
+        peer.is_waiting = False
+        self._answers[peer.level] = self._answers.get(peer.level, 0) + 1
+        counts: dict[int, int] = {}
+        for contact in heard:
+            level = level_of(contact.id, self.target)
+            counts[level] = counts.get(level, 0) + 1
+            if counts[level] <= _HEARD_PER_LEVEL_MAX and level >= self._first:
+                self._hear(contact)
+        for contact, _ in zip(found, range(INDEX_TAKEN_MAX), strict=False):
+            self.find(contact)
+
+    def on_failure(self, contact_id: bytes) -> None:
+        """Note that a peer that was asked will not answer."""
+        peer = self._asked.get(contact_id)
+        if peer is not None:
+            peer.is_waiting = False
+
+    def find(self, contact: Contact) -> None:
+        """Take in a node that is looked for."""
+        if contact.id != self._own_id and not self._is_enough():
+            self._found.setdefault(contact.key, contact)
+
+    def finish(self) -> None:
+        """End it."""
+        self._is_finished = True
+
+    # --- questions ---
+
+    def is_done(self, now: float) -> bool:
+        """Whether nobody is to be asked or waited for any more."""
+        if self._is_over():
+            return True
+        late_s = min(self._hard_s, _LATE_SOFTS * self._soft_s)
+        if any(peer.is_waiting and now < peer.asked + late_s for peer in self._asked.values()):
+            return False
+        return len(self._asked) >= INDEX_REQUESTS_MAX or not self._may_ask()
+
+    def deadline(self, now: float) -> float | None:
+        """The clock time of the next timeout; None when nobody is being waited for."""
+        late_s = min(self._hard_s, _LATE_SOFTS * self._soft_s)
+        waiting = (peer.asked for peer in self._asked.values() if peer.is_waiting)
+        due = (asked + wait_s for asked in waiting for wait_s in (self._soft_s, late_s))
+        return min((at for at in due if at > now), default=None)
+
+    def result(self) -> list[Contact]:
+        """The nodes found so far, in the order in which they were."""
+        return list(self._found.values())
+
+    @property
+    def asked_count(self) -> int:
+        """Peers asked so far."""
+        return len(self._asked)
+
+    @property
+    def asked_levels(self) -> list[int]:
+        """Levels of the peers asked, in order."""
+        return [peer.level for peer in self._asked.values()]
+
+    def check_invariants(self) -> None:
+        """Raise InvariantViolation unless the object is consistent."""
+        levels = self.asked_levels
+        if levels != sorted(levels) or len(levels) > INDEX_REQUESTS_MAX or (levels and levels[-1] > self._level):
+            raise InvariantViolation(f"walk: asked at levels {levels}, now at {self._level}")
+        if self._own_id in self._asked or any(self._own_id == contact.id for contact in self._found.values()):
+            raise InvariantViolation("walk: the own node was asked or found")
+        if self._want is not None and len(self._found) > max(0, self._want):
+            raise InvariantViolation(f"walk: {len(self._found)} found, {self._want} wanted")
+
+    # --- parts ---
+
+    def _is_enough(self) -> bool:
+        return self._want is not None and len(self._found) >= self._want
+
+    def _is_over(self) -> bool:
+        return self._is_finished or self._is_enough()
+
+    def _waiting(self, now: float, level: int, within_s: float) -> int:
+        """How many of a level have been asked less than `within_s` ago and have not answered."""
+        return sum(
+            peer.is_waiting and peer.level == level and now < peer.asked + within_s for peer in self._asked.values()
+        )
+
+    def _next_level(self) -> int | None:
+        return min((level for level, found in self._heard.items() if found and level > self._level), default=None)
+
+    def _may_ask(self) -> bool:
+        is_needed = self._answers.get(self._level, 0) < self._per_level
+        return bool(is_needed and self._heard.get(self._level)) or self._next_level() is not None
+
+    def _hear(self, contact: Contact) -> None:
+        contact_id = place_of(contact.key).id
+        if contact_id == self._own_id or contact_id in self._known:
+            return
+        self._known[contact_id] = None
+        level = max(self._first, level_of(contact_id, self.target))
+        if level >= self._level:
+            self._heard.setdefault(level, []).append(contact)
