@@ -30,6 +30,7 @@ from typing import Any, Final
 import p2pcompute
 from p2pcompute.host.attribute_rules import check_name, check_value, is_beside
 from p2pcompute.host.interfaces import RUNTIMES, Attribute, Value
+from p2pcompute.limits import ATTRIBUTE_LIFETIME_S_MAX
 
 FRESH_S: Final = 2.0
 """What was measured within this time is not measured again."""
@@ -50,7 +51,8 @@ START_S: Final = 4.0
 CHILD_BYTES_MAX: Final = 256 * 1024
 """What one may say."""
 PLUGIN_VALUES_MAX: Final = 128
-"""Values of all plugins; further ones are left out."""
+PLUGIN_BYTES_MAX: Final = 8 * 1024
+"""Values of all plugins, and their names and values as text; further ones are left out."""
 LIFETIMES_S: Final = {"load": 30.0, "mem.free": 30.0, "disk.free": 120.0, "battery": 120.0}
 LOAD_ACCURACY: Final = 0.01
 """What the kernel shows of it."""
@@ -227,7 +229,9 @@ class RealProbe:
                 self._blame(by, str(finding["trouble"]))
             else:
                 name, value = check_name(finding["name"]), check_value(finding["value"])
-                lifetime_s = None if finding["lifetime_s"] is None else max(0.0, float(finding["lifetime_s"]))
+                lifetime_s: float | None = finding["lifetime_s"]
+                if lifetime_s is not None:
+                    lifetime_s = min(ATTRIBUTE_LIFETIME_S_MAX, max(0.0, float(lifetime_s)))
                 self._keep(name, Attribute(value, time.time(), lifetime_s), by)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self._blame(by, f"{line[:100]!r}: {error}")
@@ -236,12 +240,15 @@ class RealProbe:
         if not by:
             self._found.machine = {**self._found.machine, name: attribute}
             return
-        plugins = self._found.plugins
-        is_full = name not in plugins and len(plugins) >= PLUGIN_VALUES_MAX
-        if is_full or name in NODE_NAMES or not is_beside(name, [*NODE_NAMES, *MACHINE_NAMES, *plugins]):
+        if name in NODE_NAMES or not is_beside(name, [*NODE_NAMES, *MACHINE_NAMES, *self._found.plugins]):
             self._blame(by, f"{name} cannot stand beside the others")
             return
-        self._found.plugins = {**plugins, name: attribute}
+        plugins = {**self._found.plugins, name: attribute}
+        size = sum(len(name) + len(repr(item.value).encode()) for name, item in plugins.items())
+        if len(plugins) > PLUGIN_VALUES_MAX or size > PLUGIN_BYTES_MAX:
+            self._blame(by, f"there is no room for {name}")
+            return
+        self._found.plugins = plugins
 
     def _blame(self, plugin: str, trouble: str) -> None:
         """Log the first trouble with each plugin."""
@@ -353,7 +360,7 @@ def _values(measures: Mapping[str, Callable[[], Value | None]]) -> dict[str, Val
         with contextlib.suppress(Exception):
             value = measure()
             if value is not None:
-                found[name] = value
+                found[name] = check_value(value)
     return found
 
 

@@ -255,6 +255,31 @@ async def test_plugins(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(blamed) == ["absent", "dies", "liar", "nonsense", "wrong"], "each once"
 
 
+async def test_plugins_cannot_make_a_node_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One package says so much, or such a time, that nothing of what the node says can be sent."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    package(
+        tmp_path,
+        "endless",
+        "def probe(): return {'a': (1, float('inf')), 'b': (1, float('nan')), 'c': (1, -5), 'd': (1, 1e300)}",
+    )
+    async with probing(tmp_path) as probe:
+        await look_over(probe)
+        found = await probe.attributes()
+    assert {"a", "b", "c", "d"} <= set(found)
+    encode_attributes(found, time.time())
+    package(
+        tmp_path,
+        "long",
+        "def probe(): return {f'x.n{n}': ['\\u00e9' * 200 + str(w) for w in range(60)] for n in range(20)}",
+    )
+    package(tmp_path, "many", "def probe(): return {f'y.n{n}': n for n in range(1000)}")
+    async with probing(tmp_path) as probe:
+        await look_over(probe)
+        found = await probe.attributes()
+    assert len(found) < 150 and len(encode_attributes(found, time.time())) < 12 * 1024
+
+
 async def test_a_plugin_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One package stops a node from answering."""
     package(tmp_path, "hangs", "import time\ndef probe(): time.sleep(600)")

@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcompute.config import parse_labels
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
+from p2pcompute.host.interfaces import RUNTIMES
+from p2pcompute.host.real_probe import MACHINE_NAMES
 from p2pcompute.limits import (
     ATTRIBUTE_NAME_CHARS_MAX,
     ATTRIBUTE_TEXT_CHARS_MAX,
     ATTRIBUTE_WORDS_MAX,
     ATTRIBUTES_BYTES_MAX,
     ATTRIBUTES_MAX,
+    QUESTION_WORD_CHARS_MAX,
+    QUESTION_WORDS_MAX,
 )
 from p2pcompute.resources.attributes import (
     Attribute,
@@ -169,3 +174,15 @@ def test_old_values_are_unknown() -> None:
     assert values(attributes, NOW) == {"cpus": 4, "load": 1.0}
     assert values(attributes, NOW, age_s_max=2.0) == {"cpus": 4}
     assert is_believed(attributes["load"], NOW, age_s_max=60.0)
+
+
+def test_the_most_that_a_node_may_say_can_be_sent() -> None:
+    """A node with long labels, a plugin that says much and a question about many programs can say nothing at all."""
+    labels = parse_labels([f"{'k' * 30}{number}={chr(0x1F600) * 64}" for number in range(10, 42)])
+    attributes = {f"label.{key}": plain(value, lifetime_s=1e7) for key, value in labels.items()}
+    attributes |= {f"p{number}": plain("x" * 50, age_s=1e6, lifetime_s=1e7) for number in range(8 * 1024 // 54)}
+    programs = tuple("p" * (QUESTION_WORD_CHARS_MAX - 2) + str(number) for number in range(10, 10 + QUESTION_WORDS_MAX))
+    attributes |= {"has": plain((*RUNTIMES, *programs)), "python": plain(tuple(f"3.{minor}" for minor in range(32)))}
+    attributes |= {name: plain(chr(0xE9) * 256) for name in ("gpu.model", "accepts", "name")}
+    attributes |= {name: plain(2**60, age_s=1e6, lifetime_s=1e7) for name in MACHINE_NAMES if name not in attributes}
+    assert len(decode_attributes(encode_attributes(attributes, NOW))) == len(attributes)
