@@ -3,7 +3,8 @@
 Owns the unanswered requests of a node.  A reply counts only if its transaction, its source address, its type and
 its key are those of a request that waits, and its signature holds; cheap checks come first.  A request is sent
 again after the soft timeout, half a second at most, then at doubled intervals up to that, so that a lost datagram
-does not look like a dead peer.
+does not look like a dead peer.  When most answers come to requests that were sent again, it is not loss: somebody is
+too busy to keep up, this machine perhaps, and what is sent again makes it worse.  Then all waiting is stretched.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ from p2pcompute.limits import DHT_REQUEST_S, DHT_REQUESTS_MAX
 _TIMER_SLACK_S = 1e-6
 _RESEND_GAP_S_MAX = 0.5
 """With 10 % loss each way, a live peer misses all of the 4 to 6 sends of a request in 1 case of 800 or fewer."""
+_STRETCH_MAX = 8.0
+_STRETCH_GROWTH = 1.5
+_STRETCH_SHRINK = 0.8
+"""Waiting is stretched when more than a third of all answers come to requests that were sent again: with 20 % loss each
+way it would be that many.  Without it, 30 nodes that start on a machine which is busy with something else never come to
+rest: every request is sent five times, and none is answered in time."""
 
 
 class DatagramPort(Protocol):
@@ -168,10 +175,11 @@ class Exchange:
         self._is_closed = False
         self._loopback_rtt = RttEstimate()
         self._network_rtt = RttEstimate()
+        self._stretch = 1.0
 
     def soft_s(self, *, loopback: bool = False) -> float:
         """Return the soft timeout of a request to a peer of which nothing is known."""
-        return self._loopback_rtt.soft_s if loopback else self._network_rtt.soft_s
+        return self._stretch * (self._loopback_rtt if loopback else self._network_rtt).soft_s
 
     @property
     def rtt_s(self) -> float | None:
@@ -213,7 +221,7 @@ class Exchange:
             replies=REPLIES[type_of(messages[0])],
             sent=now,
             hard_at=now + timeout_s,
-            gap_s=min(self._estimate(address).resend_s, _RESEND_GAP_S_MAX),
+            gap_s=self._stretch * min(self._estimate(address).resend_s, _RESEND_GAP_S_MAX),
             done=done,
         )
         self._pending[transaction] = pending
@@ -284,7 +292,9 @@ class Exchange:
     def _measure(self, pending: _Pending) -> float | None:
         """The round trip, unless the request was sent more than once (Karn)."""
         if pending.sends > 1:
+            self._stretch = min(self._stretch * _STRETCH_GROWTH, _STRETCH_MAX)
             return None
+        self._stretch = max(self._stretch * _STRETCH_SHRINK, 1.0)
         rtt_s = self._clock.now() - pending.sent
         self._estimate(pending.address).add(rtt_s)
         return rtt_s
@@ -318,7 +328,7 @@ class Exchange:
         now = self._clock.now()
         if now < pending.hard_at - _TIMER_SLACK_S:
             pending.sends += 1
-            pending.gap_s = min(2 * pending.gap_s, _RESEND_GAP_S_MAX)
+            pending.gap_s = min(2 * pending.gap_s, self._stretch * _RESEND_GAP_S_MAX)
             self._counters.requests_resent += 1
             self._send(pending)
             self._arm(transaction, pending, now)

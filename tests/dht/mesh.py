@@ -88,8 +88,11 @@ class Peer:
 class Mesh:
     """Peers in one simulation; a context that checks every table at its end."""
 
-    def __init__(self, seed: int = 1, *, loss: float = 0.0, median_s: float = 0.02) -> None:
-        self.simulation = Simulation(seed, model=NetworkSettings(loss=loss, median_s=median_s))
+    def __init__(
+        self, seed: int = 1, *, loss: float = 0.0, median_s: float = 0.02, handling_s: float = 0.0, cores: int = 0
+    ) -> None:
+        network = NetworkSettings(loss=loss, median_s=median_s, handling_s=handling_s, shared_cores=cores)
+        self.simulation = Simulation(seed, model=network)
         self.peers: list[Peer] = []
 
     def __enter__(self) -> Mesh:
