@@ -800,10 +800,15 @@ class Scheduler:
 
     def peer_known(self, key: bytes) -> None:
         """A member can be reached; `peers` says where."""
+        if self._is_closed:
+            return
         if self.owner.core.has_ready:
             self._open(key)
         elif key < self._identity.public_key and self._channels.get(key) is None:
-            self._courtesy.setdefault(key, self._host.clock.now())
+            now = self._host.clock.now()
+            self._courtesy.setdefault(key, now)
+            self._arm_timer(now)
+            return  # there is nobody more to ask yet
         self.wake()
 
     def peer_gone(self, key: bytes) -> None:
