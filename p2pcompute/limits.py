@@ -177,6 +177,8 @@ RECORDS_MAX: Final = 4096
 RECORD_TTL_S_MAX: Final = 2 * 3600.0
 AD_TTL_S: Final = 900.0
 """Life of an ad; in a large group as long as its node has been up, if that is longer; at most RECORD_TTL_S_MAX."""
+RECORDS_PER_PUBLISHER_MAX: Final = 256
+"""Records of one publisher kept here; when it has more, its own that expires first goes: nobody fills a store alone."""
 RECORDS_PER_KEY_MAX: Final = 64
 """Publishers kept under one key; when full the one that expires first goes."""
 RECORDS_REPLY_BYTES_MAX: Final = 16 * KIB

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,7 @@ from p2pcompute.limits import (
     RECORD_VALUE_BYTES_MAX,
     RECORDS_MAX,
     RECORDS_PER_KEY_MAX,
+    RECORDS_PER_PUBLISHER_MAX,
     RECORDS_REPLY_BYTES_MAX,
 )
 from p2pcompute.wire import cbor, envelope
@@ -278,9 +280,17 @@ class _Held:
 class RecordStore:
     """Records kept for others and for this node, bounded, one per key and publisher."""
 
-    def __init__(self, *, records_max: int = RECORDS_MAX, per_key_max: int = RECORDS_PER_KEY_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        records_max: int = RECORDS_MAX,
+        per_key_max: int = RECORDS_PER_KEY_MAX,
+        per_publisher_max: int = RECORDS_PER_PUBLISHER_MAX,
+    ) -> None:
         self._records_max = records_max
         self._per_key_max = per_key_max
+        self._per_publisher_max = per_publisher_max
+        self._of_publisher: Counter[bytes] = Counter()
         self._keys: dict[bytes, dict[bytes, _Held]] = {}
         self._count = 0
         self.expired_count = 0
@@ -308,10 +318,11 @@ class RecordStore:
             if held.record.version > record.version:
                 return PutOutcome.STALE
         expires = now + remaining
-        if held is None and not self._make_room(record.key, expires, now):
+        if held is None and not self._make_room(record, expires, now):
             return PutOutcome.FULL
         if held is None:
             self._count += 1
+            self._of_publisher[record.publisher] += 1
         self._keys.setdefault(record.key, {})[record.publisher] = _Held(record, expires, now)
         return PutOutcome.STORED
 
@@ -348,33 +359,46 @@ class RecordStore:
         sizes = [len(publishers) for publishers in self._keys.values()]
         if sum(sizes) != self._count or self._count > self._records_max or max(sizes, default=1) > self._per_key_max:
             raise InvariantViolation(f"record store: {self._count} counted, {sum(sizes)} held")
+        of_publisher = Counter(publisher for publishers in self._keys.values() for publisher in publishers)
+        if of_publisher != self._of_publisher or max(of_publisher.values(), default=0) > self._per_publisher_max:
+            raise InvariantViolation(f"record store: {self._of_publisher} counted, {of_publisher} held")
         if 0 in sizes:
             raise InvariantViolation("record store: a key without records")
 
-    def _make_room(self, key: bytes, expires: float, now: float) -> bool:
-        """Drop the record that expires first, if there is no room and the new one expires later."""
-        publishers = self._keys.get(key, {})
-        is_key_full = len(publishers) >= self._per_key_max
-        if not is_key_full and self._count < self._records_max:
+    def _make_room(self, record: Record, expires: float, now: float) -> bool:
+        """Drop the record that expires first of those that are too many, if the new one expires later."""
+        if not self._rivals(record):
             return True
         self.expire(now)
-        publishers = self._keys.get(key, {})
-        is_key_full = len(publishers) >= self._per_key_max
-        if not is_key_full and self._count < self._records_max:
-            return True
-        places = [key] if is_key_full else list(self._keys)
-        first, first_key, publisher = min(
-            (held.expires, place, publisher) for place in places for publisher, held in self._keys[place].items()
-        )
-        if first >= expires:
-            return False
-        self._drop(first_key, publisher)
-        self.displaced_count += 1
+        while rivals := self._rivals(record):
+            first, key, publisher = min(rivals)
+            if first >= expires:
+                return False
+            self._drop(key, publisher)
+            self.displaced_count += 1
         return True
+
+    def _rivals(self, record: Record) -> list[tuple[float, bytes, bytes]]:
+        """(expiry, key, publisher) of those of which one has to go for a new record; none when there is room."""
+        key, publisher = record.key, record.publisher
+        if len(self._keys.get(key, ())) >= self._per_key_max:
+            return [(held.expires, key, one) for one, held in self._keys[key].items()]
+        is_greedy = self._of_publisher[publisher] >= self._per_publisher_max
+        if not is_greedy and self._count < self._records_max:
+            return []
+        return [
+            (held.expires, place, one)
+            for place, publishers in self._keys.items()
+            for one, held in publishers.items()
+            if not is_greedy or one == publisher
+        ]
 
     def _drop(self, key: bytes, publisher: bytes) -> None:
         publishers = self._keys[key]
         del publishers[publisher]
         self._count -= 1
+        self._of_publisher[publisher] -= 1
+        if not self._of_publisher[publisher]:
+            del self._of_publisher[publisher]
         if not publishers:
             del self._keys[key]

@@ -214,6 +214,18 @@ def test_a_full_key_does_not_push_out_other_keys() -> None:
     store.check_invariants()
 
 
+def test_one_publisher_cannot_fill_a_store() -> None:
+    store = RecordStore(records_max=10, per_publisher_max=3)
+    for number in range(1, 5):
+        store.put(ad(number, ttl_s=10), now=0, wall=WALL)
+    for number in range(20):
+        store.put(ad(0, key=bytes([number]) * 20, ttl_s=900 - number), now=0, wall=WALL)
+    assert len(store.get(KEY, now=1)) == 4 and len(store) == 7
+    late = ad(0, key=b"l" * 20, ttl_s=1000)
+    assert store.put(late, now=0, wall=WALL) is PutOutcome.STORED and len(store) == 7
+    store.check_invariants()
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(
@@ -222,7 +234,7 @@ def test_a_full_key_does_not_push_out_other_keys() -> None:
     )
 )
 def test_the_store_never_grows_and_returns_only_live_records(puts: list[tuple[int, int, int, int, int]]) -> None:
-    store = RecordStore(records_max=8, per_key_max=3)
+    store = RecordStore(records_max=8, per_key_max=3, per_publisher_max=2)
     now = 0.0
     for publisher, key, ttl_s, seq, wait in puts:
         now += wait
