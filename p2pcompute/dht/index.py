@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -59,6 +59,8 @@ _ID_BITS: Final = 8 * DHT_ID_BYTES
 _HEARD_PER_LEVEL_MAX: Final = 3
 """Contacts at one distance in one answer: no liar names most of those that are asked next."""
 _LATE_SOFTS: Final = 2
+_ROUNDING_S: Final = 1e-6
+"""A timer may come so much before its time."""
 
 
 def index_key(feature: str) -> bytes:
@@ -271,7 +273,7 @@ class LevelWalk:
         self._asked: dict[bytes, _Peer] = {}
         self._answers: dict[int, int] = {}
         self._found: dict[bytes, Contact] = {}
-        self._is_finished = False
+        self._now = 0.0
         near = list(seeds)
         if sum(level_of(contact.id, target) >= first for contact in near) >= per_level:
             near = [contact for contact in near if level_of(contact.id, target) >= first]
@@ -284,9 +286,10 @@ class LevelWalk:
 
     def poll(self, now: float) -> list[Contact]:
         """Return the contacts to ask now; they count as asked."""
+        self._now = now + _ROUNDING_S
         chosen: list[Contact] = []
-        while not self._is_over() and len(self._asked) < INDEX_REQUESTS_MAX:
-            here = self._waiting(now, self._level, self._soft_s)
+        while not self._is_enough() and len(self._asked) < INDEX_REQUESTS_MAX:
+            here = self._waiting_here()
             candidates = self._heard.get(self._level)
             is_needed = self._answers.get(self._level, 0) + here < self._per_level
             if candidates and is_needed:
@@ -301,13 +304,8 @@ class LevelWalk:
                 self._level = nearer
         return chosen
 
-    def on_answer(self, contact_id: bytes, heard: Iterable[Contact] = (), found: Iterable[Contact] = ()) -> None:
-        """Take in the answer of a peer that was asked.  Others are ignored.
-
-        Args:
-            heard: contacts nearer to the key.
-            found: nodes that are looked for.
-        """
+    def on_answer(self, contact_id: bytes, heard: Iterable[Contact] = ()) -> None:
+        """Take in the answer of a peer that was asked, with contacts nearer to the key.  Other answers are ignored."""
         peer = self._asked.get(contact_id)
         if peer is None or not peer.is_waiting:
             return
@@ -319,8 +317,6 @@ class LevelWalk:
             counts[level] = counts.get(level, 0) + 1
             if counts[level] <= _HEARD_PER_LEVEL_MAX and level >= self._first:
                 self._hear(contact)
-        for contact, _ in zip(found, range(INDEX_TAKEN_MAX), strict=False):
-            self.find(contact)
 
     def on_failure(self, contact_id: bytes) -> None:
         """Note that a peer that was asked will not answer."""
@@ -328,32 +324,30 @@ class LevelWalk:
         if peer is not None:
             peer.is_waiting = False
 
-    def find(self, contact: Contact) -> None:
-        """Take in a node that is looked for."""
+    def on_found(self, contacts: Iterable[Contact]) -> None:
+        """Take in nodes that are looked for, those of one answer at once."""
+        for contact, _ in zip(contacts, range(INDEX_TAKEN_MAX), strict=False):
+            self.know(contact)
+
+    def know(self, contact: Contact) -> None:
+        """Take in a node that this node itself knows to have what is looked for."""
         if contact.id != self._own_id and not self._is_enough():
             self._found.setdefault(contact.key, contact)
 
-    def finish(self) -> None:
-        """End it."""
-        self._is_finished = True
-
     # --- questions ---
 
-    def is_done(self, now: float) -> bool:
+    @property
+    def is_done(self) -> bool:
         """Whether nobody is to be asked or waited for any more."""
-        if self._is_over():
+        if self._is_enough():
             return True
-        late_s = min(self._hard_s, _LATE_SOFTS * self._soft_s)
-        if any(peer.is_waiting and now < peer.asked + late_s for peer in self._asked.values()):
+        if any(self._now < due for due in self._timeouts()):
             return False
         return len(self._asked) >= INDEX_REQUESTS_MAX or not self._may_ask()
 
-    def deadline(self, now: float) -> float | None:
+    def deadline(self) -> float | None:
         """The clock time of the next timeout; None when nobody is being waited for."""
-        late_s = min(self._hard_s, _LATE_SOFTS * self._soft_s)
-        waiting = (peer.asked for peer in self._asked.values() if peer.is_waiting)
-        due = (asked + wait_s for asked in waiting for wait_s in (self._soft_s, late_s))
-        return min((at for at in due if at > now), default=None)
+        return min((due for due in self._timeouts() if self._now < due), default=None)
 
     def result(self) -> list[Contact]:
         """The nodes found so far, in the order in which they were."""
@@ -384,13 +378,19 @@ class LevelWalk:
     def _is_enough(self) -> bool:
         return self._want is not None and len(self._found) >= self._want
 
-    def _is_over(self) -> bool:
-        return self._is_finished or self._is_enough()
+    def _timeouts(self) -> Iterator[float]:
+        """When the walk looks past those that have not answered, and when it does not wait for them any more."""
+        late_s = min(self._hard_s, _LATE_SOFTS * self._soft_s)
+        for peer in self._asked.values():
+            if peer.is_waiting:
+                yield peer.asked + self._soft_s
+                yield peer.asked + late_s
 
-    def _waiting(self, now: float, level: int, within_s: float) -> int:
-        """How many of a level have been asked less than `within_s` ago and have not answered."""
+    def _waiting_here(self) -> int:
+        """How many of this level are within their soft timeout."""
+        since = self._now - self._soft_s
         return sum(
-            peer.is_waiting and peer.level == level and now < peer.asked + within_s for peer in self._asked.values()
+            peer.is_waiting and peer.level == self._level and since < peer.asked for peer in self._asked.values()
         )
 
     def _next_level(self) -> int | None:

@@ -154,12 +154,12 @@ class _Run:
         settings, node = self.settings, self.node(position)
         walk = node.walk(self.key, INDEX_QUERY_PER_LEVEL, settings.want)
         for contact in node.having:
-            walk.find(contact)
+            walk.know(contact)
         now = 0.0
-        while not walk.is_done(now):
+        while not walk.is_done:
             for contact in walk.poll(now):
                 self._ask(walk, contact)
-            now = walk.deadline(now) or now
+            now = walk.deadline() or now
         walk.check_invariants()
         found = sum(contact.key not in self.dead for contact in walk.result())
         there = sum(other != position and self.contacts[other].key not in self.dead for other in self.having)
@@ -175,7 +175,8 @@ class _Run:
         asked = self.node(self.positions[contact.key])
         found = asked.registrar.find(self.key, _FEATURE, INDEX_TAKEN_MAX, now=0.0, rng=asked.rng)
         found = list(dict.fromkeys([*found, *asked.having]))[:INDEX_TAKEN_MAX]
-        walk.on_answer(contact.id, asked.stones(self.key, INDEX_CONTACTS_MAX - len(found)), found)
+        walk.on_found(found)
+        walk.on_answer(contact.id, asked.stones(self.key, INDEX_CONTACTS_MAX - len(found)))
 
     def _tell(self, kind: str, *, node: str = "", **fields: Any) -> None:
         record = {"t": 0.0, "kind": kind, "node": node, **fields}
