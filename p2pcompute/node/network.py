@@ -302,7 +302,7 @@ class Network:
             await clock.sleep(SEED_PATIENCE_S)
             while self.dht is not None and self.is_lost:
                 for seed in self.seeds:
-                    addresses = await seed.ask(hint)
+                    addresses = await seed.ask(hint, self.own_addresses())
                     if addresses and self.dht is not None and await self.dht.join(addresses):
                         break
                 if self.is_lost:

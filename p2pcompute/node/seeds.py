@@ -6,6 +6,7 @@ Asked only while nobody that is known answers (`Network`).  What a domain may sa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from p2pcompute.dht import seeds as dns
 from p2pcompute.errors import DnsError
@@ -35,9 +36,13 @@ class Seed:
         """As in the settings."""
         return self._name if self._port is None else str(Address(self._name, self._port))
 
-    async def ask(self, hint: bytes) -> tuple[Address, ...]:
+    async def ask(self, hint: bytes, own: Collection[Address] = ()) -> tuple[Address, ...]:
         """Return addresses of first contacts of the group with this hint, those to be tried first in front; none when
-        there are none or the seed fails.  At most SEED_S_MAX."""
+        there are none or the seed fails.  At most SEED_S_MAX.
+
+        Args:
+            own: of this node, which may be a first contact itself: left out.
+        """
         now = self._host.clock.now()
         if self._addresses and now < self._expires:
             return self._addresses
@@ -56,7 +61,9 @@ class Seed:
             self._trouble = error.what + (f" ({error.why})" if error.why else "")
         except TimeoutError:
             self._trouble = f"its name servers took longer than {SEED_S_MAX:g} s"
-        self._addresses = tuple(found)[:SEED_ADDRESSES_MAX]
+        if found and not self._trouble and all(address in own for address in found):
+            self._trouble = "it names only this node"
+        self._addresses = tuple(address for address in found if address not in own)[:SEED_ADDRESSES_MAX]
         return self._addresses
 
     async def _ask_domain(self, hint: bytes, found: dict[Address, None]) -> float:

@@ -120,7 +120,9 @@ class Mesh:
             chosen = [known[position][1] for position in warm_table(numbers, own, rng)]
             member.host.enter(functools.partial(dht.adopt, chosen, uptime_s=uptime_s))
 
-    async def start_one(self, member: Member, *, contacts: tuple[Address, ...] | None = None) -> Node:
+    async def start_one(
+        self, member: Member, *, contacts: tuple[Address, ...] | None = None, seeds: Sequence[str] = ()
+    ) -> Node:
         founder = self.members[0].host
         if contacts is None:
             contacts = () if member.host is founder else (Address(founder.address, PORT),)
@@ -128,7 +130,12 @@ class Mesh:
             member.host.host,
             member.identity,
             member.group,
-            NodeOptions(name=member.host.name, port=PORT, first_contacts=contacts),
+            NodeOptions(
+                name=member.host.name,
+                port=PORT,
+                first_contacts=contacts,
+                seeds=tuple((domain, None) for domain in seeds),
+            ),
             keep_group=member.keep_group,
             on_error=lambda name, error: member.errors.append(f"{name}: {error!r}"),
         )

@@ -21,7 +21,9 @@ from p2pcompute.config import (
     load_settings,
     parse_duration,
     parse_labels,
+    parse_name_server,
     parse_peer,
+    parse_seed,
     parse_size,
     parse_slots,
     write_setting,
@@ -407,6 +409,38 @@ def test_peers() -> None:
     ):
         with pytest.raises(UsageError):
             parse_peer(wrong)
+
+
+def test_seeds_are_domains_or_addresses() -> None:
+    """If it broke: a peer whose port was forgotten is looked up as a domain, and nobody says so."""
+    assert parse_seed("Mesh.Example.org.") == ("mesh.example.org", None)
+    assert parse_seed("xn--bcher-kva.example") == ("xn--bcher-kva.example", None)
+    assert parse_seed("nova:7878") == ("nova", 7878) and parse_seed("[2001:db8::1]:1") == ("2001:db8::1", 1)
+    for wrong in (
+        "nova",
+        "192.0.2.1",
+        "2001:db8::1",
+        "bücher.example",
+        "a..b",
+        "-a.org",
+        "a b.org",
+        "http://a.org",
+        "",
+    ):
+        with pytest.raises(UsageError, match="not a seed"):
+            parse_seed(wrong)
+    with pytest.raises(ConfigError, match="seeds") as raised:
+        convert("node.seeds", [f"s{number}.example.org" for number in range(9)])
+    assert "8" in raised.value.why
+
+
+def test_name_servers_are_addresses() -> None:
+    assert parse_name_server("192.0.2.53") == ("192.0.2.53", 53) == parse_name_server("192.0.2.53:53")
+    assert parse_name_server("2001:db8::53") == ("2001:db8::53", 53) == parse_name_server("[2001:db8::53]")
+    assert parse_name_server("[2001:db8::53]:5353") == ("2001:db8::53", 5353)
+    for wrong in ("dns.example.org", "localhost:53", "192.0.2.53:x", "192.0.2.53:0", ""):
+        with pytest.raises(UsageError, match="name server"):
+            parse_name_server(wrong)
 
 
 # --- places ---------------------------------------------------------------------------------------
