@@ -103,13 +103,11 @@ def test_a_node_that_does_not_answer(three: list[Daemon]) -> None:
     ada.p2pc("find", "label.zone!=x").check()
     try:
         cy.suspend()
-        some = ada.p2pc("find", "cpus>=1", "--max-age", "0s", "--max-time", "2s", "--json").check().json()
+        some = ada.p2pc("find", "cpus>=1", "--max-age", "0s", "--max-time", "1.5s", "--json").check().json()
         assert names(some) == ["ada", "bob"] and some["silent"] == 1 and not some["is_cut_off"]
         bob.suspend()
-        none = ada.p2pc("find", "label.zone!=a", "--max-age", "0s", "--max-time", "2s")
+        none = ada.p2pc("find", "label.zone!=a", "--max-age", "0s", "--max-time", "1.5s")
         assert "No other node answered" in none.check().err and none.out.count("no answer") == 2
-        text = ada.p2pc("peers", "bob").check().out
-        assert "It did not answer now" in text and "label.zone" in text
     finally:
         bob.resume()
         cy.resume()
