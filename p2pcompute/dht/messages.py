@@ -10,17 +10,22 @@ the one that said goodbye.
 | type | body | answer |
 |---|---|---|
 | PING | [] | PONG |
-| PONG | [observed address, name] | |
+| PONG | [observed address, name], then the sender's class 8 if it knows it | |
 | FIND | [key, padding] | NODES |
-| NODES | [name, [[key, address], …], token 8], nearest first, cut to fit | |
+| NODES | [name, [[key, address], …], token 8], then the class 8 as in PONG; nearest first, cut to fit | |
 | GET | [key, offset, padding] | VALUES, or NODES when nothing is held |
 | VALUES | [digest 8, total, offset, chunk] of the canonical list of raw records | |
 | PUT | [key, token, part, parts, chunk] of one raw record; all parts carry one transaction | ACK |
 | ACK | [status, seq held, token] | |
 | BYE | [] | ACK |
+| REGISTER | [key, token, life in s, tuple 24, padding] | REGISTERED |
+| REGISTERED | [outcome, [[key, address], …], token]: contacts nearer to the key | |
+| QUERY | [key, mask 24, padding] | ADS |
+| ADS | [[[key, address], …], [[key, address], …]]: nodes that fit, and contacts nearer to the key | |
 
 No answer is longer than three times its question, so nobody can have a node flood an address that he forges: FIND and
-GET are padded with zeros, and are malformed without.  A token is empty or 8 bytes; see `tokens`.
+GET are padded with zeros, and are malformed without; so are REGISTER and QUERY.  A token is empty or 8 bytes; see
+`tokens`.  Class, tuple and mask are big-endian; see `index`.
 
 Deviations: Kademlia's FIND_VALUE returns one value; here a holder's records are read in pages at offsets.
 
@@ -38,15 +43,21 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, assert_never
 
 from p2pcompute.dht.contacts import Contact, pack_address, packed_size, unpack_address
+from p2pcompute.dht.index import Outcome
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import DHT_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
+    CLASS_BYTES,
     DHT_BODY_BYTES_MAX,
     DHT_CHUNK_BYTES,
     DHT_PUT_PARTS_MAX,
+    INDEX_CONTACTS_MAX,
+    INDEX_REGISTERED_CONTACTS_MAX,
     NODE_NAME_CHARS_MAX,
+    RECORD_TTL_S_MAX,
     RECORDS_REPLY_BYTES_MAX,
+    TUPLE_BYTES,
 )
 from p2pcompute.wire import cbor
 
@@ -81,6 +92,10 @@ class MessageType(IntEnum):
     PUT = 7
     ACK = 8
     BYE = 9
+    REGISTER = 10
+    REGISTERED = 11
+    QUERY = 12
+    ADS = 13
 
 
 _KINDS: Final = {int(kind): kind for kind in MessageType}
@@ -96,9 +111,11 @@ _BODY_AT: Final = _RUN_AT + RUN_BYTES
 _EMPTY: Final = b"\x80"
 _PADDING: Final = bytes(224)
 _PADDING_ENCODED: Final = bytes((0x58, len(_PADDING))) + _PADDING
+_REGISTER_PADDING: Final = bytes(48)
 _FIND_HEAD: Final = bytes((0x82, 0x40 | DHT_ID_BYTES))
 _FIND_BYTES: Final = len(_FIND_HEAD) + DHT_ID_BYTES + len(_PADDING_ENCODED)
 _TOKEN_HEAD: Final = bytes((0x40 | TOKEN_BYTES,))
+_CLASS_HEAD: Final = bytes((0x40 | CLASS_BYTES,))
 _CONTACT_HEAD: Final = bytes((0x82, 0x58, PUBLIC_KEY_BYTES))
 _PACKED_V4_HEAD: Final = 0x46
 _CONTACT_BYTES: Final = 3 + PUBLIC_KEY_BYTES + 1 + 6
@@ -119,6 +136,7 @@ class AckStatus(IntEnum):
 
 
 _STATUSES: Final = tuple(AckStatus)
+_OUTCOMES: Final = tuple(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +152,8 @@ class Pong:
     """Source address of the ping, as it arrived."""
     name: str
     """What the sender calls itself; may be empty."""
+    class_bits: int | None = None
+    """What the sender has; None: it has not said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +171,8 @@ class Nodes:
     contacts: tuple[Contact, ...]
     token: bytes = bytes(TOKEN_BYTES)
     """With which the asker may put records under the key it asked about."""
+    class_bits: int | None = None
+    """As in `Pong`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +221,47 @@ class Bye:
     """The sender is leaving."""
 
 
-Message: TypeAlias = Ping | Pong | Find | Nodes | Get | Values | Put | Ack | Bye
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Keep an ad of the sender."""
+
+    key: bytes
+    """Of the feature."""
+    token: bytes
+    life_s: int
+    bits: int
+    """The sender's tuple."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The answer to a registration."""
+
+    outcome: Outcome
+    contacts: tuple[Contact, ...]
+    token: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Who has this?"""
+
+    key: bytes
+    """Of a feature."""
+    mask: int
+    """Bits of the tuples of those that are meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ads:
+    """The answer to a query."""
+
+    found: tuple[Contact, ...]
+    """Nodes that fit, by their ads or their classes."""
+    contacts: tuple[Contact, ...]
+
+
+Message: TypeAlias = Ping | Pong | Find | Nodes | Get | Values | Put | Ack | Bye | Register | Registered | Query | Ads
 
 _PING: Final = Ping()
 _BYE: Final = Bye()
@@ -213,6 +275,10 @@ _TYPES: Final[dict[type[Any], MessageType]] = {
     Put: MessageType.PUT,
     Ack: MessageType.ACK,
     Bye: MessageType.BYE,
+    Register: MessageType.REGISTER,
+    Registered: MessageType.REGISTERED,
+    Query: MessageType.QUERY,
+    Ads: MessageType.ADS,
 }
 
 REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
@@ -221,6 +287,8 @@ REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
     MessageType.GET: (MessageType.VALUES, MessageType.NODES),
     MessageType.PUT: (MessageType.ACK,),
     MessageType.BYE: (MessageType.ACK,),
+    MessageType.REGISTER: (MessageType.REGISTERED,),
+    MessageType.QUERY: (MessageType.ADS,),
 }
 """The requests, and what may answer each."""
 
@@ -319,11 +387,13 @@ def _encode_body(message: Message) -> bytes:
         case Find():
             return _FIND_HEAD + message.key + _PADDING_ENCODED
         case Pong():
-            return cbor.encode([pack_address(message.observed), message.name])
+            return cbor.encode([pack_address(message.observed), message.name, *_class_field(message.class_bits)])
         case Nodes():
-            contacts = b"".join([_packed(contact.key, contact.address) for contact in message.contacts])
-            name, count = cbor.encode(message.name), _list_head(len(message.contacts))
-            return b"".join((b"\x83", name, count, contacts, _TOKEN_HEAD, message.token))
+            tail = _TOKEN_HEAD + message.token
+            if message.class_bits is not None:
+                tail += _CLASS_HEAD + message.class_bits.to_bytes(CLASS_BYTES, "big")
+            head = b"\x83" if message.class_bits is None else b"\x84"
+            return b"".join((head, cbor.encode(message.name), _packed_list(message.contacts), tail))
         case Get():
             return cbor.encode([message.key, message.offset, _PADDING])
         case Values():
@@ -332,8 +402,26 @@ def _encode_body(message: Message) -> bytes:
             return cbor.encode([message.key, message.token, message.part, message.parts, message.chunk])
         case Ack():
             return cbor.encode([int(message.status), message.seq, message.token])
+        case Register():
+            bits = message.bits.to_bytes(TUPLE_BYTES, "big")
+            return cbor.encode([message.key, message.token, message.life_s, bits, _REGISTER_PADDING])
+        case Registered():
+            token = cbor.encode(message.token)
+            return b"".join((b"\x83", bytes((message.outcome,)), _packed_list(message.contacts), token))
+        case Query():
+            return cbor.encode([message.key, message.mask.to_bytes(TUPLE_BYTES, "big"), _PADDING])
+        case Ads():
+            return b"\x82" + _packed_list(message.found) + _packed_list(message.contacts)
         case _:
             assert_never(message)
+
+
+def _class_field(class_bits: int | None) -> list[bytes]:
+    return [] if class_bits is None else [class_bits.to_bytes(CLASS_BYTES, "big")]
+
+
+def _packed_list(contacts: Sequence[Contact]) -> bytes:
+    return _list_head(len(contacts)) + b"".join([_packed(contact.key, contact.address) for contact in contacts])
 
 
 def _list_head(count: int) -> bytes:
@@ -373,14 +461,14 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
             _fields(body, 0)
             return _PING
         case MessageType.PONG:
-            observed, name = _fields(body, 2)
-            return Pong(unpack_address(observed), _name(name))
+            observed, name, *rest = _fields(body, 2, optional=1)
+            return Pong(unpack_address(observed), _name(name), _class(rest))
         case MessageType.FIND:
             key, padding = _fields(body, 2)
             return Find(_padded(key, padding))
         case MessageType.NODES:
-            name, contacts, token = _fields(body, 3)
-            return Nodes(_name(name), _contacts(contacts), _sized(token, TOKEN_BYTES))
+            name, contacts, token, *rest = _fields(body, 3, optional=1)
+            return Nodes(_name(name), _contacts(contacts), _sized(token, TOKEN_BYTES), _class(rest))
         case MessageType.GET:
             key, offset, padding = _fields(body, 3)
             return Get(_padded(key, padding), _count(offset, RECORDS_REPLY_BYTES_MAX))
@@ -399,6 +487,22 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
         case MessageType.BYE:
             _fields(body, 0)
             return _BYE
+        case MessageType.REGISTER:
+            key, token, life_s, bits, padding = _fields(body, 5)
+            if padding != _REGISTER_PADDING:
+                raise RemoteProtocolError("a registration that is shorter than a third of its answer")
+            life_s = _count(life_s, int(RECORD_TTL_S_MAX))
+            return Register(_sized(key, DHT_ID_BYTES), _token(token), life_s, _bits(bits, TUPLE_BYTES))
+        case MessageType.REGISTERED:
+            outcome, contacts, token = _fields(body, 3)
+            outcome = _OUTCOMES[_count(outcome, len(_OUTCOMES) - 1)]
+            return Registered(outcome, _contacts(contacts), _token(token))
+        case MessageType.QUERY:
+            key, mask, padding = _fields(body, 3)
+            return Query(_padded(key, padding), _bits(mask, TUPLE_BYTES))
+        case MessageType.ADS:
+            found, contacts = _fields(body, 2)
+            return Ads(_contacts(found), _contacts(contacts))
         case _:
             assert_never(kind)
 
@@ -406,7 +510,8 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
 def _fast_nodes(raw: bytes) -> Nodes | None:
     """Read a NODES with fewer than 24 contacts, all IPv4, and a name of less than 24 bytes: nearly all are so, and the
     strict decoder takes three times as long.  None: let the strict decoder say what it is."""
-    if len(raw) < 3 or raw[0] != 0x83 or raw[1] >> 5 != 3 or raw[1] & 31 >= 24:
+    has_class = raw[:1] == b"\x84"
+    if len(raw) < 3 or not (has_class or raw[0] == 0x83) or raw[1] >> 5 != 3 or raw[1] & 31 >= 24:
         return None
     at = 2 + (raw[1] & 31)
     if len(raw) <= at or raw[at] >> 5 != 4:
@@ -414,7 +519,10 @@ def _fast_nodes(raw: bytes) -> Nodes | None:
     count = raw[at] & 31
     at += 1
     end = at + count * _CONTACT_BYTES
-    if count >= 24 or len(raw) != end + 1 + TOKEN_BYTES or raw[end : end + 1] != _TOKEN_HEAD:
+    class_at = end + 1 + TOKEN_BYTES
+    if count >= 24 or len(raw) != class_at + has_class * (1 + CLASS_BYTES) or raw[end : end + 1] != _TOKEN_HEAD:
+        return None
+    if has_class and raw[class_at : class_at + 1] != _CLASS_HEAD:
         return None
     contacts = []
     for start in range(at, end, _CONTACT_BYTES):
@@ -426,7 +534,8 @@ def _fast_nodes(raw: bytes) -> Nodes | None:
         name = raw[2 : at - 1].decode()
     except UnicodeDecodeError:
         return None
-    return Nodes(_name(name), tuple(contacts), raw[end + 1 :])
+    class_bits = int.from_bytes(raw[class_at + 1 :], "big") if has_class else None
+    return Nodes(_name(name), tuple(contacts), raw[end + 1 : class_at], class_bits)
 
 
 @lru_cache(maxsize=_CONTACTS_CACHED_MAX)
@@ -440,9 +549,22 @@ def _contact_of(item: bytes) -> Contact | None:
 def cut_contacts(contacts: Sequence[Contact], name: str) -> tuple[Contact, ...]:
     """Return the first contacts, as many as fit a NODES message beside `name`."""
     left = DHT_BODY_BYTES_MAX - _HEAD_BYTES - SIGNATURE_BYTES - len(name.encode()) - 7  # heads of body, name and list
-    left -= 1 + TOKEN_BYTES
+    left -= 1 + TOKEN_BYTES + 1 + CLASS_BYTES
+    return _cut(contacts[:_CONTACTS_MAX], left)
+
+
+def cut_ads(found: Sequence[Contact], contacts: Sequence[Contact]) -> Ads:
+    """Return an ADS message with the first of `found` and then of `contacts`, as many as fit."""
+    left = DHT_BODY_BYTES_MAX - _HEAD_BYTES - SIGNATURE_BYTES - 5  # heads of body and lists
+    kept = _cut([*found, *contacts][:INDEX_CONTACTS_MAX], left)
+    count = min(len(found), len(kept))
+    return Ads(kept[:count], kept[count:])
+
+
+def _cut(contacts: Sequence[Contact], left: int) -> tuple[Contact, ...]:
+    """The first contacts, as many as fit so many bytes."""
     chosen: list[Contact] = []
-    for contact in contacts[:_CONTACTS_MAX]:
+    for contact in contacts:
         left -= 1 + 2 + PUBLIC_KEY_BYTES + 1 + packed_size(contact.address)
         if left < 0:
             break
@@ -498,8 +620,16 @@ def _token(value: object) -> bytes:
     return b"" if value == b"" else _sized(value, TOKEN_BYTES)
 
 
-def _fields(body: list[Any], count: int) -> list[Any]:
-    if len(body) != count:
+def _bits(value: object, size: int) -> int:
+    return int.from_bytes(_sized(value, size), "big")
+
+
+def _class(rest: list[Any]) -> int | None:
+    return _bits(rest[0], CLASS_BYTES) if rest else None
+
+
+def _fields(body: list[Any], count: int, *, optional: int = 0) -> list[Any]:
+    if not count <= len(body) <= count + optional:
         raise RemoteProtocolError(f"a body of {count} fields was expected")
     return body
 
@@ -541,4 +671,17 @@ def _values(body: list[Any]) -> Values:
 
 assert _BODY_AT == _HEAD_BYTES and VERSION < 24 and max(MessageType) < 24, "one byte each"
 assert 3 * (_BODY_AT + _FIND_BYTES + SIGNATURE_BYTES + 12) >= DHT_BODY_BYTES_MAX + 12, "12: what carries a body"
-assert 3 * (_BODY_AT + 1 + SIGNATURE_BYTES) >= _BODY_AT + 22 + 4 * NODE_NAME_CHARS_MAX + SIGNATURE_BYTES, "PING, PONG"
+_CARRIER_BYTES = 12
+_CONTACT_BYTES_MAX = _CONTACT_BYTES + 12  # IPv6
+assert 3 * (_BODY_AT + 1 + SIGNATURE_BYTES + _CARRIER_BYTES) >= (
+    _BODY_AT + 23 + 4 * NODE_NAME_CHARS_MAX + 1 + CLASS_BYTES + SIGNATURE_BYTES + _CARRIER_BYTES
+), "PING, PONG"
+assert 3 * (_BODY_AT + 24 + 1 + TUPLE_BYTES + 2 + len(_REGISTER_PADDING) + SIGNATURE_BYTES + _CARRIER_BYTES) >= (
+    _BODY_AT
+    + 3
+    + INDEX_REGISTERED_CONTACTS_MAX * _CONTACT_BYTES_MAX
+    + 1
+    + TOKEN_BYTES
+    + SIGNATURE_BYTES
+    + _CARRIER_BYTES
+), "REGISTER with neither token nor life, REGISTERED"
