@@ -48,6 +48,8 @@ class Subject:
     spec: JobSpec
     submitter: bytes
     """Its installation."""
+    findings: tuple[Finding, ...] = ()
+    """What keeps it from every node."""
 
 
 async def explain_job(
@@ -72,7 +74,7 @@ async def explain_job(
     machines = []
     for peer in shown:
         known = await _known(placement, requirement, peer)
-        findings = _findings(subject, placement, peer, known)
+        findings = [*_findings(subject, placement, peer, known), *subject.findings]
         if peer.state == "self":
             findings += own_findings
         machines.append(Machine(peer.name, known, tuple(findings)))

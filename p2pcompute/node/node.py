@@ -339,11 +339,11 @@ class Node:
         findings = []
         if isinstance(job, bytes):
             owned = self.scheduler.owner.book(job).job
-            envelope = owned.envelope
-            subject = Subject(envelope.terms, decode_spec(envelope.spec), envelope.submitter)
-            limit = envelope.terms.slots_max
-            if limit is not None and len(owned.leases) >= limit:
-                findings.append(Finding("jobs", Verdict.LATER, f"{limit} tasks run, no more at once (-j)"))
+            envelope, limit = owned.envelope, owned.envelope.terms.slots_max
+            is_limited = limit is not None and len(owned.leases) >= limit
+            reached = Finding("jobs", Verdict.LATER, f"{limit} tasks run, and no more at once (-j)")
+            spec, reasons = decode_spec(envelope.spec), (reached,) if is_limited else ()
+            subject = Subject(envelope.terms, spec, envelope.submitter, reasons)
         else:
             subject = Subject(*job, self._identity.installation)
         owner, worker = self.scheduler.owner, self.scheduler.worker

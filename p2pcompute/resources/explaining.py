@@ -30,8 +30,8 @@ SUGGESTION_EDITS_MAX: Final = 4
 _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _AMOUNT_OF: Final = {"--cpus": "cpus", "--mem": "mem", "--gpus": "gpus", "--disk": "disk"}
 _CAUSES: Final = {
-    "requirements": ("require",),
-    "amounts": ("cpus", "mem", "gpus", "disk"),
+    "requirements": (REQUIRE,),
+    "amounts": tuple(_AMOUNT_OF),
     "choice of nodes": ("on", "not-on", "local"),
     "Python": ("python",),
     "nodes' conditions": ("accept",),
@@ -39,7 +39,7 @@ _CAUSES: Final = {
     "busy slots": ("busy", "slots"),
     "-j": ("jobs",),
 }
-"""What may be the cause, in people's words, and the codes of its reasons."""
+"""What may be the cause, in people's words, and the flags or codes of its reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,15 @@ class Finding:
     """One reason for which a node does not run the job now."""
 
     code: str
-    """An attribute, or what else it is: see `_CAUSES`."""
+    """An attribute, or what else it is: on, not-on, local, python, accept, unreachable, busy, slots, jobs, node."""
     verdict: Verdict
     what: str
     fix: str = ""
     """What to do at that node, or about it."""
     edit: Edit | None = None
     """The change of a flag that takes it away, where the flag is not about attributes (--on, --local)."""
+    flag: str = ""
+    """The flag that asks for it, where it is about attributes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +153,9 @@ def explain(needs: Needs, machines: Sequence[Machine]) -> Report:
     suggestions: tuple[Suggestion, ...] = ()
     if not any(account.verdict is Verdict.NOW for account in accounts):
         suggestions = _suggest(needs, requirement, machines)
-    found = {finding.code for account in accounts for finding in account.findings}
-    amounts = set(_AMOUNT_OF.values())
-    found |= {"require"} if any(code not in amounts and code in _attributes(requirement) for code in found) else set()
+    found = {finding.flag or finding.code for account in accounts for finding in account.findings}
     others = tuple(name for name, codes in _CAUSES.items() if not found.intersection(codes))
     return Report(accounts, suggestions, others)
-
-
-def _attributes(requirement: Requirement) -> set[str]:
-    return {name.partition(".")[0] for clause in requirement.clauses for name in clause.expression.names} | {"require"}
 
 
 def _account(requirement: Requirement, machine: Machine) -> Account:
@@ -197,11 +193,11 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
     if verdict is Verdict.UNKNOWN:
         why = expression.why_unknown(known.view)
         asked = f"needs {_shown(expression.text)}" if clause.flag == REQUIRE else f"needs {code}"
-        return Finding(code, verdict, f"{asked}; {why}", _fix(expression.comparison))
+        return Finding(code, verdict, f"{asked}; {why}", _fix(expression.comparison), flag=clause.flag)
     if clause.flag != REQUIRE:
-        return Finding(code, verdict, _amount_text(clause, code, known))
+        return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag)
     what = _require_text(expression.text, expression.comparison, expression.names, known)
-    return Finding(code, verdict, what, _fix(expression.comparison))
+    return Finding(code, verdict, what, _fix(expression.comparison), flag=clause.flag)
 
 
 def _shown(text: str) -> str:

@@ -110,6 +110,11 @@ def test_what_is_left_of_a_requirement_keeps_its_meaning() -> None:
     assert report.suggestions[0].needs.require == ("(os=mac || cpus>2) && (load<1 ? true : gpu>0)",)
 
 
+def test_memory_in_a_requirement_is_a_requirement() -> None:
+    report = explain(Needs(require=("mem>=64GiB",)), MESH[:3])
+    assert "requirements" not in report.not_the_cause and "amounts" in report.not_the_cause
+
+
 def test_a_node_that_is_out_of_reach_is_no_help() -> None:
     away = Finding("unreachable", Verdict.UNKNOWN, "not seen for 12 s")
     report = explain(THUMBS, [Machine("nova", NOVA, (away,))])
