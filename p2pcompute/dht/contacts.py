@@ -50,6 +50,8 @@ class Contact(NamedTuple):
     """Round trip of its last reply, smoothed; None before the first."""
     seen: float = 0.0
     """Clock time of its last verified reply; 0.0 when only hearsay."""
+    class_bits: int | None = None
+    """What it has, as it said itself (see `index`); None until then."""
 
     @property
     def id(self) -> bytes:

@@ -79,6 +79,8 @@ _SEQ_MAX: Final = 2**63 - 1
 _CONTACTS_CACHED_MAX: Final = 4096
 """Contacts that are kept decoded: 500 bytes each."""
 
+_CLASSES_CACHED_MAX: Final = 1024
+
 
 class MessageType(IntEnum):
     """Wire codes."""
@@ -534,7 +536,7 @@ def _fast_nodes(raw: bytes) -> Nodes | None:
         name = raw[2 : at - 1].decode()
     except UnicodeDecodeError:
         return None
-    class_bits = int.from_bytes(raw[class_at + 1 :], "big") if has_class else None
+    class_bits = _class_of(raw[class_at + 1 :]) if has_class else None
     return Nodes(_name(name), tuple(contacts), raw[end + 1 : class_at], class_bits)
 
 
@@ -625,7 +627,13 @@ def _bits(value: object, size: int) -> int:
 
 
 def _class(rest: list[Any]) -> int | None:
-    return _bits(rest[0], CLASS_BYTES) if rest else None
+    return _class_of(_sized(rest[0], CLASS_BYTES)) if rest else None
+
+
+@lru_cache(maxsize=_CLASSES_CACHED_MAX)
+def _class_of(raw: bytes) -> int:
+    """The same number for all who have the same."""
+    return int.from_bytes(raw, "big")
 
 
 def _fields(body: list[Any], count: int, *, optional: int = 0) -> list[Any]:

@@ -3,7 +3,7 @@
 From the `kademlia` package: `KBucket` (nodes in order of last contact, and the replacement cache behind them), with
 plain dicts for its ordered ones (48 bytes less for each contact) and without its `time.monotonic` for a field that
 is not used here, so that the table knows no clock.  `Node` holds up but takes 154 bytes before any field of ours,
-`Entry` 112 with all; `Entry` has the same fields where `KBucket` looks.  `kademlia.routing` imports asyncio, which
+`Entry` 120 with all; `Entry` has the same fields where `KBucket` looks.  `kademlia.routing` imports asyncio, which
 every node has loaded; beyond it the import costs 2 ms and 128 KiB, and neither rpcudp nor sockets of its own.
 
 Replaced, with what was measured of kademlia 2.2.3:
@@ -72,12 +72,15 @@ _ROUNDING_S = 1e-6
 class Entry:
     """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is."""
 
-    __slots__ = ("address", "alternative", "checked", "failed_at", "failures", "name", "place", "rtt_s", "run", "seen")
+    __slots__ = (
+        "address", "alternative", "checked", "class_bits", "failed_at", "failures", "name", "place", "rtt_s", "run", "seen",
+    )  # fmt: skip
 
     def __init__(self, place: Place, address: Address, *, run: bytes, now: float) -> None:
         self.place = place
         self.address = address
         self.name: str | None = None
+        self.class_bits: int | None = None
         self.rtt_s: float | None = None
         self.run = run
         """Drawn by the peer at its start: another one means that it restarted."""
@@ -102,7 +105,7 @@ class Entry:
     @property
     def contact(self) -> Contact:
         """What others may know of it."""
-        return Contact(self.place.key, self.address, self.name, self.rtt_s, self.seen)
+        return Contact(self.place.key, self.address, self.name, self.rtt_s, self.seen, self.class_bits)
 
     @property
     def check_at(self) -> float:
@@ -243,6 +246,14 @@ class RoutingTable:
                 break
         return [entry.contact for _, entry in found[: count + 1] if entry.place.id != exclude][:count]
 
+    def having(self, bits: int) -> list[Contact]:
+        """Return the live contacts whose class has all these bits, in no particular order."""
+        return [
+            entry.contact
+            for entry in self._entries()
+            if entry.class_bits is not None and entry.class_bits & bits == bits and not entry.failures
+        ]
+
     def wants(self, key: bytes, address: Address) -> bool:
         """Whether a reply from this peer at this address could change the table: if not, save the ping."""
         contact_id = place_of(key).id
@@ -330,6 +341,12 @@ class RoutingTable:
         self._gap_s = min(self._gap_s * _GAP_GROWTH, _ROUND_S_MAX)
         self._buckets[self._index(contact_id)].add_node(entry)  # moves it to the end: the head is the stalest
         return _NOTHING
+
+    def on_class(self, key: bytes, class_bits: int) -> None:
+        """Note what a contact says that it has; of others nothing is noted."""
+        entry = self._entry(place_of(key).id)
+        if entry is not None:
+            entry.class_bits = class_bits
 
     def on_failure(self, key: bytes, address: Address, *, sent: float, now: float) -> Change:
         """Note that a request sent at time `sent` was not answered in time."""
@@ -422,7 +439,7 @@ class RoutingTable:
             if place.id in bucket.nodes or len(bucket.nodes) >= bucket.ksize or place.id == self.own_id:
                 continue
             entry = bucket.nodes[place.id] = Entry(place, contact.address, run=run, now=now)
-            entry.name, entry.rtt_s = contact.name, contact.rtt_s
+            entry.name, entry.rtt_s, entry.class_bits = contact.name, contact.rtt_s, contact.class_bits
             self._count += 1
             if self._is_open and self._count == self._k:
                 self._thin_out()

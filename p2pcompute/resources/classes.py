@@ -2,13 +2,14 @@
 
 A *feature* is something that a node has or has not: ``cpus>=8``, ``os=linux``, ``has=docker``, ``tag=lab``.  Amounts
 are features at fixed steps.  Those that are common in most groups have a bit each in the node's *class* of 8 bytes;
-labels and tags set three bits each in the 16 bytes of a Bloom filter behind it; class and filter are the *tuple*.
+all others set three bits each in the 16 bytes of a Bloom filter behind it; class and filter are the *tuple*.
 What few nodes have they advertise, under one key for each feature (`dht.index`).
 
 What a requirement asks for becomes the features that follow from it, so that the question "may this node fit?" is
 ``tuple & mask == mask`` and can be answered by peers that know nothing of attributes.  It never leaves out a node that
-could fit: of what a node does not know of itself all bits are set; upper bounds, negations and alternatives ask for
-nothing; applications other than runtimes, which a node looks for only when it is asked, neither.
+could fit: of what a node does not know of itself all bits are set (its labels and tags it knows); upper bounds,
+negations and alternatives ask for nothing; applications other than runtimes, which a node looks for only when it is
+asked, neither.
 
 Source: Bloom, Space/time trade-offs in hash coding with allowable errors, 1970.
 """
@@ -66,6 +67,7 @@ _BITS: Final = {feature: 1 << at for at, feature in enumerate(one for group in _
 _ALL_OF: Final = {name: sum(_BITS[feature] for feature in group) for name, group in _GROUPS.items()}
 assert len(_BITS) <= 8 * CLASS_BYTES
 _FILTER_BITS: Final = 8 * (TUPLE_BYTES - CLASS_BYTES)
+_WHOLE_FILTER: Final = (1 << _FILTER_BITS) - 1 << 8 * CLASS_BYTES
 
 
 def features_of(values: Mapping[str, Value]) -> list[str]:
@@ -92,15 +94,17 @@ def tuple_of(values: Mapping[str, Value]) -> int:
     for name, everything in _ALL_OF.items():
         if not _is_told(name, values.get(name)):
             bits |= everything
+    has_no_gpu = values.get("gpu.count") == 0
+    texts = (*_CHOICES, "python") if has_no_gpu else (*_CHOICES, "python", "gpu.model")
+    if not all(_is_told(name, values.get(name)) for name in texts):
+        bits |= _WHOLE_FILTER
     return bits
 
 
 def bits_of(feature: str) -> int:
-    """Return the bits of the tuple that a feature sets; 0 when it has none."""
+    """Return the bits of the tuple that a feature sets: one of the class, or some of the filter."""
     bit = _BITS.get(feature)
-    if bit is not None:
-        return bit
-    return _filter_bits(feature) if feature.startswith(("tag=", "label.")) else 0
+    return _filter_bits(feature) if bit is None else bit
 
 
 def features_asked(expressions: Sequence[Expression]) -> list[str]:
