@@ -21,7 +21,7 @@ from p2pcompute.ids import format_device_id
 from p2pcompute.limits import JOBS_KNOWN_MAX, NODES_KNOWN_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
 from p2pcompute.resources.expressions import View
 from p2pcompute.resources.known import HAS, Knowledge
-from p2pcompute.resources.matching import Known, Needs, Requirement, compile_needs, is_accepted
+from p2pcompute.resources.matching import Known, Needs, Requirement, acceptance_names, compile_needs, is_accepted
 from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
@@ -267,7 +267,8 @@ class JobFit:
         fits = requirement is not None and self.is_chosen(LOCAL, LOCAL)
         if fits:
             assert requirement is not None
-            attributes = await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX])
+            names = (*requirement.names, *acceptance_names(placement.accepts))
+            attributes = await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX], names)
             known = Known(attributes, placement.host.clock.wall())
             view = View(known.values, self._values)
             fits = requirement.fits(view) is True

@@ -132,6 +132,12 @@ class Requirement:
     words: tuple[str, ...]
     """Applications that it asks for."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Attributes of a node that it is about, each once."""
+        parts = [*(clause.expression for clause in self.clauses), *self.ranks]
+        return tuple(dict.fromkeys(name for part in parts for name in part.names))
+
     def fits(self, view: View) -> bool | None:
         """Return whether a node fits now; None when that is not known."""
         found: bool | None = True
@@ -223,6 +229,14 @@ def check_acceptance(text: str) -> str:
         except UsageError as error:
             raise ConfigError(f"node.accept_if: {error.what}", error.why, error.fix) from error
     return text
+
+
+def acceptance_names(acceptance: str) -> tuple[str, ...]:
+    """Return the attributes of the node that a condition on jobs names."""
+    try:
+        return _acceptance(acceptance).names if acceptance else ()
+    except UsageError:
+        return ()
 
 
 def is_accepted(acceptance: str, node: Mapping[str, Value], job: Mapping[str, Value]) -> bool | None:

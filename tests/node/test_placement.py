@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
+import pytest
+
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
+from p2pcompute.host.interfaces import Attributes
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView
 from p2pcompute.scheduler.owner import UNFIT_S
 from p2pcompute.scheduler.terms import JobTerms
-from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.host import SimProbe, Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 
@@ -224,3 +227,22 @@ def test_a_dead_node_is_said_to_be_unreachable() -> None:
         assert len(report.accounts) == 1 or report.accounts[1].verdict in ("unknown", "never")
 
     play([PLAIN, PLAIN], scene)
+
+
+def test_a_node_looks_only_for_what_a_job_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first task of a job that asks for memory waits until a container engine was tried."""
+    wanted: list[set[str]] = []
+    measure = SimProbe.attributes
+
+    async def attributes(self: SimProbe, names: Collection[str] | None = None) -> Attributes:
+        wanted.append({"everything"} if names is None else set(names))
+        return await measure(self, names)
+
+    monkeypatch.setattr(SimProbe, "attributes", attributes)
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [0.1] * 4, require=("mem.total>=1GiB",), prefer=("-load",))
+        await done_by(mesh, job_id)
+        assert wanted and all(names == {"mem.total", "load"} for names in wanted), wanted
+
+    play([PLAIN], scene)
