@@ -54,14 +54,6 @@ class Edit:
     becomes: str
     """What stands there instead; empty: nothing."""
 
-    @property
-    def text(self) -> str:
-        if not self.becomes:
-            return f"drop {self.clause if self.flag == REQUIRE else f'{self.flag} {self.clause}'.strip()}"
-        if self.flag == REQUIRE:
-            return f"--require '{self.becomes}'" if "'" not in self.becomes else f'--require "{self.becomes}"'
-        return f"{self.flag} {self.becomes}"
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -105,15 +97,13 @@ class Suggestion:
     """A change of the job's flags after which nodes can run it; tried on each of them."""
 
     edits: tuple[Edit, ...]
+    what: str
+    """The changed flags, to be pasted in place of those of the same name, and what to leave out."""
     needs: Needs
     """The job's needs after the change."""
     nodes: tuple[str, ...]
     fix: str = ""
     """What would do instead, at the node."""
-
-    @property
-    def what(self) -> str:
-        return " and ".join(edit.text for edit in self.edits)
 
     @property
     def effect(self) -> str:
@@ -426,7 +416,7 @@ def _try(needs: Needs, edits: tuple[Edit, ...], machines: Sequence[Machine]) -> 
         changed = apply(needs, edits)
         requirement = compile_needs(changed)
     except (UsageError, ValueError):
-        return Suggestion(edits, needs, ())
+        return Suggestion(edits, "", needs, ())
     names = tuple(
         machine.name
         for machine in machines
@@ -434,7 +424,27 @@ def _try(needs: Needs, edits: tuple[Edit, ...], machines: Sequence[Machine]) -> 
         and all(finding.edit is not None and finding.edit.flag in flags for finding in machine.findings)
         and requirement.judge(machine.known) is Verdict.NOW
     )
-    return Suggestion(edits, changed, names)
+    return Suggestion(edits, _described(needs, edits), changed, names)
+
+
+def _described(needs: Needs, edits: Sequence[Edit]) -> str:
+    """Return the changes in words and flags."""
+    texts: dict[str, None] = {}
+    for edit in edits:
+        same = [one for one in edits if (one.flag, one.index) == (edit.flag, edit.index)]
+        if not any(one.becomes for one in same):
+            texts[f"drop {edit.clause if edit.flag == REQUIRE else f'{edit.flag} {edit.clause}'.strip()}"] = None
+        elif edit.flag == REQUIRE:
+            only = apply(replace(needs, require=(needs.require[edit.index],)), [replace(one, index=0) for one in same])
+            texts[f"--require {_shell_quoted(only.require[0])}"] = None
+        else:
+            texts[f"{edit.flag} {edit.becomes}"] = None
+    return " and ".join(texts)
+
+
+def _shell_quoted(text: str) -> str:
+    """Return a word for a shell, in quotes."""
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def flags_of(needs: Needs) -> tuple[str, ...]:

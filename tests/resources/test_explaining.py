@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from random import Random
 
 import pytest
@@ -92,7 +94,9 @@ def test_what_changes_is_later_and_what_lasts_is_never() -> None:
         ("node.mem.total > 16GiB", "--require 'node.mem.total > 14G'"),
         ("load < 0.25", "--require 'load < 0.501'"),
         ("load<=0.25", "--require 'load<=0.5'"),
-        ("os=linux && (cpus > 8 && has=ffmpeg)", "--require 'cpus > 7'"),
+        ("os=linux && (cpus > 8 && has=ffmpeg)", "--require 'os=linux && cpus > 7 && has=ffmpeg'"),
+        ("load<0.1 && tag=lab", "--require 'load<0.501'"),
+        ("os == 'linux' && cpus>=16", "--require 'os == '\\''linux'\\'' && cpus>=8'"),
         ("gpu>0", "drop gpu>0"),
         ("os=mac || arch=arm64", "drop os=mac || arch=arm64"),
         ("'lab' in tag", "drop 'lab' in tag"),
@@ -254,6 +258,8 @@ def test_each_pasted_suggestion_makes_it_runnable(needs: Needs, seed: int) -> No
         return
     for suggestion in report.suggestions:
         again = pasted(flags_of(suggestion.needs))
+        for shown in re.findall(r"--require '(?:[^']|'\\'')*'", suggestion.what):
+            assert shlex.split(shown)[1] in again.require, "what is shown is what was tried"
         assert suggestion.nodes
         assert all(compile_needs(again).fits(nodes[name].view) for name in suggestion.nodes)
         # Nearest: with any one of its changes left out, it does not help them all.
