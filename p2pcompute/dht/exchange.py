@@ -109,6 +109,16 @@ class DhtCounters:
     """Records given to newcomers to whom they belong."""
     records_invalid: int = 0
     """Records in answers to a get that did not pass the checks."""
+    ads_kept: int = 0
+    """Registrations taken in, each renewal counted."""
+    ads_refused: int = 0
+    """Registrations refused: no room, or too many of that source."""
+    ads_placed: int = 0
+    """Registrations of this node that others took in."""
+    queries_answered: int = 0
+    searches: int = 0
+    search_requests: int = 0
+    """Queries sent for all searches together."""
 
 
 @dataclass(slots=True)

@@ -359,6 +359,11 @@ class LevelWalk:
         return len(self._asked)
 
     @property
+    def answered_count(self) -> int:
+        """Answers so far."""
+        return sum(self._answers.values())
+
+    @property
     def asked_levels(self) -> list[int]:
         """Levels of the peers asked, in order."""
         return [peer.level for peer in self._asked.values()]

@@ -73,7 +73,8 @@ class Entry:
     """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is."""
 
     __slots__ = (
-        "address", "alternative", "checked", "class_bits", "failed_at", "failures", "name", "place", "rtt_s", "run", "seen",
+        "address", "alternative", "checked", "class_bits", "failed_at", "failures", "name", "place", "rtt_s", "run",
+        "seen",
     )  # fmt: skip
 
     def __init__(self, place: Place, address: Address, *, run: bytes, now: float) -> None:

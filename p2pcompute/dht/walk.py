@@ -1,21 +1,43 @@
-"""Performs one lookup: asks whom the core names, tells it what came, keeps one timer."""
+"""Performs one lookup, or walk of the index: asks whom the core names, tells it what came, keeps one timer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from p2pcompute.dht.contacts import Contact
-from p2pcompute.dht.lookup import Lookup
 from p2pcompute.host.interfaces import Clock, Timer
 
 Answer: TypeAlias = Callable[[Sequence[Contact] | None], None]
 """To be called once per ask: with the contacts in the peer's answer, or None when it did not answer."""
 
 
-async def walk(lookup: Lookup, clock: Clock, ask: Callable[[Contact, Answer], None]) -> list[Contact]:
+class Steps(Protocol):
+    """A core that decides whom to ask: `Lookup` and `LevelWalk`."""
+
+    def poll(self, now: float) -> Sequence[Contact]:
+        """Return the contacts to ask now."""
+
+    def on_answer(self, contact_id: bytes, heard: Sequence[Contact] = ()) -> None:
+        """Take in the contacts in an answer."""
+
+    def on_failure(self, contact_id: bytes) -> None:
+        """Note that nothing will come."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+
+    def deadline(self) -> float | None:
+        """When to poll though nothing came."""
+
+    def result(self) -> list[Contact]:
+        """What it found."""
+
+
+async def walk(lookup: Steps, clock: Clock, ask: Callable[[Contact, Answer], None]) -> list[Contact]:
     """Run a lookup to its end and return its result.  When cancelled, answers under way are ignored.
 
     Args:
@@ -31,7 +53,7 @@ async def walk(lookup: Lookup, clock: Clock, ask: Callable[[Contact, Answer], No
 
 
 class _Walk:
-    def __init__(self, lookup: Lookup, clock: Clock, ask: Callable[[Contact, Answer], None]) -> None:
+    def __init__(self, lookup: Steps, clock: Clock, ask: Callable[[Contact, Answer], None]) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lookup = lookup
         self._clock = clock
