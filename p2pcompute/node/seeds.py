@@ -36,11 +36,12 @@ class Seed:
         """As in the settings."""
         return self._name if self._port is None else str(Address(self._name, self._port))
 
-    async def ask(self, hint: bytes, own: Collection[Address] = ()) -> tuple[Address, ...]:
+    async def ask(self, hint: bytes | None, own: Collection[Address] = ()) -> tuple[Address, ...]:
         """Return addresses of first contacts of the group with this hint, those to be tried first in front; none when
         there are none or the seed fails.  At most SEED_S_MAX.
 
         Args:
+            hint: None: of whatever group.
             own: of this node, which may be a first contact itself: left out.
         """
         now = self._host.clock.now()
@@ -66,7 +67,7 @@ class Seed:
         self._addresses = tuple(address for address in found if address not in own)[:SEED_ADDRESSES_MAX]
         return self._addresses
 
-    async def _ask_domain(self, hint: bytes, found: dict[Address, None]) -> float:
+    async def _ask_domain(self, hint: bytes | None, found: dict[Address, None]) -> float:
         """Put what the records lead to into `found`, as it comes; return the shortest TTL.
 
         Raises:
@@ -80,7 +81,7 @@ class Seed:
             raise DnsError(f"it has no usable SRV record {name}", self._why(), code="dns-empty")
         texts = await ask(name, DnsKind.TXT)
         groups = dns.groups_named(texts.texts, ignored)
-        if groups is not None and hint not in groups:
+        if groups is not None and hint is not None and hint not in groups:
             raise DnsError("it is for other groups", f"its TXT record does not name {hint.hex()}", code="dns-group")
         ttl_s = min(places.ttl_s, texts.ttl_s) if texts.texts else places.ttl_s
         trouble: DnsError | None = None

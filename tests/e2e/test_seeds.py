@@ -1,49 +1,20 @@
-"""Real daemons that find each other by nothing but what a name server says."""
+"""What a real daemon says of its seeds.  How nodes find each other by them: `test_bootstrap`."""
 
 from __future__ import annotations
 
 import json
 
-from tests.e2e.mesh import Daemon, Mesh, until
+from tests.e2e.mesh import Mesh, until
 from tests.e2e.test_joining import free_port
 from tests.name_server import NameServer
-
-DOMAIN = "mesh.example.test"
-
-
-def moved(mesh: Mesh) -> tuple[Daemon, Daemon, int]:
-    """Two members whose ports have changed since they knew each other, not started, and the first one's port."""
-    ada, bob = mesh.start("ada", "bob")
-    for daemon in (ada, bob):
-        daemon.stop()
-        daemon.env |= {"P2PC_NODE__PORT": str(free_port()), "P2PC_NODE__DISCOVER": "false"}
-    return ada, bob, int(ada.env["P2PC_NODE__PORT"])
-
-
-def test_a_member_that_knows_no_address_is_led_by_a_domain(mesh: Mesh) -> None:
-    """If it broke: a group whose members have all moved is lost to whoever was away."""
-    ada, bob, port = moved(mesh)
-    with NameServer() as name_server:
-        ada.start()
-        hint = ada.get("/v1/status")["group"]["hint"]
-        name_server.name(DOMAIN, port, "127.0.0.1", f'"v=p2pc1" "group={hint}"')
-        bob.env["P2PC_NODE__DNS"] = name_server.address
-        wrong = bob.p2pc("node", "start", "--peer", "nova")
-        assert wrong.code == 2 and "HOST:PORT" in wrong.err and "mesh.example.org" in wrong.err, wrong.err
-        bob.p2pc("node", "start", "--peer", DOMAIN).check()
-        mesh.meet([ada, bob])
-        seed = bob.get("/v1/status")["seeds"][0]
-        assert seed["seed"] == DOMAIN and seed["addresses"] == [f"127.0.0.1:{port}"] and not seed["trouble"]
-        assert name_server.asked[f"_p2pcompute._udp.{DOMAIN}", "SRV"] == 1
-        assert bob.get("/v1/status")["notes"] == []
-    ran = bob.p2pc("run", "echo $P2PC_NODE", ":::", *map(str, range(40))).check()
-    assert {line.split()[0] for line in ran.lines} <= {"ada", "bob"}
-    bob.p2pc("node", "stop").check()
 
 
 def test_status_says_which_seed_failed_and_why(mesh: Mesh) -> None:
     """If it broke: a lonely node does not say what is wrong with its settings."""
-    ada, bob, _ = moved(mesh)
+    ada, bob = mesh.start("ada", "bob")
+    for daemon in (ada, bob):
+        daemon.stop()
+        daemon.env |= {"P2PC_NODE__PORT": str(free_port()), "P2PC_NODE__DISCOVER": "false"}
     with NameServer() as name_server:
         dead = free_port()
         name_server.name("dead.test", dead)
