@@ -126,3 +126,17 @@ async def test_named_interfaces_confine_the_sockets(net: RealNet) -> None:
         assert entry.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > 200_000
     with pytest.raises(ConfigError, match="no-such-if"):
         await RealNet(interfaces=["no-such-if"]).bind_datagram(0, loopback_only=False)
+
+
+async def test_datagrams_are_handed_over_those_that_wait_first(net: RealNet) -> None:
+    """A node misses what came before it began to listen, or hears it twice."""
+    one, other = await pair(net)
+    here = Address("127.0.0.1", other.port)
+    one.send(b"0", here)
+    await wait_for(lambda: other.counters.received == 1, "the first")
+    got: list[bytes] = []
+    other.deliver_to(lambda data, _source: got.append(data))
+    for number in range(1, 100):
+        one.send(b"%d" % number, here)
+    await wait_for(lambda: len(got) == 100, "all others")
+    assert got == [b"%d" % number for number in range(100)]

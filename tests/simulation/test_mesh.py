@@ -35,6 +35,24 @@ def test_three_nodes_share_a_job() -> None:
         mesh.check_errors()
 
 
+@pytest.mark.parametrize("is_lan", [False, True])
+def test_of_two_nodes_that_start_together_one_dials(is_lan: bool) -> None:
+    """Each pair pays for two channels; or, when both wait for the other, for none."""
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, 8, is_lan=is_lan)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(4)
+
+        simulation.run(main(), time_s_max=10)
+        for member in mesh.members:
+            channels = member.running.channels
+            assert channels.counters.opened == len(channels.all()) == 7
+            assert len(member.running.scheduler.parking) == 7
+        mesh.check_errors()
+
+
 def fifty_nodes(seed: int) -> str:
     """Start 50 nodes, run a job of 1,000 tasks, kill some on the way; returns the trace hash."""
     with Simulation(seed) as simulation:
