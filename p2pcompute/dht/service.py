@@ -12,12 +12,15 @@ whatever is due first.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from p2pcompute.dht.capacity import CapacityIndex, Feature
 from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
+from p2pcompute.dht.index import Outcome
 from p2pcompute.dht.keeper import Keeper
 from p2pcompute.dht.lookup import Lookup
 from p2pcompute.dht.messages import (
@@ -32,6 +35,9 @@ from p2pcompute.dht.messages import (
     Ping,
     Pong,
     Put,
+    Query,
+    Register,
+    Registered,
     cut_contacts,
     shown_name,
 )
@@ -73,6 +79,8 @@ _EXPIRE_S = 60.0
 """Records are dropped at most so long after they have ended; they are not told from then on in any case."""
 _ALONE_TRIES = 4
 """Addresses that a node without contacts tries every DHT_PING_S, in turn: it may remember hundreds."""
+_ADVERTISE_AFTER_S = 60.0
+"""What this node has is advertised so long after it was said: then what most contacts have is known."""
 _OBSERVED_MAX = 32
 """Contacts whose view of our address is kept."""
 
@@ -126,6 +134,16 @@ class Dht:
         self._queries = Queries(
             self._clock, self._scope, self._ask, self._soft_s, self._table, self._keeper, self.counters
         )
+        self.index = CapacityIndex(
+            self._clock,
+            self._rng,
+            self._ask,
+            self._soft_s,
+            self._table,
+            self._queries,
+            self.counters,
+            is_open=self._is_open,
+        )
         self._verifying: dict[bytes, None] = {}
         self._stopped: asyncio.Future[None]
         self._newcomers: dict[bytes, Contact] = {}
@@ -135,7 +153,8 @@ class Dht:
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._refresh_step = self._joins_count = self._added_count = self._removed_count = self._published_count = 0
-        self._is_refreshing = self._is_publishing = False
+        self._is_refreshing = self._is_publishing = self._is_advertising = False
+        self._advertise_at = math.inf
         self._began = 0.0
         self._started = 0.0
         self._first_contact_at: float | None = None
@@ -294,6 +313,13 @@ class Dht:
         """Raise InvariantViolation unless table and records are consistent."""
         self._table.check_invariants()
         self.records.check_invariants()
+        self.index.check_invariants()
+
+    def describe_capacity(self, bits: int, features: Sequence[Feature]) -> None:
+        """Say what this node has from now on (see `CapacityIndex.describe`), and advertise what is rare of it."""
+        self.index.describe(bits, features)
+        self._advertise_at = min(self._advertise_at, self._clock.now() + self._jittered(_ADVERTISE_AFTER_S))
+        self._wake()
 
     async def join(self, addresses: Sequence[Address]) -> int:
         """Contact addresses of members and, while few are known, look around from whoever answers.
@@ -438,7 +464,8 @@ class Dht:
         if self._exchange is None:
             return
         now = self._clock.now()
-        due = min(self._refresh_at, self._ad_at, self._retry_due(), self._table.next_due() or now + _PAUSE_S_MAX)
+        due = min(self._refresh_at, self._ad_at, self._retry_due(), self._advertise_at)
+        due = min(due, self._table.next_due() or now + _PAUSE_S_MAX)
         due = min(max(due, now), now + _PAUSE_S_MAX)
         if self._timer is not None:
             if self._timer_at <= due:
@@ -467,9 +494,15 @@ class Dht:
             if not self._is_publishing:
                 self._is_publishing = True
                 self._scope.spawn(self._publish(), "publish")
+        if now >= self._advertise_at:
+            self._advertise_at = now + self._jittered(self._ad_ttl_s() / 2)
+            if not self._is_advertising and self.index.is_used:
+                self._is_advertising = True
+                self._scope.spawn(self._advertise(), "advertise")
         if now >= self._expire_at:
             self._expire_at = now + _EXPIRE_S
             self._keeper.expire()
+            self.index.registrar.expire(now)
 
     def _ad_ttl_s(self) -> float:
         """In a large group ads of nodes that have been up for long live longer: every trace of sessions has a falling
@@ -524,6 +557,12 @@ class Dht:
         finally:
             self._is_publishing = False
 
+    async def _advertise(self) -> None:
+        try:
+            await self.index.advertise(self._ad_ttl_s())
+        finally:
+            self._is_advertising = False
+
     def _jittered(self, delay_s: float) -> float:
         return delay_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
 
@@ -542,7 +581,7 @@ class Dht:
             return
         match message:
             case Ping():
-                self._answer(request, Pong(request.address, self._name))
+                self._answer(request, Pong(request.address, self._name, self.index.class_bits))
             case Find():
                 self._answer(request, self._nodes(message.key, request))
             case Get():
@@ -554,6 +593,14 @@ class Dht:
                     self._answer(request, Ack(AckStatus.TOKEN, 0, self._token(request, message.key)))
                 elif (ack := self._keeper.take_part(sender, request.statement.transaction, message)) is not None:
                     self._answer(request, ack)
+            case Register():
+                if self._may_put(request, message):
+                    self._answer(request, self.index.on_register(request, message))
+                else:
+                    self.counters.puts_without_token += 1
+                    self._answer(request, Registered(Outcome.TOKEN, (), self._token(request, message.key)))
+            case Query():
+                self._answer(request, self.index.on_query(request, message))
             case _:
                 raise AssertionError(f"{message} is no request")
         self._verify(sender, request.address)
@@ -565,12 +612,12 @@ class Dht:
     def _nodes(self, key: bytes, request: Verified) -> Nodes:
         near = self._table.nearest(key, DHT_K, exclude=place_of(request.statement.sender).id, live_only=True)
         contacts = cut_contacts(reachable(near, request.address), self._name)
-        return Nodes(self._name, contacts, self._token(request, key))
+        return Nodes(self._name, contacts, self._token(request, key), self.index.class_bits)
 
     def _token(self, request: Verified, key: bytes) -> bytes:
         return self._tokens.issue(request.address, request.statement.sender, key, now=self._clock.now())
 
-    def _may_put(self, request: Verified, put: Put) -> bool:
+    def _may_put(self, request: Verified, put: Put | Register) -> bool:
         """Whether what is sent to the sender's address reaches it: it is a contact there, or has a token."""
         sender, address = request.statement.sender, request.address
         contact = self.knows(sender)
@@ -641,6 +688,8 @@ class Dht:
             name=message.name if isinstance(message, Pong | Nodes) else None,
             rtt_s=reply.rtt_s,
         )
+        if isinstance(message, Pong | Nodes) and message.class_bits is not None:
+            self._table.on_class(statement.sender, message.class_bits)
         self._apply(change)
         if change.added:
             self._wake()
