@@ -63,10 +63,9 @@ class CheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(
             ge=0,
             le=1,
-            description="part of the true nearest nodes that those lookups must find; a run asks for a few hundred, of "
-            "which a bad line may cost one",
+            description="part of the true nearest nodes that those lookups must find; who misses some may try again",
         ),
-    ] = 0.99
+    ] = 0.999
     probes: Annotated[int, Meta(ge=0, description="records put and got at the end, and nodes stopped")] = 4
 
     def __post_init__(self) -> None:
