@@ -29,7 +29,7 @@ from p2pcompute.limits import (
     QUESTIONS_WAITING_MAX,
     QUESTIONS_WAITING_PER_PEER_MAX,
 )
-from p2pcompute.resources.attributes import Value, decode_attributes, encode_attributes, values
+from p2pcompute.resources.attributes import decode_attributes, encode_attributes, values
 from p2pcompute.resources.expressions import Expression, compile_expression
 from p2pcompute.resources.known import HAS, Knowledge, KnownNodes
 from p2pcompute.resources.questions import (
@@ -211,16 +211,6 @@ class Resources:
         keys = dict.fromkeys([key for key in near if key in self._peers] + others)
         keys.pop(self._own_key, None)
         return [(key, self._peers[key]) for key in keys]
-
-    def view(self, key: bytes, words: Sequence[str] = (), age_s: float | None = None) -> dict[str, Value] | None:
-        """Return what may be believed of another node without asking it; None when nothing is known of it.
-
-        Args:
-            words: applications that matter (`Expression.words`); without an answer about them `has` is unknown.
-            age_s: how old values that change may be.
-        """
-        knowledge = self.known.get(key)
-        return None if knowledge is None else knowledge.view(self._host.clock.wall(), words, age_s)
 
     def forget(self, key: bytes) -> None:
         """Forget what a node said."""

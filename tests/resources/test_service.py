@@ -309,7 +309,7 @@ def test_descriptions_asked_for_at_once_share_a_message() -> None:
             assert resources.counters.asked == 2
 
         await asker.host.call(many())
-        assert resources.view(key) is not None and resources.view(b"?" * 32) is None
+        assert resources.known.get(key) is not None and resources.known.get(b"?" * 32) is None
         mesh.crash(holder, is_silent=True)
         with pytest.raises(P2pcError) as caught:
             await asker.host.call(resources.describe(key))
