@@ -28,6 +28,8 @@ class NodeInfo:
     """Tasks that it runs at once; None when it has not said so."""
     path: str
     """How it is reached."""
+    trust: str = "member"
+    """self or member: all members are trusted alike."""
     cpus: float | None = None
     """Cores that it may use; like all that follow, not known until a question was asked (`MeshExecutor.find`)."""
     mem: int | None = None
@@ -106,6 +108,7 @@ def _info(
         state="up" if peer is None else peer.state,
         slots=peer.slots if peer is not None and peer.slots is not None else slots if isinstance(slots, int) else None,
         path="" if peer is None else peer.path,
+        trust="self" if peer is not None and peer.state == "self" else "member",
         cpus=_number(known.get("cpus")),
         mem=_count(known.get("mem.total")),
         gpus=_count(known.get("gpu.count")),

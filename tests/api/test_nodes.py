@@ -13,7 +13,7 @@ from p2pcompute import MeshExecutor, NodeInfo, NodeUnavailable, UsageError
 def test_a_program_learns_what_its_node_has(executor: MeshExecutor) -> None:
     """Programs cannot choose where to run, or get values of another type than they are told."""
     [own] = executor.nodes
-    assert own.state == "self" and own.slots == 2
+    assert (own.state, own.slots, own.trust) == ("self", 2, "self")
     [found] = executor.find("cpus>=1 && has=sh", rank="mem.free", max_time="10s", max_age=0)
     assert isinstance(found, NodeInfo) and (found.id, found.name, found.state) == (own.id, own.name, "self")
     assert found.cpus is not None and found.cpus >= 1 and found.mem is not None and found.mem > 2**20
