@@ -21,7 +21,9 @@ def test_status_says_which_seed_failed_and_why(mesh: Mesh) -> None:
         name_server.name("others.test", dead, "127.0.0.1", '"v=p2pc1 group=00000000"')
         name_server.refused.add("_p2pcompute._udp.broken.test")
         seeds = ["gone.test", "broken.test", "others.test", "dead.test", f"127.0.0.1:{dead}"]
-        bob.start(f"node.seeds={','.join(seeds)}", f"node.dns={name_server.address}")
+        unknown = f"{'x' * 64}:7"  # no host name can be that
+        bob.start(f"node.seeds={','.join(seeds)}", f"node.dns={name_server.address}", f"node.peers={unknown}")
+        seeds.append(unknown)  # what had no address at the start is looked up again
         until(lambda: bob.get("/v1/status")["seeds"][-1]["asked_s"], 30, "the last seed is asked")
 
         def notes() -> list[str]:
@@ -32,12 +34,12 @@ def test_status_says_which_seed_failed_and_why(mesh: Mesh) -> None:
         for note, seed, word in zip(
             found,
             seeds,
-            ("no name", "SERVFAIL", "other groups", f"127.0.0.1:{dead}", "no node of this group"),
+            ("no name", "SERVFAIL", "other groups", f"127.0.0.1:{dead}", "no node of this group", "no address"),
             strict=True,
         ):
             assert f"seed {seed}" in note and word in note, note
         text = bob.p2pc("status").check().out
-        assert "5 things to look at" in text and "seed gone.test failed: there is no name" in text
+        assert "6 things to look at" in text and "seed gone.test failed: there is no name" in text
         document = json.loads(bob.p2pc("status", "--json").check().out)
         assert [seed["seed"] for seed in document["seeds"]] == seeds
         assert "no name" in document["seeds"][0]["trouble"] and document["seeds"][3]["addresses"]

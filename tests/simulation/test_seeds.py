@@ -156,3 +156,27 @@ def test_a_domain_of_another_group_is_not_followed() -> None:
 
         simulation.run(main(), time_s_max=1000)
         mesh.check_errors()
+
+
+def test_a_node_that_takes_its_own_link_for_broken_asks_its_seeds_too() -> None:
+    """If it broke: a laptop whose whole group has moved keeps its dead contacts, and stays alone for ever."""
+    with Simulation(6) as simulation:
+        mesh, zone = build(simulation, 14)
+        zone.name("node-13")
+        lonely, moved = mesh.members[12], mesh.members[13]
+
+        async def main() -> None:
+            for member in mesh.members[:12]:
+                await mesh.start_one(member)
+            await mesh.start_one(lonely, seeds=[DOMAIN])
+            await asyncio.sleep(60)
+            mesh.crash(*mesh.members[:12], is_silent=True)
+            await asyncio.sleep(60)
+            dht = lonely.running.network.dht
+            assert dht is not None and dht.is_link_down and dht.contact_count
+            await mesh.start_one(moved, contacts=())
+            await asyncio.sleep(700)
+            assert moved.identity.public_key in dht
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
