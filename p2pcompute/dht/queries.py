@@ -38,6 +38,11 @@ from p2pcompute.limits import (
     DHT_REQUEST_S,
 )
 
+_RADIUS_S: Final = 10.0
+"""The estimate of the group's size is made anew so often, at most."""
+_CROWDED: Final = 4
+"""So many times as many peers around a key as there should be are no chance: with 20 in the place of 5, 1 in 10 million
+keys has them."""
 _FAR: Final = 2
 """Beyond so many radii a node is not one of the k nearest of a key."""
 _READS_MAX: Final = 2
@@ -81,6 +86,8 @@ class Queries:
         self._keeper = keeper
         self._counters = counters
         self._size = GroupSize()
+        self._radius = 0
+        self._radius_until = float("-inf")
         self.last_lookup = (0, 0)
         """Requests and hops of the lookup that ended last."""
 
@@ -96,8 +103,28 @@ class Queries:
 
     def radius(self) -> int:
         """Distance from a key within which every node keeps its records; 0 in a group of up to k contacts."""
-        size = self.group_size()
-        return 0 if size is None else radius_of(size)
+        if len(self._table) <= DHT_K:
+            return 0
+        now = self._clock.now()
+        if now >= self._radius_until:
+            self._radius = radius_of(self.group_size() or len(self._table))
+            self._radius_until = now + _RADIUS_S
+        return self._radius
+
+    def near(self, key: bytes, *, exclude: bytes) -> list[Contact]:
+        """Return what this node tells of the peers near a key, at most k, nearest first.
+
+        They are the nearest; but when these are so crowded that chance cannot be the reason, only half of them, and as
+        many of the others within the radius, the farthest first: whoever crafts peers around a key must not hide those
+        that belong there.
+        """
+        near = self._table.nearest(key, DHT_K, exclude=exclude, live_only=True)
+        number, radius = int.from_bytes(key, "big"), self.radius()
+        if len(near) < DHT_K or (near[-1].number ^ number) * _CROWDED > radius:
+            return near
+        all_near = self._table.nearest(key, _CROWDED * DHT_K, exclude=exclude, live_only=True)
+        half = DHT_K // 2
+        return near[:half] + [one for one in all_near[half:] if one.number ^ number <= radius][-half:]
 
     # --- asking -----------------------------------------------------------------------------------
 

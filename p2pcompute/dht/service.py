@@ -610,7 +610,7 @@ class Dht:
             self._exchange.answer(request, message)
 
     def _nodes(self, key: bytes, request: Verified) -> Nodes:
-        near = self._table.nearest(key, DHT_K, exclude=place_of(request.statement.sender).id, live_only=True)
+        near = self._queries.near(key, exclude=place_of(request.statement.sender).id)
         contacts = cut_contacts(reachable(near, request.address), self._name)
         return Nodes(self._name, contacts, self._token(request, key), self.index.class_bits)
 

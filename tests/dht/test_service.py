@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mesh import GROUP, Mesh, Peer
 
+from p2pcompute.dht.contacts import Contact
 from p2pcompute.dht.messages import (
     ANYONE,
     Ack,
@@ -414,6 +415,33 @@ def test_a_newcomer_gets_what_belongs_to_it_from_few_of_the_holders() -> None:
 
 def newcomer_id(peer: Peer) -> bytes:
     return dht_id(Identity(peer.sim_host.host.crypto, peer.seed).public_key)
+
+
+def test_peers_crafted_around_a_key_do_not_hide_all_others_in_an_answer() -> None:
+    """What a node tells of the peers near a key is half of the story when there are more of them than chance allows."""
+
+    async def main(mesh: Mesh) -> None:
+        (one,) = await mesh.grow(1)
+        rng = random.Random(4)
+        key = rng.randbytes(20)
+        keys = [rng.randbytes(32) for _ in range(6000)]
+        crafted = sorted(keys, key=lambda one: int.from_bytes(dht_id(one), "big") ^ int.from_bytes(key, "big"))[:20]
+        honest = keys[:100]
+        for group in (honest, crafted):
+            contacts = [
+                (Contact(made, Address(f"10.3.{number}.1", 7)), b"run-1234") for number, made in enumerate(group)
+            ]
+            one.dht.adopt(contacts, uptime_s=0.0)
+        radius = one.dht._queries.radius()
+        told = [contact.key for contact in one.dht._queries.near(key, exclude=b"")]
+        assert 0 < radius < 1 << 159
+        assert len(set(told)) == len(told) == DHT_K
+        assert 0 < sum(one in honest for one in told) <= DHT_K // 2
+        elsewhere = bytes(byte ^ 0xFF for byte in key)
+        near = [contact.id for contact in one.dht._queries.near(elsewhere, exclude=b"")]
+        assert near == sorted(near, key=lambda one: int.from_bytes(one, "big") ^ int.from_bytes(elsewhere, "big"))
+
+    simulate(main)
 
 
 def test_alone_it_keeps_and_finds_its_own() -> None:
