@@ -30,7 +30,7 @@ from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.identity.keys import Identity
-from p2pcompute.limits import INLINE_BYTES_MAX
+from p2pcompute.limits import INLINE_BYTES_MAX, NODES_CHOSEN_MAX, REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
 from p2pcompute.resources import questions
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.owner import Grant, GrantedTask
@@ -73,6 +73,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     ),
     "addresses": (messages.parse_addresses, [["127.0.0.1", 1], ["::1", 2]]),
     "ack": (messages.parse_ack, [1, True]),
+    "unfit ack": (messages.parse_ack, [1, False, True]),
     "heartbeat": (messages.parse_heartbeat, [b"boot", KEY, [[KEY, [[0, 0, 1], [1, 0, 2]]]]]),
     "job indices": (messages.parse_job_indices, [[KEY, [1, 2, 3]], [KEY, []]]),
     "stop": (messages.parse_stop, [KEY, [1, 2], False]),
@@ -247,7 +248,10 @@ def test_signed_nonsense_is_no_job(seed: int) -> None:
     """A signature says who wrote it, not that it makes sense."""
     mutator = Mutator(seed)
     body = {
-        "terms": {"name": "n", "retries": 1, "python": [3, 11], "halt": "soon,fail=1", "created_ms": 1, "slots_max": 2},
+        "terms": {
+            "name": "n", "retries": 1, "python": [3, 11], "halt": "soon,fail=1", "created_ms": 1, "slots_max": 2,
+            "require": ["os=linux"], "prefer": ["-load"], "on": [bytes(32)], "not_on": [bytes(32)],
+        },
         "spec": b"spec", "nonce": b"nonce", "delegation": None,
     }  # fmt: skip
     for _ in range(5):
@@ -264,10 +268,30 @@ def test_signed_nonsense_is_no_job(seed: int) -> None:
 
 def test_a_job_arrives_as_it_was_signed() -> None:
     terms = JobTerms(
-        name="n", retries=0, python=(3, 11), local_only=True, slots_max=3, halt="now,done=5%", created_ms=5
-    )
+        name="n", retries=0, python=(3, 11), local_only=True, slots_max=3, halt="now,done=5%", created_ms=5,
+        require=("os=linux", "cpus>1"), prefer=("-load",), on=(b"k" * 32,), not_on=(b"l" * 32, b"m" * 32),
+    )  # fmt: skip
     job = open_job(CRYPTO, seal_job(IDENTITY, terms, b"spec", b"nonce"), wall=1.0)
     assert (job.terms, job.spec, job.submitter) == (terms, b"spec", IDENTITY.public_key)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"require": ["x" * (REQUIREMENT_CHARS_MAX + 1)]},
+        {"require": ["true"] * (REQUIREMENTS_MAX + 1)},
+        {"require": "true"},
+        {"prefer": [b"cpus"]},
+        {"on": [b"short"]},
+        {"not_on": [bytes(32)] * (NODES_CHOSEN_MAX + 1)},
+        {"on": []},
+    ],
+)
+def test_a_job_asks_within_limits(terms: dict[str, Any]) -> None:
+    """A peer's job costs without bound to match."""
+    body = {"terms": {"created_ms": 1, **terms}, "spec": b"", "nonce": b"", "delegation": None}
+    with pytest.raises(RemoteProtocolError):
+        open_job(CRYPTO, IDENTITY.sign_envelope("p2pc/job", body), wall=1.0)
 
 
 @given(text=st.one_of(st.text(max_size=30), st.from_regex(r"(now|soon),(fail|success|done)=\d{1,4}%?", fullmatch=True)))
