@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcompute.dht.contacts import Contact, pack_address, unpack_address
+from p2pcompute.dht.index import Outcome
 from p2pcompute.dht.messages import (
     ANYONE,
     REPLIES,
     Ack,
     AckStatus,
+    Ads,
     Bye,
     Find,
     Get,
@@ -24,8 +26,12 @@ from p2pcompute.dht.messages import (
     Ping,
     Pong,
     Put,
+    Query,
+    Register,
+    Registered,
     Statement,
     Values,
+    cut_ads,
     cut_contacts,
     decode_body,
     decode_statement,
@@ -59,22 +65,29 @@ addresses = st.builds(Address, v4 | st.sampled_from(["::1", "fd00::1", "2001:db8
 names = st.text(max_size=64).map(shown_name)
 contacts = st.tuples(keys, addresses).map(lambda pair: Contact(*pair))
 tokens = st.binary(min_size=8, max_size=8)
+classes = st.none() | st.integers(0, 2**64 - 1)
+tuples = st.integers(0, 2**192 - 1)
 chunks = st.binary(min_size=1, max_size=DHT_CHUNK_BYTES)
 messages = st.one_of(
     st.just(Ping()),
-    st.builds(Pong, addresses, names),
+    st.builds(Pong, addresses, names, classes),
     st.builds(Find, ids),
     st.builds(
-        lambda name, cs, token: Nodes(name, cut_contacts(cs, name), token),
+        lambda name, cs, token, bits: Nodes(name, cut_contacts(cs, name), token, bits),
         names,
         st.lists(contacts, max_size=40),
         tokens,
+        classes,
     ),
     st.builds(Get, ids, st.integers(0, 16384)),
     st.builds(lambda c, o: Values(bytes(8), o + len(c), o, c), chunks, st.integers(0, 15000)),
     st.builds(lambda k, t, c, p: Put(k, t, p, 2, c), ids, st.just(b"") | tokens, chunks, st.integers(0, 1)),
     st.builds(Ack, st.sampled_from(AckStatus), st.integers(0, 2**63 - 1), st.just(b"") | tokens),
     st.just(Bye()),
+    st.builds(Register, ids, st.just(b"") | tokens, st.integers(0, 7200), tuples),
+    st.builds(Registered, st.sampled_from(Outcome), st.lists(contacts, max_size=10).map(tuple), st.just(b"") | tokens),
+    st.builds(Query, ids, tuples),
+    st.builds(cut_ads, st.lists(contacts, max_size=20), st.lists(contacts, max_size=24)),
 )
 
 
@@ -259,3 +272,34 @@ def test_no_answer_is_longer_than_three_times_its_question(message: Message) -> 
     }  # fmt: skip
     carried = 12
     assert len(encode(message)) + carried <= 3 * (len(encode(shortest[kind])) + carried)
+
+
+def test_as_many_ads_are_sent_as_fit_and_what_was_found_comes_first() -> None:
+    many = [Contact(bytes([number]) * 32, Address("fd00::1", 1 + number)) for number in range(40)]
+    ads = cut_ads(many[:4], many[4:])
+    assert list(ads.found) == many[:4] and list(ads.contacts) == many[4 : 4 + len(ads.contacts)]
+    assert len(ads.contacts) >= 10 and len(encode(ads)) <= DHT_BODY_BYTES_MAX
+    assert not cut_ads(many, many).contacts
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (Register(ID, b"", 900, 1), lambda body: [*body[:2], 7201, *body[3:]]),
+        (Register(ID, b"", 900, 1), lambda body: [*body[:3], bytes(23), body[4]]),
+        (Register(ID, b"", 900, 1), lambda body: [*body[:4], b""]),
+        (Register(ID, b"", 900, 1), lambda body: [*body[:2], True, *body[3:]]),
+        (Registered(Outcome.OK, ()), lambda body: [4, *body[1:]]),
+        (Query(ID, 1), lambda body: [body[0], bytes(8), body[2]]),
+        (Query(ID, 1), lambda body: [*body[:2], bytes(8)]),
+        (Ads((), ()), lambda body: [body[0], [[bytes(31), b"123456"]]]),
+        (Pong(Address("10.0.0.1", 1), "x", 1), lambda body: [*body[:2], bytes(7)]),
+        (Pong(Address("10.0.0.1", 1), "x", 1), lambda body: [*body, 1]),
+        (Nodes("x", (), bytes(8), 1), lambda body: [*body[:3], 1]),
+    ],
+)
+def test_statements_about_the_index_are_exactly_right_or_refused(message: Message, change: Any) -> None:
+    raw = decode_statement(encode(message)).body
+    assert decode_body(type_of(message), raw) == message
+    with pytest.raises(RemoteProtocolError):
+        decode_body(type_of(message), cbor.encode(change(cbor.decode(raw))))
