@@ -28,9 +28,9 @@ class TaskOptions:
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the task."""
     cpus: float = 1.0
-    """Cores that a node must have."""
+    """Cores that a task uses: so many slots of a node."""
     gpus: float = 0.0
-    """GPUs that a node must have."""
+    """GPUs that a task uses: so large a part of a node's slots as of its GPUs."""
     disk: int | str | None = None
     """Disk that must be free: bytes, or text like "20G"."""
     require: Sequence[str] = ()

@@ -158,7 +158,7 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
 @click.option("--cpus", type=click.FloatRange(0, 4096), default=1.0, metavar="N", help="Cores that a task uses.")
 @click.option("--mem", metavar="SIZE", help="Memory of a task, like 2G: its limit, and so much must be free.")
-@click.option("--gpus", type=click.FloatRange(0, 1024), default=0.0, metavar="N", help="GPUs that a node must have.")
+@click.option("--gpus", type=click.FloatRange(0, 1024), default=0.0, metavar="N", help="GPUs that a task uses.")
 @click.option("--disk", metavar="SIZE", help="Disk that must be free, like 20G.")
 @click.option(
     "--require",

@@ -52,7 +52,7 @@ class JobSpec:
     mem_bytes: int | None = None
     """Address-space limit of the task (RLIMIT_AS); so much must be free where it starts."""
     gpus: float = 0.0
-    """GPUs that a node must have.  Nothing hands them out: a task sees all of the node's."""
+    """GPUs of a task.  They decide how many run at once; which one is whose nothing says: a task sees all of them."""
     disk_bytes: int | None = None
     """So much must be free on the node's disk where it starts."""
     cpu_s: float | None = None

@@ -21,7 +21,15 @@ from p2pcompute.ids import format_device_id
 from p2pcompute.limits import JOBS_KNOWN_MAX, NODES_KNOWN_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
 from p2pcompute.resources.expressions import View
 from p2pcompute.resources.known import HAS, Knowledge
-from p2pcompute.resources.matching import Known, Needs, Requirement, acceptance_names, compile_needs, is_accepted
+from p2pcompute.resources.matching import (
+    Known,
+    Needs,
+    Requirement,
+    acceptance_names,
+    compile_needs,
+    is_accepted,
+    slots_taken,
+)
 from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
@@ -180,6 +188,7 @@ class JobFit:
         self.requirement = requirement
         self._verdicts: dict[bytes, tuple[Knowledge, float, bool | None, float]] = {}
         """Node → (what it rests on, until when it stands, whether it fits, rank)."""
+        self._own_values: dict[str, Value] = {}
         self._here: tuple[bool, float] | None = None
         """Whether this node fits, and when that was measured."""
         self._own_rank = 0.0
@@ -239,6 +248,19 @@ class JobFit:
             del self._verdicts[next(iter(self._verdicts))]
         return fits, rank
 
+    def slots(self, key: bytes, slot_count: int) -> int:
+        if self.requirement is None:
+            return 1
+        needs = self.requirement.needs
+        if key == LOCAL:
+            return slots_taken(needs, self._own_values, slot_count)
+        values: dict[str, Value] = {}
+        knowledge = self._placement.resources.known.get(key) if needs.mem_bytes or needs.gpus else None
+        for name in ("mem.total", "gpu.count"):
+            if knowledge is not None and name in knowledge.attributes:
+                values[name] = knowledge.attributes[name].value
+        return slots_taken(needs, values, slot_count)
+
     # --- this node --------------------------------------------------------------------------------
 
     def known_here(self) -> bool | None:
@@ -275,6 +297,7 @@ class JobFit:
             if fits and not self._is_own:
                 fits = is_accepted(placement.accepts, known.values, self._values) is True
             self._own_rank = requirement.rank(view)
+            self._own_values = known.values
             placement.counters.measured_count += 1
         self._here = (fits, placement.host.clock.now())
         return fits

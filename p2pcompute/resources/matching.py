@@ -197,6 +197,21 @@ def amounts(needs: Needs) -> dict[str, str]:
     return found
 
 
+def slots_taken(needs: Needs, values: Mapping[str, Value], slot_count: int) -> int:
+    """Return how many of a node's slots one task takes, from 1 to all: those of its cores, and as large a part of them
+    as of the node's memory and GPUs.
+
+    Args:
+        values: of the node.
+    """
+    slots = math.ceil(needs.cpus)
+    for amount, name in ((needs.mem_bytes, "mem.total"), (needs.gpus, "gpu.count")):
+        total = values.get(name)
+        if amount and isinstance(total, int | float) and total > 0:
+            slots = max(slots, math.ceil(min(1.0, amount / total) * slot_count))
+    return max(1, min(slots, slot_count))
+
+
 def check_needs(needs: Needs) -> None:
     """Refuse, for the person who wrote them, needs that no node could ever answer.
 

@@ -363,10 +363,11 @@ class OwnerCore:
 
     def batch_size(self, job: OwnedJob, thief: Thief) -> int:
         """Return how many tasks of `job` one grant to `thief` holds: at least 1."""
-        size = thief.slots
+        slots = thief.slots if job.fit is None else max(1, thief.slots // job.fit.slots(thief.key, thief.slots))
+        size = slots
         if job.task_s is not None:
             per_slot = BATCH_TARGET_S * max(1.0, len(self.thieves) / 500) / job.task_s
-            size = max(thief.slots, int(per_slot * thief.slots))
+            size = max(slots, int(per_slot * slots))
         size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
         if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(job.ready_count / 2))

@@ -147,6 +147,7 @@ class Scheduler:
             intake_local=self.owner.intake_local,
             spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
             addresses_of=lambda key: self.peers.get(key, ()),
+            slots_of=self._slots_taken if fit_of is not None else None,
         )
         self.on_restarted: Callable[[bytes], None] = lambda _key: None
         """Called when a node is met in a new life."""
@@ -376,6 +377,13 @@ class Scheduler:
     def _end_hold(self) -> None:
         self._held = None
         self.wake()
+
+    def _slots_taken(self, job_id: bytes) -> int:
+        """Return how many slots a task of a job that is held here takes."""
+        own = self.owner.core.jobs.get(job_id)
+        other = None if own is not None else self.worker.jobs.get(job_id)
+        fit = own.fit if own is not None else None if other is None else self._fit_of(other)
+        return 1 if fit is None else fit.slots(LOCAL, self.worker.core.slot_count)
 
     def _has_something_to_give(self) -> bool:
         """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""

@@ -49,6 +49,9 @@ class Fit(Protocol):
     def rank(self, key: bytes) -> float | None:
         """Return how much a node is preferred; None while it has not said what it has."""
 
+    def slots(self, key: bytes, slot_count: int) -> int:
+        """Return how many of a node's slots one task takes, from 1 to all."""
+
     def known_here(self) -> bool | None:
         """Return whether this node fits; None: it must be measured first."""
 

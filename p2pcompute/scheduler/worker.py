@@ -3,8 +3,9 @@
 Pure: time is passed in.  A held task is *staging* (its inputs are on the way), *queued*, or *running*; what is
 queued may be stolen by others, what is running never.
 
-Invariants: a slot runs one batch of one job; a held task is in exactly one of the three states; the tasks of a
-batch that the runner has count as running from the moment they are handed to it.
+Invariants: a slot runs one batch of one job, and a batch of large tasks takes several slots; a held task is in exactly
+one of the three states; the tasks of a batch that the runner has count as running from the moment when they are handed
+to it.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ class Batch:
 class WorkerCore:
     """The books of one node's slots."""
 
-    def __init__(self, slot_count: int) -> None:
+    def __init__(self, slot_count: int, slots_of: Callable[[bytes], int] | None = None) -> None:
+        """Args:
+        slots_of: how many slots a task of a job takes, from 1; None: one each.
+        """
         self.slot_count = slot_count
+        self._slots_of = slots_of
         self.is_paused = False
         """Takes no new work; what runs goes on."""
         self.is_resting = False
@@ -75,6 +80,10 @@ class WorkerCore:
         self._free = list(range(slot_count - 1, -1, -1))
         self._slot_runs: dict[int, int] = {}
         """Slot → tasks of its batch that have not reported."""
+        self._slot_others: dict[int, list[int]] = {}
+        """Slot → further slots that its batch takes."""
+        self._is_short = False
+        """The next task takes more slots than are free: it waits for them, and nothing passes it."""
         self._task_s: dict[bytes, float] = {}
         self._next_run = 1
 
@@ -96,7 +105,7 @@ class WorkerCore:
     @property
     def can_give(self) -> bool:
         """Whether `give` might hand over anything."""
-        return not self._free and self._queued_count >= 2
+        return (not self._free or self._is_short) and self._queued_count >= 2
 
     def holds(self, job_id: bytes, index: int) -> bool:
         return (job_id, index) in self._by_task
@@ -260,11 +269,18 @@ class WorkerCore:
     def next_batches(self) -> list[Batch]:
         """Return what to start on the free slots now, jobs in turn; the tasks count as running from here on."""
         batches: list[Batch] = []
+        self._is_short = False
         while self._free and self._queues and not self.is_resting:
             job_id = next(iter(self._queues))
+            taken = 1 if self._slots_of is None else min(self._slots_of(job_id), self.slot_count)
+            if taken > len(self._free):
+                self._is_short = True
+                break
             queue = self._queues.pop(job_id)
             size = self._run_batch_size(job_id, len(queue))
             slot = self._free.pop()
+            if taken > 1:
+                self._slot_others[slot] = [self._free.pop() for _ in range(taken - 1)]
             held_list = []
             for _ in range(size):
                 held = self.held[queue.popleft()]
@@ -300,6 +316,7 @@ class WorkerCore:
         self._slot_runs[held.slot] -= 1
         if self._slot_runs[held.slot] == 0:
             del self._slot_runs[held.slot]
+            self._free += self._slot_others.pop(held.slot, ())
             self._free.append(held.slot)
         if runtime_s is not None:
             runtime_s = max(runtime_s, TASK_S_MIN)
@@ -336,5 +353,6 @@ class WorkerCore:
         if wanted != self._by_task:
             raise InvariantViolation("index of held tasks")
         running = states.count(HeldState.RUNNING)
-        if running != sum(self._slot_runs.values()) or len(self._slot_runs) + len(self._free) != self.slot_count:
+        used = len(self._slot_runs) + sum(map(len, self._slot_others.values()))
+        if running != sum(self._slot_runs.values()) or used + len(self._free) != self.slot_count:
             raise InvariantViolation("slots")

@@ -150,6 +150,7 @@ class WorkerService:
         intake_local: Callable[[bytes, int, int, int, Outcome], None],
         spec_of_local: Callable[[bytes], bytes],
         addresses_of: Callable[[bytes], Sequence[Address]],
+        slots_of: Callable[[bytes], int] | None = None,
     ) -> None:
         self._host = host
         self._identity = identity
@@ -165,7 +166,7 @@ class WorkerService:
         self._spec_of_local = spec_of_local
         self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
-        self.core = WorkerCore(host.runner.slot_count)
+        self.core = WorkerCore(host.runner.slot_count, slots_of)
         self.jobs: dict[bytes, JobEnvelope] = {}
         """Jobs of others that tasks are held of."""
         self.links: dict[bytes, OwnerLink] = {}

@@ -246,3 +246,24 @@ def test_a_node_looks_only_for_what_a_job_is_about(monkeypatch: pytest.MonkeyPat
         assert wanted and all(names == {"mem.total", "load"} for names in wanted), wanted
 
     play([PLAIN], scene)
+
+
+def test_large_tasks_take_several_slots() -> None:
+    """Four tasks of four cores run on four cores at once, or a GPU is given to two."""
+    four = RunnerModel(slot_count=4, attributes={"gpu.count": 2})
+
+    async def scene(mesh: Mesh) -> None:
+        clock = mesh.members[0].host.clock
+        keys = [member.identity.public_key for member in mesh.members]
+        for spec, at_once in (({}, 4), ({"cpus": 2.0}, 2), ({"cpus": 4.0}, 1), ({"gpus": 1.0}, 2), ({"gpus": 2.0}, 1)):
+            began = clock.now()
+            job_id = await submit(mesh.members[0], [1.0] * 8, spec, on=(keys[0],))
+            await done_by(mesh, job_id)
+            took_s = clock.now() - began
+            assert 8 / at_once <= took_s < 8 / at_once + 1.5, (spec, took_s)
+        began = clock.now()
+        job_id = await submit(mesh.members[0], [1.0] * 16, {"cpus": 4.0})
+        assert min((await done_by(mesh, job_id)).values()) >= 5, "what waits for room goes to others"
+        assert clock.now() - began < 12
+
+    play([four, four], scene)

@@ -427,3 +427,33 @@ class Mesh(RuleBasedStateMachine):
 
 TestMesh = Mesh.TestCase
 TestMesh.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_large_task_waits_for_its_slots_and_nothing_passes_it() -> None:
+    """Small tasks starve large ones, or slots are lost when a large one ends."""
+    core, worker = make(20), WorkerCore(4, slots_of=lambda _job: sizes[0])
+    sizes = [1]
+    grant = core.choose(0.0, thief("a", slots=4, want=20))
+    assert grant is not None
+    worker.take(grant, b"owner", is_staged=True)
+    first = worker.next_batches()
+    assert [batch.slot for batch in first] == [0, 1, 2, 3]
+    worker.ended(first[0].held[0].run_id, 1.0)
+    again = core.choose(0.0, thief("a", slots=4, want=20))
+    assert again is not None
+    worker.take(again, b"owner", is_staged=True)
+    sizes[0] = 3
+    assert worker.next_batches() == [] and worker.can_give
+    worker.check_invariants()
+    for batch in first[1:3]:
+        worker.ended(batch.held[0].run_id, 1.0)
+    [large] = worker.next_batches()
+    assert worker.free_slots == 0
+    worker.check_invariants()
+    worker.ended(large.held[0].run_id, 1.0)
+    assert worker.free_slots == 3
+    worker.check_invariants()
+    sizes[0] = 99
+    worker.ended(first[3].held[0].run_id, 1.0)
+    assert len(worker.next_batches()) == 1 and worker.free_slots == 0, "never more than there are"
+    worker.check_invariants()
