@@ -224,6 +224,9 @@ INDEX_WANT_MAX: Final = 256
 # --- seeds (DNS) ----------------------------------------------------------------------------------
 DNS_RECORDS_MAX: Final = 64
 """Records of one answer that are looked at; further ones are left out."""
+DNS_ANSWER_BYTES_MAX: Final = 1232
+"""What name servers are asked to keep to (DNS flag day 2020: fits an IPv6 packet); for a longer answer they refer to
+TCP, which is not used."""
 DNS_QUERY_S_MAX: Final = 5.0
 """One question, over all name servers and repetitions."""
 DNS_SERVERS_MAX: Final = 4

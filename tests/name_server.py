@@ -1,4 +1,4 @@
-"""A name server on loopback that says what a test wants: real DNS messages over real sockets."""
+"""A name server on loopback that says what a test wants: real DNS messages over a real UDP socket."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-UDP_BYTES_MAX = 1232
-
 
 class NameServer:
     """Answers from `zone`; what is not in it does not exist.  Nothing is answered about names in `silent`."""
@@ -31,14 +29,12 @@ class NameServer:
         self.silent: set[str] = set()
         self.refused: set[str] = set()
         self.garbled: Callable[[bytes], bytes] = bytes
-        """Changes what is sent over UDP."""
+        """Changes what is sent."""
         self.asked: Counter[tuple[str, str]] = Counter()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
-        self._listening = socket.create_server(("127.0.0.1", self.port))
         self._thread = threading.Thread(target=self._serve)
-        self._stream_thread = threading.Thread(target=self._serve_streams)
 
     @property
     def address(self) -> str:
@@ -55,7 +51,6 @@ class NameServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._stream_thread.start()
         return self
 
     def __exit__(
@@ -63,10 +58,7 @@ class NameServer:
     ) -> None:
         self._socket.sendto(b"", ("127.0.0.1", self.port))
         self._thread.join()
-        socket.create_connection(("127.0.0.1", self.port)).close()
-        self._stream_thread.join()
         self._socket.close()
-        self._listening.close()
 
     def _serve(self) -> None:
         while True:
@@ -74,29 +66,17 @@ class NameServer:
             if not data:
                 return
             try:
-                answer = self._answer(dns.message.from_wire(data))
+                query = dns.message.from_wire(data)
+                answer = self._answer(query)
             except dns.exception.DNSException:
                 continue
             if answer is not None:
                 wire = answer.to_wire(max_size=65535)
-                if len(wire) > UDP_BYTES_MAX:
+                if len(wire) > query.payload:
                     answer.answer.clear()
                     answer.flags |= dns.flags.TC
                     wire = answer.to_wire()
                 self._socket.sendto(self.garbled(wire), source)
-
-    def _serve_streams(self) -> None:
-        """Answer one question of each connection; one that is closed without any ends it."""
-        while True:
-            connection, _ = self._listening.accept()
-            with connection, connection.makefile("rwb") as stream:
-                size = stream.read(2)
-                if not size:
-                    return
-                answer = self._answer(dns.message.from_wire(stream.read(int.from_bytes(size, "big"))))
-                if answer is not None:
-                    wire = answer.to_wire(max_size=65535)
-                    stream.write(len(wire).to_bytes(2, "big") + wire)
 
     def _answer(self, query: dns.message.Message) -> dns.message.Message | None:
         question = query.question[0]

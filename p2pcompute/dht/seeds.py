@@ -44,6 +44,7 @@ PRIVATE_ENDS: Final = ("test", "localhost", "local", "internal", "home.arpa")
 """Ends of names that the public DNS does not have: whoever answers for them is on this network."""
 
 _TARGET: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+_TRANSLATED: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _HINT: Final = re.compile(r"[0-9a-fA-F]{8}")
 
 
@@ -101,8 +102,8 @@ def is_usable(host: str, domain: str, ignored: Counter[str]) -> bool:
     except ValueError:
         ignored["unusable address"] += 1
         return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        address = _inner(address) or address
     if address.is_multicast or address.is_unspecified or host == "255.255.255.255":
         ignored["unusable address"] += 1
         return False
@@ -110,6 +111,13 @@ def is_usable(host: str, domain: str, ignored: Counter[str]) -> bool:
         ignored["private address from a public name"] += 1
         return False
     return True
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address to which a packet to this IPv6 address is translated somewhere (RFC 4291, 3056, 6052)."""
+    if address in _TRANSLATED:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def lasting_s(ttl_s: float) -> float:
