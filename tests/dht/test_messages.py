@@ -269,6 +269,7 @@ def test_no_answer_is_longer_than_three_times_its_question(message: Message) -> 
     shortest: dict[MessageType, Message] = {
         MessageType.PING: Ping(), MessageType.FIND: Find(ID), MessageType.GET: Get(ID),
         MessageType.PUT: Put(ID, b"", 0, 1, b"x"), MessageType.BYE: Bye(),
+        MessageType.REGISTER: Register(ID, b"", 0, 1), MessageType.QUERY: Query(ID, 1),
     }  # fmt: skip
     carried = 12
     assert len(encode(message)) + carried <= 3 * (len(encode(shortest[kind])) + carried)
