@@ -145,7 +145,7 @@ class Queries:
         """Put a record where it belongs; return how many hold it and the highest seq of a newer one somebody holds."""
         radius = self.radius()
         k = DHT_PUT_K if radius else DHT_K
-        lookup = self._lookup(record.key, k=k, alpha_within=DHT_PUT_ALPHA, radius=radius)
+        lookup = self._lookup(record.key, k=k, alpha_within=DHT_PUT_ALPHA, late_softs=2, radius=radius)
         store = _Store(record, self._ask)
         number = int.from_bytes(record.key, "big")
 
@@ -232,6 +232,7 @@ class Queries:
         *,
         k: int = DHT_K,
         alpha_within: int = DHT_ALPHA,
+        late_softs: int = 3,
         paths: int = DHT_PATHS,
         radius: int = 0,
     ) -> Lookup:
@@ -245,6 +246,7 @@ class Queries:
             k=k,
             alpha=DHT_ALPHA,
             alpha_within=alpha_within,
+            late_softs=late_softs,
             paths=paths,
             radius=radius,
         )
