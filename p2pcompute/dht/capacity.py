@@ -32,6 +32,7 @@ from p2pcompute.limits import (
     INDEX_TAKEN_MAX,
 )
 
+SEARCH_S: Final = 10.0
 CLASS_MASK: Final = (1 << 8 * CLASS_BYTES) - 1
 _STONES_AMONG: Final = 64
 """Contacts nearest to a key among which others are sent on."""
@@ -143,10 +144,13 @@ class CapacityIndex:
 
     # --- what we ask ------------------------------------------------------------------------------
 
-    async def search(self, features: Sequence[Feature], want: int) -> list[Contact]:
+    async def search(self, features: Sequence[Feature], want: int, time_s: float = SEARCH_S) -> list[Contact]:
         """Return up to `want` nodes that seem to have all of these features; own contacts first, none verified.
 
         Without features, or in a small group, nobody is asked: known contacts are all there is.
+
+        Args:
+            time_s: after it, what was found until then is returned.
         """
         if not features or not self.is_used:
             return []
@@ -170,10 +174,14 @@ class CapacityIndex:
 
             self._ask(contact.key, contact.address, [question], done)
 
-        found = await walk(level_walk, self._clock, ask)
+        try:
+            async with self._clock.timeout(time_s):
+                await walk(level_walk, self._clock, ask)
+        except TimeoutError:
+            pass
         self._counters.search_requests += level_walk.asked_count
         self._note(level_walk)
-        return found
+        return level_walk.result()
 
     async def advertise(self, life_s: float) -> None:
         """Have ads kept for what is rare about this node, one feature after the other."""

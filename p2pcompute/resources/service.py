@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -22,6 +22,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
 from p2pcompute.limits import (
     ATTRIBUTE_WORDS_MAX,
+    INDEX_WANT_MAX,
     QUESTION_ASKED_MAX,
     QUESTION_LANES,
     QUESTION_WAIT_S_MAX,
@@ -59,15 +60,26 @@ WATCH_AGAIN_S: Final = 2.0
 """Least time between two questions of one lane of a trigger."""
 SILENT_AGAIN_S: Final = 5.0
 """Pause of a trigger after a node that does not answer."""
+_NAMED_PER_ANSWER: Final = 2
+"""Nodes that an index is asked for, for each answer that is wanted: it does not know what changes from hour to hour."""
+_INDEX_TIME_SHARE: Final = 0.5
+"""Of the time of a question, at most so much goes into finding out whom to ask."""
 HAS_LIFETIME_S: Final = 300.0
 """How long it may be believed that an application is there, or is not."""
 
 Peers = Mapping[bytes, Sequence[Address]]
 Candidate = tuple[bytes, Sequence[Address]]
+Index = Callable[[Sequence[Expression], int, float], Awaitable[list[Candidate]]]
+"""Names up to so many nodes, within so many seconds, of which conditions may all be true: those worth asking first."""
 """A node that may be asked, and where."""
 
 
 assert QUESTION_WORDS_MAX + len(RUNTIMES) <= ATTRIBUTE_WORDS_MAX, "what is asked for fits an answer"
+
+
+async def _no_index(_expressions: Sequence[Expression], _want: int, _time_s: float) -> list[Candidate]:
+    """Nobody is named: all who are known are asked."""
+    return []
 
 
 @lru_cache(maxsize=256)
@@ -113,6 +125,7 @@ class Resources:
         self._facts = facts
         self._peers = peers
         self._rng = host.rng.stream("resources")
+        self.index: Index = _no_index
         self.known = KnownNodes()
         self.counters = ResourceCounters()
         self._waiting: dict[bytes, int] = {}
@@ -200,17 +213,24 @@ class Resources:
 
     # --- others -----------------------------------------------------------------------------------
 
-    def candidates(self, query: Query) -> list[Candidate]:
-        """Return who may be asked, in the order in which it is done: open channels first, then at random.
+    async def named(self, query: Query) -> list[Candidate]:
+        """Return the nodes that an index of the group names for a question, if there is one: hints, not answers."""
+        want = INDEX_WANT_MAX if query.rank is not None else _NAMED_PER_ANSWER * query.answers_max
+        return await self.index([query.expression], want, query.time_s * _INDEX_TIME_SHARE)
 
-        The one place that decides who is worth a question: an index of the group belongs here.
+    def candidates(self, query: Query, named: Sequence[Candidate] = ()) -> list[Candidate]:
+        """Return who may be asked, in the order in which it is done: those of the index first, then open channels, then
+        others at random.
+
+        The one place that decides who is worth a question.
         """
         near = [channel.peer.key for channel in self._channels.all()]
         others = sorted(self._peers)
         self._rng.shuffle(others)
-        keys = dict.fromkeys([key for key in near if key in self._peers] + others)
+        there = dict(named)
+        keys = dict.fromkeys([*there, *(key for key in near if key in self._peers), *others])
         keys.pop(self._own_key, None)
-        return [(key, self._peers[key]) for key in keys]
+        return [(key, tuple(dict.fromkeys([*self._peers.get(key, ()), *there.get(key, ())]))) for key in keys]
 
     def forget(self, key: bytes) -> None:
         """Forget what a node said."""
@@ -299,12 +319,12 @@ class Resources:
         """
         began = self._host.clock.now()
         tally = _Tally([])
-        candidates = self.candidates(query)
+        candidates = self.candidates(query, await self.named(query))
         waiting = deque(self._from_known(query, candidates, tally)[:QUESTION_ASKED_MAX])
         lane_count = min(QUESTION_LANES, len(waiting))
         scope = TaskScope("find")
         try:
-            async with self._host.clock.timeout(query.time_s):
+            async with self._host.clock.timeout(began + query.time_s - self._host.clock.now()):
                 lanes = [scope.spawn(self._ask_self(query, tally), "own")]
                 lanes += [scope.spawn(self._lane(query, waiting, tally), "lane") for _ in range(lane_count)]
                 for lane in lanes:
@@ -453,6 +473,7 @@ class _Watch:
         self._clock = resources._host.clock
         self._query = query
         self._scope = scope
+        self._named: list[Candidate] = []
         self._next: deque[Candidate] = deque()
         self._busy: dict[bytes, None] = {}
         self._useless: dict[bytes, None] = {}
@@ -473,6 +494,7 @@ class _Watch:
 
     async def others(self) -> None:
         """Ask, one after the other, all that are known or come to be known, again and again."""
+        self._named = await self._resources.named(self._query)
         while True:
             while len(self._busy) < QUESTION_LANES and (candidate := self._take()) is not None:
                 self._busy[candidate[0]] = None
@@ -485,7 +507,7 @@ class _Watch:
     def _take(self) -> Candidate | None:
         """Return a node that nobody asks now."""
         if not self._next:
-            found = self._resources.candidates(self._query)
+            found = self._resources.candidates(self._query, self._named)
             self._next.extend(item for item in found if item[0] not in self._busy and item[0] not in self._useless)
         return self._next.popleft() if self._next else None
 

@@ -1,0 +1,83 @@
+"""Joins what nodes have (`resources`) with the index of the group (`dht`): this node's part in it, and searches.
+
+In a group larger than one table of contacts this node is measured, once an hour, and described to the index; then
+questions and jobs that ask for something are taken to nodes that the index names before those that are known.  What it
+names are hints: each node is asked itself.  When the index is out of reach, known nodes are asked as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from p2pcompute.dht.capacity import Feature
+from p2pcompute.dht.service import Dht
+from p2pcompute.host.interfaces import Host
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.limits import INDEX_WANT_MAX
+from p2pcompute.node.network import Network
+from p2pcompute.resources.attributes import values
+from p2pcompute.resources.classes import bits_of, features_asked, features_of, tuple_of
+from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.matching import Requirement
+from p2pcompute.resources.service import Candidate, Resources
+
+DESCRIBE_AGAIN_S: Final = 3600.0
+"""What changes the features of a machine is rare: a GPU is added, an engine is installed."""
+SEEK_S: Final = 10.0
+SEEK_WANT: Final = 64
+"""Nodes that are looked for on behalf of a job, and how long."""
+
+
+class Capacity:
+    """One node's view of what its group has."""
+
+    def __init__(self, host: Host, scope: TaskScope, network: Network, resources: Resources) -> None:
+        self._host = host
+        self._scope = scope
+        self._network = network
+        self._resources = resources
+        self._described: Dht | None = None
+
+    def peers_changed(self) -> None:
+        """Look whether the group has become so large that the index is of use."""
+        dht = self._network.dht
+        if dht is not None and dht is not self._described and dht.index.is_used:
+            self._described = dht
+            self._scope.spawn(self._describe(dht), "describe-to-index")
+
+    async def search(self, expressions: Sequence[Expression], want: int, time_s: float) -> list[Candidate]:
+        """Return nodes that the index names for conditions that must all be true; empty when it can name none."""
+        features = _features(features_asked(expressions))
+        if self._network.dht is None or not features:
+            return []
+        found = await self._network.dht.index.search(features, min(want, INDEX_WANT_MAX), time_s)
+        return [(contact.key, (contact.address,)) for contact in found]
+
+    def seek(self, requirement: Requirement) -> None:
+        """Make the nodes known, in the background, that the index names for a job of this node."""
+        expressions = [clause.expression for clause in requirement.clauses]
+        dht = self._network.dht
+        if dht is not None and dht.index.is_used and features_asked(expressions):
+            self._scope.spawn(self._seek(expressions), "seek-nodes")
+
+    async def _seek(self, expressions: Sequence[Expression]) -> None:
+        for key, addresses in await self.search(expressions, SEEK_WANT, SEEK_S):
+            if key not in self._network.peers:
+                self._network.peers.meet(key, addresses[0])
+                self._network.on_peer(key)
+
+    async def _describe(self, dht: Dht) -> None:
+        """Measure this node, and again each hour, as long as it is in this group."""
+        said: tuple[int, list[str]] | None = None
+        while self._network.dht is dht:
+            known = values(await self._resources.own(), self._host.clock.wall())
+            now = tuple_of(known), features_of(known)
+            if now != said and self._network.dht is dht:
+                said = now
+                dht.describe_capacity(now[0], _features(now[1]))
+            await self._host.clock.sleep(DESCRIBE_AGAIN_S)
+
+
+def _features(names: Sequence[str]) -> list[Feature]:
+    return [Feature(name, bits_of(name)) for name in names]
