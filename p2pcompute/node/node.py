@@ -17,6 +17,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.node import views
 from p2pcompute.node.blob_exchange import BlobExchange
+from p2pcompute.node.capacity import Capacity
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
@@ -138,6 +139,8 @@ class Node:
             facts=self._facts,
             peers=self.network.peers,
         )
+        self.capacity = Capacity(host, self._scope, self.network, self.resources)
+        self.resources.index = self.capacity.search
         self.placement = Placement(
             host,
             self._scope,
@@ -171,6 +174,7 @@ class Node:
         self.channels.on_request(JOIN, self._on_join)
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
+        self.placement.on_needs = self.capacity.seek
         self.scheduler.on_restarted = self.resources.forget
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone
@@ -599,6 +603,7 @@ class Node:
     # --- peers ------------------------------------------------------------------------------------
 
     def _peer_known(self, key: bytes) -> None:
+        self.capacity.peers_changed()
         self.scheduler.peer_known(key)
 
     def _channel_opened(self, channel: Channel) -> None:

@@ -111,6 +111,8 @@ class Placement:
         self.accepts = accepts
         self.on_news: Callable[[], None] = _ignore
         """Called when something became known that may let a job run."""
+        self.on_needs: Callable[[Requirement], None] = lambda _requirement: None
+        """Called once with what a job of this node asks of others."""
         self.counters = PlacementCounters()
         self._fits: dict[bytes, JobFit | None] = {}
         self._asking: dict[bytes, None] = {}
@@ -136,6 +138,8 @@ class Placement:
         has_condition = bool(self.accepts) and job.submitter != self.installation
         if needs.is_plain and not is_chosen and not has_condition:
             return None
+        if job.submitter == self.installation:
+            self.on_needs(requirement)
         return JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
 
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:

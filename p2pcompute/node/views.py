@@ -190,6 +190,7 @@ def dht(found: Dht) -> DhtStatus:
         lookups=counters.lookups,
         lookup_requests=counters.lookup_requests,
         lookup_hops=counters.lookup_hops,
+        index="degraded" if found.index.is_degraded else "ok" if found.index.is_used else "unused",
     )
 
 
