@@ -370,7 +370,7 @@ class Desk:
             on=find_nodes(self._node.peers(), options.on),
             not_on=find_nodes(self._node.peers(), options.not_on),
         )
-        view = await self._node.explain((terms, spec))
+        view = await self._node.explain((terms, spec), until_possible=True)
         if view.report.can_never_run and not view.left_out:
             raise never(explanation_of(view))
         return terms

@@ -551,10 +551,12 @@ class _Run:
         document = self._ask_explanation(connection, connection.request("GET", "/v1/status"))
         return print_explanation(document, as_json=self.request.is_json)
 
-    def _ask_explanation(self, connection: Any, status: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask_explanation(self, connection: Any, status: Mapping[str, Any], query: str = "") -> dict[str, Any]:
         body = self._job_body(status)
         body["spec"] = {name: body["spec"][name] for name in NEEDS if name in body["spec"]}
-        answer: dict[str, Any] = connection.request("POST", "/v1/explanation", body | {"results": None, "note": {}})
+        answer: dict[str, Any] = connection.request(
+            "POST", f"/v1/explanation{query}", body | {"results": None, "note": {}}
+        )
         return answer
 
     def _check_can_run(self, connection: Any, status: Mapping[str, Any]) -> None:
@@ -566,7 +568,7 @@ class _Run:
         request = self.request
         if request.needs is None and not request.on and not request.not_on:
             return
-        document = self._ask_explanation(connection, status)
+        document = self._ask_explanation(connection, status, "?check=1")
         if document["can_never_run"]:
             from p2pcompute.cli.explain import never_error
 

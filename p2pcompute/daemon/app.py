@@ -205,7 +205,10 @@ CALLS: Final[tuple[Call, ...]] = (
         "The same for a job that is not submitted; its files do not matter",
         "p2pc.explanation/1",
         body=JobBody,
-        query=(("node", "string", "Only this node, by name or id"),),
+        query=(
+            ("node", "string", "Only this node, by name or id"),
+            ("check", "boolean", "Ask others only if this node will never run it"),
+        ),
     ),
     Call(
         "POST",
@@ -522,7 +525,8 @@ class Api:
     async def explain(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JobBody)
         job = build_terms(body, self._node.clock.wall(), self._node.peers())
-        return self._explanation(request, await self._node.explain(job), None)
+        is_check = _query_flag(request, "check")
+        return self._explanation(request, await self._node.explain(job, until_possible=is_check), None)
 
     def _explanation(self, request: Request, explained: ExplanationView, job: JobView | None) -> Response:
         ref = request.query_params.get("node")

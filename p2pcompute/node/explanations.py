@@ -19,7 +19,15 @@ from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORD
 from p2pcompute.node.facade import PeerView
 from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of
 from p2pcompute.resources.explaining import Edit, Finding, Machine, Report, explain
-from p2pcompute.resources.matching import Known, Needs, Requirement, Verdict, compile_needs, is_accepted
+from p2pcompute.resources.matching import (
+    Known,
+    Needs,
+    Requirement,
+    Verdict,
+    acceptance_names,
+    compile_needs,
+    is_accepted,
+)
 from p2pcompute.scheduler.terms import JobTerms
 
 EXPLAIN_S: Final = 2.0
@@ -57,12 +65,16 @@ async def explain_job(
     subject: Subject,
     peers: Sequence[PeerView],
     own_findings: Sequence[Finding],
+    *,
+    until_possible: bool = False,
 ) -> ExplanationView:
     """Return what every node says to a job.
 
     Args:
         peers: this node first.
         own_findings: what keeps this node from running anything.
+        until_possible: others are asked and named only if this node itself will never run it: enough to tell whether
+            any node ever will, and without a message where people ask for what their own machine has.
 
     Raises:
         UsageError: the job asks for what cannot be asked.
@@ -70,16 +82,27 @@ async def explain_job(
     needs = needs_of(subject.terms, subject.spec)
     requirement = compile_needs(needs)
     shown = list(peers[:EXPLAINED_NODES_MAX])
+    own = await _own(placement, requirement)
+    if until_possible:
+        machine = _machine(subject, placement, shown[0], own, own_findings)
+        report = explain(needs, [machine])
+        if not report.can_never_run:
+            return ExplanationView(needs=needs, peers=(shown[0],), report=report, left_out=len(peers) - 1)
     await _ask_all(placement, requirement, [peer for peer in shown[1:] if peer.state == "up"])
     machines = []
     for peer in shown:
-        known = await _known(placement, requirement, peer)
-        findings = [*_findings(subject, placement, peer, known), *subject.findings]
-        if peer.state == "self":
-            findings += own_findings
-        machines.append(Machine(peer.name, known, tuple(findings)))
+        is_self = peer.state == "self"
+        known = own if is_self else _said(placement, requirement, peer)
+        machines.append(_machine(subject, placement, peer, known, own_findings if is_self else ()))
     report = explain(needs, machines)
     return ExplanationView(needs=needs, peers=tuple(shown), report=report, left_out=len(peers) - len(shown))
+
+
+def _machine(
+    subject: Subject, placement: Placement, peer: PeerView, known: Known | None, more: Sequence[Finding]
+) -> Machine:
+    findings = (*_findings(subject, placement, peer, known), *subject.findings, *more)
+    return Machine(peer.name, known, findings)
 
 
 async def _ask_all(placement: Placement, requirement: Requirement, peers: Sequence[PeerView]) -> None:
@@ -108,12 +131,17 @@ async def _ask_all(placement: Placement, requirement: Requirement, peers: Sequen
         await scope.close()
 
 
-async def _known(placement: Placement, requirement: Requirement, peer: PeerView) -> Known | None:
-    wall = placement.host.clock.wall()
-    if peer.state == "self":
-        return Known(await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX]), wall)
+async def _own(placement: Placement, requirement: Requirement) -> Known:
+    """Measure this node, as far as it matters to the job."""
+    names = (*requirement.names, *acceptance_names(placement.accepts))
+    attributes = await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX], names)
+    return Known(attributes, placement.host.clock.wall())
+
+
+def _said(placement: Placement, requirement: Requirement, peer: PeerView) -> Known | None:
+    """Return what another node said."""
     knowledge = placement.resources.known.get(peer.public_key)
-    return None if knowledge is None else known_of(knowledge, wall, requirement.words)
+    return None if knowledge is None else known_of(knowledge, placement.host.clock.wall(), requirement.words)
 
 
 def _findings(subject: Subject, placement: Placement, peer: PeerView, known: Known | None) -> list[Finding]:

@@ -267,8 +267,11 @@ class NodeFacade(Protocol):
     async def when(self, expression: Expression) -> Found:
         """Return a node of which it is true, once there is one.  Cancelled: nobody is asked any more."""
 
-    async def explain(self, job: bytes | tuple[JobTerms, JobSpec]) -> ExplanationView:
+    async def explain(self, job: bytes | tuple[JobTerms, JobSpec], *, until_possible: bool = False) -> ExplanationView:
         """Ask the nodes what they have, and return what each says to a job, by id or not yet submitted.
+
+        Args:
+            until_possible: others are asked only if this node itself will never run it.
 
         Raises:
             UsageError: no such job, or it asks for what cannot be asked.

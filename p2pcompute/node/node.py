@@ -339,7 +339,7 @@ class Node:
     async def when(self, expression: Expression) -> Found:
         return await self.resources.when(expression)
 
-    async def explain(self, job: bytes | tuple[JobTerms, JobSpec]) -> ExplanationView:
+    async def explain(self, job: bytes | tuple[JobTerms, JobSpec], *, until_possible: bool = False) -> ExplanationView:
         findings = []
         if isinstance(job, bytes):
             owned = self.scheduler.owner.book(job).job
@@ -357,7 +357,7 @@ class Node:
             findings.append(Finding("node", Verdict.LATER, f"its store takes nothing: {owner.trouble.what}"))
         if worker.ill_because:
             findings.append(Finding("node", Verdict.LATER, f"no task can start: {worker.ill_because}"))
-        return await explain_job(self.placement, subject, self.peers(), findings)
+        return await explain_job(self.placement, subject, self.peers(), findings, until_possible=until_possible)
 
     # --- facade: jobs -----------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ class FakeNode:
                 )
         raise UsageError("there is no such node in the group", code="no-such-node")
 
-    async def explain(self, job: bytes | tuple[JobTerms, JobSpec]) -> ExplanationView:
+    async def explain(self, job: bytes | tuple[JobTerms, JobSpec], *, until_possible: bool = False) -> ExplanationView:
         terms, spec = (self.by_id[job].terms, self.by_id[job].spec) if isinstance(job, bytes) else job
         needs, wall = needs_of(terms, spec), self._clock.wall()
         peers = tuple(self.peers())
