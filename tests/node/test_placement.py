@@ -267,3 +267,22 @@ def test_large_tasks_take_several_slots() -> None:
         assert clock.now() - began < 12
 
     play([four, four], scene)
+
+
+def test_who_can_run_a_job_itself_asks_nobody_before() -> None:
+    """Every job with a memory limit begins with a round of questions to the whole group."""
+
+    async def scene(mesh: Mesh) -> None:
+        member = mesh.members[0]
+
+        async def asked_for(require: str) -> tuple[int, bool]:
+            before = member.running.resources.counters.asked
+            spec, terms = JobSpec(kind=TaskKind.SIMULATED, mem_bytes=1 << 20), JobTerms(require=(require,))
+            view = await member.host.call(member.running.explain((terms, spec), until_possible=True))
+            return member.running.resources.counters.asked - before, view.report.can_never_run
+
+        assert await asked_for("cpus>=1") == (0, False)
+        assert await asked_for("has=ffmpeg") == (1, False)
+        assert await asked_for("has=blender") == (1, True)
+
+    play([PLAIN, TOOLS], scene)
