@@ -1,0 +1,92 @@
+"""Whole nodes of a group larger than k: questions and jobs reach nodes that only the index names."""
+
+from __future__ import annotations
+
+import asyncio
+
+from p2pcompute.node import views
+from p2pcompute.resources.expressions import compile_expression
+from p2pcompute.resources.matching import Needs, compile_needs
+from p2pcompute.resources.questions import Query
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import Mesh
+from p2pcompute.simulation.runner import RunnerModel
+
+SMALL = RunnerModel(slot_count=1)
+LARGE = RunnerModel(slot_count=64, attributes={"gpu.count": 2, "gpu.model": "A100"})
+NODES = 26
+
+
+def test_a_node_that_is_no_contact_is_found_asked_and_made_known_for_a_job() -> None:
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, NODES, runner=[SMALL] * (NODES - 1) + [LARGE])
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(100)
+            asker, holder = mesh.members[1], mesh.members[-1]
+            dht = asker.running.network.dht
+            assert dht is not None and dht.counters.ads_placed == 0 and views.dht(dht).index == "ok"
+            key = holder.identity.public_key
+            entry = dht._table._entry(dht.knows(key).id)  # type: ignore[union-attr]
+            assert entry is not None and entry.class_bits is not None
+
+            def forget() -> None:
+                dht._apply(dht._table._remove(entry))
+
+            text = "gpu.model=A100 && cpus>=40 && load < 1000000"
+            for condition in (text, "gpu.count>=2"):  # by an ad; by an ad or by what others know of their contacts
+                asker.host.enter(forget)
+                assert key not in asker.running.network.peers
+                query = Query(expression=compile_expression(condition), answers_max=1)
+                named = await asker.host.call(asker.running.resources.named(query))
+                assert [item[0] for item in named] == [key]
+                found = await asker.host.call(asker.running.find(query))
+                assert [item.key for item in found.found] == [key]
+                await asyncio.sleep(1)
+                entry = dht._table._entry(dht.knows(key).id) if dht.knows(key) else entry  # type: ignore[union-attr]
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_a_job_makes_the_nodes_known_that_it_needs() -> None:
+    with Simulation(2) as simulation:
+        mesh = Mesh(simulation, NODES, runner=[SMALL] * (NODES - 1) + [LARGE])
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(100)
+            owner, key = mesh.members[1], mesh.members[-1].identity.public_key
+            dht = owner.running.network.dht
+            assert dht is not None
+            contact = dht.knows(key)
+            assert contact is not None
+            entry = dht._table._entry(contact.id)
+            assert entry is not None
+            owner.host.enter(lambda: dht._apply(dht._table._remove(entry)))
+            needs = compile_needs(Needs(require=("gpu.model=A100",), cpus=40))
+            owner.host.enter(lambda: owner.running.capacity.seek(needs))
+            await asyncio.sleep(3)
+            assert key in owner.running.network.peers
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_a_small_group_is_not_described_and_needs_no_index() -> None:
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, 4, runner=[SMALL, SMALL, SMALL, LARGE])
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(100)
+            asker = mesh.members[0]
+            dht = asker.running.network.dht
+            assert dht is not None and not dht.index.is_described and views.dht(dht).index == "unused"
+            query = Query(expression=compile_expression("gpu.count>=2"))
+            assert await asker.host.call(asker.running.resources.named(query)) == []
+            assert len((await asker.host.call(asker.running.find(query))).found) == 1
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
