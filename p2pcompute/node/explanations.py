@@ -134,7 +134,7 @@ async def _ask_all(placement: Placement, requirement: Requirement, peers: Sequen
 async def _own(placement: Placement, requirement: Requirement) -> Known:
     """Measure this node, as far as it matters to the job."""
     names = (*requirement.names, *acceptance_names(placement.accepts))
-    attributes = await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX], names)
+    attributes = await placement.resources.own(requirement.words, names)
     return Known(attributes, placement.host.clock.wall())
 
 

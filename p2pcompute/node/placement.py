@@ -294,7 +294,7 @@ class JobFit:
         if fits:
             assert requirement is not None
             names = (*requirement.names, *acceptance_names(placement.accepts))
-            attributes = await placement.resources.own(requirement.words[:QUESTION_WORDS_MAX], names)
+            attributes = await placement.resources.own(requirement.words, names)
             known = Known(attributes, placement.host.clock.wall())
             view = View(known.values, self._values)
             fits = requirement.fits(view) is True
