@@ -13,7 +13,7 @@ from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.connection import open_kept
 from p2pcompute.cli.job_views import find_job, find_tasks, reference_argument
 from p2pcompute.cli.output import duration_text, moment_of, node_labels, one_line, plural, print_json, table
-from p2pcompute.errors import NoEligibleNode
+from p2pcompute.errors import NodeUnavailable, NoEligibleNode
 
 NODES_SHOWN_MAX: Final = 8
 """Nodes in a text that nobody asked for."""
@@ -35,6 +35,8 @@ def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
     """Why is it not running?"""
     connection = open_kept()
     job = find_job(connection, ref)
+    if connection.embedded is not None and job["state"] in ("waiting", "running"):
+        raise NodeUnavailable("no node is running here", f"{job['alias']} goes on when one does", "p2pc node start")
     query = f"?node={quote(node)}" if node else ""
     document = connection.request("GET", f"/v1/jobs/{job['id']}/explanation{query}")
     task = None
