@@ -3,7 +3,7 @@
 A get ends as soon as enough holders have answered; a miss goes on until nobody is left to ask.  A put hands the record
 to each peer that answers and is near enough, while the walk goes on; it returns when nearly all have confirmed it.
 
-A record belongs to every node within the expected distance of the k-th nearest (see `size`), and to the k nearest that
+A record belongs to every node within the expected distance of the k-th nearest (see `size`), and to the nearest that
 answer besides.  In a group of up to k contacts it is everybody's.
 """
 

@@ -4,9 +4,9 @@ Performs what the cores decide, on the host's clock and a datagram port.  A newc
 asks pings it back and so learns it; lookups in the far buckets complete the table.  Up to k contacts, everybody
 is pinged every DHT_PING_S; above, see `routing_table`.
 
-At rest a node of a large group sends about one message in ten seconds: its ad lives as long as the node has been up
-(within bounds; old nodes stay longest), goes to the nearest of the table without a lookup, and one timer waits for
-whatever is due first.
+At rest a node of a large group sends about one message in ten seconds: what is rare of it is advertised for as long as
+it has been up (within bounds; old nodes stay longest), what is common not at all, and one timer waits for whatever is
+due first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from p2pcompute.dht.capacity import CapacityIndex, Feature
 from p2pcompute.dht.contacts import Contact, place_of
@@ -42,7 +41,7 @@ from p2pcompute.dht.messages import (
     shown_name,
 )
 from p2pcompute.dht.queries import Queries, reachable
-from p2pcompute.dht.records import Record, RecordStore, make_ad
+from p2pcompute.dht.records import Record, RecordStore
 from p2pcompute.dht.routing_table import Change, RoutingTable
 from p2pcompute.dht.tokens import WriteTokens
 from p2pcompute.host.interfaces import Address, Host, Timer
@@ -65,7 +64,6 @@ from p2pcompute.limits import (
     DHT_VERIFICATIONS_MAX,
     RECORD_TTL_S_MAX,
 )
-from p2pcompute.wire import cbor
 
 _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 """Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
@@ -96,7 +94,7 @@ class Dht:
         scope: TaskScope,
         *,
         group_id: bytes,
-        describe: Callable[[], dict[str, Any]],
+        name: str,
         is_open: bool = False,
     ) -> None:
         """Make it; nothing is sent before `start`.
@@ -104,7 +102,7 @@ class Dht:
         Args:
             port: sends datagrams of this group; what arrives for the group is to be given to `receive`.
             scope: owns the tasks; when it is closed, the DHT stops without a goodbye.
-            describe: this node's ad as a CBOR map, read at each publication; its "name" is shown to peers.
+            name: shown to peers.
             is_open: anybody may be in the group, under as many identities as he likes.
         """
         self._clock = host.clock
@@ -115,7 +113,7 @@ class Dht:
         self._port = port
         self._scope = scope
         self._group_id = group_id
-        self._describe = describe
+        self._name = shown_name(name)
         self._is_open = is_open
         self.counters = DhtCounters()
         self.on_contact: Callable[[Contact], None] = lambda contact: None
@@ -124,7 +122,6 @@ class Dht:
         """Called when a peer was evicted or has said goodbye."""
         self._keeper = Keeper(self._clock, self._crypto, self.counters)
         self._tokens = WriteTokens(self._crypto.random_bytes)
-        self._ad_seq = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -149,17 +146,16 @@ class Dht:
         self._newcomers: dict[bytes, Contact] = {}
         self._observed: dict[bytes, Address] = {}
         self._join_addresses: dict[Address, None] = {}
-        self._name = ""
         self._timer: Timer | None = None
         self._timer_at = 0.0
-        self._refresh_step = self._joins_count = self._added_count = self._removed_count = self._published_count = 0
-        self._is_refreshing = self._is_publishing = self._is_advertising = False
+        self._refresh_step = self._joins_count = self._added_count = self._removed_count = 0
+        self._is_refreshing = self._is_advertising = False
         self._advertise_at = math.inf
         self._began = 0.0
         self._started = 0.0
         self._first_contact_at: float | None = None
         self._last_contact_at: float | None = None
-        self._refresh_at = self._retry_at = self._stray_at = self._ad_at = self._expire_at = 0.0
+        self._refresh_at = self._retry_at = self._stray_at = self._expire_at = 0.0
 
     # --- life ---
 
@@ -183,13 +179,11 @@ class Dht:
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,
         )
-        self._name = shown_name(self._describe().get("name"))
         now = self._clock.now()
         self._began = self._started = now
         self._refresh_at = now + DHT_REFRESH_SMALL_S
         self._retry_at = now + DHT_PING_S
         self._stray_at = now + DHT_STRAY_S
-        self._ad_at = now
         self._expire_at = now + DHT_PING_S
         self._remember(addresses)
         self._scope.spawn(self._live(self._exchange), "live")
@@ -214,7 +208,6 @@ class Dht:
         self._began = now - uptime_s
         self._refresh_step = len(_FOLLOW_UPS_S) + 1
         self._refresh_at = now + self._rng.uniform(0, DHT_REFRESH_S)
-        self._ad_at = now + self._rng.uniform(0, self._ad_ttl_s() / 2)
         self._stray_at = now + self._rng.uniform(0, DHT_STRAY_S_MAX)
         self._wake()
 
@@ -340,7 +333,7 @@ class Dht:
 
     async def put(self, record: Record) -> int:
         """Have a record kept where it belongs: at all nodes as near to its key as the k-th nearest is expected, and at
-        the k nearest that answer; this one included.
+        the DHT_PUT_K nearest that answer; this one included.
 
         Returns:
             How many nodes are known to hold it now; of more than a few, the last ones are not waited for.
@@ -439,8 +432,6 @@ class Dht:
             self._refresh_step += 1
             now = self._clock.now()
             self._refresh_at = now + self._jittered(delay_s)
-            if self._refresh_step <= len(_FOLLOW_UPS_S) and self.counters.contacts_added > self._published_count:
-                self._ad_at = now  # the ad was put when few were known
             self._wake()
 
     async def _live(self, exchange: Exchange) -> None:
@@ -464,7 +455,7 @@ class Dht:
         if self._exchange is None:
             return
         now = self._clock.now()
-        due = min(self._refresh_at, self._ad_at, self._retry_due(), self._advertise_at)
+        due = min(self._refresh_at, self._retry_due(), self._advertise_at)
         due = min(due, self._table.next_due() or now + _PAUSE_S_MAX)
         due = min(max(due, now), now + _PAUSE_S_MAX)
         if self._timer is not None:
@@ -489,11 +480,6 @@ class Dht:
             if not self._is_refreshing and len(self._table):
                 self._is_refreshing = True
                 self._scope.spawn(self._refresh(), "refresh")
-        if now >= self._ad_at:
-            self._ad_at = now + self._jittered(self._ad_ttl_s() / 2)
-            if not self._is_publishing:
-                self._is_publishing = True
-                self._scope.spawn(self._publish(), "publish")
         if now >= self._advertise_at:
             self._advertise_at = now + self._jittered(self._ad_ttl_s() / 2)
             if not self._is_advertising and self.index.is_used:
@@ -529,33 +515,6 @@ class Dht:
             if stray is not None:
                 self._remember([stray])  # the others come before it
                 self._ask(None, stray, [Ping()], _ignore)
-
-    async def _publish(self) -> None:
-        """Put the own ad under the own id; once more if the group holds a newer one from before a clock step."""
-        self._published_count = self.counters.contacts_added
-        try:
-            description = self._describe()
-            self._name = shown_name(description.get("name"))
-            value = cbor.encode(description)
-            for _ in range(2):
-                wall = self._clock.wall()
-                self._ad_seq = max(self._ad_seq + 1, int(wall * 1000))
-                record = make_ad(
-                    self._identity.sign_envelope,
-                    self._identity.public_key,
-                    key=self._own_id,
-                    seq=self._ad_seq,
-                    wall=wall,
-                    ttl_s=self._ad_ttl_s(),
-                    value=value,
-                )
-                near = self._table.nearest(self._own_id, DHT_K, live_only=True)
-                _, stale_seq = await self._queries.put_at(near, record)
-                if stale_seq < self._ad_seq:
-                    return
-                self._ad_seq = stale_seq
-        finally:
-            self._is_publishing = False
 
     async def _advertise(self) -> None:
         try:
@@ -695,7 +654,7 @@ class Dht:
             self._wake()
         if was_alone and len(self._table):
             now = self._clock.now()
-            self._refresh_step = 1 if self._joins_count else 0  # the ad follows, when more than one is known
+            self._refresh_step = 1 if self._joins_count else 0
             self._refresh_at = now + _FOLLOW_UPS_S[0] if self._joins_count else now  # a join looks around by itself
             self._wake()
         if self._observed and statement.sender not in self:
