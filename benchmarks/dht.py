@@ -80,9 +80,7 @@ class Ours:
         self._identity = Identity(crypto, hashlib.sha256(b"%d" % number).digest())
         self._datagrams = Datagrams(host, self._scope)
         port = self._datagrams.bind_group(GROUP, self._receive)
-        self._dht = Dht(
-            host, self._identity, port, self._scope, group_id=GROUP, describe=lambda: {"name": f"node-{number}"}
-        )
+        self._dht = Dht(host, self._identity, port, self._scope, group_id=GROUP, name=f"node-{number}")
 
     def _receive(self, body: bytes, source: Address) -> None:
         self._dht.receive(body, source)

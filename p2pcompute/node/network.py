@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from p2pcompute.dht.contacts import Contact
 from p2pcompute.dht.service import Dht
@@ -111,7 +110,6 @@ class Network:
         journal: Journal | None,
         scope: TaskScope,
         *,
-        describe: Callable[[], dict[str, Any]],
         discover: bool,
         port_wanted: int,
         first_contacts: Sequence[Address],
@@ -122,7 +120,6 @@ class Network:
         self.channels = channels
         self._journal = journal
         self._scope = scope
-        self._describe = describe
         self._discover = discover
         self._port_wanted = port_wanted
         self._first_contacts = list(first_contacts)
@@ -169,7 +166,7 @@ class Network:
             port,
             self._dht_scope,
             group_id=group.group_id,
-            describe=self._describe,
+            name=self._credentials.name,
         )
         self._dht_port = port
         self.peers.dht = self.dht

@@ -124,7 +124,6 @@ class Node:
             self.channels,
             self._journal,
             self._scope,
-            describe=self._about_ad,
             discover=options.discover,
             port_wanted=options.port,
             first_contacts=options.first_contacts,
@@ -189,11 +188,6 @@ class Node:
             "slots": self._host.runner.slot_count,
             "port": self.network.port,
         }
-
-    def _about_ad(self) -> dict[str, Any]:
-        about = self._about()
-        del about["boot"]
-        return {"name": self._options.name, **about}
 
     def _facts(self) -> Attributes:
         """What this node knows of itself without measuring."""

@@ -14,7 +14,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -408,7 +407,7 @@ def _sybil(hostile: _Hostile) -> None:
 
             bound = datagrams.bind_group(hostile.network_key, receive)
             group_id, shown = hostile.member.group.group_id, f"sybil {number}"
-            dht = Dht(host.host, identity, bound, scope, group_id=group_id, describe=partial(dict, name=shown))
+            dht = Dht(host.host, identity, bound, scope, group_id=group_id, name=shown)
             dhts.append(dht)
             blind(dht, lambda: gang, hostile.fire)
             gang.append(Contact(identity.public_key, Address(host.address, port)))

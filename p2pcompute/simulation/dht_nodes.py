@@ -98,7 +98,7 @@ class DhtNodes:
 
         bound = datagrams.bind_group(self.group_id, receive)
         dht = Dht(
-            host.host, identity, bound, scope, group_id=self.group_id, describe=lambda: {"name": name},
+            host.host, identity, bound, scope, group_id=self.group_id, name=name,
             is_open=self.is_open,
         )  # fmt: skip
         await host.call(dht.start((), addresses))

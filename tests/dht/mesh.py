@@ -43,7 +43,6 @@ class Peer:
         self.seed = hashlib.sha256(b"seed %d" % number).digest()
         self.came: list[bytes] = []
         self.gone: list[bytes] = []
-        self.extra: dict[str, Any] = {}
 
     async def start(self, addresses: Sequence[Address] = (), contacts: Sequence[Contact] = (), port: int = 0) -> None:
         host = self.sim_host.host
@@ -51,14 +50,11 @@ class Peer:
         self.scope = TaskScope(self.name)
         self.endpoint = await host.net.bind_datagram(port, loopback_only=False)
         self.port = Port(self.endpoint)
-        self.dht = Dht(host, self.identity, self.port, self.scope, group_id=self.group_id, describe=self.describe)
+        self.dht = Dht(host, self.identity, self.port, self.scope, group_id=self.group_id, name=self.name)
         self.dht.on_contact = lambda contact: self.came.append(contact.key)
         self.dht.on_contact_gone = lambda contact: self.gone.append(contact.key)
         self.scope.spawn(self._receive(), "receive")
         await self.dht.start(contacts, addresses)
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "slots": 2, **self.extra}
 
     async def _receive(self) -> None:
         while True:

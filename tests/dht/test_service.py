@@ -34,7 +34,6 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
-    AD_TTL_S,
     DHT_FAILURES_MAX,
     DHT_HAND_ON_S,
     DHT_K,
@@ -309,42 +308,6 @@ def test_a_record_is_gone_after_its_life() -> None:
         assert await mesh.on(peers[2], peers[2].dht.get(record.key)) == []
         await asyncio.sleep(60 + DHT_PING_S)
         assert all(not peer.dht.records.held_seq(record.key, record.publisher) for peer in peers)
-
-    simulate(main)
-
-
-def test_ads_are_in_the_dht_and_stay_there() -> None:
-    async def main(mesh: Mesh) -> None:
-        peers = await mesh.grow(3)
-        await mesh.wait(mesh.all_know_all, 5, "everybody knowing everybody")
-        await asyncio.sleep(2 * AD_TTL_S)
-        peers[1].extra = {"busy": True}
-        await asyncio.sleep(AD_TTL_S)
-        for peer in peers:
-            (ad,) = await mesh.on(peers[2], peers[2].dht.get(dht_id(peer.key)))
-            assert ad.publisher == peer.key and cbor.decode(ad.value) == peer.describe()
-        mesh.simulation.crash(peers[2].sim_host)
-        await asyncio.sleep(AD_TTL_S + 1)
-        assert await mesh.on(peers[1], peers[1].dht.get(dht_id(peers[2].key))) == []
-
-    simulate(main)
-
-
-def test_an_ad_is_replaced_after_the_clock_was_set_back() -> None:
-    """The group holds an ad with a later sequence number than this node would give now."""
-
-    async def main(mesh: Mesh) -> None:
-        one, two = await mesh.grow(2)
-        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
-        await asyncio.sleep(2)
-        saved = two.dht.contacts()
-        await mesh.on(two, two.leave())
-        two.sim_host.clock.wall_skew_s -= 200.0
-        two.extra = {"after": "restart"}
-        await mesh.on(two, two.start(contacts=saved))
-        await asyncio.sleep(5)
-        (ad,) = await mesh.on(one, one.dht.get(dht_id(two.key)))
-        assert cbor.decode(ad.value)["after"] == "restart"
 
     simulate(main)
 
