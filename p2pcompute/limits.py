@@ -216,6 +216,8 @@ INDEX_CONTACTS_MAX: Final = 24
 """Nodes and contacts in an answer to a search, as many as fit a datagram: who has few that fit names more contacts."""
 INDEX_REGISTERED_CONTACTS_MAX: Final = 10
 """Contacts in an answer to a registration, which is no longer than three times the registration."""
+INDEX_ALPHA: Final = 8
+"""Peers that a search or registration waits for at once, each within its soft timeout."""
 INDEX_REQUESTS_MAX: Final = 96
 """Peers that one search or registration asks."""
 INDEX_WANT_MAX: Final = 256

@@ -18,7 +18,7 @@ Properties of `LevelWalk`, each of them tested:
  1. it ends, whatever peers answer, after at most INDEX_REQUESTS_MAX requests;
  2. it asks nobody twice and never its own node;
  3. it never goes back to a farther distance;
- 4. while it waits for answers, it does not ask more at one distance than it needs there;
+ 4. while it waits for answers, it does not ask more at one distance than it needs there, and INDEX_ALPHA in all;
  5. it takes at most INDEX_TAKEN_MAX nodes from one answer, and ends once it has as many as it wants;
  6. when all answer truthfully, and know who is near them, a search finds every ad of the nearest distances.
 
@@ -41,11 +41,11 @@ from p2pcompute.dht.contacts import Contact, place_of, range_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
-    DHT_ALPHA,
     DHT_REQUEST_S,
     INDEX_ADS_MAX,
     INDEX_ADS_PER_KEY_MAX,
     INDEX_ADS_PER_SOURCE_MAX,
+    INDEX_ALPHA,
     INDEX_LEVELS_MAX,
     INDEX_RARE_SHARE,
     INDEX_REQUESTS_MAX,
@@ -79,8 +79,10 @@ def first_level(group_size: float | None) -> int:
 
 
 def is_rare(having: int, known: int) -> bool:
-    """Whether a feature that so many of the contacts have, of those whose class is known, is worth an ad."""
-    return having <= INDEX_RARE_SHARE * known
+    """Whether a feature that so many of the contacts have, of those whose class is known, is worth an ad: unless they
+    say, by two standard deviations, that a larger share than INDEX_RARE_SHARE has it."""
+    expected = INDEX_RARE_SHARE * known
+    return having <= expected + 2 * math.sqrt(expected)
 
 
 class Outcome(IntEnum):
@@ -289,17 +291,18 @@ class LevelWalk:
         self._now = now + _ROUNDING_S
         chosen: list[Contact] = []
         while not self._is_enough() and len(self._asked) < INDEX_REQUESTS_MAX:
-            here = self._waiting_here()
+            here, everywhere = self._waiting()
             candidates = self._heard.get(self._level)
             is_needed = self._answers.get(self._level, 0) + here < self._per_level
+            nearer = self._next_level()
             if candidates and is_needed:
-                if here >= DHT_ALPHA:
+                if everywhere >= INDEX_ALPHA:
                     break
                 contact = candidates.pop(self._rng.randrange(len(candidates)))
                 self._asked[contact.id] = _Peer(contact, self._level, now)
                 chosen.append(contact)
-            elif here or (nearer := self._next_level()) is None:
-                break
+            elif nearer is None or (here and (is_needed or len(self._heard[nearer]) < self._per_level)):
+                break  # who is asked here tells of more there
             else:
                 self._level = nearer
         return chosen
@@ -391,12 +394,11 @@ class LevelWalk:
                 yield peer.asked + self._soft_s
                 yield peer.asked + late_s
 
-    def _waiting_here(self) -> int:
-        """How many of this level are within their soft timeout."""
+    def _waiting(self) -> tuple[int, int]:
+        """How many are within their soft timeout, of this level and of all."""
         since = self._now - self._soft_s
-        return sum(
-            peer.is_waiting and peer.level == self._level and since < peer.asked for peer in self._asked.values()
-        )
+        levels = [peer.level for peer in self._asked.values() if peer.is_waiting and since < peer.asked]
+        return levels.count(self._level), len(levels)
 
     def _next_level(self) -> int | None:
         return min((level for level, found in self._heard.items() if found and level > self._level), default=None)

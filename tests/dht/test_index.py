@@ -25,6 +25,7 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     DHT_REQUEST_S,
+    INDEX_ALPHA,
     INDEX_LEVELS_MAX,
     INDEX_QUERY_PER_LEVEL,
     INDEX_REGISTER_PER_LEVEL,
@@ -160,12 +161,21 @@ def test_a_walk_ends_and_goes_from_far_to_near_whatever_peers_answer(data: st.Da
 
 
 def test_a_walk_does_not_ask_more_at_a_level_than_it_needs_there() -> None:
-    walk = walk_of(CONTACTS, per_level=3)
+    walk = walk_of([peer for peer in CONTACTS if level_of(peer.id, KEY) == 0], per_level=3)
     chosen = walk.poll(0.0)
-    assert [level_of(peer.id, KEY) for peer in chosen] == [0, 0, 0]
+    assert len(chosen) == 3
     walk.on_failure(chosen[0].id)
     assert len(walk.poll(0.1)) == 1  # one for the one that failed
     assert walk.poll(0.2) == []
+
+
+def test_a_walk_goes_on_without_waiting_where_it_knows_enough() -> None:
+    walk = walk_of(CONTACTS, per_level=3)
+    chosen = walk.poll(0.0)
+    assert [level_of(peer.id, KEY) for peer in chosen] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert len(chosen) == INDEX_ALPHA and walk.poll(0.1) == []
+    walk.on_answer(chosen[0].id)
+    assert [level_of(peer.id, KEY) for peer in walk.poll(0.1)] == [2]
 
 
 def test_a_liar_is_not_believed_about_many_contacts_of_one_level() -> None:
@@ -220,7 +230,7 @@ def test_the_levels_far_away_are_used_in_small_groups_only() -> None:
 
 
 def test_rare_is_what_few_contacts_have() -> None:
-    assert is_rare(0, 30) and is_rare(5, 270) and not is_rare(1, 30) and not is_rare(30, 270)
+    assert is_rare(0, 25) and is_rare(5, 270) and not is_rare(3, 25) and not is_rare(30, 270)
 
 
 def test_stepping_stones_are_nearer_than_their_node_and_of_every_level() -> None:
