@@ -64,6 +64,8 @@ class OpenJob:
     job_id: bytes = b""
     book: JobBook | None = None
     is_opening: bool = False
+    error: P2pcError | None = None
+    """Why it could not be opened: what comes later is refused as well."""
     waiting: list[tuple[MeshFuture[Any], bytes]] = field(default_factory=list)
     """Items that came before the job was there."""
     is_sealing: bool = False
@@ -283,6 +285,9 @@ class Desk:
 
     def _add(self, job: OpenJob, items: list[tuple[MeshFuture[Any], bytes]]) -> None:
         book = job.book
+        if job.error is not None:
+            self._refuse(items, job.error)
+            return
         if book is None:
             job.waiting += items
             if not job.is_opening:
@@ -344,6 +349,7 @@ class Desk:
             job.job_id = await self._node.submit_job(terms, spec)
         except P2pcError as error:
             self._jobs.pop(shipment.key, None)
+            job.error = error
             waiting, job.waiting = job.waiting, []
             self._refuse(waiting, error)
             return

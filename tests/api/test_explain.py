@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +38,19 @@ def test_what_can_never_run_is_said_with_the_reason(executor: MeshExecutor) -> N
     assert "<td>install no-such-tool there</td>" in explanation._repr_html_()
     assert "needs has=no-such-tool; not installed there" in str(explanation)
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), NoEligibleNode)
+
+
+def test_what_comes_after_the_refusal_is_refused_too(executor: MeshExecutor) -> None:
+    """Inputs that arrive later wait for ever, and the executor with them."""
+    inputs = iter([-1, -2, -3])
+
+    def slowly() -> Iterator[int]:
+        for number in inputs:
+            yield number
+            time.sleep(0.2)
+
+    job = executor.start_map(abs, slowly(), options=TaskOptions(require=["has=no-such-tool"]))
+    assert [type(error) for error in job.results(errors="return", timeout=30)] == [NoEligibleNode] * 3
 
 
 def test_a_job_that_waits_explains_itself(executor: MeshExecutor) -> None:
