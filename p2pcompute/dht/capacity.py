@@ -1,8 +1,8 @@
 """What a node does for the capacity index: keeps ads for others, advertises what is rare about itself, and searches.
 
 In a group of up to k contacts everybody is known, and nothing of this happens.  In a larger one a node says what it has
-in its answers, and advertises up to INDEX_ADS_PER_NODE_MAX features that few of its contacts have, for as long as its
-own record lives: with the longest life, two hours, some thirty messages an hour for each.
+in its answers, and advertises up to INDEX_ADS_PER_NODE_MAX features that few of its contacts have, for as long as it has
+been up, within bounds: with the longest life, two hours, some thirty messages an hour for each.
 """
 
 from __future__ import annotations
