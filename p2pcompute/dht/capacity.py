@@ -1,17 +1,16 @@
 """What a node does for the capacity index: keeps ads for others, advertises what is rare about itself, and searches.
 
 In a group of up to k contacts everybody is known, and nothing of this happens.  In a larger one a node says what it has
-in its answers, and advertises up to INDEX_ADS_PER_NODE_MAX features that few of its contacts have, for as long as it has
-been up, within bounds: with the longest life, two hours, some thirty messages an hour for each.
+in its answers, and advertises up to INDEX_ADS_PER_NODE_MAX features that few of its contacts have, for as long as it
+has been up, within bounds: with the longest life, two hours, some thirty messages an hour for each.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.dht.exchange import DhtCounters, Verified
@@ -31,6 +30,9 @@ from p2pcompute.limits import (
     INDEX_REGISTERED_CONTACTS_MAX,
     INDEX_TAKEN_MAX,
 )
+
+if TYPE_CHECKING:
+    import random
 
 SEARCH_S: Final = 10.0
 CLASS_MASK: Final = (1 << 8 * CLASS_BYTES) - 1
