@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from p2pcompute.dht import service
 from p2pcompute.dht.capacity import Feature
 from p2pcompute.dht.index import Outcome
 from p2pcompute.dht.messages import Query, Register, Registered
@@ -76,14 +77,15 @@ def test_in_a_small_group_nothing_is_said_or_sent() -> None:
         mesh.simulation.run(main())
 
 
-def test_ads_are_renewed_and_those_of_the_dead_end() -> None:
+def test_ads_are_renewed_and_those_of_the_dead_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "AD_TTL_S", 100.0)
     with Mesh() as mesh:
 
         async def main() -> None:
             peers = await grown(mesh, 24, [5, 13])
             await mesh.on(peers[13], peers[13].leave())
             mesh.peers.remove(peers[13])
-            await asyncio.sleep(1100)
+            await asyncio.sleep(150)
             found = await mesh.on(peers[0], peers[0].dht.index.search([LABEL], 30))
             assert [contact.key for contact in found] == [peers[5].key]
 
