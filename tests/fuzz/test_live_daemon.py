@@ -170,8 +170,10 @@ class Fuzz:
         message = self.rng.choice(
             [
                 dht.Ping(), dht.Pong(eve.target, "eve"), dht.Find(self.rng.randbytes(20)), dht.Nodes("eve", contacts),
-                dht.Get(bytes(20)), dht.Get(self.rng.randbytes(20), 7), dht.page_of(b"abc", 0), *dht.parts_of(ad, bytes(20)),
-                dht.Ack(dht.AckStatus.OK, 1), dht.Bye(),
+                dht.Get(bytes(20)), dht.Get(self.rng.randbytes(20), 7), dht.page_of(b"abc", 0),
+                *dht.parts_of(ad, bytes(20)), dht.Ack(dht.AckStatus.OK, 1), dht.Bye(),
+                dht.Ads(contacts, contacts), dht.Query(self.rng.randbytes(20), 1),
+                dht.Register(self.rng.randbytes(20), b"", self.rng.randrange(7200), self.rng.getrandbits(192)),
             ]
         )  # fmt: skip
         return dht.encode_statement(
@@ -183,7 +185,7 @@ class Fuzz:
         """A statement whose signature is right and whose fields are not."""
         eve, rng = self.eve, self.rng
         fields = self.mutate.value(
-            [1, rng.randrange(12), rng.randbytes(8), eve.identity.public_key, dht_id(eve.target_key), b"eve's ru",
+            [1, rng.randrange(16), rng.randbytes(8), eve.identity.public_key, dht_id(eve.target_key), b"eve's ru",
              rng.choice([[], [bytes(20)], [bytes(20), 0], [0, 1, b"x"], ["eve", [[bytes(32), b"\x7f\0\0\1\0\1"]]]])]
         )  # fmt: skip
         statement = encode(fields)
