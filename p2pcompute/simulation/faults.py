@@ -45,6 +45,7 @@ OWNER_SHARE: Final = 0.35
 _DURATIONS_S: Final = (0.05, 1.0, 4.0, 10.0, 40.0, 120.0)
 _RATES: Final = (0.0, 0.3, 1.0, 1.0, 2.0)
 """How much goes wrong in one seed of a swarm, as a factor on the rate."""
+_FOUNDER: Final = 0
 _VICTIM_TRIES: Final = 8
 FLAPS: Final = 6
 CANCELLED_TASKS: Final = 20
@@ -162,14 +163,14 @@ async def inject(world: World, fault: Fault) -> None:
 
 
 @contextmanager
-def _victim(world: World, fault: Fault) -> Iterator[int | None]:
+def _victim(world: World, fault: Fault, *, spared: int | None = None) -> Iterator[int | None]:
     """The number of the member that is hit, which no other fault touches meanwhile; None when nobody can be."""
     members = range(len(world.mesh.members))
     owners = sorted({job.owner for job in world.jobs}) if fault.is_at_owner else []
     chosen = owners[int(fault.who[0] * len(owners))] if owners else members[int(fault.who[0] * len(members))]
     for step in range(min(_VICTIM_TRIES, len(members))):
         number = (chosen + step) % len(members)
-        if number not in world.claimed and world.mesh.members[number].node is not None:
+        if number not in world.claimed and number != spared and world.mesh.members[number].node is not None:
             break
     else:
         yield None
@@ -431,7 +432,9 @@ async def _bandwidth(world: World, fault: Fault) -> None:
 
 
 async def _ip_change(world: World, fault: Fault) -> None:
-    with _victim(world, fault) as number:
+    """Not of the founder, whose address everybody was given: a node that has moved while it is cut off, and lost its
+    disk, finds the others by that or not at all."""
+    with _victim(world, fault, spared=_FOUNDER) as number:
         if number is not None:
             world.simulation.network.move(world.mesh.members[number].host.machine)
 
