@@ -269,6 +269,8 @@ class Node:
             notes.append(f"no task can run here: {self.scheduler.worker.ill_because}; it is tried again now and then")
         if self.network.dht is not None and self.network.dht.is_link_down:
             notes.append("no peer answers: this machine's network seems to be down")
+        elif self.network.dht is not None and self.network.dht.index.is_degraded:
+            notes.append("the index of the group is out of reach: questions and jobs go to the nodes known here")
         seeds = tuple(seed.view() for seed in self.network.seeds)
         if self.network.is_lost and self.network.is_on_network:
             notes += filter(None, map(seed_note, seeds))

@@ -28,11 +28,14 @@ def test_a_node_that_is_no_contact_is_found_asked_and_made_known_for_a_job() -> 
             dht = asker.running.network.dht
             assert dht is not None and dht.counters.ads_placed == 0 and views.dht(dht).index == "ok"
             key = holder.identity.public_key
-            entry = dht._table._entry(dht.knows(key).id)  # type: ignore[union-attr]
-            assert entry is not None and entry.class_bits is not None
+            contact = dht.knows(key)
+            assert contact is not None and contact.class_bits is not None
 
             def forget() -> None:
-                dht._apply(dht._table._remove(entry))
+                entry = dht._table._entry(contact.id)
+                if entry is not None:
+                    dht._apply(dht._table._remove(entry))
+                asker.running.network.peers.forget(key)
 
             text = "gpu.model=A100 && cpus>=40 && load < 1000000"
             for condition in (text, "gpu.count>=2"):  # by an ad; by an ad or by what others know of their contacts
@@ -44,7 +47,6 @@ def test_a_node_that_is_no_contact_is_found_asked_and_made_known_for_a_job() -> 
                 found = await asker.host.call(asker.running.find(query))
                 assert [item.key for item in found.found] == [key]
                 await asyncio.sleep(1)
-                entry = dht._table._entry(dht.knows(key).id) if dht.knows(key) else entry  # type: ignore[union-attr]
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
@@ -69,6 +71,28 @@ def test_a_job_makes_the_nodes_known_that_it_needs() -> None:
             owner.host.enter(lambda: owner.running.capacity.seek(needs))
             await asyncio.sleep(3)
             assert key in owner.running.network.peers
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_out_of_reach_the_status_says_so_and_known_nodes_are_asked() -> None:
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, NODES, runner=[SMALL] * (NODES - 1) + [LARGE])
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(100)
+            asker, holder = mesh.members[1], mesh.members[-1]
+            node = asker.running
+            query = Query(expression=compile_expression("gpu.count>=2"), answers_max=1, time_s=20.0)
+            channel = await asker.host.call(node.find(query))
+            assert [item.key for item in channel.found] == [holder.identity.public_key]
+            mesh.crash(*(one for one in mesh.members if one not in (asker, holder)), is_silent=True)
+            node.network.dht.index._is_silent = True  # type: ignore[union-attr]
+            assert any("index of the group is out of reach" in note for note in node.status().notes)
+            found = await asker.host.call(node.find(query))
+            assert [item.key for item in found.found] == [holder.identity.public_key]
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
