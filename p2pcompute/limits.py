@@ -199,7 +199,7 @@ INDEX_RARE_SHARE: Final = 0.02
 (at 2 % each peer that is asked knows five of them)."""
 INDEX_REGISTER_PER_LEVEL: Final = 3
 INDEX_QUERY_PER_LEVEL: Final = 5
-"""Peers at each distance from a feature's key that keep an ad, and that a search asks (TopDisc: 5 and 5, or 3 and 5)."""
+"""Peers at each distance from a feature's key that keep an ad, and that a search asks (TopDisc: 5, 5 or 3, 5)."""
 INDEX_LEVELS_MAX: Final = 10
 """Distances, each half of the one before, over which ads are spread: more put them where they are hardly ever found."""
 INDEX_ADS_PER_NODE_MAX: Final = 4

@@ -41,7 +41,7 @@ STAIRS: Final = Trial(is_calm=True, job_count=1, works=(0.01,) * 100 + (30.0,) *
 AT_ACK: Final = Trial(crash_at_ack=True, crashes=False)
 DOWN: Final = Trial(stays_down=True)
 LATE: Final = Trial(hostile={"late": 1}, job_count=1)
-LIARS: Final = Trial(hostile={"equivocation": 1}, job_count=1, crashes=False)
+LIARS: Final = Trial(hostile={"equivocation": 1}, records=True, job_count=1, crashes=False)
 MALFORMED: Final = Trial(hostile={"malformed": 1}, job_count=1, crashes=False)
 LORIS: Final = Trial(hostile={"slow_loris": 1}, job_count=1, crashes=False)
 

@@ -6,6 +6,7 @@ import asyncio
 import traceback
 from dataclasses import dataclass, field
 
+from p2pcompute.dht.records import make_record
 from p2pcompute.errors import StoreError
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.scheduler.terms import JobTerms
@@ -41,6 +42,8 @@ class Trial:
     """The last node crashes and does not come back."""
     crash_at_ack: bool = False
     """The owner crashes when it has acknowledged its last tasks, on a slow disk."""
+    records: bool = False
+    """Each honest node puts a record."""
     hostile: dict[str, float] = field(default_factory=dict)
     checks: dict[str, float] = field(default_factory=dict)
     off: tuple[str, ...] = ()
@@ -100,6 +103,8 @@ class _Run:
             world.checks.calm()
         sampler = world.spawn(self._sample(), "sample")
         await asyncio.sleep(5)
+        if trial.records:
+            await self._put_all()
         for number in range(trial.job_count):
             await self._submit(number % 2)
             if trial.crash_at_ack:
@@ -133,6 +138,19 @@ class _Run:
         await world.stop(honest[-1])
         await asyncio.sleep(1)
         await world.start(honest[-1])
+
+    async def _put_all(self) -> None:
+        for number in range(self.trial.nodes):
+            if number in self.world.hostile:
+                continue
+            member = self.world.mesh.members[number]
+            dht, identity = member.running.network.dht, member.identity
+            assert dht is not None
+            wall = member.host.clock.wall()
+            record = make_record(
+                identity.sign_envelope, identity.public_key, salt=b"", seq=1, wall=wall, ttl_s=900, value=b"kept"
+            )
+            await member.host.call(dht.put(record))
 
     async def _submit(self, number: int) -> None:
         member, works = self.world.mesh.members[number], self.trial.works
