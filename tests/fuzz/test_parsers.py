@@ -306,7 +306,9 @@ def test_halt_rules_are_read_or_refused(text: str) -> None:
 
 # --- bodies of the control API --------------------------------------------------------------------
 
-SHAPES: list[Any] = list({call.body for call in CALLS if isinstance(call.body, type)} | {JobBody, TaskLine})
+SHAPES: list[Any] = list(
+    dict.fromkeys([*(call.body for call in CALLS if isinstance(call.body, type)), JobBody, TaskLine])
+)
 JSON_VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
     lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=9), inner, max_size=5)),
