@@ -11,8 +11,8 @@ from p2pcompute.simulation.world import run_mesh
 
 FOUND = (20017, 30000, 70034, 80036)
 """Seeds that failed once: a task begun on a machine that was slow for a moment kept its owner from rest for minutes;
-lookups gave a slow peer up too soon where packets were lost (two seeds); a node that had moved and lost its disk while it
-was cut off looked for the others where the founder had been."""
+lookups gave a slow peer up too soon where packets were lost (two seeds); a node that had moved and lost its disk while
+it was cut off looked for the others where the founder had been."""
 SEEDS = [*range(200)] if os.environ.get("P2PC_SOAK") else [*FOUND, 1, 2, 3, 5, 8]
 
 
