@@ -416,6 +416,7 @@ class _Following:
                     await self._attach(node)
                 view = node.job(job_id.hex())
                 if view.is_over:
+                    await self._catch_up(node)  # the last ends may be on their way
                     return True
                 if view.total is None and await self._add(node, view.added):
                     continue
@@ -459,11 +460,15 @@ class _Following:
         first = self._node is None
         node.watch(self._job.job_id, self._take)
         if not first:
-            seq = 0
-            while ends := await self._member.host.call(node.finished(self._job.job_id, after=seq, limit=1000)):
-                self._take(ends)
-                seq = ends[-1].seq
+            await self._catch_up(node)
         self._node = node
+
+    async def _catch_up(self, node: Node) -> None:
+        """Take in all that has ended."""
+        seq = 0
+        while ends := await self._member.host.call(node.finished(self._job.job_id, after=seq, limit=1000)):
+            self._take(ends)
+            seq = ends[-1].seq
 
     async def _add(self, node: Node, added: int) -> bool:
         """Add what is ready behind the first `added`, or seal the job when no more will come; whether it did."""
