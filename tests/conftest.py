@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -48,6 +49,15 @@ SHARED = {
 
 _tasks_at_close: list[str] = []
 """Tasks that were alive when their event loop was closed, in the present test."""
+
+
+@pytest.fixture(scope="module")
+def pool_tracker() -> Iterator[None]:
+    """The process that pools leave behind, started before and ended behind these tests: others count children."""
+    resource_tracker.ensure_running()
+    yield
+    gc.collect()  # semaphores of pools are given back before it looks for forgotten ones
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from p2pcompute.config import parse_size
 from p2pcompute.errors import UsageError
@@ -382,7 +382,7 @@ def _size_written(size: int, *, is_rounded: bool = False) -> str:
 
 def apply(needs: Needs, edits: Sequence[Edit]) -> Needs:
     """Return the needs after some changes; changes of other flags are not about needs and change nothing here."""
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     require = [[part.text for part in compile_expression(text.strip()).parts()] for text in needs.require]
     for edit in edits:
         match edit.flag:
@@ -399,7 +399,7 @@ def apply(needs: Needs, edits: Sequence[Edit]) -> Needs:
                 parts[parts.index(edit.clause)] = edit.becomes
     joined = [[part for part in parts if part] for parts in require]
     changes["require"] = tuple(_joined(parts) for parts in joined if parts)
-    return replace(needs, **changes)  # type: ignore[arg-type]
+    return replace(needs, **changes)
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import os
@@ -14,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,15 +25,7 @@ from p2pcompute.simulation import records
 from p2pcompute.simulation.study import InProcess, alone_in
 from tests.simulation import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _tracker() -> Iterator[None]:
-    """The process that pools leave behind, started before and ended behind these tests: others count children."""
-    resource_tracker.ensure_running()
-    yield
-    gc.collect()  # semaphores of pools are given back before it looks for forgotten ones
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-
+pytestmark = pytest.mark.usefixtures("pool_tracker")
 
 TEXT = """question = "Does it?"
 experiment = "tiny"
@@ -293,9 +284,9 @@ def test_a_signal_that_came_where_nothing_can_be_raised_still_ends_it(
         def __del__(self) -> None:
             os.kill(os.getpid(), number)
 
-    def run_tiny(*args: object, **kwargs: object) -> object:
+    def run_tiny(*args: Any, **kwargs: Any) -> object:
         Finalised()
-        return really(*args, **kwargs)  # type: ignore[arg-type]
+        return really(*args, **kwargs)
 
     really = tiny.run_tiny
     monkeypatch.setattr(tiny, "run_tiny", run_tiny)

@@ -119,7 +119,7 @@ def test_a_registration_needs_a_token_and_one_source_has_a_bound() -> None:
                 two.dht._ask(one.key, one.address, [question], answers.append)
 
             for number in range(INDEX_ADS_PER_SOURCE_MAX + 4):
-                two.sim_host.enter(lambda number=number: register(number))  # type: ignore[misc]
+                two.sim_host.enter(partial(register, number))
             await asyncio.sleep(1)
             outcomes = [answer.outcome for answer in answers if isinstance(answer, Registered)]
             assert outcomes.count(Outcome.OK) == INDEX_ADS_PER_SOURCE_MAX == len(one.dht.index.registrar)

@@ -115,7 +115,7 @@ def test_a_check_says_what_is_wrong_with_a_domain(tmp_path: Path) -> None:
         assert done.returncode == 0 and "8.8.8.8:7878" in done.stdout, done.stdout
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="runs where systemd is installed")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/p2pc/bin/p2pc", PROGRAM))

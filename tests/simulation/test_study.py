@@ -5,12 +5,10 @@ from __future__ import annotations
 import concurrent.futures as cf
 import errno
 import functools
-import gc
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +41,7 @@ from tests.simulation import tiny
 assert tiny.GUILTY  # registers the experiment
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _tracker() -> Iterator[None]:
-    """The process that pools leave behind, started before and ended behind these tests: others count children."""
-    resource_tracker.ensure_running()
-    yield
-    gc.collect()  # semaphores of pools are given back before it looks for forgotten ones
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+pytestmark = pytest.mark.usefixtures("pool_tracker")
 
 
 @pytest.fixture
