@@ -145,8 +145,7 @@ class Theirs:
         self._server.stop()
 
     async def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._server.stop()
+        self._server.stop()
 
 
 class _Sending:

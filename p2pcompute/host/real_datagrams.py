@@ -28,7 +28,8 @@ from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PORT_ATTEMPTS_MAX, RATE_SOURCE
 
 _PORTS = 65536
 _DELIVERED_AT_ONCE = 64
-"""Datagrams handled before others get their turn on the event loop."""
+"""Datagrams handled before others get their turn on the event loop; more than it reads from a socket in one (asyncio 1,
+libuv 32), so that the queue of asyncio-dgram, which has no bound, stays short."""
 _ERRORS_AT_ONCE_MAX = 64
 """Queued errors taken out before one send; more cannot have come from the sends before it."""
 
