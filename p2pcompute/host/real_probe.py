@@ -251,10 +251,10 @@ class RealProbe:
         self._found.plugins = plugins
 
     def _blame(self, plugin: str, trouble: str) -> None:
-        """Log the first trouble with each plugin."""
+        """Log the first trouble with each plugin, and with what is looked for on any machine."""
         if plugin not in self._blamed and len(self._blamed) < PLUGIN_VALUES_MAX:
             self._blamed.add(plugin)
-            log.warning("the probe plugin %s failed, what it would say is unknown: %s", plugin or "(none)", trouble)
+            log.warning("the probe %s failed, what it would say is unknown: %s", plugin or "(none)", trouble)
 
     # --- measuring, in threads --------------------------------------------------------------------
 
@@ -357,10 +357,12 @@ def _values(measures: Mapping[str, Callable[[], Value | None]]) -> dict[str, Val
     """Return what can be measured; whatever a driver or a container lacks or breaks is left out."""
     found: dict[str, Value] = {}
     for name, measure in measures.items():
-        with contextlib.suppress(Exception):
+        try:
             value = measure()
             if value is not None:
                 found[name] = check_value(value)
+        except Exception as error:  # noqa: BLE001 - drivers and containers raise what they like
+            log.debug("%s cannot be measured: %r", name, error)
     return found
 
 

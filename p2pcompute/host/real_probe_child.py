@@ -74,8 +74,10 @@ def main(time_s: float, groups: Sequence[str]) -> None:
 
 
 def _run(probe: Callable[[Say], None], say: Say) -> None:
-    with contextlib.suppress(Exception):  # what cannot be found out is unknown
+    try:
         probe(say)
+    except Exception as error:  # noqa: BLE001 - what cannot be found out is unknown, and the node's log says why
+        say({"trouble": f"{type(error).__name__}: {error}"[:200], "by": "of this machine"})
 
 
 def _value(name: str, value: Any) -> dict[str, Any]:

@@ -330,7 +330,10 @@ def test_gpus_of_the_driver(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     monkeypatch.setattr(real_probe_child, "_has_surely_no_gpu", lambda _devices: True)
-    assert {finding["name"]: finding["value"] for finding in said(real_probe_child.gpus)} == expected
+    findings = said(real_probe_child.gpus)
+    assert {finding["name"]: finding["value"] for finding in findings if "name" in finding} == expected
+    troubles = [finding["trouble"] for finding in findings if "trouble" in finding]
+    assert troubles == ([] if expected else ["RuntimeError: "]), "an error of the driver is told, not swallowed"
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
 
 
