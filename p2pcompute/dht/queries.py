@@ -141,8 +141,8 @@ class Queries:
         await self._walk(lookup, partial(self._ask_get, search))
         return newest(search.found)
 
-    async def put(self, record: Record) -> tuple[int, int]:
-        """Put a record where it belongs; return how many hold it and the highest seq of a newer one somebody holds."""
+    async def put(self, record: Record) -> int:
+        """Put a record where it belongs; return how many hold it."""
         radius = self.radius()
         k = DHT_PUT_K if radius else DHT_K
         lookup = self._lookup(record.key, k=k, alpha_within=DHT_PUT_ALPHA, late_softs=2, radius=radius)
@@ -164,14 +164,6 @@ class Queries:
         for contact in near:
             store.send(contact)
         self._keep_own(record, store, near, radius)
-        return await store.settled()
-
-    async def put_at(self, near: Sequence[Contact], record: Record) -> tuple[int, int]:
-        """Have a record kept at these and, if it belongs there, here; returns as `put`."""
-        store = _Store(record, self._ask)
-        for contact in near:
-            store.send(contact)
-        self._keep_own(record, store, near, self.radius())
         return await store.settled()
 
     def to_hand_on(self, newcomer: Contact) -> list[Record]:
@@ -198,7 +190,7 @@ class Queries:
         for record in self.to_hand_on(newcomer):
             store = _Store(record, self._ask)
             store.send(newcomer)
-            kept, _ = await store.settled()
+            kept = await store.settled()
             if not store.replies_count:
                 return
             self._counters.records_handed_on += kept
@@ -328,8 +320,6 @@ class _Store:
 
     def __init__(self, record: Record, ask: Ask) -> None:
         self.kept = 0
-        self.stale_seq = 0
-        """The highest sequence number of a newer record that somebody holds."""
         self.tokens: dict[bytes, bytes] = {}
         """With which each peer takes it, by public key; a peer that wants one gives it otherwise."""
         self.replies_count = 0
@@ -351,16 +341,13 @@ class _Store:
         """Take in what somebody says to it."""
         if isinstance(reply, Ack):
             self.kept += reply.status is AckStatus.OK
-            if reply.status is AckStatus.STALE:
-                self.stale_seq = max(self.stale_seq, reply.seq)
 
-    async def settled(self) -> tuple[int, int]:
-        """Wait until all have replied or, of k and more, until DHT_PUT_ENOUGH of them hold it; return how many do, and
-        the highest seq of a newer record that somebody holds."""
+    async def settled(self) -> int:
+        """Wait until all have replied or, of k and more, until DHT_PUT_ENOUGH of them hold it; return how many do."""
         self._settled = asyncio.get_running_loop().create_future()
         self._check()
         await self._settled
-        return self.kept, self.stale_seq
+        return self.kept
 
     def _put(self, contact: Contact, token: bytes, done: Callable[[Contact, Message | None], None]) -> None:
         parts = parts_of(self._record.raw, self._record.key, token)

@@ -338,7 +338,7 @@ class Dht:
         Returns:
             How many nodes are known to hold it now; of more than a few, the last ones are not waited for.
         """
-        return (await self._queries.put(record))[0]
+        return await self._queries.put(record)
 
     async def get(self, key: bytes) -> list[Record]:
         """Return the newest valid record of each publisher under a key, ordered by publisher.
