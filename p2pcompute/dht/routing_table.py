@@ -1,10 +1,12 @@
 """The routing table: peers whose replies were verified, by XOR prefix.  Pure.
 
-From the `kademlia` package: `KBucket` (nodes in order of last contact, and the replacement cache behind them), with
-plain dicts for its ordered ones (48 bytes less for each contact) and without its `time.monotonic` for a field that
-is not used here, so that the table knows no clock.  `Node` holds up but takes 154 bytes before any field of ours,
-`Entry` 120 with all; `Entry` has the same fields where `KBucket` looks.  `kademlia.routing` imports asyncio, which
-every node has loaded; beyond it the import costs 2 ms and 128 KiB, and neither rpcudp nor sockets of its own.
+From the `kademlia` package: `KBucket` (its nodes, and the replacement cache behind them), with a plain dict for its
+ordered one (48 bytes less for each contact) and without its `time.monotonic` for a field that is not used here, so
+that the table knows no clock.  Entries know when they were heard of: moving them to the end of their bucket at each
+reply, to find the stalest at its head, makes a dict of twice the size (20 bytes for each contact).  `Node` holds up
+but takes 154 bytes before any field of ours, `Entry` 104 with all; `Entry` has the same fields where `KBucket` looks.
+`kademlia.routing` imports asyncio, which every node has loaded; beyond it the import costs 2 ms and 128 KiB, and
+neither rpcudp nor sockets of its own.
 
 Replaced, with what was measured of kademlia 2.2.3:
 
@@ -36,6 +38,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 from kademlia.routing import KBucket
 
@@ -73,8 +77,7 @@ class Entry:
     """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is."""
 
     __slots__ = (
-        "address", "alternative", "checked", "class_bits", "failed_at", "failures", "name", "place", "rtt_s", "run",
-        "seen",
+        "address", "checked", "class_bits", "failures", "name", "place", "rtt_s", "run", "seen",
     )  # fmt: skip
 
     def __init__(self, place: Place, address: Address, *, run: bytes, now: float) -> None:
@@ -91,9 +94,6 @@ class Entry:
         """Time of the last reply or probe."""
         self.failures = 0
         """Probes in a row without an answer."""
-        self.failed_at = now
-        self.alternative: Address | None = None
-        """Another address at which it has answered while this one was live."""
 
     @property
     def id(self) -> bytes:
@@ -113,11 +113,6 @@ class Entry:
         """When it may be probed."""
         return self.checked + DHT_PING_S
 
-    def move(self, address: Address) -> None:
-        """Take another address."""
-        self.address = address
-        self.alternative = None
-
     def answered(self, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
         """Note a verified reply."""
         if rtt_s is not None:
@@ -130,8 +125,11 @@ class Entry:
         self.failures = 0
 
 
+_CHECKED = attrgetter("checked")
+
+
 class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no types
-    """Contacts that share the same number of leading bits with the own id; the longest unseen first."""
+    """Contacts that share the same number of leading bits with the own id."""
 
     nodes: dict[bytes, Entry]
     replacement_nodes: dict[bytes, Entry]
@@ -170,6 +168,11 @@ class _Lost:
     wait_s: float
 
 
+class _Failing(NamedTuple):
+    entry: Entry
+    failed_at: float
+
+
 _NOTHING = Change()
 
 
@@ -198,8 +201,10 @@ class RoutingTable:
         """When somebody was probed, or nobody needed it yet."""
         self._gap_s = _PROBE_GAP_S_MIN
         """Between two probes when there are more than k contacts, unless a round would take too long."""
-        self._failing: dict[bytes, Entry] = {}
+        self._failing: dict[bytes, _Failing] = {}
         """Contacts whose last probe was not answered, the longest silent first."""
+        self._alternatives: dict[bytes, Address] = {}
+        """By id: another address at which a contact has answered while that which is known was live."""
         self._silent: dict[bytes, None] = {}
         self._lost: dict[bytes, _Lost] = {}
         self._departed: dict[tuple[bytes, bytes], None] = {}
@@ -262,7 +267,7 @@ class RoutingTable:
             return False
         entry = self._entry(contact_id)
         if entry is not None:
-            return address not in (entry.address, entry.alternative)
+            return address not in (entry.address, self._alternatives.get(contact_id))
         if self._is_crowded(self._index(contact_id), address):
             return False
         bucket = self._buckets.get(self._index(contact_id))
@@ -330,17 +335,16 @@ class RoutingTable:
         if address != entry.address:
             is_live = entry.run == run and entry.failures == 0 and now - entry.seen <= 2 * DHT_PING_S
             if is_live:
-                is_new = entry.alternative != address
-                entry.alternative = address
+                is_new = self._alternatives.get(contact_id) != address
+                self._alternatives[contact_id] = address
                 return Change(probe=entry.contact) if is_new else _NOTHING
             if self._is_crowded(self._index(contact_id), address, besides=entry):
                 return self._remove(entry)
-            entry.move(address)
+            self._move(entry, address)
         if entry.failures:
             self._failing.pop(contact_id, None)
         entry.answered(run, now, name, rtt_s)
         self._gap_s = min(self._gap_s * _GAP_GROWTH, _ROUND_S_MAX)
-        self._buckets[self._index(contact_id)].add_node(entry)  # moves it to the end: the head is the stalest
         return _NOTHING
 
     def on_class(self, key: bytes, class_bits: int) -> None:
@@ -354,17 +358,15 @@ class RoutingTable:
         entry = self._entry(place_of(key).id)
         if entry is None or entry.address != address or sent < entry.seen:
             return _NOTHING
-        if entry.failures and sent < entry.failed_at:
+        if entry.failures and sent < self._failing[entry.id].failed_at:
             return _NOTHING  # the same silence, seen by requests that overlap
         entry.failures += 1
-        entry.failed_at = now
-        self._failing[entry.id] = entry
+        self._failing[entry.id] = _Failing(entry, now)
         if entry.failures == 1:
             self._gap_s = max(_PROBE_GAP_S_MIN, min(self._gap_s, self._gap_s_max()) * _GAP_SHRINK)
-        if entry.alternative is not None and not self._is_crowded(
-            self._index(entry.id), entry.alternative, besides=entry
-        ):
-            entry.move(entry.alternative)
+        alternative = self._alternatives.get(entry.id)
+        if alternative is not None and not self._is_crowded(self._index(entry.id), alternative, besides=entry):
+            self._move(entry, alternative)
             return Change(probe=entry.contact)
         self._silent[entry.id] = None
         while len(self._silent) > DHT_LINK_DOWN_CONTACTS:
@@ -404,7 +406,7 @@ class RoutingTable:
         if self._count <= self._k:
             chosen = [entry for entry in self._entries() if entry.check_at <= now + _ROUNDING_S]
         else:
-            for entry in self._failing.values():
+            for entry, _ in self._failing.values():
                 if entry.check_at <= now + _ROUNDING_S and len(chosen) < self._k:
                     chosen.append(entry)
             if not chosen and self._looked_at + self._gap_now() <= now + _ROUNDING_S:
@@ -412,7 +414,6 @@ class RoutingTable:
                 stalest = self._stalest()
                 if stalest is not None and stalest.check_at <= now + _ROUNDING_S:
                     chosen.append(stalest)
-                    self._buckets[self._index(stalest.id)].add_node(stalest)  # the next round begins behind the others
         for entry in chosen:
             entry.checked = self._looked_at = now
         return [entry.contact for entry in chosen]
@@ -421,7 +422,7 @@ class RoutingTable:
         """Return when to ask `due` next; None without contacts."""
         if self._count <= self._k:
             return min((entry.check_at for entry in self._entries()), default=None)
-        times = [entry.check_at for entry in self._failing.values()]
+        times = [entry.check_at for entry, _ in self._failing.values()]
         if len(self._failing) < self._count:
             times.append(self._looked_at + self._gap_now())  # then it is seen who is stalest
         return min(times, default=None)
@@ -482,6 +483,9 @@ class RoutingTable:
         failing = {entry.id for entry in self._entries() if entry.failures}
         if failing != self._failing.keys():
             raise InvariantViolation(f"routing table: {len(failing)} are failing, {len(self._failing)} are listed")
+        strangers = [contact_id for contact_id in self._alternatives if self._entry(contact_id) is None]
+        if strangers:
+            raise InvariantViolation(f"routing table: other addresses of {len(strangers)} that are not in it")
 
     # --- parts ---
 
@@ -494,14 +498,7 @@ class RoutingTable:
 
     def _stalest(self) -> Entry | None:
         """The contact that was neither heard of nor probed for longest; failing ones have a time of their own."""
-        best: Entry | None = None
-        for bucket in self._buckets.values():
-            for entry in bucket.nodes.values():
-                if not entry.failures:
-                    if best is None or entry.check_at < best.check_at:
-                        best = entry
-                    break
-        return best
+        return min((entry for entry in self._entries() if not entry.failures), key=_CHECKED, default=None)
 
     def _index(self, contact_id: bytes) -> int:
         return _ID_BITS - (self._own ^ int.from_bytes(contact_id, "big")).bit_length()
@@ -577,10 +574,16 @@ class RoutingTable:
                     here += number == index
         return here >= DHT_RANGE_PER_BUCKET_MAX or total >= DHT_RANGE_PER_TABLE_MAX
 
+    def _move(self, entry: Entry, address: Address) -> None:
+        """Let a contact have another address."""
+        entry.address = address
+        self._alternatives.pop(entry.id, None)
+
     def _remove(self, entry: Entry) -> Change:
         index = self._index(entry.id)
         bucket = self._buckets[index]
         self._failing.pop(entry.id, None)
+        self._alternatives.pop(entry.id, None)
         replacement = bucket.drop(entry)
         self._count -= 1
         if replacement is None:

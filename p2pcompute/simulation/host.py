@@ -512,6 +512,7 @@ class Simulation:
             self, number, name, machine, runner=runner or RunnerModel(), wall_skew_s=wall_skew_s, sync_s=sync_s
         )
         self.hosts.append(host)
+        self.loop.host_count = number
         return host
 
     def run(

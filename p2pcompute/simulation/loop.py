@@ -33,8 +33,10 @@ T = TypeVar("T")
 
 GC_STEP_EVENTS: Final = 100_000
 """Young garbage is collected after so many events: a fixed step, so that finalisers run at the same place."""
-GC_FULL_STEPS: Final = 20
-"""Every so many steps all garbage is collected."""
+GC_FULL_STEPS_MIN: Final = 20
+GC_FULL_HOSTS_PER_STEP: Final = 50
+"""All garbage is collected every GC_FULL_STEPS_MIN steps, and with many hosts after one step for every
+GC_FULL_HOSTS_PER_STEP of them: looking through everything takes as long as there are hosts."""
 INSTANT_STEPS_MAX: Final = 20
 """Steps of GC_STEP_EVENTS without any progress of virtual time that count as a livelock: 2 million events."""
 TASKS_SWEPT_MIN: Final = 64
@@ -169,6 +171,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._failure: BaseException | None = None
         self._failure_text = ""
         self._suspended: dict[Owner, _Suspension] = {}
+        self.host_count = 0
+        """How many hosts the simulation has: how long it takes to look through everything."""
         self._gc_steps = 0
         self._step_time = -1.0
         self._steps_at_time = 0
@@ -455,7 +459,10 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def _step(self) -> None:
         """Every GC_STEP_EVENTS events: collect garbage and see that time goes on."""
         self._gc_steps += 1
-        gc.collect(2 if self._gc_steps % GC_FULL_STEPS == 0 else 1)
+        is_full = self._gc_steps >= max(GC_FULL_STEPS_MIN, self.host_count // GC_FULL_HOSTS_PER_STEP)
+        if is_full:
+            self._gc_steps = 0
+        gc.collect(2 if is_full else 1)
         if self._now > self._step_time:
             self._step_time, self._steps_at_time = self._now, 0
             return
