@@ -45,7 +45,7 @@ def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
     if json_:
         print_json({**document, "task": task and {name: task.get(name) for name in ("index", "state", "node")}})
     else:
-        print("\n".join([_sentence(document, task), *_details(document)]))
+        print("\n".join([_sentence(document, task), *_details(document), *unheard_lines(document)]))
     return 4 if document["can_never_run"] and job["state"] == "waiting" else 0
 
 
@@ -54,7 +54,7 @@ def print_explanation(document: Mapping[str, Any], *, as_json: bool) -> int:
     if as_json:
         print_json(document)
     else:
-        print("\n".join([_counts(document), *_details(document)]))
+        print("\n".join([_counts(document), *_details(document), *unheard_lines(document)]))
     return 4 if document["can_never_run"] else 0
 
 
@@ -76,6 +76,17 @@ def never_error(document: Mapping[str, Any]) -> NoEligibleNode:
 def stalled_lines(document: Mapping[str, Any]) -> list[str]:
     """Return what is said of a job that makes no progress."""
     return [_sentence(document, None), *_details(document)]
+
+
+def unheard_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return what is said of attributes that no node has: they may come with a plugin of another node."""
+    lines = []
+    for one in document["unheard"]:
+        lines.append(f"note: no node here has {one_line(one['name'])}: this waits for one that does")
+        near = f"did you mean {one_line(one['near'])}?  " if one["near"] else ""
+        lines.append(f"  why:  {plural(len(document['nodes']), 'node')} known here; a label or a plugin may bring it")
+        lines.append(f"  fix:  {near}what they have: p2pc peers NODE")
+    return lines
 
 
 def _names(document: Mapping[str, Any]) -> list[str]:

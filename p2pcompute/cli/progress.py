@@ -181,12 +181,13 @@ class Silent:
 
 
 class Plain(Silent):
-    """A line every 10 % (at most one a second) or 30 s."""
+    """A line every 10 % (at most one a second) or 30 s; none while nothing has changed."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._at = time.monotonic()
         self._step = 0
+        self._said = ""
 
     def update(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -195,6 +196,10 @@ class Plain(Silent):
         if not (now - self._at >= PLAIN_S or (step > self._step and now - self._at >= 1.0)):
             return
         self._at, self._step = now, max(step, self._step)
+        news = f"{progress.counts()} {progress.rest()}"
+        if news == self._said:
+            return
+        self._said = news
         parts = [progress.title, progress.counts(), progress.percent(), rate_text(progress.rate)]
         parts += [f"ETA {clock_text(progress.eta_s)}", progress.rest()]
         print("  ".join(part for part in parts if part), file=self._stream, flush=True)

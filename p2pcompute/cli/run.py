@@ -564,15 +564,18 @@ class _Run:
 
         Raises:
             NoEligibleNode: every node that is known will never run it.
+            UsageError: it asks for an attribute that no node has, with a name like one that there is.
         """
         request = self.request
         if request.needs is None and not request.on and not request.not_on:
             return
+        from p2pcompute.cli.explain import never_error, unheard_lines
+
         document = self._ask_explanation(connection, status, "?check=1")
         if document["can_never_run"]:
-            from p2pcompute.cli.explain import never_error
-
             raise never_error(document)
+        for line in unheard_lines(document):
+            say(line, level=1)
 
     def _finish_earlier(self, target: ResultsTarget) -> int | None:
         """Let an unfinished job of an earlier run that writes there end first; an exit code when the user stopped it.

@@ -237,6 +237,7 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
             for one in report.suggestions
         ],
         "not_the_cause": report.not_the_cause,
+        "unheard": [{"name": name, "near": near or None} for name, near in explained.unheard],
     }
 
 

@@ -19,6 +19,13 @@ from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORD
 from p2pcompute.node.facade import PeerView
 from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of
 from p2pcompute.resources.explaining import Edit, Finding, Machine, Report, explain
+from p2pcompute.resources.expressions import (
+    compile_expression,
+    is_heard,
+    names_of_some,
+    nearest_name,
+    refuse_unheard,
+)
 from p2pcompute.resources.matching import (
     Known,
     Needs,
@@ -46,6 +53,9 @@ class ExplanationView:
     report: Report
     left_out: int = 0
     """Nodes beyond EXPLAINED_NODES_MAX, of which nothing is said."""
+    unheard: tuple[tuple[str, str], ...] = ()
+    """Attributes that the job is about and that none of the nodes has, each with what is probably meant, if anything:
+    a label or a plugin of a node that comes later may bring them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +87,15 @@ async def explain_job(
             any node ever will, and without a message where people ask for what their own machine has.
 
     Raises:
-        UsageError: the job asks for what cannot be asked.
+        UsageError: the job asks for what cannot be asked; or with `until_possible` for an attribute that no node has,
+            with a name like one that there is.
     """
     needs = needs_of(subject.terms, subject.spec)
     requirement = compile_needs(needs)
     shown = list(peers[:EXPLAINED_NODES_MAX])
     own = await _own(placement, requirement)
-    if until_possible:
+    unusual = [name for name in names_of_some(requirement.names) if not is_heard(name, own.values)]
+    if until_possible and not unusual:
         machine = _machine(subject, placement, shown[0], own, own_findings)
         report = explain(needs, [machine])
         if not report.can_never_run:
@@ -94,8 +106,33 @@ async def explain_job(
         is_self = peer.state == "self"
         known = own if is_self else _said(placement, requirement, peer)
         machines.append(_machine(subject, placement, peer, known, own_findings if is_self else ()))
+    unheard = _unheard(unusual, [machine.known for machine in machines])
+    left_out = len(peers) - len(shown)
+    if until_possible and not left_out and all(machine.known is not None for machine in machines):
+        _refuse_misspelt(needs, unheard)
     report = explain(needs, machines)
-    return ExplanationView(needs=needs, peers=tuple(shown), report=report, left_out=len(peers) - len(shown))
+    return ExplanationView(needs=needs, peers=tuple(shown), report=report, left_out=left_out, unheard=unheard)
+
+
+def _unheard(names: Sequence[str], said: Sequence[Known | None]) -> tuple[tuple[str, str], ...]:
+    """Return those among names that no node has, each with what is probably meant."""
+    heard = list(dict.fromkeys(name for known in said if known is not None for name in known.values))
+    return tuple((name, nearest_name(name, heard)) for name in names if not is_heard(name, heard))
+
+
+def _refuse_misspelt(needs: Needs, unheard: Sequence[tuple[str, str]]) -> None:
+    """Refuse a name that nobody has and that is like another one.  In the same group, more names may come with a label
+    or a plugin.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name, near in unheard:
+        if not near or near.partition(".")[0] == name.partition(".")[0]:
+            continue
+        for text in (*needs.require, *needs.prefer):
+            if name in compile_expression(text.strip()).names:
+                refuse_unheard(text.strip(), name, near)
 
 
 def _machine(

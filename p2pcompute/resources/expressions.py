@@ -18,7 +18,7 @@ import importlib.util
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from typing import Any, Final, NoReturn
@@ -27,6 +27,7 @@ from p2pcompute.host.interfaces import Value
 from p2pcompute.resources.notation import (
     ALIASES,
     JOB_EXAMPLES,
+    MEANT,
     NODE_EXAMPLES,
     Clause,
     Comparison,
@@ -37,7 +38,11 @@ from p2pcompute.resources.notation import (
 _LIBRARY: Final = "cel.cel"
 _PARSE_ERROR: Final = re.compile(r"ERROR: <input>:1:(\d+): (.*)")
 _NEAR: Final = 0.75
-"""Likeness from which an unknown name is taken for a misspelt one."""
+"""Likeness from which an unknown name is taken for a misspelt one, whatever nodes say."""
+_NEAR_IN_GROUP: Final = 0.85
+"""The same in a group like ``gpu.``, to which plugins may add."""
+_NEAR_UNHEARD: Final = 0.6
+"""The same of a name that no node has."""
 _GROUPS: Final = tuple(dict.fromkeys(name.partition(".")[0] for name in NODE_EXAMPLES if "." in name))
 
 
@@ -154,7 +159,7 @@ class Expression:
         value = self._run(view)
         if isinstance(value, bool):
             return ""
-        missing = [name for name in self.names if not _is_known(name, view.node)]
+        missing = [name for name in self.names if not is_heard(name, view.node)]
         if missing:
             return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not known"
         return "it mixes different kinds of values" if isinstance(value, BaseException) else "it is not a condition"
@@ -177,7 +182,8 @@ def _guarded(call: Callable[[Any], Any], argument: Any) -> Any:
         return error
 
 
-def _is_known(name: str, values: Mapping[str, Value]) -> bool:
+def is_heard(name: str, values: Collection[str]) -> bool:
+    """Return whether an attribute, or a group of some, is among names."""
     return name in values or any(known.startswith(name + ".") for known in values)
 
 
@@ -296,11 +302,44 @@ def _check_name(text: str, name: str, start: int) -> None:
     if not _is_possible(name):
         _refuse_name(text, name, [*NODE_EXAMPLES, *ALIASES], start)
     known = [*NODE_EXAMPLES, *ALIASES, *(f"node.{known}" for known in NODE_EXAMPLES)]
-    if difflib.get_close_matches(name, known, n=1, cutoff=_NEAR):
+    cutoff = _NEAR_IN_GROUP if name.partition(".")[0] in _GROUPS else _NEAR
+    if difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
         _refuse_name(text, name, known, start)
     if "." not in name and re.search(rf"[=<>]\s*{re.escape(name)}\b", text):
         at = _find_name(text, name, start)
         refuse(text, at, f"{name} is no attribute of nodes", f"text needs quotes: '{name}'")
+
+
+def names_of_some(names: Iterable[str]) -> list[str]:
+    """Return those among names of attributes that not every node could say: labels, and what plugins bring."""
+    return [name for name in names if name not in (*NODE_EXAMPLES, *_GROUPS)]
+
+
+def nearest_name(name: str, heard: Iterable[str]) -> str:
+    """Return what is probably meant by a name that no node has; empty when nothing is like it.
+
+    Args:
+        heard: names that nodes have, beside those that this build knows.
+    """
+    root, dot, _ = name.partition(".")
+    for word in (name, root):
+        if word in MEANT:
+            return MEANT[word]
+    known = [*NODE_EXAMPLES, *ALIASES, *heard]
+    if dot:  # every group may have a count: what comes first must be alike too
+        known = [
+            one for one in known if difflib.SequenceMatcher(None, root, one.partition(".")[0]).ratio() >= _NEAR_UNHEARD
+        ]
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR_UNHEARD)), "")
+
+
+def refuse_unheard(text: str, name: str, near: str) -> NoReturn:
+    """Refuse a name that no node has and that is probably misspelt.
+
+    Raises:
+        UsageError: always; it points at the column.
+    """
+    refuse(text, _find_name(text, name, 0), f"no node here has {name}", f"did you mean {near}?")
 
 
 def _is_possible(name: str) -> bool:

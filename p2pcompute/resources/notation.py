@@ -86,6 +86,22 @@ ALIASES: Final[Mapping[str, str]] = {
     "slots": "slots.total",
 }
 """What a name alone stands for in shorthand."""
+MEANT: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("cpu", "core", "cores", "ncpus", "threads", "vcpus", "processors"), "cpus"),
+    **dict.fromkeys(("ram", "memory"), "mem.total"),
+    **dict.fromkeys(("storage", "space"), "disk.free"),
+    **dict.fromkeys(("cuda", "accelerator"), "gpu.count"),
+    "vram": "gpu.mem",
+    **dict.fromkeys(("host", "hostname", "node"), "name"),
+    **dict.fromkeys(("platform", "system"), "os"),
+    **dict.fromkeys(("architecture", "machine", "isa"), "arch"),
+    **dict.fromkeys(("installed", "software", "apps"), "has"),
+    **dict.fromkeys(("zone", "region", "room", "site"), "label.NAME"),
+    **dict.fromkeys(("idle", "user", "present"), "owner.present"),
+    **dict.fromkeys(("power", "charging"), "battery"),
+    **dict.fromkeys(("network", "speed"), "bandwidth"),
+}
+"""What people may mean by a name, or by the first part of one, that no node has."""
 LOOPS: Final = ("all", "exists", "exists_one", "filter")
 FUNCTIONS: Final = (
     *("has", "size", "matches", "contains", "startsWith", "endsWith", "int", "double", "string"),

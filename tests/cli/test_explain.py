@@ -23,7 +23,7 @@ def node(name: str, verdict: str, *whats: str, **more: Any) -> dict[str, Any]:
 
 def document(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
     counts = {name: sum(one["verdict"] == name for one in nodes) for name in ("now", "later", "never", "unknown")}
-    plain = {"job": None, "left_out": 0, "would_help": [], "not_the_cause": [], **counts}
+    plain = {"job": None, "left_out": 0, "would_help": [], "not_the_cause": [], "unheard": [], **counts}
     return {**plain, "nodes": list(nodes), "can_never_run": counts["never"] == len(nodes), **more}
 
 

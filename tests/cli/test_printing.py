@@ -213,6 +213,9 @@ def test_plain_progress_comes_every_tenth_or_half_minute(monkeypatch: pytest.Mon
     assert len(lines) == 10 and lines[0].startswith("thumbs j7k3  10/100  10 %")
     now[0] += 31
     plain.update(progress(done=100))
+    assert len(stream.getvalue().splitlines()) == 10, "nothing has changed"
+    now[0] += 31
+    plain.update(progress(done=100, retried=1))
     assert len(stream.getvalue().splitlines()) == 11
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from p2pcompute.errors import UsageError
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.host.interfaces import Attributes
 from p2pcompute.node.explanations import ExplanationView
@@ -286,3 +287,27 @@ def test_who_can_run_a_job_itself_asks_nobody_before() -> None:
         assert await asked_for("has=blender") == (1, True)
 
     play([PLAIN, TOOLS], scene)
+
+
+def test_a_name_that_no_node_has_is_said_at_once() -> None:
+    """A job with a misspelt attribute waits for ever; or one whose plugin comes later is refused."""
+    racked = RunnerModel(slot_count=2, attributes={"rack.row": 3, "label.zone": "b"})
+
+    async def scene(mesh: Mesh) -> None:
+        member = mesh.members[0]
+
+        async def unheard(require: str) -> tuple[tuple[str, str], ...]:
+            spec, terms = JobSpec(kind=TaskKind.SIMULATED), JobTerms(require=(require,))
+            return (await member.host.call(member.running.explain((terms, spec), until_possible=True))).unheard
+
+        assert await unheard("rack.row==3 && label.zone=b && cpus>=1") == ()
+        assert await unheard("node.foo > 1") == (("foo", ""),)
+        assert await unheard("rack.rwo > 1 || label.zoen=b") == (("rack.rwo", "rack.row"), ("label.zoen", "label.zone"))
+        with pytest.raises(UsageError, match="no node here has ram") as caught:
+            await unheard("cpus>=1 && ram>=1GiB")
+        assert caught.value.fix == "did you mean mem.total?" and "column 12 of" in caught.value.why
+        mesh.crash(mesh.members[1], is_silent=True)
+        member.running.resources.known.clear()
+        assert await unheard("ram>=1GiB") == (("ram", "mem.total"),), "who does not answer may have it"
+
+    play([PLAIN, racked], scene)

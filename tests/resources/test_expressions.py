@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Value
 from p2pcompute.limits import EXPRESSION_CHARS_MAX, EXPRESSION_DEPTH_MAX
-from p2pcompute.resources.expressions import View, check_condition, check_rank, compile_expression
+from p2pcompute.resources.expressions import (
+    View,
+    check_condition,
+    check_rank,
+    compile_expression,
+    is_heard,
+    names_of_some,
+    nearest_name,
+)
 from p2pcompute.resources.notation import NODE_EXAMPLES
 
 LAB: dict[str, Value] = {
@@ -205,6 +213,21 @@ def test_what_no_node_could_answer_is_refused(text: str, what: str, fix: str) ->
 )
 def test_what_a_node_could_answer_is_accepted(text: str) -> None:
     check_condition(compile_expression(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        *(("foo", ""), ("ram", "mem.total"), ("cpu.count", "cpus"), ("memory.free", "mem.total"), ("fpga.count", "")),
+        *(("memfree", "mem.free"), ("rack.rwo", "rack.row"), ("label.zoen", "label.zone"), ("hostname", "name")),
+    ],
+)
+def test_what_is_meant_by_a_name_that_no_node_has(name: str, near: str) -> None:
+    """A job waits for ever for a word that means nothing, and nobody says so."""
+    heard = ("rack.row", "label.zone", "cpus")
+    assert names_of_some([name, "cpus", "gpu"]) == [name] and not is_heard(name, heard)
+    assert nearest_name(name, heard) == near
+    assert is_heard("rack", heard) and is_heard("cpus", heard) and not is_heard("rac", heard)
 
 
 def test_every_known_attribute_may_be_named_alone() -> None:
