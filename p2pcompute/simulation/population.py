@@ -291,7 +291,7 @@ class Session(NamedTuple):
 class Event:
     """Something that takes many nodes away at once."""
 
-    kind: Literal["exit", "outage"]
+    kind: Literal["mass exit", "outage"]
     at_s: float
     until_s: float
     """When they may be up again; infinite: never."""
@@ -307,7 +307,7 @@ def draw_events(settings: PopulationSettings, rng: random.Random, *, duration_s:
     if settings.exit_share:
         at_s = settings.exit_at_hours * HOUR_S
         until_s = at_s + settings.exit_hours * HOUR_S if settings.exit_hours else math.inf
-        events.append(Event("exit", at_s, until_s, settings.exit_share))
+        events.append(Event("mass exit", at_s, until_s, settings.exit_share))
     if settings.outages_per_day:
         for site in range(settings.sites):
             at_s = 0.0

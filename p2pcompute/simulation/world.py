@@ -41,6 +41,7 @@ from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.network import NetworkSettings
 from p2pcompute.simulation.playing import account, play
 from p2pcompute.simulation.population import (
+    Event,
     Leaving,
     PopulationSettings,
     Session,
@@ -446,11 +447,11 @@ class World:
         self.spawn(self._check(), "check")
         if self.watch is not None:
             self.spawn(self._tell(self.watch), "progress")
-        is_cut_short = until_s is not None and until_s < self.duration_s
-        await asyncio.sleep(max(0.0, (until_s if is_cut_short and until_s is not None else self.duration_s) - self.now))
+        end_s = self.duration_s if until_s is None else min(until_s, self.duration_s)
+        await asyncio.sleep(max(0.0, end_s - self.now))
         self._traffic()
         self._note_what_was_missing()
-        if not is_cut_short:
+        if end_s == self.duration_s:
             await self._heal(population, trouble)
             await self._finish(work)
             self._work()
@@ -499,7 +500,7 @@ class World:
         settings = self.settings.population
         events = draw_events(settings, self.rng("events"), duration_s=self.duration_s)
         for event in events:
-            self.spawn(self._announce(event.at_s), "mass exit")
+            self.spawn(self._announce(event), event.kind)
         count = self.settings.nodes
         rows = draw_rows(settings, self.rng("trace"), count)
         lives = [
@@ -539,10 +540,10 @@ class World:
                 if following is not None:
                     heapq.heappush(queue, (following.begin_s, number, following))
 
-    async def _announce(self, at_s: float) -> None:
-        await self.pause(at_s - self.now)
+    async def _announce(self, event: Event) -> None:
+        await self.pause(event.at_s - self.now)
         if not self.is_healing:
-            self.fired["mass exit"] += 1
+            self.fired[event.kind] += 1
             self.mass_exit()
 
     async def _come(self, number: int) -> None:
@@ -664,7 +665,6 @@ class World:
         metrics.set("bytes_per_node_s", network.bytes_sent / node_s)
         metrics.set("datagrams_per_node_s", network.datagrams_sent / node_s)
         metrics.set("frames_per_node_s", sums.frames / node_s)
-        metrics.set("bytes_per_node_s", network.bytes_sent / node_s)
         self._own_lookups()
         for member in self.mesh.members:
             if member.node is not None:

@@ -264,7 +264,7 @@ def test_a_mass_exit_takes_its_share_and_they_come_back() -> None:
     assert up_at(chosen, HOUR_S, events) == pytest.approx(0.5, abs=0.05)
     assert up_at(chosen, 3 * HOUR_S, events) == 1.0
     for_good = PopulationSettings(exit_share=0.5, exit_at_hours=1.0)
-    life = [*sessions(for_good, rng_of(3), 0, [Event("exit", HOUR_S, math.inf, 1.0)])]
+    life = [*sessions(for_good, rng_of(3), 0, [Event("mass exit", HOUR_S, math.inf, 1.0)])]
     assert [session[:2] for session in life] == [(0.0, HOUR_S)]
 
 

@@ -124,6 +124,13 @@ def test_the_population_comes_and_goes() -> None:
     assert 0.1 < result.metrics["up_share"] < 0.9
 
 
+def test_an_outage_is_not_counted_as_a_mass_exit() -> None:
+    population = PopulationSettings(cores=1, sites=2, outages_per_day=10_000, outage_minutes=0.02)
+    result = run(MeshSettings(nodes=4, hours=0.005, population=population), 1, until_s=17.0)
+    assert result.fired["outage"] > 1 and "mass exit" not in result.fired
+    assert result.metrics["crashes"] > 1 and result.metrics["starts"] > 4
+
+
 @pytest.mark.parametrize(("seed", "is_real"), [(3, True), (4, False)])
 def test_one_of_some_seeds_has_real_crypto(seed: int, is_real: bool) -> None:
     world = World(MeshSettings(nodes=2, hours=0.003, real_crypto_in=3, shuffle=True), seed)
