@@ -134,7 +134,7 @@ async def test_broken_pipes_end_commands_quietly(rig: Rig) -> None:
 async def test_wall_limit_kills_the_whole_group(rig: Rig) -> None:
     outcome = await rig.shell("sleep 300 & echo $!; wait", timeout_s=0.3)
     assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "wall") and "0.3 s" in outcome.error
-    assert not is_running(int(outcome.stdout))
+    await wait_for(lambda: not is_running(int(outcome.stdout)), "nothing is left")
     assert outcome.runtime_s < 2.0, "SIGTERM was enough"
 
 

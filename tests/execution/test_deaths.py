@@ -96,7 +96,7 @@ async def test_kill_of_a_command_keeps_the_worker_process(rig: Rig) -> None:
     first, second = await rig.finish(runs, outcomes)
     assert first.status == OutcomeStatus.KILLED and first.stdout == b"stopped\n"
     assert (second.status, second.stdout) == (OutcomeStatus.OK, b"next\n") and rig.worker_pids() == before
-    assert not any(is_running(pid) for pid in pids)
+    await wait_for(lambda: not any(is_running(pid) for pid in pids), "nothing is left")
 
 
 async def test_kill_of_a_stopped_command(rig: Rig) -> None:
@@ -181,7 +181,7 @@ async def test_close_while_busy_reports_everything_once(tmp_path: Path) -> None:
     await rig.runner.close()
     rig.blobs.shut()
     assert [outcomes[run.run_id].status for run in runs] == [OutcomeStatus.KILLED, OutcomeStatus.NOT_RUN]
-    assert not any(is_running(pid) for pid in pids)
+    await wait_for(lambda: not any(is_running(pid) for pid in pids), "nothing is left")
 
 
 # --- the slot and the start -----------------------------------------------------------------------------------

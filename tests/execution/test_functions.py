@@ -224,7 +224,7 @@ async def test_processes_left_behind_are_killed(rig: Rig) -> None:
         return [one.pid, int(away.stdout)]
 
     pids = load_value((await rig.call(leaves)).value)
-    assert not any(is_running(pid) for pid in pids)
+    await wait_for(lambda: not any(is_running(pid) for pid in pids), "nothing is left")
 
 
 async def test_files_in_and_out_of_a_function(rig: Rig) -> None:
