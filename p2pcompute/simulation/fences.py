@@ -36,20 +36,25 @@ FREE_PACKAGES: Final = ("p2pcompute.simulation.",)
 
 _BY_CALLER: Final = (
     ("time", "time monotonic perf_counter time_ns monotonic_ns perf_counter_ns clock_gettime clock_gettime_ns sleep"),
-    ("os", "urandom"),
+    ("time", "process_time process_time_ns thread_time thread_time_ns"),
+    ("os", "urandom getrandom"),
     (
         "random",
         "random randint randrange choice choices shuffle sample uniform getrandbits randbytes seed SystemRandom",
     ),
     ("random", "triangular gauss normalvariate lognormvariate expovariate betavariate gammavariate paretovariate"),
+    ("random", "vonmisesvariate weibullvariate"),
     ("uuid", "uuid1 uuid4"),
-    ("secrets", "token_bytes token_hex token_urlsafe randbelow choice"),
+    ("secrets", "token_bytes token_hex token_urlsafe randbelow randbits choice SystemRandom"),
+    ("ssl", "RAND_bytes"),
 )
 _FOR_ALL: Final = (
     ("socket", "getaddrinfo getnameinfo gethostbyname gethostbyname_ex gethostbyaddr create_connection create_server"),
     ("socket", "socketpair socket.__init__"),
     ("threading", "Thread.start"),
+    ("_thread", "start_new_thread"),
     ("subprocess", "Popen.__init__"),
+    ("multiprocessing.process", "BaseProcess.start"),
     ("os", "fork forkpty posix_spawn posix_spawnp system execv execve popen"),
     ("signal", "signal"),
 )

@@ -20,15 +20,16 @@ def caller(name: str) -> Callable[[Any], Any]:
     return found
 
 
-def calls(table: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    return [(module, name) for module, names in table for name in names.split()]
-
-
 def find(module: str, name: str) -> Any:
+    """What a fence is around; None: this system has no such call."""
     owner: Any = importlib.import_module(module)
     for part in name.split("."):
-        owner = getattr(owner, part)
+        owner = getattr(owner, part, None)
     return owner
+
+
+def calls(table: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    return [(module, name) for module, names in table for name in names.split() if find(module, name) is not None]
 
 
 @pytest.mark.parametrize(("module", "name"), calls(_BY_CALLER))
