@@ -115,7 +115,7 @@ def draw_conditions(settings: FaultSettings, rng: random.Random) -> Conditions:
     )
 
 
-def draw_faults(settings: FaultSettings, rng: random.Random, *, nodes: int, duration_s: float) -> list[Fault]:
+def draw_faults(settings: FaultSettings, rng: random.Random, *, duration_s: float) -> list[Fault]:
     """Return what goes wrong, in order of time.
 
     The numbers do not depend on `settings.only`.

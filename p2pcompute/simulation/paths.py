@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 BURST_PATHS_MAX: Final = 1 << 16
 """Paths whose state is remembered; of the one that was asked for longest ago it is drawn anew."""
-
-
 PIECE_BYTES: Final = 16 * KIB
 """What a stream puts on an access line at once."""
 

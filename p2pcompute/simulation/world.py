@@ -413,9 +413,7 @@ class World:
         gc.disable()  # between the end of the loop and that of the simulation, which collects, nothing is to be found
         try:
             with self.simulation:
-                faults = draw_faults(
-                    self.settings.faults, self.rng("faults"), nodes=self.settings.nodes, duration_s=self.duration_s
-                )
+                faults = draw_faults(self.settings.faults, self.rng("faults"), duration_s=self.duration_s)
                 plans = [
                     plan(one, self.rng(f"workload {number}"), duration_s=self.duration_s)
                     for number, one in enumerate(self.settings.workload)

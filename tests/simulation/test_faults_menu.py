@@ -28,7 +28,7 @@ SETTINGS = MeshSettings(
 
 
 def draw(settings: FaultSettings, seed: int, duration_s: float = 3600.0) -> list[Fault]:
-    return draw_faults(settings, random.Random(str(seed)), nodes=10, duration_s=duration_s)
+    return draw_faults(settings, random.Random(str(seed)), duration_s=duration_s)
 
 
 def test_faults_are_drawn_from_the_seed_and_keep_their_numbers() -> None:
