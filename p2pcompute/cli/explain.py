@@ -15,6 +15,7 @@ from p2pcompute.cli.job_views import find_job, find_tasks, reference_argument
 from p2pcompute.cli.output import duration_text, moment_of, node_labels, one_line, plural, print_json, table
 from p2pcompute.errors import NodeUnavailable, NoEligibleNode
 
+DAY_S: Final = 86400
 NODES_SHOWN_MAX: Final = 8
 """Nodes in a text that nobody asked for."""
 
@@ -32,7 +33,7 @@ NODES_SHOWN_MAX: Final = 8
 @click.option("--node", metavar="NODE", help="Only about this node.")
 @reference_argument
 def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
-    """Why is it not running?"""
+    """Why is it not running, or not faster?"""
     connection = open_kept()
     job = find_job(connection, ref)
     if connection.embedded is not None and job["state"] in ("waiting", "running"):
@@ -120,14 +121,35 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
     return f"{name}{waited}: {_counts(document)}"
 
 
+def _reason(reason: Mapping[str, Any]) -> str:
+    """Return what is in the way, and when it may be over by what the node expects."""
+    moment = moment_of(reason["passes_at"])
+    if moment is None:
+        return str(reason["what"])
+    left_s = moment.timestamp() - time.time()
+    when = (
+        "about now"
+        if left_s < 1
+        else f"~{moment.astimezone():%H:%M:%S}"
+        if left_s < DAY_S
+        else f"in {duration_text(left_s)}"
+    )
+    return f"{reason['what']}; {'frees' if reason['code'] == 'busy' else 'a task there ends'} {when}"
+
+
 def _details(document: Mapping[str, Any]) -> list[str]:
     """Return the table of reasons, what would help, and what is not the cause."""
     rows = []
     for name, node in zip(_names(document), document["nodes"], strict=True):
-        rows.append([name, node["verdict"], one_line(" · ".join(reason["what"] for reason in node["reasons"]))])
+        rows.append([name, node["verdict"], one_line(" · ".join(map(_reason, node["reasons"])))])
     lines = ["", table(["NODE", "VERDICT", "BECAUSE"], rows)]
     if document["left_out"]:
         lines.append(f"  and {plural(document['left_out'], 'node')} more")
+    if document["why_slow"]:
+        lines += ["", "Why it is not faster"]
+        lines += [
+            f"  {one_line(one['what'])}" + (f"; {one['fix']}" if one["fix"] else "") for one in document["why_slow"]
+        ]
     if document["would_help"]:
         width = max(len(one["what"]) for one in document["would_help"])
         lines += ["", "What would help"]

@@ -212,6 +212,7 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
                         "verdict": str(finding.verdict),
                         "what": finding.what,
                         "fix": finding.fix or None,
+                        "passes_at": time_text(finding.passes_s),
                     }
                     for finding in account.findings
                 ],
@@ -237,6 +238,7 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
             for one in report.suggestions
         ],
         "not_the_cause": report.not_the_cause,
+        "why_slow": [{"code": one.code, "what": one.what, "fix": one.fix or None} for one in explained.slow],
         "unheard": [{"name": name, "near": near or None} for name, near in explained.unheard],
     }
 

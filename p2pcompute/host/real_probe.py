@@ -56,7 +56,10 @@ PLUGIN_BYTES_MAX: Final = 8 * 1024
 LIFETIMES_S: Final = {"load": 30.0, "mem.free": 30.0, "disk.free": 120.0, "battery": 120.0}
 LOAD_ACCURACY: Final = 0.01
 """What the kernel shows of it."""
-NODE_NAMES: Final = ("id", "name", "version", "slots.total", "slots.busy", "queue", "tag", "has")
+NODE_NAMES: Final = (
+    *("id", "name", "version", "slots.total", "slots.busy", "slots.ends", "slots.wait"),
+    *("queue", "staging", "tag", "has"),
+)
 """What a node says of itself beside what its probe says: no plugin may."""
 MACHINE_NAMES: Final = (
     *("os", "arch", "cpus", "mem.total", "mem.free", "disk.total", "disk.free", "gpu.count", "gpu.mem", "gpu.model"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pcompute.errors import P2pcError
@@ -18,6 +18,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
 from p2pcompute.node.facade import PeerView
 from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of
+from p2pcompute.node.slowness import Course, NodeCourse, Slowness, why_slow
 from p2pcompute.resources.explaining import Edit, Finding, Machine, Report, explain
 from p2pcompute.resources.expressions import (
     compile_expression,
@@ -56,6 +57,8 @@ class ExplanationView:
     unheard: tuple[tuple[str, str], ...] = ()
     """Attributes that the job is about and that none of the nodes has, each with what is probably meant, if anything:
     a label or a plugin of a node that comes later may bring them."""
+    slow: tuple[Slowness, ...] = ()
+    """Of a job under way: why it is not done sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Subject:
     """Its installation."""
     findings: tuple[Finding, ...] = ()
     """What keeps it from every node."""
+    course: Course | None = None
+    """Of a job that is submitted: how it goes; of nodes, what this one knows without asking them."""
 
 
 async def explain_job(
@@ -111,7 +116,43 @@ async def explain_job(
     if until_possible and not left_out and all(machine.known is not None for machine in machines):
         _refuse_misspelt(needs, unheard)
     report = explain(needs, machines)
-    return ExplanationView(needs=needs, peers=tuple(shown), report=report, left_out=left_out, unheard=unheard)
+    return ExplanationView(
+        needs=needs,
+        peers=tuple(shown),
+        report=report,
+        left_out=left_out,
+        unheard=unheard,
+        slow=_slow(subject, shown, machines, report),
+    )
+
+
+def _slow(
+    subject: Subject, peers: Sequence[PeerView], machines: Sequence[Machine], report: Report
+) -> tuple[Slowness, ...]:
+    """Return why a job under way is not done sooner, by what is known here and what the nodes have said."""
+    if subject.course is None:
+        return ()
+    courses = {node.key: node for node in subject.course.nodes}
+    nodes = []
+    for peer, machine, account in zip(peers, machines, report.accounts, strict=True):
+        values = {} if machine.known is None else machine.known.values
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        busy = numbers.get("slots.busy", peer.busy)
+        course = courses.get(peer.public_key, NodeCourse(key=peer.public_key))
+        nodes.append(
+            replace(
+                course,
+                name=peer.name,
+                can_run=account.verdict is not Verdict.NEVER,
+                slots=peer.slots,
+                busy=None if busy is None else int(busy),
+                staging=int(numbers.get("staging", 0)),
+                bandwidth=numbers.get("bandwidth"),
+                load=numbers.get("load"),
+                cpus=numbers.get("cpus"),
+            )
+        )
+    return why_slow(replace(subject.course, nodes=nodes, cpus=subject.spec.cpus))
 
 
 def _unheard(names: Sequence[str], said: Sequence[Known | None]) -> tuple[tuple[str, str], ...]:
@@ -219,5 +260,6 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
     if slots == 0:
         found.append(Finding("slots", Verdict.NEVER, "it runs no tasks (0 slots)", "there: p2pc config set node.slots"))
     elif isinstance(slots, int) and isinstance(busy, int) and busy >= slots:
-        found.append(Finding("busy", Verdict.LATER, f"all {slots} slots busy" if slots > 1 else "its slot is busy"))
+        what = f"all {slots} slots busy" if slots > 1 else "its slot is busy"
+        found.append(Finding("busy", Verdict.LATER, what, passes_s=known.moment("slots.wait")))
     return found

@@ -35,6 +35,7 @@ from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.placement import ACCEPTS, Placement
 from p2pcompute.node.seeds import note as seed_note
+from p2pcompute.node.slowness import Course, NodeCourse
 from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import Verdict
@@ -202,7 +203,14 @@ class Node:
         if self._accepts:
             static[ACCEPTS] = self._accepts
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
-        state: dict[str, Value] = {"slots.busy": worker.busy_slots, "queue": worker.queued_count}
+        state: dict[str, Value] = {
+            "slots.busy": worker.busy_slots,
+            "queue": worker.queued_count,
+            "staging": worker.staging_count,
+        }
+        for name, left_s in zip(("slots.ends", "slots.wait"), self.scheduler.outlook(), strict=True):
+            if left_s is not None:
+                state[name] = round(left_s, 1)
         return {
             **{name: Attribute(value, wall) for name, value in static.items()},
             **{name: Attribute(value, wall, STATE_LIFETIME_S) for name, value in state.items()},
@@ -343,7 +351,7 @@ class Node:
             is_limited = limit is not None and len(owned.leases) >= limit
             reached = Finding("jobs", Verdict.LATER, f"{limit} tasks run, and no more at once (-j)")
             spec, reasons = decode_spec(envelope.spec), (reached,) if is_limited else ()
-            subject = Subject(envelope.terms, spec, envelope.submitter, reasons)
+            subject = Subject(envelope.terms, spec, envelope.submitter, reasons, self._course(job))
         else:
             subject = Subject(*job, self._identity.installation)
         owner, worker = self.scheduler.owner, self.scheduler.worker
@@ -354,6 +362,24 @@ class Node:
         if worker.ill_because:
             findings.append(Finding("node", Verdict.LATER, f"no task can start: {worker.ill_because}"))
         return await explain_job(self.placement, subject, self.peers(), findings, until_possible=until_possible)
+
+    def _course(self, job_id: bytes) -> Course:
+        """Return how a job of this node goes."""
+        book, view = self.scheduler.owner.book(job_id), self.job(job_id.hex())
+        nodes = []
+        for share in view.by_node:
+            thief = LOCAL if share.public_key == self._identity.public_key else share.public_key
+            ended, took_s = book.took.get(thief, (0, 0.0))
+            nodes.append(NodeCourse(key=share.public_key, running=share.running, ended=ended, took_s=took_s))
+        return Course(
+            nodes=nodes,
+            ended=view.done + view.failed,
+            running=view.running,
+            waiting=view.waiting,
+            retried=view.retried,
+            is_sealed=view.total is not None,
+            slots_max=book.job.envelope.terms.slots_max,
+        )
 
     # --- facade: jobs -----------------------------------------------------------------------------
 

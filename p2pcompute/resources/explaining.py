@@ -28,6 +28,8 @@ SUGGESTIONS_MAX: Final = 5
 SUGGESTION_EDITS_MAX: Final = 4
 """Changes in one suggestion: more is another job."""
 _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
+_FREED: Final = frozenset({"mem.free", "slots.busy", "queue"})
+"""What a task gives back at its end."""
 _AMOUNT_OF: Final = {"--cpus": "cpus", "--mem": "mem", "--gpus": "gpus", "--disk": "disk"}
 _CAUSES: Final = {
     "requirements": (REQUIRE,),
@@ -69,6 +71,8 @@ class Finding:
     """The change of a flag that takes it away, where the flag is not about attributes (--on, --local)."""
     flag: str = ""
     """The flag that asks for it, where it is about attributes."""
+    passes_s: float | None = None
+    """When the node expects that it may be over: wall clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +188,13 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
         why = expression.why_unknown(known.view)
         asked = f"needs {_shown(expression.text)}" if clause.flag == REQUIRE else f"needs {code}"
         return Finding(code, verdict, f"{asked}; {why}", _fix(expression.comparison), flag=clause.flag)
+    passes_s = (
+        known.moment("slots.ends") if verdict is Verdict.LATER and _FREED.intersection(expression.names) else None
+    )
     if clause.flag != REQUIRE:
-        return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag)
+        return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag, passes_s=passes_s)
     what = _require_text(expression.text, expression.comparison, expression.names, known)
-    return Finding(code, verdict, what, _fix(expression.comparison), flag=clause.flag)
+    return Finding(code, verdict, what, _fix(expression.comparison), flag=clause.flag, passes_s=passes_s)
 
 
 def _shown(text: str) -> str:

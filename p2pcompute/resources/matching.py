@@ -115,6 +115,13 @@ class Known:
             self._lasting = View({name: value for name, value in self.values.items() if is_lasting(found, name)})
         return self._lasting
 
+    def moment(self, name: str) -> float | None:
+        """Return the wall time of what a node expects in so many seconds; None where it does not say."""
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return self._attributes[name].measured_s + value
+
 
 def is_lasting(attributes: Attributes, name: str) -> bool:
     """Return whether the value of an attribute is not expected to change soon."""

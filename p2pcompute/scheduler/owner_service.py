@@ -83,8 +83,12 @@ class JobBook:
     record: JobRecord
     job: OwnedJob
     next_fact: int = 0
+    next_relay: int = 0
+    """Of another node's job: claims that were taken for it."""
     listeners: list[Listener] = field(default_factory=list)
     rates: dict[bytes, Rate] = field(default_factory=dict)
+    took: dict[bytes, tuple[int, float]] = field(default_factory=dict)
+    """Node → good ends there in this life of the node, and their run time together."""
     room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while more tasks may be added."""
     kept: dict[BlobRef, None] = field(default_factory=dict)
@@ -442,6 +446,9 @@ class OwnerService:
                 rate.add(now)
                 if end.state is TaskState.DONE:
                     self.counters.accepted_count += 1
+                    if end.outcome is not None:
+                        count, took_s = book.took.get(end.thief, (0, 0.0))
+                        book.took[end.thief] = count + 1, took_s + end.outcome.runtime_s
                 elif end.state is TaskState.FAILED:
                     self.counters.failed_count += 1
                 if self._journal is not None:

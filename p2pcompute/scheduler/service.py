@@ -873,6 +873,15 @@ class Scheduler:
         known = self.owner.core.thieves.get(key)
         return known[0].slots if known is not None else 1
 
+    def outlook(self) -> tuple[float | None, float | None]:
+        """Return in how many seconds the next task here ends, and in how many a slot is free: see `WorkerCore`."""
+
+        def task_s_of(job_id: bytes) -> float | None:
+            own = self.owner.core.jobs.get(job_id)
+            return None if own is None else own.task_s
+
+        return self.worker.core.outlook(self.now(), task_s_of)
+
     def leased_to(self, key: bytes) -> list[int]:
         """Tasks of our jobs that this node holds, per job."""
         return [job.by_thief[key][0] for job in self.owner.core.jobs.values() if key in job.by_thief]

@@ -82,6 +82,8 @@ class WorkerCore:
         """Slot → tasks of its batch that have not reported."""
         self._slot_others: dict[int, list[int]] = {}
         """Slot → further slots that its batch takes."""
+        self._slot_began: dict[int, tuple[float, bytes, int]] = {}
+        """Slot → when its batch began, its job, and how many tasks it has."""
         self._is_short = False
         """The next task takes more slots than are free: it waits for them, and nothing passes it."""
         self._task_s: dict[bytes, float] = {}
@@ -101,6 +103,11 @@ class WorkerCore:
     def queued_count(self) -> int:
         """Tasks that wait here, those in staging included."""
         return self._queued_count + self._staging_count
+
+    @property
+    def staging_count(self) -> int:
+        """Tasks whose inputs are on the way."""
+        return self._staging_count
 
     @property
     def can_give(self) -> bool:
@@ -137,6 +144,31 @@ class WorkerCore:
         if self.queued_count < target * SPARE_FRACTION:
             return target - self.queued_count
         return 0
+
+    def outlook(self, now: float, task_s_of: Callable[[bytes], float | None]) -> tuple[float | None, float | None]:
+        """Return in how many seconds the next running task ends, and in how many a slot is free for more than what
+        waits here, as if tasks took as long as others of their job.  None where that is not known.
+
+        Args:
+            task_s_of: how long tasks of a job take of which none has ended here; None: not known.
+        """
+
+        def expected_s(job_id: bytes) -> float | None:
+            return self._task_s.get(job_id) or task_s_of(job_id)
+
+        left = []
+        for began, job_id, size in self._slot_began.values():
+            task_s = expected_s(job_id)
+            if task_s is not None:
+                left.append(max(0.0, began + size * task_s - now))
+        next_s = min(left, default=None)
+        waiting = [(len(queue), expected_s(job_id)) for job_id, queue in self._queues.items()]
+        if self._free and not self.queued_count:
+            return next_s, 0.0
+        if next_s is None or self._staging_count or any(task_s is None for _count, task_s in waiting):
+            return next_s, None if self.queued_count else next_s
+        work_s = sum(left) + sum(count * (task_s or 0.0) for count, task_s in waiting)
+        return next_s, max(next_s, work_s / self.slot_count) if waiting else next_s
 
     # --- taking and giving ------------------------------------------------------------------------
 
@@ -266,7 +298,7 @@ class WorkerCore:
 
     # --- running ----------------------------------------------------------------------------------
 
-    def next_batches(self) -> list[Batch]:
+    def next_batches(self, now: float = 0.0) -> list[Batch]:
         """Return what to start on the free slots now, jobs in turn; the tasks count as running from here on."""
         batches: list[Batch] = []
         self._is_short = False
@@ -290,6 +322,7 @@ class WorkerCore:
             if queue:
                 self._queues[job_id] = queue
             self._slot_runs[slot] = size
+            self._slot_began[slot] = now, job_id, size
             batches.append(Batch(slot, job_id, tuple(held_list)))
         return batches
 
@@ -315,7 +348,7 @@ class WorkerCore:
             del self._by_task[held.job_id, held.task.index]
         self._slot_runs[held.slot] -= 1
         if self._slot_runs[held.slot] == 0:
-            del self._slot_runs[held.slot]
+            del self._slot_runs[held.slot], self._slot_began[held.slot]
             self._free += self._slot_others.pop(held.slot, ())
             self._free.append(held.slot)
         if runtime_s is not None:
@@ -354,5 +387,7 @@ class WorkerCore:
             raise InvariantViolation("index of held tasks")
         running = states.count(HeldState.RUNNING)
         used = len(self._slot_runs) + sum(map(len, self._slot_others.values()))
+        if self._slot_began.keys() != self._slot_runs.keys():
+            raise InvariantViolation("when batches began")
         if running != sum(self._slot_runs.values()) or used + len(self._free) != self.slot_count:
             raise InvariantViolation("slots")

@@ -280,7 +280,7 @@ class WorkerService:
 
     def start_batches(self) -> None:
         """Hand queued tasks to free slots."""
-        for batch in self.core.next_batches():
+        for batch in self.core.next_batches(self._host.clock.now()):
             owner = batch.held[0].owner
             spec = self._spec_of_local(batch.job_id) if owner == LOCAL else self.jobs[batch.job_id].spec
             runs = [

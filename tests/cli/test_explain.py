@@ -10,7 +10,7 @@ from p2pcompute.cli.main import exit_code_of
 
 
 def node(name: str, verdict: str, *whats: str, **more: Any) -> dict[str, Any]:
-    reasons = [{"code": "has", "verdict": verdict, "what": what, "fix": None} for what in whats]
+    reasons = [{"code": "has", "verdict": verdict, "what": what, "fix": None, "passes_at": None} for what in whats]
     return {
         "name": name,
         "short_id": name.upper() * 4,
@@ -23,7 +23,7 @@ def node(name: str, verdict: str, *whats: str, **more: Any) -> dict[str, Any]:
 
 def document(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
     counts = {name: sum(one["verdict"] == name for one in nodes) for name in ("now", "later", "never", "unknown")}
-    plain = {"job": None, "left_out": 0, "would_help": [], "not_the_cause": [], "unheard": [], **counts}
+    plain = {"job": None, "left_out": 0, "would_help": [], "not_the_cause": [], "unheard": [], "why_slow": [], **counts}
     return {**plain, "nodes": list(nodes), "can_never_run": counts["never"] == len(nodes), **more}
 
 

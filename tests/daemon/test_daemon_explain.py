@@ -61,6 +61,7 @@ async def test_explanation_of_a_job_that_is_not_submitted(daemon: Daemon) -> Non
         "verdict": "never",
         "what": "needs has=blender; not installed there",
         "fix": "install blender there",
+        "passes_at": None,
     }
     assert document["would_help"][0]["flags"] == ["--cpus", "8", "--require", "cpus>=8"]
     assert document["would_help"][0]["nodes"] == ["nova"]

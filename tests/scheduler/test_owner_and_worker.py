@@ -282,6 +282,28 @@ def test_worker_asks_for_a_second_of_work_and_no_more_than_free_slots_of_long_ta
     assert worker.want() == 1, "tasks of 5 s: one for the free slot, none in advance"
 
 
+def test_worker_says_when_a_slot_is_free() -> None:
+    """People read that a busy node has room at once, or never."""
+    core, worker = make(1000), WorkerCore(2)
+
+    def unknown(_job_id: bytes) -> float | None:
+        return None
+
+    assert worker.outlook(0.0, unknown) == (None, 0.0)
+    worker.take(take(core, thief("a")), b"o" * 32, is_staged=True)
+    first, _second = worker.next_batches(100.0)
+    assert worker.outlook(101.0, unknown) == (None, None), "nothing of this job has ended"
+    assert worker.outlook(101.0, lambda _job_id: 5.0) == (4.0, 4.0)
+    worker.ended(first.held[0].run_id, 10.0)
+    assert worker.outlook(104.0, unknown) == (6.0, 0.0)
+    worker.take(take(core, thief("a")), b"o" * 32, is_staged=True)
+    worker.next_batches(105.0)
+    assert worker.queued_count == 1
+    assert worker.outlook(106.0, unknown) == (4.0, (4.0 + 9.0 + 10.0) / 2), "what waits there comes first"
+    assert worker.outlook(200.0, unknown) == (0.0, 5.0), "late: about now"
+    worker.check_invariants()
+
+
 def test_worker_does_not_hoard_a_job_of_which_none_has_ended() -> None:
     """Tiny tasks of an earlier job must not make it take tasks of a new one by the hundred."""
     worker = WorkerCore(2)
