@@ -156,7 +156,6 @@ class _Player:
         if not await following.follow():
             return
         metrics, makespan_s = self.world.metrics, self.world.now - began_s
-        job.over_s = self.world.now
         metrics.count("jobs_over")
         self.world.record("job.ended", job=job.job_id.hex(), makespan_s=makespan_s)
         if not following.is_whole:
@@ -172,7 +171,6 @@ class _Player:
         from p2pcompute.simulation.world import WorldJob
 
         terms = JobTerms(name=name, retries=plan.retries)
-        began_s = self.world.now
         while True:
             owner = self.someone(plan.owner)
             if owner is None:
@@ -185,7 +183,7 @@ class _Player:
                 self.world.metrics.count("submissions_failed")
                 await asyncio.sleep(LOOK_S)
                 continue
-            job = WorldJob(owner, job_id, [], began_s)
+            job = WorldJob(owner, job_id, [])
             self.world.jobs.append(job)
             self.world.metrics.count("jobs")
             self.world.record("job.submitted", node=member.host.name, job=job_id.hex(), tasks=len(plan.works))

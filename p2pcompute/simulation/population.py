@@ -230,12 +230,6 @@ def laws(
     return LogNormal(pairs[0][0] + unit, pairs[0][1]), LogNormal(pairs[1][0] + unit, pairs[1][1])
 
 
-def availability(settings: PopulationSettings) -> float:
-    """Share of time that a node of no class of its own is up by its model, without events and traces; 0 to 1."""
-    found = _laws(settings, None)
-    return 1.0 if found is None else found[0].mean_s / (found[0].mean_s + found[1].mean_s)
-
-
 def _laws(settings: PopulationSettings, chosen: NodeClass | None) -> tuple[Law, Law] | None:
     one: PopulationSettings | NodeClass = settings if chosen is None else chosen
     return laws(one.sessions, family=settings.family, time_scale=one.time_scale, up=settings.up, down=settings.down)
@@ -325,11 +319,6 @@ def draw_rows(settings: PopulationSettings, rng: random.Random, nodes: int) -> l
     return rng.sample(range(count), nodes) if count >= nodes else rng.choices(range(count), k=nodes)
 
 
-def site_of(settings: PopulationSettings, node: int) -> int:
-    """The site of a node, from 0."""
-    return node % settings.sites
-
-
 def sessions(
     settings: PopulationSettings,
     rng: random.Random,
@@ -346,7 +335,7 @@ def sessions(
         events: of `draw_events`, the same for all nodes.
         row: of `draw_rows`, the line of a trace that it replays; None: any.
     """
-    site = site_of(settings, node)
+    site = node % settings.sites
     away = [event for event in events if event.site in (None, site) and rng.random() < event.share]
     for begin_s, end_s, cause in _without(_own_sessions(settings, rng, site, row), away):
         if cause is not None and cause.kind == "outage":
@@ -489,10 +478,9 @@ class MachineTraits:
     """Of one core; the median machine has 1."""
     cores: int
     mem_bytes: int
-    site: int
 
 
-def machine(settings: PopulationSettings, rng: random.Random, node: int) -> MachineTraits:
+def machine(settings: PopulationSettings, rng: random.Random) -> MachineTraits:
     """Draw a node's machine.
 
     The measured spread is that of whole hosts; it is split into that of the core count and that of one core's speed,
@@ -503,7 +491,7 @@ def machine(settings: PopulationSettings, rng: random.Random, node: int) -> Mach
     of_cores = 0.0 if settings.cores else _log_variance_of_cores()
     speed = math.exp(rng.gauss(0, 1) * math.sqrt(max(0.0, sigma**2 - of_cores)))
     mem_gib = settings.mem_gib or max(_MEM_GIB_MIN, cores * _MEM_PER_CORE_GIB * math.exp(rng.gauss(0, _MEM_SIGMA)))
-    return MachineTraits(speed, cores, int(mem_gib * 1024 * MIB), site_of(settings, node))
+    return MachineTraits(speed, cores, int(mem_gib * 1024 * MIB))
 
 
 def _log_variance_of_cores() -> float:

@@ -145,8 +145,6 @@ class WorldJob:
     job_id: bytes
     works: list[float]
     """Seconds at speed 1, by task index."""
-    submitted_s: float
-    over_s: float | None = None
     acknowledged: int = 0
     """Tasks of which the owner has said that it has them: they must not be lost any more."""
     is_lost: bool = False
@@ -196,7 +194,7 @@ class World:
         self._calm_network = structs.replace(settings.network, loss=max(settings.network.loss, conditions.packet_loss))
         self.network_changes: dict[int, dict[str, float]] = {}
         """What faults, by number, change of it."""
-        traits = [machine(settings.population, self.rng(f"machine {n}"), n) for n in range(settings.nodes)]
+        traits = [machine(settings.population, self.rng(f"machine {n}")) for n in range(settings.nodes)]
         models = [
             RunnerModel(
                 slot_count=one.cores,

@@ -28,8 +28,8 @@ from p2pcompute.simulation.population import (
     LogNormal,
     NodeClass,
     PopulationSettings,
+    Preset,
     Weibull,
-    availability,
     draw_events,
     draw_rows,
     laws,
@@ -112,6 +112,13 @@ def test_means_are_those_of_the_published_fits() -> None:
 # --- sessions -------------------------------------------------------------------------------------
 
 
+def availability(preset: Preset) -> float:
+    found = laws(preset)
+    assert found is not None
+    up, down = found
+    return up.mean_s / (up.mean_s + down.mean_s)
+
+
 def begin_up(chosen: PopulationSettings, count: int = 4000) -> float:
     return sum(next(sessions(chosen, rng_of("up", node), node)).begin_s == 0 for node in range(count)) / count
 
@@ -119,7 +126,7 @@ def begin_up(chosen: PopulationSettings, count: int = 4000) -> float:
 @pytest.mark.parametrize("preset", sorted(FITS))
 def test_a_preset_starts_with_its_share_of_nodes_up(preset: str) -> None:
     chosen = msgspec.convert({"sessions": preset}, PopulationSettings)
-    share = availability(chosen)
+    share = availability(chosen.sessions)
     assert begin_up(chosen) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000) + 0.001)
 
 
@@ -137,7 +144,7 @@ def up_at(chosen: PopulationSettings, at_s: float, events: tuple[Event, ...] = (
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
 def test_the_share_that_is_up_stays_as_it_began(correlation: float) -> None:
     chosen = PopulationSettings(sessions="overnet", correlation=correlation)
-    share = availability(chosen)
+    share = availability(chosen.sessions)
     for at_s in (0.1, 2 * HOUR_S, 20 * HOUR_S):
         assert up_at(chosen, at_s) == pytest.approx(share, abs=0.04)
 
@@ -208,7 +215,6 @@ def test_neighbouring_sessions_resemble_one_another_when_they_should() -> None:
 
 def test_without_a_model_all_are_always_up() -> None:
     assert next(sessions(PopulationSettings(), rng_of(1), 0))[:2] == (0.0, math.inf)
-    assert availability(PopulationSettings()) == 1.0
 
 
 def test_classes_have_their_share_and_their_own_sessions() -> None:
@@ -426,7 +432,7 @@ def test_the_skype_trace_has_the_published_means() -> None:
 @pytest.mark.parametrize("project", sorted(SPEED_SIGMA))
 def test_machines_have_median_speed_1_and_the_spread_of_the_project(project: str) -> None:
     chosen = msgspec.convert({"speeds": project}, PopulationSettings)
-    drawn = [machine(chosen, rng_of("machine", node), node) for node in range(5000)]
+    drawn = [machine(chosen, rng_of("machine", node)) for node in range(5000)]
     assert statistics.median(one.speed for one in drawn) == pytest.approx(1.0, rel=0.06)
     whole = statistics.stdev(math.log(one.speed * one.cores) for one in drawn)
     assert whole == pytest.approx(SPEED_SIGMA[project], rel=0.05)
@@ -436,10 +442,9 @@ def test_machines_have_median_speed_1_and_the_spread_of_the_project(project: str
 
 
 def test_machines_can_be_alike() -> None:
-    chosen = PopulationSettings(speeds="same", cores=3, mem_gib=2.0, sites=4)
-    drawn = [machine(chosen, rng_of(node), node) for node in range(8)]
+    chosen = PopulationSettings(speeds="same", cores=3, mem_gib=2.0)
+    drawn = [machine(chosen, rng_of(node)) for node in range(8)]
     assert {(one.speed, one.cores, one.mem_bytes) for one in drawn} == {(1.0, 3, 2 * 1024**3)}
-    assert [one.site for one in drawn] == [0, 1, 2, 3, 0, 1, 2, 3]
     wide = PopulationSettings(speeds="lognormal", speed_sigma=1.5, cores=1)
-    speeds = [machine(wide, rng_of("wide", node), node).speed for node in range(3000)]
+    speeds = [machine(wide, rng_of("wide", node)).speed for node in range(3000)]
     assert statistics.stdev(map(math.log, speeds)) == pytest.approx(1.5, rel=0.05)

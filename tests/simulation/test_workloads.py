@@ -286,8 +286,8 @@ def played(
             await trouble(world)
         async with asyncio.timeout(600):
             await playing
+        assert world.metrics.counted("jobs_over") == len(world.jobs)
         for job in world.jobs:
-            assert job.over_s is not None
             if not failure:
                 await world.mesh.check_values(world.mesh.members[job.owner], job.job_id, len(job.works))
 

@@ -158,7 +158,7 @@ class _Run:
         spec = JobSpec(kind=TaskKind.SIMULATED)
         try:
             job_id = await member.host.call(node.submit_job(JobTerms(), spec))
-            job = WorldJob(number, job_id, list(works), self.world.now)
+            job = WorldJob(number, job_id, list(works))
             self.world.jobs.append(job)
             for start in range(0, len(works), BATCH):
                 payloads = [encode_payload(TaskPayload(work_s=work)) for work in works[start : start + BATCH]]
