@@ -90,7 +90,10 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "prune": (_JOBS, "Free disk space used by finished jobs."),
     },
     "Watch": {"status": (_NODE, "This node, its group, and anything that needs attention.")},
-    "This machine": {"node": (_NODE, "Run this machine's node in the foreground; subcommands control it.")},
+    "This machine": {
+        "node": (_NODE, "Run this machine's node in the foreground; subcommands control it."),
+        "service": ("p2pcompute.cli.service_commands", "Start the node with the computer."),
+    },
     "Group": {
         "invite": (_NODE, "Let another computer join the group."),
         "join": (_NODE, "Join a group."),

@@ -404,11 +404,11 @@ def _start(settings: Mapping[str, str]) -> int:
 @click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
 def stop(drain: bool) -> int:
     """Drain (finish or hand back tasks, tell peers) and stop; membership stays."""
-    _stop(drain=drain)
+    stop_node(drain=drain)
     return 0
 
 
-def _stop(*, drain: bool) -> None:
+def stop_node(*, drain: bool) -> None:
     """Stop the node and wait until it has gone.
 
     Raises:
@@ -449,7 +449,7 @@ def restart(drain: bool, name: str | None, peer: tuple[str, ...], discover: bool
     """Stop and start (after an upgrade, or with other settings)."""
     settings = _settings(name, peer, discover, cpus)
     try:
-        _stop(drain=drain)
+        stop_node(drain=drain)
     except NodeUnavailable as error:
         if error.code != "no-node":
             raise
