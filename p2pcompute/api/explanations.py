@@ -20,7 +20,7 @@ class Reason:
     code: str
     """What it is about: an attribute like "has" or "mem", or on, local, python, accept, unreachable, busy."""
     node: str | None
-    """Name of the node."""
+    """Name of the node; None: of the job that runs, and why it is not done sooner."""
     what: str
     fix: str | None
     """What could be done at that node."""
@@ -33,14 +33,14 @@ class Explanation:
     eligible: Sequence[str]
     """Names of the nodes that could run it now."""
     reasons: Sequence[Reason]
-    """All of all other nodes."""
+    """All of all other nodes, then those why it is not faster."""
     would_help: Sequence[str]
     """Changes of what the job asks for, as flags of `p2pc run`, each tried; the smallest first."""
 
     def __str__(self) -> str:
         count = f"{len(self.eligible)} node{'s' * (len(self.eligible) != 1)} could run it now"
         lines = [f"{count}: {', '.join(self.eligible)}" if self.eligible else count]
-        lines += [f"  {reason.node}: {reason.what}" for reason in self.reasons]
+        lines += [f"  {reason.node or 'not faster'}: {reason.what}" for reason in self.reasons]
         lines += [f"  would help: {text}" for text in self.would_help]
         return "\n".join(lines)
 
@@ -66,7 +66,8 @@ def explanation_of(view: ExplanationView) -> Explanation:
             Reason(finding.code, account.name, finding.what, finding.fix or None)
             for account in report.accounts
             for finding in account.findings
-        ),
+        )
+        + tuple(Reason(one.code, None, one.what, one.fix or None) for one in view.slow),
         would_help=tuple(f"{one.what}: {one.effect}" for one in report.suggestions),
     )
 

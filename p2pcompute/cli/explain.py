@@ -121,10 +121,10 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
     return f"{name}{waited}: {_counts(document)}"
 
 
-def _reason(reason: Mapping[str, Any]) -> str:
-    """Return what is in the way, and when it may be over by what the node expects."""
+def _reason(reason: Mapping[str, Any], verdict: str) -> str:
+    """Return what is in the way, and when it may be over by what the node expects, unless other things stay."""
     moment = moment_of(reason["passes_at"])
-    if moment is None:
+    if moment is None or verdict != "later":
         return str(reason["what"])
     left_s = moment.timestamp() - time.time()
     when = (
@@ -141,7 +141,9 @@ def _details(document: Mapping[str, Any]) -> list[str]:
     """Return the table of reasons, what would help, and what is not the cause."""
     rows = []
     for name, node in zip(_names(document), document["nodes"], strict=True):
-        rows.append([name, node["verdict"], one_line(" · ".join(map(_reason, node["reasons"])))])
+        rows.append(
+            [name, node["verdict"], one_line(" · ".join(_reason(one, node["verdict"]) for one in node["reasons"]))]
+        )
     lines = ["", table(["NODE", "VERDICT", "BECAUSE"], rows)]
     if document["left_out"]:
         lines.append(f"  and {plural(document['left_out'], 'node')} more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines
@@ -56,6 +57,39 @@ def test_table_of_reasons(capsys: Any) -> None:
         "  drop has=ffmpeg   atlas could start it now (or install ffmpeg there)\n"
         "Not the cause: network, -j.\n"
     )
+
+
+def test_it_is_said_when_a_node_has_room_and_why_it_is_slow(capsys: Any) -> None:
+    """ "Later" is no answer to somebody who decides whether to wait."""
+    moment = datetime.now().astimezone().replace(microsecond=0) + timedelta(seconds=100)
+    busy = {
+        "code": "busy",
+        "verdict": "later",
+        "what": "all 8 slots busy",
+        "fix": None,
+        "passes_at": moment.isoformat(),
+    }
+    mem = {**busy, "code": "mem", "what": "mem 8 GiB > 5.8 GiB free"}
+    late = {**mem, "passes_at": "2020-01-01T00:00:00Z"}
+    shown = document(
+        *(node(name, "later") | {"reasons": reasons} for name, reasons in (("a", [busy]), ("b", [mem]), ("c", [late]))),
+        node("d", "never") | {"reasons": [busy]},
+        why_slow=[
+            {"code": "retries", "what": "14 of 126 attempts were made again", "fix": "why: p2pc show JOB/TASK"},
+            {"code": "limit", "what": "-j 2: so many tasks run", "fix": None},
+        ],
+    )
+    print_explanation(shown, as_json=False)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert f"a     later    all 8 slots busy; frees ~{moment:%H:%M:%S}" in lines
+    assert f"b     later    mem 8 GiB > 5.8 GiB free; a task there ends ~{moment:%H:%M:%S}" in lines
+    assert "c     later    mem 8 GiB > 5.8 GiB free; a task there ends about now" in lines
+    assert "d     never    all 8 slots busy" in lines, "that it has room then does not help"
+    at = lines.index("Why it is not faster")
+    assert lines[at + 1 : at + 3] == [
+        "14 of 126 attempts were made again; why: p2pc show JOB/TASK",
+        "-j 2: so many tasks run",
+    ]
 
 
 def test_a_job_that_can_never_run_ends_with_4(capsys: Any) -> None:
