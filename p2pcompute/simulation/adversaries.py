@@ -63,7 +63,8 @@ from p2pcompute.wire import cbor
 if TYPE_CHECKING:
     from p2pcompute.simulation.world import World
 
-Amount = Annotated[float, Meta(ge=0, description="part of the nodes below 1, number of nodes from 1 on")]
+Amount = Annotated[float, Meta(ge=0)]
+OF: Final = "share below 1, or number, of nodes that"
 
 CAPTURED_MAX: Final = 256
 """Datagrams and frames that a replayer keeps."""
@@ -88,34 +89,39 @@ GRIND: Final = 64
 class HostileSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many nodes are hostile in which way."""
 
-    wrong: Amount = 0.0
-    """Returns random values."""
-    colluding: Amount = 0.0
-    """Returns wrong values, the same as all of its kind."""
-    drop: Amount = 0.0
-    """Takes tasks and never returns a result, nor says that it holds them."""
-    hoard: Amount = 0.0
-    """Takes tasks, says for ever that it holds them, and never ends one."""
-    late: Amount = 0.0
-    """Returns results long after their leases have ended."""
-    free_rider: Amount = 0.0
-    """Has its jobs done by others and takes no task itself."""
-    false_find: Amount = 0.0
-    """Answers with made-up contacts near the key."""
-    eclipse: Amount = 0.0
-    """Answers with nobody but its own kind, keeps no record, finds none."""
-    sybil: Amount = 0.0
-    """Runs `sybil_identities` more identities around one key, on one machine, each of which eclipses it."""
-    replay: Amount = 0.0
-    """Sends again what it has seen: datagrams of others and its own, its own frames."""
-    malformed: Amount = 0.0
-    """Sends what breaks the protocol, as a member and as a stranger: malformed, mutated, oversized."""
-    slow_loris: Amount = 0.0
-    """Holds connections half open and dribbles bytes."""
-    equivocation: Amount = 0.0
-    """Puts different records under one sequence number, older ones again, and forged ones of others."""
-    steal_flood: Amount = 0.0
-    """Asks for work without end and declines what it gets."""
+    wrong: Annotated[Amount, Meta(description=f"{OF} return random values")] = 0.0
+    colluding: Annotated[Amount, Meta(description=f"{OF} return wrong values, all the same ones")] = 0.0
+    drop: Annotated[
+        Amount, Meta(description=f"{OF} take tasks, never return a result, and do not say that they hold them")
+    ] = 0.0
+    hoard: Annotated[
+        Amount, Meta(description=f"{OF} take tasks, say for ever that they hold them, and never end one")
+    ] = 0.0
+    late: Annotated[Amount, Meta(description=f"{OF} return results long after their leases have ended")] = 0.0
+    free_rider: Annotated[
+        Amount, Meta(description=f"{OF} have their jobs done by others and take no task themselves")
+    ] = 0.0
+    false_find: Annotated[Amount, Meta(description=f"{OF} answer with made-up contacts near the key")] = 0.0
+    eclipse: Annotated[Amount, Meta(description=f"{OF} name nobody but their own kind, keep no record, find none")] = (
+        0.0
+    )
+    sybil: Annotated[
+        Amount,
+        Meta(description=f"{OF} run sybil_identities more identities around one key, on one machine, which eclipse it"),
+    ] = 0.0
+    replay: Annotated[
+        Amount,
+        Meta(description=f"{OF} send again what they have seen: datagrams of others and their own, their own frames"),
+    ] = 0.0
+    malformed: Annotated[
+        Amount, Meta(description=f"{OF} break the protocol, as members and as strangers: malformed, mutated, oversized")
+    ] = 0.0
+    slow_loris: Annotated[Amount, Meta(description=f"{OF} hold connections half open and dribble bytes")] = 0.0
+    equivocation: Annotated[
+        Amount,
+        Meta(description=f"{OF} put different records of one sequence number, older ones again, forged ones of others"),
+    ] = 0.0
+    steal_flood: Annotated[Amount, Meta(description=f"{OF} ask for work without end and decline what they get")] = 0.0
     sybil_identities: Annotated[int, Meta(ge=1, le=1000, description="identities of each sybil")] = 16
 
 
