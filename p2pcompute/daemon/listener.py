@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,8 @@ log = logging.getLogger("p2pcompute.daemon")
 _BACKLOG: Final = 128
 _CONNECT_S_MAX: Final = 2.0
 """A socket that accepts within this is alive."""
+_LISTEN_FD: Final = 3
+"""Where systemd puts the first socket (SD_LISTEN_FDS_START)."""
 _OUT_OF: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ACCEPT_LOG_S: Final = 60.0
 _CUT_S: Final = 2
@@ -63,6 +66,59 @@ def bind_socket(path: Path) -> socket.socket:
     listening.listen(_BACKLOG)
     listening.setblocking(False)
     return listening
+
+
+def handed_over_socket(path: Path) -> socket.socket | None:
+    """Return the listening socket that whoever started this process listened on before it: systemd's socket units by
+    the variables LISTEN_*, inetd ("wait") as standard input.  None when there is none.
+
+    The variables are removed: they are not for the node's own children.
+
+    Raises:
+        NodeUnavailable: there is one, but not the one at which this node's commands look for it.
+
+    Source: sd_listen_fds(3), inetd(8).
+    """
+    count, process = (os.environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_PID"))
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if process == str(os.getpid()) and count not in ("", "0"):
+        if count != "1":
+            raise NodeUnavailable(
+                f"{count} sockets were handed over at the start",
+                "a node has one control socket",
+                f"one ListenStream={path} in the socket unit",
+                code="socket",
+            )
+        descriptor = _LISTEN_FD
+    elif _is_listening(sys.stdin):
+        descriptor = os.dup(sys.stdin.fileno())
+    else:
+        return None
+    os.set_inheritable(descriptor, False)
+    handed = socket.socket(fileno=descriptor)
+    where = handed.getsockname() if handed.family == socket.AF_UNIX else None
+    if where is None or os.path.realpath(os.fsdecode(where)) != os.path.realpath(path):
+        handed.close()
+        raise NodeUnavailable(
+            "the socket that was handed over at the start is another one",
+            f"commands look for the node at {path}" + (f", and it is {where!r}" if where else ""),
+            f"ListenStream={path} in the socket unit, or set P2PC_SOCKET for node and commands",
+            code="socket",
+        )
+    handed.setblocking(False)
+    return handed
+
+
+def _is_listening(stream: Any) -> bool:
+    """Whether a file of this process is a socket that takes connections."""
+    try:
+        descriptor = stream.fileno()
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(descriptor)) as there:
+            return bool(there.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def _clear(path: Path) -> None:

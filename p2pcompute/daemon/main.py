@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from p2pcompute import __version__
 from p2pcompute.config import Settings, load_settings
 from p2pcompute.daemon.app import Api, build_app
-from p2pcompute.daemon.listener import AcceptTrouble, Listener, bind_socket
+from p2pcompute.daemon.listener import AcceptTrouble, Listener, bind_socket, handed_over_socket
 from p2pcompute.daemon.log import start_log, stop_log
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.views import error_json
@@ -212,7 +212,8 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
     requests = StopRequests()
     with _signals(requests):
         asyncio.get_running_loop().set_exception_handler(AcceptTrouble().handle)
-        listening = bind_socket(paths.socket)
+        handed_over = handed_over_socket(paths.socket)
+        listening = handed_over or bind_socket(paths.socket)
         own = _identity_of(paths.socket)
         try:
             log.info("p2pcompute %s starts, pid %d", __version__, os.getpid())
@@ -224,7 +225,8 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
         finally:
             listening.close()
             if _identity_of(paths.socket) == own:  # else another node's, or gone
-                paths.socket.unlink(missing_ok=True)
+                if handed_over is None:  # else whoever made it starts the next node by it
+                    paths.socket.unlink(missing_ok=True)
                 paths.run_file.unlink(missing_ok=True)
             log.info("stopped")
 
