@@ -48,6 +48,10 @@ class UsageError(P2pcError):
     default_code = "usage"
 
 
+class BadValue(UsageError, ValueError):
+    """An argument of the library has a value that cannot mean anything; the standard library raises ValueError."""
+
+
 class ConfigError(UsageError):
     """A setting is unknown or impossible.  Nothing was changed."""
 

@@ -77,7 +77,8 @@ class EmbeddedNode:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scope: TaskScope | None = None
         self._lock = threading.Lock()
-        self._is_closing = False
+        self.is_closing = False
+        """True once it takes no more calls."""
         self._is_cancelling = False
         self._is_killing = False
         self._orders: asyncio.Event | None = None
@@ -168,7 +169,7 @@ class EmbeddedNode:
         if self._pid != os.getpid():
             return
         with self._lock:
-            self._is_closing = True
+            self.is_closing = True
             self._is_cancelling = self._is_cancelling or cancel or kill
             self._is_killing = self._is_killing or kill
             loop, orders = self._loop, self._orders
@@ -253,7 +254,7 @@ class EmbeddedNode:
         assert self._orders is not None
         idle: asyncio.Task[None] | None = None
         while True:
-            if self._is_closing:
+            if self.is_closing:
                 if self._is_cancelling:
                     self.desk.cancel_all(kill=self._is_killing)
                 if idle is None:

@@ -19,7 +19,7 @@ from p2pcompute.api.maps import Mapping
 from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wait_for_node
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
-from p2pcompute.errors import UsageError
+from p2pcompute.errors import BadValue, UsageError
 from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
@@ -38,12 +38,18 @@ class _Core:
         self.node = EmbeddedNode(options)
         self.lock = threading.Lock()
         self.is_closed = False
+        self.mappings: dict[Mapping[Any], None] = {}
+        """Maps whose inputs are of a known number and have not all been handed in."""
         self._finalizer = weakref.finalize(self, self.node.close)
         self._finalizer.atexit = False
 
     def close(self, *, cancel: bool, kill: bool) -> None:
         with self.lock:
-            self.is_closed = True
+            mappings, self.mappings = list(self.mappings), {}
+        if not (cancel or kill):
+            for mapping in mappings:
+                mapping.finish()
+        self.is_closed = True
         self.node.close(cancel=cancel, kill=kill)
 
 
@@ -62,7 +68,7 @@ class MeshExecutor(cf.Executor):
         options: of all tasks; `with_options` changes them.
 
     Raises:
-        UsageError: an argument cannot mean anything.
+        BadValue: an argument cannot mean anything.
     """
 
     def __init__(
@@ -75,9 +81,9 @@ class MeshExecutor(cf.Executor):
         _core: _Core | None = None,
     ) -> None:
         if max_workers is not None and (type(max_workers) is not int or max_workers < 0):
-            raise UsageError(f"max_workers={max_workers!r} cannot be used", "it is a count from 0", "change it")
+            raise BadValue(f"max_workers={max_workers!r} cannot be used", "it is a count from 0", "change it")
         if local and max_workers == 0:
-            raise UsageError("an executor that stays local needs workers", "max_workers is 0", "leave one of both out")
+            raise BadValue("an executor that stays local needs workers", "max_workers is 0", "leave one of both out")
         self._options = options or TaskOptions()
         self._core = _core or _Core(EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or ""))
         self._node = self._core.node
@@ -105,7 +111,7 @@ class MeshExecutor(cf.Executor):
     def _check_open(self) -> None:
         if self._pid != os.getpid():
             self._desk.check_process()
-        if self._core.is_closed:
+        if self.is_closed:
             raise closed()
 
     def _send(self, target: Shipment | OpenJob, data: bytes) -> MeshFuture[Any]:
@@ -142,7 +148,8 @@ class MeshExecutor(cf.Executor):
         """Call `fn` for the items of the iterables, in parallel; yield the results in their order.
 
         Lazy: items are taken from the iterables as results are taken from the iterator, so the iterables may be
-        endless and need not fit the memory.
+        endless and need not fit the memory.  Where it is known how many there are (lists, ranges) `shutdown`, or the
+        end of the `with` block, hands in those that are left, and the results can still be taken afterwards.
 
         Args:
             timeout: seconds from now after which waiting for a result raises TimeoutError.
@@ -150,15 +157,17 @@ class MeshExecutor(cf.Executor):
             buffersize: at most so many items are taken ahead of the results; None: chosen as above.
 
         Raises:
+            BadValue: a number is out of its range.
             Exception: (while iterating) what a call raised; the results before it are yielded first.
+            RuntimeError: (while iterating) after `shutdown`, when items had to be taken for more results.
         """
         self._check_open()
         if not iterables:
             raise UsageError("map needs something to map over", "there is no iterable", "give one")
         if type(chunksize) is not int or chunksize < 0:
-            raise UsageError(f"chunksize={chunksize!r} cannot be used", "it is a count from 0", "change it")
+            raise BadValue(f"chunksize={chunksize!r} cannot be used", "it is a count from 0", "change it")
         if buffersize is not None and (type(buffersize) is not int or buffersize < 1):
-            raise UsageError(f"buffersize={buffersize!r} cannot be used", "it is a count from 1", "change it")
+            raise BadValue(f"buffersize={buffersize!r} cannot be used", "it is a count from 1", "change it")
         mapping: Mapping[R] = Mapping(
             self, fn, iterables, timeout_s=timeout, chunk_count=chunksize, buffer_count=buffersize
         )
@@ -202,9 +211,14 @@ class MeshExecutor(cf.Executor):
     # --- state ------------------------------------------------------------------------------------
 
     @property
+    def _max_workers(self) -> int:
+        """Tasks that run at once, as far as known: how others (Dask) ask an executor for it."""
+        return self._node.slot_count()
+
+    @property
     def is_closed(self) -> bool:
-        """True after `shutdown`."""
-        return self._core.is_closed
+        """True after `shutdown`, and while the interpreter ends."""
+        return self._core.is_closed or self._node.is_closing
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -237,7 +251,7 @@ class MeshExecutor(cf.Executor):
             UsageError: not an expression; the message points at the column.
         """
         if type(max_answers) is not int or max_answers < 1:
-            raise UsageError(f"max_answers={max_answers!r} cannot be used", "it is a count from 1", "change it")
+            raise BadValue(f"max_answers={max_answers!r} cannot be used", "it is a count from 1", "change it")
         time_s, age_s = seconds("max_time", max_time), seconds("max_age", max_age)
         return self._node.ask(
             lambda node: find_nodes(node, expr, rank=rank, answers_max=max_answers, time_s=time_s, age_s=age_s)

@@ -1,7 +1,8 @@
 """A lazy, ordered, parallel map.
 
 The consumer's own thread does all of it: it takes items from the iterables, hands them in as chunks, and yields.  So
-nothing happens behind its back, and an endless iterable is read only as far as results are wanted.
+nothing happens behind its back, and an endless iterable is read only as far as results are wanted.  The one exception
+is the end of the executor: `finish`, called by the thread that shuts it down.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import pickle
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.futures import MeshFuture, closed
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.execution.calls import PARTIAL_RESULTS
 
@@ -37,6 +39,8 @@ AHEAD_CHUNKS_PER_SLOT: Final = 3
 AHEAD_CHUNKS_MAX: Final = 4096
 SHARE_MIN: Final = 4
 """Inputs of a known number are cut into at least so many chunks per slot."""
+SHARE_UNMEASURED: Final = 64
+"""Into so many where they have to be handed in before it is known how long the calls take."""
 
 
 class Mapping(Generic[R]):
@@ -71,7 +75,13 @@ class Mapping(Generic[R]):
         self._call_bytes = 0.0
         self._measured_count = 0
         """Size of the largest chunk that was measured."""
+        self._lock = threading.RLock()
+        """Held while items are taken and handed in."""
+        self._error: BaseException | None = None
+        """Why not all that is left could be handed in at the end of the executor."""
         self._fill()
+        if not self._is_exhausted and self._left and buffer_count is None:
+            executor._core.mappings[self] = None
 
     def results(self) -> Iterator[R]:
         """Yield the results; cancels what is left when the iterator is closed early."""
@@ -79,32 +89,50 @@ class Mapping(Generic[R]):
             while self._open:
                 head, count = self._open[0]
                 self._wait(head)
-                self._open.popleft()
-                self._taken -= count
-                values = self._values(head)
-                if isinstance(values, list):
+                with self._lock:
+                    self._open.popleft()
+                    self._taken -= count
+                values, error = self._values(head)
+                del head
+                if error is None:
                     self._fill()
-                    yield from values
-                else:
-                    error, partial = values
-                    yield from partial
+                values.reverse()
+                while values:
+                    yield values.pop()  # nothing here refers to it any more
+                if error is not None:
                     raise error
-                del head, values
                 self._fill()
+            if self._error is not None:
+                raise self._error
         finally:
+            self._executor._core.mappings.pop(self, None)
             for future, _count in self._open:
                 future.cancel()
 
-    def _values(self, head: MeshFuture[list[R]]) -> list[R] | tuple[BaseException, list[R]]:
+    def finish(self) -> None:
+        """Hand in all that is left: the executor takes nothing afterwards.  By any thread."""
+        with self._lock:
+            try:
+                while not self._is_exhausted and self._left:
+                    size = self._size()
+                    if not self._chunk_count and self._call_s is None:
+                        size = self._left // (SHARE_UNMEASURED * self._executor._node.slot_count()) + 1
+                        size = min(size, CHUNK_MAX, int(CHUNK_BYTES / self._call_bytes) + 1)
+                    self._hand_in(size)
+            except Exception as error:  # noqa: BLE001 - of the user's iterable: it is raised behind the results
+                self._error, self._is_exhausted = error, True
+
+    def _values(self, head: MeshFuture[list[R]]) -> tuple[list[R], BaseException | None]:
+        """Return the results of a chunk, up to the first exception."""
         error = head.exception()
         if error is None:
-            return head.result()
+            return head.result(), None
         partial: list[R] = []
         data = error.__dict__.pop(PARTIAL_RESULTS, None) if hasattr(error, "__dict__") else None
         if isinstance(data, bytes):
             with contextlib.suppress(Exception):
                 partial = pickle.loads(data)
-        return error, partial
+        return partial, error
 
     def _wait(self, head: MeshFuture[list[R]]) -> None:
         """Wait for a chunk; hand in more as others end meanwhile.
@@ -141,7 +169,14 @@ class Mapping(Generic[R]):
 
     def _fill(self) -> None:
         """Hand in chunks up to the bounds."""
+        with self._lock:
+            self._fill_now()
+
+    def _fill_now(self) -> None:
         while not self._is_exhausted and self._unfinished < self._ahead():
+            if self._executor.is_closed:
+                self._error, self._is_exhausted = closed(), True
+                return
             size = self._size()
             if self._buffer_count is not None:
                 size = min(size, self._buffer_count - self._taken)
@@ -175,12 +210,12 @@ class Mapping(Generic[R]):
     def _hand_in(self, size: int) -> None:
         columns = self._take(size)
         count = len(columns[0])
-        if count < size:
+        if self._left is not None:
+            self._left = max(0, self._left - count)
+        if count < size or self._left == 0:
             self._is_exhausted = True
         if not count:
             return
-        if self._left is not None:
-            self._left = max(0, self._left - count)
         data = dump_call(tuple(columns), {}, self._shipment.zipped_names)
         self._call_bytes = len(data) / count
         future = self._executor._send(self._shipment, data)

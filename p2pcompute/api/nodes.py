@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from p2pcompute.errors import UsageError
+from p2pcompute.errors import BadValue
 
 if TYPE_CHECKING:
     from p2pcompute.node.facade import PeerView
@@ -131,12 +131,12 @@ def seconds(name: str, value: float | str) -> float:
     """Return seconds of a number or of text like "30s".
 
     Raises:
-        UsageError: it is neither, or below 0.
+        BadValue: it is neither, or below 0.
     """
     from p2pcompute.config import parse_duration
 
     if isinstance(value, str):
         return parse_duration(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise UsageError(f"{name}={value!r} cannot be used", "it takes seconds from 0, or text like '30s'", "change it")
+        raise BadValue(f"{name}={value!r} cannot be used", "it takes seconds from 0, or text like '30s'", "change it")
     return float(value)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from p2pcompute.config import parse_duration, parse_size
-from p2pcompute.errors import UsageError
+from p2pcompute.errors import BadValue, UsageError
 
 if TYPE_CHECKING:
     from p2pcompute.resources.matching import Needs
@@ -46,7 +46,7 @@ class TaskOptions:
         """Refuse what cannot mean anything.
 
         Raises:
-            UsageError: a value is of a wrong kind or out of its range.
+            BadValue: a value is of a wrong kind or out of its range.
         """
         if type(self.retries) is not int or not 0 <= self.retries < 1 << 16:
             raise _bad("retries", self.retries, "a count from 0")
@@ -122,9 +122,9 @@ class TaskOptions:
         return repr((self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items()), asked, tuple(self.not_on)))
 
 
-def _bad(name: str, value: object, wanted: str) -> UsageError:
+def _bad(name: str, value: object, wanted: str) -> BadValue:
     what = f"the task option {name}={value!r} cannot be used"
-    return UsageError(what, f"it takes {wanted}", "change it", code="option")
+    return BadValue(what, f"it takes {wanted}", "change it", code="option")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

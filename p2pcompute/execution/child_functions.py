@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import sys
+from _pickle import PicklingError
 from time import perf_counter, process_time, time
 
 from p2pcompute.execution.child_os import Capture, restore_limits, set_limits, sweep_children
@@ -115,6 +116,19 @@ class Functions:
         """Drop the function of a job."""
         self._loaded.pop(number, None)
 
+    def preload(self, job: Job) -> None:
+        """Load the function of a job before its tasks are forked; what is wrong with it each of them says itself."""
+        try:
+            self._load(job)
+        except BaseException:
+            return
+
+    def begin_fork(self) -> None:
+        """Make directory and output files anew, in a fork of the process that has loaded the function."""
+        self._directory.make()
+        self._stdout.reopen()
+        self._stderr.reopen()
+
     def run(self, job: Job, task: Task) -> Result:
         """Run one task; whatever the function does short of ending the process becomes a result."""
         result = Result(task.run_id)
@@ -218,14 +232,18 @@ class Functions:
                 restore_limits(before)
         try:
             data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
-        except BaseException as error:
+        except Exception as error:
+            kind = PicklingError if isinstance(error, PicklingError) else TypeError
             self._fail(
                 result,
-                TypeError(
+                kind(
                     f"the result, of type {type(value).__qualname__}, cannot be pickled "
                     f"({type(error).__name__}: {error}); return plain data such as numbers, text, lists or arrays"
                 ),
             )
+            return
+        except BaseException as error:  # its own code ends the process
+            self._fail(result, error)
             return
         self._out_files.put_value(result, data, self._inline_bytes_max)
 

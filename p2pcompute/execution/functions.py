@@ -80,12 +80,13 @@ def key_of(function: Callable[..., Any] | ShippedFunction) -> bytes:
 class RemoteTraceback(Exception):
     """Carries the traceback text of the node where a task ran; shown as the cause of the task's exception."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    def __init__(self, tb: str) -> None:
+        super().__init__(tb)
+        self.tb = tb
+        """The text, under the name that `concurrent.futures` gives it."""
 
     def __str__(self) -> str:
-        return f"\n\n{self.text.rstrip()}\n"
+        return f"\n\n{self.tb.rstrip()}\n"
 
 
 # --- pickling by value --------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ def load_value(data: bytes) -> Any:
     """
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             "the result of a task cannot be rebuilt here",
             f"{type(error).__name__}: {error}",
@@ -261,7 +262,7 @@ def load_exception(data: bytes) -> BaseException:
     """
     try:
         error, text = pickle.loads(data)
-    except Exception as caught:  # noqa: BLE001 - unpickling runs the exception's own code
+    except (Exception, SystemExit) as caught:  # noqa: BLE001 - unpickling runs the exception's own code
         why = f"{type(caught).__name__}: {caught}"
         return TaskError("a task failed, and its exception cannot be rebuilt here", why)
     if not isinstance(error, BaseException):

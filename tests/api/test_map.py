@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,3 +187,49 @@ def test_module_level_map() -> None:
     assert list(p2pcompute.map(square, [3])) == [9], "made anew after somebody shut it down"
     shortcuts._shared().shutdown()
     wait_until(lambda: shortcuts._executor is not None and shortcuts._executor[1].is_closed, "closed")
+
+
+@pytest.mark.parametrize("chunksize", [0, 1])
+def test_results_after_the_block(chunksize: int) -> None:
+    """Broken: `with … as ex: results = ex.map(…)` and reading behind it, which the standard library allows, fails."""
+    with MeshExecutor(max_workers=1, local=True) as executor:
+        results = executor.map(square, range(200), chunksize=chunksize)
+        started = executor.map(square, list(range(50)), chunksize=chunksize)
+        assert next(started) == 0
+    assert list(results) == [n * n for n in range(200)]
+    assert list(started) == [n * n for n in range(1, 50)]
+
+
+def test_calls_without_reading_results(tmp_path: Path) -> None:
+    """Broken: a map for its effects stops half way at the end of the block."""
+
+    def touch(n: int) -> None:
+        (tmp_path / str(n)).touch()
+
+    with MeshExecutor(max_workers=1, local=True) as executor:
+        executor.map(touch, range(100))
+        executor.map(touch, range(100, 200)).close()  # type: ignore[attr-defined]
+    assert {int(path.name) for path in tmp_path.iterdir()} == set(range(200))
+
+
+def test_endless_input_after_the_block() -> None:
+    """Broken: the end of the block reads an endless iterable, or the reader never learns why no more comes."""
+    with MeshExecutor(max_workers=1, local=True) as executor:
+        endless = executor.map(square, itertools.count(), chunksize=1)
+        bounded = executor.map(square, range(50), chunksize=1, buffersize=2)
+    for results in (endless, bounded):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            for expected, value in enumerate(results):
+                assert value == expected * expected
+        assert expected > 0
+
+
+def test_input_that_fails_at_the_end() -> None:
+    """Broken: an item that cannot be sent at the end of the block ends the program there, or is lost."""
+    items = [*range(100), threading.Lock()]
+    with MeshExecutor(max_workers=1, local=True) as executor:
+        results = executor.map(str, items, chunksize=10)
+    with pytest.raises(UsageError, match="lock"):
+        for n, value in enumerate(results):
+            assert value == str(n)
+    assert n == 99
