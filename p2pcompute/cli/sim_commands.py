@@ -344,7 +344,7 @@ def _run(
 
         open_executor = functools.partial(MeshExecutor, name="p2pc sim")
     elif events or min(jobs, missing) <= 1:
-        watch = _Onlooker(progress, _event_sink(study, archive) if events else None, node)
+        watch = _Onlooker(progress, _event_sink(study) if events else None, node)
         open_executor = functools.partial(InProcess, watch)
     else:
         progress.meter = make_meter()
@@ -477,7 +477,7 @@ def _event_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _event_sink(study: Study, archive: Archive | None) -> Writer:
+def _event_sink(study: Study) -> Writer:
     from p2pcompute.simulation.records import Writer
     from p2pcompute.simulation.study import trace_header
 

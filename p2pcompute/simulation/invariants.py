@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 _K = TypeVar("_K", bound=Hashable)
 
+Check = Callable[["Checks"], Iterable[str]]
+AsyncCheck = Callable[["Checks"], Awaitable[Sequence[str]]]
+
+ALWAYS: Final[dict[str, Check]] = invariants_always.ALWAYS
+CALM: Final[dict[str, Check]] = invariants_always.CALM
+EVENTUALLY: Final[dict[str, AsyncCheck]] = invariants_eventually.EVENTUALLY
+AT_START: Final = ("recovered", "leases")
+"""What is checked when a node starts, and of all that it does from then on."""
+NAMES: Final = (*ALWAYS, *CALM, *AT_START, *EVENTUALLY)
+
 BOOK_TASKS: Final = 2000
 """Books of so many tasks are looked through at each sampling, longer ones in proportion more seldom."""
 REPORTS_MAX: Final = 3
@@ -39,7 +49,7 @@ class CheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     every_s: Annotated[float, Meta(gt=0, description="time between two looks at the nodes, seconds")] = 0.5
     nodes_max: Annotated[int, Meta(ge=1, description="nodes looked into at once, in turn")] = 20
-    off: Annotated[tuple[str, ...], Meta(description="names of invariants that are not checked")] = ()
+    off: Annotated[tuple[str, ...], Meta(description=f"what is not checked, of {', '.join(NAMES)}")] = ()
     wrong_values: Annotated[bool, Meta(description="a wrong value of a hostile node breaks the run too")] = False
     settle_s: Annotated[float, Meta(ge=0, description="from the end of all faults to calm, seconds")] = 75.0
     stall_s: Annotated[
@@ -210,14 +220,3 @@ class Checks:
             self._reports[name] += 1
             if self._reports[name] <= REPORTS_MAX:
                 self.world.problem(f"{name}: {text}")
-
-
-Check = Callable[[Checks], Iterable[str]]
-AsyncCheck = Callable[[Checks], Awaitable[Sequence[str]]]
-
-ALWAYS: Final[dict[str, Check]] = invariants_always.ALWAYS
-CALM: Final[dict[str, Check]] = invariants_always.CALM
-EVENTUALLY: Final[dict[str, AsyncCheck]] = invariants_eventually.EVENTUALLY
-AT_START: Final = ("recovered", "leases")
-"""What is checked when a node starts, and of all that it does from then on."""
-NAMES: Final = (*ALWAYS, *CALM, *AT_START, *EVENTUALLY)

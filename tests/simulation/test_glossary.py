@@ -1,4 +1,4 @@
-"""The glossary of docs/simulation.md: no figure that a run reports is missing in it."""
+"""docs/simulation.md: no figure that a run reports is missing in its glossary, and no promise in its table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcompute.simulation.invariants import NAMES
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.study import SHARES
 from p2pcompute.simulation.world import run_mesh
@@ -41,3 +42,9 @@ def test_every_figure_that_the_simulator_counts_is_in_the_glossary() -> None:
 def test_shares_are_those_of_the_glossary() -> None:
     """What lies between 0 and 1 is what has no other unit."""
     assert {name for name, unit in glossary().items() if unit == "share"} == set(SHARES)
+
+
+def test_every_promise_is_described() -> None:
+    """If it broke: whoever reads `leases: …` in a failure finds nowhere what that is."""
+    text = DOCS.read_text(encoding="utf-8").partition("## What is checked")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(NAMES)
