@@ -158,6 +158,25 @@ DHT_STRAY_S: Final = 20.0
 DHT_STRAY_S_MAX: Final = 3600.0
 """An address at which somebody was once is tried again so often, one after the other, for as long as the node runs; the
 more contacts there are, the more rarely: else ten thousand nodes would call their founder 500 times a second."""
+DHT_CLIENTS_MAX: Final = 64
+"""Peers that nobody can reach from outside, and that a node of a group of up to k servers knows as they call it."""
+DHT_MAPPING_S: Final = 300.0
+"""After so long without a datagram to it, no NAT lets a host in any more (RFC 4787: two minutes at least)."""
+DHT_PROOFS: Final = 2
+"""Address ranges from which a node was called unasked, so that it is reachable."""
+DHT_CALLERS: Final = 3
+"""Peers that are asked to call a node: one more than needed, as datagrams are lost."""
+DHT_CALL_WAIT_S: Final = 1.0
+"""How long their calls are waited for: a newcomer behind a NAT looks around so much later."""
+DHT_CALL_S: Final = 600.0
+DHT_CALL_FAILURES_MAX: Final = 3
+"""A server has itself called so often; when so many times in a row nobody came, it is a client."""
+DHT_CALLS_MAX: Final = 32
+"""Requests to have somebody called, or to call, that a node serves in DHT_PING_S; further ones are told that nobody
+will: whoever forges the address of another makes few nodes call it, once each."""
+DHT_SENT_MAX: Final = 512
+DHT_WORDS_MAX: Final = 64
+"""Hosts that were sent to lately, and address ranges of which it is kept how they see this node; the oldest goes."""
 DHT_DEPARTED_MAX: Final = 256
 """Runs of nodes that said goodbye; what arrives late from them is dropped."""
 DHT_JOIN_ADDRESSES_MAX: Final = 256
@@ -405,6 +424,35 @@ UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
 STORY_EVENTS_MAX: Final = 64
 """Events remembered per task for `show`."""
 
+# --- custody --------------------------------------------------------------------------------------
+CUSTODIANS: Final = 2
+"""Nodes that keep a job beside its owner, where there are so many."""
+CUSTODIANS_MAX: Final = 8
+"""Custodians that an envelope may name."""
+CUSTODY_AFTER_S: Final = 2.0
+"""A job is kept elsewhere when it lasts longer than this: a short one costs nothing."""
+CUSTODY_BEAT_S: Final = 10.0
+"""A coordinator is heard of at least so often by those that keep its job."""
+CUSTODY_LEAVING_S: Final = 5.0
+"""After a coordinator has said that it leaves: how long it may take to come back before the first custodian acts."""
+CUSTODY_GRACE_S: Final = 10.0
+"""An owner that comes back grants nothing of a job for so long at most, while it hears what its custodians have."""
+CUSTODY_JOBS_MAX: Final = 1024
+"""Jobs of others that one node keeps; further ones are not taken, and counted."""
+CUSTODY_BYTES_MAX: Final = 4096 * MIB
+"""Facts, results and files that one node keeps for others; what is more is not taken, and counted."""
+CUSTODY_KEEP_S: Final = 30 * 86400.0
+"""A job of others is forgotten when nobody has told anything of it for so long."""
+SYNC_BYTES_MAX: Final = 256 * KIB
+"""An answer about a job is closed when it is larger than this; with one more item it stays inside a frame."""
+SYNC_ITEMS_MAX: Final = 2000
+SYNC_PAUSE_S: Final = 1.0
+"""Pause between two questions of one keeper about one job: what happens meanwhile travels together."""
+SYNC_WAITING_MAX: Final = 1024
+"""Questions that wait here for news; further ones are answered at once."""
+TICKET_TTL_S: Final = 7 * 86400.0
+"""How long a ticket for a job can be used."""
+
 # --- store ----------------------------------------------------------------------------------------
 STORE_COMMITS_WAITING_MAX: Final = 65_536
 """Commits that wait for the disk; further ones fail at once (code store-busy): the disk is minutes behind."""
@@ -489,6 +537,27 @@ ERROR_TEXT_BYTES_MAX: Final = 32 * KIB
 """Traceback or reason in an outcome; the middle of a longer one is cut out."""
 MODULES_BY_VALUE_BYTES_MAX: Final = 1 * MIB
 """Source of the user's own modules that travels inside the pickled function; more travels as a zip."""
+
+# --- sandboxes ------------------------------------------------------------------------------------
+SANDBOX_PROCESSES: Final = 64
+"""Processes and threads of a task with one core.  Together with SANDBOX_FILES it bounds what the kernel keeps for it in
+sockets and pipes, which no other limit counts: 64 x 256 x 208 KiB."""
+SANDBOX_PROCESSES_PER_CORE: Final = 16
+"""As many more for each further core that it asks for."""
+SANDBOX_FILES: Final = 256
+"""Open files of each process."""
+SANDBOX_INODES: Final = 20_000
+"""Files in the writable place of a sandbox."""
+SANDBOX_MEM_BYTES_MIN: Final = 512 * MIB
+"""Memory of a task that asks for none: its slot's part of half the machine's, and this at least."""
+SANDBOX_DISK_BYTES_MIN: Final = 64 * MIB
+"""The same for its writable place, which is memory too: a part of an eighth."""
+SANDBOX_OUTPUT_BYTES_MAX: Final = 32 * MIB
+"""Standard output or error of a sandboxed task."""
+SANDBOX_IDLE_S: Final = 10.0
+"""A sandbox waits so long for further tasks of its job."""
+SANDBOX_TRIAL_S: Final = 20.0
+"""Time for the sandbox that is tried at the start; a machine under full load takes long."""
 
 # --- local API ------------------------------------------------------------------------------------
 API_BODY_BYTES_MAX: Final = 64 * MIB

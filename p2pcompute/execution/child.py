@@ -22,8 +22,16 @@ from p2pcompute.execution.messages import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from p2pcompute.execution.child_commands import Commands
-    from p2pcompute.execution.child_functions import Functions
+
+    class RunsFunctions(Protocol):
+        """Runs function tasks, in this process or in others."""
+
+        def run(self, job: Job, task: Task) -> Result: ...
+
+        def forget(self, number: int) -> None: ...
 
 
 class Worker:
@@ -35,7 +43,7 @@ class Worker:
         self._settings = settings
         self._workplace: Workplace | None = None
         self._jobs: dict[int, Job] = {}
-        self._functions: Functions | None = None
+        self._functions: RunsFunctions | None = None
         self._commands: Commands | None = None
 
     def serve(self) -> None:
@@ -63,19 +71,29 @@ class Worker:
                 else:
                     result = self._run(self._jobs[task.job], task)
                 channel.killed.pop(task.run_id, None)
-                channel.send(messages.pack_result(result, self._settings.error_bytes_max))
+                self._report(result)
             if not channel.inbox:
                 channel.killed.clear()  # of runs that had ended before the node knew
+
+    def _report(self, result: Result) -> None:
+        """Tell the node how a run ended."""
+        self._channel.send(messages.pack_result(result, self._settings.error_bytes_max))
+
+    def _make_workplace(self) -> Workplace:
+        return Workplace(self._settings, self._life_line)
+
+    def _make_functions(self, workplace: Workplace) -> RunsFunctions:
+        from p2pcompute.execution.child_functions import Functions
+
+        return Functions(workplace)
 
     def _run(self, job: Job, task: Task) -> Result:
         try:
             if self._workplace is None:
-                self._workplace = Workplace(self._settings, self._life_line)
+                self._workplace = self._make_workplace()
             if job.kind == "function":
                 if self._functions is None:
-                    from p2pcompute.execution.child_functions import Functions
-
-                    self._functions = Functions(self._workplace)
+                    self._functions = self._make_functions(self._workplace)
                 return self._functions.run(job, task)
             if self._commands is None:
                 from p2pcompute.execution.child_commands import Commands

@@ -56,6 +56,17 @@ class Channel:
             elif os.getppid() != self._parent:  # somebody else may hold a copy of the node's end
                 raise ChannelClosed
 
+    def wait_for(self, kind: int) -> Any:
+        """Wait for a message of one kind, which is taken out; others stay.
+
+        Raises:
+            ChannelClosed: the node is gone.
+        """
+        while not (self.inbox and self.inbox[-1][0] == kind):
+            if self._poll.poll(_PARENT_CHECK_MS):
+                self._read()
+        return self.inbox.pop()
+
     def receive_now(self) -> None:
         """Take what has arrived, without waiting.
 

@@ -11,10 +11,11 @@ import sys
 from time import monotonic, time
 
 from p2pcompute.execution import messages
+from p2pcompute.execution.box_watch import LOOK_S
 from p2pcompute.execution.child_channel import Channel
-from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits, sweep_children
+from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits
 from p2pcompute.execution.child_space import TaskDirectory, Workplace, current_directory
-from p2pcompute.execution.child_tasks import ChannelClosed, Job, Stop, Task
+from p2pcompute.execution.child_tasks import ChannelClosed, Job, Settings, Stop, Task
 from p2pcompute.execution.messages import Result
 
 _POLL_S = 0.01
@@ -129,6 +130,8 @@ class Commands:
         result = Result(task.run_id)
         result.started_wall = time()
         started = monotonic()
+        if self._workplace.watch is not None:
+            self._workplace.watch.begin()
         directory = self._take_directory()
         try:
             self._workplace.place_inputs(directory, job, task)
@@ -176,9 +179,10 @@ class Commands:
                 path = env.get("PATH", os.defpath)
                 result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
                 return
-            self._channel.send(messages.pack_started(task.run_id, pid))
+            if self._settings.box is None:
+                self._channel.send(messages.pack_started(task.run_id, pid))
             command = _Running(pid)
-            cause = self._watch(job, task, command)
+            cause = self._watch(job, task, command, fds[1:])
             self._judge(job, result, command, cause, ooms)
         finally:
             self._take_output(result, fds, outputs)
@@ -236,8 +240,9 @@ class Commands:
 
     # --- while it runs --------------------------------------------------------------------------------
 
-    def _watch(self, job: Job, task: Task, command: _Running) -> str:
-        """Wait for the end of the command; return "", "killed" or "wall"."""
+    def _watch(self, job: Job, task: Task, command: _Running, outputs: list[int]) -> str:
+        """Wait for the end of the command; return why it was ended: "", "killed", "wall", "oom" or "output"."""
+        watch = self._workplace.watch
         poll = select.poll()
         poll.register(self._channel.fd, select.POLLIN)
         try:
@@ -252,7 +257,12 @@ class Commands:
                 wait_s = None if deadline is None else max(0.0, deadline - monotonic())
                 if pidfd < 0:
                     wait_s = min(_POLL_S, _POLL_S if wait_s is None else wait_s)
+                if watch is not None:
+                    wait_s = min(LOOK_S, LOOK_S if wait_s is None else wait_s)
                 ready = poll.poll(None if wait_s is None else wait_s * 1000 + 1)
+                if watch is not None and not cause and (cause := watch.look(_largest(outputs))):
+                    command.signal(SIGKILL)
+                    continue
                 if any(fd == self._channel.fd for fd, _ in ready):
                     self._channel.receive_now()
                     if not cause and task.run_id in self._channel.killed:
@@ -284,20 +294,19 @@ class Commands:
         command.signal(SIGKILL)
         status, usage = command.reap()
         self._life_line.guard(os.getpgrp())
-        sweep_children()
+        self._workplace.sweep()
         result.cpu_s = usage.ru_utime + usage.ru_stime
         result.peak_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if self._workplace.watch is not None:
+            result.peak_rss_bytes = max(result.peak_rss_bytes, self._workplace.watch.peak_bytes)
         if os.WIFSIGNALED(status):
             result.signal = os.WTERMSIG(status)
         else:
             result.exit_code = os.WEXITSTATUS(status)
-        if cause == "killed":
-            result.status, result.error = "killed", "stopped on request"
-        elif cause == "wall":
-            result.status, result.cause = "timeout", "wall"
-            result.error = f"the command did not end within {job.timeout_s:g} s and was stopped"
+        if cause:
+            judge_end(job, self._settings, result, cause, "command")
         elif result.signal:
-            _judge_signal(job, result, ooms)
+            judge_signal(job, result, ooms, "command")
         elif result.exit_code:
             result.status, result.error = "failed", f"the command ended with exit code {result.exit_code}"
 
@@ -317,6 +326,10 @@ class Commands:
             (result.stdout, result.stdout_file), (result.stderr, result.stderr_file) = taken
 
 
+def _largest(fds: list[int]) -> int:
+    return max(os.fstat(fd).st_size for fd in fds)
+
+
 def signal_name(number: int) -> str:
     """Return the name of a signal, as in SIGSEGV."""
     try:
@@ -325,23 +338,44 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _judge_signal(job: Job, result: Result, ooms: int) -> None:
-    """Say why a signal ended the command: a limit, want of memory, itself or somebody."""
+def judge_end(job: Job, settings: Settings, result: Result, cause: str, what: str) -> None:
+    """Say why we ended a task."""
+    peak_mib = result.peak_rss_bytes >> 20
+    if cause == "killed":
+        result.status, result.error = "killed", "stopped on request"
+    elif cause == "wall":
+        result.status, result.cause = "timeout", "wall"
+        result.error = f"the {what} did not end within {job.timeout_s:g} s and was stopped"
+    elif settings.box is not None and cause == "oom":
+        result.status, result.cause = "died", "oom"
+        limit_mib = settings.box.mem_bytes >> 20
+        result.error = (
+            f"the {what} used {peak_mib} MiB of memory in all its processes, more than the {limit_mib} MiB it may use "
+            "here; ask for more: --mem"
+        )
+    elif settings.box is not None and cause == "output":
+        result.status, result.cause = "failed", "output"
+        limit_mib = settings.box.output_bytes_max >> 20
+        result.error = f"the {what} wrote more than {limit_mib} MiB of output; write it to a file and --fetch that"
+
+
+def judge_signal(job: Job, result: Result, ooms: int, what: str) -> None:
+    """Say why a signal ended a task: a limit, want of memory, itself or somebody."""
     name = signal_name(result.signal)
     cpu_limit_reached = job.cpu_s is not None and result.cpu_s >= max(1.0, job.cpu_s) - 0.1
     if result.signal == signal.SIGXCPU or (result.signal == signal.SIGKILL and cpu_limit_reached):
         result.status, result.cause = "timeout", "cpu"
-        result.error = f"the command used its {job.cpu_s or 0:g} s of CPU time and was stopped"
+        result.error = f"the {what} used its {job.cpu_s or 0:g} s of CPU time and was stopped"
     elif result.signal == signal.SIGKILL and oom_kills() > ooms:
         result.status, result.cause = "died", "oom"
         peak_mib = result.peak_rss_bytes >> 20
-        result.error = f"the command was killed for want of memory (it had used up to {peak_mib} MiB)"
+        result.error = f"the {what} was killed for want of memory (it had used up to {peak_mib} MiB)"
     elif result.signal == signal.SIGKILL:
         result.status, result.cause = "died", "signal"
-        result.error = "the command was killed with SIGKILL by itself or by somebody on that machine"
+        result.error = f"the {what} was killed with SIGKILL by itself or by somebody on that machine"
     elif result.signal == signal.SIGXFSZ:
         result.status = "failed"
-        result.error = f"the command wrote a file larger than its limit of {job.output_bytes_max or 0} bytes"
+        result.error = f"the {what} wrote a file larger than its limit of {job.output_bytes_max or 0} bytes"
     else:
         result.status = "failed"
-        result.error = f"the command was ended by {name}"
+        result.error = f"the {what} was ended by {name}"

@@ -192,9 +192,12 @@ class Capture:
         self._path = path
         self._file = -1
         self._identity = (0, 0)
-        self._open()
+        self.reopen()
 
-    def _open(self) -> None:
+    def reopen(self) -> None:
+        """Begin an empty file."""
+        if self._file >= 0:
+            os.close(self._file)
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         stat = os.fstat(self._file)
         self._identity = (stat.st_dev, stat.st_ino)
@@ -219,6 +222,5 @@ class Capture:
             return data, False
         data = os.pread(self._file, inline_bytes_max, size - inline_bytes_max)
         os.rename(self._path, target)
-        os.close(self._file)
-        self._open()
+        self.reopen()
         return data, True

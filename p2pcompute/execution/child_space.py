@@ -9,10 +9,16 @@ from __future__ import annotations
 import os
 
 from p2pcompute.execution.child_files import Inputs, find_outputs, move_out
-from p2pcompute.execution.child_os import Libc, LifeLine
+from p2pcompute.execution.child_os import Libc, LifeLine, sweep_children
 from p2pcompute.execution.child_tasks import Job, Settings, Stop, Task
 from p2pcompute.execution.messages import Result
 from p2pcompute.execution.trees import empty_directory, is_empty, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2pcompute.execution.box_watch import Watch
 
 
 class TaskDirectory:
@@ -22,10 +28,11 @@ class TaskDirectory:
         self._path = path
         self.work = os.path.join(path, "work")
         self.scratch = os.path.join(path, "tmp") if has_scratch else self.work
-        self._make()
+        self.make()
         self._made = self._look()
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make the directories that are not there."""
         for path in (self._path, self.work, self.scratch):
             try:
                 os.mkdir(path, 0o700)
@@ -40,7 +47,7 @@ class TaskDirectory:
         except OSError:
             pass
         empty_directory(self._path)
-        self._make()
+        self.make()
 
     def _look(self) -> list[tuple[int, int, int]]:
         """Return what tells these directories from others, and their modes."""
@@ -117,9 +124,22 @@ class OutFiles:
 class Workplace:
     """What every kind of task needs here."""
 
-    def __init__(self, settings: Settings, life_line: LifeLine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        life_line: LifeLine,
+        *,
+        watch: Watch | None = None,
+        sweep: Callable[[], None] = sweep_children,
+    ) -> None:
+        """Args:
+        watch: looks at what a task uses, in a sandbox.
+        sweep: kills and reaps what a task left behind.
+        """
         self.settings = settings
         self.life_line = life_line
+        self.watch = watch
+        self.sweep = sweep
         self.libc = Libc()
         self.out_files = OutFiles(settings)
         self._inputs = Inputs(settings)

@@ -24,10 +24,29 @@ class ChannelClosed(Exception):
     """The node is gone: stop everything and exit."""
 
 
+class BoxSettings:
+    """Limits of a sandbox."""
+
+    __slots__ = ("disk_bytes", "files_max", "limits", "mem_bytes", "output_bytes_max", "user")
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.user: int | None = values["user"]
+        """User and group to become; None: the first process is who it shall be."""
+        self.mem_bytes: int = values["mem_bytes"]
+        """Memory of all its processes together."""
+        self.disk_bytes: int = values["disk_bytes"]
+        self.files_max: int = values["files_max"]
+        self.output_bytes_max: int = values["output_bytes_max"]
+        """Most that a task may write to its standard output or error."""
+        self.limits: dict[int, int] = values["limits"]
+        """RLIMIT → hard limit of each process."""
+
+
 class Settings:
     """Limits and places, sent once."""
 
     __slots__ = (
+        "box",
         "directory",
         "error_bytes_max",
         "files_max",
@@ -47,6 +66,8 @@ class Settings:
         self.files_max: int = values["files_max"]
         self.error_bytes_max: int = values["error_bytes_max"]
         self.kill_grace_s: float = values["kill_grace_s"]
+        self.box: BoxSettings | None = BoxSettings(values["box"]) if "box" in values else None
+        """Of a sandbox; None: the worker process runs without one."""
 
 
 class Job:
@@ -110,6 +131,7 @@ class Task:
         "chunk",
         "env",
         "fetch",
+        "fields",
         "index",
         "job",
         "run_id",
@@ -120,6 +142,7 @@ class Task:
     )
 
     def __init__(self, fields: Sequence[Any]) -> None:
+        self.fields = fields
         self.run_id: int
         self.job: int
         self.index: int

@@ -26,17 +26,21 @@ BATCH = 2
 """(BATCH, jobs, forgotten job numbers, tasks)."""
 KILL = 3
 """(KILL, run ids)."""
+TAKEN = 4
+"""(TAKEN, error): the files of an OUTPUTS message were copied; else why not."""
 
 # --- worker process → node: first byte of the body ----------------------------------------------------
 HELLO = 1
-"""Ready; nothing else follows."""
+"""Ready; from a sandbox, one more byte: the version of Landlock in use."""
 STARTED = 2
 """A command's process group exists: run id, process group."""
 RESULT = 3
+OUTPUTS = 4
+"""From a sandbox, before a result: numbers of files whose descriptors come along; it waits for TAKEN."""
 
 STATUSES = ("ok", "failed", "timeout", "died", "killed", "not-run", "refused")
 """Values of OutcomeStatus in the order of their codes."""
-CAUSES = ("", "oom", "signal", "wall", "cpu")
+CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit")
 EXIT_CHANNEL_CLOSED = 97
 """Exit code of a worker process that found its socket closed."""
 NO_EXIT_CODE = -(1 << 31)
@@ -45,6 +49,9 @@ STARTED_BODY = struct.Struct(">BQI")
 RESULT_HEAD = struct.Struct(">BQBBiBdddQIIIIIIII")
 """kind, run id, status, cause, exit code, signal, started (Unix s), runtime s, CPU s, peak RSS bytes, bytes of value,
 stdout, stderr and error, file numbers of value, stdout and stderr (0: none), count of files."""
+OUTPUTS_MAX = 32
+"""Files in one OUTPUTS message: each is a descriptor of the node until it is copied."""
+OUTPUT_NUMBER = struct.Struct(">I")
 FILE_HEAD = struct.Struct(">IHH")
 """File number, permission bits, bytes of the name."""
 
@@ -60,9 +67,15 @@ def unpack_down(body: bytes) -> Any:
     return marshal.loads(body)
 
 
-def pack_hello() -> bytes:
+def pack_hello(*more: int) -> bytes:
     """Return the frame that says the worker process is ready."""
-    return HEAD.pack(1) + bytes([HELLO])
+    return HEAD.pack(1 + len(more)) + bytes([HELLO, *more])
+
+
+def pack_outputs(numbers: Sequence[int]) -> bytes:
+    """Return the frame that offers files; their descriptors go with its first byte."""
+    body = bytes([OUTPUTS]) + b"".join(map(OUTPUT_NUMBER.pack, numbers))
+    return HEAD.pack(len(body)) + body
 
 
 def pack_started(run_id: int, group: int) -> bytes:
@@ -121,6 +134,40 @@ def clip_text(text: str, bytes_max: int) -> bytes:
         return data
     half = (bytes_max - 40) // 2
     return data[:half] + b"\n[... %d bytes left out ...]\n" % (len(data) - 2 * half) + data[-half:]
+
+
+def unpack_result(body: bytes) -> Result:
+    """Return the result in a RESULT body, in a sandbox: its writer is the task.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        kind, run_id, status, cause, exit_code, *rest = RESULT_HEAD.unpack_from(body)
+        result = Result(run_id, STATUSES[status])
+        result.cause = CAUSES[cause]
+        result.exit_code = None if exit_code == NO_EXIT_CODE else exit_code
+        result.signal, result.started_wall, result.runtime_s, result.cpu_s, result.peak_rss_bytes = rest[:5]
+        position = RESULT_HEAD.size
+        parts = []
+        for size in rest[5:9]:
+            parts.append(body[position : position + size])
+            position += size
+        result.value, result.stdout, result.stderr = parts[:3]
+        result.error = parts[3].decode("utf-8", "replace")
+        result.value_file, result.stdout_file, result.stderr_file, file_count = rest[9:]
+        files = []
+        for _ in range(file_count):
+            number, mode, size = FILE_HEAD.unpack_from(body, position)
+            position += FILE_HEAD.size
+            files.append((number, mode, body[position : position + size]))
+            position += size
+        result.files = files
+    except (struct.error, IndexError) as error:
+        raise ValueError("not a result") from error
+    if kind != RESULT or position != len(body):
+        raise ValueError("not a result")
+    return result
 
 
 def pack_result(result: Result, error_bytes_max: int) -> bytes:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
-from p2pcompute.execution import messages
+from p2pcompute.execution import box_setup, messages, sandbox
 from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
-from p2pcompute.execution.results import RawResult, parse_result, parse_started
+from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_started
+from p2pcompute.execution.sandbox_process import SandboxProcess
 from p2pcompute.execution.spec import TaskKind
-from p2pcompute.execution.task_messages import Translator, Unfit
+from p2pcompute.execution.task_messages import KnownJob, Translator, Unfit, input_bytes, placed_job, placed_task
 from p2pcompute.execution.trees import empty_directory, remove_tree
 from p2pcompute.execution.worker_process import WorkerProcess, group_exists, inherited_environment, is_command_of
 from p2pcompute.host.interfaces import BlobStore, Clock, Timer
@@ -39,6 +41,7 @@ from p2pcompute.limits import (
     RUNNER_READ_PAUSE_S,
     RUNNER_SEND_BYTES,
     RUNNER_WATCH_SLACK_S,
+    SANDBOX_IDLE_S,
 )
 
 OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
@@ -57,6 +60,8 @@ class _Pending:
 
     run_id: int
     is_function: bool
+    is_ours_to_end: bool
+    """The node itself ends it, with the worker process: a function that runs in there, without a sandbox."""
     timeout_s: float | None
 
 
@@ -66,10 +71,13 @@ class _Slot:
 
     index: int
     worker: WorkerProcess | None = None
-    is_ready: bool = False
-    """The worker process has said hello."""
-    known_jobs: dict[int, None] = field(default_factory=dict)
-    """Jobs that the worker process remembers, the least recently used first."""
+    """Of the present or last batch; one of the following."""
+    own: WorkerProcess | None = None
+    """Runs tasks of this installation's user."""
+    box: SandboxProcess | None = None
+    """Runs tasks of one job of somebody else."""
+    box_timer: Timer | None = None
+    """Ends a sandbox that is not needed any more."""
     on_outcomes: OnOutcomes | None = None
     open_count: int = 0
     """Runs of the batch whose outcome was not yet given to `on_outcomes`."""
@@ -90,9 +98,28 @@ class _Slot:
 
 
 class ProcessRunner:
-    """Runs functions and commands in worker processes of this machine (level `process`: limits, no sandbox)."""
+    """Runs functions and commands in worker processes of this machine: those of this installation's user at the level
+    `process` (limits, no sandbox), those of others at the level that was chosen, or not at all."""
 
-    def __init__(self, blobs: BlobStore, directory: Path, slot_count: int, clock: Clock, *, node_name: str) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        directory: Path,
+        slot_count: int,
+        clock: Clock,
+        *,
+        node_name: str,
+        others: Level = Level.SANDBOX,
+        hidden: Sequence[Path] = (),
+    ) -> None:
+        """Args:
+        others: level of tasks of other installations.
+        hidden: directories of the node, which no sandbox may see.
+        """
+        self._others = others
+        self._hidden = (directory, *hidden)
+        self._node_name = node_name
+        self._bubblewrap = ""
         self._blobs = blobs
         self._directory = directory
         self._shared = directory / "shared"
@@ -100,6 +127,7 @@ class ProcessRunner:
         self._scope = TaskScope("runner")
         self._slots = [_Slot(index) for index in range(slot_count)]
         self._translator = Translator(blobs, inherited_environment(), node_name)
+        self._box_translator = Translator(blobs, sandbox.environment(), node_name)
         self._serial = 0
         self._takes: dict[WorkerProcess, list[asyncio.Task[None]]] = {}
         """Files being taken over, by the process that wrote them."""
@@ -116,7 +144,7 @@ class ProcessRunner:
         await asyncio.to_thread(self._prepare_directory)
         if self._slots:
             with contextlib.suppress(OSError):  # the first run reports it
-                self._start_worker(self._slots[0])
+                self._own_worker(self._slots[0])
 
     def _prepare_directory(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,18 +165,34 @@ class ProcessRunner:
         jobs: dict[int, tuple[Any, ...]] = {}
         tasks: list[tuple[Any, ...]] = []
         unfit: list[tuple[int, Outcome]] = []
+        first: KnownJob | None = None
+        is_boxed = self._is_boxed(runs)
+        translator = self._box_translator if is_boxed else self._translator
         for run in runs:
             try:
-                job = self._translator.job(run)
-                tasks.append(self._translator.task(run, job))
+                self._check_level(run)
+                job = translator.job(run)
+                tasks.append(translator.task(run, job))
             except Unfit as reason:
                 unfit.append((run.run_id, reason.outcome))
                 continue
             jobs[job.number] = job.definition
-            state.pending[run.run_id] = _Pending(run.run_id, job.spec.kind == TaskKind.FUNCTION, job.spec.timeout_s)
-        if tasks:
+            first = first or job
+            is_function = job.spec.kind == TaskKind.FUNCTION
+            state.pending[run.run_id] = _Pending(
+                run.run_id, is_function, is_function and not is_boxed, job.spec.timeout_s
+            )
+        if first is not None:
             try:
-                self._hand_over(state, jobs, tasks)
+                if is_boxed:
+                    worker: WorkerProcess = self._box_for(state, runs[0].submitter, first, tasks)
+                    worker.begin_batch()
+                    jobs = {number: placed_job(definition, worker.place) for number, definition in jobs.items()}
+                    tasks = [placed_task(task, worker.place) for task in tasks]
+                    worker.end_batch()
+                else:
+                    worker = self._own_worker(state)
+                self._hand_over(state, worker, jobs, tasks)
             except OSError as error:
                 text = f"no worker process could be started here: {error}"
                 unfit += [(run_id, Outcome(OutcomeStatus.NOT_RUN, error=text)) for run_id in state.pending]
@@ -157,18 +201,64 @@ class ProcessRunner:
             asyncio.get_running_loop().call_soon(self._report, state, unfit)
         self._remove_forgotten()
 
-    def _hand_over(self, slot: _Slot, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]) -> None:
-        worker = slot.worker
-        if worker is None or not worker.is_usable:
-            worker = self._start_worker(slot)
-        new_jobs = [definition for number, definition in jobs.items() if number not in slot.known_jobs]
+    def _is_boxed(self, runs: Sequence[TaskRun]) -> bool:
+        """Whether a batch runs in a sandbox; one of several submitters or jobs never does."""
+        return bool(runs and runs[0].submitter) and self._others is Level.SANDBOX
+
+    def _check_level(self, run: TaskRun) -> None:
+        """Refuse what cannot be isolated as it must be.
+
+        Raises:
+            Unfit: this node may not run it.
+        """
+        if run.submitter and self._others is Level.NONE:
+            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs no work of others"))
+
+    def _own_worker(self, slot: _Slot) -> WorkerProcess:
+        if slot.own is None or not slot.own.is_usable:
+            slot.own = self._start_worker(slot)
+        return slot.own
+
+    def _box_for(
+        self, slot: _Slot, submitter: bytes, job: KnownJob, tasks: Sequence[tuple[Any, ...]]
+    ) -> SandboxProcess:
+        """Return the sandbox of a job, with room for the inputs of these tasks; never one that another job has had.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if slot.box_timer is not None:
+            slot.box_timer.cancel()
+            slot.box_timer = None
+        owner = (submitter, job.job_id)
+        limits = sandbox.limits_of_slot(len(self._slots), job.spec.cpus, job.spec.mem_bytes, job.spec.disk_bytes)
+        limits = replace(limits, disk_bytes=limits.disk_bytes + input_bytes(job.definition, tasks))
+        box = slot.box
+        if box is not None and box.is_usable and box.owner == owner and box.limits.disk_bytes >= limits.disk_bytes:
+            return box
+        if box is not None:
+            box.kill()
+        if not self._bubblewrap:
+            try:
+                self._bubblewrap = sandbox.find_bubblewrap()
+            except sandbox.NoSandbox as error:
+                raise OSError(str(error)) from error
+        slot.box = self._start_box(slot, owner, limits)
+        return slot.box
+
+    def _hand_over(
+        self, slot: _Slot, worker: WorkerProcess, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
+    ) -> None:
+        slot.worker = worker
+        known = worker.known_jobs
+        new_jobs = [definition for number, definition in jobs.items() if number not in known]
         for number in jobs:
-            slot.known_jobs.pop(number, None)
-        excess = len(slot.known_jobs) + len(jobs) - RUNNER_JOBS_MAX
-        forgotten = list(slot.known_jobs)[: max(0, excess)]
+            known.pop(number, None)
+        excess = len(known) + len(jobs) - RUNNER_JOBS_MAX
+        forgotten = list(known)[: max(0, excess)]
         for number in forgotten:
-            del slot.known_jobs[number]
-        slot.known_jobs.update(dict.fromkeys(jobs))
+            del known[number]
+        known.update(dict.fromkeys(jobs))
         slot.head_since = slot.batch_since = self._clock.now()
         slot.done_count = 0
         if slot.batch_since >= worker.ooms_counted_at + _OOM_LOOK_S:
@@ -186,29 +276,46 @@ class ProcessRunner:
         self._watch(slot)
 
     def _start_worker(self, slot: _Slot) -> WorkerProcess:
-        self._serial += 1
-        directory = self._directory / f"worker-{self._serial}"
-        settings = {
-            "directory": str(directory),
-            "shared_directory": str(self._shared),
-            "slot": slot.index,
-            "inline_bytes_max": INLINE_BYTES_MAX,
-            "files_max": OUTPUT_FILES_MAX,
-            "error_bytes_max": ERROR_TEXT_BYTES_MAX,
-            "kill_grace_s": KILL_GRACE_S,
-        }
+        directory = self._next_directory()
         worker = WorkerProcess(
             directory,
-            settings,
+            {"directory": str(directory), "shared_directory": str(self._shared), **_settings(slot)},
             lambda bodies: self._heard(slot, worker, bodies),
             lambda returncode: self._gone(slot, worker, returncode),
         )
-        worker.start()
-        self._alive[worker] = asyncio.get_running_loop().create_future()
-        slot.worker = worker
-        slot.is_ready = False
-        slot.known_jobs.clear()
+        self._launch(worker)
         return worker
+
+    def _start_box(self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits) -> SandboxProcess:
+        user = sandbox.user_of_slot(self._directory, slot.index)
+        place = {"directory": box_setup.PLACE, "shared_directory": f"{box_setup.PLACE}/shared"}
+        box = SandboxProcess(
+            self._next_directory(),
+            {**place, **_settings(slot), "box": sandbox.box_settings(limits, user)},
+            lambda bodies: self._heard(slot, box, bodies),
+            lambda returncode: self._gone(slot, box, returncode),
+            bubblewrap=self._bubblewrap,
+            hidden=self._hidden,
+            user=user,
+            node_name=self._node_name,
+            owner=owner,
+            limits=limits,
+        )
+        self._launch(box)
+        return box
+
+    def _next_directory(self) -> Path:
+        self._serial += 1
+        return self._directory / f"worker-{self._serial}"
+
+    def _launch(self, worker: WorkerProcess) -> None:
+        try:
+            worker.start()
+        except OSError:
+            with contextlib.suppress(OSError):
+                remove_tree(str(worker.directory))
+            raise
+        self._alive[worker] = asyncio.get_running_loop().create_future()
 
     def _remove_forgotten(self) -> None:
         for name in self._translator.forgotten_names:
@@ -226,9 +333,12 @@ class ProcessRunner:
         """
         outcomes: list[tuple[int, Outcome]] = []
         try:
-            if slot.worker is not worker:
-                raise RemoteProtocolError("words of a process that was replaced")
             for body in bodies:
+                if body[0] == messages.HELLO and not worker.is_ready:
+                    self._hello(slot, worker, body)
+                    continue
+                if slot.worker is not worker:
+                    raise RemoteProtocolError("words of a process that was replaced")
                 match body[0]:
                     case messages.RESULT:
                         self._result(slot, worker, parse_result(body), outcomes)
@@ -238,9 +348,8 @@ class ProcessRunner:
                             raise RemoteProtocolError("a run that is not its turn has started")
                         if is_command_of(group, worker.pid):
                             worker.groups[group] = None
-                    case messages.HELLO if not slot.is_ready:
-                        slot.is_ready = True
-                        slot.head_since = self._clock.now()
+                    case messages.OUTPUTS if isinstance(worker, SandboxProcess):
+                        self._collect(worker, parse_outputs(body))
                     case _:
                         raise RemoteProtocolError("an unknown message")
         except RemoteProtocolError:
@@ -253,6 +362,27 @@ class ProcessRunner:
                 self._coalesce(slot, worker)
                 self._watch(slot)
                 self._report(slot, outcomes)
+
+    def _hello(self, slot: _Slot, worker: WorkerProcess, body: bytes) -> None:
+        worker.is_ready = True
+        if isinstance(worker, SandboxProcess):
+            worker.landlock = body[1] if len(body) == 2 else 0
+        if slot.worker is worker:
+            slot.head_since = self._clock.now()
+
+    def _collect(self, box: SandboxProcess, numbers: list[int]) -> None:
+        """Copy files that a sandbox offers; it waits until that is done.
+
+        Raises:
+            RemoteProtocolError: it does not wait, or offers no files.
+        """
+        descriptors = box.taken_descriptors(len(numbers))
+
+        async def copy() -> None:
+            error = await asyncio.to_thread(box.copy_out, numbers, descriptors)
+            box.send(messages.pack_down((messages.TAKEN, error)))
+
+        self._takes.setdefault(box, []).append(self._scope.spawn(copy(), "copy"))
 
     def _result(self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]) -> None:
         if raw.run_id != next(iter(slot.pending), None):
@@ -283,8 +413,17 @@ class ProcessRunner:
 
     def _report(self, slot: _Slot, outcomes: list[tuple[int, Outcome]]) -> None:
         slot.open_count -= len(outcomes)
+        if not slot.open_count and slot.box is not None and slot.box_timer is None:
+            box = slot.box
+            slot.box_timer = self._clock.call_later(SANDBOX_IDLE_S, lambda: self._end_box(slot, box))
         if slot.on_outcomes is not None:
             slot.on_outcomes(outcomes)
+
+    def _end_box(self, slot: _Slot, box: SandboxProcess) -> None:
+        """End a sandbox whose job has had nothing to do here for a while."""
+        slot.box_timer = None
+        if slot.box is box and not (slot.worker is box and slot.open_count):
+            box.kill()
 
     async def _take(self, slot: _Slot, worker: WorkerProcess, raw: RawResult) -> None:
         """Take a result's files into the blob store, then report it.  Cancelled: reported as not run."""
@@ -344,9 +483,9 @@ class ProcessRunner:
         if head is None or head.timeout_s is None or slot.worker is None or slot.timed_out is not None:
             return
         now = self._clock.now()
-        if not slot.is_ready:
+        if not slot.worker.is_ready:
             slot.head_since = now
-        limit_s = head.timeout_s if head.is_function else head.timeout_s + KILL_GRACE_S + RUNNER_WATCH_SLACK_S
+        limit_s = head.timeout_s if head.is_ours_to_end else head.timeout_s + KILL_GRACE_S + RUNNER_WATCH_SLACK_S
         left_s = slot.head_since + limit_s - now
         if left_s > 0:
             slot.watch = self._clock.call_later(left_s, lambda: self._check_time(slot))
@@ -364,7 +503,7 @@ class ProcessRunner:
             slot.worker.send(messages.pack_down((messages.KILL, wanted)))
             head = slot.head()
             if head is not None and head.run_id in slot.killing and slot.timed_out is None:
-                if head.is_function:
+                if head.is_ours_to_end:
                     self._terminate(slot, slot.worker)
                 elif slot.reaper is None:  # the worker process ends its command itself; this is for when it cannot
                     self._reap_after(slot, slot.worker, KILL_GRACE_S + RUNNER_WATCH_SLACK_S)
@@ -396,6 +535,10 @@ class ProcessRunner:
     def _gone(self, slot: _Slot, worker: WorkerProcess, returncode: int) -> None:
         """A worker process has died: report its batch and clean up."""
         self._scope.spawn(self._remove(worker, self._alive[worker]), "remove")
+        if slot.own is worker:
+            slot.own = None
+        if slot.box is worker:
+            slot.box = None
         if slot.worker is not worker:
             return
         if slot.reaper is not None:
@@ -411,7 +554,7 @@ class ProcessRunner:
                 outcome = Outcome(
                     OutcomeStatus.TIMEOUT, cause="wall", error=f"the task did not end within {limit} and was stopped"
                 )
-            elif not slot.is_ready:
+            elif not worker.is_ready:
                 outcome = not_started(worker, returncode)
             elif position == 0 and not worker.is_condemned:
                 outcome = died(
@@ -455,4 +598,19 @@ class ProcessRunner:
         deadline = self._clock.now() + _GROUP_GONE_S
         while any(group_exists(group) for group in groups) and self._clock.now() < deadline:
             await self._clock.sleep(_PAUSE_S_MIN)
+        for slot in self._slots:
+            if slot.box_timer is not None:
+                slot.box_timer.cancel()
+                slot.box_timer = None
         await self._scope.close()
+
+
+def _settings(slot: _Slot) -> dict[str, Any]:
+    """Return what every worker process is told."""
+    return {
+        "slot": slot.index,
+        "inline_bytes_max": INLINE_BYTES_MAX,
+        "files_max": OUTPUT_FILES_MAX,
+        "error_bytes_max": ERROR_TEXT_BYTES_MAX,
+        "kill_grace_s": KILL_GRACE_S,
+    }

@@ -56,6 +56,21 @@ def parse_started(body: bytes) -> tuple[int, int]:
     return run_id, group
 
 
+def parse_outputs(body: bytes) -> list[int]:
+    """Return the numbers in an OUTPUTS message.
+
+    Raises:
+        RemoteProtocolError: it is malformed, or names a file twice.
+    """
+    count, rest = divmod(len(body) - 1, messages.OUTPUT_NUMBER.size)
+    if rest or not 0 < count <= messages.OUTPUTS_MAX:
+        raise RemoteProtocolError("an impossible list of files")
+    numbers = [number for (number,) in messages.OUTPUT_NUMBER.iter_unpack(body[1:])]
+    if 0 in numbers or len(set(numbers)) < count:
+        raise RemoteProtocolError("an impossible list of files")
+    return numbers
+
+
 def parse_result(body: bytes) -> RawResult:
     """Return the result in a RESULT message.
 

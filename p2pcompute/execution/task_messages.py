@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +24,11 @@ THREAD_VARIABLES: Final = (
     "RAYON_NUM_THREADS",
 )
 """How numeric libraries are told their share of the cores."""
+
+
+_JOB_PATHS, _SHARE = (3, 4), 5
+_TASK_PATHS, _SEND = (5, 9), 10
+"""Positions of paths in the tuples of jobs and tasks."""
 
 
 class Unfit(Exception):
@@ -149,6 +156,35 @@ class Translator:
 
     def _file(self, file: InputFile) -> tuple[str, str, int]:
         return file.name, self._path(file.blob), file.mode
+
+
+def input_bytes(definition: tuple[Any, ...], tasks: Sequence[tuple[Any, ...]]) -> int:
+    """Return the room that input files take in the directory of one of these tasks, at most.
+
+    Raises:
+        OSError: one is not here any more.
+    """
+    shared = sum(os.path.getsize(path) for _name, path, _mode, _copy in definition[_SHARE])
+    sent = [sum(os.path.getsize(path) for _name, path, _mode in task[_SEND]) for task in tasks]
+    return shared + max(sent, default=0)
+
+
+def placed_job(definition: tuple[Any, ...], place: Callable[[str], str]) -> tuple[Any, ...]:
+    """Return a job's tuple with its blobs under the names that `place` gives them."""
+    fields = list(definition)
+    for index in _JOB_PATHS:
+        fields[index] = fields[index] and place(fields[index])
+    fields[_SHARE] = [(name, place(path), mode, copy) for name, path, mode, copy in fields[_SHARE]]
+    return tuple(fields)
+
+
+def placed_task(task: tuple[Any, ...], place: Callable[[str], str]) -> tuple[Any, ...]:
+    """Return a task's tuple with its blobs under the names that `place` gives them."""
+    fields = list(task)
+    for index in _TASK_PATHS:
+        fields[index] = fields[index] and place(fields[index])
+    fields[_SEND] = [(name, place(path), mode) for name, path, mode in fields[_SEND]]
+    return tuple(fields)
 
 
 def _refused(error: str) -> Outcome:

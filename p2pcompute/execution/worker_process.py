@@ -81,6 +81,10 @@ class WorkerProcess:
         """It was killed because it closed its socket or said what cannot be."""
         self.ooms_before = 0
         self.ooms_counted_at = float("-inf")
+        self.is_ready = False
+        """It has said hello."""
+        self.known_jobs: dict[int, None] = {}
+        """Jobs that it remembers, the least recently used first."""
         self.groups: dict[int, None] = {}
         """Process groups of commands that it started and whose end it has not reported."""
 
@@ -95,19 +99,18 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         read_end, self._life_line = os.pipe()
         try:
-            package_root = str(Path(p2pcompute.__file__).parent.parent)
-            search = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+            words, environment = self._command(theirs.fileno(), read_end)
             with open(self.log_path, "wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "p2pcompute.execution.child", str(theirs.fileno()), str(read_end)],
+                    words,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     cwd=self.directory,
                     close_fds=True,
-                    pass_fds=(theirs.fileno(), read_end),
+                    pass_fds=(theirs.fileno(), *self._passed(read_end)),
                     start_new_session=True,
-                    env={**inherited_environment(), "PYTHONPATH": os.pathsep.join(search), "PYTHONUTF8": "1"},
+                    env=environment,
                 )
         except BaseException:
             ours.close()
@@ -126,6 +129,35 @@ class WorkerProcess:
             self._pidfd = -1  # then the end of its socket tells
         self.resume()
         self.send(messages.pack_down((messages.SETUP, self._settings)))
+
+    def _command(self, channel_fd: int, life_line_fd: int) -> tuple[list[str], dict[str, str]]:
+        """Return the words that start it and their environment."""
+        package_root = str(Path(p2pcompute.__file__).parent.parent)
+        search = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        words = [sys.executable, "-P", "-m", "p2pcompute.execution.child", str(channel_fd), str(life_line_fd)]
+        return words, {**inherited_environment(), "PYTHONPATH": os.pathsep.join(search), "PYTHONUTF8": "1"}
+
+    def _passed(self, life_line_fd: int) -> tuple[int, ...]:
+        """Return the descriptors that it gets beside its end of the socket."""
+        return (life_line_fd,)
+
+    def place(self, path: str) -> str:
+        """Return the name under which it finds a blob."""
+        return path
+
+    def begin_batch(self) -> None:
+        """What `place` is asked for from now on is what it still needs."""
+
+    def end_batch(self) -> None:
+        """All blobs of the batch have been asked for."""
+
+    def taken_descriptors(self, count: int) -> list[int]:
+        """Return descriptors that it has sent; they are the caller's.
+
+        Raises:
+            RemoteProtocolError: it has not sent so many.
+        """
+        raise RemoteProtocolError("descriptors from a process that sends none")
 
     @property
     def pid(self) -> int:
@@ -179,7 +211,7 @@ class WorkerProcess:
         is_closed = False
         try:
             for _ in range(_READS_MAX):
-                data = self._socket.recv(_READ_BYTES)
+                data = self._receive()
                 if not data:
                     is_closed = True
                     break
@@ -198,6 +230,14 @@ class WorkerProcess:
             self._deliver(frames)
         if is_closed:
             self._closed()
+
+    def _receive(self) -> bytes:
+        """Read once.
+
+        Raises:
+            OSError, RemoteProtocolError: as `read_now` answers.
+        """
+        return self._socket.recv(_READ_BYTES)
 
     def _deliver(self, frames: list[bytes]) -> None:
         try:
@@ -251,7 +291,7 @@ class WorkerProcess:
         self._kill_groups()  # what is left; it is not reaped yet, so the group is still its own
         for _ in range(1 << 12):  # at most one socket buffer
             try:
-                data = self._socket.recv(_READ_BYTES)
+                data = self._receive()
                 if not data:
                     break
                 frames = self._reader.feed(data)
@@ -267,7 +307,11 @@ class WorkerProcess:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         os.close(self._life_line)
+        self._let_go()
         self._on_exit(returncode)
+
+    def _let_go(self) -> None:
+        """Close what else it has."""
 
 
 def is_command_of(group: int, worker_pid: int) -> bool:

@@ -78,6 +78,8 @@ class TaskRun:
     """The task's own CBOR (`execution.spec.TaskPayload`)."""
     attempt: int
     """From 1."""
+    submitter: bytes = b""
+    """Installation whose job it is; empty: this one's, so that it runs with the rights of its user."""
 
 
 class Runner(Protocol):

@@ -1,0 +1,71 @@
+"""What a task in a sandbox uses, looked at by the sandbox's first process: memory of all its processes, and output.
+
+In the sandbox's own /proc there is nobody else.  Where the machine has cgroups for us they are the hard limit, and this
+is what names the cause.
+
+Imported by the first process of a sandbox: imports only `os`.
+"""
+
+from __future__ import annotations
+
+import os
+
+LOOK_S = 0.05
+"""How often a running task is looked at."""
+SLACK_BYTES = 48 << 20
+"""Interpreter and libraries, which count as memory of a process but not as what it has asked for."""
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def processes() -> list[int]:
+    """Return the process ids of the sandbox but the first's."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
+
+
+def _share_bytes(pid: int) -> int:
+    """Return resident memory with shared pages divided among those who share them; without, when it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        return _resident_bytes(pid)
+    return 0
+
+
+class Watch:
+    """Looks at the processes of one task."""
+
+    def __init__(self, mem_bytes_max: int, output_bytes_max: int) -> None:
+        self._mem_bytes_max = mem_bytes_max + SLACK_BYTES
+        self._output_bytes_max = output_bytes_max
+        self.peak_bytes = 0
+        """Most memory that was seen since `begin`."""
+
+    def begin(self) -> None:
+        """Begin with another task."""
+        self.peak_bytes = 0
+
+    def look(self, output_bytes: int) -> str:
+        """Return the limit that is exceeded, as a cause: "oom", "output" or "".
+
+        Args:
+            output_bytes: what the task has written to its standard output or error, whichever is more.
+        """
+        pids = processes()
+        used = sum(map(_resident_bytes, pids))
+        if used > self._mem_bytes_max:
+            used = sum(map(_share_bytes, pids))
+        self.peak_bytes = max(self.peak_bytes, used)
+        if used > self._mem_bytes_max:
+            return "oom"
+        return "output" if output_bytes > self._output_bytes_max else ""

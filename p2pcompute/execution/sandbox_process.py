@@ -1,0 +1,159 @@
+"""A sandbox as the node sees it: one for a job and a slot, whose first process speaks like a worker process.
+
+What its tasks need lies in its inbox, as links to blobs that it cannot change; what they leave comes as descriptors,
+which the node copies before it reads the result that names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.execution import box_setup, messages, sandbox
+from p2pcompute.execution.worker_process import WorkerProcess
+
+_READ_BYTES: Final = 1 << 16
+_COPY_BYTES: Final = 1 << 20
+
+
+class SandboxProcess(WorkerProcess):
+    """A spawned sandbox and its socket; the rest is as of `WorkerProcess`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: dict[str, Any],
+        on_frames: Callable[[list[bytes]], None],
+        on_exit: Callable[[int], None],
+        *,
+        bubblewrap: str,
+        hidden: Sequence[Path],
+        user: int | None,
+        node_name: str,
+        owner: tuple[bytes, bytes],
+        limits: sandbox.BoxLimits,
+    ) -> None:
+        """Args:
+        owner: submitter and job whose tasks it runs; no others.
+        """
+        super().__init__(directory, settings, on_frames, on_exit)
+        self.owner = owner
+        self.limits = limits
+        self._bubblewrap = bubblewrap
+        self._hidden = hidden
+        self._user = user
+        self._node_name = node_name
+        self._received: list[int] = []
+        self._inbox: dict[str, None] = {}
+        self._wanted: dict[str, None] = {}
+        self.landlock = 0
+        """Version in use, once it is ready; 0: none."""
+
+    def _command(self, channel_fd: int, life_line_fd: int) -> tuple[list[str], dict[str, str]]:
+        sandbox.prepare(self.directory, self._user)
+        (self.directory / "out").mkdir(mode=0o700)
+        try:
+            return sandbox.command(
+                self._bubblewrap,
+                directory=self.directory,
+                hidden=self._hidden,
+                user=self._user,
+                name=sandbox.host_name(self._node_name),
+                channel_fd=channel_fd,
+            )
+        except sandbox.NoSandbox as error:
+            raise OSError(str(error)) from error
+
+    def _passed(self, life_line_fd: int) -> tuple[int, ...]:
+        return ()
+
+    # --- blobs to it ----------------------------------------------------------------------------------
+
+    def begin_batch(self) -> None:
+        """Take note of what is asked for."""
+        self._wanted = {}
+
+    def place(self, path: str) -> str:
+        """Link a blob into the inbox.
+
+        Raises:
+            OSError: it is gone, or there is no room for a copy.
+        """
+        name = os.path.basename(path)
+        if name not in self._inbox:
+            target = self.directory / "in" / name
+            try:
+                os.link(path, target)
+            except FileNotFoundError:
+                raise
+            except OSError:  # another file system, or too many links
+                shutil.copyfile(path, target)
+                target.chmod(0o444)
+            self._inbox[name] = None
+        self._wanted[name] = None
+        return f"{box_setup.INBOX}/{name}"
+
+    def end_batch(self) -> None:
+        """Take what was not asked for out of the inbox."""
+        for name in [name for name in self._inbox if name not in self._wanted]:
+            del self._inbox[name]
+            with contextlib.suppress(OSError):
+                (self.directory / "in" / name).unlink()
+
+    # --- files from it --------------------------------------------------------------------------------
+
+    def _receive(self) -> bytes:
+        data, descriptors, flags, _ = socket.recv_fds(
+            self._socket, _READ_BYTES, messages.OUTPUTS_MAX, socket.MSG_CMSG_CLOEXEC
+        )
+        self._received += descriptors
+        if flags & socket.MSG_CTRUNC or len(self._received) > messages.OUTPUTS_MAX:
+            raise RemoteProtocolError("more descriptors than were agreed on")
+        return data
+
+    def taken_descriptors(self, count: int) -> list[int]:
+        """Return descriptors that it has sent; they are the caller's.
+
+        Raises:
+            RemoteProtocolError: it has not sent so many.
+        """
+        if len(self._received) != count:
+            raise RemoteProtocolError("not as many descriptors as files")
+        taken, self._received = self._received, []
+        return taken
+
+    def copy_out(self, numbers: Sequence[int], descriptors: Sequence[int]) -> str:
+        """Copy files into `out`, in a thread; return why that failed.  The descriptors are closed."""
+        left = self.limits.disk_bytes
+        try:
+            for number, descriptor in zip(numbers, descriptors, strict=True):
+                entry = os.fstat(descriptor)
+                if not stat.S_ISREG(entry.st_mode) or entry.st_size > left:
+                    return "a file of the result is no plain file, or larger than the sandbox"
+                left -= entry.st_size
+                with open(self.directory / "out" / str(number), "xb") as target:
+                    position = 0
+                    while position < entry.st_size:
+                        data = os.pread(descriptor, min(_COPY_BYTES, entry.st_size - position), position)
+                        if not data:
+                            break
+                        target.write(data)
+                        position += len(data)
+        except OSError as error:
+            return f"the result could not be stored on this node: {error.strerror}"
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return ""
+
+    def _let_go(self) -> None:
+        for descriptor in self._received:
+            os.close(descriptor)
+        self._received.clear()
