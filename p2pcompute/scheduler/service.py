@@ -145,7 +145,7 @@ class Scheduler:
             inputs=inputs,
             fetch=fetch,
             intake_local=self.owner.intake_local,
-            spec_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope.spec,
+            job_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope,
             addresses_of=lambda key: self.peers.get(key, ()),
             slots_of=self._slots_taken if fit_of is not None else None,
         )

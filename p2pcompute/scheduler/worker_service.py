@@ -148,7 +148,7 @@ class WorkerService:
         inputs: Inputs,
         fetch: Fetch,
         intake_local: Callable[[bytes, int, int, int, Outcome], None],
-        spec_of_local: Callable[[bytes], bytes],
+        job_of_local: Callable[[bytes], JobEnvelope],
         addresses_of: Callable[[bytes], Sequence[Address]],
         slots_of: Callable[[bytes], int] | None = None,
     ) -> None:
@@ -163,7 +163,7 @@ class WorkerService:
         self._inputs = inputs
         self._fetch = fetch
         self._intake_local = intake_local
-        self._spec_of_local = spec_of_local
+        self._job_of_local = job_of_local
         self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
         self.core = WorkerCore(host.runner.slot_count, slots_of)
@@ -282,9 +282,12 @@ class WorkerService:
         """Hand queued tasks to free slots."""
         for batch in self.core.next_batches(self._host.clock.now()):
             owner = batch.held[0].owner
-            spec = self._spec_of_local(batch.job_id) if owner == LOCAL else self.jobs[batch.job_id].spec
+            job = self._job_of_local(batch.job_id) if owner == LOCAL else self.jobs[batch.job_id]
+            submitter = b"" if job.submitter == self._identity.installation else job.submitter
             runs = [
-                TaskRun(held.run_id, held.job_id, spec, held.task.index, held.task.payload, held.task.attempt)
+                TaskRun(
+                    held.run_id, held.job_id, job.spec, held.task.index, held.task.payload, held.task.attempt, submitter
+                )
                 for held in batch.held
             ]
             self.counters.runs_count += len(runs)
