@@ -92,9 +92,14 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tuple[float, ...], Meta(description="instead: when each of them starts, by number, seconds; the first at 0")
     ] = ()
     real_crypto_in: Annotated[int, Meta(ge=0, description="real Ed25519 in one of so many seeds; 0: never")] = 0
-    shuffle: Annotated[bool, Meta(description="callbacks that are ready at one time run in a seeded random order")] = (
-        False
-    )
+    shuffle_in: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="callbacks that are ready at one time run in a seeded random order in one of so many seeds; "
+            "0: never",
+        ),
+    ] = 0
     network: NetworkSettings = NetworkSettings()
     population: PopulationSettings = PopulationSettings()
     faults: FaultSettings = FaultSettings()
@@ -209,8 +214,8 @@ class World:
         self.simulation = Simulation(
             self.seed,
             model=self._calm_network,
-            has_real_crypto=settings.real_crypto_in > 0 and seed % settings.real_crypto_in == 0,
-            is_shuffled=settings.shuffle,
+            has_real_crypto=_is_one_in(settings.real_crypto_in, seed),
+            is_shuffled=_is_one_in(settings.shuffle_in, seed),
         )
         self.mesh = Mesh(self.simulation, settings.nodes, runner=models, is_lan=settings.lan, sync_s=conditions.sync_s)
         self.checks = Checks(self, settings.checks)
@@ -713,6 +718,11 @@ class _Sums:
         self.up_s += up_s
         self.frames += node.channels.counters.frames_sent
         self.runs += host.runner.runs_ended
+
+
+def _is_one_in(count: int, seed: int) -> bool:
+    """Whether it is the turn of this seed for what happens in one of `count`; 0: it never happens."""
+    return count > 0 and seed % count == 0
 
 
 def _story(error: BaseException) -> str:

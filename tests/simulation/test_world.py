@@ -131,10 +131,11 @@ def test_an_outage_is_not_counted_as_a_mass_exit() -> None:
     assert result.metrics["crashes"] > 1 and result.metrics["starts"] > 4
 
 
-@pytest.mark.parametrize(("seed", "is_real"), [(3, True), (4, False)])
-def test_one_of_some_seeds_has_real_crypto(seed: int, is_real: bool) -> None:
-    world = World(MeshSettings(nodes=2, hours=0.003, real_crypto_in=3, shuffle=True), seed)
+@pytest.mark.parametrize(("seed", "is_real", "is_shuffled"), [(6, True, True), (4, False, True), (5, False, False)])
+def test_one_of_some_seeds_has_real_crypto_or_is_shuffled(seed: int, is_real: bool, is_shuffled: bool) -> None:
+    world = World(MeshSettings(nodes=2, hours=0.003, real_crypto_in=3, shuffle_in=2), seed)
     assert world.simulation.has_real_crypto == is_real
+    assert (world.simulation.loop._shuffle is not None) == is_shuffled
     world.run()
     assert world.problems == []
 
