@@ -30,7 +30,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -155,6 +155,9 @@ class _Part:
     async def cpu_s(self) -> float:
         return time.process_time()
 
+    async def counters(self, number: int) -> dict[str, int]:
+        return dict(self._nodes[number].counters())
+
     async def ask(self, asks: list[list[Any]]) -> list[list[Any]]:
         """Make asks ``[node, what, of what, after so many seconds]``; None seconds: when the one before has ended.
 
@@ -197,6 +200,7 @@ class Kind:
     def __init__(self, name: str) -> None:
         self.name = name
         self._parts: list[asyncio.subprocess.Process] = []
+        self._turns = [asyncio.Lock() for _ in range(PROCESSES)]
 
     async def begin(self) -> None:
         for _ in range(PROCESSES):
@@ -221,20 +225,27 @@ class Kind:
         """Have the process of node `where` do something."""
         part = self._parts[where % PROCESSES]
         assert part.stdin is not None and part.stdout is not None
-        part.stdin.write(json.dumps(said).encode() + b"\n")
-        line = await asyncio.wait_for(part.stdout.readline(), REPLY_S_MAX)
+        async with self._turns[where % PROCESSES]:
+            part.stdin.write(json.dumps(said).encode() + b"\n")
+            line = await asyncio.wait_for(part.stdout.readline(), REPLY_S_MAX)
         if not line:
             raise RuntimeError(f"a process of {self.name} ended")
         return json.loads(line)
 
-    async def build(self, nodes: int, values: dict[str, bytes], publishers: list[int]) -> None:
-        first: list[Any] | None = None
-        for number in range(nodes):
-            address = await self.tell(number, "start", number, first)
-            first = first or address
+    def pid(self, where: int) -> int:
+        return self._parts[where % PROCESSES].pid
+
+    async def build(
+        self, nodes: Sequence[int], values: dict[str, bytes], publishers: Sequence[int]
+    ) -> dict[int, list[Any]]:
+        """Start nodes, let them settle, put values; return the address of each node."""
+        addresses: dict[int, list[Any]] = {}
+        for number in nodes:
+            addresses[number] = await self.tell(number, "start", number, addresses.get(nodes[0]))
         await asyncio.sleep(SETTLE_S)
         for publisher, (name, value) in zip(publishers, values.items(), strict=True):
             await self.tell(publisher, "put", publisher, name, value.hex())
+        return addresses
 
     async def cpu_s(self) -> float:
         return sum([await self.tell(part, "cpu_s") for part in range(PROCESSES)])
@@ -274,7 +285,7 @@ async def measure(*, nodes: int, asks: int, dead: float, seed: int) -> dict[str,
     try:
         _say("joining")
         for kind in kinds:
-            await kind.build(nodes, values, publishers)
+            await kind.build(everybody, values, publishers)
         warm = drawn.asks(everybody, WARM_ASKS)
         for kind in kinds:
             await kind.ask_in_turn(warm)

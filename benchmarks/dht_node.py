@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -77,6 +78,11 @@ class RealDht:
     def messages(self) -> int:
         """Request datagrams sent so far, those that were sent again included."""
         return self.dht.counters.requests_sent + self.dht.counters.requests_resent
+
+    def counters(self) -> dict[str, int]:
+        """What became of datagrams, as far as anything did."""
+        found = {**asdict(self.datagrams.counters), **asdict(self.dht.counters)}
+        return {name: count for name, count in found.items() if count}
 
     def die(self) -> None:
         """Hear and say nothing any more; nobody is told."""
