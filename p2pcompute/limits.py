@@ -294,6 +294,15 @@ INVITE_TTL_S: Final = 600.0
 INVITE_USES_MAX: Final = 1000
 JOIN_FAILURES_MAX: Final = 3
 """Wrong proofs on one invitation before it is void."""
+INVITE_NUMBER_MAX: Final = 9999
+INVITE_WORDS_MIN: Final = 3
+"""Words of a code: 24 bits, of which JOIN_FAILURES_MAX guesses find 1 in 5.6 million."""
+INVITE_WORDS_MAX: Final = 6
+MEETINGS_MAX: Final = 16
+"""Key exchanges over words that have begun; the oldest is forgotten."""
+MEETINGS_PER_S: Final = 2.0
+MEETINGS_BURST: Final = 8
+"""Each costs the inviter 20 ms of processor time; further ones are refused for the moment."""
 GROUP_NAME_CHARS_MAX: Final = 64
 ADMIT_ENTRY_BYTES_MAX: Final = 1024
 """One admit entry: under 400 bytes plus the group's name."""

@@ -182,6 +182,12 @@ class JobView:
     """The `client_note` of its submission, unread."""
     last_seq: int = 0
     """Number of the last task end; see `TaskView.seq`."""
+    owner: str = ""
+    """Name of the node that submitted it, when it is only kept here."""
+    custodians: tuple[str, ...] = ()
+    """Names of the nodes that keep it too, by rank."""
+    claimed: int = 0
+    """Of those done and failed: ends that its owner has not judged."""
 
     @property
     def is_over(self) -> bool:

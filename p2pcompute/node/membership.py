@@ -26,7 +26,7 @@ JOIN: Final = 16
 RENEW: Final = 72
 """request, member → member that may admit: [chain] → [fresh chain]"""
 CONTACTS_IN_ANSWER_MAX: Final = 32
-_ABOUT: Final = ("boot", "build", "python", "slots", "port")
+_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps")
 """What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
 MEMBERS_CACHED_MAX: Final = 4096
 """Members whose checked chain is remembered."""

@@ -15,6 +15,7 @@ from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, 
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
+from p2pcompute.limits import CUSTODIANS
 from p2pcompute.node import views
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity
@@ -83,6 +84,8 @@ class NodeOptions:
     """What its owner says of it: ``label.KEY``, and tags where the value is empty."""
     is_durable: bool = True
     """False for an embedded node that keeps nothing: no journal, no result rows."""
+    custodians: int = CUSTODIANS
+    """How many nodes keep a job that is submitted here too, where there are so many."""
     is_networked: bool = True
     """False for an embedded node on its own: no socket, no port."""
 
@@ -188,6 +191,7 @@ class Node:
             "python": [sys.version_info.major, sys.version_info.minor],
             "slots": self._host.runner.slot_count,
             "port": self.network.port,
+            "keeps": self._journal is not None,
         }
 
     def _facts(self) -> Attributes:
@@ -267,7 +271,8 @@ class Node:
     def status(self) -> NodeStatus:
         group = self.credentials.group
         worker = self.scheduler.worker.core
-        jobs = [book.job for book in self.scheduler.owner.books.values() if not book.job.ledger.is_complete]
+        books = self.scheduler.owner.books.values()
+        jobs = [book.job for book in books if book.job.is_own and not book.job.ledger.is_complete]
         running = sum(bool(job.leases) for job in jobs)
         notes = []
         if self.scheduler.owner.trouble is not None:
@@ -384,7 +389,22 @@ class Node:
     # --- facade: jobs -----------------------------------------------------------------------------
 
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
+        if not terms.custodians and not terms.local_only and self._journal is not None:
+            terms = replace(terms, custodians=self._custodians())
         return await self.scheduler.owner.submit(terms, encode_spec(spec), client_note)
+
+    def _custodians(self) -> tuple[bytes, ...]:
+        """Choose who keeps a new job too: installations of the group that are connected, may submit and keep things."""
+        able = [channel.peer.key for channel in self.channels.all() if self._may_keep(channel)]
+        able = list(dict.fromkeys(able))
+        rng = self._host.rng.stream("custodians")
+        return tuple(rng.sample(able, min(self._options.custodians, len(able))))
+
+    def _may_keep(self, channel: Channel) -> bool:
+        peer = channel.peer
+        member = self.credentials.membership_of(peer.installation)
+        is_trusted = member is not None and "submit" in member.roles
+        return is_trusted and peer.key == peer.installation and peer.hello.get("keeps") is True
 
     async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
         first = await self.scheduler.owner.add_tasks(job_id, payloads)
@@ -428,7 +448,8 @@ class Node:
         return 0 if self._journal is None else sum([ref.size async for ref in self._journal.pins(job_id)])
 
     def jobs(self) -> Sequence[JobView]:
-        books = sorted(self.scheduler.owner.books.values(), key=lambda book: book.record.submitted, reverse=True)
+        own = [book for book in self.scheduler.owner.books.values() if book.job.is_own]
+        books = sorted(own, key=lambda book: book.record.submitted, reverse=True)
         return [self._job_view(book) for book in books]
 
     def job(self, ref: str) -> JobView:
@@ -436,7 +457,11 @@ class Node:
         return self._job_view(book)
 
     def _job_view(self, book: JobBook) -> JobView:
-        return views.job(book, self._host.clock.now(), self.name_of, self.scheduler.slots_of, self._identity)
+        view = views.job(book, self._host.clock.now(), self.name_of, self.scheduler.slots_of, self._identity)
+        if book.job.is_own:
+            return view
+        # What its submitter's programs noted stays there; how to show the tasks is known.
+        return replace(view, note=f'{{"kind": "{_spec(book.job.envelope.spec).kind}"}}')
 
     async def tasks(
         self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000

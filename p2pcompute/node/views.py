@@ -27,6 +27,8 @@ STATE_NAMES: Final = {
     TaskState.CANCELLED: "cancelled",
     TaskState.FAILED: "failed",
     TaskState.DONE: "done",
+    TaskState.CLAIMED: "done",
+    TaskState.CLAIMED_FAILED: "failed",
 }
 RATE_SHOWN_MIN: Final = 0.005
 ID_CHARS_MIN: Final = 4
@@ -60,7 +62,7 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
             raise UsageError(
                 "there is no job here", "none was submitted on this node", "start one: p2pc run", code="no-job"
             )
-        return max(owner.books.values(), key=lambda book: book.record.submitted)
+        return max(owner.books.values(), key=lambda book: (book.job.is_own, book.record.submitted))
     if ref in owner.aliases:
         return owner.books[owner.aliases[ref]]
     if _WHOLE_ID.fullmatch(ref):
@@ -131,7 +133,9 @@ def job(
     """
     owned, ledger, record = book.job, book.job.ledger, book.record
     counts = ledger.counts
-    done, failed, cancelled = counts[TaskState.DONE], counts[TaskState.FAILED], counts[TaskState.CANCELLED]
+    done = counts[TaskState.DONE] + counts[TaskState.CLAIMED]
+    failed = counts[TaskState.FAILED] + counts[TaskState.CLAIMED_FAILED]
+    cancelled = counts[TaskState.CANCELLED]
     by_thief = {key: min(share[0], slots_of(key)) for key, share in owned.by_thief.items()}
     running = sum(by_thief.values())
     is_over = ledger.is_complete
@@ -173,6 +177,9 @@ def job(
         halted=owned.halted if cancelled else "",  # a rule that is met by the last task has stopped nothing
         note=record.note,
         last_seq=len(ledger.finished),
+        owner="" if owned.is_own else name_of(owned.envelope.signer),
+        custodians=tuple(name_of(key) for key in owned.envelope.terms.custodians),
+        claimed=counts[TaskState.CLAIMED] + counts[TaskState.CLAIMED_FAILED],
     )
 
 

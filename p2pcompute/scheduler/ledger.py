@@ -7,8 +7,13 @@ often, so replicas merge by union.  Leases are the owner's volatile business and
         an acceptance at g        → DONE
         else a failure at g       → FAILED
         else a cancellation at g  → CANCELLED
+        else a good claim at g    → CLAIMED
+        else a last bad one at g  → CLAIMED_FAILED
         else                      → OPEN
     a retry fact raises g.
+
+A claim is what a worker says.  At the job's owner it is judged at once, so only replicas have the two claimed states:
+such a task is not run again, and waits for the owner's word.
 
 Memory: two bytes and two 8-byte numbers a task, plus what is unusual (failures, retries) in sparse tables.
 """
@@ -30,7 +35,8 @@ class TaskState(IntEnum):
     CANCELLED = 1
     FAILED = 2
     DONE = 3
-    """Higher wins at the same generation."""
+    CLAIMED = 4
+    CLAIMED_FAILED = 5
 
 
 class FactKind(IntEnum):
@@ -58,6 +64,10 @@ class FactKind(IntEnum):
 
 GENERATION_MAX: Final = 200
 _STATES: Final = tuple(TaskState)
+_RANK: Final = (0, 3, 4, 5, 2, 1)
+"""By state: the higher one wins at the same generation."""
+_VERDICTS: Final = {(TaskState.CLAIMED, TaskState.DONE), (TaskState.CLAIMED_FAILED, TaskState.FAILED)}
+"""(before, after) of changes that say nothing new to who watches: the claim was right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +83,14 @@ class JobLedger:
     """States of the tasks of one job.
 
     Invariants: `counts` agrees with the states; a task that is not OPEN is in `finished` once per generation in
-    which it ended; the total is fixed once sealed and no index is at or above it.
+    which it ended (twice when a claim proved wrong); the total is fixed once sealed and no index is at or above it.
     """
 
     def __init__(self) -> None:
         self.total: int | None = None
         self.size = 0
         """Tasks added: indices 0 … size-1, without holes."""
-        self.counts = [0, 0, 0, 0]
+        self.counts = [0] * len(_STATES)
         self.finished: array[int] = array("Q")
         """Indices in the order in which they ended; a position in it is an event number."""
         self.reasons: dict[int, str] = {}
@@ -104,6 +114,12 @@ class JobLedger:
     def is_open(self, index: int, generation: int) -> bool:
         """True when the task exists, is at this generation and has not ended."""
         return index < self.size and self._generations[index] == generation and self._states[index] == TaskState.OPEN
+
+    def is_claimed(self, index: int, generation: int) -> bool:
+        """True when the task's end at this generation was told and not judged."""
+        if index >= self.size or self._generations[index] != generation:
+            return False
+        return self._states[index] in (TaskState.CLAIMED, TaskState.CLAIMED_FAILED)
 
     @property
     def is_complete(self) -> bool:
@@ -160,6 +176,10 @@ class JobLedger:
     def cancel(self, index: int, generation: int) -> Change | None:
         return self._enter(index, generation, TaskState.CANCELLED, "cancelled")
 
+    def claim(self, index: int, generation: int, *, is_good: bool) -> Change | None:
+        """Note that a worker has told an end of the task which its owner has not judged."""
+        return self._enter(index, generation, TaskState.CLAIMED if is_good else TaskState.CLAIMED_FAILED, "")
+
     def retry(self, index: int, generation: int) -> Change | None:
         """Fold a RETRY fact: the task starts again under `generation`."""
         return self._enter(index, generation, TaskState.OPEN, "")
@@ -172,7 +192,7 @@ class JobLedger:
             return None
         current = self._generations[index]
         old = self._states[index]
-        if generation < current or (generation == current and state <= old):
+        if generation < current or (generation == current and _RANK[state] <= _RANK[old]):
             return None
         self._generations[index] = generation
         self._states[index] = state
@@ -182,7 +202,8 @@ class JobLedger:
             self.reasons[index] = reason
         else:
             self.reasons.pop(index, None)
-        if state is not TaskState.OPEN:
+        is_told = generation == current and (old, state) in _VERDICTS
+        if state is not TaskState.OPEN and not is_told:
             self.finished.append(index)
             self._seqs[index] = len(self.finished)
         return Change(index, generation, state)
@@ -216,7 +237,7 @@ class JobLedger:
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation when an invariant does not hold."""
-        counts = [0, 0, 0, 0]
+        counts = [0] * len(_STATES)
         for state in self._states:
             counts[state] += 1
         if counts != self.counts or len(self._generations) != len(self._states) or self.size != len(self._states):

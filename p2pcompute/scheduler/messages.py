@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import Any, Final
 
@@ -18,12 +19,15 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
     CLAIM_BYTES_MAX,
+    CUSTODY_BEAT_S,
     GRANT_TASKS_MAX,
     INLINE_BYTES_MAX,
+    NODE_NAME_CHARS_MAX,
     OUTPUT_FILES_MAX,
     RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
+from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.wire import cbor
@@ -44,7 +48,8 @@ class Message(IntEnum):
     UNPARK = 34
     """thief → victim: [] — I have enough."""
     GRANT = 35
-    """victim → thief: [grant id, request id, job, envelope or b"", owner or b"", owner's addresses, lease ms, tasks]"""
+    """victim → thief: [grant id, request id, job, envelope or b"", owner or b"", owner's addresses, lease ms, tasks,
+    epoch]; the owner is who coordinates the job"""
     GRANT_ACK = 36
     """thief → victim: [grant id, accepted]"""
     RESULTS = 37
@@ -60,6 +65,16 @@ class Message(IntEnum):
     """node → peer: [] — I take no more work."""
     JOB = 42
     """request, thief → holder of a job: [job] → [envelope]"""
+    CUSTODY = 43
+    """owner → custodian: [job] — please keep it."""
+    COORDINATOR = 44
+    """keeper of a job → peer: [job, epoch]: who coordinates it now."""
+    SYNC = 45
+    """request, keeper → keeper: [job, ticket or b"", facts, rows, claims, claimed rows, epoch, acts, taken,
+    wait ms] →
+    [epoch, acts, [fact, …], [row, …], rows, [claims envelope, …], [claimed row, …], claimed rows, is all].  A row is
+    [index, generation, state, node, its name, attempts, outcome, payload or b""];
+    the numbers of rows are of the fact that is next, and of the envelope that is next, which is sent with each part."""
 
 
 def _check(condition: bool, what: str) -> None:
@@ -106,6 +121,7 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
         [[address.host, address.port] for address in addresses[:ADDRESSES_MAX]],
         int(grant.lease_s * 1000),
         [[task.index, task.generation, task.attempt, task.payload] for task in grant.tasks],
+        grant.epoch,
     ]
 
 
@@ -129,9 +145,9 @@ def _is_literal(host: str) -> bool:
 
 def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     """Return (grant, envelope or b"", owner's addresses); the grant's owner is a real key."""
-    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks = _list(body, 8, "grant")
+    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch = _list(body, 9, "grant")
     _check(_is_int(grant_id) and _is_int(request_id) and _is_bytes(job_id, JOB_ID_BYTES), "grant")
-    _check(isinstance(envelope, bytes) and _is_int(lease_ms), "grant")
+    _check(isinstance(envelope, bytes) and _is_int(lease_ms) and _is_int(epoch, INT_MAX >> 1), "grant")
     _check(owner == b"" or _is_bytes(owner, PUBLIC_KEY_BYTES), "grant")
     _check(isinstance(tasks, list) and 0 < len(tasks) <= GRANT_TASKS_MAX, "grant")
     parsed = []
@@ -140,7 +156,7 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
         _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "granted task")
         _check(isinstance(payload, bytes) and len(payload) <= TASK_PAYLOAD_BYTES_MAX, "granted task")
         parsed.append(GrantedTask(index, generation, attempt, payload))
-    grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_ms / 1000, tuple(parsed))
+    grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_ms / 1000, tuple(parsed), epoch)
     return grant, envelope, parse_addresses(addresses)
 
 
@@ -191,6 +207,136 @@ def parse_stop(body: Any) -> tuple[bytes, list[int], bool]:
     _check(isinstance(kill, bool), "stop")
     (parsed,) = parse_job_indices([[job_id, indices]])
     return parsed[0], parsed[1], kill
+
+
+# --- custody --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How a task ended, as keepers tell one another."""
+
+    index: int
+    generation: int
+    state: int
+    node_key: bytes
+    node_name: str
+    attempts: int
+    outcome: bytes
+    payload: bytes
+    """b"" when it is large."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncAsked:
+    """What a keeper has of a job."""
+
+    job_id: bytes
+    ticket: bytes
+    facts: int
+    rows: int
+    """Of the fact that is next."""
+    claims: int
+    """Envelopes that the other one took for the owner."""
+    claim_rows: int
+    epoch: int
+    is_acting: bool
+    taken: int
+    """Envelopes that it took for the owner itself."""
+    wait_s: float
+
+    def body(self) -> list[Any]:
+        return [
+            self.job_id,
+            self.ticket,
+            self.facts,
+            self.rows,
+            self.claims,
+            self.claim_rows,
+            self.epoch,
+            self.is_acting,
+            self.taken,
+            int(self.wait_s * 1000),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What a keeper did not have."""
+
+    epoch: int
+    is_acting: bool
+    facts: list[bytes]
+    rows: list[Row]
+    rows_next: int
+    claims: list[bytes]
+    claimed: list[Row]
+    claim_rows_next: int
+    is_all: bool
+
+    def body(self) -> list[Any]:
+        rows, claimed = [list(astuple(row)) for row in self.rows], [list(astuple(row)) for row in self.claimed]
+        return [
+            self.epoch,
+            self.is_acting,
+            self.facts,
+            rows,
+            self.rows_next,
+            self.claims,
+            claimed,
+            self.claim_rows_next,
+            self.is_all,
+        ]
+
+
+def parse_sync(body: Any) -> SyncAsked:
+    job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, wait_ms = _list(body, 10, "sync")
+    _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(ticket, bytes) and len(ticket) <= 1024, "sync")
+    _check(
+        all(_is_int(number, INT_MAX >> 1) for number in (facts, rows, claims, claim_rows, epoch, taken, wait_ms)),
+        "sync",
+    )
+    _check(isinstance(is_acting, bool), "sync")
+    wait_s = min(wait_ms / 1000, CUSTODY_BEAT_S)
+    return SyncAsked(job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, wait_s)
+
+
+def parse_synced(body: Any) -> Synced:
+    epoch, is_acting, facts, rows, rows_next, claims, claimed, claim_rows_next, is_all = _list(body, 9, "synced")
+    _check(_is_int(epoch, INT_MAX >> 1) and _is_int(rows_next) and _is_int(claim_rows_next), "synced")
+    _check(isinstance(is_acting, bool) and isinstance(is_all, bool), "synced")
+    for raws in (facts, claims):
+        _check(isinstance(raws, list) and all(isinstance(raw, bytes) for raw in raws), "synced")
+    return Synced(
+        epoch, is_acting, facts, _parse_rows(rows), rows_next, claims, _parse_rows(claimed), claim_rows_next, is_all
+    )
+
+
+def _parse_rows(value: Any) -> list[Row]:
+    _check(isinstance(value, list), "rows")
+    parsed = []
+    for item in value:
+        index, generation, state, node_key, node_name, attempts, outcome, payload = _list(item, 8, "row")
+        _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempts, 1 << 31), "row")
+        _check(type(state) is int and 0 < state < len(TaskState), "row")
+        _check(isinstance(outcome, bytes) and isinstance(payload, bytes), "row")
+        _check(node_key == b"" or _is_bytes(node_key, PUBLIC_KEY_BYTES), "row")
+        _check(isinstance(node_name, str) and len(node_name) <= NODE_NAME_CHARS_MAX, "row")
+        parsed.append(Row(index, generation, state, node_key, node_name, attempts, outcome, payload))
+    return parsed
+
+
+def parse_coordinator(body: Any) -> tuple[bytes, int]:
+    """Return (job, epoch)."""
+    job_id, epoch = _list(body, 2, "coordinator")
+    _check(_is_bytes(job_id, JOB_ID_BYTES) and _is_int(epoch, INT_MAX >> 1), "coordinator")
+    return job_id, epoch
+
+
+def parse_job_id(body: Any) -> bytes:
+    (job_id,) = _list(body, 1, "job")
+    _check(_is_bytes(job_id, JOB_ID_BYTES), "job")
+    return bytes(job_id)
 
 
 # --- outcomes and claims --------------------------------------------------------------------------

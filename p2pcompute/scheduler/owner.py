@@ -78,6 +78,7 @@ class Grant:
     """Key of the owner; LOCAL when it is the granting node itself."""
     lease_s: float
     tasks: tuple[GrantedTask, ...]
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,12 @@ class OwnedJob:
         """Leased tasks that end as cancelled unless their running attempt succeeds."""
         self.generation = 0
         """In which new tasks begin."""
+        self.is_own = True
+        """False for another node's job that is kept here: its ends are claims, and nothing is decided about it."""
+        self.epoch = 0
+        """Fences leases; see `custody`."""
+        self.grants_from = 0.0
+        """Nothing is granted before this."""
         self.retried = 0
         self.by_thief: dict[bytes, list[int]] = {}
         """Key → [leased, done, failed]."""
@@ -206,6 +213,46 @@ class OwnerCore:
             self._turn.append(envelope.job_id)
         return job
 
+    def adopt(
+        self, now: float, job: OwnedJob, payloads: dict[int, bytes], claims: Sequence[Any], grants_from: float
+    ) -> None:
+        """Coordinate another node's job that is kept here; its open tasks are ready.
+
+        Args:
+            claims: [index, generation, attempt, status, …] of ends that were told: what failed before is counted.
+            grants_from: until when holders of leases that we do not know may say so.
+        """
+        ledger = job.ledger
+        job.payloads = {i: payload for i, payload in payloads.items() if ledger.state(i) is TaskState.OPEN}
+        job.ready = deque(sorted(job.payloads))
+        self._count_claims(job, claims)
+        job.grants_from = grants_from
+        self.jobs[job.envelope.job_id] = job
+        if job.fit is None and self._fit_of is not None:
+            job.fit = self._fit_of(job.envelope)
+        if job.fit is not None and job.fit.has_preference:
+            self._preferring[job.envelope.job_id] = None
+        if not ledger.is_complete:
+            self._turn.append(job.envelope.job_id)
+
+    def release(self, job_id: bytes) -> None:
+        """Coordinate another node's job no longer."""
+        job = self.jobs[job_id]
+        self.forget_job(job_id)
+        for index in list(job.leases):
+            self._release(job, index)
+        for books in (job.payloads, job.ready, job.attempts, job.failures, job.deaths, job.avoid, job.unfit):
+            books.clear()
+        job.held_until = None
+
+    def judge_failed(self, job_id: bytes, index: int, generation: int, outcome: Outcome | None, thief: bytes) -> bool:
+        """Take a custodian's word that a task has failed as often as it may; not while the task is leased here."""
+        job = self.jobs[job_id]
+        if not job.ledger.is_open(index, generation) or index in job.leases:
+            return False
+        self._fail(job, index, outcome, thief, "")
+        return True
+
     def forget_job(self, job_id: bytes) -> None:
         self.jobs.pop(job_id, None)
         self._preferring.pop(job_id, None)
@@ -256,12 +303,7 @@ class OwnerCore:
         job.generation = min(job.generation + 1, GENERATION_MAX // 2)
         claims = _valid(claims, void) if void else claims
         self._recover_shares(job, facts, claims)
-        for index, generation, attempt, status, _digest, _thief in claims:
-            if not job.ledger.is_open(index, generation):
-                continue
-            job.attempts[index] = max(job.attempts.get(index, 0), attempt)
-            if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
-                job.failures[index] = job.failures.get(index, 0) + 1
+        self._count_claims(job, claims)
         job.ready = deque(job.ledger.open_indices())
         open_now = set(job.ready)
         for index in [index for index in job.payloads if index not in open_now]:
@@ -271,6 +313,16 @@ class OwnerCore:
         self._check_halt(job)
         self._check_complete(job)
         return job
+
+    @staticmethod
+    def _count_claims(job: OwnedJob, claims: Sequence[Any]) -> None:
+        """Count attempts and failures of open tasks."""
+        for index, generation, attempt, status, *_ in claims:
+            if not job.ledger.is_open(index, generation):
+                continue
+            job.attempts[index] = max(job.attempts.get(index, 0), attempt)
+            if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
+                job.failures[index] = job.failures.get(index, 0) + 1
 
     def _recover_shares(self, job: OwnedJob, facts: Sequence[tuple[int, Any]], claims: Sequence[Any]) -> None:
         """Count again what each node has done, and the retries.  Good results of our own worker are not claimed."""
@@ -378,6 +430,8 @@ class OwnerCore:
 
     def _may_run(self, now: float, job: OwnedJob, thief: Thief) -> bool:
         terms = job.envelope.terms
+        if now < job.grants_from:
+            return False
         if job.unfit and job.unfit.get(thief.key, now) > now:
             return False
         if terms.local_only and not thief.is_local:
@@ -450,7 +504,8 @@ class OwnerCore:
                 job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
             tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, job.payloads[index]))
         job.share(thief.key)[0] += len(chosen)
-        grant = Grant(self._next_grant, thief.request_id, thief.key, job.envelope.job_id, LOCAL, lease_s, tuple(tasks))
+        job_id = job.envelope.job_id
+        grant = Grant(self._next_grant, thief.request_id, thief.key, job_id, LOCAL, lease_s, tuple(tasks), job.epoch)
         self._next_grant += 1
         if not thief.is_local:
             self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
@@ -518,7 +573,7 @@ class OwnerCore:
             return [index for index, _generation, _attempt in held]
         drop: list[int] = []
         ended: list[int] = []
-        lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
+        lease_s = inf if thief == LOCAL else max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
         for index, generation, attempt in held:
             lease = job.leases.get(index)
             if not job.ledger.is_open(index, generation):
@@ -671,22 +726,32 @@ class OwnerCore:
 
     def _accept(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: bytes) -> None:
         generation = job.ledger.generation(index)
-        job.ledger.accept(index, generation)
+        state = TaskState.DONE if job.is_own else TaskState.CLAIMED
+        if job.is_own:
+            job.ledger.accept(index, generation)
+        else:
+            job.ledger.claim(index, generation, is_good=True)
         job.share(thief)[1] += 1
         runtime_s = max(outcome.runtime_s, TASK_S_MIN)
         job.task_s = runtime_s if job.task_s is None else job.task_s + DURATION_WEIGHT * (runtime_s - job.task_s)
         self._fact(job, FactKind.ACCEPT, [index, generation, digest])
-        self._ended(job, index, TaskState.DONE, outcome, thief)
+        self._ended(job, index, state, outcome, thief)
 
     def _fail(self, job: OwnedJob, index: int, outcome: Outcome | None, thief: bytes, why: str) -> None:
         generation = job.ledger.generation(index)
         reason = why or (outcome.error.strip()[-500:] if outcome else "") or "failed"
-        job.ledger.fail(index, generation, reason)
+        state = TaskState.FAILED if job.is_own else TaskState.CLAIMED_FAILED
+        if job.is_own:
+            job.ledger.fail(index, generation, reason)
+        else:
+            job.ledger.claim(index, generation, is_good=False)
         job.share(thief)[2] += 1
         self._fact(job, FactKind.FAIL, [index, generation, reason])
-        self._ended(job, index, TaskState.FAILED, outcome, thief)
+        self._ended(job, index, state, outcome, thief)
 
     def _fact(self, job: OwnedJob, kind: FactKind, entry: Any) -> None:
+        if not job.is_own:
+            return
         facts = self._effects.facts
         if facts and facts[-1][0] == job.envelope.job_id and facts[-1][1] is kind:
             facts[-1][2].append(entry)

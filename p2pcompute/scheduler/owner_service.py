@@ -11,15 +11,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
-from p2pcompute.errors import RemoteProtocolError, StoreError, UsageError
+from p2pcompute.errors import RemoteProtocolError, StoreError, TrustError, UsageError
 from p2pcompute.host.interfaces import BlobRef, Host, Write
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import JOB_ID_BYTES, job_alias
-from p2pcompute.limits import ENVELOPE_BYTES_MAX, JOBS_ACTIVE_MAX, TASK_PAYLOAD_BYTES_MAX
+from p2pcompute.limits import ENVELOPE_BYTES_MAX, JOBS_ACTIVE_MAX, RESULTS_BATCH_MAX, TASK_PAYLOAD_BYTES_MAX
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
@@ -40,6 +40,8 @@ from p2pcompute.wire.envelope import open_envelope, signer_of
 
 FACT_ENTRIES_MAX = 2000
 """Entries in one fact."""
+_ENTRIES_MAX: Final = {FactKind.CLAIMS: RESULTS_BATCH_MAX, FactKind.FAIL: 500}
+"""Of some kinds: what others send in one message, and reasons are long."""
 FACT_BYTES_MAX = 512 * 1024
 """Task payloads in one fact."""
 PAYLOAD_KEPT_BYTES_MAX = 4096
@@ -93,6 +95,8 @@ class JobBook:
     """Set while more tasks may be added."""
     kept: dict[BlobRef, None] = field(default_factory=dict)
     """Blobs pinned for it in this life of the node."""
+    unfetched: dict[BlobRef, None] = field(default_factory=dict)
+    """Of another node's job: blobs that may have to be brought here."""
 
 
 @dataclass(slots=True)
@@ -147,11 +151,13 @@ class OwnerService:
         self._is_closed = False
         self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
         """(holder, job, indices, kill) to be sent by the scheduler."""
+        self.on_kept: Callable[[bytes], None] = lambda _job_id: None
+        """Called with a job when more of it is durable."""
 
     # --- start ------------------------------------------------------------------------------------
 
     async def recover(self) -> int:
-        """Read the jobs of earlier lives; returns how many are unfinished."""
+        """Read the jobs of earlier lives, those of others too; returns how many of our own are unfinished."""
         if self._journal is None:
             return 0
         unfinished = 0
@@ -162,6 +168,9 @@ class OwnerService:
             async for raw in self._journal.facts(envelope.job_id):
                 facts.append(self._open_fact(raw))
                 count += 1
+            if envelope.signer != self._identity.public_key:
+                await self._recover_replica(self._journal, record, envelope, facts)
+                continue
             job = self.core.recover(envelope, facts)
             book = self.books[envelope.job_id] = JobBook(record, job, next_fact=count)
             book.room.set()
@@ -170,6 +179,34 @@ class OwnerService:
         self._host.store.blobs.pin([ref async for ref in self._journal.pins()])
         self.apply_effects()
         return unfinished
+
+    async def _recover_replica(
+        self, journal: Journal, record: JobRecord, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]
+    ) -> None:
+        book = self.add_replica(record, envelope)
+        book.next_fact = len(facts)
+        ledger = book.job.ledger
+        for kind, body in facts:
+            ledger.fold(kind, body)
+        async for index, generation, row in journal.results(envelope.job_id):
+            if row.state in (TaskState.CLAIMED, TaskState.CLAIMED_FAILED):
+                ledger.claim(index, generation, is_good=row.state == TaskState.CLAIMED)
+            is_good = row.state in (TaskState.DONE, TaskState.CLAIMED)
+            book.job.share(row.node_key or LOCAL)[1 if is_good else 2] += 1
+        async for _claims in journal.relays(envelope.job_id):
+            book.next_relay += 1
+        refs = {ref: None async for ref in journal.pins(envelope.job_id)}
+        book.kept.update(refs)
+        book.unfetched.update(refs)
+        book.room.set()
+
+    def add_replica(self, record: JobRecord, envelope: JobEnvelope) -> JobBook:
+        """Keep another node's job; nobody is given its tasks before `OwnerCore.adopt`."""
+        job = OwnedJob(envelope)
+        job.is_own = False
+        book = self.books[envelope.job_id] = JobBook(record, job)
+        self.aliases[record.alias] = envelope.job_id
+        return book
 
     def _open_fact(self, raw: bytes) -> tuple[int, Any]:
         """Facts in our own journal were verified when they were written: their signature is not checked again."""
@@ -185,7 +222,7 @@ class OwnerService:
 
     async def submit(self, terms: JobTerms, spec: bytes, note: str) -> bytes:
         """Accept a job; durable on return."""
-        active = sum(not book.job.ledger.is_complete for book in self.books.values())
+        active = sum(book.job.is_own and not book.job.ledger.is_complete for book in self.books.values())
         if active >= JOBS_ACTIVE_MAX:
             raise UsageError(
                 f"{active} jobs are active here",
@@ -218,7 +255,7 @@ class OwnerService:
 
     async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
         """Add tasks; waits for room; durable on return (they may have started before)."""
-        book = self.book(job_id)
+        book = self.own_book(job_id)
         for payload in payloads:
             if len(payload) > TASK_PAYLOAD_BYTES_MAX:
                 raise UsageError(
@@ -265,18 +302,37 @@ class OwnerService:
         if not new:
             return
         book.kept.update(dict.fromkeys(new))
+        if not book.job.is_own:
+            book.unfetched.update(dict.fromkeys(new))
         self._host.store.blobs.pin(new)
         if self._journal is not None:
             self._writes += [self._journal.pin_write(book.job.envelope.job_id, ref) for ref in new]
 
     async def seal(self, job_id: bytes) -> None:
-        book = self.book(job_id)
+        book = self.own_book(job_id)
         if book.job.ledger.total is None:
             self.core.seal(job_id)
             self._fact(job_id, FactKind.SEAL, [book.job.ledger.total])
             self._notify(book, [])
         self._wake()
         await self.committed()
+
+    def own_book(self, job_id: bytes) -> JobBook:
+        """Return the book of a job that was submitted here.
+
+        Raises:
+            UsageError: there is none.
+            TrustError: it is kept here for another node, which alone decides about it.
+        """
+        book = self.book(job_id)
+        if not book.job.is_own:
+            name = self._name_of(book.job.envelope.signer)
+            raise TrustError(
+                f"job {book.record.alias} is kept here for {name}",
+                "only the node that submitted a job decides about it",
+                f"run the command on {name}",
+            )
+        return book
 
     def book(self, job_id: bytes) -> JobBook:
         try:
@@ -289,7 +345,7 @@ class OwnerService:
     # --- cancel, retry, forget --------------------------------------------------------------------
 
     async def cancel(self, job_id: bytes, indices: Sequence[int] | None, *, kill: bool) -> None:
-        book = self.book(job_id)
+        book = self.own_book(job_id)
         if indices is None and book.job.ledger.total is None:
             self.core.seal(job_id)
             self._fact(job_id, FactKind.SEAL, [book.job.ledger.total])
@@ -299,7 +355,7 @@ class OwnerService:
         await self.committed()
 
     async def retry(self, job_id: bytes, indices: Sequence[int] | None, *, failed_only: bool) -> int:
-        book = self.book(job_id)
+        book = self.own_book(job_id)
         ledger = book.job.ledger
         if self._journal is None:
             raise UsageError("this node keeps no tasks", "it is embedded without a store", None, code="no-store")
@@ -367,7 +423,7 @@ class OwnerService:
             outcome,
             digest,
         )
-        if changed and outcome.status is not OutcomeStatus.OK:
+        if changed and (outcome.status is not OutcomeStatus.OK or not self.core.jobs[job_id].is_own):
             self._claim_fact(job_id, [index, generation, attempt, str(outcome.status), digest])
 
     def _claim_fact(self, job_id: bytes, claim: list[Any]) -> None:
@@ -398,8 +454,10 @@ class OwnerService:
 
     def wants(self, job_id: bytes, claim: Claim) -> bool:
         """True while this result would still change something."""
-        job = self.core.jobs.get(job_id)
-        return job is not None and job.ledger.is_open(claim[0], claim[1])
+        book = self.books.get(job_id)
+        if book is None or not book.job.ledger.is_open(claim[0], claim[1]):
+            return False
+        return job_id in self.core.jobs or claim[3] == OutcomeStatus.OK
 
     def intake(
         self, thief: bytes, installation: bytes, job_id: bytes, raw: bytes, pairs: Sequence[tuple[Claim, Outcome]]
@@ -408,6 +466,8 @@ class OwnerService:
         now = self._host.clock.now()
         taken = 0
         void: list[list[int]] = []
+        if job_id in self.books and job_id not in self.core.jobs:
+            return self._keep_claims(self.books[job_id], thief, raw, pairs)
         for (index, generation, attempt, _status, digest), outcome in pairs:
             if self.core.result(now, thief, installation, job_id, index, generation, attempt, outcome, digest):
                 taken += 1
@@ -416,11 +476,68 @@ class OwnerService:
         self.counters.refused_claims_count += len(pairs) - taken
         if taken and self._journal is not None:
             book = self.books[job_id]
+            if not book.job.is_own:
+                self._relay(self._journal, book, raw)
+                return taken
             self._writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
             book.next_fact += 1
             if void:  # the worker signed them all together
                 self._facts.append((job_id, FactKind.VOID, void))
         return taken
+
+    def _relay(self, journal: Journal, book: JobBook, raw: bytes) -> None:
+        self._writes.append(journal.relay_write(book.job.envelope.job_id, book.next_relay, raw))
+        book.next_relay += 1
+
+    def _keep_claims(self, book: JobBook, thief: bytes, raw: bytes, pairs: Sequence[tuple[Claim, Outcome]]) -> int:
+        """Take good results of another node's job that somebody else coordinates.  Returns how many are news."""
+        taken = 0
+        for (index, generation, attempt, _status, _digest), outcome in pairs:
+            is_news = outcome.status is OutcomeStatus.OK
+            if is_news and book.job.ledger.claim(index, generation, is_good=True) is not None:
+                taken += 1
+                book.job.share(LOCAL if thief == self._identity.public_key else thief)[1] += 1
+                job_row = ResultRecord(
+                    state=int(TaskState.CLAIMED),
+                    node_key=b"" if thief == self._identity.public_key else thief,
+                    node_name=self._name_of(thief),
+                    attempts=attempt,
+                    outcome=encode_outcome(outcome),
+                )
+                self.keep_row(book, index, generation, job_row, outcome)
+        if taken and self._journal is not None:
+            self._relay(self._journal, book, raw)
+        self.counters.refused_claims_count += len(pairs) - taken
+        return taken
+
+    def keep_row(self, book: JobBook, index: int, generation: int, row: ResultRecord, outcome: Outcome | None) -> None:
+        """Keep how a task of another node's job ended."""
+        job = book.job
+        job_id, state = job.envelope.job_id, TaskState(row.state)
+        if self._journal is not None:
+            if outcome is not None:
+                self._keep_blobs(book, outcome_blobs(outcome))
+            self._writes.append(self._journal.result_write(job_id, index, generation, row))
+        if not job.ledger.is_claimed(index, generation):
+            job.share(row.node_key or LOCAL)[1 if state in (TaskState.DONE, TaskState.CLAIMED) else 2] += 1
+
+    def keep_fact(self, book: JobBook, raw: bytes, kind: int, body: Any) -> None:
+        """Keep the next fact of another node's job; it was folded."""
+        if self._journal is not None:
+            job_id, spec = book.job.envelope.job_id, book.job.envelope.spec
+            if kind == FactKind.TASKS:
+                for payload in body[1]:
+                    self._keep_blobs(book, self._inputs(spec, payload))
+            self._writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
+        book.next_fact += 1
+
+    def replica_changed(self, book: JobBook) -> None:
+        """More is known of another node's job: tell who watches it, and note its end or that it goes on."""
+        if book.job.ledger.is_complete:
+            self._completed(book.job.envelope.job_id)
+        elif book.record.finished is not None:
+            book.record = book.record.with_finished(None)
+        self._notify(book, [])
 
     # --- effects ----------------------------------------------------------------------------------
 
@@ -556,19 +673,34 @@ class OwnerService:
         writes, self._writes = self._writes, []
         while self._facts:
             job_id, kind, body = self._facts.popleft()
+            parts = [body]
             if kind not in (FactKind.TASKS, FactKind.SEAL):
-                while self._facts and self._facts[0][:2] == (job_id, kind) and len(body) < FACT_ENTRIES_MAX:
+                most = _ENTRIES_MAX.get(kind, FACT_ENTRIES_MAX)
+                while self._facts and self._facts[0][:2] == (job_id, kind) and len(body) < most:
                     body = body + self._facts.popleft()[2]
+                parts = [body[start : start + most] for start in range(0, len(body), most)] or [body]
             book = self.books.get(job_id)
             if book is None:
                 continue
-            if kind is FactKind.CLAIMS:
-                raw = self._identity.sign_envelope(CLAIMS_CONTENT_TYPE, {"job": job_id, "claims": body})
-            else:
-                raw = self._identity.sign_envelope(FACT_CONTENT_TYPE, {"job": job_id, "kind": int(kind), "body": body})
-            writes.append(journal.fact_write(job_id, book.next_fact, raw))
-            book.next_fact += 1
+            for part in parts:
+                writes += self._sign_fact(journal, book, kind, part)
         return writes
+
+    def _sign_fact(self, journal: Journal, book: JobBook, kind: FactKind, body: list[Any]) -> list[Write]:
+        job_id = book.job.envelope.job_id
+        if kind is FactKind.CLAIMS:
+            raw = self._identity.sign_envelope(CLAIMS_CONTENT_TYPE, {"job": job_id, "claims": body})
+        elif book.job.is_own:
+            raw = self._identity.sign_envelope(FACT_CONTENT_TYPE, {"job": job_id, "kind": int(kind), "body": body})
+        else:
+            return []
+        if book.job.is_own:
+            write = journal.fact_write(job_id, book.next_fact, raw)
+            book.next_fact += 1
+        else:
+            write = journal.relay_write(job_id, book.next_relay, raw)
+            book.next_relay += 1
+        return [write]
 
     async def _commit(self, writes: list[Write]) -> None:
         # Without those of a job that was forgotten meanwhile: they would bring it back.
@@ -583,6 +715,8 @@ class OwnerService:
                 if self.trouble is not None:
                     self.trouble = None
                     self._wake()
+                for job_id in dict.fromkeys(write.key[:JOB_ID_BYTES] for write in writes):
+                    self.on_kept(job_id)
                 return
 
     # --- reading ----------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     VICTIMS_MAX,
 )
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.custody_service import CustodyService
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
@@ -149,6 +150,22 @@ class Scheduler:
             addresses_of=lambda key: self.peers.get(key, ()),
             slots_of=self._slots_taken if fit_of is not None else None,
         )
+        self.worker.take_own, self.worker.on_adopted = self._take_own, self._adopted
+        self.custody: CustodyService | None = None
+        if journal is not None:
+            self.custody = CustodyService(
+                host,
+                identity,
+                channels,
+                journal,
+                scope,
+                self.owner,
+                peers=peers,
+                wake=self.wake,
+                inputs=inputs,
+                fetch=fetch_results,
+                redirect=self.worker.redirect,
+            )
         self.on_restarted: Callable[[bytes], None] = lambda _key: None
         """Called when a node is met in a new life."""
         self.parking = Parking()
@@ -184,7 +201,7 @@ class Scheduler:
 
     def _register(self) -> None:
         channels = self._channels
-        channels.is_needed = lambda key: key in self.parking or key in self._asked
+        channels.is_needed = self._is_needed
         channels.on_message(Message.OFFER, self._on_offer)
         channels.on_message(Message.STEAL, self._on_steal)
         channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
@@ -192,6 +209,7 @@ class Scheduler:
         channels.on_message(Message.GRANT_ACK, self._on_grant_ack)
         channels.on_message(Message.STOP, self._on_stop)
         channels.on_message(Message.LEAVING, self._on_leaving)
+        channels.on_message(Message.COORDINATOR, self._on_coordinator)
         channels.on_request(Message.RESULTS, self._on_results)
         channels.on_request(Message.HEARTBEAT, self._on_heartbeat)
         channels.on_request(Message.RETURNED, self._on_returned)
@@ -208,6 +226,8 @@ class Scheduler:
         if await self.owner.recover():
             self._may_grant_at = self._host.clock.now() + RECOVERY_GRACE_S
             self._host.clock.call_later(RECOVERY_GRACE_S, self.wake)
+        if self.custody is not None:
+            await self.custody.recover()
         await self.worker.recover()
         self.wake()
 
@@ -218,6 +238,8 @@ class Scheduler:
         now = self._host.clock.now()
         self.owner.core.tick(now)
         self.worker.tick(now)
+        if self.custody is not None:
+            self.custody.tick(now)
         for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
             self._put_back(self._given.pop(grant_id))
         self._forget_old(now)
@@ -245,6 +267,7 @@ class Scheduler:
             or self._courtesy
             or self.owner.is_busy
             or self.worker.is_busy
+            or (self.custody is not None and self.custody.is_busy)
         )
 
     def _forget_old(self, now: float) -> None:
@@ -287,6 +310,8 @@ class Scheduler:
         if self._held is not None:
             self._held.cancel()
             self._held = None
+        if self.custody is not None:
+            self.custody.close()
         self.owner.close()
 
     # --- the pump ---------------------------------------------------------------------------------
@@ -385,6 +410,9 @@ class Scheduler:
         fit = own.fit if own is not None else None if other is None else self._fit_of(other)
         return 1 if fit is None else fit.slots(LOCAL, self.worker.core.slot_count)
 
+    def _is_needed(self, key: bytes) -> bool:
+        return key in self.parking or key in self._asked or (self.custody is not None and self.custody.is_needed(key))
+
     def _has_something_to_give(self) -> bool:
         """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
         return self.owner.core.has_ready or self.worker.core.can_give
@@ -457,6 +485,7 @@ class Scheduler:
             first.owner,
             LEASE_S_MIN,
             tuple(one.task for one in held),
+            self.worker.epochs.get(first.job_id, 0),
         )
         self._next_given += 1
         self._given[grant.grant_id] = _Given(thief.key, held, now + GRANT_ACK_S)
@@ -595,6 +624,8 @@ class Scheduler:
                 job = open_job(self._host.crypto, raw, wall=self._host.clock.wall())
                 if job.job_id != grant.job_id:
                     raise RemoteProtocolError("a grant with the envelope of another job")
+            if job is not None:
+                wanted = wanted and self._is_current(channel, grant, job)
         except RemoteProtocolError:
             channel.send(Message.GRANT_ACK, [grant.grant_id, False])
             raise
@@ -612,6 +643,22 @@ class Scheduler:
             return
         channel.send(Message.GRANT_ACK, [grant.grant_id, True])
         self._take(channel, grant, job, addresses)
+
+    def _is_current(self, channel: Channel, grant: Grant, job: JobEnvelope) -> bool:
+        """Whether tasks may be taken for the coordinator that a grant names; one that is out of date is told so.
+
+        Raises:
+            RemoteProtocolError: it does not coordinate the job.
+        """
+        if grant.owner not in job.coordinators:
+            raise RemoteProtocolError("a grant of a node that does not coordinate the job")
+        known = self.worker.epochs.get(grant.job_id, 0)
+        if grant.epoch < known:
+            channel.send(Message.COORDINATOR, [grant.job_id, known])
+            return False
+        if grant.epoch > known:
+            self.worker.redirect(job, grant.epoch)
+        return True
 
     async def _take_if_fit(
         self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address], fit: Fit
@@ -646,7 +693,8 @@ class Scheduler:
         if fit is not None and not await fit.fits_here():
             await self._hand_back_unfit(channel, grant)
             return
-        self._take(channel, grant, job, addresses)
+        if self._is_current(channel, grant, job):
+            self._take(channel, grant, job, addresses)
 
     async def _hand_back_unfit(self, channel: Channel, grant: Grant) -> None:
         """Give tasks back that were accepted before their job was known."""
@@ -760,11 +808,45 @@ class Scheduler:
             return [[job_id, [index for index, _generation, _attempt in held]] for job_id, held in jobs]
         answer = []
         for job_id, held in jobs:
+            if self._tell_coordinator(channel, job_id):
+                continue
             drop = self.owner.core.heartbeat(now, channel.peer.key, boot, job_id, held, moved_from=moved_from or None)
             if drop:
                 answer.append([job_id, drop])
         self.wake()
         return answer
+
+    def _tell_coordinator(self, channel: Channel, job_id: bytes) -> bool:
+        """Tell a worker who coordinates a job that is only kept here; False when that is we, or nobody knows."""
+        charge = self.custody.charges.get(job_id) if self.custody is not None else None
+        if charge is None or charge.is_acting:
+            return False
+        channel.send(Message.COORDINATOR, [job_id, charge.epoch])
+        return True
+
+    def _on_coordinator(self, channel: Channel, body: Any) -> None:
+        """A keeper of a job that this node works for says who coordinates it."""
+        job_id, epoch = messages.parse_coordinator(body)
+        if self.custody is not None:
+            self.custody.told(channel, job_id, epoch)
+        job = self.worker.jobs.get(job_id)
+        if job is not None and channel.peer.key in job.coordinators and epoch > self.worker.epochs.get(job_id, 0):
+            self.worker.redirect(job, epoch)
+
+    def _adopted(self, job_id: bytes, held: Sequence[Held]) -> None:
+        """What our own worker holds of a job that we coordinate now is leased to it."""
+        entries = [(one.task.index, one.task.generation, one.task.attempt) for one in held]
+        dropped = self.owner.core.heartbeat(self._host.clock.now(), LOCAL, self._boot, job_id, entries)
+        if dropped:
+            self.worker.stop(LOCAL, job_id, dropped, kill=False)
+
+    def _take_own(self, job_id: bytes, results: Sequence[tuple[Sequence[Any], bytes]]) -> None:
+        """Results of our own worker that waited for an owner whose job we coordinate now."""
+        for claim, raw in results:
+            index, generation, attempt = claim[:3]
+            self.owner.intake_local(job_id, index, generation, attempt, messages.decode_outcome(raw))
+        self.owner.apply_effects()  # what is kept of them is pinned now
+        self.wake()
 
     async def _on_returned(self, channel: Channel, body: Any) -> Any:
         now = self._host.clock.now()
@@ -779,6 +861,8 @@ class Scheduler:
             raise RemoteProtocolError("malformed message: job")
         owned = self.owner.core.jobs.get(body[0])
         job = owned.envelope if owned is not None else self.worker.jobs.get(body[0])
+        if job is None and (book := self.owner.books.get(body[0])) is not None:
+            job = book.job.envelope
         if job is None:
             raise TrustError("no such job here", code="no-job")
         return [job.raw]
@@ -786,6 +870,8 @@ class Scheduler:
     def _on_leaving(self, channel: Channel, _body: Any) -> None:
         self.parking.remove(channel.peer.key)
         self._hot.pop(channel.peer.key, None)
+        if self.custody is not None:
+            self.custody.leaving(channel.peer.key)
 
     def offer(self) -> None:
         """Hint to all peers but those known not to fit that there is work here, at most every OFFER_S_MIN to each."""
@@ -841,6 +927,8 @@ class Scheduler:
             self.counters.offers_sent_count += 1
             channel.send(Message.OFFER, [])
         self.worker.heard_of(key)
+        if self.custody is not None:
+            self.custody.channel_opened(channel)
         self.wake()
 
     def channel_lost(self, channel: Channel) -> None:

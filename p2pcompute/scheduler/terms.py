@@ -16,7 +16,13 @@ from p2pcompute.errors import RemoteProtocolError, UsageError
 from p2pcompute.host.interfaces import Crypto
 from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
-from p2pcompute.limits import JOB_NAME_CHARS_MAX, NODES_CHOSEN_MAX, REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
+from p2pcompute.limits import (
+    CUSTODIANS_MAX,
+    JOB_NAME_CHARS_MAX,
+    NODES_CHOSEN_MAX,
+    REQUIREMENT_CHARS_MAX,
+    REQUIREMENTS_MAX,
+)
 from p2pcompute.wire.envelope import Envelope, open_envelope
 
 JOB_CONTENT_TYPE: Final = "p2pc/job"
@@ -90,6 +96,8 @@ class JobTerms:
     """Only these nodes: keys of theirs, or of their installations; empty: all."""
     not_on: tuple[bytes, ...] = ()
     """Not these."""
+    custodians: tuple[bytes, ...] = ()
+    """Keys of the installations that keep the job too and coordinate it while its owner is away, by rank from 1."""
     created_ms: int = 0
     """Wall clock of the submitter, Unix milliseconds."""
 
@@ -106,6 +114,11 @@ class JobEnvelope:
     signer: bytes
     """Key that signed: the installation's or a delegate's."""
     raw: bytes
+
+    @property
+    def coordinators(self) -> tuple[bytes, ...]:
+        """Keys of the nodes that may lease its tasks, by rank: its owner, which signed it, then its custodians."""
+        return (self.signer, *self.terms.custodians)
 
 
 def job_id_of(raw: bytes) -> bytes:
@@ -137,7 +150,7 @@ _KINDS: Final[dict[str, type]] = {
 }
 
 
-_LISTS: Final[dict[str, type]] = {"require": str, "prefer": str, "on": bytes, "not_on": bytes}
+_LISTS: Final[dict[str, type]] = {"require": str, "prefer": str, "on": bytes, "not_on": bytes, "custodians": bytes}
 
 
 def _items(value: Any, kind: type) -> tuple[Any, ...]:
@@ -153,7 +166,9 @@ def _check_choice(terms: JobTerms) -> None:
         raise RemoteProtocolError("bad terms of a job: too many requirements")
     if sum(map(len, expressions)) > REQUIREMENT_CHARS_MAX or len(keys) > NODES_CHOSEN_MAX:
         raise RemoteProtocolError("bad terms of a job: too long requirements")
-    if any(len(key) != PUBLIC_KEY_BYTES for key in keys):
+    if len(terms.custodians) > CUSTODIANS_MAX or len(set(terms.custodians)) < len(terms.custodians):
+        raise RemoteProtocolError("bad terms of a job: custodians")
+    if any(len(key) != PUBLIC_KEY_BYTES for key in keys + terms.custodians):
         raise RemoteProtocolError("bad terms of a job: not the key of a node")
 
 

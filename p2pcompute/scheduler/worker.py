@@ -296,6 +296,14 @@ class WorkerCore:
                 returned.setdefault((held.owner, held.job_id), []).append(held.task.index)
         return returned
 
+    def redirect(self, job_id: bytes, owner: bytes) -> list[Held]:
+        """Hold the tasks of a job for another coordinator; returns those that are held and wanted."""
+        found = [held for held in self.held.values() if held.job_id == job_id]
+        for held in found:
+            held.owner = owner
+            held.is_moving = False
+        return [held for held in found if not held.is_dropped]
+
     # --- running ----------------------------------------------------------------------------------
 
     def next_batches(self, now: float = 0.0) -> list[Batch]:

@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
 )
+from p2pcompute.scheduler.custody import coordinator_of
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
@@ -169,6 +170,12 @@ class WorkerService:
         self.core = WorkerCore(host.runner.slot_count, slots_of)
         self.jobs: dict[bytes, JobEnvelope] = {}
         """Jobs of others that tasks are held of."""
+        self.epochs: dict[bytes, int] = {}
+        """Job → the highest epoch that was heard of, where it is not 0."""
+        self.on_adopted: Callable[[bytes, Sequence[Held]], None] = lambda _job, _held: None
+        """Called with what is held here of a job that this node coordinates now."""
+        self.take_own: Callable[[bytes, Sequence[tuple[Sequence[Any], bytes]]], None] = lambda _job, _results: None
+        """Takes (claim, outcome) of a job that this node coordinates now for its owner."""
         self.links: dict[bytes, OwnerLink] = {}
         self.counters = WorkerCounters()
         self.unsent_bytes = 0
@@ -232,10 +239,76 @@ class WorkerService:
         self.core.drop(held.job_id, [held.task.index], owner=held.owner, kill=False)
         self._finish(held, Outcome(OutcomeStatus.REFUSED, error=why))
 
+    # --- who coordinates --------------------------------------------------------------------------
+
+    def redirect(self, job: JobEnvelope, epoch: int) -> None:
+        """Report a job to the node that this epoch names, unless a higher one is known."""
+        job_id = job.job_id
+        if epoch < self.epochs.get(job_id, 0):
+            return
+        self.epochs[job_id] = epoch
+        if len(self.epochs) > JOBS_KNOWN_MAX:
+            del self.epochs[next(iter(self.epochs))]
+        key = coordinator_of(job, epoch)
+        to = LOCAL if key == self._identity.public_key else key
+        moved = self.core.redirect(job_id, to)
+        if moved:
+            self.jobs[job_id] = job
+        for link in list(self.links.values()):
+            link.moves = [move for move in link.moves if move.job_id != job_id]
+            if link.key != to and any(done.job_id == job_id for done in link.results):
+                self.jobs[job_id] = job
+                link.nudge.set()
+                if not link.is_sending:
+                    self._sort_out(link)
+        if to == LOCAL:
+            self.on_adopted(job_id, moved)
+        elif moved:
+            link = self.link(to)
+            link.heartbeat_due = self._host.clock.now()
+            self.tick(self._host.clock.now())
+
+    def _sort_out(self, link: OwnerLink) -> None:
+        """Move results whose job has another coordinator now than the one that they wait for."""
+        for job_id in dict.fromkeys(done.job_id for done in link.results):
+            job, epoch = self.jobs.get(job_id), self.epochs.get(job_id, 0)
+            if job is None or not epoch or (to := coordinator_of(job, epoch)) == link.key:
+                continue
+            results = [done for done in link.results if done.job_id == job_id]
+            link.results = deque(done for done in link.results if done.job_id != job_id)
+            if self._journal is not None:
+                self._deletes += [
+                    self._journal.outbox_delete(link.key, job_id, done.claim[0], done.claim[2])
+                    for done in results
+                    if done.is_on_disk
+                ]
+            for done in results:
+                done.is_on_disk = False
+            if to == self._identity.public_key:
+                self.take_own(job_id, [(done.claim, done.outcome) for done in results])
+                self._let_go(results)
+            else:
+                self.link(to).results.extend(results)
+        self.resume_sending()
+
+    def _seek_coordinators(self, link: OwnerLink) -> None:
+        """Open channels to the other coordinators of what waits for a node that is away: who acts says so."""
+        jobs = dict.fromkeys([done.job_id for done in link.results] + [*self.core.held_of(link.key)])
+        for job_id in jobs:
+            job = self.jobs.get(job_id)
+            for key in job.coordinators if job is not None else ():
+                if key not in (link.key, self._identity.public_key) and self._channels.get(key) is None:
+                    addresses = self._addresses_of(key)
+                    if addresses:
+                        self._channels.dial(key, addresses)
+
     def put_back(self, held: Held) -> None:
         """Hold a task again that was given to a thief, which did not take it."""
         if held.job_id not in self.jobs:
             return  # forgotten meanwhile: its lease runs out
+        if epoch := self.epochs.get(held.job_id, 0):
+            key = coordinator_of(self.jobs[held.job_id], epoch)
+            held.owner = LOCAL if key == self._identity.public_key else key
         self.core.put_back(held)
         if held.run_id in self.core.held and held.run_id not in self._pinned:
             refs = self._inputs(self.jobs[held.job_id].spec, held.task.payload)
@@ -369,6 +442,7 @@ class WorkerService:
         """Forget jobs and owners that nothing is held for, when there are many."""
         if len(self.jobs) > JOBS_KNOWN_MAX:
             held = {one.job_id for one in self.core.held.values()}
+            held |= {done.job_id for link in self.links.values() for done in link.results}
             for job_id in [job_id for job_id in self.jobs if job_id not in held]:
                 del self.jobs[job_id]
                 self.core.forget_job(job_id)
@@ -385,6 +459,9 @@ class WorkerService:
         pause_s = RECONNECT_S_MIN
         try:
             while link.results:
+                self._sort_out(link)
+                if not link.results:
+                    break
                 batch = self._next_results(link)
                 link.nudge.clear()
                 if not batch:
@@ -401,6 +478,7 @@ class WorkerService:
                         await self._refused(link, batch[0], error)
                     await self._keep(link)
                     await self._give_up_old(link)
+                    self._seek_coordinators(link)
                     pause_s = RECONNECT_S_MIN if await self._pause(link, pause_s) else min(RECONNECT_S_MAX, pause_s * 2)
                     continue
                 pause_s = RECONNECT_S_MIN
@@ -623,6 +701,7 @@ class WorkerService:
             await self._tell_held(link, self.core.held_of(link.key), b"")
         except (P2pcError, TimeoutError):
             interval_s = interval_s / 4  # the owner may be restarting: knock again soon
+            self._seek_coordinators(link)
         finally:
             link.is_beating = False
             link.heartbeat_due = self._host.clock.now() + interval_s

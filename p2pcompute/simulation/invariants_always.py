@@ -15,6 +15,7 @@ from p2pcompute.limits import (
     CHANNEL_WRITE_BYTES_MAX,
     CHANNELS_MAX,
     CHANNELS_PER_PEER_MAX,
+    CUSTODY_JOBS_MAX,
     DHT_BUCKET_SIZES,
     DHT_DEPARTED_MAX,
     DHT_JOIN_ADDRESSES_MAX,
@@ -33,6 +34,7 @@ from p2pcompute.limits import (
     REPLAY_NONCES_MAX,
     REQUESTS_IN_FLIGHT_MAX,
     REQUESTS_SERVED_BYTES_MAX,
+    SYNC_WAITING_MAX,
     THIEVES_MAX,
     UNACKED_RESULTS_BYTES_MAX,
 )
@@ -43,7 +45,7 @@ from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.simulation.loop import GC_STEP_EVENTS
 from p2pcompute.simulation.mesh import Member
 from p2pcompute.simulation.storage import SimDisk
-from p2pcompute.store.journal import FACTS, JOBS
+from p2pcompute.store.journal import FACTS, JOBS, RESULTS
 from p2pcompute.wire import cbor
 
 if TYPE_CHECKING:
@@ -203,6 +205,10 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     yield "nodes nearby", len(network.nearby), NEARBY_MAX
     yield "names", len(network._names), PEERS_MAX
     yield "peers", len(scheduler.peers), PEERS_MAX
+    if scheduler.custody is not None:
+        others = sum(not book.job.is_own for book in scheduler.owner.books.values())
+        yield "jobs of others", others, CUSTODY_JOBS_MAX
+        yield "questions that wait for news", scheduler.custody._waiting_count, SYNC_WAITING_MAX
     yield "parked requests", len(scheduler.parking), PARKED_MAX
     yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
     yield "asked and not a peer", len(scheduler._asked) - len(scheduler.peers), 64
@@ -428,6 +434,7 @@ _STATES: Final = {
     FactKind.ACCEPT: TaskState.DONE, FactKind.FAIL: TaskState.FAILED, FactKind.CANCEL: TaskState.CANCELLED,
     FactKind.RETRY: TaskState.OPEN,
 }  # fmt: skip
+_CLAIMS: Final = (TaskState.CLAIMED, TaskState.CLAIMED_FAILED)
 
 
 def durable_books(disk: SimDisk) -> dict[bytes, Books]:
@@ -454,12 +461,20 @@ def durable_books(disk: SimDisk) -> dict[bytes, Books]:
         elif kind in _STATES:
             for index, generation, *_rest in body:
                 tasks[index] = max(tasks.get(index, (0, 0)), (generation, _STATES[kind]))
+    results = disk.tables.get(RESULTS)
+    for key in sorted(results.rows) if results is not None else ():
+        # A claim about a task of another node's job: it counts where nothing was judged.
+        state = cbor.decode(results.rows[key], allow_float=True)[0]  # type: ignore[union-attr]
+        index, generation = int.from_bytes(key[JOB_ID_BYTES:-4], "big"), int.from_bytes(key[-4:], "big")
+        known = books.get(key[:JOB_ID_BYTES], {}).get(index)
+        if known is not None and known <= (generation, TaskState.OPEN) and state in _CLAIMS:
+            books[key[:JOB_ID_BYTES]][index] = (generation, state)
     return books
 
 
 def recovered(member: Member, books: dict[bytes, Books]) -> Iterator[str]:
     """What a node knows after its start is what was durable: no less, no more."""
-    known = member.running.scheduler.owner.core.jobs
+    known = {job_id: book.job for job_id, book in member.running.scheduler.owner.books.items()}
     if sorted(known) != sorted(books):
         yield f"{member.host.name} has {len(known)} jobs, its disk {len(books)}"
     for job_id, tasks in books.items():

@@ -7,6 +7,7 @@ table       key                                               value
 ==========  ================================================  ===================================
 jobs        job id (32)                                       `JobRecord`
 facts       job id ‖ sequence (8)                             signed envelope, opaque here
+relays      job id ‖ sequence (8)                             signed claims that wait for the job's owner
 results     job id ‖ index (8) ‖ generation (4)               `ResultRecord`
 outbox      owner key (32) ‖ job id ‖ index (8) ‖ attempt (4) `OutboxEntry`
 meta        name                                              any CBOR value
@@ -33,6 +34,7 @@ _T = TypeVar("_T")
 
 JOBS: Final = "jobs"
 FACTS: Final = "facts"
+RELAYS: Final = "relays"
 RESULTS: Final = "results"
 OUTBOX: Final = "outbox"
 META: Final = "meta"
@@ -129,7 +131,7 @@ class Journal:
         await self._delete_rows(job_id)
 
     async def _delete_rows(self, job_id: bytes) -> None:
-        for table in (FACTS, RESULTS, PINS):
+        for table in (FACTS, RELAYS, RESULTS, PINS):
             await self._store.delete_prefix(table, job_id)
         await self._store.commit([Write(DELETING, job_id, None)])
 
@@ -139,10 +141,19 @@ class Journal:
         """Set fact `sequence` (from 0) of a job."""
         return Write(FACTS, _job_key(job_id) + sequence.to_bytes(_SEQUENCE_BYTES, "big"), fact)
 
-    async def facts(self, job_id: bytes) -> AsyncIterator[bytes]:
-        """Yield a job's facts in sequence."""
-        async for _, fact in self._rows(FACTS, job_id):
+    async def facts(self, job_id: bytes, first: int = 0) -> AsyncIterator[bytes]:
+        """Yield a job's facts in sequence, from `first` on."""
+        async for _, fact in self._rows(FACTS, job_id, _before(job_id, first)):
             yield fact
+
+    def relay_write(self, job_id: bytes, sequence: int, claims: bytes) -> Write:
+        """Set claims `sequence` (from 0) that were taken for another node's job."""
+        return Write(RELAYS, _job_key(job_id) + sequence.to_bytes(_SEQUENCE_BYTES, "big"), claims)
+
+    async def relays(self, job_id: bytes, first: int = 0) -> AsyncIterator[bytes]:
+        """Yield the claims that were taken for another node's job in sequence, from `first` on."""
+        async for _, claims in self._rows(RELAYS, job_id, _before(job_id, first)):
+            yield claims
 
     # --- pins -----------------------------------------------------------------------------------
 
@@ -230,6 +241,11 @@ def _job_key(job_id: bytes) -> bytes:
     if len(job_id) != JOB_ID_BYTES:
         raise ValueError(f"a job id has {JOB_ID_BYTES} bytes, not {len(job_id)}")
     return job_id
+
+
+def _before(job_id: bytes, sequence: int) -> bytes | None:
+    """Return the key after which a sequence goes on at this number."""
+    return _job_key(job_id) + (sequence - 1).to_bytes(_SEQUENCE_BYTES, "big") if sequence else None
 
 
 def _result_key(job_id: bytes, index: int, generation: int) -> bytes:

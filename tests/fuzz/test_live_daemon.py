@@ -297,9 +297,9 @@ class Fuzz:
             (Message.UNPARK, []),
             (
                 Message.GRANT,
-                [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks],
+                [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks, 0],
             ),
-            (Message.GRANT, [1, 1, rng.choice([job_id, rng.randbytes(32)]), b"", owner, addresses, 30_000, tasks]),
+            (Message.GRANT, [1, 1, rng.choice([job_id, rng.randbytes(32)]), b"", owner, addresses, 30_000, tasks, 0]),
             (Message.GRANT_ACK, [rng.randrange(100), rng.random() < 0.5]),
             (Message.GRANT_ACK, [(1 << 62) + rng.randrange(9), False]),
             (Message.RESULTS, [signed, [encode_outcome(outcome)]]),

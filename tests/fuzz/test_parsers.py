@@ -69,7 +69,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "steal": (lambda body: messages.parse_steal(body, KEY, KEY), messages.steal_body(THIEF)),
     "grant": (
         lambda body: messages.parse_grant(body, KEY),
-        [1, 2, KEY, b"raw", KEY, [["127.0.0.1", 1], ["::1", 65535]], 30_000, [[0, 0, 1, b"payload"], [1, 0, 1, b""]]],
+        [1, 2, KEY, b"raw", KEY, [["127.0.0.1", 1], ["::1", 65535]], 30_000, [[0, 0, 1, b"payload"], [1, 0, 1, b""]], 4],
     ),
     "addresses": (messages.parse_addresses, [["127.0.0.1", 1], ["::1", 2]]),
     "ack": (messages.parse_ack, [1, True]),
@@ -77,6 +77,14 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "heartbeat": (messages.parse_heartbeat, [b"boot", KEY, [[KEY, [[0, 0, 1], [1, 0, 2]]]]]),
     "job indices": (messages.parse_job_indices, [[KEY, [1, 2, 3]], [KEY, []]]),
     "stop": (messages.parse_stop, [KEY, [1, 2], False]),
+    "coordinator": (messages.parse_coordinator, [KEY, 7]),
+    "custody": (messages.parse_job_id, [KEY]),
+    "sync": (messages.parse_sync, [KEY, b"ticket", 3, 0, 4, 1, 7, True, 5, 10_000]),
+    "synced": (
+        messages.parse_synced,
+        [7, False, [b"fact"], [[0, 0, 3, KEY, "ada", 1, b"o", b"p"]], 0, [b"claims"], [[1, 0, 4, b"", "", 1, b"", b""]], 1,
+         True],
+    ),
     "describe": (questions.parse_describe, [["ffmpeg", "gcc"]]),
     "description": (questions.parse_description, [b"attributes"]),
     "query": (questions.parse_query, ["cpus>=8", "-load", 1500]),

@@ -1,0 +1,107 @@
+"""Who coordinates a job while its owner is away: pure rules.
+
+The envelope of a job names its coordinators by rank: the owner (0), then its custodians.  An *epoch* is a number that
+names one of them, its rank modulo their number; the higher epoch counts.  A custodian that has heard of no coordinator
+for its patience takes over with a higher epoch; an owner that hears of an epoch that is not its own takes the next one
+that is.  Epochs decide who leases tasks and whom workers report to.  They never decide whether a result counts: a good
+one is taken by every coordinator, and judged by the owner alone.
+
+Source: RPC-V (Djilali et al. 2004) for coordinators that replace one another and log on both sides; numbers that name
+their proposer as in Paxos (Lamport 1998).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pcompute.limits import CUSTODY_LEAVING_S, LEASE_S_MIN
+from p2pcompute.scheduler.terms import JobEnvelope
+
+NEVER = float("-inf")
+
+
+def next_epoch(known: int, rank: int, count: int) -> int:
+    """Return the lowest epoch above `known` that names the coordinator of this rank, of `count` coordinators."""
+    return known + 1 + (rank - known - 1) % count
+
+
+def coordinator_of(job: JobEnvelope, epoch: int) -> bytes:
+    """Return the key of the node that an epoch names."""
+    coordinators = job.coordinators
+    return coordinators[epoch % len(coordinators)]
+
+
+def patience_s(rank: int) -> float:
+    """Return how long the custodian of this rank waits for news of a coordinator, in seconds.
+
+    One lease for the first, then in steps so that the first has taken over before the next would; the third, and all
+    after it, wait for almost two.
+    """
+    return LEASE_S_MIN * min(1.0 + 0.4 * (rank - 1), 1.8)
+
+
+@dataclass(slots=True, kw_only=True)
+class Charge:
+    """A job with several coordinators, as one of its keepers sees it."""
+
+    job: JobEnvelope
+    rank: int | None
+    """Of this node; None: it only looks on, by a ticket."""
+    heard: float
+    """When the coordinator was last heard of."""
+    epoch: int = 0
+    """The highest that was heard of."""
+    is_acting: bool = False
+    """This node leases the job's tasks."""
+    ticket: bytes = b""
+    is_following: bool = False
+    """A task keeps the replica up to date."""
+    is_settling: bool = False
+    """It begins or ends to act."""
+    rows: int = 0
+    """Results that came of the fact that is next."""
+    relays: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Keeper → how many of the claims that it took were heard of, and of how many ends of the next."""
+    synced: dict[bytes, float] = field(default_factory=dict)
+    """Keeper → when it last asked."""
+    asked: dict[bytes, float] = field(default_factory=dict)
+    """Custodian → when it was last asked to keep the job."""
+    unheard: dict[bytes, None] = field(default_factory=dict)
+    """Custodians that have not said what they took since this owner started."""
+    collecting: dict[bytes, None] = field(default_factory=dict)
+    """Keepers whose claims are being fetched."""
+    beat: float = NEVER
+    """When the acting custodian last said so."""
+
+    @property
+    def coordinator(self) -> bytes:
+        return coordinator_of(self.job, self.epoch)
+
+    def others(self, own_key: bytes) -> list[bytes]:
+        """Return the other coordinators by rank."""
+        return [key for key in self.job.coordinators if key != own_key]
+
+    def hear(self, now: float, key: bytes, epoch: int) -> bool:
+        """Note that a keeper knows this epoch; True when it is news."""
+        is_news = epoch > self.epoch
+        if is_news:
+            self.epoch = epoch
+        if key == self.coordinator:
+            self.heard = now
+        return is_news
+
+    def leaving(self, now: float) -> None:
+        """The coordinator has said goodbye: it may come back at once, and is not waited for long."""
+        if self.rank:
+            self.heard = min(self.heard, now - patience_s(self.rank) + CUSTODY_LEAVING_S * self.rank)
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether this custodian should take over."""
+        return bool(self.rank) and not self.is_acting and now - self.heard >= patience_s(self.rank or 0)
+
+    def take_over(self) -> int:
+        """Coordinate from now on; returns the new epoch."""
+        assert self.rank is not None
+        self.epoch = next_epoch(self.epoch, self.rank, len(self.job.coordinators))
+        self.is_acting = True
+        return self.epoch

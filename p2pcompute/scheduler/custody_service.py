@@ -1,0 +1,752 @@
+"""Custody, performed: replicas of jobs, takeover, return, and looking on by a ticket.
+
+Each keeper of a job *pulls* what it lacks from another one (`Message.SYNC`): the owner's facts, in their sequence, with
+how tasks ended, and the claims that the other took for the owner.  Custodians ask the owner, and wait at it for news;
+who comes to coordinate a job asks all others.  What is kept of another node's job lies in the journal as the owner's
+own does, so everything that shows jobs shows it too.
+
+Only facts that the owner signed are kept.  Rows and files come from trusted keepers; a good result is taken only with
+its worker's signature.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from p2pcompute.errors import P2pcError, RemoteError, RemoteProtocolError, StoreError, TrustError
+from p2pcompute.host.interfaces import Address, BlobRef, Host
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity
+from p2pcompute.ids import job_alias
+from p2pcompute.limits import (
+    CUSTODY_AFTER_S,
+    CUSTODY_BEAT_S,
+    CUSTODY_BYTES_MAX,
+    CUSTODY_GRACE_S,
+    CUSTODY_JOBS_MAX,
+    CUSTODY_KEEP_S,
+    NODE_NAME_CHARS_MAX,
+    RECOVERY_GRACE_S,
+    SYNC_BYTES_MAX,
+    SYNC_ITEMS_MAX,
+    SYNC_PAUSE_S,
+    SYNC_WAITING_MAX,
+)
+from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.custody import NEVER, Charge, coordinator_of, next_epoch
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.messages import (
+    CLAIMS_CONTENT_TYPE,
+    FACT_CONTENT_TYPE,
+    Message,
+    Row,
+    SyncAsked,
+    Synced,
+    decode_outcome,
+    outcome_blobs,
+    output_digest,
+    parse_claims,
+)
+from p2pcompute.scheduler.owner_service import JobBook, OwnerService
+from p2pcompute.scheduler.terms import JobEnvelope, open_job
+from p2pcompute.scheduler.tickets import check_ticket
+from p2pcompute.scheduler.worker_service import Fetch, Inputs
+from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
+from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.wire import cbor
+from p2pcompute.wire.envelope import open_envelope
+
+SYNC_TIMEOUT_S: Final = CUSTODY_BEAT_S + 10.0
+JOB_S: Final = 10.0
+RETRY_S_MIN: Final = 1.0
+RETRY_S_MAX: Final = 10.0
+"""Pause between attempts to reach a keeper: doubled up to this, with jitter."""
+CLAIMED_STATES: Final = (TaskState.CLAIMED, TaskState.CLAIMED_FAILED)
+_BY_OWNER: Final = tuple(kind for kind in FactKind if kind is not FactKind.CLAIMS)
+
+
+@dataclass(slots=True)
+class CustodyCounters:
+    """What happened to jobs that several nodes keep."""
+
+    kept_count: int = 0
+    refused_full_count: int = 0
+    """Jobs that were not taken, because there is no room."""
+    takeovers_count: int = 0
+    returns_count: int = 0
+    """Jobs that were taken back, or given to a coordinator with a higher epoch."""
+    relayed_count: int = 0
+    """Results that came from a custodian and counted."""
+    forged_count: int = 0
+    blobs_missing_count: int = 0
+    """Files of others' jobs that could not be fetched, or for which there is no room."""
+
+
+class CustodyService:
+    """Keeps the jobs of others, and sees to it that others keep ours."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        channels: Channels,
+        journal: Journal,
+        scope: TaskScope,
+        owner: OwnerService,
+        *,
+        peers: Mapping[bytes, Sequence[Address]],
+        wake: Callable[[], None],
+        inputs: Inputs,
+        fetch: Fetch,
+        redirect: Callable[[JobEnvelope, int], None],
+    ) -> None:
+        """Args:
+        inputs: (spec, payload) → blobs that the task needs.
+        fetch: brings blobs here from another node.
+        redirect: makes this node's own worker report a job to the coordinator that this epoch names.
+        """
+        self._host = host
+        self._identity = identity
+        self._key = identity.public_key
+        self._channels = channels
+        self._journal = journal
+        self._scope = scope
+        self._owner = owner
+        self._peers = peers
+        self._wake = wake
+        self._inputs = inputs
+        self._fetch = fetch
+        self._redirect = redirect
+        self._rng = host.rng.stream("scheduler.custody")
+        self.charges: dict[bytes, Charge] = {}
+        """Jobs that others keep too, our own and theirs."""
+        self.counters = CustodyCounters()
+        self.kept_bytes = 0
+        """Of what is kept for others, as counted in this life."""
+        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        """Job → questions that wait for news of it."""
+        self._waiting_count = 0
+        self._is_closed = False
+        owner.on_kept = self._kept
+        channels.on_message(Message.CUSTODY, self._on_custody)
+        channels.on_request(Message.SYNC, self._on_sync)
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Take up the jobs of earlier lives: ask who coordinates ours, go on keeping those of others."""
+        now, wall = self._host.clock.now(), self._host.clock.wall()
+        for job_id, book in list(self._owner.books.items()):
+            job = book.job
+            if not job.is_own and wall - (book.record.finished or book.record.submitted) > CUSTODY_KEEP_S:
+                if not job.ledger.counts[TaskState.OPEN]:
+                    await self._owner.forget(job_id)
+                continue
+            charge = self._charge(job_id)
+            if charge is None or job.ledger.is_complete:
+                continue
+            if job.is_own:
+                job.grants_from = now + CUSTODY_GRACE_S
+                self._host.clock.call_later(CUSTODY_GRACE_S, self._wake)
+                charge.unheard = dict.fromkeys(charge.others(self._key))
+
+    def close(self) -> None:
+        self._is_closed = True
+        for waiters in self._waiting.values():
+            self._release(waiters)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job that others keep too is unfinished."""
+        return any(not self._is_over(job_id) for job_id in self.charges)
+
+    def _is_over(self, job_id: bytes) -> bool:
+        book = self._owner.books.get(job_id)
+        return book is None or book.job.ledger.is_complete
+
+    def is_needed(self, key: bytes) -> bool:
+        """Whether a channel to this peer serves a job that both keep."""
+        return any(
+            key in charge.job.coordinators and not self._is_over(job_id) for job_id, charge in self.charges.items()
+        )
+
+    def _charge(self, job_id: bytes) -> Charge | None:
+        """Return the charge of a job that is kept here; None when nobody else keeps it."""
+        charge = self.charges.get(job_id)
+        book = self._owner.books.get(job_id)
+        if charge is None and book is not None:
+            job = book.job.envelope
+            if len(job.coordinators) < 2 and book.job.is_own:
+                return None
+            rank = job.coordinators.index(self._key) if self._key in job.coordinators else None
+            charge = Charge(job=job, rank=rank, heard=self._host.clock.now(), is_acting=book.job.is_own)
+            self.charges[job_id] = charge
+        return charge
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for job_id, kept in self._owner.books.items():
+            if job_id not in self.charges and not kept.job.ledger.is_complete:
+                self._charge(job_id)
+        for job_id, charge in list(self.charges.items()):
+            book = self._owner.books.get(job_id)
+            if book is None:
+                del self.charges[job_id]
+            elif book.job.is_own:
+                self._invite(now, charge, book)
+            elif charge.rank is not None:
+                self._mind(now, charge, book)
+
+    def _invite(self, now: float, charge: Charge, book: JobBook) -> None:
+        """Ask the custodians of our job to keep it, as long as they do not."""
+        wall = self._host.clock.wall()
+        if book.job.ledger.is_complete or wall - book.record.submitted < CUSTODY_AFTER_S:
+            return
+        for key in charge.others(self._key):
+            last = max(charge.synced.get(key, NEVER), charge.asked.get(key, NEVER))
+            if now - last > CUSTODY_BEAT_S * 1.5:
+                channel = self._channels.get(key)
+                if channel is not None:
+                    charge.asked[key] = now
+                    channel.send(Message.CUSTODY, [charge.job.job_id])
+                elif key in self._peers:
+                    self._channels.dial(key, self._peers.get(key, ()))
+
+    def _mind(self, now: float, charge: Charge, book: JobBook) -> None:
+        """See to a job that is kept here for another node."""
+        if book.job.ledger.is_complete:
+            return
+        self._follow(charge)
+        if charge.is_acting:
+            if now - charge.beat >= CUSTODY_BEAT_S:
+                charge.beat = now
+                self._announce(charge)
+        elif charge.is_overdue(now) and not charge.is_settling:
+            charge.is_settling = True
+            self._scope.spawn(self._take_over(charge, book), "takeover")
+
+    # --- who coordinates --------------------------------------------------------------------------
+
+    def _announce(self, charge: Charge) -> None:
+        """Tell all peers who coordinates the job."""
+        for channel in self._channels.all():
+            channel.send(Message.COORDINATOR, [charge.job.job_id, charge.epoch])
+
+    def channel_opened(self, channel: Channel) -> None:
+        """Tell a peer what we coordinate instead of others, and ask custodians to keep what is ours."""
+        key, now = channel.peer.key, self._host.clock.now()
+        for job_id, charge in self.charges.items():
+            book = self._owner.books.get(job_id)
+            if book is None or book.job.ledger.is_complete:
+                continue
+            if charge.is_acting and charge.epoch:
+                channel.send(Message.COORDINATOR, [job_id, charge.epoch])
+            if book.job.is_own and key in charge.job.terms.custodians:
+                charge.asked.pop(key, None)
+                charge.synced.pop(key, None)
+                self._invite(now, charge, book)
+                if charge.epoch or charge.unheard:
+                    self._collect(charge, key)
+
+    def leaving(self, key: bytes) -> None:
+        """A peer says that it leaves."""
+        now = self._host.clock.now()
+        for charge in self.charges.values():
+            if charge.coordinator == key and not charge.is_acting:
+                charge.leaving(now)
+
+    def _on_custody(self, channel: Channel, body: Any) -> None:
+        """The owner asks us to keep its job."""
+        job_id = messages.parse_job_id(body)
+        charge = self.charges.get(job_id)
+        if charge is not None:
+            if charge.rank and channel.peer.key == charge.job.signer:
+                self._follow(charge)
+            return
+        if job_id in self._owner.books:
+            return
+        kept = sum(not book.job.is_own for book in self._owner.books.values())
+        if kept >= CUSTODY_JOBS_MAX or self.kept_bytes >= CUSTODY_BYTES_MAX or self._is_closed:
+            self.counters.refused_full_count += 1
+            return
+        self._scope.spawn(self._keep(channel, job_id), "keep")
+
+    async def _keep(self, channel: Channel, job_id: bytes, ticket: bytes = b"") -> Charge | None:
+        """Begin to keep another node's job; None when we are not to."""
+        try:
+            answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
+            if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
+                raise RemoteProtocolError("not a job envelope")
+            job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall())
+            if job.job_id != job_id or not (ticket or self._key in job.terms.custodians):
+                raise RemoteProtocolError("not a job to be kept here")
+        except P2pcError:
+            if ticket:
+                raise
+            return None
+        if job_id in self._owner.books or self._is_closed:
+            return self._charge(job_id)
+        wall = job.terms.created_ms / 1000
+        alias = job_alias(job_id, self._owner.aliases)
+        record = JobRecord(job_id=job_id, envelope=job.raw, alias=alias, submitted=wall)
+        self._owner.add_replica(record, job).room.set()
+        await self._host.store.commit([self._journal.job_write(record)])
+        self.counters.kept_count += 1
+        charge = self._charge(job_id)
+        if charge is not None:
+            charge.ticket = ticket
+            self._follow(charge)
+        self._wake()
+        return charge
+
+    def told(self, channel: Channel, job_id: bytes, epoch: int) -> None:
+        """A peer says which epoch of a job it knows."""
+        charge = self.charges.get(job_id)
+        key = channel.peer.key
+        if charge is not None and key in charge.job.coordinators:
+            is_acting = coordinator_of(charge.job, epoch) == key
+            self._heard(charge, key, epoch, is_acting=is_acting)
+
+    def _heard(self, charge: Charge, key: bytes, epoch: int, *, is_acting: bool) -> None:
+        """Another keeper says which epoch it knows, and whether it coordinates the job."""
+        book = self._owner.books.get(charge.job.job_id)
+        if book is None or key not in charge.job.coordinators:
+            return
+        now = self._host.clock.now()
+        if book.job.is_own:
+            if is_acting or epoch > charge.epoch:
+                if epoch >= charge.epoch:
+                    charge.epoch = book.job.epoch = next_epoch(epoch, 0, len(charge.job.coordinators))
+                    self.counters.returns_count += 1
+                    self._announce(charge)
+                if is_acting:
+                    self._collect(charge, key)
+            return
+        if charge.hear(now, key, epoch):
+            if charge.is_acting and charge.coordinator != self._key:
+                self._step_down(charge, book)
+            elif not charge.is_acting:
+                self._redirect(charge.job, charge.epoch)
+        elif charge.is_acting and is_acting and epoch < charge.epoch:
+            self._announce(charge)
+            self._collect(charge, key)
+
+    async def _take_over(self, charge: Charge, book: JobBook) -> None:
+        """Coordinate a job: its coordinator has not been heard of for too long."""
+        job_id, ledger = charge.job.job_id, book.job.ledger
+        try:
+            await self._owner.committed()
+            payloads: dict[int, bytes] = {}
+            claims: list[Any] = []
+            async for raw in self._journal.facts(job_id):
+                kind, body = _read_fact(raw)
+                if kind == FactKind.TASKS:
+                    for index, payload in enumerate(body[1], body[0]):
+                        if index < ledger.size and ledger.state(index) is TaskState.OPEN:
+                            payloads[index] = payload
+                elif kind == FactKind.CLAIMS:
+                    claims += body
+            async for raw in self._journal.relays(job_id):
+                claims += _read_fact(raw)[1]
+            payloads = await self._runnable(charge, payloads)
+            now = self._host.clock.now()
+            if not charge.is_overdue(now) or ledger.is_complete or self._is_closed:
+                return
+            book.job.epoch = charge.take_over()
+            charge.beat = now
+            self.counters.takeovers_count += 1
+            self._owner.core.adopt(now, book.job, payloads, claims, now + RECOVERY_GRACE_S)
+            self._announce(charge)
+            self._redirect(charge.job, charge.epoch)
+            self._collect_all(charge)
+            self._host.clock.call_later(RECOVERY_GRACE_S, self._wake)
+            self._wake()
+        except StoreError:
+            return  # the next tick tries again
+        finally:
+            charge.is_settling = False
+
+    async def _runnable(self, charge: Charge, payloads: dict[int, bytes]) -> dict[int, bytes]:
+        """Return those of the tasks whose inputs are here."""
+        has: dict[BlobRef, bool] = {}
+        found = {}
+        for index, payload in payloads.items():
+            is_here = True
+            for ref in self._inputs(charge.job.spec, payload):
+                if ref not in has:
+                    has[ref] = await self._host.store.blobs.has(ref)
+                is_here = is_here and has[ref]
+            if is_here:
+                found[index] = payload
+        return found
+
+    def _step_down(self, charge: Charge, book: JobBook) -> None:
+        """Somebody else coordinates the job now."""
+        charge.is_acting = False
+        self.counters.returns_count += 1
+        self._owner.core.release(charge.job.job_id)
+        self._redirect(charge.job, charge.epoch)
+        self._announce(charge)
+        self._follow(charge)
+        self._wake()
+
+    # --- pulling ----------------------------------------------------------------------------------
+
+    def _follow(self, charge: Charge) -> None:
+        """Keep a replica up to date, in the background."""
+        if not charge.is_following and not self._is_closed:
+            charge.is_following = True
+            self._scope.spawn(self._follow_all(charge), "follow")
+
+    async def _follow_all(self, charge: Charge) -> None:
+        pause_s = RETRY_S_MIN
+        sources = charge.others(self._key)
+        turn = 0
+        try:
+            while charge.job.job_id in self._owner.books:
+                key = sources[turn % len(sources)]
+                try:
+                    is_all = await self._pull(charge, key, wait_s=CUSTODY_BEAT_S)
+                except (P2pcError, TimeoutError):
+                    if charge.rank is None:
+                        turn += 1
+                    await self._host.clock.sleep(pause_s * (0.5 + self._rng.random()))
+                    pause_s = min(RETRY_S_MAX, pause_s * 2)
+                    continue
+                pause_s = RETRY_S_MIN
+                if is_all and self._is_judged(charge):
+                    return
+                await self._host.clock.sleep(SYNC_PAUSE_S)
+        finally:
+            charge.is_following = False
+
+    def _is_judged(self, charge: Charge) -> bool:
+        """Whether the owner has nothing more to say."""
+        book = self._owner.books.get(charge.job.job_id)
+        if book is None:
+            return True
+        ledger = book.job.ledger
+        return ledger.is_complete and not any(ledger.counts[state] for state in CLAIMED_STATES)
+
+    def _collect_all(self, charge: Charge) -> None:
+        for key in charge.others(self._key):
+            self._collect(charge, key)
+
+    def _collect(self, charge: Charge, key: bytes) -> None:
+        """Fetch what another keeper took while somebody else, or nobody, coordinated the job."""
+        if key not in charge.collecting and not self._is_closed:
+            charge.collecting[key] = None
+            self._scope.spawn(self._collect_one(charge, key), "collect")
+
+    async def _collect_one(self, charge: Charge, key: bytes) -> None:
+        try:
+            while charge.is_acting and not await self._pull(charge, key, wait_s=0.0):
+                pass
+        except RemoteError as error:
+            if error.code != "no-job":
+                return
+        except (P2pcError, TimeoutError):
+            return  # it comes back, or it does not
+        finally:
+            charge.collecting.pop(key, None)
+        charge.unheard.pop(key, None)
+        book = self._owner.books.get(charge.job.job_id)
+        if book is not None and book.job.is_own and not charge.unheard:
+            book.job.grants_from = 0.0
+        self._wake()
+
+    async def _pull(self, charge: Charge, key: bytes, *, wait_s: float) -> bool:
+        """Ask another keeper once; True when there is no more for now.
+
+        Raises:
+            P2pcError: it cannot be reached, or its answer is wrong.
+        """
+        job_id = charge.job.job_id
+        channel = self._channels.get(key) or await self._channels.connect(key, self._peers.get(key, ()))
+        book = self._owner.book(job_id)
+        claims, claim_rows = charge.relays.get(key, (0, 0))
+        asked = SyncAsked(
+            job_id=job_id,
+            ticket=charge.ticket,
+            facts=book.next_fact,
+            rows=charge.rows,
+            claims=claims,
+            claim_rows=claim_rows,
+            epoch=charge.epoch,
+            is_acting=charge.is_acting,
+            taken=0 if book.job.is_own else book.next_relay,
+            wait_s=wait_s,
+        )
+        answer = await channel.request(Message.SYNC, asked.body(), timeout_s=SYNC_TIMEOUT_S)
+        synced = messages.parse_synced(answer)
+        self._heard(charge, key, synced.epoch, is_acting=synced.is_acting)
+        book = self._owner.book(job_id)  # it may have been pruned meanwhile
+        try:
+            if not book.job.is_own and not charge.is_acting and book.next_fact == asked.facts:
+                self._take_facts(charge, book, synced)
+            if charge.relays.get(key, (0, 0)) == (asked.claims, asked.claim_rows):
+                await self._take_claims(charge, book, key, synced)
+                whole = len(synced.claims) - (1 if synced.claims and synced.claim_rows_next else 0)
+                charge.relays[key] = (asked.claims + whole, synced.claim_rows_next)
+        except RemoteProtocolError:
+            self.counters.forged_count += 1
+            raise
+        await self._owner.committed()
+        if not book.job.is_own:
+            await self._fetch_blobs(charge, book, key)
+        return synced.is_all
+
+    def _take_facts(self, charge: Charge, book: JobBook, synced: Synced) -> None:
+        """Keep rows and facts that the owner has written."""
+        ledger = book.job.ledger
+        for row in synced.rows:
+            record, outcome = self._record(row)
+            self._owner.keep_row(book, row.index, row.generation, record, outcome)
+        for raw in synced.facts:
+            kind, body = self._check_fact(charge.job, raw)
+            ledger.fold(kind, body)
+            self._owner.keep_fact(book, raw, kind, body)
+        charge.rows = synced.rows_next
+        if synced.facts or synced.rows:
+            self.kept_bytes += sum(map(len, synced.facts)) + sum(len(row.outcome) for row in synced.rows)
+            self._owner.replica_changed(book)
+
+    def _check_fact(self, job: JobEnvelope, raw: bytes) -> tuple[int, Any]:
+        """Return a fact of the owner, or claims of a worker that the owner has taken.
+
+        Raises:
+            RemoteProtocolError: signed by nobody who may, or malformed.
+        """
+        payload = _payload_of(raw)
+        if isinstance(payload, dict) and "claims" in payload:
+            opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE)
+            job_id, claims = parse_claims(opened.payload)
+            if job_id != job.job_id:
+                raise RemoteProtocolError("claims of another job")
+            return FactKind.CLAIMS, [[*claim, opened.signer] for claim in claims]
+        opened = open_envelope(self._host.crypto, raw, FACT_CONTENT_TYPE, signer=job.signer)
+        payload = opened.payload
+        if not isinstance(payload, dict) or set(payload) != {"job", "kind", "body"} or payload["job"] != job.job_id:
+            raise RemoteProtocolError("not a fact of this job")
+        if payload["kind"] not in _BY_OWNER:
+            raise RemoteProtocolError("a fact of an unknown kind")
+        return payload["kind"], payload["body"]
+
+    def _record(self, row: Row) -> tuple[ResultRecord, Outcome | None]:
+        outcome = decode_outcome(row.outcome) if row.outcome else None
+        record = ResultRecord(
+            state=row.state,
+            node_key=b"" if row.node_key == self._key else row.node_key,
+            node_name=row.node_name,
+            attempts=row.attempts,
+            outcome=row.outcome,
+            payload=row.payload,
+        )
+        return record, outcome
+
+    async def _take_claims(self, charge: Charge, book: JobBook, key: bytes, synced: Synced) -> None:
+        """Take results that another keeper took; they are judged here, if anywhere."""
+        rows = {(row.index, row.generation): row for row in synced.claimed}
+        for raw in synced.claims:
+            opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE)
+            job_id, claims = parse_claims(opened.payload)
+            if job_id != charge.job.job_id:
+                raise RemoteProtocolError("claims of another job")
+            good, bad = [], []
+            for claim in claims:
+                row = rows.get((claim[0], claim[1]))
+                if row is None or not row.outcome or not self._owner.wants(job_id, claim):
+                    continue
+                outcome = decode_outcome(row.outcome)
+                if str(outcome.status) != claim[3] or output_digest(outcome) != claim[4]:
+                    continue  # of another attempt
+                if outcome.status is OutcomeStatus.OK:
+                    good.append((claim, outcome))
+                elif row.state == TaskState.CLAIMED_FAILED:
+                    bad.append((claim, outcome))
+            refs = dict.fromkeys(ref for _claim, outcome in good + bad for ref in outcome_blobs(outcome))
+            blobs = self._host.store.blobs
+            blobs.pin(refs)
+            try:
+                missing = [ref for ref in refs if not await blobs.has(ref)]
+                if missing:
+                    await self._fetch(missing, key, self._peers.get(key, ()))
+                if good:
+                    self.counters.relayed_count += self._owner.intake(opened.signer, opened.signer, job_id, raw, good)
+                if book.job.is_own:
+                    for claim, outcome in bad:
+                        self._owner.core.judge_failed(job_id, claim[0], claim[1], outcome, opened.signer)
+                await self._owner.committed()
+            finally:
+                blobs.unpin(refs)
+        self._wake()
+
+    async def _fetch_blobs(self, charge: Charge, book: JobBook, key: bytes) -> None:
+        """Bring here what tasks and results of a kept job name; one that only looks on needs no inputs."""
+        wanted, book.unfetched = book.unfetched, {}
+        for ref in wanted:
+            if await self._host.store.blobs.has(ref):
+                continue
+            if self.kept_bytes + ref.size > CUSTODY_BYTES_MAX:
+                self.counters.blobs_missing_count += 1
+                continue
+            try:
+                await self._fetch([ref], key, self._peers.get(key, ()))
+                self.kept_bytes += ref.size
+            except (P2pcError, TimeoutError):
+                self.counters.blobs_missing_count += 1
+                book.unfetched[ref] = None
+
+    # --- being asked ------------------------------------------------------------------------------
+
+    async def _on_sync(self, channel: Channel, body: Any) -> Any:
+        asked = messages.parse_sync(body)
+        key, now = channel.peer.key, self._host.clock.now()
+        book = self._owner.books.get(asked.job_id)
+        if book is None:
+            raise TrustError("no such job here", code="no-job")
+        job = book.job.envelope
+        charge = self._charge(asked.job_id)
+        if key not in job.coordinators:
+            check_ticket(self._host.crypto, asked.ticket, job, wall=self._host.clock.wall())
+        if charge is not None and key in job.coordinators:
+            charge.synced[key] = now
+            self._heard(charge, key, asked.epoch, is_acting=asked.is_acting)
+            if charge.is_acting and asked.taken > charge.relays.get(key, (0, 0))[0]:
+                self._collect(charge, key)
+        answer = await self._news(charge, book, asked)
+        if asked.wait_s and not (answer.facts or answer.rows or answer.claims) and await self._wait(asked):
+            answer = await self._news(charge, book, asked)
+        return answer.body()
+
+    async def _wait(self, asked: SyncAsked) -> bool:
+        """Wait for news of a job; False when there was none in time."""
+        if self._waiting_count >= SYNC_WAITING_MAX or self._is_closed:
+            return False
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(asked.job_id, []).append(waiter)
+        self._waiting_count += 1
+        try:
+            async with self._host.clock.timeout(asked.wait_s):
+                await waiter
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting_count -= 1
+            waiters = self._waiting.get(asked.job_id, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._waiting.pop(asked.job_id, None)
+
+    def _kept(self, job_id: bytes) -> None:
+        if job_id in self._waiting:
+            self._release(self._waiting.pop(job_id))
+
+    @staticmethod
+    def _release(waiters: Sequence[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _news(self, charge: Charge | None, book: JobBook, asked: SyncAsked) -> Synced:
+        """Return what is durable here and the other does not have, as much as fits."""
+        page = _Page()
+        facts: list[bytes] = []
+        rows: list[Row] = []
+        rows_next = asked.rows
+        async for raw in self._journal.facts(asked.job_id, asked.facts):
+            rows_next = await self._add_rows(page, book, _ends_of(raw), rows_next, rows)
+            if page.is_full():
+                break
+            page.add(len(raw))
+            facts.append(raw)
+            rows_next = 0
+        claims: list[bytes] = []
+        claimed: list[Row] = []
+        claim_rows_next = asked.claim_rows
+        if not book.job.is_own and not page.is_full():
+            async for raw in self._journal.relays(asked.job_id, asked.claims):
+                ends = [(claim[0], claim[1]) for claim in _read_fact(raw)[1]]
+                claim_rows_next = await self._add_rows(page, book, ends, claim_rows_next, claimed)
+                claims.append(raw)
+                page.add(len(raw))
+                if claim_rows_next < len(ends):
+                    break
+                claim_rows_next = 0
+                if page.is_full():
+                    break
+        return Synced(
+            epoch=0 if charge is None else charge.epoch,
+            is_acting=book.job.is_own or (charge is not None and charge.is_acting),
+            facts=facts,
+            rows=rows,
+            rows_next=rows_next,
+            claims=claims,
+            claimed=claimed,
+            claim_rows_next=claim_rows_next,
+            is_all=not page.is_full(),
+        )
+
+    async def _add_rows(
+        self, page: _Page, book: JobBook, ends: Sequence[tuple[int, int]], first: int, rows: list[Row]
+    ) -> int:
+        """Add how these tasks ended, from position `first` on; returns the position of the next that did not fit."""
+        job_id = book.job.envelope.job_id
+        position = first
+        for index, generation in ends[first:]:
+            if page.is_full():
+                break
+            position += 1
+            kept = await self._journal.result(job_id, index, generation)
+            if kept is None:
+                continue
+            key = kept.node_key or self._key
+            name = kept.node_name[:NODE_NAME_CHARS_MAX]
+            rows.append(Row(index, generation, kept.state, key, name, kept.attempts, kept.outcome, kept.payload))
+            page.add(len(kept.outcome) + len(kept.payload))
+        return position
+
+
+@dataclass(slots=True)
+class _Page:
+    """How much an answer holds."""
+
+    size: int = 0
+    count: int = 0
+
+    def add(self, size: int) -> None:
+        self.size += size + 100  # what is beside it
+        self.count += 1
+
+    def is_full(self) -> bool:
+        return self.size >= SYNC_BYTES_MAX or self.count >= SYNC_ITEMS_MAX
+
+
+def _payload_of(raw: bytes) -> Any:
+    """Return what an envelope says, unchecked.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    outer = cbor.decode(raw)
+    if not (isinstance(outer, list) and len(outer) == 4 and isinstance(outer[2], bytes)):
+        raise RemoteProtocolError("not a COSE_Sign1 array")
+    return cbor.decode(outer[2])
+
+
+def _read_fact(raw: bytes) -> tuple[int, Any]:
+    """Return (kind, body) of a fact in our own journal, which was checked when it was written."""
+    payload = _payload_of(raw)
+    return (FactKind.CLAIMS, payload["claims"]) if "claims" in payload else (payload["kind"], payload["body"])
+
+
+def _ends_of(raw: bytes) -> list[tuple[int, int]]:
+    """Return (index, generation) of the ends that a fact in our own journal tells."""
+    kind, body = _read_fact(raw)
+    return [(entry[0], entry[1]) for entry in body] if kind in (FactKind.ACCEPT, FactKind.FAIL) else []

@@ -1,0 +1,78 @@
+"""Owners that go away: if these fail, a job dies with the machine that submitted it, or its work is lost or repeated."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from p2pcompute.limits import LEASE_S_MIN
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import Member, Mesh
+from p2pcompute.simulation.runner import RunnerModel
+
+
+def keepers(mesh: Mesh, owner: Member, job_id: bytes) -> list[Member]:
+    """The custodians of a job, by rank."""
+    keys = owner.running.scheduler.owner.books[job_id].job.envelope.terms.custodians
+    by_key = {member.identity.public_key: member for member in mesh.members}
+    return [by_key[key] for key in keys]
+
+
+def acting(mesh: Mesh, job_id: bytes) -> list[Member]:
+    found = []
+    for member in mesh.members:
+        custody = member.node.scheduler.custody if member.node is not None else None
+        charge = custody.charges.get(job_id) if custody is not None else None
+        if charge is not None and charge.is_acting:
+            found.append(member)
+    return found
+
+
+def runs(mesh: Mesh) -> int:
+    return sum(member.host.tally.runs_ok for member in mesh.members)
+
+
+def done_at(member: Member, job_id: bytes) -> int:
+    view = member.running.job(job_id.hex())
+    return view.done
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_custodian_takes_over_and_the_owner_takes_its_job_back(seed: int) -> None:
+    with Simulation(seed) as simulation:
+        mesh = Mesh(simulation, 5, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[1]
+            job_id = await mesh.submit(owner, [2.0] * 400)
+            await asyncio.sleep(15)
+            first, _second = keepers(mesh, owner, job_id)
+            before = done_at(owner, job_id)
+            mesh.crash(owner)
+            died = simulation.now
+            while not acting(mesh, job_id):
+                await asyncio.sleep(0.5)
+                assert simulation.now - died < 2 * LEASE_S_MIN
+            assert acting(mesh, job_id) == [first]
+            await asyncio.sleep(20)
+            between = done_at(first, job_id)
+            assert between > before + 40, "work goes on"
+            await mesh.restart(owner)
+            await asyncio.sleep(15)
+            assert acting(mesh, job_id) == [owner]
+            assert done_at(owner, job_id) >= between, "what was done meanwhile is the owner's"
+            view = await mesh.wait_for(owner, job_id, limit_s=300)
+            assert view.state == "done" and view.failed == 0 and view.done == 400
+            await mesh.check_values(owner, job_id, 400)
+            await asyncio.sleep(30)
+            assert not acting(mesh, job_id) or acting(mesh, job_id) == [owner]
+            for member in keepers(mesh, owner, job_id):
+                kept = member.running.job(job_id.hex())
+                assert (kept.done, kept.claimed, kept.state) == (400, 0, "done")
+            assert runs(mesh) <= 400 + 16, f"{runs(mesh)} good runs of 400 tasks"
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
