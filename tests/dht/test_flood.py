@@ -64,8 +64,8 @@ class Flood:
         await until(lambda: self._taken() >= before + count)
 
     def _taken(self) -> int:
-        counts = asdict(self._victim.datagrams.counters)
-        return sum(counts.values()) - int(counts["sent"])
+        counts: dict[str, int] = asdict(self._victim.datagrams.counters)
+        return sum(counts.values()) - counts["sent"]
 
 
 def record_of(peer: RealPeer, number: int) -> Record:
