@@ -78,6 +78,8 @@ class NodeOptions:
     discover: bool = True
     accepts_others: bool = True
     """False: only this node's own jobs run here."""
+    isolation: str = ""
+    """How work of others is run: the attribute of this name; empty: nothing is said."""
     accept_if: str = ""
     """Condition over ``job.*`` on which work of others is taken; empty: always."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -206,6 +208,8 @@ class Node:
         static["tag"] = tuple(sorted(key for key, value in self._options.labels.items() if not value))
         if self._accepts:
             static[ACCEPTS] = self._accepts
+        if self._options.isolation:
+            static["isolation"] = self._options.isolation
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
         state: dict[str, Value] = {
             "slots.busy": worker.busy_slots,
