@@ -46,7 +46,11 @@ class NodeSettings:
         metadata={"help": "Only these network interfaces; empty: all but virtual ones. 'lo' keeps to this machine."},
     )
     accept: str = field(
-        default="all", metadata={"help": "Whose work runs here: all, or none.", "choices": ("all", "none")}
+        default="sandboxed",
+        metadata={
+            "help": "Work of others here: none, only in a sandbox (sandboxed), or as this user (all).",
+            "choices": ("none", "sandboxed", "all"),
+        },
     )
     accept_if: str = field(
         default="",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import ChannelLost, NodeUnavailable
+from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.host.interfaces import Address, DnsAnswer, DnsKind, Host, LanAnnouncement
 from p2pcompute.host.memory_store import MemoryStore
@@ -163,7 +164,8 @@ async def _start(
     store = MemoryStore(directory / "blobs")
     undo.push_async_callback(store.close)
     undo.push_async_callback(net.close)
-    runner = ProcessRunner(store.blobs, directory / "work", worker_count, clock, node_name=name)
+    # Of others it takes nothing: it is a program of this user's, and the node beside it is there for that.
+    runner = ProcessRunner(store.blobs, directory / "work", worker_count, clock, node_name=name, others=Level.NONE)
     probe = RealProbe(directory)
     undo.callback(probe.close)
     host = Host(clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=probe)
@@ -175,6 +177,7 @@ async def _start(
             name=clean_name(name),
             first_contacts=tuple(contacts),
             discover=False,
+            accepts_others=False,
             is_durable=False,
             is_networked=group is not None,
         ),

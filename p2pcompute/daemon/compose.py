@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from p2pcompute.config import Settings, parse_labels, parse_name_server, parse_peer, parse_seed, parse_slots
 from p2pcompute.errors import IdentityError, StoreError
+from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.sandbox_trial import isolation
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.paths import MachinePaths
 from p2pcompute.host.real_clock import RealClock, SystemRng
@@ -71,9 +74,13 @@ async def build_node(
     identity = load_or_create_identity(paths.data, crypto, machine_id=paths.machine_id)
     group = load_group(paths.data)
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
+    hidden = (paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
+    accept = "none" if is_onlooker else settings.node.accept
+    trying = asyncio.ensure_future(asyncio.to_thread(isolation, accept, hidden))
     probe = RealProbe(paths.data)
     async with AsyncExitStack() as undo:
         undo.callback(probe.close)
+        undo.push_async_callback(asyncio.wait, [trying])
         store = await SqliteStore.open(paths.store, blob_cache_bytes=settings.store.cache_bytes)
         undo.push_async_callback(store.close)
         net = RealNet(
@@ -90,12 +97,17 @@ async def build_node(
                 f"move it away: mv {work} {work}.old",
                 code="work",
             )
+        offered = await trying
+        if offered.fix:
+            log.warning("this node takes no work of others: %s; %s", offered.why, offered.fix)
         runner = ProcessRunner(
             store.blobs,
             work,
             0 if is_onlooker else parse_slots(settings.node.slots, probe.cpus()),
             clock,
             node_name=name,
+            others=offered.level,
+            hidden=hidden,
         )
         undo.push_async_callback(runner.close)
         contacts: list[Address] = []
@@ -116,7 +128,8 @@ async def build_node(
                 first_contacts=tuple(contacts),
                 seeds=tuple(seeds),
                 discover=settings.node.discover,
-                accepts_others=settings.node.accept != "none",
+                accepts_others=offered.level is not Level.NONE,
+                isolation=offered.level.value,
                 accept_if=check_acceptance(settings.node.accept_if),
                 labels=parse_labels(settings.node.labels),
                 is_networked=not is_onlooker,

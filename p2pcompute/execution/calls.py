@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 PARTIAL_RESULTS = "_p2pc_partial"
@@ -34,6 +34,16 @@ class Chunk:
                 _attach(error, results)
             raise
         return results
+
+
+class Spread:
+    """Calls `func` with the items of one row as its arguments."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+    def __call__(self, row: Sequence[Any]) -> Any:
+        return self.func(*row)
 
 
 def _attach(error: BaseException, results: list[Any]) -> None:

@@ -5,7 +5,7 @@ classes of the user's own modules by content, library ones by name, data by valu
 line numbers, so moving a function within its file changes nothing.
 
 Deviations: bytecode differs between Python minors, and so does the key; an object that can be neither walked nor
-pickled counts by its type only.
+pickled counts by its type only, and so does what is beyond VALUES_MAX values.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any, Final
 from p2pcompute.execution.modules import is_own_path, referenced
 
 _DEPTH_MAX: Final = 200
+VALUES_MAX: Final = 200_000
+"""Values that are walked: data that is reached on many ways is met once on each of them, and that doubles."""
 _SKIPPED_CLASS_NAMES: Final = frozenset(
     {"__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__", "__doc__"}
 )
@@ -43,6 +45,7 @@ class _Walker:
         self._path: dict[int, int] = {}
         self._kept: list[Any] = []
         """Keeps what was seen alive, so that an id is never reused."""
+        self._left = VALUES_MAX
 
     def digest(self) -> bytes:
         return self._hash.digest()
@@ -66,6 +69,10 @@ class _Walker:
             self._seen[id(value)] = len(self._seen)
             self._kept.append(value)
             self._add_object(value, depth + 1)
+            return
+        self._left -= 1
+        if self._left < 0:
+            self._put("many", f"{type(value).__module__}.{type(value).__qualname__}".encode())
             return
         # Whether equal data is one object or two depends on how it came to be: only a cycle counts.
         if id(value) in self._path or depth > _DEPTH_MAX:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import cloudpickle
 
 from p2pcompute.errors import TaskError, UsageError
-from p2pcompute.execution import code_key
+from p2pcompute.execution.code_key import key_of
 from p2pcompute.execution.loading import is_script_module, load_file_function
 from p2pcompute.execution.modules import (
     UserModule,
@@ -63,18 +63,11 @@ class ShippedFunction:
     """Sources that the worker process puts on sys.path; the same bytes for the same sources."""
     module_names: tuple[str, ...]
     """The user's own modules that travel along, sorted: for --dry-run."""
-    key: bytes
-    """Content key, see `key_of`."""
 
     @property
     def zipped_names(self) -> tuple[str, ...]:
         """Modules that the worker process can import."""
         return self.module_names if self.modules_zip is not None else ()
-
-
-def key_of(function: Callable[..., Any] | ShippedFunction) -> bytes:
-    """Return the 32-byte content key of a function: the same in every process while its code is the same."""
-    return function.key if isinstance(function, ShippedFunction) else code_key.key_of(function)
 
 
 class RemoteTraceback(Exception):
@@ -149,9 +142,7 @@ def ship(function: Callable[..., Any]) -> ShippedFunction:
             code, names = _dump(function, own)
             by_value = [own[name] for name in names]
             if not _needs_zip(by_value, late):
-                return ShippedFunction(
-                    code=code, modules_zip=None, module_names=tuple(sorted(names)), key=code_key.key_of(function)
-                )
+                return ShippedFunction(code=code, modules_zip=None, module_names=tuple(sorted(names)))
         except Exception as caught:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             error = caught
         try:
@@ -185,7 +176,6 @@ def _ship_with_zip(function: Callable[..., Any], own: Mapping[str, UserModule], 
         code=code,
         modules_zip=pack(zipped.values()) if zipped else None,
         module_names=tuple(sorted([*zipped, *names])),
-        key=code_key.key_of(function),
     )
 
 

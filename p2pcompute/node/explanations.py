@@ -255,7 +255,8 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
         if taken is not True:
             what = "it takes no work of others" if accepts == "false" else f"it takes only jobs with {accepts}"
             verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
-            found.append(Finding("accept", verdict, what, "there: p2pc config set node.accept_if"))
+            fix = "there: p2pc doctor says why" if accepts == "false" else "there: p2pc config set node.accept_if"
+            found.append(Finding("accept", verdict, what, fix))
     slots, busy = values.get("slots.total", peer.slots), values.get("slots.busy", peer.busy)
     if slots == 0:
         found.append(Finding("slots", Verdict.NEVER, "it runs no tasks (0 slots)", "there: p2pc config set node.slots"))

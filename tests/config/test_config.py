@@ -51,7 +51,7 @@ def load(paths: Paths, environ: dict[str, str] | None = None, **more: Any) -> Se
 def test_defaults(paths: Paths) -> None:
     """A fresh machine needs a file before anything runs."""
     settings = load(paths)
-    assert (settings.run.retries, settings.node.accept, settings.node.port) == (2, "all", 0)
+    assert (settings.run.retries, settings.node.accept, settings.node.port) == (2, "sandboxed", 0)
     assert settings.node.discover and settings.node.peers == () and settings.node.interfaces == ()
     assert (settings.run.timeout_s, settings.run.mem_bytes, settings.run.batch_count) == (None, None, None)
     assert settings.store.cache_bytes == 20 * 1024**3 and settings.store.keep_s == 30 * 86400

@@ -1,0 +1,132 @@
+"""Finding out, by doing it, whether this machine can isolate a task.
+
+Used by a node before it takes work of others, and by `p2pc doctor`.  Nothing is concluded from versions or settings:
+a sandbox is started as for a task, and what it says is believed when it says that all its steps have succeeded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from p2pcompute.execution import box_setup, messages, sandbox
+from p2pcompute.execution.levels import Level
+from p2pcompute.limits import (
+    ERROR_TEXT_BYTES_MAX,
+    INLINE_BYTES_MAX,
+    KIB,
+    KILL_GRACE_S,
+    MIB,
+    OUTPUT_FILES_MAX,
+    SANDBOX_TRIAL_S,
+)
+
+_LIMITS: Final = sandbox.BoxLimits(mem_bytes=256 * MIB, disk_bytes=8 * MIB, processes=16)
+_RIGHTS: Final = (
+    "allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1, or on Ubuntu an AppArmor profile for bwrap; "
+    "in a container, start it with --privileged, or run p2pc on the host"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """What this machine offers to work of others."""
+
+    level: Level
+    landlock: int = 0
+    """Version in use; 0: the kernel has none, and the mounts alone decide which files are seen."""
+    why: str = ""
+    """Why there is no sandbox."""
+    fix: str = ""
+
+
+def isolation(accept: str, hidden: Sequence[Path]) -> Isolation:
+    """Return how work of others is run by a node with this setting of `node.accept`; blocks for about 0.1 s.
+
+    Args:
+        hidden: directories of the node.
+    """
+    if accept == "none":
+        return Isolation(level=Level.NONE, why="node.accept is none")
+    if accept == "all":
+        return Isolation(level=Level.PROCESS)
+    try:
+        return Isolation(level=Level.SANDBOX, landlock=try_sandbox(hidden))
+    except sandbox.NoSandbox as error:
+        return Isolation(level=Level.NONE, why=str(error), fix=error.fix)
+
+
+def try_sandbox(hidden: Sequence[Path] = ()) -> int:
+    """Start a sandbox and end it; return the version of Landlock in it.
+
+    Raises:
+        NoSandbox: it does not work here; says why and what helps.
+    """
+    bubblewrap = sandbox.find_bubblewrap()
+    with tempfile.TemporaryDirectory(prefix="p2pc-trial-") as name, contextlib.ExitStack() as undo:
+        directory = Path(name)
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        user = sandbox.user_of_slot(directory, 0)
+        sandbox.prepare(directory, user)
+        words, environment = sandbox.command(
+            bubblewrap, directory=directory, hidden=hidden, user=user, name="trial", channel_fd=theirs.fileno()
+        )
+        with theirs, open(directory / "log", "wb") as log:
+            try:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=directory,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                    env=environment,
+                )
+            except OSError as error:
+                raise sandbox.NoSandbox(f"bubblewrap cannot be started: {error}", "reinstall bubblewrap") from error
+        undo.callback(_end, process)
+        ours.settimeout(SANDBOX_TRIAL_S)
+        try:
+            ours.sendall(messages.pack_down((messages.SETUP, _settings(user))))
+            head = ours.recv(messages.HEAD.size + 2, socket.MSG_WAITALL)
+        except TimeoutError:
+            raise sandbox.NoSandbox(
+                f"a sandbox did not start within {SANDBOX_TRIAL_S:g} s", "try again when the machine is idle"
+            ) from None
+        except OSError:
+            head = b""
+        if len(head) < messages.HEAD.size + 2 or head[messages.HEAD.size] != messages.HELLO:
+            _end(process)
+            said = (directory / "log").read_bytes()[-2 * KIB :].decode("utf-8", "replace").strip()
+            raise sandbox.NoSandbox(f"a sandbox could not be made: {said or 'it ended at once'}", _RIGHTS)
+        return head[-1]
+
+
+def _settings(user: int | None) -> dict[str, object]:
+    return {
+        "directory": box_setup.PLACE,
+        "shared_directory": f"{box_setup.PLACE}/shared",
+        "slot": 0,
+        "inline_bytes_max": INLINE_BYTES_MAX,
+        "files_max": OUTPUT_FILES_MAX,
+        "error_bytes_max": ERROR_TEXT_BYTES_MAX,
+        "kill_grace_s": KILL_GRACE_S,
+        "box": sandbox.box_settings(_LIMITS, user),
+    }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
