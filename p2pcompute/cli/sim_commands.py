@@ -36,10 +36,11 @@ from p2pcompute.cli.output import (
 from p2pcompute.errors import UsageError
 
 if TYPE_CHECKING:
+    from p2pcompute.simulation.archive import Archive
     from p2pcompute.simulation.records import Writer
     from p2pcompute.simulation.scenario import Scenario
     from p2pcompute.simulation.shrink import Shrunk
-    from p2pcompute.simulation.study import Archive, Meter, Point, Study
+    from p2pcompute.simulation.study import Meter, Point, Study
     from p2pcompute.simulation.world import RunResult
 
 SEEDS_MAX: Final = 1_000_000
@@ -161,8 +162,10 @@ def run_command(
 
     Exit code 1 when a seed failed: then its problems, and the command that replays it.
     """
+    from p2pcompute.simulation.archive import Archive, alone_in
     from p2pcompute.simulation.scenario import load_scenario, split_values, with_values
-    from p2pcompute.simulation.study import TRACE_VALUES, Archive, alone_in, plan_study, summary
+    from p2pcompute.simulation.study import plan_study
+    from p2pcompute.simulation.summary import TRACE_VALUES, summary
 
     loaded = load_scenario(scenario)
     said: dict[str, str] = {}
@@ -528,7 +531,7 @@ def _add_commands(
     document: dict[str, Any], study: Study, changes: Mapping[str, str], shrunk: tuple[Point, Shrunk] | None
 ) -> None:
     """Put the commands that replay failures into a summary."""
-    from p2pcompute.simulation.study import replay_command
+    from p2pcompute.simulation.summary import replay_command
 
     parts = document.get("points", [document])
     for part, point in zip(parts, study.points, strict=True):
@@ -542,7 +545,7 @@ def _add_commands(
 
 
 def _tell_failures(study: Study, changes: Mapping[str, str], shrunk: tuple[Point, Shrunk] | None) -> None:
-    from p2pcompute.simulation.study import replay_command
+    from p2pcompute.simulation.summary import replay_command
 
     failed = study.failed()
     for point, result in failed[:FAILED_SHOWN_MAX]:
@@ -617,7 +620,7 @@ def _plain_names(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _metrics_table(metrics: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    from p2pcompute.simulation.study import is_interval
+    from p2pcompute.simulation.summary import is_interval
 
     columns = ["MEAN", "LOW", "HIGH", *_SPREAD.values()]
     rows = []
@@ -658,7 +661,7 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mean_text(found: Mapping[str, float] | None, seeds: Sequence[int]) -> str:
-    from p2pcompute.simulation.study import is_interval
+    from p2pcompute.simulation.summary import is_interval
 
     if found is None:
         return "–"

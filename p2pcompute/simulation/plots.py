@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import UsageError
 from p2pcompute.simulation import records
+from p2pcompute.simulation.archive import code_version
 from p2pcompute.simulation.scenario import value_at
-from p2pcompute.simulation.study import is_interval, trace_path
+from p2pcompute.simulation.study import trace_path
+from p2pcompute.simulation.summary import is_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from p2pcompute.simulation.archive import Archive
     from p2pcompute.simulation.scenario import Scenario
-    from p2pcompute.simulation.study import Archive, Study
+    from p2pcompute.simulation.study import Study
 
 FORMATS: Final = ("svg", "png")
 SIZE_INCHES: Final = (7.0, 4.5)
@@ -173,8 +176,6 @@ def draw(folder: Path, study: Study, document: Mapping[str, Any]) -> list[str]:
 
 
 def _caption(study: Study) -> str:
-    from p2pcompute.simulation.study import code_version
-
     code, seeds = code_version(), study.seeds
     of = f"seeds {seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"\n{study.scenario.name} · {of} · p2pcompute {code['version']} {code.get('commit', code['digest'])}"

@@ -1,44 +1,32 @@
-"""A study: one scenario for many seeds and swept values, on any `concurrent.futures` executor, and its summary.
+"""A study: one scenario for many seeds and swept values, on any `concurrent.futures` executor.
 
 A run is a pure function of (code, settings, seed), so runs need nothing of one another, may go anywhere, and need not
-be repeated: `Archive` keeps what is done in a directory.  A seed that fails, or kills its process, costs no other.
-
-Source: Student's t-interval over seeds; its quantiles by Fisher's expansion (Abramowitz and Stegun 26.7.5).
+be repeated: see `archive`.  A seed that fails, or kills its process, costs no other.
 """
 
 from __future__ import annotations
 
 import concurrent.futures as cf
 import contextlib
-import fcntl
-import functools
 import gc
-import hashlib
 import importlib
 import itertools
-import json
 import math
 import multiprocessing
 import os
-import platform
 import re
-import shlex
 import signal
-import statistics
-import subprocess
 import threading
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-import p2pcompute
-from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.errors import UsageError
 from p2pcompute.simulation import records
+from p2pcompute.simulation.archive import OutputError, code_version, unwritable
 from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_at, with_values
 
 if TYPE_CHECKING:
@@ -46,8 +34,6 @@ if TYPE_CHECKING:
 
     from p2pcompute.simulation.world import RunResult, Watch
 
-SCHEMA: Final = "p2pc.sim/1"
-RUN_SCHEMA: Final = "p2pc.sim-run/1"
 POINTS_MAX: Final = 10_000
 IN_FLIGHT_MAX: Final = 1000
 """Runs handed to an executor ahead of their results."""
@@ -195,7 +181,7 @@ def _recording(path: Path, head: records.Record, onlooker: Any) -> Iterator[_Rec
     except OSError as error:  # of the file: what the run raises has become a result
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise _unwritable(path.parent.parent, error) from error
+        raise unwritable(path.parent.parent, error) from error
 
 
 class _Recorder:
@@ -450,301 +436,3 @@ class _Rounds:
                 else:
                     self.take(point, result)
         return lost, list(left)
-
-
-# --- keeping --------------------------------------------------------------------------------------
-
-
-@functools.cache
-def code_version() -> dict[str, str]:
-    """Return what the code is: `version`, `digest` (SHA-256 of all modules, first 16 digits), `python`, and in a source
-    tree under git `commit`, with a + when there are changes beyond it.
-    """
-    root = Path(p2pcompute.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    found = {
-        "version": p2pcompute.__version__,
-        "digest": digest.hexdigest()[:16],
-        "python": ".".join(platform.python_version_tuple()[:2]),
-    }
-    if (root.parent / ".git").exists():
-        commit = _git(root.parent, "rev-parse", "--short=12", "HEAD")
-        if commit:
-            found["commit"] = commit + ("+" if _git(root.parent, "status", "--porcelain", "--", root.name) else "")
-    return found
-
-
-def _git(folder: Path, *words: str) -> str:
-    try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-class OutputError(StoreError):
-    """The directory of results cannot be written.  What it holds already stays."""
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """While in it, no other process writes results to this directory.  The system lets go of it when a process dies.
-
-    Raises:
-        UsageError: another process does, or the directory cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise _unusable(folder, error) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            why = "another p2pc sim run keeps its results there"
-            raise UsageError(f"{folder} is in use", why, "wait for it, or name another: -o DIR") from error
-        yield
-    finally:
-        os.close(handle)
-
-
-class Archive:
-    """Results in `runs.jsonl` of a directory, a line for each run.
-
-    A line counts again for the same settings, seed, bound and code.  Lines of other code stay and are not read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._path = folder / "runs.jsonl"
-        self._found: dict[tuple[object, ...], RunResult] = {}
-        self._counts: Counter[str] = Counter()
-        """Lines by scenario."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            data = self._path.read_bytes() if self._path.exists() else b""
-            if data and not data.endswith(b"\n"):  # cut off in the middle of a line
-                data = data[: data.rfind(b"\n") + 1]
-                self._path.write_bytes(data)
-            self._path.open("ab").close()  # what cannot be written later is said now
-        except OSError as error:
-            raise _unusable(folder, error) from error
-        for number, line in enumerate(data.splitlines(), 1):
-            self._take(line, number)
-
-    def _take(self, line: bytes, number: int) -> None:
-        from p2pcompute.simulation.world import RunResult
-
-        try:
-            data = json.loads(line)
-            if data["schema"] != RUN_SCHEMA:
-                raise ValueError(f"its schema is not {RUN_SCHEMA}")
-            result = msgspec.convert(data["run"], RunResult)
-            key = (data["digest"], data["code"]["digest"], data["code"]["python"], data["until_s"], result.seed)
-            self._found[key] = result
-            self._counts[result.scenario] += 1
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise UsageError(
-                f"{self._path}, line {number}: not a result of a simulation",
-                why,
-                "remove that line, or choose another directory: -o DIR",
-            ) from error
-
-    def check(self, study: Study) -> None:
-        """Raises UsageError when the directory holds results of another scenario; they are named."""
-        others = {name: count for name, count in sorted(self._counts.items()) if name != study.scenario.name}
-        if others:
-            found = ", ".join(f"{count} of {name}" for name, count in others.items())
-            raise UsageError(
-                f"{self.folder} holds runs of another scenario than {study.scenario.name}",
-                f"runs in {self._path.name}: {found}",
-                "choose another directory: -o DIR",
-            )
-
-    def fill(self, study: Study) -> int:
-        """Put what is kept into a study; returns how many results that are."""
-        count = 0
-        code = code_version()
-        for point in study.points:
-            shared = (point.scenario.digest(), code["digest"], code["python"], study.until_s)
-            for seed in study.seeds:
-                found = self._found.get((*shared, seed))
-                if found is not None:
-                    point.results[seed] = found
-                    count += 1
-        return count
-
-    def keep(self, study: Study, point: Point, result: RunResult) -> None:
-        """Append a result.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        if any(problem.startswith("lost: ") for problem in result.problems):
-            return  # the machine's failure, not the seed's
-        line = {
-            "schema": RUN_SCHEMA,
-            "digest": point.scenario.digest(),
-            "code": code_version(),
-            "until_s": study.until_s,
-            "set": dict(point.values),
-            "run": asdict(result),
-        }
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-
-    def write(self, name: str, text: str) -> Path:
-        """Write a file beside the results, whole or not at all.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        path = self.folder / name
-        try:
-            path.with_name(f".{name}.part").write_text(text, encoding="utf-8")
-            path.with_name(f".{name}.part").replace(path)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        return path
-
-    def remove(self, name: str) -> None:
-        """Remove a file beside the results, if it is there.
-
-        Raises:
-            OutputError: it cannot be removed.
-        """
-        try:
-            (self.folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-
-
-def _unusable(folder: Path, error: OSError) -> UsageError:
-    """The directory is of no use from the start."""
-    return UsageError(f"no results can be kept in {folder}", *_why_and_fix(error))
-
-
-def _unwritable(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"{folder} cannot be used", *_why_and_fix(error), code="output")
-
-
-def _why_and_fix(error: OSError) -> tuple[str, str]:
-    why = "it is a file, or there is a file on the way to it" if isinstance(error, _NO_FOLDER) else error.strerror
-    return why or str(error), "choose another directory: -o DIR"
-
-
-_NO_FOLDER: Final = (FileExistsError, NotADirectoryError)
-
-
-# --- summing up -----------------------------------------------------------------------------------
-
-_T975: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t at 97.5 % for 1 to 9 degrees of freedom; the expansion is exact to 0.001 from there on."""
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, low and high of a 95 % t-interval; of one value all three are that value."""
-    mean = statistics.fmean(values)
-    freedom = len(values) - 1
-    if not freedom:
-        return {"mean": mean, "low": mean, "high": mean}
-    z = statistics.NormalDist().inv_cdf(0.975)
-    t = (
-        _T975[freedom - 1]
-        if freedom <= len(_T975)
-        else z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-SHARES: Final = (
-    "idle_while_work_share", "lookup_recall", "lookup_share", "lookup_success", "query_stale", "query_success",
-    "read_success", "recall", "record_share", "success", "up_share", "utilisation",
-)  # fmt: skip
-"""Figures that lie between 0 and 1."""
-
-
-def bounded(name: str, found: Mapping[str, float], values: Sequence[float]) -> dict[str, float]:
-    """Cut an interval to what a figure can be: a share lies from 0 to 1, nothing falls below 0 that never did."""
-    base = name[:-4] if name[-4:] in ("_p50", "_p95", "_max") else name
-    low = max(0.0, found["low"]) if min(values) >= 0 else found["low"]
-    high = min(1.0, found["high"]) if base in SHARES and max(values) <= 1 else found["high"]
-    return {"mean": found["mean"], "low": low, "high": high}
-
-
-def is_interval(found: Mapping[str, float], seeds: Sequence[int]) -> bool:
-    """Whether a figure of a summary over these seeds has an interval: one value has none, its low and high are it."""
-    return found.get("count", len(seeds)) > 1
-
-
-def summary(study: Study) -> dict[str, Any]:
-    """Return the p2pc.sim/1 document: of the one point, or with `points` of each of several."""
-    if len(study.points) == 1 and not study.points[0].values:
-        return {"schema": SCHEMA, **_point_summary(study, study.points[0])}
-    shared = {"schema": SCHEMA, "scenario": study.scenario.name, "seeds": list(study.seeds), "code": code_version()}
-    points = [{"set": point.swept(), **_point_summary(study, point)} for point in study.points]
-    return {**shared, "points": points}
-
-
-def _point_summary(study: Study, point: Point) -> dict[str, Any]:
-    results = [point.results[seed] for seed in study.seeds if seed in point.results]
-    hashes = [result.trace_hash for result in results]
-    names = sorted({name for result in results for name in result.metrics})
-    fired: Counter[str] = Counter()
-    for result in results:
-        fired.update(result.fired)
-    metrics = {}
-    for name in names:
-        values = [result.metrics[name] for result in results if math.isfinite(result.metrics.get(name, math.nan))]
-        if values:
-            metrics[name] = bounded(name, interval(values), values)
-            if len(values) != len(results):  # some seeds have no such figure
-                metrics[name]["count"] = len(values)
-    return {
-        "scenario": study.scenario.name,
-        "seeds": [result.seed for result in results],
-        "nodes": int(getattr(point.scenario.settings, "nodes", 0)),
-        "trace_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        "events": sum(result.events for result in results),
-        "messages": sum(result.messages for result in results),
-        "wall_s": round(sum(result.wall_s for result in results), 3),
-        "simulated_s": round(sum(result.simulated_s for result in results), 6),
-        "metrics": metrics,
-        "fired": dict(sorted(fired.items())),
-        "problems": [{"seed": result.seed, "problems": list(result.problems)} for result in results if result.problems],
-        "notes": dict(Counter(note for result in results for note in result.notes)),
-        "code": code_version(),
-    }
-
-
-TRACE_VALUES: Final = {
-    "population.sessions": "none",
-    "population.classes": "[]",
-    "population.correlation": "0",
-    "population.day_amplitude": "0",
-}
-"""What ``--trace`` sets besides the trace of availability, which takes the place of it."""
-
-
-def replay_command(scenario: Scenario, seed: int, values: Mapping[str, str], until_s: float | None = None) -> str:
-    """Return the command that runs one seed again, with these settings changed; the last name of a key counts."""
-    flags = {"nodes": "--nodes", "hours": "--hours", "population.trace": "--trace"}
-    implied = TRACE_VALUES if "population.trace" in values else {}
-    words = ["p2pc", "sim", "run", scenario.source, "--seed", str(seed)]
-    last = {scenario.keys.get(key, key): key for key in values}
-    for key, value in values.items():
-        if implied.get(key) == value or last[scenario.keys.get(key, key)] != key:
-            continue
-        words += [flags[key], value] if key in flags else ["--set", f"{key}={value}"]
-    return shlex.join([*words, *(() if until_s is None else ("--until", f"{until_s:g}"))])

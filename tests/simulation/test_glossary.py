@@ -9,7 +9,7 @@ import pytest
 
 from p2pcompute.simulation.invariants import NAMES
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.study import SHARES
+from p2pcompute.simulation.summary import SHARES
 from p2pcompute.simulation.world import run_mesh
 
 DOCS = Path(__file__).parents[2] / "docs" / "simulation.md"

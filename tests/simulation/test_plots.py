@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from p2pcompute.errors import UsageError
+from p2pcompute.simulation.archive import Archive
 from p2pcompute.simulation.plots import _PLOTS, _draw_sweep, _position, draw, write_tables
 from p2pcompute.simulation.records import Writer, header
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.study import Archive, InProcess, Study, plan_study, run_study, summary, trace_path
+from p2pcompute.simulation.study import InProcess, Study, plan_study, run_study, trace_path
+from p2pcompute.simulation.summary import summary
 from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 

@@ -16,25 +16,19 @@ import pytest
 
 from p2pcompute.errors import UsageError
 from p2pcompute.simulation import records
+from p2pcompute.simulation.archive import Archive, OutputError, alone_in, code_version
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
 from p2pcompute.simulation.study import (
     POINTS_MAX,
-    Archive,
     InProcess,
-    OutputError,
     Point,
     Study,
-    alone_in,
-    bounded,
-    code_version,
-    interval,
     make_meter,
     open_pool,
     plan_study,
-    replay_command,
     run_study,
-    summary,
 )
+from p2pcompute.simulation.summary import bounded, interval, replay_command, summary
 from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 
@@ -170,7 +164,7 @@ def test_what_is_kept_is_not_run_again(scenario: Scenario, tmp_path: Path) -> No
 def test_other_code_runs_everything_again(scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept(tmp_path / "out", study_of(scenario)) == 0
     code = {**code_version(), "digest": "0123456789abcdef"}
-    monkeypatch.setattr("p2pcompute.simulation.study.code_version", lambda: code)
+    monkeypatch.setattr("p2pcompute.simulation.archive.code_version", lambda: code)
     assert kept(tmp_path / "out", study_of(scenario)) == 0
 
 
