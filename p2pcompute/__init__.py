@@ -4,15 +4,18 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from p2pcompute.api.async_executor import AsyncMeshExecutor
     from p2pcompute.api.executor import MeshExecutor
     from p2pcompute.api.explanations import Explanation, Reason
     from p2pcompute.api.futures import MeshFuture
     from p2pcompute.api.jobs import Job, JobStatus
     from p2pcompute.api.nodes import NodeInfo
     from p2pcompute.api.options import TaskInfo, TaskOptions
+    from p2pcompute.api.remote_function import RemoteFunction
     from p2pcompute.api.shell import Completed
-    from p2pcompute.api.shortcuts import map, sh
+    from p2pcompute.api.shortcuts import function, map, sh
     from p2pcompute.errors import (
+        BadValue,
         NodeUnavailable,
         NoEligibleNode,
         P2pcError,
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AsyncMeshExecutor",
+    "BadValue",
     "Completed",
     "Explanation",
     "Job",
@@ -35,6 +40,7 @@ __all__ = [
     "NodeUnavailable",
     "P2pcError",
     "Reason",
+    "RemoteFunction",
     "TaskError",
     "TaskInfo",
     "TaskOptions",
@@ -43,6 +49,7 @@ __all__ = [
     "VersionMismatch",
     "WorkerDied",
     "__version__",
+    "function",
     "map",
     "sh",
 ]
@@ -51,6 +58,7 @@ __version__ = "0.1.0"
 """As in pyproject.toml; a constant, because importlib.metadata costs every command 20 ms."""
 
 _HOMES = {
+    "p2pcompute.api.async_executor": ("AsyncMeshExecutor",),
     "p2pcompute.api.executor": ("MeshExecutor",),
     "p2pcompute.api.explanations": ("Explanation", "Reason"),
     "p2pcompute.api.futures": ("MeshFuture",),
@@ -58,8 +66,10 @@ _HOMES = {
     "p2pcompute.api.nodes": ("NodeInfo",),
     "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),
     "p2pcompute.api.shell": ("Completed",),
-    "p2pcompute.api.shortcuts": ("map", "sh"),
+    "p2pcompute.api.remote_function": ("RemoteFunction",),
+    "p2pcompute.api.shortcuts": ("function", "map", "sh"),
     "p2pcompute.errors": (
+        "BadValue",
         "NoEligibleNode",
         "NodeUnavailable",
         "P2pcError",

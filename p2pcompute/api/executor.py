@@ -20,6 +20,7 @@ from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wai
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.errors import BadValue, UsageError
+from p2pcompute.execution.calls import Spread
 from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
@@ -161,17 +162,44 @@ class MeshExecutor(cf.Executor):
             Exception: (while iterating) what a call raised; the results before it are yielded first.
             RuntimeError: (while iterating) after `shutdown`, when items had to be taken for more results.
         """
+        mapping: Mapping[R] = self._mapping(
+            fn, iterables, timeout_s=timeout, chunk_count=chunksize, buffer_count=buffersize
+        )
+        return mapping.results()
+
+    def _mapping(
+        self,
+        fn: Callable[..., R],
+        iterables: tuple[Iterable[Any], ...],
+        *,
+        timeout_s: float | None = None,
+        chunk_count: int,
+        buffer_count: int | None,
+        is_ordered: bool = True,
+        on_ended: Callable[[], None] | None = None,
+    ) -> Mapping[R]:
+        """Begin a map; see `map` and `Mapping`."""
         self._check_open()
         if not iterables:
             raise UsageError("map needs something to map over", "there is no iterable", "give one")
-        if type(chunksize) is not int or chunksize < 0:
-            raise BadValue(f"chunksize={chunksize!r} cannot be used", "it is a count from 0", "change it")
-        if buffersize is not None and (type(buffersize) is not int or buffersize < 1):
-            raise BadValue(f"buffersize={buffersize!r} cannot be used", "it is a count from 1", "change it")
-        mapping: Mapping[R] = Mapping(
-            self, fn, iterables, timeout_s=timeout, chunk_count=chunksize, buffer_count=buffersize
+        if type(chunk_count) is not int or chunk_count < 0:
+            raise BadValue(f"chunksize={chunk_count!r} cannot be used", "it is a count from 0", "change it")
+        if buffer_count is not None and (type(buffer_count) is not int or buffer_count < 1):
+            raise BadValue(f"buffersize={buffer_count!r} cannot be used", "it is a count from 1", "change it")
+        return Mapping(
+            self,
+            fn,
+            iterables,
+            timeout_s=timeout_s,
+            chunk_count=chunk_count,
+            buffer_count=buffer_count,
+            is_ordered=is_ordered,
+            on_ended=on_ended,
         )
-        return mapping.results()
+
+    def starmap(self, fn: Callable[..., R], iterable: Iterable[Sequence[Any]], **options: Any) -> Iterator[R]:
+        """Call `fn` with the items of each row; otherwise as `map` (`timeout`, `chunksize`, `buffersize`)."""
+        return self.map(Spread(fn), iterable, **options)
 
     def start_map(
         self,
@@ -206,7 +234,11 @@ class MeshExecutor(cf.Executor):
         Raises:
             UsageError: there is no such option, or its value cannot be used.
         """
-        return MeshExecutor(options=self._options.changed(**changes), _core=self._core)
+        return self.with_task_options(self._options.changed(**changes))
+
+    def with_task_options(self, options: TaskOptions) -> MeshExecutor:
+        """Return an executor on the same node whose tasks run with these options."""
+        return MeshExecutor(options=options, _core=self._core)
 
     # --- state ------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pickle
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -55,7 +54,16 @@ class Mapping(Generic[R]):
         timeout_s: float | None,
         chunk_count: int,
         buffer_count: int | None,
+        is_ordered: bool = True,
+        on_ended: Callable[[], None] | None = None,
     ) -> None:
+        """Args:
+        timeout_s: seconds from now for all results.
+        chunk_count: calls in a task; 0: chosen.
+        buffer_count: most items that were taken and have no result yet; None: chosen.
+        is_ordered: results come in the order of the items; else as they are there.
+        on_ended: called, by any thread, when there may be more to `poll`.
+        """
         self._executor = executor
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._left = _known_length(iterables)
@@ -64,8 +72,12 @@ class Mapping(Generic[R]):
         self._buffer_count = buffer_count
         with executor._lock:
             self._shipment, _ = executor._functions.find(function, chunked=True)
-        self._open: deque[tuple[MeshFuture[list[R]], int]] = deque()
-        """Chunks whose results were not yielded, with their sizes."""
+        self._open: dict[MeshFuture[list[R]], int] = {}
+        """Chunks whose results were not given, in their order, with their sizes."""
+        self._done: dict[MeshFuture[list[R]], None] = {}
+        """Those of them that have ended, in that order, where results are not given in the order of the items."""
+        self.is_ordered = is_ordered
+        self.on_ended = on_ended
         self._unfinished = 0
         self._taken = 0
         """Items in `_open`."""
@@ -78,7 +90,7 @@ class Mapping(Generic[R]):
         self._lock = threading.RLock()
         """Held while items are taken and handed in."""
         self._error: BaseException | None = None
-        """Why not all that is left could be handed in at the end of the executor."""
+        """What is raised once the results before it were given."""
         self._fill()
         if not self._is_exhausted and self._left and buffer_count is None:
             executor._core.mappings[self] = None
@@ -86,28 +98,61 @@ class Mapping(Generic[R]):
     def results(self) -> Iterator[R]:
         """Yield the results; cancels what is left when the iterator is closed early."""
         try:
-            while self._open:
-                head, count = self._open[0]
-                self._wait(head)
-                with self._lock:
-                    self._open.popleft()
-                    self._taken -= count
-                values, error = self._values(head)
-                del head
-                if error is None:
-                    self._fill()
-                values.reverse()
+            while not self.is_over:
+                values = self.poll()
+                if values is None:
+                    self._wait()
+                    continue
                 while values:
                     yield values.pop()  # nothing here refers to it any more
-                if error is not None:
-                    raise error
-                self._fill()
-            if self._error is not None:
-                raise self._error
         finally:
-            self._executor._core.mappings.pop(self, None)
-            for future, _count in self._open:
-                future.cancel()
+            self.close()
+
+    @property
+    def is_over(self) -> bool:
+        """True when every result was given and no exception is left to be raised."""
+        return not self._open and self._error is None
+
+    def poll(self) -> list[R] | None:
+        """Return the results of the next chunk, the first one last, or None while it has not ended.
+
+        Hands in more, as there is room.
+
+        Raises:
+            Exception: what a call raised, after the results before it.
+        """
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._measure(self._ended.get_nowait())
+        self._fill()
+        if not self._open:
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            return None
+        head = next(iter(self._open if self.is_ordered else self._done), None)
+        if head is None or not head.done():
+            return None
+        with self._lock:
+            self._taken -= self._open.pop(head)
+            self._done.pop(head, None)
+        values, error = self._values(head)
+        if error is not None:
+            # Nothing is handed in any more; what the call raised comes behind the results before it.
+            self.close()
+            self._error = error
+        else:
+            self._fill()
+        values.reverse()
+        return values
+
+    def close(self) -> None:
+        """Cancel what is left."""
+        self._is_exhausted = True
+        self._executor._core.mappings.pop(self, None)
+        for future in self._open:
+            future.cancel()
+        self._open.clear()
 
     def finish(self) -> None:
         """Hand in all that is left: the executor takes nothing afterwards.  By any thread."""
@@ -120,7 +165,8 @@ class Mapping(Generic[R]):
                         size = min(size, CHUNK_MAX, int(CHUNK_BYTES / self._call_bytes) + 1)
                     self._hand_in(size)
             except Exception as error:  # noqa: BLE001 - of the user's iterable: it is raised behind the results
-                self._error, self._is_exhausted = error, True
+                self._error = error
+            self._is_exhausted = True
 
     def _values(self, head: MeshFuture[list[R]]) -> tuple[list[R], BaseException | None]:
         """Return the results of a chunk, up to the first exception."""
@@ -134,29 +180,28 @@ class Mapping(Generic[R]):
                 partial = pickle.loads(data)
         return partial, error
 
-    def _wait(self, head: MeshFuture[list[R]]) -> None:
-        """Wait for a chunk; hand in more as others end meanwhile.
+    def _wait(self) -> None:
+        """Wait until a chunk has ended.
 
         Raises:
             TimeoutError: the time is over.
         """
-        while True:
-            try:
-                while True:
-                    self._measure(self._ended.get_nowait())
-            except queue.Empty:
-                pass
-            self._fill()
-            if head.done():
-                return
-            left = None if self._deadline is None else self._deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError
-            with contextlib.suppress(queue.Empty):
-                self._measure(self._ended.get(timeout=left))
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        with contextlib.suppress(queue.Empty):
+            self._measure(self._ended.get(timeout=left))
+
+    def _has_ended(self, future: Any) -> None:
+        """A chunk has ended; by any thread."""
+        self._ended.put(future)
+        if self.on_ended is not None:
+            self.on_ended()
 
     def _measure(self, future: MeshFuture[list[R]]) -> None:
         self._unfinished -= 1
+        if not self.is_ordered and future in self._open:
+            self._done[future] = None
         report = future._report
         count = future._chunk_count
         if report is None or report[2] is None or not count:
@@ -220,10 +265,10 @@ class Mapping(Generic[R]):
         self._call_bytes = len(data) / count
         future = self._executor._send(self._shipment, data)
         future._chunk_count = count
-        self._open.append((future, count))
+        self._open[future] = count
         self._taken += count
         self._unfinished += 1
-        future.add_done_callback(self._ended.put)  # type: ignore[arg-type]
+        future.add_done_callback(self._has_ended)
 
     def _take(self, size: int) -> list[list[Any]]:
         """Take up to `size` items from each iterable; the shortest one ends them all."""

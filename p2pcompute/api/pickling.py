@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any, Final
 
-from p2pcompute.execution.functions import dump_args, key_of, load_exception, load_value, ship
+from p2pcompute.execution.functions import dump_args, load_exception, load_value, ship
 from p2pcompute.execution.modules import is_own_path
 
-__all__ = ["dump_call", "key_of", "load_exception", "load_value", "ship"]
+__all__ = ["dump_call", "load_exception", "load_value", "ship"]
 
 _SIMPLE: Final = frozenset({type(None), bool, int, float, str, bytes})
 _libraries: dict[str, bool] = {}

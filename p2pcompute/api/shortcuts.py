@@ -1,17 +1,19 @@
-"""`p2pcompute.map` and `p2pcompute.sh`: one executor of the process, made at the first use and closed at its exit."""
+"""`p2pcompute.map`, `sh` and `function`: one executor of the process, made at the first use and closed at its exit."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from p2pcompute.api.executor import MeshExecutor
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.remote_function import RemoteFunction
 from p2pcompute.api.shell import Completed, start_commands
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 _lock = threading.Lock()
@@ -19,7 +21,7 @@ _executor: tuple[int, MeshExecutor] | None = None
 """(process id, executor): a forked child makes its own."""
 
 
-def _shared() -> MeshExecutor:
+def shared_executor() -> MeshExecutor:
     global _executor
     with _lock:
         if _executor is None or _executor[0] != os.getpid() or _executor[1].is_closed:
@@ -36,7 +38,7 @@ def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iter
     Raises:
         Exception: (while iterating) what a call raised.
     """
-    return _shared().map(fn, *iterables, **options)
+    return shared_executor().map(fn, *iterables, **options)
 
 
 def sh(
@@ -65,5 +67,37 @@ def sh(
         UsageError: the command or an option cannot mean anything, or a file cannot be read.
     """
     return start_commands(
-        _shared(), command, inputs, send=send, fetch=fetch, to=to, options=TaskOptions().changed(**options), name=name
+        shared_executor(),
+        command,
+        inputs,
+        send=send,
+        fetch=fetch,
+        to=to,
+        options=TaskOptions().changed(**options),
+        name=name,
     )
+
+
+@overload
+def function(fn: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+@overload
+def function(
+    *, options: TaskOptions | None = ..., **changes: Any
+) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]: ...
+def function(
+    fn: Callable[P, R] | None = None, /, *, options: TaskOptions | None = None, **changes: Any
+) -> RemoteFunction[P, R] | Callable[[Callable[P, R]], RemoteFunction[P, R]]:
+    """Decorate a function so that it can also be called on the mesh.
+
+    Args:
+        options: how its tasks run.
+        changes: fields of `TaskOptions` that differ from `options`.
+
+    Raises:
+        BadValue: an option has a value that cannot be used.
+        UsageError: there is no such option.
+    """
+    chosen = (options or TaskOptions()).changed(**changes)
+    if fn is not None:
+        return RemoteFunction(fn, chosen)
+    return lambda fn: RemoteFunction(fn, chosen)

@@ -5,7 +5,8 @@ classes of the user's own modules by content, library ones by name, data by valu
 line numbers, so moving a function within its file changes nothing.
 
 Deviations: bytecode differs between Python minors, and so does the key; an object that can be neither walked nor
-pickled counts by its type only, and so does what is beyond VALUES_MAX values.
+pickled counts by its type only; what is beyond VALUES_MAX values counts by its pickle, in which it matters whether equal
+data is one object or two.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Final
 from p2pcompute.execution.modules import is_own_path, referenced
 
 _DEPTH_MAX: Final = 200
-VALUES_MAX: Final = 200_000
+VALUES_MAX: Final = 50_000
 """Values that are walked: data that is reached on many ways is met once on each of them, and that doubles."""
 _SKIPPED_CLASS_NAMES: Final = frozenset(
     {"__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__", "__doc__"}
@@ -72,7 +73,7 @@ class _Walker:
             return
         self._left -= 1
         if self._left < 0:
-            self._put("many", f"{type(value).__module__}.{type(value).__qualname__}".encode())
+            self._add_pickle(value)
             return
         # Whether equal data is one object or two depends on how it came to be: only a cycle counts.
         if id(value) in self._path or depth > _DEPTH_MAX:
@@ -162,6 +163,9 @@ class _Walker:
         if isinstance(state, dict):
             self.add(state, depth)
             return
+        self._add_pickle(value)
+
+    def _add_pickle(self, value: Any) -> None:
         try:
             self._put("pickle", pickle.dumps(value, 5))
         except Exception:  # noqa: BLE001 - pickling runs the object's own code

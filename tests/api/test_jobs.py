@@ -188,4 +188,4 @@ def test_module_level_sh() -> None:
     from p2pcompute.api import shortcuts
 
     assert [completed.stdout for completed in p2pcompute.sh("echo", [1, 2])] == [b"1\n", b"2\n"]
-    shortcuts._shared().shutdown()
+    shortcuts.shared_executor().shutdown()

@@ -180,12 +180,12 @@ def test_module_level_map() -> None:
     assert list(p2pcompute.map(square, range(5))) == [0, 1, 4, 9, 16]
     from p2pcompute.api import shortcuts
 
-    first = shortcuts._shared()
+    first = shortcuts.shared_executor()
     assert list(p2pcompute.map(pow, [2], [3], chunksize=1)) == [8]
-    assert shortcuts._shared() is first
+    assert shortcuts.shared_executor() is first
     first.shutdown()
     assert list(p2pcompute.map(square, [3])) == [9], "made anew after somebody shut it down"
-    shortcuts._shared().shutdown()
+    shortcuts.shared_executor().shutdown()
     wait_until(lambda: shortcuts._executor is not None and shortcuts._executor[1].is_closed, "closed")
 
 
