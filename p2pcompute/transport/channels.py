@@ -45,7 +45,7 @@ from p2pcompute.transport.channel import (
     make_error,
     read_error,
 )
-from p2pcompute.transport.credentials import Credentials, PeerInfo, invite_key
+from p2pcompute.transport.credentials import ANYBODY, WORDS_KEY, Credentials, PeerInfo, invite_key
 from p2pcompute.transport.messages import MessageType, Purpose, decode_body, encode_message, peek
 from p2pcompute.transport.rate import TokenBuckets, source_of
 from p2pcompute.wire.frames import FrameReader, frame
@@ -273,7 +273,9 @@ class Channels:
         """The listener's side: HELLO, AUTH, WELCOME."""
         clock, crypto, credentials = self._host.clock, self._host.crypto, self._credentials
         nonce = crypto.random_bytes(handshake.NONCE_BYTES)
-        hello = handshake.make_hello(self._certificate, nonce=nonce, instance=self._instance, hello=credentials.hello())
+        is_invited = handshake.match_preamble(preamble, credentials.network_keys(), self._own_key) is None
+        said = {"name": credentials.name} if is_invited else credentials.hello()
+        hello = handshake.make_hello(self._certificate, nonce=nonce, instance=self._instance, hello=said)
         started = clock.now()
         _write(stream, MessageType.HELLO, hello)
         # Nothing may follow AUTH before WELCOME, so this small reader is done with after one frame.
@@ -284,7 +286,6 @@ class Channels:
             raise RemoteProtocolError("more than AUTH came before WELCOME")
         auth = handshake.check_auth(crypto, body, binding=stream.binding, nonce=nonce, listener=self._own_key)
         version = handshake.negotiate(auth.versions)
-        is_invited = handshake.match_preamble(preamble, credentials.network_keys(), self._own_key) is None
         if is_invited != (auth.purpose is Purpose.JOIN):
             raise RemoteProtocolError("an invitation opens a joining channel, and only it does")
         if is_invited:
@@ -371,15 +372,29 @@ class Channels:
         except P2pcError as error:
             return error
 
+    async def meet(self, addresses: Sequence[Address]) -> Channel:
+        """Return a joining channel to whoever answers and has an invitation by words open; `peer.key` says who that is.
+
+        What it is worth has to be proven over it: see `trust.pake`.
+
+        Raises:
+            ChannelLost: no address led to such a node.
+            TrustError, VersionMismatch: as `connect`.
+        """
+        return await self._dial(None, addresses, Purpose.JOIN, None)
+
     async def _dial(
-        self, key: bytes, addresses: Sequence[Address], purpose: Purpose, invite_secret: bytes | None
+        self, key: bytes | None, addresses: Sequence[Address], purpose: Purpose, invite_secret: bytes | None
     ) -> Channel:
-        if not self._has_room(key):
+        if not self._has_room(key or ANYBODY):
             raise ChannelLost("too many channels are open", "", "try again later", code=_BUSY)
         targets = list(dict.fromkeys(addresses))[:DIAL_ADDRESSES_MAX]
         if not targets:
             raise ChannelLost("the node cannot be reached", "no address is known")
-        preamble_key = self._credentials.network_keys()[0] if invite_secret is None else invite_key(invite_secret)
+        if key is None:
+            preamble_key = WORDS_KEY
+        else:
+            preamble_key = self._credentials.network_keys()[0] if invite_secret is None else invite_key(invite_secret)
         if len(targets) == 1:
             proven = await self._attempt(key, targets[0], purpose, preamble_key)
         else:
@@ -390,11 +405,11 @@ class Channels:
             raise ChannelLost("too many channels are open", "", "try again later", code=_BUSY)
         return channel
 
-    async def _attempt(self, key: bytes, address: Address, purpose: Purpose, preamble_key: bytes) -> _Proven:
+    async def _attempt(self, key: bytes | None, address: Address, purpose: Purpose, preamble_key: bytes) -> _Proven:
         """Dial one address and prove both keys.  Cancelled or failed: the connection is closed."""
         preamble = handshake.make_preamble(
             preamble_key,
-            listener=key,
+            listener=key or ANYBODY,
             wall=self._host.clock.wall(),
             nonce=self._host.crypto.random_bytes(handshake.PREAMBLE_NONCE_BYTES),
         )
@@ -419,13 +434,14 @@ class Channels:
             if stream is not None and not is_done:
                 stream.abort()
 
-    async def _prove(self, stream: ByteStream, key: bytes, purpose: Purpose) -> _Proven:
+    async def _prove(self, stream: ByteStream, key: bytes | None, purpose: Purpose) -> _Proven:
         """The dialler's side: HELLO, AUTH, WELCOME."""
         clock, crypto, credentials = self._host.clock, self._host.crypto, self._credentials
         frames = _Frames(stream, FRAME_BYTES_MAX)
         body = _expect(await frames.next(), MessageType.HELLO)
         hello = handshake.check_hello(crypto, body, binding=stream.binding, listener=key)
         version = handshake.negotiate(hello.versions)
+        key = hello.key
         if purpose is Purpose.JOIN:
             peer = _stranger(key, hello.hello)
             said: dict[str, Any] = {"name": credentials.name}

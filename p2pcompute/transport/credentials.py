@@ -14,6 +14,11 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity
 
 HINT_BYTES: Final = 4
+WORDS_KEY: Final = hashlib.blake2b(b"", digest_size=32, person=b"p2pc words").digest()
+"""Key of the preamble of those who were invited by words: no secret.  It opens the joining exchange, rate-limited,
+while such an invitation is open."""
+ANYBODY: Final = bytes(32)
+"""Instead of the listener's key in a preamble under WORDS_KEY: the dialler knows an address and no key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from p2pcompute.limits import (
     PROTOCOL_MIN,
     REPLAY_NONCES_MAX,
 )
-from p2pcompute.transport.credentials import HINT_BYTES, group_hint
+from p2pcompute.transport.credentials import ANYBODY, HINT_BYTES, WORDS_KEY, group_hint
 from p2pcompute.transport.messages import Purpose
 from p2pcompute.wire import cbor, envelope
 
@@ -60,7 +60,7 @@ def make_preamble(key: bytes, *, listener: bytes, wall: float, nonce: bytes) -> 
 
     Args:
         key: a network key, or an invitation's (32 bytes).
-        listener: public key of the node that is dialled; nobody else lets this preamble in.
+        listener: public key of the node that is dialled; nobody else lets this preamble in.  ANYBODY with WORDS_KEY.
         wall: Unix seconds.
         nonce: PREAMBLE_NONCE_BYTES unpredictable bytes.
     """
@@ -80,7 +80,8 @@ def match_preamble(preamble: bytes, keys: Sequence[bytes], listener: bytes) -> b
         return None
     head, mac = preamble[:_SIGNED_BYTES], preamble[_SIGNED_BYTES:]
     for key in keys:
-        if group_hint(key) == head[:HINT_BYTES] and hmac.compare_digest(_preamble_mac(key, head, listener), mac):
+        meant = ANYBODY if key == WORDS_KEY else listener
+        if group_hint(key) == head[:HINT_BYTES] and hmac.compare_digest(_preamble_mac(key, head, meant), mac):
             return key
     return None
 
@@ -210,12 +211,12 @@ def make_hello(certificate: bytes, *, nonce: bytes, instance: bytes, hello: dict
     }
 
 
-def check_hello(crypto: Crypto, body: Any, *, binding: bytes, listener: bytes) -> Hello:
+def check_hello(crypto: Crypto, body: Any, *, binding: bytes, listener: bytes | None) -> Hello:
     """Return the listener's HELLO when it is the node that was meant.
 
     Args:
         binding: SHA-256 of the leaf certificate that this connection showed.
-        listener: the public key that was meant.
+        listener: the public key that was meant; None: whoever answers, who will have to prove more than a key.
 
     Raises:
         RemoteProtocolError: malformed, another node, or another certificate: somebody is in between.
@@ -226,7 +227,7 @@ def check_hello(crypto: Crypto, body: Any, *, binding: bytes, listener: bytes) -
     if not hmac.compare_digest(leaf, binding):
         raise RemoteProtocolError("the certificate of the connection is not the listener's")
     return Hello(
-        key=listener,
+        key=signed.signer,
         versions=_versions(fields.get("versions")),
         nonce=_bytes(fields, "nonce", NONCE_BYTES),
         instance=_bytes(fields, "instance", INSTANCE_BYTES),

@@ -4,6 +4,9 @@ A token is one line for scripts.  The secret in it never travels: it keys the pr
 reach the handshake, and a proof bound to that one channel and to both keys, so that nothing seen on the way
 can be used elsewhere.
 
+An invitation with words is for people: few enough to be said, so their secret keys nothing by itself; see `pake`.
+While one is open, anybody may reach the joining exchange, and so a stranger is told no more than a name.
+
 `Invites` decides and holds no clock: `now` is passed in.  Invitations live in memory; a restart ends them.
 
 Invariants: a secret admits at most `uses` installations; an installation that was admitted and lost the
@@ -27,17 +30,26 @@ from p2pcompute.identity.keys import ROLES, ordered_roles
 from p2pcompute.ids import PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
     GROUP_NAME_CHARS_MAX,
+    INVITE_NUMBER_MAX,
     INVITE_TTL_S,
     INVITE_TTL_S_MAX,
     INVITE_USES_MAX,
+    INVITE_WORDS_MAX,
+    INVITE_WORDS_MIN,
     INVITES_CLOSED_MAX,
     INVITES_OPEN_MAX,
     JOIN_FAILURES_MAX,
+    MEETINGS_BURST,
+    MEETINGS_MAX,
+    MEETINGS_PER_S,
     TOKEN_ADDRESSES_MAX,
     TOKEN_CHARS_MAX,
 )
-from p2pcompute.transport.credentials import invite_key
+from p2pcompute.transport.credentials import WORDS_KEY, invite_key
+from p2pcompute.transport.rate import TokenBuckets
 from p2pcompute.trust.groups import MEMBER_ROLES
+from p2pcompute.trust.pake import Exchange
+from p2pcompute.trust.words import Code, words_of
 from p2pcompute.wire import cbor
 
 SECRET_BYTES: Final = 16
@@ -48,7 +60,7 @@ TOKEN_PREFIX: Final = "p2pc-"
 _TOKEN_FORMAT: Final = 1
 _CHECKSUM_BYTES: Final = 4
 _HOST_CHARS_MAX: Final = 253
-_NEW_ONE: Final = "make a NEW one on a machine of the group: p2pc invite --token"
+_NEW_ONE: Final = "make a NEW one on a machine of the group: p2pc invite"
 
 
 def invite_id(secret: bytes) -> bytes:
@@ -292,6 +304,14 @@ class Invite:
     """Wrong proofs so far."""
     admitted: dict[bytes, None] = field(default_factory=dict)
     """Installations, in the order in which they came."""
+    number: int = 0
+    """Of an invitation with words; 0: it has none."""
+    words: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> Code:
+        """What is said to the joiner, for an invitation with words."""
+        return Code(self.number, self.words)
 
     @property
     def id(self) -> bytes:
@@ -325,10 +345,19 @@ class Invites:
         self._crypto = crypto
         self._open: dict[bytes, Invite] = {}
         self._ended: dict[bytes, Invite] = {}
+        self._meetings: dict[bytes, tuple[bytes, Exchange]] = {}
+        """Channel → (invitation, exchange over its words)."""
+        self._meeting_rate = TokenBuckets(rate_per_s=MEETINGS_PER_S, burst=MEETINGS_BURST, sources_max=1)
         self.counters = InviteCounters()
 
     def create(
-        self, now: float, *, uses: int = 1, expires_s: float = INVITE_TTL_S, roles: Sequence[str] = MEMBER_ROLES
+        self,
+        now: float,
+        *,
+        uses: int = 1,
+        expires_s: float = INVITE_TTL_S,
+        roles: Sequence[str] = MEMBER_ROLES,
+        words: int = 0,
     ) -> Invite:
         """Return a new open invitation.
 
@@ -337,6 +366,7 @@ class Invites:
             uses: machines that it may admit, 1 to INVITE_USES_MAX.
             expires_s: its life in seconds, above 0 and at most INVITE_TTL_S_MAX.
             roles: what it grants; the caller has made sure that it may grant them.
+            words: how many words its code has; 0: it is for a token.
 
         Raises:
             UsageError: a number is out of range, a role is unknown, or INVITES_OPEN_MAX are open.
@@ -351,6 +381,10 @@ class Invites:
             )
         if any(role not in ROLES for role in roles):
             raise UsageError("an unknown role", f"roles are: {', '.join(ROLES)}", "choose one of them")
+        if words and not INVITE_WORDS_MIN <= words <= INVITE_WORDS_MAX:
+            raise UsageError(
+                f"a code of {words} words", f"it may have {INVITE_WORDS_MIN} to {INVITE_WORDS_MAX}", "choose --words"
+            )
         self._expire(now)
         if len(self._open) >= INVITES_OPEN_MAX:
             raise UsageError(
@@ -365,6 +399,9 @@ class Invites:
             expires=now + expires_s,
             roles=ordered_roles(roles),
         )
+        if words:
+            invite.number = self._free_number()
+            invite.words = words_of(self._crypto.random_bytes(words))
         self._open[invite.id] = invite
         self.counters.created += 1
         return invite
@@ -401,6 +438,90 @@ class Invites:
         right = join_proof(invite.secret, binding=binding, joiner=joiner, inviter=inviter)
         if not hmac.compare_digest(right, proof):
             raise self._wrong(invite)
+        return self._take_use(now, invite, joiner)
+
+    def meet(
+        self, now: float, number: object, message: object, *, binding: bytes, joiner: bytes, inviter: bytes
+    ) -> bytes:
+        """Return the answer to a joiner's message over the words of the invitation with this number.
+
+        Raises:
+            TrustError: the invitation has ended or never was, or too many ask at once.
+            RemoteProtocolError: not such a message.
+        """
+        if type(number) is not int:
+            raise RemoteProtocolError("not the number of an invitation")
+        invite = self._numbered(now, number)
+        if not self._meeting_rate.take("words", now):
+            self.counters.refused += 1
+            raise TrustError("too many ask to join at once", "", "try again in a few seconds", code="invite-busy")
+        exchange = Exchange(
+            invite.code.password,
+            is_joiner=False,
+            joiner=joiner,
+            inviter=inviter,
+            binding=binding,
+            entropy=self._crypto.random_bytes,
+        )
+        exchange.finish(message)
+        self._meetings.pop(binding, None)
+        self._meetings[binding] = (invite.id, exchange)
+        while len(self._meetings) > MEETINGS_MAX:
+            del self._meetings[next(iter(self._meetings))]
+        return exchange.message
+
+    def redeem_words(self, now: float, proof: object, *, binding: bytes, joiner: bytes) -> tuple[Invite, bytes]:
+        """Return the invitation that the joiner may now be admitted on, and the proof that this is the inviter.
+
+        Args:
+            proof: what the joiner sent after `meet`; each meeting has one.
+
+        Raises:
+            TrustError: as `redeem`.
+            RemoteProtocolError: there was no meeting on this channel.
+        """
+        met = self._meetings.pop(binding, None)
+        if met is None:
+            raise RemoteProtocolError("a proof of words without an exchange before it")
+        invitation, exchange = met
+        self._expire(now)
+        invite = self._open.get(invitation) or self._ended.get(invitation)
+        if invite is None or invite.ending not in (None, Ending.USED):
+            self.counters.refused += 1
+            raise _refusal(Ending.UNKNOWN if invite is None or invite.ending is None else invite.ending)
+        if not exchange.is_proof(proof):
+            raise self._wrong(invite)
+        return self._take_use(now, invite, joiner), exchange.own_proof
+
+    def _numbered(self, now: float, number: int) -> Invite:
+        """Return the invitation with this number, if words may still be tried on it."""
+        self._expire(now)
+        for invite in (*self._open.values(), *reversed(self._ended.values())):
+            if number and invite.number == number:
+                if invite.ending in (None, Ending.USED):
+                    return invite
+                self.counters.refused += 1
+                raise _refusal(invite.ending)
+        self.counters.refused += 1
+        raise _refusal(Ending.UNKNOWN)
+
+    def _free_number(self) -> int:
+        taken = {invite.number for invite in (*self._open.values(), *self._ended.values())}
+        return next(number for number in range(1, INVITE_NUMBER_MAX) if number not in taken)
+
+    def numbers(self, now: float) -> list[int]:
+        """Return the numbers of the open invitations with words, to be announced."""
+        return sorted(invite.number for invite in self.open_invites(now) if invite.number)
+
+    def withdraw(self, invitation: bytes) -> bool:
+        """Void an invitation that is open; returns whether it was."""
+        invite = self._open.get(invitation)
+        if invite is not None:
+            self._end(invite, Ending.VOID)
+        return invite is not None
+
+    def _take_use(self, now: float, invite: Invite, joiner: bytes) -> Invite:
+        """Admit a joiner that has proven to know the secret."""
         if joiner in invite.admitted and now < invite.expires:
             self.counters.repeated += 1
             return invite
@@ -421,9 +542,9 @@ class Invites:
             self._end(invite, Ending.VOID)
             return _refusal(Ending.VOID)
         return TrustError(
-            "the proof for this invitation is wrong",
+            "these are not the words of this invitation" if invite.words else "the proof for this invitation is wrong",
             f"{left} more wrong {'attempt' if left == 1 else 'attempts'} and it is void",
-            "copy the whole token again",
+            "read the code again" if invite.words else "copy the whole token again",
             code="invite-wrong",
         )
 
@@ -446,7 +567,9 @@ class Invites:
         refused; at most INVITES_OPEN_MAX + INVITES_CLOSED_MAX.
         """
         self._expire(now)
-        return [invite_key(invite.secret) for invite in (*self._open.values(), *self._ended.values())]
+        invites = [*self._open.values(), *self._ended.values()]
+        has_words = any(invite.words for invite in invites)
+        return [*([WORDS_KEY] if has_words else ()), *[invite_key(one.secret) for one in invites if not one.words]]
 
     def _expire(self, now: float) -> None:
         for invite in [invite for invite in self._open.values() if invite.expires <= now]:
