@@ -5,8 +5,8 @@ classes of the user's own modules by content, library ones by name, data by valu
 line numbers, so moving a function within its file changes nothing.
 
 Deviations: bytecode differs between Python minors, and so does the key; an object that can be neither walked nor
-pickled counts by its type only; what is beyond VALUES_MAX values counts by its pickle, in which it matters whether equal
-data is one object or two.
+pickled counts by its type only; what is beyond VALUES_MAX values counts by its pickle, in which it matters whether
+equal data is one object or two.
 """
 
 from __future__ import annotations
