@@ -29,6 +29,7 @@ from p2pcompute.dht.messages import (
     signing_input,
     type_of,
 )
+from p2pcompute.dht.reach import Reach
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
 from p2pcompute.identity.keys import Identity
@@ -119,6 +120,12 @@ class DhtCounters:
     searches: int = 0
     search_requests: int = 0
     """Queries sent for all searches together."""
+    checks: int = 0
+    """Contacts that were asked to have this node called."""
+    calls_served: int = 0
+    """Nodes that were called, or had somebody called, on request."""
+    calls_refused: int = 0
+    """Requests for it beyond DHT_CALLS_MAX."""
 
 
 @dataclass(slots=True)
@@ -158,6 +165,7 @@ class Exchange:
         *,
         group_id: bytes,
         run: bytes,
+        reach: Reach,
         on_request: Callable[[Verified], None],
         on_reply: Callable[[Verified], None],
         on_timeout: Callable[[bytes, Address, float], None],
@@ -165,6 +173,7 @@ class Exchange:
         """Start without requests.
 
         Args:
+            reach: says what this node is to whom it sends to, and is told who that was.
             on_request: given each verified request.
             on_reply: given each verified reply, before the request's own callback.
             on_timeout: given key, address and time of sending of a request that was never answered; only for
@@ -178,6 +187,7 @@ class Exchange:
         self._counters = counters
         self._group_id = group_id
         self._run = run
+        self._reach = reach
         self._on_request = on_request
         self._on_reply = on_reply
         self._on_timeout = on_timeout
@@ -208,6 +218,7 @@ class Exchange:
         done: Callable[[Message | None], None],
         *,
         timeout_s: float = DHT_REQUEST_S,
+        is_once: bool = False,
     ) -> None:
         """Send a request and have `done` called once: with the reply, or None when there is none.
 
@@ -215,6 +226,7 @@ class Exchange:
             key: the peer's public key; None for a PING to an address whose owner is not known.
             messages: one, or all parts of a PUT, under one transaction.
             timeout_s: hard timeout.
+            is_once: do not send it again when no answer comes.
         """
         if self._is_closed or len(self._pending) >= DHT_REQUESTS_MAX:
             self._counters.requests_refused_full += not self._is_closed
@@ -222,7 +234,7 @@ class Exchange:
             return
         transaction = self._crypto.random_bytes(TRANSACTION_BYTES)
         recipient = ANYONE if key is None else place_of(key).id
-        datagrams = [self._encode(message, transaction, recipient) for message in messages]
+        datagrams = [self._encode(message, transaction, recipient, address) for message in messages]
         now = self._clock.now()
         pending = _Pending(
             datagrams=datagrams,
@@ -231,7 +243,7 @@ class Exchange:
             replies=REPLIES[type_of(messages[0])],
             sent=now,
             hard_at=now + timeout_s,
-            gap_s=self._stretch * min(self._estimate(address).resend_s, _RESEND_GAP_S_MAX),
+            gap_s=timeout_s if is_once else self._stretch * min(self._estimate(address).resend_s, _RESEND_GAP_S_MAX),
             done=done,
         )
         self._pending[transaction] = pending
@@ -241,8 +253,9 @@ class Exchange:
 
     def answer(self, request: Verified, message: Message) -> None:
         """Send the reply to a request, to where it came from."""
-        statement = request.statement
-        self._port.send(self._encode(message, statement.transaction, place_of(statement.sender).id), request.address)
+        statement, address = request.statement, request.address
+        self._reach.on_sent(address.host, self._clock.now())
+        self._port.send(self._encode(message, statement.transaction, place_of(statement.sender).id, address), address)
 
     def receive(self, datagram: bytes, address: Address) -> None:
         """Take in a datagram of this group.  Whatever is wrong with it is counted, and it is dropped."""
@@ -312,7 +325,7 @@ class Exchange:
     def _estimate(self, address: Address) -> RttEstimate:
         return self._loopback_rtt if is_loopback(address.host) else self._network_rtt
 
-    def _encode(self, message: Message, transaction: bytes, recipient: bytes) -> bytes:
+    def _encode(self, message: Message, transaction: bytes, recipient: bytes, address: Address) -> bytes:
         return encode_statement(
             message,
             transaction=transaction,
@@ -321,9 +334,11 @@ class Exchange:
             run=self._run,
             group_id=self._group_id,
             sign=self._identity.sign,
+            is_client=self._reach.is_client_to(address),
         )
 
     def _send(self, pending: _Pending) -> None:
+        self._reach.on_sent(pending.address.host, self._clock.now())
         for datagram in pending.datagrams:
             self._port.send(datagram, pending.address)
 

@@ -1,7 +1,7 @@
 """Datagrams of the DHT: signed statements in canonical CBOR, and their bodies.  Pure.
 
 A datagram is `statement ‖ signature`.  The statement is the canonical CBOR array
-``[version, type, transaction 8, sender key 32, recipient 20, run 8, body]``; the Ed25519 signature (64 bytes) is
+``[version, type, transaction 8, sender key 32, recipient 20, run 8, role, body]``; the Ed25519 signature (64 bytes) is
 made over a domain name, the group id and the statement, so it means nothing in another group, to another
 recipient, or in another protocol.  The recipient is the receiver's DHT id; it is zero only in a PING to an
 address whose owner is not known yet.  `run` is drawn at each start of a node: it tells a node that is back from
@@ -22,6 +22,9 @@ the one that said goodbye.
 | REGISTERED | [outcome, [[key, address], …], token]: contacts nearer to the key | |
 | QUERY | [key, mask 24, padding] | ADS |
 | ADS | [[[key, address], …], [[key, address], …]]: nodes that fit, and contacts nearer to the key | |
+| CALL | [padding]: have others call me | CALLED |
+| CALLED | [[[key, address], …]]: those that were asked to | |
+| RING | [key, address]: call this one, once | ACK |
 
 No answer is longer than three times its question, so nobody can have a node flood an address that he forges: FIND and
 GET are padded with zeros, and are malformed without; so are REGISTER and QUERY.  A token is empty or 8 bytes; see
@@ -50,6 +53,7 @@ from p2pcompute.ids import DHT_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
     CLASS_BYTES,
     DHT_BODY_BYTES_MAX,
+    DHT_CALLERS,
     DHT_CHUNK_BYTES,
     DHT_PUT_PARTS_MAX,
     INDEX_CONTACTS_MAX,
@@ -71,8 +75,8 @@ ANYONE: Final = bytes(DHT_ID_BYTES)
 """Recipient of a first contact."""
 
 _DOMAIN: Final = b"p2pc dht statement 1"
-_HEAD_BYTES: Final = 76
-"""Array head, version, type, transaction, sender key, recipient, run: 1 + 1 + 1 + 9 + 34 + 21 + 9."""
+_HEAD_BYTES: Final = 77
+"""Array head, version, type, transaction, sender key, recipient, run, role: 1 + 1 + 1 + 9 + 34 + 21 + 9 + 1."""
 _CONTACTS_MAX: Final = 64
 """Contacts in a reply that are looked at; more than a datagram can hold."""
 _SEQ_MAX: Final = 2**63 - 1
@@ -98,10 +102,13 @@ class MessageType(IntEnum):
     REGISTERED = 11
     QUERY = 12
     ADS = 13
+    CALL = 14
+    CALLED = 15
+    RING = 16
 
 
 _KINDS: Final = {int(kind): kind for kind in MessageType}
-_HEADS: Final = {kind: bytes((0x87, VERSION, kind, 0x40 | TRANSACTION_BYTES)) for kind in MessageType}
+_HEADS: Final = {kind: bytes((0x88, VERSION, kind, 0x40 | TRANSACTION_BYTES)) for kind in MessageType}
 _SENDER: Final = bytes((0x58, PUBLIC_KEY_BYTES))
 _RECIPIENT: Final = bytes((0x40 | DHT_ID_BYTES,))
 _RUN: Final = bytes((0x40 | RUN_BYTES,))
@@ -109,11 +116,14 @@ _TRANSACTION_AT: Final = 4
 _SENDER_AT: Final = _TRANSACTION_AT + TRANSACTION_BYTES + 2
 _RECIPIENT_AT: Final = _SENDER_AT + PUBLIC_KEY_BYTES + 1
 _RUN_AT: Final = _RECIPIENT_AT + DHT_ID_BYTES + 1
-_BODY_AT: Final = _RUN_AT + RUN_BYTES
+_ROLE_AT: Final = _RUN_AT + RUN_BYTES
+_BODY_AT: Final = _ROLE_AT + 1
+_ROLES: Final = (b"\x00", b"\x01")
 _EMPTY: Final = b"\x80"
 _PADDING: Final = bytes(224)
 _PADDING_ENCODED: Final = bytes((0x58, len(_PADDING))) + _PADDING
 _REGISTER_PADDING: Final = bytes(48)
+_CALL_PADDING: Final = bytes(64)
 _FIND_HEAD: Final = bytes((0x82, 0x40 | DHT_ID_BYTES))
 _FIND_BYTES: Final = len(_FIND_HEAD) + DHT_ID_BYTES + len(_PADDING_ENCODED)
 _TOKEN_HEAD: Final = bytes((0x40 | TOKEN_BYTES,))
@@ -263,10 +273,48 @@ class Ads:
     contacts: tuple[Contact, ...]
 
 
-Message: TypeAlias = Ping | Pong | Find | Nodes | Get | Values | Put | Ack | Bye | Register | Registered | Query | Ads
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Have others call me, so that I see whether I can be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """The answer to a call."""
+
+    contacts: tuple[Contact, ...]
+    """Those that were asked to; at most DHT_CALLERS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Ping this peer there, once."""
+
+    contact: Contact
+
+
+Message: TypeAlias = (
+    Ping
+    | Pong
+    | Find
+    | Nodes
+    | Get
+    | Values
+    | Put
+    | Ack
+    | Bye
+    | Register
+    | Registered
+    | Query
+    | Ads
+    | Call
+    | Called
+    | Ring
+)
 
 _PING: Final = Ping()
 _BYE: Final = Bye()
+_CALL: Final = Call()
 _TYPES: Final[dict[type[Any], MessageType]] = {
     Ping: MessageType.PING,
     Pong: MessageType.PONG,
@@ -281,6 +329,9 @@ _TYPES: Final[dict[type[Any], MessageType]] = {
     Registered: MessageType.REGISTERED,
     Query: MessageType.QUERY,
     Ads: MessageType.ADS,
+    Call: MessageType.CALL,
+    Called: MessageType.CALLED,
+    Ring: MessageType.RING,
 }
 
 REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
@@ -291,6 +342,8 @@ REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
     MessageType.BYE: (MessageType.ACK,),
     MessageType.REGISTER: (MessageType.REGISTERED,),
     MessageType.QUERY: (MessageType.ADS,),
+    MessageType.CALL: (MessageType.CALLED,),
+    MessageType.RING: (MessageType.ACK,),
 }
 """The requests, and what may answer each."""
 
@@ -304,6 +357,8 @@ class Statement(NamedTuple):
     """The sender's public key."""
     recipient: bytes
     run: bytes
+    is_client: bool
+    """Whether the sender is a client to the recipient."""
     body: bytes
     """Canonical CBOR if it is honest; decoded by `decode_body` once the signature holds."""
     signed: bytes
@@ -330,6 +385,7 @@ def encode_statement(
     run: bytes,
     group_id: bytes,
     sign: Callable[[bytes], bytes],
+    is_client: bool = False,
 ) -> bytes:
     """Return the signed datagram body.
 
@@ -338,7 +394,18 @@ def encode_statement(
     """
     kind = type_of(message)
     statement = b"".join(
-        (_HEADS[kind], transaction, _SENDER, sender, _RECIPIENT, recipient, _RUN, run, _encode_body(message))
+        (
+            _HEADS[kind],
+            transaction,
+            _SENDER,
+            sender,
+            _RECIPIENT,
+            recipient,
+            _RUN,
+            run,
+            _ROLES[is_client],
+            _encode_body(message),
+        )
     )
     datagram = statement + sign(signing_input(group_id, statement))
     if len(datagram) > DHT_BODY_BYTES_MAX:
@@ -355,7 +422,7 @@ def decode_statement(datagram: bytes) -> Statement:
     if not SIGNATURE_BYTES < len(datagram) <= DHT_BODY_BYTES_MAX:
         raise RemoteProtocolError(f"a statement of {len(datagram)} bytes")
     if datagram[:1] != _HEADS[MessageType.PING][:1]:
-        raise RemoteProtocolError("a statement has 7 fields")
+        raise RemoteProtocolError("a statement has 8 fields")
     if datagram[1] != VERSION:
         raise RemoteProtocolError("a statement of another version")
     kind = _KINDS.get(datagram[2])
@@ -366,6 +433,7 @@ def decode_statement(datagram: bytes) -> Statement:
         or datagram[_SENDER_AT - 2 : _SENDER_AT] != _SENDER
         or datagram[_RECIPIENT_AT - 1 : _RECIPIENT_AT] != _RECIPIENT
         or datagram[_RUN_AT - 1 : _RUN_AT] != _RUN
+        or datagram[_ROLE_AT:_BODY_AT] not in _ROLES
         or len(datagram) <= _BODY_AT + SIGNATURE_BYTES
     ):
         raise RemoteProtocolError("a statement with fields of other types or sizes")
@@ -376,6 +444,7 @@ def decode_statement(datagram: bytes) -> Statement:
         datagram[_SENDER_AT : _SENDER_AT + PUBLIC_KEY_BYTES],
         datagram[_RECIPIENT_AT : _RECIPIENT_AT + DHT_ID_BYTES],
         datagram[_RUN_AT : _RUN_AT + RUN_BYTES],
+        datagram[_ROLE_AT] == 1,
         signed[_BODY_AT:],
         signed,
         datagram[-SIGNATURE_BYTES:],
@@ -414,6 +483,12 @@ def _encode_body(message: Message) -> bytes:
             return cbor.encode([message.key, message.mask.to_bytes(TUPLE_BYTES, "big"), _PADDING])
         case Ads():
             return b"\x82" + _packed_list(message.found) + _packed_list(message.contacts)
+        case Call():
+            return cbor.encode([_CALL_PADDING])
+        case Called():
+            return b"\x81" + _packed_list(message.contacts)
+        case Ring():
+            return _packed(message.contact.key, message.contact.address)
         case _:
             assert_never(message)
 
@@ -505,6 +580,15 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
         case MessageType.ADS:
             found, contacts = _fields(body, 2)
             return Ads(_contacts(found), _contacts(contacts))
+        case MessageType.CALL:
+            if _fields(body, 1) != [_CALL_PADDING]:
+                raise RemoteProtocolError("a question that is shorter than a third of its answer")
+            return _CALL
+        case MessageType.CALLED:
+            (contacts,) = _fields(body, 1)
+            return Called(_contacts(contacts)[:DHT_CALLERS])
+        case MessageType.RING:
+            return Ring(*_contacts([body]))
         case _:
             assert_never(kind)
 
@@ -693,3 +777,7 @@ assert 3 * (_BODY_AT + 24 + 1 + TUPLE_BYTES + 2 + len(_REGISTER_PADDING) + SIGNA
     + SIGNATURE_BYTES
     + _CARRIER_BYTES
 ), "REGISTER with neither token nor life, REGISTERED"
+assert 3 * (_BODY_AT + 3 + len(_CALL_PADDING) + SIGNATURE_BYTES + _CARRIER_BYTES) >= (
+    _BODY_AT + 2 + DHT_CALLERS * _CONTACT_BYTES_MAX + SIGNATURE_BYTES + _CARRIER_BYTES
+), "CALL, CALLED"
+assert _BODY_AT + 3 + len(_CALL_PADDING) >= DHT_CALLERS * (_BODY_AT + 1) // 3, "CALL, and the calls for it"

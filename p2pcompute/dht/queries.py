@@ -141,8 +141,12 @@ class Queries:
         await self._walk(lookup, partial(self._ask_get, search))
         return newest(search.found)
 
-    async def put(self, record: Record) -> int:
-        """Put a record where it belongs; return how many hold it."""
+    async def put(self, record: Record, *, is_client: bool = False) -> int:
+        """Put a record where it belongs; return how many hold it.
+
+        Args:
+            is_client: nobody asks this node; what it keeps is for itself.
+        """
         radius = self.radius()
         k = DHT_PUT_K if radius else DHT_K
         lookup = self._lookup(record.key, k=k, alpha_within=DHT_PUT_ALPHA, late_softs=2, radius=radius)
@@ -163,7 +167,10 @@ class Queries:
         near = lookup.result()
         for contact in near:
             store.send(contact)
-        self._keep_own(record, store, near, radius)
+        if is_client:
+            self._keeper.keep(record)
+        else:
+            self._keep_own(record, store, near, radius)
         return await store.settled()
 
     def to_hand_on(self, newcomer: Contact) -> list[Record]:

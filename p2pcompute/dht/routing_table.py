@@ -398,6 +398,19 @@ class RoutingTable:
             return _NOTHING
         return self._remove(entry)
 
+    def forget(self, key: bytes) -> Change:
+        """Let go of a peer that is not to be in this table any more; nobody tries it again."""
+        contact_id = place_of(key).id
+        self._lost.pop(contact_id, None)
+        bucket = self._buckets.get(self._index(contact_id)) if contact_id != self.own_id else None
+        if bucket is None:
+            return _NOTHING
+        waiting = bucket.replacement_nodes.get(contact_id)
+        if waiting is not None:
+            bucket.drop(waiting)
+        entry = bucket.nodes.get(contact_id)
+        return _NOTHING if entry is None else self._remove(entry)
+
     # --- probes ---
 
     def due(self, now: float) -> list[Contact]:

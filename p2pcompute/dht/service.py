@@ -4,6 +4,9 @@ Performs what the cores decide, on the host's clock and a datagram port.  A newc
 asks pings it back and so learns it; lookups in the far buckets complete the table.  Up to k contacts, everybody
 is pinged every DHT_PING_S; above, see `routing_table`.
 
+Of those that cannot be reached from outside (`reach`), a node of a group of up to k servers knows the clients that call
+it themselves, so that a small group is still everybody; they are told to nobody and asked nothing.
+
 At rest a node of a large group sends about one message in ten seconds: what is rare of it is advertised for as long as
 it has been up (within bounds; old nodes stay longest), what is common not at all, and one timer waits for whatever is
 due first.
@@ -17,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from p2pcompute.dht.capacity import CapacityIndex, Feature
-from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.contacts import Contact, place_of, range_of
 from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
 from p2pcompute.dht.index import Outcome
 from p2pcompute.dht.keeper import Keeper
@@ -27,6 +30,8 @@ from p2pcompute.dht.messages import (
     Ack,
     AckStatus,
     Bye,
+    Call,
+    Called,
     Find,
     Get,
     Message,
@@ -37,10 +42,12 @@ from p2pcompute.dht.messages import (
     Query,
     Register,
     Registered,
+    Ring,
     cut_contacts,
     shown_name,
 )
 from p2pcompute.dht.queries import Queries, reachable
+from p2pcompute.dht.reach import Reach
 from p2pcompute.dht.records import Record, RecordStore
 from p2pcompute.dht.routing_table import Change, RoutingTable
 from p2pcompute.dht.tokens import WriteTokens
@@ -50,6 +57,10 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     AD_TTL_S,
+    DHT_CALL_WAIT_S,
+    DHT_CALLERS,
+    DHT_CALLS_MAX,
+    DHT_CLIENTS_MAX,
     DHT_GOODBYE_S,
     DHT_HAND_ON_S,
     DHT_JOIN_ADDRESSES_MAX,
@@ -96,6 +107,7 @@ class Dht:
         group_id: bytes,
         name: str,
         is_open: bool = False,
+        is_founder: bool = False,
     ) -> None:
         """Make it; nothing is sent before `start`.
 
@@ -104,7 +116,10 @@ class Dht:
             scope: owns the tasks; when it is closed, the DHT stops without a goodbye.
             name: shown to peers.
             is_open: anybody may be in the group, under as many identities as he likes.
+            is_founder: the first of the group is a server before anybody can prove it.
         """
+        self._net = host.net
+        self._is_founder = is_founder
         self._clock = host.clock
         self._crypto = host.crypto
         self._rng = host.rng.stream("dht")
@@ -127,7 +142,15 @@ class Dht:
     def _reset(self) -> None:
         self._exchange: Exchange | None = None
         self._run = b""
+        self._reach = Reach(self._net.local_addresses(), is_presumed=self._is_founder)
         self._table = RoutingTable(self._own_id, is_open=self._is_open)
+        self._clients = RoutingTable(self._own_id)
+        """Those that are not in the table because they cannot be reached from outside."""
+        self._is_checking = False
+        self._called: asyncio.Future[None] | None = None
+        """Done when others have called this node."""
+        self._calls_until = float("-inf")
+        self._calls_count = 0
         self._queries = Queries(
             self._clock, self._scope, self._ask, self._soft_s, self._table, self._keeper, self.counters
         )
@@ -175,6 +198,7 @@ class Dht:
             self.counters,
             group_id=self._group_id,
             run=self._run,
+            reach=self._reach,
             on_request=self._on_request,
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,
@@ -190,9 +214,9 @@ class Dht:
         self._on_timer()
         self._scope.spawn(self._first_join(list(contacts)), "join")
 
-    def adopt(self, contacts: Iterable[tuple[Contact, bytes]], *, uptime_s: float) -> None:
+    def adopt(self, contacts: Iterable[tuple[Contact, bytes]], *, uptime_s: float, is_reachable: bool = True) -> None:
         """Take contacts (with the run of each) as verified just now, their round trips as measured, and this node as up
-        for so long.
+        for so long, and as reachable or not.
 
         For simulations that begin in the steady state; a real node has to hear from a contact first.
         """
@@ -205,6 +229,8 @@ class Dht:
         for contact in self._table.nearest(self._own_id, 1):
             self._first_contact_at = self._last_contact_at = now
             self.on_contact(contact)
+        if is_reachable:
+            self._reach.presume()
         self._began = now - uptime_s
         self._refresh_step = len(_FOLLOW_UPS_S) + 1
         self._refresh_at = now + self._rng.uniform(0, DHT_REFRESH_S)
@@ -226,7 +252,8 @@ class Dht:
         if self._exchange is None:
             return
         try:
-            await self._queries.ask_all(self._table.contacts(), [Bye()], timeout_s=DHT_GOODBYE_S)
+            everybody = [*self._table.contacts(), *self._clients.contacts()]
+            await self._queries.ask_all(everybody, [Bye()], timeout_s=DHT_GOODBYE_S)
         finally:
             self._stop()
 
@@ -248,8 +275,22 @@ class Dht:
     # --- questions ---
 
     def contacts(self, count: int | None = None) -> list[Contact]:
-        """Return the verified contacts, or the `count` nearest, nearest to the own id first."""
+        """Return the verified contacts, or the `count` nearest, nearest to the own id first, without clients."""
         return self._table.nearest(self._own_id, len(self._table) if count is None else count)
+
+    def clients(self) -> list[Contact]:
+        """Return the verified peers that cannot be reached from outside and call this node; nearest first."""
+        return self._clients.contacts()
+
+    @property
+    def is_client(self) -> bool:
+        """Whether this node cannot be reached from outside, as far as is known: it asks others, and nobody asks it."""
+        return self._reach.is_client
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to ask."""
+        return not len(self._table)
 
     @property
     def first_contact_s(self) -> float | None:
@@ -272,20 +313,22 @@ class Dht:
         return counted[0][0] if counted else None
 
     def keys(self) -> list[bytes]:
-        """Return the keys of all contacts, in no particular order."""
-        return self._table.keys()
+        """Return the keys of all contacts and clients, in no particular order."""
+        return [*self._table.keys(), *self._clients.keys()]
 
     @property
     def contact_count(self) -> int:
-        """How many contacts there are."""
-        return len(self._table)
+        """How many contacts and clients there are."""
+        return len(self._table) + len(self._clients)
 
     def __contains__(self, key: bytes) -> bool:
-        return self._table.has(place_of(key))
+        place = place_of(key)
+        return self._table.has(place) or self._clients.has(place)
 
     def knows(self, key: bytes) -> Contact | None:
-        """Return the verified contact with this key."""
-        return self._table.get(place_of(key).id)
+        """Return the verified contact, or client, with this key."""
+        contact_id = place_of(key).id
+        return self._table.get(contact_id) or self._clients.get(contact_id)
 
     @property
     def records(self) -> RecordStore:
@@ -305,6 +348,8 @@ class Dht:
     def check_invariants(self) -> None:
         """Raise InvariantViolation unless table and records are consistent."""
         self._table.check_invariants()
+        self._clients.check_invariants()
+        self._reach.check_invariants()
         self.records.check_invariants()
         self.index.check_invariants()
 
@@ -338,7 +383,7 @@ class Dht:
         Returns:
             How many nodes are known to hold it now; of more than a few, the last ones are not waited for.
         """
-        return await self._queries.put(record)
+        return await self._queries.put(record, is_client=self.is_client)
 
     async def get(self, key: bytes) -> list[Record]:
         """Return the newest valid record of each publisher under a key, ordered by publisher.
@@ -407,6 +452,7 @@ class Dht:
         has_grown = counters.contacts_added > self._added_count
         has_shrunk = counters.contacts_removed > self._removed_count
         self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
+        await self._check_reach()
         if step == _STEP_IF_GROWN and not has_grown:
             return
         lookup = await self._queries.find(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1)
@@ -419,6 +465,38 @@ class Dht:
                 for low, high in ((lowest, middle), (middle + 1, highest)):
                     target = self._rng.randint(low, high).to_bytes(DHT_ID_BYTES, "big")
                     self._verify_heard(await self._queries.find(target, k=_EXPLORE_K, paths=1))
+
+    async def _check_reach(self) -> None:
+        """Have this node called by others, if that is due, and wait until they have, or DHT_CALL_WAIT_S."""
+        self._reach.on_own_hosts(self._net.local_addresses())
+        began = self._clock.now()
+        if self._is_checking or not self._reach.wants_check(began) or not len(self._table):
+            return
+        self._is_checking = True
+        try:
+            self.counters.checks += 1
+            self._called = asyncio.get_running_loop().create_future()
+            (reply,) = await self._queries.ask_all([self._rng.choice(self._table.contacts())], [Call()])
+            if not isinstance(reply, Called):
+                return
+            if reply.contacts:
+                try:
+                    async with self._clock.timeout(DHT_CALL_WAIT_S):
+                        await self._called
+                except TimeoutError:
+                    pass
+            hosts = [contact.address.host for contact in reply.contacts]
+            if self._reach.on_checked(hosts, began, self._clock.now()):
+                self._became_server()
+        finally:
+            self._is_checking = False
+
+    def _became_server(self) -> None:
+        """Tell the others: they take this node in when they hear from it."""
+        if self._called is not None and not self._called.done():
+            self._called.set_result(None)
+        for contact in self._table.nearest(self._own_id, DHT_K):
+            self._ping(contact)
 
     async def _refresh(self) -> None:
         try:
@@ -457,6 +535,8 @@ class Dht:
         now = self._clock.now()
         due = min(self._refresh_at, self._retry_due(), self._advertise_at)
         due = min(due, self._table.next_due() or now + _PAUSE_S_MAX)
+        if len(self._clients):
+            due = min(due, self._clients.next_due() or due)
         due = min(max(due, now), now + _PAUSE_S_MAX)
         if self._timer is not None:
             if self._timer_at <= due:
@@ -472,6 +552,9 @@ class Dht:
     def _upkeep(self, now: float) -> None:
         for contact in self._table.due(now):
             self._ping(contact)
+        if len(self._clients):
+            for contact in self._clients.due(now):
+                self._ping(contact)
         if now >= self._retry_due():
             self._retry_at = now + self._jittered(DHT_PING_S)
             self._retry(now)
@@ -482,7 +565,7 @@ class Dht:
                 self._scope.spawn(self._refresh(), "refresh")
         if now >= self._advertise_at:
             self._advertise_at = now + self._jittered(self._ad_ttl_s() / 2)
-            if not self._is_advertising and self.index.is_used:
+            if not self._is_advertising and self.index.is_used and not self.is_client:
                 self._is_advertising = True
                 self._scope.spawn(self._advertise(), "advertise")
         if now >= self._expire_at:
@@ -530,9 +613,12 @@ class Dht:
     def _on_request(self, request: Verified) -> None:
         sender, run = request.statement.sender, request.statement.run
         message = request.message
+        if self._reach.is_watching and self._reach.on_request(request.address.host, self._clock.now()):
+            self._became_server()
         if isinstance(message, Bye):
             self.counters.goodbyes_received += 1
             self._apply(self._table.on_goodbye(sender, run))
+            self._apply(self._clients.on_goodbye(sender, run), is_client=True)
             self._answer(request, Ack(AckStatus.OK))
             return
         if self._table.has_left(sender, run):
@@ -560,9 +646,51 @@ class Dht:
                     self._answer(request, Registered(Outcome.TOKEN, (), self._token(request, message.key)))
             case Query():
                 self._answer(request, self.index.on_query(request, message))
+            case Call():
+                self._answer(request, Called(self._have_called(request)))
+            case Ring():
+                self._answer(request, self._call(sender, message.contact))
             case _:
                 raise AssertionError(f"{message} is no request")
-        self._verify(sender, request.address)
+        self._verify(sender, request.address, is_client=request.statement.is_client)
+
+    def _may_serve_call(self) -> bool:
+        now = self._clock.now()
+        if now >= self._calls_until:
+            self._calls_until, self._calls_count = now + DHT_PING_S, 0
+        self._calls_count += 1
+        is_allowed = self._calls_count <= DHT_CALLS_MAX
+        self.counters.calls_served += is_allowed
+        self.counters.calls_refused += not is_allowed
+        return is_allowed
+
+    def _have_called(self, request: Verified) -> tuple[Contact, ...]:
+        """Ask others to call whoever sent a request, each in another range of addresses; return whom.
+
+        Clients first: those to whom they have not spoken are many.
+        """
+        if not self._may_serve_call():
+            return ()
+        sender, address = request.statement.sender, request.address
+        chosen: dict[str, Contact] = {}
+        for table in (self._clients, self._table):
+            known = table.nearest(self._own_id, len(table), exclude=place_of(sender).id, live_only=True)
+            self._rng.shuffle(known)
+            for contact in known:
+                place = range_of(contact.address.host)
+                if len(chosen) < DHT_CALLERS and place != range_of(address.host):
+                    chosen.setdefault(place, contact)
+        for contact in chosen.values():
+            self._ask(contact.key, contact.address, [Ring(Contact(sender, address))], _ignore)
+        return tuple(chosen.values())
+
+    def _call(self, by: bytes, contact: Contact) -> Ack:
+        """Ping somebody once, for a contact that asks for it."""
+        if by not in self or contact.id == self._own_id or not self._may_serve_call():
+            return Ack(AckStatus.REFUSED)
+        if self._exchange is not None:
+            self._exchange.ask(contact.key, contact.address, [Ping()], _ignore, is_once=True)
+        return Ack(AckStatus.OK)
 
     def _answer(self, request: Verified, message: Message) -> None:
         if self._exchange is not None:
@@ -605,9 +733,10 @@ class Dht:
     def _ping(self, contact: Contact) -> None:
         self._ask(contact.key, contact.address, [Ping()], _ignore)
 
-    def _verify(self, key: bytes, address: Address) -> None:
-        """Ping a sender that is not in the table, or not at this address, so that its reply brings it in."""
-        if key in self._verifying or not self._table.wants(key, address):
+    def _verify(self, key: bytes, address: Address, *, is_client: bool = False) -> None:
+        """Ping a sender that is not where it says that it belongs, or not at this address, so that its reply brings it
+        there."""
+        if key in self._verifying or not self._is_misplaced(key, address, is_client=is_client):
             return
         if len(self._verifying) >= DHT_VERIFICATIONS_MAX:
             self.counters.verifications_skipped += 1
@@ -618,6 +747,18 @@ class Dht:
             self._verifying.pop(key, None)
 
         self._ask(key, address, [Ping()], done)
+
+    def _is_misplaced(self, key: bytes, address: Address, *, is_client: bool) -> bool:
+        """Whether a reply of this sender could change who is known."""
+        if not is_client:
+            return self._table.wants(key, address)
+        if self._table.has(place_of(key)):
+            return True
+        return self._takes_client(key) and self._clients.wants(key, address)
+
+    def _takes_client(self, key: bytes) -> bool:
+        is_small = len(self._table) <= DHT_K and len(self._clients) < DHT_CLIENTS_MAX
+        return (is_small and not self.is_client) or self._clients.has(place_of(key))
 
     def _verify_heard(self, lookup: Lookup) -> None:
         for contact in lookup.unasked():
@@ -636,20 +777,28 @@ class Dht:
         if isinstance(message, Pong):
             self._observed.pop(statement.sender, None)
             self._observed[statement.sender] = message.observed
+            if self._reach.on_word(reply.address, message.observed) and self._reach.is_seen_afar:
+                self._ask(statement.sender, reply.address, [Ping()], _ignore)  # it has to hear that we are near
             if len(self._observed) > _OBSERVED_MAX:
                 del self._observed[next(iter(self._observed))]
         was_alone = not len(self._table)
-        change = self._table.on_reply(
-            statement.sender,
-            reply.address,
-            run=statement.run,
-            now=self._clock.now(),
-            name=message.name if isinstance(message, Pong | Nodes) else None,
-            rtt_s=reply.rtt_s,
-        )
+        to, other = (self._clients, self._table) if statement.is_client else (self._table, self._clients)
+        left = other.forget(statement.sender)
+        change = Change()
+        if not statement.is_client or self._takes_client(statement.sender):
+            change = to.on_reply(
+                statement.sender,
+                reply.address,
+                run=statement.run,
+                now=self._clock.now(),
+                name=message.name if isinstance(message, Pong | Nodes) else None,
+                rtt_s=reply.rtt_s,
+            )
         if isinstance(message, Pong | Nodes) and message.class_bits is not None:
             self._table.on_class(statement.sender, message.class_bits)
-        self._apply(change)
+        moved = statement.sender if left.removed and statement.sender in self else None
+        self._apply(left, moved=moved, is_client=not statement.is_client)
+        self._apply(change, moved=moved, is_client=statement.is_client)
         if change.added:
             self._wake()
         if was_alone and len(self._table):
@@ -661,15 +810,26 @@ class Dht:
             self._observed.pop(statement.sender, None)
 
     def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:
-        change = self._table.on_failure(key, address, sent=sent, now=self._clock.now())
+        now = self._clock.now()
+        change = self._table.on_failure(key, address, sent=sent, now=now)
         self._remember([contact.address for contact in change.removed])
         self._apply(change)
+        if len(self._clients):
+            self._apply(self._clients.on_failure(key, address, sent=sent, now=now), is_client=True)
         self._wake()  # who is silent is tried again before the others
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Change, *, moved: bytes | None = None, is_client: bool = False) -> None:
+        """Perform what a change asks for and tell of it.
+
+        Args:
+            moved: key of a peer that was a server and is a client now, or the other way round: nobody came or went.
+            is_client: the change is of the clients.
+        """
         if change.probe is not None:
             self._ping(change.probe)
         for contact in change.removed:
+            if contact.key == moved:
+                continue
             self.counters.contacts_removed += 1
             self._observed.pop(contact.key, None)
             self.on_contact_gone(contact)
@@ -678,9 +838,11 @@ class Dht:
             if self._first_contact_at is None:
                 self._first_contact_at = self._last_contact_at
         for contact in change.added:
-            self.counters.contacts_added += 1
-            self._welcome(contact)
-            self.on_contact(contact)
+            if not is_client:
+                self._welcome(contact)
+            if contact.key != moved:
+                self.counters.contacts_added += 1
+                self.on_contact(contact)
 
     def _welcome(self, newcomer: Contact) -> None:
         """See to it that a newcomer gets the records that belong to it."""

@@ -220,9 +220,11 @@ def peers(
         path="self",
         address=", ".join(str(a) for a in network.own_addresses()),
     )
-    contacts = {contact.key: contact for contact in network.dht.contacts()} if network.dht is not None else {}
+    dht = network.dht
+    clients = {} if dht is None else {contact.key: contact for contact in dht.clients()}
+    contacts = clients if dht is None else {contact.key: contact for contact in dht.contacts()} | clients
     now = scheduler.now()
-    not_seen_s = NOT_SEEN_S * (network.dht.patience if network.dht is not None else 1.0)
+    not_seen_s = NOT_SEEN_S * (dht.patience if dht is not None else 1.0)
     views = []
     for key, addresses in scheduler.peers.items():
         contact = contacts.get(key)

@@ -530,7 +530,7 @@ def _malformed(hostile: _Hostile) -> None:
         """Signed as it should be, and senseless."""
         fields = [
             VERSION, int(rng.choice(list(MessageType))), rng.randbytes(TRANSACTION_BYTES), identity.public_key,
-            dht_id(target.identity.public_key), rng.randbytes(8), rng.choice(_ODD),
+            dht_id(target.identity.public_key), rng.randbytes(8), 0, rng.choice(_ODD),
         ]  # fmt: skip
         if rng.random() < 0.3:
             fields[rng.randrange(len(fields))] = rng.choice(_ODD)

@@ -215,7 +215,7 @@ async def _known(checks: Checks) -> list[str]:
 
 
 def _islands(checks: Checks) -> list[str]:
-    nodes = {member.identity.public_key: dht for member, dht in dhts(checks.honest())}
+    nodes = {member.identity.public_key: dht for member, dht in dhts(checks.honest()) if not dht.is_client}
     if len(nodes) < 2:
         return []
     forward: dict[bytes, list[bytes]] = {
@@ -254,7 +254,8 @@ async def _lookups(checks: Checks) -> list[str]:
         if dht is None:
             continue
         key = checks.key()
-        ids = [dht_id(one.identity.public_key) for one in checks.world.up() if one is not member]
+        asked = [one for one, other in dhts(checks.world.up()) if one is not member and not other.is_client]
+        ids = [dht_id(one.identity.public_key) for one in asked]
         number = int.from_bytes(key, "big")
         nearest = set(sorted(ids, key=lambda one: int.from_bytes(one, "big") ^ number)[:DHT_K])
         try:

@@ -118,7 +118,8 @@ class Mesh:
             dht = _dht_of(member)
             own = place_of(member.identity.public_key).number
             chosen = [known[position][1] for position in warm_table(numbers, own, rng)]
-            member.host.enter(functools.partial(dht.adopt, chosen, uptime_s=uptime_s))
+            is_reachable = member.host.machine.nat is None
+            member.host.enter(functools.partial(dht.adopt, chosen, uptime_s=uptime_s, is_reachable=is_reachable))
 
     async def start_one(
         self, member: Member, *, contacts: tuple[Address, ...] | None = None, seeds: Sequence[str] = ()

@@ -133,6 +133,11 @@ class Nat:
         """The outermost Nat."""
         return self if self.outer is None else self.outer.public
 
+    @property
+    def lets_all_in(self) -> bool:
+        """Whether a datagram from anywhere reaches whoever is behind it and has a mapping."""
+        return self.kind is NatKind.FULL_CONE and (self.outer is None or self.outer.lets_all_in)
+
     def new_address(self) -> str:
         """An unused address inside, in 192.168.0.0/16."""
         count = len(self.behind) + 2

@@ -201,7 +201,7 @@ class Network:
         """For what happens to some datagrams: duplicates and hold-ups."""
         self._all: list[Machine] = []
         self._address_count = 0
-        self.address_step = 1
+        self.address_step = 256 if any(share for _, share in settings.nat.shares()) else 1  # homes are far apart
         """Between the addresses of two homes; 256: each is in a /24 of its own."""
         self._lans: dict[str, dict[SimNet, None]] = {}
         self._homes = Homes(seed, self._new_address)
@@ -320,6 +320,11 @@ class Network:
         self._all.append(machine)
         self._fit_lines(machine)
         return machine
+
+    @property
+    def has_homes(self) -> bool:
+        """Whether anybody is behind a Nat."""
+        return bool(self._homes.gates)
 
     def _new_address(self) -> str:
         self._address_count += self.address_step

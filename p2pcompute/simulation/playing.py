@@ -254,11 +254,13 @@ class _Player:
                 metrics.share("lookup_recall", one in ids)
 
     def _near(self, target: bytes, count: int, *, besides: int) -> list[tuple[int, Node]]:
-        """The truly nearest members whose node runs, nearest first, with the life that they are in."""
+        """The truly nearest members whose node runs and is asked by others, nearest first, with the life that they are
+        in."""
         found: list[tuple[int, Node]] = []
         for number in self._directory.nearest(target):
             node = self.world.mesh.members[number].node
-            if node is not None and number != besides:
+            is_asked = node is not None and (node.network.dht is None or not node.network.dht.is_client)
+            if node is not None and is_asked and number != besides:
                 found.append((number, node))
                 if len(found) == count:
                     break

@@ -672,6 +672,22 @@ class World:
                 metrics.peak("peers_max", len(member.node.scheduler.peers))
                 if member.node.network.dht is not None:
                     metrics.peak("contacts_max", member.node.network.dht.contact_count)
+        if self.simulation.network.has_homes:
+            self._reach()
+
+    def _reach(self) -> None:
+        """Figures of who can be reached from outside, and who takes whom for it."""
+        up = self.up()
+        nats = {member.identity.public_key: member.host.machine.nat for member in up}
+        closed = {key for key, nat in nats.items() if nat is not None and not nat.lets_all_in}
+        self.metrics.set("closed_tabled", 0)
+        for member in up:
+            dht = member.running.network.dht
+            if dht is not None:
+                self.metrics.count("clients", dht.is_client)
+                self.metrics.share("role_right", dht.is_client == (member.identity.public_key in closed))
+                elsewhere = [one for one in dht.contacts() if one.key in closed]
+                self.metrics.count("closed_tabled", len(elsewhere))
 
     def _own_lookups(self) -> None:
         """Figures of all lookups that nodes make, those of their upkeep included, by their own counters."""

@@ -18,6 +18,8 @@ from p2pcompute.dht.messages import (
     AckStatus,
     Ads,
     Bye,
+    Call,
+    Called,
     Find,
     Get,
     Message,
@@ -29,6 +31,7 @@ from p2pcompute.dht.messages import (
     Query,
     Register,
     Registered,
+    Ring,
     Statement,
     Values,
     cut_ads,
@@ -42,7 +45,7 @@ from p2pcompute.dht.messages import (
 )
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.host.interfaces import Address
-from p2pcompute.limits import DHT_BODY_BYTES_MAX, DHT_CHUNK_BYTES, DHT_K, RECORD_BYTES_MAX
+from p2pcompute.limits import DHT_BODY_BYTES_MAX, DHT_CALLERS, DHT_CHUNK_BYTES, DHT_K, RECORD_BYTES_MAX
 from p2pcompute.wire import cbor
 
 KEY = hashlib.sha256(b"key").digest()
@@ -88,6 +91,9 @@ messages = st.one_of(
     st.builds(Registered, st.sampled_from(Outcome), st.lists(contacts, max_size=10).map(tuple), st.just(b"") | tokens),
     st.builds(Query, ids, tuples),
     st.builds(cut_ads, st.lists(contacts, max_size=20), st.lists(contacts, max_size=24)),
+    st.just(Call()),
+    st.builds(Called, st.lists(contacts, max_size=DHT_CALLERS).map(tuple)),
+    st.builds(Ring, contacts),
 )
 
 
@@ -98,6 +104,7 @@ def test_every_message_round_trips_within_one_datagram(message: Message) -> None
     statement = decode_statement(datagram)
     assert decode_body(statement.type, statement.body) == message
     assert (statement.sender, statement.recipient, statement.run) == (KEY, ID, b"run-1234")
+    assert [decode_statement(encode(message, is_client=role)).is_client for role in (False, True)] == [False, True]
     assert datagram == statement.signed + statement.signature
 
 
@@ -105,8 +112,8 @@ def test_every_message_round_trips_within_one_datagram(message: Message) -> None
 def test_statements_and_bodies_are_canonical_cbor(message: Message) -> None:
     statement = decode_statement(encode(message))
     fields = cbor.decode(statement.signed)
-    assert fields[:6] == [1, int(statement.type), bytes(8), KEY, ID, b"run-1234"]
-    assert cbor.encode(fields[6]) == statement.body
+    assert fields[:7] == [1, int(statement.type), bytes(8), KEY, ID, b"run-1234", 0]
+    assert cbor.encode(fields[7]) == statement.body
 
 
 @given(messages, st.data())
@@ -162,11 +169,11 @@ def test_any_body_is_a_message_or_the_documented_error(kind: MessageType, body: 
     "change",
     [
         {0: 2}, {0: True}, {1: 0}, {1: 99}, {1: True}, {1: "PING"}, {2: bytes(7)}, {2: "x" * 8}, {3: bytes(31)},
-        {4: bytes(19)}, {4: None}, {5: bytes(9)}, {6: {}}, {6: 7},
+        {4: bytes(19)}, {4: None}, {5: bytes(9)}, {6: 2}, {6: True}, {6: None}, {7: {}}, {7: 7},
     ],
 )  # fmt: skip
 def test_each_outer_field_is_checked(change: dict[int, Any]) -> None:
-    fields: list[Any] = [1, 1, bytes(8), KEY, ID, bytes(8), []]
+    fields: list[Any] = [1, 1, bytes(8), KEY, ID, bytes(8), 0, []]
     assert decode_statement(cbor.encode(fields) + bytes(64)).type is MessageType.PING
     for index, value in change.items():
         fields[index] = value
@@ -179,6 +186,11 @@ def test_each_outer_field_is_checked(change: dict[int, Any]) -> None:
     ("kind", "body"),
     [
         (MessageType.PING, [1]),
+        (MessageType.CALL, []),
+        (MessageType.CALL, [bytes(63)]),
+        (MessageType.CALLED, [[[KEY]]]),
+        (MessageType.RING, [KEY]),
+        (MessageType.RING, [KEY[1:], b"\x7f\0\0\1\0\1"]),
         (MessageType.PONG, [b"\x7f\0\0\1\0\0", "n"]),
         (MessageType.PONG, [b"\x7f\0\0\1\0\1", "n" * 65]),
         (MessageType.PONG, [b"\x7f\0\0\1\0\1", "bell\a"]),
@@ -270,6 +282,7 @@ def test_no_answer_is_longer_than_three_times_its_question(message: Message) -> 
         MessageType.PING: Ping(), MessageType.FIND: Find(ID), MessageType.GET: Get(ID),
         MessageType.PUT: Put(ID, b"", 0, 1, b"x"), MessageType.BYE: Bye(),
         MessageType.REGISTER: Register(ID, b"", 0, 1), MessageType.QUERY: Query(ID, 1),
+            MessageType.CALL: Call(), MessageType.RING: Ring(Contact(KEY, Address("1.2.3.4", 1))),
     }  # fmt: skip
     carried = 12
     assert len(encode(message)) + carried <= 3 * (len(encode(shortest[kind])) + carried)
