@@ -167,6 +167,7 @@ class Network:
             self._dht_scope,
             group_id=group.group_id,
             name=self._credentials.name,
+            is_founder=group.founder == self._credentials.identity.public_key,
         )
         self._dht_port = port
         self.peers.dht = self.dht
@@ -283,7 +284,7 @@ class Network:
     @property
     def is_lost(self) -> bool:
         """Whether nobody answers, of all who are known."""
-        return self.dht is not None and (not self.dht.contact_count or self.dht.is_link_down)
+        return self.dht is not None and (self.dht.is_alone or self.dht.is_link_down)
 
     def _seek_if_lost(self) -> None:
         if self.seeds and self.is_on_network and self.is_lost and not self._is_seeking:
