@@ -424,6 +424,14 @@ REST_S_MAX: Final = 30.0
 the attempts of its own jobs nor takes tasks from nodes that could run them."""
 OFFER_S_MIN: Final = 0.5
 """Least time between two offers of one owner to one peer."""
+OFFERS_MIN: Final = 32
+"""Peers that may run its tasks and to which an owner makes offers in any case; to more only while all their slots
+together are fewer than OFFER_SLOTS_PER_TASK for each task."""
+OFFER_SLOTS_PER_TASK: Final = 2
+OFFER_AGAIN_S: Final = 30.0
+"""In a group of more than k, tasks that nobody took are offered to further peers, and to the same ones after this."""
+SEEK_AGAIN_S: Final = 60.0
+"""Pause between two searches of the index for nodes for one job, while those that are known do not suffice."""
 CLAIM_BYTES_MAX: Final = 640 * KIB
 """One encoded outcome; keeps a results message inside a frame."""
 THIEVES_MAX: Final = 8192

@@ -54,6 +54,12 @@ class Capacity:
         found = await self._network.dht.index.search(features, min(want, INDEX_WANT_MAX), time_s)
         return [(contact.key, (contact.address,)) for contact in found]
 
+    def class_of(self, key: bytes) -> int | None:
+        """Return the class of a contact, which is not verified; None where none is known."""
+        dht = self._network.dht
+        contact = None if dht is None or not dht.index.is_used else dht.knows(key)
+        return None if contact is None else contact.class_bits
+
     def seek(self, requirement: Requirement) -> None:
         """Make the nodes known, in the background, that the index names for a job of this node."""
         expressions = [clause.expression for clause in requirement.clauses]

@@ -180,6 +180,7 @@ class Node:
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
+        self.placement.class_of = self.capacity.class_of
         self.scheduler.on_restarted = self.resources.forget
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone

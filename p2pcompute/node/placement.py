@@ -18,7 +18,15 @@ from p2pcompute.execution.spec import JobSpec, decode_spec
 from p2pcompute.host.interfaces import Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
-from p2pcompute.limits import JOBS_KNOWN_MAX, NODES_KNOWN_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
+from p2pcompute.limits import (
+    CLASS_BYTES,
+    JOBS_KNOWN_MAX,
+    NODES_KNOWN_MAX,
+    QUESTION_LANES,
+    QUESTION_WORDS_MAX,
+    SEEK_AGAIN_S,
+)
+from p2pcompute.resources.classes import features_asked, mask_of
 from p2pcompute.resources.expressions import View
 from p2pcompute.resources.known import HAS, Knowledge
 from p2pcompute.resources.matching import (
@@ -34,6 +42,7 @@ from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 
+CLASS_MASK: Final = (1 << 8 * CLASS_BYTES) - 1
 OWN_AGE_S: Final = 5.0
 """What was measured here so long ago is measured again, in the background, while it is used."""
 OWN_AGE_S_MAX: Final = 15.0
@@ -112,7 +121,9 @@ class Placement:
         self.on_news: Callable[[], None] = _ignore
         """Called when something became known that may let a job run."""
         self.on_needs: Callable[[Requirement], None] = lambda _requirement: None
-        """Called once with what a job of this node asks of others."""
+        """Called with what a job of this node asks of others, while the known ones do not suffice."""
+        self.class_of: Callable[[bytes], int | None] = lambda _key: None
+        """Returns the class of a node: what is heard of it before it has said anything."""
         self.counters = PlacementCounters()
         self._fits: dict[bytes, JobFit | None] = {}
         self._asking: dict[bytes, None] = {}
@@ -138,8 +149,6 @@ class Placement:
         has_condition = bool(self.accepts) and job.submitter != self.installation
         if needs.is_plain and not is_chosen and not has_condition:
             return None
-        if job.submitter == self.installation:
-            self.on_needs(requirement)
         return JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
 
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:
@@ -197,6 +206,10 @@ class JobFit:
         """Whether this node fits, and when that was measured."""
         self._own_rank = 0.0
         self._is_measuring = False
+        self._sought = -SEEK_AGAIN_S
+        """When the index was asked last."""
+        asked = [] if requirement is None else features_asked([clause.expression for clause in requirement.clauses])
+        self._mask = mask_of(asked)
 
     @property
     def has_preference(self) -> bool:
@@ -218,6 +231,26 @@ class JobFit:
             return self.known_here() is True
         return self._verdict(key)[0] is not False
 
+    def is_candidate(self, key: bytes) -> bool | None:
+        """Return whether a node fits by what it said, or by its class while it has said nothing."""
+        if self.requirement is None or not self.is_chosen(key, key):
+            return False
+        by_class = self._fits_class(key) if self._placement.resources.known.get(key) is None else None
+        return False if by_class is False else by_class or self._verdict(key)[0]
+
+    def _fits_class(self, key: bytes) -> bool | None:
+        """Return what the class of a node says; None where it tells nothing of what is asked for."""
+        bits = self._placement.class_of(key) if self._mask else None
+        if bits is None or bits & self._mask & CLASS_MASK != self._mask & CLASS_MASK:
+            return None if bits is None else False
+        return True if self._mask <= CLASS_MASK else None
+
+    def look_further(self) -> None:
+        now = self._placement.host.clock.now()
+        if self.requirement is not None and now - self._sought >= SEEK_AGAIN_S:
+            self._sought = now
+            self._placement.on_needs(self.requirement)
+
     def rank(self, key: bytes) -> float | None:
         if self.requirement is None:
             return None
@@ -232,7 +265,8 @@ class JobFit:
         knowledge = placement.resources.known.get(key)
         if knowledge is None:
             placement.ask(key, self.requirement.words)
-            return None, None
+            # A class may be an hour old: what the node says itself decides, as soon as it has.
+            return (False if self._fits_class(key) is False else None), None
         now = placement.host.clock.now()
         found = self._verdicts.get(key)
         if found is not None and found[0] is knowledge and now < found[1]:

@@ -440,16 +440,10 @@ class OwnerCore:
             return False
         return job.fit is None or job.fit.may_have(thief.key, thief.installation)
 
-    def ready_fits(self) -> list[Fit] | None:
-        """Return what each job with ready tasks asks of nodes; None when there is none, or one that asks nothing."""
-        fits: list[Fit] = []
-        for job_id in self._turn:
-            job = self.jobs[job_id]
-            if job.ready_count > 0:
-                if job.fit is None:
-                    return None
-                fits.append(job.fit)
-        return fits or None
+    def demands(self) -> list[tuple[Fit | None, int]]:
+        """Return, of each job with ready tasks, what it asks of nodes (None: nothing) and how many tasks those are."""
+        jobs = (self.jobs[job_id] for job_id in self._turn)
+        return [(job.fit, job.ready_count) for job in jobs if job.ready_count > 0]
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
         chosen: dict[int, None] = {}

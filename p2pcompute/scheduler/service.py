@@ -28,7 +28,10 @@ from p2pcompute.limits import (
     GRANT_TASKS_MAX,
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
+    OFFER_AGAIN_S,
     OFFER_S_MIN,
+    OFFER_SLOTS_PER_TASK,
+    OFFERS_MIN,
     PARK_S,
     PEER_LOST_GRACE_S,
     RECOVERY_GRACE_S,
@@ -243,6 +246,8 @@ class Scheduler:
         for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
             self._put_back(self._given.pop(grant_id))
         self._forget_old(now)
+        if self.owner.core.has_ready and len(self.peers) > DHT_K:
+            self.offer(OFFER_AGAIN_S)
         self.wake()
 
     def _arm_timer(self, now: float) -> None:
@@ -275,7 +280,7 @@ class Scheduler:
         self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
         self._benched = {key: until for key, until in self._benched.items() if until > now}
         self._unfit = {key: until for key, until in self._unfit.items() if until > now}
-        self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_S_MIN}
+        self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_AGAIN_S}
         self._courtesy = {key: since for key, since in self._courtesy.items() if now - since < DIAL_COURTESY_S}
         self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2}
         for key in [key for key in self._knows_job if self._channels.get(key) is None]:
@@ -873,22 +878,56 @@ class Scheduler:
         if self.custody is not None:
             self.custody.leaving(channel.peer.key)
 
-    def offer(self) -> None:
-        """Hint to all peers but those known not to fit that there is work here, at most every OFFER_S_MIN to each."""
+    def offer(self, pause_s: float = OFFER_S_MIN) -> None:
+        """Hint to peers that may run our tasks that there are some, at most every `pause_s` to each.
+
+        All of up to OFFERS_MIN peers are told, of more those of which is heard that they fit, with an open channel
+        first, until they have slots enough.  When all that are known have not, others are looked for.
+        """
+        demands = self.owner.core.demands()
+        if not demands:
+            return
         now = self._host.clock.now()
-        fits = self.owner.core.ready_fits()
-        for key in self.peers:
-            if key in self.parking or now - self._offered.get(key, -OFFER_S_MIN) < OFFER_S_MIN:
+        slots = [self._own_slots(fit) for fit, _count in demands]
+        told = 0
+        for key in self._near_first():
+            fitting = [True if fit is None else fit.is_candidate(key) for fit, _count in demands]
+            if not any(fits is not False for fits in fitting) or (told >= OFFERS_MIN and not any(fitting)):
                 continue
-            if fits is not None and not any(fit.may_have(key, key) for fit in fits):
-                continue
+            if told >= OFFERS_MIN and all(
+                have >= OFFER_SLOTS_PER_TASK * count for have, (_fit, count) in zip(slots, demands, strict=True)
+            ):
+                return
+            told += 1
             channel = self._channels.get(key)
+            has = 1 if channel is None else channel.peer.hello.get("slots")
+            slots = [
+                have + (has if type(has) is int else 1) * (fits is True)
+                for have, fits in zip(slots, fitting, strict=True)
+            ]
+            if key in self.parking or now - self._offered.get(key, -pause_s) < pause_s:
+                continue
             if channel is None:
                 self._open(key)
                 continue
             self._offered[key] = now
             self.counters.offers_sent_count += 1
             channel.send(Message.OFFER, [])
+        for have, (fit, count) in zip(slots, demands, strict=True):
+            if fit is not None and have < count:
+                fit.look_further()
+
+    def _own_slots(self, fit: Fit | None) -> int:
+        """Slots of this node for a job."""
+        return self.worker.core.slot_count if fit is None or fit.known_here() is not False else 0
+
+    def _near_first(self) -> list[bytes]:
+        """Return the peers, in a large group those with an open channel first, others at random."""
+        peers = list(self.peers)
+        if len(peers) <= OFFERS_MIN:
+            return peers
+        self._rng.shuffle(peers)
+        return sorted(peers, key=lambda key: self._channels.get(key) is None)
 
     # --- peers ------------------------------------------------------------------------------------
 
@@ -896,7 +935,8 @@ class Scheduler:
         """A member can be reached; `peers` says where."""
         if self._is_closed:
             return
-        if self.owner.core.has_ready:
+        demands = self.owner.core.demands()
+        if any(fit is None or fit.is_candidate(key) is not False for fit, _count in demands):
             self._open(key)
         elif key < self._identity.public_key and self._channels.get(key) is None:
             now = self._host.clock.now()

@@ -46,6 +46,12 @@ class Fit(Protocol):
     def may_have(self, key: bytes, installation: bytes) -> bool:
         """Return whether a node may be granted tasks: False when it is known that they will not run there now."""
 
+    def is_candidate(self, key: bytes) -> bool | None:
+        """Return whether a node fits by all that is heard of it; None: nothing tells, and it may."""
+
+    def look_further(self) -> None:
+        """The nodes that are known do not suffice: look for others, in the background."""
+
     def rank(self, key: bytes) -> float | None:
         """Return how much a node is preferred; None while it has not said what it has."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from p2pcompute.limits import SEEK_AGAIN_S
 from p2pcompute.node import views
 from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.matching import Needs, compile_needs
@@ -11,6 +12,7 @@ from p2pcompute.resources.questions import Query
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
+from tests.node.test_placement import submit
 
 SMALL = RunnerModel(slot_count=1)
 LARGE = RunnerModel(slot_count=64, attributes={"gpu.count": 2, "gpu.model": "A100"})
@@ -93,6 +95,39 @@ def test_out_of_reach_the_status_says_so_and_known_nodes_are_asked() -> None:
             assert any("index of the group is out of reach" in note for note in node.status().notes)
             found = await asker.host.call(node.find(query))
             assert [item.key for item in found.found] == [holder.identity.public_key]
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_offers_go_to_nodes_that_may_fit_and_the_index_is_asked_when_they_do_not_suffice() -> None:
+    """Each job of a large group wakes all of it, or asks the index for what everybody knows."""
+    with Simulation(4) as simulation:
+        mesh = Mesh(simulation, NODES, runner=[SMALL] * (NODES - 1) + [LARGE])
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(100)
+            owner, holder = mesh.members[1], mesh.members[-1]
+            node = owner.running
+            dht = node.network.dht
+            assert dht is not None
+            offers, clock = node.scheduler.counters, owner.host.clock
+            before, began = offers.offers_sent_count, clock.now()
+            job_id = await submit(owner, [0.1] * 3, require=("gpu.count>=2",))
+            view = await mesh.wait_for(owner, job_id, limit_s=20)
+            assert view.state == "done" and clock.now() - began < 2
+            assert [share.node for share in view.by_node if share.done] == [holder.running._options.name]
+            assert offers.offers_sent_count - before <= 2 and offers.grants_given_count <= 3, "others cannot run it"
+            assert dht.counters.searches == 0, "a contact that fits has slots enough"
+            job_id = await submit(owner, [0.1], require=("gpu.model=H100",))
+            await asyncio.sleep(20)
+            assert node.job(job_id.hex()).done == 0 and dht.counters.searches == 1
+            await asyncio.sleep(SEEK_AGAIN_S)
+            assert dht.counters.searches == 2, "one that fits may have come"
+            before = offers.offers_sent_count
+            await submit(owner, [0.1])
+            assert offers.offers_sent_count - before <= NODES
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()

@@ -249,6 +249,21 @@ def test_a_node_looks_only_for_what_a_job_is_about(monkeypatch: pytest.MonkeyPat
     play([PLAIN], scene)
 
 
+def test_the_first_task_starts_at_once_where_it_fits() -> None:
+    """In a small group a requirement costs a search, or a round of questions, before anything runs."""
+
+    async def scene(mesh: Mesh) -> None:
+        clock = mesh.members[0].host.clock
+        for require in ((), ("cpus>=1",), ("has=ffmpeg",), ("gpu>0", "name=" + name(mesh, 2))):
+            began = clock.now()
+            job_id = await submit(mesh.members[0], [0.001], require=require)
+            await done_by(mesh, job_id)
+            assert clock.now() - began < 0.3, require
+            await asyncio.sleep(5)
+
+    play([PLAIN, PLAIN, TOOLS], scene)
+
+
 def test_large_tasks_take_several_slots() -> None:
     """Four tasks of four cores run on four cores at once, or a GPU is given to two."""
     four = RunnerModel(slot_count=4, attributes={"gpu.count": 2})
