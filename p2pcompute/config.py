@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import ConfigError, UsageError
-from p2pcompute.limits import DNS_SERVERS_MAX, SEEDS_MAX
+from p2pcompute.limits import CUSTODIANS, CUSTODIANS_MAX, DNS_SERVERS_MAX, SEEDS_MAX
 from p2pcompute.places import Paths
 
 PROJECT_FILE: Final = "p2pc.toml"
@@ -58,6 +58,10 @@ class NodeSettings:
     )
     labels: tuple[str, ...] = field(
         default=(), metadata={"help": "What this machine is found by: words, and KEY=VALUE, like lab,zone=b."}
+    )
+    custodians: int = field(
+        default=CUSTODIANS,
+        metadata={"help": "Nodes that keep a job of this one too, and go on with it while this one is away."},
     )
 
 
@@ -356,6 +360,8 @@ def convert(key: str, value: Any) -> Any:
             raise ConfigError("no task ends in 0 seconds")
         if key == "run.batch" and result != "auto" and not (_is_count(result) and int(result) >= 1):
             raise ConfigError("it is auto or a number from 1")
+        if key == "node.custodians" and result > CUSTODIANS_MAX:
+            raise ConfigError(f"there may be {CUSTODIANS_MAX} of them")
         if key == "node.peers":
             for peer in result:
                 parse_peer(peer)

@@ -128,6 +128,8 @@ class Reference:
         return sorted({index for low, high in self.ranges for index in range(low, min(high + 1, total))})
 
 
+TICKET_PREFIX = "p2pc-job-"
+"""As in `scheduler.tickets`, which takes long to import."""
 _JOB = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}")
 
 
@@ -179,3 +181,12 @@ class ReferenceType(_ParamType):
         from p2pcompute.cli.completion import complete_jobs
 
         return complete_jobs(incomplete)
+
+
+class ReferenceOrTicketType(ReferenceType):
+    """JOB, or a ticket as the reference's job."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+        if isinstance(value, str) and value.strip().startswith(TICKET_PREFIX):
+            return Reference(value.strip())
+        return super().convert(value, param, ctx)

@@ -10,9 +10,25 @@ from typing import Any, Final
 
 import click
 
-from p2pcompute.cli.command import Command, Reference, ReferenceType, json_option, yes_option
+from p2pcompute.cli.command import (
+    TICKET_PREFIX,
+    Command,
+    Reference,
+    ReferenceOrTicketType,
+    ReferenceType,
+    json_option,
+    yes_option,
+)
 from p2pcompute.cli.connection import Connection, open_connection, open_kept
-from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument, shares_table
+from p2pcompute.cli.job_views import (
+    counts_text,
+    exit_text,
+    find_job,
+    find_tasks,
+    kept_text,
+    reference_argument,
+    shares_table,
+)
 from p2pcompute.cli.output import (
     bytes_text,
     count_text,
@@ -144,11 +160,20 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
 )
 @json_option
 @click.option("--trace", metavar="FILE", help="Also write when tasks ran where, as p2pc.trace/1 lines.")
+@click.option("--ticket", is_flag=True, help="A signed ticket with which another machine can attach.")
 @reference_argument
-def show(json_: bool, trace: str | None, ref: Reference) -> int:
+def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int:
     """Everything about one job or task.  Tasks count from 0."""
     connection = open_kept()
     job = find_job(connection, ref)
+    if ticket:
+        answer = connection.request("POST", f"/v1/jobs/{job['id']}/ticket", {})
+        if json_:
+            print_json({"schema": "p2pc.ticket/1", "job": job["alias"], **answer})
+        else:
+            print(answer["ticket"])
+            say(f"on another node of the group, until {time_text(answer['expires'])}: p2pc attach TICKET", level=1)
+        return 0
     if trace is not None:
         _write_trace(connection, job, ref, trace)
     if ref.ranges is None:
@@ -195,6 +220,7 @@ def _job_text(job: Mapping[str, Any]) -> str:
         ("submitted", time_text(job.get("submitted"))),
         ("finished", time_text(job.get("finished")) if job.get("finished") else ""),
         ("took", duration_text(_took_s(job))),
+        ("kept by", kept_text(job)),
         ("kind", str(job.get("kind") or "")),
         ("exit code", "" if job.get("exit_code") is None else str(job["exit_code"])),
         ("id", str(job["id"])),
@@ -327,8 +353,15 @@ def _look_patiently(connection: Connection, job_id: str) -> dict[str, Any]:
             time.sleep(WAIT_LOOK_S[1])
 
 
-@click.command(cls=Command, examples=[("p2pc attach", "the newest job"), ("p2pc attach j7k3", "")])
-@reference_argument
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc attach", "the newest job"),
+        ("p2pc attach j7k3", ""),
+        ("p2pc attach p2pc-job-…", "a job of another node, by its ticket"),
+    ],
+)
+@click.argument("ref", type=ReferenceOrTicketType(), metavar="[JOB|TICKET]", default="last")
 @click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "plain", "json", "none"]),
@@ -353,6 +386,8 @@ def attach(ref: Reference, progress: str) -> int:
     from p2pcompute.cli.progress import Progress, choose_display, summary_text
 
     connection = open_connection()
+    if ref.job.startswith(TICKET_PREFIX):
+        ref = Reference(connection.request("POST", "/v1/attach", {"ticket": ref.job})["id"])
     job = find_job(connection, ref)
     note = job.get("note") or {}
     this = connection.request("GET", "/v1/status").get("node") or {}

@@ -11,7 +11,7 @@ import click
 
 from p2pcompute.cli.command import Reference, ReferenceType
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import count_text, node_labels, one_line, rate_text, table
+from p2pcompute.cli.output import count_text, node_labels, one_line, plural, rate_text, table
 from p2pcompute.errors import UsageError
 
 PAGE: Final = 500
@@ -63,6 +63,15 @@ def find_tasks(
 def counts_text(job: Mapping[str, Any]) -> str:
     total = count_text(job["total"]) if job.get("total") is not None else f"{count_text(job.get('added') or 0)}+"
     return f"{count_text(job['done'])}/{total}"
+
+
+def kept_text(job: Mapping[str, Any]) -> str:
+    """Where a job is kept, and what that means."""
+    owner, others = job.get("owner"), [one_line(name) for name in job.get("custodians") or ()]
+    if owner:
+        waits = f"; {plural(int(job.get('claimed') or 0), 'result')} for it to accept" if job.get("claimed") else ""
+        return f"{one_line(owner)}, which submitted it" + "".join(f", {name}" for name in others) + waits
+    return ", ".join(["this node", *others]) + ("" if others else " only: it waits while this node is away")
 
 
 def exit_text(task: Mapping[str, Any]) -> str:

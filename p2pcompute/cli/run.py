@@ -793,6 +793,8 @@ class _Run:
         }
 
     def _detach(self, connection: Any, source: Any, job: Mapping[str, Any]) -> int:
+        from p2pcompute.cli.job_views import kept_text
+
         try:
             source.join()
         except KeyboardInterrupt:
@@ -809,6 +811,8 @@ class _Run:
             print_json(connection.request("GET", f"/v1/jobs/{job['id']}"))
         else:
             print(job["alias"])
+            kept = connection.request("GET", f"/v1/jobs/{job['id']}")
+            say(f"kept by {kept_text(kept)}", level=1)
         return 0
 
     def _follow(

@@ -94,9 +94,14 @@ class PruneBody(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = False
 
 
+class AttachBody(msgspec.Struct, forbid_unknown_fields=True):
+    ticket: str
+
+
 class InviteBody(msgspec.Struct, forbid_unknown_fields=True):
     uses: int = 1
     expires_s: float = INVITE_TTL_S
+    words: int = 0
 
 
 class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -263,8 +268,12 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call("POST", "/v1/jobs/{ref}/cancel", "cancel", "Cancel all or some tasks", "object", body=CancelBody),
     Call("POST", "/v1/jobs/{ref}/retry", "retry", "Run tasks again", "object", body=RetryBody),
+    Call("POST", "/v1/jobs/{ref}/ticket", "ticket", "Let another node look on at a job", "object", body=EmptyBody),
+    Call("POST", "/v1/attach", "attach", "Look on at a job of another node", "object", body=AttachBody),
     Call("POST", "/v1/prune", "prune", "Forget jobs that ended long ago", "object", body=PruneBody),
     Call("POST", "/v1/invite", "invite", "Open an invitation", "object", body=InviteBody),
+    Call("GET", "/v1/invites/{id}", "invite_state", "What has become of an invitation", "object"),
+    Call("POST", "/v1/invites/{id}/withdraw", "withdraw_invite", "Take an invitation back", "object", body=EmptyBody),
     Call("POST", "/v1/join", "join", "Redeem an invitation", "object", body=JoinBody),
     Call("POST", "/v1/leave", "leave", "Give up membership", "object", body=EmptyBody),
     Call("POST", "/v1/shutdown", "shutdown", "Stop the node", "object", body=ShutdownBody),
@@ -448,15 +457,43 @@ class Api:
             raise UsageError(f"an invitation has 1 to {INVITE_USES_MAX} uses", code="bad-request")
         if not 1 <= body.expires_s <= 86400 * 365:
             raise UsageError("an invitation lives from a second to a year", code="bad-request")
-        invite = await self._node.invite(uses=body.uses, expires_s=body.expires_s)
+        invite = await self._node.invite(uses=body.uses, expires_s=body.expires_s, words=body.words)
         return JsonResponse(
             {
-                "token": invite.token,
+                "id": invite.id.hex(),
+                "token": invite.token or None,
+                "code": invite.code or None,
+                "addresses": list(invite.addresses),
                 "expires": time_text(invite.expires),
                 "group": invite.group,
                 "uses": invite.uses,
             }
         )
+
+    @staticmethod
+    def _invitation(request: Request) -> bytes:
+        try:
+            return bytes.fromhex(request.path_params["id"])
+        except ValueError:
+            raise UsageError("this is no invitation", "its id is hexadecimal", code="bad-request") from None
+
+    async def invite_state(self, request: Request) -> Response:
+        state = self._node.invite_state(self._invitation(request))
+        return JsonResponse(
+            {
+                "ending": state.ending or None,
+                "admitted": [
+                    {"id": format_device_id(one.key), "name": one.name, "address": one.address}
+                    for one in state.admitted
+                ],
+                "tries_left": state.tries_left,
+                "refused": list(state.refused),
+            }
+        )
+
+    async def withdraw_invite(self, request: Request) -> Response:
+        decode_body(await read_body(request), EmptyBody)
+        return JsonResponse({"was_open": self._node.withdraw_invite(self._invitation(request))})
 
     async def join(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JoinBody)
@@ -561,6 +598,17 @@ class Api:
         if count:
             self._sink.begin(self._job(request))
         return JsonResponse({"count": count})
+
+    async def ticket(self, request: Request) -> Response:
+        decode_body(await read_body(request), EmptyBody)
+        ticket = self._node.ticket(self._job(request).job_id)
+        return JsonResponse({"ticket": ticket.text, "expires": time_text(ticket.expires)})
+
+    async def attach(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), AttachBody)
+        self._check_takes_jobs()
+        job = await self._node.attach(body.ticket)
+        return JsonResponse({"id": job.job_id.hex(), "alias": job.alias})
 
     async def prune(self, request: Request) -> Response:
         body = decode_body(await read_body(request), PruneBody)

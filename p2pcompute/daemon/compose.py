@@ -132,6 +132,7 @@ async def build_node(
                 isolation=offered.level.value,
                 accept_if=check_acceptance(settings.node.accept_if),
                 labels=parse_labels(settings.node.labels),
+                custodians=settings.node.custodians,
                 is_networked=not is_onlooker,
             ),
             keep_group=lambda changed: save_group(paths.data, changed),

@@ -302,6 +302,9 @@ def job_json(job: JobView) -> dict[str, Any]:
         "results": note.results,
         "note": note.note,
         "last_seq": job.last_seq,
+        "owner": job.owner or None,
+        "custodians": list(job.custodians),
+        "claimed": job.claimed,
     }
 
 

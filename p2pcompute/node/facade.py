@@ -228,11 +228,40 @@ class PruneReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TicketView:
+    text: str
+    expires: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InviteView:
+    id: bytes
     token: str
+    """One line for scripts; empty for an invitation by words."""
+    code: str
+    """A number and a few words; empty for an invitation by token."""
+    addresses: tuple[str, ...]
+    """HOST:PORT at which the inviter may be reached, for joiners elsewhere."""
     expires: float
     group: str
     uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedView:
+    key: bytes
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteState:
+    ending: str
+    """Why it admits nobody any more; empty: it is open."""
+    admitted: tuple[AdmittedView, ...]
+    tries_left: int
+    refused: tuple[str, ...]
+    """Those who did not know the words, of any invitation, and what they were told; the last ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +337,23 @@ class NodeFacade(Protocol):
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
         """Run tasks again; how many."""
 
+    def ticket(self, job_id: bytes) -> TicketView:
+        """Make a ticket with which another member may look on at a job.
+
+        Raises:
+            UsageError: no such job.
+            TrustError: it was submitted at another node.
+        """
+
+    async def attach(self, ticket: str) -> JobView:
+        """Look on at a job of another node: bring here what is kept of it, now and as it goes on.
+
+        Raises:
+            UsageError: not a ticket.
+            TrustError: it is not good.
+            NodeUnavailable: nobody who keeps the job can be reached.
+        """
+
     async def prune(self, *, older_than_s: float, drop_results: bool, dry_run: bool) -> PruneReport:
         """Forget jobs that ended longer ago than this."""
 
@@ -336,13 +382,32 @@ class NodeFacade(Protocol):
         be quick and must not raise.
         """
 
-    async def invite(self, *, uses: int, expires_s: float) -> InviteView: ...
+    async def invite(self, *, uses: int, expires_s: float, words: int = 0) -> InviteView:
+        """Open an invitation.
 
-    async def join(self, token: str, *, name: str | None = None) -> JoinView:
-        """Redeem an invitation.
+        Args:
+            words: how many words its code has; 0: it is a token.
 
         Raises:
-            UsageError: not a token.
+            UsageError: a number is out of range, or too many are open.
+            TrustError: this node may not invite.
+        """
+
+    def invite_state(self, invitation: bytes) -> InviteState:
+        """What has become of an invitation.
+
+        Raises:
+            UsageError: it is not known, or no longer.
+        """
+
+    def withdraw_invite(self, invitation: bytes) -> bool:
+        """Take an invitation back; returns whether it was open."""
+
+    async def join(self, text: str, *, name: str | None = None) -> JoinView:
+        """Redeem an invitation: a token or a code.
+
+        Raises:
+            UsageError: it is neither.
             TrustError: refused by the inviter.
             NodeUnavailable: the inviter cannot be reached.
         """

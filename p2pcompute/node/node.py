@@ -9,19 +9,20 @@ from functools import lru_cache
 from typing import Any
 
 from p2pcompute import __version__
-from p2pcompute.errors import ChannelLost, NodeUnavailable, P2pcError, RemoteError, TrustError, UsageError
+from p2pcompute.errors import P2pcError, RemoteError, UsageError
 from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
 from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
-from p2pcompute.limits import CUSTODIANS
+from p2pcompute.limits import CUSTODIANS, TICKET_TTL_S
 from p2pcompute.node import views
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
+    InviteState,
     InviteView,
     JobView,
     JoinView,
@@ -31,8 +32,10 @@ from p2pcompute.node.facade import (
     PruneReport,
     TaskDone,
     TaskView,
+    TicketView,
 )
-from p2pcompute.node.membership import JOIN, RENEW, GroupCredentials, clean_name
+from p2pcompute.node.joining import Joining
+from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.placement import ACCEPTS, Placement
 from p2pcompute.node.seeds import note as seed_note
@@ -49,12 +52,11 @@ from p2pcompute.scheduler.owner_service import JobBook
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.scheduler.tickets import parse_ticket
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
-from p2pcompute.transport.messages import Purpose
 from p2pcompute.trust.groups import Group, found_group
-from p2pcompute.trust.invites import Token, format_token, parse_token
 
 DRAIN_S = 30.0
 """How long running tasks may take to finish when the node stops."""
@@ -171,12 +173,12 @@ class Node:
             accepts_others=options.accepts_others,
             fit_of=self.placement.fit_of,
         )
+        self.joining = Joining(host, identity, self.credentials, self.channels, self.network, self._change_group)
         self._wire()
 
     def _wire(self) -> None:
         self.channels.on_open = self._channel_opened
         self.channels.on_lost = self._channel_lost
-        self.channels.on_request(JOIN, self._on_join)
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
@@ -248,6 +250,7 @@ class Node:
         self._is_draining = True
         await self.scheduler.leave(drain_s=DRAIN_S if drain else 0.0)
         self.scheduler.close()
+        self.joining.close()
         await self.network.stop()
         await self.exchange.close()
         await self._scope.close()
@@ -427,6 +430,23 @@ class Node:
         self.scheduler.offer()
         return count
 
+    def ticket(self, job_id: bytes) -> TicketView:
+        custody = self.scheduler.custody
+        if custody is None:
+            raise UsageError("this node keeps no jobs", "it is embedded without a store", None, code="no-store")
+        expires = self._host.clock.wall() + TICKET_TTL_S
+        addresses = self.network.own_addresses()
+        return TicketView(
+            text=custody.ticket(job_id, expires_wall=expires, own_addresses=addresses), expires=float(int(expires))
+        )
+
+    async def attach(self, ticket: str) -> JobView:
+        parsed, custody = parse_ticket(ticket), self.scheduler.custody
+        if custody is None:
+            raise UsageError("this node keeps no jobs", "it is embedded without a store", None, code="no-store")
+        await custody.attach(parsed)
+        return self.job(parsed.job_id.hex())
+
     async def prune(self, *, older_than_s: float, drop_results: bool, dry_run: bool) -> PruneReport:
         """Forget jobs that ended longer ago than this, with the files that only they name.
 
@@ -567,65 +587,21 @@ class Node:
 
     # --- facade: group ----------------------------------------------------------------------------
 
-    async def invite(self, *, uses: int, expires_s: float) -> InviteView:
-        """Open an invitation.  The first one opens the group: from then on this node listens on the network."""
-        if self._identity.delegation is not None:
-            raise TrustError("an embedded node cannot invite", "only the installation may", "run: p2pc invite --token")
-        invite = self.credentials.invites.create(self._host.clock.now(), uses=uses, expires_s=expires_s)
-        group = self.credentials.group
-        if not group.is_open_to_others:
-            await self._change_group(group.opened(), ())
-        token = Token(
-            addresses=tuple(self.network.own_addresses()),
-            inviter=self._identity.public_key,
-            secret=invite.secret,
-            group_name=self.credentials.group.name,
-            expires=int(self._host.clock.wall() + expires_s),
-        )
-        return InviteView(
-            token=format_token(token), expires=float(token.expires), group=token.group_name, uses=invite.uses
-        )
+    async def invite(self, *, uses: int, expires_s: float, words: int = 0) -> InviteView:
+        return await self.joining.invite(uses=uses, expires_s=expires_s, words=words)
 
-    async def join(self, token: str, *, name: str | None = None) -> JoinView:
-        parsed = parse_token(token)
-        if self.credentials.group.is_open_to_others:
-            raise TrustError(
-                f"this node is in group {self.credentials.group.name!r} already",
-                "it can be in one group at a time",
-                "give that membership up first: p2pc leave",
-                code="in-group",
-            )
-        if parsed.inviter == self._identity.public_key:
-            raise UsageError(
-                "this token was made on this node", "it is for another computer", "run it there", code="own-token"
-            )
+    def invite_state(self, invitation: bytes) -> InviteState:
+        return self.joining.state(invitation)
+
+    def withdraw_invite(self, invitation: bytes) -> bool:
+        return self.joining.withdraw(invitation)
+
+    async def join(self, text: str, *, name: str | None = None) -> JoinView:
+        invitation = self.joining.read(text)
         if name:
             self._options = replace(self._options, name=clean_name(name))
             self.credentials.rename(self._options.name)
-        addresses: list[Address] = []
-        for address in parsed.addresses:
-            addresses += await self._host.net.resolve(address.host, address.port)
-        try:
-            channel = await self.channels.connect(
-                parsed.inviter, addresses, purpose=Purpose.JOIN, invite_secret=parsed.secret
-            )
-        except (ChannelLost, TimeoutError) as error:
-            parsed.check_expiry(self._host.clock.wall())
-            raise NodeUnavailable(
-                f"the inviter of group {parsed.group_name!r} does not answer",
-                f"tried {', '.join(str(address) for address in addresses) or 'no address'}: {error}."
-                " A node answers only while the invitation is open",
-                "check that it runs and can be reached, or make a new one there: p2pc invite --token",
-                code="no-inviter",
-            ) from error
-        try:
-            group, contacts = await self.credentials.request_join(channel, parsed)
-            inviter = channel.peer.name
-            address = channel.address
-        finally:
-            channel.close()
-        await self._change_group(group, [*addresses, *contacts])
-        return JoinView(group=group.name, inviter=inviter, inviter_key=parsed.inviter, address=str(address))
+        return await self.joining.join(invitation)
 
     async def leave(self) -> None:
         if not self.credentials.group.is_open_to_others:
@@ -643,11 +619,6 @@ class Node:
         self.credentials.group = group
         self._keep_group(group)
         await self.network.start(contacts)
-
-    async def _on_join(self, channel: Channel, body: Any) -> Any:
-        dht = self.network.dht
-        contacts = [contact.address for contact in dht.contacts()] if dht is not None else []
-        return self.credentials.answer_join(channel, body, contacts)
 
     async def _on_renew(self, channel: Channel, body: Any) -> Any:
         return self.credentials.answer_renew(channel, body)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from p2pcompute.host.interfaces import Address
 from p2pcompute.limits import CUSTODY_LEAVING_S, LEASE_S_MIN
 from p2pcompute.scheduler.terms import JobEnvelope
 
@@ -54,6 +55,8 @@ class Charge:
     is_acting: bool = False
     """This node leases the job's tasks."""
     ticket: bytes = b""
+    addresses: dict[bytes, tuple[Address, ...]] = field(default_factory=dict)
+    """Where keepers are, as the ticket says."""
     is_following: bool = False
     """A task keeps the replica up to date."""
     is_settling: bool = False

@@ -16,7 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from p2pcompute.errors import P2pcError, RemoteError, RemoteProtocolError, StoreError, TrustError
+from p2pcompute.errors import (
+    NodeUnavailable,
+    P2pcError,
+    RemoteError,
+    RemoteProtocolError,
+    StoreError,
+    TrustError,
+    UsageError,
+)
 from p2pcompute.host.interfaces import Address, BlobRef, Host
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
@@ -53,7 +61,7 @@ from p2pcompute.scheduler.messages import (
 )
 from p2pcompute.scheduler.owner_service import JobBook, OwnerService
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
-from p2pcompute.scheduler.tickets import check_ticket
+from p2pcompute.scheduler.tickets import Ticket, check_ticket, format_ticket, sign_ticket
 from p2pcompute.scheduler.worker_service import Fetch, Inputs
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.transport.channels import Channel, Channels
@@ -62,6 +70,8 @@ from p2pcompute.wire.envelope import open_envelope
 
 SYNC_TIMEOUT_S: Final = CUSTODY_BEAT_S + 10.0
 JOB_S: Final = 10.0
+ADDRESSES_IN_TICKET: Final = 3
+"""Of each keeper."""
 RETRY_S_MIN: Final = 1.0
 RETRY_S_MAX: Final = 10.0
 """Pause between attempts to reach a keeper: doubled up to this, with jitter."""
@@ -297,11 +307,75 @@ class CustodyService:
         await self._host.store.commit([self._journal.job_write(record)])
         self.counters.kept_count += 1
         charge = self._charge(job_id)
-        if charge is not None:
-            charge.ticket = ticket
+        if charge is not None and not ticket:
             self._follow(charge)
         self._wake()
         return charge
+
+    # --- tickets ----------------------------------------------------------------------------------
+
+    def ticket(self, job_id: bytes, *, expires_wall: float, own_addresses: Sequence[Address]) -> str:
+        """Return a ticket for one of our jobs.
+
+        Raises:
+            UsageError: there is no such job.
+            TrustError: it is another node's.
+        """
+        job = self._owner.own_book(job_id).job.envelope
+        raw = sign_ticket(self._identity, job_id, expires_wall=expires_wall)
+        keepers = [(key, tuple(self._peers.get(key, ()))[:ADDRESSES_IN_TICKET]) for key in job.terms.custodians]
+        own = (self._key, tuple(own_addresses)[:ADDRESSES_IN_TICKET])
+        return format_ticket(Ticket(job_id, raw, (own, *keepers)))
+
+    async def attach(self, ticket: Ticket) -> None:
+        """Look on at a job: bring here what is kept of it, now and as it goes on.
+
+        Raises:
+            NodeUnavailable: nobody who keeps it can be reached.
+            TrustError: the ticket is not good.
+        """
+        job_id = ticket.job_id
+        book = self._owner.books.get(job_id)
+        if book is not None and (book.job.is_own or self._key in book.job.envelope.coordinators):
+            return
+        if book is None and sum(not one.job.is_own for one in self._owner.books.values()) >= CUSTODY_JOBS_MAX:
+            self.counters.refused_full_count += 1
+            raise UsageError(
+                "too many jobs of others are kept here",
+                f"the limit is {CUSTODY_JOBS_MAX}",
+                "p2pc prune",
+                code="jobs-full",
+            )
+        trouble = ""
+        for key, addresses in ticket.keepers:
+            try:
+                channel = self._channels.get(key) or await self._channels.connect(
+                    key, [*self._peers.get(key, ()), *addresses]
+                )
+                charge = self._charge(job_id) or await self._keep(channel, job_id, ticket.raw)
+                if charge is None:
+                    continue
+                charge.ticket, charge.addresses = ticket.raw, dict(ticket.keepers)
+                while not await self._pull(charge, key, wait_s=0.0):
+                    pass
+            except RemoteError as error:
+                if error.code == TrustError.default_code:
+                    await self._owner.drop_replica(job_id)
+                    raise TrustError(error.what, "", "ask for a new one: p2pc show --ticket") from error
+                trouble = error.what
+            except (P2pcError, TimeoutError) as error:
+                trouble = str(error)
+            else:
+                self._follow(charge)
+                return
+        if book is None:
+            await self._owner.drop_replica(job_id)
+        raise NodeUnavailable(
+            "no node that keeps this job can be reached",
+            trouble,
+            "start one of them, or join its group: p2pc join",
+            code="no-keeper",
+        )
 
     def told(self, channel: Channel, job_id: bytes, epoch: int) -> None:
         """A peer says which epoch of a job it knows."""
@@ -466,7 +540,8 @@ class CustodyService:
             P2pcError: it cannot be reached, or its answer is wrong.
         """
         job_id = charge.job.job_id
-        channel = self._channels.get(key) or await self._channels.connect(key, self._peers.get(key, ()))
+        addresses = [*self._peers.get(key, ()), *charge.addresses.get(key, ())]
+        channel = self._channels.get(key) or await self._channels.connect(key, addresses)
         book = self._owner.book(job_id)
         claims, claim_rows = charge.relays.get(key, (0, 0))
         asked = SyncAsked(

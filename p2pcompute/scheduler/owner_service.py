@@ -407,6 +407,16 @@ class OwnerService:
         await self._journal.delete_job(job_id)
         return refs
 
+    async def drop_replica(self, job_id: bytes) -> None:
+        """Forget another node's job that nobody coordinates here."""
+        book = self.books.get(job_id)
+        if book is not None and not book.job.is_own and job_id not in self.core.jobs:
+            del self.books[job_id]
+            self.aliases.pop(book.record.alias, None)
+            if self._journal is not None:
+                self._host.store.blobs.unpin([ref async for ref in self._journal.pins(job_id)])
+                await self._journal.delete_job(job_id)
+
     # --- results ----------------------------------------------------------------------------------
 
     def intake_local(self, job_id: bytes, index: int, generation: int, attempt: int, outcome: Outcome) -> None:

@@ -18,8 +18,10 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import job_alias
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import (
+    AdmittedView,
     DescribedView,
     DhtStatus,
+    InviteState,
     InviteView,
     JobView,
     JoinView,
@@ -30,6 +32,7 @@ from p2pcompute.node.facade import (
     PruneReport,
     TaskDone,
     TaskView,
+    TicketView,
 )
 from p2pcompute.node.placement import needs_of
 from p2pcompute.resources.explaining import Machine, explain
@@ -272,9 +275,36 @@ class FakeNode:
         listeners.append(listener)
         return lambda: listeners.remove(listener)
 
-    async def invite(self, *, uses: int, expires_s: float) -> InviteView:
+    def ticket(self, job_id: bytes) -> TicketView:
+        return TicketView(text=f"p2pc-job-{job_id.hex()}", expires=1_700_000_600.0)
+
+    async def attach(self, ticket: str) -> JobView:
+        return self.job(ticket.removeprefix("p2pc-job-"))
+
+    async def invite(self, *, uses: int, expires_s: float, words: int = 0) -> InviteView:
         self.is_alone = False
-        return InviteView(token="p2pc1-token", expires=1_700_000_600.0, group=self.group, uses=uses)
+        return InviteView(
+            id=b"\1" * 8,
+            token="" if words else "p2pc1-token",
+            code="7-crossover-clockwork-tobacco" if words else "",
+            addresses=("192.0.2.10:7878",),
+            expires=1_700_000_600.0,
+            group=self.group,
+            uses=uses,
+        )
+
+    def invite_state(self, invitation: bytes) -> InviteState:
+        if invitation != b"\1" * 8:
+            raise UsageError("this invitation is not known here")
+        return InviteState(
+            ending="used",
+            admitted=(AdmittedView(PEER_KEY, "atlas", "192.0.2.20:7878"),),
+            tries_left=2,
+            refused=("192.0.2.66:1: these are not the words of this invitation, 2 more wrong attempts",),
+        )
+
+    def withdraw_invite(self, invitation: bytes) -> bool:
+        return invitation == b"\1" * 8
 
     async def join(self, token: str, *, name: str | None = None) -> JoinView:
         if token == "void":
