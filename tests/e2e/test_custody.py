@@ -22,7 +22,7 @@ def custodians(mesh: Mesh, owner: Daemon, ref: str) -> list[Daemon]:
 
 
 def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_path: Path) -> None:
-    ada, bob, eve = mesh.start("ada", "bob", "eve")
+    ada, bob, _eve = mesh.start("ada", "bob", "eve")
     words = words_of_drill(tmp_path, TASKS)
     words[words.index("{2}")] = "0.4"
     started = ada.p2pc(words[0], "--detach", *words[1:], cwd=tmp_path).check(0)
@@ -46,7 +46,7 @@ def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_pa
     ended = ada.p2pc("wait", job, limit_s=120).check(0)
     assert f"{TASKS}/{TASKS}" in "".join(ended.err.split()), ended.err
     until(lambda: (bob.job(job)["done"], bob.job(job)["claimed"]) == (TASKS, 0), 20, "its verdicts are told")
-    until(lambda: (tmp_path / "out/summary.json").exists(), 20, "results are written")
+    until((tmp_path / "out/summary.json").exists, 20, "results are written")
     times = check_results(ada, tmp_path, TASKS)
     assert times["1"] >= TASKS - 20, times
 
