@@ -42,6 +42,8 @@ class DhtStatus:
     """Of all lookups together; so are the hops."""
     lookup_hops: int = 0
     """Requests one after the other that led to the nearest peer."""
+    role: str = "server"
+    """server; client: it cannot be reached from outside, so it asks others and nobody asks it."""
     index: str = "unused"
     """The capacity index: unused where everybody is known, ok, or degraded: out of reach, so that questions and jobs
     go to known nodes only."""
