@@ -292,6 +292,11 @@ class Node:
             notes.append("no peer answers: this machine's network seems to be down")
         elif self.network.dht is not None and self.network.dht.index.is_degraded:
             notes.append("the index of the group is out of reach: questions and jobs go to the nodes known here")
+        if self.network.dht is not None and self.network.dht.is_client:
+            notes.append(
+                "nobody can call this node from outside (NAT or firewall): it finds others, and works with those that it "
+                f"has called; to be reached, forward port {self.network.port} (UDP and TCP) to this machine"
+            )
         seeds = tuple(seed.view() for seed in self.network.seeds)
         if self.network.is_lost and self.network.is_on_network:
             notes += filter(None, map(seed_note, seeds))
