@@ -197,12 +197,16 @@ def dht(found: Dht) -> DhtStatus:
         lookups=counters.lookups,
         lookup_requests=counters.lookup_requests,
         lookup_hops=counters.lookup_hops,
+        role="client" if found.is_client else "server",
         index="degraded" if found.index.is_degraded else "ok" if found.index.is_used else "unused",
     )
 
 
-def _path(rtt_s: float | None, address: Address) -> str:
-    kind = "this machine" if address.host.startswith("127.") or address.host == "::1" else "direct"
+def _path(rtt_s: float | None, address: Address, *, is_client: bool) -> str:
+    if is_client:
+        kind = "calls here"  # and cannot be called
+    else:
+        kind = "this machine" if address.host.startswith("127.") or address.host == "::1" else "direct"
     return kind if rtt_s is None else f"{kind} {max(1, round(rtt_s * 1000))} ms"
 
 
@@ -251,7 +255,7 @@ def peers(
                 seen_s=0.0 if channel is not None else seen_s,
                 slots=slots if type(slots) is int else None,
                 busy=min(slots, sum(scheduler.leased_to(key))) if type(slots) is int else None,
-                path=_path(rtt_s, address) if address is not None and is_up else "",
+                path=_path(rtt_s, address, is_client=key in clients) if address is not None and is_up else "",
                 address=str(address) if address is not None else "",
                 version=str(hello.get("build", ""))[:32],
                 python=".".join(str(n) for n in python) if isinstance(python, list) else "",

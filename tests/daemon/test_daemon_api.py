@@ -54,6 +54,7 @@ async def test_status_and_peers_have_the_documented_shape(daemon: Daemon) -> Non
         "lookups": 2,
         "lookup_requests": 0,
         "lookup_hops": 0,
+        "role": "server",
         "index": "unused",
     }
     peers = await daemon.call(lambda: daemon.connection.request("GET", "/v1/peers?nearby=1"))
