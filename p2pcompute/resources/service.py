@@ -228,7 +228,8 @@ class Resources:
         others = sorted(self._peers)
         self._rng.shuffle(others)
         there = dict(named)
-        keys = dict.fromkeys([*there, *(key for key in near if key in self._peers), *others])
+        near = [key for key in near if key in self._peers or self.known.get(key) is not None]
+        keys = dict.fromkeys([*there, *near, *others])
         keys.pop(self._own_key, None)
         return [(key, tuple(dict.fromkeys([*self._peers.get(key, ()), *there.get(key, ())]))) for key in keys]
 
@@ -319,8 +320,13 @@ class Resources:
         """
         began = self._host.clock.now()
         tally = _Tally([])
-        candidates = self.candidates(query, await self.named(query))
-        waiting = deque(self._from_known(query, candidates, tally)[:QUESTION_ASKED_MAX])
+        candidates = self.candidates(query)
+        rest = self._from_known(query, candidates, tally)
+        if not self._is_enough(query, tally):
+            judged = dict(candidates).keys() - dict(rest).keys()
+            candidates = self.candidates(query, await self.named(query))
+            rest = [candidate for candidate in candidates if candidate[0] not in judged]
+        waiting = deque(rest[:QUESTION_ASKED_MAX])
         lane_count = min(QUESTION_LANES, len(waiting))
         scope = TaskScope("find")
         try:

@@ -48,6 +48,10 @@ def test_a_node_that_is_no_contact_is_found_asked_and_made_known_for_a_job() -> 
                 assert [item[0] for item in named] == [key]
                 found = await asker.host.call(asker.running.find(query))
                 assert [item.key for item in found.found] == [key]
+                searches = dht.counters.searches
+                found = await asker.host.call(asker.running.find(query))
+                assert [item.key for item in found.found] == [key] and found.took_s < 0.01
+                assert dht.counters.searches == searches, "what was said a moment ago is answer enough"
                 await asyncio.sleep(1)
 
         simulation.run(main(), time_s_max=2000)
