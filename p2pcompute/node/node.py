@@ -294,8 +294,8 @@ class Node:
             notes.append("the index of the group is out of reach: questions and jobs go to the nodes known here")
         if self.network.dht is not None and self.network.dht.is_client:
             notes.append(
-                "nobody can call this node from outside (NAT or firewall): it finds others, and works with those that it "
-                f"has called; to be reached, forward port {self.network.port} (UDP and TCP) to this machine"
+                "nobody can call this node from outside (NAT or firewall): it works with those that it has called itself; "
+                f"to be reached, forward port {self.network.port} (UDP and TCP) to this machine"
             )
         seeds = tuple(seed.view() for seed in self.network.seeds)
         if self.network.is_lost and self.network.is_on_network:
