@@ -175,8 +175,8 @@ class _Hostile:
 
         self.spawn(go())
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run something on the member's host; what a node refuses is no failure here."""
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], *, on: SimHost | None = None) -> None:
+        """Run something on a host, the member's unless another is given; what a node refuses is no failure here."""
 
         async def go() -> None:
             try:
@@ -184,7 +184,7 @@ class _Hostile:
             except (P2pcError, TimeoutError):
                 return
 
-        self.host.spawn(go(), f"hostile.{self.kind}")
+        (on or self.host).spawn(go(), f"hostile.{self.kind}")
 
     @property
     def dht(self) -> Dht:
@@ -550,16 +550,13 @@ def _malformed(hostile: _Hostile) -> None:
                 size = rng.choice((DATAGRAM_BYTES_MAX + 1, 9000, UDP_BYTES_MAX))
                 hostile.send_raw(seal_datagram(group.network_key, bytes(size - 12)), to)
             case _:
-                hostile.spawn(from_outside(to))
+                hostile.spawn(from_outside(to), on=outside)
 
     async def from_outside(to: Address) -> None:
-        async def send() -> None:
-            endpoint = await outside.net.bind_datagram(0, loopback_only=False)
-            endpoint.send(rng.randbytes(rng.randrange(1500)), to)
-            endpoint.close()
-
-        await outside.call(send())
-        await outside.call(outside.net.dial_stream(to, rng.randbytes(40), timeout_s=5.0))
+        endpoint = await outside.net.bind_datagram(0, loopback_only=False)
+        endpoint.send(rng.randbytes(rng.randrange(1500)), to)
+        endpoint.close()
+        await outside.net.dial_stream(to, rng.randbytes(40), timeout_s=5.0)
 
     def frame(channel: Channel) -> None:
         number = rng.choice([0, 0, rng.randrange(1, 1000)])

@@ -356,7 +356,8 @@ class SimHost:
         return self._context.copy().run(function)
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on this host and return its result.  For tests and scenarios, from outside the host.
+        """Run a coroutine on this host and return its result.  For tests and scenarios, outside all hosts: if who asks
+        crashed, nobody would take an error.
 
         Raises:
             HostDown: it is not up, or crashed meanwhile.
