@@ -115,8 +115,6 @@ class Checks:
         self.orphans, self.doubles, self.idle = Lasting(), Lasting(), Lasting()
         self.ends: dict[tuple[bytes, int], tuple[Node, int, Counter[int]]] = {}
         """(job, owner) → the owner's life, ends seen in it, and how often each task ended."""
-        self.versions: dict[tuple[bytes, bytes, bytes], tuple[Node, int, tuple[int, int, bytes], float]] = {}
-        """(holder, key, publisher) → the holder's life, its displacements, the record's version and end."""
         self.verified: dict[bytes, bool] = {}
         self.errors_seen: Counter[str] = Counter()
         self.progress: tuple[int, float, int, int] = (-1, 0.0, 0, 0)
@@ -154,7 +152,8 @@ class Checks:
             self._durable.pop(member.host.number, None)  # the disk is damaged: what the node makes of it is its own
 
     def started(self, member: Member) -> None:
-        """A node has started: it knows what was durable, and nothing else; from now on its grants are watched."""
+        """A node has started: it knows what was durable, and nothing else; from now on its grants, and the records that
+        it takes, are watched."""
         books = self._durable.pop(member.host.number, None)
         if member.node is None:
             return
@@ -162,6 +161,8 @@ class Checks:
             self._note("recovered", invariants_always.recovered(member, books))
         if "leases" not in self.settings.off:
             invariants_always.watch_leases(member, lambda text: self._note("leases", [text]))
+        if "records" not in self.settings.off:
+            invariants_always.watch_records(member, lambda text: self._note("records", [text]))
 
     # --- for the checks ---------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pcompute.dht.records import PutOutcome, Record
 from p2pcompute.dht.service import Dht
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.ids import JOB_ID_BYTES, dht_id
@@ -147,8 +148,7 @@ def _buckets(checks: Checks) -> Iterator[str]:
 
 
 def _records(checks: Checks) -> Iterator[str]:
-    """What is held was signed by its publisher, goes never back to an earlier version, and is not shown when it has
-    expired."""
+    """What is held was signed by its publisher, and is not shown when it has expired; see also `watch_records`."""
     if not checks.is_turn("records", RECORD_TURNS):
         return
     now = checks.now
@@ -162,14 +162,6 @@ def _records(checks: Checks) -> Iterator[str]:
                     yield f"{member.host.name} shows a record that expired at {held.expires:.1f} s"
                 if not _is_genuine(checks, member, record.raw, publisher):
                     yield f"{member.host.name} holds a record that {publisher.hex()[:8]} never signed"
-                slot = (member.identity.public_key, key, publisher)
-                former = checks.versions.get(slot)
-                if former is not None and former[:2] == (member.node, store.displaced_count):
-                    version, expires = former[2], former[3]
-                    if record.version < version and expires > now:
-                        who = f"{member.host.name} went back from seq {version[0]} to {record.seq}"
-                        yield f"{who} of {publisher.hex()[:8]}"
-                checks.versions[slot] = (member.running, store.displaced_count, record.version, held.expires)
 
 
 def _is_genuine(checks: Checks, member: Member, raw: bytes, publisher: bytes) -> bool:
@@ -426,6 +418,24 @@ def watch_leases(member: Member, broken: Callable[[str], None]) -> None:
         return make_grant(now, job, thief, chosen)
 
     core._grant = seen  # type: ignore[method-assign]
+
+
+def watch_records(member: Member, broken: Callable[[str], None]) -> None:
+    """See every record that a node takes: none of them may be older than the live one in whose place it comes."""
+    if (dht := member.running.network.dht) is None:
+        return
+    store = dht.records
+    put = store.put
+
+    def seen(record: Record, *, now: float, wall: float) -> PutOutcome:
+        held = store._keys.get(record.key, {}).get(record.publisher)
+        outcome = put(record, now=now, wall=wall)
+        if outcome is PutOutcome.STORED and held and held.expires > now and held.record.version > record.version:
+            who = f"{member.host.name} went back from seq {held.record.seq} to {record.seq}"
+            broken(f"{who} of {record.publisher.hex()[:8]}")
+        return outcome
+
+    store.put = seen  # type: ignore[method-assign]
 
 
 Books = dict[int, tuple[int, int]]

@@ -149,9 +149,9 @@ def a_parked_request_is_lost(patch: Patch) -> None:
 def recovery_stops_before_the_last_fact(patch: Patch) -> None:
     original = Journal.facts
 
-    async def facts(self: Journal, job_id: bytes) -> Any:
+    async def facts(self: Journal, job_id: bytes, first: int = 0) -> Any:
         former = None
-        async for raw in original(self, job_id):
+        async for raw in original(self, job_id, first):
             if former is not None:
                 yield former
             former = raw
