@@ -55,6 +55,8 @@ DATAGRAM_BURST_MAX: Final = 400.0
 RATE_SOURCES_MAX: Final = 4096
 """Source addresses whose rate is tracked; the oldest is forgotten."""
 NEARBY_MAX: Final = 256
+LAN_INVITES_MAX: Final = 32
+"""Numbers of open invitations in one announcement."""
 """Nodes seen by LAN discovery that are remembered."""
 PORT_ATTEMPTS_MAX: Final = 16
 """Tries to find one port number that is free on IPv4 and IPv6."""
@@ -158,6 +160,10 @@ DHT_STRAY_S: Final = 20.0
 DHT_STRAY_S_MAX: Final = 3600.0
 """An address at which somebody was once is tried again so often, one after the other, for as long as the node runs; the
 more contacts there are, the more rarely: else ten thousand nodes would call their founder 500 times a second."""
+DHT_PUBLICATIONS_MAX: Final = 256
+"""Records that one node keeps alive: as many as others keep of it (RECORDS_PER_PUBLISHER_MAX)."""
+DHT_REPUBLISH_S_MIN: Final = 60.0
+"""A record that nobody took is put again so much later."""
 DHT_CLIENTS_MAX: Final = 64
 """Peers that nobody can reach from outside, and that a node of a group of up to k servers knows as they call it."""
 DHT_MAPPING_S: Final = 300.0
@@ -298,6 +304,8 @@ INVITE_NUMBER_MAX: Final = 9999
 INVITE_WORDS_MIN: Final = 3
 """Words of a code: 24 bits, of which JOIN_FAILURES_MAX guesses find 1 in 5.6 million."""
 INVITE_WORDS_MAX: Final = 6
+INVITE_NEWS_MAX: Final = 32
+"""Wrong tries that are remembered for the inviter to see."""
 MEETINGS_MAX: Final = 16
 """Key exchanges over words that have begun; the oldest is forgotten."""
 MEETINGS_PER_S: Final = 2.0

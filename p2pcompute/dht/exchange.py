@@ -106,6 +106,8 @@ class DhtCounters:
     """Puts refused for lack of room."""
     puts_without_token: int = 0
     """Puts by nodes that had not shown that they are at their address; they were given a token."""
+    records_published: int = 0
+    """Puts of what this node keeps alive."""
     records_handed_on: int = 0
     """Records given to newcomers to whom they belong."""
     records_invalid: int = 0

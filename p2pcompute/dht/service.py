@@ -46,9 +46,10 @@ from p2pcompute.dht.messages import (
     cut_contacts,
     shown_name,
 )
+from p2pcompute.dht.publications import Publications
 from p2pcompute.dht.queries import Queries, reachable
 from p2pcompute.dht.reach import Reach
-from p2pcompute.dht.records import Record, RecordStore
+from p2pcompute.dht.records import Record, RecordStore, make_record
 from p2pcompute.dht.routing_table import Change, RoutingTable
 from p2pcompute.dht.tokens import WriteTokens
 from p2pcompute.host.interfaces import Address, Host, Timer
@@ -144,6 +145,8 @@ class Dht:
         self._run = b""
         self._reach = Reach(self._net.local_addresses(), is_presumed=self._is_founder)
         self._table = RoutingTable(self._own_id, is_open=self._is_open)
+        self._publications = Publications()
+        self._is_publishing = False
         self._clients = RoutingTable(self._own_id)
         """Those that are not in the table because they cannot be reached from outside."""
         self._is_checking = False
@@ -385,6 +388,20 @@ class Dht:
         """
         return await self._queries.put(record, is_client=self.is_client)
 
+    def publish(self, salt: bytes, value: bytes, *, ttl_s: float = RECORD_TTL_S_MAX) -> None:
+        """Have a record of this node's kept where it belongs from now on, for as long as this node takes part: it is
+        put again when half of its life is over.  What was published under this salt before is replaced.
+
+        Raises:
+            LocalProtocolError: too many, or something is out of bounds (our bug).
+        """
+        self._publications.publish(salt, value, ttl_s=ttl_s, now=self._clock.now())
+        self._wake()
+
+    def withdraw(self, salt: bytes) -> None:
+        """Publish it no more: it ends with the life of its last record."""
+        self._publications.withdraw(salt)
+
     async def get(self, key: bytes) -> list[Record]:
         """Return the newest valid record of each publisher under a key, ordered by publisher.
 
@@ -535,6 +552,8 @@ class Dht:
         now = self._clock.now()
         due = min(self._refresh_at, self._retry_due(), self._advertise_at)
         due = min(due, self._table.next_due() or now + _PAUSE_S_MAX)
+        if len(self._publications) and not self._is_publishing:
+            due = min(due, self._publications.next_due() or due)
         if len(self._clients):
             due = min(due, self._clients.next_due() or due)
         due = min(max(due, now), now + _PAUSE_S_MAX)
@@ -568,6 +587,9 @@ class Dht:
             if not self._is_advertising and self.index.is_used and not self.is_client:
                 self._is_advertising = True
                 self._scope.spawn(self._advertise(), "advertise")
+        if len(self._publications) and not self._is_publishing and (self._publications.next_due() or now) <= now:
+            self._is_publishing = True
+            self._scope.spawn(self._publish_due(), "publish")
         if now >= self._expire_at:
             self._expire_at = now + _EXPIRE_S
             self._keeper.expire()
@@ -604,6 +626,29 @@ class Dht:
             await self.index.advertise(self._ad_ttl_s())
         finally:
             self._is_advertising = False
+
+    async def _publish_due(self) -> None:
+        """Put what is due, one after the other."""
+        clock = self._clock
+        try:
+            while (one := self._publications.take_due(clock.now())) is not None:
+                wall = clock.wall()
+                record = make_record(
+                    self._identity.sign_envelope,
+                    self._identity.public_key,
+                    salt=one.salt,
+                    seq=self._publications.next_seq(one, wall),
+                    wall=wall,
+                    ttl_s=one.ttl_s,
+                    value=one.value,
+                )
+                kept = await self.put(record)
+                self.counters.records_published += 1
+                is_taken = kept > (not self.is_client) or not len(self._table)  # its own copy goes with this node
+                self._publications.on_put(one, is_taken=is_taken, now=clock.now(), rng=self._rng)
+        finally:
+            self._is_publishing = False
+            self._wake()
 
     def _jittered(self, delay_s: float) -> float:
         return delay_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)

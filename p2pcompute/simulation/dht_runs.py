@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
+from p2pcompute.dht.capacity import Feature
 from p2pcompute.dht.contacts import range_of
 from p2pcompute.dht.records import Record, make_record
 from p2pcompute.errors import P2pcError
 from p2pcompute.ids import DHT_ID_BYTES
-from p2pcompute.limits import DHT_K, RECORD_TTL_S_MAX
+from p2pcompute.limits import DHT_K, INDEX_WANT_MAX, RECORD_TTL_S_MAX
 from p2pcompute.simulation.adversaries import blind
 from p2pcompute.simulation.dht_nodes import DhtNode, DhtNodes, grind
 from p2pcompute.simulation.host import HostDown, Simulation
@@ -47,6 +48,9 @@ SETTLE_S: Final = 5.0
 """Between the parts of a run."""
 RUN_S_MAX: Final = 24 * 3600.0
 ASKS_PER_S: Final = 20.0
+ADVERTISE_S: Final = 90.0
+"""Until whoever has something rare has advertised it."""
+_FEATURE: Final = Feature("sim", 1)
 _JOIN_ADDRESSES: Final = 2
 """Members that a newcomer knows of."""
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -57,11 +61,16 @@ class DhtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     nodes: Annotated[int, Meta(ge=2, le=100_000, description="nodes of the group, without Sybils")] = 1000
     ask: Annotated[
-        Literal["get", "put", "find"],
-        Meta(description="what is measured; put: each record is read once afterwards, by another node"),
+        Literal["get", "put", "find", "search"],
+        Meta(
+            description="what is measured; put: each record is read once afterwards, by another node; search: nodes "
+            "that have something, of which the capacity index tells"
+        ),
     ] = "get"
     asks: Annotated[int, Meta(ge=1, le=1_000_000, description="how many are made")] = 200
     records: Annotated[int, Meta(ge=1, le=100_000, description="records put beforehand, which gets ask for")] = 40
+    share: Annotated[_Share, Meta(description="search: share of the nodes that have what is searched for")] = 0.01
+    want: Annotated[int, Meta(ge=1, le=INDEX_WANT_MAX, description="search: nodes that one looks for")] = 30
     dead: Annotated[
         _Share, Meta(description="share of the nodes, and so of all contacts, that die before the asks")
     ] = 0.0
@@ -86,6 +95,10 @@ class DhtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "back, and a newcomer comes for him; 0: all stay",
         ),
     ] = 0.0
+    kept: Annotated[
+        bool,
+        Meta(description="publishers stay and put their records again before these end; else each is put once"),
+    ] = False
     network: NetworkSettings = NetworkSettings()
 
     def __post_init__(self) -> None:
@@ -107,6 +120,8 @@ class _Run:
         self.nodes = DhtNodes(self.simulation, is_open=settings.open)
         self.records: list[Record] = []
         self._askers: list[DhtNode] = []
+        self._publishers: dict[bytes, None] = {}
+        self._having: dict[bytes, None] = {}
         self._median_rtt_s = 1.0
 
     def rng(self, purpose: str) -> random.Random:
@@ -129,6 +144,8 @@ class _Run:
             self.records = [self._record(node, number) for number, node in enumerate(publishers)]
             for record in self.records:
                 await self._craft(record.key)
+        if settings.ask == "search":
+            self._describe()
         gang = [node.contact for node in nodes.all if node.is_hostile]
         for node in nodes.all:
             if node.is_hostile:
@@ -138,6 +155,15 @@ class _Run:
         pairs = [rng.sample(nodes.all, 2) for _ in range(RTT_PAIRS)]
         rtts = [2 * network.base_delay_s(one.host.machine, other.host.machine) for one, other in pairs]
         self._median_rtt_s = statistics.median(rtts)
+
+    def _describe(self) -> None:
+        """Have each node say what it has."""
+        having = self.rng("having").sample(self.nodes.all, round(self.settings.share * self.settings.nodes))
+        self._having = dict.fromkeys(node.identity.public_key for node in having)
+        for node in self.nodes.all:
+            features = [_FEATURE] if node.identity.public_key in self._having else []
+            node.class_bits = sum(feature.bits for feature in features)
+            node.host.enter(partial(node.dht.describe_capacity, node.class_bits, features))
 
     async def _craft(self, key: bytes) -> None:
         """Add Sybils around a key."""
@@ -176,16 +202,23 @@ class _Run:
         await self.build()
         if self.settings.ask == "get":
             by_key = {node.identity.public_key: node for node in self.nodes.all}
-            await self._each([partial(self._put, by_key[record.publisher], record) for record in self.records])
+            self._publishers = {record.publisher: None for record in self.records}
+            put = self._publish if self.settings.kept else self._put
+            await self._each([partial(put, by_key[record.publisher], record) for record in self.records])
             await asyncio.sleep(SETTLE_S)
+        if self.settings.ask == "search":
+            await asyncio.sleep(ADVERTISE_S)
         self._kill()
         self._count_holders()
         if self.settings.open:
             self._look_for_crowds()
         churn = asyncio.create_task(self._churn(), name="dht.churn")
         every_s = self.settings.hours * 3600 / self.settings.asks or 1 / ASKS_PER_S
+        bytes_sent, began = self.simulation.network.counters.bytes_sent, self.simulation.now
         try:
             await self._each([partial(self._ask, number) for number in range(self.settings.asks)], every_s)
+            node_s = (self.simulation.now - began) * sum(not node.is_dead for node in self.nodes.all)
+            self.metrics.set("upkeep_bytes_s", (self.simulation.network.counters.bytes_sent - bytes_sent) / node_s)
             if self.settings.ask == "put":
                 await asyncio.sleep(SETTLE_S)
                 await self._each([partial(self._read_again, record) for record in self.records])
@@ -211,7 +244,9 @@ class _Run:
         rate = math.log(2) / (self.settings.session_hours * 3600)
         while True:
             await asyncio.sleep(rng.expovariate(rate * self.settings.nodes))
-            gone, *members = rng.sample(self._honest(), 1 + _JOIN_ADDRESSES)
+            staying = self._publishers if self.settings.kept else {}
+            honest = [node for node in self._honest() if node.identity.public_key not in staying]
+            gone, *members = rng.sample(honest, 1 + _JOIN_ADDRESSES)
             self.nodes.kill([gone])
             self._tell("crash", node=gone.host.name)
             await self.nodes.add(addresses=[member.address for member in members])
@@ -250,11 +285,16 @@ class _Run:
                     record = self._record(node, number)
                     self.records.append(record)
                     await self._measured(node, self._put(node, record))
+                case "search":
+                    await self._search(node)
         except HostDown:
             self.metrics.count("asks_interrupted")
 
     async def _read_again(self, record: Record) -> None:
         await self._read(self._asker(), record)
+
+    async def _publish(self, node: DhtNode, record: Record) -> None:
+        node.host.enter(partial(node.dht.publish, record.salt, record.value, ttl_s=record.ttl_s))
 
     async def _put(self, node: DhtNode, record: Record) -> None:
         self.metrics.sample("copies", await node.host.call(node.dht.put(record)))
@@ -265,7 +305,7 @@ class _Run:
 
     async def _read(self, node: DhtNode, record: Record) -> None:
         found = await node.host.call(node.dht.get(record.key))
-        is_found = record in found
+        is_found = any((one.publisher, one.value) == (record.publisher, record.value) for one in found)
         self.metrics.share("success", is_found)
         self._tell("get", node=node.host.name, found=is_found)
 
@@ -281,6 +321,20 @@ class _Run:
         self.metrics.sample("hops", node.dht.last_lookup[1])
         self.metrics.sample("recall", sum(one in found for one in nearest) / len(nearest))
         self.metrics.share("success", found[:1] == nearest[:1])
+
+    async def _search(self, node: DhtNode) -> None:
+        found: list[bytes] = []
+
+        async def search() -> None:
+            told = await node.host.call(node.dht.index.search([_FEATURE], self.settings.want))
+            found.extend(contact.key for contact in told)
+
+        await self._measured(node, search())
+        up = {one.identity.public_key for one in self.nodes.all if not (one.is_dead or one is node)}
+        there = sum(key in up for key in self._having)
+        count = sum(key in up and key in self._having for key in found)
+        self.metrics.sample("found", count)
+        self.metrics.share("success", count >= min(self.settings.want, there))
 
     async def _measured(self, node: DhtNode, ask: Coroutine[Any, Any, None]) -> None:
         counters, began = node.dht.counters, self.simulation.now
