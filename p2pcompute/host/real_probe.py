@@ -28,12 +28,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import p2pcompute
+from p2pcompute.host import real_owner
 from p2pcompute.host.attribute_rules import check_name, check_value, is_beside
 from p2pcompute.host.interfaces import RUNTIMES, Attribute, Value
 from p2pcompute.limits import ATTRIBUTE_LIFETIME_S_MAX
 
 FRESH_S: Final = 2.0
 """What was measured within this time is not measured again."""
+OWNER: Final = "owner.present"
+OWNER_S: Final = 15.0
+"""The same of whether somebody is there: programs of the system are asked."""
 EXECUTABLE_S: Final = 60.0
 """How long it is remembered whether an executable was found."""
 EXECUTABLES_MAX: Final = 1024
@@ -53,7 +57,7 @@ CHILD_BYTES_MAX: Final = 256 * 1024
 PLUGIN_VALUES_MAX: Final = 128
 PLUGIN_BYTES_MAX: Final = 8 * 1024
 """Values of all plugins, and their names and values as text; further ones are left out."""
-LIFETIMES_S: Final = {"load": 30.0, "mem.free": 30.0, "disk.free": 120.0, "battery": 120.0}
+LIFETIMES_S: Final = {"load": 30.0, "mem.free": 30.0, "disk.free": 120.0, "battery": 120.0, OWNER: 60.0}
 LOAD_ACCURACY: Final = 0.01
 """What the kernel shows of it."""
 NODE_NAMES: Final = (
@@ -111,6 +115,8 @@ class RealProbe:
         self._static: dict[str, Attribute] = {}
         self._dynamic: dict[str, Attribute] = {}
         self._measured = -FRESH_S
+        self._owner: dict[str, Attribute] = {}
+        self._owner_at = -OWNER_S
         self._measuring = asyncio.Lock()
         self._executables: dict[str, tuple[float, bool]] = {}
 
@@ -123,9 +129,12 @@ class RealProbe:
                     self._static = await asyncio.to_thread(self._measure_static)
                 self._dynamic = await asyncio.to_thread(self._measure_dynamic)
                 self._measured = time.monotonic()
+            if (names is None or OWNER in names) and time.monotonic() - self._owner_at >= OWNER_S:
+                self._owner = await asyncio.to_thread(_look_for_owner)
+                self._owner_at = time.monotonic()
         if names is None or any(map(_is_found_by_a_child, names)):
             await self._look_over()
-        return {**self._static, **self._found.machine, **self._dynamic, **self._found.plugins}
+        return {**self._static, **self._found.machine, **self._dynamic, **self._owner, **self._found.plugins}
 
     async def has(self, words: Sequence[str]) -> Mapping[str, bool]:
         now = time.monotonic()
@@ -367,6 +376,11 @@ def _values(measures: Mapping[str, Callable[[], Value | None]]) -> dict[str, Val
         except Exception as error:  # noqa: BLE001 - drivers and containers raise what they like
             log.debug("%s cannot be measured: %r", name, error)
     return found
+
+
+def _look_for_owner() -> dict[str, Attribute]:
+    found = _values({OWNER: real_owner.is_present})
+    return {name: Attribute(value, time.time(), LIFETIMES_S[name]) for name, value in found.items()}
 
 
 def _is_on_battery() -> bool | None:

@@ -42,6 +42,7 @@ from p2pcompute.limits import (
     BLOB_TRANSFERS_MAX,
     BLOB_WINDOW_CHUNKS,
 )
+from p2pcompute.node.bandwidth import BandwidthMeter
 from p2pcompute.transport.channels import Channel, Channels, Purpose
 from p2pcompute.transport.credentials import PeerInfo
 
@@ -164,6 +165,8 @@ class BlobExchange:
         self._channels = channels
         self._scope = scope
         self._may_read = may_read
+        self._clock = host.clock
+        self.meter = BandwidthMeter()
         self.counters = BlobCounters()
         self._transfers: dict[BlobRef, _Transfer] = {}
         self._partials: dict[BlobRef, _Partial] = {}
@@ -386,7 +389,12 @@ class BlobExchange:
         Raises:
             RemoteProtocolError: they are not what the manifest names.
         """
-        data = await _request(link, BlobMessage.CHUNK, ref, index)
+        self.meter.began(self._clock.now())
+        data = b""
+        try:
+            data = await _request(link, BlobMessage.CHUNK, ref, index)
+        finally:
+            self.meter.ended(self._clock.now(), len(data))
         if len(data) != chunk_size(ref.size, index) or hash_chunk(data) != digest:
             raise RemoteProtocolError("a chunk that is not the blob's")
         return data

@@ -17,6 +17,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import CUSTODIANS, TICKET_TTL_S
 from p2pcompute.node import views
+from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
@@ -226,6 +227,11 @@ class Node:
             **{name: Attribute(value, wall) for name, value in static.items()},
             **{name: Attribute(value, wall, STATE_LIFETIME_S) for name, value in state.items()},
         }
+        speed = self.exchange.meter.measured()
+        if speed is not None:
+            measured_s = wall - (self._host.clock.now() - speed.at)
+            found["bandwidth"] = Attribute(speed.bytes_per_s, measured_s, BANDWIDTH_LIFETIME_S, speed.accuracy)
+        return found
 
     # --- life -------------------------------------------------------------------------------------
 
