@@ -223,7 +223,7 @@ class Node:
         for name, left_s in zip(("slots.ends", "slots.wait"), self.scheduler.outlook(), strict=True):
             if left_s is not None:
                 state[name] = round(left_s, 1)
-        return {
+        found = {
             **{name: Attribute(value, wall) for name, value in static.items()},
             **{name: Attribute(value, wall, STATE_LIFETIME_S) for name, value in state.items()},
         }
