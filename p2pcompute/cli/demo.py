@@ -102,5 +102,5 @@ def demo(json_: bool, tasks: int) -> int:
     print(shares_table(outcome.job, node))
     say(summary_text(outcome.job, elapsed_s))
     if (status.get("group") or {}).get("is_alone"):
-        say("add a computer: p2pc invite --token, and run this again", level=1)
+        say("add a computer: p2pc invite, and run this again", level=1)
     return code

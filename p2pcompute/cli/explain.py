@@ -70,7 +70,7 @@ def never_error(document: Mapping[str, Any]) -> NoEligibleNode:
     return NoEligibleNode(
         "no node can ever run this" if len(reasons) > 1 else "the only node here can never run this",
         "\n".join(reasons[:NODES_SHOWN_MAX] + more),
-        "\n".join(helps) or "add a computer that can: p2pc invite --token",
+        "\n".join(helps) or "add a computer that can: p2pc invite",
     )
 
 

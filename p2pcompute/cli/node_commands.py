@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -30,6 +31,7 @@ from p2pcompute.cli.output import (
     table,
 )
 from p2pcompute.errors import NodeUnavailable, TrustError, UsageError
+from p2pcompute.limits import INVITE_WORDS_MAX, INVITE_WORDS_MIN
 
 STATUS_S_MAX: Final = 5.0
 """A node that does not answer a look within this is said to be stuck."""
@@ -39,6 +41,8 @@ JOIN_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 75.0
 """Longer than a node drains (STOP_GRACE_S)."""
 STOP_NOW_S_MAX: Final = 15.0
+INVITE_LOOK_S: Final = 0.5
+"""Pause between looks at who has joined."""
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -122,7 +126,7 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
     jobs = document["jobs"]
     lines.append(f"Jobs: {jobs['running']} running, {jobs['waiting']} waiting")
     if group["is_alone"]:
-        lines.append("Add a computer: p2pc invite --token")
+        lines.append("Add a computer: p2pc invite")
     return "\n".join(lines)
 
 
@@ -460,9 +464,23 @@ def restart(drain: bool, name: str | None, peer: tuple[str, ...], discover: bool
 
 
 @click.command(
-    cls=Command, examples=[("p2pc invite --token", "one computer, 10 minutes"), ("p2pc invite --token --uses 20", "")]
+    cls=Command,
+    examples=[
+        ("p2pc invite", "a code to say or type on the other computer; waits until it has joined"),
+        ("p2pc invite --uses 20 --expires 1h", "for a classroom"),
+        ("p2pc invite --qr", "also as a picture to scan"),
+        ("p2pc invite --token", "one line for scripts; does not wait"),
+    ],
 )
-@click.option("--token", is_flag=True, help="One line for scripts.")
+@click.option("--token", is_flag=True, help="One line for scripts, instead of words.")
+@click.option(
+    "--words",
+    type=click.IntRange(INVITE_WORDS_MIN, INVITE_WORDS_MAX),
+    default=INVITE_WORDS_MIN,
+    show_default=True,
+    metavar="N",
+    help="How many words the code has.",
+)
 @click.option(
     "--uses",
     type=click.IntRange(1, 1000),
@@ -472,21 +490,15 @@ def restart(drain: bool, name: str | None, peer: tuple[str, ...], discover: bool
     help="How many computers it admits.",
 )
 @click.option("--expires", default="10m", show_default=True, metavar="DURATION", help="How long it is good.")
+@click.option("--qr/--no-qr", default=False, help="Show the code as a QR code too.")
+@click.option("--no-wait", is_flag=True, help="Print the code and leave; it stays open.")
 @json_option
-def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
+def invite(token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: bool, json_: bool) -> int:
     """Let another computer join the group."""
+    from p2pcompute.cli.daemon_start import ensure_node, why_embedded
     from p2pcompute.config import parse_duration
 
     expires_s = parse_duration(expires)
-    if not token:
-        raise UsageError(
-            "say how the other computer is invited",
-            "there is one way: a token, one line to copy to it",
-            "p2pc invite --token",
-            code="invite",
-        )
-    from p2pcompute.cli.daemon_start import ensure_node, why_embedded
-
     reason = why_embedded(os.environ)
     if reason is not None and not os.environ.get("P2PC_NO_AUTOSTART") and not open_connection().is_answering():
         raise NodeUnavailable(
@@ -494,15 +506,104 @@ def invite(token: bool, uses: int, expires: str, json_: bool) -> int:
             f"here a node would end with this command ({reason})",
             "p2pc node start, or p2pc node in another terminal",
         )
-    made = ensure_node(announce=_announce).request("POST", "/v1/invite", {"uses": uses, "expires_s": expires_s})
+    connection = ensure_node(announce=_announce)
+    body = {"uses": uses, "expires_s": expires_s, "words": 0 if token else words}
+    made = connection.request("POST", "/v1/invite", body)
+    power = "Careful: " + POWER.format(user=_user()) + ", and you can run\nanything on theirs.  Give it to nobody else."
+    who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
     if json_:
         print_json({"schema": "p2pc.invite/1", **made})
         return 0
-    who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
-    say(f"{who} may join {made['group']} within {expires}; there, run p2pc join with this token:", level=1)
-    print(made["token"], flush=True)
-    say("Careful: " + POWER.format(user=_user()) + ", and you can run\nanything on theirs.  Give it to nobody else.")
-    return 0
+    if token:
+        say(f"{who} may join {made['group']} within {expires}; there, run p2pc join with this token:", level=1)
+        print(made["token"], flush=True)
+        say(power)
+        return 0
+    _show_code(made, qr=qr)
+    say(power)
+    if no_wait:
+        say(f"{who} may join within {expires}.", level=1)
+        return 0
+    say(f"{who}, within {expires}.  Waiting … (Ctrl-C takes the code back)", level=1)
+    return _wait_for_joiners(connection, made, uses)
+
+
+def _show_code(made: Mapping[str, Any], *, qr: bool) -> None:
+    from p2pcompute.trust.words import Code, parse_code
+
+    say(f"A new computer may join {made['group']}.  On it, run:\n", level=1)
+    print(f"    p2pc join {made['code']}", flush=True)
+    addresses = [address for address in made["addresses"] if not address.startswith(("127.", "[::1]"))]
+    if addresses:
+        say(f"\nIf it is on another network: p2pc join {made['code']}@{addresses[0]}", level=1)
+    if qr:
+        import segno
+
+        code = parse_code(made["code"])
+        reachable = Code(code.number, code.words, addresses[0] if addresses else "")
+        segno.make(reachable.link).terminal(out=sys.stderr, compact=True)
+
+
+def _wait_for_joiners(connection: Connection, made: Mapping[str, Any], uses: int) -> int:
+    """Tell who joined and who did not know the words, until the invitation has ended."""
+    known: list[str] = []
+    refused = 0
+    try:
+        while True:
+            state = connection.request("GET", f"/v1/invites/{made['id']}")
+            for line in state["refused"][refused:]:
+                say(f"! a wrong try from {one_line(line)}")
+            refused = max(refused, len(state["refused"]))
+            for one in state["admitted"]:
+                if one["id"] not in known:
+                    known.append(one["id"])
+                    say(f"{one_line(one['name'])} joined: {one['id'][:9]}, {one['address']}", level=1)
+            if state["ending"] is not None:
+                break
+            time.sleep(INVITE_LOOK_S)
+    except KeyboardInterrupt:
+        connection.request("POST", f"/v1/invites/{made['id']}/withdraw", {})
+        say("\nthe code is taken back", level=1)
+        return 130
+    if state["ending"] == "used" or known:
+        return 0
+    why = "nobody used it in time" if state["ending"] == "expired" else "too many wrong tries"
+    raise TrustError("nobody has joined", f"the code is void: {why}", "make a NEW one: p2pc invite", code="not-joined")
+
+
+def _invitation(code: str | None, via: str | None) -> str:
+    """Return the code or token that was typed, checked as far as it can be here: nobody is asked to agree before.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    from p2pcompute.config import parse_peer
+    from p2pcompute.trust.words import is_code, parse_code
+
+    if code is None:
+        if options().no_input or not sys.stdin.isatty():
+            raise UsageError("which invitation?", "no code was given", "p2pc join CODE", code="mistyped")
+        code = str(click.prompt("Code (like 7-crossover-clockwork-tobacco)", err=True))
+    if is_code(code):
+        parsed = parse_code(code)
+        if via is not None:
+            parsed = replace(parsed, address=via)
+        if parsed.address:
+            parse_peer(parsed.address)
+        return str(parsed)
+    from p2pcompute.trust.invites import TOKEN_PREFIX, parse_token
+
+    if not "".join(code.split()).lower().startswith(TOKEN_PREFIX):
+        raise UsageError(
+            "this is neither a code nor a token",
+            f"a code looks like 7-crossover-clockwork-tobacco, a token begins with {TOKEN_PREFIX}",
+            "type or copy what p2pc invite shows on the other computer",
+            code="mistyped",
+        )
+    parse_token(code)
+    if via is not None:
+        raise UsageError("--via goes with a code of words", "a token knows its addresses", "leave it out")
+    return code
 
 
 def _announce(text: str) -> None:
@@ -521,24 +622,25 @@ def _user() -> str:
 @click.command(
     cls=Command,
     examples=[
-        ("p2pc join p2pc-…", "the token that p2pc invite --token printed there"),
-        ("p2pc join --accept all p2pc-…", "in scripts"),
+        ("p2pc join 7-crossover-clockwork-tobacco", "the code that p2pc invite shows there"),
+        ("p2pc join 7-crossover-clockwork-tobacco@nova:7878", "when that computer is on another network"),
+        ("p2pc join", "asks for the code"),
+        ("p2pc join --accept all p2pc-…", "a token, in scripts"),
     ],
 )
-@click.argument("token")
+@click.argument("code", required=False, metavar="[CODE]")
+@click.option("--via", metavar="HOST:PORT", help="Address of the inviting computer, when it is not on this network.")
 @click.option("--accept", type=click.Choice(["all"]), help="Agree that members may run anything here.")
 @click.option("--name", metavar="NAME", help="Name of this computer in the group.")
 @json_option
-def join(token: str, accept: str | None, name: str | None, json_: bool) -> int:
+def join(code: str | None, via: str | None, accept: str | None, name: str | None, json_: bool) -> int:
     """Join a group with an invitation."""
-    from p2pcompute.trust.invites import parse_token
-
-    parse_token(token)  # before anybody is asked to agree to anything
+    invitation = _invitation(code, via)
     warning = "Joined, " + POWER.format(user=_user()) + ".\nThere is no sandbox between members yet."
     if accept is None:
         if options().no_input or json_ or not sys.stdin.isatty():
             raise TrustError(
-                "joining needs your consent", POWER.format(user=_user()), "p2pc join --accept all TOKEN", code="consent"
+                "joining needs your consent", POWER.format(user=_user()), "p2pc join --accept all CODE", code="consent"
             )
         say(warning)
         if not click.confirm("Join?", default=False, err=True):
@@ -550,7 +652,7 @@ def join(token: str, accept: str | None, name: str | None, json_: bool) -> int:
     if name is not None:
         convert("node.name", name)
     connection = ensure_node(announce=_announce)
-    joined = connection.request("POST", "/v1/join", {"token": token, "name": name}, timeout_s=JOIN_S_MAX)
+    joined = connection.request("POST", "/v1/join", {"token": invitation, "name": name}, timeout_s=JOIN_S_MAX)
     if name is not None:
         write_setting(find_paths(os.environ).config_file, "node.name", name)
     view = connection.request("GET", "/v1/status")

@@ -912,7 +912,7 @@ def _say_alone(status: Mapping[str, Any]) -> None:
     if (status.get("group") or {}).get("is_alone"):
         slots = plural(int((status.get("slots") or {}).get("total") or 1), "slot")
         name = (status.get("node") or {}).get("name")
-        say(f"running on {name} only ({slots}); add a computer: p2pc invite --token", level=1)
+        say(f"running on {name} only ({slots}); add a computer: p2pc invite", level=1)
 
 
 def _slots(text: str | None, status: Mapping[str, Any]) -> int | None:

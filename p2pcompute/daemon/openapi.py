@@ -15,7 +15,7 @@ from p2pcompute.daemon.app import CALLS, Call
 from p2pcompute.daemon.uploads import TaskLine
 
 _REF = "#/components/schemas/{name}"
-_JSON_TYPES = {"ref": "string", "name": "string", "index": "integer"}
+_JSON_TYPES = {"id": "string", "ref": "string", "name": "string", "index": "integer"}
 
 
 def _operation(call: Call) -> dict[str, Any]:

@@ -155,6 +155,8 @@ class LanAnnouncement:
     port: int
     group_hint: bytes
     """Four bytes that members recognise; b"" for a node without a group."""
+    invites: tuple[int, ...] = ()
+    """Numbers of its open invitations by words, at most LAN_INVITES_MAX."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

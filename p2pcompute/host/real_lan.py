@@ -11,6 +11,7 @@ import asyncio
 import base64
 import ctypes
 import ipaddress
+import re
 import socket
 import struct
 import sys
@@ -21,7 +22,7 @@ from p2pcompute.errors import ConfigError
 from p2pcompute.host.interfaces import LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import PUBLIC_KEY_BYTES, dht_id
-from p2pcompute.limits import NEARBY_MAX, NODE_NAME_CHARS_MAX, PROTOCOL_MAX
+from p2pcompute.limits import LAN_INVITES_MAX, NEARBY_MAX, NODE_NAME_CHARS_MAX, PROTOCOL_MAX
 
 SERVICE_TYPE: Final = "_p2pcompute._udp.local."
 _LOOKUP_MS: Final = 3000
@@ -29,6 +30,7 @@ _LOOKUPS_MAX: Final = 16
 """Details looked up at once."""
 _ADDRESSES_MAX: Final = 8
 _GROUP_HINT_BYTES: Final = 4
+_NUMBERS: Final = re.compile(r"(?:[0-9]{1,4}(?:,[0-9]{1,4}){0,63})?", re.ASCII)
 
 
 class RealLan:
@@ -105,6 +107,11 @@ class RealLan:
             announcing, self._announcing = self._announcing, None
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
+        if self._announced is not None and announcement is not None and self._own_key == announcement.public_key:
+            info = _service_info(announcement, self._own_addresses())
+            self._announcing = await self._zeroconf.async_update_service(info)
+            self._announced = info
+            return
         if self._announced is not None:
             goodbye = await self._zeroconf.async_unregister_service(self._announced)
             self._announced = None
@@ -229,6 +236,7 @@ def _service_info(announcement: LanAnnouncement, addresses: Sequence[str]) -> An
             "k": base64.b32encode(announcement.public_key).decode().rstrip("="),
             "n": announcement.name[:NODE_NAME_CHARS_MAX],
             "g": announcement.group_hint.hex(),
+            "i": ",".join(map(str, announcement.invites[:LAN_INVITES_MAX])),
             "v": str(PROTOCOL_MAX),
         },
         server=f"{label}.local.",
@@ -242,6 +250,7 @@ def _sighting(info: Any) -> LanSighting | None:
         key = base64.b32decode((properties.get(b"k") or b"").decode("ascii") + "====")
         name = (properties.get(b"n") or b"").decode("utf-8")
         hint = bytes.fromhex((properties.get(b"g") or b"").decode("ascii"))
+        numbers = (properties.get(b"i") or b"").decode("ascii")
     except (ValueError, AttributeError):
         return None
     addresses = tuple(str(address).partition("%")[0] for address in info.parsed_addresses())[:_ADDRESSES_MAX]
@@ -252,8 +261,15 @@ def _sighting(info: Any) -> LanSighting | None:
         and len(name) <= NODE_NAME_CHARS_MAX
         and name.isprintable()
         and addresses
+        and _NUMBERS.fullmatch(numbers)
     )
     if not is_valid:
         return None
-    announcement = LanAnnouncement(public_key=key, name=name, port=int(info.port), group_hint=hint)
+    announcement = LanAnnouncement(
+        public_key=key,
+        name=name,
+        port=int(info.port),
+        group_hint=hint,
+        invites=tuple(int(number) for number in numbers.split(",")[:LAN_INVITES_MAX] if number),
+    )
     return LanSighting(announcement=announcement, addresses=addresses, is_present=True)

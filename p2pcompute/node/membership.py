@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteError, RemoteProtocolError, TrustError
@@ -19,10 +20,16 @@ from p2pcompute.scheduler.messages import parse_addresses
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
-from p2pcompute.trust.invites import Invites, Token, invite_id, join_proof, refusal_by_inviter
+from p2pcompute.trust.invites import Invite, Invites, Token, invite_id, join_proof, refusal_by_inviter
+from p2pcompute.trust.pake import Exchange
+from p2pcompute.trust.words import Code
 
 JOIN: Final = 16
 """request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …]]"""
+MEET: Final = 17
+"""request, joiner → inviter on a JOIN channel: [number of the invitation, message] → [message]: see `trust.pake`"""
+JOIN_BY_WORDS: Final = 18
+"""request after MEET on the same channel: [proof, name] → [proof, network key, chain, [[host, port], …]]"""
 RENEW: Final = 72
 """request, member → member that may admit: [chain] → [fresh chain]"""
 CONTACTS_IN_ANSWER_MAX: Final = 32
@@ -48,6 +55,16 @@ def _contacts(value: Any) -> list[Address]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Somebody whom an invitation let in."""
+
+    key: bytes
+    name: str
+    address: str
+    """Where it came from."""
+
+
 class GroupCredentials:
     """This node's credentials in its group.  The group is replaced as a whole (join, leave, renewal)."""
 
@@ -61,6 +78,10 @@ class GroupCredentials:
         self._name = name
         self._about = about
         self.invites = Invites(host.crypto)
+        self.on_admitted: Callable[[Invite, Admission], None] = lambda _invite, _admission: None
+        """Called when an invitation has let somebody in."""
+        self.on_refused: Callable[[str, TrustError], None] = lambda _address, _refusal: None
+        """Called with the address of one that did not know the words, and what it was told."""
         self._members: dict[bytes, tuple[tuple[bytes, ...], Membership]] = {}
 
     @property
@@ -162,11 +183,52 @@ class GroupCredentials:
             joiner=joiner,
             inviter=self._identity.public_key,
         )
+        return self._admit(channel, invite, clean_name(body[2]), contacts)
+
+    def answer_meet(self, channel: Channel, body: Any) -> list[Any]:
+        """Answer the first message of a joiner that may know the words of an invitation.
+
+        Raises:
+            TrustError: there is no such invitation, or it has ended.
+        """
+        if not (isinstance(body, list) and len(body) == 2):
+            raise RemoteProtocolError("not a first message of a joiner")
+        message = self.invites.meet(
+            self._host.clock.now(),
+            body[0],
+            body[1],
+            binding=channel.binding,
+            joiner=channel.peer.key,
+            inviter=self._identity.public_key,
+        )
+        return [message]
+
+    def answer_join_by_words(self, channel: Channel, body: Any, contacts: Sequence[Address]) -> list[Any]:
+        """Admit the joiner at the other end, once it has proven to know the words.
+
+        Raises:
+            TrustError: wrong, used or expired; counted against the invitation.
+        """
+        if not (isinstance(body, list) and len(body) == 2 and isinstance(body[1], str)):
+            raise RemoteProtocolError("not a request to join")
+        try:
+            invite, proof = self.invites.redeem_words(
+                self._host.clock.now(), body[0], binding=channel.binding, joiner=channel.peer.key
+            )
+        except TrustError as refusal:
+            self.on_refused(str(channel.address), refusal)
+            raise
+        return [proof, *self._admit(channel, invite, clean_name(body[1]), contacts)]
+
+    def _admit(self, channel: Channel, invite: Invite, name: str, contacts: Sequence[Address]) -> list[Any]:
+        """Return what makes a member of the joiner at the other end: network key, chain, first contacts."""
+        joiner = channel.peer.key
         if joiner == self.group.founder:
             raise TrustError("this node founded the group", "it is a member already", None)
         entry = admit(
             self._identity, self.group, self._host.crypto, joiner, roles=invite.roles, wall=self._host.clock.wall()
         )
+        self.on_admitted(invite, Admission(joiner, name, str(channel.address)))
         return [
             self.group.network_key,
             [*self.group.chain, entry],
@@ -186,13 +248,49 @@ class GroupCredentials:
             answer = await channel.request(JOIN, [invite_id(token.secret), proof, self._name], timeout_s=15.0)
         except RemoteError as refusal:
             raise refusal_by_inviter(refusal.code, refusal.what) from refusal
+        return self._joined(answer, token.inviter)
+
+    async def request_join_by_words(self, channel: Channel, code: Code) -> tuple[Group, list[Address]]:
+        """Prove over a JOIN channel to know the words, see that its other end does, and join its group.
+
+        Raises:
+            TrustError: the inviter refused, or does not know the words itself.
+        """
+        inviter = channel.peer.key
+        exchange = Exchange(
+            code.password,
+            is_joiner=True,
+            joiner=self._identity.public_key,
+            inviter=inviter,
+            binding=channel.binding,
+            entropy=self._host.crypto.random_bytes,
+        )
+        try:
+            met = await channel.request(MEET, [code.number, exchange.message], timeout_s=15.0)
+            exchange.finish(met[0] if isinstance(met, list) and len(met) == 1 else None)
+            answer = await channel.request(JOIN_BY_WORDS, [exchange.own_proof, self._name], timeout_s=15.0)
+        except RemoteError as refusal:
+            raise refusal_by_inviter(refusal.code, refusal.what) from refusal
+        if not (isinstance(answer, list) and len(answer) == 4):
+            raise RemoteProtocolError("not an answer to a request to join")
+        if not exchange.is_proof(answer[0]):
+            raise TrustError(
+                "the node that answered does not know the words",
+                "somebody may be in between; nothing of this node was given away",
+                "make a NEW code on the other computer: p2pc invite",
+                code="invite-impostor",
+            )
+        return self._joined(answer[1:], inviter)
+
+    def _joined(self, answer: Any, inviter: bytes) -> tuple[Group, list[Address]]:
+        """Return the group that an inviter let us into, and first contacts in it."""
         if not (isinstance(answer, list) and len(answer) == 3 and isinstance(answer[1], list)):
             raise RemoteProtocolError("not an answer to a request to join")
         group = group_of_joiner(
             self._host.crypto,
             answer[1],
             answer[0],
-            inviter=token.inviter,
+            inviter=inviter,
             subject=self._identity.installation,
             wall=self._host.clock.wall(),
         )

@@ -5,6 +5,7 @@ Made anew when the group changes (join, leave) or opens (first invite): everythi
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -15,6 +16,7 @@ from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighti
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     CONTACTS_SAVED_MAX,
+    LAN_INVITES_MAX,
     NEARBY_MAX,
     PEERS_MAX,
     PEERS_MET_MAX,
@@ -33,6 +35,8 @@ SAVE_CONTACTS_S = 600.0
 SAVE_FIRST_S = 5.0
 """After the start: who crashes early finds the group again."""
 RENEW_CHECK_S = 3600.0
+INVITER_SETTLE_S = 1.5
+"""Once a node with the invitation was found: how long another one with the same number may take to show."""
 MEET_DELAY_S = 0.1
 """Peers seen within this time are met together."""
 PORT_TRIES = 16
@@ -138,6 +142,8 @@ class Network:
         self._names: dict[bytes, str] = {}
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
+        self._announcing = asyncio.Lock()
+        self._announced_invites: list[int] = []
         self.peers = Peers()
         self.on_peer: Callable[[bytes], None] = lambda _key: None
         """A member can be reached, at an address that may be new."""
@@ -182,14 +188,53 @@ class Network:
 
     async def _announce(self) -> None:
         await self._host.net.browse(self._sighted)
-        await self._host.net.announce(
-            LanAnnouncement(
-                public_key=self._credentials.identity.public_key,
-                name=self._credentials.name,
-                port=self.port,
-                group_hint=group_hint(self._credentials.group.network_key),
+        await self._announce_self()
+
+    async def _announce_self(self) -> None:
+        async with self._announcing:
+            numbers = self._credentials.invites.numbers(self._host.clock.now())
+            self._announced_invites = numbers
+            await self._host.net.announce(
+                LanAnnouncement(
+                    public_key=self._credentials.identity.public_key,
+                    name=self._credentials.name,
+                    port=self.port,
+                    group_hint=group_hint(self._credentials.group.network_key),
+                    invites=tuple(numbers[:LAN_INVITES_MAX]),
+                )
             )
-        )
+
+    def invites_changed(self) -> None:
+        """Say on the LAN which invitations by words are open, if that is not what was said last."""
+        is_announced = self._discover and self.is_on_network and self.dht is not None
+        if is_announced and self._credentials.invites.numbers(self._host.clock.now()) != self._announced_invites:
+            self._dht_scope.spawn(self._announce_self(), "announce")
+
+    async def find_inviters(self, number: int, *, time_s_max: float) -> list[LanSighting]:
+        """Return the nodes on the local network that announce an invitation with this number.
+
+        For a node that is alone: it does not look around otherwise.  Once one is found it waits for INVITER_SETTLE_S:
+        two that announce the same number are a reason to join neither.
+        """
+        found: dict[bytes, LanSighting] = {}
+        is_there = asyncio.Event()
+
+        def seen(sighting: LanSighting) -> None:
+            said = sighting.announcement
+            if sighting.is_present and number in said.invites and len(found) < NEARBY_MAX:
+                found[said.public_key] = sighting
+                is_there.set()
+
+        await self._host.net.browse(seen)
+        try:
+            async with self._host.clock.timeout(time_s_max):
+                await is_there.wait()
+            await self._host.clock.sleep(INVITER_SETTLE_S)
+        except TimeoutError:
+            pass
+        finally:
+            await self._host.net.browse(None)
+        return list(found.values())
 
     def _receive(self, body: bytes, source: Address) -> None:
         if self.dht is not None:

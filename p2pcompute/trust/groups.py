@@ -364,7 +364,7 @@ def check_chain(
     )
 
 
-_ASK_AGAIN: Final = "ask a member for a new invitation: p2pc invite --token"
+_ASK_AGAIN: Final = "ask a member for a new invitation: p2pc invite"
 
 
 def _check_step(parent: _Entry, entry: _Entry) -> None:
@@ -433,7 +433,7 @@ def _must_be_installation(identity: Identity) -> None:
         raise TrustError(
             "an embedded node cannot admit others",
             "only the key of the installation may",
-            "run: p2pc invite --token",
+            "run: p2pc invite",
             code="not-allowed",
         )
 

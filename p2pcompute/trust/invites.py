@@ -274,6 +274,11 @@ _BECAUSE: Final = {
 
 
 _CODE_PREFIX: Final = "invite-"
+_WRONG: Final = "invite-wrong"
+_BUSY: Final = "invite-busy"
+_READ_AGAIN: Final = "read the invitation again, letter by letter"
+_FIXES: Final = {_WRONG: _READ_AGAIN, _BUSY: "try again in a few seconds"}
+"""What helps against refusals after which an invitation is still good."""
 
 
 def _refusal(ending: Ending) -> TrustError:
@@ -285,7 +290,7 @@ def refusal_by_inviter(code: str, what: str) -> TrustError:
     try:
         return _refusal(Ending(code.removeprefix(_CODE_PREFIX)))
     except ValueError:
-        return TrustError(what, "the inviting node refused", _NEW_ONE, code=code)
+        return TrustError(what, "the inviting node refused", _FIXES.get(code, _NEW_ONE), code=code)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -316,6 +321,10 @@ class Invite:
     @property
     def id(self) -> bytes:
         return invite_id(self.secret)
+
+    @property
+    def failures_left(self) -> int:
+        return max(0, JOIN_FAILURES_MAX - self.failures)
 
     @property
     def uses_left(self) -> int:
@@ -454,7 +463,7 @@ class Invites:
         invite = self._numbered(now, number)
         if not self._meeting_rate.take("words", now):
             self.counters.refused += 1
-            raise TrustError("too many ask to join at once", "", "try again in a few seconds", code="invite-busy")
+            raise TrustError("too many ask to join at once", "", _FIXES[_BUSY], code=_BUSY)
         exchange = Exchange(
             invite.code.password,
             is_joiner=False,
@@ -513,6 +522,11 @@ class Invites:
         """Return the numbers of the open invitations with words, to be announced."""
         return sorted(invite.number for invite in self.open_invites(now) if invite.number)
 
+    def find(self, now: float, invitation: bytes) -> Invite | None:
+        """Return an invitation, open or ended; None when it is not remembered."""
+        self._expire(now)
+        return self._open.get(invitation) or self._ended.get(invitation)
+
     def withdraw(self, invitation: bytes) -> bool:
         """Void an invitation that is open; returns whether it was."""
         invite = self._open.get(invitation)
@@ -541,12 +555,9 @@ class Invites:
         if left <= 0:
             self._end(invite, Ending.VOID)
             return _refusal(Ending.VOID)
-        return TrustError(
-            "these are not the words of this invitation" if invite.words else "the proof for this invitation is wrong",
-            f"{left} more wrong {'attempt' if left == 1 else 'attempts'} and it is void",
-            "read the code again" if invite.words else "copy the whole token again",
-            code="invite-wrong",
-        )
+        what = "these are not the words of this invitation" if invite.words else "the proof for this invitation is wrong"
+        tries = f"{left} more wrong {'try' if left == 1 else 'tries'} and it is void"
+        return TrustError(f"{what}: {tries}", "it was mistyped, or is of another one", _READ_AGAIN, code=_WRONG)
 
     def withdraw_all(self) -> int:
         """Void every open invitation, as `leave` does; returns how many there were."""

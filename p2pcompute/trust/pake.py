@@ -60,7 +60,7 @@ class Exchange:
             raise RemoteProtocolError("not a message of a key exchange")
         try:
             self._key = self._run.finish(message)
-        except Exception as error:  # noqa: BLE001 - those of spake2 have no common class, and the bytes are a stranger's
+        except Exception as error:  # those of spake2 have no common class, and the bytes are a stranger's
             raise RemoteProtocolError("not a message of a key exchange") from error
 
     @property

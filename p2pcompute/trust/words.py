@@ -127,7 +127,7 @@ def parse_code(text: str) -> Code:
             "this is not a code",
             "a code is a number and some words, like 7-crossover-clockwork-tobacco",
             _NEW_CODE,
-            code="bad-code",
+            code="mistyped",
         )
     typed = match[2].split("-")
     words = tuple(_whole_word(word, place, typed) for place, word in enumerate(typed))
@@ -136,7 +136,7 @@ def parse_code(text: str) -> Code:
             f"a code of {len(words)} words",
             f"it has {INVITE_WORDS_MIN} to {INVITE_WORDS_MAX}",
             _NEW_CODE,
-            code="bad-code",
+            code="mistyped",
         )
     return Code(int(match[1]), words, address)
 
@@ -158,4 +158,4 @@ def _whole_word(text: str, place: int, typed: Sequence[str]) -> str:
     else:
         near = beginning if 1 < len(beginning) < 4 else difflib.get_close_matches(text, words, n=1, cutoff=0.6)
         why = f'did you mean "{" or ".join(near)}"?' if near else "no code has it there"
-    raise UsageError(f'"{text}" is not word {place + 1} of a code', why, _NEW_CODE, code="bad-code")
+    raise UsageError(f'"{text}" is not word {place + 1} of a code', why, _NEW_CODE, code="mistyped")

@@ -244,11 +244,13 @@ def test_flags_after_the_target_are_put_right(home: Path, capsys: pytest.Capture
     assert code == 2 and "Perl expressions are not supported" in err
 
 
-def test_join_looks_at_the_token_before_it_asks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_join_looks_at_the_invitation_before_it_asks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "join", "garbage")
-    assert code == 2 and "this is not a join token" in err and "consent" not in err
-    code, _, err = run(capsys, "invite")
-    assert code == 2 and "p2pc invite --token" in err
+    assert code == 2 and "neither a code nor a token" in err and "consent" not in err
+    code, _, err = run(capsys, "join", "7-crossover-clockwork-tobaco")
+    assert code == 2 and 'did you mean "tobacco"?' in err and "consent" not in err
+    code, _, err = run(capsys, "join", "7-crossover-clockwork-tobacco", "--via", "nowhere")
+    assert code == 2 and "HOST:PORT" in err and "consent" not in err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,270 @@
+"""How a node gets into a group, and lets others in: tokens for scripts, a few words for people.
+
+By words the inviter is found on the local network by the number of the invitation, which it announces (the words are
+never announced), or at the address that goes along with the code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from p2pcompute.config import parse_peer
+from p2pcompute.errors import ChannelLost, NodeUnavailable, TrustError, UsageError
+from p2pcompute.host.interfaces import Address, Host, Timer
+from p2pcompute.identity.keys import Identity
+from p2pcompute.limits import INVITE_NEWS_MAX, INVITES_CLOSED_MAX, INVITES_OPEN_MAX
+from p2pcompute.node.facade import AdmittedView, InviteState, InviteView, JoinView
+from p2pcompute.node.membership import JOIN, JOIN_BY_WORDS, MEET, Admission, GroupCredentials
+from p2pcompute.node.network import Network
+from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.transport.messages import Purpose
+from p2pcompute.trust.groups import Group
+from p2pcompute.trust.invites import Invite, Token, format_token, parse_token
+from p2pcompute.trust.words import Code, is_code, parse_code
+
+FIND_INVITER_S_MAX: Final = 10.0
+"""How long the local network is searched for the number of an invitation."""
+
+
+class Joining:
+    """Invitations made here, and the way into another group."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        credentials: GroupCredentials,
+        channels: Channels,
+        network: Network,
+        change_group: Callable[[Group, Sequence[Address]], Awaitable[None]],
+    ) -> None:
+        self._host = host
+        self._identity = identity
+        self._credentials = credentials
+        self._channels = channels
+        self._network = network
+        self._change_group = change_group
+        self._admitted: dict[bytes, list[Admission]] = {}
+        """Invitation → whom it let in; of at most as many invitations as are remembered."""
+        self._refused: deque[str] = deque(maxlen=INVITE_NEWS_MAX)
+        """Who did not know the words, and what it was told."""
+        self._ending: Timer | None = None
+        credentials.on_admitted = self._on_admitted
+        credentials.on_refused = self._on_refused
+        channels.on_request(JOIN, self._on_join)
+        channels.on_request(MEET, self._on_meet)
+        channels.on_request(JOIN_BY_WORDS, self._on_join_by_words)
+
+    # --- inviting ---------------------------------------------------------------------------------
+
+    async def invite(self, *, uses: int, expires_s: float, words: int) -> InviteView:
+        """Open an invitation.  The first one opens the group: from then on this node listens on the network."""
+        if self._identity.delegation is not None:
+            raise TrustError("an embedded node cannot invite", "only the installation may", "run: p2pc invite")
+        now = self._host.clock.now()
+        invite = self._credentials.invites.create(now, uses=uses, expires_s=expires_s, words=words)
+        group = self._credentials.group
+        if not group.is_open_to_others:
+            await self._change_group(group.opened(), ())
+        addresses = tuple(self._network.own_addresses())
+        expires = int(self._host.clock.wall() + expires_s)
+        token = code = ""
+        if words:
+            code = str(invite.code)
+            self._numbers_changed()
+        else:
+            token = format_token(
+                Token(
+                    addresses=addresses,
+                    inviter=self._identity.public_key,
+                    secret=invite.secret,
+                    group_name=self._credentials.group.name,
+                    expires=expires,
+                )
+            )
+        return InviteView(
+            id=invite.id,
+            token=token,
+            code=code,
+            addresses=tuple(map(str, addresses)),
+            expires=float(expires),
+            group=self._credentials.group.name,
+            uses=invite.uses,
+        )
+
+    def state(self, invitation: bytes) -> InviteState:
+        """What has become of an invitation.
+
+        Raises:
+            UsageError: it is not known, or no longer.
+        """
+        invite = self._credentials.invites.find(self._host.clock.now(), invitation)
+        if invite is None:
+            raise UsageError("this invitation is not known here", "the node was restarted since, or it is long over")
+        admitted = tuple(AdmittedView(one.key, one.name, one.address) for one in self._admitted.get(invitation, ()))
+        return InviteState(
+            ending="" if invite.ending is None else str(invite.ending),
+            admitted=admitted,
+            tries_left=invite.failures_left,
+            refused=tuple(self._refused),
+        )
+
+    def withdraw(self, invitation: bytes) -> bool:
+        """Take an invitation back; returns whether it was open."""
+        was_open = self._credentials.invites.withdraw(invitation)
+        self._numbers_changed()
+        return was_open
+
+    def _on_admitted(self, invite: Invite, admission: Admission) -> None:
+        known = self._admitted.setdefault(invite.id, [])
+        if all(one.key != admission.key for one in known):
+            known.append(admission)
+        while len(self._admitted) > INVITES_OPEN_MAX + INVITES_CLOSED_MAX:
+            del self._admitted[next(iter(self._admitted))]
+        self._numbers_changed()
+
+    def _on_refused(self, address: str, refusal: TrustError) -> None:
+        self._refused.append(f"{address}: {refusal.what}")
+        self._numbers_changed()
+
+    def _numbers_changed(self) -> None:
+        """Announce what is open, and again when the next one ends."""
+        self._network.invites_changed()
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        now = self._host.clock.now()
+        ends = [invite.expires for invite in self._credentials.invites.open_invites(now) if invite.number]
+        if ends:
+            self._ending = self._host.clock.call_later(max(0.0, min(ends) - now), self._numbers_changed)
+
+    def close(self) -> None:
+        """Nothing is announced any more."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+
+    # --- those who come ---------------------------------------------------------------------------
+
+    def _contacts(self) -> list[Address]:
+        dht = self._network.dht
+        return [contact.address for contact in dht.contacts()] if dht is not None else []
+
+    async def _on_join(self, channel: Channel, body: Any) -> Any:
+        return self._credentials.answer_join(channel, body, self._contacts())
+
+    async def _on_meet(self, channel: Channel, body: Any) -> Any:
+        return self._credentials.answer_meet(channel, body)
+
+    async def _on_join_by_words(self, channel: Channel, body: Any) -> Any:
+        return self._credentials.answer_join_by_words(channel, body, self._contacts())
+
+    # --- joining ----------------------------------------------------------------------------------
+
+    def read(self, text: str) -> Code | Token:
+        """Return the invitation that was typed, if it can be of use here; nothing is tried yet.
+
+        Raises:
+            UsageError: it is none, or was made here.
+            TrustError: this node is in a group already.
+        """
+        invitation = parse_code(text) if is_code(text) else parse_token(text)
+        if self._credentials.group.is_open_to_others:
+            raise TrustError(
+                f"this node is in group {self._credentials.group.name!r} already",
+                "it can be in one group at a time",
+                "give that membership up first: p2pc leave",
+                code="in-group",
+            )
+        if isinstance(invitation, Token) and invitation.inviter == self._identity.public_key:
+            raise UsageError(
+                "this token was made on this node", "it is for another computer", "run it there", code="own-token"
+            )
+        return invitation
+
+    async def join(self, invitation: Code | Token) -> JoinView:
+        """Join the group of an invitation.
+
+        Raises:
+            TrustError: the inviter refused, or cannot be told from another one.
+            NodeUnavailable: the inviter cannot be found or does not answer.
+        """
+        if isinstance(invitation, Code):
+            return await self._join_by_words(invitation)
+        return await self._join_by_token(invitation)
+
+    async def _join_by_token(self, token: Token) -> JoinView:
+        addresses: list[Address] = []
+        for address in token.addresses:
+            addresses += await self._host.net.resolve(address.host, address.port)
+        try:
+            channel = await self._channels.connect(
+                token.inviter, addresses, purpose=Purpose.JOIN, invite_secret=token.secret
+            )
+        except (ChannelLost, TimeoutError) as error:
+            token.check_expiry(self._host.clock.wall())
+            raise self._silent(f"the inviter of group {token.group_name!r}", addresses, error) from error
+        try:
+            group, contacts = await self._credentials.request_join(channel, token)
+        finally:
+            channel.close()
+        return await self._enter(group, channel, [*addresses, *contacts])
+
+    async def _join_by_words(self, code: Code) -> JoinView:
+        addresses = await self._addresses_of(code)
+        try:
+            channel = await self._channels.meet(addresses)
+        except (ChannelLost, TimeoutError) as error:
+            raise self._silent("the inviter", addresses, error) from error
+        try:
+            group, contacts = await self._credentials.request_join_by_words(channel, code)
+        finally:
+            channel.close()
+        return await self._enter(group, channel, [*addresses, *contacts])
+
+    async def _addresses_of(self, code: Code) -> list[Address]:
+        """Where the inviter is."""
+        if code.address:
+            host, port = parse_peer(code.address)
+            found = await self._host.net.resolve(host, port)
+            if not found:
+                raise NodeUnavailable(f"{host} has no address", "", "check the name, or give an address")
+            return found
+        inviters = await self._network.find_inviters(code.number, time_s_max=FIND_INVITER_S_MAX)
+        if not inviters:
+            raise NodeUnavailable(
+                f"nobody on this network has an open invitation {code.number}",
+                f"looked for {FIND_INVITER_S_MAX:.0f} s by multicast DNS; nothing was tried, the code is still good",
+                f"if the other computer is elsewhere, give its address: p2pc join {code.number}-…@HOST:PORT",
+                code="no-inviter",
+            )
+        if len(inviters) > 1:
+            names = ", ".join(sorted(f"{one.announcement.name} ({one.addresses[0]})" for one in inviters))
+            raise TrustError(
+                f"{len(inviters)} nodes announce invitation {code.number}: {names}",
+                "one of them may want to be taken for the other; nothing was tried",
+                f"say which: p2pc join {code.number}-…@HOST:PORT",
+                code="two-inviters",
+            )
+        sighting = inviters[0]
+        return [Address(host, sighting.announcement.port) for host in sighting.addresses]
+
+    def _silent(self, who: str, addresses: Sequence[Address], error: Exception) -> NodeUnavailable:
+        return NodeUnavailable(
+            f"{who} does not answer",
+            f"tried {', '.join(str(address) for address in addresses) or 'no address'}: {error}."
+            " A node answers only while the invitation is open",
+            "check that it runs and can be reached, or make a new one there: p2pc invite",
+            code="no-inviter",
+        )
+
+    async def _enter(self, group: Group, channel: Channel, contacts: Sequence[Address]) -> JoinView:
+        await self._change_group(group, contacts)
+        return JoinView(
+            group=group.name,
+            inviter=channel.peer.name,
+            inviter_key=channel.peer.key,
+            address=str(channel.address),
+        )
