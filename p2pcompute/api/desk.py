@@ -96,7 +96,8 @@ class Desk:
         self.ask = ask
         self._pid = os.getpid()
         self._inbox: deque[Item] = deque()
-        self._withdrawn: deque[MeshFuture[Any]] = deque()
+        self._withdrawn: deque[tuple[MeshFuture[Any], bool]] = deque()
+        """(future, whether its task is stopped though it runs)"""
         self._is_woken = True
         """True while a look at the deques is due; before `open` it is."""
         self._error: BaseException | None = None
@@ -132,9 +133,9 @@ class Desk:
         """Cancel what is left of a single job; running tasks finish unless `kill`."""
         self.put(None, job, _KILL if kill else _CANCEL)
 
-    def withdraw(self, future: MeshFuture[Any]) -> None:
-        """A future was cancelled: its task need not run."""
-        self._withdrawn.append(future)
+    def withdraw(self, future: MeshFuture[Any], *, kill: bool = False) -> None:
+        """A future was cancelled: its task need not run; with `kill` it is stopped when it does, and then cancelled."""
+        self._withdrawn.append((future, kill))
         if not self._is_woken:
             self._wake()
 
@@ -415,13 +416,13 @@ class Desk:
             self._spawn(self._node.cancel(job.job_id, indices=list(job.futures), now=kill), "cancel")
 
     def _withdraw_now(self) -> None:
-        by_job: dict[OpenJob, list[int]] = {}
+        by_job: dict[tuple[OpenJob, bool], list[int]] = {}
         while self._withdrawn:
-            future = self._withdrawn.popleft()
+            future, kill = self._withdrawn.popleft()
             if future._job is not None and future._index in future._job.futures:
-                by_job.setdefault(future._job, []).append(future._index)
-        for job, indices in by_job.items():
-            self._spawn(self._node.cancel(job.job_id, indices=indices), "cancel")
+                by_job.setdefault((future._job, kill), []).append(future._index)
+        for (job, kill), indices in by_job.items():
+            self._spawn(self._node.cancel(job.job_id, indices=indices, now=kill), "cancel")
 
     # --- results out ------------------------------------------------------------------------------
 

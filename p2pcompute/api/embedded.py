@@ -152,12 +152,16 @@ class EmbeddedNode:
         return answer.result()
 
     def slot_count(self) -> int:
-        """Return the slots that are known: our own and those of the peers."""
-        node = self.node
-        if node is None:
+        """Return the slots that are known: our own and those of the peers; at least 1."""
+        if self.node is None:
             return self.options.worker_count or os.cpu_count() or 1
+        return max(1, self.known_slots())
+
+    def known_slots(self) -> int:
+        """Return the slots of the node, once it is ready, and of its peers; 0 while nobody is known who has any."""
+        node = self.wait_ready()
         own = node.scheduler.worker.core.slot_count
-        return max(1, own + sum(node.scheduler.slots_of(key) for key in list(node.scheduler.peers)))
+        return own + sum(node.scheduler.slots_of(key) for key in list(node.scheduler.peers))
 
     def close(self, *, cancel: bool = False, kill: bool = False) -> None:
         """Ask the node to end once nothing is open any more.  Returns at once; safe to repeat.

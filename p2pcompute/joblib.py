@@ -1,0 +1,135 @@
+"""joblib's `Parallel`, and so scikit-learn's `n_jobs`, on the mesh: ``joblib.parallel_config("p2pc")``.
+
+joblib finds backends of others by no entry point: import this module once.  Calls travel as joblib batches them, and
+large arrays among their arguments once per array, not once per call.  Nodes need joblib, and what the calls import.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import joblib
+from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
+
+from p2pcompute.api.executor import MeshExecutor
+from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.shortcuts import shared_executor
+from p2pcompute.errors import NodeUnavailable
+
+__all__ = ["MeshBackend"]
+
+SLOTS_S: Final = 10.0
+"""Wait for a first node that runs tasks, where this program only submits."""
+LOOK_S: Final = 0.05
+
+
+class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+    """Runs the batches of one `Parallel` call on an executor.
+
+    Args:
+        executor: where; None: the one that `p2pcompute.map` uses.
+        options: fields of `TaskOptions`.
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = False
+    default_n_jobs = -1
+
+    def __init__(
+        self,
+        executor: MeshExecutor | None = None,
+        *,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        TaskOptions().changed(**options)  # refuses what is wrong now, not at the first call
+        self._chosen = executor
+        self._options = options
+        self._open: dict[MeshFuture[Any], None] = {}
+        self.parallel: Any = None
+
+    def __reduce__(self) -> Any:
+        return MeshBackend, ()
+
+    def _executor(self) -> MeshExecutor:
+        chosen = self._chosen if self._chosen is not None else shared_executor()
+        return chosen.with_options(**self._options) if self._options else chosen
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return how many calls run at once: below 0 all slots that are known now (-1), all but one (-2), and so on.
+
+        Raises:
+            NodeUnavailable: nobody runs tasks.
+            ValueError: it is 0.
+        """
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None:
+            return 1
+        if n_jobs > 0:
+            return n_jobs
+        return max(1, self._slots() + 1 + n_jobs)
+
+    def _slots(self) -> int:
+        node = self._executor()._node
+        node.wait_ready()
+        end = time.monotonic() + SLOTS_S
+        while not (count := node.known_slots()):
+            if time.monotonic() > end:
+                raise NodeUnavailable(
+                    "nobody runs tasks for this program",
+                    f"it only submits, and no node with slots was met within {SLOTS_S:g} s",
+                    "look for nodes: p2pc peers; or use workers here: MeshExecutor(max_workers=2)",
+                )
+            time.sleep(LOOK_S)
+        return count
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **_ignored: Any) -> int:
+        """Make ready for a `Parallel` object; returns `effective_n_jobs(n_jobs)`."""
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if n_jobs == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        self.parallel = parallel
+        self._made = self._executor()
+        return n_jobs
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> MeshFuture[Any]:
+        """Hand in a batch of calls."""
+        future = self._made.submit(run_batch, func)
+        self._open[future] = None
+        future.add_done_callback(lambda done: self._open.pop(future, None))
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def retrieve_result_callback(self, future: MeshFuture[Any]) -> Any:
+        """Return what a batch returned, or raise what it raised."""
+        return future.result()
+
+    def terminate(self) -> None:
+        """The `Parallel` object is done: what was measured of its calls says nothing about the next."""
+        self.reset_batch_stats()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Cancel the batches of this call, and stop those that run."""
+        for future in list(self._open):
+            future._stop()
+
+    @contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Nothing is held here while results are waited for."""
+        yield
+
+
+def run_batch(batch: Callable[[], Any]) -> Any:
+    """Call a batch, on the node that runs it."""
+    return batch()
+
+
+joblib.register_parallel_backend("p2pc", MeshBackend)
