@@ -10,8 +10,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic  # bound here: the simulator's fences refuse what is looked up while it runs
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -23,24 +21,23 @@ from p2pcompute.cli.output import (
     EXIT_TERMINATED,
     count_text,
     duration_text,
-    is_terminal,
     one_line,
     options,
     plural,
     print_json,
-    print_json_line,
     say,
     style,
     table,
 )
+from p2pcompute.cli.sim_figures import print_summary
+from p2pcompute.cli.sim_watching import EVENT_COLUMNS_MAX, Onlooker, Progress, Stop, event_sink
 from p2pcompute.errors import UsageError
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.archive import Archive
-    from p2pcompute.simulation.records import Writer
     from p2pcompute.simulation.scenario import Scenario
     from p2pcompute.simulation.shrink import Shrunk
-    from p2pcompute.simulation.study import Meter, Point, Study
+    from p2pcompute.simulation.study import Point, Study
     from p2pcompute.simulation.world import RunResult
 
 SEEDS_MAX: Final = 1_000_000
@@ -51,11 +48,6 @@ SHRUNK_S_MAX: Final = 60.0
 """Wall time of a run that is still worth being made smaller by running it again and again."""
 TRACES_MAX: Final = 100
 """Runs of a study whose traces are kept with -o."""
-EVENT_COLUMNS_MAX: Final = 300
-TABLE_COLUMNS_MAX: Final = 120
-LINE_S: Final = 10.0
-"""Between two lines of progress where there is no terminal."""
-DRAW_S: Final = 0.2
 
 
 @click.group(context_settings=CONTEXT)
@@ -213,11 +205,11 @@ def run_command(
         archive = Archive(Path(out))
         archive.check(study)
 
-    with _Stop() as stop:
+    with Stop() as stop:
         try:
             _run(study, archive, stop, jobs=jobs, on=on, events=events, node=node)
         except KeyboardInterrupt:  # before the first run, or behind the last one
-            study.is_interrupted = study.is_interrupted or _done(study) < seeds * len(study.points)
+            study.is_interrupted = study.is_interrupted or study.done_count < seeds * len(study.points)
         document = summary(study)
         shrunk = None
         failed = study.failed()
@@ -226,13 +218,13 @@ def run_command(
     _add_commands(document, study, changes, shrunk)
     if json_ and not events:
         print_json(document)
-    elif _done(study):
-        _print_summary(document, study, sys.stderr if events else sys.stdout)
+    elif study.done_count:
+        print_summary(document, study, sys.stderr if events else sys.stdout)
     _tell_failures(study, changes, shrunk)
-    if archive is not None and _done(study):
+    if archive is not None and study.done_count:
         _write(archive, study, document, is_plotting=plot is not False)
     if study.is_interrupted:
-        missing = seeds * len(study.points) - _done(study)
+        missing = seeds * len(study.points) - study.done_count
         more = f"; the same command goes on from there ({out})" if out else ""
         say(f"stopped: {plural(missing, 'run')} not done{more}")
         return EXIT_TERMINATED if stop.by == signal.SIGTERM else EXIT_INTERRUPTED
@@ -266,54 +258,11 @@ def _node_name(text: str, count: int) -> str:
     return f"node-{int(number)}"
 
 
-class _Stop:
-    """While in it, Ctrl-C and SIGTERM stop the runs; what is done is kept.
-
-    Python drops what a signal raises in a finaliser or a callback of a weak reference, and would print it; so it is
-    noted too, and `check` is called again and again.
-    """
-
-    def __init__(self) -> None:
-        self.by: int | None = None
-        """The signal that came."""
-        self.is_polled = False
-        """Nothing takes longer than until the next `check`, so the signal need not break in."""
-
-    def __enter__(self) -> _Stop:
-        numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
-        self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.unraisablehook = self._hook
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.by = number
-        if not self.is_polled:
-            raise KeyboardInterrupt
-
-    def _on_unraisable(self, dropped: Any) -> None:
-        if dropped.exc_type is not KeyboardInterrupt:
-            self._hook(dropped)
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt when a signal came."""
-        if self.by is not None:
-            raise KeyboardInterrupt
-
-
 # --- running --------------------------------------------------------------------------------------
 
 
-def _done(study: Study) -> int:
-    return sum(len(point.results) for point in study.points)
-
-
 def _run(
-    study: Study, archive: Archive | None, stop: _Stop, *, jobs: int | None, on: str, events: bool, node: str | None
+    study: Study, archive: Archive | None, stop: Stop, *, jobs: int | None, on: str, events: bool, node: str | None
 ) -> None:
     """Run what is missing.
 
@@ -325,14 +274,14 @@ def _run(
     # Events are not kept, so they need a run.
     if archive is not None and not events and (found := archive.fill(study)):
         say(f"{plural(found, 'run')} of {count_text(len(study.seeds) * len(study.points))} already in {archive.folder}")
-    missing = len(study.seeds) * len(study.points) - _done(study)
+    missing = len(study.seeds) * len(study.points) - study.done_count
     if archive is not None and on == "local" and missing <= TRACES_MAX:
         study.traces = archive.folder
     elif archive is not None and missing:
         why = "runs elsewhere leave none" if on == "mesh" else f"at most {TRACES_MAX} runs leave one"
         say(f"no traces in {archive.folder}, and so no plot over time: {why}", level=1)
     jobs = jobs or min(_cores(), missing)
-    progress = _Progress(study, stop)
+    progress = Progress(study, stop)
 
     def on_result(point: Point, result: RunResult) -> None:
         progress.take(result)
@@ -347,7 +296,7 @@ def _run(
 
         open_executor = functools.partial(MeshExecutor, name="p2pc sim")
     elif events or min(jobs, missing) <= 1:
-        watch = _Onlooker(progress, _event_sink(study) if events else None, node)
+        watch = Onlooker(progress, event_sink(study) if events else None, node)
         open_executor = functools.partial(InProcess, watch)
     else:
         progress.meter = make_meter()
@@ -368,131 +317,10 @@ def _cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-class _Progress:
-    """One line on stderr: seeds done, simulated and wall time."""
-
-    def __init__(self, study: Study, stop: _Stop) -> None:
-        self._stop = stop
-        self.meter: Meter | None = None
-        """Simulated seconds that the processes of a pool have gone; None: `simulated_s` is set instead."""
-        self._title = study.scenario.name
-        self._total = len(study.seeds) * len(study.points)
-        self._done = _done(study)
-        self._failed = len(study.failed())
-        self._began = self._at = monotonic()
-        self._ended_s = 0.0
-        """Of the runs that are over."""
-        self._running_s = 0.0
-        """Of the one that is watched."""
-        mode = os.environ.get("P2PC_PROGRESS", "auto")
-        is_plain = not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb" or "P2PC_ACCESSIBLE" in os.environ
-        if mode == "auto":
-            mode = "plain" if is_plain else "bar"
-        self._mode = "none" if options().quiet else mode
-
-    def take(self, result: RunResult) -> None:
-        """A run is over."""
-        self._done += 1
-        self._failed += bool(result.problems)
-        self._ended_s += result.simulated_s
-        self._running_s = 0.0
-        self.tick()
-
-    def moved(self, simulated_s: float) -> None:
-        """The run that is watched has come so far."""
-        self._running_s = simulated_s
-        self.tick()
-
-    def tick(self) -> None:
-        """Show where it stands, when it is time to.
-
-        Raises:
-            KeyboardInterrupt: a signal said so.
-        """
-        self._stop.check()
-        now = monotonic()
-        if self._mode == "none" or now - self._at < (DRAW_S if self._mode == "bar" else LINE_S):
-            return
-        self._at = now
-        simulated_s = max(self.meter.value if self.meter is not None else 0.0, self._ended_s) + self._running_s
-        wall_s = now - self._began
-        if self._mode == "json":
-            facts = {"done": self._done, "total": self._total, "failed": self._failed}
-            times = {"simulated_s": round(simulated_s, 3), "elapsed_s": round(wall_s, 3)}
-            print_json_line({"schema": "p2pc.sim-progress/1", **facts, **times}, sys.stderr)
-            return
-        parts = [f"{count_text(self._done)}/{count_text(self._total)} runs"] if self._total > 1 else []
-        parts += [f"{count_text(self._failed)} failed"] if self._failed else []
-        parts.append(f"{duration_text(simulated_s)} simulated in {duration_text(wall_s)}")
-        text = f"{self._title}  {' · '.join(parts)}"
-        if self._mode == "bar":
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._mode == "bar":
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._mode = "none"
-
-
-class _Onlooker:
-    """Looks on at runs in this process: progress, and events when somebody wants them."""
-
-    def __init__(self, progress: _Progress | None, writer: Writer | None = None, node: str | None = None) -> None:
-        self._progress = progress
-        self._writer = writer
-        self._node = node
-        self.faults: dict[int, None] = {}
-        """Numbers of the faults that began."""
-
-    def progress(self, simulated_s: float, wall_s: float) -> None:
-        if self._progress is not None:
-            self._progress.moved(simulated_s)
-
-    def record(self, record: dict[str, Any]) -> None:
-        if isinstance(number := record.get("fault"), int):
-            self.faults[number] = None
-        if self._writer is not None and self._node in (None, record["node"]):
-            self._writer.write(record)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-
-class _Readable:
-    """A file of JSON lines that prints them for people."""
-
-    def write(self, lines: str) -> None:
-        for line in lines.splitlines():
-            record = json.loads(line)
-            if "schema" in record:
-                continue
-            t, kind, node = (record.pop(name) for name in ("t", "kind", "node"))
-            rest = " ".join(f"{name}={_event_value(value)}" for name, value in record.items())
-            print(f"{t:14.6f}  {kind:<14} {node:<10} {one_line(rest, EVENT_COLUMNS_MAX)}".rstrip())
-
-
-def _event_value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _event_sink(study: Study) -> Writer:
-    from p2pcompute.simulation.records import Writer
-    from p2pcompute.simulation.study import trace_header
-
-    head = trace_header(study.scenario, study.seeds[0], study.points[0].swept())
-    file: Any = sys.stdout if options().json else _Readable()
-    return Writer(file, head)
-
-
 # --- failures -------------------------------------------------------------------------------------
 
 
-def _shrink(study: Study, point: Point, failed: RunResult, stop: _Stop) -> tuple[Point, Shrunk] | None:
+def _shrink(study: Study, point: Point, failed: RunResult, stop: Stop) -> tuple[Point, Shrunk] | None:
     """Make the first failing run small."""
     from p2pcompute.simulation.scenario import EXPERIMENTS
     from p2pcompute.simulation.shrink import WALL_S_MAX, shrink
@@ -505,11 +333,11 @@ def _shrink(study: Study, point: Point, failed: RunResult, stop: _Stop) -> tuple
         return None
     say(f"seed {failed.seed} failed; making it smaller (Ctrl-C or {duration_text(WALL_S_MAX)} end that) …", level=1)
     run = EXPERIMENTS[study.scenario.experiment].run
-    first = _Onlooker(None)
+    first = Onlooker(None)
 
-    def attempt(scenario: Scenario, onlooker: _Onlooker | None = None) -> RunResult:
+    def attempt(scenario: Scenario, onlooker: Onlooker | None = None) -> RunResult:
         stop.check()
-        return run_one(run, scenario, failed.seed, study.until_s, watch=onlooker or _Onlooker(None))  # type: ignore[arg-type]
+        return run_one(run, scenario, failed.seed, study.until_s, watch=onlooker or Onlooker(None))  # type: ignore[arg-type]
 
     try:
         again = attempt(point.scenario, first)
@@ -571,112 +399,7 @@ def _shortened(lines: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-# --- summing up -----------------------------------------------------------------------------------
-
-
-def _print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> None:
-    points = document.get("points", [document])
-    seeds, nodes = len({seed for part in points for seed in part["seeds"]}), sorted({part["nodes"] for part in points})
-    events, messages = (sum(part[name] for part in points) for name in ("events", "messages"))
-    simulated_s, wall_s = (sum(part[name] for part in points) for name in ("simulated_s", "wall_s"))
-    head = [
-        f"{'–'.join(count_text(count) for count in {nodes[0]: None, nodes[-1]: None})} nodes",
-        plural(seeds, "seed") + (f" of {count_text(len(study.seeds))}" if seeds < len(study.seeds) else ""),
-        f"{duration_text(simulated_s)} simulated in {duration_text(wall_s)}",
-        f"{count_text(events)} events",
-        f"{count_text(messages)} messages",
-    ]
-    print(f"{study.scenario.name}  {' · '.join(head)}", file=stream)
-    if "points" in document:
-        text = _points_table(points)
-    else:
-        text = _metrics_table(points[0]["metrics"], points[0]["seeds"])
-    if text:
-        print(text, file=stream)
-    fired: dict[str, int] = {}
-    for part in points:
-        for kind, count in part["fired"].items():
-            fired[kind] = fired.get(kind, 0) + count
-    if fired:
-        print(
-            "faults: " + ", ".join(f"{kind} {count_text(count)}" for kind, count in sorted(fired.items())), file=stream
-        )
-    for part in points:
-        where = " ".join(f"{key}={value}" for key, value in part.get("set", {}).items())
-        for note, count in part["notes"].items():
-            often = f" ({count} of {plural(len(part['seeds']), 'seed')})" if len(part["seeds"]) > 1 else ""
-            print(f"note: {f'{where}: ' if where else ''}{note}{often}", file=stream)
-    if len(points) == 1:
-        print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
-
-
-_SPREAD: Final = {"_p50": "MEDIAN", "_p95": "p95", "_max": "MAX"}
-"""Endings of the names of figures that say how another one is spread."""
-
-
-def _plain_names(metrics: Mapping[str, Any]) -> list[str]:
-    """Names without those that say how another one is spread."""
-    return [name for name in sorted(metrics) if not (name[-4:] in _SPREAD and name[:-4] in metrics)]
-
-
-def _metrics_table(metrics: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    from p2pcompute.simulation.summary import is_interval
-
-    columns = ["MEAN", "LOW", "HIGH", *_SPREAD.values()]
-    rows = []
-    for name in _plain_names(metrics):
-        found = metrics[name]
-        cells = [found["mean"], *((found["low"], found["high"]) if is_interval(found, seeds) else (None, None))]
-        cells += [metrics[name + ending]["mean"] if name + ending in metrics else None for ending in _SPREAD]
-        rows.append([name, *("" if cell is None else _number_text(cell) for cell in cells)])
-    return table(["METRIC", *columns], rows, right=columns)
-
-
-def _points_table(points: Sequence[Mapping[str, Any]]) -> str:
-    """All figures, a column for each point, or where that is too wide a line for each point and the main figures."""
-    titles = [" ".join(f"{key}={value}" for key, value in part["set"].items()) for part in points]
-    names = _plain_names({name: None for part in points for name in part["metrics"]})
-    rows = [[name, *(_mean_text(part["metrics"].get(name), part["seeds"]) for part in points)] for name in names]
-    text = table(["METRIC", *titles], rows, right=titles)
-    if not text or max(map(len, text.splitlines())) <= TABLE_COLUMNS_MAX:
-        return text
-    from p2pcompute.simulation.plots import main_metrics
-
-    swept = list(points[0]["set"])
-    cells = {row[0]: row[1:] for row in rows}
-    shown: list[str] = []
-    for name in dict.fromkeys([*(name for name in main_metrics() if name in cells), *names]):
-        columns = [*swept, *shown, name]
-        lines = [
-            [*map(str, part["set"].values()), *(cells[one][place] for one in [*shown, name])]
-            for place, part in enumerate(points)
-        ]
-        wider = table(columns, lines, right=columns)
-        if shown and max(map(len, wider.splitlines())) > TABLE_COLUMNS_MAX:
-            break
-        shown.append(name)
-        text = wider
-    left = len(names) - len(shown)
-    return text + (f"\n{plural(left, 'more figure')} of each point: --json, or points.csv with -o DIR" if left else "")
-
-
-def _mean_text(found: Mapping[str, float] | None, seeds: Sequence[int]) -> str:
-    from p2pcompute.simulation.summary import is_interval
-
-    if found is None:
-        return "–"
-    mean, low, high = found["mean"], found["low"], found["high"]
-    if not is_interval(found, seeds) or low == high:
-        return _number_text(mean)
-    if math.isclose(high - mean, mean - low):
-        return f"{_number_text(mean)} ±{_number_text(high - mean)}"
-    return f"{_number_text(mean)} [{_number_text(low)}, {_number_text(high)}]"  # cut to what is possible
-
-
-def _number_text(value: float) -> str:
-    if value == int(value) and abs(value) < 1e15:
-        return count_text(int(value))
-    return f"{value:.4g}" if abs(value) < 10_000 else count_text(round(value))
+# --- keeping --------------------------------------------------------------------------------------
 
 
 def _write(archive: Archive, study: Study, document: Mapping[str, Any], *, is_plotting: bool) -> None:

@@ -74,6 +74,11 @@ class Study:
     is_interrupted: bool = False
     """Some runs are missing."""
 
+    @property
+    def done_count(self) -> int:
+        """Runs that have a result."""
+        return sum(len(point.results) for point in self.points)
+
     def failed(self) -> list[tuple[Point, RunResult]]:
         """Runs with problems, by point and seed."""
         return [

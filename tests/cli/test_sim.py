@@ -307,7 +307,7 @@ def test_two_runs_do_not_keep_results_in_one_directory(mine: str, capsys: pytest
 def test_progress_is_plain_where_there_is_no_terminal(
     mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p2pcompute.cli.sim_commands.LINE_S", 0.0)
+    monkeypatch.setattr("p2pcompute.cli.sim_watching.LINE_S", 0.0)
     code, _, err = run(capsys, "run", mine, "--seeds", "2", "--jobs", "1")
     assert code == 0 and "mine  1/2 runs · 6 min 0 s simulated" in err and "\x1b" not in err
     monkeypatch.setenv("P2PC_PROGRESS", "json")
