@@ -41,6 +41,8 @@ class DhtNode:
     is_dead: bool = False
     is_hostile: bool = False
     port: int = PORT
+    class_bits: int | None = None
+    """What it has, as far as others know; None: nothing was said."""
 
     @property
     def address(self) -> Address:
@@ -121,7 +123,8 @@ class DhtNodes:
             for position in warm_table(numbers, own, rng):
                 contact, run = contacts[position]
                 rtt_s = stretch * network.base_delay_s(own_machine, machines[position])
-                chosen.append((contact._replace(rtt_s=rtt_s), run))
+                class_bits = known[position].class_bits
+                chosen.append((contact._replace(rtt_s=rtt_s, class_bits=class_bits), run))
             node.host.enter(partial(node.dht.adopt, chosen, uptime_s=uptime_s))
 
     def kill(self, nodes: Sequence[DhtNode]) -> None:

@@ -35,7 +35,7 @@ from p2pcompute.simulation.dht_nodes import DhtNode, DhtNodes, grind
 from p2pcompute.simulation.host import HostDown, Simulation
 from p2pcompute.simulation.mesh import PORT
 from p2pcompute.simulation.metrics import Metrics
-from p2pcompute.simulation.network import NetworkSettings
+from p2pcompute.simulation.network import UDP_HEADER_BYTES, NetworkSettings
 from p2pcompute.simulation.world import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
 
 if TYPE_CHECKING:
@@ -214,16 +214,20 @@ class _Run:
             self._look_for_crowds()
         churn = asyncio.create_task(self._churn(), name="dht.churn")
         every_s = self.settings.hours * 3600 / self.settings.asks or 1 / ASKS_PER_S
-        bytes_sent, began = self.simulation.network.counters.bytes_sent, self.simulation.now
+        bytes_sent, began = self._bytes_sent(), self.simulation.now
         try:
             await self._each([partial(self._ask, number) for number in range(self.settings.asks)], every_s)
             node_s = (self.simulation.now - began) * sum(not node.is_dead for node in self.nodes.all)
-            self.metrics.set("upkeep_bytes_s", (self.simulation.network.counters.bytes_sent - bytes_sent) / node_s)
+            self.metrics.set("upkeep_bytes_s", (self._bytes_sent() - bytes_sent) / node_s)
             if self.settings.ask == "put":
                 await asyncio.sleep(SETTLE_S)
                 await self._each([partial(self._read_again, record) for record in self.records])
         finally:
             churn.cancel()
+
+    def _bytes_sent(self) -> int:
+        counters = self.simulation.network.counters
+        return counters.bytes_sent + UDP_HEADER_BYTES * counters.datagrams_sent
 
     def _kill(self) -> None:
         honest = self._honest()

@@ -21,12 +21,15 @@ def run(name: str, seed: int = 1, **values: object) -> RunResult:
     return result
 
 
+def bare(result: RunResult) -> set[str]:
+    return {metric.removesuffix("_p50").removesuffix("_p95").removesuffix("_max") for metric in result.metrics}
+
+
 @pytest.mark.parametrize("name", ["dht-get", "dht-find", "dht-put", "dht-adversary"])
 def test_each_scenario_gives_figures_that_the_glossary_explains(name: str) -> None:
     result = run(name)
     known = glossary()
-    bare = {metric.removesuffix("_p50").removesuffix("_p95").removesuffix("_max") for metric in result.metrics}
-    assert {"success", "latency_rtt", "messages"} <= bare <= known.keys()
+    assert {"success", "latency_rtt", "messages"} <= bare(result) <= known.keys()
     assert result.metrics["success"] >= 0.95
     assert result.fired.get("hostile", 0) > 0 if name == "dht-adversary" else not result.fired
 
@@ -78,3 +81,21 @@ def test_sybils_share_addresses_when_they_are_told_to() -> None:
 
 def test_in_an_open_group_one_address_gets_two_places_in_a_bucket() -> None:
     assert run("dht-sybil", sybils=30, sybil_addresses=1, records=1, open="true").metrics["crowd"] <= 2
+
+
+@pytest.mark.parametrize("share", [0.3, 0.03])
+def test_searches_of_whole_dhts_find_what_the_oracle_knows(share: float) -> None:
+    """What many have is known of contacts, what few have is advertised."""
+    result = run("index-search", nodes=150, share=share, asks=5)
+    assert bare(result) <= glossary().keys()
+    assert result.metrics["success"] == 1.0 and result.metrics["found"] >= min(30, share * 150 - 1)
+
+
+def test_what_nobody_has_is_not_found() -> None:
+    metrics = run("index-search", nodes=60, share=0, asks=3).metrics
+    assert metrics["found"] == 0 and metrics["messages"] > 0
+
+
+def test_upkeep_is_counted_with_headers_and_grows_with_the_group_that_comes_and_goes() -> None:
+    calm, restless = (run("dht-rest", nodes=40, asks=1, hours=0.1, session=value).metrics for value in (0, 0.2))
+    assert 0 < calm["upkeep_bytes_s"] < restless["upkeep_bytes_s"] < 2000
