@@ -143,6 +143,7 @@ class Network:
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
         self._announcing = asyncio.Lock()
+        self._may_announce = False
         self._announced_invites: list[int] = []
         self.peers = Peers()
         self.on_peer: Callable[[bytes], None] = lambda _key: None
@@ -182,6 +183,7 @@ class Network:
         self.dht.on_contact_gone = self._contact_gone
         await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
         if self._discover and not loopback_only:
+            self._may_announce = True
             self._dht_scope.spawn(self._announce(), "announce")  # mDNS probes for a second first
         self._dht_scope.spawn(self._upkeep(), "upkeep")
         self._seek_if_lost()
@@ -192,6 +194,8 @@ class Network:
 
     async def _announce_self(self) -> None:
         async with self._announcing:
+            if not self._may_announce:
+                return
             numbers = self._credentials.invites.numbers(self._host.clock.now())
             self._announced_invites = numbers
             await self._host.net.announce(
@@ -206,8 +210,7 @@ class Network:
 
     def invites_changed(self) -> None:
         """Say on the LAN which invitations by words are open, if that is not what was said last."""
-        is_announced = self._discover and self.is_on_network and self.dht is not None
-        if is_announced and self._credentials.invites.numbers(self._host.clock.now()) != self._announced_invites:
+        if self._may_announce and self._credentials.invites.numbers(self._host.clock.now()) != self._announced_invites:
             self._dht_scope.spawn(self._announce_self(), "announce")
 
     async def find_inviters(self, number: int, *, time_s_max: float) -> list[LanSighting]:
@@ -245,7 +248,9 @@ class Network:
         if self.dht is None:
             return
         await self.save_contacts()
-        await self._host.net.announce(None)
+        async with self._announcing:
+            self._may_announce = False
+            await self._host.net.announce(None)
         await self._host.net.browse(None)
         await self.dht.leave()
         await self._dht_scope.close()
