@@ -18,7 +18,7 @@ from p2pcompute.errors import InvariantViolation
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.world import RunResult, Watch
 from p2pcompute.trust.verification import Method, make_verifier
-from p2pcompute.trust.verification.arbitrate import Arbitrate, ArbitratePolicy
+from p2pcompute.trust.verification.arbitrate import Arbitrate, ArbitratePolicy, Standing
 from p2pcompute.trust.verification.book import AskTrusted, Banned, Digest, Effect, Recheck, Revoked, Worker
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TrustSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         bool, Meta(description="copycats know as well whether anybody else claimed a task: copies are recognised")
     ] = False
     sleep: Annotated[int, Meta(ge=0, description="results of a saboteur that are right before it begins")] = 0
-    whitewash: Annotated[bool, Meta(description="banned saboteurs come back under new names")] = False
+    whitewash: Annotated[bool, Meta(description="saboteurs that get no more work come back under new names")] = False
     admit: Annotated[float, Meta(ge=0, le=1e6, description="newcomers that are let in, per hour (arbitrate)")] = 60.0
     task_s: Annotated[float, Meta(gt=0, le=1e6, description="duration of a task, seconds")] = 60.0
     fault_hosts: Annotated[_Share, Meta(description="share of the honest workers that err now and then")] = 0.0
@@ -72,6 +72,9 @@ class TrustSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     wave: Annotated[
         int, Meta(ge=1, le=10_000_000, description="tasks that are all claimed before they are copied (arbitrate)")
     ] = 1000
+    wave_s: Annotated[
+        float, Meta(ge=0, le=1e9, description="longest time in which they are claimed, seconds (arbitrate)")
+    ] = 30.0
     arbiter: Annotated[bool, Meta(description="a trusted node can decide conflicts (arbitrate)")] = True
 
 
@@ -108,6 +111,7 @@ class _Run:
                 saboteurs=assumed,
                 window_tasks=settings.window,
                 wave_tasks=settings.wave,
+                wave_s=settings.wave_s,
                 newcomers_per_hour=settings.admit,
                 has_arbiter=settings.arbiter,
             ),
@@ -172,6 +176,10 @@ class _Run:
         self._by_name[worker.name] = worker
         self._outside.append(worker)
 
+    def _is_under_suspicion(self, name: Worker) -> bool:
+        verifier = self.verifier
+        return isinstance(verifier, Arbitrate) and verifier.workers[name].standing is Standing.SUSPECT
+
     # --- turns ------------------------------------------------------------------------------------
 
     def play(self) -> None:
@@ -189,14 +197,20 @@ class _Run:
             self._admit(now)
             self._rng.shuffle(workers)
             held: list[tuple[_Worker, int]] = []
+            leaving: list[_Worker] = []
             for worker in workers:
                 index = verifier.take(now, worker.name, self._rng)
                 if index is not None:
                     held.append((worker, index))
+                elif self.settings.whitewash and worker.is_saboteur and self._is_under_suspicion(worker.name):
+                    leaving.append(worker)
+            for worker in leaving:
+                workers.remove(worker)
+                self._come_back()
             for worker, index in held:
                 self.executions += 1
                 self._follow(now, verifier.claim(now, worker.name, index, self._answer(worker, index)))
-            if not held:
+            if not held and not verifier.is_done:
                 self._compute_one(now)
             if self._watch is not None:
                 self._watch.progress(now, time.perf_counter() - self._began)
@@ -229,7 +243,7 @@ class _Run:
         worker = self._by_name[name]
         self.trace.update(name)
         self.counts["banned_saboteurs" if worker.is_saboteur else "banned_honest"] += 1
-        if self.verifier.is_banned(name):
+        if self.verifier.is_banned(name) and worker in self.workers:
             self.workers.remove(worker)
             if self.settings.whitewash and worker.is_saboteur:
                 self._come_back()

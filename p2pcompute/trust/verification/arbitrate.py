@@ -1,26 +1,32 @@
 """Commit, compare, arbitrate, ban, reopen: the method that nodes use.
 
-    original   every task of a window once, by somebody known; some early copies, only to find out blatant saboteurs
-    copy       when all are claimed: further copies of random tasks that are not accepted, fewest copies first
-    agreement  of two independent claims in that phase: one passed check (k) for each who had none for this task
+    original   the tasks of a wave once, by workers that are known; some early copies, to find out blatant saboteurs
+    copy       then a second time, at random; the next wave; and when all are computed twice those that need more
+    agreement  of two independent claims in a copying phase: one passed check (k) for each who had none for this task
     conflict   a trusted node computes the task; a value that two signed bans both, a lone one makes a suspect
     ban        erases all that the worker claimed; what rested on it is computed again
     accept     claims that agree, as soon as the risk that all of them belong to one coalition is small enough
 
-A claim exists before its task is copied, and no copy is marked as one.  Checks count for the claims of their own
-window only, and all of these were made before: who behaves well first earns nothing for what it does later.  The
-guarantee is about the share of wrong results among all accepted ones, for any rate of sabotage, whether saboteurs act
-alone or as one, as long as at most the assumed share of those who are not new belongs to them.
+A claim exists before its task is copied, and no copy is marked as one.  Checks count in their window only.  What is
+guaranteed is the share of wrong results among all of a window, for any rate of sabotage, of saboteurs that act alone or
+as one, as long as at most the assumed share of those who are not new belongs to them.  Nor does it help to behave well
+first: every claim is compared with another one, in its own wave, so who strikes in a part x of the window spoils x of
+it and meets x of the checks, which comes to the same.  (A single claim, which nobody compared, is accepted only for
+checks of its own wave, all of which came after it.)  Windows that all of a group came through lower its risk by the
+share that the present one has of all their claims, for the same reason.
 
 Newcomers prove themselves on copies that count for nobody.  Suspects rest until the next window and begin as newcomers
-do.  Windows that a worker came through lower the risk of a group by its share in time: who strikes in one window of w
-spoils one part in w, so the mean over them stays below the bound.
+do.  What rests on somebody who turns out to be a suspect is checked again, what rests on somebody banned is erased.
 
 Deviations from Sarmenta: no known-answer checks; h(K) of the whole group in place of a product over its members.
+Limit: k counts for whoever copies as well.  Saboteurs that can tell a copy from an original, and are honest in copies
+of what others claimed, halve it: their share of wrong results is bounded by f²·h(K/2)/(1-f) for pairs.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -34,7 +40,6 @@ from p2pcompute.trust.verification.book import (
     Effect,
     Nondeterministic,
     Pools,
-    Ready,
     Recheck,
     Revoked,
     Task,
@@ -43,14 +48,14 @@ from p2pcompute.trust.verification.book import (
     Worker,
     votes,
 )
-from p2pcompute.trust.verification.formulas import coalition_risk, fault_rate_exceeds
+from p2pcompute.trust.verification.formulas import coalition_risk, fault_rate_exceeds, group_credibility
 
 if TYPE_CHECKING:
     import random
 
 EARLY_COPIES_MAX: Final = 0.15
 """Share of what is handed out in the first phase that is copies: ends the work of blatant saboteurs soon."""
-PROBATION_CHECKS: Final = 20
+PROBATION_AGREEMENTS: Final = 20
 """Agreements after which a newcomer is one no more."""
 SUSPECT_FACTOR: Final = 4.0
 """By which a lone wrong value raises the odds that its worker is a saboteur."""
@@ -62,9 +67,12 @@ result in a hundred is taken to be wrong.  Rare faults of memory are common: abo
 (Kondo et al., 2007)."""
 HISTORY_FACTOR_MIN: Final = 0.08
 """The least by which past windows multiply a risk: f/(1-f) = .25 becomes .02 with it."""
-CHECKS_MIN: Final = 20
+HISTORY_CHECKS_MIN: Final = 20
 """Checks without which a window does not count as one that a worker came through."""
-DRAWS_MAX: Final = 32
+PROBATION_DRAWS_MAX: Final = 32
+"""Tasks that are looked at to find one that a newcomer may copy."""
+RETURNED_PENALTY: Final = 2.0
+"""Of who was under suspicion in an earlier window: what its odds are multiplied by when it has proven itself again."""
 
 
 class Standing(IntEnum):
@@ -86,8 +94,12 @@ class ArbitratePolicy:
     """Assumed share of saboteurs among those who are not new; below 1/2."""
     window_tasks: int = 20_000
     """Tasks in which checks are counted together.  More: fewer copies."""
+    window_s: float = 86_400.0
+    """A window that is older ends when all that was computed is accepted."""
     wave_tasks: int = 1000
-    """Of these, as many are claimed before they are copied.  More: results are accepted later."""
+    wave_s: float = 30.0
+    """Tasks, and time since the first of them was claimed, after which copies are made.  More: a single claim can earn
+    more belief, results are accepted later."""
     newcomers_per_hour: float = 60.0
     """Identities that may begin.  Each costs some copies, and one that lies from the start a trusted execution."""
     newcomers_burst: int = 20
@@ -103,20 +115,21 @@ class ArbitratePolicy:
 class WorkerRecord:
     """What is known about a worker."""
 
-    __slots__ = ("agreed", "claimed", "claims_before", "claims_now", "cluster", "k", "k_before_wave", "k_past", "odds",
+    __slots__ = ("agreed", "claimed", "claims_before", "claims_now", "cluster", "k", "k_past", "k_wave", "odds",
                  "penalty", "right", "standing", "wrong")  # fmt: skip
 
     def __init__(self, cluster: bytes | None, standing: Standing, odds: float) -> None:
         self.cluster = cluster
-        """Who shares it with others vouches for nothing that they claim: same inviter, same address range."""
+        """Who shares it with others does not check what they claim: same inviter, same address range."""
         self.standing = standing
         self.odds = odds
         """That it is a saboteur."""
         self.penalty = 1.0
+        """What its odds are multiplied by for wrong values."""
         self.k = 0
         """Checks passed in this window."""
-        self.k_before_wave = 0
-        """Of these, before the present wave began."""
+        self.k_wave = 0
+        """Of these, on tasks of the present wave."""
         self.k_past: dict[int, int] = {}
         """Of earlier windows, by their number."""
         self.agreed = 0
@@ -125,32 +138,40 @@ class WorkerRecord:
         self.wrong = 0
         """Comparisons over its life."""
         self.claimed: list[int] = []
-        """Tasks that rest on it; final ones are dropped now and then."""
+        """Tasks that it claimed; those that are final are dropped at the end of a window."""
         self.claims_now = 0
         self.claims_before = 0
         """Claims of this window, and of those that it came through."""
 
 
 class _Task(Task):
-    __slots__ = ("blind", "credited", "is_copied", "is_disputed", "trusted", "window")
+    __slots__ = ("blind", "credited", "is_checked", "is_copied", "is_disputed", "trusted", "wave", "window")
 
-    def __init__(self, window: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.window = window
+        self.window = -1
+        self.wave = -1
+        """In which it was handed out first."""
         self.credited: list[Worker] = []
-        """Those whose claim was checked by another one and counted."""
+        """Those whose claim another one confirmed, which counts as a check that they passed."""
         self.blind: tuple[Worker, ...] = ()
         """Those who got it before the first claim came: they can contradict, and add no weight."""
+        self.is_checked = False
+        """It was copied in a copying phase: that two claims agree counts."""
         self.is_copied = False
         """Somebody whose claim will have weight computes it now."""
         self.is_disputed = False
-        """A trusted node computes it."""
+        """Claims differ, and what is right is not known yet."""
         self.trusted: Digest | None = None
         """What a trusted node found that agrees with no claim; a second one is asked."""
 
 
 class Arbitrate(Verifier):
-    """The books of one submitter."""
+    """The books of one submitter.
+
+    Invariants: nothing that is not final rests on anybody banned; k of a worker is the number of tasks of this window
+    that credit it; what is accepted and not final is claimed by all alike.
+    """
 
     tasks: list[_Task]  # type: ignore[assignment]
 
@@ -159,57 +180,70 @@ class Arbitrate(Verifier):
         self.policy = policy
         self.workers: dict[Worker, WorkerRecord] = {}
         self.window = 0
+        self.wave = 0
+        self._ready: deque[int] = deque()
+        """Tasks of this window that nobody has claimed; may hold stale entries."""
         self._window_begin = 0
         self._window_end = 0
-        self._wave_begin = 0
+        """Tasks of this window so far."""
+        self._window_at = 0.0
         self._is_copying = False
-        self._ready = Ready()
+        self._wave_left = policy.wave_tasks
+        self._wave_at: float | None = None
+        """When the first task of the wave was claimed."""
         self._newcomer_tokens = float(policy.newcomers_burst)
         self._tokens_at = 0.0
         self._has_clusters = False
+        self._now = 0.0
 
     # --- tasks and workers ------------------------------------------------------------------------
 
     def add(self, count: int) -> None:
-        self.tasks.extend(_Task(0) for _ in range(count))
-        if not self._window_end:
-            self._open_wave()
-        else:
-            self._look_further()
+        self.tasks.extend(_Task() for _ in range(count))
+        self._fill_window()
+        self._look_further()
 
-    def _open_wave(self) -> bool:
-        """Make tasks of the next wave of this window ready; returns whether there are any."""
-        limit = self._window_begin + self.policy.window_tasks
-        end = min(len(self.tasks), limit, self._window_end + self.policy.wave_tasks)
-        if end == self._window_end:
-            return False
-        for record in self.workers.values():
-            record.k_before_wave = record.k
+    def _fill_window(self) -> None:
+        end = min(len(self.tasks), self._window_begin + self.policy.window_tasks)
         for index in range(self._window_end, end):
             self.tasks[index].window = self.window
-            self._ready.put(index)
-        self._wave_begin, self._window_end = self._window_end, end
-        self._is_copying = False
-        return True
+            self._ready.append(index)
+        self._window_end = max(self._window_end, end)
+
+    def _look_further(self) -> None:
+        """Begin the next window when all of this one is accepted and it is full, or old."""
+        if self.accepted_count < self._window_end or self._window_begin == self._window_end:
+            return
+        is_full = self._window_end - self._window_begin >= self.policy.window_tasks
+        if is_full or self._now - self._window_at > self.policy.window_s:
+            self._next_window()
 
     def _next_window(self) -> None:
         """Begin a window: checks start anew, and history is written."""
         odds = self.policy.odds
         for record in self.workers.values():
-            if record.k >= CHECKS_MIN and record.standing is Standing.ACTIVE:
+            if record.standing is Standing.ACTIVE and record.k >= HISTORY_CHECKS_MIN:
                 record.claims_before += record.claims_now
                 record.penalty = max(1.0, record.penalty / 2.0)
                 record.odds = min(1.0, odds * record.penalty)
+            elif record.standing is Standing.SUSPECT:
+                record.standing, record.agreed, record.penalty = Standing.NEWCOMER, 0, RETURNED_PENALTY
             if record.k:
                 record.k_past[self.window] = record.k
-            record.k = record.k_before_wave = record.claims_now = 0
-            if record.standing is Standing.SUSPECT:
-                record.standing, record.agreed, record.penalty = Standing.NEWCOMER, 0, 2.0
+            record.k = record.k_wave = record.claims_now = 0
             record.claimed = [index for index in record.claimed if not self.tasks[index].is_final]
         self.window += 1
         self._window_begin = self._window_end
+        self._window_at = self._now
         self._pools = Pools()
-        self._open_wave()
+        self._next_wave()
+        self._fill_window()
+
+    def _next_wave(self) -> None:
+        for record in self.workers.values():
+            record.k_wave = 0
+        self.wave += 1
+        self._is_copying, self._wave_left, self._wave_at = False, self.policy.wave_tasks, None
 
     def join(self, now: float, worker: Worker, *, cluster: bytes | None = None, is_known: bool = False) -> bool:
         """Let a worker take part.
@@ -226,10 +260,8 @@ class Arbitrate(Verifier):
         if is_known:
             record = WorkerRecord(cluster, Standing.ACTIVE, self.policy.odds)
         else:
-            rate = self.policy.newcomers_per_hour / 3600.0
-            self._newcomer_tokens += (now - self._tokens_at) * rate
-            self._newcomer_tokens = min(self._newcomer_tokens, self.policy.newcomers_burst)
-            self._tokens_at = now
+            grown = self._newcomer_tokens + (now - self._tokens_at) * self.policy.newcomers_per_hour / 3600.0
+            self._newcomer_tokens, self._tokens_at = min(grown, self.policy.newcomers_burst), now
             if self._newcomer_tokens < 1.0:
                 return False
             self._newcomer_tokens -= 1.0
@@ -244,14 +276,17 @@ class Arbitrate(Verifier):
     # --- who computes what ------------------------------------------------------------------------
 
     def level(self, index: int) -> int | None:
+        """How many claims of weight a task has, when it wants a further copy; None: it does not."""
         task = self.tasks[index]
-        if task.accepted is not None or task.is_copied or (task.is_disputed and self.policy.has_arbiter):
+        if task.accepted is not None or task.is_copied or not task.claims:
             return None
-        claims = task.claims
-        if not claims:
-            return None  # it is ready, not to be copied
-        workers = self.workers
-        return sum(workers[worker].standing is Standing.ACTIVE and worker not in task.blind for worker in claims)
+        if task.is_disputed and self.policy.has_arbiter:
+            return None
+        count = 0
+        for worker in task.claims:
+            if self.workers[worker].standing is Standing.ACTIVE and worker not in task.blind:
+                count += 1
+        return count
 
     def may_take(self, worker: Worker, index: int) -> bool:
         task = self.tasks[index]
@@ -263,51 +298,60 @@ class Arbitrate(Verifier):
         return True
 
     def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
+        self._now = now
         standing = self.workers[worker].standing
         if standing is Standing.ACTIVE:
-            index = self._take_for_active(worker, rng)
+            index = self._take_weighty(worker, rng)
         elif standing is Standing.NEWCOMER:
-            index = self._probation(worker, rng)
+            index = self._take_probation(worker, rng)
         else:
             return None
         if index is not None:
             task = self.tasks[index]
-            task.lent[worker] = bool(task.claims)
+            task.lent[worker] = 0 if not task.claims else 1 + self._is_copying
+            task.is_copied |= standing is Standing.ACTIVE
         return index
 
-    def _take_for_active(self, worker: Worker, rng: random.Random) -> int | None:
-        if self._ready and not self._is_copying and rng.random() < EARLY_COPIES_MAX:
-            index = self._pools.draw(self, worker, rng, from_=1, up_to=1)
-            if index is not None:
-                self.tasks[index].is_copied = True
-                return index
-        while True:
-            while self._ready:
-                index = self._ready.take()
-                task = self.tasks[index]
-                if not (task.claims or task.is_copied or task.is_final):
-                    task.is_copied = True
+    def _take_weighty(self, worker: Worker, rng: random.Random) -> int | None:
+        if not self._is_copying:
+            if self._wave_left > 0 and not self._is_wave_over():
+                if rng.random() < EARLY_COPIES_MAX:
+                    index = self._pools.draw(self, worker, rng, from_=1, up_to=1)
+                    if index is not None:
+                        return index
+                index = self._take_original()
+                if index is not None:
                     return index
             self._is_copying = True
-            is_last = not self._has_more_waves
-            while True:
-                index = self._pools.draw(self, worker, rng, up_to=None if is_last else 1)
-                if index is None:
-                    break
-                if not self._weigh(index):
-                    self.tasks[index].is_copied = True
-                    return index
-            if is_last or not self._open_wave():
-                return None
+        index = self._take_copy(worker, rng, up_to=1)
+        if index is None and self._ready:
+            self._next_wave()
+            index = self._take_original()
+        return self._take_copy(worker, rng) if index is None else index
 
-    @property
-    def _has_more_waves(self) -> bool:
-        return self._window_end < min(len(self.tasks), self._window_begin + self.policy.window_tasks)
+    def _is_wave_over(self) -> bool:
+        return self._wave_at is not None and self._now - self._wave_at > self.policy.wave_s
 
-    def _probation(self, worker: Worker, rng: random.Random) -> int | None:
+    def _take_original(self) -> int | None:
+        while self._ready:
+            index = self._ready.popleft()
+            task = self.tasks[index]
+            if not (task.claims or task.is_copied or task.accepted is not None):
+                task.wave = self.wave
+                self._wave_left -= 1
+                return index
+        return None
+
+    def _take_copy(self, worker: Worker, rng: random.Random, up_to: int | None = None) -> int | None:
+        while (index := self._pools.draw(self, worker, rng, up_to=up_to)) is not None:
+            if not self._weigh(index):  # those who claim it may have passed more checks since
+                return index
+        return None
+
+    def _take_probation(self, worker: Worker, rng: random.Random) -> int | None:
         """Return a task of this window that somebody has claimed and that can still be compared."""
         size = self._window_end - self._window_begin
-        for _ in range(min(DRAWS_MAX, size)):
+        for _ in range(min(PROBATION_DRAWS_MAX, size)):
             index = self._window_begin + int(rng.random() * size)
             task = self.tasks[index]
             if task.claims and not task.is_disputed and not task.is_final and self.may_take(worker, index):
@@ -317,57 +361,65 @@ class Arbitrate(Verifier):
     def returned(self, now: float, worker: Worker, index: int) -> None:
         task = self.tasks[index]
         if task.lent.pop(worker, None) is not None:
-            self._free(worker, task)
+            self._release(worker, task)
             self._put_back(index)
 
-    def _free(self, worker: Worker, task: _Task) -> None:
-        """Whoever had the copy that counts has it no more."""
-        if self.workers[worker].standing is not Standing.NEWCOMER:
-            task.is_copied = False
+    def _release(self, worker: Worker, task: _Task) -> None:
+        """A worker computes this task no more."""
+        if self.workers[worker].standing is not Standing.NEWCOMER or not task.lent:
+            task.is_copied = any(self.workers[other].standing is not Standing.NEWCOMER for other in task.lent)
 
     def _put_back(self, index: int) -> None:
+        """Put a task where it is handed out from, if it wants to be computed."""
         task = self.tasks[index]
-        if not task.claims and not task.is_copied and task.accepted is None:
-            self._ready.put(index)
-        else:
+        if task.claims:
             self._offer(index)
+        elif not task.is_copied and task.accepted is None:
+            self._ready.append(index)
 
     # --- claims -----------------------------------------------------------------------------------
 
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:
+        self._now = now
         task, record = self.tasks[index], self.workers[worker]
-        is_copy = task.lent.pop(worker, None)
-        if is_copy is not None:
-            self._free(worker, task)
+        lent_as = task.lent.pop(worker, None)
+        if lent_as is not None:
+            self._release(worker, task)
         if record.standing is Standing.BANNED:
             self._put_back(index)
-            return self._take_effects()
-        if worker in task.claims:
-            if task.claims[worker] != digest:
+            return self.take_effects()
+        claims = task.claims
+        if worker in claims:
+            if claims[worker] != digest:
                 self._ban(worker, Why.EQUIVOCATION)
-            return self._take_effects()
-        task.claims[worker] = digest
+            return self.take_effects()
+        claims[worker] = digest
         record.claims_now += 1
+        if self._wave_at is None:
+            self._wave_at = now
         if task.is_final:
-            self._judge(index, [worker])
-            return self._take_effects()
+            self._judge(index, (worker,))
+            return self.take_effects()
         record.claimed.append(index)
-        if not is_copy and len(task.claims) > 1:
+        if len(claims) == 1:
+            self._offer(index)
+            return self.take_effects()
+        if not lent_as:
             task.blind += (worker,)
-        if any(other != digest for other in task.claims.values()):
-            if not task.is_disputed:
-                task.is_disputed = True
-                if self.policy.has_arbiter:
-                    self._effects.append(AskTrusted(index))
-        elif len(task.claims) > 1:
-            self._agree(task, worker)
+        task.is_checked |= lent_as == 2 and record.standing is Standing.ACTIVE
+        if task.is_disputed or any(other != digest for other in claims.values()):
+            if not task.is_disputed and self.policy.has_arbiter:
+                self._effects.append(AskTrusted(index))
+            task.is_disputed = True
+        else:
+            self._agree(index, worker)
         if not self._weigh(index):
             self._offer(index)
-        return self._take_effects()
+        return self.take_effects()
 
-    def _agree(self, task: _Task, worker: Worker) -> None:
-        """All who claim this task claim the same: `worker` was the last."""
-        workers, record = self.workers, self.workers[worker]
+    def _agree(self, index: int, worker: Worker) -> None:
+        """All who claim this task claim the same; `worker` was the last."""
+        task, workers = self.tasks[index], self.workers
         partners = [
             other
             for other in task.claims
@@ -375,92 +427,114 @@ class Arbitrate(Verifier):
         ]
         if not partners or worker in task.blind:
             return
-        record.right += 1
-        record.agreed += 1
-        if record.standing is Standing.NEWCOMER:
-            if record.agreed >= PROBATION_CHECKS:
-                record.standing, record.odds = Standing.ACTIVE, min(1.0, self.policy.odds * record.penalty)
+        record = workers[worker]
+        self._was_right(record)
+        if record.standing is not Standing.ACTIVE:
             return
         for other in partners:
             workers[other].right += 1
-        if self._is_copying and task.window == self.window:
-            for other in (worker, *partners):
-                if other not in task.credited:
-                    task.credited.append(other)
-                    workers[other].k += 1
+        if task.is_checked and task.window == self.window:
+            self._credit(index, worker)
+            for other in partners:
+                self._credit(index, other)
+
+    def _was_right(self, record: WorkerRecord) -> None:
+        record.right += 1
+        record.agreed += 1
+        if record.standing is Standing.NEWCOMER and record.agreed >= PROBATION_AGREEMENTS:
+            record.standing, record.odds = Standing.ACTIVE, min(1.0, self.policy.odds * record.penalty)
+            for index in record.claimed:  # from now on they count
+                self._put_back(index)
+
+    def _credit(self, index: int, worker: Worker) -> None:
+        task = self.tasks[index]
+        if worker not in task.credited:
+            task.credited.append(worker)
+            record = self.workers[worker]
+            record.k += 1
+            record.k_wave += task.wave == self.wave
+
+    def _discredit(self, index: int, worker: Worker) -> None:
+        task = self.tasks[index]
+        if worker in task.credited:
+            task.credited.remove(worker)
+            if task.window == self.window:
+                record = self.workers[worker]
+                record.k -= 1
+                record.k_wave -= task.wave == self.wave
 
     # --- acceptance -------------------------------------------------------------------------------
 
-    def risk(self, index: int, group: list[Worker] | None = None) -> float:
-        """Bound the probability that a task's claims are wrong, all of them being the same.
+    def risk(self, index: int, group: Iterable[Worker] | None = None) -> float:
+        """Bound the probability that what a group claims is wrong, though all of it claims the same.
 
         Args:
             group: those who claim one value, when there are several.
         """
         task = self.tasks[index]
         is_now = task.window == self.window
-        odds, checks, history = 1.0, 0, 0.0
+        odds, checks, history, count = 1.0, 0, 0.0, 0
         for worker in task.claims if group is None else group:
             record = self.workers[worker]
             if record.standing is not Standing.ACTIVE or (task.blind and worker in task.blind):
                 continue
+            count += 1
             odds *= record.odds
             checks += record.k if is_now else record.k_past.get(task.window, 0)
-            if len(task.claims) == 1 and is_now:
-                # Nobody compared it: what was passed before its own wave says nothing about it.
-                checks = record.k - record.k_before_wave if index >= self._wave_begin else 0
-            now = record.claims_now
-            history = max(history, now / (now + record.claims_before) if record.claims_before else 1.0)
+            before = record.claims_before
+            history = max(history, record.claims_now / (record.claims_now + before) if before else 1.0)
+        if count == 0:
+            return 1.0
+        if count == 1:
+            # Nobody compared it: what its worker passed on tasks of other waves says nothing about it.
+            checks = record.k_wave if is_now and task.wave == self.wave else 0
         risk = coalition_risk(odds, checks, self.policy.saboteurs)
-        return risk * max(HISTORY_FACTOR_MIN, history) if history else 1.0
+        return risk * max(HISTORY_FACTOR_MIN, history)
 
     def _weigh(self, index: int) -> bool:
         """Accept a task if its claims are enough; returns whether it is accepted now."""
         task = self.tasks[index]
-        if task.accepted is not None:
-            return True
-        if not task.is_disputed:
-            if not task.claims or self.risk(index) > self.policy.error_rate:
-                return False
-            self._accept(index, next(iter(task.claims.values())), Basis.AGREED)
-            self._look_further()
-            return True
-        return not self.policy.has_arbiter and self._outvote(index)
+        if task.accepted is None and task.claims:
+            if task.is_disputed:
+                if not self.policy.has_arbiter:
+                    self._outvote(index)
+            elif self.risk(index) <= self.policy.error_rate:
+                self._accept(index, next(iter(task.claims.values())), Basis.AGREED)
+                self._look_further()
+        return task.accepted is not None
 
-    def _outvote(self, index: int) -> bool:
-        """Accept one of several values by its credibility: there is no trusted node to decide."""
+    def _outvote(self, index: int) -> None:
+        """Accept one of several values if it is credible enough: there is no trusted node to decide."""
         groups = votes(self.tasks[index].claims)
         risks = {digest: self.risk(index, group) for digest, group in groups.items()}
         best = min(risks, key=lambda digest: risks[digest])
-        odds = {digest: (1.0 - risk) / risk for digest, risk in risks.items()}
-        if odds[best] / (1.0 + sum(odds.values())) < 1.0 - self.policy.error_rate:
-            return False
+        odds = [(1.0 - risk) / risk for digest, risk in risks.items() if digest != best]
+        if group_credibility([(1.0 - risks[best]) / risks[best], *odds]) < 1.0 - self.policy.error_rate:
+            return
         self._accept(index, best, Basis.OUTVOTED)
+        self.tasks[index].is_final = True
         for digest, group in groups.items():
-            if digest != best:
-                for worker in group:
-                    self._fault(worker)
+            for worker in group if digest != best else ():
+                self._fault(worker)
         self._look_further()
-        return True
-
-    def _look_further(self) -> None:
-        if self.accepted_count == self._window_end < len(self.tasks) and not self._open_wave():
-            self._next_window()
 
     def settle(self) -> list[Effect]:
         """Accept what has become credible since it was last looked at; returns what follows."""
         for index in range(self._window_begin, self._window_end):
             self._weigh(index)
-        return self._take_effects()
+        return self.take_effects()
 
     # --- verdicts ---------------------------------------------------------------------------------
 
     def verdict(self, now: float, index: int, digest: Digest) -> list[Effect]:
+        """Take the answer of a trusted node, to an `AskTrusted` or of its own accord; returns what follows."""
+        self._now = now
         task = self.tasks[index]
         if task.is_final:
             return []
-        if digest not in task.claims.values() and task.trusted is None and task.claims:
+        if task.claims and task.trusted is None and digest not in task.claims.values():
             task.trusted = digest  # it contradicts everybody: before that costs somebody anything, it is done again
+            task.is_disputed = True
             return [AskTrusted(index)]
         task.is_final, task.is_disputed = True, False
         if task.accepted not in (None, digest):
@@ -468,62 +542,57 @@ class Arbitrate(Verifier):
         self._accept(index, digest, Basis.TRUSTED)
         if task.trusted not in (None, digest):
             self._effects.append(Nondeterministic(index))
-            task.claims.clear()
         else:
-            self._judge(index, list(task.claims))
+            self._judge(index, tuple(task.claims))
         self._look_further()
-        return self._take_effects()
+        return self.take_effects()
 
-    def _judge(self, index: int, judged: list[Worker]) -> None:
-        """Hold a final task against those who claim it."""
+    def _judge(self, index: int, judged: tuple[Worker, ...]) -> None:
+        """Hold a final task against some of those who claim it."""
         task = self.tasks[index]
-        groups = votes(task.claims)
-        for digest, group in groups.items():
+        for digest, group in votes(task.claims).items():
             for worker in group:
-                record = self.workers[worker]
-                if worker not in judged or record.standing is Standing.BANNED:
+                if worker not in judged or self.is_banned(worker):
                     continue
                 if digest != task.accepted:
-                    if len(group) > 1:
-                        self._ban(worker, Why.SHARED_WRONG)
-                    else:
-                        self._fault(worker)
+                    self._ban(worker, Why.SHARED_WRONG) if len(group) > 1 else self._fault(worker)
                     continue
-                record.right += 1
-                record.agreed += 1
-                if record.standing is Standing.NEWCOMER and record.agreed >= PROBATION_CHECKS:
-                    record.standing, record.odds = Standing.ACTIVE, min(1.0, self.policy.odds * record.penalty)
-                if self._is_copying and worker not in task.credited and task.window == self.window:
-                    task.credited.append(worker)
-                    record.k += 1
+                self._was_right(self.workers[worker])
+                if task.is_checked and task.window == self.window and worker not in task.blind:
+                    self._credit(index, worker)
 
     def equivocated(self, worker: Worker) -> list[Effect]:
         """Somebody showed two different answers that this worker signed for one task; returns what follows."""
         if worker in self.workers and not self.is_banned(worker):
             self._ban(worker, Why.EQUIVOCATION)
-        return self._take_effects()
+        return self.take_effects()
 
     def _fault(self, worker: Worker) -> None:
-        """A lone wrong value: a saboteur, or a machine that errs."""
+        """A lone wrong value: of a saboteur, or of a machine that errs."""
         record = self.workers[worker]
         record.wrong += 1
-        record.k = record.k_before_wave = 0
+        record.agreed = record.claims_before = 0
         record.penalty *= SUSPECT_FACTOR
         record.odds = min(1.0, self.policy.odds * record.penalty)
-        is_faulty = fault_rate_exceeds(FAULT_RATE_MAX, record.wrong, record.right, prior_right=FAULT_PRIOR_RIGHT)
-        if is_faulty > FAULT_CONFIDENCE:
+        certainty = fault_rate_exceeds(FAULT_RATE_MAX, record.wrong, record.right, prior_right=FAULT_PRIOR_RIGHT)
+        if certainty > FAULT_CONFIDENCE:
             self._ban(worker, Why.FAULTY)
             return
-        if record.odds >= 1.0:
+        if record.odds >= 1.0 or record.standing is Standing.NEWCOMER:
             record.standing = Standing.SUSPECT
         for index in record.claimed:
-            task = self.tasks[index]
-            if task.is_final or task.window != self.window:
-                continue
-            if task.accepted is not None and self.risk(index) > self.policy.error_rate:
-                self._unaccept(index)
-                self._effects.append(Recheck(index))
-            self._put_back(index)
+            self._discredit(index, worker)
+            self._doubt(index)
+
+    def _doubt(self, index: int) -> None:
+        """Somebody who claims this task is believed less than before."""
+        task = self.tasks[index]
+        if task.is_final or task.window != self.window:
+            return
+        if task.accepted is not None and self.risk(index) > self.policy.error_rate:
+            self._unaccept(index)
+            self._effects.append(Recheck(index))
+        self._put_back(index)
 
     def _ban(self, worker: Worker, why: Why) -> None:
         """Erase what a worker claimed, and what rests on it."""
@@ -531,23 +600,22 @@ class Arbitrate(Verifier):
         record.standing = Standing.BANNED
         self._effects.append(Banned(worker, why))
         for index in record.claimed:
+            self._discredit(index, worker)
             task = self.tasks[index]
             if task.is_final:
                 continue
             digest = task.claims.pop(worker)
-            if task.blind:
+            if worker in task.blind:
                 task.blind = tuple(other for other in task.blind if other != worker)
-            if worker in task.credited:
-                task.credited.remove(worker)
-                if len(task.credited) == 1:  # nobody else confirmed that one
-                    credited = self.workers[task.credited.pop()]
-                    if task.window == self.window:
-                        credited.k = max(credited.k_before_wave, credited.k - 1)
-            if task.accepted == digest and (not task.claims or self.risk(index) > self.policy.error_rate):
+            standings = [self.workers[other].standing for other in task.claims]
+            if len(standings) - standings.count(Standing.NEWCOMER) == 1:
+                for other in tuple(task.credited):  # nobody else confirmed that one
+                    self._discredit(index, other)
+            if task.accepted == digest and self.risk(index) > self.policy.error_rate:
                 self._unaccept(index)
                 self._effects.append(Revoked(index))
-            if task.is_disputed and len(votes(task.claims)) < 2 and not self.policy.has_arbiter:
-                task.is_disputed = False
+            if task.is_disputed and not self.policy.has_arbiter:
+                task.is_disputed = len(votes(task.claims)) > 1
             self._put_back(index)
         record.claimed.clear()
 
@@ -555,13 +623,22 @@ class Arbitrate(Verifier):
 
     def check_invariants(self) -> None:
         super().check_invariants()
+        checks = dict.fromkeys(self.workers, 0)
+        ready = frozenset(self._ready)
         for index, task in enumerate(self.tasks):
+            for worker in task.credited:
+                checks[worker] += task.window == self.window
             if task.is_final:
                 continue
-            for worker in task.claims:
-                if self.workers[worker].standing is Standing.BANNED:
-                    raise InvariantViolation(f"task {index} rests on somebody who is banned")
+            if any(self.is_banned(worker) for worker in task.claims):
+                raise InvariantViolation(f"task {index} rests on somebody who is banned")
             if task.accepted is not None and not task.is_disputed and len(votes(task.claims)) != 1:
                 raise InvariantViolation(f"task {index} is accepted without agreement")
             if task.is_copied and not task.lent:
                 raise InvariantViolation(f"task {index} is computed by nobody")
+            is_open = index < self._window_end and task.accepted is None
+            if is_open and not task.claims and not task.is_copied and index not in ready:
+                raise InvariantViolation(f"task {index} is handed out to nobody")
+        for worker, count in checks.items():
+            if self.workers[worker].k != count:
+                raise InvariantViolation(f"{worker!r} has k = {self.workers[worker].k} and {count} credits")

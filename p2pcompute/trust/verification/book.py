@@ -9,7 +9,6 @@ Invariants: nobody is handed a task that he has claimed or holds; a final task k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -104,8 +103,8 @@ class Task:
     def __init__(self) -> None:
         self.claims: dict[Worker, Digest] = {}
         """In the order in which they came."""
-        self.lent: dict[Worker, bool] = {}
-        """Who computes it now, and whether somebody had claimed it when that began."""
+        self.lent: dict[Worker, int] = {}
+        """Who computes it now: 0 as its original, 1 as a copy, 2 as a copy that counts as a check."""
         self.accepted: Digest | None = None
         self.is_final = False
         """Nothing can change the accepted value any more."""
@@ -124,6 +123,9 @@ class Pools:
         while len(self._levels) <= level:
             self._levels.append([])
         self._levels[level].append(index)
+
+    def holds(self, index: int, level: int) -> bool:
+        return level < len(self._levels) and index in self._levels[level]
 
     def draw(
         self, verifier: Verifier, worker: Worker, rng: random.Random, *, from_: int = 0, up_to: int | None = None
@@ -229,7 +231,8 @@ class Verifier(ABC):
         self.tasks[index].accepted = None
         self.accepted_count -= 1
 
-    def _take_effects(self) -> list[Effect]:
+    def take_effects(self) -> list[Effect]:
+        """Return what followed since it was asked last: `take` accepts what it finds to be credible by now."""
         effects, self._effects = self._effects, []
         return effects
 
@@ -242,22 +245,9 @@ class Verifier(ABC):
                 raise InvariantViolation(f"task {index} is computed again by somebody who has claimed it")
             if task.is_final and task.accepted is None:
                 raise InvariantViolation(f"task {index} is final and not accepted")
-
-
-class Ready:
-    """Originals: tasks that nobody has claimed, in their order; those that were reopened come last."""
-
-    def __init__(self) -> None:
-        self._queue: deque[int] = deque()
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def put(self, index: int) -> None:
-        self._queue.append(index)
-
-    def take(self) -> int:
-        return self._queue.popleft()
+            level = self.level(index)
+            if level is not None and not self._pools.holds(index, level):
+                raise InvariantViolation(f"task {index} wants another copy and nobody gets it")
 
 
 def votes(claims: dict[Worker, Digest]) -> dict[Digest, list[Worker]]:

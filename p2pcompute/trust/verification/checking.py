@@ -49,6 +49,8 @@ class SpotCheck(Verifier):
         self._records: dict[Worker, _Record] = {}
         self._answers: dict[int, Digest] = {}
         """Known answers by number, below 0."""
+        self._waiting: dict[int, list[tuple[Worker, Digest]]] = {}
+        """What was claimed for checks whose answer is not known yet."""
 
     def join(self, now: float, worker: Worker) -> bool:
         self._records[worker] = _Record()
@@ -70,19 +72,20 @@ class SpotCheck(Verifier):
             return -record.given
         index = self._pools.draw(self, worker, rng)
         if index is not None:
-            self.tasks[index].lent[worker] = bool(self.tasks[index].claims)
+            self.tasks[index].lent[worker] = int(bool(self.tasks[index].claims))
         return index
 
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:
         record = self._records[worker]
         if index < 0:
             if index not in self._answers:
-                # The first one who gets a check: its answer is needed now, and known from then on.
-                self._pending = (worker, digest)
-                self._effects.append(AskTrusted(index))
+                waiting = self._waiting.setdefault(index, [])
+                waiting.append((worker, digest))
+                if len(waiting) == 1:
+                    self._effects.append(AskTrusted(index))
             else:
                 self._judge(worker, index, digest)
-            return self._take_effects()
+            return self.take_effects()
         task = self.tasks[index]
         task.lent.pop(worker, None)
         if record.is_banned or worker in task.claims:
@@ -93,18 +96,20 @@ class SpotCheck(Verifier):
         if task.accepted is None:
             self._weigh(index)
             self._offer(index)
-        return self._take_effects()
+        return self.take_effects()
 
     def verdict(self, now: float, index: int, digest: Digest) -> list[Effect]:
         self._answers[index] = digest
-        worker, claimed = self._pending
-        self._judge(worker, index, claimed)
-        return self._take_effects()
+        for worker, claimed in self._waiting.pop(index, ()):
+            self._judge(worker, index, claimed)
+        return self.take_effects()
 
     def _judge(self, worker: Worker, index: int, digest: Digest) -> None:
         record = self._records[worker]
         if digest == self._answers[index]:
             record.passed += 1
+            return
+        if record.is_banned:
             return
         if self.has_blacklist:
             self._effects.append(Banned(worker, Why.FAILED_CHECK))
@@ -117,15 +122,16 @@ class SpotCheck(Verifier):
             del task.claims[worker]
             if task.accepted is not None:
                 self._unaccept(claimed)
-                self._weigh(claimed)
-                if task.accepted is None:
+                if not self._weigh(claimed):
                     self._effects.append(Revoked(claimed))
             self._offer(claimed)
+        record.claimed.clear()
 
-    def _weigh(self, index: int) -> None:
-        """Accept a task if its claims are enough."""
+    def _weigh(self, index: int) -> bool:
+        """Accept a task if its claims are enough; returns whether they are."""
         for digest in self.tasks[index].claims.values():
             self._accept(index, digest, Basis.UNCHECKED)
+        return bool(self.tasks[index].claims)
 
 
 class Credibility(SpotCheck):
@@ -147,8 +153,7 @@ class Credibility(SpotCheck):
             index = super().take(now, worker, rng)
             if index is None or index < 0 or not self.tasks[index].claims:
                 return index
-            self._weigh(index)  # its workers may have passed more checks since
-            if self.tasks[index].accepted is None:
+            if not self._weigh(index):  # its workers may have passed more checks since
                 return index
             del self.tasks[index].lent[worker]
 
@@ -159,13 +164,15 @@ class Credibility(SpotCheck):
             odds = self._odds[passed] = credibility / (1.0 - credibility)
         return odds
 
-    def _weigh(self, index: int) -> None:
+    def _weigh(self, index: int) -> bool:
         groups: dict[Digest, float] = {}
         for worker, digest in self.tasks[index].claims.items():
             groups[digest] = groups.get(digest, 1.0) * self._odds_after(self._records[worker].passed)
         if not groups:
-            return
+            return False
         best = max(groups, key=lambda digest: groups[digest])
         others = [odds for digest, odds in groups.items() if digest != best]
-        if group_credibility([groups[best], *others]) >= 1.0 - self.error_rate:
-            self._accept(index, best, Basis.AGREED if len(self.tasks[index].claims) > 1 else Basis.UNCHECKED)
+        if group_credibility([groups[best], *others]) < 1.0 - self.error_rate:
+            return False
+        self._accept(index, best, Basis.AGREED if len(self.tasks[index].claims) > 1 else Basis.UNCHECKED)
+        return True

@@ -34,14 +34,15 @@ class Majority(Verifier):
         task = self.tasks[index]
         if task.accepted is not None:
             return None
-        claims = task.claims
-        best = 0 if not claims else 1 if len(claims) == 1 else max(map(len, votes(claims).values()))
-        return len(claims) + len(task.lent) if best + len(task.lent) < self.needed(index) else None
+        count, needed = len(task.claims) + len(task.lent), self.needed(index)
+        if count < needed or max(map(len, votes(task.claims).values()), default=0) + len(task.lent) < needed:
+            return count
+        return None
 
     def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
         index = self._pools.draw(self, worker, rng)
         if index is not None:
-            self.tasks[index].lent[worker] = bool(self.tasks[index].claims)
+            self.tasks[index].lent[worker] = int(bool(self.tasks[index].claims))
             self._offer(index)
         return index
 
@@ -56,7 +57,7 @@ class Majority(Verifier):
                 self._decided(index, digest)
             else:
                 self._offer(index)
-        return self._take_effects()
+        return self.take_effects()
 
     def _decided(self, index: int, digest: Digest) -> None:
         self._accept(index, digest, Basis.AGREED if self.needed(index) > 1 else Basis.UNCHECKED)
@@ -93,7 +94,7 @@ class Adaptive(Majority):
         task = self.tasks[index]
         if is_reliable and not task.claims and not task.lent:
             self._alone[index] = None
-        task.lent[worker] = bool(task.claims)
+        task.lent[worker] = int(bool(task.claims))
         self._offer(index)
         return index
 
