@@ -19,6 +19,7 @@ ASK_SLACK_S: Final = 10.0
 """What a node may need beyond the time that it may ask others."""
 VALUE_COLUMNS: Final = 40
 _BYTES: Final = ("mem.total", "mem.free", "disk.total", "disk.free", "gpu.mem")
+_BYTES_PER_S: Final = ("bandwidth",)
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -40,8 +41,8 @@ def value_text(name: str, value: Any) -> str:
             return "yes" if value else "no"
         case list():
             return one_line(", ".join(map(str, value)))
-        case int() if name in _BYTES:
-            return size_text(value)
+        case int() | float() if name in (*_BYTES, *_BYTES_PER_S):
+            return size_text(value) + ("/s" if name in _BYTES_PER_S else "")
         case float():
             return f"{value:.2f}".rstrip("0").rstrip(".")
     return one_line(str(value))
@@ -55,11 +56,15 @@ def attributes_table(attributes: Mapping[str, Any]) -> str:
             value_text(name, item["value"]),
             duration_text(item["age_s"]),
             "until it changes" if item["lifetime_s"] is None else duration_text(item["lifetime_s"]),
-            "" if item["accuracy"] is None else f"± {item['accuracy']:g}",
+            "" if item["accuracy"] is None else f"± {_accuracy_text(name, item['accuracy'])}",
         )
         for name, item in attributes.items()
     ]
     return table(("ATTRIBUTE", "VALUE", "AGE", "GOOD FOR", "ACCURACY"), rows, right=("AGE",))
+
+
+def _accuracy_text(name: str, accuracy: float) -> str:
+    return value_text(name, accuracy) if name in (*_BYTES, *_BYTES_PER_S) else f"{accuracy:g}"
 
 
 def _nodes_table(items: Sequence[Mapping[str, Any]], names: Sequence[str], *, is_ranked: bool) -> str:
@@ -103,6 +108,12 @@ def _account(document: Mapping[str, Any]) -> str:
     return text
 
 
+def _say_unheard(items: Sequence[Mapping[str, Any]]) -> None:
+    for item in items:
+        near = f"; did you mean {item['near']}?" if item["near"] else ""
+        say(f"note: no node that answers has {one_line(item['name'])}{near}", level=1)
+
+
 def _seconds(text: str) -> float:
     from p2pcompute.config import parse_duration
 
@@ -129,9 +140,14 @@ def _seconds(text: str) -> float:
     metavar="DURATION",
     help="How old what is known of a node may be; 0s: everybody is asked.",
 )
+@click.option(
+    "--max-cost", type=click.IntRange(0), metavar="N", help="Ask at most so many other nodes; 0: what is known here."
+)
 @click.option("--rank", metavar="EXPR", help="The highest first: ask while there is time, print the best.")
 @click.argument("expr")
-def find(json_: bool, max_answers: int, max_time: str, max_age: str, rank: str | None, expr: str) -> int:
+def find(
+    json_: bool, max_answers: int, max_time: str, max_age: str, max_cost: int | None, rank: str | None, expr: str
+) -> int:
     """Nodes that match an expression, with the age of what is known.
 
     Exit code 4 when none does.  What a node does not know of itself is unknown, not false: it does not match.
@@ -142,6 +158,8 @@ def find(json_: bool, max_answers: int, max_time: str, max_age: str, rank: str |
     query = {"expr": expr, "max_answers": max_answers, "max_time_s": time_s, "max_age_s": _seconds(max_age)}
     if rank is not None:
         query["rank"] = rank
+    if max_cost is not None:
+        query["max_asked"] = max_cost
     connection = open_connection(timeout_s=time_s + ASK_SLACK_S)
     document = connection.request("GET", f"/v1/find?{urlencode(query)}")
     items = document["items"]
@@ -153,6 +171,7 @@ def find(json_: bool, max_answers: int, max_time: str, max_age: str, rank: str |
     if document["is_cut_off"]:
         say("No other node answered: what they said earlier is shown.")
     say(("" if items else "No node matches: ") + _account(document), level=1 if items else 0)
+    _say_unheard(document["unheard"])
     return 0 if items else EXIT_NONE
 
 
@@ -180,6 +199,8 @@ def when(timeout: str | None, expr: str, json_: bool) -> int:
     if is_terminal(sys.stderr) and not json_:
         say(f"waiting until {one_line(expr)} is true of some node; Ctrl-C ends it", level=1)
     for name, data in connection.stream_events(f"/v1/when?{urlencode(query)}"):
+        if name == "unheard":
+            _say_unheard(data["items"])
         if name == "found":
             if json_:
                 print_json({"schema": "p2pc.when/1", **data})

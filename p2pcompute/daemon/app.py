@@ -54,7 +54,7 @@ from p2pcompute.errors import (
 )
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.ids import format_device_id, parse_device_id
-from p2pcompute.limits import API_BODY_BYTES_MAX, INVITE_TTL_S, INVITE_USES_MAX, LIST_ITEMS_MAX
+from p2pcompute.limits import API_BODY_BYTES_MAX, INVITE_TTL_S, INVITE_USES_MAX, LIST_ITEMS_MAX, QUESTION_ASKED_MAX
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
 from p2pcompute.node.views import find_node
@@ -168,6 +168,7 @@ CALLS: Final[tuple[Call, ...]] = (
             ("max_answers", "integer", "At most so many nodes"),
             ("max_time_s", "number", "How long nodes are asked"),
             ("max_age_s", "number", "How old what is known of a node may be"),
+            ("max_asked", "integer", "At most so many nodes are asked"),
         ),
     ),
     Call(
@@ -430,6 +431,7 @@ class Api:
             answers_max=min(max(1, _query_int(request, "max_answers", 20)), LIST_ITEMS_MAX),
             time_s=_query_number(request, "max_time_s", 2.0, FIND_S_MAX),
             age_s=_query_number(request, "max_age_s", 60.0, WAIT_S_MAX),
+            asked_max=max(0, _query_int(request, "max_asked", QUESTION_ASKED_MAX)),
         )
         return JsonResponse(findings_json(await self._node.find(query), query, self._node))
 

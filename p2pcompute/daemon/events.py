@@ -15,12 +15,20 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from p2pcompute.daemon.sink import ResultsSink
-from p2pcompute.daemon.views import decode_note, error_json, found_json, job_json, progress_json, task_event_json
+from p2pcompute.daemon.views import (
+    decode_note,
+    error_json,
+    found_json,
+    job_json,
+    progress_json,
+    task_event_json,
+    unheard_json,
+)
 from p2pcompute.errors import P2pcError, StoreError
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
@@ -33,7 +41,11 @@ from p2pcompute.limits import (
     UNCOMMITTED_S,
 )
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
-from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.expressions import Expression, names_of_some
+from p2pcompute.resources.questions import Query
+
+NAMES_S: Final = 1.0
+"""How long nodes are asked whether they have an attribute that not every node has."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -212,7 +224,8 @@ class Triggers:
         return len(self._changed)
 
     async def follow(self, expression: Expression, limit_s: float | None) -> AsyncIterator[bytes]:
-        """Yield `found` once it is true of a node, `timeout` after `limit_s`, neither when this node stops."""
+        """Yield `found` once it is true of a node, `timeout` after `limit_s`, neither when this node stops; before it
+        `unheard` when no node has an attribute that it names."""
         clock = self._node.clock
         until = math.inf if limit_s is None else clock.now() + limit_s
         changed = asyncio.Event()
@@ -222,6 +235,11 @@ class Triggers:
             watching = scope.spawn(self._node.when(expression), "watch")
             watching.add_done_callback(lambda _: changed.set())
             yield b":\n\n"  # the follower learns that it was understood
+            if names_of_some(expression.names):
+                query = Query(expression=expression, answers_max=1, time_s=min(NAMES_S, until - clock.now()))
+                unheard = unheard_json(await self._node.find(query), expression.names)
+                if unheard:
+                    yield format_event("unheard", {"items": unheard})
             while not self._is_closing and not watching.done() and clock.now() < until:
                 with contextlib.suppress(TimeoutError):
                     async with clock.timeout(min(EVENT_KEEPALIVE_S, until - clock.now())):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -25,6 +25,7 @@ from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import DescribedView, JobView, NodeFacade, NodeShare, PeerView, TaskView
 from p2pcompute.resources.attributes import Attributes, age_s
 from p2pcompute.resources.explaining import flags_of
+from p2pcompute.resources.expressions import names_of_some, nearest_name
 from p2pcompute.resources.matching import Verdict
 from p2pcompute.resources.questions import Findings, Found, Query
 
@@ -180,9 +181,18 @@ def findings_json(findings: Findings, query: Query, node: NodeFacade) -> dict[st
         "silent": findings.silent,
         "too_old": findings.too_old,
         "not_asked": findings.not_asked,
+        "asked": findings.asked,
+        "unheard": unheard_json(findings, query.names),
         "took_s": round(findings.took_s, 3),
         "is_cut_off": findings.is_cut_off,
     }
+
+
+def unheard_json(findings: Findings, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return those among names that probably no node has, each with what may be meant: nobody could tell."""
+    if findings.answered or not findings.unknown:
+        return []
+    return [{"name": name, "near": nearest_name(name, ()) or None} for name in names_of_some(names)]
 
 
 def explanation_json(explained: ExplanationView, job: JobView | None, only: bytes | None) -> dict[str, Any]:

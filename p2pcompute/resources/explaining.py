@@ -247,7 +247,7 @@ def _quantity(name: str, value: Value) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if name.startswith(_BYTES):
-        return size_text(value)
+        return size_text(value) + ("/s" if name == "bandwidth" else "")
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:g}"
 
 

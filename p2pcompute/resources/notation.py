@@ -66,6 +66,7 @@ NODE_EXAMPLES: Final[Mapping[str, Value]] = {
     "slots.wait": 0.0,
     "queue": 0,
     "staging": 0,
+    "isolation": "sandbox",
     "battery": False,
     "owner.present": False,
     "bandwidth": 1e8,

@@ -20,6 +20,7 @@ from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.limits import (
     ATTRIBUTES_BYTES_MAX,
     EXPRESSION_CHARS_MAX,
+    QUESTION_ASKED_MAX,
     QUESTION_WAIT_S_MAX,
     QUESTION_WORD_CHARS_MAX,
     QUESTION_WORDS_MAX,
@@ -120,6 +121,8 @@ class Query:
     time_s: float = 2.0
     age_s: float = 60.0
     """What a node said less long ago is as good as an answer."""
+    asked_max: int = QUESTION_ASKED_MAX
+    """Other nodes that may be asked: what it may cost.  0: only what is known here already."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -189,6 +192,8 @@ class Findings:
     """Nodes of an earlier build, which does not know the question."""
     not_asked: int = 0
     """Nodes left out because there were enough answers or no more time."""
+    asked: int = 0
+    """Nodes that were sent the question."""
     took_s: float = 0.0
     is_cut_off: bool = False
     """None of those that were asked has answered: those that fit by what they said earlier are in here, silent."""

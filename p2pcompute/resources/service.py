@@ -322,11 +322,11 @@ class Resources:
         tally = _Tally([])
         candidates = self.candidates(query)
         rest = self._from_known(query, candidates, tally)
-        if not self._is_enough(query, tally):
+        if query.asked_max and not self._is_enough(query, tally):
             judged = dict(candidates).keys() - dict(rest).keys()
             candidates = self.candidates(query, await self.named(query))
             rest = [candidate for candidate in candidates if candidate[0] not in judged]
-        waiting = deque(rest[:QUESTION_ASKED_MAX])
+        waiting = deque(rest[: min(query.asked_max, QUESTION_ASKED_MAX)])
         lane_count = min(QUESTION_LANES, len(waiting))
         scope = TaskScope("find")
         try:
@@ -353,6 +353,7 @@ class Resources:
             silent=tally.silent,
             too_old=tally.too_old,
             not_asked=1 + len(candidates) - tally.answered - tally.unknown - tally.silent - tally.too_old,
+            asked=tally.asked,
             took_s=self._host.clock.now() - began,
             is_cut_off=is_cut_off,
         )

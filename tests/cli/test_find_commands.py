@@ -31,6 +31,7 @@ def test_sizes_are_as_expressions_take_them(size: int, text: str) -> None:
 def test_values() -> None:
     assert value_text("cpus", 2.0) == "2" and value_text("load", 0.125) == "0.12"
     assert value_text("mem.free", 2**30) == "1 GiB" and value_text("slots.total", 2**30) == str(2**30)
+    assert value_text("bandwidth", 29133223.7) == "27.8 MiB/s"
     assert value_text("battery", True) == "yes" and value_text("has", ["a", "b"]) == "a, b"
     assert value_text("gpu.count", None) == "–", "unknown is not 0"
 
@@ -72,7 +73,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
     counts = {"candidates": 5, "answered": 2, "unknown": 1, "silent": 1, "too_old": 1, "not_asked": 0}
     found = Node(
         {"schema": "p2pc.find/1", "items": [item("atlas")], "names": ["cpus", "gpu.count"], "oldest_s": 0.5,
-         "took_s": 0.25, "is_cut_off": False, **counts}, [],
+         "took_s": 0.25, "is_cut_off": False, "asked": 2, "unheard": [], **counts}, [],
     )  # fmt: skip
     monkeypatch.setattr(find_commands, "open_connection", lambda **_: found)
     return found
@@ -88,6 +89,9 @@ def test_the_answer_says_how_far_it_goes(node: Node, capsys: pytest.CaptureFixtu
         "1 of a version that does not know the question, in 0.2 s; the oldest answer is 0.5 s old"
     )
     assert node.paths == ["/v1/find?expr=cpus%3E%3D4&max_answers=3&max_time_s=60.0&max_age_s=30.0"]
+    assert run_command(["find", "cpus>=4", "--max-cost", "0"]) == 0
+    assert node.paths[-1].endswith("&max_asked=0")
+    capsys.readouterr()
     node.document["items"] = [item("atlas", is_silent=True, rank=1.5)]
     node.document["is_cut_off"] = True
     assert run_command(["find", "cpus>=4", "--rank", "cpus"]) == 0
@@ -96,6 +100,12 @@ def test_the_answer_says_how_far_it_goes(node: Node, capsys: pytest.CaptureFixtu
     node.document["items"] = []
     assert run_command(["find", "cpus>=4", "-q"]) == 4
     assert "No node matches" in capsys.readouterr().err
+    node.document["unheard"] = [{"name": "ram", "near": "mem.total"}, {"name": "foo", "near": None}]
+    assert run_command(["find", "ram>=4"]) == 4
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "note: no node that answers has ram; did you mean mem.total?",
+        "note: no node that answers has foo",
+    ]
     assert run_command(["find", "cpus>=4", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["items"] == []
 
@@ -107,6 +117,9 @@ def test_when_ends_as_it_is_told(node: Node, capsys: pytest.CaptureFixture[str])
     assert "atlas" in capsys.readouterr().out
     assert run_command(["when", "cpus>=4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == "p2pc.when/1"
+    node.events = [("unheard", {"items": [{"name": "ram", "near": "mem.total"}]}), ("timeout", {})]
+    assert run_command(["when", "ram>=4", "--timeout", "5s"]) == 7
+    assert "did you mean mem.total?" in capsys.readouterr().err
     node.events = [("timeout", {})]
     assert run_command(["when", "cpus>=4", "--timeout", "5s"]) == 7
     assert "no node matched within 5s" in capsys.readouterr().err

@@ -106,6 +106,8 @@ class FakeNode:
         self.group = "home"
         self.is_alone = True
         self.queries: list[Query] = []
+        self.answered = 1
+        """Nodes that say yes or no to a question."""
         self.condition = asyncio.Event()
         """Set: what is waited for is true."""
         self.watched = 0
@@ -197,7 +199,8 @@ class FakeNode:
     async def find(self, query: Query) -> Findings:
         self.queries.append(query)
         found = [Found(key=OWN_KEY, attributes=self._attributes(), age_s=0.0, rank=2.0)]
-        return Findings(found=found, candidates=3, answered=1, unknown=1, silent=1, took_s=0.25)
+        answered = self.answered
+        return Findings(found=found, candidates=3, answered=answered, unknown=1, silent=1, asked=1, took_s=0.25)
 
     async def when(self, expression: Expression) -> Found:
         self.watched += 1

@@ -36,7 +36,9 @@ async def test_a_member_with_all_that_it_says(daemon: Daemon) -> None:
 async def test_find_has_the_documented_shape(daemon: Daemon) -> None:
     """Scripts read these fields, and the limits that they give count."""
     found = await get(
-        daemon, f"/v1/find?expr={quote('cpus>=8 && has=ffmpeg')}&rank=-load&max_answers=3&max_time_s=0.5&max_age_s=7"
+        daemon,
+        f"/v1/find?expr={quote('cpus>=8 && has=ffmpeg')}&rank=-load&max_answers=3&max_time_s=0.5&max_age_s=7"
+        "&max_asked=2",
     )
     assert found["schema"] == "p2pc.find/1" and found["names"] == ["cpus", "has", "load"]
     assert {name: found[name] for name in ("candidates", "answered", "unknown", "silent", "too_old", "not_asked")} == {
@@ -46,7 +48,8 @@ async def test_find_has_the_documented_shape(daemon: Daemon) -> None:
     [item] = found["items"]
     assert (item["name"], item["state"], item["rank"], item["is_silent"]) == ("nova", "self", 2.0, False)
     [query] = daemon.node.queries
-    assert (query.answers_max, query.time_s, query.age_s) == (3, 0.5, 7.0)
+    assert (query.answers_max, query.time_s, query.age_s, query.asked_max) == (3, 0.5, 7.0, 2)
+    assert found["asked"] == 1 and found["unheard"] == []
     assert query.expression.text == "cpus>=8 && has=ffmpeg" and query.rank is not None
 
 
@@ -55,7 +58,7 @@ async def test_find_has_the_documented_shape(daemon: Daemon) -> None:
     [
         "", "expr=", "expr=cpus", "expr=cpuss>=1", "expr=cpus>=1&rank=name", "expr=cpus>=1&max_time_s=-1",
         "expr=cpus>=1&max_time_s=nan", "expr=cpus>=1&max_time_s=inf", "expr=cpus>=1&max_time_s=1e9",
-        "expr=cpus>=1&max_age_s=x", "expr=cpus>=1&max_answers=x",
+        "expr=cpus>=1&max_age_s=x", "expr=cpus>=1&max_answers=x", "expr=cpus>=1&max_asked=x",
     ],
 )  # fmt: skip
 async def test_what_cannot_be_asked_is_refused(daemon: Daemon, query: str) -> None:
@@ -81,6 +84,17 @@ async def test_a_trigger_ends_with_the_node_or_the_time(daemon: Daemon) -> None:
     with pytest.raises(UsageError):
         await follow(daemon, "expr=cpus>=")
     await until(lambda: not daemon.api.triggers.follower_count)
+
+
+async def test_a_name_that_no_node_has_is_said(daemon: Daemon) -> None:
+    """People wait for ever for a misspelt attribute."""
+    daemon.node.answered = 0
+    found = await get(daemon, f"/v1/find?expr={quote('ram>=1GiB && foo>1')}")
+    assert found["unheard"] == [{"name": "ram", "near": "mem.total"}, {"name": "foo", "near": None}]
+    events = await follow(daemon, "expr=ram>=99&timeout_s=0.05")
+    assert events == [("unheard", {"items": [{"name": "ram", "near": "mem.total"}]}), ("timeout", {})]
+    daemon.node.answered = 1
+    assert (await get(daemon, f"/v1/find?expr={quote('ram>=1GiB || cpus>0')}"))["unheard"] == []
 
 
 async def test_nobody_is_watched_for_a_follower_that_has_gone(daemon: Daemon) -> None:

@@ -80,6 +80,9 @@ def test_limits_of_answers_and_rank() -> None:
     async def scene(mesh: Mesh) -> None:
         one = await find(mesh, "cpus>=1", answers_max=1)
         assert len(one.found) == 1 and one.not_asked == 5
+        cheap = await find(mesh, "cpus>=9 || load>1000", asked_max=2, age_s=0.0)
+        assert (cheap.asked, cheap.answered, cheap.not_asked) == (2, 3, 3), "it costs no more than it may"
+        assert (await find(mesh, "cpus>=1", asked_max=0, age_s=0.0)).asked == 0
         best = await find(mesh, "cpus>=1", rank="cpus", answers_max=2)
         assert names(best) == ["node-3", "node-1"] and [item.rank for item in best.found] == [9.0, 5.0]
         assert best.answered == 6
