@@ -579,7 +579,7 @@ SANDBOX_DISK_BYTES_MIN: Final = 64 * MIB
 """The same for its writable place, which is memory too: a part of an eighth."""
 SANDBOX_OUTPUT_BYTES_MAX: Final = 32 * MIB
 """Standard output or error of a sandboxed task."""
-SANDBOX_IDLE_S: Final = 10.0
+SANDBOX_IDLE_S: Final = 5.0
 """A sandbox waits so long for further tasks of its job."""
 SANDBOX_TRIAL_S: Final = 20.0
 """Time for the sandbox that is tried at the start; a machine under full load takes long."""

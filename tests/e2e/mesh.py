@@ -28,7 +28,7 @@ import psutil
 
 from p2pcompute.cli.connection import Connection
 from p2pcompute.errors import NodeUnavailable, UsageError
-from p2pcompute.places import find_paths
+from p2pcompute.places import Paths, find_paths
 
 T = TypeVar("T")
 PROGRAM = str(Path(sys.executable).with_name("p2pc"))
@@ -184,6 +184,8 @@ class Daemon:
     name: str
     home: Path
     env: dict[str, str]
+    places: Paths
+    """Found while the home is still ours: a test may give it to another user."""
     prefix: tuple[str, ...] = ()
     """Words before every command, like ``ip netns exec NAME``."""
     process: subprocess.Popen[bytes] | None = None
@@ -226,7 +228,7 @@ class Daemon:
     def pid(self) -> int | None:
         """What the running node wrote about itself."""
         try:
-            return int(json.loads(find_paths(self.env).run_file.read_text())["pid"])
+            return int(json.loads(self.places.run_file.read_text())["pid"])
         except (OSError, ValueError, KeyError):
             return None
 
@@ -261,7 +263,7 @@ class Daemon:
     # --- talking ----------------------------------------------------------------------------------
 
     def connection(self) -> Connection:
-        return Connection(find_paths(self.env).socket)
+        return Connection(self.places.socket)
 
     def get(self, path: str) -> dict[str, Any]:
         return self.connection().request("GET", path)
@@ -348,7 +350,7 @@ class Daemon:
         until(lambda: self.ups() == sorted(names), limit_s, f"{self.name} sees {names}, not {self.peers()}")
 
     def log(self) -> str:
-        path = find_paths(self.env).log
+        path = self.places.log
         return path.read_text() if path.exists() else ""
 
     def log_end(self) -> str:
@@ -443,8 +445,9 @@ class Mesh:
         """Return a daemon that is not started."""
         home = home or self.directory / name
         home.mkdir(parents=True, exist_ok=True)
-        daemon = Daemon(name, home, {**self.env, "P2PC_HOME": str(home), "P2PC_NODE__NAME": name, **env}, tuple(prefix))
-        assert len(str(find_paths(daemon.env).socket)) < 100, "the socket's path is too long"
+        env = {**self.env, "P2PC_HOME": str(home), "P2PC_NODE__NAME": name, **env}
+        daemon = Daemon(name, home, env, find_paths(env), tuple(prefix))
+        assert len(str(daemon.places.socket)) < 100, "the socket's path is too long"
         self.daemons.append(daemon)
         return daemon
 

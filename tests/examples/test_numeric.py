@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from p2pcompute.places import find_paths
 from tests.e2e.mesh import Daemon
 from tests.examples.conftest import EXAMPLES, run_program, shares
 
@@ -69,5 +70,6 @@ def test_the_library_prints_the_picture_and_who_computed_it(
 
 def test_without_a_node_the_library_computes_here(picture: list[str], tmp_path: Path, trio: list[Daemon]) -> None:
     alone = {**trio[0].env, "P2PC_HOME": str(tmp_path / "home"), "P2PC_NODE__NAME": "solo"}
-    ran = run_program(Daemon("solo", tmp_path / "home", alone), "python3", HERE / "sweep.py", cwd=tmp_path).check()
+    solo = Daemon("solo", tmp_path / "home", alone, find_paths(alone))
+    ran = run_program(solo, "python3", HERE / "sweep.py", cwd=tmp_path).check()
     assert ran.lines[:-1] == picture
