@@ -118,6 +118,7 @@ class Commands:
         self._out_files = workplace.out_files
         self._channel = channel
         self._serial = 0
+        self._cpu_s_before = 0.0
         self._directory: TaskDirectory | None = None
         """Of the command before, empty."""
 
@@ -170,6 +171,7 @@ class Commands:
             for _, path in outputs:
                 fds.append(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             ooms = oom_kills()
+            self._cpu_s_before = _children_cpu_s()
             start = _Start(job, argv, env, here, fds)
             pid, error = self._spawn(start)
             if error:
@@ -295,7 +297,7 @@ class Commands:
         status, usage = command.reap()
         self._life_line.guard(os.getpgrp())
         self._workplace.sweep()
-        result.cpu_s = usage.ru_utime + usage.ru_stime
+        result.cpu_s = _children_cpu_s() - self._cpu_s_before
         result.peak_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self._workplace.watch is not None:
             result.peak_rss_bytes = max(result.peak_rss_bytes, self._workplace.watch.peak_bytes)
@@ -326,6 +328,12 @@ class Commands:
             (result.stdout, result.stdout_file), (result.stderr, result.stderr_file) = taken
 
 
+def _children_cpu_s() -> float:
+    """Return what all processes that were reaped here have used: of a task also those that it had left behind."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def _largest(fds: list[int]) -> int:
     return max(os.fstat(fd).st_size for fd in fds)
 
@@ -347,7 +355,7 @@ def judge_end(job: Job, settings: Settings, result: Result, cause: str, what: st
         result.status, result.cause = "timeout", "wall"
         result.error = f"the {what} did not end within {job.timeout_s:g} s and was stopped"
     elif settings.box is not None and cause == "oom":
-        result.status, result.cause = "died", "oom"
+        result.status, result.cause = "failed", "oom"
         limit_mib = settings.box.mem_bytes >> 20
         result.error = (
             f"the {what} used {peak_mib} MiB of memory in all its processes, more than the {limit_mib} MiB it may use "

@@ -119,7 +119,7 @@ def limits_of_slot(slot_count: int, cpus: float, mem_bytes: int | None, disk_byt
     extra = max(0, int(cpus) - 1) * SANDBOX_PROCESSES_PER_CORE
     return BoxLimits(
         mem_bytes=mem_bytes or max(SANDBOX_MEM_BYTES_MIN, total // 2 // slots),
-        disk_bytes=max(disk_bytes or 0, SANDBOX_DISK_BYTES_MIN, total // 8 // slots),
+        disk_bytes=max(disk_bytes or total // 8 // slots, SANDBOX_DISK_BYTES_MIN),
         processes=SANDBOX_PROCESSES + extra,
     )
 
@@ -133,7 +133,7 @@ def box_settings(limits: BoxLimits, user: int | None) -> dict[str, Any]:
         "files_max": SANDBOX_INODES,
         "output_bytes_max": SANDBOX_OUTPUT_BYTES_MAX,
         "limits": {
-            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_CORE: 1,  # 0 would still feed a program that the machine may have for core dumps
             resource.RLIMIT_NPROC: limits.processes,
             resource.RLIMIT_NOFILE: SANDBOX_FILES,
             resource.RLIMIT_DATA: limits.mem_bytes,

@@ -26,9 +26,9 @@ THREAD_VARIABLES: Final = (
 """How numeric libraries are told their share of the cores."""
 
 
-_JOB_PATHS, _SHARE = (3, 4), 5
+_JOB_PATHS, _SHARE, _MEMORY = (3, 4), 5, 7
 _TASK_PATHS, _SEND = (5, 9), 10
-"""Positions of paths in the tuples of jobs and tasks."""
+"""Positions in the tuples of jobs and tasks."""
 
 
 class Unfit(Exception):
@@ -170,8 +170,9 @@ def input_bytes(definition: tuple[Any, ...], tasks: Sequence[tuple[Any, ...]]) -
 
 
 def placed_job(definition: tuple[Any, ...], place: Callable[[str], str]) -> tuple[Any, ...]:
-    """Return a job's tuple with its blobs under the names that `place` gives them."""
+    """Return a job's tuple for a sandbox: blobs under the names that `place` gives them, memory as the sandbox says."""
     fields = list(definition)
+    fields[_MEMORY] = None
     for index in _JOB_PATHS:
         fields[index] = fields[index] and place(fields[index])
     fields[_SHARE] = [(name, place(path), mode, copy) for name, path, mode, copy in fields[_SHARE]]
