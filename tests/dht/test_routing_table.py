@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import tracemalloc
+from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -425,3 +428,33 @@ def test_a_private_group_on_one_network_is_not_limited() -> None:
 def test_ranges() -> None:
     assert range_of("192.0.2.7") == range_of("192.0.2.200") != range_of("192.0.3.7")
     assert range_of("2001:db8:1::1") == range_of("2001:db8:1:ffff::9") != range_of("2001:db8:2::1")
+
+
+@pytest.mark.parametrize(("nodes", "limit_bytes"), [(20_000, 250_000), (1_000_000, 350_000)])
+def test_the_table_of_a_large_group_takes_little_memory(nodes: int, limit_bytes: int) -> None:
+    """With everything that is known of each contact, and of those that wait for a place."""
+    held: Counter[int] = Counter()
+    keys = []
+    for number in range(nodes):
+        key = number.to_bytes(32, "big")
+        bits = shared_bits(key)
+        if held[bits] < [*DHT_BUCKET_SIZES, DHT_K, DHT_K][min(bits, 2)] + DHT_REPLACEMENTS_MAX:
+            held[bits] += 1
+            keys.append(key)
+    place_of.cache_clear()  # whatever knows a peer shares its place; here the table bears it alone
+    tracemalloc.start()
+    try:
+        table = RoutingTable(OWN)
+        for number, key in enumerate(keys):
+            at, run, name = (
+                Address(f"10.{number >> 8}.{number & 255}.1", 40_000 + number),
+                b"%08d" % number,
+                f"n-{number}",
+            )
+            table.on_reply(key + b"", at, run=run, now=float(number), name=name, rtt_s=0.1 * number)
+            table.on_class(key, 1 << 62 | number)
+        taken_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(table) > 200
+    assert taken_bytes < limit_bytes
