@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from random import Random
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pcompute.cli.run import _needs, run
 from p2pcompute.config import parse_size
 from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Attribute, Value
@@ -166,23 +166,10 @@ def test_matching_goes_both_ways() -> None:
 
 
 def pasted(flags: tuple[str, ...]) -> Needs:
-    """Read flags as `p2pc run` would be given them."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--require", action="append", default=[])
-    parser.add_argument("--prefer", action="append", default=[])
-    parser.add_argument("--cpus", type=float, default=1.0)
-    parser.add_argument("--gpus", type=float, default=0.0)
-    parser.add_argument("--mem", type=parse_size)
-    parser.add_argument("--disk", type=parse_size)
-    read = parser.parse_args(flags)
-    return Needs(
-        require=tuple(read.require),
-        prefer=tuple(read.prefer),
-        cpus=read.cpus,
-        mem_bytes=read.mem,
-        gpus=read.gpus,
-        disk_bytes=read.disk,
-    )
+    """Read flags as `p2pc run` is given them."""
+    given = run.make_context("run", [*flags, "true", ":::", "a"]).params
+    needs = _needs(given, parse_size(given["mem"]) if given["mem"] else None)
+    return needs or Needs()
 
 
 def _machine(rng: Random) -> Known:
