@@ -34,6 +34,8 @@ _ENDED_BODY = struct.Struct(">BidQ")
 """From the process that holds the function: kind, wait status, CPU s and peak RSS in bytes of a fork that has ended."""
 _TAIL_S = 0.2
 """The process that holds the function says so much later, at most, that its fork has ended."""
+_OOM_LOOK_S = 1.0
+"""How often the kernel's count of processes killed for want of memory is read: it costs as much as a tiny task."""
 _CPU_S_MAX, _PEAK_BYTES_MAX = 1e9, 1 << 60
 _OUTPUTS = ("stdout", "stderr")
 _OWN_FD = 3
@@ -120,6 +122,8 @@ class BoxedFunctions:
         self._watch = workplace.watch
         self._channel = channel
         self._zygote: _Zygote | None = None
+        self._ooms = 0
+        self._ooms_at = float("-inf")
 
     @property
     def zygote_pid(self) -> int:
@@ -138,7 +142,8 @@ class BoxedFunctions:
             ChannelClosed: the node went away.
         """
         started, wall = monotonic(), time()
-        ooms = oom_kills()
+        if started >= self._ooms_at + _OOM_LOOK_S:
+            self._ooms, self._ooms_at = oom_kills(), started
         self._watch.begin()
         if self._zygote is not None and self._zygote.job is not job:
             self._drop()
@@ -157,7 +162,7 @@ class BoxedFunctions:
         if result is None or (cause and result.status != "ok"):
             result = Result(task.run_id)
             result.cpu_s, result.peak_rss_bytes = cpu_s, peak_bytes
-            self._judge(job, result, cause, status, ooms)
+            self._judge(job, result, cause, status, self._ooms)
         result.started_wall, result.runtime_s = wall, monotonic() - started
         result.cpu_s, result.peak_rss_bytes = cpu_s, peak_bytes
         return result

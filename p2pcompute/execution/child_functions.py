@@ -118,10 +118,16 @@ class Functions:
 
     def preload(self, job: Job) -> None:
         """Load the function of a job before its tasks are forked; what is wrong with it each of them says itself."""
+        import gc
+
+        none = Task((0, job.number, 0, b"", b"", None, 0, (), b"", None, [], (), {}))
+        self._environment.enter(job, none, self._places)
         try:
             self._load(job)
         except BaseException:
             return
+        finally:
+            gc.freeze()  # a collection in a fork would copy what it looks at
 
     def begin_fork(self) -> None:
         """Make directory and output files anew, in a fork of the process that has loaded the function."""
