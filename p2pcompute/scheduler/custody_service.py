@@ -2,8 +2,8 @@
 
 Each keeper of a job *pulls* what it lacks from another one (`Message.SYNC`): the owner's facts, in their sequence, with
 how tasks ended, and the claims that the other took for the owner.  Custodians ask the owner, and wait at it for news;
-who comes to coordinate a job asks all others.  What is kept of another node's job lies in the journal as the owner's
-own does, so everything that shows jobs shows it too.
+while it is away they ask one another; who comes to coordinate a job asks all others.  What is kept of another node's
+job lies in the journal as the owner's own does, so everything that shows jobs shows it too.
 
 Only facts that the owner signed are kept.  Rows and files come from trusted keepers; a good result is taken only with
 its worker's signature.
@@ -75,6 +75,8 @@ ADDRESSES_IN_TICKET: Final = 3
 RETRY_S_MIN: Final = 1.0
 RETRY_S_MAX: Final = 10.0
 """Pause between attempts to reach a keeper: doubled up to this, with jitter."""
+RETRY_OVER_S_MAX: Final = 60.0
+"""The same when only the owner's word is missing."""
 CLAIMED_STATES: Final = (TaskState.CLAIMED, TaskState.CLAIMED_FAILED)
 _BY_OWNER: Final = tuple(kind for kind in FactKind if kind is not FactKind.CLAIMS)
 
@@ -157,9 +159,11 @@ class CustodyService:
                     await self._owner.forget(job_id)
                 continue
             charge = self._charge(job_id)
-            if charge is None or job.ledger.is_complete:
+            if charge is None:
                 continue
-            if job.is_own:
+            if not job.is_own:
+                self._mind(now, charge, book)
+            elif not job.ledger.is_complete:
                 job.grants_from = now + CUSTODY_GRACE_S
                 self._host.clock.call_later(CUSTODY_GRACE_S, self._wake)
                 charge.unheard = dict.fromkeys(charge.others(self._key))
@@ -228,9 +232,11 @@ class CustodyService:
 
     def _mind(self, now: float, charge: Charge, book: JobBook) -> None:
         """See to a job that is kept here for another node."""
-        if book.job.ledger.is_complete:
+        if self._is_judged(charge):
             return
         self._follow(charge)
+        if book.job.ledger.is_complete:
+            return
         if charge.is_acting:
             if now - charge.beat >= CUSTODY_BEAT_S:
                 charge.beat = now
@@ -482,14 +488,14 @@ class CustodyService:
         turn = 0
         try:
             while charge.job.job_id in self._owner.books:
-                key = sources[turn % len(sources)]
+                owner = charge.job.signer
+                key = owner if self._channels.get(owner) is not None else sources[turn % len(sources)]
                 try:
                     is_all = await self._pull(charge, key, wait_s=CUSTODY_BEAT_S)
                 except (P2pcError, TimeoutError):
-                    if charge.rank is None:
-                        turn += 1
+                    turn += 1
                     await self._host.clock.sleep(pause_s * (0.5 + self._rng.random()))
-                    pause_s = min(RETRY_S_MAX, pause_s * 2)
+                    pause_s = min(RETRY_OVER_S_MAX if self._is_over(charge.job.job_id) else RETRY_S_MAX, pause_s * 2)
                     continue
                 pause_s = RETRY_S_MIN
                 if is_all and self._is_judged(charge):

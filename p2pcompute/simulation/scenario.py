@@ -54,6 +54,9 @@ class Experiment:
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "mesh": Experiment("p2pcompute.simulation.world:MeshSettings", "p2pcompute.simulation.world:run_mesh"),
+    "custody": Experiment(
+        "p2pcompute.simulation.custody_runs:CustodySettings", "p2pcompute.simulation.custody_runs:run_custody"
+    ),
     "dht": Experiment("p2pcompute.simulation.dht_runs:DhtSettings", "p2pcompute.simulation.dht_runs:run_dht"),
     "index": Experiment("p2pcompute.simulation.index_runs:IndexSettings", "p2pcompute.simulation.index_runs:run_index"),
     "small": Experiment("p2pcompute.simulation.small_runs:SmallSettings", "p2pcompute.simulation.small_runs:run_small"),

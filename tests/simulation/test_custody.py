@@ -7,9 +7,12 @@ import asyncio
 import pytest
 
 from p2pcompute.limits import LEASE_S_MIN
+from p2pcompute.simulation.custody_runs import run_custody
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
+from p2pcompute.simulation.scenario import load_scenario, with_values
+from tests.simulation.test_glossary import glossary
 
 
 def keepers(mesh: Mesh, owner: Member, job_id: bytes) -> list[Member]:
@@ -38,7 +41,7 @@ def done_at(member: Member, job_id: bytes) -> int:
     return view.done
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_custodian_takes_over_and_the_owner_takes_its_job_back(seed: int) -> None:
     with Simulation(seed) as simulation:
         mesh = Mesh(simulation, 5, runner=RunnerModel(slot_count=2))
@@ -76,3 +79,13 @@ def test_a_custodian_takes_over_and_the_owner_takes_its_job_back(seed: int) -> N
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
+
+
+@pytest.mark.parametrize(("play", "seed"), [("partition", 1), ("blackout", 2), ("turns", 3), ("turns", 4)])
+def test_nothing_is_lost_or_accepted_twice(play: str, seed: int) -> None:
+    """Two halves that both work, all coordinators gone, and two that crash and return in turn: see `custody_runs`."""
+    values = {"play": play, "tasks": "300", "away_s": "60", "nodes": "7"}
+    result = run_custody(with_values(load_scenario("custody"), values), seed)
+    assert not result.problems
+    bare = {metric.removesuffix("_p50").removesuffix("_p95").removesuffix("_max") for metric in result.metrics}
+    assert bare <= glossary().keys()
