@@ -10,18 +10,22 @@ too busy to keep up, this machine perhaps, and what is sent again makes it worse
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from p2pcompute.dht.contacts import is_loopback, place_of
+from p2pcompute.dht.contacts import Contact, is_loopback, place_of
 from p2pcompute.dht.lookup import RttEstimate
 from p2pcompute.dht.messages import (
     ANYONE,
     REPLIES,
     TRANSACTION_BYTES,
+    Ads,
+    Called,
     Message,
     MessageType,
+    Nodes,
+    Registered,
     Statement,
     decode_body,
     decode_statement,
@@ -29,6 +33,7 @@ from p2pcompute.dht.messages import (
     signing_input,
     type_of,
 )
+from p2pcompute.dht.puzzle import is_solved
 from p2pcompute.dht.reach import Reach
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
@@ -67,6 +72,8 @@ class DhtCounters:
     """Meant for another node."""
     dropped_signature: int = 0
     """The signature does not hold."""
+    dropped_puzzle: int = 0
+    """By a key that does not solve the puzzle of the group."""
     dropped_unexpected: int = 0
     """Replies to no request of ours, or from another address or key, or of another type."""
     dropped_departed: int = 0
@@ -168,6 +175,7 @@ class Exchange:
         group_id: bytes,
         run: bytes,
         reach: Reach,
+        puzzle_bits: int = 0,
         on_request: Callable[[Verified], None],
         on_reply: Callable[[Verified], None],
         on_timeout: Callable[[bytes, Address, float], None],
@@ -176,6 +184,7 @@ class Exchange:
 
         Args:
             reach: says what this node is to whom it sends to, and is told who that was.
+            puzzle_bits: keys that do not solve a puzzle of so many bits do not count.
             on_request: given each verified request.
             on_reply: given each verified reply, before the request's own callback.
             on_timeout: given key, address and time of sending of a request that was never answered; only for
@@ -190,6 +199,7 @@ class Exchange:
         self._group_id = group_id
         self._run = run
         self._reach = reach
+        self._puzzle_bits = puzzle_bits
         self._on_request = on_request
         self._on_reply = on_reply
         self._on_timeout = on_timeout
@@ -290,6 +300,9 @@ class Exchange:
         if statement.recipient != self._own_id and not is_first_contact:
             self._counters.dropped_recipient += 1
             return
+        if not is_solved(statement.sender, self._puzzle_bits):
+            self._counters.dropped_puzzle += 1
+            return
         pending = None if is_request else self._match(statement, address)
         if not is_request and pending is None:
             self._counters.dropped_unexpected += 1
@@ -299,6 +312,8 @@ class Exchange:
             self._counters.dropped_signature += 1
             return
         message = decode_body(statement.type, statement.body)
+        if self._puzzle_bits:
+            message = self._without_unsolved(message)
         if pending is None:
             self._on_request(Verified(message, statement, address))
             return
@@ -307,6 +322,17 @@ class Exchange:
             pending.timer.cancel()
         self._on_reply(Verified(message, statement, address, self._measure(pending)))
         pending.done(message)
+
+    def _without_unsolved(self, message: Message) -> Message:
+        """The same message without contacts that do not count in this group."""
+        if isinstance(message, Ads):
+            message = replace(message, found=self._solved(message.found))
+        if isinstance(message, Nodes | Registered | Ads | Called):
+            message = replace(message, contacts=self._solved(message.contacts))
+        return message
+
+    def _solved(self, contacts: tuple[Contact, ...]) -> tuple[Contact, ...]:
+        return tuple(contact for contact in contacts if is_solved(contact.key, self._puzzle_bits))
 
     def _match(self, statement: Statement, address: Address) -> _Pending | None:
         pending = self._pending.get(statement.transaction)

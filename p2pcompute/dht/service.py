@@ -109,6 +109,7 @@ class Dht:
         name: str,
         is_open: bool = False,
         is_founder: bool = False,
+        puzzle_bits: int = 0,
     ) -> None:
         """Make it; nothing is sent before `start`.
 
@@ -117,10 +118,12 @@ class Dht:
             scope: owns the tasks; when it is closed, the DHT stops without a goodbye.
             name: shown to peers.
             is_open: anybody may be in the group, under as many identities as he likes.
+            puzzle_bits: of the puzzle that a key has to solve to count in this group (see `puzzle`); 0: none.
             is_founder: the first of the group is a server before anybody can prove it.
         """
         self._net = host.net
         self._is_founder = is_founder
+        self._puzzle_bits = puzzle_bits
         self._clock = host.clock
         self._crypto = host.crypto
         self._rng = host.rng.stream("dht")
@@ -202,6 +205,7 @@ class Dht:
             group_id=self._group_id,
             run=self._run,
             reach=self._reach,
+            puzzle_bits=self._puzzle_bits,
             on_request=self._on_request,
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,

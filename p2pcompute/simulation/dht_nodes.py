@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Final
 
 from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.puzzle import is_solved, solve
 from p2pcompute.dht.service import Dht
 from p2pcompute.host.interfaces import Address
 from p2pcompute.host.tasks import TaskScope
@@ -64,6 +66,8 @@ class DhtNodes:
     """Exceptions that left a background task: bugs."""
     is_open: bool = False
     """Anybody may be in the group.  Then each machine is in a range of addresses of its own."""
+    puzzle_bits: int = 0
+    """That a key has to solve to count."""
 
     def __post_init__(self) -> None:
         if self.is_open:
@@ -88,7 +92,7 @@ class DhtNodes:
         """
         number = len(self.all)
         host = self.simulation.add_host(f"node-{number}", beside=beside)
-        seed = secret or hashlib.sha256(f"{self.simulation.seed}:node {number}".encode()).digest()
+        seed = secret or self._solved_seed(number)
         identity = Identity(host.crypto, seed)
         scope = TaskScope(host.name, lambda name, error: self.errors.append(f"{name}: {error!r}"))
         datagrams = Datagrams(host.host, scope)
@@ -101,12 +105,22 @@ class DhtNodes:
         bound = datagrams.bind_group(self.group_id, receive)
         dht = Dht(
             host.host, identity, bound, scope, group_id=self.group_id, name=name,
-            is_open=self.is_open,
+            is_open=self.is_open, puzzle_bits=self.puzzle_bits,
         )  # fmt: skip
         await host.call(dht.start((), addresses))
         node = DhtNode(host, identity, dht, datagrams, scope, port=port)
         self.all.append(node)
         return node
+
+    def _solved_seed(self, number: int) -> bytes:
+        """The first seed of a node's that solves the puzzle.  Keys that do not are not remembered."""
+        first = f"{self.simulation.seed}:node {number}"
+        seeds = (hashlib.sha256(f"{first}{f':{n}' if n else ''}".encode()).digest() for n in itertools.count())
+        if not self.puzzle_bits:
+            return next(seeds)
+        found = solve(SimCrypto(SeededBytes(""), {}).public_key, seeds, self.puzzle_bits)
+        assert found is not None
+        return found
 
     def warm(self, *, uptime_s: float = WARM_UPTIME_S) -> None:
         """Fill all tables as if everybody had been up for so long."""
@@ -144,15 +158,18 @@ async def _bind(datagrams: Datagrams, port: int) -> None:
     await datagrams.start(port, loopback_only=False)
 
 
-def grind(seed: str, key: bytes, count: int, *, nodes: int) -> list[bytes]:
+def grind(seed: str, key: bytes, count: int, *, nodes: int, puzzle_bits: int = 0) -> list[bytes]:
     """Return the seeds of `count` keys of modelled crypto whose places are nearer to `key` than those of nearly all
     of `nodes` honest nodes.
 
     Args:
         seed: of the simulation.
+        puzzle_bits: the same number of keys is tried, and those that do not solve the puzzle are of no use.
     """
     crypto = SimCrypto(SeededBytes(""), {})  # registers what is tried, and is thrown away with it
     target = int.from_bytes(key, "big")
     prefix = hashlib.sha256(f"{seed}:sybils of ".encode() + key).digest()
     made = (hashlib.sha256(prefix + number.to_bytes(8, "big")).digest() for number in range(_GROUND * nodes))
+    if puzzle_bits:
+        made = (one for one in made if is_solved(crypto.public_key(one), puzzle_bits))
     return heapq.nsmallest(count, made, key=lambda one: int.from_bytes(dht_id(crypto.public_key(one)), "big") ^ target)

@@ -26,6 +26,7 @@ from msgspec import Meta, Struct
 
 from p2pcompute.dht.capacity import Feature
 from p2pcompute.dht.contacts import range_of
+from p2pcompute.dht.puzzle import BITS_MAX
 from p2pcompute.dht.records import Record, make_record
 from p2pcompute.errors import P2pcError
 from p2pcompute.ids import DHT_ID_BYTES
@@ -83,6 +84,14 @@ class DhtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         bool,
         Meta(description="an open group, and each machine in a /24 of its own: tables take few contacts of one range"),
     ] = False
+    puzzle: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=BITS_MAX,
+            description="bits of a puzzle that a key has to solve to count; Sybils come from as many tries as ever",
+        ),
+    ] = 0
     hours: Annotated[
         float, Meta(ge=0, le=10_000, description="the asks are spread over this time; 0: 20 of them a second")
     ] = 0.0
@@ -117,7 +126,7 @@ class _Run:
         self.metrics = Metrics()
         self.fired: Counter[str] = Counter()
         self.simulation = Simulation(self.seed, model=settings.network)
-        self.nodes = DhtNodes(self.simulation, is_open=settings.open)
+        self.nodes = DhtNodes(self.simulation, is_open=settings.open, puzzle_bits=settings.puzzle)
         self.records: list[Record] = []
         self._askers: list[DhtNode] = []
         self._publishers: dict[bytes, None] = {}
@@ -169,7 +178,9 @@ class _Run:
         """Add Sybils around a key."""
         first = len(self.nodes.all)
         shared = self.settings.sybil_addresses or self.settings.sybils
-        for number, secret in enumerate(grind(self.seed, key, self.settings.sybils, nodes=self.settings.nodes)):
+        settings = self.settings
+        made = grind(self.seed, key, settings.sybils, nodes=settings.nodes, puzzle_bits=settings.puzzle)
+        for number, secret in enumerate(made):
             beside = self.nodes.all[first + number % shared].host if number >= shared else None
             node = await self.nodes.add(secret=secret, beside=beside, port=PORT + number // shared)
             node.is_hostile = True
