@@ -679,6 +679,7 @@ class Scheduler:
             self._take(channel, grant, job, addresses)
             return
         self.counters.grants_declined_count += 1
+        self.worker.jobs[job.job_id] = job  # the victim thinks that it is known here, and grants without it
         channel.send(Message.GRANT_ACK, [grant.grant_id, False] if fits else [grant.grant_id, False, True])
         self.wake()
 
@@ -695,6 +696,7 @@ class Scheduler:
                 await self.worker.hand_back({(grant.owner, grant.job_id): indices})
             return
         fit = self._fit_of(job)
+        self.worker.jobs[job.job_id] = job
         if fit is not None and not await fit.fits_here():
             await self._hand_back_unfit(channel, grant)
             return
