@@ -167,7 +167,7 @@ def wheel() -> None:
 
 
 SOAK_MINUTES = 60.0
-SOAK_SEEDS_AT_ONCE = 100
+SOAK_SEEDS_AT_ONCE = 20
 SOAK_SCENARIOS = ("swarm", "swarm", "swarm", "hostile", "partition", "lossy", "gray")
 """One after the other; the swarm more often, since it draws the kinds of faults themselves."""
 
