@@ -69,12 +69,6 @@ class TrustSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     window: Annotated[
         int, Meta(ge=1, le=10_000_000, description="tasks in which checks are counted together (arbitrate)")
     ] = 20_000
-    wave: Annotated[
-        int, Meta(ge=1, le=10_000_000, description="tasks that are all claimed before they are copied (arbitrate)")
-    ] = 1000
-    wave_s: Annotated[
-        float, Meta(ge=0, le=1e9, description="longest time in which they are claimed, seconds (arbitrate)")
-    ] = 30.0
     arbiter: Annotated[bool, Meta(description="a trusted node can decide conflicts (arbitrate)")] = True
 
 
@@ -110,8 +104,6 @@ class _Run:
                 error_rate=settings.error_rate,
                 saboteurs=assumed,
                 window_tasks=settings.window,
-                wave_tasks=settings.wave,
-                wave_s=settings.wave_s,
                 newcomers_per_hour=settings.admit,
                 has_arbiter=settings.arbiter,
             ),

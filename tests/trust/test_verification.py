@@ -35,31 +35,29 @@ NEVER = 10**9
 
 
 def arbitrate(tasks: int = 10, workers: str = "abcdefgh", **policy: Any) -> Arbitrate:
-    verifier = Arbitrate(ArbitratePolicy(**{"wave_s": NEVER, "error_rate": 0.01, **policy}))
+    verifier = Arbitrate(ArbitratePolicy(**{"error_rate": 0.01, **policy}))
     verifier.add(tasks)
     for name in workers:
         verifier.join(0.0, name.encode(), is_known=True)
     return verifier
 
 
-class NoEarly(random.Random):
-    """Draws that never make an early copy."""
+class OriginalsFirst(random.Random):
+    """Draws by which originals go before copies."""
 
     def random(self) -> float:
         return 0.99
 
 
-RNG = NoEarly(1)
+RNG = OriginalsFirst(1)
 
 
 def give(verifier: Verifier, worker: bytes, index: int, digest: bytes = RIGHT) -> list[Effect]:
     """Let a worker claim a task that it was handed, whichever it was."""
     task = verifier.tasks[index]
-    task.lent[worker] = 2 if task.claims else 0
+    task.lent[worker] = bool(task.claims)
     if isinstance(verifier, Arbitrate):
         verifier.tasks[index].is_copied = True
-        if verifier.tasks[index].wave < 0:
-            verifier.tasks[index].wave = verifier.wave
     return verifier.claim(1.0, worker, index, digest)
 
 
@@ -83,18 +81,19 @@ def test_copies_are_handed_out_only_of_what_is_claimed() -> None:
     assert verifier.take(0.0, b"d", RNG) is None, "one copy at a time"
 
 
-def test_early_copies_are_some_and_earn_nothing() -> None:
-    verifier = arbitrate(tasks=1000, wave_tasks=1000)
+def test_originals_and_copies_go_out_mixed_so_that_nobody_knows_which_it_has() -> None:
+    verifier = arbitrate(tasks=1000)
     rng = random.Random(3)
-    copies = 0
+    copies = []
     for turn in range(400):
         worker = b"abcdefgh"[turn % 8 : turn % 8 + 1]
         index = verifier.take(0.0, worker, rng)
         assert index is not None
-        copies += bool(verifier.tasks[index].claims)
+        copies.append(bool(verifier.tasks[index].claims))
         verifier.claim(0.0, worker, index, RIGHT)
-    assert 30 < copies < 90
-    assert all(record.k == 0 and record.right > 0 for record in verifier.workers.values())
+    parts = [sum(copies[at : at + 100]) for at in range(0, 400, 100)]
+    assert all(30 <= part <= 60 for part in parts)
+    assert sum(record.k for record in verifier.workers.values()) == 2 * sum(copies)
 
 
 def test_a_conflict_asks_a_trusted_node_and_its_word_is_final() -> None:
@@ -228,7 +227,7 @@ def test_a_suspect_rests_until_the_next_window_and_begins_anew() -> None:
 
 def passed(verifier: Arbitrate, worker: bytes, *, k: int = 0, before: int = 0, now: int = 1) -> None:
     record = verifier.workers[worker]
-    record.k, record.k_wave, record.claims_before, record.claims_now = k, k, before, now
+    record.k, record.claims_before, record.claims_now = k, before, now
 
 
 def test_history_lowers_the_risk_of_a_group_by_the_share_of_the_present() -> None:
@@ -245,14 +244,10 @@ def test_history_lowers_the_risk_of_a_group_by_the_share_of_the_present() -> Non
     assert verifier.risk(0) == pytest.approx(alone * 0.08)
 
 
-def test_a_claim_that_nobody_compared_counts_only_checks_of_its_own_wave() -> None:
+def test_no_checks_and_no_history_speak_for_a_claim_that_nobody_compared() -> None:
     verifier = arbitrate(tasks=2)
     give(verifier, b"a", 0)
-    verifier.workers[b"a"].k = 100
-    assert verifier.risk(0) == 0.25
-    verifier.workers[b"a"].k_wave = 100
-    assert verifier.risk(0) < 0.01
-    verifier._next_wave()
+    passed(verifier, b"a", k=10_000, before=10_000)
     assert verifier.risk(0) == 0.25
 
 
@@ -264,7 +259,7 @@ def test_windows_end_when_they_are_old_and_begin_with_no_checks() -> None:
     verifier.add(1)
     assert verifier.window == 0 and verifier.tasks[1].window == 0
     for worker in (b"c", b"d"):
-        verifier.tasks[1].lent[worker] = 2 if verifier.tasks[1].claims else 0
+        verifier.tasks[1].lent[worker] = bool(verifier.tasks[1].claims)
         verifier.claim(500.0, worker, 1, RIGHT)
     assert verifier.window == 1
     assert {record.k for record in verifier.workers.values()} == {0}
@@ -376,19 +371,16 @@ class AgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        policy = ArbitratePolicy(
-            error_rate=EPSILON, saboteurs=F, window_tasks=WINDOW, wave_tasks=5, wave_s=20.0, window_s=NEVER
-        )
+        policy = ArbitratePolicy(error_rate=EPSILON, saboteurs=F, window_tasks=WINDOW, window_s=NEVER)
         self.verifier = Arbitrate(policy)
         self.rng = random.Random(0)
         self.now = 0.0
         self.workers = [b"%d" % number for number in range(9)]
         self.resting: set[bytes] = set()
         self.banned: set[bytes] = set()
-        self.held: list[tuple[bytes, int, bool]] = []
+        self.held: list[tuple[bytes, int]] = []
         self.claims: dict[int, dict[bytes, bytes]] = {}
         self.blind: set[tuple[int, bytes]] = set()
-        self.checked: set[int] = set()
         self.credits: set[tuple[int, bytes]] = set()
         self.final: set[int] = set()
         self.accepted: dict[int, bytes] = {}
@@ -410,7 +402,7 @@ class AgainstModel(RuleBasedStateMachine):
             if worker not in self.resting | self.banned and (index, worker) not in self.blind
         ]
         if len(weighty) < 2:
-            return 1.0  # a single one would need more checks than this window has
+            return F / (1 - F) if weighty else 1.0
         passed = sum(
             (task, worker) in self.credits for task in self.claims for worker in weighty if task // WINDOW == window
         )
@@ -426,18 +418,18 @@ class AgainstModel(RuleBasedStateMachine):
         if index is None:
             return
         assert name not in self.banned | self.resting
-        assert name not in self.claims.get(index, {}) and (name, index) not in [pair[:2] for pair in self.held]
+        assert name not in self.claims.get(index, {}) and (name, index) not in self.held
         assert index not in self.final and index not in self.accepted
         assert index // WINDOW <= self.verifier.window
         if self.claims.get(index):
-            assert not any(other == index for _, other, _ in self.held), "one copy at a time"
-        self.held.append((name, index, bool(self.claims.get(index)) and self.verifier._is_copying))
+            assert not any(other == index for _, other in self.held), "one copy at a time"
+        self.held.append((name, index))
 
     @rule(place=st.integers(0, 100), answer=st.sampled_from([RIGHT, RIGHT, RIGHT, WRONG, b"alone"]))
     def claim(self, place: int, answer: bytes) -> None:
         if not self.held:
             return
-        name, index, is_check = self.held.pop(place % len(self.held))
+        name, index = self.held.pop(place % len(self.held))
         answer = answer + name if answer == b"alone" else answer
         mine = self.claims.setdefault(index, {})
         is_late = index in self.final
@@ -445,9 +437,6 @@ class AgainstModel(RuleBasedStateMachine):
             if mine and not self.verifier.tasks[index].lent[name]:
                 self.blind.add((index, name))
             mine[name] = answer
-            is_check &= name not in self.resting
-            if is_check:
-                self.checked.add(index)
             if len(set(mine.values())) == 1 and not is_late and not self.verifier.tasks[index].is_disputed:
                 self.agree(index, name)
         before = self.verifier.window
@@ -460,13 +449,13 @@ class AgainstModel(RuleBasedStateMachine):
         weighty = [
             worker for worker in self.claims[index] if worker not in self.resting and (index, worker) not in self.blind
         ]
-        if name in weighty and len(weighty) > 1 and index in self.checked and index // WINDOW == self.verifier.window:
+        if name in weighty and len(weighty) > 1 and index // WINDOW == self.verifier.window:
             self.credits |= {(index, worker) for worker in weighty}
 
     @rule(place=st.integers(0, 100))
     def give_up(self, place: int) -> None:
         if self.held:
-            name, index, _ = self.held.pop(place % len(self.held))
+            name, index = self.held.pop(place % len(self.held))
             self.verifier.returned(self.now, name, index)
 
     @rule(place=st.integers(0, 100))
@@ -492,7 +481,7 @@ class AgainstModel(RuleBasedStateMachine):
                 answer = self.claims[index][name]
                 if answer == RIGHT and name not in self.banned:
                     is_now = index // WINDOW == self.verifier.window
-                    if index in self.checked and is_now and (index, name) not in self.blind:
+                    if is_now and (index, name) not in self.blind:
                         self.credits.add((index, name))
                 elif name in banned:
                     assert groups.count(answer) > 1 or self.verifier.workers[name].wrong > 2

@@ -1,26 +1,25 @@
 """Commit, compare, arbitrate, ban, reopen: the method that nodes use.
 
-    original   the tasks of a wave once, by workers that are known; some early copies, to find out blatant saboteurs
-    copy       then a second time, at random; the next wave; and when all are computed twice those that need more
-    agreement  of two independent claims in a copying phase: one passed check (k) for each who had none for this task
+    commit     a claim exists before its task is handed out again, and no copy is marked as one
+    compare    originals and copies go out mixed, half and half; when all are claimed twice those that need more
+    agreement  of two independent claims: one passed check (k) for each who had none for this task
     conflict   a trusted node computes the task; a value that two signed bans both, a lone one makes a suspect
     ban        erases all that the worker claimed; what rested on it is computed again
     accept     claims that agree, as soon as the risk that all of them belong to one coalition is small enough
 
-A claim exists before its task is copied, and no copy is marked as one.  Checks count in their window only.  What is
-guaranteed is the share of wrong results among all of a window, for any rate of sabotage, of saboteurs that act alone or
-as one, as long as at most the assumed share of those who are not new belongs to them.  Nor does it help to behave well
-first: every claim is compared with another one, in its own wave, so who strikes in a part x of the window spoils x of
-it and meets x of the checks, which comes to the same.  (A single claim, which nobody compared, is accepted only for
-checks of its own wave, all of which came after it.)  Windows that all of a group came through lower its risk by the
-share that the present one has of all their claims, for the same reason.
+What is guaranteed is the share of wrong results among all of a window, for any rate of sabotage, of saboteurs that act
+alone or as one, as long as at most the assumed share of those who are not new belongs to them.  It does not help to
+behave well first: every claim is compared with another one, so who strikes in a part x of the window spoils x of it and
+meets x of the checks, which comes to the same.  For the same reason windows that all of a group came through lower its
+risk by the share that the present one has of their claims.
 
 Newcomers prove themselves on copies that count for nobody.  Suspects rest until the next window and begin as newcomers
 do.  What rests on somebody who turns out to be a suspect is checked again, what rests on somebody banned is erased.
 
-Deviations from Sarmenta: no known-answer checks; h(K) of the whole group in place of a product over its members.
-Limit: k counts for whoever copies as well.  Saboteurs that can tell a copy from an original, and are honest in copies
-of what others claimed, halve it: their share of wrong results is bounded by f²·h(K/2)/(1-f) for pairs.
+Deviations from Sarmenta: no known-answer checks; h(K) of the whole group in place of a product over its members; no
+phase in which all that is handed out is copies, because who knows that it copies can be honest just then.
+Limit: saboteurs that do know for each task whether anybody else claimed it halve K; then pairs are wrong with at most
+f²·h(K/2)/(1-f).
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ from p2pcompute.trust.verification.formulas import coalition_risk, fault_rate_ex
 if TYPE_CHECKING:
     import random
 
-EARLY_COPIES_MAX: Final = 0.15
-"""Share of what is handed out in the first phase that is copies: ends the work of blatant saboteurs soon."""
+COPIES_SHARE: Final = 0.5
+"""Of what is handed out while there are originals, those that are copies: who gets a task cannot tell which it is."""
 PROBATION_AGREEMENTS: Final = 20
 """Agreements after which a newcomer is one no more."""
 SUSPECT_FACTOR: Final = 4.0
@@ -96,10 +95,6 @@ class ArbitratePolicy:
     """Tasks in which checks are counted together.  More: fewer copies."""
     window_s: float = 86_400.0
     """A window that is older ends when all that was computed is accepted."""
-    wave_tasks: int = 1000
-    wave_s: float = 30.0
-    """Tasks, and time since the first of them was claimed, after which copies are made.  More: a single claim can earn
-    more belief, results are accepted later."""
     newcomers_per_hour: float = 60.0
     """Identities that may begin.  Each costs some copies, and one that lies from the start a trusted execution."""
     newcomers_burst: int = 20
@@ -115,8 +110,8 @@ class ArbitratePolicy:
 class WorkerRecord:
     """What is known about a worker."""
 
-    __slots__ = ("agreed", "claimed", "claims_before", "claims_now", "cluster", "k", "k_past", "k_wave", "odds",
-                 "penalty", "right", "standing", "wrong")  # fmt: skip
+    __slots__ = ("agreed", "claimed", "claims_before", "claims_now", "cluster", "k", "k_past", "odds", "penalty",
+                 "right", "standing", "wrong")  # fmt: skip
 
     def __init__(self, cluster: bytes | None, standing: Standing, odds: float) -> None:
         self.cluster = cluster
@@ -128,8 +123,6 @@ class WorkerRecord:
         """What its odds are multiplied by for wrong values."""
         self.k = 0
         """Checks passed in this window."""
-        self.k_wave = 0
-        """Of these, on tasks of the present wave."""
         self.k_past: dict[int, int] = {}
         """Of earlier windows, by their number."""
         self.agreed = 0
@@ -145,19 +138,15 @@ class WorkerRecord:
 
 
 class _Task(Task):
-    __slots__ = ("blind", "credited", "is_checked", "is_copied", "is_disputed", "trusted", "wave", "window")
+    __slots__ = ("blind", "credited", "is_copied", "is_disputed", "trusted", "window")
 
     def __init__(self) -> None:
         super().__init__()
         self.window = -1
-        self.wave = -1
-        """In which it was handed out first."""
         self.credited: list[Worker] = []
         """Those whose claim another one confirmed, which counts as a check that they passed."""
         self.blind: tuple[Worker, ...] = ()
         """Those who got it before the first claim came: they can contradict, and add no weight."""
-        self.is_checked = False
-        """It was copied in a copying phase: that two claims agree counts."""
         self.is_copied = False
         """Somebody whose claim will have weight computes it now."""
         self.is_disputed = False
@@ -180,17 +169,12 @@ class Arbitrate(Verifier):
         self.policy = policy
         self.workers: dict[Worker, WorkerRecord] = {}
         self.window = 0
-        self.wave = 0
         self._ready: deque[int] = deque()
         """Tasks of this window that nobody has claimed; may hold stale entries."""
         self._window_begin = 0
         self._window_end = 0
         """Tasks of this window so far."""
         self._window_at = 0.0
-        self._is_copying = False
-        self._wave_left = policy.wave_tasks
-        self._wave_at: float | None = None
-        """When the first task of the wave was claimed."""
         self._newcomer_tokens = float(policy.newcomers_burst)
         self._tokens_at = 0.0
         self._has_clusters = False
@@ -230,20 +214,13 @@ class Arbitrate(Verifier):
                 record.standing, record.agreed, record.penalty = Standing.NEWCOMER, 0, RETURNED_PENALTY
             if record.k:
                 record.k_past[self.window] = record.k
-            record.k = record.k_wave = record.claims_now = 0
+            record.k = record.claims_now = 0
             record.claimed = [index for index in record.claimed if not self.tasks[index].is_final]
         self.window += 1
         self._window_begin = self._window_end
         self._window_at = self._now
         self._pools = Pools()
-        self._next_wave()
         self._fill_window()
-
-    def _next_wave(self) -> None:
-        for record in self.workers.values():
-            record.k_wave = 0
-        self.wave += 1
-        self._is_copying, self._wave_left, self._wave_at = False, self.policy.wave_tasks, None
 
     def join(self, now: float, worker: Worker, *, cluster: bytes | None = None, is_known: bool = False) -> bool:
         """Let a worker take part.
@@ -308,37 +285,21 @@ class Arbitrate(Verifier):
             return None
         if index is not None:
             task = self.tasks[index]
-            task.lent[worker] = 0 if not task.claims else 1 + self._is_copying
+            task.lent[worker] = bool(task.claims)
             task.is_copied |= standing is Standing.ACTIVE
         return index
 
     def _take_weighty(self, worker: Worker, rng: random.Random) -> int | None:
-        if not self._is_copying:
-            if self._wave_left > 0 and not self._is_wave_over():
-                if rng.random() < EARLY_COPIES_MAX:
-                    index = self._pools.draw(self, worker, rng, from_=1, up_to=1)
-                    if index is not None:
-                        return index
-                index = self._take_original()
-                if index is not None:
-                    return index
-            self._is_copying = True
-        index = self._take_copy(worker, rng, up_to=1)
-        if index is None and self._ready:
-            self._next_wave()
+        index = self._take_copy(worker, rng, up_to=1) if rng.random() < COPIES_SHARE else None
+        if index is None:
             index = self._take_original()
         return self._take_copy(worker, rng) if index is None else index
-
-    def _is_wave_over(self) -> bool:
-        return self._wave_at is not None and self._now - self._wave_at > self.policy.wave_s
 
     def _take_original(self) -> int | None:
         while self._ready:
             index = self._ready.popleft()
             task = self.tasks[index]
             if not (task.claims or task.is_copied or task.accepted is not None):
-                task.wave = self.wave
-                self._wave_left -= 1
                 return index
         return None
 
@@ -382,8 +343,8 @@ class Arbitrate(Verifier):
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:
         self._now = now
         task, record = self.tasks[index], self.workers[worker]
-        lent_as = task.lent.pop(worker, None)
-        if lent_as is not None:
+        is_copy = task.lent.pop(worker, None)
+        if is_copy is not None:
             self._release(worker, task)
         if record.standing is Standing.BANNED:
             self._put_back(index)
@@ -395,8 +356,6 @@ class Arbitrate(Verifier):
             return self.take_effects()
         claims[worker] = digest
         record.claims_now += 1
-        if self._wave_at is None:
-            self._wave_at = now
         if task.is_final:
             self._judge(index, (worker,))
             return self.take_effects()
@@ -404,9 +363,8 @@ class Arbitrate(Verifier):
         if len(claims) == 1:
             self._offer(index)
             return self.take_effects()
-        if not lent_as:
+        if not is_copy:
             task.blind += (worker,)
-        task.is_checked |= lent_as == 2 and record.standing is Standing.ACTIVE
         if task.is_disputed or any(other != digest for other in claims.values()):
             if not task.is_disputed and self.policy.has_arbiter:
                 self._effects.append(AskTrusted(index))
@@ -428,12 +386,13 @@ class Arbitrate(Verifier):
         if not partners or worker in task.blind:
             return
         record = workers[worker]
+        was_active = record.standing is Standing.ACTIVE
         self._was_right(record)
-        if record.standing is not Standing.ACTIVE:
+        if not was_active:
             return
         for other in partners:
             workers[other].right += 1
-        if task.is_checked and task.window == self.window:
+        if task.window == self.window:
             self._credit(index, worker)
             for other in partners:
                 self._credit(index, other)
@@ -450,18 +409,14 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if worker not in task.credited:
             task.credited.append(worker)
-            record = self.workers[worker]
-            record.k += 1
-            record.k_wave += task.wave == self.wave
+            self.workers[worker].k += 1
 
     def _discredit(self, index: int, worker: Worker) -> None:
         task = self.tasks[index]
         if worker in task.credited:
             task.credited.remove(worker)
             if task.window == self.window:
-                record = self.workers[worker]
-                record.k -= 1
-                record.k_wave -= task.wave == self.wave
+                self.workers[worker].k -= 1
 
     # --- acceptance -------------------------------------------------------------------------------
 
@@ -483,13 +438,9 @@ class Arbitrate(Verifier):
             checks += record.k if is_now else record.k_past.get(task.window, 0)
             before = record.claims_before
             history = max(history, record.claims_now / (record.claims_now + before) if before else 1.0)
-        if count == 0:
-            return 1.0
-        if count == 1:
-            # Nobody compared it: what its worker passed on tasks of other waves says nothing about it.
-            checks = record.k_wave if is_now and task.wave == self.wave else 0
-        risk = coalition_risk(odds, checks, self.policy.saboteurs)
-        return risk * max(HISTORY_FACTOR_MIN, history)
+        if count < 2:
+            return odds if count else 1.0  # nobody compared it: all that is known is what is known of its worker
+        return coalition_risk(odds, checks, self.policy.saboteurs) * max(HISTORY_FACTOR_MIN, history)
 
     def _weigh(self, index: int) -> bool:
         """Accept a task if its claims are enough; returns whether it is accepted now."""
@@ -519,7 +470,10 @@ class Arbitrate(Verifier):
         self._look_further()
 
     def settle(self) -> list[Effect]:
-        """Accept what has become credible since it was last looked at; returns what follows."""
+        """Accept what has become credible since it was last looked at; returns what follows.
+
+        `take` does the same for each task before it is copied once more, which may be much later.
+        """
         for index in range(self._window_begin, self._window_end):
             self._weigh(index)
         return self.take_effects()
@@ -558,7 +512,7 @@ class Arbitrate(Verifier):
                     self._ban(worker, Why.SHARED_WRONG) if len(group) > 1 else self._fault(worker)
                     continue
                 self._was_right(self.workers[worker])
-                if task.is_checked and task.window == self.window and worker not in task.blind:
+                if task.window == self.window and worker not in task.blind:
                     self._credit(index, worker)
 
     def equivocated(self, worker: Worker) -> list[Effect]:

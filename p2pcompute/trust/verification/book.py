@@ -103,8 +103,8 @@ class Task:
     def __init__(self) -> None:
         self.claims: dict[Worker, Digest] = {}
         """In the order in which they came."""
-        self.lent: dict[Worker, int] = {}
-        """Who computes it now: 0 as its original, 1 as a copy, 2 as a copy that counts as a check."""
+        self.lent: dict[Worker, bool] = {}
+        """Who computes it now, and whether somebody had claimed it when that began."""
         self.accepted: Digest | None = None
         self.is_final = False
         """Nothing can change the accepted value any more."""

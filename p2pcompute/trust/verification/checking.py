@@ -72,7 +72,7 @@ class SpotCheck(Verifier):
             return -record.given
         index = self._pools.draw(self, worker, rng)
         if index is not None:
-            self.tasks[index].lent[worker] = int(bool(self.tasks[index].claims))
+            self.tasks[index].lent[worker] = bool(self.tasks[index].claims)
         return index
 
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:

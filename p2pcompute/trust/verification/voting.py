@@ -42,7 +42,7 @@ class Majority(Verifier):
     def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
         index = self._pools.draw(self, worker, rng)
         if index is not None:
-            self.tasks[index].lent[worker] = int(bool(self.tasks[index].claims))
+            self.tasks[index].lent[worker] = bool(self.tasks[index].claims)
             self._offer(index)
         return index
 
@@ -94,7 +94,7 @@ class Adaptive(Majority):
         task = self.tasks[index]
         if is_reliable and not task.claims and not task.lent:
             self._alone[index] = None
-        task.lent[worker] = int(bool(task.claims))
+        task.lent[worker] = bool(task.claims)
         self._offer(index)
         return index
 
