@@ -7,6 +7,7 @@ has been up, within bounds: with the longest life, two hours, some thirty messag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import random
 
 SEARCH_S: Final = 10.0
+SHRUNK_S: Final = 600.0
+"""How long a group whose index fell silent counts as a large one, however few contacts are left."""
 CLASS_MASK: Final = (1 << 8 * CLASS_BYTES) - 1
 _STONES_AMONG: Final = 64
 """Contacts nearest to a key among which others are sent on."""
@@ -85,8 +88,8 @@ class CapacityIndex:
         self.registrar = Registrar(is_open=is_open)
         self._bits: int | None = None
         self._features: tuple[Feature, ...] = ()
-        self._is_silent = False
-        """Nobody answered the last search or registration."""
+        self._silent_at = -math.inf
+        """When nobody answered a search or registration, if it was the last one."""
 
     # --- this node --------------------------------------------------------------------------------
 
@@ -111,8 +114,12 @@ class CapacityIndex:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether it is needed and out of reach: then only nodes that are known can be asked."""
-        return self.is_used and (self._is_silent or self._table.is_link_down)
+        """Whether it is needed and out of reach: then only nodes that are known can be asked.
+
+        A group that was large a while ago is not taken for a small one because its contacts fell silent.
+        """
+        silent_s = self._clock.now() - self._silent_at
+        return silent_s < SHRUNK_S or (self.is_used and (silent_s < math.inf or self._table.is_link_down))
 
     # --- what peers ask ---------------------------------------------------------------------------
 
@@ -212,7 +219,7 @@ class CapacityIndex:
 
     def _note(self, level_walk: LevelWalk) -> None:
         if level_walk.asked_count:
-            self._is_silent = not level_walk.answered_count
+            self._silent_at = -math.inf if level_walk.answered_count else self._clock.now()
 
     def _register(self, key: bytes, life_s: int, contact: Contact, answer: Answer) -> None:
         """Ask one peer to keep an ad; once more with the token that it gives."""

@@ -95,10 +95,17 @@ def test_out_of_reach_the_status_says_so_and_known_nodes_are_asked() -> None:
             channel = await asker.host.call(node.find(query))
             assert [item.key for item in channel.found] == [holder.identity.public_key]
             mesh.crash(*(one for one in mesh.members if one not in (asker, holder)), is_silent=True)
-            node.network.dht.index._is_silent = True  # type: ignore[union-attr]
-            assert any("index of the group is out of reach" in note for note in node.status().notes)
-            found = await asker.host.call(node.find(query))
-            assert [item.key for item in found.found] == [holder.identity.public_key]
+            unknown = Query(expression=compile_expression("gpu.model=H100"), time_s=4.0)
+            assert not (await asker.host.call(node.find(unknown))).found
+            for _ in range(2):  # also once those who are silent are no contacts any more
+                assert views.dht(node.network.dht).index == "degraded"  # type: ignore[arg-type]
+                [note] = node.status().notes
+                assert "index of the group is out of reach" in note or "no peer answers" in note
+                found = await asker.host.call(node.find(query))
+                assert [item.key for item in found.found] == [holder.identity.public_key]
+                job_id = await submit(asker, [0.1], require=("gpu.model=A100",))
+                assert (await mesh.wait_for(asker, job_id, limit_s=60)).state == "done"
+                await asyncio.sleep(60)
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
