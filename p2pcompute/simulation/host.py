@@ -33,7 +33,7 @@ from p2pcompute.simulation.nat import NatKind
 from p2pcompute.simulation.network import Network, NetworkSettings
 from p2pcompute.simulation.runner import RunnerModel, SimRunner, Tally
 from p2pcompute.simulation.storage import SYNC_S, SimDisk, SimStore
-from p2pcompute.simulation.trace import RING_DEFAULT, Kind
+from p2pcompute.simulation.trace import Kind
 
 T = TypeVar("T")
 
@@ -448,7 +448,6 @@ class Simulation:
         model: of the network.
         has_real_crypto: Ed25519 instead of modelled signatures.
         is_shuffled: run callbacks that are ready at the same time in a seeded random order.
-        ring: records of the trace that are kept.
 
     Raises:
         UsageError: the model's file of coordinates cannot be read.
@@ -461,12 +460,11 @@ class Simulation:
         model: NetworkSettings | None = None,
         has_real_crypto: bool = False,
         is_shuffled: bool = False,
-        ring: int = RING_DEFAULT,
     ) -> None:
         self.seed = str(seed)
         self.has_real_crypto = has_real_crypto
         shuffle = random.Random(f"{self.seed}:shuffle") if is_shuffled else None
-        self.loop = SimulationLoop(shuffle=shuffle, ring=ring)
+        self.loop = SimulationLoop(shuffle=shuffle)
         try:
             self.network = Network(self.loop, self.seed, model or NetworkSettings())
         except BaseException:

@@ -27,7 +27,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from p2pcompute.simulation.fences import SimulationError, fences, refuse
-from p2pcompute.simulation.trace import RING_DEFAULT, Trace
+from p2pcompute.simulation.trace import Trace
 
 T = TypeVar("T")
 
@@ -151,12 +151,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
     Args:
         shuffle: when given, callbacks that are ready at the same time run in an order drawn from it, to hunt
             for code that relies on their order.
-        ring: records of the trace that are kept.
     """
 
-    def __init__(self, *, shuffle: random.Random | None = None, ring: int = RING_DEFAULT) -> None:
+    def __init__(self, *, shuffle: random.Random | None = None) -> None:
         super().__init__()
-        self.trace = Trace(ring)
+        self.trace = Trace()
         self.events = 0
         """Events run so far."""
         self._now = 0.0

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections import deque
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
-RING_DEFAULT: Final = 256
 _FLUSH_BYTES: Final = 64 * 1024
 _pack: Final = struct.Struct(">QIHI").pack
 
@@ -42,25 +40,12 @@ class Kind(IntEnum):
     """Recorded by a test or a scenario."""
 
 
-class Record(NamedTuple):
-    """One event of a trace."""
-
-    at_ns: int
-    node: int
-    kind: int
-    digest: int
-
-    def __str__(self) -> str:
-        return f"{self.at_ns / 1e9:.9f} s  host {self.node}  {Kind(self.kind).name.lower()}  {self.digest:08x}"
-
-
 class Trace:
-    """Hash of all records so far, and the last few of them.  Bounded memory."""
+    """Hash of all records so far.  Bounded memory."""
 
-    def __init__(self, ring: int = RING_DEFAULT) -> None:
+    def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
-        self._ring: deque[tuple[int, int, int, int]] = deque(maxlen=ring)
         self.count = 0
         """Records so far."""
 
@@ -73,9 +58,7 @@ class Trace:
             kind: a `Kind`.
             digest: unsigned 32 bits that stand for the content.
         """
-        at_ns = int(now * 1e9)
-        self._ring.append((at_ns, node, kind, digest))
-        self._buffer += _pack(at_ns, node, kind, digest)
+        self._buffer += _pack(int(now * 1e9), node, kind, digest)
         self.count += 1
         if len(self._buffer) >= _FLUSH_BYTES:
             self._hash.update(self._buffer)
@@ -86,7 +69,3 @@ class Trace:
         self._hash.update(self._buffer)
         self._buffer.clear()
         return self._hash.copy().hexdigest()
-
-    def last(self, count: int = RING_DEFAULT) -> list[Record]:
-        """The last `count` records that are still kept, oldest first."""
-        return [Record(*entry) for entry in self._ring][-count:] if count else []
