@@ -58,6 +58,17 @@ class CustodySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     away_s: Annotated[float, Meta(gt=0, le=86400, description="how long coordinators are away, seconds")] = 90.0
 
 
+def accepted(owner: Member, job_id: bytes) -> Counter[int]:
+    """How often each task of a job was accepted, as its owner's disk has it."""
+    times: Counter[int] = Counter()
+    facts = owner.host.disk.tables[FACTS].rows
+    for key in sorted(facts):
+        payload = cbor.decode(cbor.decode(facts[key])[2])
+        if key[:JOB_ID_BYTES] == job_id and payload.get("kind") == FactKind.ACCEPT:
+            times.update(index for index, _generation, _digest in payload["body"])
+    return times
+
+
 class _Run:
     """One run under way."""
 
@@ -220,7 +231,7 @@ class _Run:
             await self.mesh.check_values(self.owner, self.job_id, count)
         except AssertionError as error:
             self._problem(str(error)[:300])
-        times = self._accepted()
+        times = accepted(self.owner, self.job_id)
         if sorted(times) != list(range(count)) or set(times.values()) != {1}:
             twice = sum(number > 1 for number in times.values())
             self._problem(f"{len(times)} of {count} tasks were accepted, {twice} of them more than once")
@@ -235,16 +246,6 @@ class _Run:
         for member in self.mesh.members:
             for text in member.errors:
                 self._problem(f"{member.host.name}: {text}")
-
-    def _accepted(self) -> Counter[int]:
-        """How often each task was accepted, as the owner's disk has it."""
-        times: Counter[int] = Counter()
-        facts = self.owner.host.disk.tables[FACTS].rows
-        for key in sorted(facts):
-            payload = cbor.decode(cbor.decode(facts[key])[2])
-            if key[:JOB_ID_BYTES] == self.job_id and payload.get("kind") == FactKind.ACCEPT:
-                times.update(index for index, _generation, _digest in payload["body"])
-        return times
 
     def _behind(self) -> Iterator[str]:
         """Keepers that do not know that all is judged."""

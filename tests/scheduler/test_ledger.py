@@ -28,11 +28,23 @@ fact = st.one_of(
 )
 
 
+claim = st.tuples(st.just("claim"), st.lists(st.tuples(index, generation, st.booleans()), min_size=1, max_size=3))
+"""What workers told keepers of the job; nobody has judged it."""
+
+
+def fold(ledger: JobLedger, kind: Any, body: Any) -> None:
+    if kind != "claim":
+        ledger.fold(kind, body)
+        return
+    for task, at, is_good in body:
+        ledger.claim(task, at, is_good=is_good)
+
+
 def folded(facts: list[tuple[int, Any]]) -> list[tuple[int, int]]:
     ledger = JobLedger()
     ledger.fold(FactKind.TASKS, [0, [b""] * SIZE])
     for kind, body in facts:
-        ledger.fold(kind, body)
+        fold(ledger, kind, body)
         ledger.check_invariants()
     return [(int(ledger.state(i)), ledger.generation(i)) for i in range(SIZE)]
 
@@ -44,6 +56,35 @@ def test_states_do_not_depend_on_order_or_repetition(facts: list[tuple[int, Any]
     shuffled = facts + rng.sample(facts, len(facts) // 2)
     rng.shuffle(shuffled)
     assert folded(shuffled) == expected
+
+
+@given(
+    st.lists(st.lists(st.one_of(fact, claim), max_size=6), min_size=2, max_size=4), st.randoms(use_true_random=False)
+)
+@settings(max_examples=200, deadline=None)
+def test_replicas_that_were_merged_agree(known: list[list[tuple[Any, Any]]], rng: random.Random) -> None:
+    """Each keeper has heard of some of it; they tell one another in any order, any number of times."""
+    expected = folded([item for facts in known for item in facts])
+    for own in known:
+        others = known + rng.choices(known, k=3)
+        rng.shuffle(others)
+        replica = own + [item for facts in others for item in rng.sample(facts, len(facts))]
+        assert folded(replica) == expected
+
+
+def test_what_was_claimed_is_not_run_again_and_waits_for_the_owners_word() -> None:
+    ledger = JobLedger()
+    ledger.add_tasks(0, 3)
+    ledger.seal(3)
+    assert ledger.claim(0, 0, is_good=True) is not None and ledger.claim(0, 0, is_good=False) is None
+    assert ledger.claim(1, 0, is_good=False) is not None and ledger.claim(1, 0, is_good=True) is not None
+    ledger.claim(2, 0, is_good=False)
+    assert ledger.is_complete and ledger.open_indices() == [] and list(ledger.finished) == [0, 1, 1, 2]
+    ledger.accept(0, 0)
+    ledger.fail(1, 0, "not so")
+    ledger.retry(2, 1)
+    assert [ledger.state(i) for i in range(3)] == [TaskState.DONE, TaskState.FAILED, TaskState.OPEN]
+    assert list(ledger.finished) == [0, 1, 1, 2, 1], "who watches is told what is new"
 
 
 @given(st.lists(fact, max_size=8))

@@ -1,0 +1,95 @@
+"""Who coordinates a job: if these rules break, two nodes act for ever, or none does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcompute.errors import TrustError, UsageError
+from p2pcompute.host.interfaces import Address
+from p2pcompute.host.real_crypto import RealCrypto
+from p2pcompute.identity.keys import Identity, create_identity
+from p2pcompute.limits import CUSTODIANS_MAX, CUSTODY_LEAVING_S, LEASE_S_MIN
+from p2pcompute.scheduler.custody import Charge, coordinator_of, next_epoch, patience_s
+from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
+from p2pcompute.scheduler.tickets import Ticket, check_ticket, format_ticket, parse_ticket, sign_ticket
+
+CRYPTO = RealCrypto()
+KEYS = [bytes([number]) * 32 for number in range(4)]
+JOB = JobEnvelope(b"j" * 32, JobTerms(custodians=tuple(KEYS[1:])), b"", KEYS[0], KEYS[0], b"raw")
+
+
+@given(st.integers(0, 1000), st.integers(0, 3), st.integers(1, 6))
+def test_the_next_epoch_is_the_lowest_above_that_names_the_rank(known: int, rank: int, count: int) -> None:
+    rank %= count
+    epoch = next_epoch(known, rank, count)
+    assert epoch > known and epoch % count == rank
+    assert all(between % count != rank for between in range(known + 1, epoch))
+
+
+def test_custodians_lose_their_patience_in_turn_within_two_leases() -> None:
+    times = [patience_s(rank) for rank in range(1, CUSTODIANS_MAX + 1)]
+    assert times[0] == LEASE_S_MIN and times[1] > times[0] + 10.0 and times == sorted(times)
+    assert times[-1] < 2 * LEASE_S_MIN
+
+
+def test_a_custodian_acts_until_it_hears_of_a_higher_epoch() -> None:
+    charge = Charge(job=JOB, rank=2, heard=0.0)
+    assert not charge.is_overdue(patience_s(2) - 1) and charge.is_overdue(patience_s(2))
+    assert charge.take_over() == 2 and charge.coordinator == KEYS[2] and not charge.is_overdue(1e9)
+    assert not charge.hear(50.0, KEYS[1], 1), "a lower one is no news"
+    assert charge.coordinator == KEYS[2]
+    assert charge.hear(60.0, KEYS[0], next_epoch(2, 0, 4)) and charge.coordinator == KEYS[0]
+
+
+def test_only_the_coordinator_is_waited_for() -> None:
+    charge = Charge(job=JOB, rank=1, heard=0.0)
+    charge.hear(20.0, KEYS[2], 0)
+    assert charge.heard == 0.0, "another custodian that is well says nothing about the owner"
+    charge.hear(20.0, KEYS[0], 0)
+    assert charge.heard == 20.0
+    charge.leaving(21.0)
+    assert not charge.is_overdue(21.0) and charge.is_overdue(21.0 + CUSTODY_LEAVING_S), "it said goodbye"
+
+
+def test_an_envelope_names_its_coordinators_by_rank() -> None:
+    ada = create_identity(CRYPTO)
+    raw = seal_job(ada, JobTerms(custodians=(KEYS[2], KEYS[1])), b"spec", b"nonce")
+    job = open_job(CRYPTO, raw, wall=0.0)
+    assert job.coordinators == (ada.public_key, KEYS[2], KEYS[1])
+    assert [coordinator_of(job, epoch) for epoch in (0, 1, 2, 3)] == [ada.public_key, KEYS[2], KEYS[1], ada.public_key]
+
+
+def made_ticket(identity: Identity, job: JobEnvelope) -> bytes:
+    return sign_ticket(identity, job.job_id, expires_wall=100.0)
+
+
+def test_a_ticket_is_for_one_job_of_its_signer_and_ends() -> None:
+    ada, eve = create_identity(CRYPTO), create_identity(CRYPTO)
+    job, other = (open_job(CRYPTO, seal_job(ada, JobTerms(), b"", nonce), wall=0.0) for nonce in (b"1", b"2"))
+    check_ticket(CRYPTO, made_ticket(ada, job), job, wall=99.0)
+    for raw, wall in (
+        (made_ticket(ada, job), 100.0),
+        (made_ticket(ada, other), 0.0),
+        (made_ticket(eve, job), 0.0),
+        (b"", 0.0),
+    ):
+        with pytest.raises(TrustError):
+            check_ticket(CRYPTO, raw, job, wall=wall)
+
+
+def test_a_ticket_is_read_as_it_was_written_or_refused() -> None:
+    ticket = Ticket(b"j" * 32, b"signed", ((KEYS[1], (Address("192.0.2.1", 7878),)), (KEYS[2], ())))
+    text = format_ticket(ticket)
+    assert parse_ticket(f" {text}\n") == ticket
+    for wrong in ("", "p2pc-job-", text[:-9], text.replace("p2pc-job-", ""), text[:30] + "!" + text[31:]):
+        with pytest.raises(UsageError):
+            parse_ticket(wrong)
+
+
+def test_the_command_line_knows_a_ticket_when_it_sees_one() -> None:
+    from p2pcompute.cli import command
+    from p2pcompute.scheduler import tickets
+
+    assert command.TICKET_PREFIX == tickets.PREFIX
