@@ -61,7 +61,7 @@ def test_states_do_not_depend_on_order_or_repetition(facts: list[tuple[int, Any]
 @given(
     st.lists(st.lists(st.one_of(fact, claim), max_size=6), min_size=2, max_size=4), st.randoms(use_true_random=False)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_replicas_that_were_merged_agree(known: list[list[tuple[Any, Any]]], rng: random.Random) -> None:
     """Each keeper has heard of some of it; they tell one another in any order, any number of times."""
     expected = folded([item for facts in known for item in facts])

@@ -46,7 +46,7 @@ class Fuse:
 
             return change(applied)
 
-        store.change = counted  # type: ignore[method-assign]
+        store.change = counted  # type: ignore[method-assign, assignment]
 
 
 def payloads(first: int, count: int) -> list[bytes]:
