@@ -287,6 +287,29 @@ class Scheduler:
             del self._knows_job[key]
         self.worker.forget_old()
 
+    def allow(self, foreign_slots: int | None, *, own_runs: bool) -> None:
+        """Let so much run here from now on; what has not started goes back, what runs goes on.
+
+        Args:
+            foreign_slots: how many slots the jobs of other installations may take; None: all.
+            own_runs: whether anything runs at all.
+        """
+        core = self.worker.core
+        if (core.foreign_slots, self.worker.is_off) == (foreign_slots, not own_runs):
+            return
+        core.foreign_slots, self.worker.is_off = foreign_slots, not own_runs
+        if not core.want(of_others=True):
+            for key in self._asked:
+                channel = self._channels.get(key)
+                if channel is not None:
+                    channel.send(Message.UNPARK, [])
+        self._asked.clear()  # those who know less of us are asked again
+        self.wake()
+
+    def evict(self, run_ids: Sequence[int]) -> None:
+        """End tasks that run here; they are run again elsewhere, and it does not count against them."""
+        self._host.runner.kill(run_ids)
+
     async def leave(self, *, drain_s: float) -> None:
         """Hand back what has not started, let running tasks finish for `drain_s`, deliver results."""
         self.worker.core.is_paused = True
@@ -549,7 +572,7 @@ class Scheduler:
         is_parked = not is_idle or len(self._asked) + len(self._opening) >= VICTIMS_MAX
         if is_parked and not self._hot:
             return
-        want = core.want() if self._accepts_others and not self.worker.is_full else 0
+        want = core.want(of_others=True) if self._accepts_others and not self.worker.is_full else 0
         if not want:
             return
         for key, at in self._hot.items():
@@ -621,7 +644,8 @@ class Scheduler:
         if grant.owner == channel.peer.key:
             self._hot[channel.peer.key] = now
         core = self.worker.core
-        wanted = core.want() > 0 and self._accepts_others and not self.worker.is_full and not self._is_closed
+        wanted = self._accepts_others and not self.worker.is_full and not self._is_closed
+        wanted = wanted and core.want(of_others=True) > 0
         wanted = wanted and grant.owner != self._identity.public_key  # our own tasks come back in another way
         job = self.worker.jobs.get(grant.job_id)
         try:
@@ -673,7 +697,7 @@ class Scheduler:
         began = self._host.clock.now()
         fits = await fit.fits_here()
         is_late = self._host.clock.now() - began > GRANT_ACK_S / 2
-        wanted = self.worker.core.want() > 0 and not self.worker.is_full and not self._is_closed
+        wanted = self.worker.core.want(of_others=True) > 0 and not self.worker.is_full and not self._is_closed
         if fits and wanted and not is_late:
             channel.send(Message.GRANT_ACK, [grant.grant_id, True])
             self._take(channel, grant, job, addresses)

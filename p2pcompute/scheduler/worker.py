@@ -60,12 +60,21 @@ class Batch:
 class WorkerCore:
     """The books of one node's slots."""
 
-    def __init__(self, slot_count: int, slots_of: Callable[[bytes], int] | None = None) -> None:
+    def __init__(
+        self,
+        slot_count: int,
+        slots_of: Callable[[bytes], int] | None = None,
+        is_foreign: Callable[[bytes], bool] | None = None,
+    ) -> None:
         """Args:
         slots_of: how many slots a task of a job takes, from 1; None: one each.
+        is_foreign: whether a job is another installation's; None: none is.
         """
         self.slot_count = slot_count
         self._slots_of = slots_of
+        self._is_foreign = is_foreign
+        self.foreign_slots: int | None = None
+        """How many slots foreign jobs may take now; None: all."""
         self.is_paused = False
         """Takes no new work; what runs goes on."""
         self.is_resting = False
@@ -122,23 +131,45 @@ class WorkerCore:
         held = self.held.get(self._by_task.get((job_id, index), 0))
         return held is not None and held.state is HeldState.RUNNING
 
-    def want(self) -> int:
+    def foreign_busy(self) -> list[int]:
+        """Return the slots whose batch is of a foreign job, those that began first before the others."""
+        if self._is_foreign is None:
+            return []
+        began = sorted((at, slot) for slot, (at, job_id, _size) in self._slot_began.items() if self._is_foreign(job_id))
+        return [slot for _at, slot in began]
+
+    def foreign_runs(self) -> list[int]:
+        """Return the run ids of the tasks of foreign jobs that run."""
+        slots = frozenset(self.foreign_busy())
+        return [held.run_id for held in self.held.values() if held.state is HeldState.RUNNING and held.slot in slots]
+
+    def _foreign_taken(self) -> int:
+        return sum(1 + len(self._slot_others.get(slot, ())) for slot in self.foreign_busy())
+
+    def want(self, *, of_others: bool = False) -> int:
         """Return how many more tasks this node would take now; 0 when it has enough.
+
+        Args:
+            of_others: tasks that other nodes give, which may be foreign.
 
         About BATCH_TARGET_S of work beyond what runs; for tasks of that length or more, one per free slot; of a job of
         which none has ended here, a task per slot: how long those of another job took says nothing about it.
         """
-        if self.is_paused or self.is_resting or not self.slot_count:
+        slots, free = self.slot_count, self.free_slots
+        if of_others and self.foreign_slots is not None:
+            slots = min(slots, self.foreign_slots)
+            free = min(free, slots - self._foreign_taken())
+        if self.is_paused or self.is_resting or slots <= 0:
             return 0
         queued = [self._task_s.get(job_id) for job_id in self._queues]
         known = [task_s for task_s in queued if task_s is not None]
         if not queued:
             known = list(self._task_s.values())[-1:]
-        target = self.slot_count
+        target = slots
         if known and len(known) == max(1, len(queued)):
-            target = max(target, min(GRANT_TASKS_MAX, int(BATCH_TARGET_S * self.slot_count / max(known))))
+            target = max(target, min(GRANT_TASKS_MAX, int(BATCH_TARGET_S * slots / max(known))))
             if max(known) >= BATCH_TARGET_S:
-                return max(0, self.free_slots - self.queued_count)
+                return max(0, free - self.queued_count)
         if self.queued_count == 0:
             return target
         if self.queued_count < target * SPARE_FRACTION:
@@ -287,10 +318,12 @@ class WorkerCore:
                 kills.append(run_id)
         return returned, kills
 
-    def surrender(self) -> dict[tuple[bytes, bytes], list[int]]:
+    def surrender(self, *, only_foreign: bool = False) -> dict[tuple[bytes, bytes], list[int]]:
         """Give everything that has not started back; returns (owner, job) → indices."""
         returned: dict[tuple[bytes, bytes], list[int]] = {}
         for held in list(self.held.values()):
+            if only_foreign and not (self._is_foreign is not None and self._is_foreign(held.job_id)):
+                continue
             if held.state is not HeldState.RUNNING:
                 self._remove(held)
                 returned.setdefault((held.owner, held.job_id), []).append(held.task.index)
@@ -311,8 +344,10 @@ class WorkerCore:
         batches: list[Batch] = []
         self._is_short = False
         while self._free and self._queues and not self.is_resting:
-            job_id = next(iter(self._queues))
-            taken = 1 if self._slots_of is None else min(self._slots_of(job_id), self.slot_count)
+            job_id = self._next_job()
+            if job_id is None:
+                break
+            taken = self._slots_taken(job_id)
             if taken > len(self._free):
                 self._is_short = True
                 break
@@ -333,6 +368,19 @@ class WorkerCore:
             self._slot_began[slot] = now, job_id, size
             batches.append(Batch(slot, job_id, tuple(held_list)))
         return batches
+
+    def _slots_taken(self, job_id: bytes) -> int:
+        return 1 if self._slots_of is None else min(self._slots_of(job_id), self.slot_count)
+
+    def _next_job(self) -> bytes | None:
+        """Return the job in turn; foreign ones are passed over while they have as many slots as they may."""
+        if self.foreign_slots is None or self._is_foreign is None:
+            return next(iter(self._queues))
+        left = self.foreign_slots - self._foreign_taken()
+        for job_id in self._queues:
+            if not self._is_foreign(job_id) or min(self._slots_taken(job_id), self.foreign_slots or 1) <= left:
+                return job_id
+        return None
 
     def _run_batch_size(self, job_id: bytes, queued: int) -> int:
         """Tiny tasks go to the worker process several at a time, about RUN_BATCH_S of them."""

@@ -167,7 +167,9 @@ class WorkerService:
         self._job_of_local = job_of_local
         self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
-        self.core = WorkerCore(host.runner.slot_count, slots_of)
+        self.core = WorkerCore(host.runner.slot_count, slots_of, self._is_foreign)
+        self.is_off = False
+        """The machine's owner wants that nothing runs here."""
         self.jobs: dict[bytes, JobEnvelope] = {}
         """Jobs of others that tasks are held of."""
         self.epochs: dict[bytes, int] = {}
@@ -396,8 +398,21 @@ class WorkerService:
 
     def rest(self, now: float, *, is_store_full: bool) -> dict[tuple[bytes, bytes], list[int]]:
         """Begin or end a rest; returns what has not started, by (owner, job), at its beginning."""
-        was_resting, self.core.is_resting = self.core.is_resting, is_store_full or now < self._rest_until
-        return self.core.surrender() if self.core.is_resting and not was_resting else {}
+        was_resting = self.core.is_resting
+        self.core.is_resting = is_store_full or self.is_off or now < self._rest_until
+        if self.core.is_resting:
+            return {} if was_resting else self.core.surrender()
+        return self.core.surrender(only_foreign=True) if self.core.foreign_slots == 0 else {}
+
+    def _is_foreign(self, job_id: bytes) -> bool:
+        """Whether a job is another installation's, wherever it is coordinated."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            try:
+                job = self._job_of_local(job_id)
+            except KeyError:
+                return False
+        return job.submitter != self._identity.installation
 
     def _unpin(self, held: Held) -> None:
         self._host.store.blobs.unpin(self._pinned.pop(held.run_id, ()))
