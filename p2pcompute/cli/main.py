@@ -104,6 +104,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Upkeep": {
         "config": (_NODE, "Settings files."),
+        "doctor": ("p2pcompute.cli.doctor", "Check this machine and say what to do."),
         "completion": ("p2pcompute.cli.completion", "Shell completion script."),
         "version": (_NODE, "Versions of command and node, and whether they fit."),
         "sim": ("p2pcompute.cli.sim_commands", "Simulate a mesh on this machine, in virtual time."),

@@ -46,8 +46,6 @@ INVITE_LOOK_S: Final = 0.5
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
-POWER: Final = "every member of the group can run anything on this computer, as the user {user}"
-
 
 # --- watching -------------------------------------------------------------------------------------
 
@@ -509,7 +507,9 @@ def invite(token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: 
     connection = ensure_node(announce=_announce)
     body = {"uses": uses, "expires_s": expires_s, "words": 0 if token else words}
     made = connection.request("POST", "/v1/invite", body)
-    power = "Careful: " + POWER.format(user=_user()) + ", and you can run\nanything on theirs.  Give it to nobody else."
+    from p2pcompute.cli import consent
+
+    careful = f"Careful: {consent.power(consent.accepted())}.\nGive it to nobody else."
     who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
     if json_:
         print_json({"schema": "p2pc.invite/1", **made})
@@ -517,10 +517,10 @@ def invite(token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: 
     if token:
         say(f"{who} may join {made['group']} within {expires}; there, run p2pc join with this token:", level=1)
         print(made["token"], flush=True)
-        say(power)
+        say(careful)
         return 0
     _show_code(made, qr=qr)
-    say(power)
+    say(careful)
     if no_wait:
         say(f"{who} may join within {expires}.", level=1)
         return 0
@@ -610,39 +610,35 @@ def _announce(text: str) -> None:
     say(text, level=1)
 
 
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
 @click.command(
     cls=Command,
     examples=[
         ("p2pc join 7-crossover-clockwork-tobacco", "the code that p2pc invite shows there"),
         ("p2pc join 7-crossover-clockwork-tobacco@nova:7878", "when that computer is on another network"),
         ("p2pc join", "asks for the code"),
-        ("p2pc join --accept all p2pc-…", "a token, in scripts"),
+        ("p2pc join --accept sandboxed p2pc-…", "a token, in scripts"),
     ],
 )
 @click.argument("code", required=False, metavar="[CODE]")
 @click.option("--via", metavar="HOST:PORT", help="Address of the inviting computer, when it is not on this network.")
-@click.option("--accept", type=click.Choice(["all"]), help="Agree that members may run anything here.")
+@click.option(
+    "--accept",
+    type=click.Choice(["none", "sandboxed", "all"]),
+    help="Agree to this work of members: none, in a sandbox, or anything as you.",
+)
 @click.option("--name", metavar="NAME", help="Name of this computer in the group.")
 @json_option
 def join(code: str | None, via: str | None, accept: str | None, name: str | None, json_: bool) -> int:
     """Join a group with an invitation."""
     invitation = _invitation(code, via)
-    warning = "Joined, " + POWER.format(user=_user()) + ".\nThere is no sandbox between members yet."
+    from p2pcompute.cli import consent
+
     if accept is None:
+        power = consent.power(consent.accepted())
         if options().no_input or json_ or not sys.stdin.isatty():
-            raise TrustError(
-                "joining needs your consent", POWER.format(user=_user()), "p2pc join --accept all CODE", code="consent"
-            )
-        say(warning)
+            fix = f"p2pc join --accept {consent.accepted()} CODE"
+            raise TrustError("joining needs your consent", power, fix, code="consent")
+        say(f"Joined, {power}.")
         if not click.confirm("Join?", default=False, err=True):
             raise TrustError("not joined", "you said no; the invitation is still good", None, code="consent")
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
@@ -651,6 +647,8 @@ def join(code: str | None, via: str | None, accept: str | None, name: str | None
 
     if name is not None:
         convert("node.name", name)
+    if accept is not None:
+        consent.agree(accept)
     connection = ensure_node(announce=_announce)
     joined = connection.request("POST", "/v1/join", {"token": invitation, "name": name}, timeout_s=JOIN_S_MAX)
     if name is not None:
@@ -663,7 +661,7 @@ def join(code: str | None, via: str | None, accept: str | None, name: str | None
     say(f"Found {inviter} at {joined['address']} and checked its identity", level=1)
     print(f'This computer is now "{view["node"]["name"]}" in group {joined["group"]}')
     if accept is not None:
-        say("From now on " + POWER.format(user=_user()) + ".")
+        say("From now on " + consent.power(accept) + ".")
     if connection.embedded is not None:
         reason = why_embedded(os.environ)
         say(f"No node stays running here ({reason}).  To take part: p2pc node start, or p2pc node", level=1)

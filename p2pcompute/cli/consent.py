@@ -1,0 +1,46 @@
+"""What a person agrees to who joins a group or invites somebody: what members may do on this computer."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from p2pcompute.cli.connection import open_connection
+from p2pcompute.cli.output import say
+from p2pcompute.config import load_settings, write_setting
+from p2pcompute.places import find_paths
+
+ACCEPTED: Final = {
+    "none": "this computer takes no work of others",
+    "sandboxed": "members of the group can run programs on this computer, in sandboxes: without its files and network",
+    "all": "every member of the group can run anything on this computer, as the user {user}",
+}
+"""By value of the setting node.accept."""
+
+
+def accepted() -> str:
+    """Return the setting."""
+    return load_settings(find_paths(os.environ), os.environ).node.accept
+
+
+def power(accept: str) -> str:
+    """Say what others can do here."""
+    return ACCEPTED[accept].format(user=_user())
+
+
+def agree(accept: str) -> None:
+    """Write the setting, when it is another than it was."""
+    if accept == accepted():
+        return
+    write_setting(find_paths(os.environ).config_file, "node.accept", accept)
+    if open_connection().is_answering():
+        say(f"The node that runs here takes node.accept={accept} up when it starts anew: p2pc node restart")
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -1,0 +1,90 @@
+"""`p2pc doctor`: what this machine can do, tried, and what would make it better.  It changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import click
+
+from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.output import print_json, say
+from p2pcompute.config import Settings, load_settings
+from p2pcompute.execution.levels import Level
+from p2pcompute.execution.sandbox import NoSandbox, find_bubblewrap
+from p2pcompute.execution.sandbox_trial import Isolation, isolation
+from p2pcompute.places import Paths, find_paths
+
+_SIGNS: Final = {True: "ok", False: "!!", None: "--"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    is_good: bool | None
+    """None: it is not needed here."""
+    what: str
+    fix: str = ""
+    """A command, or what to do; empty when there is nothing to do."""
+
+
+@click.command(cls=Command, examples=[("p2pc doctor", ""), ("p2pc doctor --json", "for programs")])
+@json_option
+def doctor(json_: bool) -> int:
+    """Check this machine and say what to do.
+
+    Exit code 0: all is well; 1: something should be done.
+    """
+    paths = find_paths(os.environ)
+    settings = load_settings(paths, os.environ, warn=lambda text: say(f"warning: {text}"))
+    checks = list(_checks(paths, settings))
+    if json_:
+        print_json({"schema": "p2pc.doctor/1", "checks": [asdict(check) for check in checks]})
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            print(f"{_SIGNS[check.is_good]}  {check.name:{width}}  {check.what}")
+            if check.fix and not check.is_good:
+                print(f"    {'':{width}}  fix: {check.fix}")
+    return int(any(check.is_good is False for check in checks))
+
+
+def _checks(paths: Paths, settings: Settings) -> Iterator[Check]:
+    accept = settings.node.accept
+    is_needed = accept == "sandboxed"
+    hidden = (paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
+    tried = isolation("sandboxed", hidden)
+    works = tried.level is Level.SANDBOX
+    yield _work_of_others(accept, tried)
+    try:
+        yield Check("bubblewrap", True, find_bubblewrap())
+    except NoSandbox as error:
+        yield Check("bubblewrap", False if is_needed else None, str(error), error.fix)
+    else:
+        if works:
+            yield Check("sandbox", True, "one was started: namespaces, system calls and limits are in place")
+        else:
+            yield Check("sandbox", False if is_needed else None, tried.why, tried.fix)
+    if works:
+        has_landlock = tried.landlock > 0
+        what = f"version {tried.landlock}" if has_landlock else "this kernel has none; mounts alone decide what is seen"
+        yield Check("Landlock", True if has_landlock else None, what)
+        user = "a user of nobody's" if os.geteuid() == 0 else "your user number, in a user namespace without rights"
+        yield Check("user", True, f"tasks of others run under {user}")
+
+
+def _work_of_others(accept: str, tried: Isolation) -> Check:
+    name = "work of others"
+    match accept:
+        case "none":
+            return Check(name, None, "is not taken (node.accept is none)")
+        case "all":
+            fix = "p2pc config set node.accept sandboxed" if tried.level is Level.SANDBOX else ""
+            return Check(name, None, "runs as you, without a sandbox (node.accept is all)", fix)
+    if tried.level is Level.SANDBOX:
+        return Check(name, True, "runs in sandboxes")
+    return Check(name, False, "is refused, since there is no sandbox", tried.fix)

@@ -1,0 +1,44 @@
+"""`p2pc doctor`: names what is missing and the command that gets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from p2pcompute.cli.main import run_command
+from p2pcompute.execution import sandbox
+from tests.e2e.test_hostile import why_no_sandbox
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("P2PC_HOME", str(tmp_path))
+    monkeypatch.delenv("P2PC_NODE__ACCEPT", raising=False)
+    return tmp_path
+
+
+def test_missing_bubblewrap(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finding where sandboxes are wanted; none where the machine takes no work of others anyway."""
+
+    def find(program: str, **_: object) -> str | None:
+        return "/usr/bin/apt-get" if program == "apt-get" else None
+
+    monkeypatch.setattr(sandbox.shutil, "which", find)
+    assert run_command(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "bubblewrap is not installed" in shown and "apt-get install bubblewrap" in shown
+    assert "is refused" in shown
+    monkeypatch.setenv("P2PC_NODE__ACCEPT", "none")
+    assert run_command(["doctor"]) == 0
+
+
+def test_all_is_well(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if reason := why_no_sandbox():
+        pytest.skip(reason)
+    assert run_command(["doctor", "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert all(check["is_good"] is not False for check in checks)
+    assert {check["name"] for check in checks} >= {"work of others", "bubblewrap", "sandbox", "Landlock"}
+    assert not list(home.iterdir()), "it changes nothing"
