@@ -353,6 +353,8 @@ QUESTION_LANES: Final = 32
 """Nodes that are asked at the same time for one question."""
 QUESTION_ASKED_MAX: Final = 256
 """Nodes that are asked for one question: half of CHANNELS_MAX, because each needs a channel."""
+FIND_S_MAX: Final = 30.0
+"""How long one question may take: who waits for a node sets a trigger."""
 EXPRESSION_CHARS_MAX: Final = 500
 """One expression over attributes; peers send them.  The worst of this length takes 5 ms to compile and 11 ms to
 evaluate (both grow with its square)."""

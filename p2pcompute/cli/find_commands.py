@@ -11,7 +11,8 @@ import click
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.connection import open_connection
 from p2pcompute.cli.output import duration_text, is_terminal, one_line, plural, print_json, say, table
-from p2pcompute.errors import NodeUnavailable, P2pcError
+from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
+from p2pcompute.limits import FIND_S_MAX
 
 EXIT_NONE: Final = 4
 """No node fits."""
@@ -155,6 +156,12 @@ def find(
     from urllib.parse import urlencode
 
     time_s = _seconds(max_time)
+    if time_s > FIND_S_MAX:
+        raise UsageError(
+            f"--max-time {max_time} is too long",
+            f"one question takes up to {FIND_S_MAX:g} s",
+            f"wait: p2pc when {expr!r}",
+        )
     query = {"expr": expr, "max_answers": max_answers, "max_time_s": time_s, "max_age_s": _seconds(max_age)}
     if rank is not None:
         query["rank"] = rank

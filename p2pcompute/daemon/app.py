@@ -54,7 +54,14 @@ from p2pcompute.errors import (
 )
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.ids import format_device_id, parse_device_id
-from p2pcompute.limits import API_BODY_BYTES_MAX, INVITE_TTL_S, INVITE_USES_MAX, LIST_ITEMS_MAX, QUESTION_ASKED_MAX
+from p2pcompute.limits import (
+    API_BODY_BYTES_MAX,
+    FIND_S_MAX,
+    INVITE_TTL_S,
+    INVITE_USES_MAX,
+    LIST_ITEMS_MAX,
+    QUESTION_ASKED_MAX,
+)
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
 from p2pcompute.node.views import find_node
@@ -65,8 +72,6 @@ log = logging.getLogger("p2pcompute.daemon")
 TASK_STATES: Final = ("waiting", "running", "done", "failed", "cancelled")
 JOB_STATES: Final = TASK_STATES
 
-FIND_S_MAX: Final = 30.0
-"""How long one call may ask other nodes."""
 WAIT_S_MAX: Final = 366 * 86400.0
 
 _encode = msgspec.json.Encoder().encode

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from p2pcompute.resources.explaining import size_text
+
 SLOW_FACTOR: Final = 2.0
 """A node whose tasks take so many times as long as elsewhere is a slow one."""
 SLOW_RUNS_MIN: Final = 2
@@ -97,9 +99,9 @@ def _reasons(course: Course) -> Iterator[Slowness]:
         yield Slowness("nodes", f"{able} of {len(nodes)} nodes can run it")
     for node in nodes:
         if node.staging and node.running:
-            speed = "" if node.bandwidth is None else f"; it got {_speed(node.bandwidth)} lately"
+            speed = "" if node.bandwidth is None else f"; it got {size_text(node.bandwidth)}/s lately"
             wait = "task waits for its files" if node.staging == 1 else "tasks wait for their files"
-            yield Slowness("files", f"on {node.name} {node.staging} {wait}{speed}", "what all tasks need once: --share")
+            yield Slowness("files", f"on {node.name} {node.staging} {wait}{speed}")
     if course.waiting:
         for node in nodes:
             others = (node.busy or 0) - node.running
@@ -146,11 +148,3 @@ def _rest(course: Course) -> Iterator[Slowness]:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.2g} ms" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
-
-
-def _speed(bytes_per_s: float) -> str:
-    for unit in ("B/s", "kB/s", "MB/s", "GB/s"):
-        if bytes_per_s < 999.5 or unit == "GB/s":
-            return f"{bytes_per_s:.3g} {unit}"
-        bytes_per_s /= 1000
-    raise AssertionError

@@ -238,8 +238,10 @@ def check_names(expression: Expression) -> None:
             _check_name(expression.text, name, part.clause.start)
         for name in part.job_names:
             if name not in JOB_EXAMPLES:
-                known = [f"job.{known}" for known in JOB_EXAMPLES]
-                _refuse_name(expression.text, f"job.{name}", known, part.clause.start)
+                near = difflib.get_close_matches(name.lower(), JOB_EXAMPLES, n=1, cutoff=0.5)
+                fix = f"did you mean job.{near[0]}?" if near else f"there are: job.{', job.'.join(JOB_EXAMPLES)}"
+                at = _find_name(expression.text, f"job.{name}", part.clause.start)
+                refuse(expression.text, at, f"no node could have job.{name}", fix)
 
 
 def check_condition(expression: Expression) -> None:

@@ -81,14 +81,16 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
 
 def test_the_answer_says_how_far_it_goes(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """People take nodes that could not be asked for nodes that do not fit."""
-    assert run_command(["find", "cpus>=4", "--max-age", "30s", "--max-time", "1m", "--max-answers", "3"]) == 0
+    assert run_command(["find", "cpus>=4", "--max-age", "30s", "--max-time", "20s", "--max-answers", "3"]) == 0
     shown = capsys.readouterr()
     assert "atlas" in shown.out and "direct 4 ms" in shown.out and "gpu.count" in shown.out and "RANK" not in shown.out
     assert shown.err.strip() == (
         "5 nodes known, 2 answered, 1 did not answer, 1 cannot say, "
         "1 of a version that does not know the question, in 0.2 s; the oldest answer is 0.5 s old"
     )
-    assert node.paths == ["/v1/find?expr=cpus%3E%3D4&max_answers=3&max_time_s=60.0&max_age_s=30.0"]
+    assert node.paths == ["/v1/find?expr=cpus%3E%3D4&max_answers=3&max_time_s=20.0&max_age_s=30.0"]
+    assert run_command(["find", "cpus>=4", "--max-time", "31s"]) == 2
+    assert "wait: p2pc when 'cpus>=4'" in capsys.readouterr().err
     assert run_command(["find", "cpus>=4", "--max-cost", "0"]) == 0
     assert node.paths[-1].endswith("&max_asked=0")
     capsys.readouterr()

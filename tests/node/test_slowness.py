@@ -39,7 +39,7 @@ def test_nothing_is_said_without_evidence() -> None:
         ({"nodes": (NOVA, NodeCourse(name="mac", can_run=False))}, "nodes", "1 of 2 nodes can run it"),
         (
             {"nodes": (replace(NOVA, staging=3, bandwidth=2.3e6),)},
-            *("files", "on nova 3 tasks wait for their files; it got 2.3 MB/s lately"),
+            *("files", "on nova 3 tasks wait for their files; it got 2.2 MiB/s lately"),
         ),
         ({"nodes": (replace(NOVA, running=5),)}, "busy", "3 of 8 slots of nova work for other jobs"),
         ({"nodes": (replace(NOVA, load=19.0),)}, "load", "nova is busy with more than its tasks: load 19.0 on 8 cores"),

