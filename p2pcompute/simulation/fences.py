@@ -43,7 +43,7 @@ _BY_CALLER: Final = (
         "random randint randrange choice choices shuffle sample uniform getrandbits randbytes seed SystemRandom",
     ),
     ("random", "triangular gauss normalvariate lognormvariate expovariate betavariate gammavariate paretovariate"),
-    ("random", "vonmisesvariate weibullvariate"),
+    ("random", "vonmisesvariate weibullvariate Random.__init__"),
     ("uuid", "uuid1 uuid4"),
     ("secrets", "token_bytes token_hex token_urlsafe randbelow randbits choice SystemRandom"),
     ("ssl", "RAND_bytes"),
