@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from p2pcompute.api.shortcuts import function, map, sh
     from p2pcompute.errors import (
         BadValue,
+        InputFailed,
         NodeUnavailable,
         NoEligibleNode,
         P2pcError,
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
         VersionMismatch,
         WorkerDied,
     )
+    from p2pcompute.execution.calls import Shared, call
 
 __all__ = [
     "AsyncMeshExecutor",
     "BadValue",
     "Completed",
     "Explanation",
+    "InputFailed",
     "Job",
     "JobStatus",
     "MeshExecutor",
@@ -41,6 +44,7 @@ __all__ = [
     "P2pcError",
     "Reason",
     "RemoteFunction",
+    "Shared",
     "TaskError",
     "TaskInfo",
     "TaskOptions",
@@ -49,6 +53,7 @@ __all__ = [
     "VersionMismatch",
     "WorkerDied",
     "__version__",
+    "call",
     "function",
     "map",
     "sh",
@@ -68,8 +73,10 @@ _HOMES = {
     "p2pcompute.api.shell": ("Completed",),
     "p2pcompute.api.remote_function": ("RemoteFunction",),
     "p2pcompute.api.shortcuts": ("function", "map", "sh"),
+    "p2pcompute.execution.calls": ("Shared", "call"),
     "p2pcompute.errors": (
         "BadValue",
+        "InputFailed",
         "NoEligibleNode",
         "NodeUnavailable",
         "P2pcError",

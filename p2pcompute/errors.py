@@ -118,6 +118,15 @@ class TaskError(P2pcError):
         self.stderr_tail = stderr_tail
 
 
+class InputFailed(TaskError):
+    """A call was not made, because one whose value it needs, directly or through others, failed; that error is the
+    cause."""
+
+    default_code = "input-failed"
+    chain: tuple[str, ...] = ()
+    """Names of the calls from the one that failed to this one; of a long chain its middle is left out."""
+
+
 class WorkerDied(TaskError):
     """The process that ran the task died.  `cause` is measured: oom, signal, timeout, node-lost, evicted."""
 

@@ -19,16 +19,18 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
 from p2pcompute.api.explanations import Explanation, explanation_of, never
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture, failure, forked, lost
+from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
 from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.execution.calls import PackedCall
 from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
-from p2pcompute.host.runs import Outcome
+from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import JOB_NAME_CHARS_MAX
 from p2pcompute.node.explanations import ExplanationView
@@ -71,6 +73,10 @@ class OpenJob:
     is_sealing: bool = False
     """No more items come."""
     is_cancelled: bool = False
+    held: dict[Waiting, None] = field(default_factory=dict)
+    """Calls that wait for their inputs."""
+    is_seal_due: bool = False
+    """Sealed as soon as nothing is held any more."""
     futures: dict[int, MeshFuture[Any]] = field(default_factory=dict)
     code_refs: list[BlobRef] = field(default_factory=list)
 
@@ -79,7 +85,7 @@ _SEAL: Final = b"seal"
 _CANCEL: Final = b"cancel"
 _KILL: Final = b"kill"
 
-Item = tuple[MeshFuture[Any] | None, "Shipment | OpenJob", bytes]
+Item = tuple[MeshFuture[Any] | None, "Shipment | OpenJob", bytes | Bound]
 """(future, where it goes, payload); without a future the payload is one of the orders above."""
 
 Ask = Callable[[Callable[[Node], Coroutine[Any, Any, Any]]], Any]
@@ -108,9 +114,10 @@ class Desk:
         self._names: dict[bytes, str] = {}
         self._loop: asyncio.AbstractEventLoop
         self._node: Node
-        self._blobs: FileBlobs
+        self.blobs: FileBlobs
         self._scope: TaskScope
         self._idle = asyncio.Event()
+        self._flow = Dataflow(self)
 
     # --- any thread -------------------------------------------------------------------------------
 
@@ -119,11 +126,10 @@ class Desk:
         if self._pid != os.getpid():
             raise forked()
 
-    def put(self, future: MeshFuture[Any] | None, target: Shipment | OpenJob, payload: bytes) -> None:
-        """Hand a task in."""
+    def put(self, future: MeshFuture[Any] | None, target: Shipment | OpenJob, payload: bytes | Bound) -> None:
+        """Hand a task in: its payload, or arguments that wait for their parts."""
         self._inbox.append((future, target, payload))
-        if not self._is_woken:
-            self._wake()
+        self.wake()
 
     def seal(self, job: OpenJob) -> None:
         """No more tasks come for a single job."""
@@ -136,10 +142,12 @@ class Desk:
     def withdraw(self, future: MeshFuture[Any], *, kill: bool = False) -> None:
         """A future was cancelled: its task need not run; with `kill` it is stopped when it does, and then cancelled."""
         self._withdrawn.append((future, kill))
-        if not self._is_woken:
-            self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There is something to look at."""
+        if self._is_woken:
+            return
         self._is_woken = True
         if self._is_ended:
             self.fail(self._error)
@@ -169,12 +177,12 @@ class Desk:
     def open(self, node: Node, blobs: FileBlobs, scope: TaskScope) -> None:
         """Start to work for `node`."""
         self._loop = asyncio.get_running_loop()
-        self._node, self._blobs, self._scope = node, blobs, scope
+        self._node, self.blobs, self._scope = node, blobs, scope
         self._loop.call_soon(self._drain)
 
     @property
     def is_idle(self) -> bool:
-        return not self._inbox and self._open_count == 0
+        return not self._inbox and self._open_count == 0 and self._flow.is_idle
 
     async def wait_idle(self) -> None:
         """Wait until every future is resolved."""
@@ -189,11 +197,12 @@ class Desk:
     def cancel_all(self, *, kill: bool) -> None:
         """Cancel every open task; running ones finish unless `kill`."""
         self._drain_all()
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             self._cancel_job(job, kill=kill)
 
     async def close(self) -> None:
         """Seal every job: their submitter goes."""
+        await asyncio.to_thread(self._flow.read_all)
         for job in list(self._jobs.values()):
             if job.book is not None:
                 await self._node.seal_job(job.job_id)
@@ -204,6 +213,9 @@ class Desk:
         self._is_woken = False
         futures = [future for job in self._jobs.values() for future in job.futures.values()]
         futures += [future for job in self._jobs.values() for future, _payload in job.waiting]
+        futures += [waiting.future for job in self._jobs.values() for waiting in job.held]
+        for job in self._jobs.values():
+            job.held.clear()
         self._jobs.clear()
         while True:
             try:
@@ -226,6 +238,7 @@ class Desk:
         self._is_woken = False
         inbox = self._inbox
         batches: dict[OpenJob, list[tuple[MeshFuture[Any], bytes]]] = {}
+        held: list[tuple[OpenJob, MeshFuture[Any], Bound]] = []
         orders: list[tuple[OpenJob, bytes]] = []
         last: Shipment | OpenJob | None = None
         batch: list[tuple[MeshFuture[Any], bytes]] = []
@@ -240,18 +253,25 @@ class Desk:
                 if job.is_single and job.shipment.key not in self._jobs:
                     self._jobs[job.shipment.key] = job
                 batch = batches.setdefault(job, [])
-            if future is None:
-                orders.append((job, payload))
+            if type(payload) is Bound:
+                assert future is not None
+                held.append((job, future, payload))
+            elif future is None:
+                orders.append((job, payload))  # type: ignore[arg-type]
             else:
-                batch.append((future, payload))
+                batch.append((future, payload))  # type: ignore[arg-type]
         else:
             if inbox and not self._is_woken:
                 self._is_woken = True
                 self._loop.call_soon(self._drain)
+        for job, future, bound in held:
+            self._open_count += 1
+            self._flow.hold(job, future, bound)
+        self._flow.look()
         for job, items in batches.items():
             self._open_count += len(items)
             self._add(job, items)
-        if batches:
+        if batches or held:
             self._node.scheduler.pump_now()
         for job, order in orders:
             self._obey(job, order)
@@ -270,19 +290,22 @@ class Desk:
     def _close_unused(self) -> None:
         """Close jobs that nobody has used for longest, a quarter of them at a time."""
         unused = [
-            key for key, job in self._jobs.items() if job.book is not None and not job.futures and not job.is_single
+            key
+            for key, job in self._jobs.items()
+            if job.book is not None and not (job.futures or job.held or job.is_single)
         ]
         for key in unused[: JOBS_OPEN_MAX // 4]:
             self._finish_job(self._jobs[key])
 
     def _finish_job(self, job: OpenJob) -> None:
         """Seal a job that takes nothing more; it is forgotten when it is over."""
-        if not job.is_sealing:
+        job.is_seal_due = bool(job.held)
+        if not (job.is_sealing or job.is_seal_due):
             job.is_sealing = True
             if not job.is_single:
                 self._jobs.pop(job.shipment.key, None)
             if job.book is not None:
-                self._spawn(self._node.seal_job(job.job_id), "seal")
+                self.spawn(self._node.seal_job(job.job_id), "seal")
 
     def _add(self, job: OpenJob, items: list[tuple[MeshFuture[Any], bytes]]) -> None:
         book = job.book
@@ -293,7 +316,7 @@ class Desk:
             job.waiting += items
             if not job.is_opening:
                 job.is_opening = True
-                self._spawn(self._open_job(job), "open")
+                self.spawn(self._open_job(job), "open")
             return
         live = [item for item in items if item[0]._state == "PENDING"]
         if len(live) < len(items):
@@ -317,6 +340,28 @@ class Desk:
         if self._node.scheduler.peers:
             self._node.scheduler.offer()
 
+    def put_held(self, waiting: Waiting, payload: bytes) -> None:
+        """Make a task of a call that was held."""
+        del waiting.job.held[waiting]
+        self._add(waiting.job, [(waiting.future, payload)])
+        self._node.scheduler.pump_now()
+        self._look_at_seal(waiting.job)
+
+    def drop_held(self, waiting: Waiting, error: BaseException | None) -> None:
+        """Fail a call that was held; without an error cancel it."""
+        del waiting.job.held[waiting]
+        self._open_count -= 1
+        if error is None:
+            _set_cancelled(waiting.future)
+        else:
+            _set_exception(waiting.future, error)
+        self._look_at_seal(waiting.job)
+        self._check_idle()
+
+    def _look_at_seal(self, job: OpenJob) -> None:
+        if job.is_seal_due and not job.held:
+            self._finish_job(job)
+
     def _refuse(self, items: Sequence[tuple[MeshFuture[Any], bytes]], error: BaseException) -> None:
         self._open_count -= len(items)
         for future, _payload in items:
@@ -330,8 +375,8 @@ class Desk:
         try:
             for content in (shipment.code, shipment.modules_zip):
                 if content:
-                    job.code_refs.append(await self._blobs.put(content))
-            self._blobs.pin(job.code_refs)
+                    job.code_refs.append(await self.blobs.put(content))
+            self.blobs.pin(job.code_refs)
             spec = JobSpec(
                 kind=job.kind,
                 code=job.code_refs[0] if shipment.code else None,
@@ -410,10 +455,12 @@ class Desk:
         for future, _payload in waiting:
             self._release_blobs(future)
             _set_cancelled(future)
+        for call in list(job.held):
+            self.drop_held(call, None)
         if job.book is None:
             job.is_cancelled = True
         elif job.futures:
-            self._spawn(self._node.cancel(job.job_id, indices=list(job.futures), now=kill), "cancel")
+            self.spawn(self._node.cancel(job.job_id, indices=list(job.futures), now=kill), "cancel")
 
     def _withdraw_now(self) -> None:
         by_job: dict[tuple[OpenJob, bool], list[int]] = {}
@@ -422,7 +469,7 @@ class Desk:
             if future._job is not None and future._index in future._job.futures:
                 by_job.setdefault((future._job, kill), []).append(future._index)
         for (job, kill), indices in by_job.items():
-            self._spawn(self._node.cancel(job.job_id, indices=indices, now=kill), "cancel")
+            self.spawn(self._node.cancel(job.job_id, indices=indices, now=kill), "cancel")
 
     # --- results out ------------------------------------------------------------------------------
 
@@ -449,7 +496,12 @@ class Desk:
                     value = load_value(outcome.value)
                 except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
                     _set_exception(future, error)
+                    continue
+                if type(value) is PackedCall:
+                    self._flow.follow(job, future, value)
                 else:
+                    if future.is_input:
+                        future._content = outcome.value
                     with contextlib.suppress(cf.InvalidStateError):
                         future.set_result(value)
             else:
@@ -493,28 +545,32 @@ class Desk:
                 if future._state == "PENDING":
                     self._fail(job, future, end, b"")
             else:
-                self._blobs.pin([BlobRef(*blob) for blob in _blobs_of(outcome)])
+                self.blobs.pin([BlobRef(*blob) for blob in _blobs_of(outcome)])
                 reading.append((future, end, outcome))
         if reading:
-            self._spawn(self._read(job, reading), "read")
+            self.spawn(self._read(job, reading), "read")
 
     async def _read(self, job: OpenJob, items: list[tuple[MeshFuture[Any], TaskEnd, Outcome]]) -> None:
         refs = [BlobRef(*blob) for _future, _end, outcome in items for blob in _blobs_of(outcome)]
+        is_read = False
         try:
             await asyncio.to_thread(self._read_now, job, items)
+            is_read = True
         finally:
             self._open_count -= len(items)
-            for future, _end, _outcome in items:
+            for future, _end, _outcome in items if not is_read else ():
                 _set_exception(future, lost(None))
             self._check_idle()
             if refs:
-                self._blobs.unpin(refs)
+                self.blobs.unpin(refs)
                 with contextlib.suppress(P2pcError):
-                    await self._blobs.delete(refs)
+                    await self.blobs.delete(refs)
 
     def _read_now(self, job: OpenJob, items: list[tuple[MeshFuture[Any], TaskEnd, Outcome]]) -> None:
         """In a thread."""
         for future, end, outcome in items:
+            if future.is_input and job.read is None and self._is_left_unread(future, outcome):
+                continue
             try:
                 contents = {blob[0]: self._read_blob(BlobRef(*blob)) for blob in _blobs_of(outcome)}
                 data = contents[outcome.value_blob[0]] if outcome.value_blob is not None else outcome.value
@@ -526,6 +582,9 @@ class Desk:
                 if value is NotImplemented:
                     self._fail(job, future, end, data)
                     continue
+                if type(value) is PackedCall:
+                    self._loop.call_soon_threadsafe(self._flow.follow, job, future, value)
+                    continue
             except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
                 _set_exception(future, error)
             else:
@@ -534,8 +593,24 @@ class Desk:
                 with contextlib.suppress(cf.InvalidStateError):
                     future.set_result(value)
 
+    def _is_left_unread(self, future: MeshFuture[Any], outcome: Outcome) -> bool:
+        """Resolve the future of an input whose value is large without reading it, unless it is a call that follows."""
+        if outcome.value_blob is None or outcome.status is not OutcomeStatus.OK:
+            return False
+        ref = BlobRef(*outcome.value_blob)
+        path = self.blobs.path(ref)
+        if path is None:
+            return False
+        with open(path, "rb") as file:
+            if is_call(file.read(CALL_MARK_WITHIN_BYTES)):
+                return False
+        self._flow.keep(future, ref)
+        with contextlib.suppress(cf.InvalidStateError):
+            future.set_result(Unread())
+        return True
+
     def _read_blob(self, ref: BlobRef) -> bytes:
-        return self._blobs.read_now(ref)
+        return self.blobs.read_now(ref)
 
     def _forget(self, job: OpenJob) -> None:
         """Drop what the node keeps of a job that is over."""
@@ -543,8 +618,8 @@ class Desk:
             job.book = None
             if job.is_single:
                 self._jobs.pop(job.shipment.key, None)
-            self._blobs.unpin(job.code_refs)
-            self._spawn(self._node.scheduler.owner.forget(job.job_id), "forget")
+            self.blobs.unpin(job.code_refs)
+            self.spawn(self._node.scheduler.owner.forget(job.job_id), "forget")
 
     # --- blobs of tasks ---------------------------------------------------------------------------
 
@@ -552,10 +627,10 @@ class Desk:
         """What was sent for a task that has ended is not needed here any more."""
         refs, future._blobs = future._blobs, ()
         if refs:
-            self._blobs.unpin(refs)
-            self._spawn(self._blobs.delete(refs), "delete")
+            self.blobs.unpin(refs)
+            self.spawn(self.blobs.delete(refs), "delete")
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         self._scope.spawn(coroutine, name)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from p2pcompute.api.dataflow import Bound
 from p2pcompute.api.desk import OpenJob
 from p2pcompute.api.embedded import EmbeddedNode, EmbeddedOptions
 from p2pcompute.api.functions import Functions, Shipment, name_of
@@ -18,15 +19,16 @@ from p2pcompute.api.jobs import Job
 from p2pcompute.api.maps import Mapping
 from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wait_for_node
 from p2pcompute.api.options import TaskOptions
-from p2pcompute.api.pickling import dump_call
+from p2pcompute.api.pickling import dump_call, dump_value
 from p2pcompute.errors import BadValue, UsageError
-from p2pcompute.execution.calls import Spread
+from p2pcompute.execution.calls import Shared, Spread
 from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class _Core:
@@ -99,6 +101,9 @@ class MeshExecutor(cf.Executor):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> MeshFuture[R]:
         """Hand a call in and return its future.
 
+        Arguments may be, or hold, futures of this executor: the call is made with their values once they are there, and
+        fails with `InputFailed` when one of them fails.  Values go from task to task; nothing is unpickled here.
+
         Raises:
             RuntimeError: after `shutdown`.
             UsageError: the function or an argument cannot be sent; the message names what is to blame.
@@ -106,8 +111,8 @@ class MeshExecutor(cf.Executor):
         self._check_open()
         with self._lock:
             shipment, beside = self._functions.find(fn)
-        data = dump_call((beside, *args) if beside else args, kwargs, shipment.zipped_names)
-        return self._send(shipment, data)
+        data, parts = dump_call((beside, *args) if beside else args, kwargs, shipment.zipped_names)
+        return self._send(shipment, data, parts)
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
@@ -115,9 +120,14 @@ class MeshExecutor(cf.Executor):
         if self.is_closed:
             raise closed()
 
-    def _send(self, target: Shipment | OpenJob, data: bytes) -> MeshFuture[Any]:
-        """Hand in one call whose arguments are pickled."""
+    def _send(self, target: Shipment | OpenJob, data: bytes, parts: Sequence[Any]) -> MeshFuture[Any]:
+        """Hand in one call whose arguments are pickled, all but these parts of them."""
         future: MeshFuture[Any] = MeshFuture(self._desk, len(data))
+        if parts:
+            for part in parts:
+                self._check_part(part)
+            self._desk.put(future, target, Bound(data, tuple(parts)))
+            return future
         if len(data) <= INLINE_BYTES_MAX:
             payload = encode_call(data)
         else:
@@ -126,6 +136,29 @@ class MeshExecutor(cf.Executor):
             payload = encode_payload(TaskPayload(args_blob=ref))
         self._put(future, target, payload)
         return future
+
+    def _check_part(self, part: Any) -> None:
+        """Raises UsageError for what belongs to another executor."""
+        home = part.home if isinstance(part, Shared) else getattr(part, "_desk", self._desk)
+        if home is not self._desk:
+            raise UsageError(
+                f"a {type(part).__name__} of another executor cannot be an argument",
+                "its value is known to that one only",
+                "give its value: future.result(), or share the object with this executor",
+            )
+
+    def share(self, obj: T) -> Shared[T]:
+        """Return a stand-in for an object that many calls use.
+
+        As an argument of calls it travels once to each node, and a worker process unpickles it once.  Calls get the
+        object by its `get()`.
+
+        Raises:
+            UsageError: it cannot be pickled.
+        """
+        self._check_open()
+        ref = self._node.blobs().put_now(dump_value(obj), pin=True)
+        return Shared(obj, self._desk, ref)
 
     def _send_payload(
         self, target: OpenJob, payload: bytes, blobs: tuple[BlobRef, ...], words: tuple[str, ...]
@@ -219,8 +252,8 @@ class MeshExecutor(cf.Executor):
         job: Job[R] = Job(self._desk, shipment, name or name_of(fn))
         try:
             for args in zip(*iterables, strict=False):
-                data = dump_call((beside, *args) if beside else args, {}, shipment.zipped_names)
-                job.add(self._send(job.open_job, data))
+                data, parts = dump_call((beside, *args) if beside else args, {}, shipment.zipped_names)
+                job.add(self._send(job.open_job, data, parts))
         except BaseException:
             job.cancel(now=True)
             raise

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from p2pcompute.api.options import TaskInfo, moment
-from p2pcompute.api.pickling import load_exception
+from p2pcompute.api.pickling import load_exception, load_value
 from p2pcompute.errors import P2pcError, TaskError, UsageError, WorkerDied
+from p2pcompute.execution.calls import Collected
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import task_id
@@ -29,6 +30,10 @@ OUTPUT_SHOWN_BYTES: Final = 2048
 """End of a task's standard error in an exception."""
 
 
+class Unread:
+    """Stands for a value that nobody has asked for here: it is still pickled."""
+
+
 class MeshFuture(cf.Future[R], Generic[R]):
     """The result of one call, to come.  Dropping it cancels nothing."""
 
@@ -38,6 +43,10 @@ class MeshFuture(cf.Future[R], Generic[R]):
     """Large arguments, or files that are sent along: pinned until the task has ended."""
     _words: tuple[str, ...] = ()
     """Of a command."""
+    is_input = False
+    """Its value is an argument of another call."""
+    _content: bytes | BlobRef | None = None
+    """Of an input: its pickled value, or where that is."""
     _chunk_count = 0
     """Calls in the task, when it is a chunk."""
     _report: tuple[str | None, int, Outcome | None, int] | None = None
@@ -128,7 +137,24 @@ class MeshFuture(cf.Future[R], Generic[R]):
         """
         if self._state != "FINISHED":
             self._wait(timeout)
-        return super().result(timeout)
+        value = super().result(timeout)
+        return self._read_value() if type(value) is Unread else value
+
+    def _read_value(self) -> R:
+        """Read a large value that has only gone from task to task until now."""
+        with self._condition:
+            if type(self._result) is Unread and isinstance(self._content, BlobRef):
+                self._result = load_value(self._desk.blobs.read_now(self._content))
+            value: Any = self._result
+            return value  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> Any:
+        """Among the arguments of a call a future stands for its value; nowhere else can it be sent."""
+        found = Collected.reduce(self)
+        if found is None:
+            raise TypeError("a future cannot be pickled: give it to a call as an argument, or send its result()")
+        self.is_input = True
+        return found
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""

@@ -261,9 +261,9 @@ class Mapping(Generic[R]):
             self._is_exhausted = True
         if not count:
             return
-        data = dump_call(tuple(columns), {}, self._shipment.zipped_names)
+        data, parts = dump_call(tuple(columns), {}, self._shipment.zipped_names)
         self._call_bytes = len(data) / count
-        future = self._executor._send(self._shipment, data)
+        future = self._executor._send(self._shipment, data, parts)
         future._chunk_count = count
         self._open[future] = count
         self._taken += count

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any, Final
 
-from p2pcompute.execution.functions import dump_args, load_exception, load_value, ship
+from p2pcompute.execution.calls import Collected
+from p2pcompute.execution.functions import dump_args, dump_value, load_exception, load_value, ship
 from p2pcompute.execution.modules import is_own_path
 
-__all__ = ["dump_call", "load_exception", "load_value", "ship"]
+__all__ = ["dump_call", "dump_value", "load_exception", "load_value", "ship"]
 
 _SIMPLE: Final = frozenset({type(None), bool, int, float, str, bytes})
 _libraries: dict[str, bool] = {}
@@ -49,8 +50,10 @@ class _Plain(pickle.Pickler):
         return NotImplemented
 
 
-def dump_call(args: Sequence[Any], kwargs: Mapping[str, Any], zipped_names: Sequence[str] = ()) -> bytes:
-    """Return the pickle of one call's (args, kwargs).
+def dump_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any], zipped_names: Sequence[str] = ()
+) -> tuple[bytes, Sequence[Any]]:
+    """Return the pickle of one call's (args, kwargs), and the parts that it refers to: see `execution.calls`.
 
     Raises:
         UsageError: an argument cannot be pickled; the message names it.
@@ -60,10 +63,12 @@ def dump_call(args: Sequence[Any], kwargs: Mapping[str, Any], zipped_names: Sequ
             if type(value) not in _SIMPLE:
                 break
         else:
-            return pickle.dumps((args, {}), 5)
+            return pickle.dumps((args, {}), 5), ()
     buffer = io.BytesIO()
     try:
-        _Plain(buffer, 5).dump((args, kwargs))
+        with Collected() as collected:
+            _Plain(buffer, 5).dump((args, kwargs))
+        return buffer.getvalue(), collected.parts
     except Exception:  # noqa: BLE001 - pickling runs the user's code; cloudpickle is tried, and it explains
-        return dump_args(args, kwargs, zipped_names=zipped_names)
-    return buffer.getvalue()
+        with Collected() as collected:
+            return dump_args(args, kwargs, zipped_names=zipped_names), collected.parts

@@ -37,6 +37,7 @@ __all__ = [
     "ShippedFunction",
     "dump_args",
     "dump_chunk",
+    "dump_value",
     "key_of",
     "load_exception",
     "load_file_function",
@@ -214,6 +215,15 @@ def dump_chunk(calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]], *, zipp
     if all(not kwargs and _is_plain(args) for args, kwargs in plain):
         return pickle.dumps(plain, 5)
     return _dump_data(plain, zipped_names)
+
+
+def dump_value(value: Any) -> bytes:
+    """Return the pickle of one value, as `load_value` reads it.
+
+    Raises:
+        UsageError: it cannot be pickled; the message names what is to blame.
+    """
+    return _dump_data(value, ())
 
 
 def _dump_data(value: Any, zipped_names: Sequence[str]) -> bytes:

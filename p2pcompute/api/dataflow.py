@@ -1,0 +1,239 @@
+"""Calls that wait for others: futures as arguments, calls that tasks return, objects that calls share.
+
+All of it happens in the node's thread, which owns the jobs.  A call whose arguments hold futures is held here until
+these have ended, and is then made a task like any other, with the values of its inputs beside its arguments: small ones
+as they came, large ones as the blobs that they are.  Nothing is unpickled here on its way from task to task.
+
+Invariant: what is held is in `held` of its job and counts as open until it is a task or has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import contextlib
+import hashlib
+import pickle
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from p2pcompute.api.functions import Shipment
+from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.pickling import dump_value
+from p2pcompute.errors import InputFailed, P2pcError
+from p2pcompute.execution.calls import INPUT_PREFIX, SHARED_PREFIX, BoundCall, Call, PackedCall, Shared
+from p2pcompute.execution.spec import InputFile, TaskPayload, encode_payload
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.limits import INLINE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from p2pcompute.api.desk import Desk, OpenJob
+
+CALL_MARK: Final = PackedCall.__name__.encode()
+CALL_MARK_WITHIN_BYTES: Final = 128
+"""The pickle of a `PackedCall` names its class within so many bytes."""
+
+CHAIN_NAMES_MAX: Final = 20
+"""Names of calls that an error lists: the first ones and the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Pickled arguments that refer to parts."""
+
+    data: bytes
+    parts: tuple[Any, ...]
+    """Futures, shared objects, calls to be made."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A call that is held."""
+
+    job: OpenJob
+    future: MeshFuture[Any]
+    data: bytes
+    parts: list[MeshFuture[Any] | Shared[Any]]
+    left: int = 0
+    """Inputs that have not ended."""
+
+
+class Dataflow:
+    """What a desk holds back.  Everything but `arrived` is called by the loop's thread."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._arrivals: deque[Waiting] = deque()
+        self._dropped: deque[BlobRef] = deque()
+        """Blobs of values whose futures are gone."""
+        self._unread: weakref.WeakSet[MeshFuture[Any]] = weakref.WeakSet()
+
+    # --- holding ----------------------------------------------------------------------------------
+
+    def hold(self, job: OpenJob, future: MeshFuture[Any], bound: Bound) -> None:
+        """Take a call in; its future counts as open already."""
+        parts = [self._made(job, part) if isinstance(part, Call) else part for part in bound.parts]
+        waiting = Waiting(job, future, bound.data, parts)
+        job.held[waiting] = None
+        future._job = job
+        for part in parts:
+            if isinstance(part, MeshFuture) and not part.done():
+                waiting.left += 1
+                part.add_done_callback(partial(self._arrived, waiting))
+        if not waiting.left:
+            self._resolve(waiting)
+
+    def _made(self, job: OpenJob, call: Call) -> MeshFuture[Any]:
+        future: MeshFuture[Any] = MeshFuture(self._desk, 0)
+        future.is_input = True
+        self.follow(job, future, PackedCall(*call._packed()))
+        return future
+
+    def _arrived(self, waiting: Waiting, _future: object) -> None:
+        """An input has ended; by any thread."""
+        self._arrivals.append(waiting)
+        self._desk.wake()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._arrivals
+
+    def look(self) -> None:
+        """Go on with the calls whose inputs have ended."""
+        while self._arrivals:
+            waiting = self._arrivals.popleft()
+            waiting.left -= 1
+            if not waiting.left:
+                self._resolve(waiting)
+        while self._dropped:
+            ref = self._dropped.popleft()
+            self._desk.blobs.unpin([ref])
+            self._desk.spawn(self._desk.blobs.delete([ref]), "delete")
+
+    def _resolve(self, waiting: Waiting) -> None:
+        """Make a task of a call: its inputs are there, or one has failed."""
+        if waiting not in waiting.job.held:  # it was cancelled
+            return
+        for part in waiting.parts:
+            if isinstance(part, MeshFuture) and (part.cancelled() or part._exception is not None):
+                self._desk.drop_held(waiting, _input_failed(waiting, part))
+                return
+        contents: list[bytes | BlobRef | None] = [_content(part) for part in waiting.parts]
+        inline = [content for content in contents if isinstance(content, bytes)]
+        if None in contents or sum(map(len, inline)) + len(waiting.data) > INLINE_BYTES_MAX:
+            self._desk.spawn(self._resolve_slowly(waiting, contents), "inputs")
+        else:
+            self._put(waiting, contents, None)
+
+    async def _resolve_slowly(self, waiting: Waiting, contents: list[bytes | BlobRef | None]) -> None:
+        """The same, where values must be pickled again (nobody had said in time that they are inputs) or are many."""
+        blobs = self._desk.blobs
+        try:
+            for number, content in enumerate(contents):
+                if content is None:
+                    content = await asyncio.to_thread(dump_value, waiting.parts[number].result())  # type: ignore[union-attr]
+                if isinstance(content, bytes) and len(content) > INLINE_BYTES_MAX // 8:
+                    content = await blobs.put(content)
+                contents[number] = content
+            args = _bound(waiting, contents)
+            ref = await blobs.put(args) if len(args) > INLINE_BYTES_MAX else None
+        except P2pcError as error:
+            if waiting in waiting.job.held:
+                self._desk.drop_held(waiting, error)
+            return
+        if waiting in waiting.job.held:
+            self._put(waiting, contents, ref)
+
+    def _put(self, waiting: Waiting, contents: list[bytes | BlobRef | None], args_blob: BlobRef | None) -> None:
+        files = {
+            _name(part, content): content
+            for part, content in zip(waiting.parts, contents, strict=True)
+            if isinstance(content, BlobRef)
+        }
+        refs = (*files.values(), *([args_blob] if args_blob is not None else ()))
+        self._desk.blobs.pin(refs)
+        waiting.future._blobs = refs
+        payload = TaskPayload(
+            args=b"" if args_blob is not None else _bound(waiting, contents),
+            args_blob=args_blob,
+            send=tuple(InputFile(name, ref, 0o444) for name, ref in files.items()),
+        )
+        self._desk.put_held(waiting, encode_payload(payload))
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def keep(self, future: MeshFuture[Any], ref: BlobRef) -> None:
+        """Leave the large value of an input where it is, until somebody asks for it here."""
+        self._desk.blobs.pin([ref])
+        future._content = ref
+        self._unread.add(future)
+        weakref.finalize(future, self._dropped.append, ref).atexit = False
+
+    def read_all(self) -> None:
+        """Read the values that nobody has asked for yet: the blobs go with the node.  In a thread."""
+        for future in list(self._unread):
+            with contextlib.suppress(Exception):  # whoever asks for it is told
+                future._read_value()
+
+    # --- calls that follow ------------------------------------------------------------------------
+
+    def follow(self, job: OpenJob, future: MeshFuture[Any], call: PackedCall) -> None:
+        """Let a future have the value of a call that a task of `job` has returned."""
+        above = job.shipment
+        key = hashlib.blake2b(digest_size=32)
+        for part in (call.code, above.modules_zip or b"", above.options.identity().encode()):
+            key.update(len(part).to_bytes(8, "big"))
+            key.update(part)
+        shipment = Shipment(call.name, call.code, above.modules_zip, above.zipped_names, above.options, key.digest())
+        inputs = []
+        for inner in call.inputs:
+            child: MeshFuture[Any] = MeshFuture(self._desk, len(inner.data))
+            child.is_input = True
+            self.follow(job, child, inner)
+            inputs.append(child)
+        future._job, future._index, future._report = None, -1, None
+        self._desk.put(future, shipment, Bound(call.data, tuple(inputs)))
+
+
+def _content(part: MeshFuture[Any] | Shared[Any]) -> bytes | BlobRef | None:
+    """Return the pickle of a part, or where it is; None when it has to be made."""
+    if isinstance(part, Shared):
+        ref: BlobRef = part.ref
+        return ref
+    return part._content
+
+
+def _name(part: MeshFuture[Any] | Shared[Any], ref: BlobRef) -> str:
+    return (SHARED_PREFIX if isinstance(part, Shared) else INPUT_PREFIX) + ref.digest.hex()
+
+
+def _bound(waiting: Waiting, contents: list[bytes | BlobRef | None]) -> bytes:
+    parts = [
+        _name(part, content) if isinstance(content, BlobRef) else content or b""
+        for part, content in zip(waiting.parts, contents, strict=True)
+    ]
+    return pickle.dumps(BoundCall(parts, waiting.data), 5)
+
+
+def _input_failed(waiting: Waiting, part: MeshFuture[Any]) -> InputFailed:
+    """Return the error of a call that was not made; its cause is the error of the call that failed."""
+    cause: BaseException | None = cf.CancelledError() if part.cancelled() else part._exception
+    name = waiting.job.shipment.name
+    if isinstance(cause, InputFailed):
+        chain, why, cause = cause.chain, cause.why, cause.__cause__
+    else:
+        input_name = "its input" if part._job is None else part._job.shipment.name
+        text = "was cancelled" if part.cancelled() else f"failed: {type(cause).__name__}: {cause}"
+        chain, why = (input_name,), f"{input_name} {text}"
+    error = InputFailed(f"{name} was not called", why)
+    error.chain = (*chain, name) if len(chain) < CHAIN_NAMES_MAX else (*chain[:-1], name)
+    error.__cause__ = cause
+    return error
+
+
+def is_call(head: bytes) -> bool:
+    """True when a pickle that begins so may be of a call that follows."""
+    return CALL_MARK in head
