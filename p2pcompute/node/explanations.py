@@ -35,6 +35,7 @@ from p2pcompute.resources.matching import (
     acceptance_names,
     compile_needs,
     is_accepted,
+    slots_taken,
 )
 from p2pcompute.scheduler.terms import JobTerms
 
@@ -132,6 +133,7 @@ def _slow(
     """Return why a job under way is not done sooner, by what is known here and what the nodes have said."""
     if subject.course is None:
         return ()
+    needs = needs_of(subject.terms, subject.spec)
     courses = {node.key: node for node in subject.course.nodes}
     nodes = []
     for peer, machine, account in zip(peers, machines, report.accounts, strict=True):
@@ -139,12 +141,15 @@ def _slow(
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         busy = numbers.get("slots.busy", peer.busy)
         course = courses.get(peer.public_key, NodeCourse(key=peer.public_key))
+        each = 1 if not peer.slots else slots_taken(needs, values, peer.slots)
         nodes.append(
             replace(
                 course,
                 name=peer.name,
                 can_run=account.verdict is not Verdict.NEVER,
                 slots=peer.slots,
+                slots_each=each,
+                running=min(course.running, peer.slots // each) if peer.slots else course.running,
                 busy=None if busy is None else int(busy),
                 staging=int(numbers.get("staging", 0)),
                 bandwidth=numbers.get("bandwidth"),
@@ -257,7 +262,8 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
             verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
             fix = "there: p2pc doctor says why" if accepts == "false" else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
-    slots, busy = values.get("slots.total", peer.slots), values.get("slots.busy", peer.busy)
+    slots = values.get("slots.total", peer.slots)
+    busy = max([one for one in (values.get("slots.busy"), peer.busy) if isinstance(one, int)], default=None)
     if slots == 0:
         found.append(Finding("slots", Verdict.NEVER, "it runs no tasks (0 slots)", "there: p2pc config set node.slots"))
     elif isinstance(slots, int) and isinstance(busy, int) and busy >= slots:

@@ -48,6 +48,8 @@ class NodeCourse:
     can_run: bool = True
     """It does, or may later."""
     slots: int | None = None
+    slots_each: int = 1
+    """Of them, for one task of this job."""
     busy: int | None = None
     """Slots taken, whoever's tasks they run."""
     running: int = 0
@@ -104,7 +106,7 @@ def _reasons(course: Course) -> Iterator[Slowness]:
             yield Slowness("files", f"on {node.name} {node.staging} {wait}{speed}")
     if course.waiting:
         for node in nodes:
-            others = (node.busy or 0) - node.running
+            others = (node.busy or 0) - node.running * node.slots_each
             if node.can_run and node.slots and others > 0:
                 yield Slowness("busy", f"{others} of {node.slots} slots of {node.name} work for other jobs")
     for node in nodes:

@@ -42,6 +42,7 @@ def test_nothing_is_said_without_evidence() -> None:
             *("files", "on nova 3 tasks wait for their files; it got 2.2 MiB/s lately"),
         ),
         ({"nodes": (replace(NOVA, running=5),)}, "busy", "3 of 8 slots of nova work for other jobs"),
+        ({"nodes": (replace(NOVA, running=3, slots_each=2),)}, "busy", "2 of 8 slots of nova work for other jobs"),
         ({"nodes": (replace(NOVA, load=19.0),)}, "load", "nova is busy with more than its tasks: load 19.0 on 8 cores"),
         ({"retried": 14}, "retries", "14 of 126 attempts were made again"),
         (
