@@ -12,6 +12,7 @@ its worker's signature.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -310,7 +311,14 @@ class CustodyService:
         alias = job_alias(job_id, self._owner.aliases)
         record = JobRecord(job_id=job_id, envelope=job.raw, alias=alias, submitted=wall)
         self._owner.add_replica(record, job).room.set()
-        await self._host.store.commit([self._journal.job_write(record)])
+        try:
+            await self._host.store.commit([self._journal.job_write(record)])
+        except StoreError:  # the disk takes nothing: whoever asked does so again
+            with contextlib.suppress(StoreError):
+                await self._owner.drop_replica(job_id)
+            if ticket:
+                raise
+            return None
         self.counters.kept_count += 1
         charge = self._charge(job_id)
         if charge is not None and not ticket:
