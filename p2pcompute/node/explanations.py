@@ -268,5 +268,7 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
         found.append(Finding("slots", Verdict.NEVER, "it runs no tasks (0 slots)", "there: p2pc config set node.slots"))
     elif isinstance(slots, int) and isinstance(busy, int) and busy >= slots:
         what = f"all {slots} slots busy" if slots > 1 else "its slot is busy"
-        found.append(Finding("busy", Verdict.LATER, what, passes_s=known.moment("slots.wait")))
+        was_busy = values.get("slots.busy") == slots  # else it spoke before it got what it holds
+        passes_s = known.moment("slots.wait") if was_busy else None
+        found.append(Finding("busy", Verdict.LATER, what, passes_s=passes_s))
     return found
