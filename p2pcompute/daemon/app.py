@@ -180,7 +180,8 @@ CALLS: Final[tuple[Call, ...]] = (
         "GET",
         "/v1/when",
         "when",
-        "Events `found`, with a node, as soon as an expression is true of one, or `timeout`",
+        "Events `found`, with a node, as soon as an expression is true of one, or `timeout`; before it `unheard`, with "
+        "names that no node has",
         "text/event-stream",
         query=(
             ("expr", "string", "Condition over node.*, as CEL or in shorthand"),
