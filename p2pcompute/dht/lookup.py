@@ -17,7 +17,8 @@ Properties, each of them tested:
  3. at most α peers are within their soft timeout at once;
  4. the result holds only peers that answered, nearest first, at most k;
  5. when every peer answers truthfully, the result is the k nearest of all that can be reached from the seeds;
- 6. with fewer than k answers it waits for late ones: in a small group it ends when all have answered;
+ 6. where no more than k peers are known it waits for late ones: in a small group it ends when all have answered or
+    failed;
  7. liars cannot keep the nearest peers from the result when one path has honest seeds only;
  8. of those heard of within the radius everybody is asked, as long as there are requests left.
 
@@ -251,7 +252,7 @@ class Lookup:
             if may_matter and (state is PeerState.WAITING or (state is PeerState.LATE and answered < self._k)):
                 return False
             is_asking = is_asking or state in _ASKED
-        return answered >= self._k or not is_asking
+        return answered >= self._k or len(self._order) > self._k or not is_asking
 
     def deadline(self) -> float | None:
         """The clock time of the next soft or hard timeout; None when nobody is being waited for."""

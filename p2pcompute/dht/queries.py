@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     DHT_PUT_ENOUGH,
     DHT_PUT_K,
     DHT_REQUEST_S,
+    DHT_SEEDS,
 )
 
 _RADIUS_S: Final = 10.0
@@ -235,7 +236,7 @@ class Queries:
         paths: int = DHT_PATHS,
         radius: int = 0,
     ) -> Lookup:
-        seeds = self._table.nearest(target, DHT_K)
+        seeds = self._table.nearest(target, DHT_SEEDS)
         only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
         return Lookup(
             target,

@@ -211,6 +211,18 @@ def test_a_late_peer_that_would_be_in_the_result_is_waited_for_a_little() -> Non
     assert lookup.is_done and late not in lookup.result() and len(lookup.result()) == 3
 
 
+def test_where_more_than_k_are_known_dead_ones_hold_it_up_for_three_soft_timeouts_only() -> None:
+    """Else a lookup among 100 nodes of which 10 are dead takes until the hard timeout: nobody tells of a 20th."""
+    lookup = make(bytes(20), CONTACTS[1:6], k=4)
+    dead, *others = lookup.poll(0.0)
+    dead_too = others.pop()
+    for peer in others:
+        lookup.on_answer(peer.id)
+    assert lookup.poll(SOFT_S) == [] and not lookup.is_done
+    assert lookup.poll(3 * SOFT_S) == [] and lookup.is_done
+    assert len(lookup.result()) == 3 and not {dead, dead_too} & set(lookup.result())
+
+
 def test_late_peers_that_would_not_be_in_the_result_hold_nothing_up() -> None:
     lookup = make(bytes(20), CONTACTS[1:8], k=3)
     first = lookup.poll(0.0)

@@ -57,6 +57,11 @@ def test_dead_contacts_cost_time_and_sends_again() -> None:
     assert hard.metrics["resent"] > calm.metrics["resent"]
 
 
+def test_among_a_hundred_nodes_of_which_ten_are_dead_all_are_found_without_waiting_for_these() -> None:
+    metrics = run("dht-find", nodes=100, asks=40, dead=0.1).metrics
+    assert metrics["recall"] >= 0.98 and metrics["latency_rtt_p95"] < 2.0 / 0.07
+
+
 def test_sybils_are_nearer_to_the_key_than_honest_nodes() -> None:
     key = dht_id(b"anything")
     with Simulation(3) as simulation:
