@@ -46,6 +46,16 @@ SKIP_MAX = 64
 """Tasks passed over in one choice because they failed on this thief."""
 DURATION_WEIGHT = 0.1
 """Weight of a new duration in the moving average (EWMA) of a job."""
+STRAGGLER_FACTOR = 3.0
+STRAGGLER_S_MIN = 5.0
+"""A lease is overdue after so many times the time that its tasks should take, and no earlier than this."""
+UNKNOWN_TASK_S = 3600.0
+"""The same of a task of a job of which none has ended."""
+BREAKER_COUNT = 3
+"""Tasks in a row that failed on a node and ended well on others, after which it is given little."""
+BREAKER_S_MIN = 10.0
+BREAKER_S_MAX = 600.0
+"""Pause before such a node is tried with one more task: doubled up to this, until a task ends well there."""
 TASK_S_MIN = 2e-5
 """Shortest duration assumed of a task: keeps batches finite."""
 
@@ -56,6 +66,18 @@ class Lease:
     boot: bytes
     attempt: int
     expires: float
+    since: float = inf
+    depth: int = 1
+    """Tasks that its slot does one after the other, as far as we know."""
+
+
+@dataclass(slots=True)
+class _Breaker:
+    """What speaks against a node."""
+
+    count: int = 0
+    until: float = 0.0
+    pause_s: float = BREAKER_S_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +150,8 @@ class OwnedJob:
         self.ready: deque[int] = deque()
         """Open tasks without a lease, head first; may hold stale and repeated entries, checked when popped."""
         self.leases: dict[int, Lease] = {}
+        self.former: dict[int, bytes] = {}
+        """Of a task that was given to another node because it took too long: who may still run it."""
         self.attempts: dict[int, int] = {}
         self.failures: dict[int, int] = {}
         """Failures of the task itself, at its current generation."""
@@ -182,6 +206,14 @@ class OwnerCore:
         self.jobs: dict[bytes, OwnedJob] = {}
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
+        self._overdue: dict[bytes, list[int]] = {}
+        """Tasks that take too long, of jobs with nothing else to give; as of the last `tick`."""
+        self._breakers: dict[bytes, _Breaker] = {}
+        """By installation."""
+        self.copies_count = 0
+        """Tasks that were given to a second node because they took too long."""
+        self.broken_count = 0
+        """Nodes that were found to fail what others do well."""
         self._pending: dict[int, _PendingGrant] = {}
         self._next_grant = 1
         self._preferring: dict[bytes, None] = {}
@@ -241,7 +273,16 @@ class OwnerCore:
         self.forget_job(job_id)
         for index in list(job.leases):
             self._release(job, index)
-        for books in (job.payloads, job.ready, job.attempts, job.failures, job.deaths, job.avoid, job.unfit):
+        for books in (
+            job.payloads,
+            job.ready,
+            job.attempts,
+            job.failures,
+            job.deaths,
+            job.avoid,
+            job.unfit,
+            job.former,
+        ):
             books.clear()
         job.held_until = None
 
@@ -353,6 +394,8 @@ class OwnerCore:
         late thieves find something.  Tasks that failed on this thief go to others while there are any.
         """
         self.remember(now, thief)
+        if self._is_broken(now, thief):
+            return None
         for _ in range(len(self._turn)):
             job_id = self._turn[0]
             self._turn.rotate(-1)
@@ -363,6 +406,67 @@ class OwnerCore:
             if chosen:
                 return self._grant(now, job, thief, chosen)
         return None
+
+    def copy(self, now: float, thief: Thief) -> Grant | None:
+        """Return what an idle thief gets when there is nothing to choose: a task that takes too long on another node.
+
+        That node goes on with it if it has begun; the first good result counts.  So one that keeps its leases for ever
+        keeps nothing from others.
+        """
+        if not thief.is_idle or self._is_broken(now, thief):
+            return None
+        for job_id, indices in list(self._overdue.items()):
+            job = self.jobs.get(job_id)
+            if job is None or not self._may_run(now, job, thief):
+                continue
+            for index in indices:
+                lease = job.leases.get(index)
+                if lease is None or index not in job.payloads or index in job.cancelling:
+                    continue
+                if lease.thief == thief.key or self._is_avoided(now, job, index, thief):
+                    continue
+                job.tell(now, index, f"attempt {lease.attempt} takes too long on {lease.thief.hex()[:8]}")
+                self._effects.stops.append((lease.thief, job_id, [index], False))
+                self._release(job, index)
+                job.former[index] = lease.thief
+                indices.remove(index)
+                self.copies_count += 1
+                return self._grant(now, job, thief, [index])
+        return None
+
+    @property
+    def has_overdue(self) -> bool:
+        """Whether a task takes so long that an idle node may be given it too."""
+        return bool(self._overdue)
+
+    def _find_overdue(self, now: float) -> None:
+        self._overdue = {}
+        for job_id, job in self.jobs.items():
+            if job.ready_count <= 0 and job.leases and job.envelope.terms.slots_max is None:
+                patience_s = self._patience_s(job)
+                late = [index for index, lease in job.leases.items() if self._is_late(now, lease, patience_s)]
+                if late:
+                    self._overdue[job_id] = late
+
+    def _is_broken(self, now: float, thief: Thief) -> bool:
+        """Whether a node fails what others do well, and is not to be tried again yet."""
+        breaker = self._breakers.get(thief.installation)
+        return breaker is not None and now < breaker.until
+
+    def _note_good(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
+        """A task has ended well on a node: it works, and the task's failures elsewhere were not the task's fault."""
+        self._breakers.pop(installation, None)
+        for other in job.avoid.get(index, ((), 0.0))[0]:
+            if other == installation:
+                continue
+            breaker = self._breakers.setdefault(other, _Breaker())
+            breaker.count += 1
+            if breaker.count >= BREAKER_COUNT:
+                self.broken_count += breaker.count == BREAKER_COUNT
+                breaker.until = now + breaker.pause_s
+                breaker.pause_s = min(BREAKER_S_MAX, breaker.pause_s * 2)
+            if len(self._breakers) > THIEVES_MAX:
+                del self._breakers[next(iter(self._breakers))]
 
     @property
     def has_preferring(self) -> bool:
@@ -420,6 +524,8 @@ class OwnerCore:
         if job.task_s is not None:
             per_slot = BATCH_TARGET_S * max(1.0, len(self.thieves) / 500) / job.task_s
             size = max(slots, int(per_slot * slots))
+        if thief.installation in self._breakers and self._breakers[thief.installation].until:
+            size = 1
         size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
         if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(job.ready_count / 2))
@@ -488,12 +594,13 @@ class OwnerCore:
     def _grant(self, now: float, job: OwnedJob, thief: Thief, chosen: list[int]) -> Grant:
         expected_s = (job.task_s or 0.0) * len(chosen) / thief.slots
         lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * expected_s)
+        depth = ceil(len(chosen) / thief.slots)
         tasks = []
         for index in chosen:
             attempt = job.attempts.get(index, 0) + 1
             job.attempts[index] = attempt
             expires = inf if thief.is_local else now + lease_s
-            job.leases[index] = Lease(thief.key, thief.boot, attempt, expires)
+            job.leases[index] = Lease(thief.key, thief.boot, attempt, expires, now, depth)
             if attempt > 1:
                 job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
             tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, job.payloads[index]))
@@ -504,6 +611,15 @@ class OwnerCore:
         if not thief.is_local:
             self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
         return grant
+
+    @staticmethod
+    def _patience_s(job: OwnedJob) -> float:
+        """How long one task of a job may take before somebody else may do it too, in seconds."""
+        return UNKNOWN_TASK_S if job.task_s is None else STRAGGLER_FACTOR * job.task_s
+
+    @staticmethod
+    def _is_late(now: float, lease: Lease, patience_s: float) -> bool:
+        return now - lease.since >= max(1, lease.attempt) * max(STRAGGLER_S_MIN, lease.depth * patience_s)
 
     # --- leases -----------------------------------------------------------------------------------
 
@@ -576,7 +692,7 @@ class OwnerCore:
                 # Else it was started again and is on its way to the thief anew, which drops the former by itself.
                 continue
             if lease is None:
-                job.leases[index] = Lease(thief, boot, attempt, now + lease_s)
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held))
                 job.attempts[index] = max(job.attempts.get(index, 0), attempt)
                 job.share(thief)[0] += 1
             elif lease.thief == thief:
@@ -584,7 +700,7 @@ class OwnerCore:
                 lease.boot = boot
             elif lease.thief == moved_from and lease.attempt == attempt:
                 self._release(job, index)
-                job.leases[index] = Lease(thief, boot, attempt, now + lease_s)
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held))
                 job.share(thief)[0] += 1
             else:
                 drop.append(index)
@@ -641,6 +757,7 @@ class OwnerCore:
             expired = [index for index, lease in job.leases.items() if lease.expires <= now]
             for index in reversed(expired):
                 self._lose(now, job, index, "its lease ran out")
+        self._find_overdue(now)
 
     # --- results ----------------------------------------------------------------------------------
 
@@ -672,6 +789,7 @@ class OwnerCore:
         if outcome.status is OutcomeStatus.OK:
             if lease is not None and not is_holder:
                 self._effects.stops.append((lease.thief, job_id, [index], True))
+            self._note_good(now, job, index, installation)
             self._accept(job, index, outcome, thief, digest)
             return True
         if not is_holder:
@@ -754,6 +872,9 @@ class OwnerCore:
 
     def _ended(self, job: OwnedJob, index: int, state: TaskState, outcome: Outcome | None, thief: bytes) -> None:
         self._release(job, index)
+        former = job.former.pop(index, b"")
+        if former and former != thief:
+            self._effects.stops.append((former, job.envelope.job_id, [index], True))
         payload = job.payloads.pop(index, b"")
         job.avoid.pop(index, None)
         job.cancelling.pop(index, None)

@@ -402,8 +402,11 @@ class Scheduler:
     def _feed_local(self, now: float) -> None:
         core = self.worker.core
         while want := core.want():
-            thief = Thief(LOCAL, self._identity.installation, self._boot, self._python, core.slot_count, want)
-            grant = self.owner.core.choose(now, thief)
+            is_idle = bool(core.free_slots) and not core.queued_count
+            thief = Thief(
+                LOCAL, self._identity.installation, self._boot, self._python, core.slot_count, want, is_idle=is_idle
+            )
+            grant = self.owner.core.choose(now, thief) or self.owner.core.copy(now, thief)
             if grant is None:
                 return
             self.worker.take_local(grant)
@@ -443,7 +446,7 @@ class Scheduler:
 
     def _has_something_to_give(self) -> bool:
         """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
-        return self.owner.core.has_ready or self.worker.core.can_give
+        return self.owner.core.has_ready or self.worker.core.can_give or self.owner.core.has_overdue
 
     def _serve(self, now: float, waiting: Sequence[Thief]) -> None:
         for thief in waiting:
@@ -456,10 +459,12 @@ class Scheduler:
             grant = self.owner.core.choose(now, thief)
             if grant is None and self._take_back(now, thief):
                 grant = self.owner.core.choose(now, thief)
+            if grant is None and not self._give_queued(now, channel, thief):
+                grant = self.owner.core.copy(now, thief)
+                if grant is None:
+                    continue
             if grant is not None:
                 self._send_grant(channel, grant, self.owner.core.jobs[grant.job_id].envelope, b"", ())
-            elif not self._give_queued(now, channel, thief):
-                continue
             self.parking.remove(thief.key)
 
     def _take_back(self, now: float, thief: Thief) -> bool:

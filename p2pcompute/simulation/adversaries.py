@@ -258,7 +258,8 @@ def _lie(hostile: _Hostile, value: Callable[[int], bytes]) -> None:
 
     def draw_wrong(run: TaskRun) -> Outcome:
         outcome = draw(run)
-        if outcome.status is not OutcomeStatus.OK or run.job_id in books:
+        book = books.get(run.job_id)
+        if outcome.status is not OutcomeStatus.OK or (book is not None and book.job.is_own):
             return outcome
         hostile.fire()
         return replace(outcome, value=value(run.index))
@@ -305,7 +306,8 @@ def _hoard(hostile: _Hostile) -> None:
     run = runner.run
 
     def sit_on(slot: int, runs: Any, on_outcomes: Any) -> None:
-        if runs[0].job_id in books:
+        book = books.get(runs[0].job_id)
+        if book is not None and book.job.is_own:
             run(slot, runs, on_outcomes)
         else:
             hostile.fire()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import AVOID_S, Grant, GrantedTask, OwnerCore
+from p2pcompute.scheduler.owner import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN, Grant, GrantedTask, OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker import WorkerCore
@@ -135,6 +135,95 @@ def test_poison_task_fails_with_evidence_after_deaths_on_three_nodes() -> None:
         report(core, who, take(core, who), 0, DIED)
         assert core.jobs[JOB].ledger.is_complete == (count == POISON_NODES)
     assert "died 3 times on 3" in core.jobs[JOB].ledger.reasons[0]
+
+
+def idle_after(core: OwnerCore, slow: Thief, work_s: float = 1.0) -> Grant:
+    """A node holds the last task of a job whose others have taken a second; returns its grant."""
+    done = Outcome(OutcomeStatus.OK, runtime_s=work_s)
+    grant = take(core, slow)
+    report(core, slow, grant, 0, done)
+    return take(core, slow)
+
+
+def test_a_task_that_takes_too_long_goes_to_an_idle_node_too_and_the_first_good_result_counts() -> None:
+    for winner in ("a", "b"):
+        core, a, b = make(2), thief("a", slots=1, want=1), thief("b", slots=1, want=1)
+        first = idle_after(core, a)
+        core.heartbeat(4.0, a.key, a.boot, JOB, [(1, 0, 1)])
+        core.tick(4.0)
+        assert core.copy(4.0, b) is None, "it is not late yet"
+        core.tick(5.0)
+        assert core.copy(5.0, a) is None, "it has it already"
+        copied = core.copy(5.0, b)
+        assert copied is not None and copied.tasks[0].attempt == 2
+        assert core.take_effects().stops == [(a.key, JOB, [1], False)], "it is handed back unless it runs"
+        core.acknowledged(5.0, b.key, copied.grant_id, True)
+        assert core.heartbeat(6.0, a.key, a.boot, JOB, [(1, 0, 1)]) == [1], "its lease has ended"
+        assert not report(core, a, first, 0, FAILED, 6.0), "a bad end of the former holder says nothing"
+        who, grant, other = (a, first, b) if winner == "a" else (b, copied, a)
+        assert report(core, who, grant, 0, OK, 7.0)
+        assert core.take_effects().stops == [(other.key, JOB, [1], True)]
+        assert core.jobs[JOB].ledger.is_complete
+        core.check_invariants()
+
+
+def test_a_member_that_keeps_its_leases_for_ever_loses_them() -> None:
+    """It takes tasks, says that it has them, and never returns one."""
+    core, hoarder, b = make(30), thief("h", slots=8), thief("b", slots=2)
+    kept = take(core, hoarder)
+    now = 0.0
+    while not core.jobs[JOB].ledger.is_complete and now < 120.0:
+        core.heartbeat(now, hoarder.key, hoarder.boot, JOB, [(t.index, 0, 1) for t in kept.tasks])
+        core.tick(now)
+        while (grant := core.choose(now, b) or core.copy(now, b)) is not None:
+            core.acknowledged(now, b.key, grant.grant_id, True)
+            for position in range(len(grant.tasks)):
+                report(core, b, grant, position, Outcome(OutcomeStatus.OK, runtime_s=0.5), now)
+        now += 1.0
+    assert core.jobs[JOB].ledger.counts[TaskState.DONE] == 30
+    assert core.copies_count == len(kept.tasks)
+
+
+def test_nothing_is_copied_of_a_job_that_may_run_so_often_at_once() -> None:
+    core, a, b = make(2, slots_max=1), thief("a", slots=1, want=1), thief("b", slots=1, want=1)
+    idle_after(core, a)
+    core.tick(100.0)
+    assert core.copy(100.0, b) is None
+
+
+def test_a_node_that_fails_what_others_do_well_is_given_little() -> None:
+    core, bad, good = make(400, retries=3), thief("bad", slots=8), thief("good", slots=8)
+    core.remember(0.0, good)
+    for _ in range(BREAKER_COUNT):
+        core.remember(0.0, good)
+        grant = core.choose(0.0, bad)
+        assert grant is not None
+        core.acknowledged(0.0, bad.key, grant.grant_id, True)
+        report(core, bad, grant, 0, FAILED)
+        again = take(core, good)
+        assert again.tasks[0].index == grant.tasks[0].index, "it is tried elsewhere first"
+        report(core, good, again, 0, OK)
+    assert core.broken_count == 1
+    assert core.choose(1.0, bad) is None and core.choose(1.0, good) is not None
+    probe = core.choose(BREAKER_S_MIN, bad)
+    assert probe is not None and len(probe.tasks) == 1
+    core.acknowledged(BREAKER_S_MIN, bad.key, probe.grant_id, True)
+    report(core, bad, probe, 0, OK, BREAKER_S_MIN)
+    larger = core.choose(BREAKER_S_MIN, bad)
+    assert larger is not None and len(larger.tasks) > 1
+
+
+def test_a_job_that_fails_everywhere_speaks_against_no_node() -> None:
+    core, a, b = make(40, retries=1), thief("a"), thief("b")
+    for number in range(30):
+        who = (a, b)[number % 2]
+        core.remember(0.0, (b, a)[number % 2])
+        grant = core.choose(0.0, who)
+        if grant is not None:
+            core.acknowledged(0.0, who.key, grant.grant_id, True)
+            for position in range(len(grant.tasks)):
+                report(core, who, grant, position, FAILED)
+    assert core.broken_count == 0
 
 
 def test_late_good_result_counts_once_and_stops_the_other_attempt() -> None:
