@@ -35,16 +35,11 @@ KEPT_FDS = ("/dev/", "/.hypothesis/", "/etc/", "/usr/")
 KEPT_CHILDREN = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 KEPT_THREADS = ("execnet", "pydevd", "pytest_timeout")
 
-SHARED = {
-    "shared_rig": (
-        "thread p2pc-blobs_",
-        "thread asyncio_",
-        "p2pcompute.execution.child",
-        "socket:[",
-        "pipe:[",
-        "anon_inode:",
-    )
-}
+_OF_RUNNERS = (
+    *("thread p2pc-blobs_", "thread asyncio_", "p2pcompute.execution.child", "bwrap"),
+    *("socket:[", "pipe:[", "anon_inode:"),
+)
+SHARED = {"shared_rig": _OF_RUNNERS, "boxed": _OF_RUNNERS}
 """Fixtures of a wider scope that may grow while a test uses them, and what of theirs may be new."""
 
 _tasks_at_close: list[str] = []

@@ -61,6 +61,7 @@ class _Zygote:
                 os._exit(1)
         theirs.close()
         self.fd = ours.detach()
+        self.pidfd = os.pidfd_open(self.pid)
         self._buffer = bytearray()
 
     def begin(self, task: Task) -> None:
@@ -105,6 +106,7 @@ class _Zygote:
     def close(self) -> tuple[int, resource.struct_rusage] | None:
         """Kill it; return how it had ended, None when it was alive."""
         os.close(self.fd)
+        os.close(self.pidfd)
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if pid:
             return status, usage
@@ -178,6 +180,7 @@ class BoxedFunctions:
         poll = select.poll()
         poll.register(self._channel.fd, select.POLLIN)
         poll.register(zygote.fd, select.POLLIN)
+        poll.register(zygote.pidfd, select.POLLIN)  # a fork that has killed it keeps the socket open
         result: Result | None = None
         course = _Course(job, zygote, self._workplace.settings.kill_grace_s)
         look_at = monotonic() + LOOK_S
@@ -199,6 +202,8 @@ class BoxedFunctions:
                         result = messages.unpack_result(body)
                         if result.run_id != task.run_id:
                             raise _Broken
+                if zygote.pidfd in ready:
+                    raise _Broken
                 if monotonic() >= look_at:
                     look_at = monotonic() + LOOK_S
                     if not course.cause and (cause := self._watch.look(self._output_bytes())):

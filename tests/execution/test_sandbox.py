@@ -1,0 +1,292 @@
+"""Tasks of others in real sandboxes: what they see, how they end, what they leave, whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from p2pcompute.errors import RemoteProtocolError
+from p2pcompute.execution import box_seccomp, messages, sandbox
+from p2pcompute.execution.functions import load_exception, load_value
+from p2pcompute.execution.levels import Level
+from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.results import parse_outputs
+from p2pcompute.execution.sandbox_trial import isolation, try_sandbox
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
+from p2pcompute.host.real_clock import RealClock
+from p2pcompute.host.runs import OutcomeStatus, TaskRun
+from tests.execution.conftest import Rig, call, wait_for
+
+MIB = 1 << 20
+ADA, BOB = b"a" * 32, b"b" * 32
+
+
+class Boxed(Rig):
+    """A rig whose jobs are another installation's."""
+
+    submitter = ADA
+
+    def batch(self, spec: JobSpec, payloads: Sequence[TaskPayload], first_index: int = 0) -> list[TaskRun]:
+        return [replace(run, submitter=self.submitter) for run in super().batch(spec, payloads, first_index)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _possible() -> None:
+    try:
+        try_sandbox()
+    except sandbox.NoSandbox as error:
+        pytest.skip(f"{error}; {error.fix}")
+
+
+def boxes() -> list[psutil.Process]:
+    """The sandboxes of this process."""
+    return [child for child in psutil.Process().children() if "bwrap" in child.name()]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def boxed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Boxed]:
+    made = Boxed(tmp_path_factory.mktemp("boxed"))
+    await made.runner.start()
+    yield made
+    await made.runner.close()
+    made.blobs.shut()
+    assert sorted(os.listdir(made.directory)) == ["shared"], "a sandbox's directory was left behind"
+    assert not boxes()
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """A sandbox outlives its test on purpose; the fixture above looks at the end."""
+
+
+async def test_command(boxed: Boxed) -> None:
+    """Files in, files out, large output, exit code, resource use; nothing of this machine's user."""
+    data = os.urandom(3 * MIB)
+    ref = await boxed.blobs.put(data)
+    shared = await boxed.blobs.put(b"shared")
+    spec = JobSpec(kind=TaskKind.SHELL, share=(InputFile("d/s", shared),))
+    text = "cat d/s in; mkdir out; cat in in > out/o; id -u >&2; pwd >&2"
+    payload = TaskPayload(argv=(text,), send=(InputFile("in", ref, 0o755),), fetch=("out/*",), stdin=b"hello")
+    first, second = await boxed.run(spec, payload, payload)
+    for outcome in (first, second):
+        assert outcome.status is OutcomeStatus.OK, outcome
+        assert await boxed.content(outcome.stdout_blob) == b"shared" + data
+        ((name, digest, size, _),) = [(f.name, f.digest, f.size, f.mode) for f in outcome.files]
+        assert name == "out/o" and await boxed.content((digest, size)) == data * 2
+        user, place = outcome.stderr.split()
+        assert int(user) == (os.getuid() or int(user)) != 0 and place.startswith(b"/p2pc/")
+        assert outcome.cpu_s > 0 and outcome.peak_rss_bytes > 0 and outcome.runtime_s > 0
+    outcome = await boxed.shell("echo x; exit 7")
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == (OutcomeStatus.FAILED, 7, b"x\n")
+    outcome = await boxed.shell("cat", stdin=b"hello")
+    assert outcome.stdout == b"hello"
+
+
+async def test_functions(boxed: Boxed) -> None:
+    """Values, exceptions and output come back; imports are shared, changes are not."""
+
+    def work(number: int) -> tuple[int, int, bool]:
+        import sys
+
+        print("out", number)
+        is_first = not hasattr(sys, "visited")
+        sys.visited = True  # type: ignore[attr-defined]
+        if number == 3:
+            raise ValueError("three")
+        return number * 2, len(bytes(number * MIB)), is_first
+
+    outcomes = await boxed.run(await boxed.function(work), *(call(number) for number in range(4)))
+    for number, outcome in enumerate(outcomes[:3]):
+        assert outcome.status is OutcomeStatus.OK, outcome
+        assert load_value(outcome.value) == (number * 2, number * MIB, True), "each task is a fork of its own"
+        assert outcome.stdout == b"out %d\n" % number
+    assert outcomes[3].status is OutcomeStatus.FAILED and "ValueError: three" in outcomes[3].error
+    assert isinstance(load_exception(outcomes[3].value), ValueError)
+    (large,) = await boxed.run(await boxed.function(lambda: b"x" * MIB), call())
+    assert load_value(await boxed.content(large.value_blob)) == b"x" * MIB
+
+
+def _ends() -> list[tuple[Callable[[], object], dict[str, float], OutcomeStatus, str]]:
+    """Functions, which travel by value as they are local, their limits, and how they must end."""
+
+    def leave() -> None:
+        os._exit(3)
+
+    def crash() -> None:
+        print("before", flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def kill_the_holder() -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    def sleep() -> None:
+        time.sleep(60)
+
+    def burn() -> None:
+        while True:
+            pass
+
+    def hog() -> list[bytes]:
+        return [bytes([number % 256]) * (1 << 20) for number in range(500)]
+
+    return [
+        (leave, {}, OutcomeStatus.DIED, "exit"),
+        (crash, {}, OutcomeStatus.DIED, "signal"),
+        (kill_the_holder, {}, OutcomeStatus.DIED, "signal"),
+        (sleep, {"timeout_s": 0.5}, OutcomeStatus.TIMEOUT, "wall"),
+        (burn, {"cpu_s": 1.0}, OutcomeStatus.TIMEOUT, "cpu"),
+        (hog, {"mem_bytes": 128 * MIB}, OutcomeStatus.FAILED, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "status", "cause"), _ends(), ids=[function.__name__ for function, *_ in _ends()]
+)
+async def test_ends(
+    boxed: Boxed, function: Callable[[], object], limits: dict[str, float], status: str, cause: str
+) -> None:
+    """The cause of each end is what was measured; another job works afterwards."""
+    outcome = await boxed.call(function, **limits)
+    assert (outcome.status, outcome.cause) == (status, cause), outcome
+    if function.__name__ == "crash":
+        assert outcome.signal == signal.SIGSEGV and outcome.stdout == b"before\n"
+    if function.__name__ == "leave":
+        assert outcome.exit_code == 3
+    if function.__name__ == "hog":
+        assert "MemoryError" in outcome.error
+
+
+async def test_memory_of_all_processes_counts(boxed: Boxed) -> None:
+    code = (
+        "import os,time\nfor _ in range(8):\n if not os.fork():\n  k=bytearray(40<<20); time.sleep(60)\ntime.sleep(60)"
+    )
+    outcome = await boxed.shell(f"exec {sys.executable} -c '{code}'", mem_bytes=128 * MIB)
+    assert (outcome.status, outcome.cause) == (OutcomeStatus.FAILED, "oom"), outcome
+    assert "128 MiB" in outcome.error and outcome.peak_rss_bytes > 128 * MIB
+
+
+async def test_kill(boxed: Boxed) -> None:
+    """A kill ends the task at once, with what it has started, and the batch goes on."""
+    runs = boxed.batch(
+        JobSpec(kind=TaskKind.SHELL), [TaskPayload(argv=(text,)) for text in ("sleep 61 & sleep 62", "echo on")]
+    )
+    outcomes = boxed.begin(runs)
+    await wait_for(lambda: any("62" in words for words in _sleeps()), "it sleeps")
+    boxed.runner.kill([runs[0].run_id])
+    first, second = await boxed.finish(runs, outcomes)
+    assert first.status is OutcomeStatus.KILLED and second.stdout == b"on\n"
+    assert not _sleeps(), "nothing of it is alive when its end is told"
+
+
+def _sleeps() -> list[list[str]]:
+    children = [child for box in boxes() for child in box.children(recursive=True)]
+    return [words for child in children if child.is_running() and (words := child.cmdline())[:1] == ["sleep"]]
+
+
+async def test_one_sandbox_never_serves_two(boxed: Boxed) -> None:
+    """Another job, or the same one under another submitter, gets another sandbox; own tasks get none."""
+    where = JobSpec(kind=TaskKind.SHELL)
+    text = TaskPayload(argv=("readlink /proc/self/ns/pid",))
+
+    async def seen(runs: list[TaskRun]) -> bytes:
+        (outcome,) = await boxed.finish(runs, boxed.begin(runs))
+        return outcome.stdout
+
+    runs = boxed.batch(where, [text])
+    first = await seen(runs)
+    assert await seen([replace(runs[0], run_id=10_001)]) == first, "the same job finds its sandbox again"
+    assert await seen([replace(runs[0], run_id=10_002, submitter=BOB)]) != first
+    assert await seen(boxed.batch(where, [text])) != first
+    own = await seen([replace(runs[0], run_id=10_003, job_id=b"o" * 32, submitter=b"")])
+    assert own.decode().strip() == os.readlink("/proc/self/ns/pid")
+
+
+async def test_everything_ends_with_the_node(boxed: Boxed) -> None:
+    """The sandbox goes with its bubblewrap, which goes with the node."""
+    runs = boxed.batch(JobSpec(kind=TaskKind.SHELL), [TaskPayload(argv=("setsid sleep 63 & sleep 63",))])
+    outcomes = boxed.begin(runs)
+    await wait_for(lambda: len(_sleeps()) == 2, "it sleeps")
+    (box,) = [box for box in boxes() if len(box.children(recursive=True)) > 2]
+    inside = box.children(recursive=True)
+    box.kill()
+    (outcome,) = await boxed.finish(runs, outcomes)
+    assert outcome.status is OutcomeStatus.DIED
+    _, alive = psutil.wait_procs(inside, timeout=5)
+    assert not alive
+
+
+async def test_fails_closed(boxed: Boxed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a sandbox no task of others runs, not even once."""
+    none = ProcessRunner(boxed.blobs, tmp_path / "none", 1, RealClock(), node_name="x", others=Level.NONE)
+    broken = ProcessRunner(boxed.blobs, tmp_path / "broken", 1, RealClock(), node_name="x")
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: "/bin/false")
+    for runner, status in ((none, OutcomeStatus.REFUSED), (broken, OutcomeStatus.REFUSED)):
+        await runner.start()
+        outcomes: dict[int, object] = {}
+        runs = boxed.batch(JobSpec(kind=TaskKind.SHELL), [TaskPayload(argv=(f"touch {tmp_path}/ran",))])
+        runner.run(0, runs, lambda pairs, outcomes=outcomes: outcomes.update(pairs))  # type: ignore[misc]
+        await wait_for(lambda outcomes=outcomes: bool(outcomes), "its outcome")  # type: ignore[misc]
+        assert outcomes[runs[0].run_id].status is status  # type: ignore[attr-defined]
+        await runner.close()
+    assert not (tmp_path / "ran").exists()
+    found = await asyncio.to_thread(isolation, "sandboxed", ())
+    assert found.level is Level.NONE and "could not be made" in found.why and found.fix
+    assert isolation("none", ()).level is Level.NONE and isolation("all", ()).level is Level.PROCESS
+
+
+async def test_directories_of_the_node_are_hidden(boxed: Boxed) -> None:
+    """Also when they are inside of one that is bound; the interpreter inside of the node's is refused."""
+    words, environment = sandbox.command(
+        "bwrap",
+        directory=Path("/tmp"),
+        hidden=[Path("/usr/share"), Path("/nowhere")],
+        user=None,
+        name="x",
+        channel_fd=9,
+    )
+    at = words.index("/usr/share")
+    assert words[at - 3 : at] == ["--perms", "0000", "--tmpfs"] and words[at + 1 : at + 3] == [
+        "--remount-ro",
+        "/usr/share",
+    ]
+    assert not {"P2PC_HOME", "SSH_AUTH_SOCK"} & environment.keys() and environment["HOME"] == "/tmp"
+    with pytest.raises(sandbox.NoSandbox, match="inside of the node"):
+        sandbox.command(
+            "bwrap", directory=Path("/tmp"), hidden=[Path(sys.prefix).parent], user=None, name="x", channel_fd=9
+        )
+
+
+async def test_offers_of_files_are_checked() -> None:
+    frame = messages.pack_outputs([1, 2, 7])
+    assert parse_outputs(frame[4:]) == [1, 2, 7]
+    for body in (frame[4:-1], b"\x04", bytes([4]) + bytes(4), frame[4:] + frame[5:9], b"\x04" + b"\0\0\0\1" * 33):
+        with pytest.raises(RemoteProtocolError):
+            parse_outputs(body)
+
+
+async def test_filter_of_system_calls() -> None:
+    """Every jump stays inside, and every path ends in a return: the kernel would refuse the program otherwise."""
+    for machine in box_seccomp.ARCHES:
+        program = box_seccomp.build(machine)
+        steps = list(struct.iter_unpack("=HBBI", program))
+        assert len(steps) < 4096 and steps[-1][0] == 0x06
+        for at, (code, then, otherwise, _) in enumerate(steps):
+            if code & 0x07 == 0x05:
+                assert max(at + then, at + otherwise) + 1 < len(steps)
+    assert platform.machine() in box_seccomp.ARCHES
