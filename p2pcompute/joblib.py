@@ -6,9 +6,10 @@ large arrays among their arguments once per array, not once per call.  Nodes nee
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import joblib
@@ -19,12 +20,15 @@ from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.shortcuts import shared_executor
 from p2pcompute.errors import NodeUnavailable
+from p2pcompute.execution.calls import Shared
 
 __all__ = ["MeshBackend"]
 
 SLOTS_S: Final = 10.0
 """Wait for a first node that runs tasks, where this program only submits."""
 LOOK_S: Final = 0.05
+SHARED_BYTES_MIN: Final = 1 << 20
+"""Arrays from this size on travel once to each node: from there on joblib maps them into memory, too."""
 
 
 class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -52,6 +56,8 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._chosen = executor
         self._options = options
         self._open: dict[MeshFuture[Any], None] = {}
+        self._sent: dict[int, tuple[Any, Shared[Any]]] = {}
+        """Large arrays of the present call, by their id."""
         self.parallel: Any = None
 
     def __reduce__(self) -> Any:
@@ -101,12 +107,40 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> MeshFuture[Any]:
         """Hand in a batch of calls."""
-        future = self._made.submit(run_batch, func)
+        future = self._made.submit(run_batch, self._with_shared(func))
         self._open[future] = None
         future.add_done_callback(lambda done: self._open.pop(future, None))
         if callback is not None:
             future.add_done_callback(callback)
         return future
+
+    def _with_shared(self, batch: Any) -> Any:
+        """Return a batch in whose calls large arrays are shared objects."""
+        items = [(function, args, kwargs) for function, args, kwargs in batch.items]
+        if not any(_is_large(value) for _function, args, kwargs in items for value in (*args, *kwargs.values())):
+            return batch
+        batch = copy.copy(batch)
+        batch.items = [
+            (
+                Unshared(function),
+                tuple(self._share(value) for value in args),
+                {name: self._share(value) for name, value in kwargs.items()},
+            )
+            for function, args, kwargs in items
+        ]
+        return batch
+
+    def _share(self, value: Any) -> Any:
+        if not _is_large(value):
+            return value
+        known = self._sent.get(id(value))
+        if known is None:
+            known = self._sent[id(value)] = (value, self._made.share(value))  # the value is kept: its id stays its own
+        return known[1]
+
+    def stop_call(self) -> None:
+        """A `Parallel` call is over."""
+        self._sent.clear()
 
     def retrieve_result_callback(self, future: MeshFuture[Any]) -> Any:
         """Return what a batch returned, or raise what it raised."""
@@ -125,6 +159,34 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     def retrieval_context(self) -> Iterator[None]:
         """Nothing is held here while results are waited for."""
         yield
+
+
+def _is_large(value: Any) -> bool:
+    size = getattr(value, "nbytes", 0)
+    return isinstance(size, int) and size >= SHARED_BYTES_MIN
+
+
+class Unshared:
+    """Calls a function with what is behind shared arguments; arrays are read-only, as joblib's memory maps are."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(
+            *(_unshared(value) for value in args), **{name: _unshared(value) for name, value in kwargs.items()}
+        )
+
+
+def _unshared(value: Any) -> Any:
+    if not isinstance(value, Shared):
+        return value
+    value = value.get()
+    flags = getattr(value, "flags", None)
+    if getattr(flags, "writeable", False):
+        with suppress(AttributeError, ValueError):
+            flags.writeable = False
+    return value
 
 
 def run_batch(batch: Callable[[], Any]) -> Any:

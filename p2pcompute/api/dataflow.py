@@ -62,13 +62,13 @@ class Waiting:
 
 
 class Dataflow:
-    """What a desk holds back.  Everything but `arrived` is called by the loop's thread."""
+    """What a desk holds back.  Called by the loop's thread, except where it says otherwise."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._arrivals: deque[Waiting] = deque()
         self._dropped: deque[BlobRef] = deque()
-        """Blobs of values whose futures are gone."""
+        """Blobs whose holders are gone."""
         self._unread: weakref.WeakSet[MeshFuture[Any]] = weakref.WeakSet()
 
     # --- holding ----------------------------------------------------------------------------------
@@ -170,7 +170,11 @@ class Dataflow:
         self._desk.blobs.pin([ref])
         future._content = ref
         self._unread.add(future)
-        weakref.finalize(future, self._dropped.append, ref).atexit = False
+        self.drop_with(future, ref)
+
+    def drop_with(self, holder: object, ref: BlobRef) -> None:
+        """Give a pinned blob up when its holder is gone; by any thread."""
+        weakref.finalize(holder, self._dropped.append, ref).atexit = False
 
     def read_all(self) -> None:
         """Read the values that nobody has asked for yet: the blobs go with the node.  In a thread."""

@@ -117,7 +117,7 @@ class Desk:
         self.blobs: FileBlobs
         self._scope: TaskScope
         self._idle = asyncio.Event()
-        self._flow = Dataflow(self)
+        self.flow = Dataflow(self)
 
     # --- any thread -------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Desk:
 
     @property
     def is_idle(self) -> bool:
-        return not self._inbox and self._open_count == 0 and self._flow.is_idle
+        return not self._inbox and self._open_count == 0 and self.flow.is_idle
 
     async def wait_idle(self) -> None:
         """Wait until every future is resolved."""
@@ -202,7 +202,7 @@ class Desk:
 
     async def close(self) -> None:
         """Seal every job: their submitter goes."""
-        await asyncio.to_thread(self._flow.read_all)
+        await asyncio.to_thread(self.flow.read_all)
         for job in list(self._jobs.values()):
             if job.book is not None:
                 await self._node.seal_job(job.job_id)
@@ -266,8 +266,8 @@ class Desk:
                 self._loop.call_soon(self._drain)
         for job, future, bound in held:
             self._open_count += 1
-            self._flow.hold(job, future, bound)
-        self._flow.look()
+            self.flow.hold(job, future, bound)
+        self.flow.look()
         for job, items in batches.items():
             self._open_count += len(items)
             self._add(job, items)
@@ -498,7 +498,7 @@ class Desk:
                     _set_exception(future, error)
                     continue
                 if type(value) is PackedCall:
-                    self._flow.follow(job, future, value)
+                    self.flow.follow(job, future, value)
                 else:
                     if future.is_input:
                         future._content = outcome.value
@@ -583,7 +583,7 @@ class Desk:
                     self._fail(job, future, end, data)
                     continue
                 if type(value) is PackedCall:
-                    self._loop.call_soon_threadsafe(self._flow.follow, job, future, value)
+                    self._loop.call_soon_threadsafe(self.flow.follow, job, future, value)
                     continue
             except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
                 _set_exception(future, error)
@@ -604,7 +604,7 @@ class Desk:
         with open(path, "rb") as file:
             if is_call(file.read(CALL_MARK_WITHIN_BYTES)):
                 return False
-        self._flow.keep(future, ref)
+        self.flow.keep(future, ref)
         with contextlib.suppress(cf.InvalidStateError):
             future.set_result(Unread())
         return True

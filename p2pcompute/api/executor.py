@@ -158,7 +158,9 @@ class MeshExecutor(cf.Executor):
         """
         self._check_open()
         ref = self._node.blobs().put_now(dump_value(obj), pin=True)
-        return Shared(obj, self._desk, ref)
+        shared = Shared(obj, self._desk, ref)
+        self._desk.flow.drop_with(shared, ref)
+        return shared
 
     def _send_payload(
         self, target: OpenJob, payload: bytes, blobs: tuple[BlobRef, ...], words: tuple[str, ...]

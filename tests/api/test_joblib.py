@@ -88,6 +88,14 @@ def inverse(n: int) -> float:
     return 1 / n
 
 
+def total(data: Any, *, plus: int) -> float:
+    return float(data.sum()) + plus
+
+
+def clear(data: Any) -> None:
+    data[:] = 0
+
+
 def greeting() -> str | None:
     return os.environ.get("GREETING")
 
@@ -150,6 +158,19 @@ def test_error_is_itself_with_the_remote_traceback() -> None:
         Parallel(n_jobs=2, backend="p2pc")(delayed(inverse)(n) for n in (1, 0))
     assert "in inverse" in str(caught.value.__cause__)
     assert Parallel(n_jobs=2, backend="p2pc")(delayed(inverse)(n) for n in (1, 2)) == [1, 0.5]
+
+
+def test_large_arrays_travel_once(executor: MeshExecutor) -> None:
+    """Broken: the data of a grid search is sent with each of its calls, or a call changes what others get."""
+    numpy = pytest.importorskip("numpy", reason="numpy is not installed")
+    data = numpy.ones(1 << 18)
+    puts = executor._node.blobs().counters.blobs_put
+    sums = Parallel(n_jobs=2, backend="p2pc", batch_size=1)(delayed(total)(data, plus=n) for n in range(20))
+    assert sums == [(1 << 18) + n for n in range(20)]
+    assert executor._node.blobs().counters.blobs_put - puts < 5
+    with pytest.raises(ValueError, match="read-only"):
+        Parallel(n_jobs=2, backend="p2pc")(delayed(clear)(data) for _ in range(2))
+    assert data.all()
 
 
 def test_nobody_runs_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

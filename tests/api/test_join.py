@@ -11,16 +11,29 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import p2pcompute
-from p2pcompute import MeshExecutor
+from p2pcompute import MeshExecutor, call
 from tests.api.conftest import wait_until
 
 
 def square(n: int) -> int:
     return n * n
+
+
+def large(fill: int) -> bytes:
+    return bytes([fill]) * (1 << 20)
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def fibonacci(n: int) -> Any:
+    return n if n < 2 else call(add, call(fibonacci, n - 1), call(fibonacci, n - 2))
 
 
 @dataclass(slots=True)
@@ -126,6 +139,24 @@ def test_calls_run_on_all_members(start_daemon: Callable[..., Daemon], monkeypat
         job = executor.start_map(nap, range(20))
         assert job.results(timeout=30) == list(range(20))
         assert {future.info.node for future in job.futures} == {"alpha", "beta"}
+
+
+def test_values_go_from_node_to_node(start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: calls that wait for others, and calls that tasks return, work on this machine only."""
+    first, second = start_daemon("alpha", 1), start_daemon("beta", 1)
+    token = max(first.p2pc("invite", "--token").split(), key=len)
+    second.p2pc("join", "--accept", "all", token)
+    monkeypatch.setenv("P2PC_HOME", str(first.home))
+    monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
+    with MeshExecutor(max_workers=0) as executor:
+        wait_until(lambda: {node.name for node in executor.nodes} >= {"alpha", "beta"}, "both are met")
+        there = executor.with_options(on=["alpha"]).submit(large, 1)
+        size = executor.with_options(on=["beta"]).submit(len, there)
+        assert (size.result(timeout=30), size.info.node, there.info.node) == (1 << 20, "beta", "alpha")
+        assert executor.submit(fibonacci, 6).result(timeout=60) == 8
+        shared = executor.share(bytes(1 << 20))
+        job = executor.start_map(lambda shared, n: len(shared.get()) + n, [shared] * 8, range(8))
+        assert job.results(timeout=30) == [(1 << 20) + n for n in range(8)]
 
 
 def test_node_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
