@@ -59,9 +59,33 @@ class NodeSettings:
     labels: tuple[str, ...] = field(
         default=(), metadata={"help": "What this machine is found by: words, and KEY=VALUE, like lab,zone=b."}
     )
+    profile: str = field(
+        default="auto",
+        metadata={
+            "help": "When the work of others runs, as far as it is not said one by one.",
+            "choices": ("auto", "laptop", "desktop", "server", "always"),
+        },
+    )
+    battery: str = field(
+        default="",
+        metadata={"help": "Work of others on battery: on or off; empty: the profile's.", "choices": ("", "on", "off")},
+    )
+    hours: str = field(
+        default="any", metadata={"help": "Hours for the work of others, like 18-8 or mon-fri 19:00-7, sat-sun."}
+    )
     custodians: int = field(
         default=CUSTODIANS,
         metadata={"help": "Nodes that keep a job of this one too, and go on with it while this one is away."},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuSettings:
+    in_use: str = field(
+        default="", metadata={"help": "Share of the cores for others while you are there; empty: the profile's."}
+    )
+    idle: str = field(
+        default="", metadata={"help": "Share of the cores for others while you are away; empty: the profile's."}
     )
 
 
@@ -114,6 +138,7 @@ class Settings:
     """Every setting, resolved."""
 
     node: NodeSettings = field(default_factory=NodeSettings)
+    cpu: CpuSettings = field(default_factory=CpuSettings)
     run: RunSettings = field(default_factory=RunSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -133,6 +158,7 @@ class Settings:
 
 SECTIONS: Final[dict[str, type]] = {
     "node": NodeSettings,
+    "cpu": CpuSettings,
     "run": RunSettings,
     "store": StoreSettings,
     "log": LogSettings,
@@ -140,8 +166,8 @@ SECTIONS: Final[dict[str, type]] = {
 PROJECT_KEYS: Final = ("run.mem", "run.retries", "run.timeout", "run.batch")
 """What a project file may set: a cloned repository must not touch trust, network or node."""
 _ALIASES: Final = {"P2PC_LOG": "log.level", "P2PC_LOG_FORMAT": "log.format"}
-_DURATIONS: Final = {"node": (), "run": ("timeout",), "store": ("keep",), "log": ()}
-_SIZES: Final = {"node": (), "run": ("mem",), "store": ("cache",), "log": ()}
+_DURATIONS: Final = {"node": (), "cpu": (), "run": ("timeout",), "store": ("keep",), "log": ()}
+_SIZES: Final = {"node": (), "cpu": (), "run": ("mem",), "store": ("cache",), "log": ()}
 
 
 _COUNTS_MAX: Final = {"node.seeds": SEEDS_MAX, "node.dns": DNS_SERVERS_MAX}

@@ -73,6 +73,7 @@ _EXIT_BY_CODE: Final = {
 _JOBS: Final = "p2pcompute.cli.job_commands"
 _OUTPUT: Final = "p2pcompute.cli.job_output"
 _NODE: Final = "p2pcompute.cli.node_commands"
+_COMFORT: Final = "p2pcompute.cli.comfort_commands"
 _FIND: Final = "p2pcompute.cli.find_commands"
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Work": {
@@ -92,6 +93,8 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Watch": {"status": (_NODE, "This node, its group, and anything that needs attention.")},
     "This machine": {
         "node": (_NODE, "Run this machine's node in the foreground; subcommands control it."),
+        "pause": (_COMFORT, "Stop taking work."),
+        "resume": (_COMFORT, "Take work again."),
         "service": ("p2pcompute.cli.service_commands", "Start the node with the computer."),
     },
     "Group": {

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from p2pcompute.cli.comfort_commands import idle, set_node
 from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
@@ -29,6 +30,7 @@ from p2pcompute.cli.output import (
     rate_text,
     say,
     table,
+    time_text,
 )
 from p2pcompute.errors import NodeUnavailable, TrustError, UsageError
 from p2pcompute.limits import INVITE_WORDS_MAX, INVITE_WORDS_MIN
@@ -118,6 +120,9 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
     if with_peers and not group["is_alone"]:
         lines += ["", peers_table(peers, node), ""]
     notes = [*document["notes"], *version_notes(peers, node)]
+    if node.get("paused_because"):
+        since = time_text(node["paused_since"])
+        notes = [f"no work of others runs here since {since}: {node['paused_because']}; p2pc node idle", *notes]
     if notes:
         lines.append(f"{plural(len(notes), 'thing')} to look at")
         lines += [f"  {note}" for note in notes]
@@ -456,6 +461,10 @@ def restart(drain: bool, name: str | None, peer: tuple[str, ...], discover: bool
         if error.code != "no-node":
             raise
     return _start(settings)
+
+
+node.add_command(set_node)
+node.add_command(idle)
 
 
 # --- group ----------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from p2pcompute.daemon.views import (
     error_json,
     explanation_json,
     findings_json,
+    idle_json,
     job_json,
     peers_json,
     status_json,
@@ -112,6 +113,19 @@ class InviteBody(msgspec.Struct, forbid_unknown_fields=True):
 class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
     token: str
     name: str | None = None
+
+
+class PauseBody(msgspec.Struct, forbid_unknown_fields=True):
+    for_s: float | None = None
+    now: bool = False
+
+
+class ComfortBody(msgspec.Struct, forbid_unknown_fields=True):
+    profile: str
+    in_use: str = ""
+    idle: str = ""
+    battery: str = ""
+    hours: str = "any"
 
 
 class ShutdownBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -282,6 +296,10 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("GET", "/v1/invites/{id}", "invite_state", "What has become of an invitation", "object"),
     Call("POST", "/v1/invites/{id}/withdraw", "withdraw_invite", "Take an invitation back", "object", body=EmptyBody),
     Call("POST", "/v1/join", "join", "Redeem an invitation", "object", body=JoinBody),
+    Call("GET", "/v1/idle", "idle", "How much runs on this machine now, and why", "p2pc.idle/1"),
+    Call("POST", "/v1/pause", "pause", "Take no work for a while", "p2pc.idle/1", body=PauseBody),
+    Call("POST", "/v1/resume", "resume", "Take work again", "object", body=EmptyBody),
+    Call("POST", "/v1/comfort", "set_comfort", "Rules of the machine's owner", "p2pc.idle/1", body=ComfortBody),
     Call("POST", "/v1/leave", "leave", "Give up membership", "object", body=EmptyBody),
     Call("POST", "/v1/shutdown", "shutdown", "Stop the node", "object", body=ShutdownBody),
 )
@@ -519,6 +537,28 @@ class Api:
         decode_body(await read_body(request), EmptyBody)
         await self._node.leave()
         return JsonResponse({})
+
+    # --- the machine's owner ----------------------------------------------------------------------
+
+    async def idle(self, request: Request) -> Response:
+        return JsonResponse(idle_json(await self._node.idle()))
+
+    async def pause(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), PauseBody)
+        if body.for_s is not None and not 0 < body.for_s <= WAIT_S_MAX:
+            raise UsageError("a pause lasts from a moment to a year", code="bad-request")
+        return JsonResponse(idle_json(await self._node.pause(body.for_s, now=body.now)))
+
+    async def resume(self, request: Request) -> Response:
+        decode_body(await read_body(request), EmptyBody)
+        return JsonResponse({"was_paused": await self._node.resume()})
+
+    async def set_comfort(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), ComfortBody)
+        view = await self._node.set_comfort(
+            profile=body.profile, in_use=body.in_use, idle=body.idle, battery=body.battery, hours=body.hours
+        )
+        return JsonResponse(idle_json(view))
 
     # --- jobs -------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from p2pcompute.host.real_net import RealNet
 from p2pcompute.host.real_probe import RealProbe
 from p2pcompute.host.real_store import SqliteStore
 from p2pcompute.identity.files import KEY_FILE, load_or_create_identity
+from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.resources.matching import check_acceptance
@@ -134,6 +135,7 @@ async def build_node(
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
                 is_networked=not is_onlooker,
+                comfort=ComfortSettings.of(settings),
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
             on_error=report_bug,

@@ -22,7 +22,7 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.node.explanations import ExplanationView
-from p2pcompute.node.facade import DescribedView, JobView, NodeFacade, NodeShare, PeerView, TaskView
+from p2pcompute.node.facade import DescribedView, IdleView, JobView, NodeFacade, NodeShare, PeerView, TaskView
 from p2pcompute.resources.attributes import Attributes, age_s
 from p2pcompute.resources.explaining import flags_of
 from p2pcompute.resources.expressions import names_of_some, nearest_name
@@ -72,6 +72,20 @@ def version_json() -> dict[str, Any]:
     return {"version": __version__, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
 
 
+def idle_json(view: IdleView) -> dict[str, Any]:
+    return {
+        "schema": "p2pc.idle/1",
+        "profile": view.profile,
+        "others_share": view.others_share,
+        "own_runs": view.own_runs,
+        "why": view.why or None,
+        "since": time_text(view.since_s),
+        "resumes": view.resumes or None,
+        "rules": [{"rule": rule, "now": now, "result": result} for rule, now, result in view.rules],
+        "standing_still": view.standing_still,
+    }
+
+
 def status_json(node: NodeFacade) -> dict[str, Any]:
     status = node.status()
     return {
@@ -81,6 +95,8 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
             "id": format_device_id(status.public_key),
             "short_id": short_device_id(status.public_key),
             "state": status.state,
+            "paused_because": status.paused_because or None,
+            "paused_since": time_text(status.paused_since) if status.paused_because else None,
             "pid": os.getpid(),
             "version": __version__,
             "protocol": [PROTOCOL_MIN, PROTOCOL_MAX],

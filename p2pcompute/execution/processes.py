@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import signal
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from p2pcompute.execution.outcomes import died, not_started, outcome_of
 from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_started
 from p2pcompute.execution.sandbox_process import SandboxProcess
 from p2pcompute.execution.spec import TaskKind
+from p2pcompute.execution.standstill import go_on, stand_still
 from p2pcompute.execution.task_messages import KnownJob, Translator, Unfit, input_bytes, placed_job, placed_task
 from p2pcompute.execution.trees import empty_directory, remove_tree
 from p2pcompute.execution.worker_process import WorkerProcess, group_exists, inherited_environment, is_command_of
@@ -91,6 +92,8 @@ class _Slot:
     watch: Timer | None = None
     reaper: Timer | None = None
     """Ends the grace after SIGTERM."""
+    held_since: float | None = None
+    """Since when its processes stand still."""
 
     def head(self) -> _Pending | None:
         """Return the run that is being executed."""
@@ -482,6 +485,8 @@ class ProcessRunner:
         head = slot.head()
         if head is None or head.timeout_s is None or slot.worker is None or slot.timed_out is not None:
             return
+        if slot.held_since is not None:
+            return  # looked at again when it goes on
         now = self._clock.now()
         if not slot.worker.is_ready:
             slot.head_since = now
@@ -493,12 +498,32 @@ class ProcessRunner:
         slot.timed_out = head.run_id
         self._terminate(slot, slot.worker)
 
+    def hold(self, slots: Collection[int]) -> None:
+        """Let slots stand still, and all others go on; see `host.runs.Runner`."""
+        for slot in self._slots:
+            if slot.index in slots and slot.worker is not None and slot.open_count and not slot.killing:
+                if slot.held_since is None:
+                    slot.held_since = self._clock.now()
+                    stand_still(slot.worker.pid)
+            else:
+                self._go_on(slot)
+
+    def _go_on(self, slot: _Slot) -> None:
+        if slot.held_since is None:
+            return
+        held_s, slot.held_since = self._clock.now() - slot.held_since, None
+        slot.head_since += held_s
+        if slot.worker is not None:
+            go_on(slot.worker.pid)
+            self._watch(slot)
+
     def kill(self, run_ids: Sequence[int]) -> None:
         """Stop these runs; see `host.runs.Runner`."""
         for slot in self._slots:
             wanted = [run_id for run_id in run_ids if run_id in slot.pending and run_id not in slot.killing]
             if not wanted or slot.worker is None:
                 continue
+            self._go_on(slot)
             slot.killing.update(dict.fromkeys(wanted))
             slot.worker.send(messages.pack_down((messages.KILL, wanted)))
             head = slot.head()
@@ -544,6 +569,7 @@ class ProcessRunner:
         if slot.reaper is not None:
             slot.reaper.cancel()
             slot.reaper = None
+        slot.held_since = None
         pending = list(slot.pending.values())
         outcomes: list[tuple[int, Outcome]] = []
         for position, run in enumerate(pending):

@@ -5,7 +5,7 @@ The scheduler treats `Job.spec` and `TaskRun.payload` as opaque; only execution 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -103,6 +103,9 @@ class Runner(Protocol):
     def kill(self, run_ids: Sequence[int]) -> None:
         """Stop these runs now (process group, SIGTERM then SIGKILL); each reports KILLED.  Other runs of the same
         batch are reported NOT_RUN when they had not started."""
+
+    def hold(self, slots: Collection[int]) -> None:
+        """Let what runs in these slots stand still, and what runs in all others go on.  Time limits wait meanwhile."""
 
     async def close(self) -> None:
         """Kill everything and wait for the processes to be gone."""

@@ -72,7 +72,7 @@ class NodeStatus:
     name: str
     public_key: bytes
     state: str
-    """working, idle or draining."""
+    """working, idle, paused or draining."""
     uptime_s: float
     port: int
     is_on_network: bool
@@ -94,6 +94,10 @@ class NodeStatus:
     """What datagrams of the group begin with, 4 bytes: what a TXT record of a seed names it by."""
     notes: tuple[str, ...] = ()
     """Things to look at: one sentence each, with what to do."""
+    paused_because: str = ""
+    """Why nothing of others, or nothing at all, runs here; empty: it does."""
+    paused_since: float = 0.0
+    """Wall clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +278,25 @@ class JoinView:
     address: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleView:
+    """How much runs on this machine now, and why."""
+
+    profile: str
+    others_share: float
+    """Of the cores, for the work of others."""
+    own_runs: bool
+    why: str
+    """Why less than ever runs; empty: nothing holds it back."""
+    since_s: float
+    """Wall clock: since when."""
+    resumes: str
+    rules: tuple[tuple[str, str, str], ...]
+    """(rule, what it sees, what follows)"""
+    standing_still: int
+    """Slots whose tasks stand still."""
+
+
 class NodeFacade(Protocol):
     """A running node, from the inside."""
 
@@ -412,6 +435,22 @@ class NodeFacade(Protocol):
             UsageError: it is neither.
             TrustError: refused by the inviter.
             NodeUnavailable: the inviter cannot be reached.
+        """
+
+    async def pause(self, for_s: float | None, *, now: bool) -> IdleView:
+        """Take no work until `resume`, or for a while; `now`: what runs is ended and run elsewhere."""
+
+    async def resume(self) -> bool:
+        """Take work again; returns whether there was a pause."""
+
+    async def idle(self) -> IdleView:
+        """Look at the machine, and say how much runs on it and why."""
+
+    async def set_comfort(self, *, profile: str, in_use: str, idle: str, battery: str, hours: str) -> IdleView:
+        """Go by other rules of the machine's owner.
+
+        Raises:
+            UsageError, ConfigError: they cannot be.
         """
 
     async def leave(self) -> None:

@@ -20,9 +20,11 @@ from p2pcompute.node import views
 from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity
+from p2pcompute.node.comfort_service import Comfort, ComfortSettings
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
+    IdleView,
     InviteState,
     InviteView,
     JobView,
@@ -93,6 +95,8 @@ class NodeOptions:
     """How many nodes keep a job that is submitted here too, where there are so many."""
     is_networked: bool = True
     """False for an embedded node on its own: no socket, no port."""
+    comfort: ComfortSettings | None = None
+    """When the work of others runs; None: always, because nobody sits at this machine."""
 
 
 class Node:
@@ -174,6 +178,9 @@ class Node:
             accepts_others=options.accepts_others,
             fit_of=self.placement.fit_of,
         )
+        self.comfort: Comfort | None = None
+        if options.comfort is not None:
+            self.comfort = Comfort(host, self._scope, self.scheduler, self._journal, options.comfort)
         self.joining = Joining(host, identity, self.credentials, self.channels, self.network, self._change_group)
         self._wire()
 
@@ -243,6 +250,8 @@ class Node:
             StoreError: the store cannot be read.
         """
         await self._host.runner.start()
+        if self.comfort is not None:
+            await self.comfort.start()
         if self._options.is_networked:
             await self.network.start()
         await self.scheduler.start()
@@ -254,6 +263,8 @@ class Node:
         a drain lasts.  What the host stands on (store, sockets) is closed by who made it.
         """
         self._is_draining = True
+        if self.comfort is not None:
+            self.comfort.close()
         await self.scheduler.leave(drain_s=DRAIN_S if drain else 0.0)
         self.scheduler.close()
         self.joining.close()
@@ -306,10 +317,14 @@ class Node:
         seeds = tuple(seed.view() for seed in self.network.seeds)
         if self.network.is_lost and self.network.is_on_network:
             notes += filter(None, map(seed_note, seeds))
+        comfort = self.comfort
+        verdict = comfort.verdict if comfort is not None else None
+        is_paused = verdict is not None and verdict.others_share == 0.0
+        state = "working" if worker.busy_slots else "paused" if is_paused else "idle"
         return NodeStatus(
             name=self._options.name,
             public_key=self._identity.public_key,
-            state="draining" if self._is_draining else "working" if worker.busy_slots else "idle",
+            state="draining" if self._is_draining else state,
             uptime_s=self._host.clock.now() - self._started_at,
             port=self.network.port,
             is_on_network=self.network.is_on_network,
@@ -325,6 +340,8 @@ class Node:
             seeds=seeds,
             group_hint=group_hint(group.network_key),
             notes=tuple(notes),
+            paused_because=verdict.why if verdict is not None and is_paused else "",
+            paused_since=comfort.since_s if comfort is not None and is_paused else 0.0,
         )
 
     def peers(self) -> Sequence[PeerView]:
@@ -613,6 +630,27 @@ class Node:
             self._options = replace(self._options, name=clean_name(name))
             self.credentials.rename(self._options.name)
         return await self.joining.join(invitation)
+
+    def _comfort(self) -> Comfort:
+        if self.comfort is None:
+            raise UsageError("this node has no machine of its own", "it lives inside a program", None)
+        return self.comfort
+
+    async def pause(self, for_s: float | None, *, now: bool) -> IdleView:
+        await self._comfort().pause_work(for_s, now=now)
+        return self._comfort().view()
+
+    async def resume(self) -> bool:
+        return await self._comfort().resume_work()
+
+    async def idle(self) -> IdleView:
+        await self._comfort().look()
+        return self._comfort().view()
+
+    async def set_comfort(self, *, profile: str, in_use: str, idle: str, battery: str, hours: str) -> IdleView:
+        settings = ComfortSettings(profile, in_use=in_use, idle=idle, battery=battery, hours=hours)
+        await self._comfort().change(settings)
+        return self._comfort().view()
 
     async def leave(self) -> None:
         if not self.credentials.group.is_open_to_others:

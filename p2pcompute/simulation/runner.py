@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from asyncio import Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -186,6 +186,11 @@ class SimRunner:
             if is_running_hit:
                 batch.ending = Outcome(OutcomeStatus.KILLED, signal=15)
                 self._end_in(batch, KILL_S)
+
+    def hold(self, slots: Collection[int]) -> None:
+        """Nobody sits at a simulated machine: nothing is ever held."""
+        if slots:
+            raise LocalProtocolError("a simulated runner holds no slots")
 
     async def close(self) -> None:
         self.is_closed = True

@@ -555,7 +555,7 @@ class Invites:
         if left <= 0:
             self._end(invite, Ending.VOID)
             return _refusal(Ending.VOID)
-        what = "these are not the words of this invitation" if invite.words else "the proof for this invitation is wrong"
+        what = f"{'these are not the words of' if invite.words else 'this is not the proof for'} this invitation"
         tries = f"{left} more wrong {'try' if left == 1 else 'tries'} and it is void"
         return TrustError(f"{what}: {tries}", "it was mistyped, or is of another one", _READ_AGAIN, code=_WRONG)
 

@@ -16,11 +16,13 @@ from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import job_alias
+from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import (
     AdmittedView,
     DescribedView,
     DhtStatus,
+    IdleView,
     InviteState,
     InviteView,
     JobView,
@@ -105,6 +107,7 @@ class FakeNode:
         self.bug: Exception | None = None
         self.group = "home"
         self.is_alone = True
+        self.paused = False
         self.queries: list[Query] = []
         self.answered = 1
         """Nodes that say yes or no to a question."""
@@ -314,6 +317,30 @@ class FakeNode:
             raise TrustError("nova did not accept that token", "it was used", "make a new one: p2pc invite --token")
         self.group, self.is_alone = "home-lab", False
         return JoinView(group=self.group, inviter="nova", inviter_key=PEER_KEY, address="192.0.2.20:7878")
+
+    async def pause(self, for_s: float | None, *, now: bool) -> IdleView:
+        self.paused = True
+        return await self.idle()
+
+    async def resume(self) -> bool:
+        was_paused, self.paused = self.paused, False
+        return was_paused
+
+    async def idle(self) -> IdleView:
+        return IdleView(
+            profile="laptop",
+            others_share=0.0 if self.paused else 0.9,
+            own_runs=not self.paused,
+            why="by you" if self.paused else "",
+            since_s=1_700_000_000.0,
+            resumes="You resume it: p2pc resume." if self.paused else "",
+            rules=(("battery = off", "on mains", "ok"),),
+            standing_still=0,
+        )
+
+    async def set_comfort(self, *, profile: str, in_use: str, idle: str, battery: str, hours: str) -> IdleView:
+        ComfortSettings(profile, in_use=in_use, idle=idle, battery=battery, hours=hours)
+        return await self.idle()
 
     async def leave(self) -> None:
         self.group, self.is_alone = "home", True
