@@ -20,7 +20,7 @@ from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_pay
 from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity, create_identity
 from p2pcompute.ids import DHT_ID_BYTES
-from p2pcompute.limits import DHT_BUCKET_SIZES, DHT_K
+from p2pcompute.limits import CUSTODIANS, DHT_BUCKET_SIZES, DHT_K
 from p2pcompute.node.facade import JobView
 from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.scheduler.terms import JobTerms
@@ -68,13 +68,16 @@ class Mesh:
         runner: RunnerModel | Sequence[RunnerModel] | None = None,
         is_lan: bool = True,
         sync_s: float = SYNC_S,
+        custodians: int = CUSTODIANS,
     ) -> None:
         """Args:
         runner: one model for all, or one for each.
         sync_s: mean time of a disk to sync.
+        custodians: nodes that keep a job beside its owner.
         """
         self.simulation = simulation
         self.members: list[Member] = []
+        self._custodians = custodians
         models = runner if isinstance(runner, Sequence) else [runner] * count
         for number, model in zip(range(count), models, strict=True):
             # The founder is everybody's first contact, so no Nat may keep it in.
@@ -136,6 +139,7 @@ class Mesh:
                 port=PORT,
                 first_contacts=contacts,
                 seeds=tuple((domain, None) for domain in seeds),
+                custodians=self._custodians,
             ),
             keep_group=member.keep_group,
             on_error=lambda name, error: member.errors.append(f"{name}: {error!r}"),

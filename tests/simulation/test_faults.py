@@ -79,7 +79,8 @@ SIMULATED = JobSpec(kind=TaskKind.SIMULATED)
 def test_results_that_workers_kept_are_taken_before_their_tasks_are_given_out_again() -> None:
     """The owner is away while its workers finish what they hold: nothing of that runs twice."""
     with Simulation(1) as simulation:
-        mesh = Mesh(simulation, 4, runner=[RunnerModel(slot_count=0), *[RunnerModel(slot_count=2)] * 3])
+        models = [RunnerModel(slot_count=0), *[RunnerModel(slot_count=2)] * 3]
+        mesh = Mesh(simulation, 4, runner=models, custodians=0)
 
         async def main() -> None:
             owner = mesh.members[0]
@@ -97,7 +98,8 @@ def test_results_that_workers_kept_are_taken_before_their_tasks_are_given_out_ag
 
 def test_an_owner_that_stays_away_blocks_nobody_and_gets_its_results_in_the_end() -> None:
     with Simulation(2) as simulation:
-        mesh = Mesh(simulation, 3, runner=[RunnerModel(slot_count=0), RunnerModel(), RunnerModel()])
+        models = [RunnerModel(slot_count=0), RunnerModel(), RunnerModel()]
+        mesh = Mesh(simulation, 3, runner=models, custodians=0)
 
         async def main() -> None:
             away, other, worker = mesh.members
