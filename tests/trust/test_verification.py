@@ -363,7 +363,7 @@ def test_all_tasks_end_whoever_lies_and_whatever_is_lost(
 
 # --- against a naive model ------------------------------------------------------------------------
 
-WINDOW, EPSILON, F = 12, 0.02, 0.2
+WINDOW, EPSILON, F = 12, 0.004, 0.2
 
 
 class AgainstModel(RuleBasedStateMachine):
