@@ -407,11 +407,22 @@ class Node:
     def _course(self, job_id: bytes) -> Course:
         """Return how a job of this node goes."""
         book, view = self.scheduler.owner.book(job_id), self.job(job_id.hex())
-        nodes = []
+        core, now, nodes = self.scheduler.owner.core, self._host.clock.now(), []
+        former = list(book.job.former.values())
         for share in view.by_node:
             thief = LOCAL if share.public_key == self._identity.public_key else share.public_key
             ended, took_s = book.took.get(thief, (0, 0.0))
-            nodes.append(NodeCourse(key=share.public_key, running=share.running, ended=ended, took_s=took_s))
+            known = core.thieves.get(thief)
+            nodes.append(
+                NodeCourse(
+                    key=share.public_key,
+                    running=share.running,
+                    ended=ended,
+                    took_s=took_s,
+                    copied=former.count(thief),
+                    rests_s=0.0 if known is None else core.rests_s(now, known[0]),
+                )
+            )
         return Course(
             nodes=nodes,
             ended=view.done + view.failed,

@@ -34,7 +34,7 @@ class Slowness:
     """One reason why it takes so long."""
 
     code: str
-    """limit, nodes, files, busy, load, slow-node, retries, tail, small or inputs."""
+    """limit, nodes, files, busy, load, slow-node, copies, failing, retries, tail, small or inputs."""
     what: str
     fix: str = ""
 
@@ -63,6 +63,10 @@ class NodeCourse:
     """Bytes per second that it got lately."""
     load: float | None = None
     cpus: float | None = None
+    copied: int = 0
+    """Tasks that took too long there and run a second time elsewhere."""
+    rests_s: float = 0.0
+    """For how long it gets nothing, because it failed what others did well."""
 
     @property
     def task_s(self) -> float:
@@ -116,6 +120,14 @@ def _reasons(course: Course) -> Iterator[Slowness]:
                 what = f"{node.name} is busy with more than its tasks: load {node.load:.1f} on {node.cpus:g} cores"
                 yield Slowness("load", what)
     yield from _slow_nodes(nodes)
+    for node in nodes:
+        if node.copied:
+            one = node.copied == 1
+            late = f"{node.copied} {'task takes' if one else 'tasks take'} too long on {node.name}"
+            yield Slowness("copies", f"{late} and {'runs' if one else 'run'} a second time elsewhere")
+        if node.rests_s:
+            what = f"{node.name} failed what others did well, and gets nothing for {_seconds(node.rests_s)}"
+            yield Slowness("failing", what)
     attempts = course.ended + course.retried
     if course.retried and course.retried >= RETRIED_SHARE * attempts:
         what = f"{course.retried} of {attempts} attempts were made again"

@@ -450,8 +450,12 @@ class OwnerCore:
 
     def _is_broken(self, now: float, thief: Thief) -> bool:
         """Whether a node fails what others do well, and is not to be tried again yet."""
+        return self.rests_s(now, thief) > 0
+
+    def rests_s(self, now: float, thief: Thief) -> float:
+        """Return for how long a node gets nothing because it failed what others do well; 0: it does not."""
         breaker = self._breakers.get(thief.installation)
-        return breaker is not None and now < breaker.until
+        return 0.0 if breaker is None else max(0.0, breaker.until - now)
 
     def _note_good(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
         """A task has ended well on a node: it works, and the task's failures elsewhere were not the task's fault."""

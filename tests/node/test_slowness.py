@@ -44,6 +44,14 @@ def test_nothing_is_said_without_evidence() -> None:
         ({"nodes": (replace(NOVA, running=5),)}, "busy", "3 of 8 slots of nova work for other jobs"),
         ({"nodes": (replace(NOVA, running=3, slots_each=2),)}, "busy", "2 of 8 slots of nova work for other jobs"),
         ({"nodes": (replace(NOVA, load=19.0),)}, "load", "nova is busy with more than its tasks: load 19.0 on 8 cores"),
+        (
+            {"nodes": (replace(NOVA, copied=2),)},
+            *("copies", "2 tasks take too long on nova and run a second time elsewhere"),
+        ),
+        (
+            {"nodes": (replace(NOVA, rests_s=30.0),)},
+            *("failing", "nova failed what others did well, and gets nothing for 30.0 s"),
+        ),
         ({"retried": 14}, "retries", "14 of 126 attempts were made again"),
         (
             {"nodes": (replace(NOVA, running=0), replace(PI4, running=3, took_s=12.0)), "running": 3, "waiting": 0},
@@ -84,3 +92,22 @@ def test_a_busy_node_says_when_it_has_room_and_a_slow_one_is_named() -> None:
         assert passes_s is not None and abs(passes_s - wall.wall()) < 1, clock.now() - began
 
     play([PLAIN, slow], scene)
+
+
+def test_a_copy_of_a_task_that_takes_too_long_is_told() -> None:
+    """The last task hangs on a slow node, and nobody says that it runs elsewhere too."""
+    stuck = RunnerModel(slot_count=1, speed=0.001)
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [1.0] * 12)
+        seen: list[tuple[str, str]] = []
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            if mesh.members[0].running.job(job_id.hex()).done == 12:
+                break
+            if mesh.members[0].running.job(job_id.hex()).done >= 10:
+                seen += [(one.code, one.what) for one in (await explained(mesh, job_id)).slow]
+        what = f"1 task takes too long on {name(mesh, 1)} and runs a second time elsewhere"
+        assert ("copies", what) in seen, seen
+
+    play([PLAIN, stuck], scene)
