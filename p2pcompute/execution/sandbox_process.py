@@ -12,6 +12,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,13 @@ from p2pcompute.execution.worker_process import WorkerProcess
 
 _READ_BYTES: Final = 1 << 16
 _COPY_BYTES: Final = 1 << 20
+
+
+@lru_cache(maxsize=1)
+def lower_priority() -> tuple[str, ...]:
+    """Return the words before a command that let everything else on this machine go first: processor, then disk."""
+    nice, ionice = shutil.which("nice"), shutil.which("ionice")
+    return (*((nice, "-n", "19") if nice else ()), *((ionice, "-c", "3") if ionice else ()))
 
 
 class SandboxProcess(WorkerProcess):
@@ -60,7 +68,7 @@ class SandboxProcess(WorkerProcess):
         sandbox.prepare(self.directory, self._user)
         (self.directory / "out").mkdir(mode=0o700)
         try:
-            return sandbox.command(
+            words, environment = sandbox.command(
                 self._bubblewrap,
                 directory=self.directory,
                 hidden=self._hidden,
@@ -70,6 +78,7 @@ class SandboxProcess(WorkerProcess):
             )
         except sandbox.NoSandbox as error:
             raise OSError(str(error)) from error
+        return [*lower_priority(), *words], environment
 
     def _passed(self, life_line_fd: int) -> tuple[int, ...]:
         return ()

@@ -290,3 +290,8 @@ async def test_filter_of_system_calls() -> None:
             if code & 0x07 == 0x05:
                 assert max(at + then, at + otherwise) + 1 < len(steps)
     assert platform.machine() in box_seccomp.ARCHES
+
+
+async def test_everything_else_on_the_machine_goes_first(boxed: Boxed) -> None:
+    outcome = await boxed.shell("nice; ionice")
+    assert outcome.stdout.decode().split() == ["19", "idle"], outcome
