@@ -262,6 +262,8 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
             verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
             fix = "there: p2pc doctor says why" if accepts == "false" else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
+    if is_of_others and isinstance(paused := values.get("paused"), str):
+        found.append(Finding("paused", Verdict.LATER, f"paused: {paused}"))
     slots = values.get("slots.total", peer.slots)
     busy = max([one for one in (values.get("slots.busy"), peer.busy) if isinstance(one, int)], default=None)
     if slots == 0:

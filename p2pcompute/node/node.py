@@ -227,6 +227,9 @@ class Node:
             "queue": worker.queued_count,
             "staging": worker.staging_count,
         }
+        verdict = self.comfort.verdict if self.comfort is not None else None
+        if verdict is not None and verdict.others_share == 0.0 and verdict.why:
+            state["paused"] = verdict.why
         for name, left_s in zip(("slots.ends", "slots.wait"), self.scheduler.outlook(), strict=True):
             if left_s is not None:
                 state[name] = round(left_s, 1)
@@ -398,6 +401,9 @@ class Node:
         owner, worker = self.scheduler.owner, self.scheduler.worker
         if self._is_draining:
             findings.append(Finding("node", Verdict.NEVER, "it is stopping"))
+        verdict = self.comfort.verdict if self.comfort is not None else None
+        if verdict is not None and not verdict.own_runs:
+            findings.append(Finding("paused", Verdict.LATER, f"paused: {verdict.why}"))
         if owner.trouble is not None:
             findings.append(Finding("node", Verdict.LATER, f"its store takes nothing: {owner.trouble.what}"))
         if worker.ill_because:

@@ -67,6 +67,7 @@ NODE_EXAMPLES: Final[Mapping[str, Value]] = {
     "queue": 0,
     "staging": 0,
     "isolation": "sandbox",
+    "paused": "on battery",
     "battery": False,
     "owner.present": False,
     "bandwidth": 1e8,

@@ -304,6 +304,18 @@ def test_who_can_run_a_job_itself_asks_nobody_before() -> None:
     play([PLAIN, TOOLS], scene)
 
 
+def test_a_node_that_its_owner_paused_says_so() -> None:
+    """A job waits for a node whose owner plays a game, and nobody knows why."""
+    paused = RunnerModel(slot_count=2, attributes={"paused": "on battery"})
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [1.0], on=(mesh.members[1].identity.public_key,), require=("load<0",))
+        account = (await explained(mesh, job_id)).report.accounts[1]
+        assert account.verdict == "later" and "paused: on battery" in [one.what for one in account.findings]
+
+    play([PLAIN, paused], scene)
+
+
 def test_a_name_that_no_node_has_is_said_at_once() -> None:
     """A job with a misspelt attribute waits for ever; or one whose plugin comes later is refused."""
     racked = RunnerModel(slot_count=2, attributes={"rack.row": 3, "label.zone": "b"})
