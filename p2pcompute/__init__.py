@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from p2pcompute.api.explanations import Explanation, Reason
     from p2pcompute.api.futures import MeshFuture
     from p2pcompute.api.jobs import Job, JobStatus
+    from p2pcompute.api.kept_jobs import KeptJob, get_job
     from p2pcompute.api.nodes import NodeInfo
     from p2pcompute.api.options import TaskInfo, TaskOptions
     from p2pcompute.api.remote_function import RemoteFunction
@@ -36,6 +37,7 @@ __all__ = [
     "InputFailed",
     "Job",
     "JobStatus",
+    "KeptJob",
     "MeshExecutor",
     "MeshFuture",
     "NoEligibleNode",
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "call",
     "function",
+    "get_job",
     "map",
     "sh",
 ]
@@ -68,6 +71,7 @@ _HOMES = {
     "p2pcompute.api.explanations": ("Explanation", "Reason"),
     "p2pcompute.api.futures": ("MeshFuture",),
     "p2pcompute.api.jobs": ("Job", "JobStatus"),
+    "p2pcompute.api.kept_jobs": ("KeptJob", "get_job"),
     "p2pcompute.api.nodes": ("NodeInfo",),
     "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),
     "p2pcompute.api.shell": ("Completed",),

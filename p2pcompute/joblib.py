@@ -182,7 +182,7 @@ def _unshared(value: Any) -> Any:
     if not isinstance(value, Shared):
         return value
     value = value.get()
-    flags = getattr(value, "flags", None)
+    flags: Any = getattr(value, "flags", None)
     if getattr(flags, "writeable", False):
         with suppress(AttributeError, ValueError):
             flags.writeable = False

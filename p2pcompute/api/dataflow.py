@@ -20,11 +20,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pcompute.api.functions import Shipment
+from p2pcompute.api.functions import CHANGES_MAX, CODE_BESIDE_ARGUMENTS_BYTES_MAX, KNOWN_MAX, Shipment
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.pickling import dump_value
 from p2pcompute.errors import InputFailed, P2pcError
-from p2pcompute.execution.calls import INPUT_PREFIX, SHARED_PREFIX, BoundCall, Call, PackedCall, Shared
+from p2pcompute.execution.calls import (
+    INPUT_PREFIX,
+    SHARED_PREFIX,
+    BoundCall,
+    Call,
+    PackedCall,
+    Shared,
+    call_shipped,
+)
 from p2pcompute.execution.spec import InputFile, TaskPayload, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX
@@ -39,6 +47,8 @@ CALL_MARK_WITHIN_BYTES: Final = 128
 CHAIN_NAMES_MAX: Final = 20
 """Names of calls that an error lists: the first ones and the last."""
 
+_CALL_SHIPPED: Final = pickle.dumps(call_shipped, 5)
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -47,6 +57,8 @@ class Bound:
     data: bytes
     parts: tuple[Any, ...]
     """Futures, shared objects, calls to be made."""
+    code: bytes = b""
+    """Of the function, when it travels with the arguments."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +67,7 @@ class Waiting:
 
     job: OpenJob
     future: MeshFuture[Any]
-    data: bytes
+    bound: Bound
     parts: list[MeshFuture[Any] | Shared[Any]]
     left: int = 0
     """Inputs that have not ended."""
@@ -69,6 +81,8 @@ class Dataflow:
         self._arrivals: deque[Waiting] = deque()
         self._dropped: deque[BlobRef] = deque()
         """Blobs whose holders are gone."""
+        self._codes: dict[str, list[bytes]] = {}
+        """Digests of what was sent for the calls that tasks returned, by the name of the function."""
         self._unread: weakref.WeakSet[MeshFuture[Any]] = weakref.WeakSet()
 
     # --- holding ----------------------------------------------------------------------------------
@@ -76,7 +90,7 @@ class Dataflow:
     def hold(self, job: OpenJob, future: MeshFuture[Any], bound: Bound) -> None:
         """Take a call in; its future counts as open already."""
         parts = [self._made(job, part) if isinstance(part, Call) else part for part in bound.parts]
-        waiting = Waiting(job, future, bound.data, parts)
+        waiting = Waiting(job, future, bound, parts)
         job.held[waiting] = None
         future._job = job
         for part in parts:
@@ -123,7 +137,7 @@ class Dataflow:
                 return
         contents: list[bytes | BlobRef | None] = [_content(part) for part in waiting.parts]
         inline = [content for content in contents if isinstance(content, bytes)]
-        if None in contents or sum(map(len, inline)) + len(waiting.data) > INLINE_BYTES_MAX:
+        if None in contents or sum(map(len, inline)) + len(waiting.bound.data) > INLINE_BYTES_MAX:
             self._desk.spawn(self._resolve_slowly(waiting, contents), "inputs")
         else:
             self._put(waiting, contents, None)
@@ -186,12 +200,7 @@ class Dataflow:
 
     def follow(self, job: OpenJob, future: MeshFuture[Any], call: PackedCall) -> None:
         """Let a future have the value of a call that a task of `job` has returned."""
-        above = job.shipment
-        key = hashlib.blake2b(digest_size=32)
-        for part in (call.code, above.modules_zip or b"", above.options.identity().encode()):
-            key.update(len(part).to_bytes(8, "big"))
-            key.update(part)
-        shipment = Shipment(call.name, call.code, above.modules_zip, above.zipped_names, above.options, key.digest())
+        shipment = self._shipment(job.shipment, call)
         inputs = []
         for inner in call.inputs:
             child: MeshFuture[Any] = MeshFuture(self._desk, len(inner.data))
@@ -199,7 +208,28 @@ class Dataflow:
             self.follow(job, child, inner)
             inputs.append(child)
         future._job, future._index, future._report = None, -1, None
-        self._desk.put(future, shipment, Bound(call.data, tuple(inputs)))
+        self._desk.put(
+            future, shipment, Bound(call.data, tuple(inputs), call.code if shipment.code == _CALL_SHIPPED else b"")
+        )
+
+    def _shipment(self, above: Shipment, call: PackedCall) -> Shipment:
+        """Return what is sent for a call: its function, or, of one that captures something new each time, what calls a
+        function that comes with its arguments."""
+        code = call.code
+        known = self._codes.setdefault(call.name, [])
+        digest = hashlib.blake2b(code, digest_size=16).digest()
+        if digest not in known:
+            if len(known) >= CHANGES_MAX and len(code) <= CODE_BESIDE_ARGUMENTS_BYTES_MAX and not above.modules_zip:
+                code = _CALL_SHIPPED
+            elif len(known) < KNOWN_MAX:
+                known.append(digest)
+        if len(self._codes) > KNOWN_MAX:
+            del self._codes[next(iter(self._codes))]
+        key = hashlib.blake2b(digest_size=32)
+        for part in (code, above.modules_zip or b"", above.options.identity().encode(), call.name.encode()):
+            key.update(len(part).to_bytes(8, "big"))
+            key.update(part)
+        return Shipment(call.name, code, above.modules_zip, above.zipped_names, above.options, key.digest())
 
 
 def _content(part: MeshFuture[Any] | Shared[Any]) -> bytes | BlobRef | None:
@@ -219,7 +249,7 @@ def _bound(waiting: Waiting, contents: list[bytes | BlobRef | None]) -> bytes:
         _name(part, content) if isinstance(content, BlobRef) else content or b""
         for part, content in zip(waiting.parts, contents, strict=True)
     ]
-    return pickle.dumps(BoundCall(parts, waiting.data), 5)
+    return pickle.dumps(BoundCall(parts, waiting.bound.data, waiting.bound.code), 5)
 
 
 def _input_failed(waiting: Waiting, part: MeshFuture[Any]) -> InputFailed:

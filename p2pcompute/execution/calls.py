@@ -160,24 +160,27 @@ def _read(content: bytes | str) -> Any:
 class BoundCall:
     """Arguments with their parts; in the worker it is unpickled as (args, kwargs)."""
 
-    def __init__(self, contents: Sequence[bytes | str], data: bytes) -> None:
+    def __init__(self, contents: Sequence[bytes | str], data: bytes, code: bytes = b"") -> None:
         self.contents = tuple(contents)
         self.data = data
+        self.code = code
+        """Goes before the arguments when it is not empty, for `call_shipped`."""
 
     def __reduce__(self) -> Any:
-        return load_call, (self.contents, self.data)
+        return load_call, (self.contents, self.data, self.code)
 
 
-def load_call(contents: Sequence[bytes | str], data: bytes) -> Any:
-    """Return what `data` is the pickle of, with these parts."""
+def load_call(contents: Sequence[bytes | str], data: bytes, code: bytes) -> Any:
+    """Return (args, kwargs) of a call with these parts."""
     import pickle
 
     global _parts
     outer, _parts = _parts, [_Part(content) for content in contents]
     try:
-        return pickle.loads(data)
+        args, kwargs = pickle.loads(data)
     finally:
         _parts = outer
+    return ((code, *args) if code else args), kwargs
 
 
 def input_value(number: int) -> Any:
@@ -232,7 +235,7 @@ class Call:
                 data = cloudpickle.dumps((self.args, self.kwargs))
             code = cloudpickle.dumps(self.func)
             name = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-            return name, code, data, tuple(PackedCall(*call._packed()) for call in collected.parts)
+            return name.rpartition("<locals>.")[2], code, data, tuple(PackedCall(*call._packed()) for call in collected.parts)
         finally:
             self._is_packing = False
 

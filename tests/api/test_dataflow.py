@@ -219,6 +219,17 @@ def test_tasks_make_tasks_with_large_arguments(executor: MeshExecutor) -> None:
     assert made.result() == LARGE
 
 
+def test_calls_of_functions_that_capture_something_new_each_time(executor: MeshExecutor) -> None:
+    """Broken: each of them becomes a job of its own, with its own code on every node."""
+
+    def total(n: int) -> Any:
+        return call(lambda below: below + n, call(total, n - 1)) if n else 0
+
+    before = len(executor._desk._jobs)
+    assert executor.submit(total, 40).result(timeout=60) == 820
+    assert len(executor._desk._jobs) - before <= 10
+
+
 def test_a_call_that_waits_for_itself_is_refused(executor: MeshExecutor) -> None:
     """Broken: a cycle hangs, or ends the worker."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import p2pcompute
-from p2pcompute import MeshExecutor, call
+from p2pcompute import MeshExecutor, UsageError, call
 from tests.api.conftest import wait_until
 
 
@@ -157,6 +157,35 @@ def test_values_go_from_node_to_node(start_daemon: Callable[..., Daemon], monkey
         shared = executor.share(bytes(1 << 20))
         job = executor.start_map(lambda shared, n: len(shared.get()) + n, [shared] * 8, range(8))
         assert job.results(timeout=30) == [(1 << 20) + n for n in range(8)]
+
+
+def test_jobs_that_the_node_keeps(
+    start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken: what `p2pc run` has computed cannot be had from Python."""
+    daemon = start_daemon("alpha", 2)
+    monkeypatch.setenv("P2PC_HOME", str(daemon.home))
+    with pytest.raises(UsageError):
+        p2pcompute.get_job()
+    daemon.p2pc("run", "--detach", "--name", "words", "sleep 0.3; echo {}; test {} != b", ":::", "a", "b")
+    job = p2pcompute.get_job("last")
+    assert [(done.returncode, done.stdout) for done in job] == [(0, b"a\n"), (1, b"b\n")]
+    assert (job.name, len(job), job.status.waiting) == ("words", 2, 0)
+    (tmp_path / "halves.py").write_text("def half(n):\n    return 1 / int(n)\n")
+    daemon.p2pc("run", "--detach", "--quiet", f"{tmp_path}/halves.py::half", ":::", "2", "0", "4")
+    halves = p2pcompute.get_job().wait(timeout=30)
+    assert halves.results(errors="skip") == [0.5, 0.25]
+    assert isinstance(halves.results(errors="return")[1], ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        list(halves)
+    assert p2pcompute.get_job(job.id).alias == job.alias
+    daemon.p2pc("run", "--detach", "sleep {}", ":::", "60", "60", "60")
+    long = p2pcompute.get_job()
+    with pytest.raises(TimeoutError):
+        long.wait(timeout=0.1)
+    long.cancel(now=True)
+    assert long.wait(timeout=30).results(errors="skip") == []
+    assert all("was cancelled" in str(error) for error in long.results(errors="return"))
 
 
 def test_node_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

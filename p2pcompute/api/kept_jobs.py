@@ -1,0 +1,182 @@
+"""Jobs that this machine's node keeps, as `p2pc run` submits them: looked at, waited for and read from Python.
+
+Unlike the jobs of a `MeshExecutor` they do not end with the program that made them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from p2pcompute.api.jobs import JobStatus
+from p2pcompute.api.shell import Completed
+from p2pcompute.errors import NodeUnavailable, P2pcError, TaskError, UsageError
+from p2pcompute.execution.functions import load_exception, load_value
+from p2pcompute.socket_peer import check_peer_is_ours
+
+REQUEST_S: Final = 60.0
+LOOK_S: Final = (0.05, 1.0)
+"""Pauses between looks at a job that runs: the first and the longest."""
+PAGE: Final = 200
+
+
+class KeptJob:
+    """A job of this machine's node.  Iterating waits, and yields the values in the order of the inputs."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
+        self._path = path
+        self.id: str = document["id"]
+        self.alias: str = document["alias"]
+        self.name: str = document["name"]
+        self.is_function: bool = document["kind"] == "function"
+        """Values are what the function returned; else they are `Completed` commands."""
+
+    def __repr__(self) -> str:
+        status = self.status
+        return f"<KeptJob {self.alias} {self.name}: {status.done} done, {status.failed} failed>"
+
+    @property
+    def status(self) -> JobStatus:
+        """Counts of the moment.
+
+        Raises:
+            NodeUnavailable: the node does not answer.
+            UsageError: the job was pruned.
+        """
+        document = self._ask("GET", "")
+        counts = {name: int(document[name]) for name in ("done", "failed", "cancelled", "running", "waiting")}
+        return JobStatus(name=self.name, total=document["total"] or sum(counts.values()), **counts)
+
+    def __len__(self) -> int:
+        return self.status.total
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.wait().results()
+
+    def wait(self, timeout: float | None = None) -> KeptJob:
+        """Wait until every task has ended; returns the job itself.
+
+        Raises:
+            TimeoutError: it had not after so many seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        pause_s, longest_s = LOOK_S
+        while self._ask("GET", "")["finished"] is None:
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError(f"job {self.alias} runs still")
+            time.sleep(pause_s)
+            pause_s = min(longest_s, pause_s * 1.5)
+        return self
+
+    def results(self, *, errors: Literal["raise", "skip", "return"] = "raise") -> list[Any]:
+        """Return the values of the tasks that have ended, in the order of the inputs.
+
+        Args:
+            errors: of tasks that failed or were cancelled: raise the first, leave them out, or return them.
+
+        Raises:
+            Exception: what the first failed call raised.
+            TaskError: a command could not be run, or a task was cancelled.
+        """
+        found: list[Any] = []
+        for task in self._tasks():
+            value, error = self._outcome(task)
+            if error is None:
+                found += value if task["chunk"] else [value]
+            elif errors == "raise":
+                raise error
+            elif errors == "return":
+                found.append(error)
+        return found
+
+    def cancel(self, *, now: bool = False) -> None:
+        """Cancel what has not started; with `now` stop what runs as well."""
+        self._ask("POST", "/cancel", {"now": now})
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return json.loads(_call(self._path, method, f"/v1/jobs/{self.id}{path}", body))
+
+    def _tasks(self) -> Iterator[dict[str, Any]]:
+        after: int | None = -1
+        while after is not None:
+            page = self._ask("GET", f"/tasks?after={after}&limit={PAGE}&state=done,failed,cancelled")
+            yield from page["items"]
+            after = page.get("next")
+
+    def _content(self, task: Mapping[str, Any], name: str) -> bytes:
+        return _call(self._path, "GET", f"/v1/jobs/{self.id}/tasks/{task['index']}/{name}")
+
+    def _outcome(self, task: Mapping[str, Any]) -> tuple[Any, BaseException | None]:
+        """Return (value, None) or (None, error) of a task that has ended."""
+        has_value = bool(task["value_bytes"])
+        if self.is_function and task["state"] == "done":
+            return load_value(self._content(task, "value")), None
+        if self.is_function and task["state"] == "failed" and has_value:
+            return None, load_exception(self._content(task, "value"))
+        if task["state"] == "cancelled" or (task["exit_code"] is None and task["signal"] is None) or self.is_function:
+            what = (
+                f"task {self.alias}/{task['index']} was cancelled" if task["state"] == "cancelled" else "a task failed"
+            )
+            return None, TaskError(what, str(task["error"] or ""), node=task["node"])
+        code = task["exit_code"] if task["exit_code"] is not None else -task["signal"]
+        words = tuple(task["inputs"]) if not task["command"] else (task["command"],)
+        return Completed(words, code, self._content(task, "stdout"), self._content(task, "stderr")), None
+
+
+def get_job(job_id: str = "last") -> KeptJob:
+    """Return a job that this machine's node keeps.
+
+    Args:
+        job_id: its alias or id, as `p2pc jobs` shows them; "last" is the newest.
+
+    Raises:
+        NodeUnavailable: no node runs here.
+        UsageError: there is no such job.
+    """
+    from p2pcompute.places import find_paths
+
+    path = find_paths(os.environ).socket
+    return KeptJob(path, json.loads(_call(path, "GET", f"/v1/jobs/{quote(job_id, safe='')}")))
+
+
+def _call(path: Path, method: str, target: str, body: Mapping[str, Any] | None = None) -> bytes:
+    """Ask this machine's node over its control socket.
+
+    Raises:
+        NodeUnavailable: it does not answer.
+        TrustError: another user's process listens there.
+        UsageError: it refuses.
+    """
+    try:
+        with contextlib.closing(http.client.HTTPConnection("p2pc", timeout=REQUEST_S)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(REQUEST_S)
+            connection.sock.connect(str(path))
+            check_peer_is_ours(connection.sock, str(path))
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, target, body=data, headers={"Content-Type": "application/json"} if data else {})
+            answer = connection.getresponse()
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise NodeUnavailable(
+            "this machine's node does not answer", f"{type(error).__name__}: {error}", "start it: p2pc node start"
+        ) from error
+    if answer.status < 300:
+        return content
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = {}
+    kind: type[P2pcError] = UsageError if answer.status < 500 else P2pcError
+    what = str(document.get("what") or f"the node answered {answer.status}")
+    raise kind(what, str(document.get("why") or ""), str(document.get("fix") or "") or None, code=document.get("code"))
