@@ -263,3 +263,18 @@ def test_afterwards(hostile_pair: list[Daemon]) -> None:
         assert (ada.home / f"{path.name}.copy").read_bytes() == path.read_bytes() * 2
     assert (hashlib.sha256(key.read_bytes()).digest(), key.stat().st_mtime_ns) == before
     _wait_for_nothing(bob)
+
+
+def test_a_killed_node_takes_all_along(hostile_pair: list[Daemon]) -> None:
+    """kill -9 of the node: what ran in its sandboxes is gone at once, what had left its session, too."""
+    ada, bob = hostile_pair
+    mark = f"6{os.getpid()}"
+    ada.p2pc("run", "--on", "bob", "--detach", f": {{}}; setsid sleep {mark} & sleep {mark}", ":::", "1").check()
+
+    def sleeping() -> list[psutil.Process]:
+        return [found for found in psutil.process_iter(["cmdline"]) if found.info["cmdline"] == ["sleep", mark]]
+
+    until(lambda: len(sleeping()) == 2, 20, "it sleeps")
+    bob.kill()
+    until(lambda: not sleeping(), 5, "nothing of it is left")
+    ada.p2pc("cancel", "--now", "-y", ada.job()["id"]).check()  # bob stays away: this is the last test of the pair
