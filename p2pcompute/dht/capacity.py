@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.dht.exchange import DhtCounters, Verified
 from p2pcompute.dht.index import LevelWalk, Outcome, Registrar, first_level, index_key, is_rare, stepping_stones
-from p2pcompute.dht.messages import Ads, Message, Query, Register, Registered, cut_ads
+from p2pcompute.dht.messages import Ads, Message, Ping, Pong, Query, Register, Registered, cut_ads
 from p2pcompute.dht.queries import Ask, Queries, reachable
 from p2pcompute.dht.routing_table import RoutingTable
 from p2pcompute.dht.walk import Answer, walk
@@ -154,7 +154,10 @@ class CapacityIndex:
     # --- what we ask ------------------------------------------------------------------------------
 
     async def search(self, features: Sequence[Feature], want: int, time_s: float = SEARCH_S) -> list[Contact]:
-        """Return up to `want` nodes that seem to have all of these features; own contacts first, none verified.
+        """Return up to `want` nodes that seem to have all of these features; own contacts first.
+
+        Those that others name count when they answer a PING, and do not say themselves that they lack a feature of the
+        class: else two liars, with nodes that they have made up, end a search.
 
         Without features, or in a small group, nobody is asked: known contacts are all there is.
 
@@ -172,12 +175,14 @@ class CapacityIndex:
                 level_walk.know(contact)
         self._counters.searches += 1
         question = Query(level_walk.target, mask)
+        tried: dict[bytes, None] = {}
 
         def ask(contact: Contact, answer: Answer) -> None:
             def done(reply: Message | None) -> None:
                 if isinstance(reply, Ads):
-                    level_walk.on_found(reachable(reply.found, contact.address))
-                    answer(reachable(reply.contacts, contact.address))
+                    further = reachable(reply.contacts, contact.address)
+                    named = reachable(reply.found, contact.address)[:INDEX_TAKEN_MAX]
+                    self._look_at(named, mask, tried, level_walk.know, partial(answer, further))
                 else:
                     answer(None)
 
@@ -216,6 +221,38 @@ class CapacityIndex:
             rng=self._rng,
             want=want,
         )
+
+    def _look_at(
+        self,
+        named: Sequence[Contact],
+        mask: int,
+        tried: dict[bytes, None],
+        know: Callable[[Contact], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """Ping nodes that somebody named, tell `know` of those that fit, and say when all have answered or will not.
+
+        Args:
+            tried: keys of those that this search has looked at already.
+        """
+        new = [contact for contact in named if contact.key not in tried]
+        tried.update(dict.fromkeys(contact.key for contact in new))
+        left = len(new)
+        if not left:
+            ended()
+
+        def done(contact: Contact, reply: Message | None) -> None:
+            nonlocal left
+            left -= 1
+            if isinstance(reply, Pong):
+                said, wanted = reply.class_bits, mask & CLASS_MASK
+                if said is None or said & wanted == wanted:
+                    know(contact)
+            if not left:
+                ended()
+
+        for contact in new:
+            self._ask(contact.key, contact.address, [Ping()], partial(done, contact))
 
     def _note(self, level_walk: LevelWalk) -> None:
         if level_walk.asked_count:

@@ -12,14 +12,14 @@ node fits when its tuple has all bits of the mask.  There are two tiers, and one
 So no node bears what everybody asks for, and whoever crowds around a key hides nothing that is kept farther away.
 
 A registrar's tables are bounded, for each key and for each source; when they are full, the feature is not rare, and a
-search needs no more of them.  Nothing here is verified: what is found is asked by the searcher itself.
+search needs no more of them.  What a registrar names is hearsay: the searcher looks at each itself before it counts.
 
 Properties of `LevelWalk`, each of them tested:
  1. it ends, whatever peers answer, after at most INDEX_REQUESTS_MAX requests;
  2. it asks nobody twice and never its own node;
  3. it never goes back to a farther distance;
  4. while it waits for answers, it does not ask more at one distance than it needs there, and INDEX_ALPHA in all;
- 5. it takes at most INDEX_TAKEN_MAX nodes from one answer, and ends once it has as many as it wants;
+ 5. it ends once it has as many nodes as it wants;
  6. when all answer truthfully, and know who is near them, a search finds every ad of the nearest distances.
 
 Source: Król et al., "DISC-NG: Robust Service Discovery in the Ethereum Global Network" (TopDisc), and discv5's topic
@@ -49,7 +49,6 @@ from p2pcompute.limits import (
     INDEX_LEVELS_MAX,
     INDEX_RARE_SHARE,
     INDEX_REQUESTS_MAX,
-    INDEX_TAKEN_MAX,
 )
 
 if TYPE_CHECKING:
@@ -327,13 +326,8 @@ class LevelWalk:
         if peer is not None:
             peer.is_waiting = False
 
-    def on_found(self, contacts: Iterable[Contact]) -> None:
-        """Take in nodes that are looked for, those of one answer at once."""
-        for contact, _ in zip(contacts, range(INDEX_TAKEN_MAX), strict=False):
-            self.know(contact)
-
     def know(self, contact: Contact) -> None:
-        """Take in a node that this node itself knows to have what is looked for."""
+        """Take in a node that has what is looked for: known to, or looked at by, this node itself."""
         if contact.id != self._own_id and not self._is_enough():
             self._found.setdefault(contact.key, contact)
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -54,6 +54,14 @@ class IndexSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         50
     )
     dead: Annotated[_Share, Meta(description="share of the nodes that die between advertising and searching")] = 0.0
+    hostile: Annotated[_Share, Meta(description="share of the nodes that lie about who has it, as `lie` says")] = 0.0
+    lie: Annotated[
+        Literal["withhold", "junk", "boast"],
+        Meta(
+            description="withhold: takes ads, keeps none, names nobody; junk: names made-up nodes, as having it and to "
+            "ask next; boast: says that it has it, as all of its kind, and names only these"
+        ),
+    ] = "withhold"
 
 
 class _Node:
@@ -106,6 +114,13 @@ class _Run:
         self.having = dict.fromkeys(sorted(rng.sample(range(settings.nodes), count)))
         """Positions of the nodes that have the feature, ascending."""
         self.positions = {contact.key: position for position, contact in enumerate(self.contacts)}
+        others = [position for position in range(settings.nodes) if position not in self.having]
+        liars = rng.sample(others, min(len(others), round(settings.hostile * settings.nodes)))
+        self.liars = dict.fromkeys(sorted(liars))
+        """Positions of the nodes that lie; those that have the feature do not."""
+        self._looked_at: dict[bytes, None] = {}
+        """Those that the search under way has pinged."""
+        self.gang = [self.contacts[position] for position in self.liars]
         self.dead: dict[bytes, None] = {}
         self.key = index_key(f"run {seed}")
         self._nodes: dict[int, _Node] = {}
@@ -142,41 +157,82 @@ class _Run:
         kept = 0
         while chosen := walk.poll(0.0):
             for contact in chosen:
+                self.events += 1
+                if contact.key not in self.positions:
+                    walk.on_failure(contact.id)
+                    continue
                 asked = self.node(self.positions[contact.key])
+                if self.positions[contact.key] in self.liars:
+                    walk.on_answer(contact.id, self._lie(asked, INDEX_REGISTERED_CONTACTS_MAX))
+                    continue
                 outcome = asked.registrar.register(self.key, node.contact, _FEATURE, until=_LIFE_S, now=0.0)
                 kept += outcome is Outcome.OK
                 walk.on_answer(contact.id, asked.stones(self.key, INDEX_REGISTERED_CONTACTS_MAX))
-                self.events += 1
         self.metrics.sample("registrations", walk.asked_count)
         self.metrics.sample("copies", kept)
 
     def _search(self, position: int) -> None:
         settings, node = self.settings, self.node(position)
         walk = node.walk(self.key, INDEX_QUERY_PER_LEVEL, settings.want)
-        for contact in node.having:
+        boasters = [one for one in node.table if self.positions[one.key] in self.liars]
+        for contact in [*node.having, *(boasters if settings.lie == "boast" else ())]:
             walk.know(contact)
         now = 0.0
+        self._looked_at = {}
         while not walk.is_done:
             for contact in walk.poll(now):
                 self._ask(walk, contact)
             now = walk.deadline() or now
         walk.check_invariants()
-        found = sum(contact.key not in self.dead for contact in walk.result())
+        result = walk.result()
+        found = sum(self._has(contact) for contact in result)
         there = sum(other != position and self.contacts[other].key not in self.dead for other in self.having)
         self.metrics.share("success", found >= min(settings.want, there))
         self.metrics.sample("queries", walk.asked_count)
+        self.metrics.sample("pings", len(self._looked_at))
         self.metrics.sample("found", found)
+        self.metrics.sample("false", len(result) - found)
         self._tell("search", node=f"node-{position}", found=found, queries=walk.asked_count)
 
     def _ask(self, walk: LevelWalk, contact: Contact) -> None:
         self.events += 1
-        if contact.key in self.dead:
+        if contact.key in self.dead or contact.key not in self.positions:
+            return
+        if self.positions[contact.key] in self.liars:
+            asked = self.node(self.positions[contact.key])
+            self._look_at(walk, self._lie(asked, INDEX_TAKEN_MAX))
+            walk.on_answer(contact.id, self._lie(asked, INDEX_CONTACTS_MAX - INDEX_TAKEN_MAX))
             return
         asked = self.node(self.positions[contact.key])
         found = asked.registrar.find(self.key, _FEATURE, INDEX_TAKEN_MAX, now=0.0, rng=asked.rng)
         found = list(dict.fromkeys([*found, *asked.having]))[:INDEX_TAKEN_MAX]
-        walk.on_found(found)
+        self._look_at(walk, found)
         walk.on_answer(contact.id, asked.stones(self.key, INDEX_CONTACTS_MAX - len(found)))
+
+    def _look_at(self, walk: LevelWalk, named: list[Contact]) -> None:
+        """Take in those of the named that answer when they are pinged, and say that they have it."""
+        for contact in named[:INDEX_TAKEN_MAX]:
+            if contact.key not in self._looked_at:
+                self._looked_at[contact.key] = None
+                position = self.positions.get(contact.key)
+                is_boaster = position in self.liars and self.settings.lie == "boast"
+                if is_boaster or self._has(contact):
+                    walk.know(contact)
+
+    def _has(self, contact: Contact) -> bool:
+        """Whether a node that was named has the feature and is up: what it says when it is asked itself."""
+        return contact.key not in self.dead and self.positions.get(contact.key) in self.having
+
+    def _lie(self, liar: _Node, count: int) -> list[Contact]:
+        """Contacts in the answer of a liar: those that are said to have the feature, or to ask next."""
+        match self.settings.lie:
+            case "withhold":
+                return []
+            case "junk":
+                made = (liar.rng.randbytes(PUBLIC_KEY_BYTES) for _ in range(count))
+                return [Contact(key, Address("10.0.0.2", 1)) for key in made]
+            case _:
+                return liar.rng.sample(self.gang, min(count, len(self.gang)))
 
     def _tell(self, kind: str, *, node: str = "", **fields: Any) -> None:
         record = {"t": 0.0, "kind": kind, "node": node, **fields}

@@ -148,9 +148,8 @@ def test_a_walk_ends_and_goes_from_far_to_near_whatever_peers_answer(data: st.Da
             if is_silent:
                 walk.on_failure(peer.id)
             else:
-                before = len(walk.result())
-                walk.on_found(rng.choices(CONTACTS, k=rng.choice([0, 2, 50])))
-                assert len(walk.result()) - before <= INDEX_TAKEN_MAX
+                for found in rng.choices(CONTACTS, k=rng.choice([0, 2, 50])):
+                    walk.know(found)
                 walk.on_answer(peer.id, rng.choices(CONTACTS, k=rng.choice([0, 5, 60])))
         else:
             assert deadline is not None and deadline > now
@@ -200,7 +199,8 @@ class Group:
             for peer in walk.poll(now):
                 registrar = self.registrars[peer.key]
                 if is_search:
-                    walk.on_found(registrar.find(KEY, 1, INDEX_TAKEN_MAX, now=now, rng=rng))
+                    for found in registrar.find(KEY, 1, INDEX_TAKEN_MAX, now=now, rng=rng):
+                        walk.know(found)
                 else:
                     registrar.register(KEY, own, 1, until=100.0, now=now)
                 walk.on_answer(peer.id, stepping_stones(self.contacts, KEY, peer.id, 24, rng=rng))

@@ -44,3 +44,15 @@ def test_dead_nodes_do_not_count_as_found() -> None:
 
 def test_the_same_seed_gives_the_same_trace_and_another_another() -> None:
     assert run(5).trace_hash == run(5).trace_hash != run(6).trace_hash
+
+
+@pytest.mark.parametrize("lie", ["withhold", "junk"])
+def test_searches_find_what_few_have_among_liars(lie: str) -> None:
+    """Nodes that nobody has, named by two liars, used to end a search for thirty."""
+    result = run(share=0.01, f=0.2, lie=lie)
+    assert result.metrics["success"] >= 0.9 and result.metrics["false"] == 0
+
+
+def test_whoever_says_himself_that_he_has_it_is_found_by_the_index() -> None:
+    """The oracle of the experiment: lies are told; only who is asked to do something shows this one."""
+    assert run(share=0.01, f=0.2, lie="boast").metrics["false"] > 10
