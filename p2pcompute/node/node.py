@@ -229,7 +229,7 @@ class Node:
         }
         verdict = self.comfort.verdict if self.comfort is not None else None
         if verdict is not None and verdict.others_share == 0.0 and verdict.why:
-            state["paused"] = verdict.why
+            state["paused"] = verdict.why.replace("you are", "its owner is").replace("by you", "by its owner")
         for name, left_s in zip(("slots.ends", "slots.wait"), self.scheduler.outlook(), strict=True):
             if left_s is not None:
                 state[name] = round(left_s, 1)
