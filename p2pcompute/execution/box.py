@@ -17,7 +17,7 @@ import struct
 import sys
 from time import sleep
 
-from p2pcompute.execution import box_setup, messages
+from p2pcompute.execution import box_places, box_setup, messages
 from p2pcompute.execution.box_functions import BoxedFunctions
 from p2pcompute.execution.box_watch import Watch, processes
 from p2pcompute.execution.child import Worker
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SIGKILL, SIGSTOP, SIGCONT = 9, 19, 18
 _SWEEP_TRIES = 5000
-_KEPT = ("out", "shared", *(name for name, _ in box_setup.BOUND))
+_KEPT = ("out", "shared", *(name for name, _ in box_places.BOUND))
 
 
 class _NoLifeLine(LifeLine):
@@ -130,7 +130,7 @@ class Box(Worker):
 
     def _wipe(self) -> None:
         """Remove what the task has left; a directory of ours that is not what it was goes, too."""
-        places = [os.path.join(self._directory, name) for name, _ in box_setup.BOUND]
+        places = [os.path.join(self._directory, name) for name, _ in box_places.BOUND]
         places.append(os.path.join(self._directory, "out"))
         try:
             for place in places:

@@ -19,14 +19,7 @@ import resource
 import struct
 
 from p2pcompute.execution import box_seccomp
-
-PLACE = "/p2pc"
-"""The writable place of a sandbox: a tmpfs of its own."""
-INBOX = "/in"
-"""Files that the node puts there, read-only in the sandbox."""
-BOUND = (("tmp", "/tmp"), ("shm", "/dev/shm"))
-"""Directories of PLACE that are seen under another name, so that all share its limits."""
-TASKS_MAY_FILL = tuple(f"{PLACE}/{name}" for name, _ in BOUND)
+from p2pcompute.execution.box_places import BOUND, PLACE
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 22, 38
@@ -157,7 +150,7 @@ def _mount(libc: _Libc, disk_bytes: int, files_max: int, user: int | None) -> No
         os.chmod(path, 0o1777)
         libc.mount(path, seen_as, "", _MS_BIND, "")
     if user is not None:
-        for path in (*TASKS_MAY_FILL, PLACE):  # the last one last: then it is closed to us
+        for path in (*(f"{PLACE}/{name}" for name, _ in BOUND), PLACE):  # the last one last: then it is closed to us
             os.chown(path, user, user)
     try:
         libc.mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")

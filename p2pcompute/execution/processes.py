@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
-from p2pcompute.execution import box_setup, messages, sandbox
+from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.child_os import oom_kills
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
@@ -291,7 +291,7 @@ class ProcessRunner:
 
     def _start_box(self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits) -> SandboxProcess:
         user = sandbox.user_of_slot(self._directory, slot.index)
-        place = {"directory": box_setup.PLACE, "shared_directory": f"{box_setup.PLACE}/shared"}
+        place = {"directory": box_places.PLACE, "shared_directory": f"{box_places.PLACE}/shared"}
         box = SandboxProcess(
             self._next_directory(),
             {**place, **_settings(slot), "box": sandbox.box_settings(limits, user)},

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import p2pcompute
-from p2pcompute.execution import box_seccomp, box_setup
+from p2pcompute.execution import box_places, box_seccomp
 from p2pcompute.limits import (
     SANDBOX_DISK_BYTES_MIN,
     SANDBOX_FILES,
@@ -219,7 +219,7 @@ def command(
         for capability in _CAPABILITIES:
             words += ["--cap-add", capability]
     made: dict[str, None] = {}
-    words += _places(["/etc", "/p2pc", "/tmp", "/var", LIBRARY, box_setup.INBOX], made)
+    words += _places(["/etc", "/p2pc", "/tmp", "/var", LIBRARY, box_places.INBOX], made)
     for path in roots:
         words += [*_places([os.path.dirname(path)], made), "--ro-bind", path, path]
     for path in _SYSTEM_LINKS:
@@ -236,7 +236,7 @@ def command(
     words += ["--ro-bind", str(package), f"{LIBRARY}/p2pcompute", "--symlink", "/tmp", "/var/tmp"]
     for path in _hidden(hidden, [*roots, str(package)]):
         words += ["--perms", "0000", "--tmpfs", path, "--remount-ro", path]
-    words += ["--ro-bind", str(directory / "in"), box_setup.INBOX, "--proc", "/proc"]
+    words += ["--ro-bind", str(directory / "in"), box_places.INBOX, "--proc", "/proc"]
     words += ["--perms", "0755", "--tmpfs", "/dev"]
     for device in _DEVICES:
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]

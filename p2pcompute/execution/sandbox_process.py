@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution import box_setup, messages, sandbox
+from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.worker_process import WorkerProcess
 
 _READ_BYTES: Final = 1 << 16
@@ -107,7 +107,7 @@ class SandboxProcess(WorkerProcess):
                 target.chmod(0o444)
             self._inbox[name] = None
         self._wanted[name] = None
-        return f"{box_setup.INBOX}/{name}"
+        return f"{box_places.INBOX}/{name}"
 
     def end_batch(self) -> None:
         """Take what was not asked for out of the inbox."""

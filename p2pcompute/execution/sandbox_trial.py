@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from p2pcompute.execution import box_setup, messages, sandbox
+from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.levels import Level
 from p2pcompute.limits import (
     ERROR_TEXT_BYTES_MAX,
@@ -114,8 +114,8 @@ def try_sandbox(hidden: Sequence[Path] = ()) -> int:
 
 def _settings(user: int | None) -> dict[str, object]:
     return {
-        "directory": box_setup.PLACE,
-        "shared_directory": f"{box_setup.PLACE}/shared",
+        "directory": box_places.PLACE,
+        "shared_directory": f"{box_places.PLACE}/shared",
         "slot": 0,
         "inline_bytes_max": INLINE_BYTES_MAX,
         "files_max": OUTPUT_FILES_MAX,

@@ -1,0 +1,10 @@
+"""Where things are in a sandbox; for both sides of its wall."""
+
+from __future__ import annotations
+
+PLACE = "/p2pc"
+"""The writable place of a sandbox: a tmpfs of its own."""
+INBOX = "/in"
+"""Files that the node puts there, read-only in the sandbox."""
+BOUND = (("tmp", "/tmp"), ("shm", "/dev/shm"))
+"""Directories of PLACE that are seen under another name, so that all share its limits."""
