@@ -34,7 +34,7 @@ _Minor = Annotated[float, Meta(ge=0.0, lt=0.5)]
 class TrustSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the experiment `trust`."""
 
-    method: Annotated[Method, Meta(description="who decides what is right; arbitrate is what nodes use")] = "arbitrate"
+    method: Annotated[Method, Meta(description="how it is decided what is right")] = "arbitrate"
     tasks: Annotated[int, Meta(ge=1, le=10_000_000, description="tasks")] = 20_000
     workers: Annotated[int, Meta(ge=2, le=100_000, description="workers that are not trusted")] = 200
     f: Annotated[_Minor, Meta(description="share of them that are saboteurs")] = 0.2

@@ -3,7 +3,7 @@
 Every method has the interface of `book.Verifier`: it says which task a worker gets, takes claims and verdicts, and
 returns what follows.  `make_verifier` makes one by its name:
 
-    arbitrate    commit, compare, arbitrate, ban, reopen; what nodes use (`arbitrate`)
+    arbitrate    commit, compare, arbitrate, ban, reopen (`arbitrate`)
     credibility  Sarmenta's credibility by known-answer checks, with and without blacklist (`checking`)
     spotcheck    known-answer checks alone, with and without blacklist (`checking`)
     majority     the first value with m votes (`voting`)

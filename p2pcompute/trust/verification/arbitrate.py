@@ -1,4 +1,4 @@
-"""Commit, compare, arbitrate, ban, reopen: the method that nodes use.
+"""Commit, compare, arbitrate, ban, reopen.
 
     commit     a claim exists before its task is handed out again, and no copy is marked as one
     compare    originals and copies go out mixed, half and half; when all are claimed twice those that need more
