@@ -235,7 +235,12 @@ class Call:
                 data = cloudpickle.dumps((self.args, self.kwargs))
             code = cloudpickle.dumps(self.func)
             name = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-            return name.rpartition("<locals>.")[2], code, data, tuple(PackedCall(*call._packed()) for call in collected.parts)
+            return (
+                name.rpartition("<locals>.")[2],
+                code,
+                data,
+                tuple(PackedCall(*call._packed()) for call in collected.parts),
+            )
         finally:
             self._is_packing = False
 
