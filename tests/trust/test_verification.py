@@ -160,6 +160,7 @@ def test_when_two_trusted_runs_differ_nobody_is_to_blame() -> None:
     give(verifier, b"b", 0, b"2")
     assert verifier.verdict(2.0, 0, b"3") == [AskTrusted(0)]
     assert verifier.verdict(3.0, 0, b"4") == [Accepted(0, b"4", Basis.TRUSTED), Nondeterministic(0)]
+    assert give(verifier, b"c", 0, b"5") == [], "nor who comes late"
     assert {record.standing for record in verifier.workers.values()} == {Standing.ACTIVE}
 
 
@@ -218,6 +219,21 @@ def test_a_newcomer_gets_copies_that_count_for_nobody_until_it_has_proven_itself
     assert verifier.workers[b"a"].k == 0
     verifier.check_invariants()
     assert (verifier.take(2.0, b"new", RNG) or 0) >= PROBATION_AGREEMENTS, "an original"
+
+
+def test_where_nobody_is_known_newcomers_are_compared_with_what_a_trusted_node_found() -> None:
+    verifier = arbitrate(tasks=PROBATION_AGREEMENTS + 1, workers="")
+    for worker in (b"new", b"liar"):
+        verifier.join(0.0, worker)
+    assert verifier.take(0.0, b"new", RNG) is None, "nothing to compare with"
+    for index in range(PROBATION_AGREEMENTS + 1):
+        verifier.verdict(0.0, index, RIGHT)
+    rng = random.Random(1)
+    for _ in range(PROBATION_AGREEMENTS):
+        assert verifier.claim(1.0, b"new", take_some(verifier, b"new", rng), RIGHT) == []
+    assert verifier.workers[b"new"].standing is Standing.ACTIVE
+    verifier.claim(1.0, b"liar", take_some(verifier, b"liar", rng), WRONG)
+    assert verifier.workers[b"liar"].standing is Standing.SUSPECT
 
 
 def test_newcomers_are_let_in_at_a_limited_rate() -> None:

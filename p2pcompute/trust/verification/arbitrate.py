@@ -154,6 +154,11 @@ class _Task(Task):
         self.trusted: Digest | None = None
         """What a trusted node found that agrees with no claim; a second one is asked."""
 
+    @property
+    def is_known(self) -> bool:
+        """What is right is known, for good."""
+        return self.is_final and self.trusted in (None, self.accepted)
+
 
 class Arbitrate(Verifier):
     """The books of one submitter.
@@ -310,12 +315,13 @@ class Arbitrate(Verifier):
         return None
 
     def _take_probation(self, worker: Worker, rng: random.Random) -> int | None:
-        """Return a task of this window that somebody has claimed and that can still be compared."""
+        """Return a task of this window whose answer can be compared with a claim, or with what is known."""
         size = self._window_end - self._window_begin
         for _ in range(min(PROBATION_DRAWS_MAX, size)):
             index = self._window_begin + int(rng.random() * size)
             task = self.tasks[index]
-            if task.claims and not task.is_disputed and not task.is_final and self.may_take(worker, index):
+            is_open = bool(task.claims) and not task.is_final and not task.is_disputed
+            if (is_open or task.is_known) and self.may_take(worker, index):
                 return index
         return None
 
@@ -357,7 +363,8 @@ class Arbitrate(Verifier):
         claims[worker] = digest
         record.claims_now += 1
         if task.is_final:
-            self._judge(index, (worker,))
+            if task.is_known:
+                self._judge(index, (worker,))
             return self.take_effects()
         record.claimed.append(index)
         if len(claims) == 1:
@@ -494,10 +501,10 @@ class Arbitrate(Verifier):
         if task.accepted not in (None, digest):
             self._effects.append(Revoked(index))
         self._accept(index, digest, Basis.TRUSTED)
-        if task.trusted not in (None, digest):
-            self._effects.append(Nondeterministic(index))
-        else:
+        if task.is_known:
             self._judge(index, tuple(task.claims))
+        else:
+            self._effects.append(Nondeterministic(index))
         self._look_further()
         return self.take_effects()
 
