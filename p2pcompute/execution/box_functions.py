@@ -20,7 +20,7 @@ from time import monotonic, time
 from p2pcompute.execution import box_setup, messages
 from p2pcompute.execution.box_watch import LOOK_S, processes
 from p2pcompute.execution.child_channel import Channel
-from p2pcompute.execution.child_commands import judge_end, judge_signal
+from p2pcompute.execution.child_commands import judge_end, judge_signal, stood_still_s
 from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits
 from p2pcompute.execution.child_space import Workplace
 from p2pcompute.execution.child_tasks import Job, Task
@@ -187,8 +187,10 @@ class BoxedFunctions:
         try:
             zygote.begin(task)
             while True:
-                until = min(look_at, course.deadline)
-                ready = [fd for fd, _ in poll.poll(max(0.0, until - monotonic()) * 1000 + 1)]
+                before = monotonic()
+                wait_s = max(0.0, min(look_at, course.deadline) - before)
+                ready = [fd for fd, _ in poll.poll(wait_s * 1000 + 1)]
+                course.deadline += stood_still_s(before, wait_s)
                 if self._channel.fd in ready:
                     self._channel.receive_now()
                     if not course.cause and task.run_id in self._channel.killed:

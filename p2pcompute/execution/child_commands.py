@@ -20,6 +20,9 @@ from p2pcompute.execution.messages import Result
 
 _POLL_S = 0.01
 """How often we look after the command where the system has no pidfd."""
+STILL_LOOK_S = 1.0
+"""How often a task with a time limit is looked at, so that it shows when it stood still."""
+_STILL_S = 1.0
 _FAILED_BEFORE_EXEC = 126
 _NOT_FOUND = 127
 
@@ -261,7 +264,12 @@ class Commands:
                     wait_s = min(_POLL_S, _POLL_S if wait_s is None else wait_s)
                 if watch is not None:
                     wait_s = min(LOOK_S, LOOK_S if wait_s is None else wait_s)
+                if wait_s is not None:
+                    wait_s = min(wait_s, STILL_LOOK_S)
+                before = monotonic()
                 ready = poll.poll(None if wait_s is None else wait_s * 1000 + 1)
+                if deadline is not None:
+                    deadline += stood_still_s(before, wait_s or 0.0)
                 if watch is not None and not cause and (cause := watch.look(_largest(outputs))):
                     command.signal(SIGKILL)
                     continue
@@ -326,6 +334,15 @@ class Commands:
             os.close(fd)
         if len(taken) == 2:
             (result.stdout, result.stdout_file), (result.stderr, result.stderr_file) = taken
+
+
+def stood_still_s(before: float, wait_s: float) -> float:
+    """Return how long we stood still instead of waiting for `wait_s` from `before` on; 0 when we were just late.
+
+    The machine's owner may stop this process and its task (`standstill`): that is not the task's time.
+    """
+    late_s = monotonic() - before - wait_s
+    return late_s if late_s > _STILL_S else 0.0
 
 
 def _children_cpu_s() -> float:

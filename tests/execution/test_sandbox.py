@@ -199,6 +199,26 @@ def _sleeps() -> list[list[str]]:
     return [words for child in children if child.is_running() and (words := child.cmdline())[:1] == ["sleep"]]
 
 
+async def test_standing_still_is_no_time(boxed: Boxed) -> None:
+    """A task that the machine's owner holds still for longer than its time limit goes on and ends well."""
+
+    def wait() -> str:
+        time.sleep(0.8)
+        return "done"
+
+    function = await boxed.function(wait, timeout_s=2.5)
+    command = JobSpec(kind=TaskKind.SHELL, timeout_s=2.5)
+    for runs in (boxed.batch(function, [call()]), boxed.batch(command, [TaskPayload(argv=("sleep 0.8",))])):
+        outcomes = boxed.begin(runs)
+        await wait_for(lambda: any(len(box.children(recursive=True)) > 1 for box in boxes()), "it runs")
+        boxed.runner.hold([0])
+        await asyncio.sleep(3.5)
+        assert not outcomes
+        boxed.runner.hold([])
+        (outcome,) = await boxed.finish(runs, outcomes)
+        assert outcome.status is OutcomeStatus.OK, outcome
+
+
 async def test_one_sandbox_never_serves_two(boxed: Boxed) -> None:
     """Another job, or the same one under another submitter, gets another sandbox; own tasks get none."""
     where = JobSpec(kind=TaskKind.SHELL)
