@@ -26,6 +26,8 @@ __all__ = ["MeshBackend"]
 
 SLOTS_S: Final = 10.0
 """Wait for a first node that runs tasks, where this program only submits."""
+MEET_S: Final = 2.0
+"""Wait for the other nodes that this machine's node knows: how many calls run at once decides how joblib cuts them."""
 LOOK_S: Final = 0.05
 SHARED_BYTES_MIN: Final = 1 << 20
 """Arrays from this size on travel once to each node: from there on joblib maps them into memory, too."""
@@ -85,9 +87,12 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     def _slots(self) -> int:
         node = self._executor()._node
         node.wait_ready()
-        end = time.monotonic() + SLOTS_S
-        while not (count := node.known_slots()):
-            if time.monotonic() > end:
+        began = time.monotonic()
+        while (count := node.known_slots()) < max(1, node.slots_told):
+            waited_s = time.monotonic() - began
+            if count and waited_s > MEET_S:
+                break
+            if waited_s > SLOTS_S:
                 raise NodeUnavailable(
                     "nobody runs tasks for this program",
                     f"it only submits, and no node with slots was met within {SLOTS_S:g} s",

@@ -70,6 +70,8 @@ class EmbeddedNode:
         self.desk: Desk = Desk(self.ask)
         self.node: Node | None = None
         self.is_joined = False
+        self.slots_told = 0
+        """Slots that this machine's node knew of when it was joined: they are met one after the other."""
         self._blobs: FileBlobs | None = None
         self._pid = os.getpid()
         self._ready = threading.Event()
@@ -251,6 +253,7 @@ class EmbeddedNode:
     ) -> tuple[Node, FileBlobs]:
         paths, settings = places
         status = await asyncio.to_thread(_ask_status, paths.socket)
+        self.slots_told = sum(peer["slots"] or 0 for peer in status["peers"] if peer["state"] in ("self", "up"))
         return await build(undo, self.options, paths, settings, status)
 
     async def _serve(self, scope: TaskScope) -> None:
@@ -304,7 +307,7 @@ def _ask_status(path: Path) -> dict[str, Any]:
             connection.request("GET", "/v1/status")
             answer = connection.getresponse()
             document = json.loads(answer.read())
-        if answer.status != 200 or not isinstance(document["node"]["port"], int):
+        if answer.status != 200 or not isinstance(document["node"]["port"], int) or "peers" not in document:
             raise ValueError(f"status {answer.status}")
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise NodeUnavailable(
