@@ -123,6 +123,9 @@ DHT_REPLACEMENTS_MAX: Final = 2
 DHT_SOFT_S_MIN: Final = 0.15
 DHT_SOFT_S_MAX: Final = 1.0
 """Bounds of the soft timeout, after which a request is sent again and a lookup looks past the peer."""
+DHT_LOOPBACK_SOFT_S_MIN: Final = 0.05
+"""The same for looking past a peer on this machine, where a round trip takes a millisecond unless the machine is busy,
+and then the estimate grows.  Nothing is sent again sooner for it."""
 DHT_LINK_DOWN_CONTACTS: Final = 10
 """So many different contacts silent in a row mean that our own link is down: nobody is evicted."""
 DHT_REQUESTS_MAX: Final = 1024

@@ -38,7 +38,7 @@ from p2pcompute.dht.reach import Reach
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
 from p2pcompute.identity.keys import Identity
-from p2pcompute.limits import DHT_REQUEST_S, DHT_REQUESTS_MAX
+from p2pcompute.limits import DHT_LOOPBACK_SOFT_S_MIN, DHT_REQUEST_S, DHT_REQUESTS_MAX
 
 _TIMER_SLACK_S = 1e-6
 _RESEND_GAP_S_MAX = 0.5
@@ -205,7 +205,7 @@ class Exchange:
         self._on_timeout = on_timeout
         self._pending: dict[bytes, _Pending] = {}
         self._is_closed = False
-        self._loopback_rtt = RttEstimate()
+        self._loopback_rtt = RttEstimate(soft_s_min=DHT_LOOPBACK_SOFT_S_MIN)
         self._network_rtt = RttEstimate()
         self._stretch = 1.0
 

@@ -94,9 +94,11 @@ class RttEstimate:
     10 % dead contacts a lookup takes 11.6 median round trips (p50) so, and 14.5 with the RFC's gains and margin.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, soft_s_min: float = DHT_SOFT_S_MIN) -> None:
+        """Args: soft_s_min: lower bound of `soft_s`."""
         self._srtt: float | None = None
         self._rttvar = 0.0
+        self._soft_s_min = soft_s_min
 
     def add(self, sample_s: float) -> None:
         """Take in the round trip of a request that was sent once, in seconds."""
@@ -114,17 +116,17 @@ class RttEstimate:
     @property
     def soft_s(self) -> float:
         """When a lookup looks past a peer: srtt + 2·rttvar within its bounds; the upper one before the first sample."""
-        return self._bounded(2)
+        return self._bounded(2, self._soft_s_min)
 
     @property
     def resend_s(self) -> float:
-        """When a request is sent again: srtt + 4·rttvar within the same bounds."""
-        return self._bounded(4)
+        """When a request is sent again: srtt + 4·rttvar, between DHT_SOFT_S_MIN and DHT_SOFT_S_MAX."""
+        return self._bounded(4, DHT_SOFT_S_MIN)
 
-    def _bounded(self, margin: int) -> float:
+    def _bounded(self, margin: int, lowest_s: float) -> float:
         if self._srtt is None:
             return DHT_SOFT_S_MAX
-        return min(DHT_SOFT_S_MAX, max(DHT_SOFT_S_MIN, self._srtt + margin * self._rttvar))
+        return min(DHT_SOFT_S_MAX, max(lowest_s, self._srtt + margin * self._rttvar))
 
 
 class Lookup:

@@ -367,3 +367,10 @@ def test_steady_fast_replies_bring_the_soft_timeout_to_its_floor() -> None:
     for _ in range(20):
         estimate.add(0.001)
     assert estimate.soft_s == pytest.approx(DHT_SOFT_S_MIN)
+
+
+def test_on_this_machine_a_peer_is_looked_past_sooner_and_asked_again_no_sooner() -> None:
+    estimate = RttEstimate(soft_s_min=0.05)
+    for _ in range(200):
+        estimate.add(0.001)
+    assert estimate.soft_s == 0.05 and estimate.resend_s == DHT_SOFT_S_MIN
