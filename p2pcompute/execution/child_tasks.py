@@ -27,11 +27,13 @@ class ChannelClosed(Exception):
 class BoxSettings:
     """Limits of a sandbox."""
 
-    __slots__ = ("disk_bytes", "files_max", "limits", "mem_bytes", "output_bytes_max", "user")
+    __slots__ = ("cores", "disk_bytes", "files_max", "limits", "mem_bytes", "output_bytes_max", "user")
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.user: int | None = values["user"]
         """User and group to become; None: the first process is who it shall be."""
+        self.cores: list[int] = values["cores"]
+        """Cores that its processes may use."""
         self.mem_bytes: int = values["mem_bytes"]
         """Memory of all its processes together."""
         self.disk_bytes: int = values["disk_bytes"]
