@@ -163,6 +163,7 @@ def main() -> None:
         box = settings.box
         if box is None:
             raise box_setup.Broken("no limits were given")
+        os.sched_setaffinity(0, box.cores)
         version = box_setup.enter(disk_bytes=box.disk_bytes, files_max=box.files_max, user=box.user, limits=box.limits)
         os.mkdir(settings.shared_directory)
         os.chdir("/tmp")

@@ -146,7 +146,7 @@ class BoxedFunctions:
         started, wall = monotonic(), time()
         if started >= self._ooms_at + _OOM_LOOK_S:
             self._ooms, self._ooms_at = oom_kills(), started
-        self._watch.begin()
+        self._watch.begin(job.cpu_s)
         if self._zygote is not None and self._zygote.job is not job:
             self._drop()
         if self._zygote is None:

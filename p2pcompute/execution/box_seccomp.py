@@ -2,8 +2,8 @@
 
 A list of what is refused, on top of namespaces, dropped capabilities and no_new_privs: calls that reach what is not
 divided by namespaces (keyrings, BPF, perf, io_uring, other address families), that would make new namespaces or mounts,
-that look into other processes, or that take memory which nobody counts (memfd, System V IPC).  Calls that are newer
-than this list do not exist for tasks.
+that look into other processes, that take memory which nobody counts (memfd, System V IPC) or other cores than the task
+was given.  Calls that are newer than this list do not exist for tasks.
 
 Imported by the first process of a sandbox: imports only `struct`.
 
@@ -91,6 +91,7 @@ REFUSED = {
     "mq_open": (240, 180),
     "move_pages": (279, 239),
     "migrate_pages": (256, 238),
+    "sched_setaffinity": (203, 122),
     "mbind": (237, 235),
     "set_mempolicy": (238, 237),
     "set_mempolicy_home_node": (450, 450),

@@ -3,18 +3,22 @@
 In the sandbox's own /proc there is nobody else.  Where the machine has cgroups for us they are the hard limit, and this
 is what names the cause.
 
-Imported by the first process of a sandbox: imports only `os`.
+Imported by the first process of a sandbox: imports little.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 
 LOOK_S = 0.05
 """How often a running task is looked at."""
 SLACK_BYTES = 48 << 20
 """Interpreter and libraries, which count as memory of a process but not as what it has asked for."""
+_CPU_SLACK_S = 0.5
+"""A single process that uses too much is ended by its own limit, with a signal that it may handle."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def processes() -> list[int]:
@@ -42,21 +46,44 @@ def _share_bytes(pid: int) -> int:
     return 0
 
 
+def _cpu_s(pid: int) -> float:
+    """Return the CPU time of a process and of its children that it has reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return sum(map(int, fields[11:15])) / _TICKS_PER_S
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _all_cpu_s(pids: list[int]) -> float:
+    reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return reaped.ru_utime + reaped.ru_stime + sum(map(_cpu_s, pids))
+
+
 class Watch:
     """Looks at the processes of one task."""
 
     def __init__(self, mem_bytes_max: int, output_bytes_max: int) -> None:
         self._mem_bytes_max = mem_bytes_max + SLACK_BYTES
         self._output_bytes_max = output_bytes_max
+        self._cpu_s_max = float("inf")
         self.peak_bytes = 0
         """Most memory that was seen since `begin`."""
 
-    def begin(self) -> None:
-        """Begin with another task."""
+    def begin(self, cpu_s_max: float | None) -> None:
+        """Begin with another task.
+
+        Args:
+            cpu_s_max: CPU time that it may use, in all its processes.
+        """
         self.peak_bytes = 0
+        self._cpu_s_max = float("inf")
+        if cpu_s_max is not None:
+            self._cpu_s_max = _all_cpu_s(processes()) + max(1.0, cpu_s_max) + _CPU_SLACK_S
 
     def look(self, output_bytes: int) -> str:
-        """Return the limit that is exceeded, as a cause: "oom", "output" or "".
+        """Return the limit that is exceeded, as a cause: "oom", "cpu", "output" or "".
 
         Args:
             output_bytes: what the task has written to its standard output or error, whichever is more.
@@ -68,4 +95,6 @@ class Watch:
         self.peak_bytes = max(self.peak_bytes, used)
         if used > self._mem_bytes_max:
             return "oom"
+        if self._cpu_s_max < float("inf") and _all_cpu_s(pids) > self._cpu_s_max:
+            return "cpu"
         return "output" if output_bytes > self._output_bytes_max else ""

@@ -79,12 +79,19 @@ class _Start:
         self.fds = fds
 
 
-class _Running:
+class Running:
     """A command that was started, and how it ended once that is known."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._end: tuple[int, resource.struct_rusage] | None = None
+
+    def wake(self) -> int:
+        """Return a new descriptor that becomes readable when `has_exited` has changed; -1: the system has none."""
+        try:
+            return os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            return -1
 
     def has_exited(self) -> bool:
         """Look without reaping where the system can: until then its process group is surely its own."""
@@ -135,14 +142,14 @@ class Commands:
         result.started_wall = time()
         started = monotonic()
         if self._workplace.watch is not None:
-            self._workplace.watch.begin()
+            self._workplace.watch.begin(job.cpu_s)
         directory = self._take_directory()
         try:
             self._workplace.place_inputs(directory, job, task)
             self._execute(job, task, directory, result)
             self._workplace.collect_outputs(directory, job, task, result)
         except Stop as stop:
-            result.status, result.error = stop.status, stop.error
+            result.status, result.error, result.cause = stop.status, stop.error, stop.cause
         except OSError as error:
             result.status, result.error = "not-run", f"the command could not be set up here: {error}"
         result.runtime_s = monotonic() - started
@@ -174,7 +181,7 @@ class Commands:
             for _, path in outputs:
                 fds.append(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             ooms = oom_kills()
-            self._cpu_s_before = _children_cpu_s()
+            self._cpu_s_before = children_cpu_s()
             start = _Start(job, argv, env, here, fds)
             pid, error = self._spawn(start)
             if error:
@@ -186,7 +193,7 @@ class Commands:
                 return
             if self._settings.box is None:
                 self._channel.send(messages.pack_started(task.run_id, pid))
-            command = _Running(pid)
+            command = Running(pid)
             cause = self._watch(job, task, command, fds[1:])
             self._judge(job, result, command, cause, ooms)
         finally:
@@ -245,22 +252,19 @@ class Commands:
 
     # --- while it runs --------------------------------------------------------------------------------
 
-    def _watch(self, job: Job, task: Task, command: _Running, outputs: list[int]) -> str:
+    def _watch(self, job: Job, task: Task, command: Running, outputs: list[int]) -> str:
         """Wait for the end of the command; return why it was ended: "", "killed", "wall", "oom" or "output"."""
         watch = self._workplace.watch
         poll = select.poll()
         poll.register(self._channel.fd, select.POLLIN)
-        try:
-            pidfd = os.pidfd_open(command.pid)
-            poll.register(pidfd, select.POLLIN)
-        except (AttributeError, OSError):
-            pidfd = -1
+        if (wake := command.wake()) >= 0:
+            poll.register(wake, select.POLLIN)
         cause = ""
         deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
         try:
             while not command.has_exited():
                 wait_s = None if deadline is None else max(0.0, deadline - monotonic())
-                if pidfd < 0:
+                if wake < 0:
                     wait_s = min(_POLL_S, _POLL_S if wait_s is None else wait_s)
                 if watch is not None:
                     wait_s = min(LOOK_S, LOOK_S if wait_s is None else wait_s)
@@ -289,23 +293,23 @@ class Commands:
             command.signal(SIGKILL)
             raise
         finally:
-            if pidfd >= 0:
-                os.close(pidfd)
+            if wake >= 0:
+                os.close(wake)
         return cause
 
-    def _terminate(self, command: _Running) -> float:
+    def _terminate(self, command: Running) -> float:
         """Send SIGTERM to the group (and SIGCONT, or a stopped one would not see it); return when SIGKILL is due."""
         command.signal(SIGTERM)
         command.signal(signal.SIGCONT)
         return monotonic() + self._settings.kill_grace_s
 
-    def _judge(self, job: Job, result: Result, command: _Running, cause: str, ooms: int) -> None:
+    def _judge(self, job: Job, result: Result, command: Running, cause: str, ooms: int) -> None:
         """Reap the command, kill what is left of it, and fill in how it ended."""
         command.signal(SIGKILL)
         status, usage = command.reap()
         self._life_line.guard(os.getpgrp())
         self._workplace.sweep()
-        result.cpu_s = _children_cpu_s() - self._cpu_s_before
+        result.cpu_s = children_cpu_s() - self._cpu_s_before
         result.peak_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self._workplace.watch is not None:
             result.peak_rss_bytes = max(result.peak_rss_bytes, self._workplace.watch.peak_bytes)
@@ -345,7 +349,7 @@ def stood_still_s(before: float, wait_s: float) -> float:
     return late_s if late_s > _STILL_S else 0.0
 
 
-def _children_cpu_s() -> float:
+def children_cpu_s() -> float:
     """Return what all processes that were reaped here have used: of a task also those that it had left behind."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
@@ -378,6 +382,9 @@ def judge_end(job: Job, settings: Settings, result: Result, cause: str, what: st
             f"the {what} used {peak_mib} MiB of memory in all its processes, more than the {limit_mib} MiB it may use "
             "here; ask for more: --mem"
         )
+    elif cause == "cpu":
+        result.status, result.cause = "timeout", "cpu"
+        result.error = f"the {what} used its {job.cpu_s or 0:g} s of CPU time, in all its processes, and was stopped"
     elif settings.box is not None and cause == "output":
         result.status, result.cause = "failed", "output"
         limit_mib = settings.box.output_bytes_max >> 20

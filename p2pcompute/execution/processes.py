@@ -234,7 +234,9 @@ class ProcessRunner:
             slot.box_timer.cancel()
             slot.box_timer = None
         owner = (submitter, job.job_id)
-        limits = sandbox.limits_of_slot(len(self._slots), job.spec.cpus, job.spec.mem_bytes, job.spec.disk_bytes)
+        limits = sandbox.limits_of_slot(
+            slot.index, len(self._slots), job.spec.cpus, job.spec.mem_bytes, job.spec.disk_bytes
+        )
         limits = replace(limits, disk_bytes=limits.disk_bytes + input_bytes(job.definition, tasks))
         box = slot.box
         if box is not None and box.is_usable and box.owner == owner and box.limits.disk_bytes >= limits.disk_bytes:

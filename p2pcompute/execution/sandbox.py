@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from glob import glob
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +70,7 @@ class BoxLimits:
     mem_bytes: int
     disk_bytes: int
     processes: int
+    cores: tuple[int, ...]
 
 
 class NoSandbox(Exception):
@@ -112,8 +114,8 @@ def install_command() -> str:
     return "install bubblewrap"
 
 
-def limits_of_slot(slot_count: int, cpus: float, mem_bytes: int | None, disk_bytes: int | None) -> BoxLimits:
-    """Return what a task gets that asks for this much (None: nothing said) on a node with so many slots."""
+def limits_of_slot(slot: int, slot_count: int, cpus: float, mem_bytes: int | None, disk_bytes: int | None) -> BoxLimits:
+    """Return what a task gets that asks for this much (None: nothing said) in a slot of so many."""
     slots = max(1, slot_count)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     extra = max(0, int(cpus) - 1) * SANDBOX_PROCESSES_PER_CORE
@@ -121,13 +123,22 @@ def limits_of_slot(slot_count: int, cpus: float, mem_bytes: int | None, disk_byt
         mem_bytes=mem_bytes or max(SANDBOX_MEM_BYTES_MIN, total // 2 // slots),
         disk_bytes=max(disk_bytes or total // 8 // slots, SANDBOX_DISK_BYTES_MIN),
         processes=SANDBOX_PROCESSES + extra,
+        cores=_cores_of_slot(slot, cpus),
     )
+
+
+def _cores_of_slot(slot: int, cpus: float) -> tuple[int, ...]:
+    """Return as many cores as a task asks for, at least one; neighbouring slots have others, as far as they last."""
+    cores = sorted(os.sched_getaffinity(0))
+    count = min(len(cores), max(1, ceil(cpus)))
+    return tuple(sorted(cores[(slot * count + step) % len(cores)] for step in range(count)))
 
 
 def box_settings(limits: BoxLimits, user: int | None) -> dict[str, Any]:
     """Return what the first process is told; see `child_tasks.BoxSettings`."""
     return {
         "user": user,
+        "cores": list(limits.cores),
         "mem_bytes": limits.mem_bytes,
         "disk_bytes": limits.disk_bytes,
         "files_max": SANDBOX_INODES,

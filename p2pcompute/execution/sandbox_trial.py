@@ -29,7 +29,8 @@ from p2pcompute.limits import (
     SANDBOX_TRIAL_S,
 )
 
-_LIMITS: Final = sandbox.BoxLimits(mem_bytes=256 * MIB, disk_bytes=8 * MIB, processes=16)
+_MEM_BYTES: Final = 256 * MIB
+_DISK_BYTES: Final = 64 * MIB
 _RIGHTS: Final = (
     "allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1, or on Ubuntu an AppArmor profile for bwrap; "
     "in a container, start it with --privileged, or run p2pc on the host"
@@ -121,7 +122,7 @@ def _settings(user: int | None) -> dict[str, object]:
         "files_max": OUTPUT_FILES_MAX,
         "error_bytes_max": ERROR_TEXT_BYTES_MAX,
         "kill_grace_s": KILL_GRACE_S,
-        "box": sandbox.box_settings(_LIMITS, user),
+        "box": sandbox.box_settings(sandbox.limits_of_slot(0, 1, 1.0, _MEM_BYTES, _DISK_BYTES), user),
     }
 
 

@@ -269,6 +269,8 @@ def gain_rights(_word: str) -> None:
     refused("setgroups", lambda: os.setgroups([0]), errno.EPERM, errno.EINVAL)
     refused("chroot", lambda: os.chroot("/"), errno.EPERM)
     refused("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -5), errno.EACCES, errno.EPERM)
+    assert len(os.sched_getaffinity(0)) == 1
+    refused("more cores", lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)), errno.EPERM)
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     try:
         resource.setrlimit(resource.RLIMIT_NPROC, (limit + 1, limit + 1))

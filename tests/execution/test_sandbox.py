@@ -181,6 +181,12 @@ async def test_memory_of_all_processes_counts(boxed: Boxed) -> None:
     assert "128 MiB" in outcome.error and outcome.peak_rss_bytes > 128 * MIB
 
 
+async def test_cpu_time_of_all_processes_counts(boxed: Boxed) -> None:
+    outcome = await boxed.shell("for i in 1 2 3 4; do while :; do :; done & done; wait", cpu_s=1.0)
+    assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "cpu"), outcome
+    assert "all its processes" in outcome.error
+
+
 async def test_kill(boxed: Boxed) -> None:
     """A kill ends the task at once, with what it has started, and the batch goes on."""
     runs = boxed.batch(
