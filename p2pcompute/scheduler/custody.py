@@ -19,6 +19,8 @@ from p2pcompute.limits import CUSTODY_LEAVING_S, LEASE_S_MIN
 from p2pcompute.scheduler.terms import JobEnvelope
 
 NEVER = float("-inf")
+EPOCH_JUMP_MAX = 10_000
+"""An epoch so far above what is known is made up: takeovers take half a minute each."""
 
 
 def next_epoch(known: int, rank: int, count: int) -> int:
@@ -59,6 +61,8 @@ class Charge:
     """Where keepers are, as the ticket says."""
     is_following: bool = False
     """A task keeps the replica up to date."""
+    is_fetching: bool = False
+    """A task brings files of it here."""
     is_settling: bool = False
     """It begins or ends to act."""
     rows: int = 0

@@ -46,7 +46,7 @@ from p2pcompute.limits import (
     SYNC_WAITING_MAX,
 )
 from p2pcompute.scheduler import messages
-from p2pcompute.scheduler.custody import NEVER, Charge, coordinator_of, next_epoch
+from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, coordinator_of, next_epoch
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
@@ -78,6 +78,8 @@ RETRY_S_MAX: Final = 10.0
 """Pause between attempts to reach a keeper: doubled up to this, with jitter."""
 RETRY_OVER_S_MAX: Final = 60.0
 """The same when only the owner's word is missing."""
+KNOCK_S: Final = 2.0
+"""A coordinator that is to be replaced gets so long to answer."""
 CLAIMED_STATES: Final = (TaskState.CLAIMED, TaskState.CLAIMED_FAILED)
 _BY_OWNER: Final = tuple(kind for kind in FactKind if kind is not FactKind.CLAIMS)
 
@@ -199,6 +201,7 @@ class CustodyService:
                 return None
             rank = job.coordinators.index(self._key) if self._key in job.coordinators else None
             charge = Charge(job=job, rank=rank, heard=self._host.clock.now(), is_acting=book.job.is_own)
+            charge.epoch = book.job.epoch
             self.charges[job_id] = charge
         return charge
 
@@ -209,12 +212,18 @@ class CustodyService:
                 self._charge(job_id)
         for job_id, charge in list(self.charges.items()):
             book = self._owner.books.get(job_id)
-            if book is None:
+            if book is None or self._is_settled(charge, book):
                 del self.charges[job_id]
             elif book.job.is_own:
                 self._invite(now, charge, book)
             elif charge.rank is not None:
                 self._mind(now, charge, book)
+
+    def _is_settled(self, charge: Charge, book: JobBook) -> bool:
+        """Whether nothing is left to be done for a job; who asks for it is answered all the same."""
+        if charge.collecting or charge.is_following or charge.is_fetching:
+            return False
+        return book.job.ledger.is_complete if book.job.is_own else self._is_judged(charge)
 
     def _invite(self, now: float, charge: Charge, book: JobBook) -> None:
         """Ask the custodians of our job to keep it, as long as they do not."""
@@ -395,26 +404,37 @@ class CustodyService:
         """A peer says which epoch of a job it knows."""
         charge = self.charges.get(job_id)
         key = channel.peer.key
-        if charge is not None and key in charge.job.coordinators:
+        if charge is None:
+            return
+        if key in charge.job.coordinators:
             is_acting = coordinator_of(charge.job, epoch) == key
             self._heard(charge, key, epoch, is_acting=is_acting)
+        elif charge.rank == 0 and charge.epoch < epoch <= charge.epoch + EPOCH_JUMP_MAX:
+            # A worker that has worked for a custodian refuses our grants: that custodian may never come back.
+            self._reclaim(charge, epoch)
+
+    def _reclaim(self, charge: Charge, epoch: int) -> None:
+        """Coordinate our own job again, after an epoch that was not ours."""
+        charge.epoch = next_epoch(epoch, 0, len(charge.job.coordinators))
+        self._owner.books[charge.job.job_id].job.epoch = charge.epoch
+        self.counters.returns_count += 1
+        self._announce(charge)
 
     def _heard(self, charge: Charge, key: bytes, epoch: int, *, is_acting: bool) -> None:
         """Another keeper says which epoch it knows, and whether it coordinates the job."""
         book = self._owner.books.get(charge.job.job_id)
-        if book is None or key not in charge.job.coordinators:
+        if book is None or key not in charge.job.coordinators or epoch > charge.epoch + EPOCH_JUMP_MAX:
             return
         now = self._host.clock.now()
         if book.job.is_own:
             if is_acting or epoch > charge.epoch:
                 if epoch >= charge.epoch:
-                    charge.epoch = book.job.epoch = next_epoch(epoch, 0, len(charge.job.coordinators))
-                    self.counters.returns_count += 1
-                    self._announce(charge)
+                    self._reclaim(charge, epoch)
                 if is_acting:
                     self._collect(charge, key)
             return
         if charge.hear(now, key, epoch):
+            book.job.epoch = charge.epoch
             if charge.is_acting and charge.coordinator != self._key:
                 self._step_down(charge, book)
             elif not charge.is_acting:
@@ -427,6 +447,8 @@ class CustodyService:
         """Coordinate a job: its coordinator has not been heard of for too long."""
         job_id, ledger = charge.job.job_id, book.job.ledger
         try:
+            if await self._knock(charge):
+                return
             await self._owner.committed()
             payloads: dict[int, bytes] = {}
             claims: list[Any] = []
@@ -457,6 +479,15 @@ class CustodyService:
             return  # the next tick tries again
         finally:
             charge.is_settling = False
+
+    async def _knock(self, charge: Charge) -> bool:
+        """Whether the coordinator is there after all: it may be we who were away."""
+        try:
+            async with self._host.clock.timeout(KNOCK_S):
+                await self._pull(charge, charge.coordinator, wait_s=0.0)
+        except (P2pcError, TimeoutError):
+            return False
+        return not charge.is_overdue(self._host.clock.now())
 
     async def _runnable(self, charge: Charge, payloads: dict[int, bytes]) -> dict[int, bytes]:
         """Return those of the tasks whose inputs are here."""
@@ -585,8 +616,9 @@ class CustodyService:
             self.counters.forged_count += 1
             raise
         await self._owner.committed()
-        if not book.job.is_own:
-            await self._fetch_blobs(charge, book, key)
+        if book.unfetched and not charge.is_fetching:
+            charge.is_fetching = True
+            self._scope.spawn(self._fetch_blobs(charge, book, key), "custody blobs")
         return synced.is_all
 
     def _take_facts(self, charge: Charge, book: JobBook, synced: Synced) -> None:
@@ -677,18 +709,21 @@ class CustodyService:
     async def _fetch_blobs(self, charge: Charge, book: JobBook, key: bytes) -> None:
         """Bring here what tasks and results of a kept job name; one that only looks on needs no inputs."""
         wanted, book.unfetched = book.unfetched, {}
-        for ref in wanted:
-            if await self._host.store.blobs.has(ref):
-                continue
-            if self.kept_bytes + ref.size > CUSTODY_BYTES_MAX:
-                self.counters.blobs_missing_count += 1
-                continue
-            try:
-                await self._fetch([ref], key, self._peers.get(key, ()))
-                self.kept_bytes += ref.size
-            except (P2pcError, TimeoutError):
-                self.counters.blobs_missing_count += 1
-                book.unfetched[ref] = None
+        try:
+            for ref in wanted:
+                if await self._host.store.blobs.has(ref):
+                    continue
+                if self.kept_bytes + ref.size > CUSTODY_BYTES_MAX:
+                    self.counters.blobs_missing_count += 1
+                    continue
+                try:
+                    await self._fetch([ref], key, self._peers.get(key, ()))
+                    self.kept_bytes += ref.size
+                except (P2pcError, TimeoutError):
+                    self.counters.blobs_missing_count += 1
+                    book.unfetched[ref] = None
+        finally:
+            charge.is_fetching = False
 
     # --- being asked ------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from math import ceil, inf
 from typing import Any
 
 from p2pcompute.errors import InvariantViolation
-from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from p2pcompute.limits import (
     ATTEMPTS_MAX,
     BATCH_TARGET_S,
@@ -51,6 +51,8 @@ STRAGGLER_S_MIN = 5.0
 """A lease is overdue after so many times the time that its tasks should take, and no earlier than this."""
 UNKNOWN_TASK_S = 3600.0
 """The same of a task of a job of which none has ended."""
+WITH_NODE = "with-node"
+"""Cause of a death that its node found when it came back: the node's own process died while the task ran."""
 BREAKER_COUNT = 3
 """Tasks in a row that failed on a node and ended well on others, after which it is given little."""
 BREAKER_S_MIN = 10.0
@@ -358,10 +360,12 @@ class OwnerCore:
     @staticmethod
     def _count_claims(job: OwnedJob, claims: Sequence[Any]) -> None:
         """Count attempts and failures of open tasks."""
-        for index, generation, attempt, status, *_ in claims:
+        for index, generation, attempt, status, _digest, *thief in claims:
             if not job.ledger.is_open(index, generation):
                 continue
             job.attempts[index] = max(job.attempts.get(index, 0), attempt)
+            if status == OutcomeStatus.DIED:
+                job.deaths.setdefault(index, []).extend(thief)
             if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
                 job.failures[index] = job.failures.get(index, 0) + 1
 
@@ -796,6 +800,8 @@ class OwnerCore:
             self._note_good(now, job, index, installation)
             self._accept(job, index, outcome, thief, digest)
             return True
+        if outcome.status is OutcomeStatus.DIED and outcome.cause == WITH_NODE:
+            return self._died_with_node(now, job, index, installation, outcome, thief)
         if not is_holder:
             return False
         self._release(job, index)
@@ -803,7 +809,7 @@ class OwnerCore:
         match outcome.status:
             case OutcomeStatus.FAILED | OutcomeStatus.TIMEOUT:
                 job.failures[index] = job.failures.get(index, 0) + 1
-                if job.failures[index] > job.envelope.terms.retries:
+                if job.failures[index] > job.envelope.terms.retries or outcome.cause == FAILS_ALWAYS:
                     self._fail(job, index, outcome, thief, "")
                 else:
                     self._again(now, job, index, installation)
@@ -826,6 +832,21 @@ class OwnerCore:
                     if could_not:
                         self._avoid(now, job, index, installation)
                     self._requeue(job, index, is_last=could_not)
+        return True
+
+    def _died_with_node(
+        self, now: float, job: OwnedJob, index: int, installation: bytes, outcome: Outcome, thief: bytes
+    ) -> bool:
+        """Count a task's part in the death of a whole node, once for each node.  Another attempt may be under way."""
+        deaths = job.deaths.setdefault(index, [])
+        if installation in deaths:
+            return False
+        deaths.append(installation)
+        job.tell(now, index, f"{thief.hex()[:8]} died while it ran")
+        self._avoid(now, job, index, installation)
+        if len(dict.fromkeys(deaths)) >= POISON_NODES:
+            where = f"its process died {len(deaths)} times on {len(dict.fromkeys(deaths))} node(s), which died with it"
+            self._fail(job, index, outcome, thief, where)
         return True
 
     def _again(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:

@@ -36,7 +36,7 @@ from p2pcompute.limits import (
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
 )
-from p2pcompute.scheduler.custody import coordinator_of
+from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
@@ -48,10 +48,10 @@ from p2pcompute.scheduler.messages import (
     output_digest,
     parse_job_indices,
 )
-from p2pcompute.scheduler.owner import Grant, GrantedTask
+from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobEnvelope
-from p2pcompute.scheduler.worker import Held, WorkerCore
+from p2pcompute.scheduler.worker import Held, HeldState, WorkerCore
 from p2pcompute.store.journal import Journal, OutboxEntry
 from p2pcompute.transport.channels import Channel, Channels
 
@@ -72,6 +72,11 @@ Fetch = Callable[[Sequence[BlobRef], bytes, Sequence[Address]], Awaitable[None]]
 
 RETURN_S = 5.0
 """Wait for an owner that is to take tasks back."""
+MARK_META = "running"
+MARKED_MAX = 256
+"""Tasks that are noted to run."""
+SAME_BOOT_S = 60.0
+"""A machine has not been restarted when its clocks differ by as much as before, give or take this."""
 REGISTER_TRIES = 4
 """How often a steal is told to its owner; then the lease of the victim runs out."""
 
@@ -187,6 +192,10 @@ class WorkerService:
         self._rest_until = 0.0
         self._deletes: list[Write] = []
         """Results that their owners have and that are still on disk."""
+        self._ran: dict[int, None] = {}
+        """Run ids that ran at the last `tick`."""
+        self._marked: list[list[Any]] = []
+        """What is on disk of tasks that run: see `_mark`."""
         self._pinned: dict[int, list[BlobRef]] = {}
         """Run id → inputs that must stay until it has ended."""
 
@@ -246,7 +255,8 @@ class WorkerService:
     def redirect(self, job: JobEnvelope, epoch: int) -> None:
         """Report a job to the node that this epoch names, unless a higher one is known."""
         job_id = job.job_id
-        if epoch < self.epochs.get(job_id, 0):
+        known = self.epochs.get(job_id, 0)
+        if not known <= epoch <= known + EPOCH_JUMP_MAX:
             return
         self.epochs[job_id] = epoch
         if len(self.epochs) > JOBS_KNOWN_MAX:
@@ -608,7 +618,10 @@ class WorkerService:
         return await self._channels.connect(link.key, [*link.addresses, *self._addresses_of(link.key)])
 
     async def keep_all(self) -> None:
-        """Write all results to disk that their owners have not taken."""
+        """Write all results to disk that their owners have not taken, and that this node ends on purpose."""
+        if self._journal is not None and self._marked:
+            self._marked = []
+            await self._write_mark(self._journal)
         for link in list(self.links.values()):
             await self._keep(link)
 
@@ -668,6 +681,7 @@ class WorkerService:
             )
             self.unsent_bytes += len(entry.outcome)
             count += 1
+        await self._read_mark(self._journal)
         self.resume_sending()
         return count
 
@@ -678,18 +692,63 @@ class WorkerService:
                 link.is_sending = True
                 self._scope.spawn(self._send_results(link), "results")
 
+    # --- deaths of the whole node -----------------------------------------------------------------
+
+    def _mark(self) -> None:
+        """Note on disk which tasks run, those that have for a second: if this process dies, one of them may be why."""
+        running = [held for held in self.core.held.values() if held.state is HeldState.RUNNING]
+        entries = [
+            [b"" if held.owner == LOCAL else held.owner, held.job_id, *_task_of(held)]
+            for held in running
+            if held.run_id in self._ran
+        ][:MARKED_MAX]
+        self._ran = {held.run_id: None for held in running}
+        if self._journal is not None and entries != self._marked:
+            self._marked = entries
+            self._scope.spawn(self._write_mark(self._journal), "mark")
+
+    async def _write_mark(self, journal: Journal) -> None:
+        value = [int(self._host.clock.wall() - self._host.clock.now()), self._marked] if self._marked else None
+        try:
+            await self._host.store.commit([journal.meta_write(MARK_META, value)])
+        except StoreError:
+            self._marked = []  # tried again by the next tick
+
+    async def _read_mark(self, journal: Journal) -> None:
+        """Tell owners which tasks ran when this process died, unless the machine went down with it."""
+        mark = await journal.meta(MARK_META)
+        if mark is None:
+            return
+        started, entries = mark
+        if abs(self._host.clock.wall() - self._host.clock.now() - started) < SAME_BOOT_S:
+            outcome = Outcome(OutcomeStatus.DIED, cause=WITH_NODE, error="its node's own process ended while it ran")
+            digest, raw = output_digest(outcome), encode_outcome(outcome)
+            for owner, job_id, index, generation, attempt in entries:
+                if not owner:
+                    self._intake_local(job_id, index, generation, attempt, outcome)
+                    continue
+                claim = [index, generation, attempt, str(outcome.status), digest]
+                self.link(owner).results.append(_Finished(job_id, claim, raw, self._host.clock.now()))
+                self.unsent_bytes += len(raw)
+        await self._write_mark(journal)
+
     # --- heartbeats -------------------------------------------------------------------------------
 
     @property
     def is_busy(self) -> bool:
         """Whether there is anything that `tick` could be needed for."""
         return bool(
-            self.core.held or self._deletes or self._pinned or any(link.heartbeat_due for link in self.links.values())
+            self.core.held
+            or self._marked
+            or self._deletes
+            or self._pinned
+            or any(link.heartbeat_due for link in self.links.values())
         )
 
     def tick(self, now: float) -> None:
         """Send the heartbeats that are due."""
         self._unpin_gone()
+        self._mark()
         if self._deletes:
             self._scope.spawn(self._forget(b"", ()), "forget")
         for link in self.links.values():
@@ -782,6 +841,10 @@ class WorkerService:
                     await channel.request(Message.RETURNED, [[job_id, part]], timeout_s=RETURN_S)
             except (P2pcError, TimeoutError):
                 continue
+
+
+def _task_of(held: Held) -> tuple[int, int, int]:
+    return held.task.index, held.task.generation, held.task.attempt
 
 
 def _portions(held: HeldTasks, most: int) -> Iterator[list[Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.dht.records import make_record
 from p2pcompute.errors import StoreError
 from p2pcompute.ids import PUBLIC_KEY_BYTES, dht_id
-from p2pcompute.limits import DHT_K
+from p2pcompute.limits import DHT_K, POISON_NODES
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.simulation.host import HostDown
@@ -90,6 +90,7 @@ async def _job_values(checks: Checks, member: Member, job: WorldJob) -> list[str
     models = [one.host.runner_model for one in world.mesh.members]
     may_fail = any(model.failure for model in models)
     may_die = any(model.death for model in models) or world.fired["memory"] > 0
+    may_die = may_die or world.metrics.counted("crashes") >= POISON_NODES  # three nodes that died with it
     found: list[str] = []
     after = -1
     while views := await member.host.call(node.tasks(job.job_id, after=after, limit=PAGE)):

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN, Grant, GrantedTask, OwnerCore
+from p2pcompute.scheduler.owner import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN, WITH_NODE, Grant, GrantedTask, OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker import WorkerCore
@@ -224,6 +224,33 @@ def test_a_job_that_fails_everywhere_speaks_against_no_node() -> None:
             for position in range(len(grant.tasks)):
                 report(core, who, grant, position, FAILED)
     assert core.broken_count == 0
+
+
+def test_a_task_that_takes_three_nodes_down_with_it_is_failed_with_the_evidence() -> None:
+    """Its nodes say so when they come back; that they were gone says nothing."""
+    core = make(1, retries=0)
+    names = [thief(f"n{i}") for i in range(5)]
+    died = Outcome(OutcomeStatus.DIED, cause=WITH_NODE, error="its node's own process ended while it ran")
+    for count, who in enumerate(names[:POISON_NODES], 1):
+        core.remember(float(count), names[-1])
+        grant = take(core, who, float(count))
+        core.peer_lost(float(count), who.key)
+        assert not core.jobs[JOB].ledger.is_complete
+        for _ in range(2):  # a node that dies again and again counts once
+            report(core, who, grant, 0, died, float(count))
+        assert core.jobs[JOB].ledger.is_complete == (count == POISON_NODES)
+        core.check_invariants()
+    assert "died 3 times on 3 node(s), which died with it" in core.jobs[JOB].ledger.reasons[0]
+
+
+def test_a_node_alone_that_is_killed_often_fails_no_task() -> None:
+    core, alone = make(1, retries=0), thief("local")
+    died = Outcome(OutcomeStatus.DIED, cause=WITH_NODE)
+    for _ in range(10):
+        grant = take(core, alone)
+        core.peer_lost(0.0, alone.key)
+        report(core, alone, grant, 0, died)
+    assert report(core, alone, take(core, alone), 0, OK)
 
 
 def test_late_good_result_counts_once_and_stops_the_other_attempt() -> None:

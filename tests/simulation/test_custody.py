@@ -1,4 +1,4 @@
-"""Owners that go away: if these fail, a job dies with the machine that submitted it, or its work is lost or repeated."""
+"""Owners that go away: if these fail, a job dies with the machine that submitted it, or work is lost or repeated."""
 
 from __future__ import annotations
 
@@ -89,3 +89,30 @@ def test_nothing_is_lost_or_accepted_twice(play: str, seed: int) -> None:
     assert not result.problems
     bare = {metric.removesuffix("_p50").removesuffix("_p95").removesuffix("_max") for metric in result.metrics}
     assert bare <= glossary().keys()
+
+
+def test_an_owner_whose_custodian_never_comes_back_is_worked_for_again() -> None:
+    """Workers know an epoch that the owner has not heard of, and nobody is left to tell it but they."""
+    with Simulation(5) as simulation:
+        models = [RunnerModel(slot_count=0), *[RunnerModel(slot_count=1)] * 3]
+        mesh = Mesh(simulation, 4, runner=models, custodians=1)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [2.0] * 120)
+            await asyncio.sleep(10)
+            (keeper,) = keepers(mesh, owner, job_id)
+            mesh.crash(owner)
+            await asyncio.sleep(LEASE_S_MIN + 15)
+            assert acting(mesh, job_id) == [keeper]
+            mesh.crash(keeper, is_silent=True)
+            await asyncio.sleep(5)
+            await mesh.restart(owner)
+            view = await mesh.wait_for(owner, job_id, limit_s=300)
+            assert (view.done, view.failed) == (120, 0)
+            await mesh.check_values(owner, job_id, 120)
+
+        simulation.run(main(), time_s_max=1000)
+        mesh.check_errors()

@@ -306,3 +306,29 @@ def test_who_adds_tasks_while_the_node_stops_hears_of_it(monkeypatch: pytest.Mon
             mesh.crash(owner)
 
         run(simulation, mesh, main)
+
+
+@pytest.mark.parametrize("is_at_owner", [False, True])
+def test_a_task_that_kills_its_node_is_found_out(is_at_owner: bool) -> None:
+    """Whatever runs it for two seconds is killed as a whole; nothing but the mark on its disk tells why."""
+    with Simulation(6) as simulation:
+        models = [RunnerModel(slot_count=int(is_at_owner)), *[RunnerModel(slot_count=1)] * 4]
+        mesh = Mesh(simulation, 5, runner=models, custodians=0)
+
+        async def main() -> None:
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [0.5] * 20 + [60.0])
+            killed = 0
+            while not owner.running.job(job_id.hex()).is_over and simulation.now < 400:
+                await asyncio.sleep(3)
+                for member in mesh.members[1:]:
+                    held = member.running.scheduler.worker.core.held.values()
+                    if any(one.task.index == 20 and one.slot >= 0 for one in held):
+                        mesh.crash(member)
+                        await mesh.restart(member)
+                        killed += 1
+            view = owner.running.job(job_id.hex())
+            assert (view.done, view.failed) == (20, 1) or (is_at_owner and view.done == 21)
+            assert killed <= 8, "one that is killed within a second has not marked the task yet"
+
+        run(simulation, mesh, main)
