@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 class Stop(Exception):
     """Ends a task before or after its run with this outcome."""
 
-    def __init__(self, status: str, error: str) -> None:
+    def __init__(self, status: str, error: str, cause: str = "") -> None:
         super().__init__(error)
         self.status = status
         self.error = error
+        self.cause = cause
 
 
 class ChannelClosed(Exception):
