@@ -333,6 +333,12 @@ TOKEN_ADDRESSES_MAX: Final = 8
 """Addresses of the inviter in one token."""
 NODE_NAME_CHARS_MAX: Final = 64
 
+# --- verification ---------------------------------------------------------------------------------
+VERIFY_WORKERS_MAX: Final = 20_000
+"""Workers of one submitter that are remembered, banned ones too; then no newcomer is let in."""
+VERIFY_WINDOWS_KEPT: Final = 8
+"""Past windows whose results can still be revoked: a week, or 160,000 tasks, that are kept with all their claims."""
+
 # --- resources ------------------------------------------------------------------------------------
 ATTRIBUTES_MAX: Final = 256
 """Attributes of one node; about 30 are known to this build, the rest is for labels and plugins."""
