@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class OutcomeStatus(StrEnum):
@@ -24,6 +24,10 @@ class OutcomeStatus(StrEnum):
     """Never started here (its batch was interrupted, inputs could not be fetched): try elsewhere."""
     REFUSED = "refused"
     """This node must not or cannot run it; the reason is in `error`."""
+
+
+FAILS_ALWAYS: Final = "always"
+"""Cause of a failure that would be the same on every node: the task is not tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class Outcome:
     error: str = ""
     """For people: the traceback or the reason."""
     cause: str = ""
-    """Of DIED: oom, signal, exit (it ended the worker process or broke its connection).  Of TIMEOUT: wall, cpu."""
+    """Of DIED: oom, signal, exit (it ended the worker process or broke its connection), with-node (the
+    node's own process died while it ran).  Of TIMEOUT: wall, cpu.
+    Of FAILED: oom, output (its limits), always (`FAILS_ALWAYS`)."""
     started_wall: float = 0.0
     runtime_s: float = 0.0
     cpu_s: float = 0.0
