@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from p2pcompute.limits import VERIFY_WINDOWS_KEPT
 from p2pcompute.trust.verification import METHODS, Method, make_verifier
 from p2pcompute.trust.verification.arbitrate import (
     PROBATION_AGREEMENTS,
@@ -191,6 +192,37 @@ def test_a_straggler_copy_contradicts_and_adds_no_weight() -> None:
     assert verifier.claim(1.0, b"a", 1, b"3") == [AskTrusted(1)]
     verifier.verdict(1.0, 1, b"3")
     assert verifier.workers[b"a"].k == 0, "nor when it was right"
+
+
+def test_who_claims_what_it_was_not_given_adds_no_weight_and_keeps_nobody_from_it() -> None:
+    verifier = arbitrate(tasks=1, error_rate=0.07)
+    verifier.claim(0.0, b"a", 0, RIGHT)
+    assert verifier.level(0) == 0
+    assert verifier.take(0.0, b"b", RNG) == 0
+    assert verifier.claim(0.0, b"b", 0, RIGHT) == []
+    assert verifier.take(0.0, b"c", RNG) == 0
+    assert verifier.claim(0.0, b"c", 0, RIGHT) == [Accepted(0, RIGHT, Basis.AGREED)]
+    assert [verifier.workers[worker].k for worker in (b"a", b"b", b"c")] == [0, 1, 1]
+
+
+def test_windows_that_are_long_over_change_no_more() -> None:
+    verifier = arbitrate(tasks=VERIFY_WINDOWS_KEPT + 3, window_tasks=1, error_rate=0.07)
+    for index in range(VERIFY_WINDOWS_KEPT + 2):
+        for worker in (b"a", b"b"):
+            give(verifier, worker, index)
+    verifier.check_invariants()
+    effects = verifier.equivocated(b"a")
+    revoked = [effect.index for effect in effects if isinstance(effect, Revoked)]
+    assert revoked == list(range(2, VERIFY_WINDOWS_KEPT + 2))
+    assert all(len(record.k_past) <= VERIFY_WINDOWS_KEPT for record in verifier.workers.values())
+    assert verifier.claim(9.0, b"c", 0, WRONG) == [] and verifier.late_count == 1
+    assert verifier.claim(9.0, b"c", VERIFY_WINDOWS_KEPT + 2, WRONG) == [], "it is handed out now"
+
+
+def test_claims_about_tasks_of_a_later_window_are_not_taken() -> None:
+    verifier = arbitrate(tasks=2, window_tasks=1)
+    assert verifier.claim(0.0, b"a", 1, RIGHT) == [] and not verifier.tasks[1].claims
+    assert verifier.late_count == 1
 
 
 def test_who_shares_an_inviter_checks_nothing_of_the_other() -> None:

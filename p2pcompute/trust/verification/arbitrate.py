@@ -31,6 +31,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from p2pcompute.errors import InvariantViolation
+from p2pcompute.limits import VERIFY_WINDOWS_KEPT, VERIFY_WORKERS_MAX
 from p2pcompute.trust.verification.book import (
     AskTrusted,
     Banned,
@@ -146,7 +147,7 @@ class _Task(Task):
         self.credited: list[Worker] = []
         """Those whose claim another one confirmed, which counts as a check that they passed."""
         self.blind: tuple[Worker, ...] = ()
-        """Those who got it before the first claim came: they can contradict, and add no weight."""
+        """Those who were not given it, or before the first claim came: they can contradict, and add no weight."""
         self.is_copied = False
         """Somebody whose claim will have weight computes it now."""
         self.is_disputed = False
@@ -176,7 +177,8 @@ class Arbitrate(Verifier):
         self.window = 0
         self._ready: deque[int] = deque()
         """Tasks of this window that nobody has claimed; may hold stale entries."""
-        self._window_begin = 0
+        self._window_begins = deque([0])
+        """First tasks of the windows that can still change, this one last."""
         self._window_end = 0
         """Tasks of this window so far."""
         self._window_at = 0.0
@@ -184,6 +186,10 @@ class Arbitrate(Verifier):
         self._tokens_at = 0.0
         self._has_clusters = False
         self._now = 0.0
+        self.refused_count = 0
+        """Newcomers that were not let in."""
+        self.late_count = 0
+        """Claims about tasks that cannot change any more, or that nobody was given yet."""
 
     # --- tasks and workers ------------------------------------------------------------------------
 
@@ -193,7 +199,7 @@ class Arbitrate(Verifier):
         self._look_further()
 
     def _fill_window(self) -> None:
-        end = min(len(self.tasks), self._window_begin + self.policy.window_tasks)
+        end = min(len(self.tasks), self._window_begins[-1] + self.policy.window_tasks)
         for index in range(self._window_end, end):
             self.tasks[index].window = self.window
             self._ready.append(index)
@@ -201,15 +207,20 @@ class Arbitrate(Verifier):
 
     def _look_further(self) -> None:
         """Begin the next window when all of this one is accepted and it is full, or old."""
-        if self.accepted_count < self._window_end or self._window_begin == self._window_end:
+        if self.accepted_count < self._window_end or self._window_begins[-1] == self._window_end:
             return
-        is_full = self._window_end - self._window_begin >= self.policy.window_tasks
+        is_full = self._window_end - self._window_begins[-1] >= self.policy.window_tasks
         if is_full or self._now - self._window_at > self.policy.window_s:
             self._next_window()
 
     def _next_window(self) -> None:
         """Begin a window: checks start anew, and history is written."""
         odds = self.policy.odds
+        if len(self._window_begins) > VERIFY_WINDOWS_KEPT:
+            for index in range(self._window_begins.popleft(), self._window_begins[0]):
+                task = self.tasks[index]
+                task.is_final = True
+                task.claims, task.credited, task.blind = {}, [], ()
         for record in self.workers.values():
             if record.standing is Standing.ACTIVE and record.k >= HISTORY_CHECKS_MIN:
                 record.claims_before += record.claims_now
@@ -220,9 +231,10 @@ class Arbitrate(Verifier):
             if record.k:
                 record.k_past[self.window] = record.k
             record.k = record.claims_now = 0
+            record.k_past.pop(self.window - VERIFY_WINDOWS_KEPT, None)
             record.claimed = [index for index in record.claimed if not self.tasks[index].is_final]
         self.window += 1
-        self._window_begin = self._window_end
+        self._window_begins.append(self._window_end)
         self._window_at = self._now
         self._pools = Pools()
         self._fill_window()
@@ -244,7 +256,8 @@ class Arbitrate(Verifier):
         else:
             grown = self._newcomer_tokens + (now - self._tokens_at) * self.policy.newcomers_per_hour / 3600.0
             self._newcomer_tokens, self._tokens_at = min(grown, self.policy.newcomers_burst), now
-            if self._newcomer_tokens < 1.0:
+            if self._newcomer_tokens < 1.0 or len(self.workers) >= VERIFY_WORKERS_MAX:
+                self.refused_count += 1
                 return False
             self._newcomer_tokens -= 1.0
             record = WorkerRecord(cluster, Standing.NEWCOMER, 1.0)
@@ -316,9 +329,9 @@ class Arbitrate(Verifier):
 
     def _take_probation(self, worker: Worker, rng: random.Random) -> int | None:
         """Return a task of this window whose answer can be compared with a claim, or with what is known."""
-        size = self._window_end - self._window_begin
+        size = self._window_end - self._window_begins[-1]
         for _ in range(min(PROBATION_DRAWS_MAX, size)):
-            index = self._window_begin + int(rng.random() * size)
+            index = self._window_begins[-1] + int(rng.random() * size)
             task = self.tasks[index]
             is_open = bool(task.claims) and not task.is_final and not task.is_disputed
             if (is_open or task.is_known) and self.may_take(worker, index):
@@ -355,6 +368,9 @@ class Arbitrate(Verifier):
         if record.standing is Standing.BANNED:
             self._put_back(index)
             return self.take_effects()
+        if not self._window_begins[0] <= index < self._window_end:
+            self.late_count += 1
+            return self.take_effects()
         claims = task.claims
         if worker in claims:
             if claims[worker] != digest:
@@ -367,11 +383,11 @@ class Arbitrate(Verifier):
                 self._judge(index, (worker,))
             return self.take_effects()
         record.claimed.append(index)
+        if not is_copy and (is_copy is None or len(claims) > 1):
+            task.blind += (worker,)
         if len(claims) == 1:
             self._offer(index)
             return self.take_effects()
-        if not is_copy:
-            task.blind += (worker,)
         if task.is_disputed or any(other != digest for other in claims.values()):
             if not task.is_disputed and self.policy.has_arbiter:
                 self._effects.append(AskTrusted(index))
@@ -481,7 +497,7 @@ class Arbitrate(Verifier):
 
         `take` does the same for each task before it is copied once more, which may be much later.
         """
-        for index in range(self._window_begin, self._window_end):
+        for index in range(self._window_begins[-1], self._window_end):
             self._weigh(index)
         return self.take_effects()
 
