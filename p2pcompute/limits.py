@@ -599,6 +599,14 @@ SANDBOX_IDLE_S: Final = 5.0
 SANDBOX_TRIAL_S: Final = 20.0
 """Time for the sandbox that is tried at the start; a machine under full load takes long."""
 
+# --- WASI modules ---------------------------------------------------------------------------------
+WASM_MEM_BYTES: Final = 512 * MIB
+"""Memory of a module whose job asks for none: the same on every node, since a module sees where it ends."""
+WASM_MEM_BYTES_MAX: Final = 4096 * MIB
+"""As much as 32 bits can point at."""
+WASM_ENGINE_BYTES: Final = 512 * MIB
+"""Memory of the process that compiles and runs it, besides: code of 10 MB takes most of this."""
+
 # --- local API ------------------------------------------------------------------------------------
 API_BODY_BYTES_MAX: Final = 64 * MIB
 EVENT_BACKLOG_MAX: Final = 10_000

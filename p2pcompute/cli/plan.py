@@ -25,7 +25,11 @@ from p2pcompute.errors import UsageError
 
 _FILE_FUNCTION: Final = re.compile(r"(?P<file>.+\.py)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 _MODULE_FUNCTION: Final = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_MODULE_FILE: Final = re.compile(r"[^\s{}]+\.wasm")
 _HASH_BYTES: Final = 1 << 20
+_MODULE_HEAD: Final = b"\0asm"
+MODULE_BYTES_MAX: Final = 32 << 20
+"""It goes to the node in one request, as text."""
 PEEKED_ROWS: Final = 64
 """Rows that the preflight looks at."""
 BATCH_TARGET_S: Final = 0.5
@@ -39,7 +43,7 @@ BATCH_FILES_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A Python function as the node gets it."""
+    """A Python function, or a WASI module, as the node gets it."""
 
     target: str
     code: bytes
@@ -65,18 +69,18 @@ class Files:
 
 
 def read_target(words: Sequence[str], kind: str) -> str:
-    """Return what TARGET is: command, shell or function.
+    """Return what TARGET is: command, shell, function or wasm.
 
     Args:
         words: TARGET and its arguments.
-        kind: --kind auto|command|shell|python.
+        kind: --kind auto|command|shell|python|wasm.
 
     Raises:
         UsageError: `kind` is python and TARGET names no function.
     """
     is_function = len(words) >= 1 and bool(_FILE_FUNCTION.fullmatch(words[0]) or _MODULE_FUNCTION.fullmatch(words[0]))
     match kind:
-        case "command" | "shell":
+        case "command" | "shell" | "wasm":
             return kind
         case "python":
             if not is_function:
@@ -88,6 +92,8 @@ def read_target(words: Sequence[str], kind: str) -> str:
             return "function"
     if is_function:
         return "function"
+    if _MODULE_FILE.fullmatch(words[0]):
+        return "wasm"
     return str(choose_form(words))
 
 
@@ -102,6 +108,27 @@ def ship_function(target: str) -> Function:
     function = load_file_function(target)
     shipped = ship(function)
     return Function(target, shipped.code, shipped.modules_zip, key_of(function), shipped.module_names)
+
+
+def read_module(path: str) -> Function:
+    """Read a WASI module.  Whether it is one that nodes can run, they say.
+
+    Raises:
+        UsageError: it cannot be read, or is no WebAssembly at all.
+    """
+    check_readable(path, "WASM module")
+    with open(path, "rb") as file:
+        code = file.read(MODULE_BYTES_MAX + 1)
+    if len(code) > MODULE_BYTES_MAX:
+        raise UsageError(f"{path!r} is too large", f"a module has up to {MODULE_BYTES_MAX >> 20} MiB", "strip it")
+    if not code.startswith(_MODULE_HEAD):
+        raise UsageError(
+            f"{path!r} is no WebAssembly module",
+            "it is empty" if not code else "it does not begin like one",
+            "name a program for wasm32-wasip1, or run it as what it is: --kind command",
+            code="wasm",
+        )
+    return Function(path, code, None, hashlib.blake2b(code, digest_size=16).digest())
 
 
 # --- sources ------------------------------------------------------------------------------------------------------
@@ -223,7 +250,7 @@ class TaskMaker:
     """Makes the API's line of each task.
 
     Args:
-        kind: command, shell or function.
+        kind: command, shell, function or wasm.
         words: the command as typed; TARGET alone for a function.
         with_keys: tasks get a resume key by content.
     """
@@ -242,7 +269,8 @@ class TaskMaker:
         self._words = list(words)
         self._files = files
         self._function = function
-        self._template = None if kind == "function" else Template(words, Form(kind))
+        form = Form.ARGV if kind == "wasm" else kind
+        self._template = None if kind == "function" else Template(words, Form(form))
         self._with_keys = with_keys
         self._hashes = FileHashes()
         for pattern in (*files.send, *files.fetch):
@@ -557,6 +585,27 @@ def check_local_files(rows: Sequence[Row], count: int | None, files: Files, comm
         "send them along: --send {}   (and --fetch NAME for what the task writes)\nor stay here: --local",
         code="local-files",
     )
+
+
+def check_module_files(rows: Sequence[Row], files: Files) -> None:
+    """Refuse inputs that are files, when they are not sent to a module, which sees no other files.
+
+    Args:
+        rows: the first few rows.
+
+    Raises:
+        UsageError: most of them are.
+    """
+    if files.needs_directory or not rows:
+        return
+    found = [row.columns[0] for row in rows if row.columns and os.path.isfile(row.columns[0])]
+    if found and len(found) * 2 >= len(rows):
+        raise UsageError(
+            "a WASM module would not find its input",
+            f'it sees the files that are sent to it, and "{one_line(found[0], 60)}" is not',
+            "send them along: --send {}   (and --fetch NAME for what it writes)",
+            code="local-files",
+        )
 
 
 def check_fetch_names(rows: Sequence[Row], files: Files) -> None:

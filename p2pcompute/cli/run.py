@@ -35,10 +35,12 @@ from p2pcompute.cli.plan import (
     check_executable,
     check_fetch_names,
     check_local_files,
+    check_module_files,
     check_readable,
     file_line,
     find_sources,
     make_lines,
+    read_module,
     read_target,
     ship_function,
 )
@@ -70,7 +72,7 @@ SECTIONS: Final = {
     "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
     "Files": ("send", "fetch", "share"),
     "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "explain"),
-    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "env", "kind", "batch"),
+    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "kind", "batch"),
     "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results",
@@ -94,7 +96,7 @@ class Request:
     words: list[str]
     """The command, without its inputs."""
     kind: str
-    """command, shell or function."""
+    """command, shell, function or wasm."""
     inputs: Inputs
     files: Files
     env: dict[str, str]
@@ -106,6 +108,7 @@ class Request:
     on: list[str]
     not_on: list[str]
     timeout_s: float | None
+    fuel: int | None
     retries: int
     slots: str | None
     """-j as given."""
@@ -152,7 +155,7 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--range", "range_", metavar="A..B[:STEP]", help="Inputs are the integers A to B inclusive.")
 @click.option("--from-json", metavar="FILE", help="Inputs are the items of a JSON array or JSON Lines file.")
 @click.option(
-    "--kind", type=click.Choice(["auto", "command", "shell", "python"]), default="auto", help="What TARGET is."
+    "--kind", type=click.Choice(["auto", "command", "shell", "python", "wasm"]), default="auto", help="What TARGET is."
 )
 @click.option("-j", "--jobs", metavar="N|N%", help="At most N tasks at once over the whole group.")
 @click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
@@ -194,6 +197,9 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
     ),
 )
 @click.option("--timeout", metavar="DURATION", help="Of one attempt, like 30s or 5m.")
+@click.option(
+    "--fuel", type=click.IntRange(1), metavar="N", help="Instructions of a WASM task, the same on every node."
+)
 @click.option("--halt", metavar="WHEN,WHY", help="now|soon,fail|success|done=N|N%  (GNU parallel's syntax).")
 @click.option("-k", "--keep-order", is_flag=True, help="Print output in input order.")
 @click.option("--tag", is_flag=True, help="Start each output line with its input.")
@@ -222,10 +228,11 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS] [::: INPUTS]")
 @click.pass_context
 def run(context: click.Context, /, **flags: Any) -> int:
-    """Run a command or a Python function once per input.
+    """Run a command, a Python function or a WASM module once per input.
 
-    TARGET is a command, one quoted shell string, file.py::function or package.module::function.  {} stands for the
-    input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its number.
+    TARGET is a command, one quoted shell string, file.py::function, package.module::function or x.wasm (a WASI
+    preview 1 program).  {} stands for the input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its
+    number.
     """
     words = [flags["target"], *flags["args"]]
     _check_text(words)
@@ -243,7 +250,11 @@ def run(context: click.Context, /, **flags: Any) -> int:
         say("no inputs: they come after :::, with -a, --range or --from-json, or from a pipe\n")
         return _help_and_exit(context)
     request = _read_request(flags, command, Inputs(sources, _reading(flags), sys.stdin.buffer))
-    function = ship_function(request.words[0]) if request.kind == "function" else None
+    function = None
+    if request.kind == "function":
+        function = ship_function(request.words[0])
+    elif request.kind == "wasm":
+        function = read_module(request.words[0])
     maker = TaskMaker(
         request.kind,
         request.words,
@@ -320,6 +331,8 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
     batch = flags["batch"]
     if batch != "auto" and not re.fullmatch(r"[1-9]\d{0,5}", batch):
         raise UsageError(f"--batch {batch!r} is not a number or auto")
+    if flags["fuel"] is not None and kind != "wasm":
+        raise UsageError("--fuel is for WASM", "instructions of other programs are not counted", "use --timeout")
     if batch != "1" and kind != "function":
         raise UsageError("--batch is for functions", "a command is one process for each input", "use -n N instead")
     if flags["jobs"] is not None and not re.fullmatch(r"\d{1,6}%?", flags["jobs"]):
@@ -327,7 +340,9 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
     resume = flags["resume"] or flags["resume_failed"]
     results = _results_target(flags, files, resume=resume)
     env = _environment(flags["env"])
-    if not files.needs_directory:
+    if kind == "wasm":  # sees its own directory and nothing else of any machine
+        pass
+    elif not files.needs_directory:
         env = dict(zip(SUBMIT_VARIABLES, (os.getcwd(), os.uname().nodename), strict=True)) | env
     return Request(
         words=command,
@@ -342,6 +357,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         on=list(flags["on"]),
         not_on=list(flags["not_on"]),
         timeout_s=parse_duration(settings.timeout) if settings.timeout else None,
+        fuel=flags["fuel"],
         retries=settings.retries,
         slots=flags["jobs"],
         halt=flags["halt"] or "",
@@ -486,7 +502,7 @@ def _dry_run(request: Request, maker: TaskMaker, function: Function | None) -> i
         print_json({"schema": "p2pc.dry-run/1", "kind": request.kind, "tasks": tasks})
         return 0
     say(f"kind: {request.kind}", level=1)
-    if function is not None:
+    if function is not None and request.kind == "function":
         own = ", ".join(function.module_names) or "none"
         say(f"own modules that travel along: {own}", level=1)
     count = 0
@@ -719,7 +735,9 @@ class _Run:
         connection = self._connect()
         status = connection.request("GET", "/v1/status")
         others = [peer for peer in status.get("peers") or () if peer.get("state") == "up"]
-        if others and not request.local:
+        if request.kind == "wasm":
+            check_module_files(peeked, request.files)
+        elif others and not request.local:
             check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
         elif not others and request.kind == "command":
             check_executable(request.words, request.files, only_here=True)
@@ -762,6 +780,8 @@ class _Run:
         if (needs := request.needs) is not None:
             spec |= {"cpus": needs.cpus, "mem_bytes": needs.mem_bytes}
             spec |= {"gpus": needs.gpus, "disk_bytes": needs.disk_bytes}
+        if request.fuel is not None:
+            spec["fuel"] = request.fuel
         if function is not None:
             spec["code_b64"] = base64.b64encode(function.code).decode()
             if function.modules is not None:

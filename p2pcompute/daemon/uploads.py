@@ -67,6 +67,7 @@ class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     disk_bytes: int | None = None
     cpu_s: float | None = None
     output_bytes_max: int | None = None
+    fuel: int | None = None
     share: list[FileLine] = []
     code_b64: bytes | None = None
     modules_b64: bytes | None = None
@@ -212,7 +213,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     try:
         kind = TaskKind(body.kind)
     except ValueError:
-        _bad(f'"{body.kind}" is not a kind of task', "it is function, command or shell", code="kind")
+        _bad(f'"{body.kind}" is not a kind of task', "it is function, command, shell or wasm", code="kind")
     if kind is TaskKind.SIMULATED:
         _bad("simulated tasks run in the simulator only", code="kind")
     terms, spec = body.terms, body.spec
@@ -231,6 +232,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         ("disk_bytes", spec.disk_bytes, 1),
         ("cpu_s", spec.cpu_s, 0),
         ("output_bytes_max", spec.output_bytes_max, 0),
+        ("fuel", spec.fuel, 1),
     ):
         if value is not None and not least <= value < 1e15:
             _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
@@ -274,6 +276,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         cpu_s=spec.cpu_s,
         timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,
+        fuel=spec.fuel,
     )
     return job_terms, job_spec
 
@@ -290,6 +293,10 @@ async def build_job(
     spec = body.spec
     if plain.kind is TaskKind.FUNCTION and spec.code_b64 is None:
         _bad("a function job without code", "", "give spec.code_b64")
+    if plain.kind is TaskKind.WASM and not spec.code_b64:
+        _bad("a wasm job without a module", "", "give spec.code_b64")
+    if spec.fuel is not None and plain.kind is not TaskKind.WASM:
+        _bad("fuel is for wasm", "instructions of other programs are not counted", "use a timeout", "fuel")
     code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
     modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
     share = await FileTaker(blobs).take_all(spec.share)
@@ -309,7 +316,7 @@ async def build_task(line: TaskLine, kind: str, files: FileTaker, blobs: BlobSto
     Raises:
         UsageError: it cannot mean anything, is too large, or a file is missing.
     """
-    if kind in (TaskKind.COMMAND, TaskKind.SHELL) and not line.argv:
+    if kind in (TaskKind.COMMAND, TaskKind.SHELL, TaskKind.WASM) and not line.argv:
         _bad("a task without a command", "argv is empty")
     if kind == TaskKind.SHELL and len(line.argv) != 1:
         _bad("a shell task is one string", f"argv has {len(line.argv)} words")

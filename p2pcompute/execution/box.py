@@ -24,7 +24,7 @@ from p2pcompute.execution.child import Worker
 from p2pcompute.execution.child_channel import Channel
 from p2pcompute.execution.child_os import LifeLine
 from p2pcompute.execution.child_space import Workplace
-from p2pcompute.execution.child_tasks import BoxSettings, ChannelClosed, Settings
+from p2pcompute.execution.child_tasks import CACHE, BoxSettings, ChannelClosed, Settings
 from p2pcompute.execution.messages import Result
 from p2pcompute.execution.trees import remove_tree
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SIGKILL, SIGSTOP, SIGCONT = 9, 19, 18
 _SWEEP_TRIES = 5000
-_KEPT = ("out", "shared", *(name for name, _ in box_places.BOUND))
+_KEPT = ("out", "shared", CACHE, *(name for name, _ in box_places.BOUND))
 
 
 class _NoLifeLine(LifeLine):

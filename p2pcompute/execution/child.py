@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from p2pcompute.execution.child_commands import Commands
+    from p2pcompute.execution.child_wasm import WasmTasks
 
     class RunsFunctions(Protocol):
         """Runs function tasks, in this process or in others."""
@@ -45,6 +46,7 @@ class Worker:
         self._jobs: dict[int, Job] = {}
         self._functions: RunsFunctions | None = None
         self._commands: Commands | None = None
+        self._wasm: WasmTasks | None = None
 
     def serve(self) -> None:
         """Run tasks until the node goes.
@@ -60,6 +62,8 @@ class Worker:
                 self._jobs.pop(number, None)
                 if self._functions is not None:
                     self._functions.forget(number)
+                if self._wasm is not None:
+                    self._wasm.forget(number)
             for fields in jobs:
                 job = self._jobs[fields[0]] = Job(fields)
                 job.env["PARALLEL_JOBSLOT"] = str(self._settings.slot + 1)
@@ -91,6 +95,14 @@ class Worker:
         try:
             if self._workplace is None:
                 self._workplace = self._make_workplace()
+            if job.kind == "wasm":
+                if self._wasm is None:
+                    from p2pcompute.execution.child_wasm import WasmTasks
+
+                    self._wasm = WasmTasks(self._workplace, self._channel)
+                return self._wasm.run(job, task)
+            if self._wasm is not None:
+                self._wasm.end()
             if job.kind == "function":
                 if self._functions is None:
                     self._functions = self._make_functions(self._workplace)

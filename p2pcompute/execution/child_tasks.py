@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+CACHE = "wasm"
+"""Directory, in that of a worker process, of compiled WASI modules; no task sees it."""
+
+
 class Stop(Exception):
     """Ends a task before or after its run with this outcome."""
 
@@ -88,6 +92,7 @@ class Job:
         "output_bytes_max",
         "share",
         "timeout_s",
+        "wasm",
     )
 
     def __init__(self, fields: Sequence[Any]) -> None:
@@ -104,6 +109,8 @@ class Job:
         self.cpu_s: float | None
         self.timeout_s: float | None
         self.output_bytes_max: int | None
+        self.wasm: tuple[int, int | None]
+        """Most memory of a WASI module, most instructions of a task."""
         (
             self.number,
             self.job_id,
@@ -116,6 +123,7 @@ class Job:
             self.cpu_s,
             self.timeout_s,
             self.output_bytes_max,
+            self.wasm,
         ) = fields
 
     @property

@@ -40,7 +40,7 @@ OUTPUTS = 4
 
 STATUSES = ("ok", "failed", "timeout", "died", "killed", "not-run", "refused")
 """Values of OutcomeStatus in the order of their codes."""
-CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit")
+CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit", "always")
 EXIT_CHANNEL_CLOSED = 97
 """Exit code of a worker process that found its socket closed."""
 NO_EXIT_CODE = -(1 << 31)
@@ -54,6 +54,13 @@ OUTPUTS_MAX = 32
 OUTPUT_NUMBER = struct.Struct(">I")
 FILE_HEAD = struct.Struct(">IHH")
 """File number, permission bits, bytes of the name."""
+
+# --- the process that runs WASI modules → worker process -----------------------------------------------
+WASM_EXIT, WASM_TRAP, WASM_BAD, WASM_BROKEN = range(4)
+"""A task ended with an exit code; a trap stopped it; no node can run the module; this one cannot."""
+WASM_ANSWER = struct.Struct(">BiQdI")
+"""One of these, exit code, bytes of memory, CPU s, bytes of the text that follows."""
+WASM_TEXT_BYTES_MAX = 1 << 14
 
 
 def pack_down(message: tuple[Any, ...]) -> bytes:

@@ -27,7 +27,15 @@ from p2pcompute.execution.results import RawResult, parse_outputs, parse_result,
 from p2pcompute.execution.sandbox_process import SandboxProcess
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.standstill import go_on, stand_still
-from p2pcompute.execution.task_messages import KnownJob, Translator, Unfit, input_bytes, placed_job, placed_task
+from p2pcompute.execution.task_messages import (
+    KnownJob,
+    Translator,
+    Unfit,
+    input_bytes,
+    placed_job,
+    placed_task,
+    process_mem_bytes,
+)
 from p2pcompute.execution.trees import empty_directory, remove_tree
 from p2pcompute.execution.worker_process import WorkerProcess, group_exists, inherited_environment, is_command_of
 from p2pcompute.host.interfaces import BlobStore, Clock, Timer
@@ -235,7 +243,7 @@ class ProcessRunner:
             slot.box_timer = None
         owner = (submitter, job.job_id)
         limits = sandbox.limits_of_slot(
-            slot.index, len(self._slots), job.spec.cpus, job.spec.mem_bytes, job.spec.disk_bytes
+            slot.index, len(self._slots), job.spec.cpus, process_mem_bytes(job.spec), job.spec.disk_bytes
         )
         limits = replace(limits, disk_bytes=limits.disk_bytes + input_bytes(job.definition, tasks))
         box = slot.box

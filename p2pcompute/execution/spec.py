@@ -23,6 +23,8 @@ class TaskKind(StrEnum):
     """argv, no shell."""
     SHELL = "shell"
     """One string for `sh -c`."""
+    WASM = "wasm"
+    """A WASI preview 1 program in `code`; argv as of a command."""
     SIMULATED = "simulated"
     """Takes time in the simulator only."""
 
@@ -42,7 +44,7 @@ class JobSpec:
 
     kind: TaskKind
     code: BlobRef | None = None
-    """FUNCTION: cloudpickle of the callable, read by the worker process once per job."""
+    """FUNCTION: cloudpickle of the callable, read by the worker process once per job.  WASM: the module."""
     modules: BlobRef | None = None
     """FUNCTION: zip of the user's own modules that are too large to travel by value."""
     share: tuple[InputFile, ...] = ()
@@ -61,6 +63,8 @@ class JobSpec:
     """Wall-time limit of one attempt."""
     output_bytes_max: int | None = None
     """Limit of any one file that the task writes (RLIMIT_FSIZE)."""
+    fuel: int | None = None
+    """WASM: instructions that a task may execute, counted alike on every node; not counted when None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,7 @@ class TaskPayload:
     chunk: int = 0
     """FUNCTION: 0 = one call.  N > 0 = `args` is a list of N (args, kwargs) pairs and the value a list of results."""
     argv: tuple[str, ...] = ()
-    """COMMAND: the words; SHELL: one word, the string."""
+    """COMMAND, WASM: the words; SHELL: one word, the string."""
     stdin: bytes = b""
     stdin_blob: BlobRef | None = None
     send: tuple[InputFile, ...] = ()
@@ -234,6 +238,7 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "cpu_s": _number,
     "timeout_s": _number,
     "output_bytes_max": _count,
+    "fuel": _count,
 }
 _PAYLOAD_FIELDS: Final[dict[str, Any]] = {
     "args": _raw,

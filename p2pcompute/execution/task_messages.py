@@ -12,7 +12,7 @@ from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_paylo
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.ids import task_id
-from p2pcompute.limits import RUNNER_JOBS_MAX
+from p2pcompute.limits import RUNNER_JOBS_MAX, WASM_ENGINE_BYTES, WASM_MEM_BYTES, WASM_MEM_BYTES_MAX
 
 THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
@@ -85,16 +85,15 @@ class Translator:
             spec = decode_spec(run.spec)
         except RemoteProtocolError as error:
             raise Unfit(_refused(f"the job's description cannot be read by this node: {error}")) from error
-        if spec.kind not in (TaskKind.FUNCTION, TaskKind.COMMAND, TaskKind.SHELL):
+        if spec.kind is TaskKind.SIMULATED:
             raise Unfit(_refused(f"this node does not run tasks of the kind {spec.kind.value!r}"))
         self._serial += 1
         threads = str(max(1, int(spec.cpus)))
+        here = {**self._environment, **dict.fromkeys(THREAD_VARIABLES, threads), "P2PC_NODE": self._node_name}
         env = {
-            **self._environment,
-            **dict.fromkeys(THREAD_VARIABLES, threads),
+            **(here if spec.kind is not TaskKind.WASM else {}),  # what differs from node to node is not for a module
             **spec.env,
             "P2PC_JOB_ID": run.job_id.hex(),
-            "P2PC_NODE": self._node_name,
             "P2PC_CPUS": f"{spec.cpus:g}",
         }
         share = [(*self._file(file), f"{file.blob.digest.hex()}-{file.mode & 0o555:o}") for file in spec.share]
@@ -110,6 +109,7 @@ class Translator:
             spec.cpu_s,
             spec.timeout_s,
             spec.output_bytes_max,
+            (wasm_mem_bytes(spec), spec.fuel),
         )
         return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share))
 
@@ -186,6 +186,18 @@ def placed_task(task: tuple[Any, ...], place: Callable[[str], str]) -> tuple[Any
         fields[index] = fields[index] and place(fields[index])
     fields[_SEND] = [(name, place(path), mode) for name, path, mode in fields[_SEND]]
     return tuple(fields)
+
+
+def wasm_mem_bytes(spec: JobSpec) -> int:
+    """Return how much memory a module of this job may have: as much on every node."""
+    return min(spec.mem_bytes or WASM_MEM_BYTES, WASM_MEM_BYTES_MAX)
+
+
+def process_mem_bytes(spec: JobSpec) -> int | None:
+    """Return how much memory the processes of a task may have, all together; None where its job does not say."""
+    if spec.kind is not TaskKind.WASM:
+        return spec.mem_bytes
+    return wasm_mem_bytes(spec) + WASM_ENGINE_BYTES
 
 
 def _refused(error: str) -> Outcome:

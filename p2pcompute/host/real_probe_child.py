@@ -118,8 +118,8 @@ def _wasm_works() -> bool:
         import wasmtime
 
         wasmtime.Engine()
-    except ImportError:
-        return _succeeds("wasmtime", "--version") or _succeeds("wasmer", "--version")
+    except (ImportError, OSError, RuntimeError):  # no package, or none for this machine
+        return False
     return True
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
-from p2pcompute.execution.spec import JobSpec, decode_spec
+from p2pcompute.execution.spec import JobSpec, TaskKind, decode_spec
 from p2pcompute.host.interfaces import Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
@@ -64,6 +64,7 @@ def needs_of(terms: JobTerms, spec: JobSpec) -> Needs:
         mem_bytes=spec.mem_bytes,
         gpus=spec.gpus,
         disk_bytes=spec.disk_bytes,
+        runtime="wasm" if spec.kind is TaskKind.WASM else "",
     )
 
 

@@ -20,7 +20,17 @@ from p2pcompute.config import parse_size
 from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Value
 from p2pcompute.resources.expressions import compile_expression
-from p2pcompute.resources.matching import REQUIRE, Clause, Known, Needs, Requirement, Verdict, compile_needs, worst
+from p2pcompute.resources.matching import (
+    KIND,
+    REQUIRE,
+    Clause,
+    Known,
+    Needs,
+    Requirement,
+    Verdict,
+    compile_needs,
+    worst,
+)
 from p2pcompute.resources.notation import Comparison
 
 SUGGESTIONS_MAX: Final = 5
@@ -31,8 +41,9 @@ _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _FREED: Final = frozenset({"mem.free", "slots.busy", "queue"})
 """What a task gives back at its end."""
 _AMOUNT_OF: Final = {"--cpus": "cpus", "--mem": "mem", "--gpus": "gpus", "--disk": "disk"}
+_INSTALLED: Final = {"wasm": "p2pcompute[wasm]"}
 _CAUSES: Final = {
-    "requirements": (REQUIRE,),
+    "requirements": (REQUIRE, KIND),
     "amounts": tuple(_AMOUNT_OF),
     "choice of nodes": ("on", "not-on", "local"),
     "Python": ("python",),
@@ -186,12 +197,12 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
     code = _AMOUNT_OF.get(clause.flag) or (expression.names[0].partition(".")[0] if expression.names else "require")
     if verdict is Verdict.UNKNOWN:
         why = expression.why_unknown(known.view)
-        asked = f"needs {_shown(expression.text)}" if clause.flag == REQUIRE else f"needs {code}"
+        asked = f"needs {code if clause.flag in _AMOUNT_OF else _shown(expression.text)}"
         return Finding(code, verdict, f"{asked}; {why}", _fix(expression.comparison), flag=clause.flag)
     passes_s = (
         known.moment("slots.ends") if verdict is Verdict.LATER and _FREED.intersection(expression.names) else None
     )
-    if clause.flag != REQUIRE:
+    if clause.flag in _AMOUNT_OF:
         return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag, passes_s=passes_s)
     what = _require_text(expression.text, expression.comparison, expression.names, known)
     return Finding(code, verdict, what, _fix(expression.comparison), flag=clause.flag, passes_s=passes_s)
@@ -234,7 +245,7 @@ def _fix(comparison: Comparison | None) -> str:
     if comparison is None or comparison.op not in ("in", "=="):
         return ""
     if comparison.name == "has" and comparison.op == "in":
-        return f"install {comparison.value} there"
+        return f"install {_INSTALLED.get(str(comparison.value), comparison.value)} there"
     if comparison.name == "tag" and comparison.op == "in":
         return f"tag it there: p2pc config set node.labels {comparison.value}"
     return ""
@@ -308,6 +319,8 @@ def _edits(needs: Needs, requirement: Requirement, machine: Machine) -> list[tup
     for clause in requirement.clauses:
         if clause.judge(machine.known) is Verdict.NOW:
             continue
+        if clause.flag == KIND:
+            return []  # no flag changes what a job is
         written = clause.expression.text if clause.flag == REQUIRE else _amount_written(needs, clause.flag)
         key = (clause.flag, clause.index, written)
         drop = Edit(*key, "")

@@ -26,6 +26,7 @@ from p2pcompute.resources.expressions import Expression, View, check_condition, 
 LASTING_S: Final = 300.0
 """A value that may be believed for so long is taken for a lasting one: what follows from it is not said to pass."""
 REQUIRE: Final = "--require"
+KIND: Final = "--kind"
 
 
 class Verdict(StrEnum):
@@ -58,6 +59,8 @@ class Needs:
     mem_bytes: int | None = None
     gpus: float = 0.0
     disk_bytes: int | None = None
+    runtime: str = ""
+    """What the kind of its tasks needs there, as in has=wasm."""
 
     @property
     def is_plain(self) -> bool:
@@ -184,6 +187,8 @@ def compile_needs(needs: Needs) -> Requirement:
     ]
     for flag, text in amounts(needs).items():
         clauses += [Clause(flag, 0, part) for part in compile_expression(text).parts()]
+    if needs.runtime:
+        clauses.append(Clause(KIND, 0, compile_expression(f"has={needs.runtime}")))
     ranks = tuple(compile_expression(text.strip()) for text in needs.prefer)
     words = dict.fromkeys(word for clause in clauses for word in clause.expression.words)
     words |= dict.fromkeys(word for rank in ranks for word in rank.words)

@@ -1,0 +1,200 @@
+"""WASI modules in a worker process: an engine process for each job, killed when one of its tasks is too much."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from p2pcompute.execution import messages
+from p2pcompute.execution.child_channel import Channel
+from p2pcompute.execution.child_commands import Commands, Running, children_cpu_s
+from p2pcompute.execution.child_os import SIGKILL, oom_kills
+from p2pcompute.execution.child_space import TaskDirectory, Workplace
+from p2pcompute.execution.child_tasks import CACHE, ChannelClosed, Job, Stop, Task
+from p2pcompute.execution.messages import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_READ_BYTES = 1 << 16
+_SLOT = "PARALLEL_JOBSLOT"
+"""Differs from run to run."""
+
+
+class _Engine(Running):
+    """The process that has a job's module, and what it says."""
+
+    def __init__(self, job: Job, directory: str) -> None:
+        """Start it.
+
+        Args:
+            directory: of the worker process.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        cache = os.path.join(directory, CACHE)
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        words = [sys.executable, "-P", "-m", "p2pcompute.execution.wasm_engine", str(theirs.fileno())]
+        with theirs:
+            theirs.set_inheritable(True)
+            search = os.pathsep.join(filter(None, sys.path))
+            environment = {"PYTHONPATH": search, "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+            with open(os.path.join(cache, "log"), "ab") as log:
+                pid = _start(words, environment, log.fileno())
+        super().__init__(pid)
+        self.job = job.number
+        self._socket = ours
+        self._buffer = b""
+        mem_bytes, fuel = job.wasm
+        self.say({"code": job.code_path, "cache": cache, "mem_bytes": mem_bytes, "fuel": fuel})
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send a message; that it has died is seen when its answer is waited for."""
+        try:
+            self._socket.sendall(messages.pack_down((message,)))
+        except OSError:
+            return
+
+    def wake(self) -> int:
+        return os.dup(self._socket.fileno())
+
+    def has_exited(self) -> bool:
+        """Whether there is an answer, or nobody who could give one."""
+        while not self._is_complete():
+            try:
+                data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            if not data:
+                return True
+            self._buffer += data
+        return True
+
+    def _is_complete(self) -> bool:
+        head = messages.WASM_ANSWER
+        return len(self._buffer) >= head.size and len(self._buffer) >= head.size + head.unpack_from(self._buffer)[4]
+
+    def answer(self) -> tuple[int, int, int, float, str] | None:
+        """Return what it said: how, exit code, memory, CPU seconds and text; None: it has died."""
+        if not self._is_complete():
+            return None
+        head = messages.WASM_ANSWER
+        how, code, used, cpu_s, size = head.unpack_from(self._buffer)
+        text = self._buffer[head.size : head.size + size].decode("utf-8", "replace")
+        self._buffer = self._buffer[head.size + size :]
+        return how, code, used, cpu_s, text[: messages.WASM_TEXT_BYTES_MAX]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to this process alone: its group is ours."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def end(self) -> None:
+        """Kill and reap it."""
+        self.signal(SIGKILL)
+        self.reap()
+        self.close()
+
+    def close(self) -> None:
+        """Close our end, after it was reaped."""
+        self._socket.close()
+
+
+def _start(words: list[str], environment: dict[str, str], log: int) -> int:
+    """Start a program in our process group, which dies with the node; return its process."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
+        return os.posix_spawn(words[0], words, environment, file_actions=actions)
+    finally:
+        os.close(null)
+
+
+class WasmTasks(Commands):
+    """Runs WASI modules one after the other."""
+
+    def __init__(self, workplace: Workplace, channel: Channel) -> None:
+        super().__init__(workplace, channel)
+        self._engine: _Engine | None = None
+
+    def forget(self, number: int) -> None:
+        """Drop the module of a job."""
+        if self._engine is not None and self._engine.job == number:
+            self.end()
+
+    def end(self) -> None:
+        """End the engine process: a task of another kind would sweep it away."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.end()
+
+    def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
+        if not task.argv or job.code_path is None:
+            raise Stop("refused", "a module without words, or words without a module")
+        (_, out_path), (_, err_path) = outputs = [self._out_files.new(), self._out_files.new()]
+        words = {
+            "argv": list(task.argv),
+            "env": {**{name: value for name, value in job.env.items() if name != _SLOT}, **task.environment()},
+            "directory": directory.work,
+            "stdin": self._stdin_path(task),
+            "stdout": out_path,
+            "stderr": err_path,
+            "seed": task.task_id,
+            "index": task.index,
+            "cpu_s": job.cpu_s,
+        }
+        fds = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+        try:
+            for path in (out_path, err_path):
+                fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            ooms = oom_kills()
+            self._cpu_s_before = children_cpu_s()
+            if self._engine is not None and self._engine.job != job.number:
+                self.end()
+            engine = self._engine or _Engine(job, self._settings.directory)
+            self._engine = engine
+            engine.say(words)
+            cause = self._watch(job, task, engine, fds[1:])
+            answer = None if cause else engine.answer()
+            if answer is not None:
+                _judge(result, answer)
+            else:
+                self._engine = None
+                self._judge(job, result, engine, cause, ooms)
+                engine.close()
+        except ChannelClosed:
+            self.end()
+            raise
+        finally:
+            self._take_output(result, fds, outputs)
+
+    def _stdin_path(self, task: Task) -> str:
+        if task.stdin_path is not None:
+            return task.stdin_path
+        if not task.stdin:
+            return os.devnull
+        _, path = self._out_files.new()
+        with open(path, "xb") as file:
+            file.write(task.stdin)
+        return path
+
+
+def _judge(result: Result, answer: tuple[int, int, int, float, str]) -> None:
+    """Fill in how a task ended.  What a module does is the same on every node, and so is its failure."""
+    how, code, result.peak_rss_bytes, result.cpu_s, text = answer
+    if how == messages.WASM_BROKEN:
+        result.status, result.error = "not-run", f"the module could not be run here: {text}"
+        return
+    if how == messages.WASM_EXIT:
+        result.exit_code = code
+        text = f"the module ended with exit code {code}" if code else ""
+    if text:
+        result.status, result.cause, result.error = "failed", "always", text
