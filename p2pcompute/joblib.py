@@ -17,7 +17,9 @@ from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBacken
 
 from p2pcompute.api.executor import MeshExecutor
 from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.jobs import Job
 from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.pickling import dump_call
 from p2pcompute.api.shortcuts import shared_executor
 from p2pcompute.errors import NodeUnavailable
 from p2pcompute.execution.calls import Shared
@@ -57,7 +59,7 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         TaskOptions().changed(**options)  # refuses what is wrong now, not at the first call
         self._chosen = executor
         self._options = options
-        self._open: dict[MeshFuture[Any], None] = {}
+        self._job: Job[Any] | None = None
         self._sent: dict[int, tuple[Any, Shared[Any]]] = {}
         """Large arrays of the present call, by their id."""
         self.parallel: Any = None
@@ -112,9 +114,10 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> MeshFuture[Any]:
         """Hand in a batch of calls."""
-        future = self._made.submit(run_batch, self._with_shared(func))
-        self._open[future] = None
-        future.add_done_callback(lambda done: self._open.pop(future, None))
+        assert self._job is not None
+        open_job = self._job.open_job
+        data, parts = dump_call((self._with_shared(func),), {}, open_job.shipment.zipped_names)
+        future = self._made._send(open_job, data, parts)
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -143,9 +146,17 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
             known = self._sent[id(value)] = (value, self._made.share(value))  # the value is kept: its id stays its own
         return known[1]
 
+    def start_call(self) -> None:
+        """A `Parallel` call begins: it is a job of its own, so that nothing is concluded from the calls of another."""
+        with self._made._lock:
+            shipment, _ = self._made._functions.find(run_batch)
+        self._job = Job(self._made._desk, shipment, "joblib")
+
     def stop_call(self) -> None:
-        """A `Parallel` call is over."""
+        """It is over."""
         self._sent.clear()
+        if self._job is not None:
+            self._job.seal()
 
     def retrieve_result_callback(self, future: MeshFuture[Any]) -> Any:
         """Return what a batch returned, or raise what it raised."""
@@ -157,8 +168,8 @@ class MeshBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Cancel the batches of this call, and stop those that run."""
-        for future in list(self._open):
-            future._stop()
+        if self._job is not None:
+            self._job.cancel(now=True)
 
     @contextmanager
     def retrieval_context(self) -> Iterator[None]:

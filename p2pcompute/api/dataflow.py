@@ -72,6 +72,11 @@ class Waiting:
     left: int = 0
     """Inputs that have not ended."""
 
+    def let_go(self) -> None:
+        """Refer to no input any more: their callbacks refer to this for as long as they live."""
+        self.bound = Bound(b"", ())
+        self.parts = []
+
 
 class Dataflow:
     """What a desk holds back.  Called by the loop's thread, except where it says otherwise."""

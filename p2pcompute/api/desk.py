@@ -102,8 +102,7 @@ class Desk:
         self.ask = ask
         self._pid = os.getpid()
         self._inbox: deque[Item] = deque()
-        self._withdrawn: deque[tuple[MeshFuture[Any], bool]] = deque()
-        """(future, whether its task is stopped though it runs)"""
+        self._withdrawn: deque[MeshFuture[Any]] = deque()
         self._is_woken = True
         """True while a look at the deques is due; before `open` it is."""
         self._error: BaseException | None = None
@@ -139,9 +138,9 @@ class Desk:
         """Cancel what is left of a single job; running tasks finish unless `kill`."""
         self.put(None, job, _KILL if kill else _CANCEL)
 
-    def withdraw(self, future: MeshFuture[Any], *, kill: bool = False) -> None:
-        """A future was cancelled: its task need not run; with `kill` it is stopped when it does, and then cancelled."""
-        self._withdrawn.append((future, kill))
+    def withdraw(self, future: MeshFuture[Any]) -> None:
+        """A future was cancelled: its task need not run."""
+        self._withdrawn.append(future)
         self.wake()
 
     def wake(self) -> None:
@@ -343,6 +342,7 @@ class Desk:
     def put_held(self, waiting: Waiting, payload: bytes) -> None:
         """Make a task of a call that was held."""
         del waiting.job.held[waiting]
+        waiting.let_go()
         self._add(waiting.job, [(waiting.future, payload)])
         self._node.scheduler.pump_now()
         self._look_at_seal(waiting.job)
@@ -350,6 +350,7 @@ class Desk:
     def drop_held(self, waiting: Waiting, error: BaseException | None) -> None:
         """Fail a call that was held; without an error cancel it."""
         del waiting.job.held[waiting]
+        waiting.let_go()
         self._open_count -= 1
         if error is None:
             _set_cancelled(waiting.future)
@@ -463,13 +464,13 @@ class Desk:
             self.spawn(self._node.cancel(job.job_id, indices=list(job.futures), now=kill), "cancel")
 
     def _withdraw_now(self) -> None:
-        by_job: dict[tuple[OpenJob, bool], list[int]] = {}
+        by_job: dict[OpenJob, list[int]] = {}
         while self._withdrawn:
-            future, kill = self._withdrawn.popleft()
+            future = self._withdrawn.popleft()
             if future._job is not None and future._index in future._job.futures:
-                by_job.setdefault((future._job, kill), []).append(future._index)
-        for (job, kill), indices in by_job.items():
-            self.spawn(self._node.cancel(job.job_id, indices=indices, now=kill), "cancel")
+                by_job.setdefault(future._job, []).append(future._index)
+        for job, indices in by_job.items():
+            self.spawn(self._node.cancel(job.job_id, indices=indices), "cancel")
 
     # --- results out ------------------------------------------------------------------------------
 

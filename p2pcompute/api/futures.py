@@ -118,11 +118,6 @@ class MeshFuture(cf.Future[R], Generic[R]):
         self._desk.withdraw(self)
         return True
 
-    def _stop(self) -> None:
-        """Cancel the task, though it runs."""
-        if not self.cancel():
-            self._desk.withdraw(self, kill=True)
-
     def running(self) -> bool:
         """True while the task runs, or is with another node that will run it."""
         return not self.done() and self._desk.is_started(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
-import gc
 import os
 import pickle
 import time
@@ -97,7 +96,6 @@ def test_large_values_do_not_pass_through_here(executor: MeshExecutor, tmp_path:
     directory = executor._node.blobs().directory
     assert executor.submit(head, executor.submit(large, 7)).result(timeout=20) == 7
     del value
-    gc.collect()
 
     def sizes() -> list[int]:
         executor.submit(abs, 1).result()

@@ -95,6 +95,8 @@ _SCRIPT = f"""
 import sys, time
 sys.path[:0] = {[str(Path(p2pcompute.__file__).parents[1]), str(Path(__file__).parents[2])]!r}
 import concurrent.futures, p2pcompute
+import test
+test.__path__[:] = {list(importlib.import_module("test").__path__)!r}
 from tests.api.python_tests import python_tests
 python_tests()
 class MeshExecutor(p2pcompute.MeshExecutor):
