@@ -700,7 +700,10 @@ class CustodyService:
                     self.counters.relayed_count += self._owner.intake(opened.signer, opened.signer, job_id, raw, good)
                 if book.job.is_own:
                     for claim, outcome in bad:
-                        self._owner.core.judge_failed(job_id, claim[0], claim[1], outcome, opened.signer)
+                        row = rows[claim[0], claim[1]]
+                        self._owner.core.judge_failed(
+                            job_id, row.index, row.generation, row.attempts, outcome, opened.signer
+                        )
                 await self._owner.committed()
             finally:
                 blobs.unpin(refs)

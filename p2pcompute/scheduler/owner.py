@@ -288,11 +288,18 @@ class OwnerCore:
             books.clear()
         job.held_until = None
 
-    def judge_failed(self, job_id: bytes, index: int, generation: int, outcome: Outcome | None, thief: bytes) -> bool:
-        """Take a custodian's word that a task has failed as often as it may; not while the task is leased here."""
+    def judge_failed(
+        self, job_id: bytes, index: int, generation: int, attempts: int, outcome: Outcome | None, thief: bytes
+    ) -> bool:
+        """Take a custodian's word that a task has failed as often as it may; not while the task is leased here.
+
+        Args:
+            attempts: how many there were in all.
+        """
         job = self.jobs[job_id]
         if not job.ledger.is_open(index, generation) or index in job.leases:
             return False
+        job.attempts[index] = max(job.attempts.get(index, 0), attempts)
         self._fail(job, index, outcome, thief, "")
         return True
 
