@@ -171,6 +171,7 @@ class Mesh(Engine):
             "P2PC_NODE__NAME": f"node-{number}",
             "P2PC_NODE__SLOTS": "1",
             "P2PC_NODE__INTERFACES": "lo",
+            "P2PC_NODE__ACCEPT": "all",  # the other engines have no sandbox
         }
 
     def _p2pc(self, number: int, *words: str) -> str:

@@ -73,6 +73,7 @@ def start_daemon(short_home: Path) -> Iterator[Callable[..., Daemon]]:
             **os.environ,
             "P2PC_HOME": str(home),
             "P2PC_NODE__INTERFACES": "lo",
+            "P2PC_NODE__ACCEPT": "all",
             "P2PC_NODE__NAME": name,
             "P2PC_NODE__SLOTS": str(slots),
             "PYTHONPATH": root,
