@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -285,7 +286,7 @@ def test_a_suspect_rests_until_the_next_window_and_begins_anew() -> None:
 
 def passed(verifier: Arbitrate, worker: bytes, *, k: int = 0, before: int = 0, now: int = 1) -> None:
     record = verifier.workers[worker]
-    record.k, record.claims_before, record.claims_now = k, before, now
+    record.k, record.checks_before, record.claims_now = k, before, now
 
 
 def test_history_lowers_the_risk_of_a_group_by_the_share_of_the_present() -> None:
@@ -293,13 +294,26 @@ def test_history_lowers_the_risk_of_a_group_by_the_share_of_the_present() -> Non
     give(verifier, b"a", 0)
     give(verifier, b"b", 0)
     alone = verifier.risk(0)
-    passed(verifier, b"a", k=1, before=30, now=10)
+    passed(verifier, b"a", k=1, before=90, now=10)
     assert verifier.risk(0) == pytest.approx(alone), "the other has none"
-    passed(verifier, b"b", k=1, before=10, now=10)
-    assert verifier.risk(0) == pytest.approx(alone / 2)
+    passed(verifier, b"b", k=1, before=30, now=10)
+    assert verifier.risk(0) == pytest.approx(alone * math.e / 4)
     for worker in (b"a", b"b"):
         passed(verifier, worker, k=1, before=1000, now=1)
     assert verifier.risk(0) == pytest.approx(alone * 0.08)
+    passed(verifier, b"a", k=1, before=0, now=0)
+    assert verifier.risk(0) == pytest.approx(alone), "nothing in this window yet"
+
+
+def test_checks_of_a_window_are_history_in_the_next_until_the_first_wrong_value() -> None:
+    verifier = arbitrate(tasks=2, window_tasks=1, error_rate=0.07)
+    for worker in (b"a", b"b"):
+        give(verifier, worker, 0)
+    assert verifier.window == 1 and verifier.workers[b"a"].checks_before == 1
+    give(verifier, b"a", 1, WRONG)
+    give(verifier, b"b", 1)
+    verifier.verdict(1.0, 1, RIGHT)
+    assert verifier.workers[b"a"].checks_before == 0
 
 
 def test_no_checks_and_no_history_speak_for_a_claim_that_nobody_compared() -> None:

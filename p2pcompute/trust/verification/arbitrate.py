@@ -11,7 +11,8 @@ What is guaranteed is the share of wrong results among all of a window, for any 
 alone or as one, as long as at most the assumed share of those who are not new belongs to them.  It does not help to
 behave well first: every claim is compared with another one, so who strikes in a part x of the window spoils x of it and
 meets x of the checks, which comes to the same.  For the same reason windows that all of a group came through lower its
-risk by the share that the present one has of their claims.
+risk to e times the share that the present one has of their claims: e, because who is found out now keeps what it was
+not found out for in windows before.
 
 Newcomers prove themselves on copies that count for nobody.  Suspects rest until the next window and begin as newcomers
 do.  What rests on somebody who turns out to be a suspect is checked again, what rests on somebody banned is erased.
@@ -24,6 +25,7 @@ f²·h(K/2)/(1-f).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,8 +69,6 @@ result in a hundred is taken to be wrong.  Rare faults of memory are common: abo
 (Kondo et al., 2007)."""
 HISTORY_FACTOR_MIN: Final = 0.08
 """The least by which past windows multiply a risk: f/(1-f) = .25 becomes .02 with it."""
-HISTORY_CHECKS_MIN: Final = 20
-"""Checks without which a window does not count as one that a worker came through."""
 PROBATION_DRAWS_MAX: Final = 32
 """Tasks that are looked at to find one that a newcomer may copy."""
 RETURNED_PENALTY: Final = 2.0
@@ -111,7 +111,7 @@ class ArbitratePolicy:
 class WorkerRecord:
     """What is known about a worker."""
 
-    __slots__ = ("agreed", "claimed", "claims_before", "claims_now", "cluster", "k", "k_past", "odds", "penalty",
+    __slots__ = ("agreed", "checks_before", "claimed", "claims_now", "cluster", "k", "k_past", "odds", "penalty",
                  "right", "standing", "wrong")  # fmt: skip
 
     def __init__(self, cluster: bytes | None, standing: Standing, odds: float) -> None:
@@ -134,8 +134,8 @@ class WorkerRecord:
         self.claimed: list[int] = []
         """Tasks that it claimed; those that are final are dropped at the end of a window."""
         self.claims_now = 0
-        self.claims_before = 0
-        """Claims of this window, and of those that it came through."""
+        self.checks_before = 0
+        """Claims of this window; checks passed in those before, since it was wrong last."""
 
 
 class _Task(Task):
@@ -222,8 +222,8 @@ class Arbitrate(Verifier):
                 task.is_final = True
                 task.claims, task.credited, task.blind = {}, [], ()
         for record in self.workers.values():
-            if record.standing is Standing.ACTIVE and record.k >= HISTORY_CHECKS_MIN:
-                record.claims_before += record.claims_now
+            if record.standing is Standing.ACTIVE:
+                record.checks_before += record.k
                 record.penalty = max(1.0, record.penalty / 2.0)
                 record.odds = min(1.0, odds * record.penalty)
             elif record.standing is Standing.SUSPECT:
@@ -459,11 +459,11 @@ class Arbitrate(Verifier):
             count += 1
             odds *= record.odds
             checks += record.k if is_now else record.k_past.get(task.window, 0)
-            before = record.claims_before
-            history = max(history, record.claims_now / (record.claims_now + before) if before else 1.0)
+            present = max(1, record.claims_now)  # none yet, when it is about a task of a former window
+            history = max(history, present / (present + record.checks_before))
         if count < 2:
             return odds if count else 1.0  # nobody compared it: all that is known is what is known of its worker
-        return coalition_risk(odds, checks, self.policy.saboteurs) * max(HISTORY_FACTOR_MIN, history)
+        return coalition_risk(odds, checks, self.policy.saboteurs) * min(1.0, max(HISTORY_FACTOR_MIN, math.e * history))
 
     def _weigh(self, index: int) -> bool:
         """Accept a task if its claims are enough; returns whether it is accepted now."""
@@ -548,7 +548,7 @@ class Arbitrate(Verifier):
         """A lone wrong value: of a saboteur, or of a machine that errs."""
         record = self.workers[worker]
         record.wrong += 1
-        record.agreed = record.claims_before = 0
+        record.agreed = record.checks_before = 0
         record.penalty *= SUSPECT_FACTOR
         record.odds = min(1.0, self.policy.odds * record.penalty)
         certainty = fault_rate_exceeds(FAULT_RATE_MAX, record.wrong, record.right, prior_right=FAULT_PRIOR_RIGHT)
