@@ -22,7 +22,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.execution import messages
-from p2pcompute.execution.wasm_world import PREVIEW_1, World
+from p2pcompute.execution.wasm_world import PREVIEW_1, World, relay
 
 if TYPE_CHECKING:
     import wasmtime
@@ -64,6 +64,7 @@ class Engine:
         self._mem_bytes: int = setup["mem_bytes"]
         self._fuel: int | None = setup["fuel"]
         self._engine = wasmtime.Engine(_configuration(wasmtime, has_fuel=self._fuel is not None))
+        self._relay = relay(self._engine)
         self._module = self._load(setup["code"], setup["cache"])
         self._check()
 
@@ -91,7 +92,7 @@ class Engine:
     def _check(self) -> None:
         store = self._store()
         store.set_wasi(self._wasmtime.WasiConfig())
-        linker = World(self._engine, b"", 0).linker(store)
+        linker = World(self._engine, self._relay, b"", 0).linker(store)
         missing = [(item.module, item.name or "") for item in self._module.imports if not _has(linker, store, item)]
         if missing:
             raise BadModule(_missing_text(missing))
@@ -123,7 +124,7 @@ class Engine:
         wasi.stdin_file, wasi.stdout_file, wasi.stderr_file = task["stdin"], task["stdout"], task["stderr"]
         wasi.preopen_dir(task["directory"], ".")
         store.set_wasi(wasi)
-        linker = World(self._engine, task["seed"], task["index"]).linker(store)
+        linker = World(self._engine, self._relay, task["seed"], task["index"]).linker(store)
         used = 0
         try:
             instance = linker.instantiate(store, self._module)

@@ -11,6 +11,7 @@ import sys
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,6 @@ async def test_runtimes_are_tried(path: Path, tmp_path: Path) -> None:
     program(path, "docker", "exit 1")
     program(path, "podman", "exit 0")
     program(path, "bwrap", "echo noise; kill -9 $$")
-    program(path, "wasmtime", "exit 0")
     program(path, "apptainer", "exec /bin/sleep 60")
     program(path, "python3.7", "exit 0")
     program(path, "python3.8", "exit 1")
@@ -190,7 +190,8 @@ async def test_runtimes_are_tried(path: Path, tmp_path: Path) -> None:
         assert "apptainer" not in first
         await probe._looking
         assert await probe.has(["docker", "podman", "bubblewrap", "wasm", "apptainer", "bwrap"]) == {
-            "docker": False, "podman": True, "bubblewrap": False, "wasm": True, "bwrap": True,
+            "docker": False, "podman": True, "bubblewrap": False, "bwrap": True,
+            "wasm": find_spec("wasmtime") is not None,
         }  # fmt: skip
         assert value(await probe.attributes(), "python") == ("3.7", "{}.{}".format(*sys.version_info))
 
