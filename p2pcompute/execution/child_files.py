@@ -194,6 +194,7 @@ def find_outputs(directory: str, patterns: tuple[str, ...], files_max: int) -> d
                     "failed",
                     f"the output {pattern!r} is not below the task's directory (it must be a relative name without "
                     "'..'); write the output into the current directory",
+                    "always",
                 )
             is_name = not any(char in pattern for char in _MAGIC)
             has_match = False
@@ -217,6 +218,7 @@ def find_outputs(directory: str, patterns: tuple[str, ...], files_max: int) -> d
                     "failed",
                     f"no output file matches {pattern!r} (the task ended well but did not write it); "
                     "check the name given to --fetch and what the task writes",
+                    "always",
                 )
     finally:
         os.close(root)

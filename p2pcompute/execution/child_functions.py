@@ -146,7 +146,7 @@ class Functions:
             self._call(job, task, result)
             self._workplace.collect_outputs(self._directory, job, task, result)
         except Stop as stop:
-            result.status, result.error = stop.status, stop.error
+            result.status, result.error, result.cause = stop.status, stop.error, stop.cause
             result.value, result.value_file = b"", 0
         finally:
             self._restore()

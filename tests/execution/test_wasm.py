@@ -1,0 +1,226 @@
+"""WASI modules: what they see, that it is the same everywhere, how they end, and what is no module."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from p2pcompute.execution import sandbox
+from p2pcompute.execution.sandbox_trial import try_sandbox
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
+from tests.execution.conftest import Rig
+from tests.execution.test_sandbox import Boxed
+
+wasmtime = pytest.importorskip("wasmtime")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MIB = 1 << 20
+WASI = "wasi_snapshot_preview1"
+IMPORTS = (
+    "".join(
+        f'(import "{WASI}" "{name}" (func ${name} (param {kinds}) (result i32)))'
+        for name, kinds in (
+            ("fd_write", "i32 i32 i32 i32"),
+            ("fd_read", "i32 i32 i32 i32"),
+            ("random_get", "i32 i32"),
+            ("clock_time_get", "i32 i64 i32"),
+            ("poll_oneoff", "i32 i32 i32 i32"),
+            ("args_sizes_get", "i32 i32"),
+            ("args_get", "i32 i32"),
+            ("environ_sizes_get", "i32 i32"),
+            ("environ_get", "i32 i32"),
+            ("fd_readdir", "i32 i32 i32 i64 i32"),
+            ("path_filestat_get", "i32 i32 i32 i32 i32"),
+            ("path_open", "i32 i32 i32 i32 i32 i64 i64 i32 i32"),
+        )
+    )
+    + f'(import "{WASI}" "proc_exit" (func $exit (param i32)))'
+)
+PUT = """
+  (func $put (param $fd i32) (param $at i32) (param $size i32)
+    (i32.store (i32.const 0) (local.get $at)) (i32.store (i32.const 4) (local.get $size))
+    (drop (call $fd_write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 8))))
+  (func $open (param $at i32) (param $size i32) (param $how i32) (result i32)
+    (drop (call $path_open (i32.const 3) (i32.const 0) (local.get $at) (local.get $size) (local.get $how)
+      (i64.const 66) (i64.const 0) (i32.const 0) (i32.const 12)))
+    (i32.load (i32.const 12)))
+"""
+
+
+def module(body: str, *, pages: int = 4, more: str = "") -> bytes:
+    """A program with the given main function."""
+    text = f'(module {IMPORTS} (memory (export "memory") {pages}) {PUT} {more} (func (export "_start") {body}))'
+    return bytes(wasmtime.wat2wasm(text))
+
+
+LOOK = module(
+    """
+    (drop (call $args_sizes_get (i32.const 16) (i32.const 20)))
+    (drop (call $args_get (i32.const 64) (i32.const 1024)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.load (i32.const 20)))
+    (drop (call $environ_sizes_get (i32.const 16) (i32.const 20)))
+    (drop (call $environ_get (i32.const 64) (i32.const 1024)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.load (i32.const 20)))
+    (drop (call $random_get (i32.const 1024) (i32.const 100000)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.const 100000))
+    (drop (call $clock_time_get (i32.const 0) (i64.const 0) (i32.const 1024)))
+    (i64.store (i32.const 1056) (i64.const 3600000000000)) ;; an hour, of the monotonic clock
+    (i32.store (i32.const 1048) (i32.const 1))
+    (i32.store (i32.const 1032) (i32.const 7)) (i32.store (i32.const 1040) (i32.const 0))
+    (drop (call $poll_oneoff (i32.const 1032) (i32.const 2048) (i32.const 1) (i32.const 2040)))
+    (drop (call $clock_time_get (i32.const 0) (i64.const 0) (i32.const 2100)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.const 1100))
+    (drop (call $fd_readdir (i32.const 3) (i32.const 1024) (i32.const 8192) (i64.const 0) (i32.const 16)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.load (i32.const 16)))
+    (drop (call $path_filestat_get (i32.const 3) (i32.const 0) (i32.const 32) (i32.const 2) (i32.const 1024)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.const 64))
+    (f64.store (i32.const 1024) (f64.div (f64.const 0) (f64.const 0)))
+    (call $put (i32.const 1) (i32.const 1024) (i32.const 8))
+    """,
+    more='(data (i32.const 32) "in")',
+)
+COPY = module(
+    """
+    (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 4096))
+    (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+    (call $put (call $open (i32.const 32) (i32.const 3) (i32.const 9)) (i32.const 1024) (i32.load (i32.const 8)))
+    (call $put (i32.const 2) (i32.const 1024) (i32.load (i32.const 8)))
+    """,
+    more='(data (i32.const 32) "out")',
+)
+FOREVER = module("(loop (br 0))")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def boxed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Boxed]:
+    try:
+        try_sandbox()
+    except sandbox.NoSandbox as error:
+        pytest.skip(f"{error}; {error.fix}")
+    made = Boxed(tmp_path_factory.mktemp("boxed"))
+    await made.runner.start()
+    yield made
+    await made.runner.close()
+    made.blobs.shut()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Engines outlive their tests on purpose; `started_rig` looks at the end."""
+
+
+async def job(rig: Rig, code: bytes, **limits: object) -> JobSpec:
+    return JobSpec(kind=TaskKind.WASM, code=await rig.blobs.put(code), **limits)  # type: ignore[arg-type]
+
+
+async def one(rig: Rig, code: bytes, *words: str, **limits: object) -> Outcome:
+    (outcome,) = await rig.run(await job(rig, code, **limits), TaskPayload(argv=("x.wasm", *words)))
+    return outcome
+
+
+async def test_same_everywhere(shared_rig: Rig, boxed: Boxed) -> None:
+    """Words, variables, chance, time, sleep, directory, inodes, dates and NaN: one answer everywhere."""
+    seen = []
+    for each in (shared_rig, boxed):
+        files = [InputFile(name, await each.blobs.put(name.encode())) for name in ("z", "in", "a", "m/n")]
+        spec = await job(each, LOOK, env={"KEY": "value"}, share=(files[0],))
+        payload = TaskPayload(argv=("x.wasm", "a b"), send=tuple(files[1:]))
+        each.jobs = 99
+        for turn in range(2):
+            each.jobs -= turn
+            first, second = await each.run(spec, payload, payload)
+            assert (first.status, second.status) == (OutcomeStatus.OK, OutcomeStatus.OK), (first, second)
+            assert first.peak_rss_bytes == 4 * 65536
+            seen.append([await output(each, outcome) for outcome in (first, second)])
+    assert seen[1:] == seen[:1] * 3
+    first_text, second_text = seen[0]
+    assert first_text != second_text, "tasks of a job have chances of their own"
+    assert first_text.startswith(b"x.wasm\0a b\0") and b"KEY=value\0" in first_text
+    assert not any(word in first_text for word in (b"PATH=", b"HOME=", b"P2PC_NODE=", b"JOBSLOT"))
+
+
+async def output(rig: Rig, outcome: Outcome) -> bytes:
+    return outcome.stdout if outcome.stdout_blob is None else await rig.blobs.read(BlobRef(*outcome.stdout_blob))
+
+
+@pytest.mark.parametrize("level", ["process", "sandbox"])
+async def test_files_and_streams(level: str, shared_rig: Rig, boxed: Boxed) -> None:
+    """Standard input, standard error and files that come back; a warm module is not compiled again."""
+    rig = boxed if level == "sandbox" else shared_rig
+    payload = TaskPayload(argv=("x.wasm",), stdin=b"hello", fetch=("out",))
+    large = TaskPayload(argv=("x.wasm",), stdin_blob=await rig.blobs.put(b"h" * 4096), fetch=("o*",))
+    outcomes = await rig.run(await job(rig, COPY), payload, large, payload)
+    for outcome, content in zip(outcomes, (b"hello", b"h" * 4096, b"hello"), strict=True):
+        assert (outcome.status, outcome.stderr, outcome.exit_code) == (OutcomeStatus.OK, content, 0), outcome
+        ((name, digest, size),) = [(file.name, file.digest, file.size) for file in outcome.files]
+        assert name == "out" and await rig.content((digest, size)) == content
+    assert outcomes[2].cpu_s < outcomes[0].cpu_s / 3, "it was compiled once"
+
+
+async def test_nothing_else_is_there(boxed: Boxed) -> None:
+    """No file of the machine, and nothing above its directory."""
+    for path in ("/etc/passwd", "../passwd", "/p2pc/wasm"):
+        body = f"(call $exit (i32.add (i32.const 1) (call $open (i32.const 32) (i32.const {len(path)}) (i32.const 0))))"
+        outcome = await one(boxed, module(body, more=f'(data (i32.const 32) "{path}")'))
+        assert outcome.exit_code == 1, "nothing was opened"
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "words"),
+    [
+        (b"\0asm\1\0\0\0\xff\xff", {}, ("broken", "compile it again")),
+        (b"\0asm\x0d\0\1\0", {}, ("component (WASI preview 2", "wasm32-wasip1")),
+        (b"\x7fELF\2\1\1", {}, ("a program for Linux", "--kind command")),
+        (b"", {}, ("no WebAssembly module",)),
+        ('(module (import "env" "frob" (func)) (func (export "_start")))', {}, ("imports env.frob", "preview 1")),
+        ('(module (import "wasi_unstable" "fd_write" (func)))', {}, ("preview 0",)),
+        ('(module (func (export "add")))', {}, ("no '_start'", "main function")),
+        ('(module (memory 1000) (func (export "_start")))', {"mem_bytes": 32 * MIB}, ("32 MiB", "--mem")),
+        ('(module (memory i64 1) (func (export "_start")))', {}, ("broken",)),
+        ('(module (func (export "_start") unreachable))', {}, ("trap", "unreachable")),
+        ('(module (func $f (export "_start") (call $f)))', {}, ("trap", "stack")),
+        ('(module (func (export "_start") (loop (br 0))))', {"fuel": 10_000_000}, ("10000000 instructions", "--fuel")),
+    ],
+)
+async def test_bad_modules(
+    shared_rig: Rig, code: bytes | str, limits: dict[str, object], words: tuple[str, ...]
+) -> None:
+    """What fails the same way on every node says what, why and what to do, and is not tried elsewhere."""
+    data = code if isinstance(code, bytes) else bytes(wasmtime.wat2wasm(code))
+    for outcome in (await one(shared_rig, data, **limits), await one(shared_rig, data, **limits)):
+        assert (outcome.status, outcome.cause) == (OutcomeStatus.FAILED, FAILS_ALWAYS), outcome
+        assert all(word in outcome.error for word in words), outcome.error
+
+
+async def test_exit_code_and_missing_output(shared_rig: Rig) -> None:
+    """An exit code is a result of the module; an output that it did not write is missed everywhere."""
+    outcome = await one(shared_rig, module("(call $exit (i32.const 7))"))
+    assert (outcome.exit_code, outcome.cause, outcome.status) == (7, FAILS_ALWAYS, OutcomeStatus.FAILED)
+    assert (await one(shared_rig, module("(call $exit (i32.const 0))"))).status is OutcomeStatus.OK
+    spec = await job(shared_rig, COPY)
+    (outcome,) = await shared_rig.run(spec, TaskPayload(argv=("x",), fetch=("nothing*",)))
+    assert (outcome.status, outcome.cause) == (OutcomeStatus.FAILED, FAILS_ALWAYS)
+    assert "no output file matches 'nothing*'" in outcome.error and "--fetch" in outcome.error
+
+
+@pytest.mark.parametrize("level", ["process", "sandbox"])
+async def test_limits(level: str, shared_rig: Rig, boxed: Boxed) -> None:
+    """A module that does not end is killed, as is one that is told to; the next task is none the worse."""
+    rig = boxed if level == "sandbox" else shared_rig
+    outcome = await one(rig, FOREVER, timeout_s=0.5)
+    assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "wall"), outcome
+    outcome = await one(rig, FOREVER, cpu_s=1.0)
+    assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "cpu"), outcome
+    runs = rig.batch(await job(rig, FOREVER), [TaskPayload(argv=("x",))])
+    found = rig.begin(runs)
+    rig.runner.kill([runs[0].run_id])
+    assert (await rig.finish(runs, found))[0].status is OutcomeStatus.KILLED
+    grow = module("(call $exit (i32.eq (memory.grow (i32.const 2000)) (i32.const -1)))")
+    assert ((await one(rig, grow, mem_bytes=64 * MIB)).exit_code, (await one(rig, grow)).exit_code) == (1, 0)
+    spec = await job(rig, COPY)
+    (outcome,) = await rig.run(spec, TaskPayload(argv=("x",), stdin=b"again"))
+    assert outcome.stderr == b"again"
