@@ -153,7 +153,8 @@ def test_calls_run_on_all_members(start_daemon: Callable[..., Daemon], monkeypat
 
 
 def test_values_go_from_node_to_node(start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Broken: calls that wait for others, and calls that tasks return, work on this machine only."""
+    """Broken: calls that wait for others, and calls that tasks return, work on this machine only, or do not survive the
+    loss of a node in the middle."""
     first, second = start_daemon("alpha", 1), start_daemon("beta", 1)
     token = max(first.p2pc("invite", "--token").split(), key=len)
     second.p2pc("join", "--accept", "all", token)
@@ -168,21 +169,9 @@ def test_values_go_from_node_to_node(start_daemon: Callable[..., Daemon], monkey
         shared = executor.share(bytes(1 << 20))
         job = executor.start_map(lambda shared, n: len(shared.get()) + n, [shared] * 8, range(8))
         assert job.results(timeout=30) == [(1 << 20) + n for n in range(8)]
-
-
-def test_a_node_dies_amid_a_graph(start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Broken: calls that wait for a lost node's values wait for ever, or are made twice with different ones."""
-    first, second = start_daemon("alpha", 1), start_daemon("beta", 1)
-    token = max(first.p2pc("invite", "--token").split(), key=len)
-    second.p2pc("join", "--accept", "all", token)
-    monkeypatch.setenv("P2PC_HOME", str(first.home))
-    monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
-    with MeshExecutor(max_workers=0) as executor:
-        wait_until(lambda: {node.name for node in executor.nodes} >= {"alpha", "beta"}, "both are met")
         parts = [executor.submit(slowly, n) for n in range(40)]
         halves = [executor.submit(add_lengths, parts[n], parts[n + 1]) for n in range(0, 40, 2)]
-        total = executor.submit(sum, halves)
-        tree = executor.submit(fibonacci, 7)
+        total, tree = executor.submit(sum, halves), executor.submit(fibonacci, 7)
         wait_until(lambda: any(part.done() and part.info.node == "beta" for part in parts), "beta works")
         second.process.kill()
         assert total.result(timeout=60) == sum(100_000 + n for n in range(40))

@@ -37,6 +37,12 @@ def test_several_iterables(executor: MeshExecutor) -> None:
     assert list(executor.map(pow, [], [])) == []
 
 
+def test_starmap_and_how_many_at_once(executor: MeshExecutor) -> None:
+    """Broken: rows of arguments arrive as one argument; Dask cannot tell how many calls to hand in."""
+    assert list(executor.starmap(pow, zip(range(50), itertools.repeat(2)), chunksize=3)) == [n * n for n in range(50)]
+    assert executor._max_workers == 2
+
+
 def test_endless_input(executor: MeshExecutor) -> None:
     """Broken: an endless iterable is read to its end."""
     taken = 0
