@@ -28,7 +28,6 @@ from p2pcompute.execution.calls import (
     INPUT_PREFIX,
     SHARED_PREFIX,
     BoundCall,
-    Call,
     PackedCall,
     Shared,
     call_shipped,
@@ -94,7 +93,7 @@ class Dataflow:
 
     def hold(self, job: OpenJob, future: MeshFuture[Any], bound: Bound) -> None:
         """Take a call in; its future counts as open already."""
-        parts = [self._made(job, part) if isinstance(part, Call) else part for part in bound.parts]
+        parts = [self._made(job, part) if isinstance(part, PackedCall) else part for part in bound.parts]
         waiting = Waiting(job, future, bound, parts)
         job.held[waiting] = None
         future._job = job
@@ -105,10 +104,10 @@ class Dataflow:
         if not waiting.left:
             self._resolve(waiting)
 
-    def _made(self, job: OpenJob, call: Call) -> MeshFuture[Any]:
-        future: MeshFuture[Any] = MeshFuture(self._desk, 0)
+    def _made(self, job: OpenJob, call: PackedCall) -> MeshFuture[Any]:
+        future: MeshFuture[Any] = MeshFuture(self._desk, len(call.data))
         future.is_input = True
-        self.follow(job, future, PackedCall(*call._packed()))
+        self.follow(job, future, call)
         return future
 
     def _arrived(self, waiting: Waiting, _future: object) -> None:
@@ -150,21 +149,25 @@ class Dataflow:
     async def _resolve_slowly(self, waiting: Waiting, contents: list[bytes | BlobRef | None]) -> None:
         """The same, where values must be pickled again (nobody had said in time that they are inputs) or are many."""
         blobs = self._desk.blobs
+        pinned: list[BlobRef] = []
         try:
             for number, content in enumerate(contents):
                 if content is None:
                     content = await asyncio.to_thread(dump_value, waiting.parts[number].result())  # type: ignore[union-attr]
                 if isinstance(content, bytes) and len(content) > INLINE_BYTES_MAX // 8:
                     content = await blobs.put(content)
+                    blobs.pin([content])
+                    pinned.append(content)
                 contents[number] = content
             args = _bound(waiting, contents)
             ref = await blobs.put(args) if len(args) > INLINE_BYTES_MAX else None
+            if waiting in waiting.job.held:
+                self._put(waiting, contents, ref)
         except P2pcError as error:
             if waiting in waiting.job.held:
                 self._desk.drop_held(waiting, error)
-            return
-        if waiting in waiting.job.held:
-            self._put(waiting, contents, ref)
+        finally:
+            blobs.unpin(pinned)
 
     def _put(self, waiting: Waiting, contents: list[bytes | BlobRef | None], args_blob: BlobRef | None) -> None:
         files = {
@@ -206,12 +209,7 @@ class Dataflow:
     def follow(self, job: OpenJob, future: MeshFuture[Any], call: PackedCall) -> None:
         """Let a future have the value of a call that a task of `job` has returned."""
         shipment = self._shipment(job.shipment, call)
-        inputs = []
-        for inner in call.inputs:
-            child: MeshFuture[Any] = MeshFuture(self._desk, len(inner.data))
-            child.is_input = True
-            self.follow(job, child, inner)
-            inputs.append(child)
+        inputs = [self._made(job, inner) for inner in call.inputs]
         future._job, future._index, future._report = None, -1, None
         self._desk.put(
             future, shipment, Bound(call.data, tuple(inputs), call.code if shipment.code == _CALL_SHIPPED else b"")

@@ -21,7 +21,7 @@ from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wai
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call, dump_value
 from p2pcompute.errors import BadValue, UsageError
-from p2pcompute.execution.calls import Shared, Spread
+from p2pcompute.execution.calls import Call, Shared, Spread
 from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
@@ -124,9 +124,7 @@ class MeshExecutor(cf.Executor):
         """Hand in one call whose arguments are pickled, all but these parts of them."""
         future: MeshFuture[Any] = MeshFuture(self._desk, len(data))
         if parts:
-            for part in parts:
-                self._check_part(part)
-            self._desk.put(future, target, Bound(data, tuple(parts)))
+            self._desk.put(future, target, Bound(data, tuple(self._part(part) for part in parts)))
             return future
         if len(data) <= INLINE_BYTES_MAX:
             payload = encode_call(data)
@@ -137,8 +135,16 @@ class MeshExecutor(cf.Executor):
         self._put(future, target, payload)
         return future
 
-    def _check_part(self, part: Any) -> None:
-        """Raises UsageError for what belongs to another executor."""
+    def _part(self, part: Any) -> Any:
+        """Return a part of arguments as the desk takes it.
+
+        Raises:
+            TypeError: it is a call with a future among its arguments.
+            UsageError: it belongs to another executor.
+            ValueError: it is a call that is among its own arguments.
+        """
+        if isinstance(part, Call):
+            return part.packed()
         home = part.home if isinstance(part, Shared) else getattr(part, "_desk", self._desk)
         if home is not self._desk:
             raise UsageError(
@@ -146,6 +152,7 @@ class MeshExecutor(cf.Executor):
                 "its value is known to that one only",
                 "give its value: future.result(), or share the object with this executor",
             )
+        return part
 
     def share(self, obj: T) -> Shared[T]:
         """Return a stand-in for an object that many calls use.

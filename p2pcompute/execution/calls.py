@@ -222,9 +222,15 @@ class Call:
         self._is_packing = False
 
     def __reduce__(self) -> Any:
-        return Collected.reduce(self) or (PackedCall, self._packed())
+        return Collected.reduce(self) or self.packed().__reduce__()
 
-    def _packed(self) -> tuple[str, bytes, bytes, tuple[PackedCall, ...]]:
+    def packed(self) -> PackedCall:
+        """Return it as it travels.
+
+        Raises:
+            ValueError: it is among its own arguments.
+            TypeError: a future is: it is known to its executor only.
+        """
         import cloudpickle
 
         if self._is_packing:
@@ -233,14 +239,12 @@ class Call:
         try:
             with Collected() as collected:
                 data = cloudpickle.dumps((self.args, self.kwargs))
+            if not all(isinstance(part, Call) for part in collected.parts):
+                raise TypeError("futures and shared objects cannot be arguments of call(): give them to submit()")
             code = cloudpickle.dumps(self.func)
             name = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-            return (
-                name.rpartition("<locals>.")[2],
-                code,
-                data,
-                tuple(PackedCall(*call._packed()) for call in collected.parts),
-            )
+            inputs = tuple(call.packed() for call in collected.parts)
+            return PackedCall(name.rpartition("<locals>.")[2], code, data, inputs)
         finally:
             self._is_packing = False
 
@@ -255,6 +259,9 @@ class PackedCall:
         self.data = data
         """Pickle of (args, kwargs), which refers to `inputs` by their numbers."""
         self.inputs = inputs
+
+    def __reduce__(self) -> Any:
+        return PackedCall, (self.name, self.code, self.data, self.inputs)
 
 
 def call(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:

@@ -199,6 +199,8 @@ def test_futures_elsewhere_are_refused(executor: MeshExecutor) -> None:
             pickle.dumps(future)
         with pytest.raises(UsageError, match="cannot be pickled"):
             executor.submit(future.result)
+        with pytest.raises(TypeError, match="give them to submit"):
+            executor.submit(sum, [call(add, executor.submit(add, 1, 1), 1)])
 
 
 def test_tasks_make_tasks(executor: MeshExecutor) -> None:
