@@ -71,6 +71,11 @@ class TrustSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = 20_000
     arbiter: Annotated[bool, Meta(description="a trusted node can decide conflicts (arbitrate)")] = True
 
+    @property
+    def nodes(self) -> int:
+        """What a summary calls nodes."""
+        return self.workers
+
 
 class _Worker:
     """A worker: honest, or a saboteur."""

@@ -60,6 +60,12 @@ def test_saboteurs_come_back_no_faster_than_they_are_let_in() -> None:
     assert few["error_rate"] == many["error_rate"] == 0
 
 
+def test_without_a_trusted_node_nobody_is_banned_and_more_copies_are_made() -> None:
+    metrics = run(arbiter=False, s=0.2, tasks=1000, workers=50).metrics
+    assert metrics["banned_saboteurs"] == metrics["banned_honest"] == metrics["error_rate"] == 0
+    assert metrics["redundancy"] > 2.5
+
+
 def test_too_few_workers_for_agreement_leave_the_rest_to_a_trusted_node() -> None:
     metrics = run(tasks=5, workers=3, f=0).metrics
     assert metrics["trusted_runs"] == 5 and metrics["error_rate"] == 0

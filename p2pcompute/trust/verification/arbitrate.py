@@ -552,7 +552,7 @@ class Arbitrate(Verifier):
         record.penalty *= SUSPECT_FACTOR
         record.odds = min(1.0, self.policy.odds * record.penalty)
         certainty = fault_rate_exceeds(FAULT_RATE_MAX, record.wrong, record.right, prior_right=FAULT_PRIOR_RIGHT)
-        if certainty > FAULT_CONFIDENCE:
+        if certainty > FAULT_CONFIDENCE and self.policy.has_arbiter:
             self._ban(worker, Why.FAULTY)
             return
         if record.odds >= 1.0 or record.standing is Standing.NEWCOMER:
