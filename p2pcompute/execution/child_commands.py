@@ -152,6 +152,9 @@ class Commands:
             result.status, result.error, result.cause = stop.status, stop.error, stop.cause
         except OSError as error:
             result.status, result.error = "not-run", f"the command could not be set up here: {error}"
+        watch = self._workplace.watch
+        if result.status == "failed" and watch is not None and (full := watch.what_is_full()):
+            result.error = f"{result.error}; {full}"
         result.runtime_s = monotonic() - started
         if directory.recycle():
             self._directory = directory
@@ -407,7 +410,8 @@ def judge_signal(job: Job, result: Result, ooms: int, what: str) -> None:
         result.error = f"the {what} was killed with SIGKILL by itself or by somebody on that machine"
     elif result.signal == signal.SIGXFSZ:
         result.status = "failed"
-        result.error = f"the {what} wrote a file larger than its limit of {job.output_bytes_max or 0} bytes"
+        limit = f"its limit of {job.output_bytes_max} bytes" if job.output_bytes_max is not None else "it may be here"
+        result.error = f"the {what} wrote a file larger than {limit}"
     else:
         result.status = "failed"
         result.error = f"the {what} was ended by {name}"
