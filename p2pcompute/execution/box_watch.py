@@ -11,10 +11,16 @@ from __future__ import annotations
 import os
 import resource
 
+from p2pcompute.execution.box_places import PLACE
+
 LOOK_S = 0.05
 """How often a running task is looked at."""
 SLACK_BYTES = 48 << 20
 """Interpreter and libraries, which count as memory of a process but not as what it has asked for."""
+_FULL_BYTES = 1 << 16
+"""Less room than this is none: a write has failed for want of it."""
+_FEW_FILES = 8
+"""The same in files; those of its output are gone already."""
 _CPU_SLACK_S = 0.5
 """A single process that uses too much is ended by its own limit, with a signal that it may handle."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -81,6 +87,17 @@ class Watch:
         self._cpu_s_max = float("inf")
         if cpu_s_max is not None:
             self._cpu_s_max = _all_cpu_s(processes()) + max(1.0, cpu_s_max) + _CPU_SLACK_S
+
+    @staticmethod
+    def what_is_full() -> str:
+        """Say which limit of the writable place is reached, and what to do about it; empty when there is room."""
+        place = os.statvfs(PLACE)
+        if place.f_ffree < _FEW_FILES:
+            return f"there were as many files as a task may have here ({place.f_files}); pack them into one: tar"
+        if place.f_bavail * place.f_frsize >= _FULL_BYTES:
+            return ""
+        size_mib = place.f_blocks * place.f_frsize >> 20
+        return f"its files, /tmp included, had filled the {size_mib} MiB that it may use here; ask for more: --disk"
 
     def look(self, output_bytes: int) -> str:
         """Return the limit that is exceeded, as a cause: "oom", "cpu", "output" or "".

@@ -187,6 +187,15 @@ async def test_cpu_time_of_all_processes_counts(boxed: Boxed) -> None:
     assert "all its processes" in outcome.error
 
 
+async def test_a_full_place_is_named(boxed: Boxed) -> None:
+    outcome = await boxed.shell("head -c 90000000 /dev/zero > /tmp/x", disk_bytes=64 * MIB)
+    assert outcome.status is OutcomeStatus.FAILED and "64 MiB" in outcome.error and "--disk" in outcome.error, outcome
+    outcome = await boxed.shell("i=0; while : > $i; do i=$((i+1)); done; exit 1")
+    assert outcome.status is OutcomeStatus.FAILED and "as many files" in outcome.error, outcome
+    outcome = await boxed.shell("exec truncate -s 10T x")
+    assert outcome.status is OutcomeStatus.FAILED and "larger than it may be here" in outcome.error, outcome
+
+
 async def test_kill(boxed: Boxed) -> None:
     """A kill ends the task at once, with what it has started, and the batch goes on."""
     runs = boxed.batch(
