@@ -218,9 +218,14 @@ def command(
         name: host name inside.
 
     Raises:
-        NoSandbox: a directory of the node cannot be hidden.
+        NoSandbox: a directory of the node or the user's home would be seen.
     """
     roots = _roots()
+    home = os.path.realpath(Path.home())
+    if home != "/" and _is_inside(home, roots):
+        raise NoSandbox(
+            f"the interpreter's own directory is, or holds, the home directory {home}", "use a virtual environment"
+        )
     words = [bubblewrap, "--die-with-parent", "--as-pid-1"]
     words += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--hostname", name, "--cap-drop", "ALL"]

@@ -285,7 +285,7 @@ async def test_fails_closed(boxed: Boxed, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert isolation("none", ()).level is Level.NONE and isolation("all", ()).level is Level.PROCESS
 
 
-async def test_directories_of_the_node_are_hidden(boxed: Boxed) -> None:
+async def test_directories_of_the_node_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when they are inside of one that is bound; the interpreter inside of the node's is refused."""
     words, environment = sandbox.command(
         "bwrap",
@@ -301,6 +301,10 @@ async def test_directories_of_the_node_are_hidden(boxed: Boxed) -> None:
         "/usr/share",
     ]
     assert not {"P2PC_HOME", "SSH_AUTH_SOCK"} & environment.keys() and environment["HOME"] == "/tmp"
+    monkeypatch.setenv("HOME", sys.prefix)
+    with pytest.raises(sandbox.NoSandbox, match="home directory"):
+        sandbox.command("bwrap", directory=Path("/tmp"), hidden=[], user=None, name="x", channel_fd=9)
+    monkeypatch.undo()
     with pytest.raises(sandbox.NoSandbox, match="inside of the node"):
         sandbox.command(
             "bwrap", directory=Path("/tmp"), hidden=[Path(sys.prefix).parent], user=None, name="x", channel_fd=9
