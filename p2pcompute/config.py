@@ -48,8 +48,8 @@ class NodeSettings:
     accept: str = field(
         default="sandboxed",
         metadata={
-            "help": "Work of others here: none, only in a sandbox (sandboxed), or as this user (all).",
-            "choices": ("none", "sandboxed", "all"),
+            "help": "Work of others: none, only WASM modules (wasm), in a sandbox (sandboxed), or as this user (all).",
+            "choices": ("none", "wasm", "sandboxed", "all"),
         },
     )
     accept_if: str = field(

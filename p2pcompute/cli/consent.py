@@ -12,6 +12,7 @@ from p2pcompute.places import find_paths
 
 ACCEPTED: Final = {
     "none": "this computer takes no work of others",
+    "wasm": "members of the group can run WASM modules on this computer, which see nothing of it",
     "sandboxed": "members of the group can run programs on this computer, in sandboxes: without its files and network",
     "all": "every member of the group can run anything on this computer, as the user {user}",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import click
@@ -57,7 +58,7 @@ def _checks(paths: Paths, settings: Settings) -> Iterator[Check]:
     accept = settings.node.accept
     is_needed = accept == "sandboxed"
     hidden = (paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
-    tried = isolation("sandboxed", hidden)
+    tried = isolation("wasm" if accept == "wasm" else "sandboxed", hidden)
     works = tried.level is Level.SANDBOX
     yield _work_of_others(accept, tried)
     try:
@@ -69,6 +70,10 @@ def _checks(paths: Paths, settings: Settings) -> Iterator[Check]:
             yield Check("sandbox", True, "one was started: namespaces, system calls and limits are in place")
         else:
             yield Check("sandbox", False if is_needed else None, tried.why, tried.fix)
+    is_there = find_spec("wasmtime") is not None
+    fix = "" if is_there else "pip install 'p2pcompute[wasm]'"
+    what = "runs WASM modules" if is_there else "is not installed: this node runs no WASM modules, its user's neither"
+    yield Check("wasmtime", True if is_there else False if accept == "wasm" else None, what, fix)
     if works:
         has_landlock = tried.landlock > 0
         what = f"version {tried.landlock}" if has_landlock else "this kernel has none; mounts alone decide what is seen"
@@ -85,6 +90,9 @@ def _work_of_others(accept: str, tried: Isolation) -> Check:
         case "all":
             fix = "p2pc config set node.accept sandboxed" if tried.level is Level.SANDBOX else ""
             return Check(name, None, "runs as you, without a sandbox (node.accept is all)", fix)
+    if tried.level is Level.WASM:
+        what = "runs when it is a WASM module, in a process that has shut itself in"
+        return Check(name, True if accept == "wasm" else None, what, tried.fix)
     if tried.level is Level.SANDBOX:
-        return Check(name, True, "runs in sandboxes")
+        return Check(name, True, "runs in sandboxes" + (", when it is a WASM module" if tried.only_wasm else ""))
     return Check(name, False, "is refused, since there is no sandbox", tried.fix)

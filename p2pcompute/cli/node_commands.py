@@ -632,8 +632,8 @@ def _announce(text: str) -> None:
 @click.option("--via", metavar="HOST:PORT", help="Address of the inviting computer, when it is not on this network.")
 @click.option(
     "--accept",
-    type=click.Choice(["none", "sandboxed", "all"]),
-    help="Agree to this work of members: none, in a sandbox, or anything as you.",
+    type=click.Choice(["none", "wasm", "sandboxed", "all"]),
+    help="Agree to this work of members: none, WASM modules, in a sandbox, or anything as you.",
 )
 @click.option("--name", metavar="NAME", help="Name of this computer in the group.")
 @json_option

@@ -25,7 +25,7 @@ from p2pcompute.identity.files import KEY_FILE, load_or_create_identity
 from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
-from p2pcompute.resources.matching import check_acceptance
+from p2pcompute.resources.matching import ONLY_WASM, check_acceptance
 from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
 
 log = logging.getLogger("p2pcompute.node")
@@ -59,6 +59,18 @@ async def build_onlooker(paths: MachinePaths, settings: Settings) -> tuple[Node,
         IdentityError, StoreError: as `build_node`.
     """
     return await build_node(paths, settings, is_onlooker=True)
+
+
+def _accepted(condition: str, *, only_wasm: bool) -> str:
+    """Return on which condition work of others is taken.
+
+    Raises:
+        ConfigError: `condition` is none.
+    """
+    check_acceptance(condition)
+    if not only_wasm:
+        return condition
+    return check_acceptance(f"{ONLY_WASM} && ({condition})" if condition.strip() else ONLY_WASM)
 
 
 async def build_node(
@@ -100,7 +112,8 @@ async def build_node(
             )
         offered = await trying
         if offered.fix:
-            log.warning("this node takes no work of others: %s; %s", offered.why, offered.fix)
+            what = "WASM modules of others, and no other work of theirs" if offered.only_wasm else "no work of others"
+            log.warning("this node takes %s: %s; %s", what, offered.why, offered.fix)
         runner = ProcessRunner(
             store.blobs,
             work,
@@ -108,6 +121,7 @@ async def build_node(
             clock,
             node_name=name,
             others=offered.level,
+            only_wasm=offered.only_wasm,
             hidden=hidden,
         )
         undo.push_async_callback(runner.close)
@@ -131,7 +145,7 @@ async def build_node(
                 discover=settings.node.discover,
                 accepts_others=offered.level is not Level.NONE,
                 isolation=offered.level.value,
-                accept_if=check_acceptance(settings.node.accept_if),
+                accept_if=_accepted(settings.node.accept_if, only_wasm=offered.only_wasm),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
                 is_networked=not is_onlooker,

@@ -25,7 +25,7 @@ ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _COLUMN = {"x86_64": 0, "aarch64": 1}
 _NEW_NAMESPACES = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
-_FAMILIES = (1, 2, 10)
+FAMILIES = (1, 2, 10)
 """AF_UNIX, AF_INET and AF_INET6, which the task's own network namespace confines."""
 _TERMINAL_INPUT = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX."""
@@ -134,8 +134,11 @@ def _only(call: int, argument: int, allowed: tuple[int, ...], error: int) -> lis
     return [_step(_EQUAL, call, 0, len(steps)), *steps]
 
 
-def build(machine: str) -> bytes:
+def build(machine: str, families: tuple[int, ...] = FAMILIES) -> bytes:
     """Return the program for a machine as `platform.machine()` names it: struct sock_filter, one after the other.
+
+    Args:
+        families: of addresses, for which sockets may be made.
 
     Raises:
         KeyError: its system calls are not known here.
@@ -152,7 +155,7 @@ def build(machine: str) -> bytes:
             steps += [_step(_EQUAL, numbers[column], 0, 1), _refuse(EPERM)]
     clone = [_step(_LOAD, _ARGUMENT), _step(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(EPERM), _step(_RETURN, _ALLOW)]
     steps += [_step(_EQUAL, _CLONE[column], 0, len(clone)), *clone]
-    steps += _only(_SOCKET[column], 0, _FAMILIES, EAFNOSUPPORT)
+    steps += _only(_SOCKET[column], 0, families, EAFNOSUPPORT)
     steps += _only(_PERSONALITY[column], 0, _PERSONALITIES, EPERM)
     terminal = [_step(_LOAD, _ARGUMENT + _WORD)]
     for value in _TERMINAL_INPUT:

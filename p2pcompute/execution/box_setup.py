@@ -105,6 +105,32 @@ def enter(
     libc = _Libc()
     _prefer_to_be_killed()
     _mount(libc, disk_bytes, files_max, user)
+    _give_up(libc, user, limits)
+    version = _landlock(libc, reads=("/",), writes=(PLACE, *(seen_as for _, seen_as in BOUND), "/dev/pts"))
+    _filter_calls(libc, box_seccomp.FAMILIES)
+    return version
+
+
+def fence(*, user: int | None, limits: dict[int, int]) -> int:
+    """Shut this process, which has one thread, into its current directory, on a machine where no sandbox can be made;
+    return the version of Landlock in use (0: none).  No sockets, and no files but those there and devices.
+
+    Args:
+        user: uid and gid to become; None: this process is nobody's but its user's.
+        limits: RLIMIT → hard limit.
+
+    Raises:
+        Broken: a step failed.
+    """
+    libc = _Libc()
+    _prefer_to_be_killed()
+    _give_up(libc, user, limits)
+    version = _landlock(libc, reads=(), writes=(".",))
+    _filter_calls(libc, ())
+    return version
+
+
+def _give_up(libc: _Libc, user: int | None, limits: dict[int, int]) -> None:
     if user is not None:
         _become(libc, user)
     if 0 in (*os.getresuid(), *os.getresgid()) and _is_root_outside():
@@ -115,9 +141,6 @@ def enter(
     libc.prctl(_PR_SET_DUMPABLE, 0)
     for which, value in limits.items():
         resource.setrlimit(which, (value, value))
-    version = _landlock(libc)
-    _filter_calls(libc)
-    return version
 
 
 def allow_dumping() -> None:
@@ -176,7 +199,7 @@ def _drop_capabilities(libc: _Libc) -> None:
         raise Broken("capabilities are left")
 
 
-def _landlock(libc: _Libc) -> int:
+def _landlock(libc: _Libc, *, reads: tuple[str, ...], writes: tuple[str, ...]) -> int:
     version = libc.landlock_version()
     if not version:
         return 0
@@ -184,8 +207,8 @@ def _landlock(libc: _Libc) -> int:
     rules = struct.pack("=QQQ", everything, 0, _SCOPES if version >= 6 else 0)
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = libc.call(_LANDLOCK_CREATE, rules, size, 0, what="making Landlock rules")
-    allowed = [("/", _READ), ("/dev", _READ | _WRITE_DEVICE)]
-    allowed += [(path, everything) for path in (PLACE, *(seen_as for _, seen_as in BOUND), "/dev/pts")]
+    allowed = [*((path, _READ) for path in reads), ("/dev", _READ | _WRITE_DEVICE)]
+    allowed += [(path, everything) for path in writes]
     for path, rights in allowed:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = struct.pack("=Qi", rights & everything, descriptor)
@@ -196,9 +219,9 @@ def _landlock(libc: _Libc) -> int:
     return version
 
 
-def _filter_calls(libc: _Libc) -> None:
+def _filter_calls(libc: _Libc, families: tuple[int, ...]) -> None:
     try:
-        steps = box_seccomp.build(platform.machine())
+        steps = box_seccomp.build(platform.machine(), families)
     except KeyError:
         raise Broken(f"no list of system calls for {platform.machine()}") from None
     buffer = ctypes.create_string_buffer(steps, len(steps))

@@ -84,7 +84,13 @@ class Worker:
         self._channel.send(messages.pack_result(result, self._settings.error_bytes_max))
 
     def _make_workplace(self) -> Workplace:
-        return Workplace(self._settings, self._life_line)
+        box = self._settings.box
+        if box is None:
+            return Workplace(self._settings, self._life_line)
+        from p2pcompute.execution.child_fence import FenceWatch
+
+        watch = FenceWatch(self._settings.directory, box.disk_bytes, box.files_max, box.output_bytes_max)
+        return Workplace(self._settings, self._life_line, watch=watch)
 
     def _make_functions(self, workplace: Workplace) -> RunsFunctions:
         from p2pcompute.execution.child_functions import Functions
@@ -101,6 +107,8 @@ class Worker:
 
                     self._wasm = WasmTasks(self._workplace, self._channel)
                 return self._wasm.run(job, task)
+            if self._settings.box is not None and self._settings.box.is_fence:
+                return Result(task.run_id, "refused", "this node runs WASI modules of others, and nothing else")
             if self._wasm is not None:
                 self._wasm.end()
             if job.kind == "function":

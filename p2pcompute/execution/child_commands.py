@@ -155,6 +155,8 @@ class Commands:
         watch = self._workplace.watch
         if result.status == "failed" and watch is not None and (full := watch.what_is_full()):
             result.error = f"{result.error}; {full}"
+            if result.cause == "always":
+                result.cause = ""  # elsewhere there may be more room
         result.runtime_s = monotonic() - started
         if directory.recycle():
             self._directory = directory
@@ -388,6 +390,10 @@ def judge_end(job: Job, settings: Settings, result: Result, cause: str, what: st
     elif cause == "cpu":
         result.status, result.cause = "timeout", "cpu"
         result.error = f"the {what} used its {job.cpu_s or 0:g} s of CPU time, in all its processes, and was stopped"
+    elif settings.box is not None and cause == "disk":
+        result.status, result.cause = "failed", "disk"
+        limit = f"{settings.box.disk_bytes >> 20} MiB, or {settings.box.files_max} files"
+        result.error = f"the {what} wrote more than the {limit} that it may have here; ask for more: --disk"
     elif settings.box is not None and cause == "output":
         result.status, result.cause = "failed", "output"
         limit_mib = settings.box.output_bytes_max >> 20

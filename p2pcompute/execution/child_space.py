@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from p2pcompute.execution.box_watch import Watch
+    from p2pcompute.execution.child_fence import Looks
 
 
 class TaskDirectory:
@@ -129,11 +129,11 @@ class Workplace:
         settings: Settings,
         life_line: LifeLine,
         *,
-        watch: Watch | None = None,
+        watch: Looks | None = None,
         sweep: Callable[[], None] = sweep_children,
     ) -> None:
         """Args:
-        watch: looks at what a task uses, in a sandbox.
+        watch: looks at what a task uses, in a sandbox or a fence.
         sweep: kills and reaps what a task left behind.
         """
         self.settings = settings

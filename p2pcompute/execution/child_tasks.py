@@ -30,9 +30,9 @@ class ChannelClosed(Exception):
 
 
 class BoxSettings:
-    """Limits of a sandbox."""
+    """Limits of a sandbox, or of the fence around a WASI module where there is none."""
 
-    __slots__ = ("cores", "disk_bytes", "files_max", "limits", "mem_bytes", "output_bytes_max", "user")
+    __slots__ = ("cores", "disk_bytes", "files_max", "is_fence", "limits", "mem_bytes", "output_bytes_max", "user")
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.user: int | None = values["user"]
@@ -47,6 +47,8 @@ class BoxSettings:
         """Most that a task may write to its standard output or error."""
         self.limits: dict[int, int] = values["limits"]
         """RLIMIT → hard limit of each process."""
+        self.is_fence: bool = values.get("is_fence", False)
+        """There is no sandbox: this worker process runs WASI modules only, and shuts their engine in."""
 
 
 class Settings:
@@ -74,7 +76,7 @@ class Settings:
         self.error_bytes_max: int = values["error_bytes_max"]
         self.kill_grace_s: float = values["kill_grace_s"]
         self.box: BoxSettings | None = BoxSettings(values["box"]) if "box" in values else None
-        """Of a sandbox; None: the worker process runs without one."""
+        """Of a sandbox or a fence; None: the worker process runs without one."""
 
 
 class Job:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_channel import Channel
 from p2pcompute.execution.child_commands import Commands, Running, children_cpu_s
+from p2pcompute.execution.child_fence import given_up
+from p2pcompute.execution.child_files import copy_file
 from p2pcompute.execution.child_os import SIGKILL, oom_kills
 from p2pcompute.execution.child_space import TaskDirectory, Workplace
-from p2pcompute.execution.child_tasks import CACHE, ChannelClosed, Job, Stop, Task
+from p2pcompute.execution.child_tasks import CACHE, BoxSettings, ChannelClosed, Job, Stop, Task
 from p2pcompute.execution.messages import Result
 
 TYPE_CHECKING = False
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _READ_BYTES = 1 << 16
+
 _SLOT = "PARALLEL_JOBSLOT"
 """Differs from run to run."""
 
@@ -26,31 +30,31 @@ _SLOT = "PARALLEL_JOBSLOT"
 class _Engine(Running):
     """The process that has a job's module, and what it says."""
 
-    def __init__(self, job: Job, directory: str) -> None:
+    def __init__(self, job: Job, directory: str, fence: BoxSettings | None) -> None:
         """Start it.
 
         Args:
             directory: of the worker process.
+            fence: what it gives up before it looks at the module; None: it is in a sandbox, or the module is ours.
 
         Raises:
             OSError: it cannot be started.
         """
-        cache = os.path.join(directory, CACHE)
-        os.makedirs(cache, mode=0o700, exist_ok=True)
         ours, theirs = socket.socketpair()
         words = [sys.executable, "-P", "-m", "p2pcompute.execution.wasm_engine", str(theirs.fileno())]
         with theirs:
             theirs.set_inheritable(True)
             search = os.pathsep.join(filter(None, sys.path))
             environment = {"PYTHONPATH": search, "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-            with open(os.path.join(cache, "log"), "ab") as log:
+            with open(os.path.join(directory, "wasm-log"), "ab") as log:
                 pid = _start(words, environment, log.fileno())
         super().__init__(pid)
         self.job = job.number
         self._socket = ours
         self._buffer = b""
         mem_bytes, fuel = job.wasm
-        self.say({"code": job.code_path, "cache": cache, "mem_bytes": mem_bytes, "fuel": fuel})
+        setup = {"code": job.code_path, "cache": CACHE, "directory": directory, "mem_bytes": mem_bytes, "fuel": fuel}
+        self.say({**setup, "fence": None if fence is None else given_up(fence)})
 
     def say(self, message: dict[str, Any]) -> None:
         """Send a message; that it has died is seen when its answer is waited for."""
@@ -97,6 +101,16 @@ class _Engine(Running):
         except ProcessLookupError:
             return
 
+    def hold(self) -> None:
+        """Let it stand still until `go_on`: what its module has left is looked at meanwhile."""
+        self.signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        """Let it go on, when it stood still."""
+        self.signal(signal.SIGCONT)
+
     def end(self) -> None:
         """Kill and reap it."""
         self.signal(SIGKILL)
@@ -124,6 +138,8 @@ class WasmTasks(Commands):
     def __init__(self, workplace: Workplace, channel: Channel) -> None:
         super().__init__(workplace, channel)
         self._engine: _Engine | None = None
+        box = workplace.settings.box
+        self._fence = box if box is not None and box.is_fence else None
 
     def forget(self, number: int) -> None:
         """Drop the module of a job."""
@@ -143,10 +159,10 @@ class WasmTasks(Commands):
         words = {
             "argv": list(task.argv),
             "env": {**{name: value for name, value in job.env.items() if name != _SLOT}, **task.environment()},
-            "directory": directory.work,
-            "stdin": self._stdin_path(task),
-            "stdout": out_path,
-            "stderr": err_path,
+            "directory": self._near(directory.work),
+            "stdin": self._near(self._stdin_path(task)),
+            "stdout": self._near(out_path),
+            "stderr": self._near(err_path),
             "seed": task.task_id,
             "index": task.index,
             "cpu_s": job.cpu_s,
@@ -159,13 +175,19 @@ class WasmTasks(Commands):
             self._cpu_s_before = children_cpu_s()
             if self._engine is not None and self._engine.job != job.number:
                 self.end()
-            engine = self._engine or _Engine(job, self._settings.directory)
-            self._engine = engine
+            here = self._settings.directory
+            os.makedirs(os.path.join(here, CACHE), mode=0o700, exist_ok=True)
+            if self._fence is not None:
+                self._hand_over(directory, outputs)
+            engine = self._engine = self._engine or _Engine(job, here, self._fence)
+            engine.go_on()
             engine.say(words)
             cause = self._watch(job, task, engine, fds[1:])
             answer = None if cause else engine.answer()
             if answer is not None:
                 _judge(result, answer)
+                if self._fence is not None:
+                    engine.hold()
             else:
                 self._engine = None
                 self._judge(job, result, engine, cause, ooms)
@@ -176,14 +198,36 @@ class WasmTasks(Commands):
         finally:
             self._take_output(result, fds, outputs)
 
+    def _near(self, path: str) -> str:
+        """Return a path as the engine knows it, whose current directory is ours."""
+        return path.removeprefix(self._settings.directory + "/")
+
+    def _hand_over(self, directory: TaskDirectory, outputs: list[tuple[int, str]]) -> None:
+        """Give what a task may write to the user that its engine has become."""
+        user = self._fence.user if self._fence is not None else None
+        if user is None:
+            return
+        here = self._settings.directory
+        for passage in (here, os.path.join(here, "out"), os.path.dirname(directory.work)):
+            os.chmod(passage, 0o711)
+        for path in (os.path.join(here, CACHE), directory.work, *(path for _, path in outputs)):
+            os.chown(path, user, user)
+        for _, names, files, descriptor in os.fwalk(directory.work):
+            for name in (*names, *files):
+                os.chown(name, user, user, dir_fd=descriptor, follow_symlinks=False)
+
     def _stdin_path(self, task: Task) -> str:
-        if task.stdin_path is not None:
+        if task.stdin_path is not None and self._fence is None:
             return task.stdin_path
-        if not task.stdin:
+        if not task.stdin and task.stdin_path is None:
             return os.devnull
         _, path = self._out_files.new()
+        if task.stdin_path is not None:
+            copy_file(task.stdin_path, path, 0o444)
+            return path
         with open(path, "xb") as file:
             file.write(task.stdin)
+        os.chmod(path, 0o444)
         return path
 
 

@@ -10,6 +10,8 @@ class Level(StrEnum):
 
     NONE = "none"
     """Not at all."""
+    WASM = "wasm"
+    """WASI modules only, whose engine has shut itself in: where there is no sandbox."""
     PROCESS = "process"
     """In a process of the node's user: limits, a process group that ends as a whole, no sandbox."""
     SANDBOX = "sandbox"

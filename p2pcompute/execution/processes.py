@@ -21,6 +21,7 @@ from typing import Any, Final
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
 from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_started
@@ -83,7 +84,7 @@ class _Slot:
     """Of the present or last batch; one of the following."""
     own: WorkerProcess | None = None
     """Runs tasks of this installation's user."""
-    box: SandboxProcess | None = None
+    box: SandboxProcess | FencedProcess | None = None
     """Runs tasks of one job of somebody else."""
     box_timer: Timer | None = None
     """Ends a sandbox that is not needed any more."""
@@ -121,13 +122,16 @@ class ProcessRunner:
         *,
         node_name: str,
         others: Level = Level.SANDBOX,
+        only_wasm: bool = False,
         hidden: Sequence[Path] = (),
     ) -> None:
         """Args:
         others: level of tasks of other installations.
+        only_wasm: of these, only WASI modules are run, as it is at the level `wasm`.
         hidden: directories of the node, which no sandbox may see.
         """
         self._others = others
+        self._only_wasm = only_wasm or others is Level.WASM
         self._hidden = (directory, *hidden)
         self._node_name = node_name
         self._bubblewrap = ""
@@ -183,6 +187,7 @@ class ProcessRunner:
             try:
                 self._check_level(run)
                 job = translator.job(run)
+                self._check_kind(run, job)
                 tasks.append(translator.task(run, job))
             except Unfit as reason:
                 unfit.append((run.run_id, reason.outcome))
@@ -214,7 +219,7 @@ class ProcessRunner:
 
     def _is_boxed(self, runs: Sequence[TaskRun]) -> bool:
         """Whether a batch runs in a sandbox; one of several submitters or jobs never does."""
-        return bool(runs and runs[0].submitter) and self._others is Level.SANDBOX
+        return bool(runs and runs[0].submitter) and self._others in (Level.SANDBOX, Level.WASM)
 
     def _check_level(self, run: TaskRun) -> None:
         """Refuse what cannot be isolated as it must be.
@@ -225,6 +230,15 @@ class ProcessRunner:
         if run.submitter and self._others is Level.NONE:
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs no work of others"))
 
+    def _check_kind(self, run: TaskRun, job: KnownJob) -> None:
+        """Refuse what is no WASI module, where nothing else of others runs.
+
+        Raises:
+            Unfit: this node may not run it.
+        """
+        if run.submitter and self._only_wasm and job.spec.kind is not TaskKind.WASM:
+            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs WASI modules of others, and nothing else"))
+
     def _own_worker(self, slot: _Slot) -> WorkerProcess:
         if slot.own is None or not slot.own.is_usable:
             slot.own = self._start_worker(slot)
@@ -232,8 +246,9 @@ class ProcessRunner:
 
     def _box_for(
         self, slot: _Slot, submitter: bytes, job: KnownJob, tasks: Sequence[tuple[Any, ...]]
-    ) -> SandboxProcess:
-        """Return the sandbox of a job, with room for the inputs of these tasks; never one that another job has had.
+    ) -> SandboxProcess | FencedProcess:
+        """Return the sandbox of a job, or what stands for it, with room for the inputs of these tasks; never one that
+        another job has had.
 
         Raises:
             OSError: it cannot be started.
@@ -251,6 +266,9 @@ class ProcessRunner:
             return box
         if box is not None:
             box.kill()
+        if self._others is Level.WASM:
+            slot.box = self._start_fenced(slot, owner, limits)
+            return slot.box
         if not self._bubblewrap:
             try:
                 self._bubblewrap = sandbox.find_bubblewrap()
@@ -316,6 +334,21 @@ class ProcessRunner:
         )
         self._launch(box)
         return box
+
+    def _start_fenced(self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits) -> FencedProcess:
+        directory = self._next_directory()
+        user = sandbox.user_of_slot(self._directory, slot.index)
+        place = {"directory": str(directory), "shared_directory": str(directory / "shared")}
+        fenced = FencedProcess(
+            directory,
+            {**place, **_settings(slot), "box": {**sandbox.box_settings(limits, user), "is_fence": True}},
+            lambda bodies: self._heard(slot, fenced, bodies),
+            lambda returncode: self._gone(slot, fenced, returncode),
+            owner=owner,
+            limits=limits,
+        )
+        self._launch(fenced)
+        return fenced
 
     def _next_directory(self) -> Path:
         self._serial += 1
@@ -432,7 +465,7 @@ class ProcessRunner:
         if slot.on_outcomes is not None:
             slot.on_outcomes(outcomes)
 
-    def _end_box(self, slot: _Slot, box: SandboxProcess) -> None:
+    def _end_box(self, slot: _Slot, box: SandboxProcess | FencedProcess) -> None:
         """End a sandbox whose job has had nothing to do here for a while."""
         slot.box_timer = None
         if slot.box is box and not (slot.worker is box and slot.open_count):

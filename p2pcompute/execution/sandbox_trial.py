@@ -10,14 +10,20 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import p2pcompute
 from p2pcompute.execution import box_places, messages, sandbox
+from p2pcompute.execution.child_fence import given_up
+from p2pcompute.execution.child_tasks import BoxSettings
 from p2pcompute.execution.levels import Level
 from p2pcompute.limits import (
     ERROR_TEXT_BYTES_MAX,
@@ -27,8 +33,12 @@ from p2pcompute.limits import (
     MIB,
     OUTPUT_FILES_MAX,
     SANDBOX_TRIAL_S,
+    WASM_ENGINE_BYTES,
 )
 
+_NO_OPERATION: Final = bytes.fromhex(
+    "0061736d01000000 010401600000 03020100 070a01065f73746172740000 0a040102000b"  # (module (func (export "_start")))
+)
 _MEM_BYTES: Final = 256 * MIB
 _DISK_BYTES: Final = 64 * MIB
 _RIGHTS: Final = (
@@ -44,6 +54,8 @@ class Isolation:
     level: Level
     landlock: int = 0
     """Version in use; 0: the kernel has none, and the mounts alone decide which files are seen."""
+    only_wasm: bool = False
+    """WASI modules are taken, and nothing else."""
     why: str = ""
     """Why there is no sandbox."""
     fix: str = ""
@@ -59,10 +71,82 @@ def isolation(accept: str, hidden: Sequence[Path]) -> Isolation:
         return Isolation(level=Level.NONE, why="node.accept is none")
     if accept == "all":
         return Isolation(level=Level.PROCESS)
+    only_wasm = accept == "wasm"
     try:
-        return Isolation(level=Level.SANDBOX, landlock=try_sandbox(hidden))
+        return Isolation(level=Level.SANDBOX, landlock=try_sandbox(hidden), only_wasm=only_wasm)
     except sandbox.NoSandbox as error:
-        return Isolation(level=Level.NONE, why=str(error), fix=error.fix)
+        missing = error
+    try:
+        try_fence()
+    except sandbox.NoSandbox as error:
+        missing = error if only_wasm else missing
+        return Isolation(level=Level.NONE, why=str(missing), fix=missing.fix)
+    return Isolation(level=Level.WASM, only_wasm=True, why=str(missing), fix=missing.fix)
+
+
+def try_fence() -> None:
+    """Run a WASI module in an engine that has shut itself in.
+
+    Raises:
+        NoSandbox: it does not work here; says why and what helps.
+    """
+    if find_spec("wasmtime") is None:
+        raise sandbox.NoSandbox("wasmtime is not installed", "pip install 'p2pcompute[wasm]'")
+    with tempfile.TemporaryDirectory(prefix="p2pc-trial-") as name, contextlib.ExitStack() as undo:
+        directory = Path(name)
+        user = sandbox.user_of_slot(directory, 0)
+        _furnish(directory, user)
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        search = os.pathsep.join([str(Path(p2pcompute.__file__).parent.parent), *filter(None, sys.path)])
+        with theirs, open(directory / "log", "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "p2pcompute.execution.wasm_engine", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env={"PYTHONPATH": search, "PYTHONUTF8": "1"},
+            )
+        undo.callback(_end, process)
+        ours.settimeout(SANDBOX_TRIAL_S)
+        box = sandbox.box_settings(sandbox.limits_of_slot(0, 1, 1.0, WASM_ENGINE_BYTES, _DISK_BYTES), user)
+        try:
+            for message in _module_run(directory, BoxSettings(box)):
+                ours.sendall(messages.pack_down((message,)))
+            answer = ours.recv(messages.WASM_ANSWER.size, socket.MSG_WAITALL)
+            how, code, *_, size = messages.WASM_ANSWER.unpack(answer)
+            said = ours.recv(size, socket.MSG_WAITALL).decode("utf-8", "replace") if size else ""
+        except (OSError, struct.error):
+            how, code, said = messages.WASM_BROKEN, 0, (directory / "log").read_text("utf-8", "replace")[-2 * KIB :]
+    if (how, code) != (messages.WASM_EXIT, 0):
+        raise sandbox.NoSandbox(f"a WASI module could not be run: {said.strip()}", "pip install -U 'p2pcompute[wasm]'")
+
+
+def _furnish(directory: Path, user: int | None) -> None:
+    (directory / "code").write_bytes(_NO_OPERATION)
+    (directory / "work").mkdir()
+    for name in ("out", "err"):
+        (directory / name).touch()
+    if user is not None:
+        directory.chmod(0o711)
+        for name in ("work", "out", "err"):
+            os.chown(directory / name, user, user)
+
+
+def _module_run(directory: Path, fence: BoxSettings) -> tuple[dict[str, object], ...]:
+    """Return what an engine is told that is to run one task."""
+    setup = {
+        "code": str(directory / "code"),
+        "cache": "work",
+        "directory": str(directory),
+        "mem_bytes": MIB,
+        "fuel": None,
+    }
+    streams = {"stdin": os.devnull, "stdout": "out", "stderr": "err", "directory": "work"}
+    task = {"argv": ["trial"], "env": {}, "seed": b"", "index": 0, "cpu_s": None}
+    return {**setup, "fence": given_up(fence)}, {**task, **streams}
 
 
 def try_sandbox(hidden: Sequence[Path] = ()) -> int:

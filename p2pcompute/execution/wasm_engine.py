@@ -52,30 +52,32 @@ class Engine:
     def __init__(self, setup: dict[str, Any]) -> None:
         """Args:
         setup: `code`, the path of the module; `cache`, where its compiled form is kept; `mem_bytes`, the most memory of
-            an instance; `fuel`, the most instructions of a task, or None.
+            an instance; `fuel`, the most instructions of a task, or None; `fence`, what to give up first.
 
         Raises:
             BadModule: it is none, or needs what is not there.
         """
         import wasmtime
 
+        with open(setup["code"], "rb") as file:
+            code = file.read()
+        if (fence := setup["fence"]) is not None:
+            _shut_in(fence)
         self._wasmtime = wasmtime
         self.Failure = wasmtime.WasmtimeError
         self._mem_bytes: int = setup["mem_bytes"]
         self._fuel: int | None = setup["fuel"]
         self._engine = wasmtime.Engine(_configuration(wasmtime, has_fuel=self._fuel is not None))
         self._relay = relay(self._engine)
-        self._module = self._load(setup["code"], setup["cache"])
+        self._module = self._load(code, os.path.join(setup["cache"], os.path.basename(setup["code"])))
         self._check()
 
-    def _load(self, path: str, cache: str) -> wasmtime.Module:
-        """Compile the module, or take what was compiled here before."""
+    def _load(self, code: bytes, name: str) -> wasmtime.Module:
+        """Compile the module, or take what was compiled here before, under this name."""
         module = self._wasmtime.Module
-        name = os.path.join(cache, os.path.basename(path))
         if os.path.exists(name):
-            return module.deserialize_file(self._engine, name)
-        with open(path, "rb") as file:
-            code = file.read()
+            with contextlib.suppress(self._wasmtime.WasmtimeError):  # damaged: it is compiled again
+                return module.deserialize_file(self._engine, name)
         _check_head(code)
         try:
             compiled = module(self._engine, code)
@@ -175,6 +177,28 @@ def _configuration(wasmtime: Any, *, has_fuel: bool) -> Any:
     return config
 
 
+def _shut_in(fence: dict[str, Any]) -> None:
+    """Give up what a module must not get at, should it ever get out of its memory.
+
+    Raises:
+        OSError: that did not work.
+    """
+    if sys.platform != "linux":
+        for which, value in fence["limits"].items():
+            resource.setrlimit(which, (value, value))
+        return
+    from p2pcompute.execution import box_setup
+
+    with open("/proc/self/status") as file:
+        if not any(line.split() == ["Threads:", "1"] for line in file):
+            raise OSError("there are threads already")
+    os.sched_setaffinity(0, fence["cores"])
+    try:
+        box_setup.fence(user=fence["user"], limits=fence["limits"])
+    except box_setup.Broken as error:
+        raise OSError(str(error)) from error
+
+
 def _check_head(code: bytes) -> None:
     if code[:8] == _CORE:
         return
@@ -247,6 +271,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     setup = _receive(channel)[0]
+    os.chdir(setup["directory"])
     engine: Engine | None = None
     how, text = messages.WASM_EXIT, ""
     try:

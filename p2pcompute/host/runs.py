@@ -62,7 +62,7 @@ class Outcome:
     cause: str = ""
     """Of DIED: oom, signal, exit (it ended the worker process or broke its connection), with-node (the
     node's own process died while it ran).  Of TIMEOUT: wall, cpu.
-    Of FAILED: oom, output (its limits), always (`FAILS_ALWAYS`)."""
+    Of FAILED: oom, output, disk (its limits), always (`FAILS_ALWAYS`)."""
     started_wall: float = 0.0
     runtime_s: float = 0.0
     cpu_s: float = 0.0

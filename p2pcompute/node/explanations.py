@@ -28,6 +28,7 @@ from p2pcompute.resources.expressions import (
     refuse_unheard,
 )
 from p2pcompute.resources.matching import (
+    ONLY_WASM,
     Known,
     Needs,
     Requirement,
@@ -260,7 +261,8 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
         if taken is not True:
             what = "it takes no work of others" if accepts == "false" else f"it takes only jobs with {accepts}"
             verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
-            fix = "there: p2pc doctor says why" if accepts == "false" else "there: p2pc config set node.accept_if"
+            is_why = accepts == "false" or accepts.startswith(ONLY_WASM)
+            fix = "there: p2pc doctor says why" if is_why else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
     if is_of_others and isinstance(paused := values.get("paused"), str):
         found.append(Finding("paused", Verdict.LATER, f"paused: {paused}"))

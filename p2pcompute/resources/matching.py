@@ -27,6 +27,8 @@ LASTING_S: Final = 300.0
 """A value that may be believed for so long is taken for a lasting one: what follows from it is not said to pass."""
 REQUIRE: Final = "--require"
 KIND: Final = "--kind"
+ONLY_WASM: Final = "job.kind=='wasm'"
+"""Condition of a node that takes WASM modules of others, and nothing else."""
 
 
 class Verdict(StrEnum):

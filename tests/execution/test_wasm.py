@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from p2pcompute.execution import sandbox
-from p2pcompute.execution.sandbox_trial import try_sandbox
+from p2pcompute.execution.levels import Level
+from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.sandbox_trial import isolation, try_fence, try_sandbox
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from tests.execution.conftest import Rig
 from tests.execution.test_sandbox import Boxed
@@ -108,6 +114,18 @@ async def boxed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Boxed
     made.blobs.shut()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fenced(boxed: Boxed, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Boxed]:
+    """A machine without sandboxes."""
+    made = Boxed(tmp_path_factory.mktemp("fenced"))
+    made.runner = ProcessRunner(made.blobs, made.directory, 1, RealClock(), node_name="atlas", others=Level.WASM)
+    await made.runner.start()
+    yield made
+    await made.runner.close()
+    made.blobs.shut()
+    assert sorted(os.listdir(made.directory)) == ["shared"], "a fenced worker's directory was left behind"
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> None:
     """Engines outlive their tests on purpose; `started_rig` looks at the end."""
@@ -122,10 +140,10 @@ async def one(rig: Rig, code: bytes, *words: str, **limits: object) -> Outcome:
     return outcome
 
 
-async def test_same_everywhere(shared_rig: Rig, boxed: Boxed) -> None:
+async def test_same_everywhere(shared_rig: Rig, boxed: Boxed, fenced: Boxed) -> None:
     """Words, variables, chance, time, sleep, directory, inodes, dates and NaN: one answer everywhere."""
     seen = []
-    for each in (shared_rig, boxed):
+    for each in (shared_rig, boxed, fenced):
         files = [InputFile(name, await each.blobs.put(name.encode())) for name in ("z", "in", "a", "m/n")]
         spec = await job(each, LOOK, env={"KEY": "value"}, share=(files[0],))
         payload = TaskPayload(argv=("x.wasm", "a b"), send=tuple(files[1:]))
@@ -136,7 +154,7 @@ async def test_same_everywhere(shared_rig: Rig, boxed: Boxed) -> None:
             assert (first.status, second.status) == (OutcomeStatus.OK, OutcomeStatus.OK), (first, second)
             assert first.peak_rss_bytes == 4 * 65536
             seen.append([await output(each, outcome) for outcome in (first, second)])
-    assert seen[1:] == seen[:1] * 3
+    assert seen[1:] == seen[:1] * 5
     first_text, second_text = seen[0]
     assert first_text != second_text, "tasks of a job have chances of their own"
     assert first_text.startswith(b"x.wasm\0a b\0") and b"KEY=value\0" in first_text
@@ -147,10 +165,10 @@ async def output(rig: Rig, outcome: Outcome) -> bytes:
     return outcome.stdout if outcome.stdout_blob is None else await rig.blobs.read(BlobRef(*outcome.stdout_blob))
 
 
-@pytest.mark.parametrize("level", ["process", "sandbox"])
-async def test_files_and_streams(level: str, shared_rig: Rig, boxed: Boxed) -> None:
+@pytest.mark.parametrize("level", ["process", "sandbox", "wasm"])
+async def test_files_and_streams(level: str, shared_rig: Rig, boxed: Boxed, fenced: Boxed) -> None:
     """Standard input, standard error and files that come back; a warm module is not compiled again."""
-    rig = boxed if level == "sandbox" else shared_rig
+    rig = {"process": shared_rig, "sandbox": boxed, "wasm": fenced}[level]
     payload = TaskPayload(argv=("x.wasm",), stdin=b"hello", fetch=("out",))
     large = TaskPayload(argv=("x.wasm",), stdin_blob=await rig.blobs.put(b"h" * 4096), fetch=("o*",))
     outcomes = await rig.run(await job(rig, COPY), payload, large, payload)
@@ -207,10 +225,10 @@ async def test_exit_code_and_missing_output(shared_rig: Rig) -> None:
     assert "no output file matches 'nothing*'" in outcome.error and "--fetch" in outcome.error
 
 
-@pytest.mark.parametrize("level", ["process", "sandbox"])
-async def test_limits(level: str, shared_rig: Rig, boxed: Boxed) -> None:
+@pytest.mark.parametrize("level", ["process", "sandbox", "wasm"])
+async def test_limits(level: str, shared_rig: Rig, boxed: Boxed, fenced: Boxed) -> None:
     """A module that does not end is killed, as is one that is told to; the next task is none the worse."""
-    rig = boxed if level == "sandbox" else shared_rig
+    rig = {"process": shared_rig, "sandbox": boxed, "wasm": fenced}[level]
     outcome = await one(rig, FOREVER, timeout_s=0.5)
     assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "wall"), outcome
     outcome = await one(rig, FOREVER, cpu_s=1.0)
@@ -220,7 +238,49 @@ async def test_limits(level: str, shared_rig: Rig, boxed: Boxed) -> None:
     rig.runner.kill([runs[0].run_id])
     assert (await rig.finish(runs, found))[0].status is OutcomeStatus.KILLED
     grow = module("(call $exit (i32.eq (memory.grow (i32.const 2000)) (i32.const -1)))")
-    assert ((await one(rig, grow, mem_bytes=64 * MIB)).exit_code, (await one(rig, grow)).exit_code) == (1, 0)
+    outcomes = [await one(rig, grow, mem_bytes=64 * MIB), await one(rig, grow)]
+    assert [outcome.exit_code for outcome in outcomes] == [1, 0], outcomes
     spec = await job(rig, COPY)
     (outcome,) = await rig.run(spec, TaskPayload(argv=("x",), stdin=b"again"))
     assert outcome.stderr == b"again"
+
+
+async def test_fence(fenced: Boxed) -> None:
+    """Where there is no sandbox, the process of a module is nobody's, has given up all rights, and stops between tasks;
+    what is no module is refused, and what fills the disk is ended."""
+    try_fence()
+    assert (await one(fenced, COPY)).status is OutcomeStatus.OK
+    (engine,) = [
+        each
+        for each in psutil.Process().children(recursive=True)
+        if "wasm_engine" in " ".join(each.cmdline()) and each.cwd().startswith(str(fenced.directory))
+    ]
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines())
+    assert engine.status() == psutil.STATUS_STOPPED, "nothing changes under what is collected"
+    assert int(status["Uid"].split()[0]) == (os.getuid() or int(status["Uid"].split()[0])) != 0
+    assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapBnd"], 16) * (os.getuid() == 0)) == ("1", "2", 0)
+    outcome = await fenced.shell("id")
+    assert outcome.status is OutcomeStatus.REFUSED and "WASI modules" in outcome.error
+    fill = module(
+        "(local $fd i32) (local.set $fd (call $open (i32.const 32) (i32.const 3) (i32.const 9)))"
+        "(loop (call $put (local.get $fd) (i32.const 1024) (i32.const 1000000)) (br 0))",
+        pages=20,
+        more='(data (i32.const 32) "out")',
+    )
+    outcome = await one(fenced, fill, disk_bytes=64 * MIB)
+    assert outcome.status is not OutcomeStatus.OK and outcome.runtime_s < 10, outcome
+    assert (await one(fenced, COPY)).status is OutcomeStatus.OK
+
+
+async def test_machines_without_sandboxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take modules, unless their owner takes nothing; who wants modules alone gets them in sandboxes, too."""
+    assert [isolation(accept, ()).level for accept in ("none", "all")] == [Level.NONE, Level.PROCESS]
+    assert isolation("wasm", ()).only_wasm
+
+    def nothing(hidden: object = ()) -> int:
+        raise sandbox.NoSandbox("no bubblewrap", "install it")
+
+    monkeypatch.setattr("p2pcompute.execution.sandbox_trial.try_sandbox", nothing)
+    for accept in ("wasm", "sandboxed"):
+        found = isolation(accept, ())
+        assert (found.level, found.only_wasm, found.fix) == (Level.WASM, True, "install it")
