@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcompute.errors import UsageError
 from p2pcompute.limits import LEASE_S_MIN
 from tests.e2e.mesh import Daemon, Mesh, until
 from tests.e2e.test_drill import check_results, words_of_drill
@@ -21,6 +22,14 @@ def custodians(mesh: Mesh, owner: Daemon, ref: str) -> list[Daemon]:
     return [by_name[name] for name in owner.job(ref)["custodians"]]
 
 
+def follows(keeper: Daemon, ref: str, done: int) -> bool:
+    """Whether a custodian keeps the job, and knows that so many of its tasks are done."""
+    try:
+        return bool(keeper.job(ref)["done"] >= done)
+    except UsageError:
+        return False
+
+
 def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_path: Path) -> None:
     ada, bob, _eve = mesh.start("ada", "bob", "eve")
     words = words_of_drill(tmp_path, TASKS)
@@ -31,7 +40,7 @@ def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_pa
     first, second = custodians(mesh, ada, job)
     assert {first.name, second.name} == {"bob", "eve"}
     ada.wait_done(30, 30, job)
-    until(lambda: first.job(job)["done"] >= 20, 20, "a custodian follows")
+    until(lambda: follows(first, job, 20), 20, "a custodian follows")
     assert f"{job}" not in first.p2pc("jobs", "-a").check().out, "it is not its own"
     ada.kill()
     before = first.job(job)["done"]
@@ -49,6 +58,32 @@ def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_pa
     until((tmp_path / "out/summary.json").exists, 20, "results are written")
     times = check_results(ada, tmp_path, TASKS)
     assert times["1"] >= TASKS - 20, times
+
+
+def test_files_go_along_while_the_owner_is_away(mesh: Mesh, tmp_path: Path) -> None:
+    """Inputs come from the custodian then, and what tasks made waits there for the owner."""
+    ada, bob, eve = mesh.start("ada", "bob", "eve")
+    count = 160
+    for index in range(count):
+        (tmp_path / f"{index}.in").write_bytes(f"{index} ".encode() * 30_000)
+    script = "sleep 1.5; tr 0-9 a-j <{} >{.}.out"
+    words = ["run", "--detach", "--send", "{}", "--fetch", "{.}.out", "--results", "out", script, ":::"]
+    job = ada.p2pc(*words, *[f"{index}.in" for index in range(count)], cwd=tmp_path).check(0).lines[0]
+    ada.wait_done(40, 60, job)
+    first = custodians(mesh, ada, job)[0]
+    until(lambda: follows(first, job, 30), 20, "a custodian follows")
+    ada.kill()
+    before = first.job(job)["done"]
+    until(lambda: first.job(job)["done"] >= before + 30, 2 * LEASE_S_MIN + 30, "work with files goes on")
+    ada.start()
+    ada.p2pc("wait", job, limit_s=120).check(0)
+    until((tmp_path / "out/summary.json").exists, 20, "results are written")
+    letters = bytes.maketrans(b"0123456789", b"abcdefghij")
+    for index in range(count):
+        expected = (tmp_path / f"{index}.in").read_bytes().translate(letters)
+        assert (tmp_path / f"out/tasks/000/{index:06d}/files/{index}.out").read_bytes() == expected
+    shown = {share["node"]: share["done"] for share in ada.job(job)["by_node"]}
+    assert sum(shown.values()) == count and shown[bob.name] + shown[eve.name] > 30, shown
 
 
 def test_another_node_looks_on_with_a_ticket(mesh: Mesh, tmp_path: Path) -> None:
