@@ -804,6 +804,7 @@ class OwnerCore:
         if outcome.status is OutcomeStatus.OK:
             if lease is not None and not is_holder:
                 self._effects.stops.append((lease.thief, job_id, [index], True))
+            job.attempts[index] = max(job.attempts.get(index, 0), attempt)
             self._note_good(now, job, index, installation)
             self._accept(job, index, outcome, thief, digest)
             return True
