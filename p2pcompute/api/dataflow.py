@@ -37,7 +37,8 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX
 
 if TYPE_CHECKING:
-    from p2pcompute.api.desk import Desk, OpenJob
+    from p2pcompute.api.desk import Desk
+    from p2pcompute.api.open_jobs import OpenJob
 
 CALL_MARK: Final = PackedCall.__name__.encode()
 CALL_MARK_WITHIN_BYTES: Final = 128

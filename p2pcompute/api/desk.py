@@ -15,14 +15,15 @@ import contextlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
 from p2pcompute.api.explanations import Explanation, explanation_of, never
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost
+from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
+from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
 from p2pcompute.errors import P2pcError, UsageError
@@ -38,7 +39,6 @@ from p2pcompute.node.node import Node
 from p2pcompute.node.views import find_nodes
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import TaskEnd
-from p2pcompute.scheduler.owner_service import JobBook
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
 
@@ -48,38 +48,6 @@ JOBS_OPEN_MAX: Final = 1024
 """Jobs kept open for further calls of their functions; beyond it those without open tasks are closed."""
 VALUE_KEPT_BYTES_MAX: Final = 1024
 """A pickled value up to this stays with the outcome that a future keeps; copying the outcome costs more."""
-
-Read = Callable[[MeshFuture[Any], Outcome, Mapping[bytes, bytes]], Any]
-"""(future, outcome, content of its blobs by digest) → value, or NotImplemented when it has none."""
-
-
-@dataclass(slots=True, eq=False)
-class OpenJob:
-    """A job that takes tasks."""
-
-    shipment: Shipment
-    kind: TaskKind = TaskKind.FUNCTION
-    read: Read | None = None
-    """Makes the value of an outcome; None unpickles it."""
-    is_single: bool = False
-    """Of one `start_map` or `sh`: sealed when its inputs are in, cancelled as a whole."""
-    job_id: bytes = b""
-    book: JobBook | None = None
-    is_opening: bool = False
-    error: P2pcError | None = None
-    """Why it could not be opened: what comes later is refused as well."""
-    waiting: list[tuple[MeshFuture[Any], bytes]] = field(default_factory=list)
-    """Items that came before the job was there."""
-    is_sealing: bool = False
-    """No more items come."""
-    is_cancelled: bool = False
-    held: dict[Waiting, None] = field(default_factory=dict)
-    """Calls that wait for their inputs."""
-    is_seal_due: bool = False
-    """Sealed as soon as nothing is held any more."""
-    futures: dict[int, MeshFuture[Any]] = field(default_factory=dict)
-    code_refs: list[BlobRef] = field(default_factory=list)
-
 
 _SEAL: Final = b"seal"
 _CANCEL: Final = b"cancel"
@@ -224,7 +192,7 @@ class Desk:
             if future is not None:
                 futures.append(future)
         for future in futures:
-            _set_exception(future, lost(error))
+            set_exception(future, lost(error))
 
     # --- tasks in ---------------------------------------------------------------------------------
 
@@ -353,9 +321,9 @@ class Desk:
         waiting.let_go()
         self._open_count -= 1
         if error is None:
-            _set_cancelled(waiting.future)
+            set_cancelled(waiting.future)
         else:
-            _set_exception(waiting.future, error)
+            set_exception(waiting.future, error)
         self._look_at_seal(waiting.job)
         self._check_idle()
 
@@ -367,7 +335,7 @@ class Desk:
         self._open_count -= len(items)
         for future, _payload in items:
             self._release_blobs(future)
-            _set_exception(future, error)
+            set_exception(future, error)
         self._check_idle()
 
     async def _open_job(self, job: OpenJob) -> None:
@@ -455,7 +423,7 @@ class Desk:
         self._open_count -= len(waiting)
         for future, _payload in waiting:
             self._release_blobs(future)
-            _set_cancelled(future)
+            set_cancelled(future)
         for call in list(job.held):
             self.drop_held(call, None)
         if job.book is None:
@@ -496,7 +464,7 @@ class Desk:
                 try:
                     value = load_value(outcome.value)
                 except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
-                    _set_exception(future, error)
+                    set_exception(future, error)
                     continue
                 if type(value) is PackedCall:
                     self.flow.follow(job, future, value)
@@ -525,12 +493,12 @@ class Desk:
 
     def _fail(self, job: OpenJob, future: MeshFuture[Any], end: TaskEnd, data: bytes) -> None:
         if end.state is TaskState.CANCELLED:
-            _set_cancelled(future)
+            set_cancelled(future)
             return
         book = job.book
         reason = "" if book is None else book.job.ledger.reasons.get(end.index, "")
         node = future._report[0] if future._report is not None else None
-        _set_exception(future, failure(end.outcome, reason, node, data))
+        set_exception(future, failure(end.outcome, reason, node, data))
 
     def _resolve_slowly(self, job: OpenJob, slow: list[tuple[MeshFuture[Any], TaskEnd]]) -> None:
         """Resolve futures whose value has to be read from blobs, in a thread."""
@@ -560,7 +528,7 @@ class Desk:
         finally:
             self._open_count -= len(items)
             for future, _end, _outcome in items if not is_read else ():
-                _set_exception(future, lost(None))
+                set_exception(future, lost(None))
             self._check_idle()
             if refs:
                 self.blobs.unpin(refs)
@@ -587,7 +555,7 @@ class Desk:
                     self._loop.call_soon_threadsafe(self.flow.follow, job, future, value)
                     continue
             except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
-                _set_exception(future, error)
+                set_exception(future, error)
             else:
                 if future._report is not None:
                     future._report = (*future._report[:3], len(data))
@@ -638,17 +606,3 @@ class Desk:
 def _blobs_of(outcome: Outcome) -> list[tuple[bytes, int]]:
     blobs = [outcome.value_blob, outcome.stdout_blob, outcome.stderr_blob]
     return [blob for blob in blobs if blob is not None] + [(file.digest, file.size) for file in outcome.files]
-
-
-def _set_exception(future: MeshFuture[Any], error: BaseException) -> None:
-    if future._state == "PENDING":
-        with contextlib.suppress(AttributeError, TypeError):  # not every exception takes attributes
-            error.p2pc = future._info("failed")  # type: ignore[attr-defined]
-        with contextlib.suppress(cf.InvalidStateError):
-            future.set_exception(error)
-
-
-def _set_cancelled(future: MeshFuture[Any]) -> None:
-    if cf.Future.cancel(future):
-        with contextlib.suppress(cf.InvalidStateError, RuntimeError):
-            future.set_running_or_notify_cancel()

@@ -19,8 +19,9 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import task_id
 
 if TYPE_CHECKING:
-    from p2pcompute.api.desk import Desk, OpenJob
+    from p2pcompute.api.desk import Desk
     from p2pcompute.api.explanations import Explanation
+    from p2pcompute.api.open_jobs import OpenJob
 
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
@@ -240,3 +241,19 @@ def forked() -> UsageError:
         "make a new MeshExecutor in the child",
         code="forked",
     )
+
+
+def set_exception(future: MeshFuture[Any], error: BaseException) -> None:
+    """Fail a future that has not ended."""
+    if future._state == "PENDING":
+        with contextlib.suppress(AttributeError, TypeError):  # not every exception takes attributes
+            error.p2pc = future._info("failed")  # type: ignore[attr-defined]
+        with contextlib.suppress(cf.InvalidStateError):
+            future.set_exception(error)
+
+
+def set_cancelled(future: MeshFuture[Any]) -> None:
+    """Cancel a future that has not ended, and tell those who wait."""
+    if cf.Future.cancel(future):
+        with contextlib.suppress(cf.InvalidStateError, RuntimeError):
+            future.set_running_or_notify_cancel()

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Literal, TypeVar
 
-from p2pcompute.api.desk import Desk, OpenJob, Read
+from p2pcompute.api.desk import Desk
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.open_jobs import OpenJob, Read
 from p2pcompute.execution.spec import TaskKind
 
 R = TypeVar("R")
