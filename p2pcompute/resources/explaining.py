@@ -205,6 +205,8 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
     if clause.flag in _AMOUNT_OF:
         return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag, passes_s=passes_s)
     what = _require_text(expression.text, expression.comparison, expression.names, known)
+    if clause.flag == KIND:  # nobody wrote that requirement, so say how to meet it
+        what += f" ({_fix(expression.comparison)})"
     return Finding(code, verdict, what, _fix(expression.comparison), flag=clause.flag, passes_s=passes_s)
 
 
