@@ -250,7 +250,8 @@ class OwnerCore:
     def adopt(
         self, now: float, job: OwnedJob, payloads: dict[int, bytes], claims: Sequence[Any], grants_from: float
     ) -> None:
-        """Coordinate another node's job that is kept here; its open tasks are ready.
+        """Coordinate another node's job that is kept here; its open tasks are ready, the last first: if the owner is
+        not dead but cut off, it goes on from the other end.
 
         Args:
             claims: [index, generation, attempt, status, …] of ends that were told: what failed before is counted.
@@ -258,7 +259,7 @@ class OwnerCore:
         """
         ledger = job.ledger
         job.payloads = {i: payload for i, payload in payloads.items() if ledger.state(i) is TaskState.OPEN}
-        job.ready = deque(sorted(job.payloads))
+        job.ready = deque(sorted(job.payloads, reverse=True))
         self._count_claims(job, claims)
         job.grants_from = grants_from
         self.jobs[job.envelope.job_id] = job
