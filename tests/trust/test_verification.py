@@ -126,6 +126,25 @@ def test_two_who_share_a_wrong_value_are_banned_and_all_they_claimed_is_open_aga
     verifier.check_invariants()
 
 
+def test_what_only_a_banned_worker_claimed_is_handed_out_again() -> None:
+    verifier = arbitrate(tasks=1)
+    assert verifier.take(0.0, b"a", RNG) == 0
+    verifier.claim(0.0, b"a", 0, RIGHT)
+    verifier.equivocated(b"a")
+    assert verifier.take(0.0, b"b", RNG) == 0
+
+
+def test_no_further_copy_is_made_of_what_has_become_credible() -> None:
+    verifier = arbitrate(tasks=1)
+    for worker in (b"a", b"b"):
+        assert verifier.take(0.0, worker, RNG) == 0
+        verifier.claim(0.0, worker, 0, RIGHT)
+    for worker in (b"a", b"b"):
+        passed(verifier, worker, k=100)
+    assert verifier.take(0.0, b"c", RNG) is None
+    assert verifier.take_effects() == [Accepted(0, RIGHT, Basis.AGREED)]
+
+
 def test_a_ban_takes_back_accepted_results_that_rest_on_it() -> None:
     verifier = arbitrate(tasks=2, error_rate=0.07)  # two who are unknown are believed: .25² = .0625
     give(verifier, b"a", 0)
