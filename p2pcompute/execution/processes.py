@@ -25,7 +25,7 @@ from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
 from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_started
-from p2pcompute.execution.sandbox_process import SandboxProcess
+from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.standstill import go_on, stand_still
 from p2pcompute.execution.task_messages import (
@@ -423,12 +423,19 @@ class ProcessRunner:
             RemoteProtocolError: it does not wait, or offers no files.
         """
         descriptors = box.taken_descriptors(len(numbers))
+        before = [take for take in self._takes.get(box, []) if not take.done()]
 
         async def copy() -> None:
+            try:
+                if before:
+                    await asyncio.wait(before)  # what the task before has left makes room when it is taken over
+            except asyncio.CancelledError:
+                close_all(descriptors)
+                raise
             error = await asyncio.to_thread(box.copy_out, numbers, descriptors)
             box.send(messages.pack_down((messages.TAKEN, error)))
 
-        self._takes.setdefault(box, []).append(self._scope.spawn(copy(), "copy"))
+        self._takes[box] = [*before, self._scope.spawn(copy(), "copy")]
 
     def _result(self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]) -> None:
         if raw.run_id != next(iter(slot.pending), None):
@@ -506,6 +513,7 @@ class ProcessRunner:
             if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
                 raise RemoteProtocolError("a result file that is no plain file")
             ref = await self._blobs.put_path(str(path), move=True, pin=True)
+            worker.taken(entry.st_size)
         finally:
             with contextlib.suppress(OSError):  # also when there was no room for it: then this makes some
                 path.unlink()

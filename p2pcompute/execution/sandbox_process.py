@@ -19,7 +19,10 @@ from typing import Any, Final
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.worker_process import WorkerProcess
+from p2pcompute.limits import OUTPUT_FILES_MAX
 
+_STREAMS: Final = 3
+"""Value, standard output and error."""
 _READ_BYTES: Final = 1 << 16
 _COPY_BYTES: Final = 1 << 20
 
@@ -58,6 +61,9 @@ class SandboxProcess(WorkerProcess):
         self._hidden = hidden
         self._user = user
         self._node_name = node_name
+        self._left_bytes = limits.disk_bytes
+        self._left_files = OUTPUT_FILES_MAX + _STREAMS
+        """What may be copied to `out` while nothing of it is taken over: it cannot fill the node's disk."""
         self._received: list[int] = []
         self._inbox: dict[str, None] = {}
         self._wanted: dict[str, None] = {}
@@ -135,18 +141,20 @@ class SandboxProcess(WorkerProcess):
         """
         if len(self._received) != count:
             raise RemoteProtocolError("not as many descriptors as files")
+        self._left_files -= count
+        if self._left_files < 0:
+            raise RemoteProtocolError("more files than a task may have")
         taken, self._received = self._received, []
         return taken
 
     def copy_out(self, numbers: Sequence[int], descriptors: Sequence[int]) -> str:
         """Copy files into `out`, in a thread; return why that failed.  The descriptors are closed."""
-        left = self.limits.disk_bytes
         try:
             for number, descriptor in zip(numbers, descriptors, strict=True):
                 entry = os.fstat(descriptor)
-                if not stat.S_ISREG(entry.st_mode) or entry.st_size > left:
+                if not stat.S_ISREG(entry.st_mode) or entry.st_size > self._left_bytes:
                     return "a file of the result is no plain file, or larger than the sandbox"
-                left -= entry.st_size
+                self._left_bytes -= entry.st_size
                 with open(self.directory / "out" / str(number), "xb") as target:
                     position = 0
                     while position < entry.st_size:
@@ -158,11 +166,20 @@ class SandboxProcess(WorkerProcess):
         except OSError as error:
             return f"the result could not be stored on this node: {error.strerror}"
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_all(descriptors)
         return ""
 
+    def taken(self, size: int) -> None:
+        """A file of `out` was taken over: there is room for as much again."""
+        self._left_bytes += size
+        self._left_files += 1
+
     def _let_go(self) -> None:
-        for descriptor in self._received:
-            os.close(descriptor)
+        close_all(self._received)
         self._received.clear()
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors that a sandbox has sent."""
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -151,6 +151,9 @@ class WorkerProcess:
     def end_batch(self) -> None:
         """All blobs of the batch have been asked for."""
 
+    def taken(self, size: int) -> None:
+        """A result file of so many bytes was taken over."""
+
     def taken_descriptors(self, count: int) -> list[int]:
         """Return descriptors that it has sent; they are the caller's.
 

@@ -319,6 +319,20 @@ async def test_offers_of_files_are_checked() -> None:
             parse_outputs(body)
 
 
+async def test_what_leaves_is_bounded(boxed: Boxed) -> None:
+    """Many results that fill the sandbox come one after the other, as each is taken over before the next."""
+    payload = TaskPayload(argv=("head -c 40000000 /dev/zero > o",), fetch=("o",))
+    outcomes = await boxed.run(JobSpec(kind=TaskKind.SHELL, disk_bytes=64 * MIB), *[payload] * 3)
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 3, outcomes
+    (box,) = [slot.box for slot in boxed.runner._slots]
+    assert box is not None and box.limits.disk_bytes == 64 * MIB
+    box._left_files = 1
+    with pytest.raises(RemoteProtocolError, match="more files"):
+        box._received = [-1, -2]
+        box.taken_descriptors(2)
+    box._received = []
+
+
 async def test_filter_of_system_calls() -> None:
     """Every jump stays inside, and every path ends in a return: the kernel would refuse the program otherwise."""
     for machine in box_seccomp.ARCHES:
