@@ -15,6 +15,7 @@ import platform
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import cloudpickle
 import psutil
 
 from p2pcompute.execution.processes import ProcessRunner
-from p2pcompute.execution.sandbox_trial import try_sandbox
+from p2pcompute.execution.sandbox_trial import NO_OPERATION, try_sandbox
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload, encode_spec
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.real_clock import RealClock
@@ -81,15 +82,16 @@ async def measure(directory: Path) -> None:
         code = await bench.blobs.put(cloudpickle.dumps(lambda: None))
         function = JobSpec(kind=TaskKind.FUNCTION, code=code), TaskPayload(args=cloudpickle.dumps(((), {})))
         command = JobSpec(kind=TaskKind.COMMAND), TaskPayload(argv=("/bin/true",))
-        for job, (what, (spec, payload), submitter) in enumerate(
-            (
-                ("function, this user's, warm process", function, b""),
-                ("function, others', fork in a sandbox", function, OTHERS),
-                ("command, this user's", command, b""),
-                ("command, others', in a sandbox", command, OTHERS),
-            ),
-            1,
-        ):
+        module = JobSpec(kind=TaskKind.WASM, code=await bench.blobs.put(NO_OPERATION)), TaskPayload(argv=("x",))
+        kinds = [
+            ("function, this user's, warm process", function, b""),
+            ("function, others', fork in a sandbox", function, OTHERS),
+            ("command, this user's", command, b""),
+            ("command, others', in a sandbox", command, OTHERS),
+        ]
+        if find_spec("wasmtime") is not None:
+            kinds += [("WASM, this user's", module, b""), ("WASM, others', in a sandbox", module, OTHERS)]
+        for job, (what, (spec, payload), submitter) in enumerate(kinds, 1):
             began, cpu = time.monotonic(), cpu_s()
             await bench.run(job, spec, payload, 1, submitter)
             first_ms, first_cpu_ms = (time.monotonic() - began) * 1e3, (cpu_s() - cpu) * 1e3

@@ -17,6 +17,7 @@ from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_comma
 from p2pcompute.execution.child_space import TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import ChannelClosed, Job, Settings, Stop, Task
 from p2pcompute.execution.messages import Result
+from p2pcompute.execution.programs import HEAD_BYTES, made_for
 
 _POLL_S = 0.01
 """How often we look after the command where the system has no pidfd."""
@@ -49,6 +50,14 @@ def explain_exec_error(word: str, number: int, path: str, directory: str) -> tup
             "install it there, send it along with --send, or check the spelling"
         )
     if number == errno.ENOEXEC:
+        machine = _made_for(os.path.join(directory, present[0])) if present else ""
+        if machine:
+            fix = f"--require arch={machine}" if machine in ("x86_64", "aarch64") else "send one for these machines"
+            here = f"{sys.platform} {os.uname().machine}"
+            return _FAILED_BEFORE_EXEC, (
+                f"the command {word!r} cannot be started (it is a program for {machine}, and this node is {here}); "
+                f"let nodes run it that can: {fix}"
+            )
         return _FAILED_BEFORE_EXEC, (
             f"the command {word!r} cannot be started (it is no program for this machine and has no '#!' line); "
             "run it with its interpreter: sh SCRIPT"
@@ -64,6 +73,14 @@ def explain_exec_error(word: str, number: int, path: str, directory: str) -> tup
         )
     why = os.strerror(number)
     return _FAILED_BEFORE_EXEC, f"the command {word!r} cannot be started ({why}); check the limits on that node"
+
+
+def _made_for(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return made_for(file.read(HEAD_BYTES))
+    except OSError:
+        return ""
 
 
 class _Start:

@@ -36,7 +36,7 @@ from p2pcompute.limits import (
     WASM_ENGINE_BYTES,
 )
 
-_NO_OPERATION: Final = bytes.fromhex(
+NO_OPERATION: Final = bytes.fromhex(
     "0061736d01000000 010401600000 03020100 070a01065f73746172740000 0a040102000b"  # (module (func (export "_start")))
 )
 _MEM_BYTES: Final = 256 * MIB
@@ -125,7 +125,7 @@ def try_fence() -> None:
 
 
 def _furnish(directory: Path, user: int | None) -> None:
-    (directory / "code").write_bytes(_NO_OPERATION)
+    (directory / "code").write_bytes(NO_OPERATION)
     (directory / "work").mkdir()
     for name in ("out", "err"):
         (directory / name).touch()

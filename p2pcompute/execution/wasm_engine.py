@@ -22,6 +22,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.execution import messages
+from p2pcompute.execution.programs import made_for
 from p2pcompute.execution.wasm_world import PREVIEW_1, World, relay
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ _STACK_BYTES: Final = 1 << 20
 """The same everywhere: how deep a recursion may go is part of the result."""
 _TABLE_ELEMENTS: Final = 1_000_000
 _CORE, _COMPONENT = b"\0asm\1\0\0\0", b"\0asm\x0d\0\1\0"
-_OTHER_PROGRAMS: Final = (
-    (b"\x7fELF", "a program for Linux machines"),
-    (b"MZ", "a program for Windows"),
-    (b"\xcf\xfa\xed\xfe", "a program for macOS"),
-    (b"#!", "a script"),
-)
 _OF_THE_MODULE: Final = ("minimum size", "limit", "incompatible import type", "unknown import")
 """What an instance can fail with that is the same on every node; else the machine is short of something."""
 _COMPILE_FIX: Final = "compile it for wasm32-wasip1 (clang --target=wasm32-wasi, cargo build --target wasm32-wasip1)"
@@ -206,9 +201,10 @@ def _check_head(code: bytes) -> None:
         raise BadModule(f"the module is a component (WASI preview 2, which nodes do not run); {_COMPILE_FIX}")
     if code[:4] == _CORE[:4]:
         raise BadModule(f"the module is of an unknown version of WebAssembly; {_COMPILE_FIX}")
-    for head, what in _OTHER_PROGRAMS:
-        if code.startswith(head):
-            raise BadModule(f"the file is no WebAssembly module (it is {what}); run it with --kind command")
+    if machine := made_for(code):
+        raise BadModule(
+            f"the file is no WebAssembly module (it is a program for {machine}); run it with --kind command"
+        )
     raise BadModule(f"the file is no WebAssembly module (it does not begin like one); {_COMPILE_FIX}")
 
 

@@ -98,6 +98,8 @@ COPY = module(
     """,
     more='(data (i32.const 32) "out")',
 )
+FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + (2).to_bytes(2, "little") + (243).to_bytes(2, "little") + bytes(44)
+"""A program for another machine."""
 FOREVER = module("(loop (br 0))")
 
 
@@ -192,7 +194,7 @@ async def test_nothing_else_is_there(boxed: Boxed) -> None:
     [
         (b"\0asm\1\0\0\0\xff\xff", {}, ("broken", "compile it again")),
         (b"\0asm\x0d\0\1\0", {}, ("component (WASI preview 2", "wasm32-wasip1")),
-        (b"\x7fELF\2\1\1", {}, ("a program for Linux", "--kind command")),
+        (FOREIGN, {}, ("a program for riscv64", "--kind command")),
         (b"", {}, ("no WebAssembly module",)),
         ('(module (import "env" "frob" (func)) (func (export "_start")))', {}, ("imports env.frob", "preview 1")),
         ('(module (import "wasi_unstable" "fd_write" (func)))', {}, ("preview 0",)),
@@ -284,3 +286,10 @@ async def test_machines_without_sandboxes(monkeypatch: pytest.MonkeyPatch) -> No
     for accept in ("wasm", "sandboxed"):
         found = isolation(accept, ())
         assert (found.level, found.only_wasm, found.fix) == (Level.WASM, True, "install it")
+
+
+async def test_program_for_another_machine(shared_rig: Rig) -> None:
+    """A command that cannot run on this machine says which one it is for."""
+    file = InputFile("prog", await shared_rig.blobs.put(FOREIGN), 0o755)
+    (outcome,) = await shared_rig.run(JobSpec(kind=TaskKind.COMMAND), TaskPayload(argv=("./prog",), send=(file,)))
+    assert outcome.exit_code == 126 and "a program for riscv64" in outcome.error, outcome.error
