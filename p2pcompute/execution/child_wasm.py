@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
+from time import sleep
 
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_channel import Channel
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _READ_BYTES = 1 << 16
-
+_HOLD_TRIES = 200
+_CACHED_MAX = 8
+"""Compiled modules that are kept, those used last: a worker process of this user may live for weeks."""
 _SLOT = "PARALLEL_JOBSLOT"
 """Differs from run to run."""
 
@@ -101,11 +105,17 @@ class _Engine(Running):
         except ProcessLookupError:
             return
 
-    def hold(self) -> None:
-        """Let it stand still until `go_on`: what its module has left is looked at meanwhile."""
-        self.signal(signal.SIGSTOP)
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    def hold(self) -> bool:
+        """Let it stand still until `go_on`: what its module has left is looked at meanwhile.  False: it does not."""
+        if not hasattr(os, "waitid"):
+            self.signal(signal.SIGSTOP)
+            return True
+        for attempt in range(_HOLD_TRIES):
+            self.signal(signal.SIGSTOP)  # again, in case that the machine's owner lets everything go on just now
+            if os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                return True
+            sleep(0.0 if attempt < _HOLD_TRIES // 2 else 0.01)
+        return False
 
     def go_on(self) -> None:
         """Let it go on, when it stood still."""
@@ -138,6 +148,8 @@ class WasmTasks(Commands):
     def __init__(self, workplace: Workplace, channel: Channel) -> None:
         super().__init__(workplace, channel)
         self._engine: _Engine | None = None
+        self._cached: dict[str, None] = {}
+        """Names of compiled modules, the least recently used first."""
         box = workplace.settings.box
         self._fence = box if box is not None and box.is_fence else None
 
@@ -177,6 +189,7 @@ class WasmTasks(Commands):
                 self.end()
             here = self._settings.directory
             os.makedirs(os.path.join(here, CACHE), mode=0o700, exist_ok=True)
+            self._use(os.path.join(here, CACHE), os.path.basename(job.code_path))
             if self._fence is not None:
                 self._hand_over(directory, outputs)
             engine = self._engine = self._engine or _Engine(job, here, self._fence)
@@ -186,8 +199,8 @@ class WasmTasks(Commands):
             answer = None if cause else engine.answer()
             if answer is not None:
                 _judge(result, answer)
-                if self._fence is not None:
-                    engine.hold()
+                if self._fence is not None and not engine.hold():
+                    self.end()
             else:
                 self._engine = None
                 self._judge(job, result, engine, cause, ooms)
@@ -197,6 +210,16 @@ class WasmTasks(Commands):
             raise
         finally:
             self._take_output(result, fds, outputs)
+
+    def _use(self, cache: str, name: str) -> None:
+        """Note that a compiled module is used; remove the one that was not for the longest time."""
+        self._cached.pop(name, None)
+        self._cached[name] = None
+        if len(self._cached) > _CACHED_MAX:
+            oldest = next(iter(self._cached))
+            del self._cached[oldest]
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(cache, oldest))
 
     def _near(self, path: str) -> str:
         """Return a path as the engine knows it, whose current directory is ours."""
