@@ -91,8 +91,8 @@ def _work_of_others(accept: str, tried: Isolation) -> Check:
             fix = "p2pc config set node.accept sandboxed" if tried.level is Level.SANDBOX else ""
             return Check(name, None, "runs as you, without a sandbox (node.accept is all)", fix)
     if tried.level is Level.WASM:
-        what = "runs when it is a WASM module, in a process that has shut itself in"
+        what = "is taken only when it is a WASM module, and runs in a process that has shut itself in"
         return Check(name, True if accept == "wasm" else None, what, tried.fix)
     if tried.level is Level.SANDBOX:
-        return Check(name, True, "runs in sandboxes" + (", when it is a WASM module" if tried.only_wasm else ""))
+        return Check(name, True, "runs in sandboxes" + (", only when it is a WASM module" if tried.only_wasm else ""))
     return Check(name, False, "is refused, since there is no sandbox", tried.fix)

@@ -47,6 +47,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a::b::c"], "command"),
         (["3a::b"], "command"),
         (["x.py"], "command"),
+        (["a/x.wasm", "{}"], "wasm"),
+        (["x.wasm {}"], "shell"),
+        (["{}.wasm"], "command"),
     ],
 )
 def test_what_target_is(words: list[str], kind: str) -> None:
@@ -56,6 +59,7 @@ def test_what_target_is(words: list[str], kind: str) -> None:
 def test_kind_overrules_the_guess() -> None:
     assert read_target(["echo", "a b"], "shell") == "shell"
     assert read_target(["a b"], "command") == "command"
+    assert (read_target(["x"], "wasm"), read_target(["x.wasm"], "command")) == ("wasm", "command")
     with pytest.raises(UsageError, match="names no Python function"):
         read_target(["echo"], "python")
 
