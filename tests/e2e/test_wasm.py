@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,22 @@ ECHO = """(module
     (drop (call $sizes (i32.const 16) (i32.const 4))) (drop (call $args (i32.const 64) (i32.const 1024)))
     (i32.store (i32.const 0) (i32.const 1024))
     (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"""
+
+C_PROGRAM = r"""
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+  double sum = 0;
+  for (int i = 1; i < 200000; i++) sum += sin(i) / (i + atof(argv[1]));
+  FILE *in = fopen(argv[2], "r"), *out = fopen("result", "w");
+  char line[64] = "";
+  if (!in || !out || !fgets(line, sizeof line, in)) return 9;
+  fprintf(out, "%.17g %s", sum, line);
+  printf("%.17g\n", sum);
+  return 0;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +99,22 @@ def test_bad_modules_fail_once(trio: list[Daemon]) -> None:
     (ada.home / "in.txt").write_text("hello")
     refused = ada.p2pc("run", "x.wasm", ":::", "in.txt").check(2)
     assert "--send {}" in refused.err
+
+
+def test_c_program(trio: list[Daemon]) -> None:
+    """A program of clang and wasi-libc, with its own mathematics and files, gives the same bytes on every node."""
+    if shutil.which("clang") is None or not Path("/usr/include/wasm32-wasi").is_dir():
+        pytest.skip("clang, lld, wasi-libc and libclang-rt-dev-wasm32 are not installed")
+    ada = trio[0]
+    (ada.home / "sum.c").write_text(C_PROGRAM)
+    words = ["clang", "--target=wasm32-wasi", "--sysroot=/usr", "-O2", "sum.c", "-o", "sum.wasm", "-lm"]
+    subprocess.run(words, cwd=ada.home, check=True)
+    (ada.home / "in").write_text("hello\n")
+    found = []
+    for name in ("bob", "cyd"):
+        files = ("--share", "in", "--fetch", "result", "--results", f"of-{name}")
+        shown = ada.p2pc("run", "-k", "--on", name, *files, "sum.wasm", "{}", "in", ":::", "1", "2").check()
+        results = sorted((ada.home / f"of-{name}").glob("**/result"))
+        found.append((shown.raw, [path.read_bytes() for path in results]))
+    assert found[0] == found[1] and len(found[0][1]) == 2
+    assert all(content.endswith(b" hello\n") for content in found[0][1])
