@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN, WITH_NODE, Grant, GrantedTask, OwnerCore
@@ -115,6 +115,14 @@ def test_failure_runs_again_here_when_nobody_else_is_there() -> None:
     assert core.jobs[JOB].ledger.state(0) is TaskState.FAILED
     (end,) = core.take_effects().ends
     assert end.attempts == 3 and end.outcome is FAILED
+
+
+def test_failure_that_is_the_same_everywhere_is_not_tried_again() -> None:
+    core, a = make(1, retries=5), thief("a")
+    always = Outcome(OutcomeStatus.FAILED, error="no module", cause=FAILS_ALWAYS)
+    report(core, a, take(core, a), 0, always)
+    assert core.jobs[JOB].ledger.state(0) is TaskState.FAILED
+    assert [end.attempts for end in core.take_effects().ends] == [1]
 
 
 def test_avoided_node_may_run_it_after_a_while() -> None:
