@@ -137,6 +137,9 @@ class Running:
 class Commands:
     """Runs commands one after the other, each in its own session and in an empty directory."""
 
+    what = "command"
+    """Of errors."""
+
     def __init__(self, workplace: Workplace, channel: Channel) -> None:
         self._settings = workplace.settings
         self._libc = workplace.libc
@@ -340,9 +343,9 @@ class Commands:
         else:
             result.exit_code = os.WEXITSTATUS(status)
         if cause:
-            judge_end(job, self._settings, result, cause, "command")
+            judge_end(job, self._settings, result, cause, self.what)
         elif result.signal:
-            judge_signal(job, result, ooms, "command")
+            judge_signal(job, result, ooms, self.what)
         elif result.exit_code:
             result.status, result.error = "failed", f"the command ended with exit code {result.exit_code}"
 

@@ -145,6 +145,8 @@ def _start(words: list[str], environment: dict[str, str], log: int) -> int:
 class WasmTasks(Commands):
     """Runs WASI modules one after the other."""
 
+    what = "module"
+
     def __init__(self, workplace: Workplace, channel: Channel) -> None:
         super().__init__(workplace, channel)
         self._engine: _Engine | None = None

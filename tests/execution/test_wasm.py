@@ -233,6 +233,7 @@ async def test_limits(level: str, shared_rig: Rig, boxed: Boxed, fenced: Boxed) 
     rig = {"process": shared_rig, "sandbox": boxed, "wasm": fenced}[level]
     outcome = await one(rig, FOREVER, timeout_s=0.5)
     assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "wall"), outcome
+    assert outcome.error == "the module did not end within 0.5 s and was stopped"
     outcome = await one(rig, FOREVER, cpu_s=1.0)
     assert (outcome.status, outcome.cause) == (OutcomeStatus.TIMEOUT, "cpu"), outcome
     runs = rig.batch(await job(rig, FOREVER), [TaskPayload(argv=("x",))])
