@@ -812,7 +812,9 @@ class WorkerService:
                         await self._host.clock.sleep(RECONNECT_S_MIN * 2**tries)
                         continue
                 tries = 0
-                del link.moves[0]
+                if not any(one is move for one in link.moves):
+                    continue  # another node coordinates that job by now
+                link.moves.remove(move)
                 self.core.moved(move.job_id, [task.index for task in move.tasks])
                 link.nudge.set()  # results may wait for it
                 self._wake()
