@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from p2pcompute.config import Settings
-from p2pcompute.host.interfaces import Host
+from p2pcompute.host.interfaces import Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.node.comfort import AUTO, Pause, Rules, Senses, Verdict, judge, profile_for, rules_of, slots_of
 from p2pcompute.node.facade import IdleView
@@ -89,6 +89,8 @@ class Comfort:
         self._cores = 0.0
         self._held: dict[int, float] = {}
         """Slot that stands still → since when."""
+        self._end: Timer | None = None
+        """Ends a pause when its time has come."""
         self._duty = 1.0
         """Part of the time for which the slots of others work."""
 
@@ -174,6 +176,11 @@ class Comfort:
         wall_s = self._host.clock.wall()
         if self.pause is not None and self.pause.until_s is not None and wall_s >= self.pause.until_s:
             self.pause = None
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
+        if self.pause is not None and self.pause.until_s is not None:
+            self._end = self._host.clock.call_later(self.pause.until_s - wall_s, self._apply)
         self.profile, rules = self.settings.rules(self.senses)
         verdict = judge(rules, self.senses, self.pause, wall_s=wall_s, local=self._local_time(wall_s))
         if self.verdict is None or verdict.why != self.verdict.why:
@@ -224,4 +231,7 @@ class Comfort:
 
     def close(self) -> None:
         """Leave nothing standing still."""
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
         self._let_go()

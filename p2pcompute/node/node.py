@@ -314,7 +314,7 @@ class Node:
             notes.append("the index of the group is out of reach: questions and jobs go to the nodes known here")
         if self.network.dht is not None and self.network.dht.is_client:
             notes.append(
-                "nobody can call this node from outside (NAT or firewall): it works with those that it has called itself; "
+                "nobody can call this node from outside (NAT or firewall): it works with those that it has called; "
                 f"to be reached, forward port {self.network.port} (UDP and TCP) to this machine"
             )
         seeds = tuple(seed.view() for seed in self.network.seeds)

@@ -41,7 +41,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import Grant, OwnedJob
+from p2pcompute.scheduler.owner import DIED_WITH_IT, Grant, OwnedJob
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.simulation.loop import GC_STEP_EVENTS
 from p2pcompute.simulation.mesh import Member
@@ -497,7 +497,9 @@ def recovered(member: Member, books: dict[bytes, Books]) -> Iterator[str]:
         for index in range(min(job.ledger.size, len(tasks))):
             found = (job.ledger.generation(index), int(job.ledger.state(index)))
             is_given_up = may_cancel and found[1] == TaskState.CANCELLED and tasks[index][1] == TaskState.OPEN
-            if found != tasks[index] and not is_given_up:
+            # The mark of what ran when this process died may be the last of several deaths.
+            is_found_out = found[1] == TaskState.FAILED and job.ledger.reasons.get(index, "").endswith(DIED_WITH_IT)
+            if found != tasks[index] and not is_given_up and not is_found_out:
                 yield f"{member.host.name} has task {index} of {short(job_id)} as {found}, its disk as {tasks[index]}"
                 break
 
