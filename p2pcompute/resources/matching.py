@@ -207,7 +207,7 @@ def amounts(needs: Needs) -> dict[str, str]:
     if needs.gpus > 0:
         found["--gpus"] = f"node.gpu.count >= {needs.gpus!r}"
     if needs.disk_bytes:
-        found["--disk"] = f"node.disk.free >= {needs.disk_bytes}"
+        found["--disk"] = f"node.disk.total >= {needs.disk_bytes} && node.disk.free >= {needs.disk_bytes}"
     return found
 
 

@@ -75,6 +75,18 @@ def test_a_job_that_no_node_will_ever_run() -> None:
     assert [one.what for one in report.suggestions] == ["drop os=plan9"]
 
 
+def test_more_disk_than_there_is_is_never_and_less_is_later() -> None:
+    nova = Machine("nova", known(disk_total=252 * GIB, disk_free=int(74.5 * GIB)))
+    for size, verdict, what, helps in (
+        (900 * GIB, "never", "disk 900 GiB > 252 GiB total", "--disk 74G"),
+        (100 * GIB, "later", "disk 100 GiB > 74.5 GiB free (of 252 GiB)", "--disk 74G"),
+    ):
+        report = explain(Needs(disk_bytes=size), [nova])
+        assert [one.what for one in report.accounts[0].findings] == [what]
+        assert report.accounts[0].verdict == verdict
+        assert [one.what for one in report.suggestions] == [helps]
+
+
 def test_what_changes_is_later_and_what_lasts_is_never() -> None:
     def verdict(*require: str) -> str:
         return explain(Needs(require=require), MESH[:1]).accounts[0].verdict
@@ -181,7 +193,8 @@ def _machine(rng: Random) -> Known:
         "arch": rng.choice(["x86_64", "aarch64"]),
         "mem.total": size,
         "mem.free": rng.randint(0, size),
-        "disk.free": rng.randint(0, 1 << rng.randint(1, 40)),
+        "disk.total": (disk := 1 << rng.randint(1, 40)),
+        "disk.free": rng.randint(0, disk),
         "gpu.count": rng.randint(0, 8),
         "gpu.model": rng.choice(["A100", 'it\'s "new"']),
         "has": tuple(rng.sample(["ffmpeg", "blender", "wasm"], rng.randint(0, 3))),
