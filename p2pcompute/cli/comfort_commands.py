@@ -35,6 +35,8 @@ def pause(for_: str | None, now: bool, json_: bool) -> int:
     from p2pcompute.config import parse_duration
 
     for_s = None if for_ is None else parse_duration(for_)
+    if for_s == 0.0:
+        raise UsageError("a pause of no time", "", "say how long, like --for 1h, or leave --for out", code="duration")
     document = open_connection().request("POST", "/v1/pause", {"for_s": for_s, "now": now})
     if json_:
         print_json(document)
@@ -54,7 +56,7 @@ def resume(json_: bool) -> int:
         print_json(document)
         return 0
     said = "resumed" if was_paused else "it was not paused"
-    held = f"; less runs all the same: {document['why']}.  {document['resumes']}" if document["why"] else ""
+    held = f"; still held back: {document['why']}.  {document['resumes']}" if document["why"] else ""
     say(said + held, level=1)
     return 0
 
@@ -130,7 +132,7 @@ def set_node(settings: tuple[str, ...], json_: bool) -> int:
         print_json({"schema": "p2pc.settings/1", "items": items})
         return 0
     for key in values:
-        say(f"{key} = {resolved.get(key)}  ({resolved.origin(key)})", level=1)
+        say(f"{key} = {_text(resolved.get(key))}  ({resolved.origin(key)})", level=1)
         if resolved.origin(key).startswith("$"):
             say(f"note: {resolved.origin(key)} overrides the file in this shell", level=1)
     if is_running and any(key not in _COMFORT_KEYS for key in values):

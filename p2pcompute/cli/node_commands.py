@@ -39,6 +39,8 @@ STATUS_S_MAX: Final = 5.0
 """A node that does not answer a look within this is said to be stuck."""
 DESCRIBE_S_MAX: Final = 15.0
 """The same when it asks another one, which may try its container engines first."""
+PAUSED_BY_OWNER: Final = "by you"
+"""What the node says when `pause` holds it."""
 JOIN_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 75.0
 """Longer than a node drains (STOP_GRACE_S)."""
@@ -121,8 +123,12 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
         lines += ["", peers_table(peers, node), ""]
     notes = [*document["notes"], *version_notes(peers, node)]
     if node.get("paused_because"):
-        since = time_text(node["paused_since"])
-        notes = [f"no work of others runs here since {since}: {node['paused_because']}; p2pc node idle", *notes]
+        since, because = time_text(node["paused_since"]), node["paused_because"]
+        what = "nothing runs" if because == PAUSED_BY_OWNER else "no work of others runs"
+        how = (
+            "p2pc resume, or see when it ends: p2pc node idle" if because == PAUSED_BY_OWNER else "see: p2pc node idle"
+        )
+        notes = [f"{what} here since {since}, paused {because}; {how}", *notes]
     if notes:
         lines.append(f"{plural(len(notes), 'thing')} to look at")
         lines += [f"  {note}" for note in notes]
@@ -628,7 +634,7 @@ def _announce(text: str) -> None:
         ("p2pc join --accept sandboxed p2pc-…", "a token, in scripts"),
     ],
 )
-@click.argument("code", required=False, metavar="[CODE]")
+@click.argument("code", nargs=-1, metavar="[CODE]")
 @click.option("--via", metavar="HOST:PORT", help="Address of the inviting computer, when it is not on this network.")
 @click.option(
     "--accept",
@@ -637,9 +643,9 @@ def _announce(text: str) -> None:
 )
 @click.option("--name", metavar="NAME", help="Name of this computer in the group.")
 @json_option
-def join(code: str | None, via: str | None, accept: str | None, name: str | None, json_: bool) -> int:
+def join(code: tuple[str, ...], via: str | None, accept: str | None, name: str | None, json_: bool) -> int:
     """Join a group with an invitation."""
-    invitation = _invitation(code, via)
+    invitation = _invitation(" ".join(code) or None, via)
     from p2pcompute.cli import consent
 
     if accept is None:

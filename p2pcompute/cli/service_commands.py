@@ -24,6 +24,7 @@ import click
 
 from p2pcompute.cli.command import CONTEXT, Command, json_option
 from p2pcompute.cli.output import print_json, say
+from p2pcompute.config import ENVIRONMENT_PREFIX
 from p2pcompute.errors import ConfigError, NodeUnavailable, UsageError
 from p2pcompute.places import Paths, find_paths
 
@@ -43,7 +44,8 @@ _CARRIED: Final = (
     "XDG_STATE_HOME",
     "PATH",
 )
-"""Variables of the terminal that the node of a user needs too: where its things are, and the user's programs."""
+"""Variables of the terminal that the node of a user needs too: where its things are, and the user's programs.  Settings
+(``P2PC_NODE__NAME``) go along with them."""
 _SYSTEM_HOME: Final = Path("/var/lib/p2pc")
 _SYSTEM_CONFIG: Final = Path("/etc/p2pc/config.toml")
 _SYSTEM_SOCKET: Final = Path("/run/p2pc/p2pc.sock")
@@ -85,7 +87,8 @@ def plan_for(
     Raises:
         UsageError: there is no such service on this system.
     """
-    carried = {} if is_system else {name: environ[name] for name in _CARRIED if environ.get(name)}
+    own = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and "__" in name)
+    carried = {} if is_system else {name: environ[name] for name in (*_CARRIED, *own) if environ.get(name)}
     if system.startswith("linux"):
         return _systemd_plan(carried, [python, "-P", "-m", "p2pcompute", "node"], home, environ, is_system=is_system)
     if system == "darwin":
@@ -412,6 +415,8 @@ def uninstall(system: bool, dry_run: bool) -> int:
     """Stop it and remove it; identity, group and jobs stay."""
     plan = _plan(is_system=system)
     if dry_run:
+        if not plan.files[0][0].exists():
+            say("no service is installed; these would remove one")
         _show((), (*plan.stops, *[("rm", str(path)) for path, _ in plan.files], *plan.forgets))
         return 0
     if not plan.files[0][0].exists():

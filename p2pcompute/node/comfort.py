@@ -268,5 +268,6 @@ def judge(rules: Rules, senses: Senses, pause: Pause | None, *, wall_s: float, l
 
 def _until(until_s: float, local: datetime) -> str:
     end = datetime.fromtimestamp(until_s, tz=local.tzinfo)
-    text = f"{end:%H:%M}" if end.date() == local.date() else f"{end:%Y-%m-%d %H:%M}"
+    is_soon = until_s - local.timestamp() < 600.0
+    text = f"{end:%H:%M:%S}" if is_soon else f"{end:%H:%M}" if end.date() == local.date() else f"{end:%Y-%m-%d %H:%M}"
     return f"Resumes at {text}."

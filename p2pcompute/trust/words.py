@@ -109,17 +109,23 @@ class Code:
 
 def is_code(text: str) -> bool:
     """Return whether a text is meant as a code, and not as a token."""
-    compact = "".join(text.split()).lower()
+    compact = _compact(text)
     return compact.startswith(LINK_PREFIX) or bool(re.match(r"[0-9]+-", compact))
 
 
+def _compact(text: str) -> str:
+    """Return a code as it is written, with whatever between the words."""
+    return re.sub(r"[-\s]+", "-", text.strip().lower())
+
+
 def parse_code(text: str) -> Code:
-    """Return the code that was typed.  Case and white space do not matter; a word may be cut short where that is clear.
+    """Return the code that was typed.  Case does not matter, nor whether there are hyphens or spaces; a word may be cut
+    short where that is clear.
 
     Raises:
         UsageError: it is none, or has a word that is in no code; nothing was tried.
     """
-    compact = "".join(text.split()).lower().removeprefix(LINK_PREFIX)
+    compact = _compact(text).removeprefix(LINK_PREFIX)
     head, _, address = compact.partition("@")
     match = _CODE.fullmatch(head)
     if match is None or not 0 < int(match[1]) <= INVITE_NUMBER_MAX:

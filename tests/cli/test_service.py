@@ -79,6 +79,7 @@ def test_the_unit_says_where_things_are() -> None:
     unit = plan(P2PC_HOME="/srv/my $HOME/50%", PATH="/usr/bin", TERM="xterm").files[0][1]
     assert 'Environment="P2PC_HOME=/srv/my $HOME/50%%"' in unit and "TERM" not in unit
     assert plan(XDG_CONFIG_HOME="/cfg").files[0][0] == Path("/cfg/systemd/user/p2pc.service")
+    assert 'Environment="P2PC_NODE__NAME=nova"' in plan(P2PC_NODE__NAME="nova").files[0][1]
     of_all = plan(is_system=True, P2PC_HOME="/home/ada/x").files[0][1]
     assert "/home/ada/x" not in of_all, "the machine's node does not live in somebody's home"
     assert "User=p2pc" in of_all and "P2PC_HOME=/var/lib/p2pc" in of_all
