@@ -648,6 +648,10 @@ SINK_PAGE_MAX: Final = 64
 """Results on their way to the files of `--results`; no more are read from the store before these are written."""
 SINK_RETRY_S: Final = 5.0
 """Time between two tries to write results to a disk that refuses."""
+SHOWN_VALUE_BYTES_MAX: Final = 256 * KIB
+"""A function's pickled value that one file of results shows as text; of a larger one it says the size."""
+SHOWN_VALUE_CHARS_MAX: Final = 1 * MIB
+"""Its JSON, of which a pickle may hold the same part many times."""
 
 assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX

@@ -12,7 +12,8 @@ After a crash, `ResultsWriter.reopen` drops a torn last line and says which task
 no effect.  Nothing is synced to the disk task by task: after a power failure `reopen` finds the folders whose
 content is missing and the caller writes them again from the node's store.
 
-Source: joblog and CSV columns as GNU parallel 20221122 writes them (print_joblog, print_csv).
+Source: joblog and CSV columns as GNU parallel 20221122 writes them (print_joblog, print_csv).  A job of functions has
+one more, `Value`, at the end.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from p2pcompute.api.result_keys import (
     read_done_keys,
     split_keys,
 )
+from p2pcompute.api.shown_values import shown_value
 from p2pcompute.errors import StoreError, UsageError
 
 __all__ = [
@@ -332,10 +334,11 @@ class ResultsWriter:
     not ended.
     """
 
-    def __init__(self, target: ResultsTarget, job_id: str, home: str = "") -> None:
+    def __init__(self, target: ResultsTarget, job: Mapping[str, Any], home: str = "") -> None:
         self.target = target
-        self.job_id = job_id
+        self.job_id = str(job.get("id", ""))
         self.home = home
+        self._has_values = job.get("kind") == "function"
         self._written: dict[int, int] = {}
         """Index → highest generation on disk."""
         self._numbers: dict[bytes, int] = {}
@@ -359,7 +362,7 @@ class ResultsWriter:
             StoreError: the disk refuses; what was created stays and can be resumed.
         """
         check_target(target)
-        writer = cls(target, str(job.get("id", "")), home)
+        writer = cls(target, job, home)
         with _disk_errors(target):
             writer._claim()
             if target.dir is not None:
@@ -381,7 +384,7 @@ class ResultsWriter:
             UsageError: another job has claimed the place.
             StoreError: the disk refuses.
         """
-        writer = cls(target, str(job.get("id", "")), home)
+        writer = cls(target, job, home)
         with _disk_errors(target):
             writer._claim()
             if target.dir is not None:
@@ -415,6 +418,9 @@ class ResultsWriter:
             self._read_truth(path, check_folders=False)
             return
         self._file = _append_to(path, quoted=True)
+        if self._file.tell():
+            with path.open("rb") as lines:
+                self._has_values = lines.readline().rstrip().endswith(b"Value")
         for seq in _csv_seqs(path, file_format(path)):
             self._note_seq(seq)
 
@@ -497,6 +503,7 @@ class ResultsWriter:
         stderr: Content = None,
         value: Content = None,
         value_name: str = "value.pickle",
+        value_text: str | None = None,
         files: Sequence[tuple[str, Content, int]] = (),
     ) -> bool:
         """Write one accepted or failed task; return False when it was there already.
@@ -508,6 +515,8 @@ class ResultsWriter:
             stderr: what it printed there.
             value: the encoded return value of a function.
             value_name: name of the value's file in the folder.
+            value_text: the value as one file of results shows it when it is no plain data, which alone is read here;
+                None: its size.
             files: (name relative to the task's directory, content, permission bits) of files that came back.
 
         Raises:
@@ -531,18 +540,23 @@ class ResultsWriter:
                 elif self.target.files_dir is not None:
                     for name, content, mode in files:
                         _place(self.target.files_dir, name, content, mode)
-            self._append(record, stdout, stderr)
+            self._append(record, stdout, stderr, value if task.get("state") == "done" else None, value_text)
         self._written[index] = generation
         return True
 
-    def _append(self, record: dict[str, Any], stdout: Content, stderr: Content) -> None:
+    def _append(
+        self, record: dict[str, Any], stdout: Content, stderr: Content, value: Content, value_text: str | None
+    ) -> None:
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
         is_cancelled = record.get("state") == "cancelled"
         if self._truth is not None:
             self._truth.write(line + b"\n")
             self._truth.flush()
         if self._file is not None and not is_cancelled:
-            _append_whole(self._file, lambda out: self._write_row(out, line, record, stdout, stderr))
+            shown = (None, "") if not value else shown_value(value, is_chunk=bool(record.get("chunk")))
+            if value_text is not None and shown[0] is None:
+                shown = (None, value_text)
+            _append_whole(self._file, lambda out: self._write_row(out, line, record, stdout, stderr, shown))
         for log in (self._joblog, self._second_joblog):
             if log is not None and not is_cancelled:
                 log.write(self._joblog_bytes(record))
@@ -590,14 +604,25 @@ class ResultsWriter:
             part.rename(final)
 
     def _write_row(
-        self, out: IO[bytes], line: bytes, record: Mapping[str, Any], stdout: Content, stderr: Content
+        self,
+        out: IO[bytes],
+        line: bytes,
+        record: Mapping[str, Any],
+        stdout: Content,
+        stderr: Content,
+        shown: tuple[str | None, str],
     ) -> None:
+        value_json, value_text = shown
         assert self.target.file is not None
         kind = file_format(self.target.file)
         if kind == "jsonl":
             out.write(line[:-1])
             _json_content(out, "stdout", stdout)
             _json_content(out, "stderr", stderr)
+            if value_json is not None:
+                out.write(b',"value":' + value_json.encode("utf-8", "backslashreplace"))
+            elif value_text:
+                _json_content(out, "value_text", value_text.encode("utf-8", "backslashreplace"))
             out.write(b"}\n")
             return
         separator = b"," if kind == "csv" else b"\t"
@@ -605,7 +630,8 @@ class ResultsWriter:
         if out.tell() == 0:
             names = ["Seq", "Host", "Starttime", "JobRuntime", "Send", "Receive", "Exitval", "Signal", "Command"]
             names += [f"V{position}" for position in range(1, len(inputs) + 1)]
-            out.write(separator.join(name.encode() for name in [*names, "Stdout", "Stderr"]) + b"\n")
+            names += ["Stdout", "Stderr"] + ["Value"] * self._has_values
+            out.write(separator.join(name.encode() for name in names) + b"\n")
         columns = self._joblog_bytes(record).rstrip(b"\n").split(b"\t", 8)
         columns[3] = columns[3].strip()
         columns += [word.encode("utf-8", "surrogateescape") for word in inputs]
@@ -614,6 +640,8 @@ class ResultsWriter:
         _csv_content(out, stdout)
         out.write(separator)
         _csv_content(out, stderr)
+        if self._has_values:
+            out.write(separator + _csv_field(value_text.encode("utf-8", "backslashreplace"), separator))
         out.write(b"\n")
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:

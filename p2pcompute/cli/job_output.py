@@ -24,7 +24,7 @@ from p2pcompute.cli.output import (
     say,
     time_text,
 )
-from p2pcompute.cli.printing import Contents, Printer, record_of
+from p2pcompute.cli.printing import Contents, Printer, record_of, values_of
 from p2pcompute.errors import P2pcError, UsageError
 
 TAIL_LINES: Final = 10
@@ -301,7 +301,14 @@ def _export(
 
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
     contents = Contents(connection, job["id"])
-    writer = ResultsWriter.create(target, job)
+    try:
+        writer = ResultsWriter.create(target, job)
+    except UsageError as error:
+        if error.code == "results-exist":
+            raise UsageError(
+                error.what, error.why, f"remove {path.name} or name another with -o", code=error.code
+            ) from error
+        raise
     count = 0
     with tempfile.TemporaryDirectory(prefix="p2pc-") as folder:
 
@@ -322,7 +329,16 @@ def _export(
                 for file in task.get("files") or ()
             ]
             value = fetch(task, "value") if job.get("kind") == "function" and task.get("value_bytes") else None
-            writer.write(task, stdout=fetch(task, "stdout"), stderr=fetch(task, "stderr"), value=value, files=files)
+            writer.write(
+                task,
+                stdout=fetch(task, "stdout"),
+                stderr=fetch(task, "stderr"),
+                value=value,
+                value_text="\n".join(values_of(task, contents))
+                if value and target.file and task["state"] == "done"
+                else None,
+                files=files,
+            )
             count += 1
             for place in Path(folder).iterdir():
                 place.unlink()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from p2pcompute.api.results import (
     joblog_line,
     read_done_keys,
 )
+from p2pcompute.api.shown_values import shown_value
 from p2pcompute.errors import StoreError, UsageError
 
 JOB = {"id": "aa" * 32, "alias": "j7k3", "name": "test"}
@@ -216,6 +219,79 @@ def test_csv_is_byte_for_byte_that_of_gnu_parallel(tmp_path: Path) -> None:
         "Seq,Host,Starttime,JobRuntime,Send,Receive,Exitval,Signal,Command,V1,V2,Stdout,Stderr\n"
         '1,:,1795302106.792,0.003,0,7,0,0,"echo a \'x,""y\'",a,"x,""y","a x,""y\n",\n'
     )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_of_a_function_has_its_values(suffix: str, tmp_path: Path) -> None:
+    """Nothing is unpickled: the process that writes may be the node, and values are those of other nodes."""
+    path = tmp_path / f"o.{suffix}"
+    job = JOB | {"kind": "function"}
+    writer = ResultsWriter.create(ResultsTarget(file=path), job)
+    writer.write(task(0), stdout=b"said\n", value=pickle.dumps(3.14159, 5))
+    writer.write(task(1), value=cloudpickle.dumps({"a": [1, (2, "x,\ty")], "b": None}))
+    writer.close()
+    writer = ResultsWriter.reopen(ResultsTarget(file=path), JOB)
+    writer.write(task(2, chunk=2), value=pickle.dumps(["one", 2], 5))
+    writer.write(task(3, state="failed"), value=pickle.dumps(ValueError("no"), 5))
+    writer.write(task(4), value=pickle.dumps(Path("x"), 5))
+    writer.write(task(5), value=pickle.dumps(Path("x"), 5), value_text="x")
+    writer.close()
+    with path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="," if suffix == "csv" else "\t"))
+    assert rows[0]["Stdout"] == "said\n"
+    assert [row["Value"] for row in rows if row["Seq"] != "5"] == [
+        "3.14159",
+        '{"a": [1, [2, "x,\\ty"]], "b": null}',
+        "one\n2",
+        "",
+        "x",
+    ]
+    assert "not shown here" in rows[4]["Value"]
+
+
+def test_json_lines_of_a_function_have_its_values(tmp_path: Path) -> None:
+    writer = ResultsWriter.create(ResultsTarget(file=tmp_path / "o.jsonl"), JOB | {"kind": "function"})
+    writer.write(task(0), value=pickle.dumps([1, "two"], 5))
+    writer.write(task(1), value=pickle.dumps(Path("x"), 5), value_text="x")
+    writer.close()
+    first, second = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+    assert first["value"] == [1, "two"] and second["value_text"] == "x" and "value" not in second
+
+
+_PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(_PLAIN)
+def test_plain_values_are_shown_as_they_are(value: Any) -> None:
+    assert shown_value(pickle.dumps(value, 5), is_chunk=False)[0] == json.dumps(value, ensure_ascii=False)
+
+
+@given(st.binary(max_size=200))
+def test_no_value_harms_who_shows_it(data: bytes) -> None:
+    assert shown_value(data, is_chunk=False)[1] is not None
+
+
+def test_a_small_value_that_stands_for_a_huge_one_is_not_shown() -> None:
+    huge: Any = ["x"]
+    for _ in range(60):
+        huge = [huge, huge]
+    keyed: Any = ("x",)
+    for _ in range(60):
+        keyed = (keyed, keyed)
+    endless: list[Any] = []
+    endless.append(endless)
+    key = pickle.dumps(keyed, 5)[2:-1]
+    for data in (
+        pickle.dumps(huge, 5),
+        b"\x80\x05}" + key + b"Ns.",
+        pickle.dumps(endless, 5),
+        pickle.dumps("x" * 300_000),
+    ):
+        assert shown_value(data, is_chunk=False)[0] is None
 
 
 @given(st.binary(max_size=200))

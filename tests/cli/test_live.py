@@ -216,6 +216,17 @@ def test_one_file_of_results(p2pc: Shell) -> None:
     assert sorted((row["V1"], row["Stdout"]) for row in rows) == [("a", "a\n"), ('b,"c', 'b,"c\n')]
 
 
+def test_a_table_has_the_values_of_functions(p2pc: Shell) -> None:
+    (p2pc.cwd / "area.py").write_text("def area(radius):\n    return 3.5 * float(radius)\n")
+    assert p2pc("run", "--results", "r.csv", "area.py::area", ":::", "1", "2")[0] == 0
+    assert p2pc("result", "last", "-o", "areas.csv", "--format", "csv")[0] == 0
+    for name in ("r.csv", "areas.csv"):
+        with (p2pc.cwd / name).open(newline="") as table:
+            assert sorted((row["V1"], row["Value"]) for row in csv.DictReader(table)) == [("1", "3.5"), ("2", "7.0")]
+    code, _, err = p2pc("result", "last", "-o", "areas.csv")
+    assert code == 2 and "already holds results" in err and "--resume" not in err, "result has no --resume"
+
+
 def test_json_is_one_document(p2pc: Shell) -> None:
     code, out, _ = p2pc("run", "--json", "--retries", "0", "echo {}; exit {}", ":::", "0", "1")
     document = json.loads(out)
