@@ -53,8 +53,6 @@ UNKNOWN_TASK_S = 3600.0
 """The same of a task of a job of which none has ended."""
 WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
-DIED_WITH_IT = ", which died with it"
-"""So ends the reason of a task that failed because nodes did not survive it."""
 BREAKER_COUNT = 3
 """Tasks in a row that failed on a node and ended well on others, after which it is given little."""
 BREAKER_S_MIN = 10.0
@@ -856,7 +854,7 @@ class OwnerCore:
         job.tell(now, index, f"{thief.hex()[:8]} died while it ran")
         self._avoid(now, job, index, installation)
         if len(dict.fromkeys(deaths)) >= POISON_NODES:
-            where = f"its process died {len(deaths)} times on {len(dict.fromkeys(deaths))} node(s){DIED_WITH_IT}"
+            where = f"its process died {len(deaths)} times on {len(dict.fromkeys(deaths))} node(s), which died with it"
             self._fail(job, index, outcome, thief, where)
         return True
 

@@ -41,7 +41,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import DIED_WITH_IT, Grant, OwnedJob
+from p2pcompute.scheduler.owner import Grant, OwnedJob
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.simulation.loop import GC_STEP_EVENTS
 from p2pcompute.simulation.mesh import Member
@@ -484,7 +484,13 @@ def durable_books(disk: SimDisk) -> dict[bytes, Books]:
 
 def recovered(member: Member, books: dict[bytes, Books]) -> Iterator[str]:
     """What a node knows after its start is what was durable: no less, no more."""
-    known = {job_id: book.job for job_id, book in member.running.scheduler.owner.books.items()}
+    owner = member.running.scheduler.owner
+    known = {job_id: book.job for job_id, book in owner.books.items()}
+    # A start takes its time: results that come meanwhile are judged, and so are tasks that took this node down.
+    judged: dict[int, int] = {
+        TaskState.DONE: owner.counters.accepted_count,
+        TaskState.FAILED: owner.counters.failed_count,
+    }
     if sorted(known) != sorted(books):
         yield f"{member.host.name} has {len(known)} jobs, its disk {len(books)}"
     for job_id, tasks in books.items():
@@ -497,9 +503,11 @@ def recovered(member: Member, books: dict[bytes, Books]) -> Iterator[str]:
         for index in range(min(job.ledger.size, len(tasks))):
             found = (job.ledger.generation(index), int(job.ledger.state(index)))
             is_given_up = may_cancel and found[1] == TaskState.CANCELLED and tasks[index][1] == TaskState.OPEN
-            # The mark of what ran when this process died may be the last of several deaths.
-            is_found_out = found[1] == TaskState.FAILED and job.ledger.reasons.get(index, "").endswith(DIED_WITH_IT)
-            if found != tasks[index] and not is_given_up and not is_found_out:
+            if found != tasks[index] and found[1] in judged and tasks[index][1] == TaskState.OPEN:
+                judged[found[1]] -= 1
+                if judged[found[1]] >= 0:
+                    continue
+            if found != tasks[index] and not is_given_up:
                 yield f"{member.host.name} has task {index} of {short(job_id)} as {found}, its disk as {tasks[index]}"
                 break
 

@@ -9,12 +9,12 @@ import pytest
 from p2pcompute.simulation.scenario import load_scenario
 from p2pcompute.simulation.world import run_mesh
 
-FOUND = (20017, 30000, 70034, 80036, 505098, 900010, 900147)
+FOUND = (20017, 30000, 70034, 80036, 505098, 900010, 900147, 900329)
 """Seeds that failed once: a task begun on a machine that was slow for a moment kept its owner from rest for minutes;
 lookups gave a slow peer up too soon where packets were lost (two seeds); a node that had moved and lost its disk while
 it was cut off looked for the others where the founder had been; a custodian's disk failed as it was to keep a job; a
-worker told an owner of tasks that another node coordinated by then; a task that took its node down was found out when
-the node came back, which the check of what is durable took for an invention."""
+worker told an owner of tasks that another node coordinated by then; what is judged
+while a node starts was taken for an invention (two seeds)."""
 SEEDS = [*range(200)] if os.environ.get("P2PC_SOAK") else [*FOUND, 1, 2, 3, 5, 7, 8, 13]
 """Those of the short list: 7 runs what is ready at one time in a random order, 13 with real crypto."""
 
