@@ -69,7 +69,7 @@ def logs(
 
     since_s = parse_duration(since) if since else None
     connection = open_connection() if follow else open_kept()
-    job = find_job(connection, ref)
+    job = find_job(connection, ref, may_come=follow)
     contents = Contents(connection, job["id"])
     streams = ("stdout", "stderr") if is_stderr is None else ("stderr",) if is_stderr else ("stdout",)
     if failed and is_stderr is None and not raw:

@@ -20,8 +20,24 @@ PAGE: Final = 500
 reference_argument = click.argument("ref", type=ReferenceType(), metavar="[JOB[/TASKS]]", default="last")
 
 
-def find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
-    """Return the job by its alias, id or "last"; else by its name, when only one has that."""
+def find_job(connection: Connection, reference: Reference, *, may_come: bool = False) -> dict[str, Any]:
+    """Return the job by its alias, id or "last"; else by its name, when only one has that.
+
+    Args:
+        may_come: tasks of the reference may be added later.
+
+    Raises:
+        UsageError: there is no such job, or it has none of the tasks of a range.
+    """
+    job = _find_job(connection, reference)
+    count = int(job.get("added") or 0)
+    for low, _ in reference.ranges or ():
+        if low >= count and not may_come:
+            raise UsageError(f"job {job['alias']} has no task {low}", f"it has {count}", code="no-task")
+    return job
+
+
+def _find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
     try:
         return connection.request("GET", f"/v1/jobs/{quote(reference.job)}")
     except UsageError as error:

@@ -227,6 +227,16 @@ def test_a_table_has_the_values_of_functions(p2pc: Shell) -> None:
     assert code == 2 and "already holds results" in err and "--resume" not in err, "result has no --resume"
 
 
+@pytest.mark.parametrize("command", ["show", "logs", "explain", "result"])
+def test_a_task_that_does_not_exist_is_an_error(p2pc: Shell, command: str) -> None:
+    """Broken: the whole job is shown for it, or nothing, as if it had printed nothing."""
+    assert p2pc("run", "--output", "none", "true", ":::", "a", "b", "c")[0] == 0
+    for tasks, first in (("3", 3), ("99", 99), ("0,7-9", 7)):
+        code, out, err = p2pc(command, f"last/{tasks}")
+        assert (code, out) == (2, "") and f"has no task {first}" in err and "it has 3" in err
+    assert p2pc(command, "last/2-9")[0] == 0
+
+
 def test_json_is_one_document(p2pc: Shell) -> None:
     code, out, _ = p2pc("run", "--json", "--retries", "0", "echo {}; exit {}", ":::", "0", "1")
     document = json.loads(out)
