@@ -18,6 +18,8 @@ from p2pcompute.errors import NodeUnavailable, NoEligibleNode
 DAY_S: Final = 86400
 NODES_SHOWN_MAX: Final = 8
 """Nodes in a text that nobody asked for."""
+AWAY_SHOWN_MAX: Final = 3
+"""Nodes that are away and are named in one sentence."""
 
 
 @click.command(
@@ -101,7 +103,18 @@ def _names(document: Mapping[str, Any]) -> list[str]:
 def _counts(document: Mapping[str, Any]) -> str:
     total = sum(document[name] for name in ("now", "later", "never", "unknown"))
     text = f"{document['now']} of {plural(total, 'node')} can take it now"
-    return text + (f", {document['later']} can later." if document["later"] else ".")
+    text += f", {document['later']} can later." if document["later"] else "."
+    if document["now"] or document["later"]:
+        return text
+    away = [
+        f"{one_line(name)} ({reason['what']})"
+        for name, node in zip(_names(document), document["nodes"], strict=True)
+        if node["verdict"] == "unknown"
+        for reason in node["reasons"]
+        if reason["code"] == "not-seen"
+    ]
+    more = f" and {len(away) - AWAY_SHOWN_MAX} more" if len(away) > AWAY_SHOWN_MAX else ""
+    return text + (f"  {', '.join(away[:AWAY_SHOWN_MAX])}{more} may fit." if away else "")
 
 
 def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> str:

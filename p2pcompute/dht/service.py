@@ -139,6 +139,8 @@ class Dht:
         """Called when a peer was verified and entered the table."""
         self.on_contact_gone: Callable[[Contact], None] = lambda contact: None
         """Called when a peer was evicted or has said goodbye."""
+        self.on_contact_silent: Callable[[Contact], None] = lambda contact: None
+        """Called after that when it was evicted because it does not answer."""
         self._keeper = Keeper(self._clock, self._crypto, self.counters)
         self._tokens = WriteTokens(self._crypto.random_bytes)
         self._reset()
@@ -863,8 +865,13 @@ class Dht:
         change = self._table.on_failure(key, address, sent=sent, now=now)
         self._remember([contact.address for contact in change.removed])
         self._apply(change)
+        removed = change.removed
         if len(self._clients):
-            self._apply(self._clients.on_failure(key, address, sent=sent, now=now), is_client=True)
+            change = self._clients.on_failure(key, address, sent=sent, now=now)
+            self._apply(change, is_client=True)
+            removed += change.removed
+        for contact in removed:
+            self.on_contact_silent(contact)
         self._wake()  # who is silent is tried again before the others
 
     def _apply(self, change: Change, *, moved: bytes | None = None, is_client: bool = False) -> None:

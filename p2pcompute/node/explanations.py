@@ -19,7 +19,7 @@ from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORD
 from p2pcompute.node.facade import PeerView
 from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of
 from p2pcompute.node.slowness import Course, NodeCourse, Slowness, why_slow
-from p2pcompute.resources.explaining import Edit, Finding, Machine, Report, explain
+from p2pcompute.resources.explaining import NOT_SEEN, Edit, Finding, Machine, Report, explain
 from p2pcompute.resources.expressions import (
     compile_expression,
     is_heard,
@@ -233,7 +233,7 @@ def _findings(subject: Subject, placement: Placement, peer: PeerView, known: Kno
     terms, found = subject.terms, []
     if peer.state == "not seen":
         ago = "" if peer.seen_s is None else f" for {peer.seen_s:.0f} s"
-        found.append(Finding("unreachable", Verdict.UNKNOWN, f"not seen{ago}"))
+        found.append(Finding(NOT_SEEN, Verdict.UNKNOWN, f"not seen{ago}"))
     elif known is None:
         found.append(Finding("unreachable", Verdict.UNKNOWN, "it does not say what it has"))
     if terms.on and peer.public_key not in terms.on:

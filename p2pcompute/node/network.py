@@ -41,6 +41,10 @@ MEET_DELAY_S = 0.1
 """Peers seen within this time are met together."""
 PORT_TRIES = 16
 """Ports tried for one that is free for both UDP and TCP."""
+NOT_SEEN_S = 25.0
+"""A peer silent for longer is shown as not seen; within a minute it is no contact any more."""
+AWAY_S = 3600.0
+"""Members that fell silent are known for so long."""
 CONTACTS_META = "contacts"
 PORT_META = "port"
 LOOPBACK = "127.0.0.1"
@@ -142,6 +146,8 @@ class Network:
         self._names: dict[bytes, str] = {}
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
+        self._away: dict[bytes, Contact] = {}
+        """Members that fell silent and are no contacts any more; see `away`."""
         self._announcing = asyncio.Lock()
         self._may_announce = False
         self._announced_invites: list[int] = []
@@ -181,6 +187,7 @@ class Network:
         self.peers.contacts_changed()
         self.dht.on_contact = self._contact
         self.dht.on_contact_gone = self._contact_gone
+        self.dht.on_contact_silent = self._contact_silent
         await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
         if self._discover and not loopback_only:
             self._may_announce = True
@@ -262,6 +269,7 @@ class Network:
         self.dht = None
         self.peers.clear()
         self._to_meet.clear()
+        self._away.clear()
         self.is_on_network = False
         self.nearby.clear()
 
@@ -392,6 +400,39 @@ class Network:
             channel.probe()  # it may have died with its node and not know yet
         self.on_peer_gone(contact.key)
         self._seek_if_lost()
+
+    def _contact_silent(self, contact: Contact) -> None:
+        """Keep a member that was met and does not answer any more: it may come back.  A session's key dies with it."""
+        if self._credentials.membership_of(contact.key) is None:
+            return
+        self._away.pop(contact.key, None)
+        self._away[contact.key] = contact
+        if len(self._away) > PEERS_MAX:
+            del self._away[next(iter(self._away))]
+
+    def away(self) -> Mapping[bytes, Contact]:
+        """Return the members that fell silent within AWAY_S, as they were last heard; bound: PEERS_MAX."""
+        now, wall = self._host.clock.now(), self._host.clock.wall()
+        for key, contact in list(self._away.items()):
+            member = self._credentials.membership_of(key)
+            is_member = member is not None and member.expires > wall
+            if key in self.peers or not is_member or now - contact.seen > AWAY_S:
+                del self._away[key]
+        return self._away
+
+    def is_up(self, key: bytes) -> bool:
+        """Whether a peer was heard lately."""
+        if self.channels.get(key) is not None:
+            return True
+        contact = self.dht.knows(key) if self.dht is not None else None
+        if self.dht is None or contact is None or not contact.seen:
+            return False
+        is_late = self._host.clock.now() - contact.seen >= NOT_SEEN_S * self.dht.patience
+        return not is_late and contact.seen > self.silent_since.get(key, 0.0)
+
+    def silent(self) -> set[bytes]:
+        """Return the members that are known and were not heard lately."""
+        return {key for key in (*self.peers, *self.away()) if not self.is_up(key)}
 
     def name_of(self, key: bytes) -> str:
         """What a peer calls itself, also one that has left; empty when it has never said so."""

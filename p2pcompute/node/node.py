@@ -334,7 +334,7 @@ class Node:
             group_name=group.name,
             group_id=group.group_id,
             is_alone=not group.is_open_to_others,
-            members_known=1 + len(self.scheduler.peers),
+            members_known=1 + len(self.scheduler.peers) + len(self.network.away()),
             slots_total=worker.slot_count,
             slots_busy=worker.busy_slots,
             jobs_running=running,

@@ -34,8 +34,6 @@ RATE_SHOWN_MIN: Final = 0.005
 ID_CHARS_MIN: Final = 4
 """Of an id that names a node: one group."""
 _WHOLE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
-NOT_SEEN_S: Final = 25.0
-"""A peer silent for longer is shown as not seen; it is forgotten within a minute."""
 
 
 def outcome_refs(outcome: Outcome) -> list[BlobRef]:
@@ -213,7 +211,7 @@ def _path(rtt_s: float | None, address: Address, *, is_client: bool) -> str:
 def peers(
     own_name: str, identity: Identity, scheduler: Scheduler, network: Network, credentials: GroupCredentials
 ) -> list[PeerView]:
-    """Return this node first, then its peers by name."""
+    """Return this node first, then its peers by name; members that fell silent are among them."""
     worker = scheduler.worker.core
     own = PeerView(
         name=own_name,
@@ -226,22 +224,18 @@ def peers(
     )
     dht = network.dht
     clients = {} if dht is None else {contact.key: contact for contact in dht.clients()}
-    contacts = clients if dht is None else {contact.key: contact for contact in dht.contacts()} | clients
+    away = network.away()
+    servers = {} if dht is None else {contact.key: contact for contact in dht.contacts()}
+    contacts = {**away, **servers, **clients}
     now = scheduler.now()
-    not_seen_s = NOT_SEEN_S * (dht.patience if dht is not None else 1.0)
     views = []
-    for key, addresses in scheduler.peers.items():
+    for key, addresses in [*scheduler.peers.items(), *((key, ()) for key in away)]:
         contact = contacts.get(key)
         channel = network.channels.get(key)
         hello = channel.peer.hello if channel is not None else {}
         seen_s = now - contact.seen if contact is not None and contact.seen else None
         slots, python = hello.get("slots"), hello.get("python")
-        is_up = channel is not None or (
-            contact is not None
-            and seen_s is not None
-            and seen_s < not_seen_s
-            and contact.seen > network.silent_since.get(key, 0.0)
-        )
+        is_up = network.is_up(key)
         installation = channel.peer.installation if channel is not None else key
         member = credentials.membership_of(installation)
         inviter = b"" if member is None or member.inviter == installation else member.inviter

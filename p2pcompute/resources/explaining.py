@@ -37,6 +37,8 @@ SUGGESTIONS_MAX: Final = 5
 """Suggestions that are shown, the nearest first."""
 SUGGESTION_EDITS_MAX: Final = 4
 """Changes in one suggestion: more is another job."""
+NOT_SEEN: Final = "not-seen"
+"""Code of the reason that a node has fallen silent."""
 _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _FREED: Final = frozenset({"mem.free", "slots.busy", "queue"})
 """What a task gives back at its end."""
@@ -48,7 +50,7 @@ _CAUSES: Final = {
     "choice of nodes": ("on", "not-on", "local"),
     "Python": ("python",),
     "nodes' conditions": ("accept",),
-    "network": ("unreachable",),
+    "network": ("unreachable", NOT_SEEN),
     "busy slots": ("busy", "slots"),
     "-j": ("jobs",),
 }
@@ -73,7 +75,8 @@ class Finding:
     """One reason for which a node does not run the job now."""
 
     code: str
-    """An attribute, or what else it is: on, not-on, local, python, accept, unreachable, busy, slots, jobs, node."""
+    """An attribute, or what else it is: on, not-on, local, python, accept, unreachable, not-seen, busy, slots,
+    jobs, node."""
     verdict: Verdict
     what: str
     fix: str = ""
@@ -166,7 +169,7 @@ def explain(needs: Needs, machines: Sequence[Machine]) -> Report:
 def _account(requirement: Requirement, machine: Machine) -> Account:
     findings = list(machine.findings)
     if machine.known is None:
-        if requirement.clauses:
+        if requirement.clauses and not any(finding.code == NOT_SEEN for finding in findings):
             findings.append(Finding("unreachable", Verdict.UNKNOWN, "it has not said what it has"))
     else:
         failing = [(clause, clause.judge(machine.known)) for clause in requirement.clauses]

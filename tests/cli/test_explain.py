@@ -59,6 +59,16 @@ def test_table_of_reasons(capsys: Any) -> None:
     )
 
 
+def test_who_is_away_and_may_fit_is_named(capsys: Any) -> None:
+    """ "0 of 2 nodes" hides the one thing to do: switch the other one on."""
+    away = node("pc-d", "unknown", "not seen for 40 s")
+    away["reasons"][0]["code"] = "not-seen"
+    never = node("nova", "never", "not among the chosen ones (--on)")
+    assert print_explanation(document(never, away), as_json=False) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "0 of 2 nodes can take it now.  pc-d (not seen for 40 s) may fit."
+
+
 def test_it_is_said_when_a_node_has_room_and_why_it_is_slow(capsys: Any) -> None:
     """ "Later" is no answer to somebody who decides whether to wait."""
     moment = datetime.now().astimezone().replace(microsecond=0) + timedelta(seconds=100)

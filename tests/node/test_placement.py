@@ -13,6 +13,7 @@ from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_pay
 from p2pcompute.host.interfaces import Attributes
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView
+from p2pcompute.node.views import find_node
 from p2pcompute.scheduler.owner import UNFIT_S
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import SimProbe, Simulation
@@ -23,7 +24,7 @@ PLAIN = RunnerModel(slot_count=2)
 TOOLS = RunnerModel(slot_count=2, attributes={"gpu.count": 2}, has=frozenset({"ffmpeg"}))
 
 
-def play(models: Sequence[RunnerModel], scene: Callable[[Mesh], Awaitable[None]]) -> None:
+def play(models: Sequence[RunnerModel], scene: Callable[[Mesh], Awaitable[None]], *, time_s_max: float = 2000) -> None:
     """Run a scene with a node for each model, once all know one another."""
     with Simulation(1) as simulation:
         mesh = Mesh(simulation, len(models), runner=models)
@@ -33,7 +34,7 @@ def play(models: Sequence[RunnerModel], scene: Callable[[Mesh], Awaitable[None]]
             await asyncio.sleep(5)
             await scene(mesh)
 
-        simulation.run(main(), time_s_max=2000)
+        simulation.run(main(), time_s_max=time_s_max)
         mesh.check_errors()
 
 
@@ -193,6 +194,50 @@ def test_a_requirement_outlives_its_owner() -> None:
         assert list(await done_by(mesh, job_id)) == [name(mesh, 2)]
 
     play([PLAIN, PLAIN, TOOLS], scene)
+
+
+def test_a_member_that_fell_silent_stays_known_for_an_hour() -> None:
+    """A node that was killed is a name that nobody knows, and "ever" is said of a job that it alone would run."""
+
+    async def scene(mesh: Mesh) -> None:
+        owner, gone = mesh.members[0], mesh.members[2]
+        await submit(owner, [0.1], require=("has=ffmpeg",))
+        await asyncio.sleep(5)
+        mesh.crash(gone, is_silent=True)
+        await asyncio.sleep(120)
+        network, key = owner.running.network, gone.identity.public_key
+        assert key not in network.peers
+        found = find_node(owner.running.peers(), name(mesh, 2))
+        assert found.public_key == key and found.state == "not seen" and 100 < (found.seen_s or 0) < 130
+        assert len(owner.running.peers()) == 3 and owner.running.status().members_known == 3
+
+        waiting = await submit(owner, [0.1], on=(key,))
+        for job_id in (waiting, await submit(owner, [0.1], require=("has=ffmpeg",))):
+            view = await explained(mesh, job_id)
+            accounts = {peer.name: account for peer, account in zip(view.peers, view.report.accounts, strict=True)}
+            assert not view.report.can_never_run and "network" not in view.report.not_the_cause
+            assert accounts[name(mesh, 2)].verdict == "unknown"
+            assert [one.code for one in accounts[name(mesh, 2)].findings] == ["not-seen"]
+        impossible = await explained(mesh, await submit(owner, [0.1], require=("os=plan9",)))
+        assert impossible.report.can_never_run, "what it said of itself holds while it is away"
+
+        await mesh.restart(gone)
+        assert list(await done_by(mesh, waiting)) == [name(mesh, 2)]
+        assert not network.away() and find_node(owner.running.peers(), name(mesh, 2)).state == "up"
+        mesh.crash(gone, is_silent=True)
+        await asyncio.sleep(3700)
+        assert key not in [peer.public_key for peer in owner.running.peers()], "an hour is enough"
+
+    play([PLAIN, PLAIN, TOOLS], scene, time_s_max=5000)
+
+
+def test_who_says_goodbye_is_not_missed() -> None:
+    async def scene(mesh: Mesh) -> None:
+        await mesh.stop(mesh.members[1])
+        await asyncio.sleep(60)
+        assert len(mesh.members[0].running.peers()) == 2
+
+    play([PLAIN] * 3, scene)
 
 
 def test_explanation_names_what_each_node_lacks() -> None:
