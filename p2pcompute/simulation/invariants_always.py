@@ -196,6 +196,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     yield "bytes served", max([one.bytes for one in served], default=0), REQUESTS_SERVED_BYTES_MAX
     yield "nodes nearby", len(network.nearby), NEARBY_MAX
     yield "names", len(network._names), PEERS_MAX
+    yield "members away", len(network._away), PEERS_MAX
     yield "peers", len(scheduler.peers), PEERS_MAX
     if scheduler.custody is not None:
         others = sum(not book.job.is_own for book in scheduler.owner.books.values())
