@@ -45,6 +45,8 @@ log = logging.getLogger("p2pcompute.embedded")
 
 ASK_S: Final = 2.0
 """Wait for this machine's node to say where it listens."""
+MET_S: Final = 2.0
+"""Longest that a question about nodes waits, after the start, for the members that this machine's node knows."""
 STOP_S: Final = 10.0
 """Wait at the interpreter's exit for the thread, once nothing runs any more."""
 
@@ -72,6 +74,9 @@ class EmbeddedNode:
         self.is_joined = False
         self.slots_told = 0
         """Slots that this machine's node knew of when it was joined: they are met one after the other."""
+        self._told: frozenset[str] = frozenset()
+        """Ids of the members that it knew of then."""
+        self._met_until_s = 0.0
         self._blobs: FileBlobs | None = None
         self._pid = os.getpid()
         self._ready = threading.Event()
@@ -152,6 +157,15 @@ class EmbeddedNode:
                 loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             raise
         return answer.result()
+
+    def ask_of_members(self, question: Callable[[Node], Coroutine[Any, Any, T]]) -> T:
+        """As `ask`, once the node has met the members of its group; a moment at most."""
+
+        async def when_met(node: Node) -> T:
+            await self._meet_members(node)
+            return await question(node)
+
+        return self.ask(when_met)
 
     def slot_count(self) -> int:
         """Return the slots that are known: our own and those of the peers; at least 1."""
@@ -254,7 +268,19 @@ class EmbeddedNode:
         paths, settings = places
         status = await asyncio.to_thread(_ask_status, paths.socket)
         self.slots_told = sum(peer["slots"] or 0 for peer in status["peers"] if peer["state"] in ("self", "up"))
-        return await build(undo, self.options, paths, settings, status)
+        # Programs like this one come and go, and take no work.
+        known = [peer for peer in status["peers"] if peer["state"] in ("self", "up") and peer["slots"] != 0]
+        self._told = frozenset(peer["id"] for peer in known)
+        node, blobs = await build(undo, self.options, paths, settings, status)
+        self._met_until_s = node.clock.now() + MET_S
+        return node, blobs
+
+    async def _meet_members(self, node: Node) -> None:
+        """Wait a moment, once, for the members whom an answer about nodes would leave out."""
+        from p2pcompute.api.nodes import wait_for_members
+
+        await wait_for_members(node, self._told, self._met_until_s)
+        self._met_until_s = 0.0
 
     async def _serve(self, scope: TaskScope) -> None:
         """Work until asked to end and nothing is open, or asked to kill."""

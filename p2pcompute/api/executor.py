@@ -299,7 +299,7 @@ class MeshExecutor(cf.Executor):
     @property
     def nodes(self) -> Sequence[NodeInfo]:
         """The nodes that may run tasks, this one first, with what is known of them; nobody is asked."""
-        return self._node.ask(known_nodes)
+        return self._node.ask_of_members(known_nodes)
 
     def find(
         self,
@@ -327,7 +327,7 @@ class MeshExecutor(cf.Executor):
         if type(max_answers) is not int or max_answers < 1:
             raise BadValue(f"max_answers={max_answers!r} cannot be used", "it is a count from 1", "change it")
         time_s, age_s = seconds("max_time", max_time), seconds("max_age", max_age)
-        return self._node.ask(
+        return self._node.ask_of_members(
             lambda node: find_nodes(node, expr, rank=rank, answers_max=max_answers, time_s=time_s, age_s=age_s)
         )
 

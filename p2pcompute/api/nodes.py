@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import BadValue
+from p2pcompute.ids import format_device_id
 
 if TYPE_CHECKING:
     from p2pcompute.node.facade import PeerView
     from p2pcompute.node.node import Node
     from p2pcompute.resources.attributes import Attributes
     from p2pcompute.resources.questions import Found
+
+MEET_LOOK_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,21 @@ class NodeInfo:
     """Seconds since it said so."""
     rank: float | None = None
     """Value of the expression by which the answers are ordered."""
+
+
+async def wait_for_members(node: Node, told: Collection[str], until_s: float) -> None:
+    """Return once those are met that a program's node can expect: it hears of its group one after the other.
+
+    Args:
+        told: device ids of those that this machine's node has met.  When it has met nobody, as after its own start,
+            anybody beside it will do, if the group has had other members.
+        until_s: no longer than this moment of the node's clock.
+    """
+    while node.clock.now() < until_s:
+        met = {format_device_id(peer.public_key) for peer in node.peers() if peer.state == "up"}
+        if met.issuperset(told) and (len(met) > 1 or not node.credentials.group.is_open_to_others):
+            return
+        await node.clock.sleep(MEET_LOOK_S)
 
 
 async def known_nodes(node: Node) -> list[NodeInfo]:
