@@ -75,7 +75,8 @@ def _nodes_table(items: Sequence[Mapping[str, Any]], names: Sequence[str], *, is
     for item in items:
         attributes = item["attributes"]
         values = [value_text(name, attributes.get(name, {}).get("value")) for name in shown]
-        state = "self" if item["state"] == "self" else "no answer" if item["is_silent"] else one_line(item["state"])
+        is_mute = item["is_silent"] and item["state"] == "up"
+        state = "no answer" if is_mute else one_line(item["state"])
         rank = "–" if item["rank"] is None else f"{item['rank']:g}"
         rows.append(
             (

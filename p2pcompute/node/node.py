@@ -153,6 +153,7 @@ class Node:
         )
         self.capacity = Capacity(host, self._scope, self.network, self.resources)
         self.resources.index = self.capacity.search
+        self.resources.silent = self.network.silent
         self.placement = Placement(
             host,
             self._scope,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -99,6 +100,8 @@ class _Tally:
     asked: int = 0
     heard: int = 0
     """Of those asked, how many answered anything at all."""
+    mute: list[Candidate] = field(default_factory=list)
+    """Those that did not."""
 
 
 class Resources:
@@ -126,6 +129,8 @@ class Resources:
         self._peers = peers
         self._rng = host.rng.stream("resources")
         self.index: Index = _no_index
+        self.silent: Callable[[], Collection[bytes]] = frozenset
+        """Members that were not heard lately, peers or not: what they said holds for none of them without asking."""
         self.known = KnownNodes()
         self.counters = ResourceCounters()
         self._waiting: dict[bytes, int] = {}
@@ -320,11 +325,15 @@ class Resources:
         """
         began = self._host.clock.now()
         tally = _Tally([])
-        candidates = self.candidates(query)
-        rest = self._from_known(query, candidates, tally)
+        silent = self.silent()
+        lost: list[Candidate] = [(key, ()) for key in sorted(silent) if key not in self._peers]
+        candidates = [*self.candidates(query), *lost]
+        rest = self._from_known(query, candidates, tally, silent)
         if query.asked_max and not self._is_enough(query, tally):
             judged = dict(candidates).keys() - dict(rest).keys()
-            candidates = self.candidates(query, await self.named(query))
+            named = self.candidates(query, await self.named(query))
+            candidates = list({**dict(lost), **dict(named)}.items())
+            candidates.sort(key=lambda candidate: candidate[0] in silent)
             rest = [candidate for candidate in candidates if candidate[0] not in judged]
         waiting = deque(rest[: min(query.asked_max, QUESTION_ASKED_MAX)])
         lane_count = min(QUESTION_LANES, len(waiting))
@@ -342,9 +351,11 @@ class Resources:
         is_cut_off = tally.asked > 0 and not tally.heard
         if is_cut_off:
             self._add_old(query, candidates, tally)
+        elif not self._is_enough(query, tally):
+            self._add_old(query, [one for one in tally.mute if one[0] in silent], tally, query.age_s)
         found = tally.found
         if query.rank is not None:
-            found = sorted(found, key=lambda item: (item.rank is None, -(item.rank or 0.0)))
+            found = sorted(found, key=lambda item: (item.is_silent, item.rank is None, -(item.rank or 0.0)))
         return Findings(
             found=found[: query.answers_max],
             candidates=1 + len(candidates),
@@ -366,8 +377,10 @@ class Resources:
         if not self._is_enough(query, tally):
             self._count(query, tally, self._own_key, verdict, attributes, 0.0)
 
-    def _from_known(self, query: Query, candidates: Sequence[Candidate], tally: _Tally) -> list[Candidate]:
-        """Answer for those of whom enough is known; return the others."""
+    def _from_known(
+        self, query: Query, candidates: Sequence[Candidate], tally: _Tally, silent: Collection[bytes]
+    ) -> list[Candidate]:
+        """Answer for those of whom enough is known and that were heard lately; return the others."""
         now, wall = self._host.clock.now(), self._host.clock.wall()
         rest = []
         for candidate in candidates:
@@ -379,7 +392,7 @@ class Resources:
                 verdict = Verdict.of(query.expression.evaluate(view))
                 if verdict is Verdict.TRUE and query.rank is not None and query.rank.rank(view) is None:
                     verdict = Verdict.UNKNOWN
-            if knowledge is None or verdict is Verdict.UNKNOWN:
+            if knowledge is None or verdict is Verdict.UNKNOWN or key in silent:
                 rest.append(candidate)
             elif not self._is_enough(query, tally):
                 self._count(query, tally, key, verdict, knowledge.attributes, now - knowledge.heard_s)
@@ -408,7 +421,9 @@ class Resources:
         except P2pcError:
             return
         finally:
-            tally.silent += not is_over
+            if not is_over:
+                tally.silent += 1
+                tally.mute.append(candidate)
         tally.heard += 1
         attributes = {} if knowledge is None else knowledge.attributes
         self._count(query, tally, candidate[0], verdict, attributes, 0.0)
@@ -443,13 +458,13 @@ class Resources:
             rank = query.rank.rank(values(attributes, self._host.clock.wall()))
         return Found(key=key, attributes=attributes, age_s=age_s, rank=rank)
 
-    def _add_old(self, query: Query, candidates: Sequence[Candidate], tally: _Tally) -> None:
-        """Nobody answers: add those that fit by what they said earlier, however long ago."""
+    def _add_old(self, query: Query, candidates: Sequence[Candidate], tally: _Tally, age_s: float = math.inf) -> None:
+        """Add those that do not answer and fit by what they said no longer ago than this."""
         now = self._host.clock.now()
         there = {item.key for item in tally.found}
         for key, _addresses in candidates:
             knowledge = self.known.get(key)
-            if knowledge is None or key in there:
+            if knowledge is None or key in there or now - knowledge.heard_s >= age_s:
                 continue
             view = knowledge.view(self._host.clock.wall(), query.words)
             if query.expression.evaluate(view):

@@ -158,6 +158,29 @@ def test_cut_off_from_all_what_was_known_is_shown() -> None:
     play([SMALL, LARGE, LARGE], scene)
 
 
+@pytest.mark.parametrize("away_s", [30, 50])
+def test_a_silent_node_is_no_answer_and_is_marked(away_s: int) -> None:
+    """A dead node is printed as a match, and counted among those that answered: as a peer still, and later."""
+
+    async def scene(mesh: Mesh) -> None:
+        asker, gone = mesh.members[0].running, mesh.members[2].identity.public_key
+        await find(mesh, "cpus>=8")
+        mesh.crash(mesh.members[2], is_silent=True)
+        await asyncio.sleep(away_s)
+        assert gone in asker.network.silent()
+        found = await find(mesh, "cpus>=8")
+        assert (found.candidates, found.answered, found.silent, found.not_asked) == (4, 3, 1, 0)
+        assert [(item.key == gone, item.is_silent) for item in found.found] == [(False, False), (True, True)]
+        assert not found.is_cut_off
+        assert names(await find(mesh, "cpus>=8", answers_max=1)) == ["node-3"]
+        assert names(await find(mesh, "cpus>=8", rank="-slots.total")) == ["node-3", "node-2"]
+        await asyncio.sleep(120)
+        found = await find(mesh, "cpus>=8")
+        assert names(found) == ["node-3"] and (found.answered, found.silent) == (3, 1), "that was long ago"
+
+    play([SMALL, SMALL, LARGE, LARGE], scene)
+
+
 def test_a_trigger_fires_once_it_is_true() -> None:
     """Who waits for an idle node waits for ever, or is told of a busy one."""
 
