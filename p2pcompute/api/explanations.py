@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from p2pcompute.errors import NoEligibleNode
 
@@ -24,6 +24,8 @@ class Reason:
     what: str
     fix: str | None
     """What could be done at that node."""
+    verdict: str = ""
+    """What the node says because of it: later, never or unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,19 @@ class Explanation:
 
     def __str__(self) -> str:
         count = f"{len(self.eligible)} node{'s' * (len(self.eligible) != 1)} could run it now"
-        lines = [f"{count}: {', '.join(self.eligible)}" if self.eligible else count]
-        lines += [f"  {reason.node or 'not faster'}: {reason.what}" for reason in self.reasons]
+        counts = [f"{count}: {', '.join(self.eligible)}" if self.eligible else count]
+        worst: dict[str, str] = {}
+        for reason in self.reasons:
+            if reason.node is not None:
+                worst.setdefault(reason.node, reason.verdict)
+        for verdict in ("later", "never", "unknown"):
+            if names := [name for name, said in worst.items() if said == verdict]:
+                counts.append(f"{len(names)} {verdict}: {', '.join(names)}")
+        lines = ["; ".join(counts)]
+        lines += [
+            f"  {reason.node or 'not faster'}: {f'{reason.verdict}, ' * bool(reason.verdict)}{reason.what}"
+            for reason in self.reasons
+        ]
         lines += [f"  would help: {text}" for text in self.would_help]
         return "\n".join(lines)
 
@@ -63,12 +76,26 @@ def explanation_of(view: ExplanationView) -> Explanation:
     return Explanation(
         eligible=tuple(account.name for account in report.accounts if not account.findings),
         reasons=tuple(
-            Reason(finding.code, account.name, finding.what, finding.fix or None)
+            Reason(finding.code, account.name, finding.what, finding.fix or None, str(finding.verdict))
             for account in report.accounts
             for finding in account.findings
         )
         + tuple(Reason(one.code, None, one.what, one.fix or None) for one in view.slow),
         would_help=tuple(f"{one.what}: {one.effect}" for one in report.suggestions),
+    )
+
+
+def explanation_from(document: Mapping[str, Any]) -> Explanation:
+    """Return what nodes said, of the answer of this machine's node (p2pc.explanation/1)."""
+    return Explanation(
+        eligible=tuple(node["name"] for node in document["nodes"] if not node["reasons"]),
+        reasons=tuple(
+            Reason(one["code"], node["name"], one["what"], one["fix"], one["verdict"])
+            for node in document["nodes"]
+            for one in node["reasons"]
+        )
+        + tuple(Reason(one["code"], None, one["what"], one["fix"]) for one in document["why_slow"]),
+        would_help=tuple(f"{one['what']}: {one['effect']}" for one in document["would_help"]),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from p2pcompute.api.explanations import Explanation, explanation_from
 from p2pcompute.api.jobs import JobStatus
 from p2pcompute.api.shell import Completed
 from p2pcompute.errors import NodeUnavailable, P2pcError, TaskError, UsageError
@@ -96,6 +97,10 @@ class KeptJob:
             elif errors == "return":
                 found.append(error)
         return found
+
+    def explain(self) -> Explanation:
+        """Ask the nodes why it does not run, or not on more of them, and what would help."""
+        return explanation_from(self._ask("GET", "/explanation"))
 
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well."""

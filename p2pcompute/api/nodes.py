@@ -99,8 +99,11 @@ async def wait_for_node(node: Node, expr: str, timeout_s: float | None) -> NodeI
     from p2pcompute.resources.questions import condition
 
     expression = condition(expr)
-    async with node.clock.timeout(timeout_s):
-        found = await node.when(expression)
+    try:
+        async with node.clock.timeout(timeout_s):
+            found = await node.when(expression)
+    except TimeoutError:
+        raise TimeoutError(f"no node met {expr!r} within {timeout_s:g} s") from None
     return _found(node, {peer.public_key: peer for peer in node.peers()}, found)
 
 

@@ -38,7 +38,7 @@ class TaskOptions:
     prefer: Sequence[str] = ()
     """What orders the nodes that do, highest first, like "-load" or "has=ffmpeg"."""
     on: Sequence[str] = ()
-    """Only these nodes, by name or id."""
+    """Only these nodes, by name or id (`NodeInfo.id`, or as `p2pc peers` shows it)."""
     not_on: Sequence[str] = ()
     """Not these."""
 

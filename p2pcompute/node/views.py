@@ -11,7 +11,7 @@ from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.runs import Outcome
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import format_device_id, short_device_id
+from p2pcompute.ids import PUBLIC_KEY_BYTES, format_device_id, short_device_id
 from p2pcompute.limits import NODES_CHOSEN_MAX
 from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
 from p2pcompute.node.membership import GroupCredentials
@@ -85,12 +85,14 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
 
 
 def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
-    """Return the node that a name, or the beginning of an id, names.
+    """Return the node that a name, the beginning of an id, or a whole public key in hexadecimal names.
 
     Raises:
         UsageError: none or several.
     """
     found = [peer for peer in peers if peer.name == ref]
+    if not found and len(ref) == 2 * PUBLIC_KEY_BYTES:
+        found = [peer for peer in peers if peer.public_key.hex() == ref.lower()]
     if not found:
         prefix = ref.upper().replace("-", "")
         ids = [(peer, format_device_id(peer.public_key).replace("-", "")) for peer in peers]

@@ -19,6 +19,7 @@ def test_a_function_runs_where_its_options_allow(executor: MeshExecutor) -> None
     job = executor.start_map(abs, [-1, -2], options=options)
     assert job.results(timeout=30) == [1, 2]
     assert list(executor.with_options(on=[name]).map(abs, [-3])) == [3]
+    assert list(executor.with_options(on=[executor.nodes[0].id]).map(abs, [-4])) == [4]
 
 
 def test_what_can_never_run_is_said_with_the_reason(executor: MeshExecutor) -> None:
@@ -37,6 +38,7 @@ def test_what_can_never_run_is_said_with_the_reason(executor: MeshExecutor) -> N
     assert explanation.would_help[0].startswith("drop has=no-such-tool and --cpus ")
     assert "<td>install no-such-tool there</td>" in explanation._repr_html_()
     assert "needs has=no-such-tool; not installed there" in str(explanation)
+    assert f"0 nodes could run it now; 1 never: {executor.nodes[0].name}\n" in str(explanation)
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), NoEligibleNode)
 
 
@@ -60,6 +62,7 @@ def test_a_job_that_waits_explains_itself(executor: MeshExecutor) -> None:
             job.wait(0.05)
         explanation = job.explain()
         assert explanation.reasons[0].code == "load"
+        assert explanation.reasons[0].verdict == "later" and "; 1 later: " in str(explanation)
         assert explanation.would_help[0].startswith("--require 'load<")
         assert job.futures[0].explain().reasons[0].node == executor.nodes[0].name
     finally:

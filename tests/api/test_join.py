@@ -200,6 +200,8 @@ def test_jobs_that_the_node_keeps(
     assert p2pcompute.get_job(job.id).alias == job.alias
     daemon.p2pc("run", "--detach", "sleep {}", ":::", "60", "60", "60")
     long = p2pcompute.get_job()
+    explanation = long.explain()
+    assert explanation.eligible or explanation.reasons[0].node == "alpha"
     with pytest.raises(TimeoutError):
         long.wait(timeout=0.1)
     long.cancel(now=True)

@@ -25,7 +25,7 @@ def test_a_program_learns_what_its_node_has(executor: MeshExecutor) -> None:
     assert "sh" in found.attributes["has"] and found.attributes["slots.total"] == 2
     assert executor.find("cpus>=1000000") == []
     assert executor.when("cpus>=1", timeout=5).id == own.id
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"no node met 'cpus>=1000000' within 0.05 s"):
         executor.when("cpus>=1000000", timeout=0.05)
 
 
