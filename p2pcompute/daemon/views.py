@@ -221,6 +221,7 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
         only: key of the one node to speak of.
     """
     report = explained.report
+    helps = report if only is None else explained.about(only)
     pairs = zip(explained.peers, report.accounts, strict=True)
     return {
         "schema": "p2pc.explanation/1",
@@ -261,9 +262,9 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
                 "flags": flags_of(one.needs),
                 "drop": [edit.flag for edit in one.edits if edit.flag in ("--on", "--not-on", "--local")],
             }
-            for one in report.suggestions
+            for one in helps.suggestions
         ],
-        "not_the_cause": report.not_the_cause,
+        "not_the_cause": helps.not_the_cause,
         "why_slow": [{"code": one.code, "what": one.what, "fix": one.fix or None} for one in explained.slow],
         "unheard": [{"name": name, "near": near or None} for name, near in explained.unheard],
     }

@@ -54,6 +54,8 @@ class ExplanationView:
     peers: tuple[PeerView, ...]
     """One for each account of the report, in its order."""
     report: Report
+    machines: tuple[Machine, ...]
+    """What the report was made from, in its order."""
     left_out: int = 0
     """Nodes beyond EXPLAINED_NODES_MAX, of which nothing is said."""
     unheard: tuple[tuple[str, str], ...] = ()
@@ -61,6 +63,11 @@ class ExplanationView:
     a label or a plugin of a node that comes later may bring them."""
     slow: tuple[Slowness, ...] = ()
     """Of a job under way: why it is not done sooner."""
+
+    def about(self, key: bytes) -> Report:
+        """Return the report on one of the nodes alone: what would help there."""
+        shown = zip(self.peers, self.machines, strict=True)
+        return explain(self.needs, [machine for peer, machine in shown if peer.public_key == key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,9 @@ async def explain_job(
         machine = _machine(subject, placement, shown[0], own, own_findings)
         report = explain(needs, [machine])
         if not report.can_never_run:
-            return ExplanationView(needs=needs, peers=(shown[0],), report=report, left_out=len(peers) - 1)
+            return ExplanationView(
+                needs=needs, peers=(shown[0],), report=report, machines=(machine,), left_out=len(peers) - 1
+            )
     await _ask_all(placement, requirement, [peer for peer in shown[1:] if peer.state == "up"])
     machines = []
     for peer in shown:
@@ -122,6 +131,7 @@ async def explain_job(
         needs=needs,
         peers=tuple(shown),
         report=report,
+        machines=tuple(machines),
         left_out=left_out,
         unheard=unheard,
         slow=_slow(subject, shown, machines, report),

@@ -190,10 +190,10 @@ class FakeNode:
         terms, spec = (self.by_id[job].terms, self.by_id[job].spec) if isinstance(job, bytes) else job
         needs, wall = needs_of(terms, spec), self._clock.wall()
         peers = tuple(self.peers())
-        machines = [
+        machines = tuple(
             Machine(peer.name, Known(self._attributes(), wall) if peer.state == "self" else None) for peer in peers
-        ]
-        return ExplanationView(needs=needs, peers=peers, report=explain(needs, machines))
+        )
+        return ExplanationView(needs=needs, peers=peers, report=explain(needs, machines), machines=machines)
 
     def _attributes(self) -> dict[str, Attribute]:
         wall = self._clock.wall()

@@ -88,3 +88,8 @@ async def test_explanation_of_a_job_and_of_one_node(daemon: Daemon) -> None:
     assert [node["name"] for node in (await get("?node=atlas"))["nodes"]] == ["atlas"]
     with pytest.raises(UsageError, match="there is no node"):
         await get("?node=nowhere")
+    answer = await post(daemon, "/v1/jobs", job({"require": ["cpus>=16"]}))
+    assert [one["nodes"] for one in (await get("?node=nova"))["would_help"]] == [["nova"]]
+    silent = await get("?node=atlas")
+    assert silent["would_help"] == [], "what helps another node does not help there"
+    assert "network" not in silent["not_the_cause"] and (await get(""))["would_help"]

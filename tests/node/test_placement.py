@@ -259,6 +259,8 @@ def test_explanation_names_what_each_node_lacks() -> None:
         assert view.report.suggestions[0].what == "drop fpga.count>0"
         assert view.report.suggestions[0].nodes == (name(mesh, 2),)
         assert not view.report.can_never_run
+        [there] = view.about(mesh.members[0].identity.public_key).suggestions
+        assert there.nodes == (name(mesh, 0),) and "drop has=ffmpeg" in there.what
 
     play([PLAIN, PLAIN, TOOLS], scene)
 
