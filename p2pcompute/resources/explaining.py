@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -35,10 +36,14 @@ from p2pcompute.resources.notation import Comparison
 
 SUGGESTIONS_MAX: Final = 5
 """Suggestions that are shown, the nearest first."""
+LABELS_SHOWN_CHARS_MAX: Final = 120
+"""Labels of a node that are named in a reason."""
 SUGGESTION_EDITS_MAX: Final = 4
 """Changes in one suggestion: more is another job."""
 NOT_SEEN: Final = "not-seen"
 """Code of the reason that a node has fallen silent."""
+ROOM: Final = 0.1
+"""Part of a value that changes by which a suggested bound is kept away from it: what is pasted is true then too."""
 _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _FREED: Final = frozenset({"mem.free", "slots.busy", "queue"})
 """What a task gives back at its end."""
@@ -201,7 +206,7 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
     if verdict is Verdict.UNKNOWN:
         why = expression.why_unknown(known.view)
         asked = f"needs {code if clause.flag in _AMOUNT_OF else _shown(expression.text)}"
-        return Finding(code, verdict, f"{asked}; {why}", _fix(expression.comparison), flag=clause.flag)
+        return Finding(code, verdict, f"{asked}; {why}", _fix(expression.comparison, known), flag=clause.flag)
     passes_s = (
         known.moment("slots.ends") if verdict is Verdict.LATER and _FREED.intersection(expression.names) else None
     )
@@ -209,8 +214,8 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
         return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag, passes_s=passes_s)
     what = _require_text(expression.text, expression.comparison, expression.names, known)
     if clause.flag == KIND:  # nobody wrote that requirement, so say how to meet it
-        what += f" ({_fix(expression.comparison)})"
-    return Finding(code, verdict, what, _fix(expression.comparison), flag=clause.flag, passes_s=passes_s)
+        what += f" ({_fix(expression.comparison, known)})"
+    return Finding(code, verdict, what, _fix(expression.comparison, known), flag=clause.flag, passes_s=passes_s)
 
 
 def _shown(text: str) -> str:
@@ -245,15 +250,26 @@ def _require_text(text: str, comparison: Comparison | None, names: Sequence[str]
     return f"{needs}, is {_quantity(comparison.name, have)}"
 
 
-def _fix(comparison: Comparison | None) -> str:
+def _fix(comparison: Comparison | None, known: Known) -> str:
     """Return what could be done at the node."""
     if comparison is None or comparison.op not in ("in", "=="):
         return ""
     if comparison.name == "has" and comparison.op == "in":
         return f"install {_INSTALLED.get(str(comparison.value), comparison.value)} there"
     if comparison.name == "tag" and comparison.op == "in":
-        return f"tag it there: p2pc config set node.labels {comparison.value}"
+        return f"tag it there: {_tagging(str(comparison.value), known.values)}"
     return ""
+
+
+def _tagging(tag: str, values: Mapping[str, Value]) -> str:
+    """Return how a node gets one more tag and keeps its labels: the setting replaces them all."""
+    tags = values.get("tag")
+    labels = [f"{name.removeprefix('label.')}={value}" for name, value in values.items() if name.startswith("label.")]
+    everything = [*(tags if isinstance(tags, tuple) else ()), *labels, tag]
+    text = ",".join(everything)
+    if not isinstance(tags, tuple) or text.count(",") >= len(everything) or len(text) > LABELS_SHOWN_CHARS_MAX:
+        return f"add {tag} to its node.labels (p2pc config set replaces them all)"
+    return f"p2pc config set node.labels {shlex.quote(text)}"
 
 
 def _quantity(name: str, value: Value) -> str:
@@ -354,15 +370,22 @@ def _relaxed(clause: Clause, requirement: Requirement, known: Known) -> str:
     comparison = clause.expression.comparison
     if comparison is None or isinstance(comparison.value, bool) or not isinstance(comparison.value, int | float):
         return ""
-    have = known.values.get(comparison.name)
-    if clause.flag != REQUIRE:  # of an amount, what is there and what is free both count
-        named = [one.expression.comparison for one in requirement.clauses if one.flag == clause.flag]
-        values = [known.values.get(one.name) for one in named if one is not None]
-        numbers = [value for value in values if isinstance(value, int | float)]
-        have = min(numbers) if len(numbers) == len(values) else None
-    if isinstance(have, bool) or not isinstance(have, int | float):
-        return ""
-    bound = _bound(comparison, have, as_size=comparison.name.startswith(_BYTES))
+    if clause.flag == REQUIRE:
+        named = [comparison]
+    else:  # of an amount, what is there and what is free both count
+        parts = [one.expression.comparison for one in requirement.clauses if one.flag == clause.flag]
+        named = [part for part in parts if part is not None]
+    bounds: list[float] = []
+    room = 0.0
+    as_size = comparison.name.startswith(_BYTES)
+    for one in named:
+        have = known.values.get(one.name)
+        if isinstance(have, bool) or not isinstance(have, int | float):
+            return ""
+        is_count = isinstance(have, int) and not as_size
+        room = 0.0 if is_count or known.is_lasting(one.name) else ROOM * (abs(have) or 1.0)
+        bounds.append(have + room if comparison.op in ("<", "<=") else have - room)
+    bound = _bound(comparison, min(bounds), has_room=room > 0, as_size=as_size)
     if not bound or clause.flag != REQUIRE:
         return bound
     written = clause.expression.clause
@@ -371,18 +394,24 @@ def _relaxed(clause: Clause, requirement: Requirement, known: Known) -> str:
     return f"{written.text[:before]}{bound}{written.text[after:]}"
 
 
-def _bound(comparison: Comparison, have: float, *, as_size: bool) -> str:
-    """Return the number, rounded to the safe side, with which the comparison holds; empty when there is none."""
+def _bound(comparison: Comparison, have: float, *, has_room: bool, as_size: bool) -> str:
+    """Return the number, rounded to the safe side, with which the comparison holds; empty when there is none.
+
+    Args:
+        has_room: `have` is further than what is there already.
+    """
+    may_be_equal = has_room or comparison.op in (">=", "<=")
     match comparison.op:
         case ">=" | ">":
             if have <= 0:
                 return ""
-            bound = have if comparison.op == ">=" else have * (1 - 1e-3) if have != int(have) else have - 1
+            bound = have if may_be_equal else have * (1 - 1e-3) if have != int(have) else have - 1
             if bound <= 0:
                 return ""
             return _size_written(int(bound), is_rounded=True) if as_size else _number_written(bound, up=False)
         case "<=" | "<":
-            bound = have if comparison.op == "<=" else max(have * (1 + 1e-3), have + 1e-3)
+            over = have + 1 if have == int(have) else max(have * (1 + 1e-3), have + 1e-3)
+            bound = have if may_be_equal else over
             return _size_written(math.ceil(bound)) if as_size else _number_written(bound, up=True)
     return ""
 

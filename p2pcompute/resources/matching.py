@@ -120,6 +120,10 @@ class Known:
             self._lasting = View({name: value for name, value in self.values.items() if is_lasting(found, name)})
         return self._lasting
 
+    def is_lasting(self, name: str) -> bool:
+        """Whether the value of a known attribute is not expected to change soon."""
+        return is_lasting(self._attributes, name)
+
     def moment(self, name: str) -> float | None:
         """Return the wall time of what a node expects in so many seconds; None where it does not say."""
         value = self.values.get(name)
