@@ -32,6 +32,10 @@ HANDSHAKE_S_MAX: Final = 10.0
 """From accept to a proven key; then the connection is closed."""
 HANDSHAKES_MAX: Final = 64
 """Unproven inbound connections at once; further ones are closed at accept."""
+STRANGERS_MAX: Final = 16
+"""Connections, proven or not, of those who have no more than an invitation; further ones are closed at accept."""
+JOIN_LIFE_S: Final = 60.0
+"""A joining channel is closed after this, whatever goes on: strangers may hold none for long."""
 CHANNELS_MAX: Final = 512
 """Open channels; the least recently used idle one is closed for a new one."""
 CHANNEL_IDLE_S: Final = 300.0
@@ -315,6 +319,10 @@ INVITE_NEWS_MAX: Final = 32
 """Wrong tries that are remembered for the inviter to see."""
 MEETINGS_MAX: Final = 16
 """Key exchanges over words that have begun; the oldest is forgotten."""
+MEETINGS_MET_MAX: Final = 256
+"""Channels of which it is known that they have had their exchange."""
+WORDS_GRACE_S: Final = 60.0
+"""An invitation by words that has ended says so for so long; then strangers are not answered any more."""
 MEETINGS_PER_S: Final = 2.0
 MEETINGS_BURST: Final = 8
 """Each costs the inviter 20 ms of processor time; further ones are refused for the moment."""

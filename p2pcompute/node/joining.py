@@ -48,8 +48,8 @@ class Joining:
         self._change_group = change_group
         self._admitted: dict[bytes, list[Admission]] = {}
         """Invitation → whom it let in; of at most as many invitations as are remembered."""
-        self._refused: deque[str] = deque(maxlen=INVITE_NEWS_MAX)
-        """Who did not know the words, and what it was told."""
+        self._refused: deque[tuple[float, str]] = deque(maxlen=INVITE_NEWS_MAX)
+        """When, who did not know the words, and what it was told."""
         self._ending: Timer | None = None
         credentials.on_admitted = self._on_admitted
         credentials.on_refused = self._on_refused
@@ -108,12 +108,12 @@ class Joining:
             ending="" if invite.ending is None else str(invite.ending),
             admitted=admitted,
             tries_left=invite.failures_left,
-            refused=tuple(self._refused),
+            refused=tuple(text for at, text in self._refused if at >= invite.created),
         )
 
     def withdraw(self, invitation: bytes) -> bool:
         """Take an invitation back; returns whether it was open."""
-        was_open = self._credentials.invites.withdraw(invitation)
+        was_open = self._credentials.invites.withdraw(self._host.clock.now(), invitation)
         self._numbers_changed()
         return was_open
 
@@ -126,7 +126,7 @@ class Joining:
         self._numbers_changed()
 
     def _on_refused(self, address: str, refusal: TrustError) -> None:
-        self._refused.append(f"{address}: {refusal.what}")
+        self._refused.append((self._host.clock.now(), f"{address}: {refusal.what}"))
         self._numbers_changed()
 
     def _numbers_changed(self) -> None:
@@ -213,9 +213,9 @@ class Joining:
         return await self._enter(group, channel, [*addresses, *contacts])
 
     async def _join_by_words(self, code: Code) -> JoinView:
-        addresses = await self._addresses_of(code)
+        addresses, key = await self._addresses_of(code)
         try:
-            channel = await self._channels.meet(addresses)
+            channel = await self._channels.meet(addresses, key)
         except (ChannelLost, TimeoutError) as error:
             raise self._silent("the inviter", addresses, error) from error
         try:
@@ -224,14 +224,14 @@ class Joining:
             channel.close()
         return await self._enter(group, channel, [*addresses, *contacts])
 
-    async def _addresses_of(self, code: Code) -> list[Address]:
-        """Where the inviter is."""
+    async def _addresses_of(self, code: Code) -> tuple[list[Address], bytes | None]:
+        """Where the inviter is, and its key if it has announced itself."""
         if code.address:
             host, port = parse_peer(code.address)
             found = await self._host.net.resolve(host, port)
             if not found:
                 raise NodeUnavailable(f"{host} has no address", "", "check the name, or give an address")
-            return found
+            return found, None
         inviters = await self._network.find_inviters(code.number, time_s_max=FIND_INVITER_S_MAX)
         if not inviters:
             raise NodeUnavailable(
@@ -249,7 +249,8 @@ class Joining:
                 code="two-inviters",
             )
         sighting = inviters[0]
-        return [Address(host, sighting.announcement.port) for host in sighting.addresses]
+        addresses = [Address(host, sighting.announcement.port) for host in sighting.addresses]
+        return addresses, sighting.announcement.public_key
 
     def _silent(self, who: str, addresses: Sequence[Address], error: Exception) -> NodeUnavailable:
         return NodeUnavailable(

@@ -226,13 +226,13 @@ class Network:
         For a node that is alone: it does not look around otherwise.  Once one is found it waits for INVITER_SETTLE_S:
         two that announce the same number are a reason to join neither.
         """
-        found: dict[bytes, LanSighting] = {}
+        found: dict[tuple[bytes, int, tuple[str, ...]], LanSighting] = {}
         is_there = asyncio.Event()
 
         def seen(sighting: LanSighting) -> None:
             said = sighting.announcement
             if sighting.is_present and number in said.invites and len(found) < NEARBY_MAX:
-                found[said.public_key] = sighting
+                found[said.public_key, said.port, sighting.addresses] = sighting  # a key is announced by anybody
                 is_there.set()
 
         await self._host.net.browse(seen)

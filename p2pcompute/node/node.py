@@ -674,7 +674,7 @@ class Node:
         if not self.credentials.group.is_open_to_others:
             raise UsageError("this node is in no group with others", "there is nothing to leave", None, code="alone")
         group = found_group(self._identity, self._host.crypto, SOLO_GROUP_NAME, self._host.clock.wall())
-        self.credentials.invites.withdraw_all()
+        self.credentials.invites.withdraw_all(self._host.clock.now())
         await self._change_group(group, ())
 
     async def _change_group(self, group: Group, contacts: Sequence[Address]) -> None:

@@ -130,6 +130,7 @@ class Channel:
         is_dialler: bool,
         rtt_s: float,
         instance: bytes,
+        session: bytes,
         on_end: Callable[[Channel], None],
     ) -> None:
         self._shared = shared
@@ -142,8 +143,8 @@ class Channel:
         self.instance = instance
         """Random bytes of the peer's process: another one after its restart."""
         self.address: Address = stream.peer_address
-        self.binding: bytes = stream.binding
-        """SHA-256 of the listener's certificate, the same at both ends: for proofs that hold on this channel only."""
+        self.binding = session
+        """Names this connection, the same at both ends and never twice: for proofs that hold on this channel only."""
         self.lost_reason = ""
         self._on_end = on_end
         self._is_ended = False
@@ -559,4 +560,6 @@ def read_error(body: Any) -> RemoteError:
     code, what = body.get("code"), body.get("what")
     if not isinstance(code, str) or not isinstance(what, str):
         raise RemoteProtocolError("an error without code or text")
+    # It may be shown on a terminal.
+    code, what = ("".join(char if char.isprintable() else " " for char in text) for text in (code, what))
     return RemoteError(what[:ERROR_TEXT_CHARS_MAX], "the peer says so", code=code[:_CODE_CHARS_MAX])

@@ -32,8 +32,10 @@ from p2pcompute.limits import (
     HANDSHAKE_RATE_PER_S_MAX,
     HANDSHAKE_S_MAX,
     HANDSHAKES_MAX,
+    JOIN_LIFE_S,
     NODE_NAME_CHARS_MAX,
     RATE_SOURCES_MAX,
+    STRANGERS_MAX,
 )
 from p2pcompute.transport import handshake
 from p2pcompute.transport.channel import (
@@ -83,6 +85,8 @@ class _Proven:
     is_dialler: bool
     rtt_s: float
     instance: bytes
+    session: bytes
+    """Names this connection: see `handshake.session_of`."""
     reader: FrameReader
     frames: list[bytes]
     """What came behind WELCOME already."""
@@ -129,6 +133,8 @@ class Channels:
             rate_per_s=HANDSHAKE_RATE_PER_S_MAX, burst=HANDSHAKE_BURST_MAX, sources_max=RATE_SOURCES_MAX
         )
         self._inbound_count = 0
+        self._stranger_count = 0
+        """Handshakes under way of those who have no more than an invitation."""
         self._open: dict[Channel, None] = {}
         """Every open channel, oldest first."""
         self._by_key: dict[bytes, list[Channel]] = {}
@@ -240,12 +246,20 @@ class Channels:
             self.handshakes.busy += 1
             stream.abort()
             return
+        is_stranger = handshake.match_preamble(preamble, self._credentials.network_keys(), self._own_key) is None
+        joining = sum([one.purpose is Purpose.JOIN for one in self._open]) if is_stranger else 0
+        if is_stranger and self._stranger_count + joining >= STRANGERS_MAX:
+            self.handshakes.busy += 1
+            stream.abort()
+            return
         self._inbound_count += 1
+        self._stranger_count += is_stranger
         task = self._scope.spawn(self._receive_handshake(stream, preamble), "inbound")
-        task.add_done_callback(lambda task: self._inbound_ended(task, stream))
+        task.add_done_callback(lambda task: self._inbound_ended(task, stream, is_stranger=is_stranger))
 
-    def _inbound_ended(self, task: asyncio.Task[Any], stream: ByteStream) -> None:
+    def _inbound_ended(self, task: asyncio.Task[Any], stream: ByteStream, *, is_stranger: bool) -> None:
         self._inbound_count -= 1
+        self._stranger_count -= is_stranger
         if task.cancelled():
             stream.abort()
 
@@ -304,6 +318,7 @@ class Channels:
             is_dialler=False,
             rtt_s=rtt_s,
             instance=auth.instance,
+            session=handshake.session_of(binding=stream.binding, nonce=nonce, listener=self._own_key, dialler=auth.key),
             reader=FrameReader(),
             frames=[],
         )
@@ -372,8 +387,11 @@ class Channels:
         except P2pcError as error:
             return error
 
-    async def meet(self, addresses: Sequence[Address]) -> Channel:
-        """Return a joining channel to whoever answers and has an invitation by words open; `peer.key` says who that is.
+    async def meet(self, addresses: Sequence[Address], key: bytes | None = None) -> Channel:
+        """Return a joining channel to a node that has an invitation by words open; `peer.key` says who that is.
+
+        Args:
+            key: whom it must be, where that is known; None: whoever answers.
 
         What it is worth has to be proven over it: see `trust.pake`.
 
@@ -381,7 +399,16 @@ class Channels:
             ChannelLost: no address led to such a node.
             TrustError, VersionMismatch: as `connect`.
         """
-        return await self._dial(None, addresses, Purpose.JOIN, None)
+        channel = await self._dial(None, addresses, Purpose.JOIN, None)
+        if key is not None and channel.peer.key != key:
+            channel.close()
+            raise TrustError(
+                "another node answered than the one that announced the invitation",
+                "somebody may want to be taken for it; nothing was tried",
+                "give the address of the inviting computer: p2pc join CODE@HOST:PORT",
+                code="two-inviters",
+            )
+        return channel
 
     async def _dial(
         self, key: bytes | None, addresses: Sequence[Address], purpose: Purpose, invite_secret: bytes | None
@@ -467,6 +494,9 @@ class Channels:
             is_dialler=True,
             rtt_s=clock.now() - started,
             instance=hello.instance,
+            session=handshake.session_of(
+                binding=stream.binding, nonce=hello.nonce, listener=key, dialler=self._own_key
+            ),
             reader=frames.reader,
             frames=frames.rest,
         )
@@ -502,6 +532,7 @@ class Channels:
             is_dialler=proven.is_dialler,
             rtt_s=proven.rtt_s,
             instance=proven.instance,
+            session=proven.session,
             on_end=self._ended,
         )
         self._drop_former(channel)
@@ -509,6 +540,8 @@ class Channels:
         self._by_key.setdefault(channel.peer.key, []).append(channel)
         if channel.purpose is Purpose.CONTROL:
             self.on_open(channel)
+        elif channel.purpose is Purpose.JOIN:
+            self._host.clock.call_later(JOIN_LIFE_S, lambda: channel.abort("joining took too long"))
         task = self._scope.spawn(channel.run(proven.reader, proven.frames), "channel")
         # A task that is cancelled before its first step never reaches its `finally`.
         task.add_done_callback(lambda _: channel.abort("this node is shutting down"))

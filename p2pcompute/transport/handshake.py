@@ -275,6 +275,14 @@ def make_auth(
     }
 
 
+def session_of(*, binding: bytes, nonce: bytes, listener: bytes, dialler: bytes) -> bytes:
+    """Return what names one connection, the same at both of its ends and never twice: 32 bytes.
+
+    The certificate alone does not: a listener has one for all connections.
+    """
+    return hashlib.blake2b(_auth_message(binding, nonce, listener, dialler), digest_size=32).digest()
+
+
 def check_auth(crypto: Crypto, body: Any, *, binding: bytes, nonce: bytes, listener: bytes) -> Auth:
     """Return the dialler's AUTH when its key is proven.
 

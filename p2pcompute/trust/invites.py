@@ -41,9 +41,11 @@ from p2pcompute.limits import (
     JOIN_FAILURES_MAX,
     MEETINGS_BURST,
     MEETINGS_MAX,
+    MEETINGS_MET_MAX,
     MEETINGS_PER_S,
     TOKEN_ADDRESSES_MAX,
     TOKEN_CHARS_MAX,
+    WORDS_GRACE_S,
 )
 from p2pcompute.transport.credentials import WORDS_KEY, invite_key
 from p2pcompute.transport.rate import TokenBuckets
@@ -309,6 +311,9 @@ class Invite:
     """Wrong proofs so far."""
     admitted: dict[bytes, None] = field(default_factory=dict)
     """Installations, in the order in which they came."""
+    created: float = 0.0
+    ended: float | None = None
+    """By the same clock."""
     number: int = 0
     """Of an invitation with words; 0: it has none."""
     words: tuple[str, ...] = ()
@@ -354,8 +359,10 @@ class Invites:
         self._crypto = crypto
         self._open: dict[bytes, Invite] = {}
         self._ended: dict[bytes, Invite] = {}
-        self._meetings: dict[bytes, tuple[bytes, Exchange]] = {}
-        """Channel → (invitation, exchange over its words)."""
+        self._meetings: dict[bytes, tuple[bytes, bytes, Exchange]] = {}
+        """Channel → (invitation, joiner, exchange over its words)."""
+        self._met: dict[bytes, None] = {}
+        """Channels that have had their exchange, the last MEETINGS_MET_MAX."""
         self._meeting_rate = TokenBuckets(rate_per_s=MEETINGS_PER_S, burst=MEETINGS_BURST, sources_max=1)
         self.counters = InviteCounters()
 
@@ -407,6 +414,7 @@ class Invites:
             uses=uses,
             expires=now + expires_s,
             roles=ordered_roles(roles),
+            created=now,
         )
         if words:
             invite.number = self._free_number()
@@ -446,7 +454,7 @@ class Invites:
             raise _refusal(invite.ending)
         right = join_proof(invite.secret, binding=binding, joiner=joiner, inviter=inviter)
         if not hmac.compare_digest(right, proof):
-            raise self._wrong(invite)
+            raise self._wrong(now, invite)
         return self._take_use(now, invite, joiner)
 
     def meet(
@@ -461,6 +469,8 @@ class Invites:
         if type(number) is not int:
             raise RemoteProtocolError("not the number of an invitation")
         invite = self._numbered(now, number)
+        if binding in self._met:
+            raise RemoteProtocolError("a second exchange on one channel")
         if not self._meeting_rate.take("words", now):
             self.counters.refused += 1
             raise TrustError("too many ask to join at once", "", _FIXES[_BUSY], code=_BUSY)
@@ -473,8 +483,10 @@ class Invites:
             entropy=self._crypto.random_bytes,
         )
         exchange.finish(message)
-        self._meetings.pop(binding, None)
-        self._meetings[binding] = (invite.id, exchange)
+        self._met[binding] = None
+        if len(self._met) > MEETINGS_MET_MAX:
+            del self._met[next(iter(self._met))]
+        self._meetings[binding] = (invite.id, joiner, exchange)
         while len(self._meetings) > MEETINGS_MAX:
             del self._meetings[next(iter(self._meetings))]
         return exchange.message
@@ -490,16 +502,16 @@ class Invites:
             RemoteProtocolError: there was no meeting on this channel.
         """
         met = self._meetings.pop(binding, None)
-        if met is None:
+        if met is None or met[1] != joiner:
             raise RemoteProtocolError("a proof of words without an exchange before it")
-        invitation, exchange = met
+        invitation, _joiner, exchange = met
         self._expire(now)
         invite = self._open.get(invitation) or self._ended.get(invitation)
         if invite is None or invite.ending not in (None, Ending.USED):
             self.counters.refused += 1
             raise _refusal(Ending.UNKNOWN if invite is None or invite.ending is None else invite.ending)
         if not exchange.is_proof(proof):
-            raise self._wrong(invite)
+            raise self._wrong(now, invite)
         return self._take_use(now, invite, joiner), exchange.own_proof
 
     def _numbered(self, now: float, number: int) -> Invite:
@@ -527,11 +539,11 @@ class Invites:
         self._expire(now)
         return self._open.get(invitation) or self._ended.get(invitation)
 
-    def withdraw(self, invitation: bytes) -> bool:
+    def withdraw(self, now: float, invitation: bytes) -> bool:
         """Void an invitation that is open; returns whether it was."""
         invite = self._open.get(invitation)
         if invite is not None:
-            self._end(invite, Ending.VOID)
+            self._end(now, invite, Ending.VOID)
         return invite is not None
 
     def _take_use(self, now: float, invite: Invite, joiner: bytes) -> Invite:
@@ -545,25 +557,27 @@ class Invites:
         invite.admitted[joiner] = None
         self.counters.redeemed += 1
         if invite.uses_left == 0:
-            self._end(invite, Ending.USED)
+            self._end(now, invite, Ending.USED)
         return invite
 
-    def _wrong(self, invite: Invite) -> TrustError:
+    def _wrong(self, now: float, invite: Invite) -> TrustError:
         self.counters.wrong += 1
+        if invite.ending is Ending.USED:
+            return _refusal(Ending.USED)  # who lost the answer may still ask again
         invite.failures += 1
         left = JOIN_FAILURES_MAX - invite.failures
         if left <= 0:
-            self._end(invite, Ending.VOID)
+            self._end(now, invite, Ending.VOID)
             return _refusal(Ending.VOID)
         what = f"{'these are not the words of' if invite.words else 'this is not the proof for'} this invitation"
         tries = f"{left} more wrong {'try' if left == 1 else 'tries'} and it is void"
         return TrustError(f"{what}: {tries}", "it was mistyped, or is of another one", _READ_AGAIN, code=_WRONG)
 
-    def withdraw_all(self) -> int:
+    def withdraw_all(self, now: float) -> int:
         """Void every open invitation, as `leave` does; returns how many there were."""
         invites = list(self._open.values())
         for invite in invites:
-            self._end(invite, Ending.VOID)
+            self._end(now, invite, Ending.VOID)
         return len(invites)
 
     def open_invites(self, now: float) -> list[Invite]:
@@ -579,15 +593,15 @@ class Invites:
         """
         self._expire(now)
         invites = [*self._open.values(), *self._ended.values()]
-        has_words = any(invite.words for invite in invites)
+        has_words = any(one.words and (one.ended is None or now - one.ended < WORDS_GRACE_S) for one in invites)
         return [*([WORDS_KEY] if has_words else ()), *[invite_key(one.secret) for one in invites if not one.words]]
 
     def _expire(self, now: float) -> None:
         for invite in [invite for invite in self._open.values() if invite.expires <= now]:
-            self._end(invite, Ending.EXPIRED)
+            self._end(now, invite, Ending.EXPIRED)
 
-    def _end(self, invite: Invite, ending: Ending) -> None:
-        invite.ending = ending
+    def _end(self, now: float, invite: Invite, ending: Ending) -> None:
+        invite.ending, invite.ended = ending, now
         self._open.pop(invite.id, None)
         self._ended[invite.id] = invite
         while len(self._ended) > INVITES_CLOSED_MAX:

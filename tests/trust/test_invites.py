@@ -121,7 +121,7 @@ def test_withdrawn() -> None:
     invites = Invites(CRYPTO)
     invite = invites.create(0.0)
     invites.create(0.0)
-    assert invites.withdraw_all() == 2
+    assert invites.withdraw_all(0.0) == 2
     assert code_of(invites, invite, 1.0) == "invite-void"
 
 

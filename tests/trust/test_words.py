@@ -59,7 +59,7 @@ def test_words_may_be_cut_short_and_addresses_go_along() -> None:
         ("7-co-clockwork-tobacco", "no code has it there"),
         ("0-crossover-clockwork-tobacco", "a number and some words"),
         ("crossover-clockwork-tobacco", "a number and some words"),
-            ("", "a number and some words"),
+        ("", "a number and some words"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_tried(typed: str, says: str) -> None:
@@ -135,7 +135,7 @@ def test_a_message_is_not_reflected() -> None:
 
 def meet(invites: Invites, number: int, words: tuple[str, ...], now: float = 0.0, joiner: bytes = JOINER) -> bytes:
     """Try words on an invitation; returns the inviter's proof."""
-    binding = joiner
+    binding = CRYPTO.random_bytes(32)
     own = exchange(Code(number, words).password, is_joiner=True, joiner=joiner, binding=binding)
     own.finish(invites.meet(now, number, own.message, binding=binding, joiner=joiner, inviter=INVITER))
     _invite, proof = invites.redeem_words(now, own.own_proof, binding=binding, joiner=joiner)
@@ -186,13 +186,51 @@ def test_a_guess_has_one_proof() -> None:
         invites.redeem_words(0.0, own.own_proof, binding=BINDING, joiner=JOINER)
 
 
+def test_channels_and_joiners_are_not_mixed_up() -> None:
+    """Two join at once; a third sends proofs that are not its own, and tries twice on one channel."""
+    invites = Invites(CRYPTO)
+    invite = invites.create(0.0, words=3, uses=2)
+    runs = []
+    for number in (1, 2):
+        joiner, binding = bytes([number]) * 32, bytes([number + 10]) * 32
+        own = exchange(invite.code.password, is_joiner=True, joiner=joiner, binding=binding)
+        own.finish(invites.meet(0.0, 1, own.message, binding=binding, joiner=joiner, inviter=INVITER))
+        runs.append((own, joiner, binding))
+    (first, one, channel), (second, two, other) = runs
+    for proof, thief, where in ((first.own_proof, b"x" * 32, b"y" * 32), (second.own_proof, b"x" * 32, b"y" * 32)):
+        with pytest.raises(RemoteProtocolError):
+            invites.redeem_words(0.0, proof, binding=where, joiner=thief)
+    for own, joiner, where in ((second, two, other), (first, one, channel)):
+        assert own.is_proof(invites.redeem_words(0.0, own.own_proof, binding=where, joiner=joiner)[1])
+    assert list(invite.admitted) == [two, one] and invite.failures == 0
+    with pytest.raises(RemoteProtocolError):
+        invites.meet(0.0, 1, first.message, binding=channel, joiner=one, inviter=INVITER)
+
+
+def test_the_door_closes_behind_the_last_code() -> None:
+    invites = Invites(CRYPTO)
+    invite = invites.create(0.0, words=3)
+    meet(invites, invite.number, invite.words)
+    assert WORDS_KEY in invites.preamble_keys(30.0), "a late joiner hears why"
+    assert WORDS_KEY not in invites.preamble_keys(61.0)
+
+
+def test_a_used_invitation_is_not_burnt() -> None:
+    """Who lost the answer asks again, whatever others try meanwhile."""
+    invites = Invites(CRYPTO)
+    invite = invites.create(0.0, words=3)
+    meet(invites, invite.number, invite.words)
+    assert [refusal(invites, invite, 10.0 * turn, joiner=b"k" * 32) for turn in range(1, 5)] == ["invite-used"] * 4
+    meet(invites, invite.number, invite.words, 50.0)
+
+
 def test_ends_and_numbers() -> None:
     invites = Invites(CRYPTO)
     first, second = invites.create(0.0, words=3, expires_s=5.0), invites.create(0.0, words=6)
     assert (first.number, second.number) == (1, 2)
     assert refusal(invites, first, 6.0, is_right=True) == "invite-expired"
     assert invites.create(6.0, words=3).number == 3, "that of an ended one still says why it is refused"
-    assert invites.withdraw(second.id) and not invites.withdraw(second.id)
+    assert invites.withdraw(6.0, second.id) and not invites.withdraw(6.0, second.id)
     assert refusal(invites, second, 7.0, is_right=True) == "invite-void"
     with pytest.raises(TrustError) as caught:
         invites.meet(7.0, 99, b"", binding=BINDING, joiner=JOINER, inviter=INVITER)
@@ -224,12 +262,12 @@ def test_floods_of_meetings_are_refused_and_forgotten() -> None:
             codes.append(error.code)
     assert codes == ["invite-busy"] * MEETINGS_BURST
     for number in range(1, 2 * MEETINGS_MAX):
-        binding = number.to_bytes(32, "big")
+        binding = (1000 + number).to_bytes(32, "big")
         invites.meet(10.0 * number, invite.number, message, binding=binding, joiner=JOINER, inviter=INVITER)
     assert len(invites._meetings) == MEETINGS_MAX
     own = exchange(invite.code.password, is_joiner=True)
     with pytest.raises(RemoteProtocolError):
-        invites.redeem_words(320.0, own.message, binding=(1).to_bytes(32, "big"), joiner=JOINER)
+        invites.redeem_words(320.0, own.message, binding=(1001).to_bytes(32, "big"), joiner=JOINER)
 
 
 def test_there_are_numbers_for_all() -> None:
