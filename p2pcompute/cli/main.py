@@ -276,14 +276,19 @@ def error_document(error: P2pcError) -> dict[str, Any]:
 
 def format_error(error: P2pcError, more: str = "") -> str:
     """Return the text of an error: what, why, fix, where to read more; the most useful line last."""
-    head = f"error[{error.code}]:"
+    head = f"error[{_plain(error.code)}]:"
     if has_color(sys.stderr):
         head = click.style(head, fg="red", bold=True)
-    lines = [f"{head} {error.what}"]
+    lines = [f"{head} {_plain(error.what)}"]
     for label, text in (("why: ", error.why), ("fix: ", error.fix or ""), ("more:", more)):
         if text:
-            lines.append(f"  {label} " + text.replace("\n", "\n        "))
+            lines.append(f"  {label} " + _plain(text).replace("\n", "\n        "))
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Return text without what a terminal takes for a command: it may have come from a peer, or from a link."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
 def _wants_json(context: click.Context | None, arguments: Sequence[str]) -> bool:

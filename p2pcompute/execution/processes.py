@@ -555,7 +555,9 @@ class ProcessRunner:
             if slot.index in slots and slot.worker is not None and slot.open_count and not slot.killing:
                 if slot.held_since is None:
                     slot.held_since = self._clock.now()
-                    stand_still(slot.worker.pid)
+                if not stand_still(slot.worker.pid):  # again and again: it may have been woken from inside
+                    self.kill(list(slot.pending))
+                    slot.worker.kill()
             else:
                 self._go_on(slot)
 

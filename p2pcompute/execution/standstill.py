@@ -8,20 +8,29 @@ from typing import Final
 
 import psutil
 
-_PASSES_MAX: Final = 5
-"""A process that is being stopped may have started another one just before."""
+_PASSES_MAX: Final = 10
+"""A process that is being stopped may have started another one just before, or ends a system call first."""
 
 
-def stand_still(pid: int) -> None:
-    """Stop a process and all that it has started and that is still below it; parents first: nothing is added then."""
-    stopped: dict[int, None] = {}
+def stand_still(pid: int) -> bool:
+    """Stop a process and all that it has started and that is still below it; parents first: nothing is added then.
+
+    Returns:
+        False when there is always another one that runs: it evades.
+    """
     for _ in range(_PASSES_MAX):
-        fresh = [process for process in _tree(pid) if process.pid not in stopped]
-        if not fresh:
-            return
-        for process in fresh:
-            stopped[process.pid] = None
+        running = [process for process in _tree(pid) if _runs(process)]
+        if not running:
+            return True
+        for process in running:
             _send(process, signal.SIGSTOP)
+    return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
 
 
 def go_on(pid: int) -> None:

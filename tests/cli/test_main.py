@@ -14,7 +14,7 @@ import pytest
 
 from p2pcompute.cli.command import parse_reference
 from p2pcompute.cli.follow import job_exit_code
-from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, p2pc, run_command
+from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, format_error, p2pc, run_command
 from p2pcompute.errors import (
     IdentityError,
     NodeUnavailable,
@@ -265,3 +265,9 @@ def test_join_looks_at_the_invitation_before_it_asks(home: Path, capsys: pytest.
 def test_a_success_rule_that_is_met_is_a_success(job: dict[str, Any], code: int) -> None:
     """As in GNU parallel: the search has found what it looked for."""
     assert job_exit_code(job) == code
+
+
+def test_errors_cannot_command_the_terminal() -> None:
+    error = P2pcError("a\x1b]0;title\x07b", "c\x1b[2Jd", "e\rf", code="x\x1b[1m")
+    text = format_error(error)
+    assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "a ]0;title b" in text
