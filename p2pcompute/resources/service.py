@@ -329,6 +329,7 @@ class Resources:
         lost: list[Candidate] = [(key, ()) for key in sorted(silent) if key not in self._peers]
         candidates = [*self.candidates(query), *lost]
         rest = self._from_known(query, candidates, tally, silent)
+        knows_others = tally.answered > 0  # from those that were heard lately
         if query.asked_max and not self._is_enough(query, tally):
             judged = dict(candidates).keys() - dict(rest).keys()
             named = self.candidates(query, await self.named(query))
@@ -348,7 +349,7 @@ class Resources:
             pass
         finally:
             await scope.close()
-        is_cut_off = tally.asked > 0 and not tally.heard
+        is_cut_off = tally.asked > 0 and not tally.heard and not knows_others
         if is_cut_off:
             self._add_old(query, candidates, tally)
         elif not self._is_enough(query, tally):

@@ -164,10 +164,11 @@ def test_a_silent_node_is_no_answer_and_is_marked(away_s: int) -> None:
 
     async def scene(mesh: Mesh) -> None:
         asker, gone = mesh.members[0].running, mesh.members[2].identity.public_key
-        await find(mesh, "cpus>=8")
+        await find(mesh, "cpus>=1")
         mesh.crash(mesh.members[2], is_silent=True)
         await asyncio.sleep(away_s)
         assert gone in asker.network.silent()
+        assert not (await find(mesh, "cpus>=1")).is_cut_off, "the others were heard lately"
         found = await find(mesh, "cpus>=8")
         assert (found.candidates, found.answered, found.silent, found.not_asked) == (4, 3, 1, 0)
         assert [(item.key == gone, item.is_silent) for item in found.found] == [(False, False), (True, True)]
