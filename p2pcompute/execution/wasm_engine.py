@@ -135,7 +135,7 @@ class Engine:
         exports = instance.exports(store)
         code, how, text = 0, messages.WASM_EXIT, ""
         try:
-            exports["_start"](store)  # type: ignore[operator] # it is a function: `_check`
+            exports["_start"](store)  # type: ignore[operator, unused-ignore] # it is a function: `_check`
         except wasmtime.ExitTrap as error:
             code = int(error.code)
         except wasmtime.Trap as error:

@@ -230,7 +230,7 @@ class _Memory:
 
     def has(self, place: int, size: int) -> bool:
         """Whether these bytes are inside."""
-        return (place & 0xFFFFFFFF) + size <= self._memory.data_len(self._caller)
+        return bool((place & 0xFFFFFFFF) + size <= self._memory.data_len(self._caller))
 
     def read(self, place: int, size: int) -> bytes:
         """Return bytes that are inside."""
