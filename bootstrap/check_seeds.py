@@ -20,6 +20,7 @@ from typing import Any
 from p2pcompute.config import parse_name_server, parse_seed
 from p2pcompute.dht.exchange import DhtCounters, Exchange
 from p2pcompute.dht.messages import RUN_BYTES, Message, Ping, Pong
+from p2pcompute.dht.reach import Reach
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.paths import resolve_paths
@@ -78,6 +79,7 @@ class Caller:
             DhtCounters(),
             group_id=self._group.group_id,
             run=crypto.random_bytes(RUN_BYTES),
+            reach=Reach(self._host.net.local_addresses()),
             on_request=lambda _: None,  # it is not there to be found
             on_reply=lambda _: None,
             on_timeout=lambda *_: None,

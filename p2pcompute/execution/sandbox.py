@@ -207,6 +207,10 @@ def _roots() -> tuple[str, ...]:
     return tuple(path for path in found if not _is_inside(path, [other for other in found if other != path]))
 
 
+_COVERED: Final = ("/tmp", "/var/tmp", "/dev/shm")
+"""What is seen there in a sandbox is its own."""
+
+
 def command(
     bubblewrap: str, *, directory: Path, hidden: Sequence[Path], user: int | None, name: str, channel_fd: int
 ) -> tuple[list[str], dict[str, str]]:
@@ -225,6 +229,14 @@ def command(
     if home != "/" and _is_inside(home, roots):
         raise NoSandbox(
             f"the interpreter's own directory is, or holds, the home directory {home}", "use a virtual environment"
+        )
+    covered = next(
+        (root for root in (*roots, str(Path(p2pcompute.__file__).parent)) if _is_inside(root, _COVERED)), None
+    )
+    if covered is not None:
+        raise NoSandbox(
+            f"the interpreter or its packages are in {covered}, where each sandbox has files of its own",
+            "install p2pcompute outside of /tmp",
         )
     words = [bubblewrap, "--die-with-parent", "--as-pid-1"]
     words += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]

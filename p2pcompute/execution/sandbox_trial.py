@@ -160,6 +160,7 @@ def try_sandbox(hidden: Sequence[Path] = ()) -> int:
         directory = Path(name)
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
+        undo.callback(theirs.close)
         user = sandbox.user_of_slot(directory, 0)
         sandbox.prepare(directory, user)
         words, environment = sandbox.command(
