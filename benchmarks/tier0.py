@@ -91,6 +91,7 @@ class Daemon:
             "P2PC_NODE__NAME": name,
             "P2PC_NODE__SLOTS": str(SLOTS),
             "P2PC_NODE__INTERFACES": "lo",
+            "P2PC_NODE__ACCEPT": "all",
             "P2PC_NODE__DISCOVER": "false",
             **settings,
         }
