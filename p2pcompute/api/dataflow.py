@@ -202,7 +202,8 @@ class Dataflow:
     def read_all(self) -> None:
         """Read the values that nobody has asked for yet: the blobs go with the node.  In a thread."""
         for future in list(self._unread):
-            with contextlib.suppress(Exception):  # whoever asks for it is told
+            # Unpickling runs the user's code, which may raise anything; the future keeps it and raises it to who asks.
+            with contextlib.suppress(Exception):
                 future._read_value()
 
     # --- calls that follow ------------------------------------------------------------------------

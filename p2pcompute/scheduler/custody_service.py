@@ -579,7 +579,7 @@ class CustodyService:
         self._wake()
 
     async def _pull(self, charge: Charge, key: bytes, *, wait_s: float) -> bool:
-        """Ask another keeper once; True when there is no more for now.
+        """Ask another keeper once; True when it has told all that it had.
 
         Raises:
             P2pcError: it cannot be reached, or its answer is wrong.

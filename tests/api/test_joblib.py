@@ -16,7 +16,7 @@ import pytest
 
 from p2pcompute import MeshExecutor, NodeUnavailable, UsageError
 
-joblib = pytest.importorskip("joblib", reason="joblib is not installed: pip install 'p2pcompute[joblib]'")
+joblib = pytest.importorskip("joblib", reason="runs with joblib, which dev.py test installs")
 
 from joblib import Parallel, delayed, parallel_backend, parallel_config  # noqa: E402
 
@@ -115,7 +115,7 @@ def joblib_tests(pytestconfig: pytest.Config) -> Any:
         pytestconfig.addinivalue_line("markers", f"{name}: of joblib's tests")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("joblib.test.test_parallel", reason="joblib was installed without its tests")
+        return pytest.importorskip("joblib.test.test_parallel", reason="runs where joblib has its tests")
 
 
 @pytest.mark.filterwarnings("default")  # joblib warns of what some of its tests do
@@ -162,7 +162,7 @@ def test_error_is_itself_with_the_remote_traceback() -> None:
 
 def test_large_arrays_travel_once(executor: MeshExecutor) -> None:
     """Broken: the data of a grid search is sent with each of its calls, or a call changes what others get."""
-    numpy = pytest.importorskip("numpy", reason="numpy is not installed")
+    numpy = pytest.importorskip("numpy", reason="runs with numpy, which dev.py test installs")
     data = numpy.ones(1 << 18)
     puts = executor._node.blobs().counters.blobs_put
     sums = Parallel(n_jobs=2, backend="p2pc", batch_size=1)(delayed(total)(data, plus=n) for n in range(20))

@@ -62,7 +62,7 @@ def plan(system: str = "linux", *, is_system: bool = False, **environ: str) -> S
     )
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="runs where systemd is installed")
 @pytest.mark.parametrize("is_system", [False, True])
 def test_systemd_takes_the_unit(tmp_path: Path, *, is_system: bool) -> None:
     made = plan(is_system=is_system, PATH="/usr/bin:/home/a b/bin", P2PC_HOME='/home/100% "sure"')

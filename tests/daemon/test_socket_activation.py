@@ -41,7 +41,7 @@ def end(process: subprocess.Popen[bytes]) -> int:
         raise
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="there is no systemd-socket-activate here")
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="runs where systemd is installed")
 def test_the_first_command_starts_the_node(paths: Paths) -> None:
     keep = [word for name in ("P2PC_HOME", "P2PC_NODE__INTERFACES") for word in ("-E", name)]
     activate = ["systemd-socket-activate", "-l", str(paths.socket), *keep, *NODE]

@@ -90,15 +90,15 @@ def hostile_pair(request: pytest.FixtureRequest) -> Iterator[list[Daemon]]:
     prefix: tuple[str, ...] = ()
     if request.param == "user":
         if os.geteuid() != 0:
-            pytest.skip("making another user needs root")
+            pytest.skip("runs as root, which can make another user")
         if any(shutil.which(program) is None for program in ("setpriv", "unshare")):
-            pytest.skip("util-linux is not installed")
+            pytest.skip("runs where util-linux is installed")
         prefix = as_ordinary_user()
         works = subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, text=True, check=False)
         if works.returncode:
             pytest.skip(f"another user cannot be used here: {works.stderr}")
     elif os.geteuid() != 0:
-        pytest.skip("this is not root")
+        pytest.skip("runs as root")
     path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
     path.chmod(0o755)
     mesh = Mesh(path, P2PC_NODE__ACCEPT="sandboxed", P2PC_NODE__SLOTS="2", TOP_SECRET="xyzzy")
