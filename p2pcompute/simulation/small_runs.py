@@ -7,7 +7,6 @@ of the first; then some lose power, one after the other, and nobody is told; bef
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -20,10 +19,11 @@ from p2pcompute.errors import P2pcError
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import DHT_K
 from p2pcompute.simulation.dht_nodes import DhtNode, DhtNodes
+from p2pcompute.simulation.dht_runs import play_out
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.network import NetworkSettings
-from p2pcompute.simulation.world import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
+from p2pcompute.simulation.world import RunResult, Watch
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.scenario import Scenario
@@ -32,7 +32,6 @@ REST_S: Final = 15.0
 """Between two that come or go, so that each is seen by a group at rest."""
 LOOK_S: Final = 0.01
 WAIT_S_MAX: Final = 600.0
-RUN_S_MAX: Final = 24 * 3600.0
 
 
 class SmallSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,31 +125,4 @@ def run_small(scenario: Scenario, seed: int, *, until_s: float | None = None, wa
     """
     settings = scenario.settings
     assert isinstance(settings, SmallSettings)
-    run = _Run(settings, seed, watch)
-    problems: list[str] = []
-
-    async def main() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(until_s):
-                await run.play()
-
-    try:
-        with run.simulation as simulation:
-            simulation.run(main(), time_s_max=RUN_S_MAX, events_max=EVENTS_MAX)
-            for node in run.nodes.all:
-                node.dht.check_invariants()
-    except P2pcError as error:
-        problems.append(f"{run.simulation.now:.3f} s: {error}")
-    return RunResult(
-        scenario=scenario.name,
-        seed=seed,
-        nodes=settings.nodes,
-        trace_hash=run.simulation.trace_hash(),
-        events=run.simulation.loop.events,
-        messages=run.simulation.network.counters.datagrams_sent,
-        wall_s=run.wall_s(),
-        simulated_s=run.simulation.now,
-        metrics=run.metrics.result(),
-        fired={},
-        problems=(*problems, *run.nodes.errors[:PROBLEMS_MAX]),
-    )
+    return play_out(_Run(settings, seed, watch), scenario, seed, nodes=settings.nodes, until_s=until_s)
