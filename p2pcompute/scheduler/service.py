@@ -709,6 +709,7 @@ class Scheduler:
             return
         self.counters.grants_declined_count += 1
         self.worker.jobs[job.job_id] = job  # the victim thinks that it is known here, and grants without it
+        self.worker.forget_old()
         channel.send(Message.GRANT_ACK, [grant.grant_id, False] if fits else [grant.grant_id, False, True])
         self.wake()
 
@@ -726,6 +727,7 @@ class Scheduler:
             return
         fit = self._fit_of(job)
         self.worker.jobs[job.job_id] = job
+        self.worker.forget_old()
         if fit is not None and not await fit.fits_here():
             await self._hand_back_unfit(channel, grant)
             return
