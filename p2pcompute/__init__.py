@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from p2pcompute.version import VERSION as __version__
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from p2pcompute.api.async_executor import AsyncMeshExecutor
@@ -61,9 +63,6 @@ __all__ = [
     "map",
     "sh",
 ]
-
-__version__ = "0.1.0"
-"""As in pyproject.toml; a constant, because importlib.metadata costs every command 20 ms."""
 
 _HOMES = {
     "p2pcompute.api.async_executor": ("AsyncMeshExecutor",),

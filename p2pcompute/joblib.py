@@ -20,7 +20,7 @@ from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
-from p2pcompute.api.shortcuts import shared_executor
+from p2pcompute.api.shared import shared_executor
 from p2pcompute.errors import NodeUnavailable
 from p2pcompute.execution.calls import Shared
 

@@ -29,7 +29,7 @@ from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.trust.groups import Group, load_group
 
 if TYPE_CHECKING:
-    from p2pcompute.api.embedded import EmbeddedOptions
+    from p2pcompute.api.options import EmbeddedOptions
     from p2pcompute.config import Settings
     from p2pcompute.host.paths import MachinePaths
 

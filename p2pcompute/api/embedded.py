@@ -23,7 +23,6 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -33,6 +32,7 @@ from p2pcompute.socket_peer import check_peer_is_ours
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
+    from p2pcompute.api.options import EmbeddedOptions
     from p2pcompute.config import Settings
     from p2pcompute.host.paths import MachinePaths
     from p2pcompute.host.real_blobs import FileBlobs
@@ -49,17 +49,6 @@ MET_S: Final = 2.0
 """Longest that a question about nodes waits, after the start, for the members that this machine's node knows."""
 STOP_S: Final = 10.0
 """Wait at the interpreter's exit for the thread, once nothing runs any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddedOptions:
-    """What a person may choose about an embedded node."""
-
-    worker_count: int | None = None
-    """Worker processes of its own; None: a core each when alone, none beside this machine's node; 0: submit only."""
-    is_local: bool = False
-    """Never join this machine's node."""
-    name: str = ""
 
 
 class EmbeddedNode:

@@ -11,14 +11,14 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from p2pcompute.api.dataflow import Bound
-from p2pcompute.api.embedded import EmbeddedNode, EmbeddedOptions
+from p2pcompute.api.embedded import EmbeddedNode
 from p2pcompute.api.functions import Functions, Shipment, name_of
 from p2pcompute.api.futures import MeshFuture, closed
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.maps import Mapping
 from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wait_for_node
 from p2pcompute.api.open_jobs import OpenJob
-from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.options import EmbeddedOptions, TaskOptions
 from p2pcompute.api.pickling import dump_call, dump_value
 from p2pcompute.errors import BadValue, UsageError
 from p2pcompute.execution.calls import Call, Shared, Spread

@@ -156,3 +156,14 @@ class TaskInfo:
 def moment(unix_s: float) -> datetime | None:
     """Return Unix seconds as a time with a zone; None for 0."""
     return datetime.fromtimestamp(unix_s, UTC) if unix_s else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedOptions:
+    """What a person may choose about an embedded node."""
+
+    worker_count: int | None = None
+    """Worker processes of its own; None: a core each when alone, none beside this machine's node; 0: submit only."""
+    is_local: bool = False
+    """Never join this machine's node."""
+    name: str = ""

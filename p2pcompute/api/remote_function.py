@@ -61,9 +61,9 @@ class RemoteFunction(Generic[P, R]):
         return self._executor().start_map(self._fn, *iterables, name=name)
 
     def _executor(self) -> MeshExecutor:
-        from p2pcompute.api import shortcuts
+        from p2pcompute.api.shared import shared_executor
 
-        shared, made = shortcuts.shared_executor(), self._made
+        shared, made = shared_executor(), self._made
         if made is None or made[0] is not shared:
             made = self._made = (shared, shared.with_task_options(self._options))
         return made[1]

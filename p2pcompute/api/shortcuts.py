@@ -1,32 +1,19 @@
-"""`p2pcompute.map`, `sh` and `function`: one executor of the process, made at the first use and closed at its exit."""
+"""`p2pcompute.map`, `sh` and `function`, on the executor that the process shares."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from p2pcompute.api.executor import MeshExecutor
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.remote_function import RemoteFunction
+from p2pcompute.api.shared import shared_executor
 from p2pcompute.api.shell import Completed, start_commands
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_lock = threading.Lock()
-_executor: tuple[int, MeshExecutor] | None = None
-"""(process id, executor): a forked child makes its own."""
-
-
-def shared_executor() -> MeshExecutor:
-    global _executor
-    with _lock:
-        if _executor is None or _executor[0] != os.getpid() or _executor[1].is_closed:
-            _executor = (os.getpid(), MeshExecutor())
-        return _executor[1]
 
 
 def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iterator[R]:

@@ -178,7 +178,7 @@ class ReferenceType(_ParamType):
         return value if isinstance(value, Reference) else parse_reference(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from p2pcompute.cli.completion import complete_jobs
+        from p2pcompute.cli.job_names import complete_jobs
 
         return complete_jobs(incomplete)
 

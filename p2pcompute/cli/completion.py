@@ -1,55 +1,23 @@
-"""Shell completion: Click's scripts for bash, zsh and fish, and job names from the node."""
+"""Shell completion: Click's scripts for bash, zsh and fish."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Final
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
 from p2pcompute.cli.command import Command, yes_option
 from p2pcompute.cli.output import options, say
 from p2pcompute.errors import UsageError
 
-_NODE_S_MAX: Final = 0.2
-"""A node that does not answer within this gives no job names."""
-
-
-def complete_jobs(incomplete: str) -> list[CompletionItem]:
-    """Return the jobs whose alias starts with `incomplete`; none, silently, when no node answers in time."""
-    import http.client
-    import json
-    import socket
-
-    from p2pcompute.places import find_paths
-    from p2pcompute.socket_peer import check_peer_is_ours
-
-    try:
-        with socket.socket(socket.AF_UNIX) as stream:
-            stream.settimeout(_NODE_S_MAX)
-            stream.connect(str(find_paths().socket))
-            check_peer_is_ours(stream, "")
-            connection = http.client.HTTPConnection("localhost", timeout=_NODE_S_MAX)
-            connection.sock = stream
-            connection.request("GET", "/v1/jobs?all=1&limit=50")
-            items = json.loads(connection.getresponse().read())["items"]
-            found = [(str(job["alias"]), f"{job['name']} {job['state']}".strip()) for job in items]
-    except Exception:  # noqa: BLE001 - completion must stay silent whatever the other side does
-        return []
-    if found:
-        found.append(("last", "the newest job"))
-    return [CompletionItem(alias, help=text) for alias, text in found if alias.startswith(incomplete)]
-
 
 def _script(shell: str) -> str:
     kind = get_completion_class(shell)
     assert kind is not None
-    from p2pcompute.cli.main import p2pc
-
-    return kind(p2pc, {}, "p2pc", "_P2PC_COMPLETE").source()
+    return kind(click.get_current_context().find_root().command, {}, "p2pc", "_P2PC_COMPLETE").source()
 
 
 def _place(shell: str) -> Path:

@@ -214,20 +214,20 @@ class Connection:
         global _is_version_noted
         self.node_version = response.getheader("p2pc-version", "")
         low, _, high = response.getheader("p2pc-protocol", "").partition("-")
-        from p2pcompute import __version__
+        from p2pcompute.version import VERSION
 
         if low.isdigit() and high.isdigit() and (int(low) > PROTOCOL_MAX or int(high) < PROTOCOL_MIN):
             raise VersionMismatch(
-                f"the node runs {self.node_version}, this is {__version__}: they do not understand each other",
+                f"the node runs {self.node_version}, this is {VERSION}: they do not understand each other",
                 f"protocol {low}-{high} there, {PROTOCOL_MIN}-{PROTOCOL_MAX} here",
                 "p2pc node restart",
             )
-        if self.node_version and self.node_version != __version__ and not _is_version_noted:
+        if self.node_version and self.node_version != VERSION and not _is_version_noted:
             _is_version_noted = True
             from p2pcompute.cli.output import say
 
             say(
-                f"note: node runs {self.node_version}, this is {__version__}; restart it when idle: p2pc node restart",
+                f"note: node runs {self.node_version}, this is {VERSION}; restart it when idle: p2pc node restart",
                 level=1,
             )
 
@@ -376,20 +376,6 @@ def error_of(status: int, document: Mapping[str, Any]) -> P2pcError:
         if name in document:
             setattr(error, name, document[name])
     return error
-
-
-def open_kept(*, timeout_s: float = REQUEST_S_MAX) -> Connection:
-    """Return the connection of a command about jobs that are kept: it works where no node runs as well.
-
-    Raises:
-        NodeUnavailable: at the first call, when none is running and nothing is kept.
-    """
-    connection = open_connection(timeout_s=timeout_s)
-    if connection.is_answering():
-        return connection
-    from p2pcompute.cli.daemon_start import look_connection
-
-    return look_connection(timeout_s=timeout_s)
 
 
 def open_connection(*, timeout_s: float = REQUEST_S_MAX) -> Connection:

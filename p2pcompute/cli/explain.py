@@ -10,8 +10,8 @@ from urllib.parse import quote
 import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
-from p2pcompute.cli.connection import open_kept
 from p2pcompute.cli.job_views import find_job, find_tasks, reference_argument
+from p2pcompute.cli.kept_connection import open_kept
 from p2pcompute.cli.output import duration_text, moment_of, node_labels, one_line, plural, print_json, table
 from p2pcompute.errors import NodeUnavailable, NoEligibleNode
 

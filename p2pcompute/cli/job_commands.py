@@ -19,7 +19,7 @@ from p2pcompute.cli.command import (
     json_option,
     yes_option,
 )
-from p2pcompute.cli.connection import Connection, open_connection, open_kept
+from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.job_views import (
     counts_text,
     exit_text,
@@ -29,6 +29,7 @@ from p2pcompute.cli.job_views import (
     reference_argument,
     shares_table,
 )
+from p2pcompute.cli.kept_connection import open_kept
 from p2pcompute.cli.output import (
     bytes_text,
     count_text,
@@ -198,13 +199,13 @@ def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int
 
 
 def _write_trace(connection: Connection, job: Mapping[str, Any], ref: Reference, path: str) -> None:
-    from p2pcompute import __version__
     from p2pcompute.simulation.records import Writer, header, job_records
+    from p2pcompute.version import VERSION
 
     records = job_records(job, find_tasks(connection, job["id"], ref))
     try:
         with open(path, "w", encoding="utf-8") as file:
-            writer = Writer(file, header(version=__version__, job=job["id"]))
+            writer = Writer(file, header(version=VERSION, job=job["id"]))
             for record in records:
                 writer.write(record)
             writer.flush()

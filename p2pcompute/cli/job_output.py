@@ -12,8 +12,9 @@ from urllib.parse import quote
 import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
-from p2pcompute.cli.connection import Connection, open_connection, open_kept
+from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument
+from p2pcompute.cli.kept_connection import open_kept
 from p2pcompute.cli.output import (
     duration_text,
     moment_of,

@@ -218,9 +218,9 @@ class LazyGroup(click.Group):
 
 def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
-        from p2pcompute import __version__
+        from p2pcompute.version import VERSION
 
-        click.echo(f"p2pc {__version__}")
+        click.echo(f"p2pc {VERSION}")
         context.exit()
 
 

@@ -291,10 +291,10 @@ def _peers_text(document: Mapping[str, Any]) -> str:
 @json_option
 def version(json_: bool) -> int:
     """Versions of command and node, and whether they fit."""
-    from p2pcompute import __version__
     from p2pcompute.limits import PROTOCOL_MAX, PROTOCOL_MIN
+    from p2pcompute.version import VERSION
 
-    own = {"version": __version__, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
+    own = {"version": VERSION, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
     try:
         node: dict[str, Any] | None = open_connection(timeout_s=STATUS_S_MAX).request("GET", "/v1/version")
     except NodeUnavailable:
@@ -309,7 +309,7 @@ def version(json_: bool) -> int:
             }
         )
         return 0
-    print(f"p2pc {__version__}, protocol {PROTOCOL_MIN}-{PROTOCOL_MAX}, Python {sys.version.split()[0]}")
+    print(f"p2pc {VERSION}, protocol {PROTOCOL_MIN}-{PROTOCOL_MAX}, Python {sys.version.split()[0]}")
     if node is None:
         print("no node is running here")
     else:

@@ -22,7 +22,6 @@ from typing import Any, Final, Protocol
 
 from filelock import FileLock, Timeout
 
-from p2pcompute import __version__
 from p2pcompute.config import Settings, load_settings
 from p2pcompute.daemon.app import Api, build_app
 from p2pcompute.daemon.listener import AcceptTrouble, Listener, bind_socket, handed_over_socket
@@ -35,6 +34,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import STOP_GRACE_S
 from p2pcompute.node.facade import NodeFacade
 from p2pcompute.places import Paths
+from p2pcompute.version import VERSION
 
 log = logging.getLogger("p2pcompute.daemon")
 
@@ -216,7 +216,7 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
         listening = handed_over or bind_socket(paths.socket)
         own = _identity_of(paths.socket)
         try:
-            log.info("p2pcompute %s starts, pid %d", __version__, os.getpid())
+            log.info("p2pcompute %s starts, pid %d", VERSION, os.getpid())
             node, close_host = await build(paths, settings)
             try:
                 await _serve(node, listening, paths, options, requests, keep_s=settings.store.keep_s)
@@ -243,7 +243,7 @@ async def _serve(
     scope = TaskScope("daemon", _log_error)
     sink = ResultsSink(node, paths.state / "sinks", scope)
     app, api = build_app(node, requests, sink, takes_jobs=not options.is_onlooker)
-    listener = Listener(app, __version__)
+    listener = Listener(app, VERSION)
     places = {path: _identity_of(path) for path in (paths.lock, paths.socket)}
     try:
         await node.start()
@@ -334,7 +334,7 @@ async def _stop_node(node: RunningNode, requests: StopRequests, scope: TaskScope
 
 
 def _write_run_file(paths: MachinePaths) -> None:
-    document = {"pid": os.getpid(), "version": __version__, "socket": str(paths.socket)}
+    document = {"pid": os.getpid(), "version": VERSION, "socket": str(paths.socket)}
     temporary = paths.run_file.with_name(f".{paths.run_file.name}.{os.getpid()}")
     temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
     temporary.replace(paths.run_file)

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pcompute import __version__
 from p2pcompute.errors import P2pcError, RemoteProtocolError
 from p2pcompute.execution.spec import TaskPayload, decode_payload
 from p2pcompute.host.runs import Outcome
@@ -28,6 +27,7 @@ from p2pcompute.resources.explaining import flags_of
 from p2pcompute.resources.expressions import names_of_some, nearest_name
 from p2pcompute.resources.matching import Verdict
 from p2pcompute.resources.questions import Findings, Found, Query
+from p2pcompute.version import VERSION
 
 
 class Note(msgspec.Struct, omit_defaults=True):
@@ -69,7 +69,7 @@ def error_json(error: P2pcError, **more: Any) -> dict[str, Any]:
 
 
 def version_json() -> dict[str, Any]:
-    return {"version": __version__, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
+    return {"version": VERSION, "protocol": [PROTOCOL_MIN, PROTOCOL_MAX]}
 
 
 def idle_json(view: IdleView) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
             "paused_because": status.paused_because or None,
             "paused_since": time_text(status.paused_since) if status.paused_because else None,
             "pid": os.getpid(),
-            "version": __version__,
+            "version": VERSION,
             "protocol": [PROTOCOL_MIN, PROTOCOL_MAX],
             "uptime_s": round(status.uptime_s, 3),
             "port": status.port,
@@ -133,7 +133,7 @@ def peer_json(peer: PeerView) -> dict[str, Any]:
         "rate": peer.rate,
         "path": peer.path,
         "address": peer.address,
-        "version": __version__ if is_self else peer.version,
+        "version": VERSION if is_self else peer.version,
         "python": platform.python_version() if is_self else peer.python,
         "invited_by": peer.invited_by,
     }

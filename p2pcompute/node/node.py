@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from p2pcompute import __version__
 from p2pcompute.errors import P2pcError, RemoteError, UsageError
 from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
 from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
@@ -60,6 +59,7 @@ from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
 from p2pcompute.trust.groups import Group, found_group
+from p2pcompute.version import VERSION
 
 DRAIN_S = 30.0
 """How long running tasks may take to finish when the node stops."""
@@ -201,7 +201,7 @@ class Node:
         """What peers learn of this node in a handshake."""
         return {
             "boot": self._boot,
-            "build": __version__,
+            "build": VERSION,
             "python": [sys.version_info.major, sys.version_info.minor],
             "slots": self._host.runner.slot_count,
             "port": self.network.port,
@@ -214,7 +214,7 @@ class Node:
         static: dict[str, Value] = {
             "id": format_device_id(self._identity.public_key),
             "name": self._options.name,
-            "version": __version__,
+            "version": VERSION,
             "slots.total": worker.slot_count,
         }
         static["tag"] = tuple(sorted(key for key, value in self._options.labels.items() if not value))

@@ -23,6 +23,7 @@ import msgspec
 
 import p2pcompute
 from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.version import VERSION
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.study import Point, Study
@@ -41,7 +42,7 @@ def code_version() -> dict[str, str]:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     found = {
-        "version": p2pcompute.__version__,
+        "version": VERSION,
         "digest": digest.hexdigest()[:16],
         "python": ".".join(platform.python_version_tuple()[:2]),
     }

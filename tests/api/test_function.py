@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import pytest
 
 import p2pcompute
 from p2pcompute import BadValue, MeshExecutor, TaskOptions, UsageError
-from p2pcompute.api import shortcuts
+from p2pcompute.api import shared
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _shared_executor(executor: MeshExecutor) -> Iterator[None]:
     """One executor for all of them, closed when they are done."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shortcuts, "shared_executor", lambda: executor)
+        patch.setattr(shared, "_executor", (os.getpid(), executor))
         yield
 
 

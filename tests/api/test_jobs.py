@@ -185,7 +185,7 @@ def test_missing_file(executor: MeshExecutor) -> None:
 
 def test_module_level_sh() -> None:
     """Broken: the shortest program."""
-    from p2pcompute.api import shortcuts
+    from p2pcompute.api import shared
 
     assert [completed.stdout for completed in p2pcompute.sh("echo", [1, 2])] == [b"1\n", b"2\n"]
-    shortcuts.shared_executor().shutdown()
+    shared.shared_executor().shutdown()

@@ -184,15 +184,15 @@ def test_bad_arguments(executor: MeshExecutor) -> None:
 def test_module_level_map() -> None:
     """Broken: the shortest program does not work, or each call starts workers of its own."""
     assert list(p2pcompute.map(square, range(5))) == [0, 1, 4, 9, 16]
-    from p2pcompute.api import shortcuts
+    from p2pcompute.api import shared
 
-    first = shortcuts.shared_executor()
+    first = shared.shared_executor()
     assert list(p2pcompute.map(pow, [2], [3], chunksize=1)) == [8]
-    assert shortcuts.shared_executor() is first
+    assert shared.shared_executor() is first
     first.shutdown()
     assert list(p2pcompute.map(square, [3])) == [9], "made anew after somebody shut it down"
-    shortcuts.shared_executor().shutdown()
-    wait_until(lambda: shortcuts._executor is not None and shortcuts._executor[1].is_closed, "closed")
+    shared.shared_executor().shutdown()
+    wait_until(lambda: shared._executor is not None and shared._executor[1].is_closed, "closed")
 
 
 @pytest.mark.parametrize("chunksize", [0, 1])
