@@ -33,7 +33,8 @@ HANDSHAKE_S_MAX: Final = 10.0
 HANDSHAKES_MAX: Final = 64
 """Unproven inbound connections at once; further ones are closed at accept."""
 STRANGERS_MAX: Final = 16
-"""Connections, proven or not, of those who have no more than an invitation; further ones are closed at accept."""
+"""Connections, proven or not, of those who have no secret of ours; for a further one the source that has most of them
+makes room with its oldest."""
 JOIN_LIFE_S: Final = 60.0
 """A joining channel is closed after this, whatever goes on: strangers may hold none for long."""
 CHANNELS_MAX: Final = 512
@@ -312,6 +313,8 @@ INVITE_USES_MAX: Final = 1000
 JOIN_FAILURES_MAX: Final = 3
 """Wrong proofs on one invitation before it is void."""
 INVITE_NUMBER_MAX: Final = 9999
+INVITE_NUMBERS_CHOICE: Final = 90
+"""Free numbers of which one is drawn: two digits as a rule."""
 INVITE_WORDS_MIN: Final = 3
 """Words of a code: 24 bits, of which JOIN_FAILURES_MAX guesses find 1 in 5.6 million."""
 INVITE_WORDS_MAX: Final = 6
@@ -323,9 +326,12 @@ MEETINGS_MET_MAX: Final = 256
 """Channels of which it is known that they have had their exchange."""
 WORDS_GRACE_S: Final = 60.0
 """An invitation by words that has ended says so for so long; then strangers are not answered any more."""
-MEETINGS_PER_S: Final = 2.0
-MEETINGS_BURST: Final = 8
-"""Each costs the inviter 20 ms of processor time; further ones are refused for the moment."""
+MEETINGS_PER_S: Final = 8.0
+MEETINGS_BURST: Final = 16
+"""Of all sources together.  Each costs the inviter 20 ms of processor time; further ones are refused for the moment."""
+MEETINGS_PER_S_OF_SOURCE: Final = 0.5
+MEETINGS_BURST_OF_SOURCE: Final = 8
+"""Of one address, so that it takes as many addresses as seconds of a burst to keep others out."""
 GROUP_NAME_CHARS_MAX: Final = 64
 ADMIT_ENTRY_BYTES_MAX: Final = 1024
 """One admit entry: under 400 bytes plus the group's name."""
@@ -340,6 +346,12 @@ TOKEN_CHARS_MAX: Final = 2048
 TOKEN_ADDRESSES_MAX: Final = 8
 """Addresses of the inviter in one token."""
 NODE_NAME_CHARS_MAX: Final = 64
+LEVELS_MAX: Final = 1024
+"""Installations that were trusted or blocked here; a further one is refused until another is a plain member again."""
+REASON_CHARS_MAX: Final = 200
+"""Why somebody was blocked or removed."""
+TRUST_FILE_BYTES_MAX: Final = 4 * MIB
+"""The file of levels: LEVELS_MAX notes of up to 1.2 KiB. """
 
 # --- verification ---------------------------------------------------------------------------------
 VERIFY_WORKERS_MAX: Final = 20_000
@@ -571,6 +583,8 @@ OUTPUT_FILES_MAX: Final = 10_000
 RUN_BATCH_S: Final = 0.05
 """Tiny tasks are handed to a worker process in batches of about this length."""
 RUN_BATCH_MAX: Final = 256
+RECALL_S: Final = 4 * RUN_BATCH_S
+"""Of a batch that takes so much longer than it should, what has not started is taken back from the worker process."""
 KILL_GRACE_S: Final = 2.0
 """From SIGTERM to SIGKILL of a task's process group."""
 RUNNER_JOBS_MAX: Final = 16

@@ -89,7 +89,7 @@ def _parse(path: Path, data: bytes, crypto: Crypto, machine_id: str) -> Identity
     return identity
 
 
-def read_private(path: Path) -> bytes | None:
+def read_private(path: Path, *, bytes_max: int = PRIVATE_FILE_BYTES_MAX) -> bytes | None:
     """Return the content of a file that only we may read; None when there is none.
 
     Raises:
@@ -102,16 +102,16 @@ def read_private(path: Path) -> bytes | None:
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
-        _check_private(path, os.fstat(descriptor))
+        _check_private(path, os.fstat(descriptor), bytes_max)
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(PRIVATE_FILE_BYTES_MAX)
+            return file.read(bytes_max)
     except OSError as error:
         raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
 
 
-def _check_private(path: Path, status: os.stat_result) -> None:
+def _check_private(path: Path, status: os.stat_result, bytes_max: int) -> None:
     """Refuse what is not a small plain file of ours alone."""
     if not stat.S_ISREG(status.st_mode):
         raise IdentityError(f"{path} is not a plain file", "something else has its name", f"run: ls -ld {path}")
@@ -127,7 +127,7 @@ def _check_private(path: Path, status: os.stat_result) -> None:
             f"its mode is {stat.S_IMODE(status.st_mode):04o}; whoever has its content can act as this node",
             f"run: chmod 600 {path}",
         )
-    if status.st_size > PRIVATE_FILE_BYTES_MAX:
+    if status.st_size > bytes_max:
         raise IdentityError(
             f"{path} is damaged",
             f"it has {status.st_size} bytes",
