@@ -13,7 +13,7 @@ Losing a node never counts against a task; a failure of the task itself does, `r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any
@@ -53,6 +53,8 @@ UNKNOWN_TASK_S = 3600.0
 """The same of a task of a job of which none has ended."""
 WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
+NODE_DEATHS_MAX = 30
+"""Nodes that died while a task ran, after which it has failed where no other node may run it."""
 BREAKER_COUNT = 3
 """Tasks in a row that failed on a node and ended well on others, after which it is given little."""
 BREAKER_S_MIN = 10.0
@@ -157,8 +159,8 @@ class OwnedJob:
         self.attempts: dict[int, int] = {}
         self.failures: dict[int, int] = {}
         """Failures of the task itself, at its current generation."""
-        self.deaths: dict[int, list[bytes]] = {}
-        """Installations on which the task's runner died."""
+        self.deaths: dict[int, dict[tuple[bytes, int], bool]] = {}
+        """Where the task's runner died: (installation, attempt) → whether its node died with it."""
         self.avoid: dict[int, tuple[list[bytes], float]] = {}
         self.stories: dict[int, deque[tuple[float, str]]] = {}
         self.task_s: float | None = None
@@ -269,6 +271,7 @@ class OwnerCore:
             self._preferring[job.envelope.job_id] = None
         if not ledger.is_complete:
             self._turn.append(job.envelope.job_id)
+        self._check_halt(job)
 
     def release(self, job_id: bytes) -> None:
         """Coordinate another node's job no longer."""
@@ -287,7 +290,7 @@ class OwnerCore:
             job.former,
         ):
             books.clear()
-        job.held_until = None
+        job.held_until, job.halted = None, ""
 
     def judge_failed(
         self, job_id: bytes, index: int, generation: int, attempts: int, outcome: Outcome | None, thief: bytes
@@ -373,7 +376,8 @@ class OwnerCore:
                 continue
             job.attempts[index] = max(job.attempts.get(index, 0), attempt)
             if status == OutcomeStatus.DIED:
-                job.deaths.setdefault(index, []).extend(thief)
+                # Claims do not say what died; many deaths of nodes have other causes, so this is the milder guess.
+                job.deaths.setdefault(index, {}).update(((key, attempt), True) for key in thief)
             if status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT):
                 job.failures[index] = job.failures.get(index, 0) + 1
 
@@ -454,6 +458,8 @@ class OwnerCore:
     def _find_overdue(self, now: float) -> None:
         self._overdue = {}
         for job_id, job in self.jobs.items():
+            if job.halted and not job.is_own:
+                continue
             if job.ready_count <= 0 and job.leases and job.envelope.terms.slots_max is None:
                 patience_s = self._patience_s(job)
                 late = [index for index, lease in job.leases.items() if self._is_late(now, lease, patience_s)]
@@ -590,8 +596,14 @@ class OwnerCore:
         avoided = job.avoid.get(index)
         if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
             return False
+        return self._has_other(now, job, avoided[0])
+
+    def _has_other(self, now: float, job: OwnedJob, nodes: Collection[bytes]) -> bool:
+        """Whether a node besides these may run tasks of a job, and asked for work lately or is at work for it."""
         return any(
-            other.installation not in avoided[0] and self._may_run(now, job, other) and now - seen < AVOID_S * 2
+            other.installation not in nodes
+            and (now - seen < AVOID_S * 2 or job.by_thief.get(other.key, (0,))[0] > 0)
+            and self._may_run(now, job, other)
             for other, seen in self.thieves.values()
         )
 
@@ -755,7 +767,7 @@ class OwnerCore:
 
     def _requeue(self, job: OwnedJob, index: int, *, is_last: bool = False) -> None:
         """Put an open task without a lease at the head (or the end), unless it was to be cancelled."""
-        if job.is_cancelled or job.halted or index in job.cancelling:
+        if job.is_own and (job.is_cancelled or job.halted or index in job.cancelling):
             self.cancel_one(job, index)
         else:
             job.ready.append(index) if is_last else job.ready.appendleft(index)
@@ -810,7 +822,7 @@ class OwnerCore:
             self._accept(job, index, outcome, thief, digest)
             return True
         if outcome.status is OutcomeStatus.DIED and outcome.cause == WITH_NODE:
-            return self._died_with_node(now, job, index, installation, outcome, thief)
+            return self._died_with_node(now, job, index, installation, attempt, outcome, thief)
         if not is_holder:
             return False
         self._release(job, index)
@@ -823,12 +835,9 @@ class OwnerCore:
                 else:
                     self._again(now, job, index, installation)
             case OutcomeStatus.DIED:
-                deaths = job.deaths.setdefault(index, [])
-                deaths.append(installation)
-                others = any(other.installation not in deaths for other, _seen in self.thieves.values())
-                if len(dict.fromkeys(deaths)) >= POISON_NODES or (len(deaths) >= POISON_NODES and not others):
-                    where = f"its process died {len(deaths)} times on {len(dict.fromkeys(deaths))} node(s)"
-                    self._fail(job, index, outcome, thief, where)
+                job.deaths.setdefault(index, {})[installation, attempt] = False
+                if evidence := self._poison(now, job, index):
+                    self._fail(job, index, outcome, thief, evidence)
                 else:
                     self._again(now, job, index, installation)
             case OutcomeStatus.REFUSED | OutcomeStatus.NOT_RUN | OutcomeStatus.KILLED:
@@ -844,19 +853,33 @@ class OwnerCore:
         return True
 
     def _died_with_node(
-        self, now: float, job: OwnedJob, index: int, installation: bytes, outcome: Outcome, thief: bytes
+        self, now: float, job: OwnedJob, index: int, installation: bytes, attempt: int, outcome: Outcome, thief: bytes
     ) -> bool:
-        """Count a task's part in the death of a whole node, once for each node.  Another attempt may be under way."""
-        deaths = job.deaths.setdefault(index, [])
-        if installation in deaths:
+        """Count a task's part in the death of a whole node, once for each attempt.  Another may be under way."""
+        deaths = job.deaths.setdefault(index, {})
+        if (installation, attempt) in deaths:
             return False
-        deaths.append(installation)
+        deaths[installation, attempt] = True
         job.tell(now, index, f"{thief.hex()[:8]} died while it ran")
         self._avoid(now, job, index, installation)
-        if len(dict.fromkeys(deaths)) >= POISON_NODES:
-            where = f"its process died {len(deaths)} times on {len(dict.fromkeys(deaths))} node(s), which died with it"
-            self._fail(job, index, outcome, thief, where)
+        if evidence := self._poison(now, job, index):
+            self._fail(job, index, outcome, thief, evidence)
         return True
+
+    def _poison(self, now: float, job: OwnedJob, index: int) -> str:
+        """Return the evidence that a task kills what runs it; "" while there is too little, and it is tried again.
+
+        Deaths on POISON_NODES nodes are enough.  Where fewer nodes may run it, so many deaths of its process are; those
+        of whole nodes have other causes more often, and NODE_DEATHS_MAX of them are.
+        """
+        deaths = job.deaths[index]
+        nodes = dict.fromkeys(installation for installation, _attempt in deaths)
+        if len(nodes) < POISON_NODES:
+            is_enough = len(deaths) >= NODE_DEATHS_MAX or list(deaths.values()).count(False) >= POISON_NODES
+            if not is_enough or self._has_other(now, job, nodes):
+                return ""
+        with_node = ", which died with it" if all(deaths.values()) else ""
+        return f"its process died {len(deaths)} times on {len(nodes)} node(s){with_node}"
 
     def _again(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
         self._avoid(now, job, index, installation)
@@ -934,7 +957,8 @@ class OwnerCore:
         halt, counts = job.halt, job.ledger.counts
         if halt is None or job.halted:
             return
-        done, failed = counts[TaskState.DONE], counts[TaskState.FAILED]
+        done = counts[TaskState.DONE] + counts[TaskState.CLAIMED]
+        failed = counts[TaskState.FAILED] + counts[TaskState.CLAIMED_FAILED]
         reached = {HaltWhy.DONE: done + failed, HaltWhy.SUCCESS: done, HaltWhy.FAIL: failed}[halt.why]
         if halt.is_percent:
             if job.ledger.total is None:
@@ -944,7 +968,21 @@ class OwnerCore:
             needed = halt.count
         if reached >= needed:
             job.halted = str(halt)
-            self._cancel_indices(job, job.ledger.open_indices(), kill=halt.when is HaltWhen.NOW)
+            if job.is_own:
+                self._cancel_indices(job, job.ledger.open_indices(), kill=halt.when is HaltWhen.NOW)
+            else:
+                self._rest(job, kill=halt.when is HaltWhen.NOW)
+
+    def _rest(self, job: OwnedJob, *, kill: bool) -> None:
+        """Give nothing more out of another node's job: only its owner, when it is back, may cancel what is open."""
+        job_id = job.envelope.job_id
+        self._preferring.pop(job_id, None)
+        if job_id in self._turn:
+            self._turn.remove(job_id)
+        by_thief: dict[bytes, list[int]] = {}
+        for index, lease in job.leases.items():
+            by_thief.setdefault(lease.thief, []).append(index)
+        self._effects.stops.extend((thief, job_id, held, kill) for thief, held in by_thief.items())
 
     # --- cancel and retry -------------------------------------------------------------------------
 
