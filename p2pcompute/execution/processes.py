@@ -24,7 +24,7 @@ from p2pcompute.execution.child_os import oom_kills
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
-from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_started
+from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_saved, parse_started
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.standstill import go_on, stand_still
@@ -49,6 +49,8 @@ from p2pcompute.limits import (
     OUTPUT_FILES_MAX,
     RUNNER_JOBS_MAX,
     RUNNER_READ_PAUSE_S,
+    RUNNER_SAVED_BYTES_PER_S,
+    RUNNER_SAVED_PAUSE_S,
     RUNNER_SEND_BYTES,
     RUNNER_WATCH_SLACK_S,
     SANDBOX_IDLE_S,
@@ -141,6 +143,7 @@ class ProcessRunner:
         self._clock = clock
         self._scope = TaskScope("runner")
         self._slots = [_Slot(index) for index in range(slot_count)]
+        self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
         self._translator = Translator(blobs, inherited_environment(), node_name)
         self._box_translator = Translator(blobs, sandbox.environment(), node_name)
         self._serial = 0
@@ -383,17 +386,24 @@ class ProcessRunner:
                 if body[0] == messages.HELLO and not worker.is_ready:
                     self._hello(slot, worker, body)
                     continue
+                if body[0] == messages.RESULT:
+                    result = parse_result(body)
+                    if result.run_id in worker.recalled:
+                        del worker.recalled[result.run_id]
+                        continue
                 if slot.worker is not worker:
                     raise RemoteProtocolError("words of a process that was replaced")
                 match body[0]:
                     case messages.RESULT:
-                        self._result(slot, worker, parse_result(body), outcomes)
+                        self._result(slot, worker, result, outcomes)
                     case messages.STARTED:
                         run_id, group = parse_started(body)
                         if run_id != next(iter(slot.pending), None):
                             raise RemoteProtocolError("a run that is not its turn has started")
                         if is_command_of(group, worker.pid):
                             worker.groups[group] = None
+                    case messages.SAVED:
+                        self._saved(slot, worker, body)
                     case messages.OUTPUTS if isinstance(worker, SandboxProcess):
                         self._collect(worker, parse_outputs(body))
                     case _:
@@ -455,6 +465,20 @@ class ProcessRunner:
             self._watch(slot)
         else:
             outcomes.append((raw.run_id, outcome_of(raw)))
+
+    def _saved(self, slot: _Slot, worker: WorkerProcess, body: bytes) -> None:
+        """Take what the running task has saved; one that saves all the time, or much, is read the more slowly.
+
+        Raises:
+            RemoteProtocolError: it is too large, or no task's that runs.
+        """
+        run_id, cookie = parse_saved(body)
+        if run_id != next(iter(slot.pending), None):
+            raise RemoteProtocolError("a checkpoint that is not its turn")
+        pause_s = max(RUNNER_SAVED_PAUSE_S, len(cookie) / RUNNER_SAVED_BYTES_PER_S)
+        worker.pause()
+        self._clock.call_later(pause_s, worker.resume)
+        self.on_saved(run_id, cookie)
 
     def _coalesce(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""
@@ -585,6 +609,30 @@ class ProcessRunner:
                     self._terminate(slot, slot.worker)
                 elif slot.reaper is None:  # the worker process ends its command itself; this is for when it cannot
                     self._reap_after(slot, slot.worker, KILL_GRACE_S + RUNNER_WATCH_SLACK_S)
+
+    def recall(self, run_ids: Sequence[int]) -> list[int]:
+        """Take back runs that have not started; see `host.runs.Runner`.
+
+        A worker process writes the result of a run to the socket before it looks for messages and begins the next one.
+        So when the request is in its socket, and after that no result of the run before is in ours, it will see the
+        request in time.
+        """
+        taken: list[int] = []
+        for slot in self._slots:
+            head, worker = slot.head(), slot.worker
+            wanted = [run_id for run_id in run_ids if run_id in slot.pending and run_id not in slot.killing]
+            if not wanted or worker is None or head is None or head.run_id in wanted:
+                continue
+            worker.send(messages.pack_down((messages.KILL, wanted)))
+            if not worker.has_unsent:
+                worker.read_now()
+                if slot.head() is head:
+                    for run_id in wanted:
+                        del slot.pending[run_id]
+                    worker.recalled.update(dict.fromkeys(wanted))
+                    slot.open_count -= len(wanted)
+                    taken += wanted
+        return taken
 
     def _terminate(self, slot: _Slot, worker: WorkerProcess) -> None:
         """SIGTERM to the worker process and what its function started; SIGKILL after the grace.  It is of no use

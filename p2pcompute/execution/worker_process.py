@@ -85,6 +85,8 @@ class WorkerProcess:
         """It has said hello."""
         self.known_jobs: dict[int, None] = {}
         """Jobs that it remembers, the least recently used first."""
+        self.recalled: dict[int, None] = {}
+        """Runs that were taken back, and that it has not said it left out."""
         self.groups: dict[int, None] = {}
         """Process groups of commands that it started and whose end it has not reported."""
 
@@ -178,6 +180,11 @@ class WorkerProcess:
             return
         self._unsent += frame
         self._flush()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something that was sent is not in its socket yet."""
+        return bool(self._unsent)
 
     def _flush(self) -> None:
         try:

@@ -110,6 +110,11 @@ class Runner(Protocol):
         """Stop these runs now (process group, SIGTERM then SIGKILL); each reports KILLED.  Other runs of the same
         batch are reported NOT_RUN when they had not started."""
 
+    def recall(self, run_ids: Sequence[int]) -> list[int]:
+        """Take back runs that wait in their slot behind another one; returns those that have not started and never
+        will, of which nothing is reported.  Where that cannot be known at once a run is left out, and reports its end
+        as ever: KILLED if it had not started.  For callbacks of the event loop: outcomes may be reported meanwhile."""
+
     def hold(self, slots: Collection[int]) -> None:
         """Let what runs in these slots stand still, and what runs in all others go on.  Time limits wait meanwhile."""
 

@@ -340,6 +340,7 @@ class Scheduler:
             self._held = None
         if self.custody is not None:
             self.custody.close()
+        self.worker.close()
         self.owner.close()
 
     # --- the pump ---------------------------------------------------------------------------------
@@ -446,7 +447,11 @@ class Scheduler:
 
     def _has_something_to_give(self) -> bool:
         """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
-        return self.owner.core.has_ready or self.worker.core.can_give or self.owner.core.has_overdue
+        return (
+            self.owner.core.has_ready
+            or self.worker.core.can_give(self._host.clock.now())
+            or self.owner.core.has_overdue
+        )
 
     def _serve(self, now: float, waiting: Sequence[Thief]) -> None:
         for thief in waiting:
@@ -480,7 +485,7 @@ class Scheduler:
                 return False
             return job.envelope.terms.python is None or job.envelope.terms.python == thief.python
 
-        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give)
+        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give, now)
         if held:
             self.owner.core.returned(now, LOCAL, held[0].job_id, sorted(one.task.index for one in held))
         return bool(held)
@@ -500,7 +505,7 @@ class Scheduler:
                 return False
             return job.terms.python is None or job.terms.python == thief.python
 
-        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give)
+        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give, now)
         while held and sum(len(one.task.payload) for one in held) > GRANT_BYTES_MAX:
             self.worker.core.put_back(held.pop())
         if not held:

@@ -18,7 +18,7 @@ from itertools import islice
 from math import ceil
 
 from p2pcompute.errors import InvariantViolation
-from p2pcompute.limits import BATCH_TARGET_S, GRANT_TASKS_MAX, RUN_BATCH_MAX, RUN_BATCH_S
+from p2pcompute.limits import BATCH_TARGET_S, GRANT_TASKS_MAX, RECALL_S, RUN_BATCH_MAX, RUN_BATCH_S
 from p2pcompute.scheduler.owner import DURATION_WEIGHT, TASK_S_MIN, Grant, GrantedTask
 
 SPARE_FRACTION = 0.5
@@ -87,8 +87,8 @@ class WorkerCore:
         self._queued_count = 0
         self._staging_count = 0
         self._free = list(range(slot_count - 1, -1, -1))
-        self._slot_runs: dict[int, int] = {}
-        """Slot → tasks of its batch that have not reported."""
+        self._slot_runs: dict[int, dict[int, None]] = {}
+        """Slot → run ids of its batch that have not reported, in the order of execution."""
         self._slot_others: dict[int, list[int]] = {}
         """Slot → further slots that its batch takes."""
         self._slot_began: dict[int, tuple[float, bytes, int]] = {}
@@ -118,10 +118,13 @@ class WorkerCore:
         """Tasks whose inputs are on the way."""
         return self._staging_count
 
-    @property
-    def can_give(self) -> bool:
+    def can_give(self, now: float) -> bool:
         """Whether `give` might hand over anything."""
-        return (not self._free or self._is_short) and self._queued_count >= 2
+        return (not self._free or self._is_short) and self._queued_count >= (1 if self._is_stuck(now) else 2)
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether every slot has been at its batch for so long that nobody knows when the next one begins."""
+        return all(now - began >= BATCH_TARGET_S for began, _job_id, _size in self._slot_began.values())
 
     def holds(self, job_id: bytes, index: int) -> bool:
         return (job_id, index) in self._by_task
@@ -254,18 +257,21 @@ class WorkerCore:
             if held is not None:
                 held.is_moving = False
 
-    def give(self, count: int, may_give: Callable[[Held], bool]) -> list[Held]:
-        """Hand over up to `count` queued tasks of one job, at most half of what is queued, youngest first.
+    def give(self, count: int, may_give: Callable[[Held], bool], now: float = 0.0) -> list[Held]:
+        """Hand over up to `count` queued tasks of one job, youngest first: at most half of what is queued, all when what
+        runs here takes long.
 
         Nothing is given while a slot is free: the tasks will start here at once.
         """
-        if not self.can_give:
+        if not self.can_give(now):
             return []
+        is_stuck = self._is_stuck(now)
         for queue in self._queues.values():
-            if len(queue) < 2 or not may_give(self.held[queue[-1]]):
+            most = min(count, len(queue) if is_stuck else len(queue) // 2)
+            if not most or not may_give(self.held[queue[-1]]):
                 continue
             settled = (held for held in map(self.held.__getitem__, reversed(queue)) if not held.is_moving)
-            given = list(islice(settled, min(count, len(queue) // 2)))
+            given = list(islice(settled, most))
             if given:
                 for held in given:
                     self._remove(held)
@@ -364,7 +370,7 @@ class WorkerCore:
             self._queued_count -= size
             if queue:
                 self._queues[job_id] = queue
-            self._slot_runs[slot] = size
+            self._slot_runs[slot] = {held.run_id: None for held in held_list}
             self._slot_began[slot] = now, job_id, size
             batches.append(Batch(slot, job_id, tuple(held_list)))
         return batches
@@ -389,6 +395,36 @@ class WorkerCore:
             return 1
         return max(1, min(int(RUN_BATCH_S / task_s), RUN_BATCH_MAX, ceil(queued / self.slot_count), queued))
 
+    @property
+    def has_batches(self) -> bool:
+        """Whether a task waits in a slot behind another one."""
+        return any(len(runs) > 1 for runs in self._slot_runs.values())
+
+    def waiting_long(self, now: float) -> list[int]:
+        """Return the run ids of tasks that wait in a slot whose batch should have ended long ago."""
+        return [
+            run_id
+            for slot, runs in self._slot_runs.items()
+            if len(runs) > 1 and now - self._slot_began[slot][0] >= RECALL_S
+            for run_id in islice(runs, 1, None)
+            if not self.held[run_id].is_dropped
+        ]
+
+    def recalled(self, run_ids: Sequence[int]) -> None:
+        """The runner has given these back unstarted: they are first in their queues."""
+        for run_id in reversed(run_ids):
+            held = self.held[run_id]
+            runs = self._slot_runs[held.slot]
+            del runs[run_id]
+            if held.is_dropped:
+                del self.held[run_id]
+                continue
+            began, job_id, _size = self._slot_began[held.slot]
+            self._slot_began[held.slot] = began, job_id, len(runs)
+            held.state, held.slot = HeldState.QUEUED, -1
+            self._queues.setdefault(job_id, deque()).appendleft(run_id)
+            self._queued_count += 1
+
     def ended(self, run_id: int, runtime_s: float | None) -> Held | None:
         """A run has reported; returns what it was, or None when it is unknown.
 
@@ -402,8 +438,9 @@ class WorkerCore:
             raise InvariantViolation(f"run {run_id} ended and was {held.state}")
         if not held.is_dropped:
             del self._by_task[held.job_id, held.task.index]
-        self._slot_runs[held.slot] -= 1
-        if self._slot_runs[held.slot] == 0:
+        runs = self._slot_runs[held.slot]
+        del runs[run_id]
+        if not runs:
             del self._slot_runs[held.slot], self._slot_began[held.slot]
             self._free += self._slot_others.pop(held.slot, ())
             self._free.append(held.slot)
@@ -445,5 +482,5 @@ class WorkerCore:
         used = len(self._slot_runs) + sum(map(len, self._slot_others.values()))
         if self._slot_began.keys() != self._slot_runs.keys():
             raise InvariantViolation("when batches began")
-        if running != sum(self._slot_runs.values()) or used + len(self._free) != self.slot_count:
+        if running != sum(map(len, self._slot_runs.values())) or used + len(self._free) != self.slot_count:
             raise InvariantViolation("slots")

@@ -20,7 +20,7 @@ from p2pcompute.errors import (
     RemoteProtocolError,
     StoreError,
 )
-from p2pcompute.host.interfaces import Address, BlobRef, Host, Write
+from p2pcompute.host.interfaces import Address, BlobRef, Host, Timer, Write
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
@@ -30,6 +30,7 @@ from p2pcompute.limits import (
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     OUTBOX_DELAY_S,
+    RECALL_S,
     REST_S_MAX,
     REST_S_MIN,
     RESULTS_BATCH_BYTES_MAX,
@@ -190,6 +191,7 @@ class WorkerService:
         """Why this node cannot start tasks; empty when it can."""
         self._ill_count = 0
         self._rest_until = 0.0
+        self._recall: Timer | None = None
         self._deletes: list[Write] = []
         """Results that their owners have and that are still on disk."""
         self._ran: dict[int, None] = {}
@@ -377,6 +379,20 @@ class WorkerService:
             ]
             self.counters.runs_count += len(runs)
             self._host.runner.run(batch.slot, runs, self._on_outcomes)
+        if self._recall is None and self.core.has_batches:
+            self._recall = self._host.clock.call_later(RECALL_S, self._recall_waiting)
+
+    def _recall_waiting(self) -> None:
+        """Take tasks back that wait behind one that takes long: they may go to other slots and nodes."""
+        self._recall = None
+        waiting = self.core.waiting_long(self._host.clock.now())
+        self.core.recalled(self._host.runner.recall(waiting) if waiting else [])
+        self._pump_now()
+
+    def close(self) -> None:
+        if self._recall is not None:
+            self._recall.cancel()
+            self._recall = None
 
     def _on_outcomes(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
         for run_id, outcome in outcomes:

@@ -135,6 +135,7 @@ class SimRunner:
         self._specs: dict[bytes, JobSpec | None] = {}
         self._idle: list[Future[None]] = []
         self._is_dead = False
+        self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
         self._late: list[tuple[_OnOutcomes, list[tuple[TaskRun, Outcome]]]] | None = None
         """What is to be reported when a suspended host goes on; None while it runs."""
         self.is_closed = False
@@ -186,6 +187,16 @@ class SimRunner:
             if is_running_hit:
                 batch.ending = Outcome(OutcomeStatus.KILLED, signal=15)
                 self._end_in(batch, KILL_S)
+
+    def recall(self, run_ids: Sequence[int]) -> list[int]:
+        wanted = frozenset(run_ids)
+        taken: list[int] = []
+        for batch in self._slots:
+            if batch is not None:
+                waiting = batch.runs[batch.position + 1 :]
+                batch.runs[batch.position + 1 :] = [run for run in waiting if run.run_id not in wanted]
+                taken += [run.run_id for run in waiting if run.run_id in wanted]
+        return taken
 
     def hold(self, slots: Collection[int]) -> None:
         """Nobody sits at a simulated machine: nothing is ever held."""

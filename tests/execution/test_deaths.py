@@ -140,6 +140,54 @@ async def test_kill_of_a_waiting_run_leaves_the_running_one_alone(rig: Rig) -> N
     assert (second.status, second.stdout) == (OutcomeStatus.KILLED, b"")
 
 
+async def test_a_recalled_run_never_starts_and_its_slot_goes_on(rig: Rig) -> None:
+    """It runs twice, here and where it was sent instead; or the batch never ends for want of its report."""
+
+    def waits(path: str) -> str:
+        import time
+
+        Path(path).touch()
+        while Path(path).exists():
+            time.sleep(0.005)
+        return path
+
+    mark, never = rig.directory / "started", rig.directory / "never"
+    spec = await rig.function(waits)
+    runs = rig.batch(spec, [call(str(mark)), call(str(never)), call(str(never))])
+    outcomes = rig.begin(runs)
+    await wait_for(mark.exists, "the function runs")
+    assert rig.runner.recall([run.run_id for run in runs]) == [], "not the one that runs, nor what is said with it"
+    assert rig.runner.recall([run.run_id for run in runs[1:]]) == [run.run_id for run in runs[1:]]
+    assert rig.runner.recall([run.run_id for run in runs[1:]]) == []
+    mark.unlink()
+    (first,) = await rig.finish(runs[:1], outcomes)
+    assert first.status is OutcomeStatus.OK
+    (again,) = await rig.run(await rig.function(lambda: 1), call())
+    assert (again.status, not never.exists(), len(outcomes)) == (OutcomeStatus.OK, True, 1)
+
+
+async def test_recalls_in_a_storm_of_tiny_tasks_lose_and_repeat_nothing(rig: Rig) -> None:
+    """The worker process may begin a run in the very moment in which it is asked for."""
+
+    def leave(path: str) -> None:
+        with open(path, "a") as file:
+            file.write("x")
+
+    spec = await rig.function(leave)
+    for size in range(2, 60):
+        paths = [rig.directory / "shared" / f"{size}-{number}" for number in range(size)]
+        runs = rig.batch(spec, [call(str(path)) for path in paths])
+        outcomes = rig.begin(runs)
+        await asyncio.sleep(0.00002 * size)
+        waiting = [run.run_id for run in runs if run.run_id not in outcomes][1:]
+        recalled = rig.runner.recall(waiting)
+        await wait_for(lambda: len(outcomes) + len(recalled) == size, "all ends")  # noqa: B023
+        for run, path in zip(runs, paths, strict=True):
+            is_ok = run.run_id in outcomes and outcomes[run.run_id].status is OutcomeStatus.OK
+            assert (path.read_text() if path.exists() else "") == "x" * is_ok
+            path.unlink(missing_ok=True)
+
+
 async def test_a_death_after_a_kill_of_another_run_is_still_a_death(rig: Rig) -> None:
     """Blamed on nobody, a task that always crashes would wander through the mesh for ever."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
-from p2pcompute.limits import GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES
+from p2pcompute.limits import BATCH_TARGET_S, GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES, RECALL_S
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN, WITH_NODE, Grant, GrantedTask, OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
@@ -504,6 +504,10 @@ class Mesh(RuleBasedStateMachine):
         self.collect()
 
     @rule(number=st.integers(0, 2))
+    def recall(self, number: int) -> None:
+        self.workers[number].recalled(self.workers[number].waiting_long(RECALL_S))
+
+    @rule(number=st.integers(0, 2))
     def heartbeat(self, number: int) -> None:
         who = self.who(number)
         for job_id, held in self.workers[number].held_of(b"o" * 32).items():
@@ -589,7 +593,7 @@ def test_a_large_task_waits_for_its_slots_and_nothing_passes_it() -> None:
     assert again is not None
     worker.take(again, b"owner", is_staged=True)
     sizes[0] = 3
-    assert worker.next_batches() == [] and worker.can_give
+    assert worker.next_batches() == [] and worker.can_give(0.0)
     worker.check_invariants()
     for batch in first[1:3]:
         worker.ended(batch.held[0].run_id, 1.0)
@@ -602,4 +606,44 @@ def test_a_large_task_waits_for_its_slots_and_nothing_passes_it() -> None:
     sizes[0] = 99
     worker.ended(first[3].held[0].run_id, 1.0)
     assert len(worker.next_batches()) == 1 and worker.free_slots == 0, "never more than there are"
+    worker.check_invariants()
+
+
+def held_worker(count: int, *, slots: int = 1) -> WorkerCore:
+    """A worker that knows its tasks as tiny, with one batch under way in each slot."""
+    worker = WorkerCore(slots)
+    tasks = [GrantedTask(index, 0, 1, b"") for index in range(count)]
+    worker.take(Grant(1, 0, b"k" * 32, JOB, b"o" * 32, 30.0, tuple(tasks)), b"o" * 32, is_staged=True)
+    for batch in worker.next_batches(0.0):
+        worker.ended(batch.held[0].run_id, 0.001)
+    worker.next_batches(0.0)
+    return worker
+
+
+def test_what_waits_behind_a_slow_task_is_taken_back_and_may_go_elsewhere() -> None:
+    """Tiny tasks handed over in one batch wait for a task among them that takes an hour."""
+    worker = held_worker(80)
+    assert worker.has_batches and worker.waiting_long(RECALL_S / 2) == []
+    waiting = worker.waiting_long(RECALL_S)
+    running = [held for held in worker.held.values() if held.slot == 0]
+    assert waiting == [held.run_id for held in running[1:]]
+    worker.drop(JOB, [worker.held[waiting[3]].task.index], owner=b"o" * 32, kill=True)
+    worker.recalled(waiting)
+    worker.check_invariants()
+    assert not worker.has_batches and worker.queued_count == 77, "80 but one that ended, one that runs, one dropped"
+    worker.ended(running[0].run_id, 1.0)
+    (batch,) = worker.next_batches(1.0)
+    assert batch.held[0] is running[1], "in their former order"
+    worker.check_invariants()
+
+
+def test_the_last_task_behind_a_slow_one_is_given_away_too() -> None:
+    """Half of one task is none: it waits for an hour beside idle nodes."""
+    worker = WorkerCore(1)
+    tasks = tuple(GrantedTask(index, 0, 1, b"") for index in range(2))
+    worker.take(Grant(1, 0, b"k" * 32, JOB, b"o" * 32, 30.0, tasks), b"o" * 32, is_staged=True)
+    worker.next_batches(0.0)
+    assert not worker.can_give(0.5) and worker.give(8, lambda _held: True, 0.5) == []
+    (given,) = worker.give(8, lambda _held: True, BATCH_TARGET_S)
+    assert given.task.index == 1
     worker.check_invariants()

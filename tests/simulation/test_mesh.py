@@ -164,6 +164,27 @@ def test_a_node_that_holds_unstarted_tasks_is_stolen_from() -> None:
         mesh.check_errors()
 
 
+@pytest.mark.parametrize("is_owner_alone", [False, True])
+def test_tiny_tasks_do_not_wait_for_a_slow_one_in_their_batch(is_owner_alone: bool) -> None:
+    """Their slot has taken them in one go: they would wait for an hour beside idle slots."""
+    with Simulation(6) as simulation:
+        mesh = Mesh(simulation, 1 if is_owner_alone else 2, runner=RunnerModel(slot_count=2 if is_owner_alone else 1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            works = [0.001] * 500
+            works[250] = 3600.0
+            job_id = await mesh.submit(owner, works)
+            await asyncio.sleep(10)
+            view = owner.running.job(job_id.hex())
+            assert view.done == len(works) - 1, view
+
+        simulation.run(main(), time_s_max=100)
+        mesh.check_errors()
+
+
 def test_an_owner_that_holds_its_own_tasks_shares_them_with_nodes_that_come_later() -> None:
     """Tiny tasks first, so that the owner holds many of its own when the long ones come and the others join."""
     with Simulation(5) as simulation:

@@ -188,3 +188,22 @@ def test_a_change_of_speed_counts_at_once() -> None:
         simulation.run(main())
         assert [(round(at, 6), run_id) for at, run_id, _ in log] == [(109.0, 100), (111.0, 101)]
         assert round(host.tally.work_s, 6) == 12.0
+
+
+def test_what_has_not_started_can_be_taken_back() -> None:
+    """If it broke: tasks that went elsewhere run here too, or the slot never ends its batch."""
+    with Simulation(1) as simulation:
+        host = simulation.add_host(runner=RunnerModel(slot_count=1, overhead_s=0.0))
+        log: Log = []
+
+        async def main() -> None:
+            run(host, 0, [task(0, 10), task(1, 1), task(2, 1), task(3, 1)], log)
+            await asyncio.sleep(1)
+            assert host.host.runner.recall([100, 101, 103, 999]) == [101, 103]
+            await asyncio.sleep(20)
+            assert statuses(log) == [(0, "ok"), (2, "ok")]
+            run(host, 0, [task(4, 1)], log)
+            await asyncio.sleep(2)
+            assert len(log) == 3
+
+        simulation.run(main())
