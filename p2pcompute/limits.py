@@ -320,10 +320,10 @@ INVITE_WORDS_MIN: Final = 3
 INVITE_WORDS_MAX: Final = 6
 INVITE_NEWS_MAX: Final = 32
 """Wrong tries that are remembered for the inviter to see."""
-MEETINGS_MAX: Final = 16
+MEETINGS_MAX: Final = 64
 """Key exchanges over words that have begun; the oldest is forgotten."""
-MEETINGS_MET_MAX: Final = 256
-"""Channels of which it is known that they have had their exchange."""
+MEETINGS_MET_MAX: Final = 1024
+"""Channels of which it is known that they have had their exchange: all that can have begun in JOIN_LIFE_S."""
 WORDS_GRACE_S: Final = 60.0
 """An invitation by words that has ended says so for so long; then strangers are not answered any more."""
 MEETINGS_PER_S: Final = 8.0
@@ -331,7 +331,7 @@ MEETINGS_BURST: Final = 16
 """Of all sources together.  Each costs the inviter 20 ms of processor time; further ones are refused for the moment."""
 MEETINGS_PER_S_OF_SOURCE: Final = 0.5
 MEETINGS_BURST_OF_SOURCE: Final = 8
-"""Of one address, so that it takes as many addresses as seconds of a burst to keep others out."""
+"""Of one address, or of one /64 of IPv6: who asks all the time keeps nobody else out."""
 GROUP_NAME_CHARS_MAX: Final = 64
 ADMIT_ENTRY_BYTES_MAX: Final = 1024
 """One admit entry: under 400 bytes plus the group's name."""
@@ -585,8 +585,13 @@ RUN_BATCH_S: Final = 0.05
 RUN_BATCH_MAX: Final = 256
 RECALL_S: Final = 4 * RUN_BATCH_S
 """Of a batch that takes so much longer than it should, what has not started is taken back from the worker process."""
-KILL_GRACE_S: Final = 2.0
-"""From SIGTERM to SIGKILL of a task's process group."""
+KILL_GRACE_S: Final = 1.5
+"""From SIGTERM to SIGKILL of a task's process group: time to save its state, and short enough that a machine whose owner
+says so is free within 2 s."""
+RUNNER_SAVED_PAUSE_S: Final = 0.05
+RUNNER_SAVED_BYTES_PER_S: Final = 32 * MIB
+"""After a task has saved its state nothing is read from its process for as long as these say: what saves all the time
+waits itself."""
 RUNNER_JOBS_MAX: Final = 16
 """Jobs whose loaded function and settings a worker process keeps; the least recently used is forgotten."""
 RUNNER_SEND_BYTES: Final = 4 * MIB
@@ -685,6 +690,7 @@ assert TASK_PAYLOAD_BYTES_MAX * 2 + RUNNER_SEND_BYTES < RUNNER_MESSAGE_BYTES_MAX
 assert 3 * INLINE_BYTES_MAX + ERROR_TEXT_BYTES_MAX < RUNNER_MESSAGE_BYTES_MAX
 assert DHT_PING_S * (DHT_FAILURES_MAX + 1) + DHT_FAILURES_MAX * DHT_REQUEST_S < 60, "gone within a minute"
 assert SEED_PATIENCE_S > DHT_REQUEST_S
+assert MEETINGS_MET_MAX >= MEETINGS_BURST + JOIN_LIFE_S * MEETINGS_PER_S, "no channel has two exchanges"
 assert SEED_ADDRESSES_MAX <= DHT_JOIN_ADDRESSES_MAX // 4, "a lying seed leaves room for the addresses that are known"
 assert RECORD_BYTES_MAX <= DHT_PUT_PARTS_MAX * DHT_CHUNK_BYTES
 assert DHT_CHUNK_BYTES + 188 <= DHT_BODY_BYTES_MAX

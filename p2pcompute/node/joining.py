@@ -26,6 +26,8 @@ from p2pcompute.trust.words import Code, is_code, parse_code
 
 FIND_INVITER_S_MAX: Final = 10.0
 """How long the local network is searched for the number of an invitation."""
+MEET_ATTEMPTS: Final = 5
+"""Connections to an inviter that are made when it cuts them off."""
 
 
 class Joining:
@@ -63,11 +65,14 @@ class Joining:
         """Open an invitation.  The first one opens the group: from then on this node listens on the network."""
         if self._identity.delegation is not None:
             raise TrustError("an embedded node cannot invite", "only the installation may", "run: p2pc invite")
-        now = self._host.clock.now()
-        invite = self._credentials.invites.create(now, uses=uses, expires_s=expires_s, words=words)
+        invites = self._credentials.invites
+        invites.check_terms(uses=uses, expires_s=expires_s, words=words)
         group = self._credentials.group
         if not group.is_open_to_others:
             await self._change_group(group.opened(), ())
+        elsewhere = await self._network.numbers_nearby() if words else ()
+        now = self._host.clock.now()
+        invite = invites.create(now, uses=uses, expires_s=expires_s, words=words, numbers_elsewhere=elsewhere)
         addresses = tuple(self._network.own_addresses())
         expires = int(self._host.clock.wall() + expires_s)
         token = code = ""
@@ -214,15 +219,21 @@ class Joining:
 
     async def _join_by_words(self, code: Code) -> JoinView:
         addresses, key = await self._addresses_of(code)
-        try:
-            channel = await self._channels.meet(addresses, key)
-        except (ChannelLost, TimeoutError) as error:
-            raise self._silent("the inviter", addresses, error) from error
-        try:
-            group, contacts = await self._credentials.request_join_by_words(channel, code)
-        finally:
-            channel.close()
-        return await self._enter(group, channel, [*addresses, *contacts])
+        for attempt in range(MEET_ATTEMPTS):
+            try:
+                channel = await self._channels.meet(addresses, key)
+            except (ChannelLost, TimeoutError) as error:
+                raise self._silent("the inviter", addresses, error) from error
+            try:
+                group, contacts = await self._credentials.request_join_by_words(channel, code)
+                return await self._enter(group, channel, [*addresses, *contacts])
+            except ChannelLost:  # others crowd in there, and this one had to make room
+                if attempt == MEET_ATTEMPTS - 1:
+                    raise
+                await self._host.clock.sleep(self._host.rng.stream("joining").uniform(0.2, 1.0))
+            finally:
+                channel.close()
+        raise AssertionError("unreachable")
 
     async def _addresses_of(self, code: Code) -> tuple[list[Address], bytes | None]:
         """Where the inviter is, and its key if it has announced itself."""

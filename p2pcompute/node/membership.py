@@ -19,8 +19,9 @@ from p2pcompute.limits import NODE_NAME_CHARS_MAX
 from p2pcompute.scheduler.messages import parse_addresses
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
+from p2pcompute.transport.rate import source_of
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
-from p2pcompute.trust.invites import Invite, Invites, Token, invite_id, join_proof, refusal_by_inviter
+from p2pcompute.trust.invites import BUSY, Invite, Invites, Token, invite_id, join_proof, refusal_by_inviter
 from p2pcompute.trust.pake import Exchange
 from p2pcompute.trust.words import Code
 
@@ -32,6 +33,8 @@ JOIN_BY_WORDS: Final = 18
 """request after MEET on the same channel: [proof, name] → [proof, network key, chain, [[host, port], …]]"""
 RENEW: Final = 72
 """request, member → member that may admit: [chain] → [fresh chain]"""
+MEET_BUSY_S_MAX: Final = 15.0
+"""How long a joiner asks again an inviter that is asked by too many."""
 CONTACTS_IN_ANSWER_MAX: Final = 32
 _ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps")
 """What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
@@ -200,6 +203,7 @@ class GroupCredentials:
             binding=channel.binding,
             joiner=channel.peer.key,
             inviter=self._identity.public_key,
+            source=source_of(channel.address.host, 0),
         )
         return [message]
 
@@ -266,7 +270,7 @@ class GroupCredentials:
             entropy=self._host.crypto.random_bytes,
         )
         try:
-            met = await channel.request(MEET, [code.number, exchange.message], timeout_s=15.0)
+            met = await self._meet(channel, [code.number, exchange.message])
             exchange.finish(met[0] if isinstance(met, list) and len(met) == 1 else None)
             answer = await channel.request(JOIN_BY_WORDS, [exchange.own_proof, self._name], timeout_s=15.0)
         except RemoteError as refusal:
@@ -281,6 +285,18 @@ class GroupCredentials:
                 code="invite-impostor",
             )
         return self._joined(answer[1:], inviter)
+
+    async def _meet(self, channel: Channel, body: list[Any]) -> Any:
+        """Send a first message; again, as long as the inviter has too many of them, for MEET_BUSY_S_MAX."""
+        clock = self._host.clock
+        give_up_at = clock.now() + MEET_BUSY_S_MAX
+        while True:
+            try:
+                return await channel.request(MEET, body, timeout_s=15.0)
+            except RemoteError as refusal:
+                if refusal.code != BUSY or clock.now() >= give_up_at:
+                    raise
+            await clock.sleep(self._host.rng.stream("joining").uniform(0.2, 1.0))
 
     def _joined(self, answer: Any, inviter: bytes) -> tuple[Group, list[Address]]:
         """Return the group that an inviter let us into, and first contacts in it."""

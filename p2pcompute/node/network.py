@@ -35,6 +35,8 @@ SAVE_CONTACTS_S = 600.0
 SAVE_FIRST_S = 5.0
 """After the start: who crashes early finds the group again."""
 RENEW_CHECK_S = 3600.0
+LISTEN_S = 1.0
+"""After so long who is on the local network has been heard."""
 INVITER_SETTLE_S = 1.5
 """Once a node with the invitation was found: how long another one with the same number may take to show."""
 MEET_DELAY_S = 0.1
@@ -151,6 +153,9 @@ class Network:
         self._announcing = asyncio.Lock()
         self._may_announce = False
         self._announced_invites: list[int] = []
+        self._numbers_nearby: dict[bytes, tuple[int, ...]] = {}
+        """Numbers of invitations that others announce; bound: NEARBY_MAX nodes."""
+        self._listening_since: float | None = None
         self.peers = Peers()
         self.on_peer: Callable[[bytes], None] = lambda _key: None
         """A member can be reached, at an address that may be new."""
@@ -197,6 +202,7 @@ class Network:
 
     async def _announce(self) -> None:
         await self._host.net.browse(self._sighted)
+        self._listening_since = self._host.clock.now()
         await self._announce_self()
 
     async def _announce_self(self) -> None:
@@ -219,6 +225,19 @@ class Network:
         """Say on the LAN which invitations by words are open, if that is not what was said last."""
         if self._may_announce and self._credentials.invites.numbers(self._host.clock.now()) != self._announced_invites:
             self._dht_scope.spawn(self._announce_self(), "announce")
+
+    async def numbers_nearby(self) -> set[int]:
+        """Return the numbers of invitations that others announce on the local network.
+
+        A node that has just begun to listen waits until it has heard them, 2 * LISTEN_S at most.
+        """
+        clock = self._host.clock
+        give_up_at = clock.now() + 2 * LISTEN_S
+        while self._may_announce and clock.now() < give_up_at:
+            if self._listening_since is not None and clock.now() - self._listening_since >= LISTEN_S:
+                break
+            await clock.sleep(LISTEN_S / 10)
+        return {number for numbers in self._numbers_nearby.values() for number in numbers}
 
     async def find_inviters(self, number: int, *, time_s_max: float) -> list[LanSighting]:
         """Return the nodes on the local network that announce an invitation with this number.
@@ -272,6 +291,8 @@ class Network:
         self._away.clear()
         self.is_on_network = False
         self.nearby.clear()
+        self._numbers_nearby.clear()
+        self._listening_since = None
 
     async def _bind(self, loopback_only: bool) -> None:
         """Use the port of last time, or choose one that is free for UDP and TCP and keep it."""
@@ -485,7 +506,10 @@ class Network:
             return
         if not sighting.is_present:
             self.nearby.pop(key, None)
+            self._numbers_nearby.pop(key, None)
             return
+        if key in self._numbers_nearby or len(self._numbers_nearby) < NEARBY_MAX:
+            self._numbers_nearby[key] = announcement.invites
         if announcement.group_hint == group_hint(self._credentials.group.network_key):
             self._meet(key, [Address(host, announcement.port) for host in sighting.addresses])
         elif key in self.nearby or len(self.nearby) < NEARBY_MAX:

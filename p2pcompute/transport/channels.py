@@ -49,7 +49,7 @@ from p2pcompute.transport.channel import (
 )
 from p2pcompute.transport.credentials import ANYBODY, WORDS_KEY, Credentials, PeerInfo, invite_key
 from p2pcompute.transport.messages import MessageType, Purpose, decode_body, encode_message, peek
-from p2pcompute.transport.rate import TokenBuckets, source_of
+from p2pcompute.transport.rate import Crowd, TokenBuckets, source_of
 from p2pcompute.wire.frames import FrameReader, frame
 
 __all__ = ["Channel", "Channels", "Purpose"]
@@ -70,7 +70,7 @@ class HandshakeCounters:
     broken: int = 0
     """Connection lost or too slow."""
     busy: int = 0
-    """Closed because HANDSHAKES_MAX others were in theirs."""
+    """Closed because HANDSHAKES_MAX others were in theirs, or STRANGERS_MAX other strangers there."""
     limited: int = 0
     """Not admitted: above the rate of its source."""
 
@@ -133,8 +133,8 @@ class Channels:
             rate_per_s=HANDSHAKE_RATE_PER_S_MAX, burst=HANDSHAKE_BURST_MAX, sources_max=RATE_SOURCES_MAX
         )
         self._inbound_count = 0
-        self._stranger_count = 0
-        """Handshakes under way of those who have no more than an invitation."""
+        self._strangers: Crowd[ByteStream] = Crowd(STRANGERS_MAX)
+        """Streams of those who have no secret of ours, from accept to end."""
         self._open: dict[Channel, None] = {}
         """Every open channel, oldest first."""
         self._by_key: dict[bytes, list[Channel]] = {}
@@ -246,21 +246,19 @@ class Channels:
             self.handshakes.busy += 1
             stream.abort()
             return
-        is_stranger = handshake.match_preamble(preamble, self._credentials.network_keys(), self._own_key) is None
-        joining = sum([one.purpose is Purpose.JOIN for one in self._open]) if is_stranger else 0
-        if is_stranger and self._stranger_count + joining >= STRANGERS_MAX:
-            self.handshakes.busy += 1
-            stream.abort()
-            return
+        if handshake.match_preamble(preamble, [WORDS_KEY], self._own_key) is not None:
+            longest = self._strangers.add(stream, source_of(stream.peer_address.host, 0))
+            if longest is not None:
+                self.handshakes.busy += 1
+                longest.abort()
         self._inbound_count += 1
-        self._stranger_count += is_stranger
         task = self._scope.spawn(self._receive_handshake(stream, preamble), "inbound")
-        task.add_done_callback(lambda task: self._inbound_ended(task, stream, is_stranger=is_stranger))
+        task.add_done_callback(lambda task: self._inbound_ended(task, stream))
 
-    def _inbound_ended(self, task: asyncio.Task[Any], stream: ByteStream, *, is_stranger: bool) -> None:
+    def _inbound_ended(self, task: asyncio.Task[Any], stream: ByteStream) -> None:
         self._inbound_count -= 1
-        self._stranger_count -= is_stranger
         if task.cancelled():
+            self._strangers.discard(stream)
             stream.abort()
 
     async def _receive_handshake(self, stream: ByteStream, preamble: bytes) -> None:
@@ -275,12 +273,14 @@ class Channels:
         except (TrustError, VersionMismatch) as error:
             self.handshakes.refused += 1
             _write(stream, MessageType.ERROR, make_error(error.code, error.what))
+            self._strangers.discard(stream)
             stream.close()
             is_done = True
         except RemoteProtocolError:
             self.handshakes.malformed += 1
         finally:
             if not is_done:
+                self._strangers.discard(stream)
                 stream.abort()
 
     async def _answer(self, stream: ByteStream, preamble: bytes) -> _Proven:
@@ -543,8 +543,7 @@ class Channels:
         elif channel.purpose is Purpose.JOIN:
             self._host.clock.call_later(JOIN_LIFE_S, lambda: channel.abort("joining took too long"))
         task = self._scope.spawn(channel.run(proven.reader, proven.frames), "channel")
-        # A task that is cancelled before its first step never reaches its `finally`.
-        task.add_done_callback(lambda _: channel.abort("this node is shutting down"))
+        task.add_done_callback(lambda _: self._channel_ended(channel, proven.stream))
         return channel
 
     def _drop_former(self, channel: Channel) -> None:
@@ -554,6 +553,10 @@ class Channels:
                 other.abort("the peer was restarted")
             else:
                 other.probe()
+
+    def _channel_ended(self, channel: Channel, stream: ByteStream) -> None:
+        channel.abort("this node is shutting down")  # a task cancelled before its first step reaches no `finally`
+        self._strangers.discard(stream)
 
     def _ended(self, channel: Channel) -> None:
         self._open.pop(channel, None)

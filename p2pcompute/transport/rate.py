@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -67,6 +70,34 @@ class TokenBuckets:
             if not is_full and len(self._buckets) < self._sources_max:
                 return
             del self._buckets[oldest]
+
+
+class Crowd(Generic[T]):
+    """At most `count_max` things of sources that know nothing of one another: a newcomer always finds room.
+
+    Who has most makes it, with what it has had longest, so nobody keeps the others out without as many sources.
+    """
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._sources: dict[T, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def add(self, thing: T, source: str) -> T | None:
+        """Take a thing of a source in; return the one that had to go for it."""
+        gone: T | None = None
+        if len(self._sources) >= self._count_max:
+            greediest = Counter(self._sources.values()).most_common(1)[0][0]
+            gone = next(one for one, of in self._sources.items() if of == greediest)
+            del self._sources[gone]
+        self._sources[thing] = source
+        return gone
+
+    def discard(self, thing: T) -> None:
+        """It has gone by itself."""
+        self._sources.pop(thing, None)
 
 
 def source_of(host: str, port: int) -> str:

@@ -19,7 +19,8 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -31,6 +32,7 @@ from p2pcompute.ids import PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
     GROUP_NAME_CHARS_MAX,
     INVITE_NUMBER_MAX,
+    INVITE_NUMBERS_CHOICE,
     INVITE_TTL_S,
     INVITE_TTL_S_MAX,
     INVITE_USES_MAX,
@@ -40,9 +42,12 @@ from p2pcompute.limits import (
     INVITES_OPEN_MAX,
     JOIN_FAILURES_MAX,
     MEETINGS_BURST,
+    MEETINGS_BURST_OF_SOURCE,
     MEETINGS_MAX,
     MEETINGS_MET_MAX,
     MEETINGS_PER_S,
+    MEETINGS_PER_S_OF_SOURCE,
+    RATE_SOURCES_MAX,
     TOKEN_ADDRESSES_MAX,
     TOKEN_CHARS_MAX,
     WORDS_GRACE_S,
@@ -277,9 +282,10 @@ _BECAUSE: Final = {
 
 _CODE_PREFIX: Final = "invite-"
 _WRONG: Final = "invite-wrong"
-_BUSY: Final = "invite-busy"
+BUSY: Final = "invite-busy"
+"""Code of a refusal that says: again in a moment."""
 _READ_AGAIN: Final = "read the invitation again, letter by letter"
-_FIXES: Final = {_WRONG: _READ_AGAIN, _BUSY: "try again in a few seconds"}
+_FIXES: Final = {_WRONG: _READ_AGAIN, BUSY: "try again in a few seconds"}
 """What helps against refusals after which an invitation is still good."""
 
 
@@ -364,6 +370,9 @@ class Invites:
         self._met: dict[bytes, None] = {}
         """Channels that have had their exchange, the last MEETINGS_MET_MAX."""
         self._meeting_rate = TokenBuckets(rate_per_s=MEETINGS_PER_S, burst=MEETINGS_BURST, sources_max=1)
+        self._meeting_rates = TokenBuckets(
+            rate_per_s=MEETINGS_PER_S_OF_SOURCE, burst=MEETINGS_BURST_OF_SOURCE, sources_max=RATE_SOURCES_MAX
+        )
         self.counters = InviteCounters()
 
     def create(
@@ -374,6 +383,7 @@ class Invites:
         expires_s: float = INVITE_TTL_S,
         roles: Sequence[str] = MEMBER_ROLES,
         words: int = 0,
+        numbers_elsewhere: Collection[int] = (),
     ) -> Invite:
         """Return a new open invitation.
 
@@ -383,24 +393,12 @@ class Invites:
             expires_s: its life in seconds, above 0 and at most INVITE_TTL_S_MAX.
             roles: what it grants; the caller has made sure that it may grant them.
             words: how many words its code has; 0: it is for a token.
+            numbers_elsewhere: what other inviters announce: a joiner could not tell which is meant.
 
         Raises:
             UsageError: a number is out of range, a role is unknown, or INVITES_OPEN_MAX are open.
         """
-        if not 1 <= uses <= INVITE_USES_MAX:
-            raise UsageError(f"an invitation for {uses} machines", f"it may be 1 to {INVITE_USES_MAX}", "choose --uses")
-        if not 0 < expires_s <= INVITE_TTL_S_MAX:
-            raise UsageError(
-                f"an invitation that is good for {expires_s:g} s",
-                f"it may be above 0 s and at most {INVITE_TTL_S_MAX / 86400:g} days",
-                "choose --expires",
-            )
-        if any(role not in ROLES for role in roles):
-            raise UsageError("an unknown role", f"roles are: {', '.join(ROLES)}", "choose one of them")
-        if words and not INVITE_WORDS_MIN <= words <= INVITE_WORDS_MAX:
-            raise UsageError(
-                f"a code of {words} words", f"it may have {INVITE_WORDS_MIN} to {INVITE_WORDS_MAX}", "choose --words"
-            )
+        self.check_terms(uses=uses, expires_s=expires_s, roles=roles, words=words)
         self._expire(now)
         if len(self._open) >= INVITES_OPEN_MAX:
             raise UsageError(
@@ -417,11 +415,29 @@ class Invites:
             created=now,
         )
         if words:
-            invite.number = self._free_number()
+            invite.number = self._free_number(numbers_elsewhere)
             invite.words = words_of(self._crypto.random_bytes(words))
         self._open[invite.id] = invite
         self.counters.created += 1
         return invite
+
+    @staticmethod
+    def check_terms(*, uses: int, expires_s: float, roles: Sequence[str] = MEMBER_ROLES, words: int = 0) -> None:
+        """Raise UsageError when there can be no such invitation; arguments as for `create`."""
+        if not 1 <= uses <= INVITE_USES_MAX:
+            raise UsageError(f"an invitation for {uses} machines", f"it may be 1 to {INVITE_USES_MAX}", "choose --uses")
+        if not 0 < expires_s <= INVITE_TTL_S_MAX:
+            raise UsageError(
+                f"an invitation that is good for {expires_s:g} s",
+                f"it may be above 0 s and at most {INVITE_TTL_S_MAX / 86400:g} days",
+                "choose --expires",
+            )
+        if any(role not in ROLES for role in roles):
+            raise UsageError("an unknown role", f"roles are: {', '.join(ROLES)}", "choose one of them")
+        if words and not INVITE_WORDS_MIN <= words <= INVITE_WORDS_MAX:
+            raise UsageError(
+                f"a code of {words} words", f"it may have {INVITE_WORDS_MIN} to {INVITE_WORDS_MAX}", "choose --words"
+            )
 
     def redeem(
         self, now: float, invitation: bytes, proof: bytes, *, binding: bytes, joiner: bytes, inviter: bytes
@@ -458,9 +474,20 @@ class Invites:
         return self._take_use(now, invite, joiner)
 
     def meet(
-        self, now: float, number: object, message: object, *, binding: bytes, joiner: bytes, inviter: bytes
+        self,
+        now: float,
+        number: object,
+        message: object,
+        *,
+        binding: bytes,
+        joiner: bytes,
+        inviter: bytes,
+        source: str = "",
     ) -> bytes:
         """Return the answer to a joiner's message over the words of the invitation with this number.
+
+        Args:
+            source: where the joiner comes from, see `source_of`: no source may use up what there is for all.
 
         Raises:
             TrustError: the invitation has ended or never was, or too many ask at once.
@@ -471,9 +498,9 @@ class Invites:
         invite = self._numbered(now, number)
         if binding in self._met:
             raise RemoteProtocolError("a second exchange on one channel")
-        if not self._meeting_rate.take("words", now):
+        if not (self._meeting_rates.take(source, now) and self._meeting_rate.take("", now)):
             self.counters.refused += 1
-            raise TrustError("too many ask to join at once", "", _FIXES[_BUSY], code=_BUSY)
+            raise TrustError("too many ask to join at once", "", _FIXES[BUSY], code=BUSY)
         exchange = Exchange(
             invite.code.password,
             is_joiner=False,
@@ -526,9 +553,12 @@ class Invites:
         self.counters.refused += 1
         raise _refusal(Ending.UNKNOWN)
 
-    def _free_number(self) -> int:
-        taken = {invite.number for invite in (*self._open.values(), *self._ended.values())}
-        return next(number for number in range(1, INVITE_NUMBER_MAX) if number not in taken)
+    def _free_number(self, elsewhere: Collection[int]) -> int:
+        """Return one of the lowest free numbers; by chance, as two who choose at the same moment do not hear each other."""
+        taken = {*elsewhere, *(invite.number for invite in (*self._open.values(), *self._ended.values()))}
+        free = (number for number in range(1, INVITE_NUMBER_MAX + 1) if number not in taken)
+        lowest = list(itertools.islice(free, INVITE_NUMBERS_CHOICE)) or [INVITE_NUMBER_MAX]
+        return lowest[int.from_bytes(self._crypto.random_bytes(4), "big") % len(lowest)]
 
     def numbers(self, now: float) -> list[int]:
         """Return the numbers of the open invitations with words, to be announced."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcompute.transport.rate import TokenBuckets, source_of
+from p2pcompute.transport.rate import Crowd, TokenBuckets, source_of
 
 
 def test_a_burst_passes_then_only_the_rate() -> None:
@@ -16,6 +16,16 @@ def test_a_burst_passes_then_only_the_rate() -> None:
     assert not buckets.take("a", 0.05)
     assert buckets.take("a", 0.15)
     assert buckets.take("b", 0.15), "another source has its own"
+
+
+def test_a_crowd_of_one_source_keeps_no_other_out() -> None:
+    crowd: Crowd[int] = Crowd(3)
+    assert [crowd.add(number, "greedy") for number in range(3)] == [None] * 3
+    assert crowd.add(10, "other") == 0, "the oldest of who has most"
+    assert [crowd.add(number, "greedy") for number in (3, 4, 5)] == [1, 2, 3], "its own, and never the other's"
+    crowd.discard(10)
+    crowd.discard(10)
+    assert len(crowd) == 2 and crowd.add(6, "greedy") is None
 
 
 def test_a_full_table_forgets_the_least_recently_seen_and_blocks_nobody() -> None:

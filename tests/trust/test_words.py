@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from p2pcompute.errors import RemoteProtocolError, TrustError, UsageError
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.limits import (
+    INVITE_NUMBER_MAX,
+    INVITE_NUMBERS_CHOICE,
     INVITE_WORDS_MAX,
     INVITE_WORDS_MIN,
     INVITES_OPEN_MAX,
     JOIN_FAILURES_MAX,
     MEETINGS_BURST,
+    MEETINGS_BURST_OF_SOURCE,
     MEETINGS_MAX,
 )
 from p2pcompute.transport.credentials import WORDS_KEY
@@ -156,7 +159,7 @@ def refusal(
 def test_the_right_words_admit_once() -> None:
     invites = Invites(CRYPTO)
     invite = invites.create(0.0, words=3)
-    assert len(invite.words) == 3 and invites.numbers(0.0) == [invite.number] == [1]
+    assert len(invite.words) == 3 and invites.numbers(0.0) == [invite.number]
     assert invites.preamble_keys(0.0) == [WORDS_KEY]
     meet(invites, invite.number, invite.words)
     assert invites.numbers(0.0) == []
@@ -179,7 +182,7 @@ def test_a_guess_has_one_proof() -> None:
     invites = Invites(CRYPTO)
     invite = invites.create(0.0, words=3)
     own = exchange(invite.code.password, is_joiner=True)
-    own.finish(invites.meet(0.0, 1, own.message, binding=BINDING, joiner=JOINER, inviter=INVITER))
+    own.finish(invites.meet(0.0, invite.number, own.message, binding=BINDING, joiner=JOINER, inviter=INVITER))
     with pytest.raises(TrustError):
         invites.redeem_words(0.0, b"x" * 32, binding=BINDING, joiner=JOINER)
     with pytest.raises(RemoteProtocolError):
@@ -194,7 +197,7 @@ def test_channels_and_joiners_are_not_mixed_up() -> None:
     for number in (1, 2):
         joiner, binding = bytes([number]) * 32, bytes([number + 10]) * 32
         own = exchange(invite.code.password, is_joiner=True, joiner=joiner, binding=binding)
-        own.finish(invites.meet(0.0, 1, own.message, binding=binding, joiner=joiner, inviter=INVITER))
+        own.finish(invites.meet(0.0, invite.number, own.message, binding=binding, joiner=joiner, inviter=INVITER))
         runs.append((own, joiner, binding))
     (first, one, channel), (second, two, other) = runs
     for proof, thief, where in ((first.own_proof, b"x" * 32, b"y" * 32), (second.own_proof, b"x" * 32, b"y" * 32)):
@@ -204,7 +207,7 @@ def test_channels_and_joiners_are_not_mixed_up() -> None:
         assert own.is_proof(invites.redeem_words(0.0, own.own_proof, binding=where, joiner=joiner)[1])
     assert list(invite.admitted) == [two, one] and invite.failures == 0
     with pytest.raises(RemoteProtocolError):
-        invites.meet(0.0, 1, first.message, binding=channel, joiner=one, inviter=INVITER)
+        invites.meet(0.0, invite.number, first.message, binding=channel, joiner=one, inviter=INVITER)
 
 
 def test_the_door_closes_behind_the_last_code() -> None:
@@ -227,13 +230,15 @@ def test_a_used_invitation_is_not_burnt() -> None:
 def test_ends_and_numbers() -> None:
     invites = Invites(CRYPTO)
     first, second = invites.create(0.0, words=3, expires_s=5.0), invites.create(0.0, words=6)
-    assert (first.number, second.number) == (1, 2)
+    assert first.number != second.number
     assert refusal(invites, first, 6.0, is_right=True) == "invite-expired"
-    assert invites.create(6.0, words=3).number == 3, "that of an ended one still says why it is refused"
+    known = {*range(1, INVITE_NUMBER_MAX)} - {first.number, second.number}
+    third = invites.create(6.0, words=3, numbers_elsewhere=known)
+    assert third.number == INVITE_NUMBER_MAX, "that of an ended one still says why it is refused"
     assert invites.withdraw(6.0, second.id) and not invites.withdraw(6.0, second.id)
     assert refusal(invites, second, 7.0, is_right=True) == "invite-void"
     with pytest.raises(TrustError) as caught:
-        invites.meet(7.0, 99, b"", binding=BINDING, joiner=JOINER, inviter=INVITER)
+        invites.meet(7.0, 0x1234, b"", binding=BINDING, joiner=JOINER, inviter=INVITER)
     assert caught.value.code == "invite-unknown"
     with pytest.raises(UsageError, match="words"):
         invites.create(7.0, words=2)
@@ -251,19 +256,25 @@ def test_floods_of_meetings_are_refused_and_forgotten() -> None:
     invites = Invites(CRYPTO)
     invite = invites.create(0.0, words=3)
     message = exchange(b"x", is_joiner=True).message
-    codes = []
-    for number in range(2 * MEETINGS_BURST):
+
+    def ask(number: int, source: str, now: float = 0.0) -> str:
+        binding = number.to_bytes(32, "big")
         try:
             answer = invites.meet(
-                0.0, invite.number, message, binding=number.to_bytes(32, "big"), joiner=JOINER, inviter=INVITER
+                now, invite.number, message, binding=binding, joiner=JOINER, inviter=INVITER, source=source
             )
-            assert len(answer) == MESSAGE_BYTES
         except TrustError as error:
-            codes.append(error.code)
-    assert codes == ["invite-busy"] * MEETINGS_BURST
+            return error.code
+        assert len(answer) == MESSAGE_BYTES
+        return "met"
+
+    answers = [ask(number, "10.0.0.66") for number in range(100)]
+    assert answers == ["met"] * MEETINGS_BURST_OF_SOURCE + ["invite-busy"] * (100 - MEETINGS_BURST_OF_SOURCE)
+    assert ask(100, "10.0.0.7") == "met", "one address keeps nobody else out"
+    others = [ask(200 + number, f"10.1.0.{number}") for number in range(100)]
+    assert others.count("met") == MEETINGS_BURST - MEETINGS_BURST_OF_SOURCE - 1, "and many cost only so much"
     for number in range(1, 2 * MEETINGS_MAX):
-        binding = (1000 + number).to_bytes(32, "big")
-        invites.meet(10.0 * number, invite.number, message, binding=binding, joiner=JOINER, inviter=INVITER)
+        assert ask(1000 + number, "10.0.0.66", 4.0 * number) == "met"
     assert len(invites._meetings) == MEETINGS_MAX
     own = exchange(invite.code.password, is_joiner=True)
     with pytest.raises(RemoteProtocolError):
@@ -271,5 +282,7 @@ def test_floods_of_meetings_are_refused_and_forgotten() -> None:
 
 
 def test_there_are_numbers_for_all() -> None:
+    """Also beside an announcer of all the low ones, and never twice."""
     invites = Invites(CRYPTO)
-    assert [invites.create(0.0, words=3).number for _ in range(INVITES_OPEN_MAX)] == [*range(1, INVITES_OPEN_MAX + 1)]
+    numbers = {invites.create(0.0, words=3, numbers_elsewhere=range(1, 500)).number for _ in range(INVITES_OPEN_MAX)}
+    assert len(numbers) == INVITES_OPEN_MAX and numbers <= {*range(500, 500 + INVITE_NUMBERS_CHOICE + INVITES_OPEN_MAX)}
