@@ -61,19 +61,6 @@ def test_ctrl_c_takes_the_code_back(mesh: Mesh) -> None:
     assert late.code == 6 and "void" in late.err, late.err
 
 
-def test_two_nodes_with_the_same_number_are_a_reason_to_stop(mesh: Mesh) -> None:
-    """Both are honest here; a node that wants to be taken for another one would do the same."""
-    ada, eve, bob = mesh.add("ada").start(), mesh.add("eve").start(), mesh.add("bob").start()
-    (first, code), (second, other) = invite(ada), invite(eve)
-    assert code.partition("-")[0] == other.partition("-")[0]
-    refused = bob.p2pc("join", code, "--accept", "all")
-    assert refused.code == 6 and "2 nodes announce" in refused.err and "@HOST:PORT" in refused.err, refused.err
-    bob.p2pc("join", code, "--via", f"127.0.0.1:{ada.get('/v1/status')['node']['port']}", "--accept", "all").check()
-    assert first.finish().code == 0
-    second.process.send_signal(signal.SIGINT)
-    assert second.finish().code == 130
-
-
 def test_nobody_announces_that_number(mesh: Mesh) -> None:
     bob = mesh.add("bob").start()
     lost = bob.p2pc("join", "77-crossover-clockwork-tobacco", "--accept", "all")

@@ -1,0 +1,1 @@
+"""What strangers, members that have turned bad, and other users of a machine try."""
