@@ -439,3 +439,12 @@ def test_slots_are_bounded_over_the_group(ada: Daemon, tmp_path: Path) -> None:
     ada.p2pc(
         "run", "-j", "1", "--retries", "0", f"mkdir {lock} && sleep 0.05 && rmdir {lock} #", ":::", *map(str, range(12))
     ).check()
+
+
+def test_tiny_tasks_do_not_wait_for_a_slow_one(ada: Daemon, tmp_path: Path) -> None:
+    """Slow ones end only when all others have, those too that were handed to a worker process together with them."""
+    (tmp_path / "out").mkdir()
+    tiny = [str(number) for number in range(400)]
+    inputs = [*tiny[:100], "slow", *tiny[100:200], "slow", *tiny[200:300], "slow", *tiny[300:]]
+    script = "test $1 != slow && : > out/$1 || until [ $(ls out | wc -l) = 400 ]; do sleep 0.05; done"
+    ada.p2pc("run", "--retries", "0", "sh", "-c", script, "task", ":::", *inputs, cwd=tmp_path).check()
