@@ -38,10 +38,10 @@ from p2pcompute.trust.verification.book import (
     AskTrusted,
     Banned,
     Basis,
+    Begin,
     Digest,
     Effect,
     Nondeterministic,
-    Pools,
     Recheck,
     Revoked,
     Task,
@@ -90,6 +90,8 @@ class ArbitratePolicy:
 
     error_rate: float = 1e-4
     """Accepted probability that a result is wrong."""
+    replicas: int | None = None
+    """Instead of `error_rate`: claims that have to agree, however probable it is that they are wrong."""
     saboteurs: float = 0.2
     """Assumed share of saboteurs among those who are not new; below 1/2."""
     window_tasks: int = 20_000
@@ -141,8 +143,8 @@ class WorkerRecord:
 class _Task(Task):
     __slots__ = ("blind", "credited", "is_copied", "is_disputed", "trusted", "window")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, lane: int = 0) -> None:
+        super().__init__(lane)
         self.window = -1
         self.credited: list[Worker] = []
         """Those whose claim another one confirmed, which counts as a check that they passed."""
@@ -170,9 +172,11 @@ class Arbitrate(Verifier):
 
     tasks: list[_Task]  # type: ignore[assignment]
 
-    def __init__(self, policy: ArbitratePolicy) -> None:
+    def __init__(self, policy: ArbitratePolicy, *, now: float = 0.0) -> None:
         super().__init__()
         self.policy = policy
+        self.has_arbiter = policy.has_arbiter
+        """May change while the books are kept: trusted nodes come and go."""
         self.workers: dict[Worker, WorkerRecord] = {}
         self.window = 0
         self._ready: deque[int] = deque()
@@ -181,9 +185,9 @@ class Arbitrate(Verifier):
         """First tasks of the windows that can still change, this one last."""
         self._window_end = 0
         """Tasks of this window so far."""
-        self._window_at = 0.0
+        self._window_at = now
         self._newcomer_tokens = float(policy.newcomers_burst)
-        self._tokens_at = 0.0
+        self._tokens_at = now
         self._has_clusters = False
         self._now = 0.0
         self.refused_count = 0
@@ -197,6 +201,21 @@ class Arbitrate(Verifier):
         self.tasks.extend(_Task() for _ in range(count))
         self._fill_window()
         self._look_further()
+
+    def append(self, lane: int) -> int:
+        """Number a task whose original the caller hands out; returns the number.
+
+        A window that is full ends here though not all of it is accepted: or one long task would keep everybody from
+        all others.
+        """
+        if self._window_end - self._window_begins[-1] >= self.policy.window_tasks:
+            self._next_window()
+        index = len(self.tasks)
+        task = _Task(lane)
+        task.window = self.window
+        self.tasks.append(task)
+        self._window_end = index + 1
+        return index
 
     def _fill_window(self) -> None:
         end = min(len(self.tasks), self._window_begins[-1] + self.policy.window_tasks)
@@ -219,8 +238,9 @@ class Arbitrate(Verifier):
         if len(self._window_begins) > VERIFY_WINDOWS_KEPT:
             for index in range(self._window_begins.popleft(), self._window_begins[0]):
                 task = self.tasks[index]
-                task.is_final = True
-                task.claims, task.credited, task.blind = {}, [], ()
+                if task.accepted is not None:
+                    task.is_final = True
+                    task.claims, task.credited, task.blind = {}, [], ()
         for record in self.workers.values():
             if record.standing is Standing.ACTIVE:
                 record.checks_before += record.k
@@ -236,7 +256,10 @@ class Arbitrate(Verifier):
         self.window += 1
         self._window_begins.append(self._window_end)
         self._window_at = self._now
-        self._pools = Pools()
+        self._pools = {}
+        for index in range(self._window_begins[0], self._window_end):
+            if self.tasks[index].accepted is None and not self.keeps_originals:
+                self._put_back(index)
         self._fill_window()
 
     def join(self, now: float, worker: Worker, *, cluster: bytes | None = None, is_known: bool = False) -> bool:
@@ -275,30 +298,28 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if task.accepted is not None or task.is_copied or not task.claims:
             return None
-        if task.is_disputed and self.policy.has_arbiter:
+        if task.is_disputed and self.has_arbiter:
             return None
-        count = 0
-        for worker in task.claims:
-            if self.workers[worker].standing is Standing.ACTIVE and worker not in task.blind:
-                count += 1
-        return count
+        return self._weight(index)
 
     def may_take(self, worker: Worker, index: int) -> bool:
         task = self.tasks[index]
-        if worker in task.claims or worker in task.lent:
+        if worker in task.claims or worker in task.lent or not self.allows(worker, index):
             return False
         if self._has_clusters:
             cluster = self.workers[worker].cluster
             return cluster is None or all(self.workers[other].cluster != cluster for other in task.claims)
         return True
 
-    def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
+    def take(
+        self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
+    ) -> int | None:
         self._now = now
         standing = self.workers[worker].standing
         if standing is Standing.ACTIVE:
-            index = self._take_weighty(worker, rng)
+            index = self._take_weighty(worker, rng, lane, begin or self._take_original)
         elif standing is Standing.NEWCOMER:
-            index = self._take_probation(worker, rng)
+            index = self._take_probation(worker, rng, lane)
         else:
             return None
         if index is not None:
@@ -307,11 +328,11 @@ class Arbitrate(Verifier):
             task.is_copied |= standing is Standing.ACTIVE
         return index
 
-    def _take_weighty(self, worker: Worker, rng: random.Random) -> int | None:
-        index = self._take_copy(worker, rng, up_to=1) if rng.random() < COPIES_SHARE else None
+    def _take_weighty(self, worker: Worker, rng: random.Random, lane: int, begin: Begin) -> int | None:
+        index = self._take_copy(worker, rng, lane, up_to=1) if rng.random() < COPIES_SHARE else None
         if index is None:
-            index = self._take_original()
-        return self._take_copy(worker, rng) if index is None else index
+            index = begin()
+        return self._take_copy(worker, rng, lane) if index is None else index
 
     def _take_original(self) -> int | None:
         while self._ready:
@@ -321,20 +342,20 @@ class Arbitrate(Verifier):
                 return index
         return None
 
-    def _take_copy(self, worker: Worker, rng: random.Random, up_to: int | None = None) -> int | None:
-        while (index := self._pools.draw(self, worker, rng, up_to=up_to)) is not None:
+    def _take_copy(self, worker: Worker, rng: random.Random, lane: int, up_to: int | None = None) -> int | None:
+        while (index := self._pool(lane).draw(self, worker, rng, up_to=up_to)) is not None:
             if not self._weigh(index):  # those who claim it may have passed more checks since
                 return index
         return None
 
-    def _take_probation(self, worker: Worker, rng: random.Random) -> int | None:
+    def _take_probation(self, worker: Worker, rng: random.Random, lane: int) -> int | None:
         """Return a task of this window whose answer can be compared with a claim, or with what is known."""
         size = self._window_end - self._window_begins[-1]
         for _ in range(min(PROBATION_DRAWS_MAX, size)):
             index = self._window_begins[-1] + int(rng.random() * size)
             task = self.tasks[index]
             is_open = bool(task.claims) and not task.is_final and not task.is_disputed
-            if (is_open or task.is_known) and self.may_take(worker, index):
+            if (is_open or task.is_known) and task.lane == lane and self.may_take(worker, index):
                 return index
         return None
 
@@ -354,7 +375,7 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if task.claims:
             self._offer(index)
-        elif not task.is_copied and task.accepted is None:
+        elif self.keeps_originals and not task.is_copied and task.accepted is None:
             self._ready.append(index)
 
     # --- claims -----------------------------------------------------------------------------------
@@ -368,7 +389,7 @@ class Arbitrate(Verifier):
         if record.standing is Standing.BANNED:
             self._put_back(index)
             return self.take_effects()
-        if not self._window_begins[0] <= index < self._window_end:
+        if index >= self._window_end or (index < self._window_begins[0] and task.is_final):
             self.late_count += 1
             return self.take_effects()
         claims = task.claims
@@ -389,7 +410,7 @@ class Arbitrate(Verifier):
             self._offer(index)
             return self.take_effects()
         if task.is_disputed or any(other != digest for other in claims.values()):
-            if not task.is_disputed and self.policy.has_arbiter:
+            if not task.is_disputed and self.has_arbiter:
                 self._effects.append(AskTrusted(index))
             task.is_disputed = True
         else:
@@ -470,12 +491,24 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if task.accepted is None and task.claims:
             if task.is_disputed:
-                if not self.policy.has_arbiter:
+                if not self.has_arbiter:
                     self._outvote(index)
-            elif self.risk(index) <= self.policy.error_rate:
+            elif self._is_enough(index):
                 self._accept(index, next(iter(task.claims.values())), Basis.AGREED)
                 self._look_further()
         return task.accepted is not None
+
+    def _is_enough(self, index: int) -> bool:
+        """The rule: whether the claims of a task, which all agree, make it credible."""
+        if self.policy.replicas is not None:
+            return self._weight(index) >= self.policy.replicas
+        return self.risk(index) <= self.policy.error_rate
+
+    def _weight(self, index: int) -> int:
+        """Return how many claims of a task count."""
+        task = self.tasks[index]
+        actives = (worker for worker in task.claims if self.workers[worker].standing is Standing.ACTIVE)
+        return sum(worker not in task.blind for worker in actives)
 
     def _outvote(self, index: int) -> None:
         """Accept one of several values if it is credible enough: there is no trusted node to decide."""
@@ -552,7 +585,7 @@ class Arbitrate(Verifier):
         record.penalty *= SUSPECT_FACTOR
         record.odds = min(1.0, self.policy.odds * record.penalty)
         certainty = fault_rate_exceeds(FAULT_RATE_MAX, record.wrong, record.right, prior_right=FAULT_PRIOR_RIGHT)
-        if certainty > FAULT_CONFIDENCE and self.policy.has_arbiter:
+        if certainty > FAULT_CONFIDENCE and self.has_arbiter:
             self._ban(worker, Why.FAULTY)
             return
         if record.odds >= 1.0 or record.standing is Standing.NEWCOMER:
@@ -566,7 +599,7 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if task.is_final or task.window != self.window:
             return
-        if task.accepted is not None and self.risk(index) > self.policy.error_rate:
+        if task.accepted is not None and not self._is_enough(index):
             self._unaccept(index)
             self._effects.append(Recheck(index))
         self._put_back(index)
@@ -588,10 +621,10 @@ class Arbitrate(Verifier):
             if len(standings) - standings.count(Standing.NEWCOMER) == 1:
                 for other in tuple(task.credited):  # nobody else confirmed that one
                     self._discredit(index, other)
-            if task.accepted == digest and self.risk(index) > self.policy.error_rate:
+            if task.accepted == digest and not self._is_enough(index):
                 self._unaccept(index)
                 self._effects.append(Revoked(index))
-            if task.is_disputed and not self.policy.has_arbiter:
+            if task.is_disputed and not self.has_arbiter:
                 task.is_disputed = len(votes(task.claims)) > 1
             self._put_back(index)
         record.claimed.clear()
@@ -613,7 +646,7 @@ class Arbitrate(Verifier):
                 raise InvariantViolation(f"task {index} is accepted without agreement")
             if task.is_copied and not task.lent:
                 raise InvariantViolation(f"task {index} is computed by nobody")
-            is_open = index < self._window_end and task.accepted is None
+            is_open = index < self._window_end and task.accepted is None and self.keeps_originals
             if is_open and not task.claims and not task.is_copied and index not in ready:
                 raise InvariantViolation(f"task {index} is handed out to nobody")
         for worker, count in checks.items():

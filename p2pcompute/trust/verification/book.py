@@ -9,6 +9,7 @@ Invariants: nobody is handed a task that he has claimed or holds; a final task k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -98,9 +99,11 @@ Effect = Accepted | Revoked | Recheck | AskTrusted | Nondeterministic | Banned
 class Task:
     """The claims about one task."""
 
-    __slots__ = ("accepted", "claims", "is_final", "lent")
+    __slots__ = ("accepted", "claims", "is_final", "lane", "lent")
 
-    def __init__(self) -> None:
+    def __init__(self, lane: int = 0) -> None:
+        self.lane = lane
+        """Of which job it is: who asks is given tasks of one lane at a time."""
         self.claims: dict[Worker, Digest] = {}
         """In the order in which they came."""
         self.lent: dict[Worker, bool] = {}
@@ -123,6 +126,10 @@ class Pools:
         while len(self._levels) <= level:
             self._levels.append([])
         self._levels[level].append(index)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._levels)
 
     def holds(self, index: int, level: int) -> bool:
         return level < len(self._levels) and index in self._levels[level]
@@ -157,13 +164,26 @@ class Pools:
         return None
 
 
+Begin = Callable[[], int | None]
+"""Takes the next task that nobody has begun from where the caller keeps these, and returns its number (`append`)."""
+
+
 class Verifier(ABC):
-    """Decides who computes what and what is believed, for the tasks of one submitter."""
+    """Decides who computes what and what is believed, for the tasks of one submitter.
+
+    Tasks that nobody has begun are either kept here (`add`), or by the caller: he numbers a task (`append`) when `take`
+    asks him for one.  Then those that are returned unclaimed are his again.
+    """
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self.accepted_count = 0
-        self._pools = Pools()
+        self.keeps_originals = True
+        """Tasks that nobody has claimed are handed out from here."""
+        self.allows: Callable[[Worker, int], bool] = lambda _worker, _index: True
+        """What else keeps a worker from a copy of a task."""
+        self._pools: dict[int, Pools] = {}
+        """By lane."""
         self._effects: list[Effect] = []
 
     # --- what every method has --------------------------------------------------------------------
@@ -177,7 +197,24 @@ class Verifier(ABC):
         """Add so many tasks behind those that are there."""
         for index in range(len(self.tasks), len(self.tasks) + count):
             self.tasks.append(Task())
-            self._pools.put(index, 0)
+            self._pool(0).put(index, 0)
+
+    def append(self, lane: int) -> int:
+        """Number a task whose original the caller hands out; returns the number."""
+        self.tasks.append(Task(lane))
+        return len(self.tasks) - 1
+
+    def wants_copies(self, lane: int) -> bool:
+        """Whether tasks of this lane may want to be computed once more."""
+        return lane in self._pools and not self._pools[lane].is_empty
+
+    def drop(self, index: int) -> None:
+        """Nobody wants this task any more: it was cancelled, or has failed."""
+        task = self.tasks[index]
+        if task.accepted is None:
+            self.accepted_count += 1
+            task.accepted = b""
+        task.is_final = True
 
     @abstractmethod
     def join(self, now: float, worker: Worker) -> bool:
@@ -188,8 +225,15 @@ class Verifier(ABC):
         """Whether this worker gets no more work."""
 
     @abstractmethod
-    def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
-        """Return the task that a worker computes next, or None.  It holds the task until it claims or returns it."""
+    def take(
+        self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
+    ) -> int | None:
+        """Return the task that a worker computes next, or None.  It holds the task until it claims or returns it.
+
+        Args:
+            lane: where it is taken from.
+            begin: gives a task that nobody has begun; None: they are kept here.
+        """
 
     @abstractmethod
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:
@@ -213,13 +257,19 @@ class Verifier(ABC):
     def may_take(self, worker: Worker, index: int) -> bool:
         """Whether a worker may compute a task: it has not claimed it and does not hold it."""
         task = self.tasks[index]
-        return worker not in task.claims and worker not in task.lent
+        return worker not in task.claims and worker not in task.lent and self.allows(worker, index)
+
+    def _pool(self, lane: int) -> Pools:
+        pools = self._pools.get(lane)
+        if pools is None:
+            pools = self._pools[lane] = Pools()
+        return pools
 
     def _offer(self, index: int) -> None:
         """Put a task where it is drawn from, if it wants to be computed."""
         level = self.level(index)
-        if level is not None:
-            self._pools.put(index, level)
+        if level is not None and (level or self.keeps_originals or self.tasks[index].claims):
+            self._pool(self.tasks[index].lane).put(index, level)
 
     def _accept(self, index: int, digest: Digest, basis: Basis) -> None:
         task = self.tasks[index]
@@ -246,7 +296,9 @@ class Verifier(ABC):
             if task.is_final and task.accepted is None:
                 raise InvariantViolation(f"task {index} is final and not accepted")
             level = self.level(index)
-            if level is not None and not self._pools.holds(index, level):
+            if level is None or not (level or self.keeps_originals or task.claims):
+                continue
+            if not self._pool(task.lane).holds(index, level):
                 raise InvariantViolation(f"task {index} wants another copy and nobody gets it")
 
 

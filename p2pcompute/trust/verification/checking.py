@@ -13,6 +13,7 @@ from p2pcompute.trust.verification.book import (
     AskTrusted,
     Banned,
     Basis,
+    Begin,
     Digest,
     Effect,
     Revoked,
@@ -63,14 +64,18 @@ class SpotCheck(Verifier):
         task = self.tasks[index]
         return None if task.accepted is not None or task.lent else len(task.claims)
 
-    def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
+    def take(
+        self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
+    ) -> int | None:
         record = self._records[worker]
         if record.is_banned:
             return None
         if rng.random() < self.checks and not self.is_done:
             record.given += 1
             return -record.given
-        index = self._pools.draw(self, worker, rng)
+        index = None if begin is None else begin()
+        if index is None:
+            index = self._pool(lane).draw(self, worker, rng)
         if index is not None:
             self.tasks[index].lent[worker] = bool(self.tasks[index].claims)
         return index
@@ -148,9 +153,11 @@ class Credibility(SpotCheck):
         self._odds: dict[int, float] = {}
         """Odds that a result is right after so many checks."""
 
-    def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
+    def take(
+        self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
+    ) -> int | None:
         while True:
-            index = super().take(now, worker, rng)
+            index = super().take(now, worker, rng, lane, begin)
             if index is None or index < 0 or not self.tasks[index].claims:
                 return index
             if not self._weigh(index):  # its workers may have passed more checks since

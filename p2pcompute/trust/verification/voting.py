@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from p2pcompute.trust.verification.book import Basis, Digest, Effect, Verifier, Worker, votes
+from p2pcompute.trust.verification.book import Basis, Begin, Digest, Effect, Verifier, Worker, votes
 
 if TYPE_CHECKING:
     import random
@@ -39,8 +39,12 @@ class Majority(Verifier):
             return count
         return None
 
-    def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
-        index = self._pools.draw(self, worker, rng)
+    def take(
+        self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
+    ) -> int | None:
+        index = None if begin is None else begin()
+        if index is None:
+            index = self._pool(lane).draw(self, worker, rng)
         if index is not None:
             self.tasks[index].lent[worker] = bool(self.tasks[index].claims)
             self._offer(index)
@@ -83,12 +87,15 @@ class Adaptive(Majority):
     def needed(self, index: int) -> int:
         return 1 if index in self._alone else 2
 
-    def take(self, now: float, worker: Worker, rng: random.Random) -> int | None:
+    def take(
+        self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
+    ) -> int | None:
         valid = self._valid.get(worker, 0)
         is_reliable = valid >= RELIABLE_AFTER and rng.random() > 1.0 / valid
-        index = self._pools.draw(self, worker, rng, from_=1)  # a second result is made with the first, and soon sent
+        # A second result is made with the first, and soon sent.
+        index = self._pool(lane).draw(self, worker, rng, from_=1)
         if index is None:
-            index = self._pools.draw(self, worker, rng, up_to=0)
+            index = self._pool(lane).draw(self, worker, rng, up_to=0) if begin is None else begin()
         if index is None:
             return None
         task = self.tasks[index]
