@@ -636,6 +636,28 @@ WASM_ENGINE_BYTES: Final = 512 * MIB
 
 # --- local API ------------------------------------------------------------------------------------
 API_BODY_BYTES_MAX: Final = 64 * MIB
+# --- environments: Python packages of jobs ------------------------------------------------------------
+LOCK_BYTES_MAX: Final = 2 * MIB
+"""A job's list of packages: 1,000 packages with 20 files each take 1.6 MiB."""
+LOCK_PACKAGES_MAX: Final = 1000
+LOCK_HASHES_MAX: Final = 500
+"""Files of one package."""
+LOCK_PLATFORMS_MAX: Final = 16
+ENVIRONMENT_BYTES_MAX: Final = 12 * 1024 * MIB
+"""One environment with what was fetched for it.  PyTorch with CUDA takes 7 GiB."""
+ENVIRONMENT_BUILD_S: Final = 1800.0
+"""A build that takes longer is ended: 7 GiB at 5 MB/s."""
+ENVIRONMENT_BUILDS_MAX: Final = 2
+"""Environments that are built at once; others wait."""
+ENVIRONMENT_FAILED_S: Final = 60.0
+"""What could not be built is not tried again for so long."""
+ENVIRONMENT_FAILURES_MAX: Final = 256
+"""Failures that are remembered; the oldest is forgotten."""
+ENVIRONMENTS_MAX: Final = 512
+"""Environments on disk; the least recently used goes."""
+ENVIRONMENT_WORKERS_MAX: Final = 2
+"""Warm worker processes of a slot, each for its own environment, beside the one without."""
+
 EVENT_BACKLOG_MAX: Final = 10_000
 """Task ends of one followed job that are kept in memory; a follower further behind is served from the store."""
 EVENT_BACKLOG_BYTES_MAX: Final = 8 * MIB

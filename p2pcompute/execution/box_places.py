@@ -8,3 +8,5 @@ INBOX = "/in"
 """Files that the node puts there, read-only in the sandbox."""
 BOUND = (("tmp", "/tmp"), ("shm", "/dev/shm"))
 """Directories of PLACE that are seen under another name, so that all share its limits."""
+ENVIRONMENT = "/p2pc-env"
+"""The Python environment of a job that has one, read-only."""

@@ -130,6 +130,23 @@ def fence(*, user: int | None, limits: dict[int, int]) -> int:
     return version
 
 
+def step_down(*, user: int | None, limits: dict[int, int]) -> None:
+    """Give up every right that this process has, but the network and what it sees; for what nobody but us has chosen to
+    run, on files that others have made.
+
+    Args:
+        user: uid and gid to become; None: this process is who it shall be.
+        limits: RLIMIT → hard limit.
+
+    Raises:
+        Broken: a step failed.
+    """
+    libc = _Libc()
+    _prefer_to_be_killed()
+    _give_up(libc, user, limits)
+    _filter_calls(libc, box_seccomp.FAMILIES)
+
+
 def _give_up(libc: _Libc, user: int | None, limits: dict[int, int]) -> None:
     if user is not None:
         _become(libc, user)

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from glob import glob
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -212,7 +213,14 @@ _COVERED: Final = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def command(
-    bubblewrap: str, *, directory: Path, hidden: Sequence[Path], user: int | None, name: str, channel_fd: int
+    bubblewrap: str,
+    *,
+    directory: Path,
+    hidden: Sequence[Path],
+    user: int | None,
+    name: str,
+    channel_fd: int,
+    environment_path: Path | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the words that start a sandbox and their environment.
 
@@ -220,6 +228,7 @@ def command(
         directory: of this sandbox, with `in`, `passwd` and `group` in it (`prepare`).
         hidden: directories of the node that must not be seen, even when a bound one holds them.
         name: host name inside.
+        environment_path: Python environment that it runs in, seen as `box_places.ENVIRONMENT`; None: this process's.
 
     Raises:
         NoSandbox: a directory of the node or the user's home would be seen.
@@ -247,9 +256,32 @@ def command(
         for capability in _CAPABILITIES:
             words += ["--cap-add", capability]
     made: dict[str, None] = {}
-    words += _places(["/etc", "/p2pc", "/tmp", "/var", LIBRARY, box_places.INBOX], made)
-    for path in roots:
-        words += [*_places([os.path.dirname(path)], made), "--ro-bind", path, path]
+    words += [*seen(made), *places(["/p2pc", box_places.INBOX], made)]
+    for own in ("passwd", "group"):
+        words += ["--ro-bind", str(directory / own), f"/etc/{own}"]
+    for path in _hidden(hidden, [*_roots(), str(Path(p2pcompute.__file__).parent)]):
+        words += ["--perms", "0000", "--tmpfs", path, "--remount-ro", path]
+    words += ["--ro-bind", str(directory / "in"), box_places.INBOX, "--proc", "/proc"]
+    if environment_path is not None:
+        words += ["--ro-bind", str(environment_path), box_places.ENVIRONMENT]
+    words += ["--chdir", "/", "--remount-ro", "/", "--"]
+    interpreter = sys.executable if environment_path is None else f"{box_places.ENVIRONMENT}/bin/python"
+    words += [interpreter, "-P", "-m", "p2pcompute.execution.box", str(channel_fd)]
+    has_packages = environment_path is None and site.ENABLE_USER_SITE
+    search = [LIBRARY, site.getusersitepackages() if has_packages else ""]
+    python = {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return words, {**environment(), **python}
+
+
+def seen(made: dict[str, None]) -> list[str]:
+    """Return the words for what every sandbox sees, read-only: programs, libraries, this interpreter and package.
+
+    Args:
+        made: directories that `places` has made; added to.
+    """
+    words = places(["/etc", "/tmp", "/var", LIBRARY], made)
+    for path in _roots():
+        words += [*places([os.path.dirname(path)], made), "--ro-bind", path, path]
     for path in _SYSTEM_LINKS:
         if os.path.islink(path):
             words += ["--symlink", os.readlink(path), path]
@@ -257,28 +289,27 @@ def command(
             words += ["--ro-bind", path, path]
     for pattern in _CONFIGURATION:
         for path in sorted(glob(f"/etc/{pattern}")):
-            words += [*_places([os.path.dirname(path)], made), "--ro-bind", path, path]
-    for own in ("passwd", "group"):
-        words += ["--ro-bind", str(directory / own), f"/etc/{own}"]
-    package = Path(p2pcompute.__file__).parent
-    words += ["--ro-bind", str(package), f"{LIBRARY}/p2pcompute", "--symlink", "/tmp", "/var/tmp"]
-    for path in _hidden(hidden, [*roots, str(package)]):
-        words += ["--perms", "0000", "--tmpfs", path, "--remount-ro", path]
-    words += ["--ro-bind", str(directory / "in"), box_places.INBOX, "--proc", "/proc"]
-    words += ["--perms", "0755", "--tmpfs", "/dev"]
+            words += [*places([os.path.dirname(path)], made), "--ro-bind", path, path]
+    for name, directory in library_parts():
+        words += ["--ro-bind", str(directory), f"{LIBRARY}/{name}"]
+    words += ["--symlink", "/tmp", "/var/tmp", "--perms", "0755", "--tmpfs", "/dev"]
     for device in _DEVICES:
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for target, link in _FD_LINKS:
         words += ["--symlink", target, f"/dev/{link}"]
     words += ["--dir", "/dev/pts", "--dir", "/dev/shm", "--symlink", "pts/ptmx", "/dev/ptmx", "--remount-ro", "/dev"]
-    words += ["--chdir", "/", "--remount-ro", "/", "--"]
-    words += [sys.executable, "-P", "-m", "p2pcompute.execution.box", str(channel_fd)]
-    search = [LIBRARY, site.getusersitepackages() if site.ENABLE_USER_SITE else ""]
-    python = {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return words, {**environment(), **python}
+    return words
 
 
-def _places(paths: Iterable[str], made: dict[str, None]) -> list[str]:
+@functools.cache
+def library_parts() -> tuple[tuple[str, Path], ...]:
+    """Return what a worker process imports that is not in the standard library: (name, directory)."""
+    cloudpickle = find_spec("cloudpickle")
+    assert cloudpickle is not None and cloudpickle.origin is not None
+    return ("p2pcompute", Path(p2pcompute.__file__).parent), ("cloudpickle", Path(cloudpickle.origin).parent)
+
+
+def places(paths: Iterable[str], made: dict[str, None]) -> list[str]:
     """Return the words that make directories and those above them: bubblewrap would make them for its user alone."""
     words: list[str] = []
     for path in paths:
