@@ -26,7 +26,7 @@ class NodeInfo:
     """Public key in hexadecimal."""
     name: str
     state: str
-    """self, up or not seen."""
+    """self, up, not seen, or not met: it is heard, and has not shown yet that it is a member."""
     slots: int | None
     """Tasks that it runs at once; None when it has not said so."""
     path: str
@@ -56,7 +56,7 @@ async def wait_for_members(node: Node, told: Collection[str], until_s: float) ->
         until_s: no longer than this moment of the node's clock.
     """
     while node.clock.now() < until_s:
-        met = {format_device_id(peer.public_key) for peer in node.peers() if peer.state == "up"}
+        met = {format_device_id(peer.public_key) for peer in node.peers() if peer.state in ("up", "not met")}
         if met.issuperset(told) and (len(met) > 1 or not node.credentials.group.is_open_to_others):
             return
         await node.clock.sleep(MEET_LOOK_S)

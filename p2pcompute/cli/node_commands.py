@@ -110,6 +110,7 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
     """Return the sentence, the nodes, what to look at, and the jobs."""
     node, group, peers = document["node"], document["group"], document["peers"]
     up = [peer for peer in peers if peer["state"] in ("self", "up")]
+    members = [peer for peer in peers if peer["state"] != "not met"]
     busy, total = (sum(peer[name] or 0 for peer in up) for name in ("busy", "slots"))
     if group["is_alone"]:
         slots = document["slots"]
@@ -117,8 +118,12 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
     else:
         lines = [
             f"{node['name']} is {node['state']} in group {group['name']}: "
-            f"{len(up)} of {plural(len(peers), 'node')} up, {busy} of {plural(total, 'slot')} busy."
+            f"{len(up)} of {plural(len(members), 'node')} up, {busy} of {plural(total, 'slot')} busy."
         ]
+        if unmet := len(peers) - len(members):
+            lines.append(
+                f"{plural(unmet, 'more node')} heard, not shown to be {'a member' if unmet == 1 else 'members'} yet."
+            )
     if with_peers and not group["is_alone"]:
         lines += ["", peers_table(peers, node), ""]
     notes = [*document["notes"], *version_notes(peers, node)]

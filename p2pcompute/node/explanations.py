@@ -116,7 +116,7 @@ async def explain_job(
             return ExplanationView(
                 needs=needs, peers=(shown[0],), report=report, machines=(machine,), left_out=len(peers) - 1
             )
-    await _ask_all(placement, requirement, [peer for peer in shown[1:] if peer.state == "up"])
+    await _ask_all(placement, requirement, [peer for peer in shown[1:] if peer.state in ("up", "not met")])
     machines = []
     for peer in shown:
         is_self = peer.state == "self"

@@ -16,6 +16,8 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.trust.groups import MEMBER_ROLES
+from p2pcompute.trust.levels import Level
 
 if TYPE_CHECKING:
     from p2pcompute.node.explanations import ExplanationView
@@ -107,7 +109,7 @@ class PeerView:
     name: str
     public_key: bytes
     state: str
-    """self, up or not seen."""
+    """self, up, not seen, or not met: it is heard, and has not shown yet that it is a member."""
     seen_s: float | None = None
     """Since it was last heard."""
     slots: int | None = None
@@ -276,6 +278,8 @@ class JoinView:
     inviter: str
     inviter_key: bytes
     address: str
+    is_mine: bool = False
+    """Both computers trust each other from now on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +299,24 @@ class IdleView:
     """(rule, what it sees, what follows)"""
     standing_still: int
     """Slots whose tasks stand still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustView:
+    """What an installation is to this one."""
+
+    key: bytes
+    name: str
+    level: Level
+    is_self: bool = False
+    is_up: bool = False
+    roles: tuple[str, ...] | None = None
+    """What it may do in the group; None: it is no member, or was not met yet."""
+    inviter: str = ""
+    inviter_key: bytes = b""
+    reason: str = ""
+    set_at: float | None = None
+    """Wall clock: when its level was set; None: nobody did."""
 
 
 class NodeFacade(Protocol):
@@ -407,11 +429,15 @@ class NodeFacade(Protocol):
         be quick and must not raise.
         """
 
-    async def invite(self, *, uses: int, expires_s: float, words: int = 0) -> InviteView:
+    async def invite(
+        self, *, uses: int, expires_s: float, words: int = 0, roles: Sequence[str] = MEMBER_ROLES, is_mine: bool = False
+    ) -> InviteView:
         """Open an invitation.
 
         Args:
             words: how many words its code has; 0: it is a token.
+            roles: what the new members may do.
+            is_mine: their computers are ours: both sides trust each other, and they may do what this one may.
 
         Raises:
             UsageError: a number is out of range, or too many are open.
@@ -451,6 +477,17 @@ class NodeFacade(Protocol):
 
         Raises:
             UsageError, ConfigError: they cannot be.
+        """
+
+    def trust(self) -> Sequence[TrustView]:
+        """This node first, then all installations that are known, by name."""
+
+    def set_level(self, key: bytes, level: Level, *, reason: str) -> TrustView:
+        """Trust an installation, treat it as any member, or block it: it is cut off at once.
+
+        Raises:
+            UsageError: it is this one, or too many have a level.
+            IdentityError: the level cannot be kept; the old one stays.
         """
 
     async def leave(self) -> None:

@@ -22,19 +22,22 @@ from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.transport.rate import source_of
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
 from p2pcompute.trust.invites import BUSY, Invite, Invites, Token, invite_id, join_proof, refusal_by_inviter
+from p2pcompute.trust.levels import Levels
 from p2pcompute.trust.pake import Exchange
 from p2pcompute.trust.words import Code
 
 JOIN: Final = 16
-"""request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …]]"""
+"""request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …], is mine]"""
 MEET: Final = 17
 """request, joiner → inviter on a JOIN channel: [number of the invitation, message] → [message]: see `trust.pake`"""
 JOIN_BY_WORDS: Final = 18
-"""request after MEET on the same channel: [proof, name] → [proof, network key, chain, [[host, port], …]]"""
+"""request after MEET on the same channel: [proof, name] → [proof, network key, chain, [[host, port], …], is mine]"""
 RENEW: Final = 72
 """request, member → member that may admit: [chain] → [fresh chain]"""
 MEET_BUSY_S_MAX: Final = 15.0
 """How long a joiner asks again an inviter that is asked by too many."""
+BLOCKED: Final = "blocked"
+"""Code of the refusal of an installation that was blocked here."""
 CONTACTS_IN_ANSWER_MAX: Final = 32
 _ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps")
 """What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
@@ -68,11 +71,27 @@ class Admission:
     """Where it came from."""
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What an inviter let this node into."""
+
+    group: Group
+    contacts: list[Address]
+    is_mine: bool
+    """The inviter says that both computers are of one owner; they trust each other."""
+
+
 class GroupCredentials:
     """This node's credentials in its group.  The group is replaced as a whole (join, leave, renewal)."""
 
     def __init__(
-        self, host: Host, identity: Identity, group: Group, name: str, about: Callable[[], dict[str, Any]]
+        self,
+        host: Host,
+        identity: Identity,
+        group: Group,
+        name: str,
+        about: Callable[[], dict[str, Any]],
+        levels: Levels | None = None,
     ) -> None:
         """`about` adds what peers should know of this node: boot, build, python, slots, port."""
         self._host = host
@@ -80,12 +99,15 @@ class GroupCredentials:
         self.group = group
         self._name = name
         self._about = about
+        self.levels = levels or Levels(identity.installation)
         self.invites = Invites(host.crypto)
         self.on_admitted: Callable[[Invite, Admission], None] = lambda _invite, _admission: None
         """Called when an invitation has let somebody in."""
         self.on_refused: Callable[[str, TrustError], None] = lambda _address, _refusal: None
         """Called with the address of one that did not know the words, and what it was told."""
         self._members: dict[bytes, tuple[tuple[bytes, ...], Membership]] = {}
+        self._met: dict[bytes, bytes] = {}
+        """Key of a peer → installation as which it has proven to be a member; bound: MEMBERS_CACHED_MAX."""
 
     @property
     def identity(self) -> Identity:
@@ -128,10 +150,16 @@ class GroupCredentials:
             if not isinstance(delegation, bytes):
                 raise RemoteProtocolError("not a delegation")
             _key, installation, _roles = check_delegation(self._host.crypto, delegation, wall=wall, session_key=key)
+        if self.levels.is_blocked(installation):
+            raise TrustError("refused: that node has blocked this one", "its owner said so", None, code=BLOCKED)
         chain = hello.get("chain")
         if not isinstance(chain, list):
             raise RemoteProtocolError("a hello without a membership")
         self._check_member(installation, tuple(chain), wall)
+        self._met.pop(key, None)
+        self._met[key] = installation
+        if len(self._met) > MEMBERS_CACHED_MAX:
+            del self._met[next(iter(self._met))]
         about = {sys.intern(word): value for word, value in hello.items() if word in _ABOUT}
         return PeerInfo(key, installation, clean_name(hello.get("name")), about)
 
@@ -150,6 +178,21 @@ class GroupCredentials:
         """What was last checked of a member; None for one that was not met in this life."""
         known = self._members.get(installation)
         return None if known is None else known[1]
+
+    def installation_of(self, key: bytes) -> bytes | None:
+        """The installation that a peer has proven to be, or to speak for; None for one that was not met in this life."""
+        return self._met.get(key)
+
+    def members(self) -> Sequence[bytes]:
+        """The installations whose membership is known."""
+        return list(self._members)
+
+    def own_membership_if_any(self) -> Membership | None:
+        """None when it has ended."""
+        try:
+            return self.own_membership()
+        except TrustError:
+            return None
 
     def own_membership(self) -> Membership:
         """Raises TrustError when our own entry has ended."""
@@ -227,6 +270,8 @@ class GroupCredentials:
     def _admit(self, channel: Channel, invite: Invite, name: str, contacts: Sequence[Address]) -> list[Any]:
         """Return what makes a member of the joiner at the other end: network key, chain, first contacts."""
         joiner = channel.peer.key
+        if self.levels.is_blocked(joiner):
+            raise TrustError("the inviter has blocked this computer", "its owner said so", None, code=BLOCKED)
         if joiner == self.group.founder:
             raise TrustError("this node founded the group", "it is a member already", None)
         entry = admit(
@@ -237,10 +282,11 @@ class GroupCredentials:
             self.group.network_key,
             [*self.group.chain, entry],
             [[address.host, address.port] for address in contacts[:CONTACTS_IN_ANSWER_MAX]],
+            invite.is_mine,
         ]
 
-    async def request_join(self, channel: Channel, token: Token) -> tuple[Group, list[Address]]:
-        """Redeem a token over a JOIN channel; returns the group and first contacts in it.
+    async def request_join(self, channel: Channel, token: Token) -> Joined:
+        """Redeem a token over a JOIN channel.
 
         Raises:
             TrustError: the inviter refused.
@@ -254,7 +300,7 @@ class GroupCredentials:
             raise refusal_by_inviter(refusal.code, refusal.what) from refusal
         return self._joined(answer, token.inviter)
 
-    async def request_join_by_words(self, channel: Channel, code: Code) -> tuple[Group, list[Address]]:
+    async def request_join_by_words(self, channel: Channel, code: Code) -> Joined:
         """Prove over a JOIN channel to know the words, see that its other end does, and join its group.
 
         Raises:
@@ -275,7 +321,7 @@ class GroupCredentials:
             answer = await channel.request(JOIN_BY_WORDS, [exchange.own_proof, self._name], timeout_s=15.0)
         except RemoteError as refusal:
             raise refusal_by_inviter(refusal.code, refusal.what) from refusal
-        if not (isinstance(answer, list) and len(answer) == 4):
+        if not (isinstance(answer, list) and len(answer) == 5):
             raise RemoteProtocolError("not an answer to a request to join")
         if not exchange.is_proof(answer[0]):
             raise TrustError(
@@ -298,9 +344,9 @@ class GroupCredentials:
                     raise
             await clock.sleep(self._host.rng.stream("joining").uniform(0.2, 1.0))
 
-    def _joined(self, answer: Any, inviter: bytes) -> tuple[Group, list[Address]]:
-        """Return the group that an inviter let us into, and first contacts in it."""
-        if not (isinstance(answer, list) and len(answer) == 3 and isinstance(answer[1], list)):
+    def _joined(self, answer: Any, inviter: bytes) -> Joined:
+        """Return what an inviter let us into."""
+        if not (isinstance(answer, list) and len(answer) == 4 and isinstance(answer[1], list)):
             raise RemoteProtocolError("not an answer to a request to join")
         group = group_of_joiner(
             self._host.crypto,
@@ -310,7 +356,7 @@ class GroupCredentials:
             subject=self._identity.installation,
             wall=self._host.clock.wall(),
         )
-        return group, _contacts(answer[2])
+        return Joined(group, _contacts(answer[2]), answer[3] is True)
 
     # --- renewal ----------------------------------------------------------------------------------
 

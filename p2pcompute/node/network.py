@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from p2pcompute.dht.contacts import Contact
 from p2pcompute.dht.service import Dht
@@ -16,6 +16,7 @@ from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighti
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     CONTACTS_SAVED_MAX,
+    DHT_K,
     LAN_INVITES_MAX,
     NEARBY_MAX,
     PEERS_MAX,
@@ -45,6 +46,8 @@ PORT_TRIES = 16
 """Ports tried for one that is free for both UDP and TCP."""
 NOT_SEEN_S = 25.0
 """A peer silent for longer is shown as not seen; within a minute it is no contact any more."""
+ACQUAINT_S = 3.0
+"""Mean pause between dials to contacts that have not shown yet that they are members, in a small group."""
 AWAY_S = 3600.0
 """Members that fell silent are known for so long."""
 CONTACTS_META = "contacts"
@@ -63,6 +66,8 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
         self._met: dict[bytes, Address] = {}
         self._only_met: tuple[bytes, ...] | None = ()
         """Those that are no contacts; None: to be looked up."""
+        self.refused: frozenset[bytes] = frozenset()
+        """Those that are passed over: blocked here, or removed from the group."""
 
     def __getitem__(self, key: bytes) -> tuple[Address, ...]:
         contact = self.dht.knows(key) if self.dht is not None else None
@@ -72,24 +77,34 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
         return (contact.address,) if met == contact.address else (contact.address, met)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and (key in self._met or (self.dht is not None and key in self.dht))
+        if not isinstance(key, bytes) or key in self.refused:
+            return False
+        return key in self._met or (self.dht is not None and key in self.dht)
 
     def __iter__(self) -> Iterator[bytes]:
         only_met = self._others()
-        yield from self.dht.keys() if self.dht is not None else ()
+        contacts = self.dht.keys() if self.dht is not None else ()
+        yield from contacts if not self.refused else [key for key in contacts if key not in self.refused]
         yield from only_met
 
     def __len__(self) -> int:
-        return len(self._others()) + (0 if self.dht is None else self.dht.contact_count)
+        count = len(self._others()) + (0 if self.dht is None else self.dht.contact_count)
+        return count if self.dht is None else count - sum(key in self.dht for key in self.refused)
 
     def _others(self) -> tuple[bytes, ...]:
         if self._only_met is None:
             dht = self.dht
-            self._only_met = tuple(key for key in self._met if dht is None or key not in dht)
+            others = [key for key in self._met if key not in self.refused]
+            self._only_met = tuple(key for key in others if dht is None or key not in dht)
         return self._only_met
 
     def contacts_changed(self) -> None:
         """Be told that the DHT has other contacts than before."""
+        self._only_met = None
+
+    def refuse(self, keys: Iterable[bytes]) -> None:
+        """Pass these over from now on, and no others."""
+        self.refused = frozenset(keys)
         self._only_met = None
 
     def meet(self, key: bytes, address: Address) -> None:
@@ -152,6 +167,8 @@ class Network:
         """Members that fell silent and are no contacts any more; see `away`."""
         self._announcing = asyncio.Lock()
         self._may_announce = False
+        self._unmet: dict[bytes, None] = {}
+        """Contacts that are to be dialled to see whether they are members; at most DHT_K."""
         self._announced_invites: list[int] = []
         self._numbers_nearby: dict[bytes, tuple[int, ...]] = {}
         """Numbers of invitations that others announce; bound: NEARBY_MAX nodes."""
@@ -288,6 +305,7 @@ class Network:
         self.dht = None
         self.peers.clear()
         self._to_meet.clear()
+        self._unmet.clear()
         self._away.clear()
         self.is_on_network = False
         self.nearby.clear()
@@ -410,7 +428,26 @@ class Network:
 
     def _contact(self, contact: Contact) -> None:
         self.peers.contacts_changed()
-        self.on_peer(contact.key)
+        if contact.key not in self.peers.refused:
+            self.on_peer(contact.key)
+        if self.dht is not None and self.dht.contact_count <= DHT_K and not self.is_met(contact.key):
+            self._unmet[contact.key] = None
+            if len(self._unmet) == 1:
+                self._dht_scope.spawn(self._acquaint(self.dht), "acquaint")
+
+    async def _acquaint(self, dht: Dht) -> None:
+        """Dial contacts that nobody had a reason to dial: who has the network key alone is no member."""
+        rng = self._host.rng.stream("acquaint")
+        while self._unmet:
+            await self._host.clock.sleep(ACQUAINT_S * rng.uniform(0.5, 1.5))
+            key = next(iter(self._unmet))
+            if key in self.peers and not self.is_met(key) and dht.contact_count <= DHT_K:
+                await self.channels.dial(key, self.peers[key])
+            self._unmet.pop(key, None)
+
+    def is_met(self, key: bytes) -> bool:
+        """Whether a peer has shown in this life of the node that it is a member, or speaks for one."""
+        return self.channels.get(key) is not None or self._credentials.installation_of(key) is not None
 
     def _contact_gone(self, contact: Contact) -> None:
         self.silent_since.pop(contact.key, None)

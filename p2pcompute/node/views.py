@@ -238,7 +238,7 @@ def peers(
         seen_s = now - contact.seen if contact is not None and contact.seen else None
         slots, python = hello.get("slots"), hello.get("python")
         is_up = network.is_up(key)
-        installation = channel.peer.installation if channel is not None else key
+        installation = credentials.installation_of(key) or key
         member = credentials.membership_of(installation)
         inviter = b"" if member is None or member.inviter == installation else member.inviter
         address = addresses[0] if addresses else (contact.address if contact else None)
@@ -247,7 +247,7 @@ def peers(
             PeerView(
                 name=network.name_of(key) or short_device_id(key),
                 public_key=key,
-                state="up" if is_up else "not seen",
+                state="not seen" if not is_up else "up" if network.is_met(key) else "not met",
                 seen_s=0.0 if channel is not None else seen_s,
                 slots=slots if type(slots) is int else None,
                 busy=min(slots, sum(scheduler.leased_to(key))) if type(slots) is int else None,
