@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from p2pcompute.execution.calls import Shared, call
+    from p2pcompute.execution.checkpoints import checkpoint
 
 __all__ = [
     "AsyncMeshExecutor",
@@ -58,6 +59,7 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "call",
+    "checkpoint",
     "function",
     "get_job",
     "map",
@@ -77,6 +79,7 @@ _HOMES = {
     "p2pcompute.api.remote_function": ("RemoteFunction",),
     "p2pcompute.api.shortcuts": ("function", "map", "sh"),
     "p2pcompute.execution.calls": ("Shared", "call"),
+    "p2pcompute.execution.checkpoints": ("checkpoint",),
     "p2pcompute.errors": (
         "BadValue",
         "InputFailed",

@@ -39,7 +39,7 @@ _OF_RUNNERS = (
     *("thread p2pc-blobs_", "thread asyncio_", "p2pcompute.execution.child", "bwrap"),
     *("socket:[", "pipe:[", "anon_inode:"),
 )
-SHARED = {"shared_rig": _OF_RUNNERS, "boxed": _OF_RUNNERS}
+SHARED = {"shared_rig": _OF_RUNNERS, "boxed": _OF_RUNNERS, "saving": _OF_RUNNERS}
 """Fixtures of a wider scope that may grow while a test uses them, and what of theirs may be new."""
 
 _tasks_at_close: list[str] = []

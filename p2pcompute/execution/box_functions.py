@@ -19,6 +19,7 @@ from time import monotonic, time
 
 from p2pcompute.execution import box_setup, messages
 from p2pcompute.execution.box_watch import LOOK_S, processes
+from p2pcompute.execution.checkpoints import COOKIE_BYTES_MAX
 from p2pcompute.execution.child_channel import Channel
 from p2pcompute.execution.child_commands import judge_end, judge_signal, stood_still_s
 from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits
@@ -197,6 +198,9 @@ class BoxedFunctions:
                         course.end("killed")
                 if zygote.fd in ready:
                     for body in zygote.read():
+                        if body[0] == messages.SAVED:
+                            self._pass_on(body, task)
+                            continue
                         if body[0] == _ENDED:
                             return course.cause, result, _End(body)
                         if result is not None:
@@ -213,6 +217,16 @@ class BoxedFunctions:
                 course.go_on()
         except (_Broken, ValueError, struct.error):
             return course.cause, None, None
+
+    def _pass_on(self, body: bytes, task: Task) -> None:
+        """Tell the node what the task has saved.
+
+        Raises:
+            _Broken: another task would have.
+        """
+        if messages.SAVED_HEAD.unpack_from(body)[1] != task.run_id or len(body) > COOKIE_BYTES_MAX + _READ_BYTES:
+            raise _Broken
+        self._channel.send(HEAD.pack(len(body)) + body)
 
     def _output_bytes(self) -> int:
         """Return the size of the larger one of standard output and error."""
@@ -320,7 +334,7 @@ def _hold(workplace: Workplace, job: Job, fd: int) -> None:
     box_setup.allow_dumping()
     from p2pcompute.execution.child_functions import Functions
 
-    functions = Functions(workplace)
+    functions = Functions(workplace, _write)
     functions.preload(job)
     while True:
         size = HEAD.unpack(_read_exactly(HEAD.size))[0]

@@ -95,7 +95,7 @@ class Worker:
     def _make_functions(self, workplace: Workplace) -> RunsFunctions:
         from p2pcompute.execution.child_functions import Functions
 
-        return Functions(workplace)
+        return Functions(workplace, self._channel.send)
 
     def _run(self, job: Job, task: Task) -> Result:
         try:

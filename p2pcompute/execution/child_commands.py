@@ -12,18 +12,30 @@ from time import monotonic, time
 
 from p2pcompute.execution import messages
 from p2pcompute.execution.box_watch import LOOK_S
+from p2pcompute.execution.checkpoints import (
+    COOKIE_BYTES_MAX,
+    EXIT_MOVED,
+    FILES_MAX,
+    MOVED,
+    TooLarge,
+    pack_directory,
+    unpack_directory,
+)
 from p2pcompute.execution.child_channel import Channel
 from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_command_limits
 from p2pcompute.execution.child_space import TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import ChannelClosed, Job, Settings, Stop, Task
 from p2pcompute.execution.messages import Result
 from p2pcompute.execution.programs import HEAD_BYTES, made_for
+from p2pcompute.execution.trees import empty_directory
 
 _POLL_S = 0.01
 """How often we look after the command where the system has no pidfd."""
 STILL_LOOK_S = 1.0
 """How often a task with a time limit is looked at, so that it shows when it stood still."""
 _STILL_S = 1.0
+SAVED_LOOK_S = 0.5
+"""How often we look whether a command has saved its state."""
 _FAILED_BEFORE_EXEC = 126
 _NOT_FOUND = 127
 
@@ -86,14 +98,17 @@ def _made_for(path: str) -> str:
 class _Start:
     """What is needed to start a command."""
 
-    __slots__ = ("argv", "directory", "env", "fds", "job")
+    __slots__ = ("argv", "directory", "env", "fds", "job", "run_id")
 
-    def __init__(self, job: Job, argv: list[str], env: dict[str, str], directory: str, fds: list[int]) -> None:
+    def __init__(
+        self, job: Job, argv: list[str], env: dict[str, str], directory: str, fds: list[int], run_id: int
+    ) -> None:
         self.job = job
         self.argv = argv
         self.env = env
         self.directory = directory
         self.fds = fds
+        self.run_id = run_id
 
 
 class Running:
@@ -134,6 +149,46 @@ class Running:
         return self._end
 
 
+class _Saved:
+    """The directory into which a command puts what it has reached."""
+
+    def __init__(self, path: str, cookie: bytes) -> None:
+        """Put there what an earlier attempt has saved; what cannot be read is as if there were none."""
+        self._path = path
+        self._seen = hash(b"")
+        self.error = ""
+        """Why what is there is not told."""
+        if cookie:
+            try:
+                unpack_directory(cookie, path)
+            except ValueError:
+                empty_directory(path)
+        self._changed_at = os.stat(path).st_mtime_ns
+        self.has_any = False
+        """Whether the command has saved anything itself."""
+
+    def changed(self) -> bytes:
+        """Return the cookie when it is another one than before; b"": it is not, or there is none."""
+        try:
+            changed_at = os.stat(self._path).st_mtime_ns
+            if changed_at == self._changed_at:
+                return b""
+            self._changed_at = changed_at
+            cookie = pack_directory(self._path)
+            self.error = ""
+        except TooLarge as error:
+            self.error = (
+                f"that is more than may be kept ({error}; most are {FILES_MAX} files, {COOKIE_BYTES_MAX} bytes)"
+            )
+            return b""
+        except OSError as error:
+            self.error = f"it cannot be read: {error}"
+            return b""
+        self.has_any = bool(cookie)
+        before, self._seen = self._seen, hash(cookie)
+        return b"" if self._seen == before else cookie
+
+
 class Commands:
     """Runs commands one after the other, each in its own session and in an empty directory."""
 
@@ -149,6 +204,7 @@ class Commands:
         self._channel = channel
         self._serial = 0
         self._cpu_s_before = 0.0
+        self._saved: _Saved | None = None
         self._directory: TaskDirectory | None = None
         """Of the command before, empty."""
 
@@ -166,6 +222,7 @@ class Commands:
         directory = self._take_directory()
         try:
             self._workplace.place_inputs(directory, job, task)
+            self._saved = _Saved(directory.saved, task.cookie())
             self._execute(job, task, directory, result)
             self._workplace.collect_outputs(directory, job, task, result)
         except Stop as stop:
@@ -196,6 +253,7 @@ class Commands:
     def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
         here = current_directory(directory, job, task)
         env = {**job.env, "TMPDIR": directory.scratch, "P2PC_SCRATCH": directory.scratch, "PWD": here}
+        env["P2PC_CHECKPOINT"] = directory.saved
         env.update(task.environment())
         argv = ["/bin/sh", "-c", *task.argv[:1]] if job.kind == "shell" else list(task.argv)
         if not argv:
@@ -207,7 +265,7 @@ class Commands:
                 fds.append(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             ooms = oom_kills()
             self._cpu_s_before = children_cpu_s()
-            start = _Start(job, argv, env, here, fds)
+            start = _Start(job, argv, env, here, fds, task.run_id)
             pid, error = self._spawn(start)
             if error:
                 os.waitpid(pid, 0)
@@ -216,11 +274,11 @@ class Commands:
                 path = env.get("PATH", os.defpath)
                 result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
                 return
-            if self._settings.box is None:
-                self._channel.send(messages.pack_started(task.run_id, pid))
             command = Running(pid)
             cause = self._watch(job, task, command, fds[1:])
             self._judge(job, result, command, cause, ooms)
+            if cause == "killed" or (not cause and result.exit_code == EXIT_MOVED):
+                self._save_last(task, result, cause)
         finally:
             self._take_output(result, fds, outputs)
 
@@ -240,11 +298,12 @@ class Commands:
     def _spawn(self, start: _Start) -> tuple[int, int]:
         """Fork and exec; return the pid and 0, or the pid and the errno of what failed."""
         reader, writer = os.pipe()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             number = errno.EIO
             try:
-                number = self._become(start)
+                number = self._become(start, parent)
             except OSError as error:
                 number = error.errno or errno.EIO
             finally:
@@ -256,10 +315,18 @@ class Commands:
         os.close(reader)
         return pid, int.from_bytes(answer, "big")
 
-    def _become(self, start: _Start) -> int:
-        """In the new process: never returns but with the errno of what a shell would report."""
+    def _become(self, start: _Start, parent: int) -> int:
+        """In the new process: never returns but with the errno of what a shell would report.
+
+        It names its group to the node itself, before it can have children: whenever we are killed, the node knows whom
+        to kill.  We write nothing meanwhile.
+        """
         os.setsid()
         self._libc.die_with_parent()
+        if os.getppid() != parent:  # it died before it could be asked for
+            os._exit(_NOT_FOUND)
+        if self._settings.box is None:
+            self._channel.send(messages.pack_started(start.run_id, os.getpid()))
         for target, fd in enumerate(start.fds):
             os.dup2(fd, target)
         os.chdir(start.directory)
@@ -285,6 +352,7 @@ class Commands:
         if (wake := command.wake()) >= 0:
             poll.register(wake, select.POLLIN)
         cause = ""
+        saved_at = monotonic() + SAVED_LOOK_S
         deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
         try:
             while not command.has_exited():
@@ -293,12 +361,14 @@ class Commands:
                     wait_s = min(_POLL_S, _POLL_S if wait_s is None else wait_s)
                 if watch is not None:
                     wait_s = min(LOOK_S, LOOK_S if wait_s is None else wait_s)
-                if wait_s is not None:
-                    wait_s = min(wait_s, STILL_LOOK_S)
+                wait_s = STILL_LOOK_S if wait_s is None else min(wait_s, STILL_LOOK_S)
                 before = monotonic()
-                ready = poll.poll(None if wait_s is None else wait_s * 1000 + 1)
+                if before >= saved_at:
+                    saved_at = before + SAVED_LOOK_S
+                    self._look_saved(task)
+                ready = poll.poll(wait_s * 1000 + 1)
                 if deadline is not None:
-                    deadline += stood_still_s(before, wait_s or 0.0)
+                    deadline += stood_still_s(before, wait_s)
                 if watch is not None and not cause and (cause := watch.look(_largest(outputs))):
                     command.signal(SIGKILL)
                     continue
@@ -321,6 +391,24 @@ class Commands:
             if wake >= 0:
                 os.close(wake)
         return cause
+
+    def _look_saved(self, task: Task) -> None:
+        """Tell the node what the command has saved since the last look."""
+        if self._saved is not None and (cookie := self._saved.changed()):
+            self._channel.send(messages.pack_saved(task.run_id, cookie))
+
+    def _save_last(self, task: Task, result: Result, cause: str) -> None:
+        """The command has ended and is to go on elsewhere: tell the node what it saved at last."""
+        if self._saved is None:
+            return
+        self._look_saved(task)
+        if cause:
+            return
+        if self._saved.error:
+            result.error = f"{result.error} (it has saved its state), but {self._saved.error}"
+        elif self._saved.has_any:
+            result.status, result.cause = "killed", MOVED
+            result.error = f"the command has saved its state, to go on elsewhere (exit code {EXIT_MOVED})"
 
     def _terminate(self, command: Running) -> float:
         """Send SIGTERM to the group (and SIGCONT, or a stopped one would not see it); return when SIGKILL is due."""

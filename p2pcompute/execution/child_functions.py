@@ -10,10 +10,11 @@ import sys
 from _pickle import PicklingError
 from time import perf_counter, process_time, time
 
+from p2pcompute.execution.checkpoints import MOVED, Moved, Saving, use
 from p2pcompute.execution.child_os import Capture, restore_limits, set_limits, sweep_children
 from p2pcompute.execution.child_space import Environment, TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import Job, Stop, Task
-from p2pcompute.execution.messages import Result
+from p2pcompute.execution.messages import Result, pack_saved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ class _SeedNumpy:
 class Functions:
     """Runs function tasks one after the other in this process."""
 
-    def __init__(self, workplace: Workplace) -> None:
+    def __init__(self, workplace: Workplace, send: Callable[[bytes], None]) -> None:
+        """Args:
+        send: brings a frame to the node while a task runs.
+        """
         import _random
         import faulthandler
         import pickle
@@ -85,6 +89,9 @@ class Functions:
         self._loads = pickle.loads
         self._dumps_plain = pickle.dumps
         self._dumps_any: Callable[[Any], bytes] = cloudpickle.dumps
+        self._run_id = 0
+        self._saving = Saving(lambda cookie: send(pack_saved(self._run_id, cookie)), self._loads, self._dumps_any)
+        use(self._saving)
         self._random = random.seed.__self__  # type: ignore[attr-defined]
         self._seed_generator = _random.Random.seed
         self._loaded: dict[int, Callable[..., Any]] = {}
@@ -120,7 +127,7 @@ class Functions:
         """Load the function of a job before its tasks are forked; what is wrong with it each of them says itself."""
         import gc
 
-        none = Task((0, job.number, 0, b"", b"", None, 0, (), b"", None, [], (), {}))
+        none = Task((0, job.number, 0, b"", b"", None, 0, (), b"", None, [], (), {}, b"", None))
         self._environment.enter(job, none, self._places)
         try:
             self._load(job)
@@ -173,6 +180,8 @@ class Functions:
         if "numpy.random" in sys.modules:
             self._seed_numpy()
         self._workplace.place_inputs(directory, job, task)
+        self._run_id = task.run_id
+        self._saving.begin(task.cookie())
 
     def _restore(self) -> None:
         """Undo what the function did to the process."""
@@ -221,12 +230,15 @@ class Functions:
             function = self._loaded.get(job.number) or self._load(job)
             arguments = self._loads(task.args if task.args_path is None else _read(task.args_path))
             if task.chunk:
-                value: Any = [function(*args, **kwargs) for args, kwargs in arguments]
+                value: Any = [self._one_of(number, function, *call) for number, call in enumerate(arguments)]
             else:
                 args, kwargs = arguments
                 value = function(*args, **kwargs)
         except Stop:
             raise
+        except Moved:
+            result.status, result.cause, result.error = "killed", MOVED, "it has saved its state, to go on elsewhere"
+            return
         except BaseException as error:
             if before:
                 restore_limits(before)
@@ -252,6 +264,11 @@ class Functions:
             self._fail(result, error)
             return
         self._out_files.put_value(result, data, self._inline_bytes_max)
+
+    def _one_of(self, number: int, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """One call of a task that has several."""
+        self._saving.begin_call(number)
+        return function(*args, **kwargs)
 
     def _load(self, job: Job) -> Callable[..., Any]:
         """Load the function of a job; its modules are importable from then on."""

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 
 class TaskDirectory:
-    """`work`, the current directory of a task, and its scratch space, under one parent."""
+    """`work`, the current directory of a task, its scratch space and what it saves, under one parent."""
 
     def __init__(self, path: str, *, has_scratch: bool) -> None:
         self._path = path
         self.work = os.path.join(path, "work")
         self.scratch = os.path.join(path, "tmp") if has_scratch else self.work
+        self.saved = os.path.join(path, "checkpoint") if has_scratch else self.work
         self.make()
         self._made = self._look()
 
     def make(self) -> None:
         """Make the directories that are not there."""
-        for path in (self._path, self.work, self.scratch):
+        for path in (self._path, self.work, self.scratch, self.saved):
             try:
                 os.mkdir(path, 0o700)
             except FileExistsError:
@@ -51,7 +52,7 @@ class TaskDirectory:
 
     def _look(self) -> list[tuple[int, int, int]]:
         """Return what tells these directories from others, and their modes."""
-        found = [os.lstat(path) for path in (self._path, self.work, self.scratch)]
+        found = [os.lstat(path) for path in (self._path, self.work, self.scratch, self.saved)]
         return [(info.st_dev, info.st_ino, info.st_mode) for info in found]
 
     def recycle(self) -> bool:
@@ -60,9 +61,9 @@ class TaskDirectory:
         To make and remove directories is to wait for the disk's journal: a tiny task would spend most of its time so.
         """
         try:
-            if self._look() != self._made or len(os.listdir(self._path)) != 2:
+            if self._look() != self._made or len(os.listdir(self._path)) != 3:
                 return False
-            for directory in (self.work, self.scratch):
+            for directory in (self.work, self.scratch, self.saved):
                 with os.scandir(directory) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):

@@ -147,6 +147,8 @@ class Task:
         "fields",
         "index",
         "job",
+        "resume",
+        "resume_path",
         "run_id",
         "send",
         "stdin",
@@ -170,6 +172,9 @@ class Task:
         """(name, path of the blob, permission bits) each."""
         self.fetch: tuple[str, ...]
         self.env: dict[str, str]
+        self.resume: bytes
+        self.resume_path: str | None
+        """Cookie of an earlier attempt, from which this one goes on: here, or in a file."""
         (
             self.run_id,
             self.job,
@@ -184,7 +189,19 @@ class Task:
             self.send,
             self.fetch,
             self.env,
+            self.resume,
+            self.resume_path,
         ) = fields
+
+    def cookie(self) -> bytes:
+        """Return what an earlier attempt has saved; b"": this one begins from scratch."""
+        if self.resume_path is None:
+            return self.resume
+        try:
+            with open(self.resume_path, "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
 
     def environment(self) -> dict[str, str]:
         """Return the variables that only this task has."""

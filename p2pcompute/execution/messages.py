@@ -37,15 +37,18 @@ STARTED = 2
 RESULT = 3
 OUTPUTS = 4
 """From a sandbox, before a result: numbers of files whose descriptors come along; it waits for TAKEN."""
+SAVED = 6
+"""A task has reached this much: run id, cookie (`checkpoints`)."""
 
 STATUSES = ("ok", "failed", "timeout", "died", "killed", "not-run", "refused")
 """Values of OutcomeStatus in the order of their codes."""
-CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit", "always", "disk")
+CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit", "always", "disk", "moved")
 EXIT_CHANNEL_CLOSED = 97
 """Exit code of a worker process that found its socket closed."""
 NO_EXIT_CODE = -(1 << 31)
 
 STARTED_BODY = struct.Struct(">BQI")
+SAVED_HEAD = struct.Struct(">BQ")
 RESULT_HEAD = struct.Struct(">BQBBiBdddQIIIIIIII")
 """kind, run id, status, cause, exit code, signal, started (Unix s), runtime s, CPU s, peak RSS bytes, bytes of value,
 stdout, stderr and error, file numbers of value, stdout and stderr (0: none), count of files."""
@@ -88,6 +91,12 @@ def pack_outputs(numbers: Sequence[int]) -> bytes:
 def pack_started(run_id: int, group: int) -> bytes:
     """Return the frame that names a command's process group."""
     return HEAD.pack(STARTED_BODY.size) + STARTED_BODY.pack(STARTED, run_id, group)
+
+
+def pack_saved(run_id: int, cookie: bytes) -> bytes:
+    """Return the frame of a checkpoint."""
+    head = SAVED_HEAD.pack(SAVED, run_id)
+    return HEAD.pack(len(head) + len(cookie)) + head + cookie
 
 
 class Result:

@@ -24,7 +24,7 @@ from p2pcompute.execution.child_os import oom_kills
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
-from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_started
+from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_saved, parse_started
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.standstill import go_on, stand_still
@@ -49,6 +49,8 @@ from p2pcompute.limits import (
     OUTPUT_FILES_MAX,
     RUNNER_JOBS_MAX,
     RUNNER_READ_PAUSE_S,
+    RUNNER_SAVED_BYTES_PER_S,
+    RUNNER_SAVED_PAUSE_S,
     RUNNER_SEND_BYTES,
     RUNNER_WATCH_SLACK_S,
     SANDBOX_IDLE_S,
@@ -141,6 +143,7 @@ class ProcessRunner:
         self._clock = clock
         self._scope = TaskScope("runner")
         self._slots = [_Slot(index) for index in range(slot_count)]
+        self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
         self._translator = Translator(blobs, inherited_environment(), node_name)
         self._box_translator = Translator(blobs, sandbox.environment(), node_name)
         self._serial = 0
@@ -399,6 +402,8 @@ class ProcessRunner:
                             raise RemoteProtocolError("a run that is not its turn has started")
                         if is_command_of(group, worker.pid):
                             worker.groups[group] = None
+                    case messages.SAVED:
+                        self._saved(slot, worker, body)
                     case messages.OUTPUTS if isinstance(worker, SandboxProcess):
                         self._collect(worker, parse_outputs(body))
                     case _:
@@ -460,6 +465,20 @@ class ProcessRunner:
             self._watch(slot)
         else:
             outcomes.append((raw.run_id, outcome_of(raw)))
+
+    def _saved(self, slot: _Slot, worker: WorkerProcess, body: bytes) -> None:
+        """Take what the running task has saved; one that saves all the time, or much, is read the more slowly.
+
+        Raises:
+            RemoteProtocolError: it is too large, or no task's that runs.
+        """
+        run_id, cookie = parse_saved(body)
+        if run_id != next(iter(slot.pending), None):
+            raise RemoteProtocolError("a checkpoint that is not its turn")
+        pause_s = max(RUNNER_SAVED_PAUSE_S, len(cookie) / RUNNER_SAVED_BYTES_PER_S)
+        worker.pause()
+        self._clock.call_later(pause_s, worker.resume)
+        self.on_saved(run_id, cookie)
 
     def _coalesce(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import messages
+from p2pcompute.execution.checkpoints import COOKIE_BYTES_MAX
 from p2pcompute.execution.spec import is_safe_name
 from p2pcompute.host.runs import OutcomeStatus
 from p2pcompute.limits import ERROR_TEXT_BYTES_MAX, INLINE_BYTES_MAX, OUTPUT_FILES_MAX
@@ -54,6 +55,18 @@ def parse_started(body: bytes) -> tuple[int, int]:
     if group <= 1:
         raise RemoteProtocolError("an impossible process group")
     return run_id, group
+
+
+def parse_saved(body: bytes) -> tuple[int, bytes]:
+    """Return (run id, cookie) of a SAVED message.
+
+    Raises:
+        RemoteProtocolError: it is malformed, or too large.
+    """
+    size = messages.SAVED_HEAD.size
+    if not size < len(body) <= size + COOKIE_BYTES_MAX:
+        raise RemoteProtocolError("a checkpoint of an impossible size")
+    return messages.SAVED_HEAD.unpack_from(body)[1], body[size:]
 
 
 def parse_outputs(body: bytes) -> list[int]:

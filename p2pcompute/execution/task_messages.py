@@ -27,7 +27,7 @@ THREAD_VARIABLES: Final = (
 
 
 _JOB_PATHS, _SHARE, _MEMORY = (3, 4), 5, 7
-_TASK_PATHS, _SEND = (5, 9), 10
+_TASK_PATHS, _SEND = (5, 9, 14), 10
 """Positions in the tuples of jobs and tasks."""
 
 
@@ -122,7 +122,8 @@ class Translator:
         args = plain_args(run.payload)
         if args is not None:
             own_id = task_id(run.job_id, run.index)
-            return (run.run_id, job.number, run.index, own_id, args, None, 0, (), b"", None, [], (), {})
+            resume = (run.cookie, self._cookie(run))
+            return (run.run_id, job.number, run.index, own_id, args, None, 0, (), b"", None, [], (), {}, *resume)
         try:
             payload = decode_payload(run.payload)
         except RemoteProtocolError as error:
@@ -141,7 +142,12 @@ class Translator:
             [self._file(file) for file in payload.send],
             payload.fetch,
             payload.env,
+            run.cookie,
+            self._cookie(run),
         )
+
+    def _cookie(self, run: TaskRun) -> str | None:
+        return None if run.cookie_blob is None else self._path(BlobRef(*run.cookie_blob))
 
     def _optional(self, ref: BlobRef | None) -> str | None:
         return None if ref is None else self._path(ref)

@@ -86,10 +86,16 @@ class TaskRun:
     """From 1."""
     submitter: bytes = b""
     """Installation whose job it is; empty: this one's, so that it runs with the rights of its user."""
+    cookie: bytes = b""
+    cookie_blob: tuple[bytes, int] | None = None
+    """What an earlier attempt has saved, inline or as a blob: this one goes on from there."""
 
 
 class Runner(Protocol):
     """Runs tasks in `slot_count` slots.  A slot runs its batch one task after the other."""
+
+    on_saved: Callable[[int, bytes], None]
+    """Called with run id and cookie when a task has saved how far it is; whoever runs tasks here sets it."""
 
     @property
     def slot_count(self) -> int: ...

@@ -135,6 +135,7 @@ class SimRunner:
         self._specs: dict[bytes, JobSpec | None] = {}
         self._idle: list[Future[None]] = []
         self._is_dead = False
+        self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
         self._late: list[tuple[_OnOutcomes, list[tuple[TaskRun, Outcome]]]] | None = None
         """What is to be reported when a suspended host goes on; None while it runs."""
         self.is_closed = False
