@@ -490,6 +490,14 @@ node.add_command(idle)
         ("p2pc invite --token", "one line for scripts; does not wait"),
     ],
 )
+@click.option("--mine", is_flag=True, help="The other computer is mine: they trust each other fully.")
+@click.option(
+    "--role",
+    type=click.Choice(["both", "worker", "submitter"]),
+    default="both",
+    show_default=True,
+    help="What it may do in the group: work, submit work, or both (and invite others).",
+)
 @click.option("--token", is_flag=True, help="One line for scripts, instead of words.")
 @click.option(
     "--words",
@@ -511,8 +519,12 @@ node.add_command(idle)
 @click.option("--qr/--no-qr", default=False, help="Show the code as a QR code too.")
 @click.option("--no-wait", is_flag=True, help="Print the code and leave; it stays open.")
 @json_option
-def invite(token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: bool, json_: bool) -> int:
+def invite(
+    mine: bool, role: str, token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: bool, json_: bool
+) -> int:
     """Let another computer join the group."""
+    if mine and role != "both":
+        raise UsageError("--mine and --role exclude each other", "a computer of yours may do what this one may")
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
     from p2pcompute.config import parse_duration
 
@@ -525,11 +537,14 @@ def invite(token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: 
             "p2pc node start, or p2pc node in another terminal",
         )
     connection = ensure_node(announce=_announce)
-    body = {"uses": uses, "expires_s": expires_s, "words": 0 if token else words}
+    body = {"uses": uses, "expires_s": expires_s, "words": 0 if token else words, "role": role, "mine": mine}
     made = connection.request("POST", "/v1/invite", body)
     from p2pcompute.cli import consent
 
     careful = f"Careful: {consent.power(consent.accepted())}.\nGive it to nobody else."
+    if mine:
+        careful = "Careful: who uses it is trusted fully: its results are believed, it may do what this computer may.\n"
+        careful += "Give it to nobody else."
     who = "One computer" if uses == 1 else f"{count_text(uses)} computers"
     if json_:
         print_json({"schema": "p2pc.invite/1", **made})
@@ -682,6 +697,11 @@ def join(code: tuple[str, ...], via: str | None, accept: str | None, name: str |
     print(f'This computer is now "{view["node"]["name"]}" in group {joined["group"]}')
     if accept is not None:
         say("From now on " + consent.power(accept) + ".")
+    if joined["mine"]:
+        say(
+            f"It was invited as a computer of {inviter}'s owner: they trust each other fully."
+            f"\nNot yours? p2pc trust set {one_line(joined['inviter'])} member"
+        )
     if connection.embedded is not None:
         reason = why_embedded(os.environ)
         say(f"No node stays running here ({reason}).  To take part: p2pc node start, or p2pc node", level=1)

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -42,6 +42,7 @@ from p2pcompute.daemon.views import (
     status_json,
     task_json,
     time_text,
+    trust_json,
     version_json,
 )
 from p2pcompute.errors import (
@@ -67,6 +68,8 @@ from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
 from p2pcompute.node.views import find_node
 from p2pcompute.resources.questions import Query, condition, ranking
+from p2pcompute.trust.groups import MEMBER_ROLES
+from p2pcompute.trust.levels import Level
 
 log = logging.getLogger("p2pcompute.daemon")
 
@@ -108,11 +111,22 @@ class InviteBody(msgspec.Struct, forbid_unknown_fields=True):
     uses: int = 1
     expires_s: float = INVITE_TTL_S
     words: int = 0
+    role: Literal["both", "worker", "submitter"] = "both"
+    mine: bool = False
+
+
+_ROLES: Final[dict[str, tuple[str, ...]]] = {"both": MEMBER_ROLES, "worker": ("work",), "submitter": ("submit",)}
+"""What an invitation grants, by the word of `p2pc invite --role`."""
 
 
 class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
     token: str
     name: str | None = None
+
+
+class LevelBody(msgspec.Struct, forbid_unknown_fields=True):
+    level: Literal["trusted", "member", "blocked"]
+    reason: str = ""
 
 
 class PauseBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -300,6 +314,8 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("POST", "/v1/pause", "pause", "Take no work for a while", "p2pc.idle/1", body=PauseBody),
     Call("POST", "/v1/resume", "resume", "Take work again", "object", body=EmptyBody),
     Call("POST", "/v1/comfort", "set_comfort", "Rules of the machine's owner", "p2pc.idle/1", body=ComfortBody),
+    Call("GET", "/v1/trust", "trust", "What every installation is to this one", "p2pc.trust/1"),
+    Call("POST", "/v1/trust/{ref}", "set_level", "Trust an installation, or block it", "object", body=LevelBody),
     Call("POST", "/v1/leave", "leave", "Give up membership", "object", body=EmptyBody),
     Call("POST", "/v1/shutdown", "shutdown", "Stop the node", "object", body=ShutdownBody),
 )
@@ -483,7 +499,9 @@ class Api:
             raise UsageError(f"an invitation has 1 to {INVITE_USES_MAX} uses", code="bad-request")
         if not 1 <= body.expires_s <= 86400 * 365:
             raise UsageError("an invitation lives from a second to a year", code="bad-request")
-        invite = await self._node.invite(uses=body.uses, expires_s=body.expires_s, words=body.words)
+        invite = await self._node.invite(
+            uses=body.uses, expires_s=body.expires_s, words=body.words, roles=_ROLES[body.role], is_mine=body.mine
+        )
         return JsonResponse(
             {
                 "id": invite.id.hex(),
@@ -530,8 +548,17 @@ class Api:
                 "inviter": joined.inviter,
                 "inviter_id": format_device_id(joined.inviter_key),
                 "address": joined.address,
+                "mine": joined.is_mine,
             }
         )
+
+    async def trust(self, request: Request) -> Response:
+        return JsonResponse({"schema": "p2pc.trust/1", "items": [trust_json(view) for view in self._node.trust()]})
+
+    async def set_level(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), LevelBody)
+        key = parse_device_id(request.path_params["ref"])
+        return JsonResponse(trust_json(self._node.set_level(key, Level(body.level), reason=body.reason)))
 
     async def leave(self, request: Request) -> Response:
         decode_body(await read_body(request), EmptyBody)

@@ -27,6 +27,7 @@ from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.resources.matching import ONLY_WASM, check_acceptance
 from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
+from p2pcompute.trust.levels import Levels, load_levels, save_levels
 
 log = logging.getLogger("p2pcompute.node")
 
@@ -153,6 +154,9 @@ async def build_node(
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
             on_error=report_bug,
+            levels=Levels(
+                identity.installation, load_levels(paths.data), keep=lambda notes: save_levels(paths.data, notes)
+            ),
         )
         return node, undo.pop_all().aclose
     raise AssertionError("unreachable")

@@ -21,7 +21,16 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.node.explanations import ExplanationView
-from p2pcompute.node.facade import DescribedView, IdleView, JobView, NodeFacade, NodeShare, PeerView, TaskView
+from p2pcompute.node.facade import (
+    DescribedView,
+    IdleView,
+    JobView,
+    NodeFacade,
+    NodeShare,
+    PeerView,
+    TaskView,
+    TrustView,
+)
 from p2pcompute.resources.attributes import Attributes, age_s
 from p2pcompute.resources.explaining import flags_of
 from p2pcompute.resources.expressions import names_of_some, nearest_name
@@ -283,6 +292,20 @@ def peers_json(node: NodeFacade, *, with_nearby: bool) -> dict[str, Any]:
             for near in node.nearby()
         ]
     return answer
+
+
+def trust_json(view: TrustView) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "id": format_device_id(view.key),
+        "short_id": short_device_id(view.key),
+        "level": "self" if view.is_self else str(view.level),
+        "up": view.is_up,
+        "roles": None if view.roles is None else list(view.roles),
+        "invited_by": view.inviter or None,
+        "reason": view.reason or None,
+        "set": time_text(view.set_at),
+    }
 
 
 def share_json(share: NodeShare) -> dict[str, Any]:

@@ -16,14 +16,16 @@ from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import INVITE_NEWS_MAX, INVITES_CLOSED_MAX, INVITES_OPEN_MAX
 from p2pcompute.node.facade import AdmittedView, InviteState, InviteView, JoinView
-from p2pcompute.node.membership import JOIN, JOIN_BY_WORDS, MEET, Admission, GroupCredentials
+from p2pcompute.node.membership import JOIN, JOIN_BY_WORDS, MEET, Admission, GroupCredentials, Joined
 from p2pcompute.node.network import Network
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.messages import Purpose
-from p2pcompute.trust.groups import Group
+from p2pcompute.trust.groups import MEMBER_ROLES, Group, check_may_admit, check_may_grant
 from p2pcompute.trust.invites import Invite, Token, format_token, parse_token
+from p2pcompute.trust.levels import Level, LevelNote
 from p2pcompute.trust.words import Code, is_code, parse_code
 
+BY_INVITATION: Final = "invited as mine"
 FIND_INVITER_S_MAX: Final = 10.0
 """How long the local network is searched for the number of an invitation."""
 MEET_ATTEMPTS: Final = 5
@@ -61,18 +63,29 @@ class Joining:
 
     # --- inviting ---------------------------------------------------------------------------------
 
-    async def invite(self, *, uses: int, expires_s: float, words: int) -> InviteView:
+    async def invite(
+        self, *, uses: int, expires_s: float, words: int, roles: Sequence[str] = MEMBER_ROLES, is_mine: bool = False
+    ) -> InviteView:
         """Open an invitation.  The first one opens the group: from then on this node listens on the network."""
         if self._identity.delegation is not None:
             raise TrustError("an embedded node cannot invite", "only the installation may", "run: p2pc invite")
         invites = self._credentials.invites
-        invites.check_terms(uses=uses, expires_s=expires_s, words=words)
+        invites.check_terms(uses=uses, expires_s=expires_s, roles=roles, words=words)
+        roles = self._grantable(roles, is_mine=is_mine)
         group = self._credentials.group
         if not group.is_open_to_others:
             await self._change_group(group.opened(), ())
         elsewhere = await self._network.numbers_nearby() if words else ()
         now = self._host.clock.now()
-        invite = invites.create(now, uses=uses, expires_s=expires_s, words=words, numbers_elsewhere=elsewhere)
+        invite = invites.create(
+            now,
+            uses=uses,
+            expires_s=expires_s,
+            roles=roles,
+            words=words,
+            numbers_elsewhere=elsewhere,
+            is_mine=is_mine,
+        )
         addresses = tuple(self._network.own_addresses())
         expires = int(self._host.clock.wall() + expires_s)
         token = code = ""
@@ -99,6 +112,18 @@ class Joining:
             uses=invite.uses,
         )
 
+    def _grantable(self, roles: Sequence[str], *, is_mine: bool) -> Sequence[str]:
+        """Return what an invitation grants: what was asked for, or for a computer of ours all that we may do.
+
+        Raises:
+            TrustError: this node may not invite, or lacks a role that it would grant.
+        """
+        own = self._credentials.own_membership()
+        check_may_admit(own)
+        granted = own.roles if is_mine else roles
+        check_may_grant(own, granted)
+        return granted
+
     def state(self, invitation: bytes) -> InviteState:
         """What has become of an invitation.
 
@@ -123,6 +148,8 @@ class Joining:
         return was_open
 
     def _on_admitted(self, invite: Invite, admission: Admission) -> None:
+        if invite.is_mine:
+            self._trust(admission.key, admission.name)
         known = self._admitted.setdefault(invite.id, [])
         if all(one.key != admission.key for one in known):
             known.append(admission)
@@ -212,10 +239,10 @@ class Joining:
             token.check_expiry(self._host.clock.wall())
             raise self._silent(f"the inviter of group {token.group_name!r}", addresses, error) from error
         try:
-            group, contacts = await self._credentials.request_join(channel, token)
+            joined = await self._credentials.request_join(channel, token)
         finally:
             channel.close()
-        return await self._enter(group, channel, [*addresses, *contacts])
+        return await self._enter(joined, channel, addresses)
 
     async def _join_by_words(self, code: Code) -> JoinView:
         addresses, key = await self._addresses_of(code)
@@ -225,8 +252,8 @@ class Joining:
             except (ChannelLost, TimeoutError) as error:
                 raise self._silent("the inviter", addresses, error) from error
             try:
-                group, contacts = await self._credentials.request_join_by_words(channel, code)
-                return await self._enter(group, channel, [*addresses, *contacts])
+                joined = await self._credentials.request_join_by_words(channel, code)
+                return await self._enter(joined, channel, addresses)
             except ChannelLost:  # others crowd in there, and this one had to make room
                 if attempt == MEET_ATTEMPTS - 1:
                     raise
@@ -272,11 +299,20 @@ class Joining:
             code="no-inviter",
         )
 
-    async def _enter(self, group: Group, channel: Channel, contacts: Sequence[Address]) -> JoinView:
-        await self._change_group(group, contacts)
+    async def _enter(self, joined: Joined, channel: Channel, addresses: Sequence[Address]) -> JoinView:
+        inviter = channel.peer
+        if joined.is_mine:
+            self._trust(inviter.key, inviter.name)
+        await self._change_group(joined.group, [*addresses, *joined.contacts])
         return JoinView(
-            group=group.name,
-            inviter=channel.peer.name,
-            inviter_key=channel.peer.key,
+            group=joined.group.name,
+            inviter=inviter.name,
+            inviter_key=inviter.key,
             address=str(channel.address),
+            is_mine=joined.is_mine,
         )
+
+    def _trust(self, key: bytes, name: str) -> None:
+        """Trust the other side of an invitation that says that both computers are of one owner."""
+        note = LevelNote(level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=self._host.clock.wall())
+        self._credentials.levels.set(key, note)

@@ -27,7 +27,8 @@ from p2pcompute.trust.pake import Exchange
 from p2pcompute.trust.words import Code
 
 JOIN: Final = 16
-"""request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …], is mine]"""
+"""request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …], is
+mine]"""
 MEET: Final = 17
 """request, joiner → inviter on a JOIN channel: [number of the invitation, message] → [message]: see `trust.pake`"""
 JOIN_BY_WORDS: Final = 18

@@ -35,8 +35,10 @@ from p2pcompute.node.facade import (
     TaskDone,
     TaskView,
     TicketView,
+    TrustView,
 )
 from p2pcompute.node.joining import Joining
+from p2pcompute.node.members import Members
 from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.placement import ACCEPTS, Placement
@@ -58,7 +60,8 @@ from p2pcompute.scheduler.tickets import parse_ticket
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
-from p2pcompute.trust.groups import Group, found_group
+from p2pcompute.trust.groups import MEMBER_ROLES, Group, found_group
+from p2pcompute.trust.levels import Level, Levels
 from p2pcompute.version import VERSION
 
 DRAIN_S = 30.0
@@ -110,9 +113,11 @@ class Node:
         options: NodeOptions,
         keep_group: Callable[[Group], None],
         on_error: Callable[[str, BaseException], None] | None = None,
+        levels: Levels | None = None,
     ) -> None:
         """Args:
         group: of an earlier life; None founds one, with this node alone in it.
+        levels: how far others are trusted; None: nobody has said anything, and what is said is not kept.
         keep_group: stores the group whenever it changes.
         on_error: told of an exception that left a background task (a bug of ours).
         """
@@ -128,7 +133,7 @@ class Node:
             group = found_group(identity, host.crypto, SOLO_GROUP_NAME, host.clock.wall())
             keep_group(group)
         self._scope = TaskScope("node", on_error)
-        self.credentials = GroupCredentials(host, identity, group, options.name, self._about)
+        self.credentials = GroupCredentials(host, identity, group, options.name, self._about, levels)
         self._journal = Journal(host.store) if options.is_durable else None
         self.channels = Channels(host, self.credentials, self._scope)
         self.network = Network(
@@ -183,6 +188,7 @@ class Node:
         if options.comfort is not None:
             self.comfort = Comfort(host, self._scope, self.scheduler, self._journal, options.comfort)
         self.joining = Joining(host, identity, self.credentials, self.channels, self.network, self._change_group)
+        self.members = Members(host, self.credentials, self.channels, self.network, self.scheduler)
         self._wire()
 
     def _wire(self) -> None:
@@ -633,8 +639,10 @@ class Node:
 
     # --- facade: group ----------------------------------------------------------------------------
 
-    async def invite(self, *, uses: int, expires_s: float, words: int = 0) -> InviteView:
-        return await self.joining.invite(uses=uses, expires_s=expires_s, words=words)
+    async def invite(
+        self, *, uses: int, expires_s: float, words: int = 0, roles: Sequence[str] = MEMBER_ROLES, is_mine: bool = False
+    ) -> InviteView:
+        return await self.joining.invite(uses=uses, expires_s=expires_s, words=words, roles=roles, is_mine=is_mine)
 
     def invite_state(self, invitation: bytes) -> InviteState:
         return self.joining.state(invitation)
@@ -670,6 +678,12 @@ class Node:
         await self._comfort().change(settings)
         return self._comfort().view()
 
+    def trust(self) -> Sequence[TrustView]:
+        return self.members.views()
+
+    def set_level(self, key: bytes, level: Level, *, reason: str) -> TrustView:
+        return self.members.set_level(key, level, reason=reason)
+
     async def leave(self) -> None:
         if not self.credentials.group.is_open_to_others:
             raise UsageError("this node is in no group with others", "there is nothing to leave", None, code="alone")
@@ -697,6 +711,8 @@ class Node:
         self.scheduler.peer_known(key)
 
     def _channel_opened(self, channel: Channel) -> None:
+        if not self.members.admits(channel):
+            return
         self.network.channel_opened(channel)
         self.scheduler.channel_opened(channel)
 

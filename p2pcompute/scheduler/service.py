@@ -171,6 +171,10 @@ class Scheduler:
             )
         self.on_restarted: Callable[[bytes], None] = lambda _key: None
         """Called when a node is met in a new life."""
+        self.may_submit: Callable[[JobEnvelope], bool] = lambda _job: True
+        """Says whether the submitter of a job may have it run here; whoever coordinates it, this node looks itself."""
+        self.may_work: Callable[[bytes], bool] = lambda _installation: True
+        """Says whether an installation may be given tasks of ours."""
         self.parking = Parking()
         self.counters = SchedulerCounters()
         self.peers = peers
@@ -664,7 +668,7 @@ class Scheduler:
                 if job.job_id != grant.job_id:
                     raise RemoteProtocolError("a grant with the envelope of another job")
             if job is not None:
-                wanted = wanted and self._is_current(channel, grant, job)
+                wanted = wanted and self.may_submit(job) and self._is_current(channel, grant, job)
         except RemoteProtocolError:
             channel.send(Message.GRANT_ACK, [grant.grant_id, False])
             raise
@@ -724,6 +728,8 @@ class Scheduler:
         try:
             if job is None:
                 job = await self._ask_job(channel, grant.job_id)
+            if not self.may_submit(job):
+                raise TrustError("its submitter may not have work done here")
         except P2pcError:
             self.counters.jobs_not_got_count += 1
             if grant.owner == channel.peer.key:
@@ -776,7 +782,7 @@ class Scheduler:
     def _on_steal(self, channel: Channel, body: Any) -> None:
         peer = channel.peer
         thief = messages.parse_steal(body, peer.key, peer.installation)
-        if self._is_benched(peer.key):
+        if self._is_benched(peer.key) or not self.may_work(peer.installation):
             return
         if not self.parking.park(self._host.clock.now(), thief):
             self.counters.steals_refused_full_count += 1
@@ -1007,6 +1013,12 @@ class Scheduler:
         self.worker.heard_of(key)
         if self.custody is not None:
             self.custody.channel_opened(channel)
+        self.wake()
+
+    def drop_refused(self) -> None:
+        """End what runs here, and forget what is kept, of jobs whose submitter may not have them run here any more."""
+        for job_id in [job_id for job_id, job in self.worker.jobs.items() if not self.may_submit(job)]:
+            self.worker.disown(job_id)
         self.wake()
 
     def channel_lost(self, channel: Channel) -> None:

@@ -97,6 +97,8 @@ class _Finished:
     is_on_disk: bool = False
     is_replaced: bool = False
     """The owner did not understand it; what is sent now says so."""
+    is_let_go: bool = False
+    """Its bytes are not counted and its blobs not pinned any more."""
 
 
 @dataclass(slots=True)
@@ -453,6 +455,9 @@ class WorkerService:
                 # After the pump, which applies the effects: who keeps the blobs for longer has pinned them then.
                 asyncio.get_running_loop().call_soon(self._host.store.blobs.unpin, outcome_blobs(outcome))
             return
+        if held.job_id not in self.jobs:  # it was disowned while this ran
+            self._host.store.blobs.unpin(outcome_blobs(outcome))
+            return
         if not is_sendable(outcome):
             self._host.store.blobs.unpin(outcome_blobs(outcome))
             outcome = Outcome(OutcomeStatus.FAILED, error="a result that cannot be sent: a bug of its node")
@@ -542,6 +547,8 @@ class WorkerService:
         is_gone = False
         for ref in done.blobs:
             is_gone = is_gone or not await self._host.store.blobs.has(ref)
+        if done not in link.results:
+            return
         link.results.remove(done)
         if is_gone or error.code == ProtocolError.default_code:
             self._let_go([done])
@@ -554,7 +561,7 @@ class WorkerService:
                 outcome = Outcome(OutcomeStatus.FAILED, error="the task's owner does not understand its result")
             index, generation, attempt = done.claim[:3]
             done.claim = [index, generation, attempt, str(outcome.status), output_digest(outcome)]
-            done.outcome, done.blobs, done.is_replaced = encode_outcome(outcome), (), True
+            done.outcome, done.blobs, done.is_replaced, done.is_let_go = encode_outcome(outcome), (), True, False
             done.is_on_disk = False  # written anew, under the same key
             self.unsent_bytes += len(done.outcome)
         link.results.append(done)
@@ -580,8 +587,21 @@ class WorkerService:
 
     def _let_go(self, batch: Sequence[_Finished]) -> None:
         for done in batch:
-            self.unsent_bytes -= len(done.outcome)
-            self._host.store.blobs.unpin(done.blobs)
+            if not done.is_let_go:  # else its job was disowned while it was on its way
+                done.is_let_go = True
+                self.unsent_bytes -= len(done.outcome)
+                self._host.store.blobs.unpin(done.blobs)
+
+    def _forget_results(self, link: OwnerLink, job_id: bytes) -> None:
+        gone = [done for done in link.results if done.job_id == job_id]
+        link.results = deque(done for done in link.results if done.job_id != job_id)
+        if self._journal is not None:
+            self._deletes += [
+                self._journal.outbox_delete(link.key, job_id, done.claim[0], done.claim[2])
+                for done in gone
+                if done.is_on_disk
+            ]
+        self._let_go(gone)
 
     def _next_results(self, link: OwnerLink) -> list[_Finished]:
         """The oldest results of one job, as many as fit one message.
@@ -844,6 +864,15 @@ class WorkerService:
         if kills:
             self._host.runner.kill(kills)
         return returned
+
+    def disown(self, job_id: bytes) -> None:
+        """End all that is held of a job of another node, without a word to it, and forget what came out of it."""
+        self.jobs.pop(job_id, None)
+        for link in list(self.links.values()):
+            indices = [index for index, _generation, _attempt in self.core.held_of(link.key).get(job_id, ())]
+            self.stop(link.key, job_id, indices, kill=True)
+            link.moves = [move for move in link.moves if move.job_id != job_id]
+            self._forget_results(link, job_id)
 
     async def hand_back(self, returned: dict[tuple[bytes, bytes], list[int]]) -> None:
         """Return unstarted tasks to their owners (not LOCAL); an owner that is away will let their leases expire."""

@@ -204,6 +204,16 @@ class Channels:
         """All open control channels, oldest first."""
         return [channel for channel in self._open if channel.purpose is Purpose.CONTROL]
 
+    def cut(self, is_refused: Callable[[bytes], bool]) -> int:
+        """Close every channel, of whatever purpose, to installations that are refused from now on; how many.
+
+        What is queued is still sent, so that they may hear why.
+        """
+        cut = [channel for channel in self._open if is_refused(channel.peer.installation)]
+        for channel in cut:
+            channel.close()
+        return len(cut)
+
     # --- listening --------------------------------------------------------------------------------
 
     async def listen(self, port: int, *, loopback_only: bool) -> int:

@@ -48,6 +48,8 @@ __all__ = [
     "admit",
     "check_chain",
     "check_group_name",
+    "check_may_admit",
+    "check_may_grant",
     "found_group",
     "group_hint",
     "group_id_of",
@@ -210,21 +212,8 @@ def admit(
     """
     _must_be_installation(identity)
     own = check_chain(crypto, group.chain, group_id=group.group_id, subject=identity.public_key, wall=wall)
-    if not own.may_admit:
-        raise TrustError(
-            "this node may not admit others",
-            f"its roles in group {group.name!r} are: {', '.join(own.roles) or 'none'}",
-            "ask a member with the role invite",
-            code="not-allowed",
-        )
-    lacking = [role for role in roles if role not in own.roles]
-    if lacking:
-        raise TrustError(
-            f"this node cannot grant the role {lacking[0]!r}",
-            "nobody grants a role that he lacks",
-            "ask a member that has it",
-            code="not-allowed",
-        )
+    check_may_admit(own)
+    check_may_grant(own, roles)
     if own.chain_length >= ADMIT_CHAIN_MAX:
         raise TrustError(
             "this node is too far from the founder to admit others",
@@ -244,6 +233,29 @@ def admit(
         "previous": hashlib.sha256(group.chain[-1]).digest(),
     }
     return identity.sign_envelope(ADMIT_TYPE, entry)
+
+
+def check_may_admit(own: Membership) -> None:
+    """Raise TrustError unless a member may admit others."""
+    if not own.may_admit:
+        raise TrustError(
+            "this node may not admit others",
+            f"its roles in group {own.group_name!r} are: {', '.join(own.roles) or 'none'}",
+            "ask a member with the role invite",
+            code="not-allowed",
+        )
+
+
+def check_may_grant(own: Membership, roles: Sequence[str]) -> None:
+    """Raise TrustError when a member lacks one of these roles."""
+    lacking = [role for role in roles if role not in own.roles]
+    if lacking:
+        raise TrustError(
+            f"this node cannot grant the role {lacking[0]!r}",
+            "nobody grants a role that he lacks",
+            "ask a member that has it",
+            code="not-allowed",
+        )
 
 
 def renew(

@@ -323,6 +323,8 @@ class Invite:
     number: int = 0
     """Of an invitation with words; 0: it has none."""
     words: tuple[str, ...] = ()
+    is_mine: bool = False
+    """Inviter and joiner trust each other."""
 
     @property
     def code(self) -> Code:
@@ -384,6 +386,7 @@ class Invites:
         roles: Sequence[str] = MEMBER_ROLES,
         words: int = 0,
         numbers_elsewhere: Collection[int] = (),
+        is_mine: bool = False,
     ) -> Invite:
         """Return a new open invitation.
 
@@ -394,6 +397,7 @@ class Invites:
             roles: what it grants; the caller has made sure that it may grant them.
             words: how many words its code has; 0: it is for a token.
             numbers_elsewhere: what other inviters announce: a joiner could not tell which is meant.
+            is_mine: inviter and joiner are to trust each other.
 
         Raises:
             UsageError: a number is out of range, a role is unknown, or INVITES_OPEN_MAX are open.
@@ -413,6 +417,7 @@ class Invites:
             expires=now + expires_s,
             roles=ordered_roles(roles),
             created=now,
+            is_mine=is_mine,
         )
         if words:
             invite.number = self._free_number(numbers_elsewhere)

@@ -1,0 +1,156 @@
+"""`p2pc trust`: how far this computer trusts others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
+from p2pcompute.cli.connection import open_connection
+from p2pcompute.cli.output import one_line, options, print_json, say, table, time_text
+from p2pcompute.errors import UsageError
+
+LOOK_S_MAX: Final = 5.0
+"""A node that does not answer a look within this is said to be stuck."""
+POWERS: Final = {
+    "trusted": (
+        "its results are believed without a check",
+        "its values may be pickles, which can run code in your programs",
+        "it may decide when others disagree about a result",
+    ),
+    "blocked": (
+        "it is cut off from this computer at once",
+        "its work is not run here, and it gets none of yours",
+        "other members still know it",
+    ),
+}
+"""What a level means, where somebody should think before."""
+
+
+@click.group(context_settings=CONTEXT)
+def trust() -> None:
+    """Who may do what, and how far results are believed."""
+
+
+def named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the installation with this name or start of an id.
+
+    Raises:
+        UsageError: none, or several.
+    """
+    wanted = name.upper()
+    found = [item for item in items if item["name"] == name]
+    found = found or [item for item in items if item["id"].startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(item["short_id"] for item in found)
+        raise UsageError(f'several nodes are called "{name}"', ids, "name one by its id", code="no-such-node")
+    import difflib
+
+    near = difflib.get_close_matches(name, [item["name"] for item in items], n=1)
+    why = f'did you mean "{near[0]}"?' if near else "it was not met yet, or is in another group"
+    raise UsageError(f'no node "{name}" is known here', why, "see: p2pc trust list", code="no-such-node")
+
+
+def known() -> list[dict[str, Any]]:
+    """Return what every installation is to this one, this one first."""
+    items: list[dict[str, Any]] = open_connection(timeout_s=LOOK_S_MAX).request("GET", "/v1/trust")["items"]
+    return items
+
+
+@trust.command("list", cls=Command)
+@json_option
+def list_(json_: bool) -> int:
+    """Levels and roles of every node that is known."""
+    document = open_connection(timeout_s=LOOK_S_MAX).request("GET", "/v1/trust")
+    if json_:
+        print_json(document)
+        return 0
+    rows = [
+        (
+            one_line(item["name"], 24) + (" (this)" if item["level"] == "self" else ""),
+            item["short_id"],
+            item["level"],
+            roles_text(item),
+            one_line(item["invited_by"] or "–", 24),
+            one_line(item["reason"] or "", 40),
+        )
+        for item in document["items"]
+    ]
+    print(table(("NODE", "ID", "LEVEL", "MAY", "INVITED BY", "REASON"), rows))
+    return 0
+
+
+def roles_text(item: Mapping[str, Any]) -> str:
+    """What a member may do in the group."""
+    return "–" if item["roles"] is None else ", ".join(item["roles"]) or "nothing"
+
+
+@trust.command(
+    "set",
+    cls=Command,
+    examples=[
+        ("p2pc trust set atlas trusted", "as good as this computer"),
+        ("p2pc trust set atlas blocked --reason 'sends nonsense'", "nothing to do with it any more"),
+        ("p2pc trust set atlas member", "as any other again"),
+    ],
+)
+@click.argument("node")
+@click.argument("level", type=click.Choice(["trusted", "member", "blocked"]))
+@click.option("--reason", default="", metavar="TEXT", help="Shown by trust list.")
+@yes_option
+@json_option
+def set_(node: str, level: str, reason: str, yes: bool, json_: bool) -> int:
+    """Set how far this computer trusts a node."""
+    connection = open_connection(timeout_s=LOOK_S_MAX)
+    item = named(connection.request("GET", "/v1/trust")["items"], node)
+    if level in POWERS and item["level"] != level and not yes:
+        _ask(item, level, is_mute=json_)
+    changed = connection.request("POST", f"/v1/trust/{item['id']}", {"level": level, "reason": reason})
+    if json_:
+        print_json({"schema": "p2pc.trust-node/1", **changed})
+    else:
+        print(f"{one_line(changed['name'])} ({changed['short_id']}) is {level} here now")
+    return 0
+
+
+def _ask(item: Mapping[str, Any], level: str, *, is_mute: bool) -> None:
+    """Name the powers of a level, and ask.
+
+    Raises:
+        UsageError: nobody can be asked.
+    """
+    name = one_line(item["name"])
+    if options().no_input or is_mute or not sys.stdin.isatty():
+        fix = f"p2pc trust set {item['id']} {level} -y"
+        raise UsageError(f"making {name} {level} needs a yes", "; ".join(POWERS[level]), fix, code="consent")
+    say(f"{name} ({item['short_id']}) {level} means:")
+    for power in POWERS[level]:
+        say(f"  {power}")
+    if not click.confirm("Do it?", default=False, err=True):
+        raise UsageError("nothing was changed", "you said no", None, code="consent")
+
+
+@trust.command(cls=Command)
+@click.argument("node")
+@json_option
+def show(node: str, json_: bool) -> int:
+    """What is known of a node and its level."""
+    item = named(known(), node)
+    if json_:
+        print_json({"schema": "p2pc.trust-node/1", **item})
+        return 0
+    since = f" since {time_text(item['set'])}" if item["set"] else ""
+    reason = f": {one_line(item['reason'])}" if item["reason"] else ""
+    facts = (
+        ("id", item["id"]),
+        ("level", f"{item['level']}{since}{reason}"),
+        ("may", roles_text(item)),
+        ("invited by", one_line(item["invited_by"] or "–")),
+    )
+    print("\n".join([one_line(item["name"]), *(f"  {label:11} {text}" for label, text in facts)]))
+    return 0

@@ -1,0 +1,57 @@
+"""Levels of trust on real daemons: who is blocked is cut off at once, and nothing of his runs."""
+
+from __future__ import annotations
+
+from tests.e2e.mesh import Daemon, Mesh, until
+from tests.e2e.test_words import invite
+
+
+def levels(daemon: Daemon) -> dict[str, str]:
+    items = daemon.p2pc("trust", "list", "--json").check().json()["items"]
+    return {item["name"]: item["level"] for item in items}
+
+
+def test_a_blocked_node_is_cut_off_and_comes_back(mesh: Mesh) -> None:
+    """Within seconds neither has anything to do with the other; a restart changes nothing, `member` ends it."""
+    ada, bob = mesh.start("ada", "bob")
+    assert levels(ada) == {"ada": "self", "bob": "member"}
+    running = bob.begin("run", "--on", "ada", "sleep 600; echo {}", ":::", "1")
+    until(lambda: ada.get("/v1/status")["slots"]["busy"] == 1, 20, "bob's task runs at ada")
+    asked = ada.p2pc("trust", "set", "bob", "blocked")
+    assert asked.code == 2 and "needs a yes" in asked.err and "cut off" in asked.err
+    ada.p2pc("trust", "set", "bob", "blocked", "--reason", "too loud", "-y").check()
+    until(lambda: ada.get("/v1/status")["slots"]["busy"] == 0, 5, "bob's task ended")
+    until(lambda: not ada.peers(), 5, "ada passes bob over")
+    until(lambda: "ada" not in bob.ups(), 10, "bob has lost ada")
+    assert running.process.poll() is None
+    ada.restart()
+    assert levels(ada)["bob"] == "blocked"
+    assert "too loud" in ada.p2pc("trust", "show", "bob").check().out
+    ran = ada.p2pc("run", "echo $P2PC_NODE", ":::", *map(str, range(6))).check()
+    assert {line.split()[0] for line in ran.lines} == {"ada"}
+    bob.p2pc("cancel", "last", "--now", "-y").check()
+    ada.p2pc("trust", "set", "bob", "member").check()
+    until(lambda: ada.ups() == ["bob"], 30, "bob is back")
+    assert ada.p2pc("run", "--on", "bob", "echo $P2PC_NODE", ":::", "1", limit_s=30).check().lines == ["bob 1"]
+
+
+def test_a_computer_of_mine_is_trusted_by_both(mesh: Mesh) -> None:
+    ada, bob = mesh.add("ada").start(), mesh.add("bob").start()
+    command, code = invite(ada, "--mine")
+    assert "trusted fully" in command.err
+    joined = bob.p2pc("join", code, "--accept", "all").check()
+    assert "trust each other fully" in joined.err, joined.err
+    mesh.meet([ada, bob])
+    assert levels(ada)["bob"] == levels(bob)["ada"] == "trusted"
+    mine = {item["name"]: item["roles"] for item in ada.get("/v1/trust")["items"]}
+    assert mine["bob"] == mine["ada"] == ["submit", "work", "invite", "admin"]
+
+
+def test_a_worker_has_its_role_only(mesh: Mesh) -> None:
+    ada, bob = mesh.add("ada").start(), mesh.add("bob").start()
+    made = ada.p2pc("invite", "--token", "--role", "worker").check()
+    bob.p2pc("join", "--accept", "all", made.out.strip()).check()
+    mesh.meet([ada, bob])
+    assert ada.p2pc("run", "--on", "bob", "echo $P2PC_NODE", ":::", "1").check().lines == ["bob 1"]
+    refused = bob.p2pc("invite", "--token")
+    assert refused.code == 6 and "may not admit" in refused.err, refused.err
