@@ -452,6 +452,8 @@ INLINE_BYTES_MAX: Final = 64 * KIB
 RESULTS_BATCH_BYTES_MAX: Final = 768 * KIB
 RESULTS_BATCH_MAX: Final = 512
 JOBS_ACTIVE_MAX: Final = 4096
+PRIORITY_MAX: Final = 1000
+"""Priorities of jobs lie between this and its negative."""
 JOBS_KNOWN_MAX: Final = 1024
 """Envelopes of others' jobs that a worker remembers, and that an owner remembers having sent to one peer."""
 PEERS_MET_MAX: Final = 64

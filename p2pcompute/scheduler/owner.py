@@ -1,7 +1,7 @@
 """The owner's core: which task goes to whom, and what becomes of it.
 
 Pure: time is passed in, what is to be done comes back from `take_effects`.  The scheduler's rule is
-`OwnerCore.choose`; everything else keeps the books that it reads.
+`OwnerCore.choose`, in the order of `fairness`; everything else keeps the books that it reads.
 
     open task = leased, or ready.  It is leased from the grant on; the lease ends by a result, by expiry, when its
     node is lost or restarted, or when the grant was not acknowledged.
@@ -32,6 +32,7 @@ from p2pcompute.limits import (
     STORY_EVENTS_MAX,
     THIEVES_MAX,
 )
+from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
 from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, parse_halt
@@ -60,6 +61,8 @@ BREAKER_COUNT = 3
 BREAKER_S_MIN = 10.0
 BREAKER_S_MAX = 600.0
 """Pause before such a node is tried with one more task: doubled up to this, until a task ends well there."""
+DEADLINE = "deadline"
+"""Why a job was stopped whose time was over."""
 TASK_S_MIN = 2e-5
 """Shortest duration assumed of a task: keeps batches finite."""
 
@@ -73,6 +76,10 @@ class Lease:
     since: float = inf
     depth: int = 1
     """Tasks that its slot does one after the other, as far as we know."""
+    width: int = 1
+    """Slots that the task takes there."""
+    charged_s: float = 0.0
+    """Slot time that the job was charged for it, before it is known how long it takes."""
 
 
 @dataclass(slots=True)
@@ -166,6 +173,9 @@ class OwnedJob:
         self.task_s: float | None = None
         self.halt: Halt | None = parse_halt(envelope.terms.halt)
         self.halted = ""
+        """What stopped it early: its rule, or DEADLINE."""
+        self.is_revived = False
+        """Tasks of it were started again: its deadline does not count any more."""
         self.is_cancelled = False
         self.cancelling: dict[int, None] = {}
         """Leased tasks that end as cancelled unless their running attempt succeeds."""
@@ -222,8 +232,8 @@ class OwnerCore:
         self._next_grant = 1
         self._preferring: dict[bytes, None] = {}
         """Jobs that prefer some nodes."""
-        self._turn: deque[bytes] = deque()
-        """Unfinished jobs in the order in which they are served."""
+        self.order = FairOrder()
+        """Unfinished jobs."""
         self._effects = Effects()
 
     @property
@@ -246,7 +256,7 @@ class OwnerCore:
             job = self.jobs[envelope.job_id] = OwnedJob(envelope, fit)
             if fit is not None and fit.has_preference:
                 self._preferring[envelope.job_id] = None
-            self._turn.append(envelope.job_id)
+            self.order.add(envelope.job_id, Standing.of(envelope))
         return job
 
     def adopt(
@@ -270,7 +280,7 @@ class OwnerCore:
         if job.fit is not None and job.fit.has_preference:
             self._preferring[job.envelope.job_id] = None
         if not ledger.is_complete:
-            self._turn.append(job.envelope.job_id)
+            self.order.add(job.envelope.job_id, Standing.of(job.envelope))
         self._check_halt(job)
 
     def release(self, job_id: bytes) -> None:
@@ -310,8 +320,7 @@ class OwnerCore:
     def forget_job(self, job_id: bytes) -> None:
         self.jobs.pop(job_id, None)
         self._preferring.pop(job_id, None)
-        if job_id in self._turn:
-            self._turn.remove(job_id)
+        self.order.discard(job_id)
 
     def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
         """Add tasks behind those that are there; returns the first index.  The caller journals them."""
@@ -352,7 +361,7 @@ class OwnerCore:
             elif kind == FactKind.CANCEL_ALL:
                 job.is_cancelled = True
             elif kind == FactKind.RETRY:
-                job.is_cancelled = False
+                job.is_cancelled, job.is_revived = False, True
         # Workers may hold tasks whose addition was lost with our former life: what takes their indices is not theirs.
         job.generation = min(job.generation + 1, GENERATION_MAX // 2)
         claims = _valid(claims, void) if void else claims
@@ -403,7 +412,8 @@ class OwnerCore:
     # --- the rule ---------------------------------------------------------------------------------
 
     def choose(self, now: float, thief: Thief) -> Grant | None:
-        """Return what this thief gets now: tasks of the first job in turn that has some for it, or None.
+        """Return what this thief gets now: tasks of the first job in the order of `fairness` that has some for it, or
+        None.
 
         The batch is about BATCH_TARGET_S of work for the thief (more with very many workers, so that the owner's
         message rate stays bounded), the first one a task per slot, and at most half of what is ready, so that
@@ -412,16 +422,17 @@ class OwnerCore:
         self.remember(now, thief)
         if self._is_broken(now, thief):
             return None
-        for _ in range(len(self._turn)):
-            job_id = self._turn[0]
-            self._turn.rotate(-1)
+        for job_id in self.order.in_order(self._has_ready, first=thief.installation):
             job = self.jobs[job_id]
-            if job.ready_count <= 0 or job_id in self._preferring or not self._may_run(now, job, thief):
+            if job_id in self._preferring or not self._may_run(now, job, thief):
                 continue
             chosen = self._pick(now, job, thief, self.batch_size(job, thief))
             if chosen:
                 return self._grant(now, job, thief, chosen)
         return None
+
+    def _has_ready(self, job_id: bytes) -> bool:
+        return self.jobs[job_id].ready_count > 0
 
     def copy(self, now: float, thief: Thief) -> Grant | None:
         """Return what an idle thief gets when there is nothing to choose: a task that takes too long on another node.
@@ -517,8 +528,11 @@ class OwnerCore:
                 continue
             if job.held_until is None:
                 job.held_until = now + PREFER_S
-            able = [(job.fit.rank(thief.key), thief) for thief in thieves if self._may_run(now, job, thief)]
-            able = [(rank, thief) for rank, thief in able if thief.key not in served]
+            able = [
+                (job.fit.rank(thief.key), thief)
+                for thief in thieves
+                if thief.key not in served and self._may_run(now, job, thief) and self._is_its_turn(now, job_id, thief)
+            ]
             is_holding = now < job.held_until and not job.envelope.terms.local_only
             least = self._best_rank(job.fit, [thief.key for _rank, thief in able], others) if is_holding else -inf
             for rank, thief in sorted(able, key=lambda pair: -(pair[0] or 0.0)):
@@ -526,6 +540,15 @@ class OwnerCore:
                 if chosen:
                     served[thief.key] = None
                     yield self._grant(now, job, thief, chosen)
+
+    def _is_its_turn(self, now: float, job_id: bytes, thief: Thief) -> bool:
+        """Whether no job that takes any node comes before this one that prefers some."""
+        for other in self.order.in_order(self._has_ready, first=thief.installation):
+            if other == job_id:
+                return True
+            if other not in self._preferring and self._may_run(now, self.jobs[other], thief):
+                return False
+        return True
 
     @staticmethod
     def _best_rank(fit: Fit, able: Sequence[bytes], others: Sequence[bytes]) -> float:
@@ -570,7 +593,7 @@ class OwnerCore:
 
     def demands(self) -> list[tuple[Fit | None, int]]:
         """Return, of each job with ready tasks, what it asks of nodes (None: nothing) and how many tasks those are."""
-        jobs = (self.jobs[job_id] for job_id in self._turn)
+        jobs = (self.jobs[job_id] for job_id in self.order)
         return [(job.fit, job.ready_count) for job in jobs if job.ready_count > 0]
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
@@ -610,7 +633,7 @@ class OwnerCore:
     @property
     def has_ready(self) -> bool:
         """Whether any job has a task for whoever comes."""
-        return any(self.jobs[job_id].ready_count > 0 for job_id in self._turn)
+        return any(self.jobs[job_id].ready_count > 0 for job_id in self.order)
 
     def remember(self, now: float, thief: Thief) -> None:
         """Note that this thief waits for work now: a candidate for tasks that another node failed."""
@@ -623,17 +646,20 @@ class OwnerCore:
         expected_s = (job.task_s or 0.0) * len(chosen) / thief.slots
         lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * expected_s)
         depth = ceil(len(chosen) / thief.slots)
+        width = 1 if job.fit is None else job.fit.slots(thief.key, thief.slots)
+        charged_s = width * (BATCH_TARGET_S if job.task_s is None else job.task_s)
         tasks = []
         for index in chosen:
             attempt = job.attempts.get(index, 0) + 1
             job.attempts[index] = attempt
             expires = inf if thief.is_local else now + lease_s
-            job.leases[index] = Lease(thief.key, thief.boot, attempt, expires, now, depth)
+            job.leases[index] = Lease(thief.key, thief.boot, attempt, expires, now, depth, width, charged_s)
             if attempt > 1:
                 job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
             tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, job.payloads[index]))
         job.share(thief.key)[0] += len(chosen)
         job_id = job.envelope.job_id
+        self.order.charge(job_id, charged_s * len(chosen))
         grant = Grant(self._next_grant, thief.request_id, thief.key, job_id, LOCAL, lease_s, tuple(tasks), job.epoch)
         self._next_grant += 1
         if not thief.is_local:
@@ -686,6 +712,7 @@ class OwnerCore:
         lease = job.leases.pop(index, None)
         if lease is not None:
             job.share(lease.thief)[0] -= 1
+            self.order.charge(job.envelope.job_id, -lease.charged_s)
         return lease
 
     def heartbeat(
@@ -775,16 +802,29 @@ class OwnerCore:
     @property
     def is_busy(self) -> bool:
         """Whether there is anything that `tick`, or a further look at the ready tasks, could change."""
-        return bool(self._pending) or any(job.leases or job.ready_count for job in self.jobs.values())
+        return bool(self._pending) or any(
+            job.leases or job.ready_count or (job.envelope.terms.deadline_ms and not job.ledger.is_complete)
+            for job in self.jobs.values()
+        )
 
-    def tick(self, now: float) -> None:
-        """Take back grants that nobody acknowledged and leases that have expired."""
+    def _is_due(self, job_id: bytes, wall_ms: float) -> bool:
+        job = self.jobs[job_id]
+        return 0 < job.envelope.terms.deadline_ms <= wall_ms and not job.halted and not job.is_revived
+
+    def tick(self, now: float, wall_ms: float = 0.0) -> None:
+        """Take back grants that nobody acknowledged and leases that have expired; stop jobs whose deadline is past.
+
+        Args:
+            wall_ms: Unix milliseconds.
+        """
         for grant_id in [gid for gid, pending in self._pending.items() if pending.deadline <= now]:
             self._return_grant(now, self._pending.pop(grant_id).grant)
         for job in self.jobs.values():
             expired = [index for index, lease in job.leases.items() if lease.expires <= now]
             for index in reversed(expired):
                 self._lose(now, job, index, "its lease ran out")
+        for job_id in [job_id for job_id in self.order if self._is_due(job_id, wall_ms)]:
+            self._stop(self.jobs[job_id], DEADLINE, kill=True)
         self._find_overdue(now)
 
     # --- results ----------------------------------------------------------------------------------
@@ -814,6 +854,8 @@ class OwnerCore:
             return False
         lease = job.leases.get(index)
         is_holder = lease is not None and lease.thief == thief and lease.attempt == attempt
+        if is_holder or outcome.status is OutcomeStatus.OK:
+            self.order.charge(job_id, max(0.0, outcome.runtime_s) * (1 if lease is None else lease.width))
         if outcome.status is OutcomeStatus.OK:
             if lease is not None and not is_holder:
                 self._effects.stops.append((lease.thief, job_id, [index], True))
@@ -949,8 +991,8 @@ class OwnerCore:
     def _check_complete(self, job: OwnedJob) -> None:
         if job.ledger.is_complete:
             job_id = job.envelope.job_id
-            if job_id in self._turn:
-                self._turn.remove(job_id)
+            if job_id in self.order:
+                self.order.discard(job_id)
                 self._effects.completed.append(job_id)
 
     def _check_halt(self, job: OwnedJob) -> None:
@@ -967,18 +1009,21 @@ class OwnerCore:
         else:
             needed = halt.count
         if reached >= needed:
-            job.halted = str(halt)
-            if job.is_own:
-                self._cancel_indices(job, job.ledger.open_indices(), kill=halt.when is HaltWhen.NOW)
-            else:
-                self._rest(job, kill=halt.when is HaltWhen.NOW)
+            self._stop(job, str(halt), kill=halt.when is HaltWhen.NOW)
+
+    def _stop(self, job: OwnedJob, why: str, *, kill: bool) -> None:
+        """End a job early."""
+        job.halted = why
+        if job.is_own:
+            self._cancel_indices(job, job.ledger.open_indices(), kill=kill)
+        else:
+            self._rest(job, kill=kill)
 
     def _rest(self, job: OwnedJob, *, kill: bool) -> None:
         """Give nothing more out of another node's job: only its owner, when it is back, may cancel what is open."""
         job_id = job.envelope.job_id
         self._preferring.pop(job_id, None)
-        if job_id in self._turn:
-            self._turn.remove(job_id)
+        self.order.discard(job_id)
         by_thief: dict[bytes, list[int]] = {}
         for index, lease in job.leases.items():
             by_thief.setdefault(lease.thief, []).append(index)
@@ -1053,9 +1098,8 @@ class OwnerCore:
             job.ready.append(index)
             count += 1
         if count:
-            job.is_cancelled, job.halted = False, ""
-            if job_id not in self._turn:
-                self._turn.append(job_id)
+            job.is_cancelled, job.halted, job.is_revived = False, "", True
+            self.order.add(job_id, Standing.of(job.envelope))
         return count
 
     # --- checks -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from p2pcompute.limits import (
     CUSTODIANS_MAX,
     JOB_NAME_CHARS_MAX,
     NODES_CHOSEN_MAX,
+    PRIORITY_MAX,
     REQUIREMENT_CHARS_MAX,
     REQUIREMENTS_MAX,
 )
@@ -88,6 +89,10 @@ class JobTerms:
     slots_max: int | None = None
     """At most so many tasks leased at once over the whole group (-j)."""
     halt: str = ""
+    priority: int = 0
+    """Among the jobs of one submitter: higher is served earlier; within ±PRIORITY_MAX."""
+    deadline_ms: int = 0
+    """When the job is given up, Unix milliseconds; 0: never.  Of equal jobs that with the earlier one is served first."""
     require: tuple[str, ...] = ()
     """Conditions that a node must meet, in the language of `resources.expressions`; carried unread here."""
     prefer: tuple[str, ...] = ()
@@ -146,10 +151,14 @@ _KINDS: Final[dict[str, type]] = {
     "local_only": bool,
     "slots_max": int,
     "halt": str,
+    "priority": int,
+    "deadline_ms": int,
     "created_ms": int,
 }
 
 
+_LEAST: Final = {"priority": -PRIORITY_MAX}
+"""Lowest number where it is not 0."""
 _LISTS: Final[dict[str, type]] = {"require": str, "prefer": str, "on": bytes, "not_on": bytes, "custodians": bytes}
 
 
@@ -177,7 +186,7 @@ def _terms(value: Any) -> JobTerms:
     if not isinstance(value, dict) or any(name not in names for name in value):
         raise RemoteProtocolError("unknown terms of a job")
     for name, kind in _KINDS.items():
-        if name in value and (type(value[name]) is not kind or (kind is int and value[name] < 0)):
+        if name in value and (type(value[name]) is not kind or (kind is int and value[name] < _LEAST.get(name, 0))):
             raise RemoteProtocolError(f"bad terms of a job: {name}")
     python = value.get("python")
     if python is not None:
@@ -187,6 +196,8 @@ def _terms(value: Any) -> JobTerms:
     value = {**value, **{name: _items(value[name], kind) for name, kind in _LISTS.items() if name in value}}
     terms = JobTerms(**value)
     _check_choice(terms)
+    if terms.priority > PRIORITY_MAX:
+        raise RemoteProtocolError("bad terms of a job: priority")
     if len(terms.name) > JOB_NAME_CHARS_MAX:
         raise RemoteProtocolError("bad terms of a job: name is too long")
     try:
