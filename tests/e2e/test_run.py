@@ -444,7 +444,12 @@ def test_slots_are_bounded_over_the_group(ada: Daemon, tmp_path: Path) -> None:
 def test_tiny_tasks_do_not_wait_for_a_slow_one(ada: Daemon, tmp_path: Path) -> None:
     """Slow ones end only when all others have, those too that were handed to a worker process together with them."""
     (tmp_path / "out").mkdir()
-    tiny = [str(number) for number in range(400)]
-    inputs = [*tiny[:100], "slow", *tiny[100:200], "slow", *tiny[200:300], "slow", *tiny[300:]]
-    script = "test $1 != slow && : > out/$1 || until [ $(ls out | wc -l) = 400 ]; do sleep 0.05; done"
-    ada.p2pc("run", "--retries", "0", "sh", "-c", script, "task", ":::", *inputs, cwd=tmp_path).check()
+    (tmp_path / "mixed.py").write_text(
+        "import os, time\n"
+        "def work(name):\n"
+        f"    while name.startswith('slow') and len(os.listdir({str(tmp_path / 'out')!r})) < 1200:\n"
+        "        time.sleep(0.05)\n"
+        f"    open({str(tmp_path / 'out')!r} + '/' + name, 'w').close()\n"
+    )
+    names = [f"slow{number}" if number in (300, 600, 900) else str(number) for number in range(1203)]
+    ada.p2pc("run", "--retries", "0", "mixed.py::work", ":::", *names, cwd=tmp_path).check()
