@@ -16,6 +16,7 @@ import p2pcompute
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_os import SIGKILL
+from p2pcompute.execution.environments import Environment
 from p2pcompute.limits import RUNNER_MESSAGE_BYTES_MAX
 from p2pcompute.wire.frames import FrameReader
 
@@ -62,8 +63,13 @@ class WorkerProcess:
         settings: dict[str, Any],
         on_frames: Callable[[list[bytes]], None],
         on_exit: Callable[[int], None],
+        environment: Environment | None = None,
     ) -> None:
+        """Args:
+        environment: Python environment that it runs in; None: that of this process.
+        """
         self.directory = directory
+        self.environment = environment
         self.log_path = directory / "log"
         self._settings = settings
         self._on_frames = on_frames
@@ -136,7 +142,10 @@ class WorkerProcess:
         """Return the words that start it and their environment."""
         package_root = str(Path(p2pcompute.__file__).parent.parent)
         search = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        words = [sys.executable, "-P", "-m", "p2pcompute.execution.child", str(channel_fd), str(life_line_fd)]
+        interpreter = sys.executable
+        if self.environment is not None:
+            search, interpreter = [str(self.environment.library)], str(self.environment.python)
+        words = [interpreter, "-P", "-m", "p2pcompute.execution.child", str(channel_fd), str(life_line_fd)]
         return words, {**inherited_environment(), "PYTHONPATH": os.pathsep.join(search), "PYTHONUTF8": "1"}
 
     def _passed(self, life_line_fd: int) -> tuple[int, ...]:
@@ -308,6 +317,7 @@ class WorkerProcess:
             except (OSError, RemoteProtocolError):
                 break
             self._deliver(frames)
+        self._kill_groups()  # of a command that it had just started
         self._is_alive = False
         returncode = self._process.wait()
         if self._pidfd >= 0:
@@ -325,17 +335,18 @@ class WorkerProcess:
 
 
 def is_command_of(group: int, worker_pid: int) -> bool:
-    """True when `group` is a session of its own whose leader is a child of the worker process."""
+    """True when `group` is a session of its own whose leader is a child of the worker process, or gone."""
     try:
         if os.getsid(group) != group:
             return False
         with open(f"/proc/{group}/stat", "rb") as file:
             stat = file.read()
     except ProcessLookupError:
-        return False
+        return True  # what it has started is left
     except OSError:
         return sys.platform == "darwin"
-    return stat[stat.rfind(b")") + 2 :].split(b" ", 3)[1] == str(worker_pid).encode()
+    state, parent, _ = stat[stat.rfind(b")") + 2 :].split(b" ", 2)
+    return state in b"ZX" or parent == str(worker_pid).encode()
 
 
 def group_exists(group: int) -> bool:

@@ -162,7 +162,10 @@ def test_foreground_node_ends_at_ctrl_c(home: MakeHome) -> None:
         stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("nova is up")
+        line = process.stderr.readline()
+        while " warning " in line:  # of what this machine cannot do
+            line = process.stderr.readline()
+        assert line.startswith("nova is up")
         assert one.p2pc("node") == 5 and "running already" in one.err
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=20)

@@ -232,6 +232,22 @@ async def test_close_while_busy_reports_everything_once(tmp_path: Path) -> None:
     await wait_for(lambda: not any(is_running(pid) for pid in pids), "nothing is left")
 
 
+async def test_a_command_dies_also_when_nobody_has_read_that_it_started(tmp_path: Path) -> None:
+    """Its process says so and is killed at once; the children of the command would be nobody's."""
+    rig = Rig(tmp_path)
+    await rig.runner.start()
+    text = "echo $$ > pid; sleep 300 & echo $! >> pid; wait"
+    rig.begin(rig.batch(JobSpec(kind=TaskKind.SHELL), [TaskPayload(argv=(text,))]))
+    await wait_for(lambda: bool(rig.worker_pids()), "a worker process")
+    worker = next(iter(rig.runner._alive))
+    worker.pause()
+    pids = await _pids_of_command(rig)
+    assert not worker.groups
+    await rig.runner.close()
+    rig.blobs.shut()
+    await wait_for(lambda: not any(is_running(pid) for pid in pids), "nothing is left")
+
+
 # --- the slot and the start -----------------------------------------------------------------------------------
 
 
