@@ -192,6 +192,13 @@ DHT_CALL_FAILURES_MAX: Final = 3
 DHT_CALLS_MAX: Final = 32
 """Requests to have somebody called, or to call, that a node serves in DHT_PING_S; further ones are told that nobody
 will: whoever forges the address of another makes few nodes call it, once each."""
+DHT_UNASKED_BURST: Final = 6.0
+DHT_UNASKED_PER_S: Final = 0.2
+"""Datagrams to a source of addresses that has never answered: one request with all its resends, then one in 5 s, whoever
+names that address, and how often.  So a node brings 8 datagrams in 10 s upon a victim, each shorter than 500 bytes,
+besides the answers to requests from a forged source, which are no longer than three times these."""
+DHT_ANSWERED_MAX: Final = 4096
+"""Sources that are known to have answered, and sources that have not; the longest ago is forgotten."""
 DHT_SENT_MAX: Final = 512
 DHT_WORDS_MAX: Final = 64
 """Hosts that were sent to lately, and address ranges of which it is kept how they see this node; the oldest goes."""
@@ -461,6 +468,16 @@ PEERS_MET_MAX: Final = 64
 PEERS_MAX: Final = 8192
 """Members that a node can name, ask for work or offer some."""
 JOB_NAME_CHARS_MAX: Final = 200
+CHECKPOINT_S: Final = 1.0
+"""A worker tells an owner of what its tasks have saved no more often."""
+CHECKPOINT_BYTES_MAX: Final = 16 * MIB
+"""One cookie."""
+CHECKPOINTS_BATCH_MAX: Final = 256
+"""Cookies in one message; their bytes are bounded by RESULTS_BATCH_BYTES_MAX."""
+CHECKPOINTS_BYTES_MAX: Final = 256 * MIB
+"""Cookies that an owner keeps in memory, of all its tasks; each is up to INLINE_BYTES_MAX, larger ones are blobs."""
+CHECKPOINT_BLOBS_BYTES_MAX: Final = 8 * 1024 * MIB
+"""The same on disk."""
 OUTBOX_DELAY_S: Final = 0.2
 """A worker writes a result to disk when its owner has not acknowledged it within this time."""
 REST_S_MIN: Final = 0.25
@@ -636,8 +653,6 @@ WASM_MEM_BYTES_MAX: Final = 4096 * MIB
 WASM_ENGINE_BYTES: Final = 512 * MIB
 """Memory of the process that compiles and runs it, besides: code of 10 MB takes most of this."""
 
-# --- local API ------------------------------------------------------------------------------------
-API_BODY_BYTES_MAX: Final = 64 * MIB
 # --- environments: Python packages of jobs ------------------------------------------------------------
 LOCK_BYTES_MAX: Final = 2 * MIB
 """A job's list of packages: 1,000 packages with 20 files each take 1.6 MiB."""
@@ -660,6 +675,8 @@ ENVIRONMENTS_MAX: Final = 512
 ENVIRONMENT_WORKERS_MAX: Final = 2
 """Warm worker processes of a slot, each for its own environment, beside the one without."""
 
+# --- local API ------------------------------------------------------------------------------------
+API_BODY_BYTES_MAX: Final = 64 * MIB
 EVENT_BACKLOG_MAX: Final = 10_000
 """Task ends of one followed job that are kept in memory; a follower further behind is served from the store."""
 EVENT_BACKLOG_BYTES_MAX: Final = 8 * MIB
