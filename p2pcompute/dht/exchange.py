@@ -38,7 +38,15 @@ from p2pcompute.dht.reach import Reach
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
 from p2pcompute.identity.keys import Identity
-from p2pcompute.limits import DHT_LOOPBACK_SOFT_S_MIN, DHT_REQUEST_S, DHT_REQUESTS_MAX
+from p2pcompute.limits import (
+    DHT_ANSWERED_MAX,
+    DHT_LOOPBACK_SOFT_S_MIN,
+    DHT_REQUEST_S,
+    DHT_REQUESTS_MAX,
+    DHT_UNASKED_BURST,
+    DHT_UNASKED_PER_S,
+)
+from p2pcompute.transport.rate import TokenBuckets, source_of
 
 _TIMER_SLACK_S = 1e-6
 _RESEND_GAP_S_MAX = 0.5
@@ -82,6 +90,8 @@ class DhtCounters:
     """Parts of puts that were forgotten or did not fit together."""
     requests_sent: int = 0
     requests_resent: int = 0
+    requests_withheld: int = 0
+    """Not sent, or not again, because nobody at that address has ever answered and it had its share."""
     requests_timed_out: int = 0
     requests_refused_full: int = 0
     """Requests not sent because DHT_REQUESTS_MAX were waiting."""
@@ -204,6 +214,11 @@ class Exchange:
         self._on_reply = on_reply
         self._on_timeout = on_timeout
         self._pending: dict[bytes, _Pending] = {}
+        self._answered: dict[str, None] = {}
+        """Sources that have answered a request: what is sent there is wanted.  The last DHT_ANSWERED_MAX."""
+        self._unasked = TokenBuckets(
+            rate_per_s=DHT_UNASKED_PER_S, burst=DHT_UNASKED_BURST, sources_max=DHT_ANSWERED_MAX
+        )
         self._is_closed = False
         self._loopback_rtt = RttEstimate(soft_s_min=DHT_LOOPBACK_SOFT_S_MIN)
         self._network_rtt = RttEstimate()
@@ -318,6 +333,7 @@ class Exchange:
             self._on_request(Verified(message, statement, address))
             return
         del self._pending[statement.transaction]
+        self._on_answered(address)
         if pending.timer is not None:
             pending.timer.cancel()
         self._on_reply(Verified(message, statement, address, self._measure(pending)))
@@ -366,9 +382,22 @@ class Exchange:
         )
 
     def _send(self, pending: _Pending) -> None:
-        self._reach.on_sent(pending.address.host, self._clock.now())
+        """Send a request; but little to an address that only others have named, or that may be a forged source."""
+        now = self._clock.now()
+        source = source_of(pending.address.host, pending.address.port)
+        if source not in self._answered and not self._unasked.take(source, now):
+            self._counters.requests_withheld += 1
+            return
+        self._reach.on_sent(pending.address.host, now)
         for datagram in pending.datagrams:
             self._port.send(datagram, pending.address)
+
+    def _on_answered(self, address: Address) -> None:
+        source = source_of(address.host, address.port)
+        self._answered.pop(source, None)
+        self._answered[source] = None
+        if len(self._answered) > DHT_ANSWERED_MAX:
+            del self._answered[next(iter(self._answered))]
 
     def _arm(self, transaction: bytes, pending: _Pending, now: float) -> None:
         delay_s = max(0.0, min(pending.gap_s, pending.hard_at - now))
