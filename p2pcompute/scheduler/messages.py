@@ -18,6 +18,8 @@ from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
+    CHECKPOINT_BYTES_MAX,
+    CHECKPOINTS_BATCH_MAX,
     CLAIM_BYTES_MAX,
     CUSTODY_BEAT_S,
     GRANT_TASKS_MAX,
@@ -27,6 +29,7 @@ from p2pcompute.limits import (
     RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
+from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.stealing import Thief
@@ -76,6 +79,10 @@ class Message(IntEnum):
     [index, generation, state, node, its name, attempts, outcome, payload or b""];
     the numbers of rows are of the fact that is next, and of the envelope that is next, which is sent with each part."""
 
+    CHECKPOINT = 46
+    """request, worker → owner: [[job, index, generation, attempt, cookie], …] → []: what running tasks have saved; a
+    cookie is bytes, or [digest, size] of a blob that the worker has."""
+
 
 def _check(condition: bool, what: str) -> None:
     if not condition:
@@ -120,9 +127,34 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
         owner,
         [[address.host, address.port] for address in addresses[:ADDRESSES_MAX]],
         int(grant.lease_s * 1000),
-        [[task.index, task.generation, task.attempt, task.payload] for task in grant.tasks],
+        [_granted_body(task) for task in grant.tasks],
         grant.epoch,
     ]
+
+
+def _granted_body(task: GrantedTask) -> list[Any]:
+    """[index, generation, attempt, payload], and for one that goes on from a checkpoint its cookie."""
+    body = [task.index, task.generation, task.attempt, task.payload]
+    if task.cookie or task.cookie_blob is not None:
+        body.append(cookie_body(task.cookie, task.cookie_blob))
+    return body
+
+
+def _parse_cookie(value: Any) -> tuple[bytes, BlobRef | None]:
+    return parse_cookie(value, inline_bytes_max=INLINE_BYTES_MAX, blob_bytes_max=CHECKPOINT_BYTES_MAX)
+
+
+def parse_checkpoint(body: Any) -> list[tuple[bytes, int, Saved]]:
+    """Return (job, index, what was saved) of each entry."""
+    _check(isinstance(body, list) and len(body) <= CHECKPOINTS_BATCH_MAX, "checkpoint")
+    parsed = []
+    for entry in body:
+        job_id, index, generation, attempt, value = _list(entry, 5, "checkpoint")
+        _check(_is_bytes(job_id, JOB_ID_BYTES) and _is_int(index), "checkpoint")
+        _check(_is_int(generation, 255) and _is_int(attempt, 1 << 31), "checkpoint")
+        cookie, blob = _parse_cookie(value)
+        parsed.append((job_id, index, Saved(cookie=cookie, blob=blob, generation=generation, attempt=attempt)))
+    return parsed
 
 
 def parse_addresses(value: Any) -> list[Address]:
@@ -152,10 +184,12 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     _check(isinstance(tasks, list) and 0 < len(tasks) <= GRANT_TASKS_MAX, "grant")
     parsed = []
     for task in tasks:
-        index, generation, attempt, payload = _list(task, 4, "granted task")
+        _check(isinstance(task, list) and len(task) in (4, 5), "granted task")
+        index, generation, attempt, payload = task[:4]
+        cookie, blob = _parse_cookie(task[4]) if len(task) == 5 else (b"", None)
         _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "granted task")
         _check(isinstance(payload, bytes) and len(payload) <= TASK_PAYLOAD_BYTES_MAX, "granted task")
-        parsed.append(GrantedTask(index, generation, attempt, payload))
+        parsed.append(GrantedTask(index, generation, attempt, payload, cookie, blob))
     grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_ms / 1000, tuple(parsed), epoch)
     return grant, envelope, parse_addresses(addresses)
 

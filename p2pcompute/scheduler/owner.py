@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from typing import Any
 
 from p2pcompute.errors import InvariantViolation
+from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from p2pcompute.limits import (
     ATTEMPTS_MAX,
@@ -32,6 +33,7 @@ from p2pcompute.limits import (
     STORY_EVENTS_MAX,
     THIEVES_MAX,
 )
+from p2pcompute.scheduler.checkpoints import Checkpoints, Saved
 from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
@@ -56,6 +58,8 @@ WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
 NODE_DEATHS_MAX = 30
 """Nodes that died while a task ran, after which it has failed where no other node may run it."""
+MOVED = "moved"
+"""Cause of an attempt that has saved its state because it wants to go on elsewhere."""
 BREAKER_COUNT = 3
 """Tasks in a row that failed on a node and ended well on others, after which it is given little."""
 BREAKER_S_MIN = 10.0
@@ -69,6 +73,9 @@ TASK_S_MIN = 2e-5
 
 @dataclass(slots=True)
 class Lease:
+    is_resumed: bool = field(default=False, kw_only=True)
+    """It goes on from what an earlier attempt has saved."""
+    has_saved: bool = field(default=False, kw_only=True)
     thief: bytes
     boot: bytes
     attempt: int
@@ -97,6 +104,14 @@ class GrantedTask:
     generation: int
     attempt: int
     payload: bytes
+    cookie: bytes = b""
+    cookie_blob: BlobRef | None = None
+    """What an earlier attempt has saved, inline or as a blob."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a message, about."""
+        return len(self.payload) + len(self.cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +245,7 @@ class OwnerCore:
         """Nodes that were found to fail what others do well."""
         self._pending: dict[int, _PendingGrant] = {}
         self._next_grant = 1
+        self.checkpoints = Checkpoints()
         self._preferring: dict[bytes, None] = {}
         """Jobs that prefer some nodes."""
         self.order = FairOrder()
@@ -319,6 +335,7 @@ class OwnerCore:
 
     def forget_job(self, job_id: bytes) -> None:
         self.jobs.pop(job_id, None)
+        self.checkpoints.forget_job(job_id)
         self._preferring.pop(job_id, None)
         self.order.discard(job_id)
 
@@ -607,7 +624,8 @@ class OwnerCore:
             if self._is_avoided(now, job, index, thief):
                 skipped[index] = None
                 continue
-            total_bytes += len(job.payloads[index])
+            saved = self.checkpoints.get(job.envelope.job_id, index, job.ledger.generation(index))
+            total_bytes += len(job.payloads[index]) + (0 if saved is None else len(saved.cookie))
             if chosen and total_bytes > GRANT_BYTES_MAX:
                 job.ready.appendleft(index)
                 break
@@ -656,7 +674,7 @@ class OwnerCore:
             job.leases[index] = Lease(thief.key, thief.boot, attempt, expires, now, depth, width, charged_s)
             if attempt > 1:
                 job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
-            tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, job.payloads[index]))
+            tasks.append(self._granted(now, job, index, attempt))
         job.share(thief.key)[0] += len(chosen)
         job_id = job.envelope.job_id
         self.order.charge(job_id, charged_s * len(chosen))
@@ -665,6 +683,54 @@ class OwnerCore:
         if not thief.is_local:
             self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
         return grant
+
+    def _granted(self, now: float, job: OwnedJob, index: int, attempt: int) -> GrantedTask:
+        """A task for its new holder, with what an earlier attempt has saved."""
+        generation = job.ledger.generation(index)
+        saved = self.checkpoints.get(job.envelope.job_id, index, generation)
+        if saved is None:
+            return GrantedTask(index, generation, attempt, job.payloads[index])
+        job.leases[index].is_resumed = True
+        job.tell(now, index, f"attempt {attempt} goes on from what attempt {saved.attempt} has saved")
+        return GrantedTask(index, generation, attempt, job.payloads[index], saved.cookie, saved.blob)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def may_save(self, thief: bytes, job_id: bytes, index: int, generation: int, attempt: int) -> bool:
+        """Whether a node has the lease of this attempt, so that what it saved is taken."""
+        job = self.jobs.get(job_id)
+        lease = None if job is None else job.leases.get(index)
+        if job is None or lease is None or not job.ledger.is_open(index, generation):
+            return False
+        return lease.thief == thief and lease.attempt == attempt
+
+    def save(self, thief: bytes, installation: bytes, job_id: bytes, index: int, saved: Saved) -> bool:
+        """Keep what an attempt has saved for the next one; False: it does not have the lease, or there is no room."""
+        if not self.may_save(thief, job_id, index, saved.generation, saved.attempt):
+            return False
+        lease = self.jobs[job_id].leases[index]
+        before = self.checkpoints.get(job_id, index, saved.generation)
+        known = before.by if before is not None and (lease.is_resumed or lease.has_saved) else ()
+        by = tuple(dict.fromkeys([*known, installation]))
+        if not self.checkpoints.keep(job_id, index, replace(saved, by=by)):
+            return False
+        lease.has_saved = True
+        return True
+
+    def _judge_saved(self, job: OwnedJob, index: int, lease: Lease, outcome: Outcome) -> bool:
+        """Drop what was saved where it has led to a bad end; True when that end is not the task's fault."""
+        job_id, generation = job.envelope.job_id, job.ledger.generation(index)
+        has_failed = outcome.status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT)
+        if lease.is_resumed and (has_failed or (outcome.status is OutcomeStatus.DIED and not lease.has_saved)):
+            self.checkpoints.begin_from_scratch(job_id, index, generation)
+            return has_failed and outcome.cause != FAILS_ALWAYS
+        if has_failed:
+            self.checkpoints.drop(job_id, index)
+        return False
+
+    def _is_spent(self, job: OwnedJob, index: int) -> bool:
+        """Whether a task has had as many attempts as it may since it got on last."""
+        return job.attempts.get(index, 0) - self.checkpoints.attempt(job.envelope.job_id, index) >= ATTEMPTS_MAX
 
     @staticmethod
     def _patience_s(job: OwnedJob) -> float:
@@ -787,7 +853,7 @@ class OwnerCore:
         lease = self._release(job, index)
         if lease is not None:
             job.tell(now, index, f"attempt {lease.attempt} lost: {why}")
-        if job.attempts.get(index, 0) >= ATTEMPTS_MAX:
+        if self._is_spent(job, index):
             self._fail(job, index, None, lease.thief if lease else LOCAL, f"given up after {ATTEMPTS_MAX} attempts")
         else:
             self._requeue(job, index)
@@ -865,11 +931,18 @@ class OwnerCore:
             return True
         if outcome.status is OutcomeStatus.DIED and outcome.cause == WITH_NODE:
             return self._died_with_node(now, job, index, installation, attempt, outcome, thief)
-        if not is_holder:
+        if lease is None or not is_holder:
             return False
+        if outcome.status in (OutcomeStatus.KILLED, OutcomeStatus.DIED) and (outcome.value or outcome.value_blob):
+            blob = None if outcome.value_blob is None else BlobRef(*outcome.value_blob)
+            saved = Saved(cookie=outcome.value, blob=blob, generation=generation, attempt=attempt)
+            self.save(thief, installation, job_id, index, saved)
+        is_excused = self._judge_saved(job, index, lease, outcome)
         self._release(job, index)
         job.tell(now, index, f"attempt {attempt}: {outcome.status} {outcome.error.strip()[-200:]}".rstrip())
         match outcome.status:
+            case OutcomeStatus.FAILED | OutcomeStatus.TIMEOUT if is_excused:
+                self._again(now, job, index, installation)
             case OutcomeStatus.FAILED | OutcomeStatus.TIMEOUT:
                 job.failures[index] = job.failures.get(index, 0) + 1
                 if job.failures[index] > job.envelope.terms.retries or outcome.cause == FAILS_ALWAYS:
@@ -883,13 +956,13 @@ class OwnerCore:
                 else:
                     self._again(now, job, index, installation)
             case OutcomeStatus.REFUSED | OutcomeStatus.NOT_RUN | OutcomeStatus.KILLED:
-                if job.attempts.get(index, 0) >= ATTEMPTS_MAX:
+                if self._is_spent(job, index):
                     self._fail(job, index, outcome, thief, f"given up after {ATTEMPTS_MAX} attempts")
                 elif outcome.status is OutcomeStatus.REFUSED:
                     self._again(now, job, index, installation)
                 else:
                     could_not = outcome.status is OutcomeStatus.NOT_RUN
-                    if could_not:
+                    if could_not or outcome.cause == MOVED:
                         self._avoid(now, job, index, installation)
                     self._requeue(job, index, is_last=could_not)
         return True
@@ -975,6 +1048,7 @@ class OwnerCore:
         if former and former != thief:
             self._effects.stops.append((former, job.envelope.job_id, [index], True))
         payload = job.payloads.pop(index, b"")
+        self.checkpoints.ended(job.envelope.job_id, index)
         job.avoid.pop(index, None)
         job.cancelling.pop(index, None)
         job.deaths.pop(index, None)

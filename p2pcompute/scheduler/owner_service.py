@@ -19,7 +19,15 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import JOB_ID_BYTES, job_alias
-from p2pcompute.limits import ENVELOPE_BYTES_MAX, JOBS_ACTIVE_MAX, RESULTS_BATCH_MAX, TASK_PAYLOAD_BYTES_MAX
+from p2pcompute.limits import (
+    CHECKPOINT_BYTES_MAX,
+    ENVELOPE_BYTES_MAX,
+    INLINE_BYTES_MAX,
+    JOBS_ACTIVE_MAX,
+    RESULTS_BATCH_MAX,
+    TASK_PAYLOAD_BYTES_MAX,
+)
+from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
@@ -56,6 +64,13 @@ OPEN_TASKS_MAX = 200_000
 
 def _stopping() -> StoreError:
     return StoreError("this node is stopping", "what was asked last may not be in its store", None, code="stopping")
+
+
+def _row(saved: Saved | None) -> list[Any] | None:
+    """Return the stored form of what a task has saved."""
+    if saved is None:
+        return None
+    return [saved.generation, saved.attempt, list(saved.by), cookie_body(saved.cookie, saved.blob)]
 
 
 Listener = Callable[[Sequence[TaskEnd]], None]
@@ -177,6 +192,7 @@ class OwnerService:
             self.aliases[record.alias] = envelope.job_id
             unfinished += not job.ledger.is_complete
         self._host.store.blobs.pin([ref async for ref in self._journal.pins()])
+        await self._recover_saved(self._journal)
         self.apply_effects()
         return unfinished
 
@@ -553,6 +569,7 @@ class OwnerService:
 
     def apply_effects(self) -> None:
         """Journal and tell what the core has decided; the stops that holders must be sent gather in `stops`."""
+        self._keep_saved()
         if not self.core.has_effects:
             self._start_flush()
             return
@@ -590,7 +607,36 @@ class OwnerService:
         for job_id in effects.completed:
             self._completed(job_id)
         self.stops.extend(effects.stops)
+        self._keep_saved()
         self._start_flush()
+
+    def save_local(self, job_id: bytes, index: int, saved: Saved) -> None:
+        """Keep what a task on this node has saved."""
+        self.core.save(LOCAL, self._identity.installation, job_id, index, saved)
+        self.apply_effects()
+
+    def _keep_saved(self) -> None:
+        """Write what tasks have saved, and hold their blobs."""
+        for change in self.core.checkpoints.take_changes():
+            if change.saved is not None and change.saved.blob is not None:
+                self._host.store.blobs.pin([change.saved.blob])
+            if change.freed is not None:
+                self._host.store.blobs.unpin([change.freed])
+            if self._journal is not None:
+                self._writes.append(self._journal.saved_write(change.job_id, change.index, _row(change.saved)))
+
+    async def _recover_saved(self, journal: Journal) -> None:
+        """Take up what tasks of unfinished jobs had saved."""
+        async for job_id, index, row in journal.saved():
+            job = self.core.jobs.get(job_id)
+            if job is None or not job.ledger.is_open(index, row[0]):
+                self._writes.append(journal.saved_write(job_id, index, None))
+                continue
+            generation, attempt, by, value = row
+            cookie, blob = parse_cookie(value, inline_bytes_max=INLINE_BYTES_MAX, blob_bytes_max=CHECKPOINT_BYTES_MAX)
+            saved = Saved(cookie=cookie, blob=blob, generation=generation, attempt=attempt, by=tuple(by))
+            if self.core.checkpoints.keep(job_id, index, saved, is_restored=True) and blob is not None:
+                self._host.store.blobs.pin([blob])
 
     def _record(self, end: TaskEnd) -> ResultRecord:
         return ResultRecord(

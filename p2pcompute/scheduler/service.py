@@ -154,6 +154,7 @@ class Scheduler:
             slots_of=self._slots_taken if fit_of is not None else None,
         )
         self.worker.take_own, self.worker.on_adopted = self._take_own, self._adopted
+        self.worker.save_local = self.owner.save_local
         self.custody: CustodyService | None = None
         if journal is not None:
             self.custody = CustodyService(
@@ -221,6 +222,7 @@ class Scheduler:
         channels.on_request(Message.HEARTBEAT, self._on_heartbeat)
         channels.on_request(Message.RETURNED, self._on_returned)
         channels.on_request(Message.JOB, self._on_job)
+        channels.on_request(Message.CHECKPOINT, self._on_checkpoint)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -510,7 +512,7 @@ class Scheduler:
             return job.terms.python is None or job.terms.python == thief.python
 
         held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give, now)
-        while held and sum(len(one.task.payload) for one in held) > GRANT_BYTES_MAX:
+        while held and sum(one.task.size for one in held) > GRANT_BYTES_MAX:
             self.worker.core.put_back(held.pop())
         if not held:
             return False
@@ -831,6 +833,27 @@ class Scheduler:
         finally:
             blobs.unpin(refs)
         return [taken]
+
+    async def _on_checkpoint(self, channel: Channel, body: Any) -> Any:
+        """A worker says what its tasks have saved; what it has no lease of is not looked at."""
+        core, peer, blobs = self.owner.core, channel.peer, self._host.store.blobs
+        entries = [
+            (job_id, index, saved)
+            for job_id, index, saved in messages.parse_checkpoint(body)
+            if core.may_save(peer.key, job_id, index, saved.generation, saved.attempt)
+        ]
+        refs = list(dict.fromkeys(saved.blob for _job, _index, saved in entries if saved.blob is not None))
+        blobs.pin(refs)
+        try:
+            missing = [ref for ref in refs if not await blobs.has(ref)]
+            if missing:
+                await self._fetch_results(missing, peer.key, [channel.address])
+            for job_id, index, saved in entries:
+                core.save(peer.key, peer.installation, job_id, index, saved)
+            self.owner.apply_effects()
+        finally:
+            blobs.unpin(refs)
+        return []
 
     def _bench(self, key: bytes) -> None:
         """A worker whose results break the protocol gets nothing for BENCH_S, and what it holds goes to others: its

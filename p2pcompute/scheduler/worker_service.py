@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 from p2pcompute.errors import (
@@ -27,6 +27,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     CLAIM_BYTES_MAX,
     HEARTBEAT_FRACTION,
+    INLINE_BYTES_MAX,
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     OUTBOX_DELAY_S,
@@ -37,7 +38,9 @@ from p2pcompute.limits import (
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
 )
+from p2pcompute.scheduler.checkpoints import Saved, cookie_body
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
+from p2pcompute.scheduler.fairness import Standing
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
@@ -50,6 +53,7 @@ from p2pcompute.scheduler.messages import (
     parse_job_indices,
 )
 from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask
+from p2pcompute.scheduler.saving import Cookie, Saver
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.scheduler.worker import Held, HeldState, WorkerCore
@@ -175,7 +179,17 @@ class WorkerService:
         self._job_of_local = job_of_local
         self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
-        self.core = WorkerCore(host.runner.slot_count, slots_of, self._is_foreign)
+        self.saver = Saver(host, scope, self._tell_saved)
+        self.save_local: Callable[[bytes, int, Saved], None] = lambda _job, _index, _saved: None
+        """Takes what tasks of our own jobs have saved."""
+        host.runner.on_saved = self._on_saved
+        self.core = WorkerCore(
+            host.runner.slot_count,
+            slots_of,
+            self._is_foreign,
+            lambda job_id: Standing.of(self.jobs.get(job_id) or job_of_local(job_id)),
+            identity.installation,
+        )
         self.is_off = False
         """The machine's owner wants that nothing runs here."""
         self.jobs: dict[bytes, JobEnvelope] = {}
@@ -234,7 +248,7 @@ class WorkerService:
         ready, waiting = [], []
         for held in taken:
             try:
-                refs = self._inputs(job.spec, held.task.payload)
+                refs = self._needed(job, held)
             except RemoteProtocolError as error:
                 self.core.staged([held.run_id])
                 self._refuse(held, f"the task description is malformed: {error}")
@@ -248,6 +262,15 @@ class WorkerService:
         self.core.staged(ready)
         if waiting:
             self._scope.spawn(self._stage(waiting, link), "stage")
+
+    def _needed(self, job: JobEnvelope, held: Held) -> list[BlobRef]:
+        """Return the blobs that must be here before a task starts.
+
+        Raises:
+            RemoteProtocolError: its description is malformed.
+        """
+        saved = held.task.cookie_blob
+        return [*self._inputs(job.spec, held.task.payload), *([saved] if saved is not None else ())]
 
     def _refuse(self, held: Held, why: str) -> None:
         """Return a task without running it."""
@@ -270,6 +293,7 @@ class WorkerService:
         moved = self.core.redirect(job_id, to)
         if moved:
             self.jobs[job_id] = job
+            self.saver.tell_all()
         for link in list(self.links.values()):
             link.moves = [move for move in link.moves if move.job_id != job_id]
             if link.key != to and any(done.job_id == job_id for done in link.results):
@@ -327,7 +351,7 @@ class WorkerService:
             held.owner = LOCAL if key == self._identity.public_key else key
         self.core.put_back(held)
         if held.run_id in self.core.held and held.run_id not in self._pinned:
-            refs = self._inputs(self.jobs[held.job_id].spec, held.task.payload)
+            refs = self._needed(self.jobs[held.job_id], held)
             if refs:
                 self._host.store.blobs.pin(refs)
                 self._pinned[held.run_id] = refs
@@ -375,7 +399,15 @@ class WorkerService:
             submitter = b"" if job.submitter == self._identity.installation else job.submitter
             runs = [
                 TaskRun(
-                    held.run_id, held.job_id, job.spec, held.task.index, held.task.payload, held.task.attempt, submitter
+                    held.run_id,
+                    held.job_id,
+                    job.spec,
+                    held.task.index,
+                    held.task.payload,
+                    held.task.attempt,
+                    submitter,
+                    held.task.cookie,
+                    held.task.cookie_blob,
                 )
                 for held in batch.held
             ]
@@ -399,7 +431,7 @@ class WorkerService:
     def _on_outcomes(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
         for run_id, outcome in outcomes:
             ran = outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED)
-            held = self.core.ended(run_id, outcome.runtime_s if ran else None)
+            held = self.core.ended(run_id, outcome.runtime_s if ran else None, outcome.runtime_s)
             if held is None:
                 self._host.store.blobs.unpin(outcome_blobs(outcome))
                 continue
@@ -408,9 +440,51 @@ class WorkerService:
                 if outcome.status is not OutcomeStatus.OK:
                     self._host.store.blobs.unpin(outcome_blobs(outcome))
                     continue
-            self._finish(held, outcome)
+            self._finish_with_saved(held, outcome)
         self._note_health([outcome for _run_id, outcome in outcomes])
         self._pump_now()
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _on_saved(self, run_id: int, cookie: bytes) -> None:
+        held = self.core.held.get(run_id)
+        if held is not None and not held.is_dropped:
+            self.saver.saved(held, cookie)
+
+    async def _tell_saved(self, owner: bytes, cookies: list[Cookie]) -> None:
+        """Bring what tasks have saved to their coordinator."""
+        tasks = [(one.held.job_id, one.held.task, one) for one in cookies]
+        if owner == LOCAL:
+            for job_id, task, one in tasks:
+                saved = Saved(cookie=one.data, blob=one.blob, generation=task.generation, attempt=task.attempt)
+                self.save_local(job_id, task.index, saved)
+            return
+        channel = await self._reach(self.link(owner))
+        body = [
+            [job_id, task.index, task.generation, task.attempt, cookie_body(one.data, one.blob)]
+            for job_id, task, one in tasks
+        ]
+        await channel.request(Message.CHECKPOINT, body, timeout_s=RESULTS_TIMEOUT_S)
+
+    async def _finish_stored(self, held: Held, outcome: Outcome, data: bytes) -> None:
+        """Finish an attempt whose last cookie is large."""
+        ref = await self.saver.stored(data)
+        self._finish(held, outcome if ref is None else replace(outcome, value_blob=(ref.digest, ref.size)))
+
+    def _finish_with_saved(self, held: Held, outcome: Outcome) -> None:
+        """Finish an attempt; what it saved at last goes with its end when the task is to go on elsewhere."""
+        last = self.saver.ended(held.run_id)
+        if last is None:
+            self._finish(held, outcome)
+        elif outcome.status not in (OutcomeStatus.KILLED, OutcomeStatus.DIED):
+            self._host.store.blobs.unpin([last.blob] if last.blob is not None else [])
+            self._finish(held, outcome)
+        elif last.blob is not None:
+            self._finish(held, replace(outcome, value_blob=(last.blob.digest, last.blob.size)))
+        elif len(last.data) > INLINE_BYTES_MAX:
+            self._scope.spawn(self._finish_stored(held, outcome, last.data), "checkpoint")
+        else:
+            self._finish(held, replace(outcome, value=last.data))
 
     def _note_health(self, outcomes: Sequence[Outcome]) -> None:
         """Rest when nothing can be started here.  What was queued behind a task that died is reported along with it."""
@@ -801,6 +875,7 @@ class WorkerService:
         if link is None:
             return
         link.nudge.set()
+        self.saver.coordinator_heard_of(owner)
         if link.heartbeat_due:
             link.heartbeat_due = self._host.clock.now()
             self.tick(self._host.clock.now())

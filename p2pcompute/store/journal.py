@@ -10,6 +10,7 @@ facts       job id ‖ sequence (8)                             signed envelope,
 relays      job id ‖ sequence (8)                             signed claims that wait for the job's owner
 results     job id ‖ index (8) ‖ generation (4)               `ResultRecord`
 outbox      owner key (32) ‖ job id ‖ index (8) ‖ attempt (4) `OutboxEntry`
+saved       job id ‖ index (8)                                what a task has saved, opaque here
 meta        name                                              any CBOR value
 deleting    job id                                            nothing: its rows are being removed
 ==========  ================================================  ===================================
@@ -40,6 +41,7 @@ OUTBOX: Final = "outbox"
 META: Final = "meta"
 DELETING: Final = "deleting"
 PINS: Final = "pins"
+SAVED: Final = "saved"
 
 _SEQUENCE_BYTES: Final = 8
 _INDEX_BYTES: Final = 8
@@ -131,7 +133,7 @@ class Journal:
         await self._delete_rows(job_id)
 
     async def _delete_rows(self, job_id: bytes) -> None:
-        for table in (FACTS, RELAYS, RESULTS, PINS):
+        for table in (FACTS, RELAYS, RESULTS, PINS, SAVED):
             await self._store.delete_prefix(table, job_id)
         await self._store.commit([Write(DELETING, job_id, None)])
 
@@ -166,6 +168,18 @@ class Journal:
         async for key, _ in self._rows(PINS, job_id):
             at = JOB_ID_BYTES
             yield BlobRef(key[at : at + 32], int.from_bytes(key[at + 32 :], "big"))
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def saved_write(self, job_id: bytes, index: int, value: Any) -> Write:
+        """Set what a task has saved, any CBOR value; None: nothing any more."""
+        key = _job_key(job_id) + index.to_bytes(_INDEX_BYTES, "big")
+        return Write(SAVED, key, None if value is None else cbor.encode(value))
+
+    async def saved(self) -> AsyncIterator[tuple[bytes, int, Any]]:
+        """Yield (job, index, value) of all tasks that have saved something."""
+        async for key, value in self._rows(SAVED, b""):
+            yield key[:JOB_ID_BYTES], int.from_bytes(key[JOB_ID_BYTES:], "big"), cbor.decode(value)
 
     # --- results --------------------------------------------------------------------------------
 
