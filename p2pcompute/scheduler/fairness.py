@@ -13,7 +13,7 @@ for goes to the others, and is not saved up: who has asked for nothing begins be
 What a task costs is known only when it has ended, so a guess is charged when it starts and made good at its end.  The
 deficit of a submitter or job is what the others have had more; the largest is served next.
 
-Pure.  Bound: as many entries as jobs were added and not discarded.
+Pure.  Bound: as many entries as jobs were added and not discarded, and SUBMITTERS_KEPT_MAX.
 
 Source: deficit round-robin (Shreedhar & Varghese 1996), with costs that are charged afterwards as in surplus
 round-robin (Adiseshu et al. 1996); newcomers begin at the present round as in start-time fair queueing (Goyal et al.
@@ -31,6 +31,8 @@ from typing import Final
 
 from p2pcompute.scheduler.terms import JobEnvelope
 
+SUBMITTERS_KEPT_MAX: Final = 1024
+"""Submitters without a job whose past is remembered; beyond it those are forgotten."""
 USAGE_TAU_S: Final = 60.0
 """Time constant of the usage from which shares are shown."""
 
@@ -98,16 +100,17 @@ class FairOrder:
             submitter.jobs[job_id] = _Flow()
 
     def discard(self, job_id: bytes) -> None:
-        """Serve a job no more.  Its submitter is forgotten with its last job, when others have had as much."""
+        """Serve a job no more.  What its submitter has had beyond the present round is remembered."""
         standing = self._standings.pop(job_id, None)
         if standing is None:
             return
         submitter = self._submitters[standing.submitter]
         del submitter.jobs[job_id]
-        if not submitter.jobs and (submitter.had_s <= self._round_s or not self._standings):
-            del self._submitters[standing.submitter]
-        if len(self._submitters) > 2 * len(self._standings) + 1:
-            self._submitters = {key: one for key, one in self._submitters.items() if one.jobs}
+        if len(self._submitters) > len(self._standings) + SUBMITTERS_KEPT_MAX:
+            ahead = {key: one for key, one in self._submitters.items() if one.jobs or one.had_s > self._round_s}
+            self._submitters = (
+                ahead if len(ahead) < len(self._submitters) else {key: one for key, one in ahead.items() if one.jobs}
+            )
 
     def in_order(self, has_work: Callable[[bytes], bool], *, first: bytes | None = None) -> list[bytes]:
         """Return the jobs that have work, whose turn it is first.
@@ -135,6 +138,11 @@ class FairOrder:
                 places.append(((*before, -standing.priority, standing.deadline, job.had_s), job_id))
         places.sort(key=lambda place: place[0])
         return [job_id for _place, job_id in places]
+
+    def had_s(self, submitter: bytes) -> float:
+        """Return what a submitter has had for its weight, on the scale of all: who has least is served next."""
+        known = self._submitters.get(submitter)
+        return self._round_s if known is None else max(known.had_s, self._round_s)
 
     def charge(self, job_id: bytes, slot_s: float) -> None:
         """Count slot time for a job and its submitter; below 0: some that was charged before, and not used."""

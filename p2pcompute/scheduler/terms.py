@@ -92,7 +92,7 @@ class JobTerms:
     priority: int = 0
     """Among the jobs of one submitter: higher is served earlier; within ±PRIORITY_MAX."""
     deadline_ms: int = 0
-    """When the job is given up, Unix milliseconds; 0: never.  Of equal jobs that with the earlier one is served first."""
+    """When the job is given up, Unix milliseconds; 0: never.  Of equal jobs, that with the earlier one comes first."""
     require: tuple[str, ...] = ()
     """Conditions that a node must meet, in the language of `resources.expressions`; carried unread here."""
     prefer: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from math import ceil
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.limits import BATCH_TARGET_S, GRANT_TASKS_MAX, RECALL_S, RUN_BATCH_MAX, RUN_BATCH_S
+from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.owner import DURATION_WEIGHT, TASK_S_MIN, Grant, GrantedTask
 
 SPARE_FRACTION = 0.5
@@ -65,14 +66,22 @@ class WorkerCore:
         slot_count: int,
         slots_of: Callable[[bytes], int] | None = None,
         is_foreign: Callable[[bytes], bool] | None = None,
+        standing_of: Callable[[bytes], Standing] | None = None,
+        installation: bytes = b"",
     ) -> None:
         """Args:
         slots_of: how many slots a task of a job takes, from 1; None: one each.
         is_foreign: whether a job is another installation's; None: none is.
+        standing_of: what decides whose turn a job is; None: all are equal.
+        installation: this node's; its jobs come first.
         """
         self.slot_count = slot_count
         self._slots_of = slots_of
         self._is_foreign = is_foreign
+        self._standing_of = standing_of
+        self._installation = installation
+        self.order = FairOrder()
+        """Jobs that tasks are or were held of."""
         self.foreign_slots: int | None = None
         """How many slots foreign jobs may take now; None: all."""
         self.is_paused = False
@@ -83,7 +92,7 @@ class WorkerCore:
         self._by_task: dict[tuple[bytes, int], int] = {}
         """Run ids of what is held and not dropped."""
         self._queues: dict[bytes, deque[int]] = {}
-        """Queued run ids per job, jobs in turn."""
+        """Queued run ids per job."""
         self._queued_count = 0
         self._staging_count = 0
         self._free = list(range(slot_count - 1, -1, -1))
@@ -93,6 +102,8 @@ class WorkerCore:
         """Slot → further slots that its batch takes."""
         self._slot_began: dict[int, tuple[float, bytes, int]] = {}
         """Slot → when its batch began, its job, and how many tasks it has."""
+        self._slot_guess: dict[int, float] = {}
+        """Slot → slot time that was charged for each task of its batch."""
         self._is_short = False
         """The next task takes more slots than are free: it waits for them, and nothing passes it."""
         self._task_s: dict[bytes, float] = {}
@@ -247,7 +258,11 @@ class WorkerCore:
                 self._enqueue(held)
 
     def _enqueue(self, held: Held) -> None:
-        self._queues.setdefault(held.job_id, deque()).append(held.run_id)
+        if held.job_id not in self._queues:
+            self._queues[held.job_id] = deque()
+            standing = Standing() if self._standing_of is None else self._standing_of(held.job_id)
+            self.order.add(held.job_id, standing)
+        self._queues[held.job_id].append(held.run_id)
         self._queued_count += 1
 
     def moved(self, job_id: bytes, indices: Iterable[int]) -> None:
@@ -301,7 +316,13 @@ class WorkerCore:
             queue.remove(held.run_id)
         if not queue:
             del self._queues[held.job_id]
+            self._leave_order(held.job_id)
         self._queued_count -= 1
+
+    def _leave_order(self, job_id: bytes) -> None:
+        """Take a job of which nothing waits or runs out of the order."""
+        if job_id not in self._queues and all(job_id != job for _began, job, _size in self._slot_began.values()):
+            self.order.discard(job_id)
 
     def drop(self, job_id: bytes, indices: Sequence[int], *, owner: bytes, kill: bool) -> tuple[list[int], list[int]]:
         """The owner does not want these any more.
@@ -346,7 +367,8 @@ class WorkerCore:
     # --- running ----------------------------------------------------------------------------------
 
     def next_batches(self, now: float = 0.0) -> list[Batch]:
-        """Return what to start on the free slots now, jobs in turn; the tasks count as running from here on."""
+        """Return what to start on the free slots now, jobs in the order of `fairness`; the tasks count as running from
+        here on."""
         batches: list[Batch] = []
         self._is_short = False
         while self._free and self._queues and not self.is_resting:
@@ -372,6 +394,8 @@ class WorkerCore:
                 self._queues[job_id] = queue
             self._slot_runs[slot] = {held.run_id: None for held in held_list}
             self._slot_began[slot] = now, job_id, size
+            self._slot_guess[slot] = taken * self._task_s.get(job_id, BATCH_TARGET_S)
+            self.order.charge(job_id, size * self._slot_guess[slot])
             batches.append(Batch(slot, job_id, tuple(held_list)))
         return batches
 
@@ -380,10 +404,11 @@ class WorkerCore:
 
     def _next_job(self) -> bytes | None:
         """Return the job in turn; foreign ones are passed over while they have as many slots as they may."""
+        in_order = self.order.in_order(self._queues.__contains__, first=self._installation)
         if self.foreign_slots is None or self._is_foreign is None:
-            return next(iter(self._queues))
+            return in_order[0]
         left = self.foreign_slots - self._foreign_taken()
-        for job_id in self._queues:
+        for job_id in in_order:
             if not self._is_foreign(job_id) or min(self._slots_taken(job_id), self.foreign_slots or 1) <= left:
                 return job_id
         return None
@@ -421,15 +446,17 @@ class WorkerCore:
                 continue
             began, job_id, _size = self._slot_began[held.slot]
             self._slot_began[held.slot] = began, job_id, len(runs)
+            self.order.charge(job_id, -self._slot_guess[held.slot])
             held.state, held.slot = HeldState.QUEUED, -1
-            self._queues.setdefault(job_id, deque()).appendleft(run_id)
+            self._queues.setdefault(job_id, deque()).appendleft(run_id)  # its batch keeps the job in the order
             self._queued_count += 1
 
-    def ended(self, run_id: int, runtime_s: float | None) -> Held | None:
+    def ended(self, run_id: int, runtime_s: float | None, took_s: float = 0.0) -> Held | None:
         """A run has reported; returns what it was, or None when it is unknown.
 
         Args:
             runtime_s: of a task that ran to its end, else None.
+            took_s: how long it ran, whatever ended it.
         """
         held = self.held.pop(run_id, None)
         if held is None:
@@ -440,10 +467,13 @@ class WorkerCore:
             del self._by_task[held.job_id, held.task.index]
         runs = self._slot_runs[held.slot]
         del runs[run_id]
+        width = 1 + len(self._slot_others.get(held.slot, ()))
+        self.order.charge(held.job_id, width * (took_s or runtime_s or 0.0) - self._slot_guess[held.slot])
         if not runs:
-            del self._slot_runs[held.slot], self._slot_began[held.slot]
+            del self._slot_runs[held.slot], self._slot_began[held.slot], self._slot_guess[held.slot]
             self._free += self._slot_others.pop(held.slot, ())
             self._free.append(held.slot)
+            self._leave_order(held.job_id)
         if runtime_s is not None:
             runtime_s = max(runtime_s, TASK_S_MIN)
             average = self._task_s.pop(held.job_id, None)

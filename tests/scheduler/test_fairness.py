@@ -14,7 +14,7 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.identity.keys import create_identity
 from p2pcompute.limits import PRIORITY_MAX
-from p2pcompute.scheduler.fairness import USAGE_TAU_S, FairOrder, Standing, Usage
+from p2pcompute.scheduler.fairness import SUBMITTERS_KEPT_MAX, USAGE_TAU_S, FairOrder, Standing, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore
 from p2pcompute.scheduler.stealing import Thief
@@ -94,13 +94,26 @@ def test_the_machines_own_work_comes_first() -> None:
 
 def test_submitters_without_jobs_are_forgotten() -> None:
     order = FairOrder()
-    for number in range(1000):
+    for number in range(2 * SUBMITTERS_KEPT_MAX):
         job = number.to_bytes(4)
         order.add(job, Standing(job))
         order.in_order(lambda _job: True)
         order.charge(job, 1.0)
         order.discard(job)
-    assert len(order._submitters) <= 1 and not len(order)
+    assert len(order._submitters) <= SUBMITTERS_KEPT_MAX and not len(order)
+
+
+def test_what_a_submitter_has_had_outlives_its_jobs() -> None:
+    """Nodes run one task at a time: nothing waits in between, and yet submitters take turns."""
+    order, had = FairOrder(), {b"a": 0, b"b": 0, b"c": 0}
+    for _ in range(300):
+        least = min(had, key=order.had_s)
+        order.add(b"job of " + least, Standing(least))
+        assert order.in_order(lambda _job: True)
+        order.charge(b"job of " + least, 1.0)
+        order.discard(b"job of " + least)
+        had[least] += 1
+    assert set(had.values()) == {100}
 
 
 def test_usage_fades() -> None:
