@@ -113,11 +113,18 @@ class RunSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     cache: str = field(default="20G", metadata={"help": "Most that files of other jobs may take on disk."})
+    environments: str = field(
+        default="20G", metadata={"help": "Most that Python packages of jobs may take on disk, as installed and fetched."}
+    )
     keep: str = field(default="30d", metadata={"help": "How long finished jobs are kept."})
 
     @property
     def cache_bytes(self) -> int:
         return parse_size(self.cache)
+
+    @property
+    def environments_bytes(self) -> int:
+        return parse_size(self.environments)
 
     @property
     def keep_s(self) -> float:
@@ -167,7 +174,7 @@ PROJECT_KEYS: Final = ("run.mem", "run.retries", "run.timeout", "run.batch")
 """What a project file may set: a cloned repository must not touch trust, network or node."""
 _ALIASES: Final = {"P2PC_LOG": "log.level", "P2PC_LOG_FORMAT": "log.format"}
 _DURATIONS: Final = {"node": (), "cpu": (), "run": ("timeout",), "store": ("keep",), "log": ()}
-_SIZES: Final = {"node": (), "cpu": (), "run": ("mem",), "store": ("cache",), "log": ()}
+_SIZES: Final = {"node": (), "cpu": (), "run": ("mem",), "store": ("cache", "environments"), "log": ()}
 
 
 _COUNTS_MAX: Final = {"node.seeds": SEEDS_MAX, "node.dns": DNS_SERVERS_MAX}

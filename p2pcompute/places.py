@@ -35,6 +35,11 @@ class Paths:
     socket: Path
 
     @property
+    def environments(self) -> Path:
+        """Python environments of jobs."""
+        return self.data / "environments"
+
+    @property
     def log(self) -> Path:
         return self.state / "node.log"
 

@@ -12,7 +12,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pcompute.config import StoreSettings
 from p2pcompute.errors import ChannelLost, NodeUnavailable
+from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.host.interfaces import Address, DnsAnswer, DnsKind, Host, LanAnnouncement
@@ -26,6 +28,7 @@ from p2pcompute.identity.keys import Identity, create_identity, delegate
 from p2pcompute.limits import DELEGATION_TTL_S_MAX
 from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
+from p2pcompute.places import find_paths
 from p2pcompute.trust.groups import Group, load_group
 
 if TYPE_CHECKING:
@@ -165,7 +168,15 @@ async def _start(
     undo.push_async_callback(store.close)
     undo.push_async_callback(net.close)
     # Of others it takes nothing: it is a program of this user's, and the node beside it is there for that.
-    runner = ProcessRunner(store.blobs, directory / "work", worker_count, clock, node_name=name, others=Level.NONE)
+    runner = ProcessRunner(
+        store.blobs,
+        directory / "work",
+        worker_count,
+        clock,
+        node_name=name,
+        others=Level.NONE,
+        environments=Environments(find_paths().environments, bytes_max=StoreSettings().environments_bytes),
+    )
     probe = RealProbe(directory)
     undo.callback(probe.close)
     host = Host(clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=probe)

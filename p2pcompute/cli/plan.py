@@ -15,13 +15,17 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.api.results import DoneKeys, command_key, content_key
 from p2pcompute.cli.inputs import Row, Source, SourceKind, parse_range, split_arguments
 from p2pcompute.cli.output import count_text, one_line
 from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, parse
 from p2pcompute.errors import UsageError
+
+if TYPE_CHECKING:
+    from p2pcompute.execution.locking import Requirements
 
 _FILE_FUNCTION: Final = re.compile(r"(?P<file>.+\.py)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 _MODULE_FUNCTION: Final = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
@@ -108,6 +112,39 @@ def ship_function(target: str) -> Function:
     function = load_file_function(target)
     shipped = ship(function)
     return Function(target, shipped.code, shipped.modules_zip, key_of(function), shipped.module_names)
+
+
+def find_deps(deps: str, kind: str, words: Sequence[str]) -> Requirements | None:
+    """Return where the packages of the tasks are listed: of a function by its script, of a command by a script of it.
+
+    Raises:
+        UsageError: --deps names no file, or its block cannot be read.
+    """
+    from p2pcompute.execution.locking import find_requirements
+
+    if kind in ("wasm", "container"):
+        return None
+    if kind == "function":
+        place = words[0].rpartition("::")[0]
+        script: Path | None = Path(place) if place.endswith(".py") else Path(*place.split(".")).with_suffix(".py")
+    else:
+        script = next((Path(word) for word in words[:2] if kind == "command" and word.endswith(".py")), None)
+    return find_requirements(deps, script, is_beside=kind == "function")
+
+
+def ship_source(target: str, requirements: Requirements) -> Function:
+    """Read a function that has packages of its own, which need not be installed here.
+
+    Raises:
+        UsageError: there is no such file, module or function.
+    """
+    from p2pcompute.execution import sources
+
+    shipped = sources.ship_source(target)
+    key = hashlib.blake2b(digest_size=16)
+    for part in (shipped.code, shipped.modules_zip or b"", requirements.key):
+        key.update(len(part).to_bytes(8, "big") + part)
+    return Function(target, shipped.code, shipped.modules_zip, key.digest(), shipped.module_names)
 
 
 def read_module(path: str) -> Function:
@@ -253,6 +290,7 @@ class TaskMaker:
         kind: command, shell, function or wasm.
         words: the command as typed; TARGET alone for a function.
         with_keys: tasks get a resume key by content.
+        packages_key: of a command's packages.
     """
 
     def __init__(
@@ -264,6 +302,7 @@ class TaskMaker:
         function: Function | None = None,
         env: Mapping[str, str] | None = None,
         with_keys: bool = False,
+        packages_key: bytes = b"",
     ) -> None:
         self._kind = kind
         self._words = list(words)
@@ -280,7 +319,7 @@ class TaskMaker:
         if with_keys:
             shared = [part for path in files.share for part in (name_in_task(path), self._hashes.of(path).hex())]
             variables = sorted(f"{name}={value}" for name, value in (env or {}).items())
-            self._common = content_key(kind, shared, variables, function.key if function else b"")
+            self._common = content_key(kind, shared, variables, function.key if function else packages_key)
 
     def line(self, row: Row, seq: int) -> dict[str, Any]:
         """Return the task of a row; `seq` counts from 1.

@@ -38,16 +38,20 @@ from p2pcompute.cli.plan import (
     check_module_files,
     check_readable,
     file_line,
+    find_deps,
     find_sources,
     make_lines,
     read_module,
     read_target,
     ship_function,
+    ship_source,
 )
 from p2pcompute.cli.replacement import parse as parse_replacement
 from p2pcompute.errors import P2pcError, UsageError
 
 if TYPE_CHECKING:
+    from p2pcompute.execution.locking import Requirements
+    from p2pcompute.execution.locks import Lock
     from p2pcompute.resources.matching import Needs
 
 SUBMIT_VARIABLES: Final = ("P2PC_SUBMIT_DIR", "P2PC_SUBMIT_HOST")
@@ -56,7 +60,7 @@ UPLOAD_LINES: Final = 512
 UPLOAD_BYTES: Final = 1024 * 1024
 """Tasks sent in one request: kept until the node has them."""
 JOB_NAME_CHARS: Final = 40
-NEEDS: Final = ("cpus", "mem_bytes", "gpus", "disk_bytes")
+NEEDS: Final = ("cpus", "mem_bytes", "gpus", "disk_bytes", "packages_b64", "platforms", "is_built")
 """Of a job's spec: what a task asks of a node."""
 INPUT_FLAGS: Final = ("-a", "--arg-file", "--range", "--from-json")
 
@@ -72,7 +76,7 @@ SECTIONS: Final = {
     "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
     "Files": ("send", "fetch", "share"),
     "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "explain"),
-    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "kind", "batch"),
+    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "deps", "kind", "batch"),
     "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results",
@@ -184,6 +188,12 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option(
     "--results", metavar="DIR|FILE", help="Write output, files and a joblog to DIR, or all to one .jsonl, .csv or .tsv."
 )
+@click.option(
+    "--deps",
+    metavar="auto|none|FILE",
+    default="auto",
+    help="Python packages: uv.lock, requirements.txt or PEP 723 header.  auto: of the script.",
+)
 @click.option("--joblog", metavar="FILE", help="GNU parallel compatible joblog.")
 @click.option("--resume", is_flag=True, help="Skip what --results or --joblog says was done, by content.")
 @click.option("--resume-failed", is_flag=True, help="Like --resume, but try the failed ones again.")
@@ -250,9 +260,13 @@ def run(context: click.Context, /, **flags: Any) -> int:
         say("no inputs: they come after :::, with -a, --range or --from-json, or from a pipe\n")
         return _help_and_exit(context)
     request = _read_request(flags, command, Inputs(sources, _reading(flags), sys.stdin.buffer))
-    function = None
+    function, lock = None, None
+    requirements = find_deps(flags["deps"], request.kind, request.words)
+    if requirements is not None:
+        lock = _lock(requirements)
     if request.kind == "function":
-        function = ship_function(request.words[0])
+        name = request.words[0]
+        function = ship_function(name) if requirements is None else ship_source(name, requirements)
     elif request.kind == "wasm":
         function = read_module(request.words[0])
     maker = TaskMaker(
@@ -264,12 +278,29 @@ def run(context: click.Context, /, **flags: Any) -> int:
         with_keys=request.results is not None and not flags["dry_run"],
     )
     if flags["dry_run"]:
-        return _dry_run(request, maker, function)
+        return _dry_run(request, maker, function, lock)
     if flags["explain"]:
-        return _Run(request, maker, function).explain()
+        packages_key=b"" if requirements is None else requirements.key,
+        return _Run(request, maker, function, lock).explain()
     if request.results is not None:
         check_target(request.results)
-    return _Run(request, maker, function).go()
+    return _Run(request, maker, function, lock).go()
+
+
+def _lock(requirements: Requirements) -> Lock:
+    """Return the packages of a job, and say what they are.
+
+    Raises:
+        UsageError: they cannot be had.
+    """
+    from p2pcompute.execution.locking import make_lock
+
+    lock = make_lock(requirements)
+    say(f"{plural(len(lock.names), 'package')} of {requirements.path} in an environment of its own", level=1)
+    if lock.built:
+        names = ", ".join(lock.built[:5])
+        say(f"no wheel of {names}: only nodes of this installation build what has none", level=1)
+    return lock
 
 
 def _check_text(words: Sequence[str]) -> None:
@@ -492,14 +523,15 @@ def _numbered(target: ResultsTarget) -> ResultsTarget:
     return replace(target, first=max(read_done_keys(path).next_number for _, path in target.claims()))
 
 
-def _dry_run(request: Request, maker: TaskMaker, function: Function | None) -> int:
+def _dry_run(request: Request, maker: TaskMaker, function: Function | None, lock: Lock | None) -> int:
     """Print the tasks as the node would run them."""
     if request.is_json:
         tasks = []
         for seq, row in enumerate(request.inputs.rows(), start=1):
             line = maker.line(row, seq)
             tasks.append({name: value for name, value in line.items() if name != "args_b64"})
-        print_json({"schema": "p2pc.dry-run/1", "kind": request.kind, "tasks": tasks})
+        packages = [] if lock is None else list(lock.names)
+        print_json({"schema": "p2pc.dry-run/1", "kind": request.kind, "packages": packages, "tasks": tasks})
         return 0
     say(f"kind: {request.kind}", level=1)
     if function is not None and request.kind == "function":
@@ -509,6 +541,8 @@ def _dry_run(request: Request, maker: TaskMaker, function: Function | None) -> i
     for count, row in enumerate(request.inputs.rows(), start=1):
         maker.line(row, count)
         print(maker.text(row, count))
+    if lock is not None:
+        say(f"packages: {', '.join(lock.names) or 'none'}", level=1)
     say(f"{plural(count, 'task')}; nothing was run", level=1)
     return 0
 
@@ -524,6 +558,8 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     _chunker: Chunker = field(init=False)
     _connection: Any = None
+    lock: Lock | None
+    """Of its packages."""
     """Of the node, once it was needed."""
     _is_new: bool = False
     """The node was started for this run."""
@@ -583,7 +619,7 @@ class _Run:
             UsageError: it asks for an attribute that no node has, with a name like one that there is.
         """
         request = self.request
-        if request.needs is None and not request.on and not request.not_on:
+        if request.needs is None and self.lock is None and not request.on and not request.not_on:
             return
         from p2pcompute.cli.explain import never_error, unheard_lines
 
@@ -784,6 +820,9 @@ class _Run:
             spec["fuel"] = request.fuel
         if function is not None:
             spec["code_b64"] = base64.b64encode(function.code).decode()
+        if self.lock is not None:
+            spec["packages_b64"] = base64.b64encode(self.lock.text).decode()
+            spec |= {"platforms": list(self.lock.platforms), "is_built": bool(self.lock.built)}
             if function.modules is not None:
                 spec["modules_b64"] = base64.b64encode(function.modules).decode()
         terms: dict[str, Any] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from p2pcompute.config import Settings, parse_labels, parse_name_server, parse_peer, parse_seed, parse_slots
 from p2pcompute.errors import IdentityError, StoreError
+from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.execution.sandbox_trial import isolation
@@ -124,6 +125,11 @@ async def build_node(
             others=offered.level,
             only_wasm=offered.only_wasm,
             hidden=hidden,
+            environments=Environments(
+                paths.environments,
+                bytes_max=settings.store.environments_bytes,
+                is_confined=offered.level is not Level.PROCESS,
+            ),
         )
         undo.push_async_callback(runner.close)
         contacts: list[Address] = []

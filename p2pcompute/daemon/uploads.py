@@ -17,7 +17,8 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from p2pcompute.daemon.views import Note
-from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
+from p2pcompute.execution.locks import check_lock
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload, encode_payload, is_safe_name
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.limits import (
@@ -71,6 +72,9 @@ class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     share: list[FileLine] = []
     code_b64: bytes | None = None
     modules_b64: bytes | None = None
+    packages_b64: bytes | None = None
+    platforms: list[str] = []
+    is_built: bool = False
 
 
 class JobBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -244,6 +248,8 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         mem_bytes=spec.mem_bytes,
         gpus=spec.gpus,
         disk_bytes=spec.disk_bytes,
+        has_packages=spec.packages_b64 is not None,
+        platforms=tuple(spec.platforms),
     )
     if not needs.is_plain:
         check_needs(needs)
@@ -251,7 +257,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     if len(on) + len(not_on) > NODES_CHOSEN_MAX:
         _bad(f"{len(on) + len(not_on)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}")
     python = terms.python
-    if python is None and kind is TaskKind.FUNCTION:
+    if python is None and (kind is TaskKind.FUNCTION or spec.packages_b64 is not None):
         python = (sys.version_info.major, sys.version_info.minor)
     job_terms = JobTerms(
         name=body.name,
@@ -277,6 +283,14 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,
         fuel=spec.fuel,
+        packages=None
+        if spec.packages_b64 is None
+        else BlobRef(bytes(32), len(spec.packages_b64)),  # put by `build_job`
+        packages=None
+        if spec.packages_b64 is None
+        else BlobRef(bytes(32), len(spec.packages_b64)),  # put by `build_job`
+        platforms=tuple(spec.platforms),
+        is_built=spec.is_built,
     )
     return job_terms, job_spec
 
@@ -299,9 +313,22 @@ async def build_job(
         _bad("fuel is for wasm", "instructions of other programs are not counted", "use a timeout", "fuel")
     code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
     modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
+    packages = await _packages(spec.packages_b64, plain.kind, blobs)
     share = await FileTaker(blobs).take_all(spec.share)
     note = Note(kind=str(plain.kind), results=body.results, note=body.note)
-    return terms, replace(plain, code=code, modules=modules, share=share), note
+    return terms, replace(plain, code=code, modules=modules, packages=packages, share=share), note
+
+
+async def _packages(lock: bytes | None, kind: TaskKind, blobs: BlobStore) -> BlobRef | None:
+    if lock is None:
+        return None
+    if kind is TaskKind.WASM:
+        _bad("packages are for Python", "a WASM module has everything in it", "leave them out: --deps none", "deps")
+    try:
+        check_lock(lock)
+    except RemoteProtocolError as error:
+        _bad("these packages are not listed as they must be", str(error), "let p2pc run list them: --deps", "deps")
+    return await blobs.put(lock)
 
 
 def _check_environment(env: Mapping[str, str]) -> None:

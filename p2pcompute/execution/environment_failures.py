@@ -64,16 +64,16 @@ class EnvironmentFailed(Exception):
         self.is_final = is_final
 
 
-def explain(said: str, *, is_own: bool) -> EnvironmentFailed:
+def explain(said: str, *, may_build: bool) -> EnvironmentFailed:
     """Return what uv's words mean.
 
     Args:
-        is_own: packages may be built.
+        may_build: packages were allowed to be built.
     """
     clean = re.sub(r"\x1b\[[0-9;]*m", "", said)
     clean = re.sub(r"(?<=://)[^/@\s]*@", "", clean)  # whoever submitted it need not know how we log in
     shown = clean if len(clean) <= _SAID_CHARS else f"{clean[: _SAID_CHARS // 2]}\n…\n{clean[-_SAID_CHARS // 2 :]}"
     for pattern, what, fix, is_final in _CASES:
         if re.search(pattern, clean):
-            return EnvironmentFailed(what, fix, shown, is_final=is_final and is_own)
+            return EnvironmentFailed(what, fix, shown, is_final=is_final and may_build)
     return EnvironmentFailed("its packages could not be installed on that node", "see what uv says", shown)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import shlex
@@ -38,7 +39,6 @@ from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import box_places, sandbox
 from p2pcompute.execution.environment_failures import EnvironmentFailed, explain
 from p2pcompute.execution.locks import check_lock
-from p2pcompute.execution.sandbox_process import lower_priority
 from p2pcompute.execution.trees import remove_tree
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
@@ -102,24 +102,25 @@ class Environments:
         directory: Path,
         *,
         bytes_max: int,
-        in_use: Callable[[], Collection[Path]] = tuple,
         is_confined: bool = True,
     ) -> None:
         """Args:
-        in_use: returns the paths of environments that processes run in: they stay.
         is_confined: uv must run in a sandbox; False: it does where there is one.
         """
         self._directory = directory
         self._bytes_max = bytes_max
-        self._in_use = in_use
+        self.in_use: Callable[[], Collection[Path]] = tuple
+        """Returns the paths of environments that processes run in: they stay."""
         self._is_confined = is_confined
         self._building: dict[Path, asyncio.Task[Environment | EnvironmentFailed]] = {}
         self._finishing: dict[asyncio.Task[None], None] = {}
+        self._held: dict[Path, int] = {}
+        """Those that were used lately, and the descriptors that keep them."""
         self._turns = asyncio.Semaphore(ENVIRONMENT_BUILDS_MAX)
         self._failures: dict[Path, tuple[float, EnvironmentFailed]] = {}
         self._processes: dict[subprocess.Popen[bytes], None] = {}
         self._scope = TaskScope("environments")
-        self._is_closed = False
+        self.is_closed = False
         self.built_count = 0
         """Environments that were built since the start."""
         self.evicted_count = 0
@@ -139,15 +140,37 @@ class Environments:
         path = self._place(digest, owner)
         try:
             os.utime(path / _READY)
+            self._hold(path)
         except OSError:
             return None
         return Environment(path, self._library())
 
-    async def get(self, digest: bytes, lock_path: str, owner: str) -> Environment:
+    def _hold(self, path: Path) -> None:
+        """Keep an environment from being removed, here and by other processes of this user, until `make_room`.
+
+        Raises:
+            OSError: it is being removed, or is gone.
+        """
+        if path in self._held:
+            return
+        mark = os.open(path / _READY, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(mark)
+            raise
+        self._held[path] = mark
+
+    def _let_go(self, kept: Collection[Path]) -> None:
+        for path in [path for path in self._held if path not in kept]:
+            os.close(self._held.pop(path))
+
+    async def get(self, digest: bytes, lock_path: str, owner: str, *, may_build: bool) -> Environment:
         """Return the environment for a lock; build it first when it is not there.  Those who ask meanwhile wait.
 
         Args:
             lock_path: file that holds the lock.
+            may_build: packages without a wheel may be built, which runs code of theirs.
 
         Raises:
             EnvironmentFailed: it cannot be built here.
@@ -160,7 +183,7 @@ class Environments:
             raise failure
         task = self._building.get(path)
         if task is None:
-            task = self._building[path] = self._scope.spawn(self._build(path, lock_path, owner), "build")
+            task = self._building[path] = self._scope.spawn(self._build(path, lock_path, owner, may_build), "build")
             task.add_done_callback(lambda _task: self._building.pop(path, None))
         made = await asyncio.shield(task)
         if isinstance(made, EnvironmentFailed):
@@ -169,34 +192,38 @@ class Environments:
 
     async def close(self) -> None:
         """End builds under way."""
-        self._is_closed = True
+        self.is_closed = True
         for process in list(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
         for task in [*self._building.values(), *self._finishing]:
             await task  # not cancelled: its thread sees that we are closed, and must not outlive us
         await self._scope.close()
+        self._let_go(())
 
     # --- building -------------------------------------------------------------------------------------
 
-    async def _build(self, path: Path, lock_path: str, owner: str) -> Environment | EnvironmentFailed:
+    async def _build(self, path: Path, lock_path: str, owner: str, may_build: bool) -> Environment | EnvironmentFailed:
         async with self._turns:
             try:
-                user = await asyncio.to_thread(self._make, path, lock_path, owner)
+                await asyncio.to_thread(self._make, path, lock_path, owner, may_build)
+                self._hold(path)
             except EnvironmentFailed as failure:
                 self._failures.pop(path, None)
                 self._failures[path] = (time.monotonic(), failure)
                 if len(self._failures) > ENVIRONMENT_FAILURES_MAX:
                     del self._failures[next(iter(self._failures))]
                 return failure
+            except OSError as error:
+                return EnvironmentFailed(f"its packages could not be stored here: {error}", "make room on that node")
         self.built_count += 1
-        after = self._scope.spawn(self._finish(path, user, owner), "finish")
+        after = self._scope.spawn(self._finish(path, owner), "finish")
         self._finishing[after] = None
         after.add_done_callback(lambda task: self._finishing.pop(task, None))
         return Environment(path, self._library())
 
-    def _make(self, path: Path, lock_path: str, owner: str) -> int | None:
-        """Build an environment, in a thread; return the user that it belongs to.
+    def _make(self, path: Path, lock_path: str, owner: str, may_build: bool) -> None:
+        """Build an environment, in a thread, unless another process just did.
 
         Raises:
             EnvironmentFailed: that did not work.
@@ -204,15 +231,19 @@ class Environments:
         uv = find_uv()
         if uv is None:
             raise EnvironmentFailed("this node has no uv, which installs packages", "pip install 'p2pcompute[uv]'")
+        turn = self._begin_build(path)
+        assert turn is not None
         try:
+            if (path / _READY).exists():
+                return
             lock = Path(lock_path).read_bytes()
             check_lock(lock)
-            user = self._prepare(path, owner)
+            user = self._prepare(path)
             (path / "lock").write_bytes(lock)
             (path / "lock").chmod(0o644)
-            said = self._run(lambda place: _words(uv, place, owner, has_packages=bool(lock)), path, owner, user)
+            said = self._run(lambda place: _words(uv, place, may_build, has_packages=bool(lock)), path, owner, user)
             if said is not None:
-                raise explain(said, is_own=owner == OWN)
+                raise explain(said, may_build=may_build)
             size = _size(path)
             remove_tree(str(path / "tmp"))
             (path / _READY).write_text(str(size))
@@ -222,19 +253,34 @@ class Environments:
         except sandbox.NoSandbox as error:
             self._discard(path)
             raise EnvironmentFailed(f"packages cannot be installed safely here: {error}", error.fix) from error
-        except OSError as error:
-            self._discard(path)
-            raise EnvironmentFailed(
-                f"its packages could not be stored here: {error}", "make room on that node"
-            ) from error
         except BaseException:
             self._discard(path)
             raise
-        return user
+        finally:
+            os.close(turn)
 
-    def _prepare(self, path: Path, owner: str) -> int | None:
+    def _begin_build(self, path: Path, *, waits: bool = True) -> int | None:
+        """Wait until nobody else builds the same; return the descriptor that keeps them out, None when it is built now.
+
+        Raises:
+            OSError: there can be no files.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        turn = os.open(path.parent / f"{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(turn)
+            return None
+        return turn
+
+    def _user(self) -> int | None:
+        """Return the user that uv becomes; None: it is ours."""
+        return sandbox.user_of_slot(self._directory, 0) if self._bubblewrap() else None
+
+    def _prepare(self, path: Path) -> int | None:
         """Make the directories of an environment; return the user that it is built as, None for ours."""
-        user = sandbox.user_of_slot(self._directory, 0) if self._bubblewrap() else None
+        user = self._user()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         cache = path.parent / _CACHE
@@ -258,7 +304,7 @@ class Environments:
             EnvironmentFailed: it took too long or too much room, or this node stops.
             NoSandbox, OSError: it cannot be run.
         """
-        if self._is_closed:
+        if self.is_closed:
             raise EnvironmentFailed("this node stops")
         cache = path.parent / _CACHE
         bubblewrap = self._bubblewrap()
@@ -274,7 +320,7 @@ class Environments:
         deadline = time.monotonic() + ENVIRONMENT_BUILD_S
         with open(log, "w+b") as said:
             process = subprocess.Popen(
-                [*lower_priority(), *start],
+                [*sandbox.lower_priority(), *start],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -293,12 +339,12 @@ class Environments:
                         why = f"its packages take more than {ENVIRONMENT_BYTES_MAX >> 30} GiB"
                     elif time.monotonic() > deadline:
                         why = f"its packages could not be installed within {ENVIRONMENT_BUILD_S / 60:g} minutes"
-                    if why or self._is_closed:
+                    if why or self.is_closed:
                         os.killpg(process.pid, 9)
             finally:
                 del self._processes[process]
                 log.unlink(missing_ok=True)
-            if self._is_closed:
+            if self.is_closed:
                 raise EnvironmentFailed("this node stopped while it installed the packages")
             if why:
                 raise EnvironmentFailed(why, "ask for fewer packages", is_final=True)
@@ -330,15 +376,16 @@ class Environments:
 
     # --- afterwards -----------------------------------------------------------------------------------
 
-    async def _finish(self, path: Path, user: int | None, owner: str) -> None:
+    async def _finish(self, path: Path, owner: str) -> None:
         """Compile bytecode, then make room."""
-        await asyncio.to_thread(self._compile, path, user, owner)
+        await asyncio.to_thread(self._compile, path, owner)
         await self.make_room()
 
-    def _compile(self, path: Path, user: int | None, owner: str) -> None:
+    def _compile(self, path: Path, owner: str) -> None:
         with contextlib.suppress(OSError, EnvironmentFailed, sandbox.NoSandbox):
             _protect(path, is_open=True)
             (path / "tmp").mkdir(mode=0o755, exist_ok=True)
+            user = self._user()
             if user is not None:
                 os.chown(path / "tmp", user, user)
             self._run(_compiling, path, owner, user)
@@ -351,7 +398,8 @@ class Environments:
         """Remove what was not used for longest until the rest fits."""
         kept = await asyncio.to_thread(self._survey)
         total = sum(size for _used, size, _path in kept)
-        busy = {*self._in_use(), *self._building}
+        busy = {*self.in_use(), *self._building}
+        self._let_go(busy)
         for count, (_used, size, path) in enumerate(sorted(kept)):
             if total <= self._bytes_max and len(kept) - count <= ENVIRONMENTS_MAX:
                 return
@@ -359,7 +407,15 @@ class Environments:
                 continue
             trash = path.with_name(f"{path.name}.gone")
             with contextlib.suppress(OSError):
-                path.rename(trash)
+                if path.name != _CACHE:
+                    mark = os.open(path / _READY, os.O_RDONLY | os.O_CLOEXEC)
+                    try:
+                        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another process uses it
+                        path.rename(trash)
+                    finally:
+                        os.close(mark)
+                else:
+                    path.rename(trash)
                 total -= size
                 self.evicted_count += path.name != _CACHE
                 await asyncio.to_thread(self._discard, trash)
@@ -378,18 +434,19 @@ class Environments:
                     elif path not in self._building:
                         found.append((mark.stat().st_mtime, int(mark.read_text()), path))
                 except (OSError, ValueError):
-                    if path not in self._building and path.is_dir():
+                    if path.is_dir() and (turn := self._begin_build(path, waits=False)) is not None:
                         self._discard(path)
+                        os.close(turn)
         return found
 
 
-def _words(uv: str, place: str, owner: str, *, has_packages: bool) -> list[str]:
+def _words(uv: str, place: str, may_build: bool, *, has_packages: bool) -> list[str]:
     """Return the command that fills an environment."""
     make = [uv, "venv", "--quiet", "--relocatable", "--no-project", "--no-config", "--allow-existing"]
     make += ["--python", sys.executable, place]
     install = [uv, "pip", "install", "--quiet", "--no-config", "--no-deps", "--require-hashes", "--no-progress"]
     install += ["--python", f"{place}/bin/python", "-r", f"{place}/lock"]
-    if owner != OWN:
+    if not may_build:
         install += ["--only-binary", ":all:"]
     if not has_packages:
         return make

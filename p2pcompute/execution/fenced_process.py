@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from p2pcompute.execution import sandbox
-from p2pcompute.execution.sandbox_process import lower_priority
 from p2pcompute.execution.worker_process import WorkerProcess
 
 
@@ -38,4 +37,4 @@ class FencedProcess(WorkerProcess):
     def _command(self, channel_fd: int, life_line_fd: int) -> tuple[list[str], dict[str, str]]:
         (self.directory / "shared").mkdir(mode=0o700)
         words, environment = super()._command(channel_fd, life_line_fd)
-        return [*lower_priority(), *words], environment
+        return [*sandbox.lower_priority(), *words], environment

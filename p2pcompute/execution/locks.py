@@ -157,9 +157,3 @@ def _platforms(tag: str) -> list[str]:
         if system and arch:
             found.append(f"{system}/{arch}")
     return found
-
-
-def platforms_condition(platforms: Sequence[str]) -> str:
-    """Return the condition that a node has one of these platforms; empty for every platform."""
-    pairs = [platform.partition("/")[::2] for platform in platforms]
-    return " || ".join(f"node.os == '{system}' && node.arch == '{arch}'" for system, arch in pairs)

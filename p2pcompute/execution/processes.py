@@ -21,6 +21,8 @@ from typing import Any, Final
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.environment_failures import EnvironmentFailed
+from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
@@ -32,6 +34,7 @@ from p2pcompute.execution.task_messages import (
     KnownJob,
     Translator,
     Unfit,
+    in_environment,
     input_bytes,
     placed_job,
     placed_task,
@@ -87,6 +90,10 @@ class _Slot:
     own: WorkerProcess | None = None
     """Runs tasks of this installation's user."""
     box: SandboxProcess | FencedProcess | None = None
+    warm: dict[Path, WorkerProcess] = field(default_factory=dict)
+    """The same in Python environments of their jobs, by their paths, the one used last at the end."""
+    preparing: tuple[int, ...] = ()
+    """Runs of its batch while their environment is being built."""
     """Runs tasks of one job of somebody else."""
     box_timer: Timer | None = None
     """Ends a sandbox that is not needed any more."""
@@ -127,12 +134,19 @@ class ProcessRunner:
         only_wasm: bool = False,
         hidden: Sequence[Path] = (),
     ) -> None:
+        environments: Environments | None = None,
         """Args:
         others: level of tasks of other installations.
         only_wasm: of these, only WASI modules are run, as it is at the level `wasm`.
         hidden: directories of the node, which no sandbox may see.
         """
+        environments: installs the packages of jobs; None: jobs with packages of their own are refused.
         self._others = others
+        self._environments = environments
+        if environments is not None:
+            environments.in_use = self._environments_in_use
+        self.trusts: Callable[[bytes], bool] = lambda _submitter: False
+        """Whether packages may be built for another installation, which runs their code."""
         self._only_wasm = only_wasm or others is Level.WASM
         self._hidden = (directory, *hidden)
         self._node_name = node_name
@@ -202,25 +216,96 @@ class ProcessRunner:
                 run.run_id, is_function, is_function and not is_boxed, job.spec.timeout_s
             )
         if first is not None:
-            try:
-                if is_boxed:
-                    worker: WorkerProcess = self._box_for(state, runs[0].submitter, first, tasks)
-                    worker.begin_batch()
-                    jobs = {number: placed_job(definition, worker.place) for number, definition in jobs.items()}
-                    tasks = [placed_task(task, worker.place) for task in tasks]
-                    worker.end_batch()
-                else:
-                    worker = self._own_worker(state)
-                self._hand_over(state, worker, jobs, tasks)
-            except OSError as error:
-                text = f"no worker process could be started here: {error}"
-                unfit += [(run_id, Outcome(OutcomeStatus.NOT_RUN, error=text)) for run_id in state.pending]
-                state.pending.clear()
+            if first.spec.packages is None:
+                self._begin(state, runs[0], first, jobs, tasks)
+            else:
+                state.worker, state.preparing = None, tuple(state.pending)
+                self._scope.spawn(self._prepare(state, runs[0], first, jobs, tasks), "prepare")
         if unfit:
             asyncio.get_running_loop().call_soon(self._report, state, unfit)
         self._remove_forgotten()
 
     def _is_boxed(self, runs: Sequence[TaskRun]) -> bool:
+    async def _prepare(
+        self, state: _Slot, run: TaskRun, job: KnownJob, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
+    ) -> None:
+        """Hand a batch over once the environment of its job is there."""
+        mine = state.preparing
+        outcome, environment = Outcome(OutcomeStatus.NOT_RUN, error="the node stopped before this task started"), None
+        try:
+            environment = await self._environment_of(run, job)
+        except EnvironmentFailed as failure:
+            if self._environments is not None and not self._environments.is_closed:
+                cause = FAILS_ALWAYS if failure.is_final else ""
+                outcome = Outcome(OutcomeStatus.FAILED, error=str(failure), cause=cause)
+        except Unfit as reason:
+            outcome = reason.outcome
+        finally:
+            if state.preparing is mine:  # else all of them were stopped, and the slot has another batch
+                state.preparing = ()
+                if environment is None:
+                    waiting = [(run_id, outcome) for run_id in state.pending]
+                    state.pending.clear()
+                    self._report(state, waiting)
+        tasks = [task for task in tasks if task[0] in state.pending]  # some may have been stopped meanwhile
+        if environment is not None and tasks:
+            self._begin(state, run, job, jobs, tasks, environment)
+
+    async def _environment_of(self, run: TaskRun, job: KnownJob) -> Environment:
+        """Return the environment of a job; build it first when it is not there.
+
+        Raises:
+            EnvironmentFailed, Unfit: it cannot be had here.
+        """
+        packages = job.spec.packages
+        assert packages is not None
+        if self._environments is None:
+            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node installs no packages"))
+        lock_path = self._blobs.path(packages)
+        if lock_path is None:
+            raise Unfit(Outcome(OutcomeStatus.NOT_RUN, error="the list of its packages is not on this node"))
+        owner = run.submitter.hex() or OWN
+        may_build = not run.submitter or self.trusts(run.submitter)
+        return await self._environments.get(packages.digest, lock_path, owner, may_build=may_build)
+
+    def _environments_in_use(self) -> list[Path]:
+        return [worker.environment.path for worker in self._alive if worker.environment is not None]
+
+    def _begin(
+        self,
+        state: _Slot,
+        run: TaskRun,
+        first: KnownJob,
+        jobs: dict[int, tuple[Any, ...]],
+        tasks: list[tuple[Any, ...]],
+        environment: Environment | None = None,
+    ) -> None:
+        """Hand a batch to a worker process.
+
+        Args:
+            run: one of it.
+            environment: of its job.
+        """
+        is_boxed = self._is_boxed([run])
+        if environment is not None:
+            place = box_places.ENVIRONMENT if is_boxed else str(environment.path)
+            jobs = {number: in_environment(definition, place) for number, definition in jobs.items()}
+        try:
+            if is_boxed:
+                worker: WorkerProcess = self._box_for(state, run.submitter, first, tasks, environment)
+                worker.begin_batch()
+                jobs = {number: placed_job(definition, worker.place) for number, definition in jobs.items()}
+                tasks = [placed_task(task, worker.place) for task in tasks]
+                worker.end_batch()
+            else:
+                worker = self._own_worker(state, environment)
+            self._hand_over(state, worker, jobs, tasks)
+        except OSError as error:
+            outcome = Outcome(OutcomeStatus.NOT_RUN, error=f"no worker process could be started here: {error}")
+            waiting = [(run_id, outcome) for run_id in state.pending]
+            state.pending.clear()
+            asyncio.get_running_loop().call_soon(self._report, state, waiting)
+
         """Whether a batch runs in a sandbox; one of several submitters or jobs never does."""
         return bool(runs and runs[0].submitter) and self._others in (Level.SANDBOX, Level.WASM)
 
@@ -242,13 +327,30 @@ class ProcessRunner:
         if run.submitter and self._only_wasm and job.spec.kind is not TaskKind.WASM:
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs WASI modules of others, and nothing else"))
 
-    def _own_worker(self, slot: _Slot) -> WorkerProcess:
+    def _own_worker(self, slot: _Slot, environment: Environment | None = None) -> WorkerProcess:
+        if environment is not None:
+            return self._warm_worker(slot, environment)
         if slot.own is None or not slot.own.is_usable:
             slot.own = self._start_worker(slot)
         return slot.own
 
     def _box_for(
-        self, slot: _Slot, submitter: bytes, job: KnownJob, tasks: Sequence[tuple[Any, ...]]
+    def _warm_worker(self, slot: _Slot, environment: Environment) -> WorkerProcess:
+        """Return the worker process of a slot in an environment; of those for other ones only the last few stay."""
+        worker = slot.warm.pop(environment.path, None)
+        if worker is None or not worker.is_usable:
+            worker = self._start_worker(slot, environment)
+        slot.warm[environment.path] = worker
+        while len(slot.warm) > ENVIRONMENT_WORKERS_MAX:
+            slot.warm.pop(next(iter(slot.warm))).kill()
+        return worker
+
+        self,
+        slot: _Slot,
+        submitter: bytes,
+        job: KnownJob,
+        tasks: Sequence[tuple[Any, ...]],
+        environment: Environment | None,
     ) -> SandboxProcess | FencedProcess:
         """Return the sandbox of a job, or what stands for it, with room for the inputs of these tasks; never one that
         another job has had.
@@ -277,7 +379,7 @@ class ProcessRunner:
                 self._bubblewrap = sandbox.find_bubblewrap()
             except sandbox.NoSandbox as error:
                 raise OSError(str(error)) from error
-        slot.box = self._start_box(slot, owner, limits)
+        slot.box = self._start_box(slot, owner, limits, environment)
         return slot.box
 
     def _hand_over(
@@ -309,7 +411,7 @@ class ProcessRunner:
             worker.send(messages.pack_down((messages.BATCH, new_jobs, forgotten, tasks[start:])))
         self._watch(slot)
 
-    def _start_worker(self, slot: _Slot) -> WorkerProcess:
+    def _start_worker(self, slot: _Slot, environment: Environment | None = None) -> WorkerProcess:
         directory = self._next_directory()
         worker = WorkerProcess(
             directory,
@@ -317,10 +419,13 @@ class ProcessRunner:
             lambda bodies: self._heard(slot, worker, bodies),
             lambda returncode: self._gone(slot, worker, returncode),
         )
+            environment,
         self._launch(worker)
         return worker
 
-    def _start_box(self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits) -> SandboxProcess:
+    def _start_box(
+        self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits, environment: Environment | None
+    ) -> SandboxProcess:
         user = sandbox.user_of_slot(self._directory, slot.index)
         place = {"directory": box_places.PLACE, "shared_directory": f"{box_places.PLACE}/shared"}
         box = SandboxProcess(
@@ -335,6 +440,7 @@ class ProcessRunner:
             owner=owner,
             limits=limits,
         )
+            environment=environment,
         self._launch(box)
         return box
 
@@ -599,6 +705,14 @@ class ProcessRunner:
         for slot in self._slots:
             wanted = [run_id for run_id in run_ids if run_id in slot.pending and run_id not in slot.killing]
             if not wanted or slot.worker is None:
+            if wanted and slot.preparing:
+                for run_id in wanted:
+                    del slot.pending[run_id]
+                if not slot.pending:
+                    slot.preparing = ()
+                killed = Outcome(OutcomeStatus.KILLED, error="stopped before it started")
+                self._report(slot, [(run_id, killed) for run_id in wanted])
+                continue
                 continue
             self._go_on(slot)
             slot.killing.update(dict.fromkeys(wanted))
@@ -664,6 +778,8 @@ class ProcessRunner:
         if slot.own is worker:
             slot.own = None
         if slot.box is worker:
+        if worker.environment is not None and slot.warm.get(worker.environment.path) is worker:
+            del slot.warm[worker.environment.path]
             slot.box = None
         if slot.worker is not worker:
             return
@@ -715,6 +831,8 @@ class ProcessRunner:
     async def close(self) -> None:
         """Kill everything and wait for the processes to be gone."""
         waiting = list(self._alive.items())
+        if self._environments is not None:
+            await self._environments.close()
         groups = [group for worker, _ in waiting for group in worker.groups]
         for slot in self._slots:
             slot.killing.update(dict.fromkeys(list(slot.pending)[:1]))

@@ -354,6 +354,13 @@ def prepare(directory: Path, user: int | None) -> None:
         path.chmod(0o644)
 
 
+@functools.cache
+def lower_priority() -> tuple[str, ...]:
+    """Return the words before a command that let everything else on this machine go first: processor, then disk."""
+    nice, ionice = shutil.which("nice"), shutil.which("ionice")
+    return (*((nice, "-n", "19") if nice else ()), *((ionice, "-c", "3") if ionice else ()))
+
+
 def host_name(node_name: str) -> str:
     """Return a name for the inside: the node's, of characters that a host name may have."""
     clean = "".join(char if char.isascii() and (char.isalnum() or char == "-") else "-" for char in node_name)

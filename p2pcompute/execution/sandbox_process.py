@@ -12,12 +12,12 @@ import shutil
 import socket
 import stat
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
+from p2pcompute.execution.environments import Environment
 from p2pcompute.execution.worker_process import WorkerProcess
 from p2pcompute.limits import OUTPUT_FILES_MAX
 
@@ -25,13 +25,6 @@ _STREAMS: Final = 3
 """Value, standard output and error."""
 _READ_BYTES: Final = 1 << 16
 _COPY_BYTES: Final = 1 << 20
-
-
-@lru_cache(maxsize=1)
-def lower_priority() -> tuple[str, ...]:
-    """Return the words before a command that let everything else on this machine go first: processor, then disk."""
-    nice, ionice = shutil.which("nice"), shutil.which("ionice")
-    return (*((nice, "-n", "19") if nice else ()), *((ionice, "-c", "3") if ionice else ()))
 
 
 class SandboxProcess(WorkerProcess):
@@ -50,11 +43,12 @@ class SandboxProcess(WorkerProcess):
         node_name: str,
         owner: tuple[bytes, bytes],
         limits: sandbox.BoxLimits,
+        environment: Environment | None = None,
     ) -> None:
         """Args:
         owner: submitter and job whose tasks it runs; no others.
         """
-        super().__init__(directory, settings, on_frames, on_exit)
+        super().__init__(directory, settings, on_frames, on_exit, environment)
         self.owner = owner
         self.limits = limits
         self._bubblewrap = bubblewrap
@@ -81,10 +75,11 @@ class SandboxProcess(WorkerProcess):
                 user=self._user,
                 name=sandbox.host_name(self._node_name),
                 channel_fd=channel_fd,
+                environment_path=None if self.environment is None else self.environment.path,
             )
         except sandbox.NoSandbox as error:
             raise OSError(str(error)) from error
-        return [*lower_priority(), *words], environment
+        return [*sandbox.lower_priority(), *words], environment
 
     def _passed(self, life_line_fd: int) -> tuple[int, ...]:
         return ()

@@ -6,6 +6,7 @@ Both are canonical CBOR on the wire and in the journal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.limits import LOCK_PLATFORMS_MAX
 from p2pcompute.wire import cbor
 
 
@@ -67,6 +69,12 @@ class JobSpec:
     """WASM: instructions that a task may execute, counted alike on every node; not counted when None."""
 
 
+    packages: BlobRef | None = None
+    """Lock of the Python packages that its tasks run with (`locks`); None: those of the node."""
+    platforms: tuple[str, ...] = ()
+    """Where these packages can be had, as in ``linux/x86_64``; empty: everywhere."""
+    is_built: bool = False
+    """Some of them have to be built: only a node that trusts the submitter does that."""
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPayload:
     """One task."""
@@ -119,7 +127,7 @@ def _encode(value: JobSpec | TaskPayload) -> bytes:
     out: dict[str, Any] = {}
     for name in _COMPACT[type(value)]:
         item = getattr(value, name)
-        if item is None or item in ((), b"", {}) or (name in ("chunk", "work_s", "gpus") and not item):
+        if item is None or item is False or item in ((), b"", {}) or (name in ("chunk", "work_s", "gpus") and not item):
             continue
         if name == "cpus" and item == fields["cpus"].default:
             continue
@@ -209,6 +217,19 @@ def _environment(value: Any) -> dict[str, str]:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+def _platforms(value: Any) -> tuple[str, ...]:
+    words = _words(value)
+    if len(words) > LOCK_PLATFORMS_MAX or not all(_PLATFORM.fullmatch(word) for word in words):
+        raise RemoteProtocolError("not a list of platforms")
+    return words
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RemoteProtocolError("neither true nor false")
+    return value
+
+
         raise RemoteProtocolError("not a limit")
     return value
 
@@ -241,6 +262,9 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "fuel": _count,
 }
 _PAYLOAD_FIELDS: Final[dict[str, Any]] = {
+    "packages": _blob,
+    "platforms": _platforms,
+    "is_built": _flag,
     "args": _raw,
     "args_blob": _blob,
     "chunk": _count,
@@ -291,7 +315,7 @@ def decode_payload(data: bytes) -> TaskPayload:
 def blobs_of(spec: JobSpec, payload: TaskPayload) -> list[BlobRef]:
     """Return the blobs that must be on the node before the task starts, without repetition, in a fixed order."""
     refs: dict[BlobRef, None] = {}
-    for ref in (spec.code, spec.modules, payload.args_blob, payload.stdin_blob):
+    for ref in (spec.code, spec.modules, spec.packages, payload.args_blob, payload.stdin_blob):
         if ref is not None:
             refs[ref] = None
     for file in (*spec.share, *payload.send):

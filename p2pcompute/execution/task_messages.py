@@ -26,7 +26,7 @@ THREAD_VARIABLES: Final = (
 """How numeric libraries are told their share of the cores."""
 
 
-_JOB_PATHS, _SHARE, _MEMORY = (3, 4), 5, 7
+_JOB_PATHS, _SHARE, _VARIABLES, _MEMORY = (3, 4), 5, 6, 7
 _TASK_PATHS, _SEND = (5, 9, 14), 10
 """Positions in the tuples of jobs and tasks."""
 
@@ -182,6 +182,15 @@ def placed_job(definition: tuple[Any, ...], place: Callable[[str], str]) -> tupl
     for index in _JOB_PATHS:
         fields[index] = fields[index] and place(fields[index])
     fields[_SHARE] = [(name, place(path), mode, copy) for name, path, mode, copy in fields[_SHARE]]
+    return tuple(fields)
+
+
+def in_environment(definition: tuple[Any, ...], place: str) -> tuple[Any, ...]:
+    """Return a job's tuple for tasks that run in the Python environment at `place`."""
+    fields = list(definition)
+    variables = fields[_VARIABLES]
+    path = os.pathsep.join(filter(None, (f"{place}/bin", variables.get("PATH", ""))))
+    fields[_VARIABLES] = {**variables, "PATH": path, "VIRTUAL_ENV": place}
     return tuple(fields)
 
 

@@ -379,7 +379,7 @@ class Attribute:
 Attributes: TypeAlias = Mapping[str, Attribute]
 """By flat dotted name.  What is not known is left out."""
 
-RUNTIMES: Final = ("apptainer", "bubblewrap", "docker", "podman", "wasm")
+RUNTIMES: Final = ("apptainer", "bubblewrap", "docker", "podman", "uv", "wasm")
 """What `has` names by what it is for; a probe tries whether it works.  Every other word is an executable."""
 
 

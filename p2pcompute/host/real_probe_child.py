@@ -113,6 +113,11 @@ def _succeeds(*words: str) -> bool:
     return done.returncode == 0
 
 
+def _beside(name: str) -> Path:
+    """Return where a program of this Python's own environment would be."""
+    return Path(sys.executable).with_name(name)
+
+
 def _wasm_works() -> bool:
     try:
         import wasmtime
@@ -128,6 +133,7 @@ RUNTIME_TRIALS: Final[Mapping[str, Callable[[], bool]]] = {
     "bubblewrap": lambda: _succeeds("bwrap", "--ro-bind", "/", "/", "--unshare-all", "--", "/bin/sh", "-c", ":"),
     "docker": lambda: _succeeds("docker", "info", "--format", "{{.ServerVersion}}"),
     "podman": lambda: _succeeds("podman", "info", "--format", "{{.Version.Version}}"),
+    "uv": lambda: _succeeds(str(_beside("uv")) if _beside("uv").exists() else "uv", "--version"),
     "wasm": _wasm_works,
 }
 

@@ -65,6 +65,8 @@ def needs_of(terms: JobTerms, spec: JobSpec) -> Needs:
         gpus=spec.gpus,
         disk_bytes=spec.disk_bytes,
         runtime="wasm" if spec.kind is TaskKind.WASM else "",
+        has_packages=spec.packages is not None,
+        platforms=spec.platforms,
     )
 
 
@@ -150,7 +152,9 @@ class Placement:
         has_condition = bool(self.accepts) and job.submitter != self.installation
         if needs.is_plain and not is_chosen and not has_condition:
             return None
-        return JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
+        fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
+        fit.is_built = spec.is_built
+        return fit
 
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:
         """Ask a node for a description in the background, now and then, a few nodes at a time."""
@@ -200,6 +204,8 @@ class JobFit:
         self._is_own = job.submitter == placement.installation
         self._values = values
         self.requirement = requirement
+        self.is_built = False
+        """Packages of it have to be built, which is done for this installation only."""
         self._verdicts: dict[bytes, tuple[Knowledge, float, bool | None, float]] = {}
         """Node → (what it rests on, until when it stands, whether it fits, rank)."""
         self._own_values: dict[str, Value] = {}
@@ -325,7 +331,7 @@ class JobFit:
     async def _measure(self) -> bool:
         """Measure this node.  What it cannot tell of itself is not met: unknown is not enough to run."""
         placement, requirement = self._placement, self.requirement
-        fits = requirement is not None and self.is_chosen(LOCAL, LOCAL)
+        fits = requirement is not None and self.is_chosen(LOCAL, LOCAL) and (self._is_own or not self.is_built)
         if fits:
             assert requirement is not None
             names = (*requirement.names, *acceptance_names(placement.accepts))

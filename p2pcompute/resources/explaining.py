@@ -22,6 +22,7 @@ from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Value
 from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.matching import (
+    DEPS,
     KIND,
     REQUIRE,
     Clause,
@@ -48,9 +49,9 @@ _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _FREED: Final = frozenset({"mem.free", "slots.busy", "queue"})
 """What a task gives back at its end."""
 _AMOUNT_OF: Final = {"--cpus": "cpus", "--mem": "mem", "--gpus": "gpus", "--disk": "disk"}
-_INSTALLED: Final = {"wasm": "p2pcompute[wasm]"}
+_INSTALLED: Final = {"wasm": "p2pcompute[wasm]", "uv": "p2pcompute[uv]"}
 _CAUSES: Final = {
-    "requirements": (REQUIRE, KIND),
+    "requirements": (REQUIRE, KIND, DEPS),
     "amounts": tuple(_AMOUNT_OF),
     "choice of nodes": ("on", "not-on", "local"),
     "Python": ("python",),
@@ -213,7 +214,11 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
     if clause.flag in _AMOUNT_OF:
         return Finding(code, verdict, _amount_text(clause, code, known), flag=clause.flag, passes_s=passes_s)
     what = _require_text(expression.text, expression.comparison, expression.names, known)
-    if clause.flag == KIND:  # nobody wrote that requirement, so say how to meet it
+    if clause.flag == DEPS and expression.comparison is None:
+        platform = "/".join(str(known.values.get(name, "?")) for name in ("os", "arch"))
+        what = f"its packages have no wheels for {platform}"
+        return Finding("deps", verdict, what, "other versions of them may have some", flag=clause.flag)
+    if clause.flag in (KIND, DEPS):  # nobody wrote that requirement, so say how to meet it
         what += f" ({_fix(expression.comparison, known)})"
     return Finding(code, verdict, what, _fix(expression.comparison, known), flag=clause.flag, passes_s=passes_s)
 
@@ -340,7 +345,7 @@ def _edits(needs: Needs, requirement: Requirement, machine: Machine) -> list[tup
     for clause in requirement.clauses:
         if clause.judge(machine.known) is Verdict.NOW:
             continue
-        if clause.flag == KIND:
+        if clause.flag in (KIND, DEPS):
             return []  # no flag changes what a job is
         written = clause.expression.text if clause.flag == REQUIRE else _amount_written(needs, clause.flag)
         key = (clause.flag, clause.index, written)

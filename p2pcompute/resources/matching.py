@@ -27,6 +27,7 @@ LASTING_S: Final = 300.0
 """A value that may be believed for so long is taken for a lasting one: what follows from it is not said to pass."""
 REQUIRE: Final = "--require"
 KIND: Final = "--kind"
+DEPS: Final = "--deps"
 ONLY_WASM: Final = "job.kind=='wasm'"
 """Condition of a node that takes WASM modules of others, and nothing else."""
 
@@ -63,6 +64,10 @@ class Needs:
     disk_bytes: int | None = None
     runtime: str = ""
     """What the kind of its tasks needs there, as in has=wasm."""
+    has_packages: bool = False
+    """It brings a list of Python packages, which a node must be able to install."""
+    platforms: tuple[str, ...] = ()
+    """Systems and machines for which there are wheels of them, like ``linux/x86_64``; empty: all."""
 
     @property
     def is_plain(self) -> bool:
@@ -195,6 +200,12 @@ def compile_needs(needs: Needs) -> Requirement:
         clauses += [Clause(flag, 0, part) for part in compile_expression(text).parts()]
     if needs.runtime:
         clauses.append(Clause(KIND, 0, compile_expression(f"has={needs.runtime}")))
+    if needs.has_packages:
+        clauses.append(Clause(DEPS, 0, compile_expression("has=uv")))
+    if needs.platforms:
+        pairs = [platform.partition("/")[::2] for platform in needs.platforms]
+        texts = [f"node.os == '{system}' && node.arch == '{arch}'" for system, arch in pairs]
+        clauses.append(Clause(DEPS, 0, compile_expression(" || ".join(texts))))
     ranks = tuple(compile_expression(text.strip()) for text in needs.prefer)
     words = dict.fromkeys(word for clause in clauses for word in clause.expression.words)
     words |= dict.fromkeys(word for rank in ranks for word in rank.words)
