@@ -186,13 +186,13 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--share", multiple=True, metavar="PATH", help="File or folder every task needs; sent once per node.")
 @click.option("--env", multiple=True, metavar="KEY[=VALUE]", help="Variable of the tasks; KEY alone: as it is here.")
 @click.option(
-    "--results", metavar="DIR|FILE", help="Write output, files and a joblog to DIR, or all to one .jsonl, .csv or .tsv."
-)
-@click.option(
     "--deps",
     metavar="auto|none|FILE",
     default="auto",
     help="Python packages: uv.lock, requirements.txt or PEP 723 header.  auto: of the script.",
+)
+@click.option(
+    "--results", metavar="DIR|FILE", help="Write output, files and a joblog to DIR, or all to one .jsonl, .csv or .tsv."
 )
 @click.option("--joblog", metavar="FILE", help="GNU parallel compatible joblog.")
 @click.option("--resume", is_flag=True, help="Skip what --results or --joblog says was done, by content.")
@@ -276,11 +276,11 @@ def run(context: click.Context, /, **flags: Any) -> int:
         function=function,
         env={name: value for name, value in request.env.items() if name not in SUBMIT_VARIABLES},
         with_keys=request.results is not None and not flags["dry_run"],
+        packages_key=b"" if requirements is None else requirements.key,
     )
     if flags["dry_run"]:
         return _dry_run(request, maker, function, lock)
     if flags["explain"]:
-        packages_key=b"" if requirements is None else requirements.key,
         return _Run(request, maker, function, lock).explain()
     if request.results is not None:
         check_target(request.results)
@@ -537,12 +537,12 @@ def _dry_run(request: Request, maker: TaskMaker, function: Function | None, lock
     if function is not None and request.kind == "function":
         own = ", ".join(function.module_names) or "none"
         say(f"own modules that travel along: {own}", level=1)
+    if lock is not None:
+        say(f"packages: {', '.join(lock.names) or 'none'}", level=1)
     count = 0
     for count, row in enumerate(request.inputs.rows(), start=1):
         maker.line(row, count)
         print(maker.text(row, count))
-    if lock is not None:
-        say(f"packages: {', '.join(lock.names) or 'none'}", level=1)
     say(f"{plural(count, 'task')}; nothing was run", level=1)
     return 0
 
@@ -554,12 +554,12 @@ class _Run:
     request: Request
     maker: TaskMaker
     function: Function | None
+    lock: Lock | None
+    """Of its packages."""
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
     _chunker: Chunker = field(init=False)
     _connection: Any = None
-    lock: Lock | None
-    """Of its packages."""
     """Of the node, once it was needed."""
     _is_new: bool = False
     """The node was started for this run."""
@@ -816,13 +816,13 @@ class _Run:
         if (needs := request.needs) is not None:
             spec |= {"cpus": needs.cpus, "mem_bytes": needs.mem_bytes}
             spec |= {"gpus": needs.gpus, "disk_bytes": needs.disk_bytes}
+        if self.lock is not None:
+            spec["packages_b64"] = base64.b64encode(self.lock.text).decode()
+            spec |= {"platforms": list(self.lock.platforms), "is_built": bool(self.lock.built)}
         if request.fuel is not None:
             spec["fuel"] = request.fuel
         if function is not None:
             spec["code_b64"] = base64.b64encode(function.code).decode()
-        if self.lock is not None:
-            spec["packages_b64"] = base64.b64encode(self.lock.text).decode()
-            spec |= {"platforms": list(self.lock.platforms), "is_built": bool(self.lock.built)}
             if function.modules is not None:
                 spec["modules_b64"] = base64.b64encode(function.modules).decode()
         terms: dict[str, Any] = {

@@ -43,9 +43,10 @@ from p2pcompute.execution.task_messages import (
 from p2pcompute.execution.trees import empty_directory, remove_tree
 from p2pcompute.execution.worker_process import WorkerProcess, group_exists, inherited_environment, is_command_of
 from p2pcompute.host.interfaces import BlobStore, Clock, Timer
-from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile, TaskRun
+from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus, OutputFile, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
+    ENVIRONMENT_WORKERS_MAX,
     ERROR_TEXT_BYTES_MAX,
     INLINE_BYTES_MAX,
     KILL_GRACE_S,
@@ -89,11 +90,11 @@ class _Slot:
     """Of the present or last batch; one of the following."""
     own: WorkerProcess | None = None
     """Runs tasks of this installation's user."""
-    box: SandboxProcess | FencedProcess | None = None
     warm: dict[Path, WorkerProcess] = field(default_factory=dict)
     """The same in Python environments of their jobs, by their paths, the one used last at the end."""
     preparing: tuple[int, ...] = ()
     """Runs of its batch while their environment is being built."""
+    box: SandboxProcess | FencedProcess | None = None
     """Runs tasks of one job of somebody else."""
     box_timer: Timer | None = None
     """Ends a sandbox that is not needed any more."""
@@ -133,20 +134,20 @@ class ProcessRunner:
         others: Level = Level.SANDBOX,
         only_wasm: bool = False,
         hidden: Sequence[Path] = (),
-    ) -> None:
         environments: Environments | None = None,
+    ) -> None:
         """Args:
         others: level of tasks of other installations.
         only_wasm: of these, only WASI modules are run, as it is at the level `wasm`.
         hidden: directories of the node, which no sandbox may see.
-        """
         environments: installs the packages of jobs; None: jobs with packages of their own are refused.
-        self._others = others
+        """
         self._environments = environments
         if environments is not None:
             environments.in_use = self._environments_in_use
         self.trusts: Callable[[bytes], bool] = lambda _submitter: False
         """Whether packages may be built for another installation, which runs their code."""
+        self._others = others
         self._only_wasm = only_wasm or others is Level.WASM
         self._hidden = (directory, *hidden)
         self._node_name = node_name
@@ -225,7 +226,6 @@ class ProcessRunner:
             asyncio.get_running_loop().call_soon(self._report, state, unfit)
         self._remove_forgotten()
 
-    def _is_boxed(self, runs: Sequence[TaskRun]) -> bool:
     async def _prepare(
         self, state: _Slot, run: TaskRun, job: KnownJob, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
     ) -> None:
@@ -306,6 +306,7 @@ class ProcessRunner:
             state.pending.clear()
             asyncio.get_running_loop().call_soon(self._report, state, waiting)
 
+    def _is_boxed(self, runs: Sequence[TaskRun]) -> bool:
         """Whether a batch runs in a sandbox; one of several submitters or jobs never does."""
         return bool(runs and runs[0].submitter) and self._others in (Level.SANDBOX, Level.WASM)
 
@@ -334,7 +335,6 @@ class ProcessRunner:
             slot.own = self._start_worker(slot)
         return slot.own
 
-    def _box_for(
     def _warm_worker(self, slot: _Slot, environment: Environment) -> WorkerProcess:
         """Return the worker process of a slot in an environment; of those for other ones only the last few stay."""
         worker = slot.warm.pop(environment.path, None)
@@ -345,6 +345,7 @@ class ProcessRunner:
             slot.warm.pop(next(iter(slot.warm))).kill()
         return worker
 
+    def _box_for(
         self,
         slot: _Slot,
         submitter: bytes,
@@ -418,8 +419,8 @@ class ProcessRunner:
             {"directory": str(directory), "shared_directory": str(self._shared), **_settings(slot)},
             lambda bodies: self._heard(slot, worker, bodies),
             lambda returncode: self._gone(slot, worker, returncode),
-        )
             environment,
+        )
         self._launch(worker)
         return worker
 
@@ -439,8 +440,8 @@ class ProcessRunner:
             node_name=self._node_name,
             owner=owner,
             limits=limits,
-        )
             environment=environment,
+        )
         self._launch(box)
         return box
 
@@ -704,7 +705,6 @@ class ProcessRunner:
         """Stop these runs; see `host.runs.Runner`."""
         for slot in self._slots:
             wanted = [run_id for run_id in run_ids if run_id in slot.pending and run_id not in slot.killing]
-            if not wanted or slot.worker is None:
             if wanted and slot.preparing:
                 for run_id in wanted:
                     del slot.pending[run_id]
@@ -713,6 +713,7 @@ class ProcessRunner:
                 killed = Outcome(OutcomeStatus.KILLED, error="stopped before it started")
                 self._report(slot, [(run_id, killed) for run_id in wanted])
                 continue
+            if not wanted or slot.worker is None:
                 continue
             self._go_on(slot)
             slot.killing.update(dict.fromkeys(wanted))
@@ -777,9 +778,9 @@ class ProcessRunner:
         self._scope.spawn(self._remove(worker, self._alive[worker]), "remove")
         if slot.own is worker:
             slot.own = None
-        if slot.box is worker:
         if worker.environment is not None and slot.warm.get(worker.environment.path) is worker:
             del slot.warm[worker.environment.path]
+        if slot.box is worker:
             slot.box = None
         if slot.worker is not worker:
             return
@@ -830,9 +831,9 @@ class ProcessRunner:
 
     async def close(self) -> None:
         """Kill everything and wait for the processes to be gone."""
-        waiting = list(self._alive.items())
         if self._environments is not None:
             await self._environments.close()
+        waiting = list(self._alive.items())
         groups = [group for worker, _ in waiting for group in worker.groups]
         for slot in self._slots:
             slot.killing.update(dict.fromkeys(list(slot.pending)[:1]))

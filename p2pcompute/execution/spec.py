@@ -17,6 +17,8 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import LOCK_PLATFORMS_MAX
 from p2pcompute.wire import cbor
 
+_PLATFORM: Final = re.compile(r"[a-z]{1,16}/[a-z0-9_]{1,16}")
+
 
 class TaskKind(StrEnum):
     FUNCTION = "function"
@@ -67,14 +69,14 @@ class JobSpec:
     """Limit of any one file that the task writes (RLIMIT_FSIZE)."""
     fuel: int | None = None
     """WASM: instructions that a task may execute, counted alike on every node; not counted when None."""
-
-
     packages: BlobRef | None = None
     """Lock of the Python packages that its tasks run with (`locks`); None: those of the node."""
     platforms: tuple[str, ...] = ()
     """Where these packages can be had, as in ``linux/x86_64``; empty: everywhere."""
     is_built: bool = False
     """Some of them have to be built: only a node that trusts the submitter does that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPayload:
     """One task."""
@@ -215,8 +217,6 @@ def _environment(value: Any) -> dict[str, str]:
     return value
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
 def _platforms(value: Any) -> tuple[str, ...]:
     words = _words(value)
     if len(words) > LOCK_PLATFORMS_MAX or not all(_PLATFORM.fullmatch(word) for word in words):
@@ -230,6 +230,8 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
         raise RemoteProtocolError("not a limit")
     return value
 
@@ -260,11 +262,11 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "timeout_s": _number,
     "output_bytes_max": _count,
     "fuel": _count,
-}
-_PAYLOAD_FIELDS: Final[dict[str, Any]] = {
     "packages": _blob,
     "platforms": _platforms,
     "is_built": _flag,
+}
+_PAYLOAD_FIELDS: Final[dict[str, Any]] = {
     "args": _raw,
     "args_blob": _blob,
     "chunk": _count,
