@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import os
 import signal
 import threading
@@ -53,6 +54,14 @@ def pool_tracker() -> Iterator[None]:
     yield
     gc.collect()  # semaphores of pools are given back before it looks for forgotten ones
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def fonts() -> None:
+    """For tests that draw: matplotlib is there, and the files of fonts that it uses and keeps open are open."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    figure.text(0.5, 0.5, "·–Ω")
+    figure.savefig(io.BytesIO())
 
 
 @pytest.fixture(scope="session", autouse=True)

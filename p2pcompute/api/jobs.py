@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Generic, Literal, TypeVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 
 from p2pcompute.api.desk import Desk
 from p2pcompute.api.explanations import Explanation
@@ -15,6 +18,12 @@ from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.open_jobs import OpenJob, Read
 from p2pcompute.execution.spec import TaskKind
+from p2pcompute.plots.timelines import Attempt, Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from p2pcompute.plots.drawing import Kind
 
 R = TypeVar("R")
 _serials: Final = itertools.count()
@@ -143,6 +152,49 @@ class Job(Generic[R]):
             UsageError: nothing of it was submitted.
         """
         return self._desk.explain(self.open_job)
+
+    def plot(self, kind: Kind = "report", *, path: str | os.PathLike[str] | None = None) -> Figure | None:
+        """Draw when its tasks ran where, and when results arrived, as far as it has come.
+
+        Args:
+            kind: "arrival", "gantt", "utilisation", or all three.
+            path: write it there; the suffix decides: .html, .svg, .png, or .csv and .json for the numbers.
+
+        Returns:
+            The figure when no path is given: a notebook shows it.
+
+        Raises:
+            UsageError: matplotlib is not installed (the extra ``p2pcompute[plot]``), the suffix is none of these, or
+                the file cannot be written.
+        """
+        from p2pcompute.plots.drawing import draw, write_picture
+
+        line = self._timeline()
+        if path is None:
+            return draw(line, kind)
+        write_picture(line, kind, Path(path))
+        return None
+
+    def _timeline(self) -> Timeline:
+        infos = [future.info for future in self._futures]
+        began = min((info.submitted for info in infos), default=datetime.now(UTC))
+        ran = [(info, info.started) for info in infos if info.started is not None and info.runtime_s is not None]
+        attempts = [
+            Attempt(
+                task=info.index,
+                node=info.node or "",
+                start_s=(start_s := max(0.0, (started - began).total_seconds())),
+                end_s=start_s + (info.runtime_s or 0.0),
+                state=info.state,
+                status="",
+                attempts=info.attempt,
+            )
+            for info, started in ran
+        ]
+        attempts.sort(key=lambda attempt: attempt.end_s)
+        is_over = len(attempts) == len(infos)
+        end_s = max((attempt.end_s for attempt in attempts), default=None) if is_over else None
+        return Timeline(title=self.name, total=len(infos), attempts=tuple(attempts), end_s=end_s)
 
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well.  Other executor calls go on."""

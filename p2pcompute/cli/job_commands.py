@@ -199,7 +199,7 @@ def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int
 
 
 def _write_trace(connection: Connection, job: Mapping[str, Any], ref: Reference, path: str) -> None:
-    from p2pcompute.simulation.records import Writer, header, job_records
+    from p2pcompute.plots.records import Writer, header, job_records
     from p2pcompute.version import VERSION
 
     records = job_records(job, find_tasks(connection, job["id"], ref))

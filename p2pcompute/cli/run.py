@@ -85,6 +85,7 @@ SECTIONS: Final = {
         "tag",
         "output",
         "progress",
+        "plot",
         "name",
         "detach",
         "dry_run",
@@ -123,6 +124,8 @@ class Request:
     tag: bool
     output: str
     progress: str
+    plot: Path | None
+    """Where its pictures go at the end."""
     name: str
     exit_style: str
     is_detached: bool
@@ -195,6 +198,7 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
     "--results", metavar="DIR|FILE", help="Write output, files and a joblog to DIR, or all to one .jsonl, .csv or .tsv."
 )
 @click.option("--joblog", metavar="FILE", help="GNU parallel compatible joblog.")
+@click.option("--plot", metavar="FILE", help="Draw when tasks ran where, at the end: .html .svg .png .csv .json")
 @click.option("--resume", is_flag=True, help="Skip what --results or --joblog says was done, by content.")
 @click.option("--resume-failed", is_flag=True, help="Like --resume, but try the failed ones again.")
 @click.option(
@@ -399,6 +403,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         output="none" if flags["json_"] else flags["output"],
         progress=flags["progress"],
         name=flags["name"] or _job_name(command, kind),
+        plot=_picture_path(flags["plot"]),
         exit_style=flags["exit_code"],
         is_detached=flags["detach"],
         is_explained=flags["explain"],
@@ -498,6 +503,15 @@ def _check_halt(text: str | None) -> None:
         raise UsageError(
             f"--halt {text!r} is not a rule", "it is now|soon,fail|success|done=N or N%", "--halt soon,fail=1"
         )
+
+
+def _picture_path(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    from p2pcompute.plots.drawing import check_picture
+
+    check_picture(Path(name))
+    return Path(name)
 
 
 def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> ResultsTarget | None:
@@ -946,6 +960,12 @@ class _Run:
             code = 1
         if signal_code is not None:
             code = signal_code
+        if request.plot is not None:
+            from p2pcompute.cli.command import Reference
+            from p2pcompute.cli.plot_command import plot_job
+
+            plot_job(self._connect(), job, Reference(str(job["id"])), request.plot, "report")
+            say(f"drawn: {request.plot}", level=1)
         if request.is_json:
             print_json({**job, "exit_code": code, "elapsed_s": round(elapsed_s, 3), "done_before": tally.done_before})
         return code

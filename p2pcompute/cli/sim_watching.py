@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.cli.output import count_text, duration_text, is_terminal, one_line, options, print_json_line
 
 if TYPE_CHECKING:
-    from p2pcompute.simulation.records import Writer
+    from p2pcompute.plots.records import Writer
     from p2pcompute.simulation.study import Meter, Study
     from p2pcompute.simulation.world import RunResult
 
@@ -175,7 +175,7 @@ def _event_value(value: object) -> str:
 
 
 def event_sink(study: Study) -> Writer:
-    from p2pcompute.simulation.records import Writer
+    from p2pcompute.plots.records import Writer
     from p2pcompute.simulation.study import trace_header
 
     head = trace_header(study.scenario, study.seeds[0], study.points[0].swept())

@@ -15,8 +15,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pcompute.errors import UsageError
-from p2pcompute.simulation import records
+from p2pcompute.plots import records
+from p2pcompute.plots.drawing import COLORS, new_figure
 from p2pcompute.simulation.archive import code_version
 from p2pcompute.simulation.scenario import value_at
 from p2pcompute.simulation.study import trace_path
@@ -36,8 +36,6 @@ RUNS_DRAWN_MAX: Final = 10
 TICKS_MAX: Final = 10
 BINS: Final = 100
 """Of the time axis, where events are counted."""
-_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito: told apart with every kind of colour vision."""
 _MARKERS: Final = "osD^vPX"
 
 
@@ -149,10 +147,6 @@ def draw(folder: Path, study: Study, document: Mapping[str, Any]) -> list[str]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("matplotlib is not installed", "", "install it: pip install 'p2pcompute[plot]'") from error
     names: list[str] = []
     caption = _caption(study)
 
@@ -163,13 +157,13 @@ def draw(folder: Path, study: Study, document: Mapping[str, Any]) -> list[str]:
         names.append(f"{name}.{FORMATS[0]}")
 
     if "points" not in document:
-        figure = Figure(figsize=(SIZE_INCHES[0], 1.6 * SIZE_INCHES[1]), layout="constrained")
+        figure = new_figure(SIZE_INCHES[0], 1.6 * SIZE_INCHES[1])
         if _draw_time(figure, study, folder):
             save(figure, "time")
         return names
     for plot in _PLOTS:
         if any(name in part["metrics"] for part in document["points"] for name in plot.metrics):
-            figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+            figure = new_figure(*SIZE_INCHES)
             _draw_sweep(figure.subplots(), plot, study, document)
             save(figure, plot.name)
     return names
@@ -195,7 +189,7 @@ def _draw_sweep(axes: Axes, plot: _Plot, study: Study, document: Mapping[str, An
     is_number = all(isinstance(x, int | float) for x in positions)
     finite = sorted({x for x in positions if is_number and math.isfinite(x)})
     far = _beyond(finite)
-    for (meaning, label), color, marker in zip(lines, cycle(_COLORS), cycle(_MARKERS), strict=False):
+    for (meaning, label), color, marker in zip(lines, cycle(COLORS), cycle(_MARKERS), strict=False):
         points = lines[meaning, label]
         if is_number:
             points = sorted(points, key=lambda point: float(point[0]))
@@ -293,8 +287,8 @@ def _draw_time(figure: Figure, study: Study, folder: Path) -> bool:
                 if record["kind"] == "heal":
                     text = "healing starts" if axes is up and number == 0 else None
                     axes.axvline(record["t"], color="0.4", linestyle="--", linewidth=1, label=text)
-        up.plot(times, [record["up"] for record in samples], color=_COLORS[0], **faint)
-        for name, color, text in (("busy", _COLORS[0], "busy"), ("slots", _COLORS[6], "all that are up")):
+        up.plot(times, [record["up"] for record in samples], color=COLORS[0], **faint)
+        for name, color, text in (("busy", COLORS[0], "busy"), ("slots", COLORS[6], "all that are up")):
             label = text if number == 0 else None
             slots.plot(times, [record[name] for record in samples], color=color, label=label, **faint)
         ends = [record["t"] for record in trace if record["kind"] == "task.ended"]
@@ -303,7 +297,7 @@ def _draw_time(figure: Figure, study: Study, folder: Path) -> bool:
         for t in ends:
             counts[int(t / width_s)] += 1
         xs = [width_s * (place + 0.5) for place in range(BINS + 1)]
-        done.plot(xs, [count / width_s for count in counts], color=_COLORS[2], **faint)
+        done.plot(xs, [count / width_s for count in counts], color=COLORS[2], **faint)
     up.set_ylabel("nodes up")
     if up.get_legend_handles_labels()[0]:
         up.legend()

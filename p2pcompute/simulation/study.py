@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation import records
+from p2pcompute.plots import records
 from p2pcompute.simulation.archive import OutputError, code_version, unwritable
 from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_at, with_values
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from p2pcompute.cli.main import run_command
-from p2pcompute.simulation import records
+from p2pcompute.plots import records
 from p2pcompute.simulation.archive import alone_in
 from p2pcompute.simulation.study import InProcess
 from tests.simulation import tiny

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -12,24 +11,17 @@ from typing import Any
 import pytest
 
 from p2pcompute.errors import UsageError
+from p2pcompute.plots.drawing import new_figure
+from p2pcompute.plots.records import Writer, header
 from p2pcompute.simulation.archive import Archive
-from p2pcompute.simulation.plots import _PLOTS, _draw_sweep, _position, draw, write_tables
-from p2pcompute.simulation.records import Writer, header
+from p2pcompute.simulation.plots import _PLOTS, SIZE_INCHES, _draw_sweep, _position, draw, write_tables
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.study import InProcess, Study, plan_study, run_study, trace_path
 from p2pcompute.simulation.summary import summary
 from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 
-figures = pytest.importorskip("matplotlib.figure")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fonts() -> None:
-    """matplotlib keeps the files of the fonts that it has used open."""
-    figure = figures.Figure()
-    figure.text(0.5, 0.5, "·–Ω")
-    figure.savefig(io.BytesIO())
+pytestmark = pytest.mark.usefixtures("fonts")
 
 
 def study_of(folder: Path, sweep: dict[str, list[str]]) -> Study:
@@ -96,7 +88,7 @@ def test_session_models_stand_at_their_median(tmp_path: Path) -> None:
                 **fields, wall_s=1.0, simulated_s=1.0, metrics={"makespan_ratio": 2.0 + number + seed}, fired={},
                 problems=(),
             )  # fmt: skip
-    axes = figures.Figure().subplots()
+    axes = new_figure(*SIZE_INCHES).subplots()
     [plot] = [one for one in _PLOTS if one.name == "makespan"]
     _draw_sweep(axes, plot, study, summary(study))
     ticks = [label.get_text().partition(" (")[0] for label in axes.get_xticklabels()]

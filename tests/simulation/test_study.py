@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation import records
+from p2pcompute.plots import records
 from p2pcompute.simulation.archive import Archive, OutputError, alone_in, code_version
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
 from p2pcompute.simulation.study import (
