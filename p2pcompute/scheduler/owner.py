@@ -609,9 +609,12 @@ class OwnerCore:
         return job.fit is None or job.fit.may_have(thief.key, thief.installation)
 
     def demands(self) -> list[tuple[Fit | None, int]]:
-        """Return, of each job with ready tasks, what it asks of nodes (None: nothing) and how many tasks those are."""
-        jobs = (self.jobs[job_id] for job_id in self.order)
-        return [(job.fit, job.ready_count) for job in jobs if job.ready_count > 0]
+        """Return, of each job with tasks that are ready or take too long, what it asks of nodes (None: nothing) and how
+        many tasks those are."""
+        counts = {job_id: max(0, self.jobs[job_id].ready_count) for job_id in self.order}
+        for job_id, indices in self._overdue.items():
+            counts[job_id] = counts.get(job_id, 0) + len(indices)
+        return [(self.jobs[job_id].fit, count) for job_id, count in counts.items() if count and job_id in self.jobs]
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
         chosen: dict[int, None] = {}

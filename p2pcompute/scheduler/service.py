@@ -55,7 +55,9 @@ TICK_S = 1.0
 IDLE_TICK_S = 60.0
 """Its period while there is nothing that could end."""
 HOT_S = 10.0
-"""A victim that gave or offered work so recently is asked before others."""
+"""A victim that gave or offered work, or of which a task ended here, so recently is asked before others."""
+ASK_NEXT_S = 0.1
+"""How long the victims of the submitter that has had least have to answer before those of others are asked."""
 BENCH_S = 60.0
 """How long a worker whose results broke the protocol is given nothing."""
 PREFERRED_MAX = 256
@@ -154,6 +156,7 @@ class Scheduler:
             slots_of=self._slots_taken if fit_of is not None else None,
         )
         self.worker.take_own, self.worker.on_adopted = self._take_own, self._adopted
+        self.worker.on_ended = self._note_hot
         self.worker.save_local = self.owner.save_local
         self.custody: CustodyService | None = None
         if journal is not None:
@@ -184,6 +187,8 @@ class Scheduler:
         self._asked: dict[bytes, float] = {}
         """Victim → when our present request was sent there."""
         self._hot: dict[bytes, float] = {}
+        self._ask_next_at = 0.0
+        """Hot victims of further submitters are not asked before this."""
         self._was_idle = False
         self._unfit: dict[tuple[bytes, bytes], float] = {}
         """(job of another owner, node that declined its tasks because it does not fit) → until when."""
@@ -245,14 +250,14 @@ class Scheduler:
         if self._is_closed:
             return
         now = self._host.clock.now()
-        self.owner.core.tick(now)
+        self.owner.core.tick(now, self._host.clock.wall() * 1000)
         self.worker.tick(now)
         if self.custody is not None:
             self.custody.tick(now)
         for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
             self._put_back(self._given.pop(grant_id))
         self._forget_old(now)
-        if self.owner.core.has_ready and len(self.peers) > DHT_K:
+        if (self.owner.core.has_ready or self.owner.core.has_overdue) and len(self.peers) > DHT_K:
             self.offer(OFFER_AGAIN_S)
         self.wake()
 
@@ -407,7 +412,7 @@ class Scheduler:
             self.owner.apply_effects()
 
     def _feed_local(self, now: float) -> None:
-        core = self.worker.core
+        core, taken = self.worker.core, 0
         while want := core.want():
             is_idle = bool(core.free_slots) and not core.queued_count
             thief = Thief(
@@ -417,6 +422,12 @@ class Scheduler:
             if grant is None:
                 return
             self.worker.take_local(grant)
+            taken += 1
+        if taken and not core.free_slots and self.owner.core.has_ready:
+            # What waits here of others would wait for all of our own.
+            surrendered = core.surrender(only_foreign=True)
+            if surrendered:
+                self._scope.spawn(self._hand_back(surrendered), "hand-back")
 
     def _serve_preferred(self, now: float, waiting: list[Thief]) -> list[Thief]:
         """Give tasks of jobs that prefer some nodes; return the thieves that still wait."""
@@ -591,11 +602,37 @@ class Scheduler:
         want = core.want(of_others=True) if self._accepts_others and not self.worker.is_full else 0
         if not want:
             return
-        for key, at in self._hot.items():
-            if now - at < HOT_S:
-                self._ask(now, key, want)
+        self._ask_hot(now, want)
         if not is_parked:
             self._park(now, want)
+
+    def _ask_hot(self, now: float, want: int) -> None:
+        """Ask victims that should have something, first those of the submitter that has had least of this node.
+
+        The others are asked when these have not answered: whoever is nearest would else be first every time.
+        """
+        if now < self._ask_next_at:
+            return
+        order = self.worker.core.order
+        ready = [
+            (order.had_s(channel.peer.installation), channel)
+            for key, at in self._hot.items()
+            if now - at < HOT_S and key not in self._asked and (channel := self._channels.get(key)) is not None
+        ]
+        if not ready:
+            return
+        least = min(had_s for had_s, _channel in ready)
+        first = next(channel.peer.installation for had_s, channel in ready if had_s == least)
+        chosen = [channel for _had_s, channel in ready if channel.peer.installation == first]
+        for channel in chosen:
+            self._ask(now, channel.peer.key, want)
+        if len(chosen) < len(ready):
+            self._ask_next_at = now + ASK_NEXT_S
+            self._host.clock.call_later(ASK_NEXT_S, self.wake)
+
+    def _note_hot(self, owner: bytes) -> None:
+        """A task of this owner ended here: it may have more."""
+        self._hot[owner] = self._host.clock.now()
 
     def _park(self, now: float, want: int) -> None:
         """Ask more victims, as many as there is room for."""
@@ -657,6 +694,7 @@ class Scheduler:
         grant, raw, addresses = messages.parse_grant(body, channel.peer.key)
         now = self._host.clock.now()
         self._asked.pop(channel.peer.key, None)
+        self._ask_next_at = 0.0
         if grant.owner == channel.peer.key:
             self._hot[channel.peer.key] = now
         core = self.worker.core

@@ -175,7 +175,11 @@ class WorkerCore:
             free = min(free, slots - self._foreign_taken())
         if self.is_paused or self.is_resting or slots <= 0:
             return 0
-        queued = [self._task_s.get(job_id) for job_id in self._queues]
+        queues, waiting = self._queues, self.queued_count
+        if not of_others and self._is_foreign is not None:  # what waits here of others comes behind our own
+            queues = {job_id: queue for job_id, queue in queues.items() if not self._is_foreign(job_id)}
+            waiting = sum(map(len, queues.values()))
+        queued = [self._task_s.get(job_id) for job_id in queues]
         known = [task_s for task_s in queued if task_s is not None]
         if not queued:
             known = list(self._task_s.values())[-1:]
@@ -183,11 +187,11 @@ class WorkerCore:
         if known and len(known) == max(1, len(queued)):
             target = max(target, min(GRANT_TASKS_MAX, int(BATCH_TARGET_S * slots / max(known))))
             if max(known) >= BATCH_TARGET_S:
-                return max(0, free - self.queued_count)
-        if self.queued_count == 0:
+                return max(0, free - waiting)
+        if waiting == 0:
             return target
-        if self.queued_count < target * SPARE_FRACTION:
-            return target - self.queued_count
+        if waiting < target * SPARE_FRACTION:
+            return target - waiting
         return 0
 
     def outlook(self, now: float, task_s_of: Callable[[bytes], float | None]) -> tuple[float | None, float | None]:

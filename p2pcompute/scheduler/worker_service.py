@@ -198,6 +198,8 @@ class WorkerService:
         """Job → the highest epoch that was heard of, where it is not 0."""
         self.on_adopted: Callable[[bytes, Sequence[Held]], None] = lambda _job, _held: None
         """Called with what is held here of a job that this node coordinates now."""
+        self.on_ended: Callable[[bytes], None] = lambda _owner: None
+        """Called with the owner of each task that has ended here, unless it is this node."""
         self.take_own: Callable[[bytes, Sequence[tuple[Sequence[Any], bytes]]], None] = lambda _job, _results: None
         """Takes (claim, outcome) of a job that this node coordinates now for its owner."""
         self.links: dict[bytes, OwnerLink] = {}
@@ -435,6 +437,8 @@ class WorkerService:
             if held is None:
                 self._host.store.blobs.unpin(outcome_blobs(outcome))
                 continue
+            if held.owner != LOCAL:
+                self.on_ended(held.owner)
             if held.is_dropped:
                 self.counters.late_runs_count += 1
                 if outcome.status is not OutcomeStatus.OK:
