@@ -365,6 +365,16 @@ VERIFY_WORKERS_MAX: Final = 20_000
 """Workers of one submitter that are remembered, banned ones too; then no newcomer is let in."""
 VERIFY_WINDOWS_KEPT: Final = 8
 """Past windows whose results can still be revoked: a week, or 160,000 tasks, that are kept with all their claims."""
+VERIFY_RULES_MAX: Final = 64
+"""Different demands on correctness (`--error-rate`, `--replicas`, `--verify`) of one owner's jobs; then members get no
+tasks of jobs with further ones."""
+VERIFY_HELD_BYTES_MAX: Final = 256 * MIB
+"""Results of members that wait to be believed; then members begin no further tasks."""
+VERIFY_KEPT_BYTES_MAX: Final = 64 * MIB
+"""Inputs of tasks whose results were accepted and may still be revoked; the oldest are read from the journal again."""
+EVIDENCE_MAX: Final = 64
+"""Remarkable events that are kept of one node."""
+REPLICAS_MAX: Final = 32
 
 # --- resources ------------------------------------------------------------------------------------
 ATTRIBUTES_MAX: Final = 256

@@ -60,6 +60,13 @@ class FactKind(IntEnum):
     VOID = 9
     """[[index, generation, attempt], …], by the owner: bad ends among the claims before that did not count, because
     their worker no longer held the task or had told them before"""
+    HELD = 10
+    """[[index, generation, attempt, node, its installation, digest, is blind], …], by the owner: good claims of
+    members, which are weighed against others (`acceptance`); a blind one has no weight"""
+    CHECKED = 11
+    """[[index, generation, digest, why], …], by the owner: what is accepted next, and on whose word"""
+    REVOKE = 12
+    """[[index, new generation, why], …], by the owner: what was accepted is believed no longer"""
 
 
 GENERATION_MAX: Final = 200
@@ -222,7 +229,7 @@ class JobLedger:
                 case FactKind.SEAL:
                     self.seal(body[0])
                     return []
-                case FactKind.CLAIMS | FactKind.CANCEL_ALL | FactKind.VOID:
+                case FactKind.CLAIMS | FactKind.CANCEL_ALL | FactKind.VOID | FactKind.HELD | FactKind.CHECKED:
                     return []
                 case FactKind.ACCEPT:
                     return _changes(self.accept(index, generation) for index, generation, _digest in body)
@@ -232,6 +239,8 @@ class JobLedger:
                     return _changes(self.cancel(index, generation) for index, generation in body)
                 case FactKind.RETRY:
                     return _changes(self.retry(index, generation) for index, generation in body)
+                case FactKind.REVOKE:
+                    return _changes(self.retry(index, generation) for index, generation, _why in body)
         except (TypeError, ValueError, IndexError) as error:
             raise RemoteProtocolError("a malformed fact", str(error)) from error
 

@@ -33,6 +33,7 @@ from p2pcompute.limits import (
     STORY_EVENTS_MAX,
     THIEVES_MAX,
 )
+from p2pcompute.scheduler.acceptance import Acceptance, CheckedJob
 from p2pcompute.scheduler.checkpoints import Checkpoints, Saved
 from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
@@ -87,6 +88,7 @@ class Lease:
     """Slots that the task takes there."""
     charged_s: float = 0.0
     """Slot time that the job was charged for it, before it is known how long it takes."""
+    installation: bytes = b""
 
 
 @dataclass(slots=True)
@@ -157,6 +159,10 @@ class Effects:
     """(thief, job, indices, kill): tasks that a holder should drop; with `kill` also when they run."""
     completed: list[bytes] = field(default_factory=list)
     """Jobs whose last task has ended."""
+    revoked: list[tuple[bytes, int, int]] = field(default_factory=list)
+    """(job, index, generation): results that were accepted and are believed no longer."""
+    banned: list[tuple[bytes, str]] = field(default_factory=list)
+    """(installation, why)"""
 
 
 class OwnedJob:
@@ -205,10 +211,18 @@ class OwnedJob:
         self.retried = 0
         self.by_thief: dict[bytes, list[int]] = {}
         """Key → [leased, done, failed]."""
+        self.checked: CheckedJob | None = None
+        """Books about what members of the group compute; None while none has."""
+        self.accepted_digests: dict[int, bytes] = {}
+        """What was accepted of tasks in there."""
+        self.revoked_count = 0
+        self.nondeterministic = 0
+        """Tasks of which two trusted nodes found different results."""
 
     @property
     def ready_count(self) -> int:
-        return self.ledger.counts[TaskState.OPEN] - len(self.leases)
+        held = 0 if self.checked is None else len(self.checked.held)
+        return self.ledger.counts[TaskState.OPEN] - len(self.leases) - held
 
     def tell(self, now: float, index: int, what: str) -> None:
         story = self.stories.setdefault(index, deque(maxlen=STORY_EVENTS_MAX))
@@ -227,11 +241,16 @@ class _PendingGrant:
 class OwnerCore:
     """Decides about all jobs of this node."""
 
-    def __init__(self, fit_of: Callable[[JobEnvelope], Fit | None] | None = None) -> None:
+    def __init__(
+        self, fit_of: Callable[[JobEnvelope], Fit | None] | None = None, acceptance: Acceptance | None = None
+    ) -> None:
         """Args:
         fit_of: says where a job may run.
+        acceptance: decides whose results are believed; None: everybody's.
         """
         self._fit_of = fit_of
+        self.acceptance = acceptance or Acceptance()
+        self.acceptance.bind(self)
         self.jobs: dict[bytes, OwnedJob] = {}
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
@@ -256,7 +275,7 @@ class OwnerCore:
     def has_effects(self) -> bool:
         """Whether `take_effects` would return anything."""
         effects = self._effects
-        return bool(effects.facts or effects.ends or effects.stops or effects.completed)
+        return bool(effects.facts or effects.ends or effects.stops or effects.completed or effects.banned)
 
     def take_effects(self) -> Effects:
         """Return what has to be done since the last call."""
@@ -334,7 +353,9 @@ class OwnerCore:
         return True
 
     def forget_job(self, job_id: bytes) -> None:
-        self.jobs.pop(job_id, None)
+        job = self.jobs.pop(job_id, None)
+        if job is not None:
+            self.acceptance.forget(job)
         self.checkpoints.forget_job(job_id)
         self._preferring.pop(job_id, None)
         self.order.discard(job_id)
@@ -446,10 +467,16 @@ class OwnerCore:
             chosen = self._pick(now, job, thief, self.batch_size(job, thief))
             if chosen:
                 return self._grant(now, job, thief, chosen)
+        for job_id in list(self.acceptance.ended):
+            job = self.jobs[job_id]
+            chosen = self._pick(now, job, thief, 1) if self._may_run(now, job, thief) else []
+            if chosen:
+                return self._grant(now, job, thief, chosen)
         return None
 
     def _has_ready(self, job_id: bytes) -> bool:
-        return self.jobs[job_id].ready_count > 0
+        job = self.jobs[job_id]
+        return job.ready_count > 0 or self.acceptance.has_extra(job)
 
     def copy(self, now: float, thief: Thief) -> Grant | None:
         """Return what an idle thief gets when there is nothing to choose: a task that takes too long on another node.
@@ -461,7 +488,7 @@ class OwnerCore:
             return None
         for job_id, indices in list(self._overdue.items()):
             job = self.jobs.get(job_id)
-            if job is None or not self._may_run(now, job, thief):
+            if job is None or not self._may_run(now, job, thief) or not self._believes(job, thief):
                 continue
             for index in indices:
                 lease = job.leases.get(index)
@@ -589,12 +616,16 @@ class OwnerCore:
         if thief.installation in self._breakers and self._breakers[thief.installation].until:
             size = 1
         size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
+        available = job.ready_count + self.acceptance.extra_count(job)
         if len(self.thieves) > 1 and job.held_until is None:
-            size = min(size, ceil(job.ready_count / 2))
+            size = min(size, ceil(available / 2))
         slots_max = job.envelope.terms.slots_max
         if slots_max is not None:
             size = min(size, slots_max - len(job.leases))
-        return min(size, job.ready_count)
+        return min(size, available)
+
+    def _believes(self, job: OwnedJob, thief: Thief) -> bool:
+        return thief.is_local or self.acceptance.believes(job, thief.installation)
 
     def _may_run(self, now: float, job: OwnedJob, thief: Thief) -> bool:
         terms = job.envelope.terms
@@ -605,6 +636,8 @@ class OwnerCore:
         if terms.local_only and not thief.is_local:
             return False
         if terms.python is not None and terms.python != thief.python:
+            return False
+        if not thief.is_local and not self.acceptance.may_run(job, thief.installation):
             return False
         return job.fit is None or job.fit.may_have(thief.key, thief.installation)
 
@@ -617,6 +650,17 @@ class OwnerCore:
         return [(self.jobs[job_id].fit, count) for job_id, count in counts.items() if count and job_id in self.jobs]
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
+        if not self._believes(job, thief):
+            return self.acceptance.pick(now, job, thief, count, lambda most: self._pick_ready(now, job, thief, most))
+        if job.checked is None:
+            return self._pick_ready(now, job, thief, count)
+        return (
+            self.acceptance.pick_disputed(job, count)
+            or self._pick_ready(now, job, thief, count)
+            or self.acceptance.pick_claimed(job, thief, count)
+        )
+
+    def _pick_ready(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
         chosen: dict[int, None] = {}
         skipped: dict[int, None] = {}
         total_bytes = 0
@@ -637,6 +681,8 @@ class OwnerCore:
         return list(chosen)
 
     def _is_avoided(self, now: float, job: OwnedJob, index: int, thief: Thief) -> bool:
+        if self.acceptance.is_for_trusted(job, index) and not self._believes(job, thief):
+            return True
         avoided = job.avoid.get(index)
         if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
             return False
@@ -654,7 +700,7 @@ class OwnerCore:
     @property
     def has_ready(self) -> bool:
         """Whether any job has a task for whoever comes."""
-        return any(self.jobs[job_id].ready_count > 0 for job_id in self.order)
+        return any(self._has_ready(job_id) for job_id in self.order) or bool(self.acceptance.ended)
 
     def remember(self, now: float, thief: Thief) -> None:
         """Note that this thief waits for work now: a candidate for tasks that another node failed."""
@@ -672,13 +718,21 @@ class OwnerCore:
         tasks = []
         for index in chosen:
             attempt = job.attempts.get(index, 0) + 1
-            job.attempts[index] = attempt
             expires = inf if thief.is_local else now + lease_s
-            job.leases[index] = Lease(thief.key, thief.boot, attempt, expires, now, depth, width, charged_s)
+            lease = Lease(
+                thief.key, thief.boot, attempt, expires, now, depth, width, charged_s, installation=thief.installation
+            )
+            if self.acceptance.is_extra(job, index):
+                attempt, payload = self.acceptance.lend(job, index, lease)
+                job.share(thief.key)[0] += 1
+                tasks.append(GrantedTask(index, job.ledger.generation(index), attempt, payload))
+                continue
+            job.attempts[index] = attempt
+            job.leases[index] = lease
+            job.share(thief.key)[0] += 1
             if attempt > 1:
                 job.tell(now, index, f"attempt {attempt} leased to {thief.key.hex()[:8]}")
             tasks.append(self._granted(now, job, index, attempt))
-        job.share(thief.key)[0] += len(chosen)
         job_id = job.envelope.job_id
         self.order.charge(job_id, charged_s * len(chosen))
         grant = Grant(self._next_grant, thief.request_id, thief.key, job_id, LOCAL, lease_s, tuple(tasks), job.epoch)
@@ -771,6 +825,8 @@ class OwnerCore:
         if job is None:
             return
         for task in reversed(grant.tasks):
+            if self.acceptance.returned(now, job, task.index, grant.thief, attempt=task.attempt):
+                continue
             lease = job.leases.get(task.index)
             if lease is not None and lease.thief == grant.thief and lease.attempt == task.attempt:
                 job.attempts[task.index] = task.attempt - 1
@@ -810,6 +866,11 @@ class OwnerCore:
         lease_s = inf if thief == LOCAL else max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
         for index, generation, attempt in held:
             lease = job.leases.get(index)
+            if job.checked is not None and (index in job.checked.leases or index in job.checked.held):
+                answer = self.acceptance.heartbeat(now, job, thief, boot, lease_s, index, generation)
+                if answer:
+                    (drop if answer == "drop" else ended).append(index)
+                continue
             if not job.ledger.is_open(index, generation):
                 if lease is None or lease.thief != thief:
                     ended.append(index)
@@ -847,7 +908,7 @@ class OwnerCore:
             ]
             for index in reversed(lost):
                 self._lose(now, job, index, "its node is gone")
-            returned += len(lost)
+            returned += len(lost) + self.acceptance.peer_lost(now, job, thief, boot)
         if boot is None:
             self.thieves.pop(thief, None)
         return returned
@@ -863,6 +924,8 @@ class OwnerCore:
 
     def _requeue(self, job: OwnedJob, index: int, *, is_last: bool = False) -> None:
         """Put an open task without a lease at the head (or the end), unless it was to be cancelled."""
+        if job.checked is not None and index in job.checked.held:
+            return
         if job.is_own and (job.is_cancelled or job.halted or index in job.cancelling):
             self.cancel_one(job, index)
         else:
@@ -872,7 +935,10 @@ class OwnerCore:
     def is_busy(self) -> bool:
         """Whether there is anything that `tick`, or a further look at the ready tasks, could change."""
         return bool(self._pending) or any(
-            job.leases or job.ready_count or (job.envelope.terms.deadline_ms and not job.ledger.is_complete)
+            job.leases
+            or job.ready_count
+            or job.checked
+            or (job.envelope.terms.deadline_ms and not job.ledger.is_complete)
             for job in self.jobs.values()
         )
 
@@ -894,6 +960,7 @@ class OwnerCore:
                 self._lose(now, job, index, "its lease ran out")
         for job_id in [job_id for job_id in self.order if self._is_due(job_id, wall_ms)]:
             self._stop(self.jobs[job_id], DEADLINE, kill=True)
+        self.acceptance.tick(now, lambda job, lease: self._is_late(now, lease, self._patience_s(job)))
         self._find_overdue(now)
 
     # --- results ----------------------------------------------------------------------------------
@@ -919,7 +986,17 @@ class OwnerCore:
             True when it changed anything; the claim is then worth journaling.
         """
         job = self.jobs.get(job_id)
-        if job is None or not job.ledger.is_open(index, generation):
+        if job is None:
+            return False
+        if thief != LOCAL and not self.acceptance.believes(job, installation):
+            return self._claimed(now, job, thief, installation, index, generation, attempt, outcome, digest)
+        if job.checked is not None and index < job.ledger.size and generation == job.ledger.generation(index):
+            if outcome.status is OutcomeStatus.OK:
+                if self.acceptance.settled(now, job, thief, installation, index, outcome, digest):
+                    return True
+            elif self.acceptance.returned(now, job, index, thief, attempt=attempt):
+                return self._could_not_settle(job, index, thief, outcome)
+        if not job.ledger.is_open(index, generation):
             return False
         lease = job.leases.get(index)
         is_holder = lease is not None and lease.thief == thief and lease.attempt == attempt
@@ -970,6 +1047,84 @@ class OwnerCore:
                     self._requeue(job, index, is_last=could_not)
         return True
 
+    def _claimed(
+        self,
+        now: float,
+        job: OwnedJob,
+        thief: bytes,
+        installation: bytes,
+        index: int,
+        generation: int,
+        attempt: int,
+        outcome: Outcome,
+        digest: bytes,
+    ) -> bool:
+        """Take what a member says that it found."""
+        if index >= job.ledger.size or generation != job.ledger.generation(index):
+            return False
+        lease = job.leases.get(index)
+        if lease is not None and lease.thief == thief:  # it was trusted when it began
+            self._release(job, index)
+            self._requeue(job, index)
+        self.order.charge(job.envelope.job_id, max(0.0, outcome.runtime_s))
+        if outcome.status is OutcomeStatus.OK:
+            self._note_duration(job, outcome)
+        return self.acceptance.claimed(now, job, thief, installation, index, attempt, outcome, digest)
+
+    # --- what `Acceptance` decides ----------------------------------------------------------------
+
+    def accept_checked(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: bytes) -> None:
+        """End a task that was held, with this result of this node."""
+        self._accept(job, index, outcome, thief, digest)
+
+    def requeue_checked(self, job: OwnedJob, index: int) -> None:
+        """An open task is held no longer, and nobody has claimed it."""
+        self._requeue(job, index)
+
+    def released_checked(self, job: OwnedJob, lease: Lease) -> None:
+        """A node computes a task no more whose lease `Acceptance` keeps."""
+        job.share(lease.thief)[0] -= 1
+        self.order.charge(job.envelope.job_id, -lease.charged_s)
+
+    def _could_not_settle(self, job: OwnedJob, index: int, thief: bytes, outcome: Outcome) -> bool:
+        """A node that is believed could not compute what others claim to have computed."""
+        if outcome.status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED):
+            job.failures[index] = job.failures.get(index, 0) + 1
+            if job.ledger.state(index) is TaskState.OPEN and job.failures[index] > job.envelope.terms.retries:
+                self._fail(job, index, outcome, thief, "")
+        return True
+
+    def failed_checked(
+        self, now: float, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, installation: bytes
+    ) -> None:
+        """A member says that a task which was held has failed: that is believed as far as others may try it too."""
+        job.tell(now, index, f"{thief.hex()[:8]} says: {outcome.status} {outcome.error.strip()[-200:]}".rstrip())
+        self._again(now, job, index, installation)
+
+    def reopen(self, job: OwnedJob, index: int, payload: bytes, why: str) -> bool:
+        """Believe an accepted result no longer; False when the task cannot be run again."""
+        generation = job.ledger.generation(index) + 1
+        if generation > GENERATION_MAX or job.ledger.retry(index, generation) is None:
+            return False
+        job.payloads[index] = payload
+        job.revoked_count += 1
+        self.note(job, FactKind.REVOKE, [index, generation, why])
+        self._effects.revoked.append((job.envelope.job_id, index, generation - 1))
+        self.order.add(job.envelope.job_id, Standing.of(job.envelope))
+        return True
+
+    def note(self, job: OwnedJob, kind: FactKind, entry: list[Any]) -> None:
+        """Journal what was decided."""
+        self._fact(job, kind, entry)
+
+    def stop(self, thief: bytes, job: OwnedJob, indices: list[int], *, kill: bool) -> None:
+        """Have a node drop tasks."""
+        self._effects.stops.append((thief, job.envelope.job_id, indices, kill))
+
+    def banned(self, installation: bytes, why: str) -> None:
+        """Somebody gets no more work."""
+        self._effects.banned.append((installation, why))
+
     def _died_with_node(
         self, now: float, job: OwnedJob, index: int, installation: bytes, attempt: int, outcome: Outcome, thief: bytes
     ) -> bool:
@@ -1019,10 +1174,15 @@ class OwnerCore:
         else:
             job.ledger.claim(index, generation, is_good=True)
         job.share(thief)[1] += 1
-        runtime_s = max(outcome.runtime_s, TASK_S_MIN)
-        job.task_s = runtime_s if job.task_s is None else job.task_s + DURATION_WEIGHT * (runtime_s - job.task_s)
+        if index not in job.accepted_digests:
+            self._note_duration(job, outcome)
         self._fact(job, FactKind.ACCEPT, [index, generation, digest])
         self._ended(job, index, state, outcome, thief)
+
+    @staticmethod
+    def _note_duration(job: OwnedJob, outcome: Outcome) -> None:
+        runtime_s = max(outcome.runtime_s, TASK_S_MIN)
+        job.task_s = runtime_s if job.task_s is None else job.task_s + DURATION_WEIGHT * (runtime_s - job.task_s)
 
     def _fail(self, job: OwnedJob, index: int, outcome: Outcome | None, thief: bytes, why: str) -> None:
         generation = job.ledger.generation(index)
@@ -1047,6 +1207,8 @@ class OwnerCore:
 
     def _ended(self, job: OwnedJob, index: int, state: TaskState, outcome: Outcome | None, thief: bytes) -> None:
         self._release(job, index)
+        if state is not TaskState.DONE and job.checked is not None:
+            self.acceptance.ended_otherwise(job, index)
         former = job.former.pop(index, b"")
         if former and former != thief:
             self._effects.stops.append((former, job.envelope.job_id, [index], True))
@@ -1153,6 +1315,8 @@ class OwnerCore:
         if job is None:
             return
         for index in reversed(indices):
+            if self.acceptance.returned(now, job, index, thief):
+                continue
             lease = job.leases.get(index)
             if lease is None or lease.thief != thief:
                 continue
@@ -1170,6 +1334,8 @@ class OwnerCore:
             generation = job.ledger.generation(index) + 1
             if generation > GENERATION_MAX or job.ledger.retry(index, generation) is None:
                 continue
+            self.acceptance.ended_otherwise(job, index)
+            job.accepted_digests.pop(index, None)
             job.payloads[index] = payloads[index]
             self._fact(job, FactKind.RETRY, [index, generation])
             job.ready.append(index)
@@ -1190,9 +1356,13 @@ class OwnerCore:
                 leased[lease.thief] = leased.get(lease.thief, 0) + 1
                 if job.ledger.state(index) is not TaskState.OPEN:
                     raise InvariantViolation(f"task {index} has ended and is leased: {job.stories.get(index)}")
+            self.acceptance.check_invariants(job)
+            for lease in () if job.checked is None else job.checked.all_leases():
+                leased[lease.thief] = leased.get(lease.thief, 0) + 1
             if leased != {thief: share[0] for thief, share in job.by_thief.items()}:
                 raise InvariantViolation(f"shares {job.by_thief} and leases {leased} differ")
             available = {index for index in job.ready if job.ledger.state(index) is TaskState.OPEN}
+            available |= set() if job.checked is None else set(job.checked.held)
             missing = [i for i in job.ledger.open_indices() if i not in available and i not in job.leases]
             if missing:
                 raise InvariantViolation(f"tasks {missing[:5]} are neither ready nor leased")

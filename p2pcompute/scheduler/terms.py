@@ -21,12 +21,19 @@ from p2pcompute.limits import (
     JOB_NAME_CHARS_MAX,
     NODES_CHOSEN_MAX,
     PRIORITY_MAX,
+    REPLICAS_MAX,
     REQUIREMENT_CHARS_MAX,
     REQUIREMENTS_MAX,
 )
 from p2pcompute.wire.envelope import Envelope, open_envelope
 
 JOB_CONTENT_TYPE: Final = "p2pc/job"
+
+
+ERROR_PPB: Final = 100_000
+"""One result in 10,000."""
+TRUSTS: Final = ("", "trusted", "member", "any")
+VERIFY_METHODS: Final = ("", "arbitrate", "credibility", "spotcheck", "majority", "boinc", "none")
 
 
 class HaltWhen(StrEnum):
@@ -103,6 +110,15 @@ class JobTerms:
     """Not these."""
     custodians: tuple[bytes, ...] = ()
     """Keys of the installations that keep the job too and coordinate it while its owner is away, by rank from 1."""
+    trust: str = ""
+    """Lowest level of a node that may run it: "trusted", "member", or "any", which is the same while nobody but members
+    runs anything; "": "member"."""
+    verify: str = ""
+    """How results of members are checked: a method of `trust.verification`, or "none"; "": "arbitrate"."""
+    error_ppb: int | None = None
+    """Accepted probability that a result of members is wrong, in billionths; None: ERROR_PPB."""
+    replicas: int | None = None
+    """Instead of that: so many members compute each task, and their results are compared."""
     created_ms: int = 0
     """Wall clock of the submitter, Unix milliseconds."""
 
@@ -153,6 +169,10 @@ _KINDS: Final[dict[str, type]] = {
     "halt": str,
     "priority": int,
     "deadline_ms": int,
+    "trust": str,
+    "verify": str,
+    "error_ppb": int,
+    "replicas": int,
     "created_ms": int,
 }
 
@@ -198,6 +218,10 @@ def _terms(value: Any) -> JobTerms:
     _check_choice(terms)
     if terms.priority > PRIORITY_MAX:
         raise RemoteProtocolError("bad terms of a job: priority")
+    if terms.trust not in TRUSTS or terms.verify not in VERIFY_METHODS:
+        raise RemoteProtocolError("bad terms of a job: trust")
+    if not 0 < (terms.error_ppb or 1) < 10**9 or not 0 < (terms.replicas or 1) <= REPLICAS_MAX or terms.replicas == 0:
+        raise RemoteProtocolError("bad terms of a job: checks")
     if len(terms.name) > JOB_NAME_CHARS_MAX:
         raise RemoteProtocolError("bad terms of a job: name is too long")
     try:

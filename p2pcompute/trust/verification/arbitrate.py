@@ -192,6 +192,8 @@ class Arbitrate(Verifier):
         self._now = 0.0
         self.refused_count = 0
         """Newcomers that were not let in."""
+        self.checks_count = 0
+        """Checks passed in this window by all together."""
         self.late_count = 0
         """Claims about tasks that cannot change any more, or that nobody was given yet."""
 
@@ -254,6 +256,7 @@ class Arbitrate(Verifier):
             record.k_past.pop(self.window - VERIFY_WINDOWS_KEPT, None)
             record.claimed = [index for index in record.claimed if not self.tasks[index].is_final]
         self.window += 1
+        self.checks_count = 0
         self._window_begins.append(self._window_end)
         self._window_at = self._now
         self._pools = {}
@@ -454,6 +457,7 @@ class Arbitrate(Verifier):
         if worker not in task.credited:
             task.credited.append(worker)
             self.workers[worker].k += 1
+            self.checks_count += 1
 
     def _discredit(self, index: int, worker: Worker) -> None:
         task = self.tasks[index]

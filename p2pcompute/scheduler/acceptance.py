@@ -1,0 +1,808 @@
+"""Which results an owner believes: the rule, and who computes a task again for its sake.
+
+    who computed it                     what its result is
+    ----------------------------------  --------------------------------------------------------------------------
+    this node, or one trusted here      the truth: accepted at once, and the verdict on what others claimed
+    a member                            a claim: it is weighed against those of others (`trust.verification`), and
+                                        accepted when enough of them agree, or a trusted node finds the same
+    somebody blocked or banned here     nothing: it gets no tasks
+
+Why: members were let in by somebody, which says that they may take part, not that their machines compute rightly.  The
+machine's owner can say so of a node (`p2pc trust set NODE trusted`, `p2pc invite --mine`); then it costs nothing, since
+a job of which no member has asked for tasks has no books here.
+
+What a member is given looks the same whether it is the first that computes a task, a copy to compare with, or one to
+prove itself with: attempt 1 and a payload.  A copy is given out only after the first claim has arrived.  A trusted
+node decides conflicts before anything else of the job, begins what nobody has begun, and then computes what is claimed
+and not credible yet: one run of it settles a task.
+
+A task that a member has begun is *held* until it is accepted: it is neither ready nor leased in `OwnerCore`.  It may
+be computed by several nodes at once, whose leases are here.  Failures that members tell are not believed alone: after
+as many as the job allows, only a trusted node decides whether a task fails.
+
+Pure, as `OwnerCore`, which calls it and performs what follows.
+
+Bounds: VERIFY_WORKERS_MAX workers of each rule; VERIFY_HELD_BYTES_MAX bytes of outputs and payloads that wait: then
+members begin no further tasks; EVIDENCE_MAX remarkable events of each node.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from p2pcompute.errors import InvariantViolation
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.limits import EVIDENCE_MAX, GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_RULES_MAX
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.terms import ERROR_PPB, JobTerms
+from p2pcompute.trust.levels import Level
+from p2pcompute.trust.verification import Method, make_verifier
+from p2pcompute.trust.verification.arbitrate import Arbitrate, ArbitratePolicy
+from p2pcompute.trust.verification.book import (
+    Accepted,
+    AskTrusted,
+    Banned,
+    Digest,
+    Effect,
+    Nondeterministic,
+    Recheck,
+    Revoked,
+    Verifier,
+    Why,
+    Worker,
+)
+
+if TYPE_CHECKING:
+    import random
+
+    from p2pcompute.scheduler.owner import Lease, OwnedJob
+    from p2pcompute.scheduler.stealing import Thief
+
+FIRST_COHORT: Final = 20
+"""Members that are taken as they come, with the assumed share of saboteurs among them.  Those who come later are new:
+they prove themselves first, since somebody who was found out could come back under another name."""
+SETTLE_GROWTH: Final = 1.1
+"""Claims that wait are weighed again when there are so many times as many checks as when they were last."""
+
+
+class LevelOf(Protocol):
+    """How far an installation is trusted here."""
+
+    def __call__(self, installation: bytes, /) -> Level: ...
+
+
+def everybody_is_trusted(_installation: bytes, /) -> Level:
+    """The levels of an owner that checks nothing."""
+    return Level.TRUSTED
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How results are checked: jobs with the same one share what is known of workers."""
+
+    method: Method
+    error_ppb: int
+    """Accepted probability of a wrong result, in billionths."""
+    replicas: int | None
+    """Instead of that: so many claims have to agree."""
+
+    @classmethod
+    def of(cls, terms: JobTerms) -> Rule | None:
+        """Return the rule that a job asks for; None: members are believed."""
+        if terms.verify == "none":
+            return None
+        method: Method = terms.verify or "arbitrate"  # type: ignore[assignment]
+        return cls(method, ERROR_PPB if terms.error_ppb is None else terms.error_ppb, terms.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something remarkable about a node."""
+
+    at: float
+    """Clock of the owner, seconds."""
+    job_id: bytes
+    index: int
+    what: str
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known here of a node whose results were checked."""
+
+    claims: int = 0
+    agreed: int = 0
+    """Of its claims, those that agreed with another one, or with a trusted node."""
+    wrong: int = 0
+    """Those that a trusted node contradicted."""
+    banned: str = ""
+    """Why it gets no more work."""
+    events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVIDENCE_MAX))
+
+
+@dataclass(slots=True)
+class _Output:
+    """What somebody claims."""
+
+    outcome: Outcome
+    thief: bytes
+    size: int
+
+
+class CheckedJob:
+    """The books about a job of which members compute tasks."""
+
+    __slots__ = ("arbitrations", "asked", "attempts", "failures", "held", "job", "lane", "leases", "numbers", "outputs",
+                 "payloads", "rechecks", "verifier")  # fmt: skip
+
+    def __init__(self, job: OwnedJob, verifier: Verifier, lane: int) -> None:
+        self.job = job
+        self.verifier = verifier
+        self.lane = lane
+        self.numbers: dict[int, int] = {}
+        """Task → its number in the verifier."""
+        self.held: dict[int, None] = {}
+        """Open tasks that members have begun, the first first."""
+        self.leases: dict[int, dict[bytes, Lease]] = {}
+        """Task → who computes it for the sake of checking, or began it as a member."""
+        self.attempts: dict[tuple[int, bytes], int] = {}
+        """(task, node) → how often it was given to it."""
+        self.outputs: dict[int, dict[Digest, _Output]] = {}
+        """What is claimed of tasks that are not accepted."""
+        self.payloads: dict[int, bytes] = {}
+        """Of all numbered tasks: they may have to be computed again."""
+        self.arbitrations: dict[int, None] = {}
+        """Tasks that a trusted node has to compute before anything else."""
+        self.asked: dict[int, None] = {}
+        """Those for which that has not been done."""
+        self.rechecks: dict[int, None] = {}
+        """Tasks that are done, and checked once more."""
+        self.failures: dict[int, int] = {}
+        """How often members said that a task had failed."""
+
+    def all_leases(self) -> Iterator[Lease]:
+        """Yield the leases that are kept here."""
+        for leases in self.leases.values():
+            yield from leases.values()
+
+    def is_lent_to(self, index: int, thief: bytes) -> bool:
+        return thief in self.leases.get(index, ())
+
+
+class Decider(Protocol):
+    """What `OwnerCore` does when something is decided here."""
+
+    jobs: dict[bytes, OwnedJob]
+
+    def accept_checked(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: Digest) -> None:
+        """A task is done, with this result of this node."""
+
+    def reopen(self, job: OwnedJob, index: int, payload: bytes, why: str) -> bool:
+        """An accepted result is believed no longer; False when the task cannot be run again."""
+
+    def requeue_checked(self, job: OwnedJob, index: int) -> None:
+        """An open task is held no longer."""
+
+    def released_checked(self, job: OwnedJob, lease: Lease) -> None:
+        """A node computes a task no more."""
+
+    def failed_checked(
+        self, now: float, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, installation: bytes
+    ) -> None:
+        """A member says that it could not compute a task, which is open and held no longer."""
+
+    def note(self, job: OwnedJob, kind: FactKind, entry: list[Any]) -> None:
+        """Journal a fact."""
+
+    def stop(self, thief: bytes, job: OwnedJob, indices: list[int], *, kill: bool) -> None:
+        """Have a node drop tasks."""
+
+    def banned(self, installation: bytes, why: str) -> None:
+        """Somebody gets no more work."""
+
+
+class Acceptance:
+    """Decides about the results of all jobs of one owner."""
+
+    def __init__(
+        self,
+        level_of: LevelOf = everybody_is_trusted,
+        rng: random.Random | None = None,
+        cluster_of: Callable[[bytes], bytes | None] = lambda _installation: None,
+    ) -> None:
+        """Args:
+        level_of: how far an installation is trusted.
+        rng: draws who computes what again; None only where everybody is trusted.
+        cluster_of: what makes an installation dependent on others, as a common inviter: those who share it do not
+            check one another.
+        """
+        self.level_of = level_of
+        self._rng = rng
+        self._cluster_of = cluster_of
+        self._core: Decider | None = None
+        self._verifiers: dict[Rule, Verifier] = {}
+        self._joined: dict[Rule, dict[Worker, None]] = {}
+        self._places: dict[Rule, list[tuple[CheckedJob, int] | None]] = {}
+        """By number in the verifier."""
+        self._settled_at: dict[Rule, int] = {}
+        self.records: dict[bytes, Record] = {}
+        self.ended: dict[bytes, None] = {}
+        """Jobs that are complete, and tasks of them are computed once more."""
+        self.held_bytes = 0
+        self._next_lane = 1
+        self._now = 0.0
+        self.revoked_count = 0
+        self.disputes_count = 0
+
+    def bind(self, core: Decider) -> None:
+        """Work for this owner."""
+        self._core = core
+
+    # --- who may, and who is believed -------------------------------------------------------------
+
+    def may_run(self, job: OwnedJob, installation: bytes) -> bool:
+        """Whether tasks of a job may be given to an installation."""
+        level = self.level_of(installation)
+        if level is Level.TRUSTED:
+            return True
+        if level is Level.BLOCKED or job.envelope.terms.trust == "trusted":
+            return False
+        record = self.records.get(installation)
+        return record is None or not record.banned
+
+    def believes(self, job: OwnedJob, installation: bytes) -> bool:
+        """Whether results of an installation are accepted as they come."""
+        return self.level_of(installation) is Level.TRUSTED or job.envelope.terms.verify == "none" or not job.is_own
+
+    def record(self, installation: bytes) -> Record:
+        """Return what is known of a node, to be added to."""
+        return self.records.setdefault(installation, Record())
+
+    def _tell(self, installation: bytes, checked: CheckedJob, index: int, what: str) -> None:
+        event = Event(self._now, checked.job.envelope.job_id, index, what)
+        self.record(installation).events.append(event)
+
+    # --- what is given to whom --------------------------------------------------------------------
+
+    def extra_count(self, job: OwnedJob) -> int:
+        """Return how many tasks, at most, could be given out beside those that are ready."""
+        checked = job.checked
+        return 0 if checked is None else len(checked.held) + len(checked.arbitrations) + len(checked.rechecks)
+
+    def has_extra(self, job: OwnedJob) -> bool:
+        """Whether anything might be given out beside what is ready."""
+        checked = job.checked
+        return checked is not None and bool(
+            checked.arbitrations or checked.held or checked.verifier.wants_copies(checked.lane)
+        )
+
+    def pick(self, now: float, job: OwnedJob, thief: Thief, count: int, ready: Callable[[int], list[int]]) -> list[int]:
+        """Return the tasks of a job that a member computes now: originals and copies, which it cannot tell apart.
+
+        Args:
+            ready: takes out so many tasks that nobody has begun.
+        """
+        self._now = now
+        rule = Rule.of(job.envelope.terms)
+        if rule is None or not self._join(now, rule, thief.installation):
+            return []
+        checked = job.checked or self._check(rule, job)
+        if checked is None or self._rng is None:
+            return []
+        verifier, chosen, size = checked.verifier, list[int](), 0
+
+        def begin() -> int | None:
+            """Begin a task that nobody has begun."""
+            if self.held_bytes >= VERIFY_HELD_BYTES_MAX:
+                return None
+            found = ready(1)
+            if not found:
+                return None
+            return self._number(rule, checked, found[0])
+
+        while len(chosen) < count and size <= GRANT_BYTES_MAX // 2:
+            number = verifier.take(now, thief.installation, self._rng, checked.lane, begin)
+            self._follow(rule, verifier.take_effects())
+            if number is None:
+                break
+            place = self._places[rule][number] if number >= 0 else None
+            if place is None:
+                verifier.returned(now, thief.installation, number)
+                break
+            index = place[1]
+            if job.ledger.state(index) is TaskState.OPEN:
+                checked.held[index] = None
+            chosen.append(index)
+            size += len(checked.payloads[index])
+        return chosen
+
+    def pick_disputed(self, job: OwnedJob, count: int) -> list[int]:
+        """Return tasks on which claims differ, for a trusted node."""
+        checked = job.checked
+        if checked is None or not checked.arbitrations:
+            return []
+        chosen = list(checked.arbitrations)[:count]
+        for index in chosen:
+            del checked.arbitrations[index]
+        return chosen
+
+    def pick_claimed(self, job: OwnedJob, thief: Thief, count: int) -> list[int]:
+        """Return tasks that are claimed and not accepted, for a trusted node that has nothing else to do."""
+        checked = job.checked
+        if checked is None:
+            return []
+        chosen: list[int] = []
+        for index in chain(checked.held, checked.rechecks):
+            if len(chosen) >= count:
+                break
+            task = checked.verifier.tasks[checked.numbers[index]]
+            is_settled_now = index in checked.arbitrations or any(
+                self.believes(job, lease.installation) for lease in checked.leases.get(index, {}).values()
+            )
+            if task.claims and not is_settled_now and not checked.is_lent_to(index, thief.key):
+                chosen.append(index)
+        return chosen
+
+    def is_extra(self, job: OwnedJob, index: int) -> bool:
+        """Whether a task that was picked is leased here, and not in the owner's own books."""
+        checked = job.checked
+        return checked is not None and (index in checked.held or job.ledger.state(index) is not TaskState.OPEN)
+
+    def is_for_trusted(self, job: OwnedJob, index: int) -> bool:
+        """Whether members have said so often that a task fails that only a trusted node may say so finally."""
+        checked = job.checked
+        return checked is not None and checked.failures.get(index, 0) > job.envelope.terms.retries
+
+    def lend(self, job: OwnedJob, index: int, lease: Lease) -> tuple[int, bytes]:
+        """Note who computes a task; returns (attempt as the node sees it, payload)."""
+        checked = job.checked
+        assert checked is not None
+        place = (index, lease.thief)
+        lease.attempt = checked.attempts[place] = checked.attempts.get(place, 0) + 1
+        checked.leases.setdefault(index, {})[lease.thief] = lease
+        return lease.attempt, checked.payloads[index]
+
+    def _join(self, now: float, rule: Rule, worker: Worker) -> bool:
+        """Let a member take part under a rule; False: not now."""
+        joined = self._joined.setdefault(rule, {})
+        if worker in joined:
+            return True
+        verifier = self._verifiers.get(rule)
+        if verifier is None:
+            if len(self._verifiers) >= VERIFY_RULES_MAX:
+                return False
+            verifier = self._make(rule, now)
+        if isinstance(verifier, Arbitrate):
+            is_known = rule.replicas is not None or len(joined) < FIRST_COHORT
+            if not verifier.join(now, worker, cluster=self._cluster_of(worker), is_known=is_known):
+                return False
+        else:
+            verifier.join(now, worker)
+        joined[worker] = None
+        return True
+
+    def _make(self, rule: Rule, now: float) -> Verifier:
+        verifier: Verifier
+        if rule.method == "arbitrate":
+            policy = ArbitratePolicy(error_rate=rule.error_ppb / 1e9, replicas=rule.replicas)
+            verifier = Arbitrate(policy, now=now)
+        else:
+            verifier = make_verifier(rule.method, error_rate=rule.error_ppb / 1e9, votes=rule.replicas or 2)
+        verifier.keeps_originals = False
+        places = self._places[rule] = []
+
+        def allows(worker: Worker, number: int) -> bool:
+            place = places[number]
+            if place is None:
+                return False
+            checked, index = place
+            return index in checked.payloads and self._may_copy(checked, worker, index)
+
+        verifier.allows = allows
+        self._verifiers[rule] = verifier
+        return verifier
+
+    def _may_copy(self, checked: CheckedJob, worker: Worker, index: int) -> bool:
+        """Not where it failed, while others may do it; and not what a trusted node settles just now."""
+        avoided = checked.job.avoid.get(index)
+        if avoided is not None and worker in avoided[0] and self._now < avoided[1]:
+            return False
+        leases = checked.leases.get(index)
+        return not leases or not any(self.believes(checked.job, lease.installation) for lease in leases.values())
+
+    def _check(self, rule: Rule, job: OwnedJob) -> CheckedJob:
+        """Begin the books about a job."""
+        job.checked = CheckedJob(job, self._verifiers[rule], self._next_lane)
+        self._next_lane += 1
+        return job.checked
+
+    def _number(self, rule: Rule, checked: CheckedJob, index: int) -> int:
+        """Return the number of a task that a member begins."""
+        number = checked.numbers.get(index)
+        if number is None:
+            number = checked.numbers[index] = checked.verifier.append(checked.lane)
+            self._places[rule].append((checked, index))
+            payload = checked.payloads[index] = checked.job.payloads[index]
+            self.held_bytes += len(payload)
+        checked.held[index] = None
+        return number
+
+    # --- leases -----------------------------------------------------------------------------------
+
+    def release(self, job: OwnedJob, index: int, thief: bytes) -> Lease | None:
+        """A node computes a task no more; None: it did not."""
+        checked = job.checked
+        leases = None if checked is None else checked.leases.get(index)
+        if checked is None or leases is None or thief not in leases:
+            return None
+        lease = leases.pop(thief)
+        if not leases:
+            del checked.leases[index]
+        self._owner.released_checked(job, lease)
+        return lease
+
+    def returned(self, now: float, job: OwnedJob, index: int, thief: bytes, *, attempt: int | None = None) -> bool:
+        """A node hands back what it has not computed; False: it did not hold it here."""
+        checked = job.checked
+        if checked is None or not checked.is_lent_to(index, thief):
+            return False
+        if attempt is not None and checked.leases[index][thief].attempt != attempt:
+            return False
+        lease = self.release(job, index, thief)
+        assert lease is not None
+        self._now = now
+        self._unlent(checked, index, lease)
+        return True
+
+    def _unlent(self, checked: CheckedJob, index: int, lease: Lease) -> None:
+        """A node that computed a task will not answer."""
+        number = checked.numbers[index]
+        checked.verifier.returned(self._now, lease.installation, number)
+        if index in checked.asked:
+            checked.arbitrations[index] = None
+        self._free(checked, index)
+
+    def _free(self, checked: CheckedJob, index: int) -> None:
+        """Give an open task back to the owner when nobody computes it and nobody has claimed it."""
+        task = checked.verifier.tasks[checked.numbers[index]]
+        if index in checked.held and not task.claims and index not in checked.leases:
+            del checked.held[index]
+            checked.arbitrations.pop(index, None)
+            checked.asked.pop(index, None)
+            self._owner.requeue_checked(checked.job, index)
+
+    @property
+    def _owner(self) -> Decider:
+        assert self._core is not None
+        return self._core
+
+    def heartbeat(
+        self, now: float, job: OwnedJob, thief: bytes, boot: bytes, lease_s: float, index: int, generation: int
+    ) -> str:
+        """Renew a lease; returns "" when it stands, "drop", or "stop" when the task is over."""
+        checked = job.checked
+        if checked is not None and checked.is_lent_to(index, thief):
+            lease = checked.leases[index][thief]
+            lease.expires, lease.boot = now + lease_s, boot
+            return ""
+        return "drop" if job.ledger.is_open(index, generation) else "stop"
+
+    def peer_lost(self, now: float, job: OwnedJob, thief: bytes, boot: bytes | None) -> int:
+        """End the leases of a node that is gone, or of its earlier life; returns how many."""
+        checked = job.checked
+        if checked is None:
+            return 0
+        lost = [
+            index
+            for index, leases in checked.leases.items()
+            if thief in leases and (boot is None or leases[thief].boot != boot)
+        ]
+        return sum(self.returned(now, job, index, thief) for index in lost)
+
+    def tick(self, now: float, is_late: Callable[[OwnedJob, Lease], bool]) -> None:
+        """End leases that have run out, and those of members that take too long: others may begin the task."""
+        self._now = now
+        for checked in list(self._checked_jobs()):
+            job = checked.job
+            late = [
+                (index, thief)
+                for index, leases in checked.leases.items()
+                for thief, lease in leases.items()
+                if lease.expires <= now or (not self.believes(job, lease.installation) and is_late(job, lease))
+            ]
+            for index, thief in late:
+                job.tell(now, index, f"{thief.hex()[:8]} takes too long")
+                self.returned(now, job, index, thief)
+        self.ended = {
+            checked.job.envelope.job_id: None
+            for checked in self._checked_jobs()
+            if checked.job.ledger.is_complete and (checked.arbitrations or checked.rechecks)
+        }
+        for rule, verifier in self._verifiers.items():
+            if isinstance(verifier, Arbitrate):
+                checks = verifier.checks_count
+                if checks > SETTLE_GROWTH * self._settled_at.get(rule, 0):
+                    self._settled_at[rule] = checks
+                    self._follow(rule, verifier.settle())
+
+    def _checked_jobs(self) -> Iterator[CheckedJob]:
+        for job in self._owner.jobs.values():
+            if job.checked is not None:
+                yield job.checked
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def wants(self, job: OwnedJob, index: int, generation: int, installation: bytes) -> bool:
+        """Whether a result about a task that has ended would tell something: it was lent for a check."""
+        checked = job.checked
+        if checked is None or generation != job.ledger.generation(index):
+            return False
+        return any(lease.installation == installation for lease in checked.leases.get(index, {}).values())
+
+    def claimed(
+        self,
+        now: float,
+        job: OwnedJob,
+        thief: bytes,
+        installation: bytes,
+        index: int,
+        attempt: int,
+        outcome: Outcome,
+        digest: Digest,
+    ) -> bool:
+        """Take what a member says about a task of the present generation; False: it changes nothing.
+
+        Good results are claims, whoever holds the lease; one that was not lent to its worker has no weight.
+        """
+        self._now = now
+        rule, checked = Rule.of(job.envelope.terms), job.checked
+        if rule is None or not self._join(now, rule, installation):
+            return False
+        checked = checked or self._check(rule, job)
+        lease = checked.leases.get(index, {}).get(thief)
+        is_holder = lease is not None and lease.attempt == attempt
+        if outcome.status is not OutcomeStatus.OK:
+            if lease is None or not is_holder:
+                return False
+            self.release(job, index, thief)
+            self._could_not(checked, index, lease, outcome)
+            return True
+        if index not in checked.numbers:
+            if job.ledger.state(index) is not TaskState.OPEN or index in job.leases:
+                return False  # it is computed by somebody who is believed, or was
+            self._number(rule, checked, index)
+        number = checked.numbers[index]
+        task = checked.verifier.tasks[number]
+        if is_holder:
+            self.release(job, index, thief)
+        before = task.claims.get(installation)
+        if before is not None and before == digest:
+            checked.verifier.returned(now, installation, number)
+            return is_holder
+        is_blind = not is_holder
+        record = self.record(installation)
+        if before is None:
+            record.claims += 1
+            self._owner.note(
+                job,
+                FactKind.HELD,
+                [index, job.ledger.generation(index), attempt, thief, installation, digest, is_blind],
+            )
+            self._keep_output(checked, index, digest, outcome, thief)
+            record.agreed += digest in task.claims.values()
+        self._follow(rule, checked.verifier.claim(now, installation, number, digest))
+        if job.ledger.state(index) is TaskState.OPEN:
+            self._free(checked, index)
+        return True
+
+    def _could_not(self, checked: CheckedJob, index: int, lease: Lease, outcome: Outcome) -> None:
+        """A member tells that it could not compute a task."""
+        number = checked.numbers[index]
+        job = checked.job
+        checked.verifier.returned(self._now, lease.installation, number)
+        task = checked.verifier.tasks[number]
+        if job.ledger.state(index) is not TaskState.OPEN or task.claims or index in checked.leases:
+            nodes = job.avoid.get(index, ([], 0.0))[0]
+            job.avoid[index] = ([*nodes, lease.installation], float("inf"))
+            return
+        checked.held.pop(index, None)
+        if outcome.status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED):
+            checked.failures[index] = checked.failures.get(index, 0) + 1
+        self._owner.failed_checked(self._now, job, index, outcome, lease.thief, lease.installation)
+
+    def _keep_output(self, checked: CheckedJob, index: int, digest: Digest, outcome: Outcome, thief: bytes) -> None:
+        outputs = checked.outputs.setdefault(index, {})
+        if digest not in outputs and checked.job.ledger.state(index) is TaskState.OPEN:
+            size = len(outcome.value) + len(outcome.stdout) + len(outcome.stderr) + 256
+            outputs[digest] = _Output(outcome, thief, size)
+            self.held_bytes += size
+
+    def settled(
+        self, now: float, job: OwnedJob, thief: bytes, installation: bytes, index: int, outcome: Outcome, digest: Digest
+    ) -> bool:
+        """Take the good result of a trusted node about a task that members claimed; False: no member did.
+
+        It is accepted here, as a verdict, or asked for once more when it contradicts everybody.
+        """
+        checked = job.checked
+        number = None if checked is None else checked.numbers.get(index)
+        if checked is None or number is None:
+            return False
+        self._now = now
+        self.release(job, index, thief)
+        rule = Rule.of(job.envelope.terms)
+        assert rule is not None
+        task = checked.verifier.tasks[number]
+        if task.is_final:
+            return True
+        claims = dict(task.claims)
+        self._keep_output(checked, index, digest, outcome, thief)
+        self._follow(rule, checked.verifier.verdict(now, number, digest))
+        if checked.verifier.tasks[number].is_final:
+            checked.asked.pop(index, None)
+            checked.arbitrations.pop(index, None)
+            is_known = task.accepted in (None, digest) and len(dict.fromkeys([*claims.values(), digest])) > 1
+            for worker, claim in claims.items():
+                record = self.record(worker)
+                if claim == digest:
+                    record.agreed += 1
+                elif is_known:
+                    record.wrong += 1
+                    self._tell(worker, checked, index, "its result was wrong")
+        return True
+
+    # --- what follows -----------------------------------------------------------------------------
+
+    def _follow(self, rule: Rule, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Banned):
+                self._ban(effect.worker, effect.why)
+                continue
+            place = self._places[rule][effect.index] if effect.index >= 0 else None
+            if place is None:
+                continue
+            checked, index = place
+            match effect:
+                case Accepted():
+                    self._accepted(checked, index, effect)
+                case Revoked():
+                    self._revoked(checked, index, "who vouched for it was found to lie")
+                case Recheck():
+                    checked.rechecks[index] = None
+                case AskTrusted():
+                    self._disputed(checked, index)
+                case Nondeterministic():
+                    checked.job.tell(self._now, index, "two trusted nodes found different results")
+                    checked.job.nondeterministic += 1
+
+    def _accepted(self, checked: CheckedJob, index: int, effect: Accepted) -> None:
+        job = checked.job
+        checked.rechecks.pop(index, None)
+        if job.ledger.state(index) is TaskState.DONE:
+            if job.accepted_digests.get(index, effect.digest) == effect.digest:
+                return
+            self._revoked(checked, index, "it was checked again")
+        if job.ledger.state(index) is not TaskState.OPEN:
+            return
+        output = checked.outputs.get(index, {}).get(effect.digest)
+        if output is None:  # it was dropped when the task was done for the first time
+            checked.asked[index] = checked.arbitrations[index] = None
+            return
+        checked.held.pop(index, None)
+        checked.arbitrations.pop(index, None)
+        checked.asked.pop(index, None)
+        checked.failures.pop(index, None)
+        for other in checked.outputs.pop(index).values():
+            self.held_bytes -= other.size
+        job.accepted_digests[index] = effect.digest
+        self._owner.note(job, FactKind.CHECKED, [index, job.ledger.generation(index), effect.digest, str(effect.basis)])
+        for thief in checked.leases.get(index, ()):
+            self._owner.stop(thief, job, [index], kill=False)
+        self._owner.accept_checked(job, index, output.outcome, output.thief, effect.digest)
+
+    def _revoked(self, checked: CheckedJob, index: int, why: str) -> None:
+        job = checked.job
+        if job.ledger.state(index) is not TaskState.DONE:
+            return
+        job.accepted_digests.pop(index, None)
+        checked.rechecks.pop(index, None)
+        if self._owner.reopen(job, index, checked.payloads[index], why):
+            self.revoked_count += 1
+            checked.held[index] = None
+            self._free(checked, index)
+
+    def _disputed(self, checked: CheckedJob, index: int) -> None:
+        """Claims about a task differ: a trusted node computes it."""
+        if index not in checked.asked:
+            self.disputes_count += 1
+            task = checked.verifier.tasks[checked.numbers[index]]
+            for worker in task.claims:
+                self._tell(worker, checked, index, "its result differs from another one")
+            checked.job.tell(self._now, index, f"{len(task.claims)} results differ")
+        checked.asked[index] = checked.arbitrations[index] = None
+
+    def _ban(self, installation: bytes, why: Why) -> None:
+        """Give somebody no more work, and take back what it holds."""
+        record = self.record(installation)
+        if record.banned:
+            return
+        record.banned = str(why)
+        self._owner.banned(installation, str(why))
+        for checked in list(self._checked_jobs()):
+            taken: dict[bytes, list[int]] = {}
+            for index, leases in checked.leases.items():
+                for thief, lease in leases.items():
+                    if lease.installation == installation:
+                        taken.setdefault(thief, []).append(index)
+            for thief, indices in taken.items():
+                for index in indices:
+                    self.returned(self._now, checked.job, index, thief)
+                self._owner.stop(thief, checked.job, indices, kill=True)
+        for rule, verifier in self._verifiers.items():
+            if isinstance(verifier, Arbitrate) and installation in self._joined.get(rule, ()):
+                self._follow(rule, verifier.equivocated(installation))
+        for checked in list(self._checked_jobs()):
+            for index in list(checked.held):
+                self._free(checked, index)
+
+    # --- ends of tasks and jobs -------------------------------------------------------------------
+
+    def ended_otherwise(self, job: OwnedJob, index: int) -> None:
+        """A task was cancelled, or has failed: whoever computes it may stop."""
+        checked = job.checked
+        if checked is None or index not in checked.numbers:
+            return
+        checked.held.pop(index, None)
+        checked.arbitrations.pop(index, None)
+        checked.asked.pop(index, None)
+        checked.rechecks.pop(index, None)
+        checked.failures.pop(index, None)
+        for output in checked.outputs.pop(index, {}).values():
+            self.held_bytes -= output.size
+        number = checked.numbers.pop(index)
+        for thief, lease in list(checked.leases.get(index, {}).items()):
+            self.release(job, index, thief)
+            checked.verifier.returned(self._now, lease.installation, number)
+            self._owner.stop(thief, job, [index], kill=True)
+        self.held_bytes -= len(checked.payloads.pop(index, b""))
+        self._forget_number(checked, number)
+
+    def forget(self, job: OwnedJob) -> None:
+        """A job is forgotten."""
+        checked = job.checked
+        self.ended.pop(job.envelope.job_id, None)
+        if checked is None:
+            return
+        for number in checked.numbers.values():
+            self._forget_number(checked, number)
+        for outputs in checked.outputs.values():
+            self.held_bytes -= sum(output.size for output in outputs.values())
+        self.held_bytes -= sum(map(len, checked.payloads.values()))
+        job.checked = None
+
+    def _forget_number(self, checked: CheckedJob, number: int) -> None:
+        rule = Rule.of(checked.job.envelope.terms)
+        assert rule is not None
+        self._places[rule][number] = None
+        checked.verifier.drop(number)
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def check_invariants(self, job: OwnedJob) -> None:
+        """Raise InvariantViolation when the books about a job do not agree."""
+        checked = job.checked
+        if checked is None:
+            return
+        for index in checked.held:
+            task = checked.verifier.tasks[checked.numbers[index]]
+            if job.ledger.state(index) is not TaskState.OPEN or index in job.leases:
+                raise InvariantViolation(f"task {index} is held and not open")
+            if not task.claims and index not in checked.leases:
+                raise InvariantViolation(f"task {index} is held by nobody")
+        for index, leases in checked.leases.items():
+            if index not in checked.numbers or not leases:
+                raise InvariantViolation(f"task {index} is lent and has no number")
