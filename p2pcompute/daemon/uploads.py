@@ -286,9 +286,6 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         packages=None
         if spec.packages_b64 is None
         else BlobRef(bytes(32), len(spec.packages_b64)),  # put by `build_job`
-        packages=None
-        if spec.packages_b64 is None
-        else BlobRef(bytes(32), len(spec.packages_b64)),  # put by `build_job`
         platforms=tuple(spec.platforms),
         is_built=spec.is_built,
     )
