@@ -53,6 +53,7 @@ class Box(Worker):
         self._socket = _socket.socket(fileno=channel.fd)
         self._boxed: BoxedFunctions | None = None
         self._directory = settings.directory
+        self._kept_in_tmp = box.kept_in_tmp
 
     def _make_workplace(self) -> Workplace:
         return Workplace(self._settings, _NoLifeLine(), watch=self._watch, sweep=self._sweep)
@@ -136,7 +137,8 @@ class Box(Worker):
             for place in places:
                 os.chmod(place, 0o1777)
                 for name in os.listdir(place):
-                    _remove(os.path.join(place, name))
+                    if not (name in self._kept_in_tmp and place == places[0]):
+                        _remove(os.path.join(place, name))
             for name in os.listdir(self._directory):
                 if name not in _KEPT and not name.startswith("command-"):
                     _remove(os.path.join(self._directory, name))
@@ -164,7 +166,13 @@ def main() -> None:
         if box is None:
             raise box_setup.Broken("no limits were given")
         os.sched_setaffinity(0, box.cores)
-        version = box_setup.enter(disk_bytes=box.disk_bytes, files_max=box.files_max, user=box.user, limits=box.limits)
+        version = box_setup.enter(
+            disk_bytes=box.disk_bytes,
+            files_max=box.files_max,
+            user=box.user,
+            limits=box.limits,
+            kept_in_tmp=box.kept_in_tmp,
+        )
         os.mkdir(settings.shared_directory)
         os.chdir("/tmp")
         sys.argv[:] = ["p2pc-task"]

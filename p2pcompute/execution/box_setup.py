@@ -21,7 +21,11 @@ import struct
 from p2pcompute.execution import box_seccomp
 from p2pcompute.execution.box_places import BOUND, PLACE
 
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC = 2, 4, 8, 4096, 16384
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 22, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _SECCOMP_MODE_FILTER = 2
@@ -90,6 +94,7 @@ def enter(
     files_max: int,
     user: int | None,
     limits: dict[int, int],
+    kept_in_tmp: Sequence[str] = (),
 ) -> int:
     """Shut this process and all that it will start in; return the version of Landlock in use (0: none).
 
@@ -98,13 +103,14 @@ def enter(
         files_max: most files in it.
         user: uid and gid to become; None: it is what it shall be.
         limits: RLIMIT → hard limit.
+        kept_in_tmp: names in /tmp that stay, as they are.
 
     Raises:
         Broken: a step failed.
     """
     libc = _Libc()
     _prefer_to_be_killed()
-    _mount(libc, disk_bytes, files_max, user)
+    _mount(libc, disk_bytes, files_max, user, kept_in_tmp)
     _give_up(libc, user, limits)
     version = _landlock(libc, reads=("/",), writes=(PLACE, *(seen_as for _, seen_as in BOUND), "/dev/pts"))
     _filter_calls(libc, box_seccomp.FAMILIES)
@@ -181,7 +187,8 @@ def _is_root_outside() -> bool:
     return inside == outside == "0"
 
 
-def _mount(libc: _Libc, disk_bytes: int, files_max: int, user: int | None) -> None:
+def _mount(libc: _Libc, disk_bytes: int, files_max: int, user: int | None, kept_in_tmp: Sequence[str]) -> None:
+    kept = [(name, os.open(f"/tmp/{name}", os.O_PATH | os.O_CLOEXEC)) for name in kept_in_tmp]
     options = f"size={disk_bytes},nr_inodes={files_max},mode=0700"
     libc.mount("tmpfs", PLACE, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
     for name, seen_as in BOUND:
@@ -189,6 +196,10 @@ def _mount(libc: _Libc, disk_bytes: int, files_max: int, user: int | None) -> No
         os.mkdir(path)
         os.chmod(path, 0o1777)
         libc.mount(path, seen_as, "", _MS_BIND, "")
+    for name, before in kept:  # a mount of its own: nobody in here can rename or remove it
+        os.mkdir(f"/tmp/{name}")
+        libc.mount(f"/proc/self/fd/{before}", f"/tmp/{name}", "", _MS_BIND | _MS_REC, "")
+        os.close(before)
     if user is not None:
         for path in (*(f"{PLACE}/{name}" for name, _ in BOUND), PLACE):  # the last one last: then it is closed to us
             os.chown(path, user, user)

@@ -32,7 +32,17 @@ class ChannelClosed(Exception):
 class BoxSettings:
     """Limits of a sandbox, or of the fence around a WASI module where there is none."""
 
-    __slots__ = ("cores", "disk_bytes", "files_max", "is_fence", "limits", "mem_bytes", "output_bytes_max", "user")
+    __slots__ = (
+        "cores",
+        "disk_bytes",
+        "files_max",
+        "is_fence",
+        "kept_in_tmp",
+        "limits",
+        "mem_bytes",
+        "output_bytes_max",
+        "user",
+    )
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.user: int | None = values["user"]
@@ -47,6 +57,8 @@ class BoxSettings:
         """Most that a task may write to its standard output or error."""
         self.limits: dict[int, int] = values["limits"]
         """RLIMIT → hard limit of each process."""
+        self.kept_in_tmp: list[str] = values.get("kept_in_tmp", [])
+        """Names in /tmp that hold this interpreter or its packages: seen there, read-only."""
         self.is_fence: bool = values.get("is_fence", False)
         """There is no sandbox: this worker process runs WASI modules only, and shuts their engine in."""
 

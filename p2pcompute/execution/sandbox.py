@@ -144,6 +144,7 @@ def box_settings(limits: BoxLimits, user: int | None) -> dict[str, Any]:
         "disk_bytes": limits.disk_bytes,
         "files_max": SANDBOX_INODES,
         "output_bytes_max": SANDBOX_OUTPUT_BYTES_MAX,
+        "kept_in_tmp": sorted({Path(root).parts[2] for root in _roots() if _is_inside(root, [_TMP])}),
         "limits": {
             resource.RLIMIT_CORE: 1,  # 0 would still feed a program that the machine may have for core dumps
             resource.RLIMIT_NPROC: limits.processes,
@@ -208,8 +209,9 @@ def _roots() -> tuple[str, ...]:
     return tuple(path for path in found if not _is_inside(path, [other for other in found if other != path]))
 
 
-_COVERED: Final = ("/tmp", "/var/tmp", "/dev/shm")
-"""What is seen there in a sandbox is its own."""
+_TMP: Final = "/tmp"
+_VAR_TMP: Final = "/var/tmp"
+_SHM: Final = "/dev/shm"
 
 
 def command(
@@ -239,13 +241,11 @@ def command(
         raise NoSandbox(
             f"the interpreter's own directory is, or holds, the home directory {home}", "use a virtual environment"
         )
-    covered = next(
-        (root for root in (*roots, str(Path(p2pcompute.__file__).parent)) if _is_inside(root, _COVERED)), None
-    )
+    covered = next((root for root in roots if _is_inside(root, [_SHM])), None)
     if covered is not None:
         raise NoSandbox(
             f"the interpreter or its packages are in {covered}, where each sandbox has files of its own",
-            "install p2pcompute outside of /tmp",
+            "install p2pcompute on a disk",
         )
     words = [bubblewrap, "--die-with-parent", "--as-pid-1"]
     words += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -292,7 +292,9 @@ def seen(made: dict[str, None]) -> list[str]:
             words += [*places([os.path.dirname(path)], made), "--ro-bind", path, path]
     for name, directory in library_parts():
         words += ["--ro-bind", str(directory), f"{LIBRARY}/{name}"]
-    words += ["--symlink", "/tmp", "/var/tmp", "--perms", "0755", "--tmpfs", "/dev"]
+    if not any(_is_inside(root, [_VAR_TMP]) for root in _roots()):
+        words += ["--symlink", _TMP, _VAR_TMP]
+    words += ["--perms", "0755", "--tmpfs", "/dev"]
     for device in _DEVICES:
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for target, link in _FD_LINKS:

@@ -6,8 +6,11 @@ import asyncio
 import os
 import platform
 import signal
+import site
 import struct
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -348,3 +351,65 @@ async def test_filter_of_system_calls() -> None:
 async def test_everything_else_on_the_machine_goes_first(boxed: Boxed) -> None:
     outcome = await boxed.shell("nice; ionice")
     assert outcome.stdout.decode().split() == ["19", "idle"], outcome
+
+
+IN_TMP = """
+import asyncio, sys
+from pathlib import Path
+from dataclasses import replace
+from tests.execution.conftest import Rig, call
+from p2pcompute.execution.functions import load_value
+from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload
+
+def where():
+    import sys
+    return sys.prefix
+
+async def main():
+    rig = Rig(Path(sys.argv[1]))
+    await rig.runner.start()
+    try:
+        import cloudpickle
+        cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+        top = f"/tmp/{Path(sys.prefix).parts[2]}"
+        text = f"touch /tmp/mine {sys.prefix}/x; mv {top} /tmp/away; rm -rf {top}; ls /tmp; "
+        text += f"{sys.executable} -c 'print(5)'"
+        for spec, payload in (
+            (JobSpec(kind=TaskKind.SHELL), TaskPayload(argv=(text,))),
+            (JobSpec(kind=TaskKind.SHELL), TaskPayload(argv=(text,))),
+            (await rig.function(where), call()),
+        ):
+            runs = [replace(run, submitter=b"a" * 32) for run in rig.batch(spec, [payload, payload])]
+            for outcome in await rig.finish(runs, rig.begin(runs)):
+                assert outcome.status == "ok", outcome
+                print(load_value(outcome.value) if outcome.value else outcome.stdout.decode().split())
+    finally:
+        await rig.runner.close()
+        rig.blobs.shut()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not str(Path("/tmp").resolve()).startswith("/tmp"), reason="/tmp is elsewhere")
+@pytest.mark.usefixtures("boxed")
+async def test_an_interpreter_in_tmp_is_seen_there_and_cannot_be_changed() -> None:
+    """Where p2pcompute was installed into an environment in /tmp: each sandbox has a /tmp of its own around it."""
+    root = Path(__file__).parents[2]
+    with tempfile.TemporaryDirectory(prefix="p2pc-venv-", dir="/tmp") as directory:
+        prefix = Path(directory, "deep", "venv")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", prefix], check=True)
+        Path(directory).chmod(0o755)
+        search = os.pathsep.join([str(root), *site.getsitepackages()])
+        ran = subprocess.run(
+            [prefix / "bin" / "python", "-c", IN_TMP, f"{directory}/runner"],
+            env={**os.environ, "PYTHONPATH": search},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        top = Path(directory).name
+        assert ran.stdout.splitlines() == [str(["mine", top, "5"])] * 4 + [str(prefix)] * 2, ran.stdout
+        assert (prefix / "bin" / "python").exists()
