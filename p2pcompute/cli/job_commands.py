@@ -137,15 +137,17 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
             job["state"],
             counts_text(job),
             count_text(job["failed"]) if job["failed"] else "",
+            "" if job.get("share") is None else f"{job['share']:.0%}",
+            str(job["priority"]) if job.get("priority") else "",
             time_text(job.get("submitted")),
             duration_text(_took_s(job)),
         ]
         for job in items
     ]
     return table(
-        ["JOB", "NAME", "STATE", "DONE", "FAILED", "SUBMITTED", "TOOK"],
+        ["JOB", "NAME", "STATE", "DONE", "FAILED", "SHARE", "PRIORITY", "SUBMITTED", "TOOK"],
         rows,
-        right=["DONE", "FAILED", "TOOK"],
+        right=["DONE", "FAILED", "SHARE", "PRIORITY", "TOOK"],
         indent=0,
     )
 
@@ -221,6 +223,8 @@ def _job_text(job: Mapping[str, Any]) -> str:
         ("submitted", time_text(job.get("submitted"))),
         ("finished", time_text(job.get("finished")) if job.get("finished") else ""),
         ("took", duration_text(_took_s(job))),
+        ("priority", str(job["priority"]) if job.get("priority") else ""),
+        ("deadline", time_text(job["deadline"]) if job.get("deadline") else ""),
         ("kept by", kept_text(job)),
         ("kind", str(job.get("kind") or "")),
         ("exit code", "" if job.get("exit_code") is None else str(job["exit_code"])),

@@ -48,6 +48,7 @@ from p2pcompute.cli.plan import (
 )
 from p2pcompute.cli.replacement import parse as parse_replacement
 from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.limits import PRIORITY_MAX
 
 if TYPE_CHECKING:
     from p2pcompute.execution.locking import Requirements
@@ -75,9 +76,9 @@ EXAMPLES: Final = (
 SECTIONS: Final = {
     "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
     "Files": ("send", "fetch", "share"),
-    "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "explain"),
+    "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "priority", "explain"),
     "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "deps", "kind", "batch"),
-    "Failure": ("retries", "halt", "resume", "resume_failed", "exit_code"),
+    "Failure": ("retries", "halt", "deadline", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results",
         "joblog",
@@ -118,6 +119,9 @@ class Request:
     slots: str | None
     """-j as given."""
     halt: str
+    priority: int
+    deadline_ms: int | None
+    """When the job is given up, Unix milliseconds."""
     local: bool
     batch: str
     keep_order: bool
@@ -139,8 +143,8 @@ def _help_and_exit(context: click.Context) -> int:
 
 
 EPILOG: Final = """Exit codes: 0 all done, or --halt now,success=N met; 1 tasks failed; 2 wrong usage; 3 stopped early
-by --halt or cancel; 4 no node can ever run it; 5 no node; 130 Ctrl-C; 143 SIGTERM.  With --exit-code gnu: 1 to 100 = so
-many tasks failed, 101 = more.
+by --halt or cancel; 4 no node can ever run it; 5 no node; 124 --deadline reached; 130 Ctrl-C; 143 SIGTERM.  With
+--exit-code gnu: 1 to 100 = so many tasks failed, 101 = more.
 
 Where no node stays (CI, containers, --local) one runs as long as this command; unfinished jobs of earlier runs go on
 meanwhile, which is said.  --resume onto the results of an unfinished job carries that job on first."""
@@ -215,6 +219,14 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
     "--fuel", type=click.IntRange(1), metavar="N", help="Instructions of a WASM task, the same on every node."
 )
 @click.option("--halt", metavar="WHEN,WHY", help="now|soon,fail|success|done=N|N%  (GNU parallel's syntax).")
+@click.option("--deadline", metavar="DURATION|TIME", help="Give up on the whole job, like 2h or 18:30.")
+@click.option(
+    "--priority",
+    type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
+    default=0,
+    metavar="N",
+    help="Among your own jobs: higher ones go first, of equal ones the earliest deadline.  [default: 0]",
+)
 @click.option("-k", "--keep-order", is_flag=True, help="Print output in input order.")
 @click.option("--tag", is_flag=True, help="Start each output line with its input.")
 @click.option("--output", type=click.Choice(["text", "jsonl", "none"]), default="text", help="What goes to stdout.")
@@ -396,6 +408,8 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         retries=settings.retries,
         slots=flags["jobs"],
         halt=flags["halt"] or "",
+        priority=flags["priority"],
+        deadline_ms=_deadline_ms(flags["deadline"]),
         local=flags["local"],
         batch=batch,
         keep_order=flags["keep_order"],
@@ -493,6 +507,17 @@ def _environment(items: tuple[str, ...]) -> dict[str, str]:
         env[name] = value
     _check_text(list(env.values()))
     return env
+
+
+def _deadline_ms(text: str | None) -> int | None:
+    """Return the moment as Unix milliseconds; None for none."""
+    if text is None:
+        return None
+    from datetime import datetime
+
+    from p2pcompute.cli.moments import parse_deadline
+
+    return int(parse_deadline(text, datetime.now().astimezone()).timestamp() * 1000)
 
 
 def _check_halt(text: str | None) -> None:
@@ -844,6 +869,8 @@ class _Run:
             "timeout_s": request.timeout_s,
             "slots_max": _slots(request.slots, status),
             "halt": "" if request.halt == "never" else request.halt,
+            "priority": request.priority,
+            "deadline_ms": request.deadline_ms,
             "local_only": request.local,
             "on": request.on,
             "not_on": request.not_on,

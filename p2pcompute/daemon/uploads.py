@@ -25,6 +25,7 @@ from p2pcompute.limits import (
     INLINE_BYTES_MAX,
     JOB_NAME_CHARS_MAX,
     NODES_CHOSEN_MAX,
+    PRIORITY_MAX,
     TASK_PAYLOAD_BYTES_MAX,
     UPLOAD_BATCH_BYTES_MAX,
     UPLOAD_BATCH_MAX,
@@ -53,6 +54,7 @@ class TermsBody(msgspec.Struct, forbid_unknown_fields=True):
     halt: str = ""
     local_only: bool = False
     priority: int = 0
+    deadline_ms: int | None = None
     python: tuple[int, int] | None = None
     require: list[str] = []
     prefer: list[str] = []
@@ -224,11 +226,12 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     if len(body.name) > JOB_NAME_CHARS_MAX:
         _bad(f"a job's name of {len(body.name)} characters", f"it may have {JOB_NAME_CHARS_MAX}")
     parse_halt(terms.halt)
-    if terms.priority != 0:
-        _bad("jobs have no priority", "all jobs are served in turn", "leave it out", "priority")
+    if abs(terms.priority) > PRIORITY_MAX:
+        _bad(f"a priority of {terms.priority}", f"it is from -{PRIORITY_MAX} to {PRIORITY_MAX}", code="priority")
     for name, value, least in (
         ("retries", terms.retries, 0),
         ("slots_max", terms.slots_max, 1),
+        ("deadline_ms", terms.deadline_ms, 1),
         ("timeout_s", terms.timeout_s, 0),
         ("cpus", spec.cpus, 0),
         ("mem_bytes", spec.mem_bytes, 1),
@@ -266,6 +269,8 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         local_only=terms.local_only,
         slots_max=terms.slots_max,
         halt=terms.halt,
+        priority=terms.priority,
+        deadline_ms=terms.deadline_ms or 0,
         require=needs.require,
         prefer=needs.prefer,
         on=on,

@@ -196,6 +196,13 @@ class JobView:
     """Names of the nodes that keep it too, by rank."""
     claimed: int = 0
     """Of those done and failed: ends that its owner has not judged."""
+    priority: int = 0
+    deadline: float | None = None
+    """When it is given up, Unix seconds."""
+    lately_s: float = 0.0
+    """Slot time that it had lately, while it is not over."""
+    share: float | None = None
+    """Of the slot time that all jobs of this node had lately; None where that means nothing."""
 
     @property
     def is_over(self) -> bool:

@@ -527,7 +527,7 @@ class Node:
     def jobs(self) -> Sequence[JobView]:
         own = [book for book in self.scheduler.owner.books.values() if book.job.is_own]
         books = sorted(own, key=lambda book: book.record.submitted, reverse=True)
-        return [self._job_view(book) for book in books]
+        return views.with_shares([self._job_view(book) for book in books])
 
     def job(self, ref: str) -> JobView:
         book = views.find_job(self.scheduler.owner, ref)

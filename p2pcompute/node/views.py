@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from p2pcompute.dht.service import Dht
@@ -16,8 +17,9 @@ from p2pcompute.limits import NODES_CHOSEN_MAX
 from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
+from p2pcompute.scheduler.fairness import USAGE_TAU_S
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import OwnedJob
+from p2pcompute.scheduler.owner import DEADLINE, OwnedJob
 from p2pcompute.scheduler.owner_service import JobBook, OwnerService
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
@@ -142,6 +144,7 @@ def job(
     if is_over:
         state = "failed" if failed else "cancelled" if cancelled else "done"
         exit_code = (0 if ",success=" in owned.halted else 3) if cancelled else 1 if failed else 0
+        exit_code = 124 if cancelled and owned.halted == DEADLINE else exit_code
     else:
         state, exit_code = ("running" if running or done or failed else "waiting"), None
     shares = []
@@ -180,7 +183,23 @@ def job(
         owner="" if owned.is_own else name_of(owned.envelope.signer),
         custodians=tuple(name_of(key) for key in owned.envelope.terms.custodians),
         claimed=counts[TaskState.CLAIMED] + counts[TaskState.CLAIMED_FAILED],
+        priority=owned.envelope.terms.priority,
+        deadline=owned.envelope.terms.deadline_ms / 1000 or None,
+        lately_s=0.0 if is_over else _lately_s(book, now, running),
     )
+
+
+def _lately_s(book: JobBook, now: float, running: int) -> float:
+    """Return about how much slot time a job has had lately: of what ended then, and half of what each running task
+    should take."""
+    task_s = book.job.task_s
+    return book.usage.at(now) + running * (USAGE_TAU_S if task_s is None else min(task_s, USAGE_TAU_S)) / 2
+
+
+def with_shares(jobs: Sequence[JobView]) -> list[JobView]:
+    """Return the jobs with the share of slot time that each had lately of what they had together."""
+    total_s = sum(job.lately_s for job in jobs)
+    return [replace(job, share=None if job.is_over or not total_s else job.lately_s / total_s) for job in jobs]
 
 
 def dht(found: Dht) -> DhtStatus:

@@ -28,6 +28,7 @@ from p2pcompute.limits import (
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
+from p2pcompute.scheduler.fairness import USAGE_TAU_S, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
@@ -39,7 +40,7 @@ from p2pcompute.scheduler.messages import (
     output_digest,
     parse_claims,
 )
-from p2pcompute.scheduler.owner import OwnedJob, OwnerCore, TaskEnd
+from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
@@ -106,6 +107,8 @@ class JobBook:
     rates: dict[bytes, Rate] = field(default_factory=dict)
     took: dict[bytes, tuple[int, float]] = field(default_factory=dict)
     """Node → good ends there in this life of the node, and their run time together."""
+    usage: Usage = field(default_factory=Usage)
+    """Slot time of tasks that ended lately, of each at most what counts as lately."""
     room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while more tasks may be added."""
     kept: dict[BlobRef, None] = field(default_factory=dict)
@@ -187,6 +190,8 @@ class OwnerService:
                 await self._recover_replica(self._journal, record, envelope, facts)
                 continue
             job = self.core.recover(envelope, facts)
+            if self._was_given_up(record, job):
+                job.halted = DEADLINE
             book = self.books[envelope.job_id] = JobBook(record, job, next_fact=count)
             book.room.set()
             self.aliases[record.alias] = envelope.job_id
@@ -195,6 +200,14 @@ class OwnerService:
         await self._recover_saved(self._journal)
         self.apply_effects()
         return unfinished
+
+    @staticmethod
+    def _was_given_up(record: JobRecord, job: OwnedJob) -> bool:
+        """Whether a job ended because of its deadline: that is in no fact of its own."""
+        deadline_ms = job.envelope.terms.deadline_ms
+        is_late = record.finished is not None and 0 < deadline_ms <= record.finished * 1000
+        is_stopped = job.ledger.counts[TaskState.CANCELLED] > 0 and not job.is_cancelled and not job.is_revived
+        return is_late and is_stopped and not job.halted
 
     async def _recover_replica(
         self, journal: Journal, record: JobRecord, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]
@@ -588,6 +601,8 @@ class OwnerService:
                 if rate is None:
                     rate = book.rates[end.thief] = Rate()
                 rate.add(now)
+                if end.outcome is not None:
+                    book.usage.add(now, min(end.outcome.runtime_s, USAGE_TAU_S))
                 if end.state is TaskState.DONE:
                     self.counters.accepted_count += 1
                     if end.outcome is not None:

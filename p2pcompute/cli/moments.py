@@ -1,0 +1,46 @@
+"""Moments that people write: how long from now, or when."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from p2pcompute.errors import UsageError
+
+
+def parse_deadline(text: str, now: datetime) -> datetime:
+    """Return the moment that a duration from now (2h, 1d12h), a time of day (18:30: the next one) or a date with one
+    (2026-11-30T18:30, its zone if it says so) means.
+
+    Args:
+        now: with the zone in which times without one are meant.
+
+    Raises:
+        UsageError: it is neither, or past.
+    """
+    from p2pcompute.config import parse_duration
+
+    moment = _time(text, now)
+    if moment is None:
+        try:
+            moment = now + timedelta(seconds=parse_duration(text))
+        except (UsageError, OverflowError):
+            raise UsageError(
+                f"--deadline {text!r} is no moment", "", "write it like 2h, 18:30 or 2026-11-30T18:30", code="deadline"
+            ) from None
+    if moment <= now:
+        raise UsageError(f"--deadline {text} is past", "nothing would run", "name a later one", code="deadline")
+    return moment
+
+
+def _time(text: str, now: datetime) -> datetime | None:
+    try:
+        if ":" in text and "-" not in text[:8]:
+            time = datetime.strptime(text, "%H:%M")
+            moment = now.replace(hour=time.hour, minute=time.minute, second=0, microsecond=0)
+            return moment if moment > now else moment + timedelta(days=1)
+        if "-" not in text[:8]:
+            return None
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo)
