@@ -1,8 +1,8 @@
 """Where the inputs of `run` come from: one `Row` for each task, read lazily.
 
 The words of GNU parallel with their meaning: ``:::`` words, ``::::`` files, ``:::+`` and ``::::+`` linked to the source
-before, ``-a`` files, standard input, ``-0``, ``--colsep``, ``--header``, ``-n``, ``--link``; and ``--range`` and
-``--from-json``.  Several sources give their cross product, of which the first varies slowest and is never held in
+before, ``-a`` files, standard input, ``--pipe``, ``-0``, ``--colsep``, ``--header``, ``-n``, ``--link``; and ``--range``
+and ``--from-json``.  Several sources give their cross product, of which the first varies slowest and is never held in
 memory; standard input is, when it is another than the first or is wrapped around by ``--link``.
 
 Source: GNU parallel 20221122, man page, sections "Input sources" and "OPTIONS".
@@ -26,6 +26,8 @@ from p2pcompute.errors import UsageError
 SEPARATORS: Final = (":::", ":::+", "::::", "::::+")
 LINE_BYTES_MAX: Final = 1024 * 1024
 """One input.  Longer ones are a mistake (a binary file, no newline) and cannot be a task anyway."""
+BLOCK_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Of --pipe: a block goes to the node in one line of text."""
 _READ_BYTES: Final = 64 * 1024
 
 
@@ -33,6 +35,8 @@ class SourceKind(StrEnum):
     WORDS = "words"
     FILE = "file"
     RANGE = "range"
+    BLOCKS = "blocks"
+    """--pipe: the content itself, cut at line ends; the only source of its job."""
     JSON = "json"
 
 
@@ -46,6 +50,8 @@ class Source:
     """FILE and JSON; "-" is standard input."""
     is_linked: bool = False
     """Goes in step with the source before it."""
+    block_bytes: int = 0
+    """Of BLOCKS: as many whole lines as fit into so many bytes, at least one."""
 
     @property
     def is_stdin(self) -> bool:
@@ -62,6 +68,8 @@ class Row:
     """The arguments of a function: the columns, or the items of --from-json as they are."""
     names: Mapping[str, str] = field(default_factory=dict)
     """{name} of --header and of JSON objects."""
+    block: bytes | None = None
+    """What the task reads on its standard input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +167,49 @@ def _records(stream: IO[bytes], separator: bytes, name: str) -> Iterator[str]:
                 "convert it, for example with iconv",
                 code="encoding",
             ) from error
+
+
+def _blocks(stream: IO[bytes], size: int, separator: bytes, name: str, *, has_header: bool) -> Iterator[bytes]:
+    """Cut a stream behind separators: as many records as fit into `size` bytes, or one that is longer.
+
+    With a header each block begins with the first record.
+    """
+    kept = bytearray()
+    head: bytes | None = None if has_header else b""
+    scanned = 0
+    is_over = False
+    while not is_over:
+        data = stream.read(max(_READ_BYTES, size - len(kept)))
+        is_over = not data
+        kept += data
+        if head is None:
+            end = kept.find(separator) + 1
+            if end == 0 and not is_over:
+                _check_block(len(kept), name)
+                continue
+            head = bytes(kept[: end or len(kept)])
+            del kept[: len(head)]
+        while kept and (is_over or len(kept) >= size):
+            end = kept.rfind(separator, 0, size) + 1 or kept.find(separator, max(size, scanned)) + 1
+            if end == 0:
+                if not is_over:
+                    scanned = len(kept)
+                    _check_block(scanned, name)
+                    break
+                end = len(kept)
+            yield head + bytes(kept[:end])
+            del kept[:end]
+            scanned = 0
+
+
+def _check_block(size: int, name: str) -> None:
+    if size > BLOCK_BYTES_MAX:
+        raise UsageError(
+            f"a line of {name} is longer than {BLOCK_BYTES_MAX >> 20} MiB",
+            "--pipe cuts at line ends",
+            "send it as a file: --send; NUL instead of line ends: -0",
+            code="input-size",
+        )
 
 
 def _too_long(name: str) -> UsageError:
@@ -274,6 +325,7 @@ class _Record:
     columns: tuple[str, ...]
     items: tuple[Any, ...]
     names: Mapping[str, str]
+    block: bytes | None = None
 
 
 class Inputs:
@@ -356,7 +408,7 @@ class Inputs:
             for source, column, name in self._names:
                 own = records[source].columns if source < len(records) else ()
                 names[name] = own[column] if column < len(own) else ""
-        return Row(columns, items, names)
+        return Row(columns, items, names, records[0].block)
 
     # --- combining --------------------------------------------------------------------------------
 
@@ -425,8 +477,16 @@ class Inputs:
                     yield _Record((_json_text(item),), (item,), {})
             return
         words: Iterable[str] = source.words
+        separator = b"\0" if self._reading.null else b"\n"
+        if source.kind is SourceKind.BLOCKS:
+            has_header = self._reading.header is not None
+            for block in self._open(
+                source,
+                lambda stream: _blocks(stream, source.block_bytes, separator, source.path, has_header=has_header),
+            ):
+                yield _Record((), (), {}, block)
+            return
         if source.kind is SourceKind.FILE:
-            separator = b"\0" if self._reading.null else b"\n"
             words = self._open(source, lambda stream: _records(stream, separator, source.path))
         is_first = self._reading.header is not None
         for word in words:

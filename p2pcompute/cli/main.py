@@ -103,6 +103,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "join": (_NODE, "Join a group."),
         "leave": (_NODE, "Give up membership of the group."),
         "peers": (_NODE, "Members, how they are reached, and what they offer."),
+        "group": ("p2pcompute.cli.group_commands", "The group: its members, and what they may do."),
         "trust": ("p2pcompute.cli.trust_commands", "How far this computer trusts others."),
         "find": (_FIND, "Nodes that match an expression, with the age of what is known."),
         "when": (_FIND, "Wait until some node matches an expression, then print it."),
@@ -140,9 +141,7 @@ _PARALLEL_FLAGS: Final = {
         (
             "--wd",
             "--workdir",
-            "--pipe",
             "--pipepart",
-            "--block",
             "--delay",
             "--shuf",
             "--tagstring",

@@ -172,13 +172,20 @@ def read_module(path: str) -> Function:
 
 
 def find_sources(
-    words: Sequence[str], *, arg_files: Sequence[str], ranges: str | None, from_json: str | None, is_stdin_free: bool
+    words: Sequence[str],
+    *,
+    arg_files: Sequence[str],
+    ranges: str | None,
+    from_json: str | None,
+    is_stdin_free: bool,
+    block_bytes: int | None = None,
 ) -> tuple[list[str], list[Source]]:
     """Return the command's words and its sources: flags first, then ``:::`` in order; else standard input.
 
     Args:
         words: everything after the flags.
         is_stdin_free: standard input is not a terminal.
+        block_bytes: of --pipe: the content of the source is what the tasks read.
 
     Raises:
         UsageError: no command, a missing file.
@@ -197,6 +204,11 @@ def find_sources(
             check_readable(source.path, "input file")
     if not sources and is_stdin_free:
         sources.append(Source(SourceKind.FILE, path="-"))
+    if block_bytes is not None and sources:
+        if len(sources) > 1 or sources[0].kind is not SourceKind.FILE:
+            why = "it cuts standard input, or the one file of -a"
+            raise UsageError("--pipe goes with no other inputs", why, "p2pc run --pipe -a FILE wc -l")
+        sources = [Source(SourceKind.BLOCKS, path=sources[0].path, block_bytes=block_bytes)]
     return command, sources
 
 
@@ -328,6 +340,8 @@ class TaskMaker:
             UsageError: a file to send is missing, or a name to fetch leaves the task's directory.
         """
         line: dict[str, Any] = {"inputs": list(row.columns)}
+        if row.block is not None:
+            line["stdin_b64"] = base64.b64encode(row.block).decode()
         send = [file_line(path, "--send") for pattern in self._files.send for path in expand_list(pattern, row, seq)]
         if send:
             line["send"] = send
@@ -347,7 +361,8 @@ class TaskMaker:
     def _key(self, line: Mapping[str, Any], row: Row) -> bytes:
         files = [part for file in line.get("send", ()) for part in (file["name"], self._hashes.of(file["path"]).hex())]
         argument = line["argv"] if self._template is not None else [_canonical(item) for item in row.items]
-        return content_key(self._common, argument, files, line.get("fetch", []))
+        more = [] if row.block is None else [hashlib.blake2b(row.block, digest_size=16).digest()]
+        return content_key(self._common, argument, files, line.get("fetch", []), *more)
 
     def text(self, row: Row, seq: int) -> str:
         """Return a task's command for people."""

@@ -23,7 +23,7 @@ import click
 
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
 from p2pcompute.cli.command import Command, json_option
-from p2pcompute.cli.inputs import Inputs, Reading, Row
+from p2pcompute.cli.inputs import BLOCK_BYTES_MAX, Inputs, Reading, Row
 from p2pcompute.cli.output import count_text, is_terminal, one_line, plural, print_json, say
 from p2pcompute.cli.plan import (
     PEEKED_ROWS,
@@ -67,6 +67,7 @@ INPUT_FLAGS: Final = ("-a", "--arg-file", "--range", "--from-json")
 
 EXAMPLES: Final = (
     ("p2pc run 'gzip -9 -c {} | wc -c' ::: *.log", "one quoted string: the shell, {} is quoted for you"),
+    ("p2pc run --pipe --block 10M -k grep -c error < big.log", "each task reads a part of standard input"),
     ("p2pc run --local convert -resize 50% {} {.}.png ::: *.jpg", "words: no shell; flags go before the command"),
     ("p2pc run --send {} --fetch {.}.png --results out convert {} {.}.png ::: *.tif", "files go along and come back"),
     ("p2pc run --range 1..500 sim.py::simulate", "a Python function, its own modules travel along"),
@@ -74,7 +75,7 @@ EXAMPLES: Final = (
     ("p2pc run --results out --resume ./experiment {1} {2} ::: a b ::: 1 2 3", "carry on where it stopped"),
 )
 SECTIONS: Final = {
-    "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json"),
+    "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json", "pipe", "block"),
     "Files": ("send", "fetch", "share"),
     "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "priority", "explain"),
     "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "deps", "kind", "batch"),
@@ -165,6 +166,8 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--link", is_flag=True, help="Zip input sources instead of their cross product.")
 @click.option("--range", "range_", metavar="A..B[:STEP]", help="Inputs are the integers A to B inclusive.")
 @click.option("--from-json", metavar="FILE", help="Inputs are the items of a JSON array or JSON Lines file.")
+@click.option("--pipe", is_flag=True, help="Cut standard input at line ends into blocks; each task reads one.")
+@click.option("--block", metavar="SIZE", default="1M", show_default=True, help="Size of a block of --pipe.")
 @click.option(
     "--kind", type=click.Choice(["auto", "command", "shell", "python", "wasm"]), default="auto", help="What TARGET is."
 )
@@ -269,6 +272,7 @@ def run(context: click.Context, /, **flags: Any) -> int:
         ranges=flags["range_"],
         from_json=flags["from_json"],
         is_stdin_free=stdin_is_free,
+        block_bytes=_block_bytes(flags) if flags["pipe"] else None,
     )
     if not sources:
         if any(word.partition("=")[0] in INPUT_FLAGS for word in command[1:]):
@@ -333,6 +337,24 @@ def _check_text(words: Sequence[str]) -> None:
             ) from None
 
 
+def _block_bytes(flags: Mapping[str, Any]) -> int:
+    from p2pcompute.config import parse_size
+
+    for name, flag in (("max_args", "-n"), ("colsep", "-C"), ("link", "--link")):
+        if flags[name]:
+            raise UsageError(f"{flag} does not go with --pipe", "tasks read lines, they get no words", "--block SIZE")
+    if flags["header"] not in (None, ":"):
+        raise UsageError("--header of --pipe is the whole first line", "each block begins with it", "--header :")
+    size = parse_size(flags["block"])
+    if not 1 <= size <= BLOCK_BYTES_MAX:
+        raise UsageError(
+            f"--block {flags['block']} is not from 1 to {BLOCK_BYTES_MAX >> 20}M",
+            "",
+            "larger parts go as files: split, then --send",
+        )
+    return size
+
+
 def _reading(flags: Mapping[str, Any]) -> Reading:
     return Reading(
         null=flags["null"],
@@ -366,6 +388,8 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         raise UsageError("-n 0 gives a function nothing to call it with")
     if kind != "function":
         _check_words(command)
+    elif flags["pipe"]:
+        raise UsageError("--pipe is for commands", "a function reads no standard input", "-a FILE gives it the lines")
     files = Files(send=flags["send"], fetch=flags["fetch"], share=flags["share"])
     for path in files.share:
         file_line(path, "--share")

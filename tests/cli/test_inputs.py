@@ -245,3 +245,39 @@ def test_a_pipe_is_read_once() -> None:
     assert [row.columns for row in inputs.rows()] == [("a",), ("b",)]
     os.close(reader)
     assert Inputs([Source(SourceKind.FILE, path=__file__)], Reading()).is_repeatable
+
+
+# --- blocks of --pipe -----------------------------------------------------------------------------
+
+
+def blocks_of(data: bytes, size: int, **reading: Any) -> list[bytes]:
+    sources = [Source(SourceKind.BLOCKS, path="-", block_bytes=size)]
+    rows = list(Inputs(sources, Reading(**reading), io.BytesIO(data)).rows())
+    assert all(row.columns == () and row.block is not None for row in rows)
+    return [row.block for row in rows if row.block is not None]
+
+
+@given(st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b" ")), max_size=40), st.integers(1, 40))
+def test_blocks_are_whole_lines_and_together_the_stream(lines: list[bytes], size: int) -> None:
+    for data in (b"".join(line + b"\n" for line in lines), b"\n".join(lines)):
+        blocks = blocks_of(data, size)
+        assert b"".join(blocks) == data
+        assert all(block.endswith(b"\n") for block in blocks[:-1])
+        for block, following in itertools.pairwise([*blocks, b""]):
+            assert len(block) <= size or block.count(b"\n", 0, -1) == 0, "a line too long for a block is one"
+            first = following[: following.find(b"\n") + 1]
+            assert not first or len(block) + len(first) > size, "no block has room for the next line"
+
+
+def test_blocks_of_other_records_and_with_a_header() -> None:
+    assert blocks_of(b"a\0b\n\0c", 3, null=True) == [b"a\0", b"b\n\0", b"c"]
+    assert blocks_of(b"n\n1\n2\n3\n", 4, header=":") == [b"n\n1\n2\n", b"n\n3\n"]
+    assert blocks_of(b"n", 4, header=":") == [] and blocks_of(b"", 4) == []
+
+
+def test_a_block_as_large_as_its_stream_is_read_in_linear_time() -> None:
+    """A line of megabytes is searched once, not again with each read."""
+    line = b"x" * (8 << 20)
+    assert blocks_of(line + b"\n" + line, 1 << 10) == [line + b"\n", line]
+    with pytest.raises(UsageError, match="longer than 32 MiB"):
+        blocks_of(b"x" * (40 << 20), 1 << 10)

@@ -223,7 +223,7 @@ def test_flags_that_are_not_there_are_answered_with_sense(home: Path, capsys: py
         ("--dryrun", '"--dry-run"'),
         ("-N", '"-n"'),
         ("-S", "p2pc join"),
-        ("--pipe", "not there yet"),
+        ("--pipepart", "not there yet"),
         ("--resune", '"--resume"'),
     ):
         code, _, err = run(capsys, "run", flag, "echo", ":::", "a")

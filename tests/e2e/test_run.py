@@ -48,6 +48,8 @@ def test_inputs_of_all_kinds(ada: Daemon, tmp_path: Path) -> None:
         (["-0", "echo", "<{}>"], b"a\nb\0c\0", ["<a", "b>", "<c>"]),
         (["--range", "1..7:3", "echo", "n{}", "{#}"], b"", ["n1 1", "n4 2", "n7 3"]),
         (["--colsep", ",", "--header", ":", "-a", "pairs", "echo", "{name}={size}"], b"", ["a=1", "b=2"]),
+        (["--pipe", "--block", "4", "wc", "-l"], b"1\n2\n3\n", ["2", "1"]),
+        (["--pipe", "--header", ":", "--block", "2", "-a", "list", "paste", "-sd+"], b"", ["x y+z"]),
         (["--from-json", "items.json", "echo", "{k}{n}"], b"", ["p1", "q2"]),
         (["-n", "2", "echo", ":::", "1", "2", "3"], b"", ["1 2", "3"]),
         (["echo $(( {} * 2 ))", ":::", "3", "4"], b"", ["6", "8"]),
