@@ -30,6 +30,7 @@ from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.places import find_paths
 from p2pcompute.trust.groups import Group, load_group
+from p2pcompute.trust.levels import Levels, load_levels
 
 if TYPE_CHECKING:
     from p2pcompute.api.options import EmbeddedOptions
@@ -194,6 +195,7 @@ async def _start(
         ),
         keep_group=lambda _group: None,
         on_error=report_bug,
+        levels=Levels(identity.installation, load_levels(find_paths().data)),
     )
     undo.push_async_callback(node.stop, drain=False)
     await node.start()

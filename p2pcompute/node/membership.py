@@ -15,14 +15,14 @@ from typing import Any, Final
 from p2pcompute.errors import RemoteError, RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.identity.keys import Identity, check_delegation
-from p2pcompute.limits import NODE_NAME_CHARS_MAX
+from p2pcompute.limits import ADMIT_CHAIN_MAX, NODE_NAME_CHARS_MAX
 from p2pcompute.scheduler.messages import parse_addresses
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.transport.rate import source_of
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
 from p2pcompute.trust.invites import BUSY, Invite, Invites, Token, invite_id, join_proof, refusal_by_inviter
-from p2pcompute.trust.levels import Levels
+from p2pcompute.trust.levels import Level, Levels
 from p2pcompute.trust.pake import Exchange
 from p2pcompute.trust.words import Code
 
@@ -174,6 +174,20 @@ class GroupCredentials:
             del self._members[next(iter(self._members))]
         self._members[installation] = (chain, member)
         return member
+
+    def cluster_of(self, installation: bytes) -> bytes:
+        """Return the first below the founder, or below somebody trusted here, of those who vouch for a member.
+
+        Whoever shares it with others may be the same person: he could have invited himself.
+        """
+        for _ in range(ADMIT_CHAIN_MAX):
+            member = self.membership_of(installation)
+            if member is None or member.inviter in (installation, member.founder):
+                break
+            if self.levels.level_of(member.inviter) is Level.TRUSTED:
+                break
+            installation = member.inviter
+        return installation
 
     def membership_of(self, installation: bytes) -> Membership | None:
         """What was last checked of a member; None for one that was not met in this life."""

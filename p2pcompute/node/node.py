@@ -183,6 +183,8 @@ class Node:
             own_addresses=self.network.own_addresses,
             accepts_others=options.accepts_others,
             fit_of=self.placement.fit_of,
+            level_of=self.credentials.levels.level_of,
+            cluster_of=self.credentials.cluster_of,
         )
         self.comfort: Comfort | None = None
         if options.comfort is not None:

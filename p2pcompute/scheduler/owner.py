@@ -57,6 +57,8 @@ UNKNOWN_TASK_S = 3600.0
 """The same of a task of a job of which none has ended."""
 WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
+LOCAL_PARTS_MAX = 16
+"""With several jobs, this node's own worker gets a batch in so many parts at most, each of another job."""
 NODE_DEATHS_MAX = 30
 """Nodes that died while a task ran, after which it has failed where no other node may run it."""
 MOVED = "moved"
@@ -615,6 +617,8 @@ class OwnerCore:
             size = max(slots, int(per_slot * slots))
         if thief.installation in self._breakers and self._breakers[thief.installation].until:
             size = 1
+        if thief.is_local:  # small grants cost nothing here, and the turn comes round the sooner
+            size = max(1, size // min(len(self.order) or 1, LOCAL_PARTS_MAX))
         size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
         available = job.ready_count + self.acceptance.extra_count(job)
         if len(self.thieves) > 1 and job.held_until is None:
@@ -1200,6 +1204,13 @@ class OwnerCore:
         if not job.is_own:
             return
         facts = self._effects.facts
+        if kind in (FactKind.HELD, FactKind.CHECKED):  # their place does not matter: few facts, few signatures
+            for known in facts:
+                if known[0] == job.envelope.job_id and known[1] is kind:
+                    known[2].append(entry)
+                    return
+            facts.insert(0, (job.envelope.job_id, kind, [entry]))
+            return
         if facts and facts[-1][0] == job.envelope.job_id and facts[-1][1] is kind:
             facts[-1][2].append(entry)
         else:

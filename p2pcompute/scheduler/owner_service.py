@@ -27,6 +27,7 @@ from p2pcompute.limits import (
     RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
+from p2pcompute.scheduler.acceptance import Acceptance
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.fairness import USAGE_TAU_S, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
@@ -141,6 +142,8 @@ class OwnerService:
         name_of: Callable[[bytes], str],
         inputs: Callable[[bytes, bytes], list[BlobRef]],
         fit_of: Callable[[JobEnvelope], Fit | None] | None = None,
+        *,
+        acceptance: Acceptance | None = None,
     ) -> None:
         """Args:
         journal: None for an embedded node that keeps nothing.
@@ -148,6 +151,7 @@ class OwnerService:
         name_of: a node's name by its key (LOCAL included).
         inputs: (spec, payload) → blobs that the task needs; they are kept as long as the job is.
         fit_of: says where a job may run; None of it: anywhere.
+        acceptance: decides whose results are believed; None: everybody's.
         """
         self._host = host
         self._identity = identity
@@ -156,7 +160,7 @@ class OwnerService:
         self._wake = wake
         self._name_of = name_of
         self._inputs = inputs
-        self.core = OwnerCore(fit_of)
+        self.core = OwnerCore(fit_of, acceptance)
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
         self.counters = OwnerCounters()
@@ -491,12 +495,27 @@ class OwnerService:
             raise
         return job_id, pairs
 
-    def wants(self, job_id: bytes, claim: Claim) -> bool:
-        """True while this result would still change something."""
+    def wants(self, job_id: bytes, claim: Claim, installation: bytes = b"") -> bool:
+        """True while this result would still change something.
+
+        Args:
+            installation: of the node that sends it; b"": somebody else does.
+        """
         book = self.books.get(job_id)
-        if book is None or not book.job.ledger.is_open(claim[0], claim[1]):
+        if book is None:
             return False
+        if not book.job.ledger.is_open(claim[0], claim[1]):
+            return self.core.acceptance.wants(book.job, claim[0], claim[1], installation)
         return job_id in self.core.jobs or claim[3] == OutcomeStatus.OK
+
+    def wants_output(self, job_id: bytes, claim: Claim, installation: bytes) -> bool:
+        """Whether what a result names is wanted too: not when it is only compared with what is known."""
+        book = self.books.get(job_id)
+        if book is None or self.core.acceptance.believes(book.job, installation):
+            return True
+        checked = book.job.checked
+        outputs = () if checked is None else checked.outputs.get(claim[0], ())
+        return book.job.ledger.is_open(claim[0], claim[1]) and claim[4] not in outputs
 
     def intake(
         self, thief: bytes, installation: bytes, job_id: bytes, raw: bytes, pairs: Sequence[tuple[Claim, Outcome]]
@@ -510,6 +529,9 @@ class OwnerService:
         for (index, generation, attempt, _status, digest), outcome in pairs:
             if self.core.result(now, thief, installation, job_id, index, generation, attempt, outcome, digest):
                 taken += 1
+                book = self.books[job_id]
+                if book.job.checked is not None and digest in book.job.checked.outputs.get(index, ()):
+                    self._keep_blobs(book, outcome_blobs(outcome))
             elif outcome.status is not OutcomeStatus.OK:
                 void.append([index, generation, attempt])
         self.counters.refused_claims_count += len(pairs) - taken
@@ -619,6 +641,8 @@ class OwnerService:
             if not book.room.is_set() and book.job.ledger.counts[TaskState.OPEN] < OPEN_TASKS_MAX // 2:
                 book.room.set()
             self._notify(book, ends)
+        for job_id, _index, _generation in effects.revoked:
+            self._revived(job_id)
         for job_id in effects.completed:
             self._completed(job_id)
         self.stops.extend(effects.stops)
@@ -670,6 +694,17 @@ class OwnerService:
         book.record = book.record.with_finished(self._host.clock.wall())
         if self._journal is not None:
             self._writes.append(self._journal.job_write(book.record))
+        self._notify(book, [])
+
+    def _revived(self, job_id: bytes) -> None:
+        """Results of a job are believed no longer: it goes on."""
+        book = self.books.get(job_id)
+        if book is None:
+            return
+        if book.record.finished is not None:
+            book.record = book.record.with_finished(None)
+            if self._journal is not None:
+                self._writes.append(self._journal.job_write(book.record))
         self._notify(book, [])
 
     def _notify(self, book: JobBook, ends: Sequence[TaskEnd]) -> None:

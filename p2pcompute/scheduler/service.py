@@ -39,6 +39,7 @@ from p2pcompute.limits import (
     VICTIMS_MAX,
 )
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.acceptance import Acceptance, LevelOf, everybody_is_trusted
 from p2pcompute.scheduler.custody_service import CustodyService
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
@@ -116,6 +117,8 @@ class Scheduler:
         own_addresses: Callable[[], Sequence[Address]],
         accepts_others: bool = True,
         fit_of: Callable[[JobEnvelope], Fit | None] | None = None,
+        level_of: LevelOf = everybody_is_trusted,
+        cluster_of: Callable[[bytes], bytes | None] = lambda _installation: None,
     ) -> None:
         """Args:
         boot: random bytes, new for each life of this node.
@@ -126,6 +129,7 @@ class Scheduler:
         accepts_others: False for a node that runs only its own jobs.
         fit_of: says on which nodes a job may run; None of it: on all.  Asked for jobs of others too: whatever the
             owner believes, a node runs only what it fits itself.
+        level_of, cluster_of: see `Acceptance`.
         """
         self._host = host
         self._identity = identity
@@ -138,7 +142,10 @@ class Scheduler:
         self._accepts_others = accepts_others
         self._fit_of = fit_of or (lambda _job: None)
         self._rng = host.rng.stream("scheduler.victims")
-        self.owner = OwnerService(host, identity, journal, scope, self.wake, name_of, inputs, fit_of)
+        self.acceptance = Acceptance(level_of, host.rng.stream("scheduler.copies"), cluster_of)
+        self.owner = OwnerService(
+            host, identity, journal, scope, self.wake, name_of, inputs, fit_of, acceptance=self.acceptance
+        )
         self.worker = WorkerService(
             host,
             identity,
@@ -855,9 +862,12 @@ class Scheduler:
         except RemoteProtocolError:
             self._bench(channel.peer.key)
             raise
-        wanted = [(claim, outcome) for claim, outcome in pairs if self.owner.wants(job_id, claim)]
+        by = channel.peer.installation
+        wanted = [(claim, outcome) for claim, outcome in pairs if self.owner.wants(job_id, claim, by)]
         refs: dict[BlobRef, None] = {}
-        for _claim, outcome in wanted:
+        for claim, outcome in wanted:
+            if not self.owner.wants_output(job_id, claim, by):
+                continue
             refs.update(dict.fromkeys(messages.outcome_blobs(outcome)))
         blobs = self._host.store.blobs
         blobs.pin(refs)  # one that is here already might go while the others are fetched

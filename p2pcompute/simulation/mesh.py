@@ -29,6 +29,7 @@ from p2pcompute.simulation.nat import NatKind
 from p2pcompute.simulation.runner import RunnerModel, simulated_value
 from p2pcompute.simulation.storage import SYNC_S
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, admit, found_group
+from p2pcompute.trust.levels import Level, Levels
 
 LAN = "lan"
 PORT = 7878
@@ -69,13 +70,16 @@ class Mesh:
         is_lan: bool = True,
         sync_s: float = SYNC_S,
         custodians: int = CUSTODIANS,
+        level: Level = Level.TRUSTED,
     ) -> None:
         """Args:
         runner: one model for all, or one for each.
         sync_s: mean time of a disk to sync.
         custodians: nodes that keep a job beside its owner.
+        level: how far the members trust one another.
         """
         self.simulation = simulation
+        self.level = level
         self.members: list[Member] = []
         self._custodians = custodians
         models = runner if isinstance(runner, Sequence) else [runner] * count
@@ -143,6 +147,7 @@ class Mesh:
             ),
             keep_group=member.keep_group,
             on_error=lambda name, error: member.errors.append(f"{name}: {error!r}"),
+            levels=Levels(member.identity.installation, default=self.level),
         )
         await member.host.call(node.start())
         member.node = node

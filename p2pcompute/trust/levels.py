@@ -58,12 +58,16 @@ class Levels:
         own: bytes,
         notes: Mapping[bytes, LevelNote] | None = None,
         keep: Callable[[Mapping[bytes, LevelNote]], None] = lambda _notes: None,
+        *,
+        default: Level = Level.MEMBER,
     ) -> None:
         """Args:
         own: this installation.
         notes: of an earlier life, by installation.
         keep: stores them whenever they change.
+        default: of those of whom nobody has said anything.
         """
+        self._default = default
         self._own = own
         self._notes = dict(notes or {})
         self._keep = keep
@@ -78,7 +82,7 @@ class Levels:
         if node_id == self._own:
             return Level.TRUSTED
         note = self._notes.get(node_id)
-        return Level.MEMBER if note is None else note.level
+        return self._default if note is None else note.level
 
     def is_blocked(self, node_id: bytes) -> bool:
         return self.level_of(node_id) is Level.BLOCKED

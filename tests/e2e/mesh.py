@@ -469,8 +469,9 @@ class Mesh:
         self.meet([inviter, *others])
 
     @staticmethod
-    def token(inviter: Daemon, *, uses: int = 1, expires_s: float = 600.0) -> str:
-        answer = inviter.connection().request("POST", "/v1/invite", {"uses": uses, "expires_s": expires_s})
+    def token(inviter: Daemon, *, uses: int = 1, expires_s: float = 600.0, is_mine: bool = True) -> str:
+        body = {"uses": uses, "expires_s": expires_s, "mine": is_mine}
+        answer = inviter.connection().request("POST", "/v1/invite", body)
         return str(answer["token"])
 
     @staticmethod

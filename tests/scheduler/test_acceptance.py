@@ -1,0 +1,140 @@
+"""What members of a group compute: if it broke, a wrong result would be believed, or an honest node lose its work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.owner import Grant, OwnedJob, OwnerCore, TaskEnd
+from p2pcompute.scheduler.stealing import LOCAL, Thief
+from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
+from p2pcompute.trust.levels import Level
+
+JOB = b"j" * 32
+WRONG = b"w" * 32
+Answer = Callable[[bytes, int], bytes]
+
+
+def right(index: int) -> bytes:
+    return index.to_bytes(32, "big")
+
+
+def envelope(job_id: bytes = JOB, **terms: Any) -> JobEnvelope:
+    return JobEnvelope(job_id, JobTerms(**terms), b"", b"s" * 32, b"s" * 32, b"raw")
+
+
+def key_of(name: str) -> bytes:
+    return LOCAL if name == "local" else name.encode().ljust(32, b".")
+
+
+def honest(_key: bytes, index: int) -> bytes:
+    return right(index)
+
+
+def liar(_key: bytes, _index: int) -> bytes:
+    return WRONG
+
+
+class Play:
+    """An owner's core and nodes that compute what it hands out, one task at a time and each as fast as the others."""
+
+    def __init__(self, tasks: int, nodes: dict[str, Answer], *, trusted: tuple[str, ...] = (), **terms: Any) -> None:
+        self.levels = {key_of(name): Level.TRUSTED for name in trusted}
+        self.acceptance = Acceptance(lambda key: self.levels.get(key, Level.MEMBER), random.Random(7))
+        self.core = OwnerCore(None, self.acceptance)
+        self.job = self.core.add_job(envelope(**terms))
+        self.core.add_tasks(JOB, [b"%d" % index for index in range(tasks)])
+        self.core.seal(JOB)
+        self.nodes = {key_of(name): answer for name, answer in nodes.items()}
+        self.now = 0.0
+        self.runs = 0
+        self.ends: list[TaskEnd] = []
+        self.facts: list[tuple[int, Any]] = []
+        self.revoked: list[tuple[int, int]] = []
+        self.delivered: dict[int, bytes] = {}
+
+    def thief(self, key: bytes, want: int = 4) -> Thief:
+        return Thief(key, b"me" if key == LOCAL else key, b"1", (3, 11), 1, want)
+
+    def ask(self, key: bytes, want: int = 4) -> Grant | None:
+        grant = self.core.choose(self.now, self.thief(key, want))
+        if grant is not None:
+            self.core.acknowledged(self.now, key, grant.grant_id, True)
+        return grant
+
+    def answer(self, key: bytes, index: int, generation: int, attempt: int, digest: bytes | None = None) -> bool:
+        digest = self.nodes[key](key, index) if digest is None else digest
+        self.runs += 1
+        outcome = Outcome(OutcomeStatus.OK, value=digest, runtime_s=0.25)
+        installation = b"me" if key == LOCAL else key
+        return self.core.result(self.now, key, installation, JOB, index, generation, attempt, outcome, digest)
+
+    def collect(self) -> None:
+        effects = self.core.take_effects()
+        self.ends += effects.ends
+        self.facts += [(int(kind), body) for _job, kind, body in effects.facts]
+        self.revoked += [(index, generation) for _job, index, generation in effects.revoked]
+        for end in effects.ends:
+            if end.state is TaskState.DONE and end.outcome is not None:
+                self.delivered[end.index] = end.outcome.value
+        for thief, job_id, indices, kill in effects.stops:
+            if not kill:
+                self.core.returned(self.now, thief, job_id, indices)
+        self.core.check_invariants()
+
+    def turn(self) -> None:
+        """All ask, and answer."""
+        self.now += 1.0
+        grants = [(key, grant) for key in list(self.nodes) if (grant := self.ask(key)) is not None]
+        for key, grant in grants:
+            for task in grant.tasks:
+                self.answer(key, task.index, task.generation, task.attempt)
+        self.core.tick(self.now)
+        self.collect()
+
+    def play(self, turns: int = 2000) -> OwnedJob:
+        while not self.job.ledger.is_complete and turns:
+            self.turn()
+            turns -= 1
+        assert self.job.ledger.is_complete, self.job.ledger.counts
+        return self.job
+
+    def banned(self) -> set[str]:
+        return {key.rstrip(b".").decode() for key, record in self.acceptance.records.items() if record.banned}
+
+
+def test_trusted_nodes_cost_nothing_extra_and_have_no_books() -> None:
+    play = Play(100, {"local": honest, "a": honest, "b": honest}, trusted=("a", "b"))
+    play.play()
+    assert play.runs == 100
+    assert play.job.checked is None
+
+
+def test_nobody_is_believed_alone() -> None:
+    play = Play(20, {"local": honest, "a": liar, "b": honest})
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(20)}
+
+
+@pytest.mark.parametrize("lie", [liar, lambda key, _index: key], ids=["alike", "each its own"])
+def test_liars_are_banned_and_no_wrong_result_is_accepted(lie: Answer) -> None:
+    nodes: dict[str, Answer] = {"local": honest, "evil": lie, "vile": lie}
+    nodes |= dict.fromkeys("abcde", honest)
+    play = Play(2000, nodes)
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(2000)}
+    assert play.banned() == {"evil", "vile"}
+    assert play.runs / 2000 < 2.3
+
+
+def test_facts_tell_who_claimed_what_and_on_whose_word_it_was_accepted() -> None:
+    play = Play(200, {"local": honest, "a": honest, "b": honest, "c": honest})
+    play.play()
+    kinds = {kind for kind, _body in play.facts}
+    assert {FactKind.HELD, FactKind.CHECKED, FactKind.ACCEPT} <= kinds
