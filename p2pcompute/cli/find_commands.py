@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -180,6 +181,8 @@ def find(
         say("No other node answered: what they said earlier is shown.")
     say(("" if items else "No node matches: ") + _account(document), level=1 if items else 0)
     _say_unheard(document["unheard"])
+    if not items and not document["unheard"]:
+        say(f"what each lacks: p2pc run --explain --require {shlex.quote(expr)} true ::: 1", level=1)
     return 0 if items else EXIT_NONE
 
 
