@@ -188,6 +188,8 @@ class Daemon:
     """Found while the home is still ours: a test may give it to another user."""
     prefix: tuple[str, ...] = ()
     """Words before every command, like ``ip netns exec NAME``."""
+    program: tuple[str, ...] = ("-m", "p2pcompute.daemon")
+    """What Python runs."""
     process: subprocess.Popen[bytes] | None = None
     commands: list[Running | Terminal] = field(default_factory=list)
     expected_errors: list[str] = field(default_factory=list)
@@ -203,7 +205,7 @@ class Daemon:
         return self
 
     def spawn(self, *settings: str) -> None:
-        words = [*self.prefix, sys.executable, "-P", "-m", "p2pcompute.daemon"]
+        words = [*self.prefix, sys.executable, "-P", *self.program]
         for setting in settings:
             words += ["--set", setting]
         self.home.mkdir(parents=True, exist_ok=True)
