@@ -194,8 +194,8 @@ DHT_CALLS_MAX: Final = 32
 will: whoever forges the address of another makes few nodes call it, once each."""
 DHT_UNASKED_BURST: Final = 6.0
 DHT_UNASKED_PER_S: Final = 0.2
-"""Datagrams to a source of addresses that has never answered: one request with all its resends, then one in 5 s, whoever
-names that address, and how often.  So a node brings 8 datagrams in 10 s upon a victim, each shorter than 500 bytes,
+"""Datagrams to a source of addresses that has never answered: one request with all its resends, then one in 5 s,
+whoever names that address, and how often.  So a node brings 8 datagrams in 10 s upon a victim, each shorter than 500 bytes,
 besides the answers to requests from a forged source, which are no longer than three times these."""
 DHT_ANSWERED_MAX: Final = 4096
 """Sources that are known to have answered, and sources that have not; the longest ago is forgotten."""
@@ -339,6 +339,18 @@ MEETINGS_BURST: Final = 16
 MEETINGS_PER_S_OF_SOURCE: Final = 0.5
 MEETINGS_BURST_OF_SOURCE: Final = 8
 """Of one address, or of one /64 of IPv6: who asks all the time keeps nobody else out."""
+PSK_BYTES_MIN: Final = 16
+"""Strangers may guess 8 times a second (MEETINGS_PER_S): a key that a person made up must withstand years of that."""
+PSK_BYTES_MAX: Final = 1024
+PINS_MAX: Final = 256
+"""Keys that are believed at first sight: what fits into PRIVATE_FILE_BYTES_MAX; further ones are refused."""
+PIN_CHARS_MAX: Final = 128
+AUTHORIZED_KEYS_BYTES_MAX: Final = 256 * KIB
+AUTHORIZED_KEYS_MAX: Final = 2048
+VOUCHER_BYTES_MAX: Final = 512
+VOUCHER_TTL_S: Final = 600.0
+VOUCHER_SKEW_S_MAX: Final = 300.0
+"""A statement of an OpenSSH key about an installation; tolerates clocks that differ."""
 GROUP_NAME_CHARS_MAX: Final = 64
 ADMIT_ENTRY_BYTES_MAX: Final = 1024
 """One admit entry: under 400 bytes plus the group's name."""
@@ -353,6 +365,23 @@ TOKEN_CHARS_MAX: Final = 2048
 TOKEN_ADDRESSES_MAX: Final = 8
 """Addresses of the inviter in one token."""
 NODE_NAME_CHARS_MAX: Final = 64
+LOG_ENTRIES_MAX: Final = 2048
+"""Removals and the like in a group's log, which nobody ever forgets; a further one is refused, and a group in which so
+many were removed is made anew."""
+LOG_FOUNDER_ENTRIES: Final = 256
+"""Of them the last ones are for the founder: an administrator that fills the log can still be removed."""
+LOG_BYTES_MAX: Final = 3 * MIB
+LOG_ENTRY_BYTES_MAX: Final = 8 * KIB
+"""One entry: under 400 bytes, the reason, 8 heads and up to LOG_ACCEPTS_MAX digests of 16 bytes."""
+LOG_ACCEPTS_MAX: Final = 256
+"""Admissions by a member that stay good when it is removed; those that it let in beyond need a new invitation."""
+LOG_HEADS_MAX: Final = 8
+"""Entries that another one names as known."""
+ROSTER_MAX: Final = 4096
+"""Members whose chain is known; the one learned longest ago goes."""
+ROSTER_SHARED_MAX: Final = 64
+"""In groups of up to so many all members know all others; in larger ones each knows those that it has met, because
+every one would send some 700 bytes about every other."""
 LEVELS_MAX: Final = 1024
 """Installations that were trusted or blocked here; a further one is refused until another is a plain member again."""
 REASON_CHARS_MAX: Final = 200

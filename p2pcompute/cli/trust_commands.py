@@ -74,7 +74,7 @@ def list_(json_: bool) -> int:
         (
             one_line(item["name"], 24) + (" (this)" if item["level"] == "self" else ""),
             item["short_id"],
-            item["level"],
+            "removed" if item["removed"] else item["level"],
             roles_text(item),
             one_line(item["invited_by"] or "–", 24),
             one_line(item["reason"] or "", 40),
@@ -82,6 +82,8 @@ def list_(json_: bool) -> int:
         for item in document["items"]
     ]
     print(table(("NODE", "ID", "LEVEL", "MAY", "INVITED BY", "REASON"), rows))
+    if any(item["removed"] for item in document["items"]):
+        say("Removed from the group by a member with the role admin; only a new invitation brings those back.", level=1)
     return 0
 
 
@@ -101,15 +103,23 @@ def roles_text(item: Mapping[str, Any]) -> str:
 )
 @click.argument("node")
 @click.argument("level", type=click.Choice(["trusted", "member", "blocked"]))
+@click.option(
+    "--may",
+    multiple=True,
+    type=click.Choice(["submit", "work", "invite", "admin"]),
+    help="What it may do in the group, for all members (repeat); needs the role admin.",
+)
 @click.option("--reason", default="", metavar="TEXT", help="Shown by trust list.")
 @yes_option
 @json_option
-def set_(node: str, level: str, reason: str, yes: bool, json_: bool) -> int:
+def set_(node: str, level: str, may: tuple[str, ...], reason: str, yes: bool, json_: bool) -> int:
     """Set how far this computer trusts a node."""
     connection = open_connection(timeout_s=LOOK_S_MAX)
     item = named(connection.request("GET", "/v1/trust")["items"], node)
     if level in POWERS and item["level"] != level and not yes:
         _ask(item, level, is_mute=json_)
+    if may:
+        connection.request("POST", f"/v1/members/{item['id']}/roles", {"roles": list(may), "reason": reason})
     changed = connection.request("POST", f"/v1/trust/{item['id']}", {"level": level, "reason": reason})
     if json_:
         print_json({"schema": "p2pc.trust-node/1", **changed})

@@ -1,44 +1,87 @@
-"""Who is who to this node: levels, and what follows when they change.
+"""Who is who to this node: levels, roles, removals, and what follows when they change.
 
-What is decided here takes effect at once: channels are closed, contacts passed over, the jobs of those who may not have
-them run here any more are ended.
+What is decided takes effect at once: channels are closed, contacts passed over, the jobs of those who may not have them
+run here any more are ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from p2pcompute.host.interfaces import Host
+from p2pcompute.errors import TrustError, UsageError
+from p2pcompute.host.interfaces import Host, Timer
+from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import short_device_id
 from p2pcompute.limits import REASON_CHARS_MAX
 from p2pcompute.node.facade import TrustView
+from p2pcompute.node.log_exchange import LogExchange
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.trust.groups import Membership, admit, check_may_grant
 from p2pcompute.trust.levels import Level, LevelNote
+from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit
+
+KEEP_S: Final = 2.0
+"""News about members is written down together; removals are at once."""
+_CANNOT: Final = {
+    "submit": "may not have work done by others (its jobs run here only)",
+    "work": "is given no work of others",
+}
+
+
+def clean_reason(text: str) -> str:
+    """Return a reason as it may be shown."""
+    return "".join(char for char in text if char.isprintable()).strip()[:REASON_CHARS_MAX]
 
 
 class Members:
     """The installations that this node knows."""
 
     def __init__(
-        self, host: Host, credentials: GroupCredentials, channels: Channels, network: Network, scheduler: Scheduler
+        self,
+        host: Host,
+        credentials: GroupCredentials,
+        channels: Channels,
+        network: Network,
+        scheduler: Scheduler,
+        scope: TaskScope,
     ) -> None:
         self._host = host
         self._credentials = credentials
         self._levels = credentials.levels
+        self._removed: Mapping[bytes, LogEntry] = {}
         self._channels = channels
         self._network = network
         self._scheduler = scheduler
         self._own = credentials.identity.installation
+        self._keeping: Timer | None = None
+        self._told_removed = ""
+        """What a peer said that did not take us for a member any more."""
+        self.exchange = LogExchange(host, credentials, channels, scope, self._on_news)
         scheduler.may_submit = self._may_submit
+        scheduler.may_work = self._may_work
+        scheduler.introduce = self.exchange.introduce
+        channels.on_refused = self._on_refused
         self._apply()
+
+    def group_changed(self) -> None:
+        """Be told that this node is in another group now."""
+        self._told_removed = ""
+        self._apply()
+
+    def close(self) -> None:
+        """Write down what was learned last."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keep()
 
     def is_refused(self, installation: bytes) -> bool:
         """Whether nothing is to be had from an installation and nothing given to it."""
-        return self._levels.is_blocked(installation)
+        return self._levels.is_blocked(installation) or installation in self._removed
 
     def admits(self, channel: Channel) -> bool:
         """Look at a channel that has just opened: its handshake may have begun before it was refused."""
@@ -47,14 +90,168 @@ class Members:
         channel.abort("refused meanwhile")
         return False
 
-    def _may_submit(self, job: JobEnvelope) -> bool:
-        return not self.is_refused(job.submitter)
+    def channel_opened(self, channel: Channel) -> None:
+        """Compare what is known of the group with a new peer; who was not known before is told to the others."""
+        self._told_removed = ""
+        if channel.peer.installation in self._removed:
+            self._apply()  # it was invited again
+        self.exchange.channel_opened(channel)
+
+    def _on_refused(self, _key: bytes, refusal: TrustError) -> None:
+        if refusal.code == REMOVED:
+            self._told_removed = refusal.what.removeprefix("refused: ")
+
+    def _may_submit(self, job: JobEnvelope) -> bool | None:
+        """Whether the submitter of a job has the role submit, and is not refused; None: nothing is known of it."""
+        if job.submitter == self._own:
+            return True
+        if self.is_refused(job.submitter):
+            return False
+        member = self._credentials.membership_of(job.submitter)
+        return None if member is None else "submit" in member.roles
+
+    def _may_work(self, installation: bytes) -> bool:
+        member = self._credentials.membership_of(installation)
+        return installation == self._own or member is None or "work" in member.roles
+
+    @property
+    def removed_text(self) -> str:
+        """Who has removed this node from its group, as far as it knows; empty: it was not removed."""
+        if not self._credentials.group.is_open_to_others:
+            return ""
+        try:
+            self._credentials.own_membership()
+        except TrustError as error:
+            return error.what.removeprefix("refused: ") if error.code == REMOVED else ""
+        return self._told_removed
+
+    def notes(self) -> list[str]:
+        """What the owner of this machine should know of its place in the group."""
+        name = self._credentials.group.name
+        if text := self.removed_text:
+            return [f"{text.replace('the group', f'group {name}', 1)}; a new invitation brings it back: p2pc join"]
+        own = self._credentials.own_membership_if_any()
+        if own is None:
+            return [f"the membership in group {name} has ended: it was not renewed in time; ask for a new invitation"]
+        missing = [word for role, word in _CANNOT.items() if role not in own.roles]
+        return [f"in group {name} this computer {' and '.join(missing)}"] if missing else []
+
+    # --- what was learned -------------------------------------------------------------------------
+
+    def _on_news(self, has_grown: bool) -> None:
+        """Write down what was learned: removals at once."""
+        if has_grown:
+            self._keep()
+            self._adopt()
+            self._apply()
+            return
+        self._adopt()
+        if self._keeping is None:
+            self._keeping = self._host.clock.call_later(KEEP_S, self._keep)
+        self._scheduler.wake()
+
+    def _keep(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+        self._credentials.keep_roster()
+
+    def _adopt(self) -> None:
+        """Show the chain from now on that an administrator has given us, if it is worth more."""
+        chain, member = self._credentials.roster.chain_of(self._own), self._credentials.membership_of(self._own)
+        if chain is None or member is None or chain == self._credentials.group.chain:
+            return
+        own = self._credentials.own_membership_if_any()
+        if own is None or set(member.roles) > set(own.roles):
+            self._credentials.group = self._credentials.group.with_chain(chain)
+            self._network.on_change()
 
     def _apply(self) -> None:
         """Let what is refused now be refused everywhere."""
-        self._network.peers.refuse(key for key in self._levels.notes if self.is_refused(key))
+        self._removed = self._credentials.roster.removed()
+        blocked = [key for key in self._levels.notes if self._levels.is_blocked(key)]
+        self._network.peers.refuse([*blocked, *self._removed])
         self._channels.cut(self.is_refused)
         self._scheduler.drop_refused()
+
+    # --- administration ---------------------------------------------------------------------------
+
+    def remove(self, key: bytes, *, reason: str = "") -> TrustView:
+        """Remove a member from the group, for all members and until somebody invites it again.
+
+        Raises:
+            UsageError: it is no member that is known here.
+            TrustError: this node may not remove it.
+        """
+        member = self._member(key)
+        self._limit(member, (), reason)
+        return self._view(key)
+
+    def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str = "") -> TrustView:
+        """Let a member do this in the group, and nothing else.
+
+        Raises:
+            UsageError: it is no member that is known here.
+            TrustError: this node may not say so, or lacks a role that it would grant.
+        """
+        member = self._member(key)
+        kept = [role for role in member.roles if role in roles]
+        if not roles:
+            raise UsageError("a member that may do nothing is none", "", f"p2pc group remove {short_device_id(key)}")
+        own = self._credentials.own_membership()
+        check_may_grant(own, roles)
+        if len(kept) < len(member.roles):
+            self._limit(member, kept or roles, reason)
+        if set(roles) - set(member.roles):
+            self._grant(member, roles)
+        return self._view(key)
+
+    def _member(self, key: bytes) -> Membership:
+        member = self._credentials.membership_of(key)
+        if member is None:
+            why = "it was removed already" if key in self._removed else "its membership was not seen by this node"
+            raise UsageError(f"{self._name(key)} is no member of the group", why, "see: p2pc group members")
+        return member
+
+    def _limit(self, member: Membership, roles: Sequence[str], reason: str) -> None:
+        credentials, roster, wall = self._credentials, self._credentials.roster, self._host.clock.wall()
+        entry = make_limit(
+            credentials.identity,
+            credentials.group,
+            roster.log,
+            self._host.crypto,
+            member,
+            roles=roles,
+            accepts=roster.signed_by(member.installation),
+            name=self._name(member.installation),
+            reason=clean_reason(reason),
+            wall=wall,
+        )
+        if roster.add(entry, wall) is not Added.NEW:
+            raise TrustError(
+                "the log of the group is full", f"{len(roster.log)} entries", "make a new group", code="log-full"
+            )
+        roster.reassess(wall)
+        self.exchange.tell([entry], [])
+        self._on_news(True)
+
+    def _grant(self, member: Membership, roles: Sequence[str]) -> None:
+        """Admit a member anew, with other roles."""
+        credentials, roster, wall = self._credentials, self._credentials.roster, self._host.clock.wall()
+        entry = admit(
+            credentials.identity,
+            credentials.group,
+            self._host.crypto,
+            member.installation,
+            roles=roles,
+            wall=wall,
+            log=roster.log,
+            inviter=member.inviter,
+        )
+        chain = (*credentials.group.chain, entry)
+        roster.replace(member.installation, chain, wall)
+        self.exchange.tell([], [chain])
+        self._on_news(False)
 
     # --- levels -----------------------------------------------------------------------------------
 
@@ -64,15 +261,16 @@ class Members:
         Raises:
             UsageError, IdentityError: as `Levels.set`; nothing was changed.
         """
-        reason = "".join(char for char in reason if char.isprintable()).strip()[:REASON_CHARS_MAX]
         name = self._network.name_of(key)
-        self._levels.set(key, LevelNote(level=level, name=name, reason=reason, set_at=self._host.clock.wall()))
+        self._levels.set(
+            key, LevelNote(level=level, name=name, reason=clean_reason(reason), set_at=self._host.clock.wall())
+        )
         self._apply()
         return self._view(key)
 
     def views(self) -> Sequence[TrustView]:
         """Return this node first, then all that are known, by name."""
-        keys = dict.fromkeys([*self._credentials.members(), *self._network.peers, *self._levels.notes])
+        keys = dict.fromkeys([*self._credentials.roster, *self._network.peers, *self._levels.notes, *self._removed])
         sessions = {
             channel.peer.key for channel in self._channels.all() if channel.peer.installation != channel.peer.key
         }
@@ -81,7 +279,7 @@ class Members:
         return [self._view(self._own), *sorted(others, key=lambda view: (view.name, view.key))]
 
     def _view(self, key: bytes) -> TrustView:
-        note = self._levels.notes.get(key)
+        note, removal = self._levels.notes.get(key), self._removed.get(key)
         member = self._credentials.membership_of(key)
         is_self = key == self._own
         if is_self and member is None:
@@ -96,6 +294,7 @@ class Members:
             roles=None if member is None else member.roles,
             inviter=self._name(inviter) if inviter else "",
             inviter_key=inviter,
+            is_removed=removal is not None,
             reason="" if note is None else note.reason,
             set_at=None if note is None else note.set_at,
         )
@@ -103,5 +302,6 @@ class Members:
     def _name(self, key: bytes) -> str:
         if key == self._own:
             return self._credentials.name
-        note = self._levels.notes.get(key)
-        return self._network.name_of(key) or (note.name if note is not None else "") or short_device_id(key)
+        note, removal = self._levels.notes.get(key), self._removed.get(key)
+        noted = (note.name if note is not None else "") or (removal.name if removal is not None else "")
+        return self._network.name_of(key) or noted or short_device_id(key)

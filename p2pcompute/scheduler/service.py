@@ -10,7 +10,7 @@ with the larger key lets the other one go first for DIAL_COURTESY_S.  Who has wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -182,8 +182,11 @@ class Scheduler:
             )
         self.on_restarted: Callable[[bytes], None] = lambda _key: None
         """Called when a node is met in a new life."""
-        self.may_submit: Callable[[JobEnvelope], bool] = lambda _job: True
-        """Says whether the submitter of a job may have it run here; whoever coordinates it, this node looks itself."""
+        self.may_submit: Callable[[JobEnvelope], bool | None] = lambda _job: True
+        """Says whether the submitter of a job may have it run here; whoever coordinates it, this node looks itself.
+        None: it does not know him."""
+        self.introduce: Callable[[Channel, bytes], Awaitable[None]] = _know_nobody
+        """Asks a peer who an installation is that is not known here."""
         self.may_work: Callable[[bytes], bool] = lambda _installation: True
         """Says whether an installation may be given tasks of ours."""
         self.parking = Parking()
@@ -715,20 +718,21 @@ class Scheduler:
                 if job.job_id != grant.job_id:
                     raise RemoteProtocolError("a grant with the envelope of another job")
             if job is not None:
-                wanted = wanted and self.may_submit(job) and self._is_current(channel, grant, job)
+                wanted = wanted and self.may_submit(job) is not False and self._is_current(channel, grant, job)
         except RemoteProtocolError:
             channel.send(Message.GRANT_ACK, [grant.grant_id, False])
             raise
         if not wanted:
             self.counters.grants_declined_count += 1
-            channel.send(Message.GRANT_ACK, [grant.grant_id, False])
+            is_unfit = job is not None and self.may_submit(job) is False
+            channel.send(Message.GRANT_ACK, [grant.grant_id, False, True] if is_unfit else [grant.grant_id, False])
             return
         if job is None:
             channel.send(Message.GRANT_ACK, [grant.grant_id, True])
             self._scope.spawn(self._take_unknown(channel, grant, addresses), "job")
             return
         fit = self._fit_of(job)
-        if fit is not None and fit.known_here() is not True:
+        if self.may_submit(job) is None or (fit is not None and fit.known_here() is not True):
             self._scope.spawn(self._take_if_fit(channel, grant, job, addresses, fit), "fit")
             return
         channel.send(Message.GRANT_ACK, [grant.grant_id, True])
@@ -751,12 +755,12 @@ class Scheduler:
         return True
 
     async def _take_if_fit(
-        self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address], fit: Fit
+        self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address], fit: Fit | None
     ) -> None:
         """Look whether this node fits the job.  When that takes too long the tasks are the victim's again; the next
         grant finds an answer."""
         began = self._host.clock.now()
-        fits = await fit.fits_here()
+        fits = await self._may_run(channel, job, fit)
         is_late = self._host.clock.now() - began > GRANT_ACK_S / 2
         wanted = self.worker.core.want(of_others=True) > 0 and not self.worker.is_full and not self._is_closed
         if fits and wanted and not is_late:
@@ -769,24 +773,27 @@ class Scheduler:
         channel.send(Message.GRANT_ACK, [grant.grant_id, False] if fits else [grant.grant_id, False, True])
         self.wake()
 
+    async def _may_run(self, channel: Channel, job: JobEnvelope, fit: Fit | None) -> bool:
+        """Whether a job may run here at all: its submitter may submit, and this node fits."""
+        if self.may_submit(job) is None:
+            await self.introduce(channel, job.submitter)
+        return self.may_submit(job) is True and (fit is None or await fit.fits_here())
+
     async def _take_unknown(self, channel: Channel, grant: Grant, addresses: list[Address]) -> None:
         """Ask for the envelope of a job that is large or that we were thought to have; without it the tasks go back."""
         job = self.worker.jobs.get(grant.job_id)
         try:
             if job is None:
                 job = await self._ask_job(channel, grant.job_id)
-            if not self.may_submit(job):
-                raise TrustError("its submitter may not have work done here")
         except P2pcError:
             self.counters.jobs_not_got_count += 1
             if grant.owner == channel.peer.key:
                 indices = [task.index for task in grant.tasks]
                 await self.worker.hand_back({(grant.owner, grant.job_id): indices})
             return
-        fit = self._fit_of(job)
         self.worker.jobs[job.job_id] = job
         self.worker.forget_old()
-        if fit is not None and not await fit.fits_here():
+        if not await self._may_run(channel, job, self._fit_of(job)):
             await self._hand_back_unfit(channel, grant)
             return
         if self._is_current(channel, grant, job):
@@ -1088,7 +1095,7 @@ class Scheduler:
 
     def drop_refused(self) -> None:
         """End what runs here, and forget what is kept, of jobs whose submitter may not have them run here any more."""
-        for job_id in [job_id for job_id, job in self.worker.jobs.items() if not self.may_submit(job)]:
+        for job_id in [job_id for job_id, job in self.worker.jobs.items() if self.may_submit(job) is False]:
             self.worker.disown(job_id)
         self.wake()
 
@@ -1134,3 +1141,7 @@ class Scheduler:
     def leased_to(self, key: bytes) -> list[int]:
         """Tasks of our jobs that this node holds, per job."""
         return [job.by_thief[key][0] for job in self.owner.core.jobs.values() if key in job.by_thief]
+
+
+async def _know_nobody(_channel: Channel, _installation: bytes) -> None:
+    """There is nobody to ask."""

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from p2pcompute.errors import IdentityError, ProtocolError, RemoteProtocolError, TrustError, UsageError
 from p2pcompute.host.interfaces import Crypto
@@ -35,6 +35,7 @@ from p2pcompute.limits import (
     ADMIT_SKEW_S_MAX,
     ADMIT_TTL_S,
     GROUP_NAME_CHARS_MAX,
+    LOG_HEADS_MAX,
 )
 from p2pcompute.transport.credentials import group_hint
 from p2pcompute.wire import cbor, envelope
@@ -43,13 +44,16 @@ __all__ = [
     "ADMIT_TYPE",
     "GROUP_FILE",
     "MEMBER_ROLES",
+    "Admission",
     "Group",
+    "Judge",
     "Membership",
     "admit",
     "check_chain",
     "check_group_name",
     "check_may_admit",
     "check_may_grant",
+    "digests_of",
     "found_group",
     "group_hint",
     "group_id_of",
@@ -57,6 +61,7 @@ __all__ = [
     "load_group",
     "renew",
     "save_group",
+    "steps_of",
 ]
 
 ADMIT_TYPE: Final = "p2pc/admit"
@@ -105,7 +110,9 @@ class Membership:
     installation: bytes
     roles: tuple[str, ...]
     inviter: bytes
-    """Who signed the last entry; the founder itself for the founder."""
+    """Who let it in; the founder itself for the founder."""
+    signer: bytes
+    """Who signed the last entry: the inviter, or who renewed it."""
     issued: float
     """Unix seconds."""
     expires: float
@@ -126,8 +133,11 @@ class Membership:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Admission:
     """One decoded admit entry."""
+
+    digest: bytes
+    """SHA-256 of its envelope."""
 
     signer: bytes
     subject: bytes
@@ -136,10 +146,28 @@ class _Entry:
     expires: float
     previous: bytes
     """SHA-256 of the entry before it; b"" in the founder's."""
+    inviter: bytes
+    """Who let the subject in first: a renewal passes it on."""
+    after: tuple[bytes, ...]
+    """The last entries of the group's log that the signer knew: what they say of the subject is taken into account."""
     nonce: bytes
     """In the founder's entry only."""
     name: str
     """In the founder's entry only."""
+
+
+class Judge(Protocol):
+    """What the group's log says; `trust.log.GroupLog` is one."""
+
+    def roles_left(self, steps: Sequence[Admission]) -> tuple[str, ...]:
+        """Return what the last of these admissions, each signed by the subject of the one before, is still good for.
+
+        Raises:
+            TrustError: nothing: its subject was removed, or it was signed by one that was.
+        """
+
+    def heads(self, subject: bytes) -> tuple[bytes, ...]:
+        """Return what an admission of `subject` that is signed now names as known."""
 
 
 def group_id_of(founder: bytes, nonce: bytes) -> bytes:
@@ -198,20 +226,30 @@ def found_group(identity: Identity, crypto: Crypto, name: str, wall: float) -> G
 
 
 def admit(
-    identity: Identity, group: Group, crypto: Crypto, subject_key: bytes, *, roles: Sequence[str], wall: float
+    identity: Identity,
+    group: Group,
+    crypto: Crypto,
+    subject_key: bytes,
+    *,
+    roles: Sequence[str],
+    wall: float,
+    log: Judge | None = None,
+    inviter: bytes | None = None,
 ) -> bytes:
     """Return a signed admit entry for `subject_key`; its chain is `group.chain` plus this entry.
 
     Args:
         roles: from ROLES, none that this installation lacks.
         wall: Unix seconds.
+        log: of the group; who was removed is a member again by this entry.
+        inviter: who let the subject in, when that was another one.
 
     Raises:
         TrustError: this installation may not admit, its own entry has ended, it lacks a role that it would
             grant, or its chain is as long as a chain may be.
     """
     _must_be_installation(identity)
-    own = check_chain(crypto, group.chain, group_id=group.group_id, subject=identity.public_key, wall=wall)
+    own = check_chain(crypto, group.chain, group_id=group.group_id, subject=identity.public_key, wall=wall, log=log)
     check_may_admit(own)
     check_may_grant(own, roles)
     if own.chain_length >= ADMIT_CHAIN_MAX:
@@ -232,6 +270,10 @@ def admit(
         "expires": issued + int(ADMIT_TTL_S),
         "previous": hashlib.sha256(group.chain[-1]).digest(),
     }
+    if inviter is not None and inviter != identity.public_key:
+        entry["inviter"] = inviter
+    if log is not None and (heads := log.heads(subject_key)):
+        entry["after"] = list(heads)
     return identity.sign_envelope(ADMIT_TYPE, entry)
 
 
@@ -259,7 +301,14 @@ def check_may_grant(own: Membership, roles: Sequence[str]) -> None:
 
 
 def renew(
-    identity: Identity, group: Group, crypto: Crypto, chain: Sequence[bytes], subject: bytes, *, wall: float
+    identity: Identity,
+    group: Group,
+    crypto: Crypto,
+    chain: Sequence[bytes],
+    subject: bytes,
+    *,
+    wall: float,
+    log: Judge | None = None,
 ) -> tuple[bytes, ...]:
     """Return a fresh chain for a member, with the roles that it has.
 
@@ -273,11 +322,12 @@ def renew(
         RemoteProtocolError: the chain is malformed.
     """
     member = check_chain(
-        crypto, chain, group_id=group.group_id, subject=subject, wall=wall, ended_s_max=ADMIT_RENEW_S_MAX
+        crypto, chain, group_id=group.group_id, subject=subject, wall=wall, ended_s_max=ADMIT_RENEW_S_MAX, log=log
     )
     if member.chain_length == 1:
         return tuple(chain)
-    return (*group.chain, admit(identity, group, crypto, subject, roles=member.roles, wall=wall))
+    entry = admit(identity, group, crypto, subject, roles=member.roles, wall=wall, log=log, inviter=member.inviter)
+    return (*group.chain, entry)
 
 
 def group_of_joiner(
@@ -297,10 +347,10 @@ def group_of_joiner(
     if not isinstance(network_key, bytes) or len(network_key) != NETWORK_KEY_BYTES:
         raise RemoteProtocolError("not a network key")
     member = check_chain(crypto, chain, group_id=None, subject=subject, wall=wall)
-    if member.inviter != inviter:
+    if member.signer != inviter:
         raise TrustError(
             "another node than the inviter signed the admission",
-            f"it was {short_device_id(member.inviter)}, the token named {short_device_id(inviter)}",
+            f"it was {short_device_id(member.signer)}, the token named {short_device_id(inviter)}",
             "ask for a new invitation",
         )
     return Group(
@@ -321,6 +371,7 @@ def check_chain(
     subject: bytes,
     wall: float,
     ended_s_max: float = 0.0,
+    log: Judge | None = None,
 ) -> Membership:
     """Return what `subject` is in the group, or refuse.
 
@@ -330,6 +381,7 @@ def check_chain(
         subject: the installation whose key the peer has proven.
         wall: Unix seconds.
         ended_s_max: accept a last entry that ended up to this many seconds ago (only to renew it).
+        log: of the group; without it nobody was removed.
 
     Raises:
         TrustError: well-formed, but it does not make `subject` a member now.
@@ -345,13 +397,15 @@ def check_chain(
         raise TrustError("refused: a member of another group", "the founders differ", _ASK_AGAIN, code="other-group")
     if root.subject != root.signer:
         raise RemoteProtocolError("the founder's entry names somebody else")
-    last, raw = root, chain[0]
+    steps = [root]
+    last = root
     for link in chain[1:]:
         entry = _open_entry(crypto, link, is_root=False, signer=last.subject, group_id=group)
-        if entry.previous != hashlib.sha256(raw).digest():
+        if entry.previous != last.digest:
             raise RemoteProtocolError("an admit entry that does not follow the one before it")
         _check_step(last, entry)
-        last, raw = entry, link
+        steps.append(entry)
+        last = entry
     if last.subject != subject:
         raise TrustError("refused: this chain of invitations is another node's", "the keys differ", _ASK_AGAIN)
     if last.issued > wall + ADMIT_SKEW_S_MAX:
@@ -365,8 +419,9 @@ def check_chain(
         raise TrustError("refused: the membership has ended", "it was not renewed in time", _ASK_AGAIN, code="expired")
     return Membership(
         installation=subject,
-        roles=last.roles,
-        inviter=last.signer,
+        roles=last.roles if log is None else log.roles_left(steps),
+        inviter=last.inviter,
+        signer=last.signer,
         issued=float(last.issued),
         expires=last.expires,
         group_id=group,
@@ -376,10 +431,22 @@ def check_chain(
     )
 
 
+def steps_of(crypto: Crypto, chain: Sequence[bytes], *, group_id: bytes) -> list[Admission]:
+    """Return the admissions of a chain that `check_chain` has accepted.
+
+    Raises:
+        RemoteProtocolError: malformed.
+    """
+    steps = [_open_entry(crypto, chain[0], is_root=True)]
+    for link in chain[1:]:
+        steps.append(_open_entry(crypto, link, is_root=False, signer=steps[-1].subject, group_id=group_id))
+    return steps
+
+
 _ASK_AGAIN: Final = "ask a member for a new invitation: p2pc invite"
 
 
-def _check_step(parent: _Entry, entry: _Entry) -> None:
+def _check_step(parent: Admission, entry: Admission) -> None:
     """Refuse an entry that its signer was not allowed to make when he made it."""
     if "invite" not in parent.roles and "admin" not in parent.roles:
         raise TrustError("refused: admitted by a node that may not admit", "it lacks the role invite", _ASK_AGAIN)
@@ -391,7 +458,7 @@ def _check_step(parent: _Entry, entry: _Entry) -> None:
 
 def _open_entry(
     crypto: Crypto, raw: Any, *, is_root: bool, signer: bytes | None = None, group_id: bytes | None = None
-) -> _Entry:
+) -> Admission:
     """Return one entry with its signature and field types checked."""
     if not isinstance(raw, bytes):
         raise RemoteProtocolError("not an admit entry")
@@ -399,7 +466,7 @@ def _open_entry(
 
 
 @lru_cache(maxsize=_OPENED_MAX)
-def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, group_id: bytes | None) -> _Entry:
+def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, group_id: bytes | None) -> Admission:
     """The entry in an envelope; remembered, because the chains of all members begin with the same ones."""
     opened = envelope.open_envelope(crypto, raw, ADMIT_TYPE, signer=signer, bytes_max=ADMIT_ENTRY_BYTES_MAX)
     body = opened.payload
@@ -409,6 +476,7 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
     issued = _seconds_of(body, "issued")
     roles = roles_from_wire(body.get("roles"))
     group = _bytes_of(body, "group", GROUP_ID_BYTES)
+    digest = hashlib.sha256(raw).digest()
     if is_root:
         nonce = _bytes_of(body, "nonce", _NONCE_BYTES)
         name = body.get("name")
@@ -416,14 +484,29 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
             raise RemoteProtocolError("a group without a name")
         if group != group_id_of(opened.signer, nonce):
             raise RemoteProtocolError("an entry for another group")
-        return _Entry(opened.signer, subject, roles, issued, math.inf, b"", nonce, name)
+        return Admission(digest, opened.signer, subject, roles, issued, math.inf, b"", opened.signer, (), nonce, name)
     if group != group_id:
         raise RemoteProtocolError("an entry for another group")
     expires = _seconds_of(body, "expires")
     if not issued < expires <= issued + ADMIT_TTL_S:
         raise RemoteProtocolError("an admit entry that lives too long")
     previous = _bytes_of(body, "previous", _DIGEST_BYTES)
-    return _Entry(opened.signer, subject, roles, issued, float(expires), previous, b"", "")
+    inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else opened.signer
+    after = digests_of(body.get("after", []), LOG_HEADS_MAX)
+    return Admission(digest, opened.signer, subject, roles, issued, float(expires), previous, inviter, after, b"", "")
+
+
+def digests_of(value: Any, count_max: int) -> tuple[bytes, ...]:
+    """Return digests from the wire, each once.
+
+    Raises:
+        RemoteProtocolError: not a list of at most so many.
+    """
+    if not isinstance(value, list) or len(value) > count_max or len(set(map(repr, value))) < len(value):
+        raise RemoteProtocolError("not a list of digests")
+    if not all(isinstance(item, bytes) and len(item) == _DIGEST_BYTES for item in value):
+        raise RemoteProtocolError("not a digest")
+    return tuple(value)
 
 
 def _bytes_of(body: dict[Any, Any], name: str, count: int) -> bytes:

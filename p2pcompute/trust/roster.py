@@ -1,0 +1,216 @@
+"""The members of a group that this node knows, under the group's log.
+
+Pure: the time comes with the call.  Bound: ROSTER_MAX members; the one that was learned longest ago goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from p2pcompute.errors import RemoteProtocolError, TrustError
+from p2pcompute.host.interfaces import Crypto
+from p2pcompute.limits import ADMIT_CHAIN_MAX, ADMIT_RENEW_S_MAX, ROSTER_MAX, ROSTER_SHARED_MAX
+from p2pcompute.trust.groups import Group, Membership, check_chain, steps_of
+from p2pcompute.trust.log import Added, GroupLog, LogEntry
+from p2pcompute.trust.log_file import KeptLog
+
+Chain = tuple[bytes, ...]
+
+
+class Roster:
+    """Who is known to be a member, by what chain, and the log that says who was removed."""
+
+    def __init__(self, crypto: Crypto, group: Group) -> None:
+        self._crypto = crypto
+        self._group_id = group.group_id
+        self.log = GroupLog(crypto, group)
+        self._known: dict[bytes, tuple[Chain, Membership]] = {}
+        self._met: dict[bytes, None] = {}
+        """Those of `_known` who have shown a chain of which nobody else was told."""
+        self._is_stale = False
+        """The log has grown since what is in `_known` was checked."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._known)
+
+    def __contains__(self, installation: object) -> bool:
+        return installation in self._known
+
+    def get(self, installation: bytes) -> Membership | None:
+        known = self._known.get(installation)
+        return None if known is None else known[1]
+
+    def chain_of(self, installation: bytes) -> Chain | None:
+        known = self._known.get(installation)
+        return None if known is None else known[0]
+
+    # --- learning ---------------------------------------------------------------------------------
+
+    def check(self, installation: bytes, chain: Sequence[bytes], wall: float) -> Membership:
+        """Return what an installation is that shows this chain; one that was checked before costs nothing.
+
+        Raises:
+            TrustError: it is no member, or was removed.
+            RemoteProtocolError: malformed.
+        """
+        known = self._known.get(installation)
+        if known is not None and known[0] == tuple(chain) and known[1].expires > wall and not self._is_stale:
+            return known[1]
+        member = self._check(installation, chain, wall)
+        self._keep(installation, tuple(chain), member)
+        if known is None or known[0] != tuple(chain):
+            self._met[installation] = None
+        return member
+
+    def take_met(self) -> list[Chain]:
+        """Return the chains that were shown here since the last time."""
+        met, self._met = self._met, {}
+        return [self._known[installation][0] for installation in met if installation in self._known]
+
+    def _check(self, installation: bytes, chain: Sequence[bytes], wall: float, ended_s_max: float = 0.0) -> Membership:
+        return check_chain(
+            self._crypto,
+            chain,
+            group_id=self._group_id,
+            subject=installation,
+            wall=wall,
+            ended_s_max=ended_s_max,
+            log=self.log,
+        )
+
+    def _keep(self, installation: bytes, chain: Chain, member: Membership) -> None:
+        self._known.pop(installation, None)
+        self._known[installation] = (chain, member)
+        if len(self._known) > ROSTER_MAX:
+            oldest = next(iter(self._known))
+            del self._known[oldest]
+            self._met.pop(oldest, None)
+
+    def learn(self, chain: Any, wall: float) -> bytes | None:
+        """Take the chain of a member from somebody else; returns whose it is when it is worth more than the known one.
+
+        That is one that has not ended, with more roles, or newer.  So nobody who may invite can make others believe
+        that a member may do less: only the log says that.
+
+        Raises:
+            TrustError: it makes nobody a member.
+            RemoteProtocolError: malformed.
+        """
+        if not isinstance(chain, list | tuple) or not 0 < len(chain) <= ADMIT_CHAIN_MAX:
+            raise RemoteProtocolError("not a chain of admit entries")
+        subject = steps_of(self._crypto, chain, group_id=self._group_id)[-1].subject
+        known = self._known.get(subject)
+        if known is not None and known[0] == tuple(chain):
+            return None
+        member = self._check(subject, chain, wall, ADMIT_RENEW_S_MAX)
+        if known is not None and _worth(*known, wall) >= _worth(tuple(chain), member, wall):
+            return None
+        self._keep(subject, tuple(chain), member)
+        return subject
+
+    def replace(self, installation: bytes, chain: Sequence[bytes], wall: float) -> None:
+        """Know a member by this chain from now on.
+
+        Raises:
+            TrustError: it makes it no member.
+        """
+        self._keep(installation, tuple(chain), self._check(installation, chain, wall))
+
+    def add(self, entry: Any, wall: float) -> Added:
+        """Take in an entry of the log; `reassess` then says what follows.
+
+        Raises:
+            RemoteProtocolError: as `GroupLog.add`.
+        """
+        added = self.log.add(entry, wall=wall)
+        self._is_stale = self._is_stale or added is Added.NEW
+        return added
+
+    def reassess(self, wall: float) -> None:
+        """Look at all members again after the log has grown; who was removed is known no longer."""
+        self._is_stale = False
+        for installation, (chain, _member) in list(self._known.items()):
+            try:
+                self._known[installation] = (chain, self._check(installation, chain, wall, ADMIT_RENEW_S_MAX))
+            except TrustError:
+                del self._known[installation]
+
+    def removed(self) -> dict[bytes, LogEntry]:
+        """Return those that were removed and not invited again, as far as is known, and by which entry."""
+        return {key: entry for key, entry in self.log.removals().items() if key not in self._known}
+
+    def signed_by(self, installation: bytes) -> list[bytes]:
+        """Return the digests of all known admissions that an installation has signed."""
+        found: dict[bytes, None] = {}
+        for chain, _member in self._known.values():
+            for step in steps_of(self._crypto, chain, group_id=self._group_id):
+                if step.signer == installation and step.subject != installation:
+                    found[step.digest] = None
+        return list(found)
+
+    # --- sharing ----------------------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether members tell one another of all others: in a large group each knows those that it has met."""
+        return len(self._known) <= ROSTER_SHARED_MAX
+
+    @property
+    def digest(self) -> bytes:
+        """8 bytes that are the same where the same is known, as far as it is shared."""
+        mixed = hashlib.sha256(self.log.digest)
+        if self.is_shared:
+            for mark in sorted(self.marks()):
+                mixed.update(mark)
+        return mixed.digest()[:8]
+
+    def marks(self) -> list[bytes]:
+        """Return 16 bytes for each member: whose chain, and which."""
+        if not self.is_shared:
+            return []
+        return [
+            installation[:8] + hashlib.sha256(chain[-1]).digest()[:8]
+            for installation, (chain, _member) in self._known.items()
+        ]
+
+    def missing_of(self, marks: Collection[bytes], *, bytes_max: int) -> list[Chain]:
+        """Return the chains that are not among `marks`, as many as fit."""
+        if not self.is_shared:
+            return []
+        theirs = set(marks)
+        found = []
+        for mark, (chain, _member) in zip(self.marks(), self._known.values(), strict=True):
+            if mark not in theirs:
+                bytes_max -= sum(map(len, chain))
+                if bytes_max < 0:
+                    break
+                found.append(chain)
+        return found
+
+    # --- keeping ----------------------------------------------------------------------------------
+
+    def kept(self) -> KeptLog:
+        chains = [chain for chain, _member in self._known.values()][-ROSTER_SHARED_MAX:]
+        return KeptLog([entry.wire for entry in self.log], chains)
+
+    def restore(self, kept: KeptLog, wall: float) -> None:
+        """Take up what was kept; what does not hold any more is left out."""
+        _each(lambda entry: self.log.add(entry, wall=wall), kept.entries)
+        _each(lambda chain: self.learn(chain, wall), kept.chains)
+
+
+def _worth(chain: Chain, member: Membership, wall: float) -> tuple[bool, int, float, bytes]:
+    return member.expires > wall, len(member.roles), member.issued, chain[-1]
+
+
+def _each(take: Any, items: Iterable[Any]) -> None:
+    for item in items:
+        try:
+            take(item)
+        except (RemoteProtocolError, TrustError):
+            continue
