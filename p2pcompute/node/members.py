@@ -81,7 +81,8 @@ class Members:
 
     def is_refused(self, installation: bytes) -> bool:
         """Whether nothing is to be had from an installation and nothing given to it."""
-        return self._levels.is_blocked(installation) or installation in self._removed
+        is_removed = installation in self._removed and installation not in self._credentials.roster
+        return self._levels.is_blocked(installation) or is_removed
 
     def admits(self, channel: Channel) -> bool:
         """Look at a channel that has just opened: its handshake may have begun before it was refused."""
@@ -93,8 +94,7 @@ class Members:
     def channel_opened(self, channel: Channel) -> None:
         """Compare what is known of the group with a new peer; who was not known before is told to the others."""
         self._told_removed = ""
-        if channel.peer.installation in self._removed:
-            self._apply()  # it was invited again
+        self._mind_invited()
         self.exchange.channel_opened(channel)
 
     def _on_refused(self, _key: bytes, refusal: TrustError) -> None:
@@ -146,9 +146,15 @@ class Members:
             self._apply()
             return
         self._adopt()
+        self._mind_invited()
         if self._keeping is None:
             self._keeping = self._host.clock.call_later(KEEP_S, self._keep)
         self._scheduler.wake()
+
+    def _mind_invited(self) -> None:
+        """Pass those over no longer that were removed and are members again."""
+        if any(key in self._credentials.roster for key in self._removed):
+            self._apply()
 
     def _keep(self) -> None:
         if self._keeping is not None:
