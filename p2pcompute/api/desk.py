@@ -358,7 +358,8 @@ class Desk:
                 timeout_s=options.timeout_s,
             )
             python = (sys.version_info.major, sys.version_info.minor) if job.kind is TaskKind.FUNCTION else None
-            terms = JobTerms(name=shipment.name[:JOB_NAME_CHARS_MAX], retries=options.retries, python=python)
+            name = shipment.name[:JOB_NAME_CHARS_MAX]
+            terms = JobTerms(name=name, retries=options.retries, python=python, **options.demands)
             if options.is_choosy:
                 terms = await self._choose(terms, spec, options)
             job.job_id = await self._node.submit_job(terms, spec)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from p2pcompute.config import parse_duration, parse_size
 from p2pcompute.errors import BadValue, UsageError
+from p2pcompute.limits import REPLICAS_MAX
 
 if TYPE_CHECKING:
     from p2pcompute.resources.matching import Needs
+
+TrustLevel = Literal["trusted", "member", "any"]
+VerifyMethod = Literal["arbitrate", "credibility", "spotcheck", "majority", "boinc", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,14 @@ class TaskOptions:
     """Only these nodes, by name or id (`NodeInfo.id`, or as `p2pc peers` shows it)."""
     not_on: Sequence[str] = ()
     """Not these."""
+    trust: TrustLevel = "member"
+    """Lowest trust that a node may have: "trusted", "member" or "any"."""
+    error_rate: float | None = None
+    """Accepted probability that a result from nodes that are not trusted is wrong; None: 1e-4."""
+    replicas: int | None = None
+    """Instead of `error_rate`: so many nodes that are not trusted compute each task, and are compared."""
+    verify: VerifyMethod = "arbitrate"
+    """Method of checking results of nodes that are not trusted; "none": they are believed."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot mean anything.
@@ -62,6 +74,7 @@ class TaskOptions:
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e6:
                 raise _bad(name, number, "a number from 0")
+        self._check_demands()
         for name in ("require", "prefer", "on", "not_on"):
             texts = getattr(self, name)
             if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -70,6 +83,33 @@ class TaskOptions:
             from p2pcompute.resources.matching import check_needs
 
             check_needs(self.needs)
+
+    def _check_demands(self) -> None:
+        if self.trust not in get_args(TrustLevel):
+            raise _bad("trust", self.trust, "'trusted', 'member' or 'any'")
+        if self.verify not in get_args(VerifyMethod):
+            raise _bad("verify", self.verify, "one of " + ", ".join(get_args(VerifyMethod)))
+        rate, replicas = self.error_rate, self.replicas
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 1e-9 <= rate < 1):
+            raise _bad("error_rate", rate, "a probability from 1e-9 to below 1")
+        if replicas is not None and (type(replicas) is not int or not 1 <= replicas <= REPLICAS_MAX):
+            raise _bad("replicas", replicas, f"a count from 1 to {REPLICAS_MAX}")
+        if replicas is not None and (rate is not None or self.verify not in ("arbitrate", "majority")):
+            raise _bad("replicas", replicas, "effect alone: not with error_rate, or a method that counts nothing")
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        """Whose results are believed: the terms of a job that say so, where they are not the usual ones."""
+        terms: dict[str, Any] = {}
+        if self.trust != "member":
+            terms["trust"] = self.trust
+        if self.verify != "arbitrate":
+            terms["verify"] = self.verify
+        if self.error_rate is not None:
+            terms["error_ppb"] = round(self.error_rate * 1e9)
+        if self.replicas is not None:
+            terms["replicas"] = self.replicas
+        return terms
 
     @property
     def needs(self) -> Needs:
@@ -119,7 +159,10 @@ class TaskOptions:
     def identity(self) -> str:
         """Return text that is the same for the same options."""
         asked = (self.cpus, self.gpus, self.disk_bytes, *(tuple(t) for t in (self.require, self.prefer, self.on)))
-        return repr((self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items()), asked, tuple(self.not_on)))
+        demands = sorted(self.demands.items())
+        return repr(
+            (self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items()), asked, tuple(self.not_on), demands)
+        )
 
 
 def _bad(name: str, value: object, wanted: str) -> BadValue:

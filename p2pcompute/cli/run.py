@@ -48,7 +48,7 @@ from p2pcompute.cli.plan import (
 )
 from p2pcompute.cli.replacement import parse as parse_replacement
 from p2pcompute.errors import P2pcError, UsageError
-from p2pcompute.limits import PRIORITY_MAX
+from p2pcompute.limits import PRIORITY_MAX, REPLICAS_MAX
 
 if TYPE_CHECKING:
     from p2pcompute.execution.locking import Requirements
@@ -77,7 +77,8 @@ EXAMPLES: Final = (
 SECTIONS: Final = {
     "Inputs": ("arg_file", "null", "colsep", "header", "max_args", "link", "range_", "from_json", "pipe", "block"),
     "Files": ("send", "fetch", "share"),
-    "Where": ("require", "prefer", "on", "not_on", "local", "jobs", "priority", "explain"),
+    "Where": ("require", "prefer", "on", "not_on", "trust", "local", "jobs", "priority", "explain"),
+    "Belief": ("error_rate", "replicas", "verify"),
     "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "deps", "kind", "batch"),
     "Failure": ("retries", "halt", "deadline", "resume", "resume_failed", "exit_code"),
     "Output": (
@@ -123,6 +124,8 @@ class Request:
     priority: int
     deadline_ms: int | None
     """When the job is given up, Unix milliseconds."""
+    demands: dict[str, Any]
+    """Whose results are believed: the terms of the job that say so."""
     local: bool
     batch: str
     keep_order: bool
@@ -222,6 +225,26 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
     "--fuel", type=click.IntRange(1), metavar="N", help="Instructions of a WASM task, the same on every node."
 )
 @click.option("--halt", metavar="WHEN,WHY", help="now|soon,fail|success|done=N|N%  (GNU parallel's syntax).")
+@click.option(
+    "--trust", type=click.Choice(["trusted", "member", "any"]), help="Lowest trust a node may have.  [default: member]"
+)
+@click.option(
+    "--error-rate",
+    type=float,
+    metavar="P",
+    help="Accepted probability that a result from nodes that are not trusted is wrong.  [default: 1e-4]",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, REPLICAS_MAX),
+    metavar="N",
+    help="Instead of --error-rate: compute every task on N nodes that are not trusted, and compare.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["arbitrate", "credibility", "spotcheck", "majority", "boinc", "none"]),
+    help="Method of checking results of nodes that are not trusted.  [default: arbitrate]",
+)
 @click.option("--deadline", metavar="DURATION|TIME", help="Give up on the whole job, like 2h or 18:30.")
 @click.option(
     "--priority",
@@ -365,6 +388,22 @@ def _reading(flags: Mapping[str, Any]) -> Reading:
     )
 
 
+def _demands(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the flags say about whose results are believed, as terms of the job.
+
+    Raises:
+        UsageError: it cannot be meant.
+    """
+    from p2pcompute.scheduler.terms import check_demands, error_ppb_of
+
+    error_ppb = None if flags["error_rate"] is None else error_ppb_of(flags["error_rate"])
+    check_demands(flags["trust"] or "", flags["verify"] or "", error_ppb, flags["replicas"])
+    if flags["verify"] == "none" and (error_ppb or flags["replicas"]):
+        raise UsageError("--verify none checks nothing", "--error-rate and --replicas say how results are checked")
+    named = {"trust": flags["trust"], "verify": flags["verify"], "error_ppb": error_ppb, "replicas": flags["replicas"]}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) -> Request:
     from p2pcompute.config import find_project_file, load_settings, parse_duration, parse_size
     from p2pcompute.places import find_paths
@@ -434,6 +473,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         halt=flags["halt"] or "",
         priority=flags["priority"],
         deadline_ms=_deadline_ms(flags["deadline"]),
+        demands=_demands(flags),
         local=flags["local"],
         batch=batch,
         keep_order=flags["keep_order"],
@@ -898,6 +938,7 @@ class _Run:
             "local_only": request.local,
             "on": request.on,
             "not_on": request.not_on,
+            **request.demands,
         }
         if needs is not None:
             terms |= {"require": list(needs.require), "prefer": list(needs.prefer)}

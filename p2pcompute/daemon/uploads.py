@@ -37,7 +37,7 @@ from p2pcompute.limits import (
 from p2pcompute.node.facade import NodeFacade, PeerView
 from p2pcompute.node.views import find_nodes
 from p2pcompute.resources.matching import Needs, check_needs
-from p2pcompute.scheduler.terms import JobTerms, parse_halt
+from p2pcompute.scheduler.terms import JobTerms, check_demands, parse_halt
 
 
 class FileLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,6 +55,10 @@ class TermsBody(msgspec.Struct, forbid_unknown_fields=True):
     local_only: bool = False
     priority: int = 0
     deadline_ms: int | None = None
+    trust: str = ""
+    verify: str = ""
+    error_ppb: int | None = None
+    replicas: int | None = None
     python: tuple[int, int] | None = None
     require: list[str] = []
     prefer: list[str] = []
@@ -232,6 +236,8 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         ("retries", terms.retries, 0),
         ("slots_max", terms.slots_max, 1),
         ("deadline_ms", terms.deadline_ms, 1),
+        ("error_ppb", terms.error_ppb, 1),
+        ("replicas", terms.replicas, 1),
         ("timeout_s", terms.timeout_s, 0),
         ("cpus", spec.cpus, 0),
         ("mem_bytes", spec.mem_bytes, 1),
@@ -243,6 +249,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     ):
         if value is not None and not least <= value < 1e15:
             _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
+    check_demands(terms.trust, terms.verify, terms.error_ppb, terms.replicas)
     _check_environment(spec.env)
     needs = Needs(
         require=tuple(terms.require),
@@ -271,6 +278,10 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         halt=terms.halt,
         priority=terms.priority,
         deadline_ms=terms.deadline_ms or 0,
+        trust=terms.trust,
+        verify=terms.verify,
+        error_ppb=terms.error_ppb,
+        replicas=terms.replicas,
         require=needs.require,
         prefer=needs.prefer,
         on=on,

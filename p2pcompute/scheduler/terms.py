@@ -36,6 +36,39 @@ TRUSTS: Final = ("", "trusted", "member", "any")
 VERIFY_METHODS: Final = ("", "arbitrate", "credibility", "spotcheck", "majority", "boinc", "none")
 
 
+def error_ppb_of(rate: float) -> int:
+    """Return an accepted probability of a wrong result in billionths, as jobs carry it.
+
+    Raises:
+        UsageError: nothing accepts it.
+    """
+    if not 1e-9 <= rate < 1.0:
+        raise UsageError(
+            f"an error rate of {rate:g} cannot be accepted",
+            "it is a probability, from 1e-9 to below 1",
+            "for example: --error-rate 1e-6; to have results of members believed unchecked: --verify none",
+            code="error-rate",
+        )
+    return round(rate * 1e9)
+
+
+def check_demands(trust: str, verify: str, error_ppb: int | None, replicas: int | None) -> None:
+    """Refuse demands on whose results are believed that exclude one another.
+
+    Raises:
+        UsageError: what, and why.
+    """
+    if trust not in TRUSTS or verify not in VERIFY_METHODS:
+        known = ", ".join((TRUSTS if trust not in TRUSTS else VERIFY_METHODS)[1:])
+        raise UsageError(f'"{trust if trust not in TRUSTS else verify}" is not known', f"there are {known}", None)
+    if replicas is not None and error_ppb is not None:
+        raise UsageError("--replicas and --error-rate exclude each other", "one sets the cost, the other what it buys")
+    if replicas is not None and replicas > REPLICAS_MAX:
+        raise UsageError(f"{replicas} replicas are too many", f"up to {REPLICAS_MAX} nodes compute a task")
+    if replicas is not None and verify not in ("", "arbitrate", "majority"):
+        raise UsageError(f"--replicas does not go with --verify {verify}", "that method has no number of replicas")
+
+
 class HaltWhen(StrEnum):
     SOON = "soon"
     """Start no new tasks, let running ones finish."""
