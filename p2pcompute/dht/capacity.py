@@ -70,7 +70,7 @@ class CapacityIndex:
         clock: Clock,
         rng: random.Random,
         ask: Ask,
-        soft_s: Callable[[bool], float],
+        timeouts: Callable[[bool], tuple[float, float]],
         table: RoutingTable,
         queries: Queries,
         counters: DhtCounters,
@@ -81,7 +81,7 @@ class CapacityIndex:
         self._clock = clock
         self._rng = rng
         self._ask = ask
-        self._soft_s = soft_s
+        self._timeouts = timeouts
         self._table = table
         self._queries = queries
         self._counters = counters
@@ -211,13 +211,15 @@ class CapacityIndex:
     # --- parts ------------------------------------------------------------------------------------
 
     def _walk(self, key: bytes, per_level: int, want: int | None) -> LevelWalk:
+        soft_s, hard_s = self._timeouts(False)
         return LevelWalk(
             key,
             self._table.contacts(),
             own_id=self._table.own_id,
             per_level=per_level,
             first=first_level(self._queries.group_size()),
-            soft_s=self._soft_s(False),
+            soft_s=soft_s,
+            hard_s=hard_s,
             rng=self._rng,
             want=want,
         )

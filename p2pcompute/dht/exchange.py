@@ -3,8 +3,11 @@
 Owns the unanswered requests of a node.  A reply counts only if its transaction, its source address, its type and
 its key are those of a request that waits, and its signature holds; cheap checks come first.  A request is sent
 again after the soft timeout, half a second at most, then at doubled intervals up to that, so that a lost datagram
-does not look like a dead peer.  When most answers come to requests that were sent again, it is not loss: somebody is
-too busy to keep up, this machine perhaps, and what is sent again makes it worse.  Then all waiting is stretched.
+does not look like a dead peer.  When an answer comes to each of the times that a request was sent, or after it was
+given up, nothing was lost: somebody is too busy to keep up, this machine perhaps, and what is sent again makes it
+worse.  Then all waiting is stretched.  What comes too late still counts as heard.
+
+Source: RFC 3708 for telling by what comes twice that nothing was lost.
 """
 
 from __future__ import annotations
@@ -51,12 +54,15 @@ from p2pcompute.transport.rate import TokenBuckets, source_of
 _TIMER_SLACK_S = 1e-6
 _RESEND_GAP_S_MAX = 0.5
 """With 10 % loss each way, a live peer misses all of the 4 to 6 sends of a request in 1 case of 800 or fewer."""
-_STRETCH_MAX = 8.0
-_STRETCH_GROWTH = 1.5
-_STRETCH_SHRINK = 0.8
-"""Waiting is stretched when more than a third of all answers come to requests that were sent again: with 20 % loss each
-way it would be that many.  Without it, 30 nodes that start on a machine which is busy with something else never come to
-rest: every request is sent five times, and none is answered in time."""
+_STRAIN_MIN = 0.25
+_STRAIN_MAX = 8.0
+_STRAIN_GROWTH = 1.3
+_STRAIN_SHRINK = 0.9
+"""Waiting is stretched when to more than a quarter of all requests answers come that are too many or too late; five
+of them say nothing yet, as somebody may just be far away.  Without it, 30 nodes that start on a machine which is busy
+with something else never come to rest: every request is sent five times, and none is answered in time."""
+_ENDED_MAX = 512
+"""Requests that ended and to which another answer may come."""
 
 
 class DatagramPort(Protocol):
@@ -93,6 +99,8 @@ class DhtCounters:
     requests_withheld: int = 0
     """Not sent, or not again, because nobody at that address has ever answered and it had its share."""
     requests_timed_out: int = 0
+    replies_late: int = 0
+    """Replies to requests that had been given up, or were answered before though sent again."""
     requests_refused_full: int = 0
     """Requests not sent because DHT_REQUESTS_MAX were waiting."""
     verifications_skipped: int = 0
@@ -161,6 +169,15 @@ class _Pending:
     timer: Timer | None = None
 
 
+class _Ended(NamedTuple):
+    """A request that was answered though it was sent again, or given up."""
+
+    address: Address
+    key: bytes | None
+    replies: tuple[MessageType, ...]
+    is_answered: bool
+
+
 class Verified(NamedTuple):
     """A message whose signature holds, and its source."""
 
@@ -219,14 +236,25 @@ class Exchange:
         self._unasked = TokenBuckets(
             rate_per_s=DHT_UNASKED_PER_S, burst=DHT_UNASKED_BURST, sources_max=DHT_ANSWERED_MAX
         )
+        self._ended: dict[bytes, _Ended] = {}
         self._is_closed = False
         self._loopback_rtt = RttEstimate(soft_s_min=DHT_LOOPBACK_SOFT_S_MIN)
         self._network_rtt = RttEstimate()
-        self._stretch = 1.0
+        self._strain = _STRAIN_MIN
+
+    @property
+    def stretch(self) -> float:
+        """By how much all waiting is longer than it would be if everybody kept up; at least 1."""
+        return max(1.0, self._strain)
 
     def soft_s(self, *, loopback: bool = False) -> float:
         """Return the soft timeout of a request to a peer of which nothing is known."""
-        return self._stretch * (self._loopback_rtt if loopback else self._network_rtt).soft_s
+        return self.stretch * (self._loopback_rtt if loopback else self._network_rtt).soft_s
+
+    @property
+    def hard_s(self) -> float:
+        """When a request is given up: after DHT_REQUEST_S while everybody keeps up."""
+        return self.stretch * DHT_REQUEST_S
 
     @property
     def rtt_s(self) -> float | None:
@@ -244,7 +272,7 @@ class Exchange:
         messages: Sequence[Message],
         done: Callable[[Message | None], None],
         *,
-        timeout_s: float = DHT_REQUEST_S,
+        timeout_s: float | None = None,
         is_once: bool = False,
     ) -> None:
         """Send a request and have `done` called once: with the reply, or None when there is none.
@@ -252,7 +280,7 @@ class Exchange:
         Args:
             key: the peer's public key; None for a PING to an address whose owner is not known.
             messages: one, or all parts of a PUT, under one transaction.
-            timeout_s: hard timeout.
+            timeout_s: hard timeout; None: `hard_s`.
             is_once: do not send it again when no answer comes.
         """
         if self._is_closed or len(self._pending) >= DHT_REQUESTS_MAX:
@@ -263,6 +291,7 @@ class Exchange:
         recipient = ANYONE if key is None else place_of(key).id
         datagrams = [self._encode(message, transaction, recipient, address) for message in messages]
         now = self._clock.now()
+        timeout_s = self.hard_s if timeout_s is None else timeout_s
         pending = _Pending(
             datagrams=datagrams,
             address=address,
@@ -270,7 +299,7 @@ class Exchange:
             replies=REPLIES[type_of(messages[0])],
             sent=now,
             hard_at=now + timeout_s,
-            gap_s=timeout_s if is_once else self._stretch * min(self._estimate(address).resend_s, _RESEND_GAP_S_MAX),
+            gap_s=timeout_s if is_once else self._gap_s(self._estimate(address).resend_s),
             done=done,
         )
         self._pending[transaction] = pending
@@ -318,10 +347,11 @@ class Exchange:
         if not is_solved(statement.sender, self._puzzle_bits):
             self._counters.dropped_puzzle += 1
             return
-        pending = None if is_request else self._match(statement, address)
-        if not is_request and pending is None:
-            self._counters.dropped_unexpected += 1
-            return
+        pending: _Pending | _Ended | None = None
+        if not is_request:
+            pending = self._match(statement, address) or self._match_late(statement, address)
+            if pending is None:
+                return
         signed = signing_input(self._group_id, statement.signed)
         if not self._crypto.verify(statement.sender, signed, statement.signature):
             self._counters.dropped_signature += 1
@@ -332,11 +362,14 @@ class Exchange:
         if pending is None:
             self._on_request(Verified(message, statement, address))
             return
+        if isinstance(pending, _Ended):
+            self._on_reply(Verified(message, statement, address))
+            return
         del self._pending[statement.transaction]
         self._on_answered(address)
         if pending.timer is not None:
             pending.timer.cancel()
-        self._on_reply(Verified(message, statement, address, self._measure(pending)))
+        self._on_reply(Verified(message, statement, address, self._measure(statement.transaction, pending)))
         pending.done(message)
 
     def _without_unsolved(self, message: Message) -> Message:
@@ -352,16 +385,31 @@ class Exchange:
 
     def _match(self, statement: Statement, address: Address) -> _Pending | None:
         pending = self._pending.get(statement.transaction)
-        if pending is None or pending.address != address or statement.type not in pending.replies:
-            return None
-        return pending if pending.key in (None, statement.sender) else None
+        return pending if pending is not None and _fits(statement, address, pending) else None
 
-    def _measure(self, pending: _Pending) -> float | None:
+    def _match_late(self, statement: Statement, address: Address) -> _Ended | None:
+        """The request that was given up and to which this is an answer; once."""
+        ended = self._ended.get(statement.transaction)
+        if ended is None or not _fits(statement, address, ended):
+            self._counters.dropped_unexpected += 1
+            return None
+        del self._ended[statement.transaction]
+        self._counters.replies_late += 1
+        self._strain = min(self._strain * _STRAIN_GROWTH, _STRAIN_MAX)
+        return None if ended.is_answered else ended
+
+    def _end(self, transaction: bytes, pending: _Pending, *, is_answered: bool) -> None:
+        """Remember a request to which another answer may come."""
+        self._ended[transaction] = _Ended(pending.address, pending.key, pending.replies, is_answered)
+        if len(self._ended) > _ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+
+    def _measure(self, transaction: bytes, pending: _Pending) -> float | None:
         """The round trip, unless the request was sent more than once (Karn)."""
         if pending.sends > 1:
-            self._stretch = min(self._stretch * _STRETCH_GROWTH, _STRETCH_MAX)
+            self._end(transaction, pending, is_answered=True)
             return None
-        self._stretch = max(self._stretch * _STRETCH_SHRINK, 1.0)
+        self._strain = max(self._strain * _STRAIN_SHRINK, _STRAIN_MIN)
         rtt_s = self._clock.now() - pending.sent
         self._estimate(pending.address).add(rtt_s)
         return rtt_s
@@ -380,6 +428,12 @@ class Exchange:
             sign=self._identity.sign,
             is_client=self._reach.is_client_to(address),
         )
+
+    def _gap_s(self, wanted_s: float) -> float:
+        """From one sending of a request to the next.  It is stretched twice, so that the longer an answer may take, the
+        less often a request is sent."""
+        stretch = self.stretch
+        return stretch * stretch * min(wanted_s, _RESEND_GAP_S_MAX)
 
     def _send(self, pending: _Pending) -> None:
         """Send a request; but little to an address that only others have named, or that may be a forged source."""
@@ -410,13 +464,22 @@ class Exchange:
         now = self._clock.now()
         if now < pending.hard_at - _TIMER_SLACK_S:
             pending.sends += 1
-            pending.gap_s = min(2 * pending.gap_s, self._stretch * _RESEND_GAP_S_MAX)
+            pending.gap_s = self._gap_s(2 * pending.gap_s)
             self._counters.requests_resent += 1
             self._send(pending)
             self._arm(transaction, pending, now)
             return
         del self._pending[transaction]
         self._counters.requests_timed_out += 1
+        self._end(transaction, pending, is_answered=False)
         if pending.key is not None:
             self._on_timeout(pending.key, pending.address, pending.sent)
         pending.done(None)
+
+
+def _fits(statement: Statement, address: Address, request: _Pending | _Ended) -> bool:
+    return (
+        request.address == address
+        and statement.type in request.replies
+        and (request.key is None or request.key == statement.sender)
+    )

@@ -35,7 +35,6 @@ from p2pcompute.limits import (
     DHT_PUT_ALPHA,
     DHT_PUT_ENOUGH,
     DHT_PUT_K,
-    DHT_REQUEST_S,
     DHT_SEEDS,
 )
 
@@ -59,7 +58,7 @@ class Ask(Protocol):
         address: Address,
         messages: Sequence[Message],
         done: Callable[[Message | None], None],
-        timeout_s: float = DHT_REQUEST_S,
+        timeout_s: float | None = None,
     ) -> None: ...
 
 
@@ -71,18 +70,18 @@ class Queries:
         clock: Clock,
         scope: TaskScope,
         ask: Ask,
-        soft_s: Callable[[bool], float],
+        timeouts: Callable[[bool], tuple[float, float]],
         table: RoutingTable,
         keeper: Keeper,
         counters: DhtCounters,
     ) -> None:
         """Args:
-        soft_s: the soft timeout of a request to a peer of which nothing is known; True: all are on loopback.
+        timeouts: the soft and the hard one of a request to a peer of which nothing is known; True: all are on loopback.
         """
         self._clock = clock
         self._scope = scope
         self._ask = ask
-        self._soft_s = soft_s
+        self._timeouts = timeouts
         self._table = table
         self._keeper = keeper
         self._counters = counters
@@ -204,7 +203,7 @@ class Queries:
             self._counters.records_handed_on += kept
 
     async def ask_all(
-        self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float = DHT_REQUEST_S
+        self, contacts: Sequence[Contact], messages: Sequence[Message], *, timeout_s: float | None = None
     ) -> list[Message | None]:
         """Send the same request to all and return their replies in the same order."""
         replies: list[Message | None] = [None] * len(contacts)
@@ -238,11 +237,13 @@ class Queries:
     ) -> Lookup:
         seeds = self._table.nearest(target, DHT_SEEDS)
         only_loopback = bool(seeds) and all(is_loopback(contact.address.host) for contact in seeds)
+        soft_s, hard_s = self._timeouts(only_loopback)
         return Lookup(
             target,
             seeds,
             own_id=self._table.own_id,
-            soft_s=self._soft_s(only_loopback),
+            soft_s=soft_s,
+            hard_s=hard_s,
             k=k,
             alpha=DHT_ALPHA,
             alpha_within=alpha_within,

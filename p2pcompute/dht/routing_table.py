@@ -108,11 +108,6 @@ class Entry:
         """What others may know of it."""
         return Contact(self.place.key, self.address, self.name, self.rtt_s, self.seen, self.class_bits)
 
-    @property
-    def check_at(self) -> float:
-        """When it may be probed."""
-        return self.checked + DHT_PING_S
-
     def answered(self, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
         """Note a verified reply."""
         if rtt_s is not None:
@@ -413,31 +408,37 @@ class RoutingTable:
 
     # --- probes ---
 
-    def due(self, now: float) -> list[Contact]:
-        """Return the contacts to probe now, failing ones first, then the stalest; they count as probed."""
+    def due(self, now: float, *, stretch: float = 1.0) -> list[Contact]:
+        """Return the contacts to probe now, failing ones first, then the stalest; they count as probed.
+
+        Args:
+            stretch: by how much rarer to probe than if everybody kept up with answering; at least 1.
+        """
         chosen: list[Entry] = []
+        before = now + _ROUNDING_S - DHT_PING_S * stretch
         if self._count <= self._k:
-            chosen = [entry for entry in self._entries() if entry.check_at <= now + _ROUNDING_S]
+            chosen = [entry for entry in self._entries() if entry.checked <= before]
         else:
             for entry, _ in self._failing.values():
-                if entry.check_at <= now + _ROUNDING_S and len(chosen) < self._k:
+                if entry.checked <= before and len(chosen) < self._k:
                     chosen.append(entry)
-            if not chosen and self._looked_at + self._gap_now() <= now + _ROUNDING_S:
+            if not chosen and self._looked_at + self._gap_now() * stretch <= now + _ROUNDING_S:
                 self._looked_at = now
                 stalest = self._stalest()
-                if stalest is not None and stalest.check_at <= now + _ROUNDING_S:
+                if stalest is not None and stalest.checked <= before:
                     chosen.append(stalest)
         for entry in chosen:
             entry.checked = self._looked_at = now
         return [entry.contact for entry in chosen]
 
-    def next_due(self) -> float | None:
+    def next_due(self, *, stretch: float = 1.0) -> float | None:
         """Return when to ask `due` next; None without contacts."""
+        ping_s = DHT_PING_S * stretch
         if self._count <= self._k:
-            return min((entry.check_at for entry in self._entries()), default=None)
-        times = [entry.check_at for entry, _ in self._failing.values()]
+            return min((entry.checked + ping_s for entry in self._entries()), default=None)
+        times = [entry.checked + ping_s for entry, _ in self._failing.values()]
         if len(self._failing) < self._count:
-            times.append(self._looked_at + self._gap_now())  # then it is seen who is stalest
+            times.append(self._looked_at + self._gap_now() * stretch)  # then it is seen who is stalest
         return min(times, default=None)
 
     def adopt(self, contacts: Iterable[tuple[Contact, bytes]], now: float) -> None:

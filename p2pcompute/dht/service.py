@@ -80,6 +80,8 @@ from p2pcompute.limits import (
 _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 """Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
 _STEP_IF_GROWN = 2
+_STRETCH_HARD = 2.0
+"""Beyond it the last of them is made again: it has not seen everybody."""
 _JITTER = 0.1
 _PAUSE_S_MAX = 300.0
 _EXPLORE_K = 4
@@ -160,13 +162,13 @@ class Dht:
         self._calls_until = float("-inf")
         self._calls_count = 0
         self._queries = Queries(
-            self._clock, self._scope, self._ask, self._soft_s, self._table, self._keeper, self.counters
+            self._clock, self._scope, self._ask, self._timeouts, self._table, self._keeper, self.counters
         )
         self.index = CapacityIndex(
             self._clock,
             self._rng,
             self._ask,
-            self._soft_s,
+            self._timeouts,
             self._table,
             self._queries,
             self.counters,
@@ -526,13 +528,15 @@ class Dht:
             await self._look_around(self._refresh_step)
         finally:
             self._is_refreshing = False
+            if self._refresh_step == len(_FOLLOW_UPS_S) and self._stretch >= _STRETCH_HARD:
+                self._refresh_step -= 1  # who was too busy to be heard of may be missing
             if self._refresh_step < len(_FOLLOW_UPS_S):
                 delay_s = _FOLLOW_UPS_S[self._refresh_step]
             else:
                 delay_s = DHT_REFRESH_SMALL_S if len(self._table) < DHT_K else DHT_REFRESH_S
             self._refresh_step += 1
             now = self._clock.now()
-            self._refresh_at = now + self._jittered(delay_s)
+            self._refresh_at = now + self._jittered(delay_s * self._stretch)
             self._wake()
 
     async def _live(self, exchange: Exchange) -> None:
@@ -548,7 +552,7 @@ class Dht:
         """Do what is due, and come back when the next thing is."""
         self._timer = None
         if self._exchange is not None:
-            self._upkeep(self._clock.now())
+            self._upkeep(self._clock.now(), self._stretch)
             self._wake()
 
     def _wake(self) -> None:
@@ -557,11 +561,12 @@ class Dht:
             return
         now = self._clock.now()
         due = min(self._refresh_at, self._retry_due(), self._advertise_at)
-        due = min(due, self._table.next_due() or now + _PAUSE_S_MAX)
+        stretch = self._stretch
+        due = min(due, self._table.next_due(stretch=stretch) or now + _PAUSE_S_MAX)
         if len(self._publications) and not self._is_publishing:
             due = min(due, self._publications.next_due() or due)
         if len(self._clients):
-            due = min(due, self._clients.next_due() or due)
+            due = min(due, self._clients.next_due(stretch=stretch) or due)
         due = min(max(due, now), now + _PAUSE_S_MAX)
         if self._timer is not None:
             if self._timer_at <= due:
@@ -574,14 +579,15 @@ class Dht:
         """When somebody who is not in the table is to be tried again."""
         return self._retry_at if self._table.has_lost or not len(self._table) else max(self._retry_at, self._stray_at)
 
-    def _upkeep(self, now: float) -> None:
-        for contact in self._table.due(now):
+    def _upkeep(self, now: float, stretch: float) -> None:
+        """Do what is due; all of it more rarely while others cannot keep up."""
+        for contact in self._table.due(now, stretch=stretch):
             self._ping(contact)
         if len(self._clients):
-            for contact in self._clients.due(now):
+            for contact in self._clients.due(now, stretch=stretch):
                 self._ping(contact)
         if now >= self._retry_due():
-            self._retry_at = now + self._jittered(DHT_PING_S)
+            self._retry_at = now + self._jittered(DHT_PING_S * stretch)
             self._retry(now)
         if now >= self._refresh_at:
             self._refresh_at = now + DHT_REFRESH_S
@@ -771,15 +777,24 @@ class Dht:
         address: Address,
         messages: Sequence[Message],
         done: Callable[[Message | None], None],
-        timeout_s: float = DHT_REQUEST_S,
+        timeout_s: float | None = None,
     ) -> None:
         if self._exchange is None:
             done(None)
         else:
             self._exchange.ask(key, address, messages, done, timeout_s=timeout_s)
 
-    def _soft_s(self, only_loopback: bool) -> float:
-        return DHT_REQUEST_S if self._exchange is None else self._exchange.soft_s(loopback=only_loopback)
+    @property
+    def _stretch(self) -> float:
+        """By how much longer than usual to wait, and how much more rarely to ask, while others cannot keep up."""
+        return 1.0 if self._exchange is None else self._exchange.stretch
+
+    def _timeouts(self, only_loopback: bool) -> tuple[float, float]:
+        """Soft and hard timeout of a request to a peer of which nothing is known."""
+        exchange = self._exchange
+        if exchange is None:
+            return DHT_REQUEST_S, DHT_REQUEST_S
+        return exchange.soft_s(loopback=only_loopback), exchange.hard_s
 
     def _ping(self, contact: Contact) -> None:
         self._ask(contact.key, contact.address, [Ping()], _ignore)
@@ -789,7 +804,7 @@ class Dht:
         there."""
         if key in self._verifying or not self._is_misplaced(key, address, is_client=is_client):
             return
-        if len(self._verifying) >= DHT_VERIFICATIONS_MAX:
+        if self._is_verifying_enough():
             self.counters.verifications_skipped += 1
             return
         self._verifying[key] = None
@@ -798,6 +813,10 @@ class Dht:
             self._verifying.pop(key, None)
 
         self._ask(key, address, [Ping()], done)
+
+    def _is_verifying_enough(self) -> bool:
+        """Fewer at once while others cannot keep up: each of those who are asked asks back."""
+        return len(self._verifying) * self._stretch >= DHT_VERIFICATIONS_MAX
 
     def _is_misplaced(self, key: bytes, address: Address, *, is_client: bool) -> bool:
         """Whether a reply of this sender could change who is known."""
@@ -813,7 +832,7 @@ class Dht:
 
     def _verify_heard(self, lookup: Lookup) -> None:
         for contact in lookup.unasked():
-            if len(self._verifying) >= DHT_VERIFICATIONS_MAX:
+            if self._is_verifying_enough():
                 return
             self._verify(contact.key, contact.address)
 
