@@ -129,11 +129,11 @@ def a_result_is_forgotten(patch: Patch) -> None:
 
 @_mutant("doubles", STAIRS, seeds=3)
 def tasks_that_are_given_away_are_kept_too(patch: Patch) -> None:
-    def give(original: Any, core: WorkerCore, count: int, may_give: Any) -> Any:
+    def give(original: Any, core: WorkerCore, *args: Any) -> Any:
         remove = core._remove
         core._remove = lambda _held: None  # type: ignore[method-assign]
         try:
-            return original(core, count, may_give)
+            return original(core, *args)
         finally:
             core._remove = remove  # type: ignore[method-assign]
 
