@@ -376,10 +376,11 @@ class RealListener:
 
     async def _start_tls(self, inbound: _Inbound) -> RealStream | None:
         loop = asyncio.get_running_loop()
+        stream = RealStream(self._binding, inbound.address, self._ended)
         try:
             inbound.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport, stream = await loop.connect_accepted_socket(
-                lambda: RealStream(self._binding, inbound.address, self._ended),
+            await loop.connect_accepted_socket(  # what it returns is not our protocol with uvloop
+                lambda: stream,
                 sock=inbound.sock,
                 ssl=self._context,
                 ssl_handshake_timeout=HANDSHAKE_S_MAX,
@@ -389,7 +390,7 @@ class RealListener:
             self.counters.broken += 1
             return None
         inbound.is_handed_on = True
-        if transport.is_closing():
+        if stream.is_closing:
             self.counters.broken += 1
             return None
         self._streams[stream] = None

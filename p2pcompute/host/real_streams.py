@@ -186,6 +186,11 @@ class RealStream(asyncio.Protocol):
         assert self._binding is not None, "set before anybody has the stream"
         return self._binding
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the connection has ended, or is about to."""
+        return self._is_lost or self._transport is None or self._transport.is_closing()
+
     async def read(self, max_bytes: int) -> bytes:
         """Between 1 and `max_bytes` bytes, or b"" at the end; for one reader at a time.
 

@@ -336,3 +336,21 @@ async def test_closing_the_net_ends_everything(listening: Listening) -> None:
         await waiting
     with pytest.raises(ChannelLost):
         await other.read(1)
+
+
+def test_streams_work_on_uvloop_too() -> None:
+    """It is chosen wherever it is installed; then no channel would open."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def talk() -> tuple[bytes, bytes]:
+        net = RealNet()
+        try:
+            ours, theirs = await (await Listening(net).start()).pair()
+            ours.write(b"ping")
+            theirs.write(b"pong")
+            return await theirs.read(100), await ours.read(100)
+        finally:
+            await net.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(talk()) == (b"ping", b"pong")
