@@ -57,7 +57,7 @@ UNKNOWN_TASK_S = 3600.0
 """The same of a task of a job of which none has ended."""
 WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
-LOCAL_PARTS_MAX = 16
+LOCAL_PARTS_MAX = 64
 """With several jobs, this node's own worker gets a batch in so many parts at most, each of another job."""
 NODE_DEATHS_MAX = 30
 """Nodes that died while a task ran, after which it has failed where no other node may run it."""
