@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from p2pcompute.api.executor import MeshExecutor
     from p2pcompute.api.explanations import Explanation, Reason
     from p2pcompute.api.futures import MeshFuture
-    from p2pcompute.api.jobs import Job, JobStatus
+    from p2pcompute.api.job_status import JobStatus, NodeShare
+    from p2pcompute.api.jobs import Job
     from p2pcompute.api.kept_jobs import KeptJob, get_job
     from p2pcompute.api.nodes import NodeInfo
     from p2pcompute.api.options import TaskInfo, TaskOptions
@@ -45,6 +46,7 @@ __all__ = [
     "MeshFuture",
     "NoEligibleNode",
     "NodeInfo",
+    "NodeShare",
     "NodeUnavailable",
     "P2pcError",
     "Reason",
@@ -71,7 +73,8 @@ _HOMES = {
     "p2pcompute.api.executor": ("MeshExecutor",),
     "p2pcompute.api.explanations": ("Explanation", "Reason"),
     "p2pcompute.api.futures": ("MeshFuture",),
-    "p2pcompute.api.jobs": ("Job", "JobStatus"),
+    "p2pcompute.api.job_status": ("JobStatus", "NodeShare"),
+    "p2pcompute.api.jobs": ("Job",),
     "p2pcompute.api.kept_jobs": ("KeptJob", "get_job"),
     "p2pcompute.api.nodes": ("NodeInfo",),
     "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),

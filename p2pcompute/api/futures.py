@@ -63,13 +63,24 @@ class MeshFuture(cf.Future[R], Generic[R]):
     @property
     def info(self) -> TaskInfo:
         """Where and how the task ran, as known now."""
+        return self._info(self._state_now())
+
+    def _state_now(self) -> str:
         if self.cancelled():
-            state = "cancelled"
-        elif self.done():
-            state = "failed" if self._exception is not None else "done"
-        else:
-            state = "running" if self.running() else "waiting"
-        return self._info(state)
+            return "cancelled"
+        if self.done():
+            return "failed" if self._exception is not None else "done"
+        return "running" if self.running() else "waiting"
+
+    def standing(self) -> tuple[str, str | None, float]:
+        """Return (state, node, when it ended by that node's clock in Unix time, 0 if it has not): `info` for less."""
+        state, report = self._state_now(), self._report
+        if report is not None:
+            node, outcome = report[0], report[2]
+            return state, node, 0.0 if outcome is None else outcome.started_wall + outcome.runtime_s
+        if state == "running" and self._job is not None:
+            return state, self._desk.holder_of(self._job, self._index)[0], 0.0
+        return state, None, 0.0
 
     def _info(self, state: str) -> TaskInfo:
         job, report = self._job, self._report

@@ -7,16 +7,18 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from p2pcompute.api.desk import Desk
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.job_status import PROGRESS_S, JobStatus, Progress, Shown, as_html, status_of
 from p2pcompute.api.open_jobs import OpenJob, Read
+from p2pcompute.errors import UsageError
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.plots.timelines import Attempt, Timeline
 
@@ -27,19 +29,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 _serials: Final = itertools.count()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobStatus:
-    """A job as it stands."""
-
-    name: str
-    total: int
-    done: int
-    failed: int
-    cancelled: int
-    running: int
-    waiting: int
+FAILURES_SHOWN: Final = 5
+"""Of a job in a notebook."""
 
 
 class Job(Generic[R]):
@@ -79,15 +70,7 @@ class Job(Generic[R]):
     @property
     def status(self) -> JobStatus:
         """Counts of the moment."""
-        counts = dict.fromkeys(("done", "failed", "cancelled", "running", "waiting"), 0)
-        for future in self._futures:
-            if future.cancelled():
-                counts["cancelled"] += 1
-            elif future.done():
-                counts["failed" if future._exception is not None else "done"] += 1
-            else:
-                counts["running" if future.running() else "waiting"] += 1
-        return JobStatus(name=self.name, total=len(self._futures), **counts)
+        return status_of(self.name, self.id, self._futures, time.time())
 
     def __len__(self) -> int:
         return len(self._futures)
@@ -140,10 +123,56 @@ class Job(Generic[R]):
         """Return the futures that have failed until now."""
         return [future for future in self._futures if future.done() and not future.cancelled() and future.exception()]
 
-    def wait(self, timeout: float | None = None) -> Job[R]:
-        """Wait until every task has ended, or `timeout` seconds; returns the job itself."""
-        cf.wait(self._futures, timeout)
+    def wait(self, timeout: float | None = None, *, progress: Progress = "auto") -> Job[R]:
+        """Wait until every task has ended, or `timeout` seconds; returns the job itself.
+
+        Args:
+            progress: how it is shown meanwhile: "auto", on a terminal; True, in lines on standard error; False; or a
+                function that gets the `JobStatus` every half second.
+        """
+        shown = Shown(progress)
+        if not shown.is_wanted:
+            cf.wait(self._futures, timeout)
+            return self
+        end = None if timeout is None else time.monotonic() + timeout
+        is_over = False
+        while not is_over:
+            left = PROGRESS_S if end is None else min(PROGRESS_S, max(0.0, end - time.monotonic()))
+            is_over = not cf.wait(self._futures, left).not_done or (end is not None and time.monotonic() >= end)
+            shown.show(self.status, is_last=is_over)
         return self
+
+    def to_pandas(self) -> Any:
+        """Return a DataFrame with a row for each task: state, node, attempts, times, and of those that have ended value
+        and error.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UsageError("pandas is not installed", "", "install it: pip install pandas") from error
+        rows = []
+        for future in self._futures:
+            info = future.info
+            is_done = info.state == "done"
+            rows.append(
+                {
+                    "state": info.state,
+                    "node": info.node,
+                    "attempts": info.attempt,
+                    "started": info.started,
+                    "runtime_s": info.runtime_s,
+                    "value": future.result() if is_done else None,
+                    "error": repr(future.exception()) if info.state == "failed" else None,
+                }
+            )
+        return pandas.DataFrame(rows)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        errors = [repr(future._exception) for future in itertools.islice(self.failures(), FAILURES_SHOWN)]
+        return {"text/plain": repr(self), "text/html": as_html(self.status, errors)}
 
     def explain(self) -> Explanation:
         """Ask the nodes why it does not run, or not on more of them, and what would help.

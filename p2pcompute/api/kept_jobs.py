@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from p2pcompute.api.explanations import Explanation, explanation_from
-from p2pcompute.api.jobs import JobStatus
+from p2pcompute.api.job_status import JobStatus, NodeShare
 from p2pcompute.api.shell import Completed
 from p2pcompute.errors import NodeUnavailable, P2pcError, TaskError, UsageError
 from p2pcompute.execution.functions import load_exception, load_value
@@ -54,7 +54,15 @@ class KeptJob:
         """
         document = self._ask("GET", "")
         counts = {name: int(document[name]) for name in ("done", "failed", "cancelled", "running", "waiting")}
-        return JobStatus(name=self.name, total=document["total"] or sum(counts.values()), **counts)
+        shares = {
+            share["node"]: NodeShare(running=share["running"], done=share["done"], failed=share["failed"])
+            for share in document["by_node"]
+        }
+        total = document["total"] or sum(counts.values())
+        rate = sum(share["rate"] or 0.0 for share in document["by_node"])
+        left = counts["running"] + counts["waiting"]
+        eta = left / rate if rate and left else None
+        return JobStatus(name=self.name, id=self.id, total=total, **counts, rate=rate, eta=eta, by_node=shares)
 
     def __len__(self) -> int:
         return self.status.total

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import p2pcompute
-from p2pcompute import Completed, Job, MeshExecutor, TaskOptions, UsageError, WorkerDied
+from p2pcompute import Completed, Job, JobStatus, MeshExecutor, TaskOptions, UsageError, WorkerDied
 from p2pcompute.api.shell import start_commands
 from tests.api.conftest import wait_until
 
@@ -189,3 +189,50 @@ def test_module_level_sh() -> None:
 
     assert [completed.stdout for completed in p2pcompute.sh("echo", [1, 2])] == [b"1\n", b"2\n"]
     shared.shared_executor().shutdown()
+
+
+# --- how it stands --------------------------------------------------------------------------------
+
+
+def test_status_says_who_did_what(executor: MeshExecutor) -> None:
+    job = executor.start_map(len, ["a", "bc", ""], name="lengths").wait()
+    status = job.status
+    assert (status.done, status.total, status.ended, status.eta) == (3, 3, 3, None)
+    assert status.id == job.id and status.rate > 0
+    (share,) = status.by_node.values()
+    assert (share.done, share.running, share.failed) == (3, 0, 0)
+    assert str(status).startswith("lengths: 3/3 done, ")
+
+
+def test_progress_is_told_until_the_end(executor: MeshExecutor, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[JobStatus] = []
+    executor.start_map(time.sleep, [0.7, 0.0], name="naps").wait(progress=told.append)
+    assert told[-1].done == 2 and all(status.ended < 2 for status in told[:-1])
+    executor.start_map(abs, [1], name="abs").wait(progress=True)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("abs: 1/1 done")
+    executor.start_map(abs, [1], name="abs").wait()
+    assert capsys.readouterr().err == "", "nothing by itself where nobody looks"
+    slow = executor.start_map(time.sleep, [30], name="slow")
+    assert slow.wait(0.1, progress=lambda _status: None).status.ended == 0
+    slow.cancel(now=True)
+
+
+def test_a_notebook_shows_names_and_errors_as_text(executor: MeshExecutor) -> None:
+    """Broken: a job's name or an exception is markup in somebody's notebook."""
+    job = executor.start_map(int, ["1", "<script>"], name="<b>").wait()
+    shown = job._repr_mimebundle_()
+    assert "<script" not in shown["text/html"] and "&lt;b&gt;" in shown["text/html"]
+    assert "1 failed" in shown["text/html"] and "Job <b>" in shown["text/plain"]
+
+
+def test_a_table_for_pandas(executor: MeshExecutor) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = executor.start_map(int, ["7", "x"]).wait().to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame["state"]) == ["done", "failed"] and frame["value"][0] == 7 and "ValueError" in frame["error"][1]
+
+
+def test_pictures_of_a_job(executor: MeshExecutor, tmp_path: Path) -> None:
+    job = executor.start_map(abs, range(20)).wait()
+    job.plot("gantt", path=tmp_path / "a.csv")
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 21
