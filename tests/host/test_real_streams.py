@@ -338,9 +338,18 @@ async def test_closing_the_net_ends_everything(listening: Listening) -> None:
         await other.read(1)
 
 
-def test_streams_work_on_uvloop_too() -> None:
+@pytest.fixture(scope="module")
+def uvloop() -> Any:
+    """With the two pipes that it opens once for the process."""
+    module = pytest.importorskip("uvloop")
+    loop = module.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return module
+
+
+def test_streams_work_on_uvloop_too(uvloop: Any) -> None:
     """It is chosen wherever it is installed; then no channel would open."""
-    uvloop = pytest.importorskip("uvloop")
 
     async def talk() -> tuple[bytes, bytes]:
         net = RealNet()
