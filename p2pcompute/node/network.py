@@ -50,6 +50,8 @@ ACQUAINT_S = 3.0
 """Mean pause between dials to contacts that have not shown yet that they are members, in a small group."""
 AWAY_S = 3600.0
 """Members that fell silent are known for so long."""
+OWN_ADDRESSES_S = 5.0
+"""How long this machine's addresses are believed."""
 CONTACTS_META = "contacts"
 PORT_META = "port"
 LOOPBACK = "127.0.0.1"
@@ -154,6 +156,8 @@ class Network:
         self._dht_scope = TaskScope("dht")
         self.dht: Dht | None = None
         self.port = 0
+        self._own: list[Address] = []
+        self._own_until = 0.0
         self.is_on_network = False
         self._saved = b""
         """Digest of the contacts that were saved last."""
@@ -556,4 +560,8 @@ class Network:
         """Where peers may reach this node."""
         if not self.is_on_network:
             return [Address(LOOPBACK, self.port)]
-        return [Address(host, self.port) for host in self._host.net.local_addresses()]
+        now = self._host.clock.now()
+        if now >= self._own_until:  # asking the system takes longer than granting a task
+            self._own_until = now + OWN_ADDRESSES_S
+            self._own = [Address(host, self.port) for host in self._host.net.local_addresses()]
+        return self._own
