@@ -55,6 +55,9 @@ TICK_S = 1.0
 """Period of the timer that ends leases, grants and parked requests while there are any."""
 IDLE_TICK_S = 60.0
 """Its period while there is nothing that could end."""
+SETTLE_S = 0.02
+"""A node that has become idle or busy tells those whom it has asked when it stays so: tiny tasks that come one by one
+would make it say so twice each."""
 HOT_S = 10.0
 """A victim that gave or offered work, or of which a task ended here, so recently is asked before others."""
 ASK_NEXT_S = 0.1
@@ -194,12 +197,13 @@ class Scheduler:
         self.peers = peers
         self._given: dict[int, _Given] = {}
         self._next_given = GIVEN_ID
-        self._asked: dict[bytes, float] = {}
-        """Victim → when our present request was sent there."""
+        self._asked: dict[bytes, tuple[float, bool]] = {}
+        """Victim → when our present request was sent there, and whether it says that we are idle."""
         self._hot: dict[bytes, float] = {}
         self._ask_next_at = 0.0
         """Hot victims of further submitters are not asked before this."""
         self._was_idle = False
+        self._settling: Timer | None = None
         self._unfit: dict[tuple[bytes, bytes], float] = {}
         """(job of another owner, node that declined its tasks because it does not fit) → until when."""
         self._benched: dict[bytes, float] = {}
@@ -303,7 +307,7 @@ class Scheduler:
         self._unfit = {key: until for key, until in self._unfit.items() if until > now}
         self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_AGAIN_S}
         self._courtesy = {key: since for key, since in self._courtesy.items() if now - since < DIAL_COURTESY_S}
-        self._asked = {key: at for key, at in self._asked.items() if now - at < PARK_S / 2}
+        self._asked = {key: asked for key, asked in self._asked.items() if now - asked[0] < PARK_S / 2}
         for key in [key for key in self._knows_job if self._channels.get(key) is None]:
             del self._knows_job[key]
         self.worker.forget_old()
@@ -359,6 +363,9 @@ class Scheduler:
         if self._held is not None:
             self._held.cancel()
             self._held = None
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         if self.custody is not None:
             self.custody.close()
         self.worker.close()
@@ -600,12 +607,11 @@ class Scheduler:
         busy nodes.
         """
         core = self.worker.core
-        is_idle = bool(core.free_slots) and not core.queued_count
+        is_idle = self._is_idle()
         if is_idle != self._was_idle:
             self._was_idle = is_idle
-            if not is_idle:
-                self._unpark()
-            self._asked.clear()
+            if self._settling is None:
+                self._settling = self._host.clock.call_later(SETTLE_S, self._settle)
         is_parked = not is_idle or len(self._asked) + len(self._opening) >= VICTIMS_MAX
         if is_parked and not self._hot:
             return
@@ -644,6 +650,22 @@ class Scheduler:
         """A task of this owner ended here: it may have more."""
         self._hot[owner] = self._host.clock.now()
 
+    def _is_idle(self) -> bool:
+        """Whether a slot is free and nothing here is for it."""
+        return bool(self.worker.core.free_slots) and not self.worker.core.queued_count
+
+    def _settle(self) -> None:
+        """Correct what those believe who were asked when this node was idle and is not now, or the other way round:
+        requests of an idle node are taken back, but owners that gave lately keep theirs."""
+        self._settling = None
+        is_idle = self._is_idle()
+        for key in [key for key, (_at, said_idle) in self._asked.items() if said_idle is not is_idle]:
+            del self._asked[key]
+            channel = self._channels.get(key)
+            if not is_idle and channel is not None and key not in self._hot:
+                channel.send(Message.UNPARK, [])
+        self.wake()
+
     def _park(self, now: float, want: int) -> None:
         """Ask more victims, as many as there is room for."""
         room = VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX
@@ -665,13 +687,6 @@ class Scheduler:
             for key in self._rng.sample(cold, min(room, len(cold))):
                 self._open(key)
 
-    def _unpark(self) -> None:
-        """Take the requests of an idle node back; owners that gave lately keep theirs."""
-        for key in self._asked:
-            channel = self._channels.get(key)
-            if channel is not None and key not in self._hot:
-                channel.send(Message.UNPARK, [])
-
     def _ask(self, now: float, key: bytes, want: int) -> None:
         if key in self._asked:
             return
@@ -679,7 +694,7 @@ class Scheduler:
         if channel is None:
             return
         self._request_id += 1
-        self._asked[key] = now
+        self._asked[key] = now, self._was_idle
         core = self.worker.core
         thief = Thief(
             b"", b"", self._boot, self._python, core.slot_count, want, self._request_id, is_idle=self._was_idle
@@ -737,6 +752,7 @@ class Scheduler:
             return
         channel.send(Message.GRANT_ACK, [grant.grant_id, True])
         self._take(channel, grant, job, addresses)
+        self.pump_now()  # the task starts before the acknowledgement leaves
 
     def _is_current(self, channel: Channel, grant: Grant, job: JobEnvelope) -> bool:
         """Whether tasks may be taken for the coordinator that a grant names; one that is out of date is told so.

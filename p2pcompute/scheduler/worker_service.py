@@ -704,26 +704,15 @@ class WorkerService:
         claims = self._identity.sign_envelope(
             CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch]}
         )
-        answered: asyncio.Future[P2pcError | None] = asyncio.get_running_loop().create_future()
-        self._scope.spawn(self._ask_results(channel, [claims, [done.outcome for done in batch]], answered), "deliver")
-        try:
-            async with self._host.clock.timeout(OUTBOX_DELAY_S):
-                error = await asyncio.shield(answered)
-        except TimeoutError:
-            await self._keep(link)
-            error = await answered
-        if error is not None:
-            raise error
-
-    async def _ask_results(self, channel: Channel, body: Any, answered: asyncio.Future[P2pcError | None]) -> None:
-        """Ask the owner to take results; `answered` gets None, or what went wrong."""
-        error: P2pcError | None = None
+        body = [claims, [done.outcome for done in batch]]
+        keeping = self._host.clock.call_later(OUTBOX_DELAY_S, lambda: self._keep_soon(link))
         try:
             await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)
-        except P2pcError as problem:
-            error = problem
-        if not answered.done():
-            answered.set_result(error)
+        finally:
+            keeping.cancel()
+
+    def _keep_soon(self, link: OwnerLink) -> None:
+        self._scope.spawn(self._keep(link), "keep")
 
     async def _reach(self, link: OwnerLink) -> Channel:
         channel = self._channels.get(link.key)
