@@ -103,6 +103,11 @@ class Daemon:
 
     def start(self) -> None:
         """Start the process and wait until it answers; its port has been bound then."""
+        self.spawn()
+        until(self._is_ready, START_S_MAX, f"{self.name} is up")
+
+    def spawn(self) -> None:
+        """Start the process."""
         with open(self.home / "stderr", "ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "p2pcompute.daemon"],
@@ -113,7 +118,6 @@ class Daemon:
                 cwd=self.home,
                 start_new_session=True,
             )
-        until(self._is_ready, START_S_MAX, f"{self.name} is up")
 
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:
