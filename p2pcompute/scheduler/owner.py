@@ -39,6 +39,7 @@ from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
 from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, parse_halt
+from p2pcompute.trust.levels import Level
 
 AVOID_S = 30.0
 """How long a failed task waits for another node before it may run again where it failed."""
@@ -749,6 +750,9 @@ class OwnerCore:
         """A task for its new holder, with what an earlier attempt has saved."""
         generation = job.ledger.generation(index)
         saved = self.checkpoints.get(job.envelope.job_id, index, generation)
+        if saved is not None and not all(map(self._is_trusted, saved.by)):
+            self.checkpoints.drop(job.envelope.job_id, index)
+            saved = None
         if saved is None:
             return GrantedTask(index, generation, attempt, job.payloads[index])
         job.leases[index].is_resumed = True
@@ -757,22 +761,29 @@ class OwnerCore:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def may_save(self, thief: bytes, job_id: bytes, index: int, generation: int, attempt: int) -> bool:
-        """Whether a node has the lease of this attempt, so that what it saved is taken."""
+    def may_save(self, thief: bytes, installation: bytes, job_id: bytes, index: int, saved: Saved) -> bool:
+        """Whether a node has the lease of this attempt, so that what it saved is taken.
+
+        Only of trusted nodes: who goes on from a cookie believes it, and checking copies begin from scratch.
+        """
         job = self.jobs.get(job_id)
         lease = None if job is None else job.leases.get(index)
-        if job is None or lease is None or not job.ledger.is_open(index, generation):
+        if job is None or lease is None or not job.ledger.is_open(index, saved.generation):
             return False
-        return lease.thief == thief and lease.attempt == attempt
+        is_holder = lease.thief == thief and lease.attempt == saved.attempt
+        return is_holder and (thief == LOCAL or self._is_trusted(installation))
+
+    def _is_trusted(self, installation: bytes) -> bool:
+        return self.acceptance.level_of(installation) is Level.TRUSTED
 
     def save(self, thief: bytes, installation: bytes, job_id: bytes, index: int, saved: Saved) -> bool:
         """Keep what an attempt has saved for the next one; False: it does not have the lease, or there is no room."""
-        if not self.may_save(thief, job_id, index, saved.generation, saved.attempt):
+        if not self.may_save(thief, installation, job_id, index, saved):
             return False
         lease = self.jobs[job_id].leases[index]
         before = self.checkpoints.get(job_id, index, saved.generation)
         known = before.by if before is not None and (lease.is_resumed or lease.has_saved) else ()
-        by = tuple(dict.fromkeys([*known, installation]))
+        by = tuple(dict.fromkeys([*known, *([installation] if thief != LOCAL else ())]))
         if not self.checkpoints.keep(job_id, index, replace(saved, by=by)):
             return False
         lease.has_saved = True

@@ -898,7 +898,8 @@ class Scheduler:
             missing = [ref for ref in refs if not await blobs.has(ref)]
             if missing:
                 await self._fetch_results(missing, channel.peer.key, [channel.address])
-            taken = self.owner.intake(channel.peer.key, channel.peer.installation, job_id, body[0], wanted)
+            wanted = await self.owner.readable(job_id, by, wanted)
+            taken = self.owner.intake(channel.peer.key, by, job_id, body[0], wanted)
             self.wake()
             await self.owner.committed()
         finally:
@@ -911,7 +912,7 @@ class Scheduler:
         entries = [
             (job_id, index, saved)
             for job_id, index, saved in messages.parse_checkpoint(body)
-            if core.may_save(peer.key, job_id, index, saved.generation, saved.attempt)
+            if core.may_save(peer.key, peer.installation, job_id, index, saved)
         ]
         refs = list(dict.fromkeys(saved.blob for _job, _index, saved in entries if saved.blob is not None))
         blobs.pin(refs)
