@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.e2e.mesh import Daemon, Mesh, until
+from tests.e2e.test_removal import members
 from tests.e2e.test_words import invite
 
 
@@ -13,9 +14,9 @@ def levels(daemon: Daemon) -> dict[str, str]:
 
 def test_a_blocked_node_is_cut_off_and_comes_back(mesh: Mesh) -> None:
     """Within seconds neither has anything to do with the other; a restart changes nothing, `member` ends it."""
-    ada, bob = mesh.start("ada", "bob")
+    ada, bob = members(mesh, "ada", "bob")
     assert levels(ada) == {"ada": "self", "bob": "member"}
-    running = bob.begin("run", "--on", "ada", "sleep 600; echo {}", ":::", "1")
+    running = bob.begin("run", "--verify", "none", "--on", "ada", "sleep 600; echo {}", ":::", "1")
     until(lambda: ada.get("/v1/status")["slots"]["busy"] == 1, 20, "bob's task runs at ada")
     asked = ada.p2pc("trust", "set", "bob", "blocked")
     assert asked.code == 2 and "needs a yes" in asked.err and "cut off" in asked.err
@@ -27,12 +28,14 @@ def test_a_blocked_node_is_cut_off_and_comes_back(mesh: Mesh) -> None:
     ada.restart()
     assert levels(ada)["bob"] == "blocked"
     assert "too loud" in ada.p2pc("trust", "show", "bob").check().out
-    ran = ada.p2pc("run", "echo $P2PC_NODE", ":::", *map(str, range(6))).check()
+    ran = ada.p2pc("run", "--verify", "none", "echo $P2PC_NODE", ":::", *map(str, range(6))).check()
     assert {line.split()[0] for line in ran.lines} == {"ada"}
     bob.p2pc("cancel", "last", "--now", "-y").check()
     ada.p2pc("trust", "set", "bob", "member").check()
     until(lambda: ada.ups() == ["bob"], 30, "bob is back")
-    assert ada.p2pc("run", "--on", "bob", "echo $P2PC_NODE", ":::", "1", limit_s=30).check().lines == ["bob 1"]
+    assert ada.p2pc(
+        "run", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1", limit_s=30
+    ).check().lines == ["bob 1"]
 
 
 def test_a_computer_of_mine_is_trusted_by_both(mesh: Mesh) -> None:
@@ -52,6 +55,6 @@ def test_a_worker_has_its_role_only(mesh: Mesh) -> None:
     made = ada.p2pc("invite", "--token", "--role", "worker").check()
     bob.p2pc("join", "--accept", "all", made.out.strip()).check()
     mesh.meet([ada, bob])
-    assert ada.p2pc("run", "--on", "bob", "echo $P2PC_NODE", ":::", "1").check().lines == ["bob 1"]
+    assert ada.p2pc("run", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1").check().lines == ["bob 1"]
     refused = bob.p2pc("invite", "--token")
     assert refused.code == 6 and "may not admit" in refused.err, refused.err
