@@ -38,6 +38,7 @@ class KeptJob:
         self.alias: str = document["alias"]
         self.name: str = document["name"]
         self.is_function: bool = document["kind"] == "function"
+        self._is_own = not document.get("owner")
         """Values are what the function returned; else they are `Completed` commands."""
 
     def __repr__(self) -> str:
@@ -133,8 +134,8 @@ class KeptJob:
         """Return (value, None) or (None, error) of a task that has ended."""
         has_value = bool(task["value_bytes"])
         if self.is_function and task["state"] == "done":
-            return load_value(self._content(task, "value")), None
-        if self.is_function and task["state"] == "failed" and has_value:
+            return load_value(self._content(task, "value"), is_trusted=self._is_own), None
+        if self.is_function and task["state"] == "failed" and has_value and self._is_own:
             return None, load_exception(self._content(task, "value"))
         if task["state"] == "cancelled" or (task["exit_code"] is None and task["signal"] is None) or self.is_function:
             what = (

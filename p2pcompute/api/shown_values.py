@@ -1,7 +1,7 @@
 """Values of functions as a results file shows them.
 
-They are pickles of other nodes, and unpickling runs code: the process that writes results reads plain data only, with a
-reader of its own that can do no more than build it.
+Some are pickles, and unpickling runs code: the process that writes results reads plain data only, with a reader of its
+own that can do no more than build it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pickletools
 from pathlib import Path
 from typing import Any, Final
 
+from p2pcompute.execution.codec import decode, is_encoded
 from p2pcompute.limits import SHOWN_VALUE_BYTES_MAX, SHOWN_VALUE_CHARS_MAX
 
 _AS_IT_IS: Final = frozenset(
@@ -33,7 +34,8 @@ def shown_value(content: bytes | Path, *, is_chunk: bool) -> tuple[str | None, s
     try:
         if size > SHOWN_VALUE_BYTES_MAX:
             raise ValueError("too large")
-        value = _plain(content.read_bytes() if isinstance(content, Path) else content)
+        data = content.read_bytes() if isinstance(content, Path) else content
+        value = decode(data) if is_encoded(data) else _plain(data)
         text = _json(value)
     except (ValueError, LookupError, TypeError, RecursionError):
         return None, f"<a value of {size} bytes that is not shown here: p2pc result>"

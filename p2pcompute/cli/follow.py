@@ -546,7 +546,7 @@ def make_printer(
 
     errors = Errors(str(job["alias"]), kind, tell) if options().quiet < 2 and mode != "jsonl" else None
     printer = Printer(
-        Contents(connection, str(job["id"])),
+        Contents(connection, str(job["id"]), is_trusted=not job.get("owner")),
         mode=mode,
         kind=kind,
         keep_order=keep_order,

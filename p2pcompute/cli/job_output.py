@@ -71,7 +71,7 @@ def logs(
     since_s = parse_duration(since) if since else None
     connection = open_connection() if follow else open_kept()
     job = find_job(connection, ref, may_come=follow)
-    contents = Contents(connection, job["id"])
+    contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
     streams = ("stdout", "stderr") if is_stderr is None else ("stderr",) if is_stderr else ("stdout",)
     if failed and is_stderr is None and not raw:
         streams = ("stderr",)
@@ -238,7 +238,7 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
             code="not-finished",
         )
     if json_:
-        contents = Contents(connection, job["id"])
+        contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
         items = [
             record_of(task, contents, str(job.get("kind")))
             for task in find_tasks(connection, job["id"], ref, ("done", "failed"))
@@ -262,7 +262,7 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
 
 def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, mode: str) -> None:
     printer = Printer(
-        Contents(connection, job["id"]),
+        Contents(connection, job["id"], is_trusted=not job.get("owner")),
         mode=mode,
         kind=str(job.get("kind")),
         keep_order=False,
@@ -282,11 +282,14 @@ def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference
 
     if job.get("kind") != "function":
         raise UsageError(f"{job['alias']} ran commands, which have no values", "", "--format jsonl")
-    contents = Contents(connection, job["id"])
+    contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
     values: list[Any] = []
     for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
         data = contents.read(task, "value")
-        values.append(load_value(data) if task["state"] == "done" else load_exception(data) if data else None)
+        if task["state"] == "done":
+            values.append(load_value(data, is_trusted=contents.is_trusted))
+        else:
+            values.append(load_exception(data) if data and contents.is_trusted else None)
     sys.stdout.buffer.write(pickle.dumps(values, protocol=5))
     sys.stdout.buffer.flush()
 
@@ -301,7 +304,7 @@ def _export(
     from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, is_results_file
 
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
-    contents = Contents(connection, job["id"])
+    contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
     try:
         writer = ResultsWriter.create(target, job)
     except UsageError as error:

@@ -33,15 +33,18 @@ _FAILED_IN_ITSELF: Final = 125
 Task = Mapping[str, Any]
 
 
-def value_line(data: bytes) -> str:
-    """Return a function's pickled value as a line: text as it is, other plain data as JSON, anything else as str().
+def value_line(data: bytes, *, is_trusted: bool = True) -> str:
+    """Return a function's value as a line: text as it is, other plain data as JSON, anything else as str().
 
     None is no line.
+
+    Args:
+        is_trusted: as of `load_value`.
     """
     from p2pcompute.execution.functions import load_value
 
     try:
-        return format_value(load_value(data))
+        return format_value(load_value(data, is_trusted=is_trusted))
     except Exception as error:  # noqa: BLE001 - whatever the value's class does when it is loaded or printed here
         return f"<a value of {count_text(len(data))} bytes that cannot be shown here: {type(error).__name__}: {error}>"
 
@@ -59,7 +62,11 @@ def format_value(value: Any) -> str:
 class Contents:
     """Content of tasks: what came with the event, or else what the node keeps."""
 
-    def __init__(self, connection: Connection, job: str) -> None:
+    def __init__(self, connection: Connection, job: str, *, is_trusted: bool = True) -> None:
+        """Args:
+        is_trusted: it is a job of this installation, which takes pickles of trusted nodes only.
+        """
+        self.is_trusted = is_trusted
         self._connection = connection
         self._job = job
 
@@ -121,13 +128,13 @@ def values_of(task: Task, contents: Contents) -> list[str]:
     if not data:
         return []
     if not task.get("chunk"):
-        return [line] if (line := value_line(data)) else []
+        return [line] if (line := value_line(data, is_trusted=contents.is_trusted)) else []
     from p2pcompute.execution.functions import load_value
 
     try:
-        return [format_value(value) for value in load_value(data)]
+        return [format_value(value) for value in load_value(data, is_trusted=contents.is_trusted)]
     except Exception:  # noqa: BLE001 - as in value_line
-        return [value_line(data)]
+        return [value_line(data, is_trusted=contents.is_trusted)]
 
 
 def record_of(task: Task, contents: Contents, kind: str) -> dict[str, Any]:
@@ -145,11 +152,11 @@ def record_of(task: Task, contents: Contents, kind: str) -> dict[str, Any]:
 
         data = contents.read(task, "value")
         try:
-            value = load_value(data)
+            value = load_value(data, is_trusted=contents.is_trusted)
             json.dumps(value)
             record["value"] = value
         except Exception:  # noqa: BLE001 - as in value_line
-            record["value_text"] = value_line(data)
+            record["value_text"] = value_line(data, is_trusted=contents.is_trusted)
     return record
 
 

@@ -128,7 +128,7 @@ class Collected:
 
 
 class _Part:
-    """One part as it came: its pickle, or the name of the file that holds it."""
+    """One part as it came: its value as its task has returned it, or the name of the file that holds it."""
 
     def __init__(self, content: bytes | str) -> None:
         self._content = content
@@ -143,12 +143,15 @@ class _Part:
 def _read(content: bytes | str) -> Any:
     import pickle
 
+    from p2pcompute.execution.codec import decode, is_encoded
+
     if isinstance(content, bytes):
-        return pickle.loads(content)
+        return decode(content) if is_encoded(content) else pickle.loads(content)
     if content in _shared:
         return _shared[content]
     with open(content, "rb") as file:
-        value = pickle.loads(file.read())
+        data = file.read()
+    value = decode(data) if is_encoded(data) else pickle.loads(data)
     if content.startswith(SHARED_PREFIX):
         value = Shared(value)
         if len(_shared) >= _SHARED_MAX:

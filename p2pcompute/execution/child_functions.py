@@ -249,7 +249,9 @@ class Functions:
             if before:
                 restore_limits(before)
         try:
-            data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
+            data = self._encoded(value, result) if job.is_foreign else b""
+            if not data:
+                data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
         except Exception as error:
             kind = PicklingError if isinstance(error, PicklingError) else TypeError
             self._fail(
@@ -264,6 +266,16 @@ class Functions:
             self._fail(result, error)
             return
         self._out_files.put_value(result, data, self._inline_bytes_max)
+
+    def _encoded(self, value: Any, result: Result) -> bytes:
+        """Return a value in the form that anybody may read; b"" and a note when it has to be a pickle."""
+        from p2pcompute.execution.codec import CannotEncode, encode
+
+        try:
+            return encode(value)
+        except CannotEncode as reason:
+            result.error = str(reason)
+            return b""
 
     def _one_of(self, number: int, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """One call of a task that has several."""

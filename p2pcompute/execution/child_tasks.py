@@ -98,6 +98,7 @@ class Job:
         "code_path",
         "cpu_s",
         "env",
+        "is_foreign",
         "job_id",
         "kind",
         "mem_bytes",
@@ -125,6 +126,8 @@ class Job:
         self.output_bytes_max: int | None
         self.wasm: tuple[int, int | None]
         """Most memory of a WASI module, most instructions of a task."""
+        self.is_foreign: bool
+        """It is another installation's, which may not want pickles from us."""
         (
             self.number,
             self.job_id,
@@ -138,6 +141,7 @@ class Job:
             self.timeout_s,
             self.output_bytes_max,
             self.wasm,
+            self.is_foreign,
         ) = fields
 
     @property

@@ -18,6 +18,7 @@ import cloudpickle
 
 from p2pcompute.errors import TaskError, UsageError
 from p2pcompute.execution.code_key import key_of
+from p2pcompute.execution.codec import CannotDecode, decode, is_encoded
 from p2pcompute.execution.loading import is_script_module, load_file_function
 from p2pcompute.execution.modules import (
     UserModule,
@@ -238,13 +239,21 @@ def _dump_data(value: Any, zipped_names: Sequence[str]) -> bytes:
 # --- results ------------------------------------------------------------------------------------------
 
 
-def load_value(data: bytes) -> Any:
-    """Return what a function returned.  Only for results of trusted nodes: unpickling runs code.
+def load_value(data: bytes, *, is_trusted: bool = True) -> Any:
+    """Return what a function returned.
+
+    Args:
+        is_trusted: whoever wrote it may run code here, which is what a pickle does.  So it is for results of one's own
+            jobs: their owner takes pickles of trusted nodes only (`OwnerService.readable`).
 
     Raises:
-        TaskError: it cannot be rebuilt here.
+        TaskError: it cannot be rebuilt here, or is a pickle and not trusted.
     """
     try:
+        if is_encoded(data):
+            return decode(data)
+        if not is_trusted:
+            raise CannotDecode("it is a pickle, which could run code here, of a node that is not trusted")
         return pickle.loads(data)
     except (Exception, SystemExit) as error:
         raise TaskError(
@@ -256,7 +265,7 @@ def load_value(data: bytes) -> Any:
 
 
 def load_exception(data: bytes) -> BaseException:
-    """Return the exception that a function raised, its remote traceback attached as the cause.
+    """Return the exception that a function raised, its remote traceback attached as the cause.  It is a pickle.
 
     Where the exception itself could not travel, a TaskError with the traceback text stands for it.
     """

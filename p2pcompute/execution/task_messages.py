@@ -110,6 +110,7 @@ class Translator:
             spec.timeout_s,
             spec.output_bytes_max,
             (wasm_mem_bytes(spec), spec.fuel),
+            bool(run.submitter),
         )
         return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share))
 

@@ -41,7 +41,7 @@ from p2pcompute.node.joining import Joining
 from p2pcompute.node.members import Members
 from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
-from p2pcompute.node.placement import ACCEPTS, Placement
+from p2pcompute.node.placement import ACCEPTS, Placement, is_data
 from p2pcompute.node.seeds import note as seed_note
 from p2pcompute.node.slowness import Course, NodeCourse
 from p2pcompute.resources.explaining import Finding
@@ -186,6 +186,7 @@ class Node:
             level_of=self.credentials.levels.level_of,
             cluster_of=self.credentials.cluster_of,
         )
+        self.scheduler.owner.is_data = is_data
         self.comfort: Comfort | None = None
         if options.comfort is not None:
             self.comfort = Comfort(host, self._scope, self.scheduler, self._journal, options.comfort)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
+from p2pcompute.execution.codec import is_encoded
 from p2pcompute.execution.spec import JobSpec, TaskKind, decode_spec
 from p2pcompute.host.interfaces import Host, Value
 from p2pcompute.host.tasks import TaskScope
@@ -81,6 +82,14 @@ def job_values(terms: JobTerms, spec: JobSpec, submitter: bytes) -> dict[str, Va
         "gpus": spec.gpus,
         "disk": spec.disk_bytes or 0,
     }
+
+
+def is_data(spec: bytes, head: bytes) -> bool:
+    """Return whether a value that begins so can be read without running code.  Only functions have values to read."""
+    try:
+        return is_encoded(head) or decode_spec(spec).kind is not TaskKind.FUNCTION
+    except RemoteProtocolError:
+        return False
 
 
 def _ignore() -> None:

@@ -204,8 +204,8 @@ def compile_needs(needs: Needs) -> Requirement:
         clauses.append(Clause(DEPS, 0, compile_expression("has=uv")))
     if needs.platforms:
         pairs = [platform.partition("/")[::2] for platform in needs.platforms]
-        texts = [f"node.os == '{system}' && node.arch == '{arch}'" for system, arch in pairs]
-        clauses.append(Clause(DEPS, 0, compile_expression(" || ".join(texts))))
+        conditions = [f"node.os == '{system}' && node.arch == '{arch}'" for system, arch in pairs]
+        clauses.append(Clause(DEPS, 0, compile_expression(" || ".join(conditions))))
     ranks = tuple(compile_expression(text.strip()) for text in needs.prefer)
     words = dict.fromkeys(word for clause in clauses for word in clause.expression.words)
     words |= dict.fromkeys(word for rank in ranks for word in rank.words)

@@ -696,6 +696,8 @@ class CustodyService:
                 missing = [ref for ref in refs if not await blobs.has(ref)]
                 if missing:
                     await self._fetch(missing, key, self._peers.get(key, ()))
+                good = await self._owner.readable(job_id, opened.signer, good)
+                bad = await self._owner.readable(job_id, opened.signer, bad)
                 if good:
                     self.counters.relayed_count += self._owner.intake(opened.signer, opened.signer, job_id, raw, good)
                 if book.job.is_own:

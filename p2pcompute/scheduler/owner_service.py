@@ -45,9 +45,12 @@ from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
+from p2pcompute.trust.levels import Level
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope, signer_of
 
+VALUE_HEAD_BYTES: Final = 16
+"""Of a value: enough to tell what form it has."""
 FACT_ENTRIES_MAX = 2000
 """Entries in one fact."""
 _ENTRIES_MAX: Final = {FactKind.CLAIMS: RESULTS_BATCH_MAX, FactKind.FAIL: 500}
@@ -125,6 +128,8 @@ class OwnerCounters:
     accepted_count: int = 0
     failed_count: int = 0
     refused_claims_count: int = 0
+    refused_pickles_count: int = 0
+    """Values that were no data, of nodes that are not trusted."""
     forged_claims_count: int = 0
     commit_failures_count: int = 0
 
@@ -173,6 +178,8 @@ class OwnerService:
         self._is_closed = False
         self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
         """(holder, job, indices, kill) to be sent by the scheduler."""
+        self.is_data: Callable[[bytes, bytes], bool] = lambda _spec, _head: True
+        """Whether a value that begins so, of a job with this spec, can be read without running code."""
         self.on_kept: Callable[[bytes], None] = lambda _job_id: None
         """Called with a job when more of it is durable."""
 
@@ -494,6 +501,47 @@ class OwnerService:
             self.counters.forged_claims_count += 1
             raise
         return job_id, pairs
+
+    async def readable(
+        self, job_id: bytes, installation: bytes, pairs: Sequence[tuple[Claim, Outcome]]
+    ) -> list[tuple[Claim, Outcome]]:
+        """Return results with what an installation may make us read: unless it is trusted, values that are data, and
+        no exceptions but their text.  The blobs that they name are here, as far as they are wanted."""
+        book = self.books.get(job_id)
+        if book is None or self.core.acceptance.level_of(installation) is Level.TRUSTED:
+            return [
+                (claim, replace(outcome, error=""))  # why it is a pickle
+                if outcome.error and outcome.status is OutcomeStatus.OK
+                else (claim, outcome)
+                for claim, outcome in pairs
+            ]
+        spec = book.job.envelope.spec
+        return [(claim, await self._readable(spec, outcome)) for claim, outcome in pairs]
+
+    async def _readable(self, spec: bytes, outcome: Outcome) -> Outcome:
+        if outcome.status is not OutcomeStatus.OK:
+            return replace(outcome, value=b"", value_blob=None)
+        head = outcome.value[:VALUE_HEAD_BYTES]
+        if outcome.value_blob is not None:
+            ref = BlobRef(*outcome.value_blob)
+            if not await self._host.store.blobs.has(ref):
+                return outcome  # it is only compared
+            head = await self._host.store.blobs.read(ref, 0, VALUE_HEAD_BYTES)
+        if self.is_data(spec, head):
+            return outcome
+        self.counters.refused_pickles_count += 1
+        why = f": {outcome.error}" if outcome.error else ""
+        return Outcome(
+            OutcomeStatus.FAILED,
+            stdout=outcome.stdout,
+            stderr=outcome.stderr,
+            error=f"its value came as a pickle, which could run code here, and its node is not trusted{why}; "
+            "or run it on nodes that you trust: p2pc trust set NODE trusted",
+            started_wall=outcome.started_wall,
+            runtime_s=outcome.runtime_s,
+            cpu_s=outcome.cpu_s,
+            peak_rss_bytes=outcome.peak_rss_bytes,
+        )
 
     def wants(self, job_id: bytes, claim: Claim, installation: bytes = b"") -> bool:
         """True while this result would still change something.

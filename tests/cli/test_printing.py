@@ -22,6 +22,8 @@ from p2pcompute.cli.progress import Bar, JsonLines, Plain, Progress, summary_tex
 class Kept(Contents):
     """The node's store, as a dict."""
 
+    is_trusted = True
+
     def __init__(self, tasks: dict[int, dict[str, Any]]) -> None:
         self.tasks = tasks
         self.fetched: list[int] = []
