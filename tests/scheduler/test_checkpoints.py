@@ -67,7 +67,6 @@ class Owner:
             self.now, thief, installation, JOB, 0, task.generation, task.attempt, outcome, b"d" * 32
         )
 
-    @property
     def state(self) -> TaskState:
         return self.core.jobs[JOB].ledger.state(0)
 
@@ -90,7 +89,7 @@ def test_the_next_attempt_gets_the_newest_cookie_and_the_end_frees_it() -> None:
     assert owner.end(second, OutcomeStatus.KILLED, value=b"three"), "the last cookie comes with the end"
     third = must(owner.grant("c"))
     assert third.tasks[0].cookie == b"three"
-    assert owner.end(third, OutcomeStatus.OK) and owner.state is TaskState.DONE
+    assert owner.end(third, OutcomeStatus.OK) and owner.state() is TaskState.DONE
     kept = [(change.saved.cookie if change.saved else None) for change in owner.core.checkpoints.take_changes()]
     assert kept == [b"one", b"two", b"three", None]
     assert owner.core.checkpoints.get(JOB, 0, 0) is None
@@ -104,10 +103,10 @@ def test_a_poisoned_checkpoint_is_defined_away() -> None:
     owner.core.peer_lost(owner.now, first.thief)
     second = must(owner.grant("b"))
     assert second.tasks[0].cookie == b"poison"
-    assert owner.end(second, OutcomeStatus.FAILED, error="bad state") and owner.state is TaskState.OPEN
+    assert owner.end(second, OutcomeStatus.FAILED, error="bad state") and owner.state() is TaskState.OPEN
     third = must(owner.grant("c"))
     assert third.tasks[0].cookie == b"" and not owner.save(third, b"again"), "nothing it saves is used any more"
-    assert owner.end(third, OutcomeStatus.FAILED) and owner.state is TaskState.FAILED, "failing from scratch counts"
+    assert owner.end(third, OutcomeStatus.FAILED) and owner.state() is TaskState.FAILED, "failing from scratch counts"
 
 
 def test_a_state_that_has_led_to_a_failure_is_not_gone_on_from() -> None:
@@ -165,7 +164,7 @@ def test_a_task_that_gets_on_may_move_as_often_as_it_likes() -> None:
     for _ in range(ATTEMPTS_MAX):
         grant = must(owner.grant("a"))
         owner.end(grant, OutcomeStatus.KILLED)
-    assert owner.state is TaskState.FAILED, "one that does not get on is given up"
+    assert owner.state() is TaskState.FAILED, "one that does not get on is given up"
 
 
 def test_there_is_room_for_so_many() -> None:
