@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 from urllib.parse import quote
 
 import click
@@ -26,6 +26,7 @@ from p2pcompute.cli.output import (
     time_text,
 )
 from p2pcompute.cli.printing import Contents, Printer, record_of, values_of
+from p2pcompute.cli.terminal_text import SafeStream
 from p2pcompute.errors import P2pcError, UsageError
 
 TAIL_LINES: Final = 10
@@ -139,15 +140,17 @@ class _LogPrinter:
         self._lines = tail
         self._timestamps = timestamps
         self._raw = raw
+        self._out = SafeStream(sys.stdout.buffer)
         self._same: dict[bytes, list[Any]] = {}
         """Digest of a failure → [heading, text, indices of the others, how many]."""
 
     def take(self, task: Mapping[str, Any], *, merge: bool) -> None:
-        out = sys.stdout.buffer
+        out = self._out
         if self._raw:
             for name in self._streams:
+                out.begin()
                 if self._lines is None:
-                    self._contents.copy(task, name, out)
+                    self._contents.copy(task, name, cast("IO[bytes]", out))
                 else:
                     out.writelines(self._tail(task, name))
             return
@@ -166,7 +169,7 @@ class _LogPrinter:
         known[3] += 1
 
     def finish(self) -> None:
-        out = sys.stdout.buffer
+        out = self._out
         for heading, body, others, times in self._same.values():
             out.write(heading.encode("utf-8", "backslashreplace") + b"\n")
             for text in body:
@@ -254,7 +257,8 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "out.csv")
             _export(connection, job, ref, path, is_quiet=True)
-            sys.stdout.write(path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else "")
+            content = path.read_bytes() if path.exists() else b""
+            SafeStream(sys.stdout.buffer).write(content)
     else:
         _print_results(connection, job, ref, format_)
     return job_exit_code(job) if job["state"] not in ("waiting", "running") else 7

@@ -17,6 +17,7 @@ from typing import IO, Any, Final, cast
 
 from p2pcompute.cli.connection import Connection, Download
 from p2pcompute.cli.output import count_text, is_terminal, leave_line, one_line
+from p2pcompute.cli.terminal_text import SafeStream, safe_text
 from p2pcompute.errors import P2pcError
 
 HELD_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -187,7 +188,7 @@ class Errors:
             and task.get("status") == "failed"
         ):
             return
-        error = str(task.get("error") or task.get("status") or "failed").strip()
+        error = safe_text(str(task.get("error") or task.get("status") or "failed")).strip()
         known = self._seen.get(error)
         if known is not None:
             known[0] += 1
@@ -283,8 +284,9 @@ class _Noted:
     """A stream that remembers whether its terminal stands at the start of a line."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+        self._stream = SafeStream(stream)
         self._is_terminal = is_terminal(stream)
+        self.begin = self._stream.begin
 
     def write(self, data: bytes) -> int:
         if data and self._is_terminal:
@@ -320,8 +322,8 @@ class Printer:
         self._kind = kind
         self._keep_order = keep_order
         self._tag = tag
-        self._out = cast("IO[bytes]", _Noted(out))
-        self._err = cast("IO[bytes]", _Noted(err))
+        self._out = _Noted(out)
+        self._err = _Noted(err)
         self._errors = errors
         self._next = 0
         self._waiting: dict[int, Task | None] = {}
@@ -386,8 +388,9 @@ class Printer:
         tag = tag_of(task) if self._tag else b""
         try:
             for name, stream in (("stdout", self._out), ("stderr", self._err)):
+                stream.begin()
                 if not tag:
-                    self._contents.copy(task, name, stream)
+                    self._contents.copy(task, name, cast("IO[bytes]", stream))
                     continue
                 for line in self._contents.lines(task, name):
                     stream.write(tag + line)
