@@ -480,16 +480,14 @@ class Acceptance:
         assert self._core is not None
         return self._core
 
-    def heartbeat(
-        self, now: float, job: OwnedJob, thief: bytes, boot: bytes, lease_s: float, index: int, generation: int
-    ) -> str:
-        """Renew a lease; returns "" when it stands, "drop", or "stop" when the task is over."""
+    def heartbeat(self, now: float, job: OwnedJob, thief: bytes, boot: bytes, lease_s: float, index: int) -> bool:
+        """Renew a lease; False: there is none here."""
         checked = job.checked
-        if checked is not None and checked.is_lent_to(index, thief):
-            lease = checked.leases[index][thief]
-            lease.expires, lease.boot = now + lease_s, boot
-            return ""
-        return "drop" if job.ledger.is_open(index, generation) else "stop"
+        if checked is None or not checked.is_lent_to(index, thief):
+            return False
+        lease = checked.leases[index][thief]
+        lease.expires, lease.boot = now + lease_s, boot
+        return True
 
     def peer_lost(self, now: float, job: OwnedJob, thief: bytes, boot: bytes | None) -> int:
         """End the leases of a node that is gone, or of its earlier life; returns how many."""

@@ -52,7 +52,7 @@ class Message(IntEnum):
     """thief → victim: [] — I have enough."""
     GRANT = 35
     """victim → thief: [grant id, request id, job, envelope or b"", owner or b"", owner's addresses, lease ms, tasks,
-    epoch]; the owner is who coordinates the job"""
+    epoch, may others steal them]; the owner is who coordinates the job"""
     GRANT_ACK = 36
     """thief → victim: [grant id, accepted]"""
     RESULTS = 37
@@ -129,6 +129,7 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
         int(grant.lease_s * 1000),
         [_granted_body(task) for task in grant.tasks],
         grant.epoch,
+        grant.may_pass,
     ]
 
 
@@ -177,7 +178,10 @@ def _is_literal(host: str) -> bool:
 
 def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     """Return (grant, envelope or b"", owner's addresses); the grant's owner is a real key."""
-    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch = _list(body, 9, "grant")
+    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass = _list(
+        body, 10, "grant"
+    )
+    _check(isinstance(may_pass, bool), "grant")
     _check(_is_int(grant_id) and _is_int(request_id) and _is_bytes(job_id, JOB_ID_BYTES), "grant")
     _check(isinstance(envelope, bytes) and _is_int(lease_ms) and _is_int(epoch, INT_MAX >> 1), "grant")
     _check(owner == b"" or _is_bytes(owner, PUBLIC_KEY_BYTES), "grant")
@@ -190,7 +194,8 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
         _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "granted task")
         _check(isinstance(payload, bytes) and len(payload) <= TASK_PAYLOAD_BYTES_MAX, "granted task")
         parsed.append(GrantedTask(index, generation, attempt, payload, cookie, blob))
-    grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_ms / 1000, tuple(parsed), epoch)
+    lease_s = lease_ms / 1000
+    grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_s, tuple(parsed), epoch, may_pass)
     return grant, envelope, parse_addresses(addresses)
 
 

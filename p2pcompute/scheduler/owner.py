@@ -132,6 +132,8 @@ class Grant:
     lease_s: float
     tasks: tuple[GrantedTask, ...]
     epoch: int = 0
+    may_pass: bool = True
+    """Whether the thief may let others steal them: not where it matters who computes what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -740,7 +742,17 @@ class OwnerCore:
             tasks.append(self._granted(now, job, index, attempt))
         job_id = job.envelope.job_id
         self.order.charge(job_id, charged_s * len(chosen))
-        grant = Grant(self._next_grant, thief.request_id, thief.key, job_id, LOCAL, lease_s, tuple(tasks), job.epoch)
+        grant = Grant(
+            self._next_grant,
+            thief.request_id,
+            thief.key,
+            job_id,
+            LOCAL,
+            lease_s,
+            tuple(tasks),
+            job.epoch,
+            may_pass=job.checked is None,
+        )
         self._next_grant += 1
         if not thief.is_local:
             self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
@@ -864,11 +876,13 @@ class OwnerCore:
         held: Sequence[tuple[int, int, int]],
         *,
         moved_from: bytes | None = None,
+        installation: bytes = b"",
     ) -> list[int]:
         """Renew the leases of (index, generation, attempt) that `thief` says it holds.
 
         A task that nobody holds (after our restart, or a grant that we took back too early) is leased to the thief
-        as it says; one that `moved_from` holds (a steal between workers) is transferred.
+        as it says; one that `moved_from` holds (a steal between workers) is transferred.  Neither to members whose
+        results are checked: who may choose what it computes chooses whom it is compared with.
 
         Returns:
             Indices that the thief should drop unless it has started them; ended tasks are stopped by an effect.
@@ -878,20 +892,24 @@ class OwnerCore:
             return [index for index, _generation, _attempt in held]
         drop: list[int] = []
         ended: list[int] = []
+        is_believed = thief == LOCAL or self.acceptance.believes(job, installation)
         lease_s = inf if thief == LOCAL else max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
         for index, generation, attempt in held:
             lease = job.leases.get(index)
-            if job.checked is not None and (index in job.checked.leases or index in job.checked.held):
-                answer = self.acceptance.heartbeat(now, job, thief, boot, lease_s, index, generation)
-                if answer:
-                    (drop if answer == "drop" else ended).append(index)
+            if self.acceptance.heartbeat(now, job, thief, boot, lease_s, index):
                 continue
             if not job.ledger.is_open(index, generation):
                 if lease is None or lease.thief != thief:
                     ended.append(index)
                 # Else it was started again and is on its way to the thief anew, which drops the former by itself.
                 continue
-            if lease is None:
+            if (lease is None or lease.thief != thief) and not is_believed:
+                drop.append(index)
+                if lease is not None and lease.thief == moved_from:
+                    self._lose(now, job, index, "its node gave it to a member")
+            elif lease is None and job.checked is not None and index in job.checked.held:
+                drop.append(index)
+            elif lease is None:
                 job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held))
                 job.attempts[index] = max(job.attempts.get(index, 0), attempt)
                 job.share(thief)[0] += 1

@@ -44,6 +44,7 @@ from p2pcompute.scheduler.custody_service import CustodyService
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
+from p2pcompute.scheduler.policies import Element, Policy
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
 from p2pcompute.scheduler.worker import Held
@@ -193,6 +194,8 @@ class Scheduler:
         self.may_work: Callable[[bytes], bool] = lambda _installation: True
         """Says whether an installation may be given tasks of ours."""
         self.parking = Parking()
+        self.policy: Policy | None = None
+        """Which of several thieves is served first; None: in turn."""
         self.counters = SchedulerCounters()
         self.peers = peers
         self._given: dict[int, _Given] = {}
@@ -204,6 +207,8 @@ class Scheduler:
         """Hot victims of further submitters are not asked before this."""
         self._was_idle = False
         self._settling: Timer | None = None
+        self._bound: dict[bytes, None] = {}
+        """Jobs of others of which this node lets nobody steal tasks, because their owners said so."""
         self._unfit: dict[tuple[bytes, bytes], float] = {}
         """(job of another owner, node that declined its tasks because it does not fit) → until when."""
         self._benched: dict[bytes, float] = {}
@@ -305,6 +310,7 @@ class Scheduler:
         self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
         self._benched = {key: until for key, until in self._benched.items() if until > now}
         self._unfit = {key: until for key, until in self._unfit.items() if until > now}
+        self._bound = {job_id: None for job_id in self._bound if job_id in self.worker.jobs}
         self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_AGAIN_S}
         self._courtesy = {key: since for key, since in self._courtesy.items() if now - since < DIAL_COURTESY_S}
         self._asked = {key: asked for key, asked in self._asked.items() if now - asked[0] < PARK_S / 2}
@@ -399,6 +405,8 @@ class Scheduler:
                 self.owner.core.remember(now, thief)
             if self.owner.core.has_preferring:
                 waiting = self._serve_preferred(now, waiting)
+            if self.policy is not None:
+                waiting = self._in_order(self.policy, waiting)
             self._feed_local(now)
             self._serve(now, waiting)
         self._mind_rest(now)
@@ -504,7 +512,28 @@ class Scheduler:
                     continue
             if grant is not None:
                 self._send_grant(channel, grant, self.owner.core.jobs[grant.job_id].envelope, b"", ())
+            if self.policy is not None:
+                self.policy.selected(self._element(thief))
             self.parking.remove(thief.key)
+
+    def _in_order(self, policy: Policy, waiting: Sequence[Thief]) -> list[Thief]:
+        """Return those that wait in the order of a pool policy."""
+        thieves = {thief.key: thief for thief in waiting}
+        ordered = policy.order([self._element(thief) for thief in waiting], self._rng)
+        return [thieves[element.key] for element in ordered]
+
+    def _element(self, thief: Thief) -> Element:
+        """Return what a pool policy may know of a thief: its load is what it holds of our tasks."""
+        channel = self._channels.get(thief.key)
+        return Element(
+            thief.key,
+            weight=thief.slots,
+            priority=thief.slots,
+            load=min(1.0, sum(self.leased_to(thief.key)) / thief.slots),
+            degradation=1 / thief.slots,
+            delay_s=0.0 if channel is None else channel.rtt_s,
+            report=thief.request_id,
+        )
 
     def _take_back(self, now: float, thief: Thief) -> bool:
         """Take tasks of our jobs back from our own worker, which has not started them, for an idle thief."""
@@ -531,7 +560,7 @@ class Scheduler:
 
         def may_give(held: Held) -> bool:
             job = self.worker.jobs.get(held.job_id)
-            if job is None or held.owner == LOCAL:
+            if job is None or held.owner == LOCAL or held.job_id in self._bound:
                 return False
             if self._unfit.get((held.job_id, thief.key), now) > now:
                 return False
@@ -833,6 +862,8 @@ class Scheduler:
 
     def _take(self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address]) -> None:
         self.counters.grants_taken_count += 1
+        if not grant.may_pass:
+            self._bound[grant.job_id] = None
         from_owner = grant.owner == channel.peer.key
         known = [channel.address, *addresses] if from_owner and channel.is_dialler else addresses
         self.worker.take(
@@ -954,7 +985,15 @@ class Scheduler:
         for job_id, held in jobs:
             if self._tell_coordinator(channel, job_id):
                 continue
-            drop = self.owner.core.heartbeat(now, channel.peer.key, boot, job_id, held, moved_from=moved_from or None)
+            drop = self.owner.core.heartbeat(
+                now,
+                channel.peer.key,
+                boot,
+                job_id,
+                held,
+                moved_from=moved_from or None,
+                installation=channel.peer.installation,
+            )
             if drop:
                 answer.append([job_id, drop])
         self.wake()

@@ -79,6 +79,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
             30_000,
             [[0, 0, 1, b"payload"], [1, 0, 1, b""]],
             4,
+            True,
         ],
     ),
     "addresses": (messages.parse_addresses, [["127.0.0.1", 1], ["::1", 2]]),
