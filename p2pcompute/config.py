@@ -73,6 +73,10 @@ class NodeSettings:
     hours: str = field(
         default="any", metadata={"help": "Hours for the work of others, like 18-8 or mon-fri 19:00-7, sat-sun."}
     )
+    policy: str = field(
+        default="round-robin",
+        metadata={"help": "Pool policy: which of several waiting nodes is given tasks first, like least-used."},
+    )
     custodians: int = field(
         default=CUSTODIANS,
         metadata={"help": "Nodes that keep a job of this one too, and go on with it while this one is away."},

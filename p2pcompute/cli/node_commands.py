@@ -828,6 +828,10 @@ def set_(key: str, value: str, json_: bool) -> int:
         from p2pcompute.resources.matching import check_acceptance
 
         check_acceptance(value)
+    if key == "node.policy":
+        from p2pcompute.daemon.policies import find_policy
+
+        find_policy(value)
     write_setting(paths.config_file, key, value)
     _changed(paths, key, json_=json_)
     return 0

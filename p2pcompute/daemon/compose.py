@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from p2pcompute.config import Settings, parse_labels, parse_name_server, parse_peer, parse_seed, parse_slots
+from p2pcompute.daemon.policies import find_policy
 from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
@@ -155,6 +156,7 @@ async def build_node(
                 accept_if=_accepted(settings.node.accept_if, only_wasm=offered.only_wasm),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
+                policy=find_policy(settings.node.policy),
                 is_networked=not is_onlooker,
                 comfort=ComfortSettings.of(settings),
             ),

@@ -53,6 +53,7 @@ from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.messages import decode_outcome
 from p2pcompute.scheduler.owner import TaskEnd
 from p2pcompute.scheduler.owner_service import JobBook
+from p2pcompute.scheduler.policies import Policy
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
@@ -96,6 +97,8 @@ class NodeOptions:
     """False for an embedded node that keeps nothing: no journal, no result rows."""
     custodians: int = CUSTODIANS
     """How many nodes keep a job that is submitted here too, where there are so many."""
+    policy: Policy | None = None
+    """Which of several nodes that wait is given tasks first; None: in turn."""
     is_networked: bool = True
     """False for an embedded node on its own: no socket, no port."""
     comfort: ComfortSettings | None = None
@@ -187,6 +190,7 @@ class Node:
             cluster_of=self.credentials.cluster_of,
         )
         self.scheduler.owner.is_data = is_data
+        self.scheduler.policy = options.policy
         self.comfort: Comfort | None = None
         if options.comfort is not None:
             self.comfort = Comfort(host, self._scope, self.scheduler, self._journal, options.comfort)
