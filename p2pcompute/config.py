@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import ConfigError, UsageError
-from p2pcompute.limits import CUSTODIANS, CUSTODIANS_MAX, DNS_SERVERS_MAX, SEEDS_MAX
+from p2pcompute.limits import CUSTODIANS, CUSTODIANS_MAX, DNS_SERVERS_MAX, GRACE_S_MAX, SEEDS_MAX
 from p2pcompute.places import Paths
 
 PROJECT_FILE: Final = "p2pc.toml"
@@ -77,9 +77,39 @@ class NodeSettings:
         default="round-robin",
         metadata={"help": "Pool policy: which of several waiting nodes is given tasks first, like least-used."},
     )
+    grace: str = field(
+        default="30s", metadata={"help": "How long running tasks may take to finish when this node stops."}
+    )
+    until: str = field(
+        default="", metadata={"help": "When this node leaves by itself, like 2026-11-30T18:30; empty: it stays."}
+    )
     custodians: int = field(
         default=CUSTODIANS,
         metadata={"help": "Nodes that keep a job of this one too, and go on with it while this one is away."},
+    )
+
+    @property
+    def grace_s(self) -> float:
+        return parse_duration(self.grace)
+
+    @property
+    def leaves_at(self) -> float | None:
+        """Unix seconds; None: it stays."""
+        return parse_moment(self.until) if self.until else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmitSettings:
+    psk: str = field(
+        default="",
+        metadata={"help": "File with a key: who has a copy of it may join (p2pc join --psk); empty: nobody."},
+    )
+    keys: str = field(
+        default="",
+        metadata={"help": "File like authorized_keys: who has one of these keys may join (p2pc join --ssh-key)."},
+    )
+    nearby: bool = field(
+        default=False, metadata={"help": "Let everybody on the local network join (p2pc join --nearby)."}
     )
 
 
@@ -118,7 +148,8 @@ class RunSettings:
 class StoreSettings:
     cache: str = field(default="20G", metadata={"help": "Most that files of other jobs may take on disk."})
     environments: str = field(
-        default="20G", metadata={"help": "Most that Python packages of jobs may take on disk, as installed and fetched."}
+        default="20G",
+        metadata={"help": "Most that Python packages of jobs may take on disk, as installed and fetched."},
     )
     keep: str = field(default="30d", metadata={"help": "How long finished jobs are kept."})
 
@@ -149,6 +180,7 @@ class Settings:
     """Every setting, resolved."""
 
     node: NodeSettings = field(default_factory=NodeSettings)
+    admit: AdmitSettings = field(default_factory=AdmitSettings)
     cpu: CpuSettings = field(default_factory=CpuSettings)
     run: RunSettings = field(default_factory=RunSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
@@ -169,6 +201,7 @@ class Settings:
 
 SECTIONS: Final[dict[str, type]] = {
     "node": NodeSettings,
+    "admit": AdmitSettings,
     "cpu": CpuSettings,
     "run": RunSettings,
     "store": StoreSettings,
@@ -177,8 +210,8 @@ SECTIONS: Final[dict[str, type]] = {
 PROJECT_KEYS: Final = ("run.mem", "run.retries", "run.timeout", "run.batch")
 """What a project file may set: a cloned repository must not touch trust, network or node."""
 _ALIASES: Final = {"P2PC_LOG": "log.level", "P2PC_LOG_FORMAT": "log.format"}
-_DURATIONS: Final = {"node": (), "cpu": (), "run": ("timeout",), "store": ("keep",), "log": ()}
-_SIZES: Final = {"node": (), "cpu": (), "run": ("mem",), "store": ("cache", "environments"), "log": ()}
+_DURATIONS: Final = {"node": (), "admit": (), "cpu": (), "run": ("timeout",), "store": ("keep",), "log": ()}
+_SIZES: Final = {"node": (), "admit": (), "cpu": (), "run": ("mem",), "store": ("cache", "environments"), "log": ()}
 
 
 _COUNTS_MAX: Final = {"node.seeds": SEEDS_MAX, "node.dns": DNS_SERVERS_MAX}
@@ -237,6 +270,20 @@ def parse_duration(text: str) -> float:
     if not parts or not is_whole or is_mixed or len(compact) > _NUMBER_CHARS_MAX:
         raise UsageError(f'"{text}" is not a duration', "", "write it like 30s, 10m, 1h30m or 2d", code="duration")
     return sum(float(number) * _DURATION_UNITS[unit or "s"] for number, unit in parts)
+
+
+def parse_moment(text: str) -> float:
+    """Return Unix seconds of a date with a time, like "2026-11-30T18:30"; its zone is the machine's unless it says so.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(f'"{text}" is no moment', "", "write it like 2026-11-30T18:30", code="moment") from None
 
 
 def parse_size(text: str) -> int:
@@ -393,6 +440,10 @@ def convert(key: str, value: Any) -> Any:
             raise ConfigError("a port is a number from 0 to 65535")
         if isinstance(result, int | float) and not 0 <= result < 1e9:
             raise ConfigError("it may not be negative" if result < 0 else "it is too large")
+        if key == "node.grace" and parse_duration(result or "") > GRACE_S_MAX:
+            raise ConfigError(f"a node stops within {GRACE_S_MAX:g} s")
+        if key == "node.until" and result:
+            parse_moment(result)
         if key == "run.timeout" and result and parse_duration(result) == 0:
             raise ConfigError("no task ends in 0 seconds")
         if key == "run.batch" and result != "auto" and not (_is_count(result) and int(result) >= 1):

@@ -382,6 +382,12 @@ ROSTER_MAX: Final = 4096
 ROSTER_SHARED_MAX: Final = 64
 """In groups of up to so many all members know all others; in larger ones each knows those that it has met, because
 every one would send some 700 bytes about every other."""
+KEYS_FORMER_MAX: Final = 16
+"""Network keys from before that are still accepted, so that members that were away find back; each removal makes one."""
+KEY_GRACE_S: Final = 14 * 86400.0
+"""How long a former network key is accepted: twice the life of an admission."""
+KEYED_SOURCES_MAX: Final = 256
+"""Addresses that still use a former network key, and are answered under it; the one heard longest ago is forgotten."""
 LEVELS_MAX: Final = 1024
 """Installations that were trusted or blocked here; a further one is refused until another is a plain member again."""
 REASON_CHARS_MAX: Final = 200
@@ -748,6 +754,8 @@ API_CONNECTIONS_MAX: Final = 128
 """Control connections at once; further ones are answered 503."""
 STOP_GRACE_S: Final = 60.0
 """A draining node waits this long for its running tasks, then stops them; they run again elsewhere or later."""
+GRACE_S_MAX: Final = 50.0
+"""Most that a machine's owner may give running tasks when the node stops; then they are ended, and told to their owners."""
 LOG_BYTES_MAX: Final = 4 * MIB
 LOG_FILES_MAX: Final = 4
 """The node's log and its predecessors."""

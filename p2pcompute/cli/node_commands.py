@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from p2pcompute.cli import joining
 from p2pcompute.cli.comfort_commands import idle, set_node
 from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
 from p2pcompute.cli.connection import Connection, open_connection
@@ -334,13 +335,16 @@ def _node_options(command: _Decorated) -> _Decorated:
             ),
             click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
             click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
+            click.option("--until", metavar="DURATION|TIME", help="Leave by then: finish or hand back what runs, stop."),
         )
     ):
         command = option(command)
     return command
 
 
-def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> dict[str, str]:
+def _settings(
+    name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None
+) -> dict[str, str]:
     """Return what was given, as text by key; checked, so that the error names the flag's value."""
     from p2pcompute.config import convert, parse_seed
 
@@ -351,11 +355,22 @@ def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cp
         "node.seeds": ",".join(domains) or None,
         "node.discover": None if discover is None else str(discover).lower(),
         "node.slots": cpus,
+        "node.until": _moment(until) if until else None,
     }
     found = {key: value for key, value in given.items() if value is not None}
     for key, value in found.items():
         convert(key, value)
     return found
+
+
+def _moment(text: str) -> str:
+    """Return when a node leaves, as its setting has it."""
+    from datetime import datetime
+
+    from p2pcompute.cli.moments import parse_deadline
+
+    now = datetime.now().astimezone()
+    return parse_deadline(text, now, flag="--until", past="the node would stop at once").isoformat(timespec="seconds")
 
 
 @click.group(
@@ -366,10 +381,15 @@ def _settings(name: str | None, peer: tuple[str, ...], discover: bool | None, cp
 @_node_options
 @click.pass_context
 def node(
-    context: click.Context, name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None
+    context: click.Context,
+    name: str | None,
+    peer: tuple[str, ...],
+    discover: bool | None,
+    cpus: str | None,
+    until: str | None,
 ) -> int | None:
     """Run this machine's node in the foreground; subcommands control it."""
-    settings = _settings(name, peer, discover, cpus)
+    settings = _settings(name, peer, discover, cpus, until)
     if context.invoked_subcommand is not None:
         if settings:
             raise UsageError(
@@ -387,9 +407,11 @@ def node(
 
 @node.command(cls=Command)
 @_node_options
-def start(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> int:
+def start(
+    name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None
+) -> int:
     """Start the node in the background."""
-    return _start(_settings(name, peer, discover, cpus))
+    return _start(_settings(name, peer, discover, cpus, until))
 
 
 def _start(settings: Mapping[str, str]) -> int:
@@ -463,9 +485,16 @@ def stop_node(*, drain: bool) -> None:
 @node.command(cls=Command)
 @click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
 @_node_options
-def restart(drain: bool, name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None) -> int:
+def restart(
+    drain: bool,
+    name: str | None,
+    peer: tuple[str, ...],
+    discover: bool | None,
+    cpus: str | None,
+    until: str | None,
+) -> int:
     """Stop and start (after an upgrade, or with other settings)."""
-    settings = _settings(name, peer, discover, cpus)
+    settings = _settings(name, peer, discover, cpus, until)
     try:
         stop_node(drain=drain)
     except NodeUnavailable as error:
@@ -652,10 +681,17 @@ def _announce(text: str) -> None:
         ("p2pc join 7-crossover-clockwork-tobacco@nova:7878", "when that computer is on another network"),
         ("p2pc join", "asks for the code"),
         ("p2pc join --accept sandboxed p2pc-…", "a token, in scripts"),
+        ("p2pc join --psk group.key", "where the setting admit.psk names a copy of this file"),
+        ("p2pc join --ssh-key ~/.ssh/id_ed25519 --via nova:7878", "where admit.keys lists that key"),
+        ("p2pc join --nearby", "where admit.nearby lets everybody on the network in"),
     ],
 )
 @click.argument("code", nargs=-1, metavar="[CODE]")
 @click.option("--via", metavar="HOST:PORT", help="Address of the inviting computer, when it is not on this network.")
+@click.option("--psk", metavar="FILE", help="Join by a pre-shared key instead of a code.")
+@click.option("--ssh-key", metavar="FILE", help="Join by an OpenSSH Ed25519 key instead of a code.")
+@click.option("--nearby", is_flag=True, help="Join a group on this network that lets everybody in.")
+@click.option("--inviter", metavar="ID", help="Id that the other computer must have, for --ssh-key and --nearby.")
 @click.option(
     "--accept",
     type=click.Choice(["none", "wasm", "sandboxed", "all"]),
@@ -663,15 +699,26 @@ def _announce(text: str) -> None:
 )
 @click.option("--name", metavar="NAME", help="Name of this computer in the group.")
 @json_option
-def join(code: tuple[str, ...], via: str | None, accept: str | None, name: str | None, json_: bool) -> int:
+def join(
+    code: tuple[str, ...],
+    via: str | None,
+    psk: str | None,
+    ssh_key: str | None,
+    nearby: bool,
+    inviter: str | None,
+    accept: str | None,
+    name: str | None,
+    json_: bool,
+) -> int:
     """Join a group with an invitation."""
-    invitation = _invitation(" ".join(code) or None, via)
+    standing = joining.standing_way(psk=psk, ssh_key=ssh_key, nearby=nearby, via=via, inviter=inviter, words=code)
+    invitation = "" if standing is not None else _invitation(" ".join(code) or None, via)
     from p2pcompute.cli import consent
 
     if accept is None:
         power = consent.power(consent.accepted())
         if options().no_input or json_ or not sys.stdin.isatty():
-            fix = f"p2pc join --accept {consent.accepted()} CODE"
+            fix = f"p2pc join --accept {consent.accepted()} {'CODE' if standing is None else '…'}"
             raise TrustError("joining needs your consent", power, fix, code="consent")
         say(f"Joined, {power}.")
         if not click.confirm("Join?", default=False, err=True):
@@ -685,15 +732,16 @@ def join(code: tuple[str, ...], via: str | None, accept: str | None, name: str |
     if accept is not None:
         consent.agree(accept)
     connection = ensure_node(announce=_announce)
-    joined = connection.request("POST", "/v1/join", {"token": invitation, "name": name}, timeout_s=JOIN_S_MAX)
+    how = {"token": invitation} if standing is None else {"entry": joining.entry_of(standing, connection)}
+    joined = connection.request("POST", "/v1/join", {**how, "name": name}, timeout_s=JOIN_S_MAX)
     if name is not None:
         write_setting(find_paths(os.environ).config_file, "node.name", name)
     view = connection.request("GET", "/v1/status")
     if json_:
         print_json({"schema": "p2pc.join/1", **joined, "name": view["node"]["name"]})
         return 0
-    inviter = f"{one_line(joined['inviter'])} ({joined['inviter_id'][:9]})"
-    say(f"Found {inviter} at {joined['address']} and checked its identity", level=1)
+    found = f"{one_line(joined['inviter'])} ({joined['inviter_id'][:9]})"
+    say(f"Found {found} at {joined['address']} and checked its identity", level=1)
     print(f'This computer is now "{view["node"]["name"]}" in group {joined["group"]}')
     if accept is not None:
         say("From now on " + consent.power(accept) + ".")
@@ -832,6 +880,10 @@ def set_(key: str, value: str, json_: bool) -> int:
         from p2pcompute.daemon.policies import find_policy
 
         find_policy(value)
+    if key.startswith("admit."):
+        from p2pcompute.daemon.admissions import check_admission
+
+        check_admission(key, value)
     write_setting(paths.config_file, key, value)
     _changed(paths, key, json_=json_)
     return 0

@@ -68,6 +68,7 @@ from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
 from p2pcompute.node.views import find_node
 from p2pcompute.resources.questions import Query, condition, ranking
+from p2pcompute.trust.admission import PSK, STANDING, Entry, check_psk
 from p2pcompute.trust.groups import MEMBER_ROLES
 from p2pcompute.trust.levels import Level
 
@@ -119,13 +120,31 @@ _ROLES: Final[dict[str, tuple[str, ...]]] = {"both": MEMBER_ROLES, "worker": ("w
 """What an invitation grants, by the word of `p2pc invite --role`."""
 
 
+class EntryBody(msgspec.Struct, forbid_unknown_fields=True):
+    method: Literal["psk", "key", "nearby"]
+    proof: str = ""
+    """In hexadecimal: the pre-shared key, or the statement of an OpenSSH key."""
+    via: str = ""
+    inviter_id: str | None = None
+
+
 class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
-    token: str
+    token: str = ""
+    entry: EntryBody | None = None
     name: str | None = None
 
 
 class LevelBody(msgspec.Struct, forbid_unknown_fields=True):
     level: Literal["trusted", "member", "blocked"]
+    reason: str = ""
+
+
+class RemoveBody(msgspec.Struct, forbid_unknown_fields=True):
+    reason: str = ""
+
+
+class RolesBody(msgspec.Struct, forbid_unknown_fields=True):
+    roles: list[Literal["submit", "work", "invite", "admin"]]
     reason: str = ""
 
 
@@ -309,13 +328,23 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("POST", "/v1/invite", "invite", "Open an invitation", "object", body=InviteBody),
     Call("GET", "/v1/invites/{id}", "invite_state", "What has become of an invitation", "object"),
     Call("POST", "/v1/invites/{id}/withdraw", "withdraw_invite", "Take an invitation back", "object", body=EmptyBody),
-    Call("POST", "/v1/join", "join", "Redeem an invitation", "object", body=JoinBody),
+    Call(
+        "GET",
+        "/v1/doors",
+        "doors",
+        "Nodes that let others in by a standing way",
+        "object",
+        query=(("method", "string", "psk, key or nearby"), ("via", "string", "HOST:PORT; else the local network")),
+    ),
+    Call("POST", "/v1/join", "join", "Redeem an invitation, or come in by a standing way", "object", body=JoinBody),
     Call("GET", "/v1/idle", "idle", "How much runs on this machine now, and why", "p2pc.idle/1"),
     Call("POST", "/v1/pause", "pause", "Take no work for a while", "p2pc.idle/1", body=PauseBody),
     Call("POST", "/v1/resume", "resume", "Take work again", "object", body=EmptyBody),
     Call("POST", "/v1/comfort", "set_comfort", "Rules of the machine's owner", "p2pc.idle/1", body=ComfortBody),
     Call("GET", "/v1/trust", "trust", "What every installation is to this one", "p2pc.trust/1"),
     Call("POST", "/v1/trust/{ref}", "set_level", "Trust an installation, or block it", "object", body=LevelBody),
+    Call("POST", "/v1/members/{ref}/remove", "remove", "Remove a member from the group", "object", body=RemoveBody),
+    Call("POST", "/v1/members/{ref}/roles", "set_roles", "What a member may do", "object", body=RolesBody),
     Call("POST", "/v1/leave", "leave", "Give up membership", "object", body=EmptyBody),
     Call("POST", "/v1/shutdown", "shutdown", "Stop the node", "object", body=ShutdownBody),
 )
@@ -411,6 +440,17 @@ def _query_text(request: Request, name: str) -> str:
     if not text:
         raise UsageError(f"{name} is missing", code="bad-request")
     return text
+
+
+def _entry(body: EntryBody) -> Entry:
+    try:
+        proof = bytes.fromhex(body.proof)
+    except ValueError:
+        raise UsageError("this is no proof", "it is hexadecimal", code="bad-request") from None
+    if body.method == PSK:
+        check_psk(proof, "this")
+    inviter = None if body.inviter_id is None else parse_device_id(body.inviter_id)
+    return Entry(method=body.method, proof=proof, via=body.via, inviter=inviter)
 
 
 def _query_flag(request: Request, name: str) -> bool:
@@ -539,9 +579,26 @@ class Api:
         decode_body(await read_body(request), EmptyBody)
         return JsonResponse({"was_open": self._node.withdraw_invite(self._invitation(request))})
 
+    async def doors(self, request: Request) -> Response:
+        method = _query_text(request, "method")
+        if method not in STANDING:
+            raise UsageError(f"{method!r} is no standing way", f"they are {', '.join(STANDING)}", code="bad-request")
+        items = [
+            {
+                "name": door.name,
+                "id": format_device_id(door.key),
+                "address": door.address,
+                "known": None if door.pinned is None else door.pinned == door.key,
+            }
+            for door in await self._node.doors(method, request.query_params.get("via", ""))
+        ]
+        return JsonResponse({"schema": "p2pc.doors/1", "items": items})
+
     async def join(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JoinBody)
-        joined = await self._node.join(body.token, name=body.name)
+        if bool(body.token) == (body.entry is not None):
+            raise UsageError("either an invitation or a standing way", "", code="bad-request")
+        joined = await self._node.join(body.token if body.entry is None else _entry(body.entry), name=body.name)
         return JsonResponse(
             {
                 "group": joined.group,
@@ -559,6 +616,16 @@ class Api:
         body = decode_body(await read_body(request), LevelBody)
         key = parse_device_id(request.path_params["ref"])
         return JsonResponse(trust_json(self._node.set_level(key, Level(body.level), reason=body.reason)))
+
+    async def remove(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), RemoveBody)
+        key = parse_device_id(request.path_params["ref"])
+        return JsonResponse(trust_json(self._node.remove(key, reason=body.reason)))
+
+    async def set_roles(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), RolesBody)
+        key = parse_device_id(request.path_params["ref"])
+        return JsonResponse(trust_json(self._node.set_roles(key, body.roles, reason=body.reason)))
 
     async def leave(self, request: Request) -> Response:
         decode_body(await read_body(request), EmptyBody)

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from p2pcompute.config import Settings, parse_labels, parse_name_server, parse_peer, parse_seed, parse_slots
+from p2pcompute.daemon.admissions import admissions_of
 from p2pcompute.daemon.policies import find_policy
 from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.environments import Environments
@@ -30,6 +31,8 @@ from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.resources.matching import ONLY_WASM, check_acceptance
 from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
 from p2pcompute.trust.levels import Levels, load_levels, save_levels
+from p2pcompute.trust.log_file import FileLogs
+from p2pcompute.trust.pins import PINS_FILE, Pins, load_pins, save_pins
 
 log = logging.getLogger("p2pcompute.node")
 
@@ -141,6 +144,7 @@ async def build_node(
                 log.warning("no address is known for the first contact %s; it is looked up again later", peer)
                 seeds.append(parse_peer(peer))
             contacts += found
+        pins = Pins(load_pins(paths.data), lambda known: save_pins(paths.data, known), str(paths.data / PINS_FILE))
         node = Node(
             Host(clock=clock, rng=SystemRng(), crypto=crypto, net=net, store=store, runner=runner, probe=probe),
             identity,
@@ -156,15 +160,19 @@ async def build_node(
                 accept_if=_accepted(settings.node.accept_if, only_wasm=offered.only_wasm),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
+                grace_s=settings.node.grace_s,
                 policy=find_policy(settings.node.policy),
                 is_networked=not is_onlooker,
                 comfort=ComfortSettings.of(settings),
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
             on_error=report_bug,
+            admissions=() if is_onlooker else admissions_of(settings.admit, crypto, pins),
+            pins=pins,
             levels=Levels(
                 identity.installation, load_levels(paths.data), keep=lambda notes: save_levels(paths.data, notes)
             ),
+            logs=FileLogs(paths.data),
         )
         return node, undo.pop_all().aclose
     raise AssertionError("unreachable")

@@ -157,6 +157,8 @@ class LanAnnouncement:
     """Four bytes that members recognise; b"" for a node without a group."""
     invites: tuple[int, ...] = ()
     """Numbers of its open invitations by words, at most LAN_INVITES_MAX."""
+    admits: tuple[str, ...] = ()
+    """Ways in which it lets others into its group without an invitation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ _LOOKUPS_MAX: Final = 16
 _ADDRESSES_MAX: Final = 8
 _GROUP_HINT_BYTES: Final = 4
 _NUMBERS: Final = re.compile(r"(?:[0-9]{1,4}(?:,[0-9]{1,4}){0,63})?", re.ASCII)
+_WAYS: Final = re.compile(r"(?:[a-z]{1,16}(?:,[a-z]{1,16}){0,7})?", re.ASCII)
 
 
 class RealLan:
@@ -237,6 +238,7 @@ def _service_info(announcement: LanAnnouncement, addresses: Sequence[str]) -> An
             "n": announcement.name[:NODE_NAME_CHARS_MAX],
             "g": announcement.group_hint.hex(),
             "i": ",".join(map(str, announcement.invites[:LAN_INVITES_MAX])),
+            "a": ",".join(announcement.admits),
             "v": str(PROTOCOL_MAX),
         },
         server=f"{label}.local.",
@@ -251,6 +253,7 @@ def _sighting(info: Any) -> LanSighting | None:
         name = (properties.get(b"n") or b"").decode("utf-8")
         hint = bytes.fromhex((properties.get(b"g") or b"").decode("ascii"))
         numbers = (properties.get(b"i") or b"").decode("ascii")
+        ways = (properties.get(b"a") or b"").decode("ascii")
     except (ValueError, AttributeError):
         return None
     addresses = tuple(str(address).partition("%")[0] for address in info.parsed_addresses())[:_ADDRESSES_MAX]
@@ -262,6 +265,7 @@ def _sighting(info: Any) -> LanSighting | None:
         and name.isprintable()
         and addresses
         and _NUMBERS.fullmatch(numbers)
+        and _WAYS.fullmatch(ways)
     )
     if not is_valid:
         return None
@@ -271,5 +275,6 @@ def _sighting(info: Any) -> LanSighting | None:
         port=int(info.port),
         group_hint=hint,
         invites=tuple(int(number) for number in numbers.split(",")[:LAN_INVITES_MAX] if number),
+        admits=tuple(way for way in ways.split(",") if way),
     )
     return LanSighting(announcement=announcement, addresses=addresses, is_present=True)

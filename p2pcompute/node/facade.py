@@ -16,6 +16,7 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.trust.admission import Entry
 from p2pcompute.trust.groups import MEMBER_ROLES
 from p2pcompute.trust.levels import Level
 
@@ -280,6 +281,17 @@ class InviteState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DoorView:
+    """A node that lets others into its group without an invitation."""
+
+    name: str
+    key: bytes
+    address: str
+    pinned: bytes | None
+    """The key that was believed when this one was met first; None: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JoinView:
     group: str
     inviter: str
@@ -321,6 +333,8 @@ class TrustView:
     """What it may do in the group; None: it is no member, or was not met yet."""
     inviter: str = ""
     inviter_key: bytes = b""
+    is_removed: bool = False
+    """It was removed from the group, for all members."""
     reason: str = ""
     set_at: float | None = None
     """Wall clock: when its level was set; None: nobody did."""
@@ -461,8 +475,16 @@ class NodeFacade(Protocol):
     def withdraw_invite(self, invitation: bytes) -> bool:
         """Take an invitation back; returns whether it was open."""
 
-    async def join(self, text: str, *, name: str | None = None) -> JoinView:
-        """Redeem an invitation: a token or a code.
+    async def doors(self, method: str, via: str) -> Sequence[DoorView]:
+        """Return the nodes that let others in by a standing way (`trust.admission`), nearby or at HOST:PORT.
+
+        Raises:
+            NodeUnavailable: there is none.
+            TrustError: this node is in a group already.
+        """
+
+    async def join(self, how: str | Entry, *, name: str | None = None) -> JoinView:
+        """Redeem an invitation (a token or a code), or come in by a standing way.
 
         Raises:
             UsageError: it is neither.
@@ -495,6 +517,22 @@ class NodeFacade(Protocol):
         Raises:
             UsageError: it is this one, or too many have a level.
             IdentityError: the level cannot be kept; the old one stays.
+        """
+
+    def remove(self, key: bytes, *, reason: str) -> TrustView:
+        """Remove a member from the group, for all members and until somebody invites it again.
+
+        Raises:
+            UsageError: it is no member that is known here.
+            TrustError: this node may not remove it.
+        """
+
+    def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str) -> TrustView:
+        """Let a member do this in the group, and nothing else.
+
+        Raises:
+            UsageError: it is no member that is known here.
+            TrustError: this node may not say so, or lacks a role that it would grant.
         """
 
     async def leave(self) -> None:

@@ -1,7 +1,8 @@
-"""How a node gets into a group, and lets others in: tokens for scripts, a few words for people.
+"""How a node gets into a group, and lets others in: tokens for scripts, a few words for people, and standing ways.
 
 By words the inviter is found on the local network by the number of the invitation, which it announces (the words are
-never announced), or at the address that goes along with the code.
+never announced), or at the address that goes along with the code.  Standing ways (`trust.admission.STANDING`) are open
+as long as a member's settings say so; it announces them too.
 """
 
 from __future__ import annotations
@@ -12,22 +13,27 @@ from typing import Any, Final
 
 from p2pcompute.config import parse_peer
 from p2pcompute.errors import ChannelLost, NodeUnavailable, TrustError, UsageError
-from p2pcompute.host.interfaces import Address, Host, Timer
+from p2pcompute.host.interfaces import Address, Host, LanSighting, Timer
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import INVITE_NEWS_MAX, INVITES_CLOSED_MAX, INVITES_OPEN_MAX
-from p2pcompute.node.facade import AdmittedView, InviteState, InviteView, JoinView
-from p2pcompute.node.membership import JOIN, JOIN_BY_WORDS, MEET, Admission, GroupCredentials, Joined
+from p2pcompute.node.doors import JOIN, MEET, Doors, Visitor
+from p2pcompute.node.facade import AdmittedView, DoorView, InviteState, InviteView, JoinView
+from p2pcompute.node.membership import Admitted, GroupCredentials, Joined
 from p2pcompute.node.network import Network
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.messages import Purpose
+from p2pcompute.trust.admission import PSK, Entry
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, check_may_admit, check_may_grant
 from p2pcompute.trust.invites import Invite, Token, format_token, parse_token
 from p2pcompute.trust.levels import Level, LevelNote
+from p2pcompute.trust.pins import Pins
 from p2pcompute.trust.words import Code, is_code, parse_code
 
 BY_INVITATION: Final = "invited as mine"
 FIND_INVITER_S_MAX: Final = 10.0
 """How long the local network is searched for the number of an invitation."""
+ENTRIES_TRIED_MAX: Final = 8
+"""Members at which a pre-shared key is tried: those of other groups have another one."""
 MEET_ATTEMPTS: Final = 5
 """Connections to an inviter that are made when it cuts them off."""
 
@@ -43,6 +49,7 @@ class Joining:
         channels: Channels,
         network: Network,
         change_group: Callable[[Group, Sequence[Address]], Awaitable[None]],
+        pins: Pins,
     ) -> None:
         self._host = host
         self._identity = identity
@@ -50,16 +57,20 @@ class Joining:
         self._channels = channels
         self._network = network
         self._change_group = change_group
-        self._admitted: dict[bytes, list[Admission]] = {}
+        self._pins = pins
+        self._doors = Doors(host, credentials)
+        self._visitor = Visitor(host, credentials)
+        self._admitted: dict[bytes, list[Admitted]] = {}
         """Invitation → whom it let in; of at most as many invitations as are remembered."""
         self._refused: deque[tuple[float, str]] = deque(maxlen=INVITE_NEWS_MAX)
         """When, who did not know the words, and what it was told."""
         self._ending: Timer | None = None
+        self.is_out: Callable[[], bool] = lambda: False
+        """Says whether this node is no member of its group any more."""
         credentials.on_admitted = self._on_admitted
         credentials.on_refused = self._on_refused
         channels.on_request(JOIN, self._on_join)
         channels.on_request(MEET, self._on_meet)
-        channels.on_request(JOIN_BY_WORDS, self._on_join_by_words)
 
     # --- inviting ---------------------------------------------------------------------------------
 
@@ -147,7 +158,9 @@ class Joining:
         self._numbers_changed()
         return was_open
 
-    def _on_admitted(self, invite: Invite, admission: Admission) -> None:
+    def _on_admitted(self, invite: Invite | None, admission: Admitted) -> None:
+        if invite is None:
+            return
         if invite.is_mine:
             self._trust(admission.key, admission.name)
         known = self._admitted.setdefault(invite.id, [])
@@ -185,13 +198,10 @@ class Joining:
         return [contact.address for contact in dht.contacts()] if dht is not None else []
 
     async def _on_join(self, channel: Channel, body: Any) -> Any:
-        return self._credentials.answer_join(channel, body, self._contacts())
+        return self._doors.answer_join(channel, body, self._contacts())
 
     async def _on_meet(self, channel: Channel, body: Any) -> Any:
-        return self._credentials.answer_meet(channel, body)
-
-    async def _on_join_by_words(self, channel: Channel, body: Any) -> Any:
-        return self._credentials.answer_join_by_words(channel, body, self._contacts())
+        return self._doors.answer_meet(channel, body)
 
     # --- joining ----------------------------------------------------------------------------------
 
@@ -203,21 +213,24 @@ class Joining:
             TrustError: this node is in a group already.
         """
         invitation = parse_code(text) if is_code(text) else parse_token(text)
-        if self._credentials.group.is_open_to_others:
-            raise TrustError(
-                f"this node is in group {self._credentials.group.name!r} already",
-                "it can be in one group at a time",
-                "give that membership up first: p2pc leave",
-                code="in-group",
-            )
+        self._must_be_alone()
         if isinstance(invitation, Token) and invitation.inviter == self._identity.public_key:
             raise UsageError(
                 "this token was made on this node", "it is for another computer", "run it there", code="own-token"
             )
         return invitation
 
-    async def join(self, invitation: Code | Token) -> JoinView:
-        """Join the group of an invitation.
+    def _must_be_alone(self) -> None:
+        if self._credentials.group.is_open_to_others and not self.is_out():
+            raise TrustError(
+                f"this node is in group {self._credentials.group.name!r} already",
+                "it can be in one group at a time",
+                "give that membership up first: p2pc leave",
+                code="in-group",
+            )
+
+    async def join(self, invitation: Code | Token | Entry) -> JoinView:
+        """Join the group of an invitation, or of a member that lets others in.
 
         Raises:
             TrustError: the inviter refused, or cannot be told from another one.
@@ -225,7 +238,82 @@ class Joining:
         """
         if isinstance(invitation, Code):
             return await self._join_by_words(invitation)
+        if isinstance(invitation, Entry):
+            return await self._join_by_entry(invitation)
         return await self._join_by_token(invitation)
+
+    async def doors(self, method: str, via: str) -> list[DoorView]:
+        """Return the members that let others in by a method: on the local network, or the one at an address.
+
+        Raises:
+            NodeUnavailable: there is none.
+            TrustError: this node is in a group already, or was refused.
+        """
+        self._must_be_alone()
+        return [
+            DoorView(
+                name=name, key=key, address=", ".join(map(str, addresses)), pinned=self._pins.get(_label(name, via))
+            )
+            for name, key, addresses in await self._places(method, via)
+        ]
+
+    async def _places(self, method: str, via: str) -> list[tuple[str, bytes, list[Address]]]:
+        """Name, key and addresses of those that let others in by a method."""
+        if via:
+            addresses = await self._resolve(via)
+            try:
+                channel = await self._channels.meet(addresses)
+            except (ChannelLost, TimeoutError) as error:
+                raise self._silent(via, addresses, error) from error
+            channel.close()
+            return [(channel.peer.name, channel.peer.key, addresses)]
+        found = await self._network.look_around(lambda said: method in said.admits, time_s_max=FIND_INVITER_S_MAX)
+        if not found:
+            raise NodeUnavailable(
+                "nobody on this network lets others in that way",
+                f"looked for {FIND_INVITER_S_MAX:.0f} s by multicast DNS",
+                "if the other computer is elsewhere, give its address: --via HOST:PORT",
+                code="no-inviter",
+            )
+        return [(one.announcement.name, one.announcement.public_key, _addresses(one)) for one in found]
+
+    async def _join_by_entry(self, entry: Entry) -> JoinView:
+        self._must_be_alone()
+        places = await self._places(entry.method, entry.via)
+        if entry.inviter is not None:
+            places = [place for place in places if place[1] == entry.inviter]
+        if not places:
+            raise TrustError(
+                "the node that was meant is not there",
+                "others answer, with other keys",
+                "look: p2pc join",
+                code="no-inviter",
+            )
+        for place, (name, key, addresses) in enumerate(places[:ENTRIES_TRIED_MAX], 1):
+            try:
+                return await self._enter_at(entry, name, key, addresses)
+            except TrustError as refusal:
+                if refusal.code != "psk-wrong" or place == min(len(places), ENTRIES_TRIED_MAX):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _enter_at(self, entry: Entry, name: str, key: bytes, addresses: Sequence[Address]) -> JoinView:
+        if entry.method != PSK:
+            if entry.inviter is None:
+                raise UsageError("whose key must the other computer have?", "", "--inviter ID", code="which-inviter")
+            self._pins.check(_label(name, entry.via), key, who=entry.via or name)
+        try:
+            channel = await self._channels.meet(addresses, key)
+        except (ChannelLost, TimeoutError) as error:
+            raise self._silent(name, addresses, error) from error
+        try:
+            if entry.method == PSK:
+                joined = await self._visitor.join_by_psk(channel, entry.proof)
+            else:
+                joined = await self._visitor.join_with(channel, entry.method, entry.proof)
+            return await self._enter(joined, channel, addresses)
+        finally:
+            channel.close()
 
     async def _join_by_token(self, token: Token) -> JoinView:
         addresses: list[Address] = []
@@ -239,7 +327,7 @@ class Joining:
             token.check_expiry(self._host.clock.wall())
             raise self._silent(f"the inviter of group {token.group_name!r}", addresses, error) from error
         try:
-            joined = await self._credentials.request_join(channel, token)
+            joined = await self._visitor.join_by_token(channel, token)
         finally:
             channel.close()
         return await self._enter(joined, channel, addresses)
@@ -252,7 +340,7 @@ class Joining:
             except (ChannelLost, TimeoutError) as error:
                 raise self._silent("the inviter", addresses, error) from error
             try:
-                joined = await self._credentials.request_join_by_words(channel, code)
+                joined = await self._visitor.join_by_words(channel, code)
                 return await self._enter(joined, channel, addresses)
             except ChannelLost:  # others crowd in there, and this one had to make room
                 if attempt == MEET_ATTEMPTS - 1:
@@ -265,12 +353,10 @@ class Joining:
     async def _addresses_of(self, code: Code) -> tuple[list[Address], bytes | None]:
         """Where the inviter is, and its key if it has announced itself."""
         if code.address:
-            host, port = parse_peer(code.address)
-            found = await self._host.net.resolve(host, port)
-            if not found:
-                raise NodeUnavailable(f"{host} has no address", "", "check the name, or give an address")
-            return found, None
-        inviters = await self._network.find_inviters(code.number, time_s_max=FIND_INVITER_S_MAX)
+            return await self._resolve(code.address), None
+        inviters = await self._network.look_around(
+            lambda said: code.number in said.invites, time_s_max=FIND_INVITER_S_MAX
+        )
         if not inviters:
             raise NodeUnavailable(
                 f"nobody on this network has an open invitation {code.number}",
@@ -286,9 +372,14 @@ class Joining:
                 f"say which: p2pc join {code.number}-…@HOST:PORT",
                 code="two-inviters",
             )
-        sighting = inviters[0]
-        addresses = [Address(host, sighting.announcement.port) for host in sighting.addresses]
-        return addresses, sighting.announcement.public_key
+        return _addresses(inviters[0]), inviters[0].announcement.public_key
+
+    async def _resolve(self, text: str) -> list[Address]:
+        host, port = parse_peer(text)
+        found = await self._host.net.resolve(host, port)
+        if not found:
+            raise NodeUnavailable(f"{host} has no address", "", "check the name, or give an address")
+        return found
 
     def _silent(self, who: str, addresses: Sequence[Address], error: Exception) -> NodeUnavailable:
         return NodeUnavailable(
@@ -316,3 +407,12 @@ class Joining:
         """Trust the other side of an invitation that says that both computers are of one owner."""
         note = LevelNote(level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=self._host.clock.wall())
         self._credentials.levels.set(key, note)
+
+
+def _addresses(sighting: LanSighting) -> list[Address]:
+    return [Address(host, sighting.announcement.port) for host in sighting.addresses]
+
+
+def _label(name: str, via: str) -> str:
+    """Under which the key of a member is remembered: what people go by."""
+    return f"node {via or name}"

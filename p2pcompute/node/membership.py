@@ -1,7 +1,6 @@
 """Who we are to others, and who may be our peer: identity and group, as the transport asks for them.
 
-Also the joining exchange: a channel of purpose JOIN is bound to an invitation; only over it does the joiner learn the
-group's network key.
+What others have to show to be let in is in `doors`.
 """
 
 from __future__ import annotations
@@ -12,35 +11,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from p2pcompute.errors import RemoteError, RemoteProtocolError, TrustError
+from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.limits import ADMIT_CHAIN_MAX, NODE_NAME_CHARS_MAX
 from p2pcompute.scheduler.messages import parse_addresses
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
-from p2pcompute.transport.rate import source_of
+from p2pcompute.trust.admission import Admission, Grant, TokenAdmission, WordsAdmission
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
-from p2pcompute.trust.invites import BUSY, Invite, Invites, Token, invite_id, join_proof, refusal_by_inviter
+from p2pcompute.trust.invites import Invite, Invites
 from p2pcompute.trust.levels import Level, Levels
-from p2pcompute.trust.pake import Exchange
-from p2pcompute.trust.words import Code
+from p2pcompute.trust.log import REMOVED
+from p2pcompute.trust.log_file import LogKeeper, MemoryLogs
+from p2pcompute.trust.roster import Roster
 
-JOIN: Final = 16
-"""request, joiner → inviter on a JOIN channel: [invitation, proof, name] → [network key, chain, [[host, port], …], is
-mine]"""
-MEET: Final = 17
-"""request, joiner → inviter on a JOIN channel: [number of the invitation, message] → [message]: see `trust.pake`"""
-JOIN_BY_WORDS: Final = 18
-"""request after MEET on the same channel: [proof, name] → [proof, network key, chain, [[host, port], …], is mine]"""
 RENEW: Final = 72
 """request, member → member that may admit: [chain] → [fresh chain]"""
-MEET_BUSY_S_MAX: Final = 15.0
-"""How long a joiner asks again an inviter that is asked by too many."""
 BLOCKED: Final = "blocked"
 """Code of the refusal of an installation that was blocked here."""
 CONTACTS_IN_ANSWER_MAX: Final = 32
-_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps")
+_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps", "log")
 """What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
 MEMBERS_CACHED_MAX: Final = 4096
 """Members whose checked chain is remembered."""
@@ -63,8 +54,8 @@ def _contacts(value: Any) -> list[Address]:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """Somebody whom an invitation let in."""
+class Admitted:
+    """Somebody who was let in."""
 
     key: bytes
     name: str
@@ -93,26 +84,63 @@ class GroupCredentials:
         name: str,
         about: Callable[[], dict[str, Any]],
         levels: Levels | None = None,
+        logs: LogKeeper | None = None,
     ) -> None:
         """`about` adds what peers should know of this node: boot, build, python, slots, port."""
         self._host = host
         self._identity = identity
-        self.group = group
+        self._logs = logs or MemoryLogs()
+        self._group = group
+        self.roster = self._known_of(group)
+        self._know_self()
         self._name = name
         self._about = about
         self.levels = levels or Levels(identity.installation)
         self.invites = Invites(host.crypto)
-        self.on_admitted: Callable[[Invite, Admission], None] = lambda _invite, _admission: None
-        """Called when an invitation has let somebody in."""
+        self.admissions: list[Admission] = [TokenAdmission(self.invites), WordsAdmission(self.invites)]
+        """How others may be let in."""
+        self.on_admitted: Callable[[Invite | None, Admitted], None] = lambda _invite, _admission: None
+        """Called when somebody was let in, with the invitation if it was by one."""
         self.on_refused: Callable[[str, TrustError], None] = lambda _address, _refusal: None
-        """Called with the address of one that did not know the words, and what it was told."""
-        self._members: dict[bytes, tuple[tuple[bytes, ...], Membership]] = {}
+        """Called with the address of one that was not let in, and what it was told."""
         self._met: dict[bytes, bytes] = {}
         """Key of a peer → installation as which it has proven to be a member; bound: MEMBERS_CACHED_MAX."""
 
     @property
     def identity(self) -> Identity:
         return self._identity
+
+    @property
+    def group(self) -> Group:
+        return self._group
+
+    @group.setter
+    def group(self, group: Group) -> None:
+        is_other = group.group_id != self._group.group_id
+        self._group = group
+        if is_other:
+            self._met.clear()
+            self.roster = self._known_of(group)
+        self._know_self()
+
+    def _known_of(self, group: Group) -> Roster:
+        """What was known of a group when this node was last in it."""
+        roster = Roster(self._host.crypto, group)
+        roster.restore(self._logs.load(group.group_id), self._host.clock.wall())
+        return roster
+
+    def _know_self(self) -> None:
+        """This node is among the members that it knows."""
+        with contextlib.suppress(TrustError):
+            self.roster.check(self._identity.installation, self._group.chain, self._host.clock.wall())
+
+    def keep_roster(self) -> None:
+        """Write down what is known of the group.
+
+        Raises:
+            IdentityError: it cannot be written.
+        """
+        self._logs.save(self._group.group_id, self.roster.kept())
 
     @property
     def name(self) -> str:
@@ -123,10 +151,11 @@ class GroupCredentials:
         self._name = name
 
     def network_keys(self) -> Sequence[bytes]:
-        return [self.group.network_key]
+        return self._group.keys(self._host.clock.wall())
 
     def invite_keys(self) -> Sequence[bytes]:
-        return self.invites.preamble_keys(self._host.clock.now())
+        now = self._host.clock.now()
+        return list(dict.fromkeys(key for way in self.admissions for key in way.preamble_keys(now)))
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -134,6 +163,7 @@ class GroupCredentials:
             "group": self.group.group_id,
             "chain": list(self.group.chain),
             "delegation": self._identity.delegation,
+            "log": self.roster.digest,
             **self._about(),
         }
 
@@ -156,7 +186,7 @@ class GroupCredentials:
         chain = hello.get("chain")
         if not isinstance(chain, list):
             raise RemoteProtocolError("a hello without a membership")
-        self._check_member(installation, tuple(chain), wall)
+        self.roster.check(installation, chain, wall)
         self._met.pop(key, None)
         self._met[key] = installation
         if len(self._met) > MEMBERS_CACHED_MAX:
@@ -164,16 +194,9 @@ class GroupCredentials:
         about = {sys.intern(word): value for word, value in hello.items() if word in _ABOUT}
         return PeerInfo(key, installation, clean_name(hello.get("name")), about)
 
-    def _check_member(self, installation: bytes, chain: tuple[bytes, ...], wall: float) -> Membership:
-        """Check a chain; one that was checked before and has not ended costs nothing."""
-        known = self._members.get(installation)
-        if known is not None and known[0] == chain and known[1].expires > wall:
-            return known[1]
-        member = check_chain(self._host.crypto, chain, group_id=self.group.group_id, subject=installation, wall=wall)
-        if len(self._members) >= MEMBERS_CACHED_MAX:
-            del self._members[next(iter(self._members))]
-        self._members[installation] = (chain, member)
-        return member
+    def membership_of(self, installation: bytes) -> Membership | None:
+        """What was last checked of a member; None for one that is not known."""
+        return self.roster.get(installation)
 
     def cluster_of(self, installation: bytes) -> bytes:
         """Return the first below the founder, or below somebody trusted here, of those who vouch for a member.
@@ -189,18 +212,13 @@ class GroupCredentials:
             installation = member.inviter
         return installation
 
-    def membership_of(self, installation: bytes) -> Membership | None:
-        """What was last checked of a member; None for one that was not met in this life."""
-        known = self._members.get(installation)
-        return None if known is None else known[1]
+    def chain_of(self, installation: bytes) -> tuple[bytes, ...] | None:
+        """The admit chain of a member, this one included; None for one that is not known."""
+        return self._group.chain if installation == self._identity.installation else self.roster.chain_of(installation)
 
     def installation_of(self, key: bytes) -> bytes | None:
-        """The installation that a peer has proven to be, or to speak for; None for one that was not met in this life."""
+        """The installation that a peer has proven to be, or to speak for; None: it was not met in this life."""
         return self._met.get(key)
-
-    def members(self) -> Sequence[bytes]:
-        """The installations whose membership is known."""
-        return list(self._members)
 
     def own_membership_if_any(self) -> Membership | None:
         """None when it has ended."""
@@ -217,149 +235,42 @@ class GroupCredentials:
             group_id=self.group.group_id,
             subject=self._identity.installation,
             wall=self._host.clock.wall(),
+            log=self.roster.log,
         )
 
     # --- joining ----------------------------------------------------------------------------------
 
-    def answer_join(self, channel: Channel, body: Any, contacts: Sequence[Address]) -> list[Any]:
-        """Admit the joiner at the other end, once its proof is right.
-
-        Raises:
-            TrustError: wrong, used or expired; counted against the invitation.
-        """
-        if not (
-            isinstance(body, list)
-            and len(body) == 3
-            and isinstance(body[0], bytes)
-            and isinstance(body[1], bytes)
-            and isinstance(body[2], str)
-        ):
-            raise RemoteProtocolError("not a request to join")
-        joiner = channel.peer.key
-        invite = self.invites.redeem(
-            self._host.clock.now(),
-            body[0],
-            body[1],
-            binding=channel.binding,
-            joiner=joiner,
-            inviter=self._identity.public_key,
-        )
-        return self._admit(channel, invite, clean_name(body[2]), contacts)
-
-    def answer_meet(self, channel: Channel, body: Any) -> list[Any]:
-        """Answer the first message of a joiner that may know the words of an invitation.
-
-        Raises:
-            TrustError: there is no such invitation, or it has ended.
-        """
-        if not (isinstance(body, list) and len(body) == 2):
-            raise RemoteProtocolError("not a first message of a joiner")
-        message = self.invites.meet(
-            self._host.clock.now(),
-            body[0],
-            body[1],
-            binding=channel.binding,
-            joiner=channel.peer.key,
-            inviter=self._identity.public_key,
-            source=source_of(channel.address.host, 0),
-        )
-        return [message]
-
-    def answer_join_by_words(self, channel: Channel, body: Any, contacts: Sequence[Address]) -> list[Any]:
-        """Admit the joiner at the other end, once it has proven to know the words.
-
-        Raises:
-            TrustError: wrong, used or expired; counted against the invitation.
-        """
-        if not (isinstance(body, list) and len(body) == 2 and isinstance(body[1], str)):
-            raise RemoteProtocolError("not a request to join")
-        try:
-            invite, proof = self.invites.redeem_words(
-                self._host.clock.now(), body[0], binding=channel.binding, joiner=channel.peer.key
-            )
-        except TrustError as refusal:
-            self.on_refused(str(channel.address), refusal)
-            raise
-        return [proof, *self._admit(channel, invite, clean_name(body[1]), contacts)]
-
-    def _admit(self, channel: Channel, invite: Invite, name: str, contacts: Sequence[Address]) -> list[Any]:
+    def let_in(self, channel: Channel, grant: Grant, name: str, contacts: Sequence[Address]) -> list[Any]:
         """Return what makes a member of the joiner at the other end: network key, chain, first contacts."""
         joiner = channel.peer.key
         if self.levels.is_blocked(joiner):
             raise TrustError("the inviter has blocked this computer", "its owner said so", None, code=BLOCKED)
         if joiner == self.group.founder:
             raise TrustError("this node founded the group", "it is a member already", None)
+        if grant.invite is None and joiner in self.roster.removed():
+            raise TrustError(
+                "this computer was removed from the group", "only an invitation brings it back", None, code=REMOVED
+            )
+        wall = self._host.clock.wall()
         entry = admit(
-            self._identity, self.group, self._host.crypto, joiner, roles=invite.roles, wall=self._host.clock.wall()
+            self._identity,
+            self.group,
+            self._host.crypto,
+            joiner,
+            roles=grant.roles,
+            wall=wall,
+            log=self.roster.log,
         )
-        self.on_admitted(invite, Admission(joiner, name, str(channel.address)))
+        self.roster.check(joiner, [*self.group.chain, entry], wall)
+        self.on_admitted(grant.invite, Admitted(joiner, name, str(channel.address)))
         return [
             self.group.network_key,
             [*self.group.chain, entry],
             [[address.host, address.port] for address in contacts[:CONTACTS_IN_ANSWER_MAX]],
-            invite.is_mine,
+            grant.invite is not None and grant.invite.is_mine,
         ]
 
-    async def request_join(self, channel: Channel, token: Token) -> Joined:
-        """Redeem a token over a JOIN channel.
-
-        Raises:
-            TrustError: the inviter refused.
-        """
-        proof = join_proof(
-            token.secret, binding=channel.binding, joiner=self._identity.public_key, inviter=token.inviter
-        )
-        try:
-            answer = await channel.request(JOIN, [invite_id(token.secret), proof, self._name], timeout_s=15.0)
-        except RemoteError as refusal:
-            raise refusal_by_inviter(refusal.code, refusal.what) from refusal
-        return self._joined(answer, token.inviter)
-
-    async def request_join_by_words(self, channel: Channel, code: Code) -> Joined:
-        """Prove over a JOIN channel to know the words, see that its other end does, and join its group.
-
-        Raises:
-            TrustError: the inviter refused, or does not know the words itself.
-        """
-        inviter = channel.peer.key
-        exchange = Exchange(
-            code.password,
-            is_joiner=True,
-            joiner=self._identity.public_key,
-            inviter=inviter,
-            binding=channel.binding,
-            entropy=self._host.crypto.random_bytes,
-        )
-        try:
-            met = await self._meet(channel, [code.number, exchange.message])
-            exchange.finish(met[0] if isinstance(met, list) and len(met) == 1 else None)
-            answer = await channel.request(JOIN_BY_WORDS, [exchange.own_proof, self._name], timeout_s=15.0)
-        except RemoteError as refusal:
-            raise refusal_by_inviter(refusal.code, refusal.what) from refusal
-        if not (isinstance(answer, list) and len(answer) == 5):
-            raise RemoteProtocolError("not an answer to a request to join")
-        if not exchange.is_proof(answer[0]):
-            raise TrustError(
-                "the node that answered does not know the words",
-                "somebody may be in between; nothing of this node was given away",
-                "make a NEW code on the other computer: p2pc invite",
-                code="invite-impostor",
-            )
-        return self._joined(answer[1:], inviter)
-
-    async def _meet(self, channel: Channel, body: list[Any]) -> Any:
-        """Send a first message; again, as long as the inviter has too many of them, for MEET_BUSY_S_MAX."""
-        clock = self._host.clock
-        give_up_at = clock.now() + MEET_BUSY_S_MAX
-        while True:
-            try:
-                return await channel.request(MEET, body, timeout_s=15.0)
-            except RemoteError as refusal:
-                if refusal.code != BUSY or clock.now() >= give_up_at:
-                    raise
-            await clock.sleep(self._host.rng.stream("joining").uniform(0.2, 1.0))
-
-    def _joined(self, answer: Any, inviter: bytes) -> Joined:
+    def joined(self, answer: Any, inviter: bytes) -> Joined:
         """Return what an inviter let us into."""
         if not (isinstance(answer, list) and len(answer) == 4 and isinstance(answer[1], list)):
             raise RemoteProtocolError("not an answer to a request to join")
@@ -386,6 +297,7 @@ class GroupCredentials:
             body[0],
             channel.peer.installation,
             wall=self._host.clock.wall(),
+            log=self.roster.log,
         )
         return [list(chain)]
 
@@ -401,5 +313,6 @@ class GroupCredentials:
             group_id=self.group.group_id,
             subject=self._identity.installation,
             wall=self._host.clock.wall(),
+            log=self.roster.log,
         )
         return self.group.with_chain(chain)

@@ -30,7 +30,8 @@ from p2pcompute.node.seeds import Seed
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
-from p2pcompute.transport.datagrams import Datagrams
+from p2pcompute.transport.datagrams import Datagrams, KeyedPort
+from p2pcompute.trust.admission import STANDING
 
 SAVE_CONTACTS_S = 600.0
 SAVE_FIRST_S = 5.0
@@ -198,7 +199,7 @@ class Network:
         await self._bind(loopback_only)
         self.is_on_network = not loopback_only
         self._dht_scope = TaskScope("dht")
-        port = self.datagrams.bind_group(group.network_key, self._receive)
+        port = KeyedPort(self.datagrams, self._credentials.network_keys(), self._receive)
         self.dht = Dht(
             self._host,
             self._credentials.identity,
@@ -239,8 +240,16 @@ class Network:
                     port=self.port,
                     group_hint=group_hint(self._credentials.group.network_key),
                     invites=tuple(numbers[:LAN_INVITES_MAX]),
+                    admits=tuple(way.method for way in self._credentials.admissions if way.method in STANDING),
                 )
             )
+
+    def rekey(self) -> None:
+        """Use the group's present network key, and accept only those that are still accepted."""
+        if self.dht is not None:
+            self._dht_port.rekey(self._credentials.network_keys())
+            if self._may_announce:
+                self._dht_scope.spawn(self._announce_self(), "announce")
 
     def invites_changed(self) -> None:
         """Say on the LAN which invitations by words are open, if that is not what was said last."""
@@ -260,18 +269,20 @@ class Network:
             await clock.sleep(LISTEN_S / 10)
         return {number for numbers in self._numbers_nearby.values() for number in numbers}
 
-    async def find_inviters(self, number: int, *, time_s_max: float) -> list[LanSighting]:
-        """Return the nodes on the local network that announce an invitation with this number.
+    async def look_around(
+        self, is_wanted: Callable[[LanAnnouncement], bool], *, time_s_max: float
+    ) -> list[LanSighting]:
+        """Return the nodes on the local network whose announcement says what is wanted.
 
         For a node that is alone: it does not look around otherwise.  Once one is found it waits for INVITER_SETTLE_S:
-        two that announce the same number are a reason to join neither.
+        two that announce the same invitation are a reason to join neither.
         """
         found: dict[tuple[bytes, int, tuple[str, ...]], LanSighting] = {}
         is_there = asyncio.Event()
 
         def seen(sighting: LanSighting) -> None:
             said = sighting.announcement
-            if sighting.is_present and number in said.invites and len(found) < NEARBY_MAX:
+            if sighting.is_present and is_wanted(said) and len(found) < NEARBY_MAX:
                 found[said.public_key, said.port, sighting.addresses] = sighting  # a key is announced by anybody
                 is_there.set()
 
@@ -379,6 +390,7 @@ class Network:
             await self.save_contacts()
             self._seek_if_lost()
             since_renewal += SAVE_CONTACTS_S
+            self._dht_port.rekey(self._credentials.network_keys())  # a former one may have ended
             if since_renewal >= RENEW_CHECK_S and await self._renewed():
                 since_renewal = 0.0
 
@@ -444,7 +456,7 @@ class Network:
         rng = self._host.rng.stream("acquaint")
         while self._unmet:
             await self._host.clock.sleep(ACQUAINT_S * rng.uniform(0.5, 1.5))
-            key = next(iter(self._unmet))
+            key = next(iter(self._unmet), b"")  # none is left when it was met meanwhile
             if key in self.peers and not self.is_met(key) and dht.contact_count <= DHT_K:
                 await self.channels.dial(key, self.peers[key])
             self._unmet.pop(key, None)
@@ -551,7 +563,7 @@ class Network:
             return
         if key in self._numbers_nearby or len(self._numbers_nearby) < NEARBY_MAX:
             self._numbers_nearby[key] = announcement.invites
-        if announcement.group_hint == group_hint(self._credentials.group.network_key):
+        if announcement.group_hint in map(group_hint, self._credentials.network_keys()):
             self._meet(key, [Address(host, announcement.port) for host in sighting.addresses])
         elif key in self.nearby or len(self.nearby) < NEARBY_MAX:
             self.nearby[key] = sighting

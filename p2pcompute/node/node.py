@@ -23,6 +23,7 @@ from p2pcompute.node.comfort_service import Comfort, ComfortSettings
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
+    DoorView,
     IdleView,
     InviteState,
     InviteView,
@@ -61,12 +62,13 @@ from p2pcompute.scheduler.tickets import parse_ticket
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
+from p2pcompute.trust.admission import Admission, Entry
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, found_group
 from p2pcompute.trust.levels import Level, Levels
+from p2pcompute.trust.log_file import LogKeeper
+from p2pcompute.trust.pins import Pins
 from p2pcompute.version import VERSION
 
-DRAIN_S = 30.0
-"""How long running tasks may take to finish when the node stops."""
 BOOT_BYTES = 8
 SOLO_GROUP_NAME = "home"
 NO_INPUTS = TaskPayload()
@@ -101,6 +103,8 @@ class NodeOptions:
     """Which of several nodes that wait is given tasks first; None: in turn."""
     is_networked: bool = True
     """False for an embedded node on its own: no socket, no port."""
+    grace_s: float = 30.0
+    """How long running tasks may take to finish when the node stops."""
     comfort: ComfortSettings | None = None
     """When the work of others runs; None: always, because nobody sits at this machine."""
 
@@ -117,10 +121,16 @@ class Node:
         keep_group: Callable[[Group], None],
         on_error: Callable[[str, BaseException], None] | None = None,
         levels: Levels | None = None,
+        logs: LogKeeper | None = None,
+        admissions: Sequence[Admission] = (),
+        pins: Pins | None = None,
     ) -> None:
         """Args:
         group: of an earlier life; None founds one, with this node alone in it.
         levels: how far others are trusted; None: nobody has said anything, and what is said is not kept.
+        logs: where the logs of groups are kept; None: in memory.
+        admissions: standing ways in which others may be let in; with one, the group is open to others.
+        pins: keys that were believed at first sight; None: none, and none are kept.
         keep_group: stores the group whenever it changes.
         on_error: told of an exception that left a background task (a bug of ours).
         """
@@ -135,8 +145,12 @@ class Node:
         if group is None:
             group = found_group(identity, host.crypto, SOLO_GROUP_NAME, host.clock.wall())
             keep_group(group)
+        if admissions and not group.is_open_to_others:
+            group = group.opened()
+            keep_group(group)
         self._scope = TaskScope("node", on_error)
-        self.credentials = GroupCredentials(host, identity, group, options.name, self._about, levels)
+        self.credentials = GroupCredentials(host, identity, group, options.name, self._about, levels, logs)
+        self.credentials.admissions += admissions
         self._journal = Journal(host.store) if options.is_durable else None
         self.channels = Channels(host, self.credentials, self._scope)
         self.network = Network(
@@ -194,11 +208,14 @@ class Node:
         self.comfort: Comfort | None = None
         if options.comfort is not None:
             self.comfort = Comfort(host, self._scope, self.scheduler, self._journal, options.comfort)
-        self.joining = Joining(host, identity, self.credentials, self.channels, self.network, self._change_group)
-        self.members = Members(host, self.credentials, self.channels, self.network, self.scheduler)
+        self.joining = Joining(
+            host, identity, self.credentials, self.channels, self.network, self._change_group, pins or Pins()
+        )
+        self.members = Members(host, self.credentials, self.channels, self.network, self.scheduler, self._scope)
         self._wire()
 
     def _wire(self) -> None:
+        self.joining.is_out = lambda: bool(self.members.removed_text)
         self.channels.on_open = self._channel_opened
         self.channels.on_lost = self._channel_lost
         self.channels.on_request(RENEW, self._on_renew)
@@ -208,7 +225,11 @@ class Node:
         self.scheduler.on_restarted = self.resources.forget
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone
-        self.network.on_change = lambda: self._keep_group(self.credentials.group)
+        self.network.on_change = self._membership_renewed
+
+    def _membership_renewed(self) -> None:
+        self._keep_group(self.credentials.group)
+        self.members.exchange.tell_met()
 
     def _about(self) -> dict[str, Any]:
         """What peers learn of this node in a handshake."""
@@ -274,17 +295,18 @@ class Node:
         await self.scheduler.start()
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Leave gracefully: hand back what has not started, finish what runs (up to DRAIN_S), say goodbye.
+        """Leave gracefully: hand back what has not started, finish what runs (for `grace_s`), say goodbye.
 
-        Without `drain` running tasks are killed; their owners run them again elsewhere.  May be called again while
+        Without `drain` running tasks are ended at once; they go on elsewhere from what they have saved.  May be called again while
         a drain lasts.  What the host stands on (store, sockets) is closed by who made it.
         """
         self._is_draining = True
         if self.comfort is not None:
             self.comfort.close()
-        await self.scheduler.leave(drain_s=DRAIN_S if drain else 0.0)
+        await self.scheduler.leave(drain_s=self._options.grace_s if drain else 0.0)
         self.scheduler.close()
         self.joining.close()
+        self.members.close()
         await self.network.stop()
         await self.exchange.close()
         await self._scope.close()
@@ -316,7 +338,7 @@ class Node:
         books = self.scheduler.owner.books.values()
         jobs = [book.job for book in books if book.job.is_own and not book.job.ledger.is_complete]
         running = sum(bool(job.leases) for job in jobs)
-        notes = []
+        notes = self.members.notes()
         if self.scheduler.owner.trouble is not None:
             trouble = self.scheduler.owner.trouble
             notes.append(f"the store takes nothing: {trouble.what}; {trouble.fix or 'work goes on when it does'}")
@@ -657,8 +679,11 @@ class Node:
     def withdraw_invite(self, invitation: bytes) -> bool:
         return self.joining.withdraw(invitation)
 
-    async def join(self, text: str, *, name: str | None = None) -> JoinView:
-        invitation = self.joining.read(text)
+    async def doors(self, method: str, via: str) -> Sequence[DoorView]:
+        return await self.joining.doors(method, via)
+
+    async def join(self, how: str | Entry, *, name: str | None = None) -> JoinView:
+        invitation = self.joining.read(how) if isinstance(how, str) else how
         if name:
             self._options = replace(self._options, name=clean_name(name))
             self.credentials.rename(self._options.name)
@@ -688,6 +713,12 @@ class Node:
     def trust(self) -> Sequence[TrustView]:
         return self.members.views()
 
+    def remove(self, key: bytes, *, reason: str) -> TrustView:
+        return self.members.remove(key, reason=reason)
+
+    def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str) -> TrustView:
+        return self.members.set_roles(key, roles, reason=reason)
+
     def set_level(self, key: bytes, level: Level, *, reason: str) -> TrustView:
         return self.members.set_level(key, level, reason=reason)
 
@@ -706,6 +737,7 @@ class Node:
         await self.network.stop()
         self.credentials.group = group
         self._keep_group(group)
+        self.members.group_changed()
         await self.network.start(contacts)
 
     async def _on_renew(self, channel: Channel, body: Any) -> Any:
@@ -720,6 +752,7 @@ class Node:
     def _channel_opened(self, channel: Channel) -> None:
         if not self.members.admits(channel):
             return
+        self.members.channel_opened(channel)
         self.network.channel_opened(channel)
         self.scheduler.channel_opened(channel)
 

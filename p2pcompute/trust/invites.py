@@ -41,21 +41,13 @@ from p2pcompute.limits import (
     INVITES_CLOSED_MAX,
     INVITES_OPEN_MAX,
     JOIN_FAILURES_MAX,
-    MEETINGS_BURST,
-    MEETINGS_BURST_OF_SOURCE,
-    MEETINGS_MAX,
-    MEETINGS_MET_MAX,
-    MEETINGS_PER_S,
-    MEETINGS_PER_S_OF_SOURCE,
-    RATE_SOURCES_MAX,
     TOKEN_ADDRESSES_MAX,
     TOKEN_CHARS_MAX,
     WORDS_GRACE_S,
 )
 from p2pcompute.transport.credentials import WORDS_KEY, invite_key
-from p2pcompute.transport.rate import TokenBuckets
 from p2pcompute.trust.groups import MEMBER_ROLES
-from p2pcompute.trust.pake import Exchange
+from p2pcompute.trust.meetings import BUSY, BUSY_FIX, Meetings
 from p2pcompute.trust.words import Code, words_of
 from p2pcompute.wire import cbor
 
@@ -282,11 +274,20 @@ _BECAUSE: Final = {
 
 _CODE_PREFIX: Final = "invite-"
 _WRONG: Final = "invite-wrong"
-BUSY: Final = "invite-busy"
-"""Code of a refusal that says: again in a moment."""
 _READ_AGAIN: Final = "read the invitation again, letter by letter"
-_FIXES: Final = {_WRONG: _READ_AGAIN, BUSY: "try again in a few seconds"}
-"""What helps against refusals after which an invitation is still good."""
+_REFUSED: Final = "the inviting node refused"
+_REFUSALS: Final = {
+    _WRONG: (_REFUSED, _READ_AGAIN),
+    BUSY: (_REFUSED, BUSY_FIX),
+    "psk-wrong": ("the two files differ", "copy the key file once more"),
+    "key-unknown": ("its owner has not added it", "add the public half there, to the file of the setting admit.keys"),
+    "keys-unusable": ("a line or the rights of the file are wrong", "there: p2pc config set admit.keys FILE says what"),
+    "not-nearby": ("its setting admit.nearby goes no further", _NEW_ONE),
+    "not-this-way": ("its settings do not say so", "set admit.psk, admit.keys or admit.nearby there, or: p2pc invite"),
+    "key-changed": ("it may be this one, set up anew, or somebody is taken for it", "choose another name: --name NAME"),
+    "clock": ("the clocks of both machines differ too much", "set them"),
+}
+"""Why, and what helps, for refusals other than that an invitation has ended."""
 
 
 def _refusal(ending: Ending) -> TrustError:
@@ -298,7 +299,8 @@ def refusal_by_inviter(code: str, what: str) -> TrustError:
     try:
         return _refusal(Ending(code.removeprefix(_CODE_PREFIX)))
     except ValueError:
-        return TrustError(what, "the inviting node refused", _FIXES.get(code, _NEW_ONE), code=code)
+        why, fix = _REFUSALS.get(code, (_REFUSED, _NEW_ONE))
+        return TrustError(what, why, fix, code=code)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -367,14 +369,8 @@ class Invites:
         self._crypto = crypto
         self._open: dict[bytes, Invite] = {}
         self._ended: dict[bytes, Invite] = {}
-        self._meetings: dict[bytes, tuple[bytes, bytes, Exchange]] = {}
-        """Channel → (invitation, joiner, exchange over its words)."""
-        self._met: dict[bytes, None] = {}
-        """Channels that have had their exchange, the last MEETINGS_MET_MAX."""
-        self._meeting_rate = TokenBuckets(rate_per_s=MEETINGS_PER_S, burst=MEETINGS_BURST, sources_max=1)
-        self._meeting_rates = TokenBuckets(
-            rate_per_s=MEETINGS_PER_S_OF_SOURCE, burst=MEETINGS_BURST_OF_SOURCE, sources_max=RATE_SOURCES_MAX
-        )
+        self._meetings: Meetings[bytes] = Meetings(crypto)
+        """Exchanges over words, by invitation."""
         self.counters = InviteCounters()
 
     def create(
@@ -501,27 +497,16 @@ class Invites:
         if type(number) is not int:
             raise RemoteProtocolError("not the number of an invitation")
         invite = self._numbered(now, number)
-        if binding in self._met:
-            raise RemoteProtocolError("a second exchange on one channel")
-        if not (self._meeting_rates.take(source, now) and self._meeting_rate.take("", now)):
-            self.counters.refused += 1
-            raise TrustError("too many ask to join at once", "", _FIXES[BUSY], code=BUSY)
-        exchange = Exchange(
+        return self._meetings.begin(
+            now,
+            invite.id,
             invite.code.password,
-            is_joiner=False,
+            message,
+            binding=binding,
             joiner=joiner,
             inviter=inviter,
-            binding=binding,
-            entropy=self._crypto.random_bytes,
+            source=source,
         )
-        exchange.finish(message)
-        self._met[binding] = None
-        if len(self._met) > MEETINGS_MET_MAX:
-            del self._met[next(iter(self._met))]
-        self._meetings[binding] = (invite.id, joiner, exchange)
-        while len(self._meetings) > MEETINGS_MAX:
-            del self._meetings[next(iter(self._meetings))]
-        return exchange.message
 
     def redeem_words(self, now: float, proof: object, *, binding: bytes, joiner: bytes) -> tuple[Invite, bytes]:
         """Return the invitation that the joiner may now be admitted on, and the proof that this is the inviter.
@@ -533,10 +518,7 @@ class Invites:
             TrustError: as `redeem`.
             RemoteProtocolError: there was no meeting on this channel.
         """
-        met = self._meetings.pop(binding, None)
-        if met is None or met[1] != joiner:
-            raise RemoteProtocolError("a proof of words without an exchange before it")
-        invitation, _joiner, exchange = met
+        invitation, exchange = self._meetings.end(binding=binding, joiner=joiner)
         self._expire(now)
         invite = self._open.get(invitation) or self._ended.get(invitation)
         if invite is None or invite.ending not in (None, Ending.USED):
@@ -559,7 +541,7 @@ class Invites:
         raise _refusal(Ending.UNKNOWN)
 
     def _free_number(self, elsewhere: Collection[int]) -> int:
-        """Return one of the lowest free numbers; by chance, as two who choose at the same moment do not hear each other."""
+        """Return one of the lowest free numbers; by chance: two who choose at once do not hear each other."""
         taken = {*elsewhere, *(invite.number for invite in (*self._open.values(), *self._ended.values()))}
         free = (number for number in range(1, INVITE_NUMBER_MAX + 1) if number not in taken)
         lowest = list(itertools.islice(free, INVITE_NUMBERS_CHOICE)) or [INVITE_NUMBER_MAX]

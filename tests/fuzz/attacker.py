@@ -17,6 +17,7 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.real_net import RealNet
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity, create_identity
+from p2pcompute.node.doors import Visitor
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.transport import handshake
 from p2pcompute.transport.channels import Channels, Purpose
@@ -60,7 +61,7 @@ class Attacker:
         channel = await channels.connect(
             token.inviter, token.addresses, purpose=Purpose.JOIN, invite_secret=token.secret
         )
-        self.group, _contacts = await credentials.request_join(channel, token)
+        self.group = (await Visitor(self.host, credentials).join_by_token(channel, token)).group
         self.target, self.target_key = channel.address, token.inviter
         await channels.close()
         await scope.close()

@@ -29,7 +29,8 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import dht_id
 from p2pcompute.node.blob_exchange import BlobMessage
-from p2pcompute.node.membership import JOIN, RENEW
+from p2pcompute.node.doors import JOIN, MEET
+from p2pcompute.node.membership import RENEW
 from p2pcompute.places import find_paths
 from p2pcompute.resources.questions import Message as Question
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE, Message, encode_outcome, output_digest, steal_body
@@ -314,7 +315,8 @@ class Fuzz:
             (Question.QUERY, [rng.choice(EXPRESSIONS), rng.choice(EXPRESSIONS), 60_000]),
             (BlobMessage.MANIFEST, [bytes(32), 2**21, 0]),
             (BlobMessage.CHUNK, [bytes(32), 2**21, 1]),
-            (JOIN, [bytes(8), bytes(32), "eve"]),
+            (JOIN, ["token", [bytes(8), bytes(32)], "eve"]),
+            (MEET, ["psk", bytes(33), "eve"]),
             (RENEW, [list(eve.group.chain)]),
             (RENEW, [self.mutate.value(list(eve.group.chain))]),
             (MessageType.REPLY, []),
@@ -336,7 +338,7 @@ class Fuzz:
             self.token.secret, binding=raw.stream.binding, joiner=self.eve.identity.public_key,
             inviter=self.eve.target_key,
         )  # fmt: skip
-        body = [self.token.invite_id, proof, "eve"]
+        body: list[Any] = ["token", [self.token.invite_id, proof], "eve"]
         if self.rng.random() < 0.7:
             # The name, or a part more or less: three wrong proofs would end the invitation.
             body = self.rng.choice(

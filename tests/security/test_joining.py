@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from p2pcompute.host.interfaces import LanAnnouncement
 from p2pcompute.host.real_net import RealNet
-from p2pcompute.node.membership import MEET
+from p2pcompute.node.doors import MEET
 from tests.e2e.mesh import Daemon, Mesh
 from tests.e2e.test_words import invite
 from tests.security.stranger import Closed, Stranger
@@ -84,8 +84,8 @@ def test_a_flood_of_strangers_keeps_no_joiner_out(mesh: Mesh) -> None:
                 talker = Stranger(port, host=f"127.0.0.{place}")
                 silent.append(talker)
                 talker.prove()
-                talker.send(MEET, [number, bytes(33)], 1)
-                talker.send(MEET, [number, b"\x41" + bytes(32)], 2)
+                talker.send(MEET, ["words", [number, bytes(33)], "x"], 1)
+                talker.send(MEET, ["words", [number, b"\x41" + bytes(32)], "x"], 2)
                 met.append(talker.receive()[0])
             while len(silent) > 20:
                 silent.pop(0).close()
