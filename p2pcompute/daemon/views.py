@@ -300,6 +300,7 @@ def trust_json(view: TrustView) -> dict[str, Any]:
         "id": format_device_id(view.key),
         "short_id": short_device_id(view.key),
         "level": "self" if view.is_self else str(view.level),
+        "removed": view.is_removed,
         "up": view.is_up,
         "roles": None if view.roles is None else list(view.roles),
         "invited_by": view.inviter or None,

@@ -7,6 +7,7 @@ taken in.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ LOG_SYNC: Final = 73
 """request: [beginnings of the ids of entries, marks of members] → [[entry, …], [chain, …]] that are not among them"""
 LOG_NEWS: Final = 74
 """[[entry, …], [chain, …]]: this is new here"""
+NETWORK_KEY: Final = 76
+"""request: [digest] → [the network key with this digest]"""
 MEMBER: Final = 75
 """request: [installation] → [its admit chain]"""
 SYNC_BYTES_MAX: Final = 256 * 1024
@@ -57,6 +60,7 @@ class LogExchange:
         channels.on_request(LOG_SYNC, self._on_sync)
         channels.on_message(LOG_NEWS, self._on_told)
         channels.on_request(MEMBER, self._on_member)
+        channels.on_request(NETWORK_KEY, self._on_network_key)
 
     def channel_opened(self, channel: Channel) -> None:
         """Ask a peer that holds something else than this node; tell the others who was met."""
@@ -139,6 +143,39 @@ class LogExchange:
     def tell_met(self) -> None:
         """Tell the others whom this node has met, admitted or become itself."""
         self.tell([], self._credentials.roster.take_met())
+
+    # --- the network key --------------------------------------------------------------------------
+
+    @property
+    def wanted_key(self) -> bytes:
+        """The digest of the network key that the group uses and this node has not; empty: it has it."""
+        rotations = self._credentials.roster.log.rotations()
+        own = hashlib.sha256(self._credentials.group.network_key).digest()
+        return rotations[-1].key_digest if rotations and rotations[-1].key_digest != own else b""
+
+    async def ask_key(self) -> bytes:
+        """Return the network key that is wanted, from the first peer that gives it; empty: nobody does."""
+        for channel in self._channels.all():
+            wanted = self.wanted_key
+            if not wanted:
+                break
+            try:
+                answer = await channel.request(NETWORK_KEY, [wanted], timeout_s=SYNC_S)
+            except (P2pcError, TimeoutError):
+                continue
+            match answer:
+                case [bytes(key)] if hashlib.sha256(key).digest() == wanted:
+                    return key
+        return b""
+
+    async def _on_network_key(self, _channel: Channel, body: Any) -> Any:
+        """Give a member a key; who is on a control channel is one."""
+        if not (isinstance(body, list) and len(body) == 1):
+            raise RemoteProtocolError("not a question about a network key")
+        for key in self._credentials.network_keys():
+            if hashlib.sha256(key).digest() == body[0]:
+                return [key]
+        raise TrustError("no such network key is known here", code="no-key")
 
     # --- one member -------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from p2pcompute.node.network import Network
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.transport.channels import Channel, Channels
-from p2pcompute.trust.groups import Membership, admit, check_may_grant
+from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_may_grant
 from p2pcompute.trust.levels import Level, LevelNote
-from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit
+from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit, make_rotation
 
 KEEP_S: Final = 2.0
 """News about members is written down together; removals are at once."""
@@ -59,6 +59,8 @@ class Members:
         self._scheduler = scheduler
         self._own = credentials.identity.installation
         self._keeping: Timer | None = None
+        self._scope = scope
+        self._is_asking = False
         self._told_removed = ""
         """What a peer said that did not take us for a member any more."""
         self.exchange = LogExchange(host, credentials, channels, scope, self._on_news)
@@ -96,6 +98,7 @@ class Members:
         self._told_removed = ""
         self._mind_invited()
         self.exchange.channel_opened(channel)
+        self._mind_key()
 
     def _on_refused(self, _key: bytes, refusal: TrustError) -> None:
         if refusal.code == REMOVED:
@@ -144,6 +147,7 @@ class Members:
             self._keep()
             self._adopt()
             self._apply()
+            self._mind_key()
             return
         self._adopt()
         self._mind_invited()
@@ -155,6 +159,26 @@ class Members:
         """Pass those over no longer that were removed and are members again."""
         if any(key in self._credentials.roster for key in self._removed):
             self._apply()
+
+    def _mind_key(self) -> None:
+        """Get the network key that the group uses, if this node has not got it."""
+        if self.exchange.wanted_key and not self._is_asking:
+            self._is_asking = True
+            self._scope.spawn(self._ask_key(), "network-key")
+
+    async def _ask_key(self) -> None:
+        try:
+            key = await self.exchange.ask_key()
+        finally:
+            self._is_asking = False
+        if key and key != self._credentials.group.network_key:
+            self._use_key(key)
+
+    def _use_key(self, key: bytes) -> None:
+        credentials = self._credentials
+        credentials.group = credentials.group.rekeyed(key, self._host.clock.wall())
+        self._network.on_change()
+        self._network.rekey()
 
     def _keep(self) -> None:
         if self._keeping is not None:
@@ -191,7 +215,23 @@ class Members:
         """
         member = self._member(key)
         self._limit(member, (), reason)
+        self.rotate()
         return self._view(key)
+
+    def rotate(self) -> None:
+        """Put another network key in use: who was removed knows the present one.
+
+        Raises:
+            TrustError: this node may not do that.
+        """
+        credentials, roster, wall = self._credentials, self._credentials.roster, self._host.clock.wall()
+        key = self._host.crypto.random_bytes(NETWORK_KEY_BYTES)
+        entry = make_rotation(credentials.identity, credentials.group, roster.log, self._host.crypto, key, wall=wall)
+        if roster.add(entry, wall) is not Added.NEW:
+            return  # the log is full; the key is a filter, and the removal counts
+        self._use_key(key)
+        self.exchange.tell([entry], [])
+        self._on_news(True)
 
     def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str = "") -> TrustView:
         """Let a member do this in the group, and nothing else.

@@ -145,6 +145,8 @@ class Channels:
         """Called with each new control channel, before anything that comes on it is handled."""
         self.on_lost: Callable[[Channel], None] = _ignore
         """Called once with each control channel that ended, whoever ended it."""
+        self.on_refused: Callable[[bytes, TrustError], None] = lambda _key, _refusal: None
+        """Called with the key of a node that was dialled and did not take this one for a member, and what it said."""
 
     @property
     def is_needed(self) -> Callable[[bytes], bool]:
@@ -464,8 +466,10 @@ class Channels:
         except RemoteProtocolError as error:
             self.handshakes.malformed += 1
             raise ChannelLost(f"no channel to {address}", error.what) from error
-        except (TrustError, VersionMismatch):
+        except (TrustError, VersionMismatch) as error:
             self.handshakes.refused += 1
+            if key is not None and isinstance(error, TrustError):
+                self.on_refused(key, error)
             raise
         finally:
             if stream is not None and not is_done:

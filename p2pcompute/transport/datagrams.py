@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from p2pcompute.limits import (
     DATAGRAM_BURST_MAX,
     DATAGRAM_BYTES_MAX,
     DATAGRAM_RATE_PER_S_MAX,
+    KEYED_SOURCES_MAX,
     RATE_SOURCES_MAX,
 )
 from p2pcompute.transport.credentials import HINT_BYTES, group_hint
@@ -96,6 +97,52 @@ class DatagramPort:
     def close(self) -> None:
         """Receive and send nothing more."""
         self._owner.unbind(self)
+
+
+class KeyedPort:
+    """A group's view of the endpoint while its network key changes: whoever still uses a former one is answered so."""
+
+    def __init__(self, owner: Datagrams, keys: Sequence[bytes], receive: Callable[[bytes, Address], None]) -> None:
+        """`keys`: those that are accepted, the one to use first."""
+        self._owner = owner
+        self._receive = receive
+        self._ports: dict[bytes, DatagramPort] = {}
+        self._behind: dict[Address, DatagramPort] = {}
+        """Addresses that were last heard under a former key."""
+        self.rekey(keys)
+
+    def rekey(self, keys: Sequence[bytes]) -> None:
+        """Accept these from now on, and no others; use the first one."""
+        for key in [key for key in self._ports if key not in keys]:
+            self._ports.pop(key).close()
+        for key in keys:
+            if key not in self._ports:
+                self._ports[key] = self._bound(key)
+        self._current = self._ports[keys[0]]
+        self._behind.clear()
+
+    def _bound(self, key: bytes) -> DatagramPort:
+        def receive(body: bytes, source: Address) -> None:
+            if port is not self._current:
+                self._behind.pop(source, None)
+                self._behind[source] = port
+                if len(self._behind) > KEYED_SOURCES_MAX:
+                    del self._behind[next(iter(self._behind))]
+            elif self._behind:
+                self._behind.pop(source, None)
+            self._receive(body, source)
+
+        port = self._owner.bind_group(key, receive)
+        return port
+
+    def send(self, body: bytes, to: Address) -> None:
+        """As `DatagramPort.send`, under the key that the receiver has."""
+        self._behind.get(to, self._current).send(body, to)
+
+    def close(self) -> None:
+        """Receive and send nothing more."""
+        for port in self._ports.values():
+            port.close()
 
 
 class Datagrams:

@@ -35,6 +35,8 @@ from p2pcompute.limits import (
     ADMIT_SKEW_S_MAX,
     ADMIT_TTL_S,
     GROUP_NAME_CHARS_MAX,
+    KEY_GRACE_S,
+    KEYS_FORMER_MAX,
     LOG_HEADS_MAX,
 )
 from p2pcompute.transport.credentials import group_hint
@@ -91,12 +93,25 @@ class Group:
     """The founder's public key."""
     chain: tuple[bytes, ...]
     """Our admit envelopes, the founder's first and our own last; at most ADMIT_CHAIN_MAX."""
+    former_keys: tuple[tuple[bytes, float], ...] = ()
+    """Network keys from before, the last one first, and until when each is accepted (Unix seconds); at most
+    KEYS_FORMER_MAX."""
     is_open_to_others: bool = False
     """False until the first invitation or join: alone, and nothing listens beyond loopback."""
 
     def opened(self) -> Group:
         """Return the same group, no longer alone."""
         return replace(self, is_open_to_others=True)
+
+    def rekeyed(self, network_key: bytes, wall: float) -> Group:
+        """Return the same group with another network key in use; the one before is accepted for KEY_GRACE_S."""
+        former = [(self.network_key, wall + KEY_GRACE_S), *self.former_keys]
+        kept = [(key, until) for key, until in former if until > wall and key != network_key]
+        return replace(self, network_key=network_key, former_keys=tuple(kept[:KEYS_FORMER_MAX]))
+
+    def keys(self, wall: float) -> list[bytes]:
+        """Return the network keys that are accepted, the one in use first."""
+        return [self.network_key, *(key for key, until in self.former_keys if until > wall)]
 
     def with_chain(self, chain: Iterable[bytes]) -> Group:
         """Return the same group with a renewed chain of ours; the caller has checked it."""
@@ -550,6 +565,7 @@ def save_group(directory: Path, group: Group) -> None:
         "founder": group.founder,
         "chain": list(group.chain),
         "open": group.is_open_to_others,
+        "former": [[key, int(until)] for key, until in group.former_keys],
     }
     replace_private(directory / GROUP_FILE, cbor.encode(body), unique=group.group_id.hex()[:16])
 
@@ -591,5 +607,13 @@ def _group_from(body: Any) -> Group:
         network_key=_bytes_of(body, "network_key", NETWORK_KEY_BYTES),
         founder=_bytes_of(body, "founder", PUBLIC_KEY_BYTES),
         chain=tuple(chain),
+        former_keys=tuple(_former_key(item) for item in body.get("former", [])),
         is_open_to_others=is_open,
     )
+
+
+def _former_key(item: Any) -> tuple[bytes, float]:
+    match item:
+        case [bytes(key), int(until)] if len(key) == NETWORK_KEY_BYTES:
+            return key, float(until)
+    raise RemoteProtocolError("a former network key that cannot be read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pcompute.trust.groups import load_group
 from tests.e2e.mesh import Daemon, Mesh, until
 
 
@@ -19,6 +20,12 @@ def members(mesh: Mesh, *names: str) -> list[Daemon]:
 def may(daemon: Daemon) -> dict[str, list[str] | None]:
     """Name → roles of those that a daemon knows; None for who is no member."""
     return {item["name"]: item["roles"] for item in daemon.get("/v1/trust")["items"]}
+
+
+def key_of(daemon: Daemon) -> bytes:
+    group = load_group(daemon.places.data)
+    assert group is not None
+    return group.network_key
 
 
 def notes(daemon: Daemon) -> str:
@@ -56,6 +63,8 @@ def test_who_was_away_learns_of_a_removal_when_he_comes_back(mesh: Mesh) -> None
     cat.start()
     until(lambda: cat.ups() == ["ada"], 20, "cat sees ada")
     until(lambda: may(cat).get("bob") is None and "bob" in may(cat), 5, "cat has learned it")
+    keys = {daemon.name: key_of(daemon) for daemon in (ada, bob, cat)}
+    assert keys["ada"] == keys["cat"] != keys["bob"], "the network key was changed, and cat has got it"
     bob.start()
     until(lambda: "removed from group" in notes(bob), 30, f"bob hears it from whom he knocks at: {notes(bob)}")
     assert bob.p2pc("run", "echo $P2PC_NODE", ":::", "1").check().lines == ["bob 1"], "alone it works"
