@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from p2pcompute.errors import UsageError
 
 
-def parse_deadline(text: str, now: datetime) -> datetime:
+def parse_deadline(text: str, now: datetime, *, flag: str = "--deadline", past: str = "nothing would run") -> datetime:
     """Return the moment that a duration from now (2h, 1d12h), a time of day (18:30: the next one) or a date with one
     (2026-11-30T18:30, its zone if it says so) means.
 
     Args:
         now: with the zone in which times without one are meant.
+        flag, past: for the error: what it was given to, and what a past moment would mean.
 
     Raises:
         UsageError: it is neither, or past.
@@ -25,10 +26,10 @@ def parse_deadline(text: str, now: datetime) -> datetime:
             moment = now + timedelta(seconds=parse_duration(text))
         except (UsageError, OverflowError):
             raise UsageError(
-                f"--deadline {text!r} is no moment", "", "write it like 2h, 18:30 or 2026-11-30T18:30", code="deadline"
+                f"{flag} {text!r} is no moment", "", "write it like 2h, 18:30 or 2026-11-30T18:30", code="deadline"
             ) from None
     if moment <= now:
-        raise UsageError(f"--deadline {text} is past", "nothing would run", "name a later one", code="deadline")
+        raise UsageError(f"{flag} {text} is past", past, "name a later one", code="deadline")
     return moment
 
 

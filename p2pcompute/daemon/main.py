@@ -45,6 +45,9 @@ EXIT_BUG: Final = 70
 _ORPHAN_LOOK_S: Final = 0.1
 _PLACES_LOOK_S: Final = 2.0
 """How often the node looks whether its lock and its socket are still its own: two lstat."""
+LEAVE_SLACK_S: Final = 6.0
+"""From the end of the grace of running tasks until a node has stopped: they are ended, their owners told."""
+_LEAVE_LOOK_S: Final = 30.0
 _PRUNE_S: Final = 3600.0
 """How often finished jobs older than `store.keep` are looked for."""
 
@@ -219,7 +222,12 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
             log.info("p2pcompute %s starts, pid %d", VERSION, os.getpid())
             node, close_host = await build(paths, settings)
             try:
-                await _serve(node, listening, paths, options, requests, keep_s=settings.store.keep_s)
+                leave_at = settings.node.leaves_at
+                if leave_at is not None:
+                    leave_at -= settings.node.grace_s + LEAVE_SLACK_S
+                await _serve(
+                    node, listening, paths, options, requests, keep_s=settings.store.keep_s, leave_at=leave_at
+                )
             finally:
                 await close_host()
         finally:
@@ -239,6 +247,7 @@ async def _serve(
     requests: StopRequests,
     *,
     keep_s: float,
+    leave_at: float | None,
 ) -> None:
     scope = TaskScope("daemon", _log_error)
     sink = ResultsSink(node, paths.state / "sinks", scope)
@@ -258,6 +267,8 @@ async def _serve(
             options.on_ready(node)
         log.info("ready on %s", paths.socket)
         scope.spawn(_prune(node, keep_s), "prune")
+        if leave_at is not None:
+            scope.spawn(_leave(leave_at, node, requests), "leave")
         scope.spawn(_watch_places(places, node, requests), "places")
         if options.lifeline_fd is not None:
             scope.spawn(_hold_on(options.lifeline_fd, node, api, requests), "lifeline")
@@ -284,6 +295,14 @@ async def _prune(node: NodeFacade, keep_s: float) -> None:
         else:
             if report.jobs:
                 log.info("pruned %d finished jobs, %d bytes", report.jobs, report.freed_bytes)
+
+
+async def _leave(at: float, node: NodeFacade, requests: StopRequests) -> None:
+    """Stop when the time for it has come, by the wall clock: a machine that slept leaves when it wakes up."""
+    while (left_s := at - node.clock.wall()) > 0:
+        await node.clock.sleep(min(left_s, _LEAVE_LOOK_S))
+    log.info("it is time to leave (node.until)")
+    requests.request_stop(drain=True)
 
 
 async def _watch_places(

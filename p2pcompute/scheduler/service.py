@@ -27,6 +27,7 @@ from p2pcompute.limits import (
     GRANT_ENVELOPE_BYTES_MAX,
     GRANT_TASKS_MAX,
     JOBS_KNOWN_MAX,
+    KILL_GRACE_S,
     LEASE_S_MIN,
     OFFER_AGAIN_S,
     OFFER_S_MIN,
@@ -69,6 +70,9 @@ PREFERRED_MAX = 256
 """Nodes that are looked at for the sake of a job that prefers some."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
+DRAIN_LOOK_S = 0.05
+HAND_OVER_S = KILL_GRACE_S + 2.0
+"""How long a leaving node waits for tasks that it has ended, and for their owners to be told."""
 COMMIT_AT_END_S = 3.0
 """How long a stopping node tries to write what is not in its store."""
 JOB_S = 10.0
@@ -228,7 +232,7 @@ class Scheduler:
         self._due: asyncio.Handle | None = None
         """The pump's next run."""
         self._may_grant_at = 0.0
-        self._is_closed = False
+        self._is_closed = self._is_leaving = False
         self._register()
 
     def _register(self) -> None:
@@ -342,17 +346,19 @@ class Scheduler:
         self._host.runner.kill(run_ids)
 
     async def leave(self, *, drain_s: float) -> None:
-        """Hand back what has not started, let running tasks finish for `drain_s`, deliver results."""
+        """Hand back what has not started, let running tasks finish for `drain_s`, deliver results.
+
+        What runs then is ended; it may save its state once more, and its owner has that before we go.  A second call,
+        after the first was cut short, does not wait.
+        """
+        is_hurried, self._is_leaving = self._is_leaving, True
         self.worker.core.is_paused = True
         for channel in self._channels.all():
             channel.send(Message.LEAVING, [])
         await self._hand_back(self.worker.core.surrender())
-        try:
-            async with self._host.clock.timeout(drain_s):
-                while self.worker.core.held or any(link.results for link in self.worker.links.values()):
-                    await self._host.clock.sleep(0.05)
-        except TimeoutError:
-            self._host.runner.kill(list(self.worker.core.held))
+        if not await self._drained(drain_s):
+            self.evict(list(self.worker.core.held))
+            await self._drained(0.0 if is_hurried else HAND_OVER_S)
         try:
             async with self._host.clock.timeout(COMMIT_AT_END_S):
                 await self.worker.keep_all()
@@ -360,6 +366,16 @@ class Scheduler:
         except (TimeoutError, StoreError):
             # The store takes nothing, or an earlier stop was cut short: what is not in there is done again.
             return
+
+    async def _drained(self, limit_s: float) -> bool:
+        """Wait until nothing runs here and all owners have their results; False when it takes longer."""
+        try:
+            async with self._host.clock.timeout(limit_s):
+                while self.worker.has_work:
+                    await self._host.clock.sleep(DRAIN_LOOK_S)
+        except TimeoutError:
+            return False
+        return True
 
     def close(self) -> None:
         self._is_closed = True

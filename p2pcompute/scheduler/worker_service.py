@@ -183,6 +183,8 @@ class WorkerService:
         self.save_local: Callable[[bytes, int, Saved], None] = lambda _job, _index, _saved: None
         """Takes what tasks of our own jobs have saved."""
         host.runner.on_saved = self._on_saved
+        self._storing_count = 0
+        """Attempts that have ended and whose last cookie is being stored."""
         self.core = WorkerCore(
             host.runner.slot_count,
             slots_of,
@@ -472,7 +474,11 @@ class WorkerService:
 
     async def _finish_stored(self, held: Held, outcome: Outcome, data: bytes) -> None:
         """Finish an attempt whose last cookie is large."""
-        ref = await self.saver.stored(data)
+        self._storing_count += 1
+        try:
+            ref = await self.saver.stored(data)
+        finally:
+            self._storing_count -= 1
         self._finish(held, outcome if ref is None else replace(outcome, value_blob=(ref.digest, ref.size)))
 
     def _finish_with_saved(self, held: Held, outcome: Outcome) -> None:
@@ -556,6 +562,11 @@ class WorkerService:
         if not link.is_sending:
             link.is_sending = True
             self._scope.spawn(self._send_results(link), "results")
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a task is held here, or something of one has not reached its owner."""
+        return bool(self.core.held) or self._storing_count > 0 or any(link.results for link in self.links.values())
 
     @property
     def is_full(self) -> bool:

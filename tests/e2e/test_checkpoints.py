@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,35 @@ def test_who_leaves_hands_over_what_it_has(mesh: Mesh, how: str) -> None:
     assert len(work) <= 13 and work[-1] == ("ada", 12), work
     if how == "pause":
         bob.p2pc("resume").check()
+
+
+@pytest.mark.parametrize("how", ["sigterm", "until"])
+def test_what_does_not_end_in_time_is_handed_back(mesh: Mesh, how: str) -> None:
+    """SIGTERM, or the agreed time: short tasks end here, long ones elsewhere, none is lost, none has failed."""
+    ada, bob = mesh.start("ada", "bob", slots=2)
+    bob.stop()
+    bob.env["P2PC_NODE__GRACE"] = "4s"
+    leaves = datetime.now().astimezone() + timedelta(seconds=20)
+    if how == "until":
+        bob.env["P2PC_NODE__UNTIL"] = leaves.isoformat()
+    bob.start()
+    ada.wait_ups(["bob"])
+    ada.p2pc("pause").check()
+    text = "sleep {} & wait; echo $P2PC_NODE"
+    command = ada.begin("run", "--retries", "0", text, ":::", "0.1", "3", "7.3", "7.4", "0.2")
+    ada.wait_done(0, 20)
+    until(lambda: len([task for task in ada.tasks() if task["node"] == "bob"]) >= 2, 30, "it works")
+    assert bob.process is not None
+    if how == "sigterm":
+        bob.process.terminate()
+    assert bob.process.wait(30) == 0
+    assert how != "until" or datetime.now().astimezone() < leaves + timedelta(seconds=2)
+    bob.process = None
+    assert ada.job()["failed"] == 0
+    ada.p2pc("resume").check()
+    done = command.finish().check()
+    assert "ada" in done.lines and len(done.lines) == 5, done.out
+    assert ada.job()["failed"] == 0 and ada.job()["retried"] == 0
 
 
 def test_a_lonely_node_goes_on_after_its_own_death(mesh: Mesh) -> None:
