@@ -28,19 +28,17 @@ members begin no further tasks; EVIDENCE_MAX remarkable events of each node.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.host.runs import Outcome, OutcomeStatus
-from p2pcompute.limits import EVIDENCE_MAX, GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_RULES_MAX
+from p2pcompute.limits import GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_KEPT_BYTES_MAX, VERIFY_RULES_MAX
+from p2pcompute.scheduler.checked import CheckedJob, Decider, Event, Output, Record, Rule
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.terms import ERROR_PPB, JobTerms
 from p2pcompute.trust.levels import Level
-from p2pcompute.trust.verification import Method, make_verifier
+from p2pcompute.trust.verification import make_verifier
 from p2pcompute.trust.verification.arbitrate import Arbitrate, ArbitratePolicy
 from p2pcompute.trust.verification.book import (
     Accepted,
@@ -80,131 +78,6 @@ def everybody_is_trusted(_installation: bytes, /) -> Level:
     return Level.TRUSTED
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How results are checked: jobs with the same one share what is known of workers."""
-
-    method: Method
-    error_ppb: int
-    """Accepted probability of a wrong result, in billionths."""
-    replicas: int | None
-    """Instead of that: so many claims have to agree."""
-
-    @classmethod
-    def of(cls, terms: JobTerms) -> Rule | None:
-        """Return the rule that a job asks for; None: members are believed."""
-        if terms.verify == "none":
-            return None
-        method: Method = terms.verify or "arbitrate"  # type: ignore[assignment]
-        return cls(method, ERROR_PPB if terms.error_ppb is None else terms.error_ppb, terms.replicas)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something remarkable about a node."""
-
-    at: float
-    """Clock of the owner, seconds."""
-    job_id: bytes
-    index: int
-    what: str
-
-
-@dataclass(slots=True)
-class Record:
-    """What is known here of a node whose results were checked."""
-
-    claims: int = 0
-    agreed: int = 0
-    """Of its claims, those that agreed with another one, or with a trusted node."""
-    wrong: int = 0
-    """Those that a trusted node contradicted."""
-    banned: str = ""
-    """Why it gets no more work."""
-    events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVIDENCE_MAX))
-
-
-@dataclass(slots=True)
-class _Output:
-    """What somebody claims."""
-
-    outcome: Outcome
-    thief: bytes
-    size: int
-
-
-class CheckedJob:
-    """The books about a job of which members compute tasks."""
-
-    __slots__ = ("arbitrations", "asked", "attempts", "failures", "held", "job", "lane", "leases", "numbers", "outputs",
-                 "payloads", "rechecks", "verifier")  # fmt: skip
-
-    def __init__(self, job: OwnedJob, verifier: Verifier, lane: int) -> None:
-        self.job = job
-        self.verifier = verifier
-        self.lane = lane
-        self.numbers: dict[int, int] = {}
-        """Task → its number in the verifier."""
-        self.held: dict[int, None] = {}
-        """Open tasks that members have begun, the first first."""
-        self.leases: dict[int, dict[bytes, Lease]] = {}
-        """Task → who computes it for the sake of checking, or began it as a member."""
-        self.attempts: dict[tuple[int, bytes], int] = {}
-        """(task, node) → how often it was given to it."""
-        self.outputs: dict[int, dict[Digest, _Output]] = {}
-        """What is claimed of tasks that are not accepted."""
-        self.payloads: dict[int, bytes] = {}
-        """Of all numbered tasks: they may have to be computed again."""
-        self.arbitrations: dict[int, None] = {}
-        """Tasks that a trusted node has to compute before anything else."""
-        self.asked: dict[int, None] = {}
-        """Those for which that has not been done."""
-        self.rechecks: dict[int, None] = {}
-        """Tasks that are done, and checked once more."""
-        self.failures: dict[int, int] = {}
-        """How often members said that a task had failed."""
-
-    def all_leases(self) -> Iterator[Lease]:
-        """Yield the leases that are kept here."""
-        for leases in self.leases.values():
-            yield from leases.values()
-
-    def is_lent_to(self, index: int, thief: bytes) -> bool:
-        return thief in self.leases.get(index, ())
-
-
-class Decider(Protocol):
-    """What `OwnerCore` does when something is decided here."""
-
-    jobs: dict[bytes, OwnedJob]
-
-    def accept_checked(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: Digest) -> None:
-        """A task is done, with this result of this node."""
-
-    def reopen(self, job: OwnedJob, index: int, payload: bytes, why: str) -> bool:
-        """An accepted result is believed no longer; False when the task cannot be run again."""
-
-    def requeue_checked(self, job: OwnedJob, index: int) -> None:
-        """An open task is held no longer."""
-
-    def released_checked(self, job: OwnedJob, lease: Lease) -> None:
-        """A node computes a task no more."""
-
-    def failed_checked(
-        self, now: float, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, installation: bytes
-    ) -> None:
-        """A member says that it could not compute a task, which is open and held no longer."""
-
-    def note(self, job: OwnedJob, kind: FactKind, entry: list[Any]) -> None:
-        """Journal a fact."""
-
-    def stop(self, thief: bytes, job: OwnedJob, indices: list[int], *, kill: bool) -> None:
-        """Have a node drop tasks."""
-
-    def banned(self, installation: bytes, why: str) -> None:
-        """Somebody gets no more work."""
-
-
 class Acceptance:
     """Decides about the results of all jobs of one owner."""
 
@@ -235,6 +108,17 @@ class Acceptance:
         self.held_bytes = 0
         self._next_lane = 1
         self._now = 0.0
+        self.wall_s = 0.0
+        """Unix seconds, as of the last event."""
+        self.changed: dict[bytes, None] = {}
+        """Nodes of which more is known than was stored."""
+        self.can_load = False
+        """Inputs of tasks that are done can be brought back: they need not all be kept here."""
+        self.kept_bytes = 0
+        self._kept: dict[tuple[bytes, int], CheckedJob] = {}
+        """Inputs of tasks that are done, the one done first first."""
+        self._reopening: dict[tuple[bytes, int], str] = {}
+        """Results that are believed no longer, whose inputs are being brought back, and why."""
         self.revoked_count = 0
         self.disputes_count = 0
 
@@ -263,8 +147,9 @@ class Acceptance:
         return self.records.setdefault(installation, Record())
 
     def _tell(self, installation: bytes, checked: CheckedJob, index: int, what: str) -> None:
-        event = Event(self._now, checked.job.envelope.job_id, index, what)
+        event = Event(int(self.wall_s), checked.job.envelope.job_id, index, what)
         self.record(installation).events.append(event)
+        self.changed[installation] = None
 
     # --- what is given to whom --------------------------------------------------------------------
 
@@ -376,12 +261,15 @@ class Acceptance:
             if len(self._verifiers) >= VERIFY_RULES_MAX:
                 return False
             verifier = self._make(rule, now)
-        if isinstance(verifier, Arbitrate):
+        known = self.records.get(worker)
+        if not isinstance(verifier, Arbitrate):
+            verifier.join(now, worker)
+        elif known is not None and rule in known.memory:
+            verifier.remember(worker, known.memory[rule], cluster=self._cluster_of(worker))
+        else:
             is_known = rule.replicas is not None or len(joined) < FIRST_COHORT
             if not verifier.join(now, worker, cluster=self._cluster_of(worker), is_known=is_known):
                 return False
-        else:
-            verifier.join(now, worker)
         joined[worker] = None
         return True
 
@@ -551,10 +439,15 @@ class Acceptance:
         attempt: int,
         outcome: Outcome,
         digest: Digest,
+        *,
+        is_relayed: bool = False,
     ) -> bool:
         """Take what a member says about a task of the present generation; False: it changes nothing.
 
         Good results are claims, whoever holds the lease; one that was not lent to its worker has no weight.
+
+        Args:
+            is_relayed: another coordinator of the job lent the task, while this one was away.
         """
         self._now = now
         rule, checked = Rule.of(job.envelope.terms), job.checked
@@ -581,9 +474,12 @@ class Acceptance:
         if before is not None and before == digest:
             checked.verifier.returned(now, installation, number)
             return is_holder
-        is_blind = not is_holder
+        if is_relayed and not task.claims:
+            task.lent[installation] = False
+        is_blind = installation not in task.lent
         record = self.record(installation)
         if before is None:
+            self.changed[installation] = None
             record.claims += 1
             self._owner.note(
                 job,
@@ -616,7 +512,7 @@ class Acceptance:
         outputs = checked.outputs.setdefault(index, {})
         if digest not in outputs and checked.job.ledger.state(index) is TaskState.OPEN:
             size = len(outcome.value) + len(outcome.stdout) + len(outcome.stderr) + 256
-            outputs[digest] = _Output(outcome, thief, size)
+            outputs[digest] = Output(outcome, thief, size)
             self.held_bytes += size
 
     def settled(
@@ -646,6 +542,7 @@ class Acceptance:
             is_known = task.accepted in (None, digest) and len(dict.fromkeys([*claims.values(), digest])) > 1
             for worker, claim in claims.items():
                 record = self.record(worker)
+                self.changed[worker] = None
                 if claim == digest:
                     record.agreed += 1
                 elif is_known:
@@ -694,8 +591,10 @@ class Acceptance:
         checked.arbitrations.pop(index, None)
         checked.asked.pop(index, None)
         checked.failures.pop(index, None)
-        for other in checked.outputs.pop(index).values():
-            self.held_bytes -= other.size
+        outputs = checked.outputs.pop(index)
+        self.held_bytes -= sum(other.size for other in outputs.values())
+        self._owner.settled_checked(job, index, list(outputs))
+        self._keep_payload(checked, index)
         job.accepted_digests[index] = effect.digest
         self._owner.note(job, FactKind.CHECKED, [index, job.ledger.generation(index), effect.digest, str(effect.basis)])
         for thief in checked.leases.get(index, ()):
@@ -706,12 +605,46 @@ class Acceptance:
         job = checked.job
         if job.ledger.state(index) is not TaskState.DONE:
             return
+        place = (job.envelope.job_id, index)
+        if index not in checked.payloads:
+            self._reopening[place] = why
+            self._owner.load(job, index)
+            return
         job.accepted_digests.pop(index, None)
         checked.rechecks.pop(index, None)
+        if self._kept.pop(place, None) is not None:
+            size = len(checked.payloads[index])
+            self.kept_bytes, self.held_bytes = self.kept_bytes - size, self.held_bytes + size
         if self._owner.reopen(job, index, checked.payloads[index], why):
             self.revoked_count += 1
             checked.held[index] = None
             self._free(checked, index)
+
+    def _keep_payload(self, checked: CheckedJob, index: int) -> None:
+        """Keep the inputs of a task that is done, as long as there is room: its result may be revoked."""
+        size = len(checked.payloads[index])
+        self.held_bytes -= size
+        self.kept_bytes += size
+        self._kept[checked.job.envelope.job_id, index] = checked
+        while self.can_load and self.kept_bytes > VERIFY_KEPT_BYTES_MAX:
+            place = next(iter(self._kept))
+            self.kept_bytes -= len(self._kept.pop(place).payloads.pop(place[1], b""))
+
+    def loaded(self, now: float, job: OwnedJob, payloads: Mapping[int, bytes]) -> None:
+        """The inputs of tasks whose results are believed no longer are here again."""
+        self._now = now
+        for index, payload in payloads.items():
+            why = self._reopening.pop((job.envelope.job_id, index), None)
+            checked = job.checked
+            if why is None or checked is None or index not in checked.numbers:
+                continue
+            checked.payloads[index] = payload
+            self.held_bytes += len(payload)
+            task = checked.verifier.tasks[checked.numbers[index]]
+            if task.accepted is None or task.accepted != job.accepted_digests.get(index):
+                self._revoked(checked, index, why)
+            else:
+                self._keep_payload(checked, index)  # it is believed again
 
     def _disputed(self, checked: CheckedJob, index: int) -> None:
         """Claims about a task differ: a trusted node computes it."""
@@ -728,7 +661,8 @@ class Acceptance:
         record = self.record(installation)
         if record.banned:
             return
-        record.banned = str(why)
+        record.banned, record.banned_at = str(why), int(self.wall_s)
+        self.changed[installation] = None
         self._owner.banned(installation, str(why))
         for checked in list(self._checked_jobs()):
             taken: dict[bytes, list[int]] = {}
@@ -766,7 +700,12 @@ class Acceptance:
             self.release(job, index, thief)
             checked.verifier.returned(self._now, lease.installation, number)
             self._owner.stop(thief, job, [index], kill=True)
-        self.held_bytes -= len(checked.payloads.pop(index, b""))
+        size = len(checked.payloads.pop(index, b""))
+        if self._kept.pop((job.envelope.job_id, index), None) is not None:
+            self.kept_bytes -= size
+        else:
+            self.held_bytes -= size
+        self._reopening.pop((job.envelope.job_id, index), None)
         self._forget_number(checked, number)
 
     def forget(self, job: OwnedJob) -> None:
@@ -779,7 +718,11 @@ class Acceptance:
             self._forget_number(checked, number)
         for outputs in checked.outputs.values():
             self.held_bytes -= sum(output.size for output in outputs.values())
-        self.held_bytes -= sum(map(len, checked.payloads.values()))
+        for index, payload in checked.payloads.items():
+            if self._kept.pop((job.envelope.job_id, index), None) is not None:
+                self.kept_bytes -= len(payload)
+            else:
+                self.held_bytes -= len(payload)
         job.checked = None
 
     def _forget_number(self, checked: CheckedJob, number: int) -> None:
@@ -787,6 +730,58 @@ class Acceptance:
         assert rule is not None
         self._places[rule][number] = None
         checked.verifier.drop(number)
+
+    # --- earlier lives ----------------------------------------------------------------------------
+
+    def take_changed(self) -> dict[bytes, Record]:
+        """Return the records that are to be stored, as they are now."""
+        changed, self.changed = self.changed, {}
+        for rule, verifier in self._verifiers.items():
+            for worker in changed if isinstance(verifier, Arbitrate) else ():
+                if worker in self._joined[rule]:
+                    assert isinstance(verifier, Arbitrate)
+                    self.record(worker).memory[rule] = verifier.memory_of(worker)
+        return {worker: self.record(worker) for worker in changed}
+
+    def recover(
+        self,
+        job: OwnedJob,
+        claims: Mapping[int, Mapping[Worker, tuple[Digest, bool]]],
+        outputs: Mapping[tuple[int, Digest], tuple[bytes, Outcome]],
+    ) -> None:
+        """Take up what was claimed of the tasks of a job in an earlier life; payloads of all of them are in the job.
+
+        Args:
+            claims: task → who claimed what of it, and whether that has no weight.
+            outputs: (task, digest) → (node, what it claims).
+        """
+        rule = Rule.of(job.envelope.terms)
+        if rule is None or not claims:
+            return
+        for index, by_worker in claims.items():
+            state = job.ledger.state(index)
+            believed = {
+                worker: claim
+                for worker, claim in by_worker.items()
+                if not self.record(worker).banned and self._join(self._now, rule, worker)
+            }
+            is_done = state is TaskState.DONE and index in job.accepted_digests
+            if not believed or not (is_done or state is TaskState.OPEN):
+                continue
+            checked = job.checked or self._check(rule, job)
+            number = self._number(rule, checked, index)
+            if is_done:
+                del checked.held[index]
+                self._keep_payload(checked, index)
+            digests = {worker: digest for worker, (digest, _is_blind) in believed.items()}
+            for digest in digests.values() if not is_done else ():
+                if (index, digest) in outputs:
+                    thief, outcome = outputs[index, digest]
+                    self._keep_output(checked, index, digest, outcome, thief)
+            blind = tuple(worker for worker, (_digest, is_blind) in believed.items() if is_blind)
+            checked.verifier.restore(number, digests, blind, job.accepted_digests.get(index) if is_done else None)
+        if job.checked is not None:
+            self._follow(rule, job.checked.verifier.take_effects())
 
     # --- checks -----------------------------------------------------------------------------------
 

@@ -699,7 +699,9 @@ class CustodyService:
                 good = await self._owner.readable(job_id, opened.signer, good)
                 bad = await self._owner.readable(job_id, opened.signer, bad)
                 if good:
-                    self.counters.relayed_count += self._owner.intake(opened.signer, opened.signer, job_id, raw, good)
+                    self.counters.relayed_count += self._owner.intake(
+                        opened.signer, opened.signer, job_id, raw, good, is_relayed=True
+                    )
                 if book.job.is_own:
                     for claim, outcome in bad:
                         row = rows[claim[0], claim[1]]

@@ -13,7 +13,7 @@ Losing a node never counts against a task; a failure of the task itself does, `r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from typing import Any
@@ -33,7 +33,8 @@ from p2pcompute.limits import (
     STORY_EVENTS_MAX,
     THIEVES_MAX,
 )
-from p2pcompute.scheduler.acceptance import Acceptance, CheckedJob
+from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.checked import CheckedJob
 from p2pcompute.scheduler.checkpoints import Checkpoints, Saved
 from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
@@ -168,6 +169,10 @@ class Effects:
     """(job, index, generation): results that were accepted and are believed no longer."""
     banned: list[tuple[bytes, str]] = field(default_factory=list)
     """(installation, why)"""
+    settled: list[tuple[bytes, int, list[bytes]]] = field(default_factory=list)
+    """(job, index, digests): claims whose outputs need not be kept."""
+    wanted: list[tuple[bytes, int]] = field(default_factory=list)
+    """(job, index): tasks whose payloads are wanted again."""
 
 
 class OwnedJob:
@@ -280,7 +285,9 @@ class OwnerCore:
     def has_effects(self) -> bool:
         """Whether `take_effects` would return anything."""
         effects = self._effects
-        return bool(effects.facts or effects.ends or effects.stops or effects.completed or effects.banned)
+        return bool(
+            effects.facts or effects.ends or effects.stops or effects.completed or effects.banned or effects.wanted
+        )
 
     def take_effects(self) -> Effects:
         """Return what has to be done since the last call."""
@@ -383,14 +390,21 @@ class OwnerCore:
         self._check_halt(job)
         self._check_complete(job)
 
-    def recover(self, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]) -> OwnedJob:
-        """Rebuild a job from its journal; its open tasks are ready again.
+    def recover(
+        self,
+        envelope: JobEnvelope,
+        facts: Sequence[tuple[int, Any]],
+        outputs: Mapping[tuple[int, bytes], tuple[bytes, Outcome]] | None = None,
+    ) -> OwnedJob:
+        """Rebuild a job from its journal; its open tasks are ready again, but for those that members have claimed.
 
         Args:
             facts: (kind, body) in the order in which they were written; an entry of CLAIMS ends in its thief.
+            outputs: (index, digest) → (node, what it claims), of tasks that were not accepted.
         """
         job = self.add_job(envelope)
         claims: list[Any] = []
+        held: dict[int, dict[bytes, tuple[bytes, bool]]] = {}
         void: Counter[tuple[int, int, int]] = Counter()
         for kind, body in facts:
             job.ledger.fold(kind, body)
@@ -401,21 +415,34 @@ class OwnerCore:
                 claims += body
             elif kind == FactKind.VOID:
                 void.update((index, generation, attempt) for index, generation, attempt in body)
+            elif kind == FactKind.HELD:
+                for index, _generation, _attempt, _node, installation, digest, is_blind in body:
+                    held.setdefault(index, {})[installation] = (digest, is_blind)
+            elif kind == FactKind.CHECKED:
+                job.accepted_digests.update((index, digest) for index, _generation, digest, _why in body)
+            elif kind == FactKind.REVOKE:
+                job.revoked_count += len(body)
+                for index, _generation, _why in body:
+                    job.accepted_digests.pop(index, None)
             elif kind == FactKind.CANCEL_ALL:
                 job.is_cancelled = True
             elif kind == FactKind.RETRY:
+                for index, _generation in body:
+                    held.pop(index, None)
+                    job.accepted_digests.pop(index, None)
                 job.is_cancelled, job.is_revived = False, True
         # Workers may hold tasks whose addition was lost with our former life: what takes their indices is not theirs.
         job.generation = min(job.generation + 1, GENERATION_MAX // 2)
         claims = _valid(claims, void) if void else claims
         self._recover_shares(job, facts, claims)
         self._count_claims(job, claims)
-        job.ready = deque(job.ledger.open_indices())
-        open_now = set(job.ready)
+        self.acceptance.recover(job, held, outputs or {})
+        open_now = set(job.ledger.open_indices())
+        job.ready = deque(i for i in job.ledger.open_indices() if job.checked is None or i not in job.checked.held)
         for index in [index for index in job.payloads if index not in open_now]:
             del job.payloads[index]
         if job.is_cancelled:
-            self._cancel_indices(job, list(job.ready), kill=True)
+            self._cancel_indices(job, job.ledger.open_indices(), kill=True)
         self._check_halt(job)
         self._check_complete(job)
         return job
@@ -1009,6 +1036,8 @@ class OwnerCore:
         attempt: int,
         outcome: Outcome,
         digest: bytes,
+        *,
+        is_relayed: bool = False,
     ) -> bool:
         """Take one attempt's end into the books.
 
@@ -1022,7 +1051,7 @@ class OwnerCore:
         if job is None:
             return False
         if thief != LOCAL and not self.acceptance.believes(job, installation):
-            return self._claimed(now, job, thief, installation, index, generation, attempt, outcome, digest)
+            return self._claimed(now, job, thief, installation, index, generation, attempt, outcome, digest, is_relayed)
         if job.checked is not None and index < job.ledger.size and generation == job.ledger.generation(index):
             if outcome.status is OutcomeStatus.OK:
                 if self.acceptance.settled(now, job, thief, installation, index, outcome, digest):
@@ -1091,6 +1120,7 @@ class OwnerCore:
         attempt: int,
         outcome: Outcome,
         digest: bytes,
+        is_relayed: bool,
     ) -> bool:
         """Take what a member says that it found."""
         if index >= job.ledger.size or generation != job.ledger.generation(index):
@@ -1102,7 +1132,9 @@ class OwnerCore:
         self.order.charge(job.envelope.job_id, max(0.0, outcome.runtime_s))
         if outcome.status is OutcomeStatus.OK:
             self._note_duration(job, outcome)
-        return self.acceptance.claimed(now, job, thief, installation, index, attempt, outcome, digest)
+        return self.acceptance.claimed(
+            now, job, thief, installation, index, attempt, outcome, digest, is_relayed=is_relayed
+        )
 
     # --- what `Acceptance` decides ----------------------------------------------------------------
 
@@ -1145,6 +1177,14 @@ class OwnerCore:
         self._effects.revoked.append((job.envelope.job_id, index, generation - 1))
         self.order.add(job.envelope.job_id, Standing.of(job.envelope))
         return True
+
+    def settled_checked(self, job: OwnedJob, index: int, digests: list[bytes]) -> None:
+        """What was claimed of a task need not be kept any longer."""
+        self._effects.settled.append((job.envelope.job_id, index, digests))
+
+    def load(self, job: OwnedJob, index: int) -> None:
+        """The payload of a task that has ended is wanted again."""
+        self._effects.wanted.append((job.envelope.job_id, index))
 
     def note(self, job: OwnedJob, kind: FactKind, entry: list[Any]) -> None:
         """Journal what was decided."""

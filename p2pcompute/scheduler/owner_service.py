@@ -28,6 +28,7 @@ from p2pcompute.limits import (
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.checked import Record
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.fairness import USAGE_TAU_S, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
@@ -63,6 +64,8 @@ RETRY_COMMIT_S = 2.0
 """Pause before a failed commit is tried again."""
 RATE_TAU_S = 10.0
 """Time constant of the rates that people see."""
+EVIDENCE_S = 1.0
+"""How often what is known of nodes is stored while it changes."""
 OPEN_TASKS_MAX = 200_000
 """Open tasks of a job above which `add_tasks` waits: bounds memory, not the job."""
 
@@ -176,6 +179,7 @@ class OwnerService:
         self._committed: list[asyncio.Future[None]] = []
         self._is_flushing = False
         self._is_closed = False
+        self._evidence_at = 0.0
         self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
         """(holder, job, indices, kill) to be sent by the scheduler."""
         self.is_data: Callable[[bytes, bytes], bool] = lambda _spec, _head: True
@@ -190,6 +194,9 @@ class OwnerService:
         if self._journal is None:
             return 0
         unfinished = 0
+        self.core.acceptance.can_load = True
+        async for installation, row in self._journal.evidence():
+            self.core.acceptance.records[installation] = Record.unpack(row)
         for record in await self._journal.load_jobs():
             envelope = open_job(self._host.crypto, record.envelope, wall=self._host.clock.wall())
             facts: list[tuple[int, Any]] = []
@@ -200,7 +207,11 @@ class OwnerService:
             if envelope.signer != self._identity.public_key:
                 await self._recover_replica(self._journal, record, envelope, facts)
                 continue
-            job = self.core.recover(envelope, facts)
+            outputs: dict[tuple[int, bytes], tuple[bytes, Outcome]] = {}
+            if any(kind == FactKind.HELD for kind, _body in facts):
+                async for index, digest, node, outcome in self._journal.outputs(envelope.job_id):
+                    outputs[index, digest] = (node, decode_outcome(outcome))
+            job = self.core.recover(envelope, facts, outputs)
             if self._was_given_up(record, job):
                 job.halted = DEADLINE
             book = self.books[envelope.job_id] = JobBook(record, job, next_fact=count)
@@ -566,20 +577,32 @@ class OwnerService:
         return book.job.ledger.is_open(claim[0], claim[1]) and claim[4] not in outputs
 
     def intake(
-        self, thief: bytes, installation: bytes, job_id: bytes, raw: bytes, pairs: Sequence[tuple[Claim, Outcome]]
+        self,
+        thief: bytes,
+        installation: bytes,
+        job_id: bytes,
+        raw: bytes,
+        pairs: Sequence[tuple[Claim, Outcome]],
+        *,
+        is_relayed: bool = False,
     ) -> int:
-        """Take a remote worker's results; the blobs that they name are here.  Returns how many counted."""
+        """Take a remote worker's results; the blobs that they name are here.  Returns how many counted.
+
+        Args:
+            is_relayed: another coordinator of the job took them while this one was away.
+        """
         now = self._host.clock.now()
+        self.core.acceptance.wall_s = self._host.clock.wall()
         taken = 0
         void: list[list[int]] = []
         if job_id in self.books and job_id not in self.core.jobs:
             return self._keep_claims(self.books[job_id], thief, raw, pairs)
         for (index, generation, attempt, _status, digest), outcome in pairs:
-            if self.core.result(now, thief, installation, job_id, index, generation, attempt, outcome, digest):
+            if self.core.result(
+                now, thief, installation, job_id, index, generation, attempt, outcome, digest, is_relayed=is_relayed
+            ):
                 taken += 1
-                book = self.books[job_id]
-                if book.job.checked is not None and digest in book.job.checked.outputs.get(index, ()):
-                    self._keep_blobs(book, outcome_blobs(outcome))
+                self._keep_output(self.books[job_id], index, digest, thief, outcome)
             elif outcome.status is not OutcomeStatus.OK:
                 void.append([index, generation, attempt])
         self.counters.refused_claims_count += len(pairs) - taken
@@ -593,6 +616,31 @@ class OwnerService:
             if void:  # the worker signed them all together
                 self._facts.append((job_id, FactKind.VOID, void))
         return taken
+
+    def _keep_output(self, book: JobBook, index: int, digest: bytes, thief: bytes, outcome: Outcome) -> None:
+        """Keep what a member claims until it is accepted, over restarts too."""
+        checked = book.job.checked
+        if checked is None or self._journal is None or digest not in checked.outputs.get(index, ()):
+            return
+        self._keep_blobs(book, outcome_blobs(outcome))
+        if checked.outputs[index][digest].thief == thief:
+            job_id = book.job.envelope.job_id
+            self._writes.append(self._journal.output_write(job_id, index, digest, thief, encode_outcome(outcome)))
+
+    def _keep_evidence(self, now: float, *, is_urgent: bool) -> None:
+        """Store what more is known of nodes: bans at once, the rest now and then."""
+        acceptance = self.core.acceptance
+        if acceptance.changed and self._journal is not None and (is_urgent or now >= self._evidence_at):
+            self._evidence_at = now + EVIDENCE_S
+            for installation, record in acceptance.take_changed().items():
+                self._writes.append(self._journal.evidence_write(installation, record.pack()))
+
+    async def _load(self, job_id: bytes, indices: Sequence[int]) -> None:
+        """Bring back payloads of tasks that are to be computed again."""
+        payloads = await self.payloads(job_id, indices)
+        if job_id in self.books:
+            self.core.acceptance.loaded(self._host.clock.now(), self.books[job_id].job, payloads)
+            self._wake()
 
     def _relay(self, journal: Journal, book: JobBook, raw: bytes) -> None:
         self._writes.append(journal.relay_write(book.job.envelope.job_id, book.next_relay, raw))
@@ -691,6 +739,13 @@ class OwnerService:
             self._notify(book, ends)
         for job_id, _index, _generation in effects.revoked:
             self._revived(job_id)
+        if self._journal is not None:
+            for job_id, index, digests in effects.settled:
+                self._writes += [self._journal.output_delete(job_id, index, digest) for digest in digests]
+            for job_id in dict.fromkeys(job_id for job_id, _index in effects.wanted):
+                indices = [index for job, index in effects.wanted if job == job_id]
+                self._scope.spawn(self._load(job_id, indices), "load")
+        self._keep_evidence(now, is_urgent=bool(effects.banned or effects.completed))
         for job_id in effects.completed:
             self._completed(job_id)
         self.stops.extend(effects.stops)

@@ -11,6 +11,8 @@ relays      job id ‖ sequence (8)                             signed claims th
 results     job id ‖ index (8) ‖ generation (4)               `ResultRecord`
 outbox      owner key (32) ‖ job id ‖ index (8) ‖ attempt (4) `OutboxEntry`
 saved       job id ‖ index (8)                                what a task has saved, opaque here
+outputs     job id ‖ index (8) ‖ digest (32)                  what a member claims of a task that is not accepted
+evidence    installation (32)                                 what is known of its results
 meta        name                                              any CBOR value
 deleting    job id                                            nothing: its rows are being removed
 ==========  ================================================  ===================================
@@ -38,6 +40,8 @@ FACTS: Final = "facts"
 RELAYS: Final = "relays"
 RESULTS: Final = "results"
 OUTBOX: Final = "outbox"
+OUTPUTS: Final = "outputs"
+EVIDENCE: Final = "evidence"
 META: Final = "meta"
 DELETING: Final = "deleting"
 PINS: Final = "pins"
@@ -133,7 +137,7 @@ class Journal:
         await self._delete_rows(job_id)
 
     async def _delete_rows(self, job_id: bytes) -> None:
-        for table in (FACTS, RELAYS, RESULTS, PINS, SAVED):
+        for table in (FACTS, RELAYS, RESULTS, OUTPUTS, PINS, SAVED):
             await self._store.delete_prefix(table, job_id)
         await self._store.commit([Write(DELETING, job_id, None)])
 
@@ -209,6 +213,32 @@ class Journal:
             generation = int.from_bytes(key[JOB_ID_BYTES + _INDEX_BYTES :], "big")
             yield index, generation, _read(RESULTS, _result, key, value)
 
+    # --- what members claim -----------------------------------------------------------------------
+
+    def output_write(self, job_id: bytes, index: int, digest: bytes, node: bytes, outcome: bytes) -> Write:
+        """Keep what a node claims of a task until the task is accepted."""
+        return Write(OUTPUTS, _output_key(job_id, index, digest), cbor.encode([node, outcome]))
+
+    def output_delete(self, job_id: bytes, index: int, digest: bytes) -> Write:
+        """Drop it."""
+        return Write(OUTPUTS, _output_key(job_id, index, digest), None)
+
+    async def outputs(self, job_id: bytes) -> AsyncIterator[tuple[int, bytes, bytes, bytes]]:
+        """Yield (index, digest, node, outcome) of a job."""
+        async for key, value in self._rows(OUTPUTS, job_id):
+            at = JOB_ID_BYTES + _INDEX_BYTES
+            node, outcome = _read(OUTPUTS, _meta, key, value)
+            yield int.from_bytes(key[JOB_ID_BYTES:at], "big"), key[at:], node, outcome
+
+    def evidence_write(self, installation: bytes, value: Any) -> Write:
+        """Set what is known of an installation's results."""
+        return Write(EVIDENCE, installation, cbor.encode(value))
+
+    async def evidence(self) -> AsyncIterator[tuple[bytes, Any]]:
+        """Yield (installation, what is known of its results)."""
+        async for key, value in self._rows(EVIDENCE, b""):
+            yield key, _read(EVIDENCE, _meta, key, value)
+
     # --- outbox ---------------------------------------------------------------------------------
 
     def outbox_write(self, entry: OutboxEntry) -> Write:
@@ -264,6 +294,10 @@ def _before(job_id: bytes, sequence: int) -> bytes | None:
 
 def _result_key(job_id: bytes, index: int, generation: int) -> bytes:
     return _job_key(job_id) + index.to_bytes(_INDEX_BYTES, "big") + generation.to_bytes(_COUNT_BYTES, "big")
+
+
+def _output_key(job_id: bytes, index: int, digest: bytes) -> bytes:
+    return _job_key(job_id) + index.to_bytes(_INDEX_BYTES, "big") + digest
 
 
 def _outbox_key(owner: bytes, job_id: bytes, index: int, attempt: int) -> bytes:

@@ -10,11 +10,14 @@ import pytest
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.checked import Record
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.owner import Grant, OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.trust.levels import Level
+from p2pcompute.trust.verification.book import Why
+from p2pcompute.wire import cbor
 
 JOB = b"j" * 32
 WRONG = b"w" * 32
@@ -58,6 +61,7 @@ class Play:
         self.facts: list[tuple[int, Any]] = []
         self.revoked: list[tuple[int, int]] = []
         self.delivered: dict[int, bytes] = {}
+        self.records: dict[bytes, list[Any]] = {}
 
     def thief(self, key: bytes, want: int = 4) -> Thief:
         return Thief(key, b"me" if key == LOCAL else key, b"1", (3, 11), 1, want)
@@ -105,6 +109,26 @@ class Play:
         assert self.job.ledger.is_complete, self.job.ledger.counts
         return self.job
 
+    def restart(self) -> None:
+        """The owner dies, and a new one reads what was stored; who held a task has forgotten it."""
+        rows = {key: record.pack() for key, record in self.acceptance.take_changed().items()}
+        self.records |= rows
+        checked = self.job.checked
+        assert checked is not None
+        outputs = {
+            (index, digest): (output.thief, output.outcome)
+            for index, known in checked.outputs.items()
+            for digest, output in known.items()
+        }
+        size = self.job.ledger.size
+        tasks = [(FactKind.TASKS, [0, [b"%d" % index for index in range(size)]]), (FactKind.SEAL, [size])]
+        self.acceptance = Acceptance(lambda key: self.levels.get(key, Level.MEMBER), random.Random(8))
+        for key, row in self.records.items():
+            self.acceptance.records[key] = Record.unpack(cbor.decode(cbor.encode(row)))
+        self.core = OwnerCore(None, self.acceptance)
+        self.job = self.core.recover(self.job.envelope, [*tasks, *self.facts], outputs)
+        self.collect()
+
     def banned(self) -> set[str]:
         return {key.rstrip(b".").decode() for key, record in self.acceptance.records.items() if record.banned}
 
@@ -138,3 +162,43 @@ def test_facts_tell_who_claimed_what_and_on_whose_word_it_was_accepted() -> None
     play.play()
     kinds = {kind for kind, _body in play.facts}
     assert {FactKind.HELD, FactKind.CHECKED, FactKind.ACCEPT} <= kinds
+
+
+def test_a_restart_keeps_claims_verdicts_and_bans() -> None:
+    nodes: dict[str, Answer] = {"local": honest, "evil": liar, "vile": liar}
+    nodes |= dict.fromkeys("abcde", honest)
+    play = Play(600, nodes)
+    while len(play.banned()) < 2:
+        play.turn()
+    done = play.job.ledger.counts[TaskState.DONE]
+    checked = play.job.checked
+    assert checked is not None
+    claimed = sum(len(checked.verifier.tasks[checked.numbers[index]].claims) for index in checked.held)
+    assert claimed > 10
+    play.restart()
+    assert play.banned() == {"evil", "vile"}
+    assert play.job.ledger.counts[TaskState.DONE] == done
+    checked = play.job.checked
+    assert checked is not None
+    assert sum(len(checked.verifier.tasks[checked.numbers[index]].claims) for index in checked.held) == claimed
+    assert play.ask(key_of("evil")) is None
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(600)}
+
+
+def test_a_result_is_revoked_when_those_who_vouched_for_it_are_found_out_later() -> None:
+    nodes: dict[str, Answer] = {"evil": honest, "vile": honest, "a": honest, "local": honest}
+    play = Play(10, nodes, replicas=2)
+    play.nodes = {key: value for key, value in play.nodes.items() if key in (key_of("evil"), key_of("vile"))}
+    play.nodes = dict.fromkeys(play.nodes, liar)
+    play.play()
+    assert set(play.delivered.values()) == {WRONG}, "both copies were theirs"
+    play.core.acceptance.wall_s = 5.0
+    play.acceptance._ban(key_of("evil"), Why.FAULTY)
+    play.collect()
+    assert len(play.revoked) == 10 and not play.job.ledger.is_complete
+    play.nodes |= {key_of("local"): honest}
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(10)}
+    assert play.banned() >= {"evil"}
+    assert (FactKind.REVOKE, 10) in [(kind, len(body)) for kind, body in play.facts]

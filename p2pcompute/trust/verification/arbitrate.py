@@ -219,6 +219,39 @@ class Arbitrate(Verifier):
         self._window_end = index + 1
         return index
 
+    def restore(
+        self, index: int, claims: dict[Worker, Digest], blind: tuple[Worker, ...], accepted: Digest | None
+    ) -> None:
+        task = self.tasks[index]
+        task.blind = blind
+        super().restore(index, claims, blind, accepted)
+        for worker in claims:
+            self.workers[worker].claimed.append(index)
+            self.workers[worker].claims_now += 1
+        if accepted is not None:
+            task.is_final = len(votes(claims)) > 1  # a trusted node has decided
+        elif len(votes(claims)) > 1:
+            task.is_disputed = True
+            if self.has_arbiter:
+                self._effects.append(AskTrusted(index))
+
+    def memory_of(self, worker: Worker) -> list[int]:
+        """Return what is worth knowing of a worker in later lives, for `remember`: small whole numbers."""
+        record = self.workers[worker]
+        checks = record.checks_before + record.k
+        return [int(record.standing), record.agreed, record.right, record.wrong, round(record.penalty * 1000), checks]
+
+    def remember(self, worker: Worker, memory: list[int], *, cluster: bytes | None = None) -> None:
+        """Know a worker again as it was in an earlier life; it has passed no checks in this one."""
+        standing, agreed, right, wrong, penalty, checks = memory
+        record = WorkerRecord(cluster, Standing(standing), 1.0)
+        record.agreed, record.right, record.wrong = agreed, right, wrong
+        record.penalty, record.checks_before = penalty / 1000, checks
+        if record.standing is not Standing.NEWCOMER:
+            record.odds = min(1.0, self.policy.odds * record.penalty)
+        self.workers[worker] = record
+        self._has_clusters |= cluster is not None
+
     def _fill_window(self) -> None:
         end = min(len(self.tasks), self._window_begins[-1] + self.policy.window_tasks)
         for index in range(self._window_end, end):

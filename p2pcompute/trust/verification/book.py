@@ -204,6 +204,21 @@ class Verifier(ABC):
         self.tasks.append(Task(lane))
         return len(self.tasks) - 1
 
+    def restore(
+        self, index: int, claims: dict[Worker, Digest], blind: tuple[Worker, ...], accepted: Digest | None
+    ) -> None:
+        """Know again, after a restart, what was claimed of a task, by workers that have joined, and what is accepted.
+
+        Args:
+            blind: who of them has no weight.
+        """
+        task = self.tasks[index]
+        task.claims = dict(claims)
+        if accepted is not None:
+            task.accepted = accepted
+            self.accepted_count += 1
+        self._offer(index)
+
     def wants_copies(self, lane: int) -> bool:
         """Whether tasks of this lane may want to be computed once more."""
         return lane in self._pools and not self._pools[lane].is_empty
