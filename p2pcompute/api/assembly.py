@@ -31,6 +31,7 @@ from p2pcompute.node.node import Node, NodeOptions
 from p2pcompute.places import find_paths
 from p2pcompute.trust.groups import Group, load_group
 from p2pcompute.trust.levels import Levels, load_levels
+from p2pcompute.trust.log_file import FileLogs, LogKeeper, MemoryLogs
 
 if TYPE_CHECKING:
     from p2pcompute.api.options import EmbeddedOptions
@@ -131,6 +132,8 @@ async def build_delegate(
         group=group,
         net=net,
         contacts=(contact,),
+        levels=Levels(installation.public_key, load_levels(paths.data)),
+        logs=MemoryLogs({group.group_id: FileLogs(paths.data).load(group.group_id)}),
     )
     await _meet(node, installation.public_key, contact)
     return node, blobs
@@ -161,6 +164,8 @@ async def _start(
     group: Group | None,
     net: Any,
     contacts: Sequence[Address],
+    levels: Levels | None = None,
+    logs: LogKeeper | None = None,
 ) -> tuple[Node, FileBlobs]:
     directory = Path(tempfile.mkdtemp(prefix="p2pc-"))
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -195,7 +200,8 @@ async def _start(
         ),
         keep_group=lambda _group: None,
         on_error=report_bug,
-        levels=Levels(identity.installation, load_levels(find_paths().data)),
+        levels=levels,
+        logs=logs,
     )
     undo.push_async_callback(node.stop, drain=False)
     await node.start()

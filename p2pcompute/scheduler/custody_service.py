@@ -147,6 +147,8 @@ class CustodyService:
         self._waiting_count = 0
         self._is_closed = False
         owner.on_kept = self._kept
+        self.may_keep: Callable[[JobEnvelope], bool] = lambda _job: True
+        """Says whether the submitter of a job may have it kept here."""
         channels.on_message(Message.CUSTODY, self._on_custody)
         channels.on_request(Message.SYNC, self._on_sync)
 
@@ -242,6 +244,12 @@ class CustodyService:
 
     def _mind(self, now: float, charge: Charge, book: JobBook) -> None:
         """See to a job that is kept here for another node."""
+        if not self.may_keep(charge.job):
+            charge.is_acting = False
+            if charge.job.job_id in self._owner.core.jobs:
+                self._owner.core.release(charge.job.job_id)
+            self._scope.spawn(self._owner.drop_replica(charge.job.job_id), "drop")
+            return
         if self._is_judged(charge):
             return
         self._follow(charge)
@@ -310,6 +318,8 @@ class CustodyService:
             job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall())
             if job.job_id != job_id or not (ticket or self._key in job.terms.custodians):
                 raise RemoteProtocolError("not a job to be kept here")
+            if not ticket and not self.may_keep(job):
+                raise TrustError("its submitter may not submit")
         except P2pcError:
             if ticket:
                 raise

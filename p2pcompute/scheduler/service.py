@@ -188,6 +188,7 @@ class Scheduler:
                 fetch=fetch_results,
                 redirect=self.worker.redirect,
             )
+            self.custody.may_keep = lambda job: self.may_submit(job) is not False
         self.on_restarted: Callable[[bytes], None] = lambda _key: None
         """Called when a node is met in a new life."""
         self.may_submit: Callable[[JobEnvelope], bool | None] = lambda _job: True
@@ -1169,6 +1170,11 @@ class Scheduler:
         """End what runs here, and forget what is kept, of jobs whose submitter may not have them run here any more."""
         for job_id in [job_id for job_id, job in self.worker.jobs.items() if self.may_submit(job) is False]:
             self.worker.disown(job_id)
+        for job_id, entries in self.worker.core.held_of(LOCAL).items():
+            if job_id in self.owner.core.jobs and self.may_submit(self.owner.core.jobs[job_id].envelope) is False:
+                self.worker.stop(LOCAL, job_id, [index for index, _generation, _attempt in entries], kill=True)
+        if self.custody is not None:
+            self.custody.tick(self._host.clock.now())
         self.wake()
 
     def channel_lost(self, channel: Channel) -> None:
