@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 FORGOTTEN_MAX: Final = 4096
-DELAY_PENALTY: Final = 1.0
+DELAY_PENALTY: Final = 0.1
 """Load that a second of delay counts as, for delay-penalised Least Used."""
 
 

@@ -60,6 +60,7 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "dht": Experiment("p2pcompute.simulation.dht_runs:DhtSettings", "p2pcompute.simulation.dht_runs:run_dht"),
     "index": Experiment("p2pcompute.simulation.index_runs:IndexSettings", "p2pcompute.simulation.index_runs:run_index"),
     "small": Experiment("p2pcompute.simulation.small_runs:SmallSettings", "p2pcompute.simulation.small_runs:run_small"),
+    "pool": Experiment("p2pcompute.simulation.pool_runs:PoolSettings", "p2pcompute.simulation.pool_runs:run_pool"),
     "trust": Experiment("p2pcompute.simulation.trust_runs:TrustSettings", "p2pcompute.simulation.trust_runs:run_trust"),
 }
 

@@ -46,7 +46,8 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 SHARES: Final = (
     "banned_honest", "error_rate", "idle_while_work_share", "lookup_recall", "lookup_share", "lookup_success",
-    "query_stale", "query_success", "read_success", "recall", "record_share", "success", "up_share", "utilisation",
+    "pool_utilisation", "query_stale", "query_success", "read_success", "recall", "record_share", "success", "up_share",
+    "utilisation",
 )  # fmt: skip
 """Figures that lie between 0 and 1."""
 

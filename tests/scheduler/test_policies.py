@@ -113,9 +113,9 @@ def test_randomized_least_used_is_in_proportion_to_what_is_left() -> None:
 
 
 def test_delay_counts_as_load() -> None:
-    elements = [replace(A, load=0.1, delay_s=0.3), replace(B, load=0.2, delay_s=0.0)]
+    elements = [replace(A, load=0.1, delay_s=3.0), replace(B, load=0.2, delay_s=0.0)]
     assert select(LeastUsedDelayPenalised(), elements, 1) == "b"
-    assert select(LeastUsedDelayPenalised(), [replace(A, load=0.1, delay_s=0.05), elements[1]], 1) == "a"
+    assert select(LeastUsedDelayPenalised(), [replace(A, load=0.1, delay_s=0.5), elements[1]], 1) == "a"
 
 
 ELEMENT = st.builds(
