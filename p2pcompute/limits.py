@@ -652,6 +652,8 @@ RECALL_S: Final = 4 * RUN_BATCH_S
 KILL_GRACE_S: Final = 1.5
 """From SIGTERM to SIGKILL of a task's process group: time to save its state, and short enough that a machine whose owner
 says so is free within 2 s."""
+TAIL_S: Final = 3.0
+"""Wait for what a running task has printed so far."""
 RUNNER_SAVED_PAUSE_S: Final = 0.05
 RUNNER_SAVED_BYTES_PER_S: Final = 32 * MIB
 """After a task has saved its state nothing is read from its process for as long as these say: what saves all the time

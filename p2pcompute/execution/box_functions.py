@@ -194,6 +194,8 @@ class BoxedFunctions:
                 course.deadline += stood_still_s(before, wait_s)
                 if self._channel.fd in ready:
                     self._channel.receive_now()
+                    if self._channel.peeks:
+                        self._answer_peeks(task)
                     if not course.cause and task.run_id in self._channel.killed:
                         course.end("killed")
                 if zygote.fd in ready:
@@ -217,6 +219,21 @@ class BoxedFunctions:
                 course.go_on()
         except (_Broken, ValueError, struct.error):
             return course.cause, None, None
+
+    def _answer_peeks(self, task: Task) -> None:
+        fds: list[int] = []
+        try:
+            for name in _OUTPUTS:
+                path = os.path.join(self._workplace.settings.directory, name)
+                fds.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+            if all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in fds):
+                self._channel.answer_peeks(task.run_id, fds)
+        except OSError:
+            return  # the task has taken them away
+        finally:
+            self._channel.peeks.clear()
+            for fd in fds:
+                os.close(fd)
 
     def _pass_on(self, body: bytes, task: Task) -> None:
         """Tell the node what the task has saved.

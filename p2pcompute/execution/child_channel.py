@@ -10,6 +10,7 @@ from p2pcompute.execution.child_tasks import ChannelClosed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _READ_BYTES = 1 << 16
@@ -26,6 +27,8 @@ class Channel:
         """Messages but KILL, oldest first."""
         self.killed: dict[int, None] = {}
         """Runs that are to be stopped or not to be started."""
+        self.peeks: list[Any] = []
+        """Questions for what a task has printed."""
         self._buffer = bytearray()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -67,6 +70,21 @@ class Channel:
                 self._read()
         return self.inbox.pop()
 
+    def answer_peeks(self, run_id: int, fds: Sequence[int]) -> None:
+        """Tell what the running task has printed.
+
+        Args:
+            fds: files of its standard output and error.
+
+        Raises:
+            ChannelClosed: the node is gone.
+        """
+        while self.peeks:
+            serial, wanted, *offsets = self.peeks.pop()
+            if wanted == run_id:
+                stdout, stderr = map(messages.tail_of, fds, offsets)
+                self.send(messages.pack_tail(serial, stdout, stderr))
+
     def receive_now(self) -> None:
         """Take what has arrived, without waiting.
 
@@ -94,5 +112,7 @@ class Channel:
             del buffer[:end]
             if message[0] == messages.KILL:
                 self.killed.update(dict.fromkeys(message[1]))
+            elif message[0] == messages.PEEK:
+                self.peeks.append(message[1:])
             else:
                 self.inbox.append(message)

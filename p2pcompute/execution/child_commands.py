@@ -374,6 +374,7 @@ class Commands:
                     continue
                 if any(fd == self._channel.fd for fd, _ in ready):
                     self._channel.receive_now()
+                    self._channel.answer_peeks(task.run_id, outputs)
                     if not cause and task.run_id in self._channel.killed:
                         cause = "killed"
                         deadline = self._terminate(command)

@@ -115,7 +115,9 @@ class Functions:
         self._streams = [
             io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
             if fd == 2
-            else io.TextIOWrapper(io.BufferedWriter(io.FileIO(fd, "w", closefd=False)), "utf-8", "backslashreplace")
+            else io.TextIOWrapper(
+                io.BufferedWriter(io.FileIO(fd, "w", closefd=False)), "utf-8", "backslashreplace", line_buffering=True
+            )
             for fd in (1, 2)
         ]
 

@@ -4,12 +4,13 @@ Frames: 4-byte big-endian length, then the body.  The node is trusted by its wor
 round: what goes down is `marshal` (same interpreter, fast, no imports), what comes up is a fixed binary layout
 that the node checks field by field (`results.py`).
 
-Imported by the worker process: nothing here may import more than `struct` and `marshal`.
+Imported by the worker process: nothing here may import more than `os`, `struct` and `marshal`.
 """
 
 from __future__ import annotations
 
 import marshal
+import os
 import struct
 
 TYPE_CHECKING = False
@@ -28,6 +29,8 @@ KILL = 3
 """(KILL, run ids)."""
 TAKEN = 4
 """(TAKEN, error): the files of an OUTPUTS message were copied; else why not."""
+PEEK = 5
+"""(PEEK, serial number, run id, offset of stdout, of stderr): what has it printed from there on?"""
 
 # --- worker process → node: first byte of the body ----------------------------------------------------
 HELLO = 1
@@ -37,6 +40,8 @@ STARTED = 2
 RESULT = 3
 OUTPUTS = 4
 """From a sandbox, before a result: numbers of files whose descriptors come along; it waits for TAKEN."""
+TAIL = 7
+"""Answer to PEEK: serial number; of stdout and stderr where the bytes begin that follow, and how many they are."""
 SAVED = 6
 """A task has reached this much: run id, cookie (`checkpoints`)."""
 
@@ -48,6 +53,9 @@ EXIT_CHANNEL_CLOSED = 97
 NO_EXIT_CODE = -(1 << 31)
 
 STARTED_BODY = struct.Struct(">BQI")
+TAIL_HEAD = struct.Struct(">BQQIQI")
+TAIL_BYTES_MAX = 1 << 16
+"""Of each stream in one answer: the last ones."""
 SAVED_HEAD = struct.Struct(">BQ")
 RESULT_HEAD = struct.Struct(">BQBBiBdddQIIIIIIII")
 """kind, run id, status, cause, exit code, signal, started (Unix s), runtime s, CPU s, peak RSS bytes, bytes of value,
@@ -91,6 +99,19 @@ def pack_outputs(numbers: Sequence[int]) -> bytes:
 def pack_started(run_id: int, group: int) -> bytes:
     """Return the frame that names a command's process group."""
     return HEAD.pack(STARTED_BODY.size) + STARTED_BODY.pack(STARTED, run_id, group)
+
+
+def tail_of(fd: int, offset: int) -> tuple[int, bytes]:
+    """Return what a file holds from `offset` on, at most the last TAIL_BYTES_MAX bytes, and where that begins."""
+    size = os.fstat(fd).st_size
+    start = max(min(offset, size), size - TAIL_BYTES_MAX, 0)
+    return start, os.pread(fd, TAIL_BYTES_MAX, start)
+
+
+def pack_tail(serial: int, stdout: tuple[int, bytes], stderr: tuple[int, bytes]) -> bytes:
+    """Return the frame of an answer to PEEK."""
+    head = TAIL_HEAD.pack(TAIL, serial, stdout[0], len(stdout[1]), stderr[0], len(stderr[1]))
+    return HEAD.pack(len(head) + len(stdout[1]) + len(stderr[1])) + head + stdout[1] + stderr[1]
 
 
 def pack_saved(run_id: int, cookie: bytes) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import stat
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +27,15 @@ from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
-from p2pcompute.execution.results import RawResult, parse_outputs, parse_result, parse_saved, parse_started
+from p2pcompute.execution.results import (
+    RawResult,
+    Tail,
+    parse_outputs,
+    parse_result,
+    parse_saved,
+    parse_started,
+    parse_tail,
+)
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.standstill import go_on, stand_still
@@ -58,6 +67,7 @@ from p2pcompute.limits import (
     RUNNER_SEND_BYTES,
     RUNNER_WATCH_SLACK_S,
     SANDBOX_IDLE_S,
+    TAIL_S,
 )
 
 OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
@@ -509,6 +519,8 @@ class ProcessRunner:
                             raise RemoteProtocolError("a run that is not its turn has started")
                         if is_command_of(group, worker.pid):
                             worker.groups[group] = None
+                    case messages.TAIL:
+                        worker.peeked(*parse_tail(body))
                     case messages.SAVED:
                         self._saved(slot, worker, body)
                     case messages.OUTPUTS if isinstance(worker, SandboxProcess):
@@ -586,6 +598,17 @@ class ProcessRunner:
         worker.pause()
         self._clock.call_later(pause_s, worker.resume)
         self.on_saved(run_id, cookie)
+
+    async def tail(self, run_id: int, offsets: tuple[int, int]) -> Tail | None:
+        """Return what a running task has printed; see `host.runs.Runner`."""
+        for slot in self._slots:
+            head, worker = slot.head(), slot.worker
+            if head is None or head.run_id != run_id or worker is None or not worker.is_ready:
+                continue
+            if head.is_ours_to_end:  # the worker process itself is busy with it
+                return await asyncio.to_thread(_printed, worker.directory, offsets)
+            return await worker.peek(run_id, offsets, TAIL_S)
+        return None
 
     def _coalesce(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""
@@ -849,6 +872,21 @@ class ProcessRunner:
                 slot.box_timer.cancel()
                 slot.box_timer = None
         await self._scope.close()
+
+
+def _printed(directory: Path, offsets: tuple[int, int]) -> Tail | None:
+    """Return what the function has printed that runs in the worker process of a directory."""
+    found = []
+    for name, offset in zip(("stdout", "stderr"), offsets, strict=True):
+        try:
+            fd = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            found.append(messages.tail_of(fd, offset))
+        finally:
+            os.close(fd)
+    return found[0], found[1]
 
 
 def _settings(slot: _Slot) -> dict[str, Any]:

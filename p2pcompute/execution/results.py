@@ -69,6 +69,28 @@ def parse_saved(body: bytes) -> tuple[int, bytes]:
     return messages.SAVED_HEAD.unpack_from(body)[1], body[size:]
 
 
+Tail = tuple[tuple[int, bytes], tuple[int, bytes]]
+"""Of stdout and stderr: where bytes begin, and the bytes."""
+
+
+def parse_tail(body: bytes) -> tuple[int, Tail]:
+    """Return (serial number, tail) of a TAIL message.
+
+    Raises:
+        RemoteProtocolError: it is malformed.
+    """
+    head = messages.TAIL_HEAD
+    if len(body) < head.size:
+        raise RemoteProtocolError("a tail cut short")
+    _, serial, stdout_start, stdout_size, stderr_start, stderr_size = head.unpack_from(body)
+    if max(stdout_size, stderr_size) > messages.TAIL_BYTES_MAX or head.size + stdout_size + stderr_size != len(body):
+        raise RemoteProtocolError("a tail of an impossible size")
+    if max(stdout_start, stderr_start) >= 1 << 62:
+        raise RemoteProtocolError("an impossible tail")
+    stdout = body[head.size : head.size + stdout_size]
+    return serial, ((stdout_start, stdout), (stderr_start, body[head.size + stdout_size :]))
+
+
 def parse_outputs(body: bytes) -> list[int]:
     """Return the numbers in an OUTPUTS message.
 

@@ -16,6 +16,7 @@ import p2pcompute
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_os import SIGKILL
+from p2pcompute.execution.results import Tail
 from p2pcompute.execution.environments import Environment
 from p2pcompute.limits import RUNNER_MESSAGE_BYTES_MAX
 from p2pcompute.wire.frames import FrameReader
@@ -91,6 +92,9 @@ class WorkerProcess:
         """It has said hello."""
         self.known_jobs: dict[int, None] = {}
         """Jobs that it remembers, the least recently used first."""
+        self.peeks: dict[int, asyncio.Future[Tail | None]] = {}
+        """Who waits for what a task has printed, by serial number."""
+        self.peek_count = 0
         self.recalled: dict[int, None] = {}
         """Runs that were taken back, and that it has not said it left out."""
         self.groups: dict[int, None] = {}
@@ -189,6 +193,32 @@ class WorkerProcess:
             return
         self._unsent += frame
         self._flush()
+
+    async def peek(self, run_id: int, offsets: tuple[int, int], limit_s: float) -> Tail | None:
+        """Ask what the running task has printed; None: it did not answer in time, or runs no more."""
+        self.peek_count += 1
+        serial = self.peek_count
+        waiting: asyncio.Future[Tail | None] = self._loop.create_future()
+        self.peeks[serial] = waiting
+        timer = self._loop.call_later(limit_s, lambda: self.peeked(serial, None))
+        try:
+            self.send(messages.pack_down((messages.PEEK, serial, run_id, *offsets)))
+            return await waiting
+        finally:
+            timer.cancel()
+            del self.peeks[serial]
+
+    def peeked(self, serial: int, tail: Tail | None) -> None:
+        """An answer has come.
+
+        Raises:
+            RemoteProtocolError: to nothing that was asked.
+        """
+        if not 0 < serial <= self.peek_count:
+            raise RemoteProtocolError("an answer that nobody waits for")
+        waiting = self.peeks.get(serial)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(tail)
 
     @property
     def has_unsent(self) -> bool:
@@ -327,6 +357,8 @@ class WorkerProcess:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         os.close(self._life_line)
+        for serial in list(self.peeks):
+            self.peeked(serial, None)
         self._let_go()
         self._on_exit(returncode)
 

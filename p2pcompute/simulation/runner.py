@@ -165,6 +165,9 @@ class SimRunner:
             batch = self._slots[slot] = _Batch(slot, runs, on_outcomes)
             self._begin(batch)
 
+    async def tail(self, run_id: int, offsets: tuple[int, int]) -> None:
+        """Simulated tasks print nothing."""
+
     def kill(self, run_ids: Sequence[int]) -> None:
         wanted = frozenset(run_ids)
         for batch in self._slots:
