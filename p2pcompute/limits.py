@@ -523,8 +523,9 @@ CHECKPOINTS_BYTES_MAX: Final = 256 * MIB
 """Cookies that an owner keeps in memory, of all its tasks; each is up to INLINE_BYTES_MAX, larger ones are blobs."""
 CHECKPOINT_BLOBS_BYTES_MAX: Final = 8 * 1024 * MIB
 """The same on disk."""
-OUTBOX_DELAY_S: Final = 0.2
-"""A worker writes a result to disk when its owner has not acknowledged it within this time."""
+OUTBOX_DELAY_S: Final = 0.5
+"""A worker writes a result to disk when its owner has not acknowledged it within this time and the tick that follows:
+tiny tasks that come faster than their owner takes them need not pass through the disk."""
 REST_S_MIN: Final = 0.25
 REST_S_MAX: Final = 30.0
 """A node that cannot start tasks (disk full, no processes) tries again after this, doubled each time: it neither burns

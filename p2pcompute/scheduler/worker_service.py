@@ -131,6 +131,11 @@ class OwnerLink:
     moves: list[_Move] = field(default_factory=list)
     is_registering: bool = False
 
+    @property
+    def has_unkept(self) -> bool:
+        """Whether the youngest result is only in memory; older ones are written with it, or before."""
+        return bool(self.results) and not self.results[-1].is_on_disk
+
 
 @dataclass(slots=True)
 class WorkerCounters:
@@ -320,12 +325,7 @@ class WorkerService:
                 continue
             results = [done for done in link.results if done.job_id == job_id]
             link.results = deque(done for done in link.results if done.job_id != job_id)
-            if self._journal is not None:
-                self._deletes += [
-                    self._journal.outbox_delete(link.key, job_id, done.claim[0], done.claim[2])
-                    for done in results
-                    if done.is_on_disk
-                ]
+            self._delete(link, results)
             for done in results:
                 done.is_on_disk = False
             if to == self._identity.public_key:
@@ -367,14 +367,17 @@ class WorkerService:
 
     async def _stage(self, waiting: list[tuple[Held, list[BlobRef]]], link: OwnerLink) -> None:
         """Fetch inputs, task after task; a task starts as soon as its own are here."""
+        here: dict[BlobRef, None] = {}
+        """Found once: every task of these has pinned its own."""
         for held, refs in waiting:
             if held.run_id not in self.core.held:
                 self._unpin(held)
                 continue
             try:
-                missing = [ref for ref in refs if not await self._host.store.blobs.has(ref)]
+                missing = [ref for ref in refs if ref not in here and not await self._host.store.blobs.has(ref)]
                 if missing:
                     await self._fetch(missing, link.key, link.addresses)
+                here.update(dict.fromkeys(refs))
             except (P2pcError, TimeoutError) as error:
                 self.counters.fetch_failures_count += 1
                 if held.run_id in self.core.held:
@@ -612,13 +615,13 @@ class WorkerService:
                             continue
                         await self._refused(link, batch[0], error)
                     await self._keep(link)
-                    await self._give_up_old(link)
+                    self._give_up_old(link)
                     self._seek_coordinators(link)
                     pause_s = RECONNECT_S_MIN if await self._pause(link, pause_s) else min(RECONNECT_S_MAX, pause_s * 2)
                     continue
                 pause_s = RECONNECT_S_MIN
                 link.alone_count = max(0, link.alone_count - 1)
-                await self._settle(link, batch)
+                self._settle(link, batch)
         finally:
             link.is_sending = False
 
@@ -664,7 +667,7 @@ class WorkerService:
             return False
         return True
 
-    async def _settle(self, link: OwnerLink, batch: Sequence[_Finished]) -> None:
+    def _settle(self, link: OwnerLink, batch: Sequence[_Finished]) -> None:
         """The owner has these."""
         sent = {id(done) for done in batch}
         while link.results and id(link.results[0]) in sent:
@@ -672,7 +675,16 @@ class WorkerService:
         if sent:
             link.results = deque(done for done in link.results if id(done) not in sent)
         self._let_go(batch)
-        await self._forget(link.key, batch)
+        self._delete(link, batch)
+
+    def _delete(self, link: OwnerLink, results: Sequence[_Finished]) -> None:
+        """Have the next tick take these off the disk."""
+        if self._journal is not None:
+            self._deletes += [
+                self._journal.outbox_delete(link.key, done.job_id, done.claim[0], done.claim[2])
+                for done in results
+                if done.is_on_disk
+            ]
 
     def _let_go(self, batch: Sequence[_Finished]) -> None:
         for done in batch:
@@ -684,12 +696,7 @@ class WorkerService:
     def _forget_results(self, link: OwnerLink, job_id: bytes) -> None:
         gone = [done for done in link.results if done.job_id == job_id]
         link.results = deque(done for done in link.results if done.job_id != job_id)
-        if self._journal is not None:
-            self._deletes += [
-                self._journal.outbox_delete(link.key, job_id, done.claim[0], done.claim[2])
-                for done in gone
-                if done.is_on_disk
-            ]
+        self._delete(link, gone)
         self._let_go(gone)
 
     def _next_results(self, link: OwnerLink) -> list[_Finished]:
@@ -716,14 +723,7 @@ class WorkerService:
             CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch]}
         )
         body = [claims, [done.outcome for done in batch]]
-        keeping = self._host.clock.call_later(OUTBOX_DELAY_S, lambda: self._keep_soon(link))
-        try:
-            await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)
-        finally:
-            keeping.cancel()
-
-    def _keep_soon(self, link: OwnerLink) -> None:
-        self._scope.spawn(self._keep(link), "keep")
+        await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)
 
     async def _reach(self, link: OwnerLink) -> Channel:
         channel = self._channels.get(link.key)
@@ -738,12 +738,14 @@ class WorkerService:
             await self._write_mark(self._journal)
         for link in list(self.links.values()):
             await self._keep(link)
+        await self._forget()
 
-    async def _keep(self, link: OwnerLink) -> None:
-        """Write results to disk that their owner has not taken."""
+    async def _keep(self, link: OwnerLink, waited_s: float = 0.0) -> None:
+        """Write results to disk that their owner has not taken within `waited_s`."""
         if self._journal is None:
             return
-        unkept = [done for done in link.results if not done.is_on_disk]
+        since = self._host.clock.now() - waited_s
+        unkept = [done for done in link.results if done.born <= since and not done.is_on_disk]
         entries = [
             OutboxEntry(link.key, done.job_id, done.claim[0], done.claim[2], done.claim, done.outcome, link.addresses)
             for done in unkept
@@ -753,33 +755,29 @@ class WorkerService:
             return
         for done in unkept:
             done.is_on_disk = True
+        deletes, self._deletes = self._deletes, []  # before: the same task may have another result now
         try:
-            await self._host.store.commit(writes)
+            await self._host.store.commit([*deletes, *writes])
         except StoreError:  # still in memory; written with the next attempt
+            self._deletes = deletes + self._deletes
             for done in unkept:
                 done.is_on_disk = False
 
-    async def _forget(self, owner: bytes, batch: Sequence[_Finished]) -> None:
-        if self._journal is None:
-            return
-        self._deletes += [
-            self._journal.outbox_delete(owner, done.job_id, done.claim[0], done.claim[2])
-            for done in batch
-            if done.is_on_disk
-        ]
+    async def _forget(self) -> None:
+        """Take results off the disk that their owners have.  What is not deleted when this node dies is sent again."""
         writes, self._deletes = self._deletes, []
         if writes:
             try:
                 await self._host.store.commit(writes)
             except StoreError:
-                self._deletes = writes + self._deletes  # with the next ones, or by `tick`
+                self._deletes = writes + self._deletes
 
-    async def _give_up_old(self, link: OwnerLink) -> None:
+    def _give_up_old(self, link: OwnerLink) -> None:
         limit = self._host.clock.now() - OUTBOX_KEEP_S
         old = [done for done in link.results if done.born < limit]
         if old:
             self.counters.given_up_results_count += len(old)
-            await self._settle(link, old)
+            self._settle(link, old)
 
     async def recover(self) -> int:
         """Take up results of an earlier life that their owners do not have; returns how many."""
@@ -856,7 +854,7 @@ class WorkerService:
             or self._marked
             or self._deletes
             or self._pinned
-            or any(link.heartbeat_due for link in self.links.values())
+            or any(link.heartbeat_due or link.has_unkept for link in self.links.values())
         )
 
     def tick(self, now: float) -> None:
@@ -864,8 +862,10 @@ class WorkerService:
         self._unpin_gone()
         self._mark()
         if self._deletes:
-            self._scope.spawn(self._forget(b"", ()), "forget")
+            self._scope.spawn(self._forget(), "forget")
         for link in self.links.values():
+            if link.has_unkept and self._journal is not None:
+                self._scope.spawn(self._keep(link, OUTBOX_DELAY_S), "keep")
             if link.heartbeat_due and link.heartbeat_due <= now and not link.is_beating:
                 if self.core.holds_of(link.key):
                     link.is_beating = True
