@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, cast
 from urllib.parse import quote
@@ -15,6 +17,7 @@ from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument
 from p2pcompute.cli.kept_connection import open_kept
+from p2pcompute.cli.live_output import LiveOutput
 from p2pcompute.cli.output import (
     duration_text,
     moment_of,
@@ -42,12 +45,12 @@ SAME_NAMED_MAX: Final = 10
         ("p2pc logs", "of the newest job"),
         ("p2pc logs --failed", "the end of what failed tasks said"),
         ("p2pc logs j7k3/17 --stderr", ""),
-        ("p2pc logs -f", "as tasks end"),
+        ("p2pc logs -f j7k3", "what tasks print, while they run"),
     ],
 )
 @json_option
 @reference_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on as tasks end, until the job is over.")
+@click.option("-f", "--follow", is_flag=True, help="Show what tasks print as they run, until the job is over.")
 @click.option("--failed", is_flag=True, help="Only of failed tasks, equal ones once.")
 @click.option("--stderr/--stdout", "is_stderr", default=None, help="Only this stream.")
 @click.option("-n", "--lines", type=click.IntRange(1), metavar="N", help="The last N lines of each task.")
@@ -90,12 +93,21 @@ def logs(
             printer.take(task, merge=failed and not follow)
 
     if follow:
-        for event, data in connection.stream_lines(f"/v1/jobs/{job['id']}/events?after=0"):
-            if event == "task":
-                take(data)
-                sys.stdout.buffer.flush()
-            elif event == "end":
-                last = data
+        live = None if json_ or failed else _live(connection, job, ref, streams, is_tagged=not raw and ref.task is None)
+        try:
+            for event, data in connection.stream_lines(f"/v1/jobs/{job['id']}/events?after=0"):
+                if event == "task":
+                    with live.lock if live is not None else contextlib.nullcontext():
+                        is_printed = (
+                            live is not None and data["index"] in ref and live.rest(data, partial(contents.lines, data))
+                        )
+                        take({**data, "is_printed": True} if is_printed else data)
+                        sys.stdout.buffer.flush()
+                elif event == "end":
+                    last = data
+        finally:
+            if live is not None:
+                live.stop()
     elif json_ and not follow:
         items = [
             record_of(task, contents, str(job.get("kind")))
@@ -112,6 +124,21 @@ def logs(
     from p2pcompute.cli.follow import job_exit_code
 
     return job_exit_code(last)
+
+
+def _live(
+    connection: Connection, job: Mapping[str, Any], ref: Reference, streams: Sequence[str], *, is_tagged: bool
+) -> LiveOutput:
+    """Begin to print what running tasks print."""
+    out = sys.stdout.buffer
+
+    def write(data: bytes) -> None:
+        out.write(data)
+        out.flush()
+
+    live = LiveOutput(connection, job["id"], ref, streams, write, is_tagged=is_tagged)
+    live.start()
+    return live
 
 
 def _is_since(task: Mapping[str, Any], since_s: float | None) -> bool:
@@ -147,7 +174,7 @@ class _LogPrinter:
     def take(self, task: Mapping[str, Any], *, merge: bool) -> None:
         out = self._out
         if self._raw:
-            for name in self._streams:
+            for name in () if task.get("is_printed") else self._streams:
                 out.begin()
                 if self._lines is None:
                     self._contents.copy(task, name, cast("IO[bytes]", out))
@@ -192,7 +219,7 @@ class _LogPrinter:
         return "  ".join(part for part in parts if part)
 
     def _body(self, task: Mapping[str, Any]) -> Iterator[bytes]:
-        for name in self._streams:
+        for name in () if task.get("is_printed") else self._streams:
             for text in self._tail(task, name) if self._lines is not None else self._contents.lines(task, name):
                 yield text if text.endswith(b"\n") else text + b"\n"
         error = str(task.get("error") or "").strip()
@@ -227,7 +254,8 @@ class _LogPrinter:
     help="pickle: one list of a function's values; a failed task is its exception.",
 )
 @click.option("--partial", is_flag=True, help="What there is of a job that is not over.")
-def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partial: bool) -> int:
+@click.option("--bundle", metavar="FILE", help="Signed, offline-verifiable bundle of envelope, claims and verdicts.")
+def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partial: bool, bundle: str | None) -> int:
     """Print or export results."""
     from p2pcompute.cli.follow import job_exit_code
 
@@ -240,7 +268,9 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
             f"p2pc wait {job['alias']}, or add --partial",
             code="not-finished",
         )
-    if json_:
+    if bundle is not None:
+        _write_bundle(connection, job, Path(bundle))
+    elif json_:
         contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
         items = [
             record_of(task, contents, str(job.get("kind")))
@@ -262,6 +292,22 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
     else:
         _print_results(connection, job, ref, format_)
     return job_exit_code(job) if job["state"] not in ("waiting", "running") else 7
+
+
+def _write_bundle(connection: Connection, job: Mapping[str, Any], path: Path) -> None:
+    """Write the bundle of a job: all or nothing."""
+    import shutil
+
+    draft = path.with_name(path.name + ".part")
+    try:
+        with connection.download(f"/v1/jobs/{job['id']}/bundle") as download, draft.open("wb") as content:
+            shutil.copyfileobj(download, content)
+        draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written", str(error.strerror or error), None, code="file") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    say(f"wrote {path}; anybody can check it: p2pc trust verify {path}", level=1)
 
 
 def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, mode: str) -> None:

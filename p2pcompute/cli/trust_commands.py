@@ -15,6 +15,7 @@ from p2pcompute.errors import UsageError
 
 LOOK_S_MAX: Final = 5.0
 """A node that does not answer a look within this is said to be stuck."""
+EVENTS_SHOWN: Final = 10
 POWERS: Final = {
     "trusted": (
         "its results are believed without a check",
@@ -150,9 +151,11 @@ def _ask(item: Mapping[str, Any], level: str, *, is_mute: bool) -> None:
 @json_option
 def show(node: str, json_: bool) -> int:
     """What is known of a node and its level."""
-    item = named(known(), node)
+    connection = open_connection(timeout_s=LOOK_S_MAX)
+    item = named(connection.request("GET", "/v1/trust")["items"], node)
+    evidence = connection.request("GET", f"/v1/trust/{item['id']}/evidence")
     if json_:
-        print_json({"schema": "p2pc.trust-node/1", **item})
+        print_json({"schema": "p2pc.trust-node/1", **item, "evidence": evidence})
         return 0
     since = f" since {time_text(item['set'])}" if item["set"] else ""
     reason = f": {one_line(item['reason'])}" if item["reason"] else ""
@@ -161,6 +164,47 @@ def show(node: str, json_: bool) -> int:
         ("level", f"{item['level']}{since}{reason}"),
         ("may", roles_text(item)),
         ("invited by", one_line(item["invited_by"] or "–")),
+        ("results", _results_text(item, evidence)),
     )
     print("\n".join([one_line(item["name"]), *(f"  {label:11} {text}" for label, text in facts)]))
+    for event in evidence["events"][-EVENTS_SHOWN:]:
+        task = f"{event['job']}/{event['index'] + 1}" if event["job"] else "of a job that was forgotten"
+        print(f"  {time_text(event['at']) if event['at'] else '':11}  task {task}: {one_line(event['what'])}")
+    if evidence["banned"]:
+        say(f"To give it work again without checks: p2pc trust set {one_line(item['name'])} trusted", level=1)
+    return 0
+
+
+def _results_text(item: Mapping[str, Any], evidence: Mapping[str, Any]) -> str:
+    """What is known of a node's results."""
+    if evidence["banned"]:
+        return f"banned since {time_text(evidence['banned_at'])}: {evidence['banned']}"
+    if item["level"] in ("self", "trusted"):
+        return "believed without a check"
+    if not evidence["claims"]:
+        return "none were checked here yet"
+    counts = f"{evidence['claims']} checked, {evidence['agreed']} found by others too, {evidence['wrong']} wrong"
+    return f"{counts} ({evidence['standing']})" if evidence["standing"] else counts
+
+
+@trust.command(cls=Command, examples=[("p2pc trust verify job.bundle", "what p2pc result --bundle wrote")])
+@click.argument("file", type=click.Path())
+@json_option
+def verify(file: str, json_: bool) -> int:
+    """Check a result bundle or an evidence file; asks no node."""
+    from pathlib import Path
+
+    from p2pcompute.cli.proofs import report_json, report_text
+    from p2pcompute.host.real_crypto import RealCrypto
+    from p2pcompute.scheduler.bundles import check_file
+
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read", str(error.strerror or error), None, code="file") from error
+    report = check_file(RealCrypto(), data)
+    if json_:
+        print_json(report_json(report))
+    else:
+        print(report_text(report))
     return 0

@@ -12,6 +12,7 @@ and sent hundreds at a time, so that four lines of formatting are all that would
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from p2pcompute.daemon.views import (
     described_json,
     encode_note,
     error_json,
+    evidence_json,
     explanation_json,
     findings_json,
     idle_json,
@@ -300,6 +302,18 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call(
         "GET",
+        "/v1/jobs/{ref}/tasks/{index:int}/tail",
+        "tail",
+        "What a running task has printed so far",
+        "p2pc.tail/1",
+        query=(
+            ("attempt", "integer", "The attempt that the offsets are of"),
+            ("stdout", "integer", "Only what comes after so many bytes"),
+            ("stderr", "integer", "Only what comes after so many bytes"),
+        ),
+    ),
+    Call(
+        "GET",
         "/v1/jobs/{ref}/tasks/{index:int}/value",
         "value",
         "The function's pickled value or exception",
@@ -322,6 +336,7 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call("POST", "/v1/jobs/{ref}/cancel", "cancel", "Cancel all or some tasks", "object", body=CancelBody),
     Call("POST", "/v1/jobs/{ref}/retry", "retry", "Run tasks again", "object", body=RetryBody),
+    Call("GET", "/v1/jobs/{ref}/bundle", "bundle", "All that was signed about a job", "application/octet-stream"),
     Call("POST", "/v1/jobs/{ref}/ticket", "ticket", "Let another node look on at a job", "object", body=EmptyBody),
     Call("POST", "/v1/attach", "attach", "Look on at a job of another node", "object", body=AttachBody),
     Call("POST", "/v1/prune", "prune", "Forget jobs that ended long ago", "object", body=PruneBody),
@@ -342,6 +357,7 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("POST", "/v1/resume", "resume", "Take work again", "object", body=EmptyBody),
     Call("POST", "/v1/comfort", "set_comfort", "Rules of the machine's owner", "p2pc.idle/1", body=ComfortBody),
     Call("GET", "/v1/trust", "trust", "What every installation is to this one", "p2pc.trust/1"),
+    Call("GET", "/v1/trust/{ref}/evidence", "evidence", "What is known of a node's results", "p2pc.evidence/1"),
     Call("POST", "/v1/trust/{ref}", "set_level", "Trust an installation, or block it", "object", body=LevelBody),
     Call("POST", "/v1/members/{ref}/remove", "remove", "Remove a member from the group", "object", body=RemoveBody),
     Call("POST", "/v1/members/{ref}/roles", "set_roles", "What a member may do", "object", body=RolesBody),
@@ -612,6 +628,10 @@ class Api:
     async def trust(self, request: Request) -> Response:
         return JsonResponse({"schema": "p2pc.trust/1", "items": [trust_json(view) for view in self._node.trust()]})
 
+    async def evidence(self, request: Request) -> Response:
+        key = parse_device_id(request.path_params["ref"])
+        return JsonResponse(evidence_json(await self._node.evidence(key)))
+
     async def set_level(self, request: Request) -> Response:
         body = decode_body(await read_body(request), LevelBody)
         key = parse_device_id(request.path_params["ref"])
@@ -741,6 +761,10 @@ class Api:
             self._sink.begin(self._job(request))
         return JsonResponse({"count": count})
 
+    async def bundle(self, request: Request) -> Response:
+        data = await self._node.bundle(self._job(request).job_id)
+        return Response(data, media_type="application/octet-stream")
+
     async def ticket(self, request: Request) -> Response:
         decode_body(await read_body(request), EmptyBody)
         ticket = self._node.ticket(self._job(request).job_id)
@@ -797,6 +821,23 @@ class Api:
 
     async def value(self, request: Request) -> Response:
         return await self._content(request, "value")
+
+    async def tail(self, request: Request) -> Response:
+        job, index = self._job(request), request.path_params["index"]
+        attempt, *offsets = (max(0, _query_int(request, name, 0)) for name in ("attempt", "stdout", "stderr"))
+        found = await self._node.tail(job.job_id, index, attempt=attempt, offsets=(offsets[0], offsets[1]))
+        return JsonResponse(
+            {
+                "schema": "p2pc.tail/1",
+                "index": index,
+                "node": None if found is None else found.node,
+                "attempt": None if found is None else found.attempt,
+                "stdout_start": 0 if found is None else found.stdout_start,
+                "stdout_b64": "" if found is None else base64.b64encode(found.stdout).decode(),
+                "stderr_start": 0 if found is None else found.stderr_start,
+                "stderr_b64": "" if found is None else base64.b64encode(found.stderr).decode(),
+            }
+        )
 
     async def _content(self, request: Request, name: str) -> Response:
         job, task = await self._task(request)

@@ -5,6 +5,7 @@ Fields are only added within a schema number.  Times are RFC 3339 UTC, durations
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import shlex
@@ -23,6 +24,7 @@ from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import (
     DescribedView,
+    EvidenceView,
     IdleView,
     JobView,
     NodeFacade,
@@ -309,6 +311,29 @@ def trust_json(view: TrustView) -> dict[str, Any]:
     }
 
 
+def evidence_json(view: EvidenceView) -> dict[str, Any]:
+    return {
+        "schema": "p2pc.evidence/1",
+        "claims": view.claims,
+        "agreed": view.agreed,
+        "wrong": view.wrong,
+        "standing": view.standing or None,
+        "banned": view.banned or None,
+        "banned_at": time_text(view.banned_at),
+        "events": [
+            {
+                "at": time_text(event.at),
+                "job": event.job or None,
+                "job_id": event.job_id.hex(),
+                "index": event.index,
+                "what": event.what,
+            }
+            for event in view.events
+        ],
+        "proof_b64": base64.b64encode(view.proof).decode() if view.proof else None,
+    }
+
+
 def share_json(share: NodeShare) -> dict[str, Any]:
     return {
         "node": share.node,
@@ -359,6 +384,9 @@ def job_json(job: JobView) -> dict[str, Any]:
         "owner": job.owner or None,
         "custodians": list(job.custodians),
         "claimed": job.claimed,
+        "checking": job.checking,
+        "revoked": job.revoked,
+        "disputed": job.disputed,
     }
 
 

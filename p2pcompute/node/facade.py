@@ -197,6 +197,12 @@ class JobView:
     """Names of the nodes that keep it too, by rank."""
     claimed: int = 0
     """Of those done and failed: ends that its owner has not judged."""
+    checking: int = 0
+    """Of those waiting: claimed by nodes that are not trusted, and not believed yet."""
+    revoked: int = 0
+    """Results that were believed until the job had ended, and no longer then."""
+    disputed: int = 0
+    """Tasks of which two trusted nodes found different results."""
     priority: int = 0
     deadline: float | None = None
     """When it is given up, Unix seconds."""
@@ -340,6 +346,39 @@ class TrustView:
     """Wall clock: when its level was set; None: nobody did."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceEvent:
+    """Something remarkable about the results of an installation."""
+
+    at: float
+    """Unix seconds."""
+    job_id: bytes
+    job: str
+    """Its alias; empty when it was forgotten."""
+    index: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceView:
+    """What is known here of the results of an installation."""
+
+    claims: int = 0
+    """Results that were checked, or still are."""
+    agreed: int = 0
+    """Of those: found by another node too."""
+    wrong: int = 0
+    """Contradicted by a trusted node."""
+    standing: str = ""
+    """newcomer, active, suspect or banned; empty when it has computed nothing since this node started."""
+    banned: str = ""
+    """Why it gets no more work; empty: it does."""
+    banned_at: float | None = None
+    events: tuple[EvidenceEvent, ...] = ()
+    proof: bytes = b""
+    """Evidence file that it signed two results under one lease; empty: there is none."""
+
+
 class NodeFacade(Protocol):
     """A running node, from the inside."""
 
@@ -404,6 +443,16 @@ class NodeFacade(Protocol):
 
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
         """Run tasks again; how many."""
+
+    async def evidence(self, key: bytes) -> EvidenceView:
+        """Return what is known here of the results of an installation."""
+
+    async def bundle(self, job_id: bytes) -> bytes:
+        """Return a job with all that was signed about it.
+
+        Raises:
+            UsageError: no such job, or it is not this node's, or too large.
+        """
 
     def ticket(self, job_id: bytes) -> TicketView:
         """Make a ticket with which another member may look on at a job.

@@ -27,6 +27,7 @@ from p2pcompute.node.facade import (
     IdleView,
     InviteState,
     InviteView,
+    EvidenceView,
     JobView,
     JoinView,
     NearbyView,
@@ -43,6 +44,7 @@ from p2pcompute.node.members import Members
 from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.placement import ACCEPTS, Placement, is_data
+from p2pcompute.node.proofs import bundle_of, evidence_of
 from p2pcompute.node.seeds import note as seed_note
 from p2pcompute.node.slowness import Course, NodeCourse
 from p2pcompute.resources.explaining import Finding
@@ -510,6 +512,13 @@ class Node:
         count = await self.scheduler.owner.retry(job_id, indices, failed_only=failed_only)
         self.scheduler.offer()
         return count
+
+    async def evidence(self, key: bytes) -> EvidenceView:
+        return await evidence_of(self._host, self._journal, self.scheduler.owner, key)
+
+    async def bundle(self, job_id: bytes) -> bytes:
+        await self.scheduler.owner.committed()
+        return await bundle_of(self._journal, self.scheduler.owner.book(job_id))
 
     def ticket(self, job_id: bytes) -> TicketView:
         custody = self.scheduler.custody

@@ -145,6 +145,7 @@ def job(
         state = "failed" if failed else "cancelled" if cancelled else "done"
         exit_code = (0 if ",success=" in owned.halted else 3) if cancelled else 1 if failed else 0
         exit_code = 124 if cancelled and owned.halted == DEADLINE else exit_code
+        exit_code = 8 if exit_code == 0 and owned.revoked_late else exit_code
     else:
         state, exit_code = ("running" if running or done or failed else "waiting"), None
     shares = []
@@ -183,6 +184,9 @@ def job(
         owner="" if owned.is_own else name_of(owned.envelope.signer),
         custodians=tuple(name_of(key) for key in owned.envelope.terms.custodians),
         claimed=counts[TaskState.CLAIMED] + counts[TaskState.CLAIMED_FAILED],
+        checking=0 if owned.checked is None else sum(index in owned.checked.outputs for index in owned.checked.held),
+        revoked=owned.revoked_late,
+        disputed=owned.nondeterministic,
         priority=owned.envelope.terms.priority,
         deadline=owned.envelope.terms.deadline_ms / 1000 or None,
         lately_s=0.0 if is_over else _lately_s(book, now, running),

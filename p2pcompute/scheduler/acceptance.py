@@ -97,7 +97,7 @@ class Acceptance:
         self._rng = rng
         self._cluster_of = cluster_of
         self._core: Decider | None = None
-        self._verifiers: dict[Rule, Verifier] = {}
+        self.verifiers: dict[Rule, Verifier] = {}
         self._joined: dict[Rule, dict[Worker, None]] = {}
         self._places: dict[Rule, list[tuple[CheckedJob, int] | None]] = {}
         """By number in the verifier."""
@@ -256,9 +256,9 @@ class Acceptance:
         joined = self._joined.setdefault(rule, {})
         if worker in joined:
             return True
-        verifier = self._verifiers.get(rule)
+        verifier = self.verifiers.get(rule)
         if verifier is None:
-            if len(self._verifiers) >= VERIFY_RULES_MAX:
+            if len(self.verifiers) >= VERIFY_RULES_MAX:
                 return False
             verifier = self._make(rule, now)
         known = self.records.get(worker)
@@ -291,7 +291,7 @@ class Acceptance:
             return index in checked.payloads and self._may_copy(checked, worker, index)
 
         verifier.allows = allows
-        self._verifiers[rule] = verifier
+        self.verifiers[rule] = verifier
         return verifier
 
     def _may_copy(self, checked: CheckedJob, worker: Worker, index: int) -> bool:
@@ -304,7 +304,7 @@ class Acceptance:
 
     def _check(self, rule: Rule, job: OwnedJob) -> CheckedJob:
         """Begin the books about a job."""
-        job.checked = CheckedJob(job, self._verifiers[rule], self._next_lane)
+        job.checked = CheckedJob(job, self.verifiers[rule], self._next_lane)
         self._next_lane += 1
         return job.checked
 
@@ -408,7 +408,7 @@ class Acceptance:
             for checked in self._checked_jobs()
             if checked.job.ledger.is_complete and (checked.arbitrations or checked.rechecks)
         }
-        for rule, verifier in self._verifiers.items():
+        for rule, verifier in self.verifiers.items():
             if isinstance(verifier, Arbitrate):
                 checks = verifier.checks_count
                 if checks > SETTLE_GROWTH * self._settled_at.get(rule, 0):
@@ -474,11 +474,19 @@ class Acceptance:
         if before is not None and before == digest:
             checked.verifier.returned(now, installation, number)
             return is_holder
+        if before is not None and checked.signed.get((index, installation)) != attempt:
+            # Two leases, two results: it errs, or the task has more than one result.  Nobody is banned for that.
+            self._tell(installation, checked, index, "its second result differs from its first")
+            checked.verifier.returned(now, installation, number)
+            if not task.is_final:
+                self._disputed(checked, index)
+            return True
         if is_relayed and not task.claims:
             task.lent[installation] = False
         is_blind = installation not in task.lent
         record = self.record(installation)
         if before is None:
+            checked.signed[index, installation] = attempt
             self.changed[installation] = None
             record.claims += 1
             self._owner.note(
@@ -674,7 +682,7 @@ class Acceptance:
                 for index in indices:
                     self.returned(self._now, checked.job, index, thief)
                 self._owner.stop(thief, checked.job, indices, kill=True)
-        for rule, verifier in self._verifiers.items():
+        for rule, verifier in self.verifiers.items():
             if isinstance(verifier, Arbitrate) and installation in self._joined.get(rule, ()):
                 self._follow(rule, verifier.equivocated(installation))
         for checked in list(self._checked_jobs()):
@@ -736,7 +744,7 @@ class Acceptance:
     def take_changed(self) -> dict[bytes, Record]:
         """Return the records that are to be stored, as they are now."""
         changed, self.changed = self.changed, {}
-        for rule, verifier in self._verifiers.items():
+        for rule, verifier in self.verifiers.items():
             for worker in changed if isinstance(verifier, Arbitrate) else ():
                 if worker in self._joined[rule]:
                     assert isinstance(verifier, Arbitrate)

@@ -102,7 +102,7 @@ class CheckedJob:
     """The books about a job of which members compute tasks."""
 
     __slots__ = ("arbitrations", "asked", "attempts", "failures", "held", "job", "lane", "leases", "numbers", "outputs",
-                 "payloads", "rechecks", "verifier")  # fmt: skip
+                 "payloads", "rechecks", "signed", "verifier")  # fmt: skip
 
     def __init__(self, job: OwnedJob, verifier: Verifier, lane: int) -> None:
         self.job = job
@@ -124,6 +124,8 @@ class CheckedJob:
         """Tasks that a trusted node has to compute before anything else."""
         self.asked: dict[int, None] = {}
         """Those for which that has not been done."""
+        self.signed: dict[tuple[int, bytes], int] = {}
+        """(task, installation) → attempt under which it claimed it first in this life of the owner."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
         self.failures: dict[int, int] = {}

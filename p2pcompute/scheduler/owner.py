@@ -226,6 +226,10 @@ class OwnedJob:
         self.accepted_digests: dict[int, bytes] = {}
         """What was accepted of tasks in there."""
         self.revoked_count = 0
+        self.revoked_late = 0
+        """Of those: when the job had ended before, so that somebody may have used them."""
+        self.has_ended = False
+        """Every task had ended once."""
         self.nondeterministic = 0
         """Tasks of which two trusted nodes found different results."""
 
@@ -408,6 +412,7 @@ class OwnerCore:
         void: Counter[tuple[int, int, int]] = Counter()
         for kind, body in facts:
             job.ledger.fold(kind, body)
+            job.has_ended = job.has_ended or job.ledger.is_complete
             if kind == FactKind.TASKS:
                 job.payloads.update(enumerate(body[1], body[0]))
                 job.generation = max([job.generation, *body[2:]])
@@ -422,6 +427,7 @@ class OwnerCore:
                 job.accepted_digests.update((index, digest) for index, _generation, digest, _why in body)
             elif kind == FactKind.REVOKE:
                 job.revoked_count += len(body)
+                job.revoked_late += len(body) if job.has_ended else 0
                 for index, _generation, _why in body:
                     job.accepted_digests.pop(index, None)
             elif kind == FactKind.CANCEL_ALL:
@@ -800,6 +806,14 @@ class OwnerCore:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
+    def holders(self, job_id: bytes, index: int) -> list[Lease]:
+        """Return the leases of those who have a task now, whose result counts for itself first."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            return []
+        found = [job.leases[index]] if index in job.leases else []
+        return found + (list(job.checked.leases.get(index, {}).values()) if job.checked is not None else [])
+
     def may_save(self, thief: bytes, installation: bytes, job_id: bytes, index: int, saved: Saved) -> bool:
         """Whether a node has the lease of this attempt, so that what it saved is taken.
 
@@ -1173,6 +1187,7 @@ class OwnerCore:
             return False
         job.payloads[index] = payload
         job.revoked_count += 1
+        job.revoked_late += job.has_ended
         self.note(job, FactKind.REVOKE, [index, generation, why])
         self._effects.revoked.append((job.envelope.job_id, index, generation - 1))
         self.order.add(job.envelope.job_id, Standing.of(job.envelope))
@@ -1310,6 +1325,7 @@ class OwnerCore:
     def _check_complete(self, job: OwnedJob) -> None:
         if job.ledger.is_complete:
             job_id = job.envelope.job_id
+            job.has_ended = True
             if job_id in self.order:
                 self.order.discard(job_id)
                 self._effects.completed.append(job_id)

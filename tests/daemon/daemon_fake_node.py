@@ -22,6 +22,7 @@ from p2pcompute.node.facade import (
     AdmittedView,
     DescribedView,
     DhtStatus,
+    EvidenceView,
     IdleView,
     InviteState,
     InviteView,
@@ -280,6 +281,12 @@ class FakeNode:
         listeners = self.by_id[job_id].listeners
         listeners.append(listener)
         return lambda: listeners.remove(listener)
+
+    async def evidence(self, key: bytes) -> EvidenceView:
+        return EvidenceView()
+
+    async def bundle(self, job_id: bytes) -> bytes:
+        return b"bundle of " + job_id
 
     def ticket(self, job_id: bytes) -> TicketView:
         return TicketView(text=f"p2pc-job-{job_id.hex()}", expires=1_700_000_600.0)
