@@ -148,6 +148,20 @@ class NearbyView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TailView:
+    """What a running task has printed."""
+
+    node: str
+    """Name of the node on which it runs."""
+    attempt: int
+    stdout_start: int
+    """Where `stdout` begins in all that was printed."""
+    stdout: bytes
+    stderr_start: int
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeShare:
     """What one node does for one job."""
 
@@ -488,6 +502,10 @@ class NodeFacade(Protocol):
         self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000
     ) -> Sequence[TaskView]:
         """Up to `limit` tasks with an index greater than `after`, by index."""
+
+    async def tail(self, job_id: bytes, index: int, *, attempt: int, offsets: tuple[int, int]) -> TailView | None:
+        """What a running task has printed from these offsets (stdout, stderr) of this attempt on, at most the last 64
+        KiB of each; all of it when another attempt runs.  None: it does not run, or its node does not answer."""
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
         """Up to `limit` task ends with a `seq` greater than `after`, by `seq`."""

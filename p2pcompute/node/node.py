@@ -34,6 +34,7 @@ from p2pcompute.node.facade import (
     NodeStatus,
     PeerView,
     PruneReport,
+    TailView,
     TaskDone,
     TaskView,
     TicketView,
@@ -626,6 +627,20 @@ class Node:
             payload=payload,
             reason=reason,
             seq=seq,
+        )
+
+    async def tail(self, job_id: bytes, index: int, *, attempt: int, offsets: tuple[int, int]) -> TailView | None:
+        found = await self.scheduler.tail(job_id, index, attempt, offsets)
+        if found is None:
+            return None
+        (stdout_start, stdout), (stderr_start, stderr) = found.stdout, found.stderr
+        return TailView(
+            node=self.name_of(found.node),
+            attempt=found.attempt,
+            stdout_start=stdout_start,
+            stdout=stdout,
+            stderr_start=stderr_start,
+            stderr=stderr,
         )
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:

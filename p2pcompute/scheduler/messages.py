@@ -84,6 +84,11 @@ class Message(IntEnum):
     cookie is bytes, or [digest, size] of a blob that the worker has."""
 
 
+    TAIL = 47
+    """request, owner → holder: [job, index, attempt, offset of stdout, of stderr] → [] when it does not run, else
+    [where the bytes of stdout begin, bytes, the same of stderr]: what it has printed so far, the last 64 KiB of each."""
+
+
 def _check(condition: bool, what: str) -> None:
     if not condition:
         raise RemoteProtocolError(f"malformed message: {what}")
@@ -131,6 +136,28 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
         grant.epoch,
         grant.may_pass,
     ]
+
+
+Tail = tuple[tuple[int, bytes], tuple[int, bytes]]
+"""Of stdout and stderr: where bytes begin, and the bytes."""
+
+
+def parse_tail_asked(body: Any) -> tuple[bytes, int, int, tuple[int, int]]:
+    """Return (job, index, attempt, offsets)."""
+    job_id, index, attempt, stdout, stderr = _list(body, 5, "tail")
+    _check(_is_bytes(job_id, JOB_ID_BYTES), "tail")
+    _check(all(_is_int(number, INT_MAX >> 1) for number in (index, attempt, stdout, stderr)), "tail")
+    return job_id, index, attempt, (stdout, stderr)
+
+
+def parse_tail(body: Any) -> Tail | None:
+    """Return what a task has printed; None: it does not run there."""
+    if body == []:
+        return None
+    stdout_start, stdout, stderr_start, stderr = _list(body, 4, "tail")
+    for start, data in ((stdout_start, stdout), (stderr_start, stderr)):
+        _check(_is_int(start, INT_MAX >> 1) and isinstance(data, bytes) and len(data) <= INLINE_BYTES_MAX, "tail")
+    return (stdout_start, stdout), (stderr_start, stderr)
 
 
 def _granted_body(task: GrantedTask) -> list[Any]:

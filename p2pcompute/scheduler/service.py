@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     PARK_S,
     PEER_LOST_GRACE_S,
     RECOVERY_GRACE_S,
+    TAIL_S,
     VICTIMS_LARGE_MAX,
     VICTIMS_MAX,
 )
@@ -87,6 +88,18 @@ class _Given:
     thief: bytes
     held: list[Held]
     deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What a running task has printed so far."""
+
+    node: bytes
+    """Where it runs; LOCAL for this node."""
+    attempt: int
+    stdout: tuple[int, bytes]
+    stderr: tuple[int, bytes]
+    """Where the bytes begin, and the bytes: the last ones, when there are many."""
 
 
 @dataclass(slots=True)
@@ -252,6 +265,7 @@ class Scheduler:
         channels.on_request(Message.RETURNED, self._on_returned)
         channels.on_request(Message.JOB, self._on_job)
         channels.on_request(Message.CHECKPOINT, self._on_checkpoint)
+        channels.on_request(Message.TAIL, self._on_tail)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -974,6 +988,36 @@ class Scheduler:
         finally:
             blobs.unpin(refs)
         return []
+
+    async def _on_tail(self, channel: Channel, body: Any) -> Any:
+        """An owner asks what its task has printed so far."""
+        job_id, index, attempt, offsets = messages.parse_tail_asked(body)
+        found = await self.worker.tail(channel.peer.key, job_id, index, attempt, offsets)
+        return [] if found is None else [*found[0], *found[1]]
+
+    async def tail(self, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]) -> Printed | None:
+        """Return what a running task has printed; None: it does not run, or its node does not answer.
+
+        Args:
+            attempt: which the offsets are of; of another one all is returned.
+        """
+        for lease in self.owner.core.holders(job_id, index):
+            begins = offsets if lease.attempt == attempt else (0, 0)
+            if lease.thief == LOCAL:
+                found = await self.worker.tail(LOCAL, job_id, index, lease.attempt, begins)
+            elif (channel := self._channels.get(lease.thief)) is None:
+                continue
+            else:
+                try:
+                    answer = await channel.request(
+                        Message.TAIL, [job_id, index, lease.attempt, *begins], timeout_s=2 * TAIL_S
+                    )
+                    found = messages.parse_tail(answer)
+                except (P2pcError, TimeoutError):
+                    continue
+            if found is not None:
+                return Printed(lease.thief, lease.attempt, *found)
+        return None
 
     def _bench(self, key: bytes) -> None:
         """A worker whose results break the protocol gets nothing for BENCH_S, and what it holds goes to others: its

@@ -145,6 +145,11 @@ class WorkerCore:
         held = self.held.get(self._by_task.get((job_id, index), 0))
         return held is not None and held.state is HeldState.RUNNING
 
+    def running(self, job_id: bytes, index: int, owner: bytes) -> Held | None:
+        """Return a task of this owner that runs here."""
+        held = self.held.get(self._by_task.get((job_id, index), 0))
+        return held if held is not None and held.state is HeldState.RUNNING and held.owner == owner else None
+
     def foreign_busy(self) -> list[int]:
         """Return the slots whose batch is of a foreign job, those that began first before the others."""
         if self._is_foreign is None:

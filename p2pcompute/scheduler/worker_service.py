@@ -45,6 +45,7 @@ from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
     Message,
+    Tail,
     decode_outcome,
     encode_outcome,
     is_sendable,
@@ -452,6 +453,13 @@ class WorkerService:
             self._finish_with_saved(held, outcome)
         self._note_health([outcome for _run_id, outcome in outcomes])
         self._pump_now()
+
+    async def tail(self, owner: bytes, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]) -> Tail | None:
+        """Return what a running task of this owner has printed; None: it does not run here."""
+        held = self.core.running(job_id, index, owner)
+        if held is None or held.task.attempt != attempt:
+            return None
+        return await self._host.runner.tail(held.run_id, offsets)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

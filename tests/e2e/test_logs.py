@@ -1,0 +1,51 @@
+"""What tasks print: while they run, and after their nodes have left."""
+
+from __future__ import annotations
+
+from tests.e2e.mesh import Daemon, Mesh, until
+
+
+def test_logs_show_what_a_task_prints_while_it_runs(pair: list[Daemon]) -> None:
+    """From the node where it runs; every line once, the rest when it has ended."""
+    ada, _bob = pair
+    text = "echo begun {}; echo trouble {} >&2; sleep 4; echo over {}; printf unfinished"
+    running = ada.begin("run", "--on", "bob", text, ":::", "1", "2")
+    ada.wait_done(0, 20)
+    logs = ada.begin("logs", "-f", "last")
+    until(lambda: b"[bob 0] begun 1\n" in logs.out and b"[bob 1] trouble 2\n" in logs.out, 20, "it is shown live")
+    assert b"over" not in logs.out and ada.job()["done"] == 0
+    one = ada.begin("logs", "-f", "last/1", "--raw", "--stdout")
+    until(lambda: one.out == b"begun 2\n", 20, "of one task, and no more")
+    done = logs.finish().check()
+    lines = done.lines
+    for index in (0, 1):
+        shown = [line for line in lines if f"[bob {index}]" in line]
+        wanted = [f"begun {index + 1}", f"trouble {index + 1}", f"over {index + 1}", "unfinished"]
+        assert sorted(shown) == sorted(f"[bob {index}] {word}" for word in wanted), done.out
+    assert one.finish().check().raw == b"begun 2\nover 2\nunfinished\n"
+    running.finish().check()
+
+
+def test_functions_are_shown_line_by_line(pair: list[Daemon]) -> None:
+    ada, _bob = pair
+    script = ada.home / "talk.py"
+    script.write_text("import time\ndef talk(word):\n    print('begun', word)\n    time.sleep(3)\n    return word\n")
+    running = ada.begin("run", f"{script}::talk", ":::", "x")
+    ada.wait_done(0, 20)
+    logs = ada.begin("logs", "-f", "last/0")
+    until(lambda: b"begun x\n" in logs.out, 20, "it is shown live")
+    logs.finish().check()
+    running.finish().check()
+
+
+def test_logs_outlive_the_node(mesh: Mesh) -> None:
+    """They come with the result and stay with the owner."""
+    ada, bob = mesh.start("ada", "bob")
+    text = "seq 1 30000; echo trouble >&2"
+    ada.p2pc("run", "--on", "bob", text, ":::", "1").check()
+    bob.stop()
+    wanted = "".join(f"{number}\n" for number in range(1, 30001))
+    assert ada.p2pc("logs", "last/0", "--raw", "--stdout").check().out == wanted
+    assert ada.p2pc("logs", "last/0", "--raw", "--stderr").check().out == "trouble\n"
+    ada.restart()
+    assert ada.p2pc("logs", "last/0", "--raw", "--stdout").check().out == wanted
