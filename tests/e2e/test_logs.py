@@ -31,7 +31,7 @@ def test_functions_are_shown_line_by_line(pair: list[Daemon]) -> None:
     script = ada.home / "talk.py"
     script.write_text("import time\ndef talk(word):\n    print('begun', word)\n    time.sleep(3)\n    return word\n")
     running = ada.begin("run", f"{script}::talk", ":::", "x")
-    ada.wait_done(0, 20)
+    until(lambda: ada.job()["kind"] == "function", 20, "it is submitted")
     logs = ada.begin("logs", "-f", "last/0")
     until(lambda: b"begun x\n" in logs.out, 20, "it is shown live")
     logs.finish().check()
@@ -41,7 +41,7 @@ def test_functions_are_shown_line_by_line(pair: list[Daemon]) -> None:
 def test_logs_outlive_the_node(mesh: Mesh) -> None:
     """They come with the result and stay with the owner."""
     ada, bob = mesh.start("ada", "bob")
-    text = "seq 1 30000; echo trouble >&2"
+    text = "seq 1 30000; echo trouble >&2 #{}"
     ada.p2pc("run", "--on", "bob", text, ":::", "1").check()
     bob.stop()
     wanted = "".join(f"{number}\n" for number in range(1, 30001))
