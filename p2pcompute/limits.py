@@ -304,6 +304,10 @@ SIGNING_KEYS_CACHED_MAX: Final = 8
 DELEGATION_TTL_S_MAX: Final = 400 * 86400.0
 """A delegation outlives the retention of its jobs; longer than a year's job and a month is a mistake."""
 DELEGATION_BYTES_MAX: Final = 1024
+JOB_AGE_S_MAX: Final = DELEGATION_TTL_S_MAX
+"""An older job is not begun anywhere any more: what was signed once is not run for ever."""
+JOB_SKEW_S_MAX: Final = 300.0
+"""A job from further in the future is not begun; tolerates clocks that differ."""
 ROLES_MAX: Final = 16
 """Roles in one list; this build knows four, later ones may know more."""
 ROLE_CHARS_MAX: Final = 32

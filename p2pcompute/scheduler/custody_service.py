@@ -315,7 +315,7 @@ class CustodyService:
             answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
             if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
                 raise RemoteProtocolError("not a job envelope")
-            job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall())
+            job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall(), is_new=not ticket)
             if job.job_id != job_id or not (ticket or self._key in job.terms.custodians):
                 raise RemoteProtocolError("not a job to be kept here")
             if not ticket and not self.may_keep(job):

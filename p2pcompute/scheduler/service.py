@@ -48,7 +48,7 @@ from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.policies import Element, Policy
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief
-from p2pcompute.scheduler.terms import JobEnvelope, open_job
+from p2pcompute.scheduler.terms import STALE, JobEnvelope, open_job
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
 from p2pcompute.store.journal import Journal
@@ -789,13 +789,15 @@ class Scheduler:
         job = self.worker.jobs.get(grant.job_id)
         try:
             if job is None and raw:
-                job = open_job(self._host.crypto, raw, wall=self._host.clock.wall())
+                job = open_job(self._host.crypto, raw, wall=self._host.clock.wall(), is_new=True)
                 if job.job_id != grant.job_id:
                     raise RemoteProtocolError("a grant with the envelope of another job")
             if job is not None:
                 wanted = wanted and self.may_submit(job) is not False and self._is_current(channel, grant, job)
-        except RemoteProtocolError:
-            channel.send(Message.GRANT_ACK, [grant.grant_id, False])
+        except RemoteProtocolError as error:
+            channel.send(
+                Message.GRANT_ACK, [grant.grant_id, False, True] if error.code == STALE else [grant.grant_id, False]
+            )
             raise
         if not wanted:
             self.counters.grants_declined_count += 1
@@ -886,7 +888,7 @@ class Scheduler:
         answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
         if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
             raise RemoteProtocolError("not a job envelope")
-        job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall())
+        job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall(), is_new=True)
         if job.job_id != job_id:
             raise RemoteProtocolError("the envelope of another job")
         return job

@@ -18,7 +18,9 @@ from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
     CUSTODIANS_MAX,
+    JOB_AGE_S_MAX,
     JOB_NAME_CHARS_MAX,
+    JOB_SKEW_S_MAX,
     NODES_CHOSEN_MAX,
     PRIORITY_MAX,
     REPLICAS_MAX,
@@ -264,15 +266,28 @@ def _terms(value: Any) -> JobTerms:
     return terms
 
 
-def open_job(crypto: Crypto, raw: bytes, *, wall: float) -> JobEnvelope:
-    """Return the verified job.
+STALE: Final = "stale"
+"""Code of the error when a job is too old to be begun, from the future, or of a delegate whose time is over."""
+
+
+def _check_fresh(terms: JobTerms, wall: float) -> None:
+    age_s = wall - terms.created_ms / 1000
+    if not -JOB_SKEW_S_MAX <= age_s <= JOB_AGE_S_MAX:
+        when = "from the future" if age_s < 0 else "too old to be begun"
+        raise RemoteProtocolError(f"a job {when}", f"by {abs(round(age_s))} s", code=STALE)
+
+
+def open_job(crypto: Crypto, raw: bytes, *, wall: float, is_new: bool = False) -> JobEnvelope:
+    """Return the verified job.  Nothing of it is decoded before its signature is known to be right.
 
     Args:
-        wall: Unix seconds at which a delegation must have been valid: the job's creation is enough, so a job
-            outlives its submitter's delegation.
+        wall: Unix seconds.
+        is_new: somebody asks to begin it here: it must be fresh, and the delegation of who signed it valid now.  Else
+            the delegation must have been valid when the job was made, so a job outlives it.
 
     Raises:
-        RemoteProtocolError: malformed, forged, or signed by an expired or foreign delegate.
+        RemoteProtocolError: malformed, forged, signed by an expired or foreign delegate or one that may not submit, or
+            not fresh (code STALE).
     """
     envelope: Envelope = open_envelope(crypto, raw, JOB_CONTENT_TYPE)
     payload = envelope.payload
@@ -284,9 +299,14 @@ def open_job(crypto: Crypto, raw: bytes, *, wall: float) -> JobEnvelope:
     if delegation is not None and not isinstance(delegation, bytes):
         raise RemoteProtocolError("not a delegation")
     terms = _terms(payload["terms"])
+    if is_new:
+        _check_fresh(terms, wall)
     submitter = envelope.signer
     if delegation is not None:
-        session_key, submitter, _roles = check_delegation(crypto, delegation, wall=min(wall, terms.created_ms / 1000))
+        made = wall if is_new else min(wall, terms.created_ms / 1000)
+        session_key, submitter, roles = check_delegation(crypto, delegation, wall=made)
         if session_key != envelope.signer:
             raise RemoteProtocolError("a job signed by another key than its delegation names")
+        if "submit" not in roles:
+            raise RemoteProtocolError("a job of a delegate that may not submit")
     return JobEnvelope(job_id_of(raw), terms, spec, submitter, envelope.signer, raw)

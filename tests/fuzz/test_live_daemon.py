@@ -114,7 +114,7 @@ class Fuzz:
         assert self.daemon.pid is not None
         process = psutil.Process(self.daemon.pid)
         await self.eve.join(token)
-        self.job = seal_job(self.eve.identity, JobTerms(name="fuzz"), _spec(), b"nonce")
+        self.job = seal_job(self.eve.identity, JobTerms(name="fuzz", created_ms=int(1000 * time.time())), _spec(), b"nonce")
         try:
             await self._round(0.2 * SECONDS)
             first = process.memory_info().rss
@@ -280,7 +280,7 @@ class Fuzz:
         job = self.job
         if rng.random() < 0.3:
             terms: dict[str, Any] = self.mutate.value(
-                {"name": "fuzz", "retries": 1, "python": [3, 11], "created_ms": 1}
+                {"name": "fuzz", "retries": 1, "python": [3, 11], "created_ms": int(1000 * time.time())}
             )
             with contextlib.suppress(P2pcError):
                 job = eve.identity.sign_envelope(
