@@ -495,8 +495,9 @@ class Node:
     def _may_keep(self, channel: Channel) -> bool:
         peer = channel.peer
         member = self.credentials.membership_of(peer.installation)
-        is_trusted = member is not None and "submit" in member.roles
-        return is_trusted and peer.key == peer.installation and peer.hello.get("keeps") is True
+        may_submit = member is not None and "submit" in member.roles
+        is_trusted = self.credentials.levels.level_of(peer.installation) is Level.TRUSTED  # it reads all of the job
+        return may_submit and is_trusted and peer.key == peer.installation and peer.hello.get("keeps") is True
 
     async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
         first = await self.scheduler.owner.add_tasks(job_id, payloads)
