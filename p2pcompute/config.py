@@ -56,6 +56,10 @@ class NodeSettings:
         default="",
         metadata={"help": "Condition on jobs of others, like job.cpus<=2 && job.mem<=4G; empty: none."},
     )
+    weight: str = field(
+        default="1",
+        metadata={"help": "Share of the cores for others in this group, where this machine is in several: a number."},
+    )
     labels: tuple[str, ...] = field(
         default=(), metadata={"help": "What this machine is found by: words, and KEY=VALUE, like lab,zone=b."}
     )
@@ -299,6 +303,21 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1024**power)
 
 
+def parse_weight(text: str) -> float:
+    """Return how much the work of others in a group counts on a machine that is in several.
+
+    Raises:
+        ConfigError: it is no number from 0 to 1000.
+    """
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight <= 1000:
+        raise ConfigError(f'"{text}" is not a weight', "", "write a number from 0 to 1000, like 1 or 2.5")
+    return weight
+
+
 def parse_slots(text: str, cpus: float) -> int:
     """Return the number of slots, at least 1, of "4" or "50%" on a machine with `cpus` cores.
 
@@ -434,6 +453,8 @@ def convert(key: str, value: Any) -> Any:
             parse_duration(result)
         if name in _SIZES[section] and result:
             parse_size(result)
+        if key == "node.weight":
+            parse_weight(result)
         if key == "node.slots":
             parse_slots(result, 1)
         if key == "node.port" and not 0 <= result <= 65535:

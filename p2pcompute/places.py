@@ -1,5 +1,9 @@
 """Places: where the files and the socket of one installation are.
 
+An installation has one key.  Its first group lives in its folder, each further one in a folder of its own below
+``groups/``, with a node, a store and a socket of its own; P2PC_GROUP, or else the file `DEFAULT_FILE`, says which is
+meant.
+
 Apart from `config`, so that a command that only talks to the node does not pay for settings (5 ms of CPU).
 """
 
@@ -18,6 +22,12 @@ from p2pcompute.errors import ConfigError, NodeUnavailable
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 """`sockaddr_un.sun_path` takes 103 bytes on macOS and 107 on Linux."""
+FIRST_GROUP: Final = "home"
+"""What the first group is called on this machine."""
+GROUPS_DIRECTORY: Final = "groups"
+DEFAULT_FILE: Final = "default-group"
+"""Holds the name of the group that is meant when none is named."""
+_GROUP: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +36,12 @@ class Paths:
 
     config_file: Path
     system_configs: tuple[Path, ...]
+    group: str = FIRST_GROUP
+    """What the group is called on this machine."""
+    base: Path
+    """The installation's folder: its key, and the folders of further groups."""
     data: Path
-    """Identity and group, mode 0700."""
+    """Membership and levels, mode 0700; the same as `base` for the first group."""
     store: Path
     """Journal and blobs."""
     state: Path
@@ -53,8 +67,45 @@ class Paths:
         return self.state / "node.json"
 
 
-def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
+def check_group_place(name: str) -> str:
+    """Return the name of a group on this machine if it can be one.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _GROUP.fullmatch(name):
+        raise ConfigError(
+            f'"{name[:40]}" cannot name a group on this machine',
+            "a name has 1 to 32 small letters, digits, - and _, and begins with a letter or digit",
+            "choose another one",
+            code="group-name",
+        )
+    return name
+
+
+def default_group(base: Path) -> str:
+    """Return the group that is meant when none is named."""
+    try:
+        name = (base / DEFAULT_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return FIRST_GROUP
+    return name if _GROUP.fullmatch(name) and (base / GROUPS_DIRECTORY / name).is_dir() else FIRST_GROUP
+
+
+def groups_here(base: Path) -> list[str]:
+    """Return the names of the groups on this machine, the first one first."""
+    try:
+        found = [entry.name for entry in (base / GROUPS_DIRECTORY).iterdir() if entry.is_dir()]
+    except OSError:
+        found = []
+    return [FIRST_GROUP, *sorted(name for name in found if _GROUP.fullmatch(name))]
+
+
+def find_paths(environ: Mapping[str, str] | None = None, *, group: str | None = None) -> Paths:
     """Return the places of this user's installation on this machine.
+
+    Args:
+        group: which of its groups; None: what P2PC_GROUP says, or the default.
 
     With P2PC_HOME everything is in that one folder.  Otherwise data and state are kept per host name, so that home
     directories shared by several machines give each its own identity.
@@ -88,8 +139,21 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
         runtime = environ.get("XDG_RUNTIME_DIR")
     if environ.get("P2PC_CONFIG"):
         config, system = Path(environ["P2PC_CONFIG"]).expanduser().absolute(), ()
+    base = data
+    group = check_group_place(group or environ.get("P2PC_GROUP") or default_group(base))
+    if group != FIRST_GROUP:
+        data, state = data / GROUPS_DIRECTORY / group, state / GROUPS_DIRECTORY / group
+        if not data.is_dir():
+            raise ConfigError(
+                f"there is no group {group} on this machine",
+                f"there are: {', '.join(groups_here(base))}",
+                f"p2pc group create {group}",
+                code="no-group",
+            )
+        if not environ.get("P2PC_CONFIG"):  # its own settings go before those of all groups
+            config, system = data / "config.toml", (*system, config)
     given = environ.get("P2PC_SOCKET")
-    socket = Path(given).absolute() if given else _socket_path(state, runtime)
+    socket = Path(given).absolute() if given else _socket_path(state, runtime, group)
     if not given and (why := _why_shared(socket.parent)) is not None:
         raise NodeUnavailable(
             f"the socket's directory {socket.parent} is not ours alone",
@@ -100,6 +164,8 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
     return Paths(
         config_file=config,
         system_configs=system,
+        group=group,
+        base=base,
         data=data,
         store=data / "store",
         state=state,
@@ -148,10 +214,10 @@ def _why_shared(path: Path, *, allow_link: bool = False) -> str | None:
     return f"its mode is {stat.S_IMODE(status.st_mode):04o}" if status.st_mode & 0o022 else None
 
 
-def _socket_path(state: Path, runtime: str | None) -> Path:
+def _socket_path(state: Path, runtime: str | None, group: str) -> Path:
     """The socket's place; a path too long for a socket address moves to /tmp, under a name of its own."""
     if runtime and runtime.startswith("/") and _is_own_directory(Path(runtime)):
-        path = Path(runtime) / "p2pc" / "node.sock"
+        path = Path(runtime) / "p2pc" / ("node.sock" if group == FIRST_GROUP else f"node-{group}.sock")
     else:
         path = state / "run" / "node.sock"
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:

@@ -115,7 +115,7 @@ async def build_delegate(
     from p2pcompute.host.real_net import RealNet
 
     crypto, clock = RealCrypto(), RealClock()
-    installation = load_or_create_identity(paths.data, crypto, machine_id=paths.machine_id)
+    installation = load_or_create_identity(paths.base, crypto, machine_id=paths.machine_id)
     group = load_group(paths.data)
     if group is None:
         raise NodeUnavailable("this machine's node has no group yet", "it is starting", "try again")

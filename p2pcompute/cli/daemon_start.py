@@ -181,7 +181,7 @@ def _spawn(
         command += ["--lifeline", str(lifeline)]
     for setting in settings:
         command += ["--set", setting]
-    environment = _environment(os.environ)
+    environment = {**_environment(os.environ), "P2PC_GROUP": paths.group}
     if look_socket is not None:
         command.append("--look")
         environment["P2PC_SOCKET"] = str(look_socket)

@@ -57,7 +57,7 @@ def doctor(json_: bool) -> int:
 def _checks(paths: Paths, settings: Settings) -> Iterator[Check]:
     accept = settings.node.accept
     is_needed = accept == "sandboxed"
-    hidden = (paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
+    hidden = (paths.base, paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
     tried = isolation("wasm" if accept == "wasm" else "sandboxed", hidden)
     works = tried.level is Level.SANDBOX
     yield _work_of_others(accept, tried)

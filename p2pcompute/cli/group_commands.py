@@ -1,21 +1,166 @@
-"""`p2pc group`: who belongs to the group, and what members may do."""
+"""`p2pc group`: the groups that this computer is in, who belongs to one, and what members may do.
+
+Each group of a computer has a node of its own, with its own store; all act under the installation's key.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
-from p2pcompute.cli.connection import open_connection
+from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import one_line, options, plural, print_json, say, table
 from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text
-from p2pcompute.errors import UsageError
+from p2pcompute.errors import NodeUnavailable, UsageError
+from p2pcompute.places import (
+    DEFAULT_FILE,
+    FIRST_GROUP,
+    GROUPS_DIRECTORY,
+    Paths,
+    check_group_place,
+    default_group,
+    find_paths,
+    groups_here,
+)
+
+LEAVE_S_MAX: Final = 60.0
 
 
 @click.group(context_settings=CONTEXT)
 def group() -> None:
-    """The group: its members, and what they may do."""
+    """Groups of this computer, their members, and what they may do."""
+
+
+@group.command("list", cls=Command)
+@json_option
+def list_(json_: bool) -> int:
+    """Groups that this computer is in."""
+    base = _paths(FIRST_GROUP).base
+    items = [_item(name, default_group(base)) for name in groups_here(base)]
+    if json_:
+        print_json({"schema": "p2pc.groups/1", "items": items})
+        return 0
+    rows = [
+        (
+            item["name"] + (" (default)" if item["default"] else ""),
+            one_line(item["group"] or "–", 24),
+            "–" if item["members"] is None else str(item["members"]),
+            "running" if item["running"] else "not running",
+        )
+        for item in items
+    ]
+    print(table(("HERE", "GROUP", "MEMBERS", "NODE"), rows, right=("MEMBERS",)))
+    return 0
+
+
+def _paths(name: str) -> Paths:
+    """Return the places of a group of this computer, whatever socket was named for this command."""
+    environ = {key: value for key, value in os.environ.items() if key != "P2PC_SOCKET"}
+    return find_paths(environ, group=name)
+
+
+def _item(name: str, default: str) -> dict[str, Any]:
+    """What is known of a group of this computer; most of it only while its node runs."""
+    item: dict[str, Any] = {"name": name, "default": name == default, "running": False, "group": None, "members": None}
+    try:
+        connection = Connection(_paths(name).socket, timeout_s=LOOK_S_MAX)
+        item["group"] = connection.request("GET", "/v1/status")["group"]["name"]
+        members = connection.request("GET", "/v1/trust")["items"]
+        item["members"] = sum(member["roles"] is not None for member in members)
+        item["running"] = True
+    except NodeUnavailable:
+        return item
+    return item
+
+
+@group.command(
+    cls=Command,
+    examples=[
+        ("p2pc group create lab", "a further group, in which this computer is alone at first"),
+        ("p2pc -g lab invite", "then let others join it"),
+        ("p2pc -g lab join CODE", "or join the group of somebody else by it"),
+    ],
+)
+@click.argument("name")
+@json_option
+def create(name: str, json_: bool) -> int:
+    """Make a further group on this computer, with a node of its own."""
+    base = _paths(FIRST_GROUP).base
+    if check_group_place(name) in groups_here(base):
+        raise UsageError(f"there is a group {name} on this computer already", "", "see: p2pc group list", code="group")
+    try:
+        (base / GROUPS_DIRECTORY / name).mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the group {name}", str(error), f"look at it: ls -ld {base}") from error
+    if json_:
+        print_json({"schema": "p2pc.group/1", **_item(name, default_group(base))})
+    else:
+        print(f"made group {name}; its node starts when it is needed")
+        say(f"Use it in one command: p2pc -g {name} …   From now on: p2pc group use {name}", level=1)
+    return 0
+
+
+@group.command(cls=Command)
+@click.argument("name")
+@json_option
+def use(name: str, json_: bool) -> int:
+    """Make a group the one that commands mean when they name none."""
+    paths = _paths(check_group_place(name))
+    _write_default(paths.base, name)
+    if json_:
+        print_json({"schema": "p2pc.group/1", **_item(name, name)})
+    else:
+        print(f"commands use group {name} from now on; the nodes of other groups go on")
+        if os.environ.get("P2PC_GROUP", name) != name:
+            say(f"note: P2PC_GROUP={os.environ['P2PC_GROUP']} is set here, and goes before it", level=1)
+    return 0
+
+
+def _write_default(base: Path, name: str) -> None:
+    temporary = base / f".{DEFAULT_FILE}.{os.getpid()}"
+    try:
+        temporary.write_text(name + "\n", encoding="utf-8")
+        temporary.replace(base / DEFAULT_FILE)
+    except OSError as error:
+        raise UsageError("the choice cannot be kept", str(error), f"look at it: ls -ld {base}") from error
+
+
+@group.command(cls=Command)
+@click.argument("name")
+@click.argument("new_name")
+@json_option
+def rename(name: str, new_name: str, json_: bool) -> int:
+    """Call a group differently on this computer; others do not notice."""
+    if FIRST_GROUP in (name, new_name):
+        raise UsageError(
+            f"the first group of a computer is called {FIRST_GROUP} here", "its files lie in the home itself"
+        )
+    paths = _paths(check_group_place(name))
+    if check_group_place(new_name) in groups_here(paths.base):
+        raise UsageError(
+            f"there is a group {new_name} on this computer already", "", "see: p2pc group list", code="group"
+        )
+    if Connection(paths.socket).is_answering():
+        raise UsageError(f"the node of group {name} is running", "its files move", f"p2pc -g {name} node stop")
+    was_default = default_group(paths.base) == name
+    try:
+        for directory in dict.fromkeys((paths.state, paths.data)):
+            if directory.is_dir():
+                directory.rename(directory.with_name(new_name))
+    except OSError as error:
+        raise UsageError(f"group {name} cannot be renamed", str(error)) from error
+    if was_default:
+        _write_default(paths.base, new_name)
+    if json_:
+        print_json({"schema": "p2pc.group/1", **_item(new_name, default_group(paths.base))})
+    else:
+        print(f"group {name} is called {new_name} here now")
+    return 0
 
 
 @group.command(cls=Command)
@@ -71,3 +216,107 @@ def remove(node: str, reason: str, yes: bool, json_: bool) -> int:
     else:
         print(f"{name} ({item['short_id']}) is no member any more; members that are away learn it when they come back")
     return 0
+
+
+# --- leaving --------------------------------------------------------------------------------------
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc leave", "this computer is alone then"),
+        ("p2pc -g lab leave", "a further group goes with its node and its jobs"),
+        ("p2pc leave --forget-keys", "all groups, the key, jobs and results: as if it had never been here"),
+    ],
+)
+@click.option("--forget-keys", is_flag=True, help="Leave all groups, and remove the key and all that is kept here.")
+@yes_option
+@json_option
+def leave(forget_keys: bool, yes: bool, json_: bool) -> int:
+    """Give up membership of the group (to stop for now: p2pc node stop)."""
+    paths = find_paths()
+    if forget_keys:
+        return _forget(yes=yes, json_=json_)
+    connection = open_connection()
+    left = connection.request("GET", "/v1/status")["group"]
+    is_first = paths.group == FIRST_GROUP
+    if left["is_alone"] and is_first:
+        raise UsageError("this computer is alone in its group", "there is nothing to leave", None, code="alone")
+    what = f"Leave {left['name']}? Only a new invitation brings you back."
+    if not is_first:
+        what = f"Leave {left['name']}? Its jobs and results on this computer go with it."
+    if not _agreed(what, "it can be undone only by a new invitation", "p2pc leave -y", yes=yes, json_=json_):
+        return 0
+    if not left["is_alone"]:
+        connection.request("POST", "/v1/leave", {}, timeout_s=LEAVE_S_MAX)
+    if not is_first:
+        _end(paths)
+        for directory in dict.fromkeys((paths.data, paths.state)):
+            _remove(directory)
+    if json_:
+        print_json({"schema": "p2pc.leave/1", "group": left["name"]})
+    elif is_first:
+        print(f"left {left['name']}; this computer is alone now")
+    else:
+        print(f"left {left['name']}; nothing of it is on this computer any more")
+    return 0
+
+
+def _agreed(question: str, why: str, fix: str, *, yes: bool, json_: bool) -> bool:
+    if yes:
+        return True
+    if options().no_input or json_ or not sys.stdin.isatty():
+        raise UsageError("leaving needs a yes", why, fix)
+    return click.confirm(question, default=False, err=True)
+
+
+def _end(paths: Paths) -> None:
+    """Stop a group's node.
+
+    Raises:
+        NodeUnavailable: it does not stop.
+    """
+    from p2pcompute.cli.daemon_start import is_running, wait_stopped
+
+    if is_running(paths):
+        Connection(paths.socket).request("POST", "/v1/shutdown", {"drain": False})
+        if not wait_stopped(paths, LEAVE_S_MAX):
+            raise NodeUnavailable("the node has not stopped yet", "", f"p2pc -g {paths.group} node stop --now")
+
+
+def _forget(*, yes: bool, json_: bool) -> int:
+    """Leave all groups and remove the key and all that is kept."""
+    base = _paths(FIRST_GROUP).base
+    question = f"Remove the key of this computer, its memberships, jobs and results ({base})?"
+    if not _agreed(
+        question, "its key, jobs and results are gone then", "p2pc leave --forget-keys -y", yes=yes, json_=json_
+    ):
+        return 0
+    for name in reversed(groups_here(base)):
+        paths = _paths(name)
+        connection = Connection(paths.socket, timeout_s=LEAVE_S_MAX)
+        if connection.is_answering():
+            if not connection.request("GET", "/v1/status")["group"]["is_alone"]:
+                connection.request("POST", "/v1/leave", {})
+            _end(paths)
+        for directory in dict.fromkeys((paths.data, paths.state)):
+            for left in sorted(directory.iterdir()) if directory.is_dir() else ():
+                if left.name != "config.toml":
+                    _remove(left)
+    if json_:
+        print_json({"schema": "p2pc.leave/1", "group": None})
+    else:
+        print("this computer has left all groups; its key and all that was kept are gone")
+    return 0
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot remove {path}", error.strerror or str(error), f"rm -r {path}") from error

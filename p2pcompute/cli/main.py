@@ -101,9 +101,9 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Group": {
         "invite": (_NODE, "Let another computer join the group."),
         "join": (_NODE, "Join a group."),
-        "leave": (_NODE, "Give up membership of the group."),
+        "leave": ("p2pcompute.cli.group_commands", "Give up membership of the group."),
         "peers": (_NODE, "Members, how they are reached, and what they offer."),
-        "group": ("p2pcompute.cli.group_commands", "The group: its members, and what they may do."),
+        "group": ("p2pcompute.cli.group_commands", "Groups of this computer, their members, and what they may do."),
         "trust": ("p2pcompute.cli.trust_commands", "How far this computer trusts others."),
         "find": (_FIND, "Nodes that match an expression, with the age of what is known."),
         "when": (_FIND, "Wait until some node matches an expression, then print it."),
@@ -226,6 +226,7 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(name="p2pc", cls=LazyGroup, context_settings=CONTEXT, invoke_without_command=True)
+@click.option("-g", "--group", metavar="NAME", envvar="P2PC_GROUP", help="Group to use.  [env: P2PC_GROUP]")
 @click.option("--config", metavar="FILE", envvar="P2PC_CONFIG", help="Use this config file only.  [env: P2PC_CONFIG]")
 @click.option("--socket", metavar="PATH", envvar="P2PC_SOCKET", help="Socket of the node.  [env: P2PC_SOCKET]")
 @click.option(
@@ -243,6 +244,7 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 def p2pc(
     context: click.Context,
     *,
+    group: str | None,
     config: str | None,
     socket: str | None,
     color: str,
@@ -257,6 +259,8 @@ def p2pc(
     for name, value in (("P2PC_CONFIG", config), ("P2PC_SOCKET", socket)):
         if value:
             os.environ[name] = os.path.abspath(value)
+    if group:
+        os.environ["P2PC_GROUP"] = group
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
     return None

@@ -1,4 +1,4 @@
-"""Commands about this machine's node and its group: `node`, `status`, `peers`, `invite`, `join`, `leave`, `config`,
+"""Commands about this machine's node and its group: `node`, `status`, `peers`, `invite`, `join`, `config`,
 `version`.
 
 Commands that only look never start a node.
@@ -19,7 +19,7 @@ import click
 
 from p2pcompute.cli import joining
 from p2pcompute.cli.comfort_commands import idle, set_node
-from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
+from p2pcompute.cli.command import CONTEXT, Command, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
     count_text,
@@ -589,7 +589,7 @@ def invite(
         say(f"{who} may join within {expires}.", level=1)
         return 0
     say(f"{who}, within {expires}.  Waiting … (Ctrl-C takes the code back)", level=1)
-    return _wait_for_joiners(connection, made, uses)
+    return _wait_for_joiners(connection, made, uses, mine=mine)
 
 
 def _show_code(made: Mapping[str, Any], *, qr: bool) -> None:
@@ -608,7 +608,7 @@ def _show_code(made: Mapping[str, Any], *, qr: bool) -> None:
         segno.make(reachable.link).terminal(out=sys.stderr, compact=True)
 
 
-def _wait_for_joiners(connection: Connection, made: Mapping[str, Any], uses: int) -> int:
+def _wait_for_joiners(connection: Connection, made: Mapping[str, Any], uses: int, *, mine: bool) -> int:
     """Tell who joined and who did not know the words, until the invitation has ended."""
     known: list[str] = []
     refused = 0
@@ -621,7 +621,11 @@ def _wait_for_joiners(connection: Connection, made: Mapping[str, Any], uses: int
             for one in state["admitted"]:
                 if one["id"] not in known:
                     known.append(one["id"])
-                    say(f"{one_line(one['name'])} joined: {one['id'][:9]}, {one['address']}", level=1)
+                    name = one_line(one["name"])
+                    say(f"{name} joined: {one['id'][:9]}, {one['address']}", level=1)
+                    if not mine:
+                        say("Its results are checked until they have earned belief, which takes a thousand tasks or")
+                        say(f"more; is it yours too?  p2pc trust set {name} trusted")
             if state["ending"] is not None:
                 break
             time.sleep(INVITE_LOOK_S)
@@ -746,37 +750,16 @@ def join(
     if accept is not None:
         say("From now on " + consent.power(accept) + ".")
     if joined["mine"]:
+        inviter_name = one_line(joined["inviter"])
         say(
-            f"It was invited as a computer of {inviter}'s owner: they trust each other fully."
-            f"\nNot yours? p2pc trust set {one_line(joined['inviter'])} member"
+            f"It was invited as a computer of {inviter_name}'s owner: they trust each other fully."
+            f"\nNot yours? p2pc trust set {inviter_name} member"
         )
     if connection.embedded is not None:
         reason = why_embedded(os.environ)
         say(f"No node stays running here ({reason}).  To take part: p2pc node start, or p2pc node", level=1)
     else:
         say("Try it: p2pc demo", level=1)
-    return 0
-
-
-@click.command(cls=Command)
-@yes_option
-@json_option
-def leave(yes: bool, json_: bool) -> int:
-    """Give up membership of the group (to stop for now: p2pc node stop)."""
-    connection = open_connection()
-    group = connection.request("GET", "/v1/status")["group"]
-    if group["is_alone"]:
-        raise UsageError("this computer is alone in its group", "there is nothing to leave", None, code="alone")
-    if not yes:
-        if options().no_input or json_ or not sys.stdin.isatty():
-            raise UsageError("leaving needs a yes", "it can be undone only by a new invitation", "p2pc leave -y")
-        if not click.confirm(f"Leave {group['name']}? Only a new invitation brings you back.", default=False, err=True):
-            return 0
-    connection.request("POST", "/v1/leave", {}, timeout_s=JOIN_S_MAX)
-    if json_:
-        print_json({"schema": "p2pc.leave/1", "group": group["name"]})
-    else:
-        print(f"left {group['name']}; this computer is alone now")
     return 0
 
 

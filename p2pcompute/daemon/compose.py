@@ -9,9 +9,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from p2pcompute.config import Settings, parse_labels, parse_name_server, parse_peer, parse_seed, parse_slots
+from p2pcompute.config import (
+    Settings,
+    parse_labels,
+    parse_name_server,
+    parse_peer,
+    parse_seed,
+    parse_slots,
+    parse_weight,
+)
 from p2pcompute.daemon.admissions import admissions_of
 from p2pcompute.daemon.policies import find_policy
+from p2pcompute.daemon.shares import share_of
 from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
@@ -42,13 +51,13 @@ def report_bug(name: str, error: BaseException) -> None:
     log.error("task %s failed", name, exc_info=error)
 
 
-def _check_key_is_there(directory: Path) -> None:
+def _check_key_is_there(base: Path, directory: Path) -> None:
     """Refuse to make a new key beside a membership of the old one: this node would silently be alone.
 
     Raises:
         IdentityError: there is a group and no key.
     """
-    key, group = directory / KEY_FILE, directory / GROUP_FILE
+    key, group = base / KEY_FILE, directory / GROUP_FILE
     if group.exists() and not key.exists():
         raise IdentityError(
             "the key of this installation is gone, but its group file is there",
@@ -89,11 +98,11 @@ async def build_node(
         StoreError: the store cannot be used.
     """
     clock, crypto = RealClock(), RealCrypto()
-    _check_key_is_there(paths.data)
-    identity = load_or_create_identity(paths.data, crypto, machine_id=paths.machine_id)
+    _check_key_is_there(paths.base, paths.data)
+    identity = load_or_create_identity(paths.base, crypto, machine_id=paths.machine_id)
     group = load_group(paths.data)
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
-    hidden = (paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
+    hidden = (paths.base, paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
     accept = "none" if is_onlooker else settings.node.accept
     trying = asyncio.ensure_future(asyncio.to_thread(isolation, accept, hidden))
     probe = RealProbe(paths.data)
@@ -163,6 +172,8 @@ async def build_node(
                 grace_s=settings.node.grace_s,
                 policy=find_policy(settings.node.policy),
                 is_networked=not is_onlooker,
+                group_name=paths.group,
+                share=lambda: share_of(paths, parse_weight(settings.node.weight)),
                 comfort=ComfortSettings.of(settings),
             ),
             keep_group=lambda changed: save_group(paths.data, changed),
@@ -174,5 +185,6 @@ async def build_node(
             ),
             logs=FileLogs(paths.data),
         )
+        runner.trusts = node.placement.trusts
         return node, undo.pop_all().aclose
     raise AssertionError("unreachable")

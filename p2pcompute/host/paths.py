@@ -19,7 +19,7 @@ from typing import Final
 
 from p2pcompute.errors import ConfigError, NodeUnavailable, StoreError
 from p2pcompute.host.real_crypto import RealCrypto
-from p2pcompute.places import Paths, find_paths
+from p2pcompute.places import FIRST_GROUP, Paths, find_paths
 
 __all__ = ["MachinePaths", "Paths", "check_store_directory", "machine_id", "prepare_directories", "resolve_paths"]
 
@@ -57,11 +57,13 @@ def resolve_paths(
     return MachinePaths(
         config_file=paths.config_file,
         system_configs=paths.system_configs,
+        group=paths.group,
+        base=paths.base,
         data=paths.data,
         store=paths.store,
         state=paths.state,
         socket=paths.socket,
-        machine_id=machine_id(paths.state, machine_id_files),
+        machine_id=machine_id(find_paths(environ, group=FIRST_GROUP).state, machine_id_files),
     )
 
 
@@ -139,7 +141,7 @@ def prepare_directories(paths: Paths) -> None:
         StoreError: they cannot be created, or the store would be on a network file system.
     """
     check_store_directory(paths.store)
-    for directory in (paths.data, paths.store, paths.state, paths.socket.parent):
+    for directory in (paths.base, paths.data, paths.store, paths.state, paths.socket.parent):
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -69,8 +69,10 @@ class Comfort:
         settings: ComfortSettings,
         *,
         local_time: Callable[[float], datetime] = lambda wall_s: datetime.fromtimestamp(wall_s).astimezone(),
+        share: Callable[[], float] = lambda: 1.0,
     ) -> None:
         """Args:
+        share: what part of the cores is for this node, where other groups have nodes on this machine too.
         local_time: of a moment of the wall clock, in the time zone of the machine.
         """
         self._host = host
@@ -79,6 +81,7 @@ class Comfort:
         self._journal = journal
         self.settings = settings
         self._local_time = local_time
+        self._share = share
         self.senses = Senses()
         self.pause: Pause | None = None
         self.profile = ""
@@ -186,7 +189,7 @@ class Comfort:
         if self.verdict is None or verdict.why != self.verdict.why:
             self.since_s = wall_s
         self.verdict = verdict
-        slots, self._duty = slots_of(verdict.others_share, self._cores, self._host.runner.slot_count)
+        slots, self._duty = slots_of(verdict.others_share * self._share(), self._cores, self._host.runner.slot_count)
         is_all = slots >= self._host.runner.slot_count
         self._scheduler.allow(None if is_all else slots, own_runs=verdict.own_runs)
         self._hold_beyond(slots)

@@ -224,8 +224,8 @@ class Joining:
         if self._credentials.group.is_open_to_others and not self.is_out():
             raise TrustError(
                 f"this node is in group {self._credentials.group.name!r} already",
-                "it can be in one group at a time",
-                "give that membership up first: p2pc leave",
+                "each further group of a computer has a node of its own",
+                "to be in both: p2pc group create NAME, then p2pc -g NAME join …; to give this one up: p2pc leave",
                 code="in-group",
             )
 

@@ -24,10 +24,10 @@ from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
     DoorView,
+    EvidenceView,
     IdleView,
     InviteState,
     InviteView,
-    EvidenceView,
     JobView,
     JoinView,
     NearbyView,
@@ -84,6 +84,8 @@ class NodeOptions:
     """What a person may choose about a node."""
 
     name: str
+    group_name: str = SOLO_GROUP_NAME
+    """Of the group that is founded where there is none."""
     port: int = 0
     """0: chosen at the first start and kept."""
     first_contacts: tuple[Address, ...] = ()
@@ -108,6 +110,8 @@ class NodeOptions:
     """False for an embedded node on its own: no socket, no port."""
     grace_s: float = 30.0
     """How long running tasks may take to finish when the node stops."""
+    share: Callable[[], float] = lambda: 1.0
+    """What part of the cores is for the work of others in this group, where this machine is in several."""
     comfort: ComfortSettings | None = None
     """When the work of others runs; None: always, because nobody sits at this machine."""
 
@@ -146,7 +150,7 @@ class Node:
         self._is_draining = False
         self._accepts = options.accept_if if options.accepts_others else "false"
         if group is None:
-            group = found_group(identity, host.crypto, SOLO_GROUP_NAME, host.clock.wall())
+            group = found_group(identity, host.crypto, options.group_name, host.clock.wall())
             keep_group(group)
         if admissions and not group.is_open_to_others:
             group = group.opened()
@@ -207,10 +211,13 @@ class Node:
             cluster_of=self.credentials.cluster_of,
         )
         self.scheduler.owner.is_data = is_data
+        self.placement.trusts = lambda who: self.credentials.levels.level_of(who) is Level.TRUSTED
         self.scheduler.policy = options.policy
         self.comfort: Comfort | None = None
         if options.comfort is not None:
-            self.comfort = Comfort(host, self._scope, self.scheduler, self._journal, options.comfort)
+            self.comfort = Comfort(
+                host, self._scope, self.scheduler, self._journal, options.comfort, share=options.share
+            )
         self.joining = Joining(
             host, identity, self.credentials, self.channels, self.network, self._change_group, pins or Pins()
         )
@@ -750,7 +757,7 @@ class Node:
     async def leave(self) -> None:
         if not self.credentials.group.is_open_to_others:
             raise UsageError("this node is in no group with others", "there is nothing to leave", None, code="alone")
-        group = found_group(self._identity, self._host.crypto, SOLO_GROUP_NAME, self._host.clock.wall())
+        group = found_group(self._identity, self._host.crypto, self._options.group_name, self._host.clock.wall())
         self.credentials.invites.withdraw_all(self._host.clock.now())
         await self._change_group(group, ())
 

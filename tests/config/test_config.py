@@ -37,6 +37,7 @@ def paths(tmp_path: Path) -> Paths:
     return Paths(
         config_file=tmp_path / "user.toml",
         system_configs=(tmp_path / "system.toml",),
+        base=tmp_path,
         data=tmp_path,
         store=tmp_path / "store",
         state=tmp_path,
@@ -318,7 +319,7 @@ def test_what_was_set_is_what_holds(key: str, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.toml"
         write_setting(path, key, text)
-        everything = Paths(config_file=path, system_configs=(), data=path, store=path, state=path, socket=path)
+        everything = Paths(config_file=path, system_configs=(), base=path, data=path, store=path, state=path, socket=path)
         assert load(everything).get(key) == value
 
 
