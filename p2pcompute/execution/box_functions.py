@@ -214,6 +214,7 @@ class BoxedFunctions:
                     raise _Broken
                 if monotonic() >= look_at:
                     look_at = monotonic() + LOOK_S
+                    self._watch.reap(zygote.pid)
                     if not course.cause and (cause := self._watch.look(self._output_bytes())):
                         course.end(cause, at_once=True)
                 course.go_on()

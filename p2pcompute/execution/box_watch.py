@@ -99,6 +99,20 @@ class Watch:
         size_mib = place.f_blocks * place.f_frsize >> 20
         return f"its files, /tmp included, had filled the {size_mib} MiB that it may use here; ask for more: --disk"
 
+    def reap(self, spared: int) -> None:
+        """Let go of processes that have ended and whose parents are gone: as zombies they count against the limit of
+        processes.
+
+        Args:
+            spared: a child of ours that somebody else waits for.
+        """
+        for pid in processes():
+            if pid != spared:
+                try:
+                    os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    continue
+
     def look(self, output_bytes: int) -> str:
         """Return the limit that is exceeded, as a cause: "oom", "cpu", "output" or "".
 

@@ -369,6 +369,8 @@ class Commands:
                 ready = poll.poll(wait_s * 1000 + 1)
                 if deadline is not None:
                     deadline += stood_still_s(before, wait_s)
+                if watch is not None:
+                    watch.reap(command.pid)
                 if watch is not None and not cause and (cause := watch.look(_largest(outputs))):
                     command.signal(SIGKILL)
                     continue

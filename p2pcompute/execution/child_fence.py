@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
         def look(self, output_bytes: int) -> str: ...
 
+        def reap(self, spared: int) -> None: ...
+
         def what_is_full(self) -> str: ...
 
 
@@ -66,6 +68,9 @@ class FenceWatch:
             return ""
         self._look_at = now + _LOOK_S
         return "" if self._fits() else "disk"
+
+    def reap(self, spared: int) -> None:
+        """What ends is let go of with its task."""
 
     def what_is_full(self) -> str:
         """Say which limit of the directory is reached, and what to do about it; empty when there is room."""

@@ -353,6 +353,38 @@ async def test_everything_else_on_the_machine_goes_first(boxed: Boxed) -> None:
     assert outcome.stdout.decode().split() == ["19", "idle"], outcome
 
 
+async def test_orphans_that_have_ended_do_not_count_against_the_limit_of_processes(boxed: Boxed) -> None:
+    """A task may start more processes than it may have at once, and leave them to themselves."""
+    text = "i=0; while [ $i -lt 150 ]; do (true &) || exit 3; i=$((i+1)); sleep 0.004; done; echo all"
+    spec = JobSpec(kind=TaskKind.SHELL, timeout_s=30.0)
+    (outcome,) = await boxed.run(spec, TaskPayload(argv=(text,)))
+    assert (outcome.status, outcome.stdout) == (OutcomeStatus.OK, b"all\n"), outcome
+
+    def doubly() -> int:
+        import os
+        import time
+
+        for _ in range(150):
+            if (pid := os.fork()) == 0:
+                if os.fork() == 0:
+                    os._exit(0)
+                os._exit(0)
+            os.waitpid(pid, 0)
+            time.sleep(0.004)
+        return 150
+
+    assert load_value((await boxed.call(doubly)).value) == 150
+
+
+async def test_what_a_task_leaves_running_is_gone_before_the_next(boxed: Boxed) -> None:
+    """At its end, not at that of the sandbox: each of many tasks may leave as many as the limit allows."""
+    text = "for i in $(seq 40); do (sleep 60 &) ; done; ps -e 2>/dev/null | grep -c sleep; ls -d /proc/[0-9]* | wc -l"
+    payload = TaskPayload(argv=(text,))
+    outcomes = await boxed.run(JobSpec(kind=TaskKind.SHELL), *[payload] * 4)
+    assert {outcome.status for outcome in outcomes} == {OutcomeStatus.OK}, outcomes
+    assert len({outcome.stdout for outcome in outcomes}) == 1, outcomes
+
+
 IN_TMP = """
 import asyncio, sys
 from pathlib import Path
