@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -894,11 +895,32 @@ def _last_event_id(request: Request) -> int:
 OPENAPI_FILE: Final = Path(__file__).with_name("openapi.json")
 
 
+LOCAL_HOSTS: Final = ("", "localhost", "p2pc", "127.0.0.1", "[::1]")
+"""What a request may take this node for."""
+
+
+def refuse_browsers(headers: Mapping[str, str]) -> None:
+    """Refuse what a web page may have made: browsers do not reach this socket, unless somebody leads them there.
+
+    Raises:
+        TrustError: it says so, or names a host by which no command of ours asks (DNS rebinding).
+    """
+    host = re.sub(r":[0-9]*$", "", headers.get("host", ""))
+    if host not in LOCAL_HOSTS or "origin" in headers or "sec-fetch-mode" in headers:
+        raise TrustError(
+            "this socket is for commands on this machine, not for web pages",
+            f"the request is for {host[:80]!r}" + (" and was made by a browser" if host in LOCAL_HOSTS else ""),
+            "ask at http://localhost",
+            code="browser",
+        )
+
+
 def _guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     """Answer errors as documents.  Anything unexpected is our bug: logged, answered 500, and the node goes on."""
 
     async def endpoint(request: Request) -> Response:
         try:
+            refuse_browsers(request.headers)
             return await serve(request)
         except P2pcError as error:
             if status_of(error) == 500:
