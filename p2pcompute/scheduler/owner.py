@@ -39,6 +39,15 @@ from p2pcompute.scheduler.checkpoints import Checkpoints, Saved
 from p2pcompute.scheduler.fairness import FairOrder, Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
+from p2pcompute.scheduler.stragglers import (
+    SLOWNESS_MIN,
+    TRIED_MAX,
+    Slowness,
+    Straggler,
+    is_late,
+    patience_s,
+    straggler,
+)
 from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, parse_halt
 from p2pcompute.trust.levels import Level
 
@@ -52,11 +61,6 @@ SKIP_MAX = 64
 """Tasks passed over in one choice because they failed on this thief."""
 DURATION_WEIGHT = 0.1
 """Weight of a new duration in the moving average (EWMA) of a job."""
-STRAGGLER_FACTOR = 3.0
-STRAGGLER_S_MIN = 5.0
-"""A lease is overdue after so many times the time that its tasks should take, and no earlier than this."""
-UNKNOWN_TASK_S = 3600.0
-"""The same of a task of a job of which none has ended."""
 WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
 LOCAL_PARTS_MAX = 64
@@ -202,6 +206,7 @@ class OwnedJob:
         self.avoid: dict[int, tuple[list[bytes], float]] = {}
         self.stories: dict[int, deque[tuple[float, str]]] = {}
         self.task_s: float | None = None
+        self.slowness = Slowness()
         self.halt: Halt | None = parse_halt(envelope.terms.halt)
         self.halted = ""
         """What stopped it early: its rule, or DEADLINE."""
@@ -268,7 +273,7 @@ class OwnerCore:
         self.jobs: dict[bytes, OwnedJob] = {}
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
-        self._overdue: dict[bytes, list[int]] = {}
+        self._overdue: dict[bytes, list[Straggler]] = {}
         """Tasks that take too long, of jobs with nothing else to give; as of the last `tick`."""
         self._breakers: dict[bytes, _Breaker] = {}
         """By installation."""
@@ -524,13 +529,14 @@ class OwnerCore:
         """
         if not thief.is_idle or self._is_broken(now, thief):
             return None
-        for job_id, indices in list(self._overdue.items()):
+        for job_id, stragglers in list(self._overdue.items()):
             job = self.jobs.get(job_id)
             if job is None or not self._may_run(now, job, thief) or not self._believes(job, thief):
                 continue
-            for index in indices:
-                lease = job.leases.get(index)
-                if lease is None or index not in job.payloads or index in job.cancelling:
+            slowness = job.slowness.of(thief.key)
+            for one in stragglers[:TRIED_MAX]:
+                index, lease = one.index, job.leases.get(one.index)
+                if lease is None or index not in job.payloads or index in job.cancelling or not one.is_for(slowness):
                     continue
                 if lease.thief == thief.key or self._is_avoided(now, job, index, thief):
                     continue
@@ -538,7 +544,7 @@ class OwnerCore:
                 self._effects.stops.append((lease.thief, job_id, [index], False))
                 self._release(job, index)
                 job.former[index] = lease.thief
-                indices.remove(index)
+                stragglers.remove(one)
                 self.copies_count += 1
                 return self._grant(now, job, thief, [index])
         return None
@@ -554,10 +560,17 @@ class OwnerCore:
             if job.halted and not job.is_own:
                 continue
             if job.ready_count <= 0 and job.leases and job.envelope.terms.slots_max is None:
-                patience_s = self._patience_s(job)
-                late = [index for index, lease in job.leases.items() if self._is_late(now, lease, patience_s)]
-                if late:
-                    self._overdue[job_id] = late
+                found = [self._straggler(now, job, index, lease) for index, lease in job.leases.items()]
+                # Those first that would end last; what nobody could end much sooner is left out.
+                found = [one for one in found if one.is_for(SLOWNESS_MIN)]
+                if found:
+                    self._overdue[job_id] = sorted(found, key=lambda one: (not one.is_late, -one.ends_in_s))
+
+    @staticmethod
+    def _straggler(now: float, job: OwnedJob, index: int, lease: Lease) -> Straggler:
+        held_s, slowness = now - lease.since, job.slowness.of(lease.thief)
+        is_copied = index in job.former
+        return straggler(index, held_s, lease.attempt, lease.depth, job.task_s, slowness, is_copied=is_copied)
 
     def _is_broken(self, now: float, thief: Thief) -> bool:
         """Whether a node fails what others do well, and is not to be tried again yet."""
@@ -685,8 +698,8 @@ class OwnerCore:
         """Return, of each job with tasks that are ready or take too long, what it asks of nodes (None: nothing) and how
         many tasks those are."""
         counts = {job_id: max(0, self.jobs[job_id].ready_count) for job_id in self.order}
-        for job_id, indices in self._overdue.items():
-            counts[job_id] = counts.get(job_id, 0) + len(indices)
+        for job_id, stragglers in self._overdue.items():
+            counts[job_id] = counts.get(job_id, 0) + len(stragglers)
         return [(self.jobs[job_id].fit, count) for job_id, count in counts.items() if count and job_id in self.jobs]
 
     def _pick(self, now: float, job: OwnedJob, thief: Thief, count: int) -> list[int]:
@@ -858,13 +871,8 @@ class OwnerCore:
         return job.attempts.get(index, 0) - self.checkpoints.attempt(job.envelope.job_id, index) >= ATTEMPTS_MAX
 
     @staticmethod
-    def _patience_s(job: OwnedJob) -> float:
-        """How long one task of a job may take before somebody else may do it too, in seconds."""
-        return UNKNOWN_TASK_S if job.task_s is None else STRAGGLER_FACTOR * job.task_s
-
-    @staticmethod
-    def _is_late(now: float, lease: Lease, patience_s: float) -> bool:
-        return now - lease.since >= max(1, lease.attempt) * max(STRAGGLER_S_MIN, lease.depth * patience_s)
+    def _is_late(now: float, lease: Lease, patience: float) -> bool:
+        return is_late(now - lease.since, lease.attempt, lease.depth, patience)
 
     # --- leases -----------------------------------------------------------------------------------
 
@@ -1034,7 +1042,7 @@ class OwnerCore:
                 self._lose(now, job, index, "its lease ran out")
         for job_id in [job_id for job_id in self.order if self._is_due(job_id, wall_ms)]:
             self._stop(self.jobs[job_id], DEADLINE, kill=True)
-        self.acceptance.tick(now, lambda job, lease: self._is_late(now, lease, self._patience_s(job)))
+        self.acceptance.tick(now, lambda job, lease: self._is_late(now, lease, patience_s(job.task_s)))
         self._find_overdue(now)
 
     # --- results ----------------------------------------------------------------------------------
@@ -1145,7 +1153,7 @@ class OwnerCore:
             self._requeue(job, index)
         self.order.charge(job.envelope.job_id, max(0.0, outcome.runtime_s))
         if outcome.status is OutcomeStatus.OK:
-            self._note_duration(job, outcome)
+            self._note_duration(job, outcome, thief)
         return self.acceptance.claimed(
             now, job, thief, installation, index, attempt, outcome, digest, is_relayed=is_relayed
         )
@@ -1263,14 +1271,15 @@ class OwnerCore:
             job.ledger.claim(index, generation, is_good=True)
         job.share(thief)[1] += 1
         if index not in job.accepted_digests:
-            self._note_duration(job, outcome)
+            self._note_duration(job, outcome, thief)
         self._fact(job, FactKind.ACCEPT, [index, generation, digest])
         self._ended(job, index, state, outcome, thief)
 
     @staticmethod
-    def _note_duration(job: OwnedJob, outcome: Outcome) -> None:
+    def _note_duration(job: OwnedJob, outcome: Outcome, thief: bytes) -> None:
         runtime_s = max(outcome.runtime_s, TASK_S_MIN)
         job.task_s = runtime_s if job.task_s is None else job.task_s + DURATION_WEIGHT * (runtime_s - job.task_s)
+        job.slowness.note(thief, runtime_s, job.task_s)
 
     def _fail(self, job: OwnedJob, index: int, outcome: Outcome | None, thief: bytes, why: str) -> None:
         generation = job.ledger.generation(index)

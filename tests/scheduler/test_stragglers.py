@@ -1,0 +1,82 @@
+"""Who is given a task that another node has.  If these fail, slow machines hold jobs up, or work is wasted."""
+
+from __future__ import annotations
+
+from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.scheduler.ledger import TaskState
+from p2pcompute.scheduler.owner import OwnerCore
+from p2pcompute.scheduler.stealing import Thief
+from p2pcompute.scheduler.stragglers import STRAGGLER_FACTOR, STRAGGLER_S_MIN, Slowness, straggler
+from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
+
+JOB = b"j" * 32
+SUBMITTER = b"s" * 32
+
+
+def thief(name: str) -> Thief:
+    return Thief(name.encode().ljust(32, b"."), name.encode(), b"1", (3, 11), 1, 1)
+
+
+def test_a_fast_node_takes_over_from_a_slow_one_and_not_the_other_way_round() -> None:
+    one = straggler(0, 10.0, 1, 1, task_s=20.0, slowness=5.0, is_copied=False)
+    assert one.is_for(1.0) and not one.is_for(5.0) and not one.is_for(6.0)
+    assert not straggler(0, 10.0, 1, 1, task_s=20.0, slowness=1.0, is_copied=False).is_for(1.0)
+    assert not straggler(0, 10.0, 1, 1, task_s=20.0, slowness=5.0, is_copied=True).is_for(1.0), "two have it"
+
+
+def test_what_has_run_for_long_is_not_begun_anew_unless_that_is_much_sooner() -> None:
+    """It needs as long again: a node must be more than twice as fast to be there first."""
+    one = straggler(0, 50.0, 1, 1, task_s=20.0, slowness=1.0, is_copied=False)
+    assert one.done_s == one.left_s == 50.0 and not one.is_late
+    assert one.is_for(0.4) and not one.is_for(0.5)
+
+
+def test_short_tasks_are_not_worth_it() -> None:
+    assert not straggler(0, 0.5, 1, 1, task_s=0.5, slowness=5.0, is_copied=False).is_for(0.1)
+
+
+def test_a_late_task_is_for_any_node() -> None:
+    assert straggler(0, 60.0, 1, 1, task_s=20.0, slowness=1.0, is_copied=False).is_for(50.0)
+    assert not straggler(0, 60.0, 2, 1, task_s=20.0, slowness=1.0, is_copied=False).is_late, "each copy has more time"
+    assert not straggler(0, STRAGGLER_S_MIN - 1, 1, 1, task_s=0.1, slowness=1.0, is_copied=False).is_late
+    assert STRAGGLER_FACTOR * 20.0 == 60.0
+
+
+def test_slowness_is_learned_from_run_times() -> None:
+    known = Slowness()
+    assert known.of(b"a") == 1.0
+    for _ in range(50):
+        known.note(b"a", 30.0, 10.0)
+    assert abs(known.of(b"a") - 3.0) < 0.01
+
+
+def test_the_end_of_a_job_does_not_wait_for_its_slowest_node() -> None:
+    """A node that is ten times slower has one of the last tasks; a fast one is idle and gets it too, at once."""
+    core = OwnerCore()
+    core.add_job(JobEnvelope(JOB, JobTerms(), b"", SUBMITTER, SUBMITTER, b"raw"))
+    core.add_tasks(JOB, [b"x"] * 30)
+    core.seal(JOB)
+    fast, slow = thief("fast"), thief("slow")
+    now, free = 0.0, {fast.key: 0.0, slow.key: 0.0}
+    runs: list[tuple[float, Thief, int, int]] = []
+    while not core.jobs[JOB].ledger.is_complete and now < 400.0:
+        for run in [run for run in runs if run[0] <= now]:
+            runs.remove(run)
+            _ends, who, index, attempt = run
+            took = 10.0 if who is fast else 100.0
+            good = Outcome(OutcomeStatus.OK, runtime_s=took)
+            core.result(now, who.key, who.installation, JOB, index, 0, attempt, good, b"d" * 32)
+        core.tick(now)
+        for who in (slow, fast):
+            core.heartbeat(now, who.key, who.boot, JOB, [(run[2], 0, run[3]) for run in runs if run[1] is who])
+            grant = None
+            if free[who.key] <= now:
+                grant = core.choose(now, who) or core.copy(now, who)
+            if grant is not None:
+                core.acknowledged(now, who.key, grant.grant_id, True)
+                free[who.key] = now + (10.0 if who is fast else 100.0)
+                runs.append((free[who.key], who, grant.tasks[0].index, grant.tasks[0].attempt))
+        now += 1.0
+    assert core.jobs[JOB].ledger.counts[TaskState.DONE] == 30
+    assert core.copies_count == 1 and now <= 30 * 10 * 10 / 11 + 21
+    core.check_invariants()
