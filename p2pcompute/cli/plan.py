@@ -84,7 +84,7 @@ def read_target(words: Sequence[str], kind: str) -> str:
     """
     is_function = len(words) >= 1 and bool(_FILE_FUNCTION.fullmatch(words[0]) or _MODULE_FUNCTION.fullmatch(words[0]))
     match kind:
-        case "command" | "shell" | "wasm":
+        case "command" | "shell" | "wasm" | "container":
             return kind
         case "python":
             if not is_function:
@@ -303,6 +303,7 @@ class TaskMaker:
         words: the command as typed; TARGET alone for a function.
         with_keys: tasks get a resume key by content.
         packages_key: of a command's packages.
+        image: of a container.
     """
 
     def __init__(
@@ -315,12 +316,13 @@ class TaskMaker:
         env: Mapping[str, str] | None = None,
         with_keys: bool = False,
         packages_key: bytes = b"",
+        image: str = "",
     ) -> None:
         self._kind = kind
         self._words = list(words)
         self._files = files
         self._function = function
-        form = Form.ARGV if kind == "wasm" else kind
+        form = Form.ARGV if kind in ("wasm", "container") else kind
         self._template = None if kind == "function" else Template(words, Form(form))
         self._with_keys = with_keys
         self._hashes = FileHashes()
@@ -331,6 +333,8 @@ class TaskMaker:
         if with_keys:
             shared = [part for path in files.share for part in (name_in_task(path), self._hashes.of(path).hex())]
             variables = sorted(f"{name}={value}" for name, value in (env or {}).items())
+            if image:
+                shared.append(self._hashes.of(image).hex() if os.path.isfile(image) else image)
             self._common = content_key(kind, shared, variables, function.key if function else packages_key)
 
     def line(self, row: Row, seq: int) -> dict[str, Any]:

@@ -172,7 +172,10 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--pipe", is_flag=True, help="Cut standard input at line ends into blocks; each task reads one.")
 @click.option("--block", metavar="SIZE", default="1M", show_default=True, help="Size of a block of --pipe.")
 @click.option(
-    "--kind", type=click.Choice(["auto", "command", "shell", "python", "wasm"]), default="auto", help="What TARGET is."
+    "--kind",
+    type=click.Choice(["auto", "command", "shell", "python", "wasm", "container"]),
+    default="auto",
+    help="What TARGET is.",
 )
 @click.option("-j", "--jobs", metavar="N|N%", help="At most N tasks at once over the whole group.")
 @click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
@@ -282,9 +285,9 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 def run(context: click.Context, /, **flags: Any) -> int:
     """Run a command, a Python function or a WASM module once per input.
 
-    TARGET is a command, one quoted shell string, file.py::function, package.module::function or x.wasm (a WASI
-    preview 1 program).  {} stands for the input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its
-    number.
+    TARGET is a command, one quoted shell string, file.py::function, package.module::function, x.wasm (a WASI
+    preview 1 program), or with --kind container an image, by name or as an archive (podman save).  {} stands for the
+    input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its number.
     """
     words = [flags["target"], *flags["args"]]
     _check_text(words)
@@ -314,12 +317,13 @@ def run(context: click.Context, /, **flags: Any) -> int:
         function = read_module(request.words[0])
     maker = TaskMaker(
         request.kind,
-        request.words,
+        request.words[1:] if request.kind == "container" else request.words,
         request.files,
         function=function,
         env={name: value for name, value in request.env.items() if name not in SUBMIT_VARIABLES},
         with_keys=request.results is not None and not flags["dry_run"],
         packages_key=b"" if requirements is None else requirements.key,
+        image=request.words[0] if request.kind == "container" else "",
     )
     if flags["dry_run"]:
         return _dry_run(request, maker, function, lock)
@@ -427,6 +431,8 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         raise UsageError("-n 0 gives a function nothing to call it with")
     if kind != "function":
         _check_words(command)
+    if kind == "container":
+        _check_image(command[0])
     elif flags["pipe"]:
         raise UsageError("--pipe is for commands", "a function reads no standard input", "-a FILE gives it the lines")
     files = Files(send=flags["send"], fetch=flags["fetch"], share=flags["share"])
@@ -450,7 +456,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
     resume = flags["resume"] or flags["resume_failed"]
     results = _results_target(flags, files, resume=resume)
     env = _environment(flags["env"])
-    if kind == "wasm":  # sees its own directory and nothing else of any machine
+    if kind in ("wasm", "container"):  # sees its own directory and nothing else of any machine
         pass
     elif not files.needs_directory:
         env = dict(zip(SUBMIT_VARIABLES, (os.getcwd(), os.uname().nodename), strict=True)) | env
@@ -549,6 +555,25 @@ def _check_words(words: Sequence[str]) -> None:
                 "use {} {.} {/} {//} {/.} {#} or a shell command",
                 code="perl",
             )
+
+
+def _check_image(name: str) -> None:
+    """Refuse what is neither the name of an image nor an archive of one.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    from p2pcompute.execution.spec import IMAGE_NAME
+
+    if os.path.isfile(name):
+        check_readable(name, "image")
+    elif not IMAGE_NAME.fullmatch(name) or name.endswith(".tar"):
+        raise UsageError(
+            f"there is no image {name!r}",
+            "it is no file here, and no name of an image" if not name.endswith(".tar") else "there is no such file",
+            "podman save -o image.tar NAME; p2pc run --kind container image.tar …",
+            code="image",
+        )
 
 
 def _job_name(command: list[str], kind: str) -> str:
@@ -874,7 +899,7 @@ class _Run:
         connection = self._connect()
         status = connection.request("GET", "/v1/status")
         others = [peer for peer in status.get("peers") or () if peer.get("state") == "up"]
-        if request.kind == "wasm":
+        if request.kind in ("wasm", "container"):
             check_module_files(peeked, request.files)
         elif others and not request.local:
             check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
@@ -922,6 +947,9 @@ class _Run:
         if self.lock is not None:
             spec["packages_b64"] = base64.b64encode(self.lock.text).decode()
             spec |= {"platforms": list(self.lock.platforms), "is_built": bool(self.lock.built)}
+        if request.kind == "container":
+            name = request.words[0]
+            spec |= {"image_path": os.path.abspath(name)} if os.path.isfile(name) else {"image": name}
         if request.fuel is not None:
             spec["fuel"] = request.fuel
         if function is not None:

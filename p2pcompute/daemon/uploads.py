@@ -19,7 +19,15 @@ import msgspec
 from p2pcompute.daemon.views import Note
 from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
 from p2pcompute.execution.locks import check_lock
-from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload, encode_payload, is_safe_name
+from p2pcompute.execution.spec import (
+    IMAGE_NAME,
+    InputFile,
+    JobSpec,
+    TaskKind,
+    TaskPayload,
+    encode_payload,
+    is_safe_name,
+)
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.limits import (
     INLINE_BYTES_MAX,
@@ -77,6 +85,8 @@ class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     fuel: int | None = None
     share: list[FileLine] = []
     code_b64: bytes | None = None
+    image: str = ""
+    image_path: str | None = None
     modules_b64: bytes | None = None
     packages_b64: bytes | None = None
     platforms: list[str] = []
@@ -223,7 +233,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     try:
         kind = TaskKind(body.kind)
     except ValueError:
-        _bad(f'"{body.kind}" is not a kind of task', "it is function, command, shell or wasm", code="kind")
+        _bad(f'"{body.kind}" is not a kind of task', "it is function, command, shell, wasm or container", code="kind")
     if kind is TaskKind.SIMULATED:
         _bad("simulated tasks run in the simulator only", code="kind")
     terms, spec = body.terms, body.spec
@@ -324,19 +334,25 @@ async def build_job(
         _bad("a wasm job without a module", "", "give spec.code_b64")
     if spec.fuel is not None and plain.kind is not TaskKind.WASM:
         _bad("fuel is for wasm", "instructions of other programs are not counted", "use a timeout", "fuel")
+    if (plain.kind is TaskKind.CONTAINER) != bool(spec.image or spec.image_path):
+        _bad("a container job has an image, and no other job has one", "", "give spec.image or spec.image_path")
+    if spec.image and not IMAGE_NAME.fullmatch(spec.image):
+        _bad(f'"{spec.image}" is not the name of an image', "it is like docker.io/library/debian:12", code="image")
     code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
     modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
+    if spec.image_path is not None:
+        code, _mode = await FileTaker(blobs).take(spec.image_path)
     packages = await _packages(spec.packages_b64, plain.kind, blobs)
     share = await FileTaker(blobs).take_all(spec.share)
     note = Note(kind=str(plain.kind), results=body.results, note=body.note)
-    return terms, replace(plain, code=code, modules=modules, packages=packages, share=share), note
+    return terms, replace(plain, code=code, image=spec.image, modules=modules, packages=packages, share=share), note
 
 
 async def _packages(lock: bytes | None, kind: TaskKind, blobs: BlobStore) -> BlobRef | None:
     if lock is None:
         return None
-    if kind is TaskKind.WASM:
-        _bad("packages are for Python", "a WASM module has everything in it", "leave them out: --deps none", "deps")
+    if kind in (TaskKind.WASM, TaskKind.CONTAINER):
+        _bad("packages are for Python", f"a {kind.value} has everything in it", "leave them out: --deps none", "deps")
     try:
         check_lock(lock)
     except RemoteProtocolError as error:

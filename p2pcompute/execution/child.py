@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from p2pcompute.execution.child_commands import Commands
+    from p2pcompute.execution.child_containers import Containers
     from p2pcompute.execution.child_wasm import WasmTasks
 
     class RunsFunctions(Protocol):
@@ -46,6 +47,7 @@ class Worker:
         self._jobs: dict[int, Job] = {}
         self._functions: RunsFunctions | None = None
         self._commands: Commands | None = None
+        self._containers: Containers | None = None
         self._wasm: WasmTasks | None = None
 
     def serve(self) -> None:
@@ -111,6 +113,12 @@ class Worker:
                 return Result(task.run_id, "refused", "this node runs WASI modules of others, and nothing else")
             if self._wasm is not None:
                 self._wasm.end()
+            if job.kind == "container":
+                if self._containers is None:
+                    from p2pcompute.execution.child_containers import Containers
+
+                    self._containers = Containers(self._workplace, self._channel)
+                return self._containers.run(job, task)
             if job.kind == "function":
                 if self._functions is None:
                     self._functions = self._make_functions(self._workplace)

@@ -251,13 +251,7 @@ class Commands:
         return directory
 
     def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
-        here = current_directory(directory, job, task)
-        env = {**job.env, "TMPDIR": directory.scratch, "P2PC_SCRATCH": directory.scratch, "PWD": here}
-        env["P2PC_CHECKPOINT"] = directory.saved
-        env.update(task.environment())
-        argv = ["/bin/sh", "-c", *task.argv[:1]] if job.kind == "shell" else list(task.argv)
-        if not argv:
-            raise Stop("refused", "a command without words")
+        argv, env, here = self._words(job, task, directory)
         outputs = [self._out_files.new(), self._out_files.new()]
         fds = [self._open_stdin(task)]
         try:
@@ -281,6 +275,21 @@ class Commands:
                 self._save_last(task, result, cause)
         finally:
             self._take_output(result, fds, outputs)
+
+    def _words(self, job: Job, task: Task, directory: TaskDirectory) -> tuple[list[str], dict[str, str], str]:
+        """Return the words of a task, its environment and where it starts.
+
+        Raises:
+            Stop: there are none.
+        """
+        here = current_directory(directory, job, task)
+        env = {**job.env, "TMPDIR": directory.scratch, "P2PC_SCRATCH": directory.scratch, "PWD": here}
+        env["P2PC_CHECKPOINT"] = directory.saved
+        env.update(task.environment())
+        argv = ["/bin/sh", "-c", *task.argv[:1]] if job.kind == "shell" else list(task.argv)
+        if not argv:
+            raise Stop("refused", "a command without words")
+        return argv, env, here
 
     def _open_stdin(self, task: Task) -> int:
         flags = os.O_RDONLY | os.O_CLOEXEC

@@ -96,6 +96,7 @@ class Job:
 
     __slots__ = (
         "code_path",
+        "container",
         "cpu_s",
         "env",
         "is_foreign",
@@ -128,6 +129,8 @@ class Job:
         """Most memory of a WASI module, most instructions of a task."""
         self.is_foreign: bool
         """It is another installation's, which may not want pickles from us."""
+        self.container: tuple[str, int | None, float, float | None, int | None]
+        """Of a container: name of its image, memory, cores, CPU s, largest file."""
         (
             self.number,
             self.job_id,
@@ -142,6 +145,7 @@ class Job:
             self.output_bytes_max,
             self.wasm,
             self.is_foreign,
+            self.container,
         ) = fields
 
     @property

@@ -37,7 +37,7 @@ from p2pcompute.execution.results import (
     parse_tail,
 )
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
-from p2pcompute.execution.spec import TaskKind
+from p2pcompute.execution.spec import TaskKind, kind_of
 from p2pcompute.execution.standstill import go_on, stand_still
 from p2pcompute.execution.task_messages import (
     KnownJob,
@@ -209,7 +209,7 @@ class ProcessRunner:
         tasks: list[tuple[Any, ...]] = []
         unfit: list[tuple[int, Outcome]] = []
         first: KnownJob | None = None
-        is_boxed = self._is_boxed(runs)
+        is_boxed = bool(runs) and self._is_boxed(runs[0])
         translator = self._box_translator if is_boxed else self._translator
         for run in runs:
             try:
@@ -296,7 +296,7 @@ class ProcessRunner:
             run: one of it.
             environment: of its job.
         """
-        is_boxed = self._is_boxed([run])
+        is_boxed = self._is_boxed(run)
         if environment is not None:
             place = box_places.ENVIRONMENT if is_boxed else str(environment.path)
             jobs = {number: in_environment(definition, place) for number, definition in jobs.items()}
@@ -316,9 +316,12 @@ class ProcessRunner:
             state.pending.clear()
             asyncio.get_running_loop().call_soon(self._report, state, waiting)
 
-    def _is_boxed(self, runs: Sequence[TaskRun]) -> bool:
-        """Whether a batch runs in a sandbox; one of several submitters or jobs never does."""
-        return bool(runs and runs[0].submitter) and self._others in (Level.SANDBOX, Level.WASM)
+    def _is_boxed(self, run: TaskRun) -> bool:
+        """Whether a batch runs in a sandbox; one of several submitters or jobs never does.  A container is one itself,
+        and cannot be made in one."""
+        if not run.submitter or self._others not in (Level.SANDBOX, Level.WASM):
+            return False
+        return not (self.trusts(run.submitter) and kind_of(run.spec) is TaskKind.CONTAINER)
 
     def _check_level(self, run: TaskRun) -> None:
         """Refuse what cannot be isolated as it must be.
@@ -337,6 +340,11 @@ class ProcessRunner:
         """
         if run.submitter and self._only_wasm and job.spec.kind is not TaskKind.WASM:
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs WASI modules of others, and nothing else"))
+        if run.submitter and job.spec.kind is TaskKind.CONTAINER and not self.trusts(run.submitter):
+            error = (
+                "this node runs containers of installations that it trusts; say so there: p2pc trust set NODE trusted"
+            )
+            raise Unfit(Outcome(OutcomeStatus.REFUSED, error=error))
 
     def _own_worker(self, slot: _Slot, environment: Environment | None = None) -> WorkerProcess:
         if environment is not None:

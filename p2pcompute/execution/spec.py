@@ -17,6 +17,7 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import LOCK_PLATFORMS_MAX
 from p2pcompute.wire import cbor
 
+IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}")
 _PLATFORM: Final = re.compile(r"[a-z]{1,16}/[a-z0-9_]{1,16}")
 
 
@@ -29,6 +30,8 @@ class TaskKind(StrEnum):
     """One string for `sh -c`."""
     WASM = "wasm"
     """A WASI preview 1 program in `code`; argv as of a command."""
+    CONTAINER = "container"
+    """A command in a container of `image`, or of the archive in `code`."""
     SIMULATED = "simulated"
     """Takes time in the simulator only."""
 
@@ -48,7 +51,10 @@ class JobSpec:
 
     kind: TaskKind
     code: BlobRef | None = None
-    """FUNCTION: cloudpickle of the callable, read by the worker process once per job.  WASM: the module."""
+    """FUNCTION: cloudpickle of the callable, read by the worker process once per job.  WASM: the module.  CONTAINER:
+    the image, as `podman save` writes it."""
+    image: str = ""
+    """CONTAINER: name of the image, where `code` is none."""
     modules: BlobRef | None = None
     """FUNCTION: zip of the user's own modules that are too large to travel by value."""
     share: tuple[InputFile, ...] = ()
@@ -88,7 +94,7 @@ class TaskPayload:
     chunk: int = 0
     """FUNCTION: 0 = one call.  N > 0 = `args` is a list of N (args, kwargs) pairs and the value a list of results."""
     argv: tuple[str, ...] = ()
-    """COMMAND, WASM: the words; SHELL: one word, the string."""
+    """COMMAND, WASM: the words; SHELL: one word, the string; CONTAINER: what the image is given, it may be nothing."""
     stdin: bytes = b""
     stdin_blob: BlobRef | None = None
     send: tuple[InputFile, ...] = ()
@@ -129,7 +135,12 @@ def _encode(value: JobSpec | TaskPayload) -> bytes:
     out: dict[str, Any] = {}
     for name in _COMPACT[type(value)]:
         item = getattr(value, name)
-        if item is None or item is False or item in ((), b"", {}) or (name in ("chunk", "work_s", "gpus") and not item):
+        if (
+            item is None
+            or item is False
+            or item in ((), b"", "", {})
+            or (name in ("chunk", "work_s", "gpus") and not item)
+        ):
             continue
         if name == "cpus" and item == fields["cpus"].default:
             continue
@@ -224,6 +235,12 @@ def _platforms(value: Any) -> tuple[str, ...]:
     return words
 
 
+def _image(value: Any) -> str:
+    if not isinstance(value, str) or not IMAGE_NAME.fullmatch(value):
+        raise RemoteProtocolError("not the name of an image")
+    return value
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise RemoteProtocolError("neither true nor false")
@@ -265,6 +282,7 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "packages": _blob,
     "platforms": _platforms,
     "is_built": _flag,
+    "image": _image,
 }
 _PAYLOAD_FIELDS: Final[dict[str, Any]] = {
     "args": _raw,
@@ -302,6 +320,14 @@ def decode_spec(data: bytes) -> JobSpec:
     if "kind" not in fields:
         raise RemoteProtocolError("a job without a kind")
     return JobSpec(**fields)
+
+
+def kind_of(data: bytes) -> TaskKind | None:
+    """Return the kind of a job's tasks by its encoded spec; None when it cannot be read."""
+    try:
+        return decode_spec(data).kind
+    except RemoteProtocolError:
+        return None
 
 
 def decode_payload(data: bytes) -> TaskPayload:

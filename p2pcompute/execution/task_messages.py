@@ -87,11 +87,13 @@ class Translator:
             raise Unfit(_refused(f"the job's description cannot be read by this node: {error}")) from error
         if spec.kind is TaskKind.SIMULATED:
             raise Unfit(_refused(f"this node does not run tasks of the kind {spec.kind.value!r}"))
+        is_container = spec.kind is TaskKind.CONTAINER
         self._serial += 1
         threads = str(max(1, int(spec.cpus)))
         here = {**self._environment, **dict.fromkeys(THREAD_VARIABLES, threads), "P2PC_NODE": self._node_name}
         env = {
-            **(here if spec.kind is not TaskKind.WASM else {}),  # what differs from node to node is not for a module
+            # What differs from node to node is not for a module, and what is the node's not for a container.
+            **(here if spec.kind not in (TaskKind.WASM, TaskKind.CONTAINER) else {}),
             **spec.env,
             "P2PC_JOB_ID": run.job_id.hex(),
             "P2PC_CPUS": f"{spec.cpus:g}",
@@ -105,12 +107,13 @@ class Translator:
             self._optional(spec.modules),
             share,
             env,
-            spec.mem_bytes,
-            spec.cpu_s,
+            None if is_container else spec.mem_bytes,  # the engine sets limits, and needs more itself
+            None if is_container else spec.cpu_s,
             spec.timeout_s,
-            spec.output_bytes_max,
+            None if is_container else spec.output_bytes_max,
             (wasm_mem_bytes(spec), spec.fuel),
             bool(run.submitter),
+            (spec.image, spec.mem_bytes, spec.cpus, spec.cpu_s, spec.output_bytes_max),
         )
         return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share))
 

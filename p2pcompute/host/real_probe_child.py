@@ -132,7 +132,7 @@ RUNTIME_TRIALS: Final[Mapping[str, Callable[[], bool]]] = {
     "apptainer": lambda: _succeeds("apptainer", "--version") or _succeeds("singularity", "--version"),
     "bubblewrap": lambda: _succeeds("bwrap", "--ro-bind", "/", "/", "--unshare-all", "--", "/bin/sh", "-c", ":"),
     "docker": lambda: _succeeds("docker", "info", "--format", "{{.ServerVersion}}"),
-    "podman": lambda: _succeeds("podman", "info", "--format", "{{.Version.Version}}"),
+    "podman": lambda: _succeeds("podman", "--version"),  # it has no daemon that might not run; info takes a second
     "uv": lambda: _succeeds(str(_beside("uv")) if _beside("uv").exists() else "uv", "--version"),
     "wasm": _wasm_works,
 }

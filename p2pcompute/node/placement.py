@@ -65,7 +65,7 @@ def needs_of(terms: JobTerms, spec: JobSpec) -> Needs:
         mem_bytes=spec.mem_bytes,
         gpus=spec.gpus,
         disk_bytes=spec.disk_bytes,
-        runtime="wasm" if spec.kind is TaskKind.WASM else "",
+        runtime=spec.kind.value if spec.kind in (TaskKind.WASM, TaskKind.CONTAINER) else "",
         has_packages=spec.packages is not None,
         platforms=spec.platforms,
     )
@@ -134,6 +134,8 @@ class Placement:
         """Called when something became known that may let a job run."""
         self.on_needs: Callable[[Requirement], None] = lambda _requirement: None
         """Called with what a job of this node asks of others, while the known ones do not suffice."""
+        self.trusts: Callable[[bytes], bool] = lambda _installation: False
+        """Whether this node trusts an installation."""
         self.class_of: Callable[[bytes], int | None] = lambda _key: None
         """Returns the class of a node: what is heard of it before it has said anything."""
         self.counters = PlacementCounters()
@@ -162,7 +164,7 @@ class Placement:
         if needs.is_plain and not is_chosen and not has_condition:
             return None
         fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
-        fit.is_built = spec.is_built
+        fit.is_for_trusting = spec.is_built or spec.kind is TaskKind.CONTAINER
         return fit
 
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:
@@ -213,8 +215,9 @@ class JobFit:
         self._is_own = job.submitter == placement.installation
         self._values = values
         self.requirement = requirement
-        self.is_built = False
-        """Packages of it have to be built, which is done for this installation only."""
+        self.is_for_trusting = False
+        """Packages have to be built, or a container is run: for those whom this node trusts only."""
+        self._submitter = job.submitter
         self._verdicts: dict[bytes, tuple[Knowledge, float, bool | None, float]] = {}
         """Node → (what it rests on, until when it stands, whether it fits, rank)."""
         self._own_values: dict[str, Value] = {}
@@ -317,6 +320,9 @@ class JobFit:
 
     # --- this node --------------------------------------------------------------------------------
 
+    def _is_welcome(self) -> bool:
+        return self._is_own or not self.is_for_trusting or self._placement.trusts(self._submitter)
+
     def known_here(self) -> bool | None:
         age_s = self._age_s()
         if age_s >= OWN_AGE_S and not self._is_measuring:
@@ -340,7 +346,7 @@ class JobFit:
     async def _measure(self) -> bool:
         """Measure this node.  What it cannot tell of itself is not met: unknown is not enough to run."""
         placement, requirement = self._placement, self.requirement
-        fits = requirement is not None and self.is_chosen(LOCAL, LOCAL) and (self._is_own or not self.is_built)
+        fits = requirement is not None and self.is_chosen(LOCAL, LOCAL) and self._is_welcome()
         if fits:
             assert requirement is not None
             names = (*requirement.names, *acceptance_names(placement.accepts))

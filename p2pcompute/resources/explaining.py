@@ -22,6 +22,7 @@ from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Value
 from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.matching import (
+    CONTAINER_ENGINES,
     DEPS,
     KIND,
     REQUIRE,
@@ -218,6 +219,9 @@ def _finding(clause: Clause, verdict: Verdict, needs: Needs, known: Known) -> Fi
         platform = "/".join(str(known.values.get(name, "?")) for name in ("os", "arch"))
         what = f"its packages have no wheels for {platform}"
         return Finding("deps", verdict, what, "other versions of them may have some", flag=clause.flag)
+    if clause.flag == KIND and expression.comparison is None:
+        fix = f"install {CONTAINER_ENGINES[0]} there"
+        return Finding("has", verdict, f"has no container engine ({fix})", fix, flag=clause.flag)
     if clause.flag in (KIND, DEPS):  # nobody wrote that requirement, so say how to meet it
         what += f" ({_fix(expression.comparison, known)})"
     return Finding(code, verdict, what, _fix(expression.comparison, known), flag=clause.flag, passes_s=passes_s)

@@ -28,6 +28,8 @@ LASTING_S: Final = 300.0
 REQUIRE: Final = "--require"
 KIND: Final = "--kind"
 DEPS: Final = "--deps"
+CONTAINER: Final = "container"
+CONTAINER_ENGINES: Final = ("podman", "docker", "apptainer")
 ONLY_WASM: Final = "job.kind=='wasm'"
 """Condition of a node that takes WASM modules of others, and nothing else."""
 
@@ -199,7 +201,8 @@ def compile_needs(needs: Needs) -> Requirement:
     for flag, text in amounts(needs).items():
         clauses += [Clause(flag, 0, part) for part in compile_expression(text).parts()]
     if needs.runtime:
-        clauses.append(Clause(KIND, 0, compile_expression(f"has={needs.runtime}")))
+        names = CONTAINER_ENGINES if needs.runtime == CONTAINER else (needs.runtime,)
+        clauses.append(Clause(KIND, 0, compile_expression(" || ".join(f"has={name}" for name in names))))
     if needs.has_packages:
         clauses.append(Clause(DEPS, 0, compile_expression("has=uv")))
     if needs.platforms:

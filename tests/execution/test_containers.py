@@ -1,0 +1,175 @@
+"""Commands in containers, with the real engine of this machine and an image that the test makes from nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
+from p2pcompute.host.real_clock import RealClock
+from p2pcompute.host.runs import FAILS_ALWAYS, OutcomeStatus, TaskRun
+from tests.execution.conftest import Rig, wait_for
+
+ADA = b"a" * 32
+PROGRAM = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <netinet/in.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+  char line[64] = "", *what = argc > 1 ? argv[1] : "";
+  if (!strcmp(what, "sleep")) { sleep(100); return 0; }
+  if (!strcmp(what, "fail")) { fprintf(stderr, "no luck\n"); return 3; }
+  FILE *in = fopen("in.txt", "r"), *out = fopen("out.txt", "w");
+  if (in && fgets(line, sizeof line, in) && out) fprintf(out, "made of %s", line);
+  char dir[256]; getcwd(dir, sizeof dir);
+  struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr = {htonl(0x01010101)}};
+  int reached = !connect(socket(AF_INET, SOCK_STREAM, 0), (struct sockaddr *)&to, sizeof to);
+  char *home = getenv("P2PC_CONTAINER_TEST");
+  printf("%s root=%d at %s net=%d own=%s key=%s\n", what, getuid() == 0, dir, reached, home ? home : "",
+         getenv("SECRET_OF_NODE") ? "seen" : "hidden");
+  if (fgets(line, sizeof line, stdin)) printf("stdin %s", line);
+  return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """An engine that works here, and an archive of an image."""
+    name = next((name for name in ("podman", "docker") if shutil.which(name)), None)
+    if name is None or shutil.which("gcc") is None:
+        pytest.skip("podman or docker, and gcc, are not installed")
+    directory = tmp_path_factory.mktemp("image")
+    (directory / "program.c").write_text(PROGRAM)
+    made = subprocess.run(["gcc", "-static", "-O1", "-w", "program.c", "-o", "program"], cwd=directory, check=False)
+    if made.returncode != 0:
+        pytest.skip("gcc cannot link statically here")
+    (directory / "Dockerfile").write_text('FROM scratch\nCOPY program /program\nENTRYPOINT ["/program"]\n')
+    patch = pytest.MonkeyPatch()
+    if shutil.which("runc"):  # crun wants one kind of control groups
+        (directory / "containers.conf").write_text('[engine]\nruntime = "runc"\n')
+        patch.setenv("CONTAINERS_CONF", str(directory / "containers.conf"))
+    tag = f"p2pc-test-{os.getpid()}"
+    try:
+        _engine(name, "build", "--quiet", "--tag", tag, str(directory))
+        limits = ("--ulimit", "nofile=512:512", "--ulimit", "nproc=512:512")
+        _engine(name, "run", "--rm", "--network", "none", *limits, tag, "try")
+        _engine(name, "save", "--output", str(directory / "image.tar"), tag)
+        yield name, directory / "image.tar"
+    finally:
+        subprocess.run([name, "rmi", "--force", tag], capture_output=True, check=False)
+        patch.undo()
+
+
+def _engine(name: str, *words: str) -> None:
+    done = subprocess.run([name, *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"{name} {words[0]} does not work here: {done.stderr.strip()[-300:]}")
+
+
+class Contained(Rig):
+    submitter = b""
+
+    def batch(self, spec: JobSpec, payloads: Sequence[TaskPayload], first_index: int = 0) -> list[TaskRun]:
+        return [replace(run, submitter=self.submitter) for run in super().batch(spec, payloads, first_index)]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, engine: tuple[str, Path]) -> AsyncIterator[Contained]:
+    made = Contained(tmp_path)
+    await made.runner.start()
+    yield made
+    await made.runner.close()
+    made.blobs.shut()
+
+
+async def _image(rig: Rig, engine: tuple[str, Path]) -> JobSpec:
+    code = await rig.blobs.put(engine[1].read_bytes())
+    return JobSpec(kind=TaskKind.CONTAINER, code=code, env={"P2PC_CONTAINER_TEST": "here"})
+
+
+async def test_a_command_in_an_image(rig: Contained, engine: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in and out, standard input, own variables; no network, nobody's root, nothing of the node."""
+    monkeypatch.setenv("SECRET_OF_NODE", "x")
+    spec = await _image(rig, engine)
+    blob = await rig.blobs.put(b"hello\n")
+    payload = TaskPayload(argv=("go",), send=(InputFile("in.txt", blob),), fetch=("out.txt",), stdin=b"word\n")
+    (outcome,) = await rig.run(spec, payload)
+    assert outcome.status is OutcomeStatus.OK, (outcome.error, outcome.stderr)
+    assert outcome.stdout == b"go root=0 at /work net=0 own=here key=hidden\nstdin word\n"
+    assert await rig.content((outcome.files[0].digest, outcome.files[0].size)) == b"made of hello\n"
+    (again,) = await rig.run(spec, TaskPayload())
+    assert again.status is OutcomeStatus.OK and again.stdout.startswith(b" root=0"), again
+
+
+async def test_how_they_fail(rig: Contained, engine: tuple[str, Path]) -> None:
+    """Exit codes are the command's; what cannot be started says why and is not tried everywhere."""
+    spec = await _image(rig, engine)
+    (outcome,) = await rig.run(spec, TaskPayload(argv=("fail",)))
+    assert (outcome.status, outcome.exit_code, outcome.stderr) == (OutcomeStatus.FAILED, 3, b"no luck\n")
+    broken = JobSpec(kind=TaskKind.CONTAINER, code=await rig.blobs.put(b"no image at all"))
+    (outcome,) = await rig.run(broken, TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.FAILED and outcome.cause == FAILS_ALWAYS
+    assert "no image that can be run" in outcome.error and "podman save" in outcome.error
+    absent = JobSpec(kind=TaskKind.CONTAINER, image="localhost/p2pc-there-is-none:1")
+    (outcome,) = await rig.run(absent, TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.FAILED and outcome.cause == ""
+    assert "could not run the image localhost/p2pc-there-is-none:1 here" in outcome.error
+
+
+async def test_they_end_with_their_tasks(rig: Contained, engine: tuple[str, Path]) -> None:
+    """A time limit, a kill, and the death of the worker process leave no container."""
+
+    def containers() -> list[str]:
+        label = f"label=p2pc={rig.directory}/shared/0"
+        words = [engine[0], "ps", "--all", "--quiet", "--filter", label]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+
+    spec = await _image(rig, engine)
+    (outcome,) = await rig.run(replace(spec, timeout_s=1.5), TaskPayload(argv=("sleep",)))
+    assert outcome.status is OutcomeStatus.TIMEOUT and not containers()
+    runs = rig.batch(spec, [TaskPayload(argv=("sleep",))])
+    outcomes = rig.begin(runs)
+    await wait_for(lambda: bool(containers()), "it runs")
+    rig.runner.kill([runs[0].run_id])
+    assert (await rig.finish(runs, outcomes))[0].status is OutcomeStatus.KILLED and not containers()
+    runs = rig.batch(spec, [TaskPayload(argv=("sleep",))])
+    outcomes = rig.begin(runs)
+    await wait_for(lambda: bool(containers()), "it runs again")
+    for pid in rig.worker_pids():
+        os.kill(pid, 9)
+    assert (await rig.finish(runs, outcomes))[0].status is OutcomeStatus.DIED
+    (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.OK and not containers(), "what a dead worker process left is still there"
+
+
+async def test_whose_containers_are_run(rig: Contained, engine: tuple[str, Path]) -> None:
+    """Those of installations that the node trusts, and of no other: an engine is a way to much of a machine."""
+    spec = await _image(rig, engine)
+    rig.submitter = ADA
+    (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.REFUSED and "trust set NODE trusted" in outcome.error
+    rig.runner.trusts = lambda submitter: submitter == ADA
+    (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.OK, outcome.error
+
+
+async def test_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    rig = Rig(tmp_path)
+    rig.runner = ProcessRunner(rig.blobs, rig.directory, 1, RealClock(), node_name="nova")
+    await rig.runner.start()
+    (outcome,) = await rig.run(JobSpec(kind=TaskKind.CONTAINER, image="debian"), TaskPayload(argv=("true",)))
+    assert outcome.status is OutcomeStatus.REFUSED and "no container engine" in outcome.error
+    await rig.runner.close()
+    rig.blobs.shut()
