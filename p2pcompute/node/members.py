@@ -108,6 +108,8 @@ class Members:
         """Whether the submitter of a job has the role submit, and is not refused; None: nothing is known of it."""
         if job.submitter == self._own:
             return True
+        if job.terms.group and job.terms.group != self._credentials.group.group_id:
+            return False
         if self.is_refused(job.submitter):
             return False
         member = self._credentials.membership_of(job.submitter)
@@ -198,6 +200,7 @@ class Members:
 
     def _apply(self) -> None:
         """Let what is refused now be refused everywhere."""
+        self._scheduler.owner.core.group = self._credentials.group.group_id
         self._removed = self._credentials.roster.removed()
         blocked = [key for key in self._levels.notes if self._levels.is_blocked(key)]
         self._network.peers.refuse([*blocked, *self._removed])

@@ -270,6 +270,8 @@ class OwnerCore:
         self._fit_of = fit_of
         self.acceptance = acceptance or Acceptance()
         self.acceptance.bind(self)
+        self.group = b""
+        """Id of the group that the thieves belong to."""
         self.jobs: dict[bytes, OwnedJob] = {}
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
@@ -338,6 +340,11 @@ class OwnerCore:
         if not ledger.is_complete:
             self.order.add(job.envelope.job_id, Standing.of(job.envelope))
         self._check_halt(job)
+
+    def is_confined(self, job: OwnedJob) -> bool:
+        """Whether a job runs on this node alone: its terms say so, or it is of a group that the others are not in."""
+        terms = job.envelope.terms
+        return terms.local_only or bool(terms.group and self.group and terms.group != self.group)
 
     def release(self, job_id: bytes) -> None:
         """Coordinate another node's job no longer."""
@@ -628,7 +635,7 @@ class OwnerCore:
                 for thief in thieves
                 if thief.key not in served and self._may_run(now, job, thief) and self._is_its_turn(now, job_id, thief)
             ]
-            is_holding = now < job.held_until and not job.envelope.terms.local_only
+            is_holding = now < job.held_until and not self.is_confined(job)
             least = self._best_rank(job.fit, [thief.key for _rank, thief in able], others) if is_holding else -inf
             for rank, thief in sorted(able, key=lambda pair: -(pair[0] or 0.0)):
                 chosen = self._pick(now, job, thief, self.batch_size(job, thief)) if (rank or 0.0) >= least else []
@@ -686,7 +693,7 @@ class OwnerCore:
             return False
         if job.unfit and job.unfit.get(thief.key, now) > now:
             return False
-        if terms.local_only and not thief.is_local:
+        if self.is_confined(job) and not thief.is_local:
             return False
         if terms.python is not None and terms.python != thief.python:
             return False
@@ -720,6 +727,8 @@ class OwnerCore:
         while job.ready and len(chosen) < count and len(skipped) < SKIP_MAX:
             index = job.ready.popleft()
             if index in chosen or index in job.leases or job.ledger.state(index) is not TaskState.OPEN:
+                continue
+            if job.checked is not None and index in job.checked.held:
                 continue
             if self._is_avoided(now, job, index, thief):
                 skipped[index] = None
@@ -1006,7 +1015,7 @@ class OwnerCore:
 
     def _requeue(self, job: OwnedJob, index: int, *, is_last: bool = False) -> None:
         """Put an open task without a lease at the head (or the end), unless it was to be cancelled."""
-        if job.checked is not None and index in job.checked.held:
+        if job.checked is not None and self.acceptance.keeps(job, index):
             return
         if job.is_own and (job.is_cancelled or job.halted or index in job.cancelling):
             self.cancel_one(job, index)
@@ -1167,6 +1176,12 @@ class OwnerCore:
     def requeue_checked(self, job: OwnedJob, index: int) -> None:
         """An open task is held no longer, and nobody has claimed it."""
         self._requeue(job, index)
+
+    def unlease(self, job: OwnedJob, index: int) -> None:
+        """End the lease of a task that members have claimed: whoever had it has told its result, or is not needed."""
+        lease = self._release(job, index)
+        if lease is not None:
+            self._effects.stops.append((lease.thief, job.envelope.job_id, [index], False))
 
     def released_checked(self, job: OwnedJob, lease: Lease) -> None:
         """A node computes a task no more whose lease `Acceptance` keeps."""

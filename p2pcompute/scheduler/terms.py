@@ -30,6 +30,7 @@ from p2pcompute.limits import (
 from p2pcompute.wire.envelope import Envelope, open_envelope
 
 JOB_CONTENT_TYPE: Final = "p2pc/job"
+GROUP_ID_BYTES: Final = 32
 
 
 ERROR_PPB: Final = 100_000
@@ -154,6 +155,8 @@ class JobTerms:
     """Accepted probability that a result of members is wrong, in billionths; None: ERROR_PPB."""
     replicas: int | None = None
     """Instead of that: so many members compute each task, and their results are compared."""
+    group: bytes = b""
+    """Id of the group in which it was submitted; members of other groups are given nothing of it, and take nothing."""
     created_ms: int = 0
     """Wall clock of the submitter, Unix milliseconds."""
 
@@ -188,7 +191,7 @@ def seal_job(identity: Identity, terms: JobTerms, spec: bytes, nonce: bytes) -> 
     packed = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in asdict(terms).items()
-        if value is not None and value is not False and value not in ("", ())
+        if value is not None and value is not False and value not in ("", b"", ())
     }
     return identity.sign_envelope(
         JOB_CONTENT_TYPE,
@@ -209,6 +212,7 @@ _KINDS: Final[dict[str, type]] = {
     "error_ppb": int,
     "replicas": int,
     "created_ms": int,
+    "group": bytes,
 }
 
 
@@ -251,6 +255,8 @@ def _terms(value: Any) -> JobTerms:
     value = {**value, **{name: _items(value[name], kind) for name, kind in _LISTS.items() if name in value}}
     terms = JobTerms(**value)
     _check_choice(terms)
+    if terms.group and len(terms.group) != GROUP_ID_BYTES:
+        raise RemoteProtocolError("bad terms of a job: group")
     if terms.priority > PRIORITY_MAX:
         raise RemoteProtocolError("bad terms of a job: priority")
     if terms.trust not in TRUSTS or terms.verify not in VERIFY_METHODS:
