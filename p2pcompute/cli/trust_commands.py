@@ -208,3 +208,31 @@ def verify(file: str, json_: bool) -> int:
     else:
         print(report_text(report))
     return 0
+
+
+@trust.command(cls=Command, examples=[("p2pc trust compare atlas", "there: p2pc trust compare nova")])
+@click.argument("node")
+@json_option
+def compare(node: str, json_: bool) -> int:
+    """Words that are the same on both screens when each computer takes the other for what it is."""
+    items = known()
+    item = named(items, node)
+    words = words_for(items[0]["id"], item["id"])
+    if json_:
+        print_json({"schema": "p2pc.comparison/1", "id": item["id"], "own_id": items[0]["id"], "words": list(words)})
+        return 0
+    print(" ".join(words))
+    say(f"On {one_line(item['name'])}: p2pc trust compare {one_line(items[0]['name'])}", level=1)
+    say(f"Other words there mean that one of them has another key: {item['id']}", level=1)
+    return 0
+
+
+def words_for(one: str, other: str) -> tuple[str, ...]:
+    """Return six words for two identities, whichever comes first: 48 bits, tried by nobody who has one screen only."""
+    import hashlib
+
+    from p2pcompute.ids import parse_device_id
+    from p2pcompute.trust.words import words_of
+
+    keys = sorted((parse_device_id(one), parse_device_id(other)))
+    return words_of(hashlib.blake2b(b"".join(keys), digest_size=6, person=b"p2pc compare").digest())

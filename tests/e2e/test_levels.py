@@ -47,6 +47,8 @@ def test_a_computer_of_mine_is_trusted_by_both(mesh: Mesh) -> None:
     mesh.meet([ada, bob])
     assert levels(ada)["bob"] == levels(bob)["ada"] == "trusted"
     mine = {item["name"]: item["roles"] for item in ada.get("/v1/trust")["items"]}
+    said = [one.p2pc("trust", "compare", other).check().out for one, other in ((ada, "bob"), (bob, "ada"))]
+    assert said[0] == said[1] and len(said[0].split()) == 6
     assert mine["bob"] == mine["ada"] == ["submit", "work", "invite", "admin"]
 
 

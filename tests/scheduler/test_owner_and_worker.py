@@ -330,6 +330,15 @@ def test_local_only_stays_here() -> None:
     assert core.choose(0.0, thief("local")) is not None
 
 
+def test_a_job_of_another_group_stays_here() -> None:
+    """Its owner has left that group with work undone: the members of the next one are not to see it."""
+    core = make(2, group=b"g" * 32)
+    core.group = b"h" * 32
+    assert core.choose(0.0, thief("a")) is None and core.choose(0.0, thief("local")) is not None
+    core.group = b"g" * 32
+    assert core.choose(0.0, thief("a")) is not None
+
+
 def test_soft_cancel_lets_running_tasks_finish() -> None:
     core, a = make(4), thief("a")
     grant = take(core, a)
