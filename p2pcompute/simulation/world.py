@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, structs
 
@@ -52,6 +52,7 @@ from p2pcompute.simulation.population import (
 )
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.workloads import WorkloadPlan, WorkloadSettings, plan
+from p2pcompute.trust.levels import Level
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.scenario import Scenario
@@ -100,6 +101,10 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "0: never",
         ),
     ] = 0
+    trust: Annotated[
+        Literal["trusted", "member"],
+        Meta(description="how far the members trust one another: results of those that are not trusted are checked"),
+    ] = "trusted"
     network: NetworkSettings = NetworkSettings()
     population: PopulationSettings = PopulationSettings()
     faults: FaultSettings = FaultSettings()
@@ -217,7 +222,14 @@ class World:
             has_real_crypto=_is_one_in(settings.real_crypto_in, seed),
             is_shuffled=_is_one_in(settings.shuffle_in, seed),
         )
-        self.mesh = Mesh(self.simulation, settings.nodes, runner=models, is_lan=settings.lan, sync_s=conditions.sync_s)
+        self.mesh = Mesh(
+            self.simulation,
+            settings.nodes,
+            runner=models,
+            is_lan=settings.lan,
+            sync_s=conditions.sync_s,
+            level=Level(settings.trust),
+        )
         self.checks = Checks(self, settings.checks)
 
     # --- for the pieces ---------------------------------------------------------------------------
