@@ -296,6 +296,8 @@ class Acceptance:
 
     def _may_copy(self, checked: CheckedJob, worker: Worker, index: int) -> bool:
         """Not where it failed, while others may do it; and not what a trusted node settles just now."""
+        if index in checked.job.leases:
+            return False
         avoided = checked.job.avoid.get(index)
         if avoided is not None and worker in avoided[0] and self._now < avoided[1]:
             return False
@@ -353,6 +355,15 @@ class Acceptance:
         if index in checked.asked:
             checked.arbitrations[index] = None
         self._free(checked, index)
+
+    def keeps(self, job: OwnedJob, index: int) -> bool:
+        """Hold an open task that nobody has a lease on in the owner's books, if members have claimed it."""
+        checked = job.checked
+        number = None if checked is None else checked.numbers.get(index)
+        if checked is None or number is None or not checked.verifier.tasks[number].claims:
+            return False
+        checked.held[index] = None
+        return True
 
     def _free(self, checked: CheckedJob, index: int) -> None:
         """Give an open task back to the owner when nobody computes it and nobody has claimed it."""
@@ -536,6 +547,9 @@ class Acceptance:
             return False
         self._now = now
         self.release(job, index, thief)
+        if index in job.leases:
+            self._owner.unlease(job, index)
+            checked.held[index] = None
         rule = Rule.of(job.envelope.terms)
         assert rule is not None
         task = checked.verifier.tasks[number]
@@ -607,6 +621,8 @@ class Acceptance:
         self._owner.note(job, FactKind.CHECKED, [index, job.ledger.generation(index), effect.digest, str(effect.basis)])
         for thief in checked.leases.get(index, ()):
             self._owner.stop(thief, job, [index], kill=False)
+        if index in job.leases:
+            self._owner.unlease(job, index)
         self._owner.accept_checked(job, index, output.outcome, output.thief, effect.digest)
 
     def _revoked(self, checked: CheckedJob, index: int, why: str) -> None:

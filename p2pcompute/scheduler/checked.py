@@ -154,6 +154,9 @@ class Decider(Protocol):
     def requeue_checked(self, job: OwnedJob, index: int) -> None:
         """An open task is held no longer."""
 
+    def unlease(self, job: OwnedJob, index: int) -> None:
+        """End the lease that the owner keeps of a task."""
+
     def released_checked(self, job: OwnedJob, lease: Lease) -> None:
         """A node computes a task no more."""
 

@@ -63,6 +63,8 @@ DURATION_WEIGHT = 0.1
 """Weight of a new duration in the moving average (EWMA) of a job."""
 WITH_NODE = "with-node"
 """Cause of a death that its node found when it came back: the node's own process died while the task ran."""
+CROWD = 500
+"""Thieves with which grants of BATCH_TARGET_S are few enough; with more of them, grants are larger in proportion."""
 LOCAL_PARTS_MAX = 64
 """With several jobs, this node's own worker gets a batch in so many parts at most, each of another job."""
 NODE_DEATHS_MAX = 30
@@ -139,6 +141,8 @@ class Grant:
     epoch: int = 0
     may_pass: bool = True
     """Whether the thief may let others steal them: not where it matters who computes what."""
+    pace_s: float = 0.0
+    """The thief sends results at most once in this time, while it has more of them to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -669,20 +673,27 @@ class OwnerCore:
         slots = thief.slots if job.fit is None else max(1, thief.slots // job.fit.slots(thief.key, thief.slots))
         size = slots
         if job.task_s is not None:
-            per_slot = BATCH_TARGET_S * max(1.0, len(self.thieves) / 500) / job.task_s
-            size = max(slots, int(per_slot * slots))
+            size = max(slots, int(BATCH_TARGET_S * self.crowd * slots / job.task_s))
         if thief.installation in self._breakers and self._breakers[thief.installation].until:
             size = 1
         if thief.is_local:  # small grants cost nothing here, and the turn comes round the sooner
             size = max(1, size // min(len(self.order) or 1, LOCAL_PARTS_MAX))
-        size = min(size, max(1, thief.want), GRANT_TASKS_MAX)
         available = job.ready_count + self.acceptance.extra_count(job)
+        want = max(1, thief.want)
+        if self.crowd > 1:  # it does not know how many there are; all of them must get some
+            want = max(want, min(int(want * self.crowd), available // (2 * len(self.thieves))))
+        size = min(size, want, GRANT_TASKS_MAX)
         if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(available / 2))
         slots_max = job.envelope.terms.slots_max
         if slots_max is not None:
             size = min(size, slots_max - len(job.leases))
         return min(size, available)
+
+    @property
+    def crowd(self) -> float:
+        """By how much batches are larger because there are so many thieves, from 1: what they send stays bounded."""
+        return max(1.0, len(self.thieves) / CROWD)
 
     def _believes(self, job: OwnedJob, thief: Thief) -> bool:
         return thief.is_local or self.acceptance.believes(job, thief.installation)
@@ -807,6 +818,7 @@ class OwnerCore:
             tuple(tasks),
             job.epoch,
             may_pass=job.checked is None,
+            pace_s=BATCH_TARGET_S * self.crowd if self.crowd > 1 else 0.0,
         )
         self._next_grant += 1
         if not thief.is_local:
