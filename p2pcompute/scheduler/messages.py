@@ -24,6 +24,7 @@ from p2pcompute.limits import (
     CUSTODY_BEAT_S,
     GRANT_TASKS_MAX,
     INLINE_BYTES_MAX,
+    LEASE_S_MIN,
     NODE_NAME_CHARS_MAX,
     OUTPUT_FILES_MAX,
     RESULTS_BATCH_MAX,
@@ -135,6 +136,7 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
         [_granted_body(task) for task in grant.tasks],
         grant.epoch,
         grant.may_pass,
+        int(grant.pace_s * 1000),
     ]
 
 
@@ -205,10 +207,10 @@ def _is_literal(host: str) -> bool:
 
 def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     """Return (grant, envelope or b"", owner's addresses); the grant's owner is a real key."""
-    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass = _list(
-        body, 10, "grant"
+    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass, pace_ms = _list(
+        body, 11, "grant"
     )
-    _check(isinstance(may_pass, bool), "grant")
+    _check(isinstance(may_pass, bool) and _is_int(pace_ms, int(LEASE_S_MIN * 1000)), "grant")
     _check(_is_int(grant_id) and _is_int(request_id) and _is_bytes(job_id, JOB_ID_BYTES), "grant")
     _check(isinstance(envelope, bytes) and _is_int(lease_ms) and _is_int(epoch, INT_MAX >> 1), "grant")
     _check(owner == b"" or _is_bytes(owner, PUBLIC_KEY_BYTES), "grant")
@@ -222,7 +224,8 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
         _check(isinstance(payload, bytes) and len(payload) <= TASK_PAYLOAD_BYTES_MAX, "granted task")
         parsed.append(GrantedTask(index, generation, attempt, payload, cookie, blob))
     lease_s = lease_ms / 1000
-    grant = Grant(grant_id, request_id, b"", job_id, owner or sender, lease_s, tuple(parsed), epoch, may_pass)
+    key, pace_s = owner or sender, pace_ms / 1000
+    grant = Grant(grant_id, request_id, b"", job_id, key, lease_s, tuple(parsed), epoch, may_pass, pace_s)
     return grant, envelope, parse_addresses(addresses)
 
 

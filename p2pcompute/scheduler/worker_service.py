@@ -64,6 +64,8 @@ from p2pcompute.transport.channels import Channel, Channels
 RESULTS_TIMEOUT_S = 60.0
 """An owner that has not answered a RESULTS request by then is asked again."""
 _STARTED = (OutcomeStatus.OK, OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
+PACE_LOOK_S = 1.0
+"""How often a worker that waits to send results looks whether it still should."""
 RECONNECT_S_MIN = 0.5
 RECONNECT_S_MAX = 30.0
 """Pause between attempts to reach an owner: doubled up to this, with jitter."""
@@ -127,6 +129,9 @@ class OwnerLink:
     """The owner has been heard of: worth a try at once."""
     alone_count: int = 0
     """So many results are sent one by one, because the owner refused a message with all of them."""
+    pace_s: float = 0.0
+    """Least time between two messages with results while more are to come: an owner of very many workers wants that."""
+    sent_at: float = 0.0
     heartbeat_due: float = 0.0
     is_beating: bool = False
     moves: list[_Move] = field(default_factory=list)
@@ -249,6 +254,7 @@ class WorkerService:
         self._drop_outdated(grant, grant.owner)
         self.jobs[grant.job_id] = job
         link = self.link(grant.owner, addresses)
+        link.pace_s = grant.pace_s
         link.heartbeat_due = min(
             link.heartbeat_due or float("inf"), self._host.clock.now() + grant.lease_s * HEARTBEAT_FRACTION
         )
@@ -570,6 +576,8 @@ class WorkerService:
         blobs = outcome_blobs(outcome)  # pinned since they were put
         link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now(), blobs))
         self.unsent_bytes += len(body)
+        if link.pace_s and not self.core.holds_of(held.owner):
+            link.nudge.set()
         if not link.is_sending:
             link.is_sending = True
             self._scope.spawn(self._send_results(link), "results")
@@ -608,6 +616,8 @@ class WorkerService:
                 self._sort_out(link)
                 if not link.results:
                     break
+                link.nudge.clear()
+                await self._keep_pace(link)
                 batch = self._next_results(link)
                 link.nudge.clear()
                 if not batch:
@@ -665,6 +675,17 @@ class WorkerService:
             done.is_on_disk = False  # written anew, under the same key
             self.unsent_bytes += len(done.outcome)
         link.results.append(done)
+
+    async def _keep_pace(self, link: OwnerLink) -> None:
+        """Wait for more results to send together, if the owner wants that and there will be some."""
+        if not link.pace_s:
+            return
+        until = link.sent_at + link.pace_s
+        while not self.core.is_paused and self.core.holds_of(link.key):
+            wait_s = until - self._host.clock.now()
+            if wait_s <= 0 or await self._pause(link, min(wait_s, PACE_LOOK_S)):
+                break
+        link.sent_at = self._host.clock.now()
 
     async def _pause(self, link: OwnerLink, pause_s: float) -> bool:
         """Wait before the next try; True when the owner was heard of meanwhile."""

@@ -80,6 +80,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
             [[0, 0, 1, b"payload"], [1, 0, 1, b""]],
             4,
             True,
+            5_000,
         ],
     ),
     "addresses": (messages.parse_addresses, [["127.0.0.1", 1], ["::1", 2]]),
