@@ -54,6 +54,8 @@ class Members:
         self._credentials = credentials
         self._levels = credentials.levels
         self._removed: Mapping[bytes, LogEntry] = {}
+        self._is_out = False
+        """This node was removed from the group itself: the work of its members is none of its business."""
         self._channels = channels
         self._network = network
         self._scheduler = scheduler
@@ -108,7 +110,7 @@ class Members:
         """Whether the submitter of a job has the role submit, and is not refused; None: nothing is known of it."""
         if job.submitter == self._own:
             return True
-        if job.terms.group and job.terms.group != self._credentials.group.group_id:
+        if self._is_out or (job.terms.group and job.terms.group != self._credentials.group.group_id):
             return False
         if self.is_refused(job.submitter):
             return False
@@ -201,6 +203,7 @@ class Members:
     def _apply(self) -> None:
         """Let what is refused now be refused everywhere."""
         self._scheduler.owner.core.group = self._credentials.group.group_id
+        self._is_out = self._own in self._credentials.roster.removed()
         self._removed = self._credentials.roster.removed()
         blocked = [key for key in self._levels.notes if self._levels.is_blocked(key)]
         self._network.peers.refuse([*blocked, *self._removed])

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
+import pytest
+
 from p2pcompute.trust.groups import load_group
 from tests.e2e.mesh import Daemon, Mesh, until
+from tests.e2e.namespaces import two_machines, why_not
+from tests.e2e.test_words import invite
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[str, str]]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with two_machines("p2pc-out") as names:
+        yield names
 
 
 def members(mesh: Mesh, *names: str) -> list[Daemon]:
@@ -87,3 +102,36 @@ def test_roles_are_looked_at_where_the_work_runs(mesh: Mesh) -> None:
     until(lambda: may(cat)["bob"] == ["submit", "work", "invite"], 5, "bob has his roles again")
     ran = bob.p2pc("run", "--verify", "none", "--on", "cat", "echo $P2PC_NODE", ":::", "1", limit_s=60).check()
     assert ran.lines == ["cat 1"]
+
+
+def test_invited_used_and_removed_between_two_machines(mesh: Mesh, machines: tuple[str, str]) -> None:
+    """Ada invites by words, Bob runs her first task, works for her, is removed, and hears why; the code is spent."""
+    ada, bob = (
+        mesh.add(name, prefix=("ip", "netns", "exec", netns), P2PC_NODE__INTERFACES="lan0", P2PC_NODE__SLOTS="2")
+        for name, netns in zip(("ada", "bob"), machines, strict=True)
+    )
+    for daemon in (ada, bob):
+        daemon.start()
+    command, code = invite(ada)
+    joined = bob.p2pc("join", code, "--accept", "all").check()
+    assert 'This computer is now "bob" in group home' in joined.out
+    assert command.finish().code == 0
+    mesh.meet([ada, bob])
+    ran = ada.p2pc("run", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1").check()
+    assert ran.lines == ["bob 1"]
+    working = ada.begin("run", "--verify", "none", "sleep 600; echo {}", ":::", "1", "2", "3", "4")
+    until(lambda: bob.get("/v1/status")["slots"]["busy"] == 2, 20, "bob works for ada")
+    ada.p2pc("group", "remove", "bob", "--reason", "sold", "-y").check()
+    until(lambda: bob.get("/v1/status")["slots"]["busy"] == 0, 5, "bob works for her no more")
+    until(lambda: not ada.peers(), 5, "ada passes bob over")
+    told = bob.p2pc("status").check().out
+    assert "this computer was removed from group home by the founder" in told and "sold" in told, told
+    assert "a new invitation brings it back: p2pc join" in told
+    spent = bob.p2pc("join", code, "--accept", "all")
+    assert spent.code in (5, 6) and "invite" in spent.err, spent.err
+    again, code = invite(ada)
+    bob.p2pc("join", code, "--accept", "all").check()
+    assert again.finish().code == 0
+    mesh.meet([ada, bob])
+    working.process.send_signal(signal.SIGINT)
+    working.process.send_signal(signal.SIGINT)
