@@ -100,6 +100,9 @@ JOIN_IDLE_S: Final = 30.0
 DHT_K: Final = 20
 DHT_ALPHA: Final = 5
 """Peers that a lookup waits for at once, each within its soft timeout."""
+DHT_GET_ALPHA: Final = 4
+"""The same of a get: with 30 % dead contacts and 5 % loss 7.5 requests instead of 8.5, in 1.8 median round trips instead
+of 1.6; with 10 % dead 6.3 instead of 7.6, in 1.3 either way."""
 DHT_PUT_ALPHA: Final = 20
 """The same of a put, when the next one is so near that it is to keep the record: it is asked in any case."""
 DHT_PUT_K: Final = 16
@@ -570,6 +573,8 @@ CUSTODY_JOBS_MAX: Final = 1024
 """Jobs of others that one node keeps; further ones are not taken, and counted."""
 CUSTODY_BYTES_MAX: Final = 4096 * MIB
 """Facts, results and files that one node keeps for others; what is more is not taken, and counted."""
+READERS_MAX: Final = 64
+"""Nodes that read a job here by a ticket; the one that came first has to show it again."""
 CUSTODY_KEEP_S: Final = 30 * 86400.0
 """A job of others is forgotten when nobody has told anything of it for so long."""
 SYNC_BYTES_MAX: Final = 256 * KIB

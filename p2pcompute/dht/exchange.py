@@ -7,7 +7,7 @@ does not look like a dead peer.  When an answer comes to each of the times that 
 given up, nothing was lost: somebody is too busy to keep up, this machine perhaps, and what is sent again makes it
 worse.  Then all waiting is stretched.  What comes too late still counts as heard.
 
-Source: RFC 3708 for telling by what comes twice that nothing was lost.
+Source: RFC 3708 for telling by what comes twice that nothing was lost; RFC 3522 for what else it tells.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ class _Ended(NamedTuple):
     address: Address
     key: bytes | None
     replies: tuple[MessageType, ...]
-    is_answered: bool
+    rtt_s: float | None
+    """From its first sending to its answer; None when it was given up."""
 
 
 class Verified(NamedTuple):
@@ -206,6 +207,7 @@ class Exchange:
         on_request: Callable[[Verified], None],
         on_reply: Callable[[Verified], None],
         on_timeout: Callable[[bytes, Address, float], None],
+        on_rtt: Callable[[bytes, float], None],
     ) -> None:
         """Start without requests.
 
@@ -216,6 +218,8 @@ class Exchange:
             on_reply: given each verified reply, before the request's own callback.
             on_timeout: given key, address and time of sending of a request that was never answered; only for
                 requests to a known key.
+            on_rtt: given key and round trip in seconds of a peer, when it turns out later that its answer was one to the
+                first sending of a request.
         """
         self._clock = clock
         self._crypto = crypto
@@ -230,6 +234,7 @@ class Exchange:
         self._on_request = on_request
         self._on_reply = on_reply
         self._on_timeout = on_timeout
+        self._on_rtt = on_rtt
         self._pending: dict[bytes, _Pending] = {}
         self._answered: dict[str, None] = {}
         """Sources that have answered a request: what is sent there is wanted.  The last DHT_ANSWERED_MAX."""
@@ -363,6 +368,7 @@ class Exchange:
             self._on_request(Verified(message, statement, address))
             return
         if isinstance(pending, _Ended):
+            self._on_answered(address)
             self._on_reply(Verified(message, statement, address))
             return
         del self._pending[statement.transaction]
@@ -396,18 +402,23 @@ class Exchange:
         del self._ended[statement.transaction]
         self._counters.replies_late += 1
         self._strain = min(self._strain * _STRAIN_GROWTH, _STRAIN_MAX)
-        return None if ended.is_answered else ended
+        if ended.rtt_s is None:
+            return ended
+        self._estimate(address).add(ended.rtt_s)
+        self._on_rtt(statement.sender, ended.rtt_s)
+        return None
 
-    def _end(self, transaction: bytes, pending: _Pending, *, is_answered: bool) -> None:
+    def _end(self, transaction: bytes, pending: _Pending, rtt_s: float | None) -> None:
         """Remember a request to which another answer may come."""
-        self._ended[transaction] = _Ended(pending.address, pending.key, pending.replies, is_answered)
+        self._ended[transaction] = _Ended(pending.address, pending.key, pending.replies, rtt_s)
         if len(self._ended) > _ENDED_MAX:
             del self._ended[next(iter(self._ended))]
 
     def _measure(self, transaction: bytes, pending: _Pending) -> float | None:
-        """The round trip, unless the request was sent more than once (Karn)."""
+        """The round trip, unless the request was sent more than once (Karn).  If each of these is answered, the first
+        answer was one to the first of them (Eifel)."""
         if pending.sends > 1:
-            self._end(transaction, pending, is_answered=True)
+            self._end(transaction, pending, self._clock.now() - pending.sent)
             return None
         self._strain = max(self._strain * _STRAIN_SHRINK, _STRAIN_MIN)
         rtt_s = self._clock.now() - pending.sent
@@ -471,7 +482,7 @@ class Exchange:
             return
         del self._pending[transaction]
         self._counters.requests_timed_out += 1
-        self._end(transaction, pending, is_answered=False)
+        self._end(transaction, pending, None)
         if pending.key is not None:
             self._on_timeout(pending.key, pending.address, pending.sent)
         pending.done(None)

@@ -65,9 +65,12 @@ class PeerState(StrEnum):
     FAILED = "failed"
 
 
-_ASKED = (PeerState.WAITING, PeerState.LATE, PeerState.OVERDUE)
-_GONE = (PeerState.LATE, PeerState.OVERDUE, PeerState.FAILED)
+# Reading a member of an enum costs as much as the rest of a line in the loops below.
+_HEARD, _WAITING, _LATE = PeerState.HEARD, PeerState.WAITING, PeerState.LATE
+_OVERDUE, _ANSWERED, _FAILED = PeerState.OVERDUE, PeerState.ANSWERED, PeerState.FAILED
 _NO_PATH = -1
+_PATIENCE_RTTS = 2
+"""A peer whose round trip is known is waited for at least so many of them, if it would be in the result."""
 _PATHS_OF = tuple(tuple(path for path in range(DHT_PATHS) if bits >> path & 1) for bits in range(1 << DHT_PATHS))
 
 
@@ -83,6 +86,8 @@ class _Peer:
     """Asked whoever is nearer."""
     state: PeerState = PeerState.HEARD
     asked: float = 0.0
+    late_s: float = 0.0
+    """For how long it is waited for if it would be in the result."""
 
 
 class RttEstimate:
@@ -159,7 +164,8 @@ class Lookup:
             alpha: peers asked at once.
             alpha_within: the same when the next one is asked in any case: within the radius, or one of the first seeds
                 of a path; None: as `alpha`.
-            late_softs: soft timeouts for which a peer that would be in the result is waited for.
+            late_softs: soft timeouts for which a peer that would be in the result is waited for; one that is known to be
+                slow a little longer.
             paths: how many that share no peer.
             radius: distance from the key within which everybody is asked.
         """
@@ -174,7 +180,11 @@ class Lookup:
         self._alpha_within = alpha if alpha_within is None else alpha_within
         self._radius = radius
         self._peers: dict[int, _Peer] = {}
+        self._under_way: dict[int, _Peer] = {}
+        """Those that were asked and have neither answered nor failed."""
         self._order: list[int] = []
+        self._seen: tuple[dict[int, int], bool] | None = None
+        """What `_windows` has found, until something changes."""
         self._asked_count = 0
         self._allowances = [DHT_PATH_REQUESTS_MAX] * paths
         self._is_finished = False
@@ -192,7 +202,7 @@ class Lookup:
         chosen: list[Contact] = []
         if self._is_finished:
             return chosen
-        waiting = [peer.path for peer in self._peers.values() if peer.state is PeerState.WAITING]
+        waiting = [peer.path for peer in self._under_way.values() if peer.state is _WAITING]
         if len(waiting) >= max(self._alpha, self._alpha_within):
             return chosen
         while self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
@@ -206,7 +216,10 @@ class Lookup:
                 path, peer = _NO_PATH, self._peers[far]
             else:
                 break
-            peer.state, peer.asked, peer.path = PeerState.WAITING, now, path
+            peer.state, peer.asked, peer.path = _WAITING, now, path
+            peer.late_s = min(max(self._late_s, _PATIENCE_RTTS * (peer.contact.rtt_s or 0.0)), self._hard_s)
+            self._under_way[peer.contact.number ^ self._number] = peer
+            self._seen = None
             self._asked_count += 1
             waiting.append(path)
             chosen.append(peer.contact)
@@ -214,18 +227,20 @@ class Lookup:
 
     def on_answer(self, contact_id: bytes, heard: Iterable[Contact] = ()) -> None:
         """Take in the answer of a peer that was asked, and the contacts in it.  Others are ignored."""
-        peer = self._peers.get(self._distance(contact_id))
-        if peer is None or peer.state not in _ASKED:
+        peer = self._under_way.pop(self._distance(contact_id), None)
+        if peer is None:
             return
-        peer.state = PeerState.ANSWERED
+        peer.state = _ANSWERED
+        self._seen = None
         if not self._is_finished:
             self._hear(heard, peer.depth + 1, 1 << peer.path if peer.path != _NO_PATH else peer.paths)
 
     def on_failure(self, contact_id: bytes) -> None:
         """Note that a peer that was asked will not answer."""
-        peer = self._peers.get(self._distance(contact_id))
-        if peer is not None and peer.state in _ASKED:
-            peer.state = PeerState.FAILED
+        peer = self._under_way.pop(self._distance(contact_id), None)
+        if peer is not None:
+            peer.state = _FAILED
+            self._seen = None
 
     def finish(self) -> None:
         """End it: what was looked for has been found."""
@@ -245,31 +260,26 @@ class Lookup:
         if is_waiting or (may_ask and (candidates or self._farthest_within() is not None)):
             return False
         answered = 0
-        is_asking = False
         for distance in self._order:
             state = self._peers[distance].state
-            if state is PeerState.ANSWERED:
+            if state is _ANSWERED:
                 answered += 1
             may_matter = answered < self._k or distance <= self._radius
-            if may_matter and (state is PeerState.WAITING or (state is PeerState.LATE and answered < self._k)):
+            if may_matter and (state is _WAITING or (state is _LATE and answered < self._k)):
                 return False
-            is_asking = is_asking or state in _ASKED
-        return answered >= self._k or len(self._order) > self._k or not is_asking
+        return answered >= self._k or len(self._order) > self._k or not self._under_way
 
     def deadline(self) -> float | None:
         """The clock time of the next soft or hard timeout; None when nobody is being waited for."""
         first: float | None = None
-        late_s = self._late_s
-        for peer in self._peers.values():
+        for peer in self._under_way.values():
             state = peer.state
-            if state is PeerState.WAITING:
+            if state is _WAITING:
                 due = peer.asked + self._soft_s
-            elif state is PeerState.LATE:
-                due = peer.asked + late_s
-            elif state is PeerState.OVERDUE:
-                due = peer.asked + self._hard_s
+            elif state is _LATE:
+                due = peer.asked + peer.late_s
             else:
-                continue
+                due = peer.asked + self._hard_s
             if first is None or due < first:
                 first = due
         return first
@@ -298,6 +308,9 @@ class Lookup:
         """Raise InvariantViolation unless the object is consistent."""
         states = [peer.state for peer in self._peers.values()]
         asked = sum(state is not PeerState.HEARD for state in states)
+        ended = asked - states.count(_ANSWERED) - states.count(_FAILED)
+        if ended != len(self._under_way) or any(self._peers.get(one) is not peer for one, peer in self._under_way.items()):
+            raise InvariantViolation(f"lookup: {len(self._under_way)} of {ended} under way")
         if self._order != sorted(self._peers) or asked != self._asked_count:
             raise InvariantViolation(f"lookup: {len(self._order)} in order, {len(states)} known, {asked} asked")
         if (
@@ -322,11 +335,14 @@ class Lookup:
             distance = place_of(contact.key).number ^ self._number
             known = self._peers.get(distance)
             if known is not None:
-                known.paths |= paths
+                if known.paths | paths != known.paths:
+                    known.paths |= paths
+                    self._seen = None
                 continue
             if contact.id == self._own_id:
                 continue
             self._peers[distance] = _Peer(contact, depth, paths)
+            self._seen = None
             insort(self._order, distance)
             if len(self._order) > DHT_LOOKUP_CANDIDATES_MAX:
                 self._forget_farthest(paths)
@@ -346,51 +362,61 @@ class Lookup:
         Returns:
             For each path that may ask, the distance of the nearest one that was not asked; whether any path waits.
         """
+        if self._seen is not None:
+            return self._seen
         candidates: dict[int, int] = {}
         is_waiting = False
-        left = [self._k] * len(self._allowances)
+        peers, allowances = self._peers, self._allowances
+        left = [self._k] * len(allowances)
+        open_bits = (1 << len(allowances)) - 1
         for distance in self._order:
-            peer = self._peers[distance]
-            if peer.state in _GONE:
+            peer = peers[distance]
+            bits = peer.paths & open_bits
+            state = peer.state
+            if not bits or not (state is _ANSWERED or state is _HEARD or state is _WAITING):
                 continue
-            for path in _PATHS_OF[peer.paths]:
-                if not left[path]:
-                    continue
+            if state is _WAITING:
+                is_waiting = True
+            for path in _PATHS_OF[bits]:
                 left[path] -= 1
-                if peer.state is PeerState.WAITING:
-                    is_waiting = True
-                elif peer.state is PeerState.HEARD and path not in candidates and self._allowances[path]:
+                if not left[path]:
+                    open_bits &= ~(1 << path)
+                if state is _HEARD and path not in candidates and allowances[path]:
                     candidates[path] = distance
-            if not any(left):
+            if not open_bits:
                 break
         for peer in self._roots:
-            is_waiting = is_waiting or peer.state is PeerState.WAITING
-            if peer.state is PeerState.HEARD:
+            if peer.state is _WAITING:
+                is_waiting = True
+            elif peer.state is _HEARD:
                 for path in _PATHS_OF[peer.paths]:
-                    if self._allowances[path]:
+                    if allowances[path]:
                         candidates.setdefault(path, peer.contact.number ^ self._number)
-        return candidates, is_waiting
+        self._seen = candidates, is_waiting
+        return self._seen
 
     def _farthest_within(self) -> int | None:
         """The distance of the farthest peer within the radius that was not asked."""
         for index in range(bisect_right(self._order, self._radius) - 1, -1, -1):
-            if self._peers[self._order[index]].state is PeerState.HEARD:
+            if self._peers[self._order[index]].state is _HEARD:
                 return self._order[index]
         return None
 
     def _is_waiting(self) -> bool:
-        return any(peer.state is PeerState.WAITING for peer in self._peers.values())
+        return any(peer.state is _WAITING for peer in self._under_way.values())
 
     def _expire(self, now: float) -> None:
-        for peer in self._peers.values():
-            if peer.state not in _ASKED:
-                continue
-            if peer.state is PeerState.WAITING and now >= peer.asked + self._soft_s:
-                peer.state = PeerState.LATE
-            if peer.state is PeerState.LATE and now >= peer.asked + self._late_s:
-                peer.state = PeerState.OVERDUE
-            if peer.state in (PeerState.LATE, PeerState.OVERDUE) and now >= peer.asked + self._hard_s:
-                peer.state = PeerState.FAILED
+        for distance, peer in list(self._under_way.items()):
+            before = peer.state
+            if peer.state is _WAITING and now >= peer.asked + self._soft_s:
+                peer.state = _LATE
+            if peer.state is _LATE and now >= peer.asked + peer.late_s:
+                peer.state = _OVERDUE
+            if peer.state is not _WAITING and now >= peer.asked + self._hard_s:
+                peer.state = _FAILED
+                del self._under_way[distance]
+            if peer.state is not before:
+                self._seen = None
 
 
 assert DHT_LOOKUP_REQUESTS_MAX < DHT_LOOKUP_CANDIDATES_MAX

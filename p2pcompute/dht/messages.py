@@ -81,7 +81,7 @@ _CONTACTS_MAX: Final = 64
 """Contacts in a reply that are looked at; more than a datagram can hold."""
 _SEQ_MAX: Final = 2**63 - 1
 _CONTACTS_CACHED_MAX: Final = 4096
-"""Contacts that are kept decoded: 500 bytes each."""
+"""Contacts that are kept decoded, and encoded: 500 bytes each."""
 
 _CLASSES_CACHED_MAX: Final = 1024
 
@@ -505,8 +505,9 @@ def _list_head(count: int) -> bytes:
     return bytes((0x80 | count,)) if count < 24 else bytes((0x98, count))
 
 
+@lru_cache(maxsize=_CONTACTS_CACHED_MAX)
 def _packed(key: bytes, address: Address) -> bytes:
-    """A contact as it travels: the CBOR of [key, packed address]."""
+    """A contact as it travels: the CBOR of [key, packed address]; cached as the same few are told of often."""
     packed = pack_address(address)
     return b"".join((_CONTACT_HEAD, key, bytes((0x40 | len(packed),)), packed))
 

@@ -28,6 +28,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     DHT_ALPHA,
     DHT_FOUND_ENOUGH,
+    DHT_GET_ALPHA,
     DHT_HAND_ON_MAX,
     DHT_HANDERS,
     DHT_K,
@@ -136,7 +137,7 @@ class Queries:
 
     async def get(self, key: bytes) -> list[Record]:
         """See `Dht.get`."""
-        lookup = self._lookup(key, radius=self.radius())
+        lookup = self._lookup(key, alpha=DHT_GET_ALPHA, radius=self.radius())
         search = _Search(key, lookup, self._keeper.records.get(key, now=self._clock.now()))
         await self._walk(lookup, partial(self._ask_get, search))
         return newest(search.found)
@@ -230,7 +231,8 @@ class Queries:
         target: bytes,
         *,
         k: int = DHT_K,
-        alpha_within: int = DHT_ALPHA,
+        alpha: int = DHT_ALPHA,
+        alpha_within: int | None = None,
         late_softs: int = 3,
         paths: int = DHT_PATHS,
         radius: int = 0,
@@ -245,7 +247,7 @@ class Queries:
             soft_s=soft_s,
             hard_s=hard_s,
             k=k,
-            alpha=DHT_ALPHA,
+            alpha=alpha,
             alpha_within=alpha_within,
             late_softs=late_softs,
             paths=paths,
@@ -386,4 +388,6 @@ def _answer_nodes(contact: Contact, answer: Answer, reply: Message | None) -> No
 
 def reachable(contacts: Sequence[Contact], via: Address) -> list[Contact]:
     """Contacts that make sense at the other end: a loopback address says nothing to another machine."""
-    return [c for c in contacts if is_loopback(via.host) or not is_loopback(c.address.host)]
+    if is_loopback(via.host):
+        return list(contacts)
+    return [contact for contact in contacts if not is_loopback(contact.address.host)]

@@ -108,10 +108,14 @@ class Entry:
         """What others may know of it."""
         return Contact(self.place.key, self.address, self.name, self.rtt_s, self.seen, self.class_bits)
 
+    def measured(self, rtt_s: float) -> None:
+        """Note a round trip."""
+        self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + _RTT_WEIGHT * (rtt_s - self.rtt_s)
+
     def answered(self, run: bytes, now: float, name: str | None, rtt_s: float | None) -> None:
         """Note a verified reply."""
         if rtt_s is not None:
-            self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + _RTT_WEIGHT * (rtt_s - self.rtt_s)
+            self.measured(rtt_s)
         if name is not None and name != self.name:
             self.name = name
         if run != self.run:
@@ -341,6 +345,12 @@ class RoutingTable:
         entry.answered(run, now, name, rtt_s)
         self._gap_s = min(self._gap_s * _GAP_GROWTH, _ROUND_S_MAX)
         return _NOTHING
+
+    def on_rtt(self, key: bytes, rtt_s: float) -> None:
+        """Note a round trip that was not known when the reply came."""
+        entry = self._entry(place_of(key).id)
+        if entry is not None:
+            entry.measured(rtt_s)
 
     def on_class(self, key: bytes, class_bits: int) -> None:
         """Note what a contact says that it has; of others nothing is noted."""

@@ -213,6 +213,7 @@ class Dht:
             on_request=self._on_request,
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,
+            on_rtt=self._on_rtt,
         )
         now = self._clock.now()
         self._began = self._started = now
@@ -878,6 +879,10 @@ class Dht:
             self._wake()
         if self._observed and statement.sender not in self:
             self._observed.pop(statement.sender, None)
+
+    def _on_rtt(self, key: bytes, rtt_s: float) -> None:
+        self._table.on_rtt(key, rtt_s)
+        self._clients.on_rtt(key, rtt_s)
 
     def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:
         now = self._clock.now()

@@ -59,6 +59,7 @@ class _Walk:
         self._clock = clock
         self._ask = ask
         self._timer: Timer | None = None
+        self._timer_at = 0.0
         self._is_advancing = False
         self._is_changed = False
         self._is_stopped = False
@@ -75,14 +76,21 @@ class _Walk:
                     self._ask(contact, partial(self._on_answer, contact))
         finally:
             self._is_advancing = False
-        self._cancel_timer()
         if self._lookup.is_done:
+            self._cancel_timer()
             if not self.ended.done():
                 self.ended.set_result(None)
             return
         deadline = self._lookup.deadline()
-        if deadline is not None:
-            self._timer = self._clock.call_later(max(0.0, deadline - self._clock.now()), self.advance)
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+            return  # a timer that comes too early is cheaper than a new one at each answer
+        self._cancel_timer()
+        self._timer_at = deadline
+        self._timer = self._clock.call_later(max(0.0, deadline - self._clock.now()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.advance()
 
     def stop(self) -> None:
         self._is_stopped = True
