@@ -414,6 +414,8 @@ VERIFY_HELD_BYTES_MAX: Final = 256 * MIB
 """Results of members that wait to be believed; then members begin no further tasks."""
 VERIFY_KEPT_BYTES_MAX: Final = 64 * MIB
 """Inputs of tasks whose results were accepted and may still be revoked; the oldest are read from the journal again."""
+ANSWERED_MAX: Final = 20_000
+"""Leases of which a worker remembers how it answered them; the oldest is forgotten."""
 EVIDENCE_MAX: Final = 64
 """Remarkable events that are kept of one node."""
 REPLICAS_MAX: Final = 32

@@ -218,7 +218,7 @@ class Exchange:
             on_reply: given each verified reply, before the request's own callback.
             on_timeout: given key, address and time of sending of a request that was never answered; only for
                 requests to a known key.
-            on_rtt: given key and round trip in seconds of a peer, when it turns out later that its answer was one to the
+            on_rtt: given key and round trip in seconds of a peer, when it turns out later that its answer was to the
                 first sending of a request.
         """
         self._clock = clock

@@ -164,8 +164,8 @@ class Lookup:
             alpha: peers asked at once.
             alpha_within: the same when the next one is asked in any case: within the radius, or one of the first seeds
                 of a path; None: as `alpha`.
-            late_softs: soft timeouts for which a peer that would be in the result is waited for; one that is known to be
-                slow a little longer.
+            late_softs: soft timeouts for which a peer that would be in the result is waited for; one that is known
+                to be slow a little longer.
             paths: how many that share no peer.
             radius: distance from the key within which everybody is asked.
         """
@@ -308,9 +308,9 @@ class Lookup:
         """Raise InvariantViolation unless the object is consistent."""
         states = [peer.state for peer in self._peers.values()]
         asked = sum(state is not PeerState.HEARD for state in states)
-        ended = asked - states.count(_ANSWERED) - states.count(_FAILED)
-        if ended != len(self._under_way) or any(self._peers.get(one) is not peer for one, peer in self._under_way.items()):
-            raise InvariantViolation(f"lookup: {len(self._under_way)} of {ended} under way")
+        under_way = {one: peer for one, peer in self._peers.items() if peer.state in (_WAITING, _LATE, _OVERDUE)}
+        if under_way != self._under_way:
+            raise InvariantViolation(f"lookup: {len(self._under_way)} of {len(under_way)} under way")
         if self._order != sorted(self._peers) or asked != self._asked_count:
             raise InvariantViolation(f"lookup: {len(self._order)} in order, {len(states)} known, {asked} asked")
         if (
