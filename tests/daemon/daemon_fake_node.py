@@ -36,6 +36,7 @@ from p2pcompute.node.facade import (
     TaskDone,
     TaskView,
     TicketView,
+    TrustView,
 )
 from p2pcompute.node.placement import needs_of
 from p2pcompute.resources.explaining import Machine, explain
@@ -43,6 +44,8 @@ from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import Known
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
+from p2pcompute.trust.groups import MEMBER_ROLES
+from p2pcompute.trust.levels import Level
 
 OWN_KEY = bytes(range(32))
 PEER_KEY = bytes(range(1, 33))
@@ -294,7 +297,9 @@ class FakeNode:
     async def attach(self, ticket: str) -> JobView:
         return self.job(ticket.removeprefix("p2pc-job-"))
 
-    async def invite(self, *, uses: int, expires_s: float, words: int = 0) -> InviteView:
+    async def invite(
+        self, *, uses: int, expires_s: float, words: int = 0, roles: Sequence[str] = MEMBER_ROLES, is_mine: bool = False
+    ) -> InviteView:
         self.is_alone = False
         return InviteView(
             id=b"\1" * 8,
@@ -348,6 +353,25 @@ class FakeNode:
     async def set_comfort(self, *, profile: str, in_use: str, idle: str, battery: str, hours: str) -> IdleView:
         ComfortSettings(profile, in_use=in_use, idle=idle, battery=battery, hours=hours)
         return await self.idle()
+
+    def trust(self) -> Sequence[TrustView]:
+        return [self._trust]
+
+    def set_level(self, key: bytes, level: Level, *, reason: str) -> TrustView:
+        self._trust = replace(self._trust, key=key, level=level, reason=reason)
+        return self._trust
+
+    def remove(self, key: bytes, *, reason: str) -> TrustView:
+        if key != self._trust.key:
+            raise UsageError("no such member", code="no-such-node")
+        self._trust = replace(self._trust, roles=None, reason=reason, is_removed=True)
+        return self._trust
+
+    def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str) -> TrustView:
+        self._trust = replace(self._trust, key=key, roles=tuple(roles), reason=reason)
+        return self._trust
+
+    _trust = TrustView(key=b"\2" * 32, name="atlas", level=Level.MEMBER, roles=MEMBER_ROLES)
 
     async def leave(self) -> None:
         self.group, self.is_alone = "home", True

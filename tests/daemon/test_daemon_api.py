@@ -9,6 +9,7 @@ import os
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon_fake_node import ok
@@ -188,6 +189,27 @@ async def test_group_calls(daemon: Daemon) -> None:
         await daemon.call(lambda: daemon.connection.request("POST", "/v1/join", {"token": "void"}))
     await daemon.call(lambda: daemon.connection.request("POST", "/v1/leave", {}))
     assert daemon.node.is_alone
+
+
+async def test_trust_calls(daemon: Daemon) -> None:
+    """Levels and roles are words; what is none is refused before the node hears of it."""
+
+    async def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await daemon.call(lambda: daemon.connection.request("POST", path, body))
+
+    (item,) = (await daemon.call(lambda: daemon.connection.request("GET", "/v1/trust")))["items"]
+    assert item["level"] == "member" and item["roles"] == ["submit", "work", "invite"] and not item["removed"]
+    blocked = await post(f"/v1/trust/{item['id']}", {"level": "blocked", "reason": "loud"})
+    assert blocked["level"] == "blocked" and blocked["reason"] == "loud"
+    assert (await post(f"/v1/members/{item['id']}/roles", {"roles": ["work"]}))["roles"] == ["work"]
+    assert (await post(f"/v1/members/{item['id']}/remove", {}))["removed"]
+    for path, body in (
+        (f"/v1/trust/{item['id']}", {"level": "loved"}),
+        (f"/v1/members/{item['id']}/roles", {"roles": ["king"]}),
+        ("/v1/trust/XXXX", {"level": "member"}),
+    ):
+        with pytest.raises(UsageError):
+            await post(path, body)
 
 
 async def test_cancel_retry_prune_shutdown(daemon: Daemon) -> None:
