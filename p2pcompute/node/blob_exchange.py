@@ -47,6 +47,8 @@ from p2pcompute.transport.channels import Channel, Channels, Purpose
 from p2pcompute.transport.credentials import PeerInfo
 
 _NOT_FOUND: Final = "not-found"
+READ_GRACE_S: Final = 2.0
+"""How long a peer that may not read yet is kept waiting."""
 
 Source = tuple[bytes, Sequence[Address]]
 """A node that may have a blob: its key, and where it may be reached."""
@@ -464,6 +466,16 @@ class BlobExchange:
 
         return await self._serve(channel, ref, read)
 
+    async def _is_allowed(self, peer: PeerInfo, ref: BlobRef) -> bool:
+        """Whether a peer may read; what allows it (that it took tasks from another worker) may still be on its way."""
+        clock = self._clock
+        give_up_at = clock.now() + READ_GRACE_S
+        while not self._may_read(peer, ref):
+            if clock.now() >= give_up_at:
+                return False
+            await clock.sleep(READ_GRACE_S / 10)
+        return True
+
     async def _serve(self, channel: Channel, ref: BlobRef, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """Read when the peer has taken what it got before."""
         key = channel.peer.key
@@ -475,7 +487,7 @@ class BlobExchange:
         try:
             async with serving.room:
                 await channel.drain()
-                if not self._may_read(channel.peer, ref):
+                if not await self._is_allowed(channel.peer, ref):
                     raise _not_found(self.counters)
                 try:
                     return await read()

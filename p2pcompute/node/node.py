@@ -64,7 +64,7 @@ from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.scheduler.tickets import parse_ticket
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
-from p2pcompute.transport.credentials import group_hint
+from p2pcompute.transport.credentials import PeerInfo, group_hint
 from p2pcompute.trust.admission import Admission, Entry
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, found_group
 from p2pcompute.trust.levels import Level, Levels
@@ -490,6 +490,7 @@ class Node:
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
         if not terms.custodians and not terms.local_only and self._journal is not None:
             terms = replace(terms, custodians=self._custodians())
+        terms = replace(terms, group=self.credentials.group.group_id)
         return await self.scheduler.owner.submit(terms, encode_spec(spec), client_note)
 
     def _custodians(self) -> tuple[bytes, ...]:
@@ -795,9 +796,9 @@ class Node:
     async def _fetch(self, refs: Sequence[BlobRef], key: bytes, addresses: Sequence[Address]) -> None:
         await self.exchange.fetch_all(refs, [(key, addresses)])
 
-    def _may_read(self, _peer: Any, _ref: BlobRef) -> bool:
-        """Every member may read: members are trusted for now (docs/security.md)."""
-        return True
+    def _may_read(self, peer: PeerInfo, _ref: BlobRef) -> bool:
+        """Only those with whom this node has a job in common: to others there is nothing here."""
+        return peer.installation == self._identity.installation or self.scheduler.shares_job_with(peer.key)
 
 
 @lru_cache(maxsize=64)

@@ -39,6 +39,7 @@ from p2pcompute.limits import (
     CUSTODY_JOBS_MAX,
     CUSTODY_KEEP_S,
     NODE_NAME_CHARS_MAX,
+    READERS_MAX,
     RECOVERY_GRACE_S,
     SYNC_BYTES_MAX,
     SYNC_ITEMS_MAX,
@@ -754,6 +755,9 @@ class CustodyService:
         charge = self._charge(asked.job_id)
         if key not in job.coordinators:
             check_ticket(self._host.crypto, asked.ticket, job, wall=self._host.clock.wall())
+            book.readers[key] = None
+            if len(book.readers) > READERS_MAX:
+                del book.readers[next(iter(book.readers))]
         if charge is not None and key in job.coordinators:
             charge.synced[key] = now
             self._heard(charge, key, asked.epoch, is_acting=asked.is_acting)

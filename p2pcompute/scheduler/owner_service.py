@@ -36,6 +36,7 @@ from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     FACT_CONTENT_TYPE,
     Claim,
+    claims_boot,
     decode_outcome,
     encode_outcome,
     outcome_blobs,
@@ -122,6 +123,8 @@ class JobBook:
     """Blobs pinned for it in this life of the node."""
     unfetched: dict[BlobRef, None] = field(default_factory=dict)
     """Of another node's job: blobs that may have to be brought here."""
+    readers: dict[bytes, None] = field(default_factory=dict)
+    """Nodes that have shown a ticket for it; the last READERS_MAX."""
 
 
 @dataclass(slots=True)
@@ -593,13 +596,26 @@ class OwnerService:
         """
         now = self._host.clock.now()
         self.core.acceptance.wall_s = self._host.clock.wall()
+        job = self.core.jobs.get(job_id)
+        is_believed = job is None or self.core.acceptance.believes(job, installation)
+        boot = b"" if is_believed else claims_boot(raw)
         taken = 0
         void: list[list[int]] = []
         if job_id in self.books and job_id not in self.core.jobs:
             return self._keep_claims(self.books[job_id], thief, raw, pairs)
         for (index, generation, attempt, _status, digest), outcome in pairs:
             if self.core.result(
-                now, thief, installation, job_id, index, generation, attempt, outcome, digest, is_relayed=is_relayed
+                now,
+                thief,
+                installation,
+                job_id,
+                index,
+                generation,
+                attempt,
+                outcome,
+                digest,
+                is_relayed=is_relayed,
+                boot=boot,
             ):
                 taken += 1
                 self._keep_output(self.books[job_id], index, digest, thief, outcome)

@@ -573,7 +573,7 @@ class Scheduler:
 
         def may_give(held: Held) -> bool:
             job = self.owner.core.jobs.get(held.job_id)
-            if job is None or held.owner != LOCAL or job.envelope.terms.local_only or job.held_until is not None:
+            if job is None or held.owner != LOCAL or self.owner.core.is_confined(job) or job.held_until is not None:
                 return False
             if job.fit is not None and not job.fit.may_have(thief.key, thief.installation):
                 return False
@@ -769,6 +769,15 @@ class Scheduler:
         dial = self._channels.dial(key, self.peers.get(key, ()))
         # When it fails, the next tick tries another peer, or this one again.
         dial.add_done_callback(lambda _: self._opening.pop(key, None))
+
+    def shares_job_with(self, key: bytes) -> bool:
+        """Whether a node has given this one tasks, was given some, keeps a job with it, or reads one by a ticket."""
+        if key in self.worker.links:
+            return True
+        return any(
+            key in book.job.by_thief or key in book.job.envelope.coordinators or key in book.readers
+            for book in self.owner.books.values()
+        )
 
     def _on_offer(self, channel: Channel, _body: Any) -> None:
         self._hot[channel.peer.key] = self._host.clock.now()
