@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_on_nodes_of_two_installations(pair: list[Daemon]) -> None:
     assert [ran.out for ran in there] == ["1.0 x\n1.0 y\n", "2.0 x\n2.0 y\n"]
     kept = ada.home.parent / "bob" / "environments"
     others = [path for path in kept.iterdir() if path.name not in ("library", "own")]
-    assert len(others) == 1 and len(list(others[0].glob("*/.p2pc-ready"))) == 2, "they did not run in sandboxes of bob's"
+    assert len(others) == 1 and len(list(others[0].glob("*/.p2pc-ready"))) == 2, (
+        "they did not run in sandboxes of bob's"
+    )
 
 
 def test_commands(pair: list[Daemon]) -> None:
@@ -110,3 +113,42 @@ def test_wheels_for_other_machines(pair: list[Daemon]) -> None:
     refused = ada.p2pc("run", "--deps", "far.txt", "echo {}", ":::", "x").check(4)
     assert "no node can ever run this" in refused.err, refused.err
     assert refused.err.count("its packages have no wheels for") == 2, refused.err
+
+
+def test_scikit_learn(pair: list[Daemon]) -> None:
+    """A job with scikit-learn of its own, which neither node has; needs a package index that has it."""
+    ada = pair[0]
+    script = Path(__file__).parents[2] / "examples" / "science" / "forest.py"
+    words = [str(find_uv()), "pip", "compile", "--quiet", str(script)]
+    asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        pytest.skip(f"no package index has scikit-learn: {asked.stderr.strip()[-200:]}")
+    mesh = Mesh(ada.home.parent / "online")
+    try:
+        carl = mesh.add("carl")
+        carl.start()
+        flags = ("run", "-k", "--timeout", "120s", str(script) + "::score", ":::", "1", "10")
+        ran = carl.p2pc(*flags, limit_s=400).check()
+        assert [line.partition(":")[0] for line in ran.lines] == ["1 trees", "10 trees"], ran.out
+        assert float(ran.lines[1].rpartition(" ")[2]) > 0.7
+        assert "in an environment of its own" in ran.err
+    finally:
+        mesh.close()
+
+
+def test_a_program_of_one_node_on_others(pair: list[Daemon]) -> None:
+    """C is compiled on one node, and the program runs on both."""
+    ada = pair[0]
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    (ada.home / "square.c").write_text(
+        "#include <stdio.h>\n#include <stdlib.h>\n"
+        'int main(int c, char **v) { printf("%d\\n", atoi(v[1]) * atoi(v[1])); }\n'
+    )
+    made = ada.p2pc(
+        "run", "--on", "bob", "--send", "{}", "--fetch", "square", "gcc -O2 {} -o square", ":::", "square.c"
+    )
+    made.check()
+    for name in ("ada", "bob"):
+        ran = ada.p2pc("run", "-k", "--on", name, "--share", "square", "./square", "{}", ":::", "3", "12").check()
+        assert ran.out == "9\n144\n"
