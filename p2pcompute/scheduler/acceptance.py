@@ -447,7 +447,7 @@ class Acceptance:
         thief: bytes,
         installation: bytes,
         index: int,
-        attempt: int,
+        under: tuple[int, bytes],
         outcome: Outcome,
         digest: Digest,
         *,
@@ -458,9 +458,10 @@ class Acceptance:
         Good results are claims, whoever holds the lease; one that was not lent to its worker has no weight.
 
         Args:
+            under: attempt, and life of the node: what it was leased.  Two results under one are proof of a lie.
             is_relayed: another coordinator of the job lent the task, while this one was away.
         """
-        self._now = now
+        self._now, attempt = now, under[0]
         rule, checked = Rule.of(job.envelope.terms), job.checked
         if rule is None or not self._join(now, rule, installation):
             return False
@@ -485,7 +486,7 @@ class Acceptance:
         if before is not None and before == digest:
             checked.verifier.returned(now, installation, number)
             return is_holder
-        if before is not None and checked.signed.get((index, installation)) != attempt:
+        if before is not None and checked.signed.get((index, installation)) != under:
             # Two leases, two results: it errs, or the task has more than one result.  Nobody is banned for that.
             self._tell(installation, checked, index, "its second result differs from its first")
             checked.verifier.returned(now, installation, number)
@@ -497,7 +498,7 @@ class Acceptance:
         is_blind = installation not in task.lent
         record = self.record(installation)
         if before is None:
-            checked.signed[index, installation] = attempt
+            checked.signed[index, installation] = under
             self.changed[installation] = None
             record.claims += 1
             self._owner.note(

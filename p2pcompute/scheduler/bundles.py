@@ -95,20 +95,22 @@ def make_evidence(claims: Sequence[bytes]) -> bytes:
 
 def find_equivocation(crypto: Crypto, facts: Iterable[bytes], signer: bytes) -> bytes | None:
     """Return evidence that a worker signed two results under one lease, from the facts of a job; None: it did not."""
-    seen: dict[tuple[int, int, int], tuple[bytes, bytes]] = {}
+    seen: dict[tuple[bytes, int, int, int], tuple[bytes, bytes]] = {}
     for raw in facts:
         opened = _claims(crypto, raw)
         if opened is None or opened[0] != signer:
             continue
-        for index, generation, attempt, status, digest in opened[2]:
-            before = seen.setdefault((index, generation, attempt), (digest, raw))
-            if status == OutcomeStatus.OK and before[0] != digest:
+        for index, generation, attempt, status, digest in opened[3]:
+            if status != OutcomeStatus.OK:
+                continue
+            before = seen.setdefault((opened[1], index, generation, attempt), (digest, raw))
+            if before[0] != digest:
                 return make_evidence([before[1], raw])
     return None
 
 
-def _claims(crypto: Crypto, raw: bytes) -> tuple[bytes, bytes, list[Claim]] | None:
-    """Return (signer, job, claims) of a claims envelope; None when it is none.
+def _claims(crypto: Crypto, raw: bytes) -> tuple[bytes, bytes, bytes, list[Claim]] | None:
+    """Return (signer, its life, job, claims) of a claims envelope; None when it is none.
 
     Raises:
         RemoteProtocolError: forged or malformed.
@@ -120,7 +122,7 @@ def _claims(crypto: Crypto, raw: bytes) -> tuple[bytes, bytes, list[Claim]] | No
     if not (isinstance(payload, dict) and "claims" in payload):
         return None
     opened = open_envelope(crypto, raw, CLAIMS_CONTENT_TYPE)
-    return (opened.signer, *parse_claims(opened.payload))
+    return (opened.signer, opened.payload.get("boot", b""), *parse_claims(opened.payload))
 
 
 def check_file(crypto: Crypto, data: bytes) -> Report:
@@ -162,13 +164,13 @@ class _Claims:
         self.by_task: dict[tuple[int, int], dict[bytes, bytes]] = {}
         """(task, generation) → worker → digest of its first good claim."""
         self.equivocations: list[Equivocation] = []
-        self._seen: dict[tuple[bytes, bytes, int, int, int], bytes] = {}
+        self._seen: dict[tuple[bytes, bytes, bytes, int, int, int], bytes] = {}
 
-    def add(self, signer: bytes, job_id: bytes, claims: Sequence[Claim]) -> None:
+    def add(self, signer: bytes, boot: bytes, job_id: bytes, claims: Sequence[Claim]) -> None:
         for index, generation, attempt, status, digest in claims:
             if status != OutcomeStatus.OK:
                 continue
-            before = self._seen.setdefault((signer, job_id, index, generation, attempt), digest)
+            before = self._seen.setdefault((signer, boot, job_id, index, generation, attempt), digest)
             if before != digest:
                 self.equivocations.append(Equivocation(signer, job_id, index, generation, attempt))
             self.by_task.setdefault((index, generation), {}).setdefault(signer, digest)
@@ -183,7 +185,7 @@ def _check_bundle(crypto: Crypto, value: dict[str, Any]) -> Report:
     for raw in value["facts"]:
         opened = _claims(crypto, raw)
         if opened is not None:
-            if opened[1] != job.job_id:
+            if opened[2] != job.job_id:
                 raise RemoteProtocolError("claims of another job")
             claims.add(*opened)
             continue

@@ -124,8 +124,8 @@ class CheckedJob:
         """Tasks that a trusted node has to compute before anything else."""
         self.asked: dict[int, None] = {}
         """Those for which that has not been done."""
-        self.signed: dict[tuple[int, bytes], int] = {}
-        """(task, installation) → attempt under which it claimed it first in this life of the owner."""
+        self.signed: dict[tuple[int, bytes], tuple[int, bytes]] = {}
+        """(task, installation) → under which lease it claimed it first in this life of the owner."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
         self.failures: dict[int, int] = {}

@@ -84,7 +84,6 @@ class Message(IntEnum):
     """request, worker → owner: [[job, index, generation, attempt, cookie], …] → []: what running tasks have saved; a
     cookie is bytes, or [digest, size] of a blob that the worker has."""
 
-
     TAIL = 47
     """request, owner → holder: [job, index, attempt, offset of stdout, of stderr] → [] when it does not run, else
     [where the bytes of stdout begin, bytes, the same of stderr]: what it has printed so far, the last 64 KiB of each."""
@@ -565,8 +564,13 @@ Claim = tuple[int, int, int, str, bytes]
 
 
 def parse_claims(payload: Any) -> tuple[bytes, list[Claim]]:
-    """Return (job, claims) of a claims envelope's payload ``{"job", "claims"}``."""
-    _check(isinstance(payload, dict) and set(payload) == {"job", "claims"}, "claims")
+    """Return (job, claims) of a claims envelope's payload ``{"job", "claims", "boot"}``.
+
+    The boot is that of the worker (see `claims_boot`); the owner's own claims have none.
+    """
+    _check(isinstance(payload, dict) and set(payload) in ({"job", "claims"}, {"job", "claims", "boot"}), "claims")
+    boot = payload.get("boot", b"")
+    _check(isinstance(boot, bytes) and len(boot) <= 16, "claims")
     job_id, claims = payload["job"], payload["claims"]
     _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(claims, list), "claims")
     _check(0 < len(claims) <= RESULTS_BATCH_MAX, "claims")
@@ -577,3 +581,13 @@ def parse_claims(payload: Any) -> tuple[bytes, list[Claim]]:
         _check(isinstance(status, str) and _is_bytes(digest, 32), "claim")
         parsed.append((index, generation, attempt, status, digest))
     return job_id, parsed
+
+
+def claims_boot(raw: bytes) -> bytes:
+    """Return in which life a worker signed a claims envelope that was parsed before.
+
+    It belongs to what was leased: a node that has lost its memory may answer a lease once more, and differently.
+    """
+    boot = cbor.decode(cbor.decode(raw)[2]).get("boot", b"")
+    assert isinstance(boot, bytes)
+    return boot

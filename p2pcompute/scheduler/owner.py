@@ -1081,6 +1081,7 @@ class OwnerCore:
         digest: bytes,
         *,
         is_relayed: bool = False,
+        boot: bytes = b"",
     ) -> bool:
         """Take one attempt's end into the books.
 
@@ -1094,7 +1095,9 @@ class OwnerCore:
         if job is None:
             return False
         if thief != LOCAL and not self.acceptance.believes(job, installation):
-            return self._claimed(now, job, thief, installation, index, generation, attempt, outcome, digest, is_relayed)
+            return self._claimed(
+                now, job, thief, installation, index, generation, (attempt, boot), outcome, digest, is_relayed
+            )
         if job.checked is not None and index < job.ledger.size and generation == job.ledger.generation(index):
             if outcome.status is OutcomeStatus.OK:
                 if self.acceptance.settled(now, job, thief, installation, index, outcome, digest):
@@ -1160,7 +1163,7 @@ class OwnerCore:
         installation: bytes,
         index: int,
         generation: int,
-        attempt: int,
+        lease_of: tuple[int, bytes],
         outcome: Outcome,
         digest: bytes,
         is_relayed: bool,
@@ -1176,7 +1179,7 @@ class OwnerCore:
         if outcome.status is OutcomeStatus.OK:
             self._note_duration(job, outcome, thief)
         return self.acceptance.claimed(
-            now, job, thief, installation, index, attempt, outcome, digest, is_relayed=is_relayed
+            now, job, thief, installation, index, lease_of, outcome, digest, is_relayed=is_relayed
         )
 
     # --- what `Acceptance` decides ----------------------------------------------------------------

@@ -25,6 +25,7 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
+    ANSWERED_MAX,
     CLAIM_BYTES_MAX,
     HEARTBEAT_FRACTION,
     INLINE_BYTES_MAX,
@@ -151,6 +152,8 @@ class WorkerCounters:
     late_runs_count: int = 0
     fetch_failures_count: int = 0
     given_up_results_count: int = 0
+    second_results_count: int = 0
+    """Results of leases that had been answered with another one."""
     refused_results_count: int = 0
     """Results messages that their owner answered with an error."""
 
@@ -217,6 +220,8 @@ class WorkerService:
         """Takes (claim, outcome) of a job that this node coordinates now for its owner."""
         self.links: dict[bytes, OwnerLink] = {}
         self.counters = WorkerCounters()
+        self._answered: dict[tuple[bytes, int, int, int], bytes] = {}
+        """(job, task, generation, attempt) → digest of the good result that was signed for it in this life."""
         self.unsent_bytes = 0
         self.ill_because = ""
         """Why this node cannot start tasks; empty when it can."""
@@ -460,7 +465,9 @@ class WorkerService:
         self._note_health([outcome for _run_id, outcome in outcomes])
         self._pump_now()
 
-    async def tail(self, owner: bytes, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]) -> Tail | None:
+    async def tail(
+        self, owner: bytes, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]
+    ) -> Tail | None:
         """Return what a running task of this owner has printed; None: it does not run here."""
         held = self.core.running(job_id, index, owner)
         if held is None or held.task.attempt != attempt:
@@ -619,6 +626,7 @@ class WorkerService:
                 link.nudge.clear()
                 await self._keep_pace(link)
                 batch = self._next_results(link)
+                self._drop_second(link, batch)
                 link.nudge.clear()
                 if not batch:
                     await self._pause(link, RECONNECT_S_MIN)
@@ -746,10 +754,32 @@ class WorkerService:
             batch.append(done)
         return batch
 
+    def _drop_second(self, link: OwnerLink, batch: list[_Finished]) -> None:
+        """Leave out good results of leases that were answered otherwise before.
+
+        Two signed results under one lease prove that somebody lies.  An owner that grants a task again as the same
+        attempt, though its result is on the way or told, must not make a liar of a node whose task has more than one.
+        """
+        for done in list(batch):
+            index, generation, attempt, status, digest = done.claim
+            if status != OutcomeStatus.OK:
+                continue
+            first = self._answered.setdefault((done.job_id, index, generation, attempt), digest)
+            if first != digest:
+                self.counters.second_results_count += 1
+                batch.remove(done)
+                link.results.remove(done)
+                self._let_go([done])
+                if done.is_on_disk and self._journal is not None:
+                    self._deletes.append(self._journal.outbox_delete(link.key, done.job_id, index, attempt))
+        while len(self._answered) > ANSWERED_MAX:
+            del self._answered[next(iter(self._answered))]
+
     async def _deliver(self, link: OwnerLink, batch: list[_Finished]) -> None:
         channel = await self._reach(link)
         claims = self._identity.sign_envelope(
-            CLAIMS_CONTENT_TYPE, {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch]}
+            CLAIMS_CONTENT_TYPE,
+            {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch], "boot": self._boot},
         )
         body = [claims, [done.outcome for done in batch]]
         await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)

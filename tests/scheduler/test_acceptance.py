@@ -21,6 +21,7 @@ from p2pcompute.wire import cbor
 
 JOB = b"j" * 32
 WRONG = b"w" * 32
+OK = Outcome(OutcomeStatus.OK, value=b"x", runtime_s=0.25)
 Answer = Callable[[bytes, int], bytes]
 
 
@@ -202,3 +203,77 @@ def test_a_result_is_revoked_when_those_who_vouched_for_it_are_found_out_later()
     assert play.delivered == {index: right(index) for index in range(10)}
     assert play.banned() >= {"evil"}
     assert (FactKind.REVOKE, 10) in [(kind, len(body)) for kind, body in play.facts]
+
+
+# --- nobody honest is framed ----------------------------------------------------------------------
+
+
+def dice(rng: random.Random) -> Answer:
+    """A task whose result differs from run to run."""
+    return lambda _key, _index: rng.randbytes(32)
+
+
+def test_a_task_with_many_results_bans_nobody_and_the_user_is_told() -> None:
+    rng = random.Random(3)
+    play = Play(30, {name: dice(rng) for name in ("local", "a", "b", "c", "d")})
+    play.play()
+    assert play.banned() == set()
+    assert play.job.nondeterministic > 0
+
+
+def test_who_answers_two_leases_differently_is_not_banned() -> None:
+    """The task has more than one result, or the node lost its first one in a crash between signing and sending."""
+    play = Play(2, {"a": honest, "b": honest})
+    grant = play.ask(key_of("a"), want=1)
+    assert grant is not None
+    task = grant.tasks[0]
+    play.answer(key_of("a"), task.index, 0, task.attempt, b"1" * 32)
+    play.answer(key_of("a"), task.index, 0, task.attempt + 1, b"2" * 32)
+    play.core.result(1.0, key_of("a"), key_of("a"), JOB, task.index, 0, task.attempt, OK, b"3" * 32, boot=b"later")
+    play.collect()
+    assert play.banned() == set()
+    assert list(play.job.checked.arbitrations) == [task.index]  # type: ignore[union-attr]
+
+
+def test_who_answers_one_lease_differently_is_banned() -> None:
+    play = Play(2, {"a": honest, "b": honest})
+    grant = play.ask(key_of("a"), want=1)
+    assert grant is not None
+    task = grant.tasks[0]
+    for digest in (b"1" * 32, b"2" * 32):
+        play.answer(key_of("a"), task.index, 0, task.attempt, digest)
+    play.collect()
+    assert play.banned() == {"a"}
+    assert play.ask(key_of("a")) is None
+    assert play.job.ready_count == 2, "somebody else does it"
+
+
+def test_copies_look_like_originals() -> None:
+    play = Play(40, dict.fromkeys("abcd", honest))
+    attempts: set[int] = set()
+    for _ in range(30):
+        grants = [(key, grant) for key in play.nodes if (grant := play.ask(key)) is not None]
+        for key, grant in grants:
+            attempts |= {task.attempt for task in grant.tasks}
+            assert not grant.may_pass
+            for task in grant.tasks:
+                play.answer(key, task.index, task.generation, task.attempt)
+        play.collect()
+    checked = play.job.checked
+    assert checked is not None and any(len(task.claims) > 2 for task in checked.verifier.tasks)
+    assert attempts == {1}
+
+
+def test_a_failure_that_only_members_tell_of_is_tried_by_a_trusted_node() -> None:
+    play = Play(3, {"a": honest, "b": honest, "c": honest})
+    failed = Outcome(OutcomeStatus.FAILED, error="no", runtime_s=0.1)
+    for turn in range(20):
+        for key in list(play.nodes):
+            grant = play.ask(key)
+            for task in () if grant is None else grant.tasks:
+                play.core.result(float(turn), key, key, JOB, task.index, 0, task.attempt, failed, b"f" * 32)
+        play.collect()
+    assert play.job.ledger.counts[TaskState.OPEN] == 3, "they alone cannot make it fail"
+    play.nodes = {LOCAL: honest}
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(3)}

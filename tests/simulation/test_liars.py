@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from p2pcompute.scheduler.bundles import find_equivocation
+from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import Mesh
+from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.world import RunResult, run_mesh
+from p2pcompute.trust.levels import Level
 
 SMALL = {"nodes": 12, "tasks": 150, "churn": 0.2, "hours": 0.1, "warm": "false", "workload.0.work_s": 2}
 
@@ -25,3 +36,92 @@ def test_no_wrong_result_is_accepted_while_nodes_come_and_go(seed: int) -> None:
 def test_without_checks_they_would_be() -> None:
     result = run(1, colluding=2, wrong=1, trust="trusted", **{"checks.wrong_values": "false"})
     assert result.metrics["wrong_accepted"] > 0
+
+
+# --- nobody honest is framed ----------------------------------------------------------------------
+
+
+def random_values(mesh: Mesh, seed: int) -> None:
+    """Let every run of every task find something else."""
+    rng = random.Random(seed)
+    for member in mesh.members:
+        runner = member.host.runner
+        draw = runner._draw
+        runner._draw = lambda run, draw=draw: replace(draw(run), value=rng.randbytes(8))  # type: ignore[method-assign]
+
+
+def test_an_owner_that_leases_a_task_twice_gets_no_second_signature() -> None:
+    """Two signed results under one lease are taken as proof of a lie, by everybody."""
+    with Simulation(4) as simulation:
+        mesh = Mesh(simulation, 2, runner=RunnerModel(slot_count=1), level=Level.MEMBER, custodians=0)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            random_values(mesh, 1)
+            owner, worker = mesh.members
+            framing = owner.running.scheduler
+            seen: list[tuple[int, bytes]] = []
+            take = framing.owner.intake
+
+            def note(thief: bytes, installation: bytes, job_id: bytes, raw: bytes, pairs: Any, **kept: Any) -> int:
+                seen.extend((claim[2], claim[4]) for claim, _outcome in pairs)
+                taken = take(thief, installation, job_id, raw, pairs, **kept)
+                job = framing.owner.core.jobs[job_id]
+                if len(seen) < 3 and job.checked is not None:  # as if it had never been given out
+                    framing.acceptance.ended_otherwise(job, 0)
+                    job.checked.attempts.clear()
+                    job.ready.appendleft(0)
+                return taken
+
+            framing.owner.intake = note  # type: ignore[method-assign]
+            framing._feed_local = lambda now: None  # type: ignore[method-assign]
+            await mesh.submit(owner, [0.5])
+            await asyncio.sleep(60)
+            assert worker.running.scheduler.worker.counters.second_results_count > 0
+            assert len(dict(seen)) == len(dict.fromkeys(seen)), "one result for each lease"
+
+        simulation.run(main(), time_s_max=200)
+
+
+def test_a_crash_between_signing_and_sending_frames_nobody() -> None:
+    """It has signed a result that it does not remember, and after its restart signs another one."""
+    with Simulation(6) as simulation:
+        mesh = Mesh(simulation, 3, runner=RunnerModel(slot_count=1), level=Level.MEMBER, custodians=0)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            random_values(mesh, 2)
+            owner, victim = mesh.members[0], mesh.members[1]
+            sign = victim.identity.sign_envelope
+            signed: list[bytes] = []
+
+            def sign_and_crash(content_type: str, payload: Any) -> bytes:
+                raw = sign(content_type, payload)
+                if content_type == CLAIMS_CONTENT_TYPE:
+                    signed.append(raw)
+                    if len(signed) == 1:
+                        mesh.crash(victim)
+                return raw
+
+            worker = victim.running.scheduler.worker
+
+            class Crasher:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(victim.identity, name)
+
+                sign_envelope = staticmethod(sign_and_crash)
+
+            worker._identity = Crasher()  # type: ignore[assignment]
+            job_id = await mesh.submit(owner, [0.5] * 12)
+            await asyncio.sleep(20)
+            assert signed
+            await mesh.restart(victim)
+            await mesh.wait_for(owner, job_id, limit_s=600)
+            records = owner.running.scheduler.acceptance.records
+            assert not any(record.banned for record in records.values())
+            raws = [*signed, *[raw async for raw in owner.running._journal.facts(job_id)]]  # type: ignore[union-attr]
+            assert find_equivocation(owner.host.crypto, raws, victim.identity.public_key) is None
+
+        simulation.run(main(), time_s_max=2000)
