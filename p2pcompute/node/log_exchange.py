@@ -7,6 +7,7 @@ taken in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -104,32 +105,31 @@ class LogExchange:
         """Take in what a peer sent; returns whether any of it was new.
 
         Raises:
-            RemoteProtocolError: malformed.  A single entry that does not hold is left out and counted.
+            RemoteProtocolError: malformed or forged.  What stood before it is taken in, what stands behind it is not
+                looked at: a forged entry costs its sender a message.
         """
         entries, chains = _two_lists(body)
         roster, wall = self._credentials.roster, self._host.clock.wall()
-        new_entries, new_chains = [], []
-        for wire in entries:
-            try:
+        new_entries: list[Any] = []
+        new_chains: list[Any] = []
+        try:
+            for wire in entries:
                 added = roster.add(wire, wall)
-            except RemoteProtocolError:
-                continue
-            if added is Added.NEW:
-                new_entries.append(wire)
-            elif added is Added.EARLIER_MISSING:
-                self._ask(channel)
-        if new_entries:
-            roster.reassess(wall)
-        for chain in chains:
-            try:
-                subject = roster.learn(chain, wall)
-            except (RemoteProtocolError, TrustError):
-                continue
-            if subject is not None:
-                new_chains.append(chain)
-        if new_entries or new_chains:
-            self.tell(new_entries, new_chains, but=channel)
-            self._on_news(bool(new_entries))
+                if added is Added.NEW:
+                    new_entries.append(wire)
+                elif added is Added.EARLIER_MISSING:
+                    self._ask(channel)
+            if new_entries:
+                roster.reassess(wall)
+            for chain in chains:
+                with contextlib.suppress(TrustError):  # it was removed, which the peer does not know yet
+                    if roster.learn(chain, wall) is not None:
+                        new_chains.append(chain)
+        finally:
+            if new_entries or new_chains:
+                roster.reassess(wall)
+                self.tell(new_entries, new_chains, but=channel)
+                self._on_news(bool(new_entries))
         return bool(new_entries or new_chains)
 
     def tell(self, entries: Sequence[Any], chains: Sequence[Any], *, but: Channel | None = None) -> None:
@@ -184,7 +184,7 @@ class LogExchange:
         try:
             answer = await channel.request(MEMBER, [installation], timeout_s=SYNC_S)
             if isinstance(answer, list) and len(answer) == 1:
-                self._credentials.roster.learn(answer[0], self._host.clock.wall())
+                self._credentials.roster.learn(answer[0], self._host.clock.wall(), is_asked=True)
         except (P2pcError, TimeoutError):
             return
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from p2pcompute.errors import TrustError, UsageError
+from p2pcompute.errors import IdentityError, TrustError, UsageError
 from p2pcompute.host.interfaces import Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import short_device_id
@@ -25,6 +25,7 @@ from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_
 from p2pcompute.trust.levels import Level, LevelNote
 from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit, make_rotation
 
+KEEP_AGAIN_S: Final = 30.0
 KEEP_S: Final = 2.0
 """News about members is written down together; removals are at once."""
 _CANNOT: Final = {
@@ -65,7 +66,7 @@ class Members:
         self._is_asking = False
         self._told_removed = ""
         """What a peer said that did not take us for a member any more."""
-        self.exchange = LogExchange(host, credentials, channels, scope, self._on_news)
+        self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard)
         scheduler.may_submit = self._may_submit
         scheduler.may_work = self._may_work
         scheduler.introduce = self.exchange.introduce
@@ -80,8 +81,9 @@ class Members:
     def close(self) -> None:
         """Write down what was learned last."""
         if self._keeping is not None:
-            self._keeping.cancel()
-            self._keep()
+            self._keep_or_retry()
+            if self._keeping is not None:
+                self._keeping.cancel()
 
     def is_refused(self, installation: bytes) -> bool:
         """Whether nothing is to be had from an installation and nothing given to it."""
@@ -145,19 +147,25 @@ class Members:
 
     # --- what was learned -------------------------------------------------------------------------
 
-    def _on_news(self, has_grown: bool) -> None:
-        """Write down what was learned: removals at once."""
+    def _on_heard(self, has_grown: bool) -> None:
+        """Let what others have told take effect, and write it down: removals at once."""
+        self._adopt()
         if has_grown:
-            self._keep()
-            self._adopt()
             self._apply()
             self._mind_key()
+            self._keep_or_retry()
             return
-        self._adopt()
         self._mind_invited()
         if self._keeping is None:
-            self._keeping = self._host.clock.call_later(KEEP_S, self._keep)
+            self._keeping = self._host.clock.call_later(KEEP_S, self._keep_or_retry)
         self._scheduler.wake()
+
+    def _keep_or_retry(self) -> None:
+        """Write down what is known, or again in a while when the disk takes nothing: the others know it too."""
+        try:
+            self._keep()
+        except IdentityError:
+            self._keeping = self._host.clock.call_later(KEEP_AGAIN_S, self._keep_or_retry)
 
     def _mind_invited(self) -> None:
         """Pass those over no longer that were removed and are members again."""
@@ -237,7 +245,7 @@ class Members:
             return  # the log is full; the key is a filter, and the removal counts
         self._use_key(key)
         self.exchange.tell([entry], [])
-        self._on_news(True)
+        self._keep()
 
     def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str = "") -> TrustView:
         """Let a member do this in the group, and nothing else.
@@ -285,7 +293,8 @@ class Members:
             )
         roster.reassess(wall)
         self.exchange.tell([entry], [])
-        self._on_news(True)
+        self._apply()
+        self._keep()
 
     def _grant(self, member: Membership, roles: Sequence[str]) -> None:
         """Admit a member anew, with other roles."""
@@ -303,7 +312,7 @@ class Members:
         chain = (*credentials.group.chain, entry)
         roster.replace(member.installation, chain, wall)
         self.exchange.tell([], [chain])
-        self._on_news(False)
+        self._keep()
 
     # --- levels -----------------------------------------------------------------------------------
 

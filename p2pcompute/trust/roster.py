@@ -91,11 +91,11 @@ class Roster:
             del self._known[oldest]
             self._met.pop(oldest, None)
 
-    def learn(self, chain: Any, wall: float) -> bytes | None:
+    def learn(self, chain: Any, wall: float, *, is_asked: bool = False) -> bytes | None:
         """Take the chain of a member from somebody else; returns whose it is when it is worth more than the known one.
 
         That is one that has not ended, with more roles, or newer.  So nobody who may invite can make others believe
-        that a member may do less: only the log says that.
+        that a member may do less: only the log says that.  In a large group only those are learned that were asked for.
 
         Raises:
             TrustError: it makes nobody a member.
@@ -106,6 +106,8 @@ class Roster:
         subject = steps_of(self._crypto, chain, group_id=self._group_id)[-1].subject
         known = self._known.get(subject)
         if known is not None and known[0] == tuple(chain):
+            return None
+        if known is None and not is_asked and len(self._known) >= ROSTER_SHARED_MAX:
             return None
         member = self._check(subject, chain, wall, ADMIT_RENEW_S_MAX)
         if known is not None and _worth(*known, wall) >= _worth(tuple(chain), member, wall):

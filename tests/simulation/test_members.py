@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import pytest
 
+from p2pcompute.node.log_exchange import LOG_NEWS
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
+from p2pcompute.trust import roster
+from p2pcompute.trust.log import LOG_TYPE
 
 
 def key(member: Member) -> bytes:
@@ -104,3 +108,61 @@ def test_a_member_that_may_not_submit_has_nothing_run_by_way_of_another() -> Non
 
 async def _limit(by: Member, whom: Member) -> None:
     by.running.set_roles(key(whom), ("work",), reason="")
+
+
+def test_a_forged_removal_changes_nothing_and_is_not_passed_on() -> None:
+    """A member without the role signs one, backdated; another replays a good entry of another group."""
+    with Simulation(4) as simulation:
+        mesh = Mesh(simulation, 6, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(10)
+            bad, victim = mesh.members[2], mesh.members[3]
+            await bad.host.call(_forge(bad, victim))
+            await asyncio.sleep(5)
+            for member in mesh.members:
+                known = member.running.credentials.roster
+                assert len(known.log) == 0 and key(victim) in known
+            told = [member.running.credentials.roster.log.refused_count for member in others(mesh, bad)]
+            assert sum(told) > 0, "it was heard"
+            assert all(not member.errors for member in mesh.members)
+
+        simulation.run(main())
+
+
+async def _forge(by: Member, whom: Member) -> None:
+    group = by.group
+    body = {
+        "group": group.group_id,
+        "kind": "limit",
+        "as": hashlib.sha256(group.chain[-1]).digest(),
+        "after": [],
+        "issued": int(by.host.clock.wall()) - 3600,
+        "subject": key(whom),
+        "name": "",
+        "roles": [],
+        "accepts": [],
+        "reason": "",
+    }
+    entry = [by.identity.sign_envelope(LOG_TYPE, body), list(group.chain)]
+    for channel in by.running.channels.all():
+        channel.send(LOG_NEWS, [[entry], []])
+
+
+def test_in_a_large_group_a_stranger_among_submitters_is_introduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not all members know all others, who passes a task on says whose it is; the work is done everywhere."""
+    monkeypatch.setattr(roster, "ROSTER_SHARED_MAX", 2)
+    with Simulation(5) as simulation:
+        mesh = Mesh(simulation, 12, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(20)
+            owner = mesh.members[5]
+            job_id = await mesh.submit(owner, [3.0] * 60)
+            view = await mesh.wait_for(owner, job_id, limit_s=120)
+            assert view.done == 60 and sum(member.host.tally.runs_ok > 0 for member in mesh.members) >= 10
+            mesh.check_errors()
+
+        simulation.run(main())
