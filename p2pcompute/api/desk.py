@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
@@ -28,6 +29,8 @@ from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.execution.calls import PackedCall
+from p2pcompute.execution.locking import find_requirements, make_lock
+from p2pcompute.execution.locks import Lock
 from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
@@ -79,6 +82,8 @@ class Desk:
         self._open_count = 0
         """Futures that came out of the deque and are not resolved."""
         self._names: dict[bytes, str] = {}
+        self._locks: dict[Path, Lock] = {}
+        """Packages by the file that lists them: the same versions for as long as this lives."""
         self._loop: asyncio.AbstractEventLoop
         self._node: Node
         self.blobs: FileBlobs
@@ -345,6 +350,10 @@ class Desk:
             for content in (shipment.code, shipment.modules_zip):
                 if content:
                     job.code_refs.append(await self.blobs.put(content))
+            lock = await self._lock(options, job.kind)
+            packages = None if lock is None else await self.blobs.put(lock.text)
+            if packages is not None:
+                job.code_refs.append(packages)
             self.blobs.pin(job.code_refs)
             spec = JobSpec(
                 kind=job.kind,
@@ -356,11 +365,15 @@ class Desk:
                 gpus=float(options.gpus),
                 disk_bytes=options.disk_bytes,
                 timeout_s=options.timeout_s,
+                packages=packages,
+                platforms=() if lock is None else lock.platforms,
+                is_built=lock is not None and bool(lock.built),
             )
-            python = (sys.version_info.major, sys.version_info.minor) if job.kind is TaskKind.FUNCTION else None
+            is_python = job.kind is TaskKind.FUNCTION or packages is not None
+            python = (sys.version_info.major, sys.version_info.minor) if is_python else None
             name = shipment.name[:JOB_NAME_CHARS_MAX]
             terms = JobTerms(name=name, retries=options.retries, python=python, **options.demands)
-            if options.is_choosy:
+            if options.is_choosy or packages is not None:
                 terms = await self._choose(terms, spec, options)
             job.job_id = await self._node.submit_job(terms, spec)
         except P2pcError as error:
@@ -377,6 +390,22 @@ class Desk:
             self._cancel_job(job, kill=True)
         if job.is_sealing:
             await self._node.seal_job(job.job_id)
+
+    async def _lock(self, options: TaskOptions, kind: TaskKind) -> Lock | None:
+        """Return the packages of a job; None: it has none of its own.
+
+        Raises:
+            UsageError: they cannot be had.
+        """
+        main = getattr(sys.modules.get("__main__"), "__file__", None)
+        script = Path(main) if main and kind is TaskKind.FUNCTION else None
+        requirements = find_requirements(os.fspath(options.deps), script, is_beside=False)
+        if requirements is None:
+            return None
+        lock = self._locks.get(requirements.path)
+        if lock is None:
+            lock = self._locks[requirements.path] = await asyncio.to_thread(make_lock, requirements)
+        return lock
 
     async def _choose(self, terms: JobTerms, spec: JobSpec, options: TaskOptions) -> JobTerms:
         """Return the terms with what is asked of nodes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -45,6 +46,9 @@ class TaskOptions:
     """Only these nodes, by name or id (`NodeInfo.id`, or as `p2pc peers` shows it)."""
     not_on: Sequence[str] = ()
     """Not these."""
+    deps: str | os.PathLike[str] = "auto"
+    """Python packages of the task, which nodes install: a file that lists them (uv.lock, requirements.txt, a script
+    with a PEP 723 header), "none", or "auto": of functions those in the header of the program that runs."""
     trust: TrustLevel = "member"
     """Lowest trust that a node may have: "trusted", "member" or "any"."""
     error_rate: float | None = None
@@ -75,6 +79,8 @@ class TaskOptions:
             if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e6:
                 raise _bad(name, number, "a number from 0")
         self._check_demands()
+        if not isinstance(self.deps, str | os.PathLike):
+            raise _bad("deps", self.deps, "'auto', 'none' or the path of a file")
         for name in ("require", "prefer", "on", "not_on"):
             texts = getattr(self, name)
             if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -158,7 +164,13 @@ class TaskOptions:
 
     def identity(self) -> str:
         """Return text that is the same for the same options."""
-        asked = (self.cpus, self.gpus, self.disk_bytes, *(tuple(t) for t in (self.require, self.prefer, self.on)))
+        asked = (
+            str(self.deps),
+            self.cpus,
+            self.gpus,
+            self.disk_bytes,
+            *(tuple(t) for t in (self.require, self.prefer, self.on)),
+        )
         demands = sorted(self.demands.items())
         return repr(
             (self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items()), asked, tuple(self.not_on), demands)
