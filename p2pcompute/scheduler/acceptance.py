@@ -44,6 +44,7 @@ from p2pcompute.trust.verification.book import (
     Accepted,
     AskTrusted,
     Banned,
+    Basis,
     Digest,
     Effect,
     Nondeterministic,
@@ -555,6 +556,9 @@ class Acceptance:
         assert rule is not None
         task = checked.verifier.tasks[number]
         if task.is_final:
+            if job.ledger.state(index) is TaskState.OPEN:  # it was reopened, and what it was decided for is not here
+                self._keep_output(checked, index, digest, outcome, thief)
+                self._accepted(checked, index, Accepted(number, digest, Basis.TRUSTED))
             return True
         claims = dict(task.claims)
         self._keep_output(checked, index, digest, outcome, thief)

@@ -187,6 +187,13 @@ def test_a_restart_keeps_claims_verdicts_and_bans() -> None:
     assert play.delivered == {index: right(index) for index in range(600)}
 
 
+def test_a_trusted_node_that_contradicts_what_was_agreed_ends_the_task() -> None:
+    """It would compute a task that was reopened for its sake again and again, for ever."""
+    play = Play(60, {"local": lambda _key, index: right(index + 1000), **dict.fromkeys("abcde", honest)}, replicas=2)
+    play.play(200)
+    assert play.revoked and play.runs < 300
+
+
 def test_a_result_is_revoked_when_those_who_vouched_for_it_are_found_out_later() -> None:
     nodes: dict[str, Answer] = {"evil": honest, "vile": honest, "a": honest, "local": honest}
     play = Play(10, nodes, replicas=2)
