@@ -50,6 +50,12 @@ class KnownJob:
     definition: tuple[Any, ...]
     shared_names: tuple[str, ...]
     """Names of private copies of shared files."""
+    is_encoded: bool
+    """Its values travel in the form that anybody may read (`codec`)."""
+
+
+def _is_encoded(run: TaskRun) -> bool:
+    return bool(run.submitter) or run.is_compared
 
 
 class Translator:
@@ -71,7 +77,11 @@ class Translator:
             Unfit: its spec is malformed, or a blob is missing.
         """
         known = self._jobs.pop(run.job_id, None)
-        if known is None or (known.spec_bytes is not run.spec and known.spec_bytes != run.spec):
+        if (
+            known is None
+            or (known.spec_bytes is not run.spec and known.spec_bytes != run.spec)
+            or known.is_encoded is not _is_encoded(run)
+        ):
             known = self._learn(run)
         self._jobs[run.job_id] = known
         if len(self._jobs) > RUNNER_JOBS_MAX:
@@ -87,7 +97,7 @@ class Translator:
             raise Unfit(_refused(f"the job's description cannot be read by this node: {error}")) from error
         if spec.kind is TaskKind.SIMULATED:
             raise Unfit(_refused(f"this node does not run tasks of the kind {spec.kind.value!r}"))
-        is_container = spec.kind is TaskKind.CONTAINER
+        is_container, is_encoded = spec.kind is TaskKind.CONTAINER, _is_encoded(run)
         self._serial += 1
         threads = str(max(1, int(spec.cpus)))
         here = {**self._environment, **dict.fromkeys(THREAD_VARIABLES, threads), "P2PC_NODE": self._node_name}
@@ -112,10 +122,10 @@ class Translator:
             spec.timeout_s,
             None if is_container else spec.output_bytes_max,
             (wasm_mem_bytes(spec), spec.fuel),
-            bool(run.submitter),
+            is_encoded,
             (spec.image, spec.mem_bytes, spec.cpus, spec.cpu_s, spec.output_bytes_max),
         )
-        return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share))
+        return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share), is_encoded)
 
     def task(self, run: TaskRun, job: KnownJob) -> tuple[Any, ...]:
         """Return the tuple of a task.

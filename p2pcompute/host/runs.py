@@ -89,6 +89,8 @@ class TaskRun:
     cookie: bytes = b""
     cookie_blob: tuple[bytes, int] | None = None
     """What an earlier attempt has saved, inline or as a blob: this one goes on from there."""
+    is_compared: bool = False
+    """Its result may be held against those of other nodes: values take the one form that all nodes give them."""
 
 
 class Runner(Protocol):

@@ -180,6 +180,7 @@ class Scheduler:
             fetch=fetch,
             intake_local=self.owner.intake_local,
             job_of_local=lambda job_id: self.owner.core.jobs[job_id].envelope,
+            is_checked_local=lambda job_id: self.owner.core.jobs[job_id].checked is not None,
             addresses_of=lambda key: self.peers.get(key, ()),
             slots_of=self._slots_taken if fit_of is not None else None,
         )

@@ -176,6 +176,7 @@ class WorkerService:
         fetch: Fetch,
         intake_local: Callable[[bytes, int, int, int, Outcome], None],
         job_of_local: Callable[[bytes], JobEnvelope],
+        is_checked_local: Callable[[bytes], bool],
         addresses_of: Callable[[bytes], Sequence[Address]],
         slots_of: Callable[[bytes], int] | None = None,
     ) -> None:
@@ -191,6 +192,7 @@ class WorkerService:
         self._fetch = fetch
         self._intake_local = intake_local
         self._job_of_local = job_of_local
+        self._is_checked_local = is_checked_local
         self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
         self.saver = Saver(host, scope, self._tell_saved)
@@ -416,6 +418,7 @@ class WorkerService:
             owner = batch.held[0].owner
             job = self._job_of_local(batch.job_id) if owner == LOCAL else self.jobs[batch.job_id]
             submitter = b"" if job.submitter == self._identity.installation else job.submitter
+            is_compared = owner != LOCAL or self._is_checked_local(batch.job_id)
             runs = [
                 TaskRun(
                     held.run_id,
@@ -427,6 +430,7 @@ class WorkerService:
                     submitter,
                     held.task.cookie,
                     held.task.cookie_blob,
+                    is_compared,
                 )
                 for held in batch.held
             ]

@@ -8,11 +8,13 @@ import random
 import signal
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from p2pcompute.errors import TaskError
+from p2pcompute.execution.codec import decode, is_encoded
 from p2pcompute.execution.functions import dump_chunk, load_exception, load_value
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskPayload
 from p2pcompute.host.runs import OutcomeStatus
@@ -43,6 +45,15 @@ async def test_returns_values_small_and_large(rig: Rig) -> None:
     large = await rig.call(lambda: b"x" * 300_000)
     assert large.status == OutcomeStatus.OK and large.value == b""
     assert pickle.loads(await rig.content(large.value_blob)) == b"x" * 300_000
+
+
+async def test_a_value_that_is_compared_is_the_same_wherever_it_was_computed(rig: Rig) -> None:
+    """The submitter's own node would contradict all others, and they would be banned for honest results."""
+    spec = await rig.function(lambda: (1, [2.5], "three"))
+    runs = [replace(rig.batch(spec, [call()])[0], job_id=b"j" * 32, is_compared=flag) for flag in (False, True, False)]
+    pickled, compared, again = [(await rig.finish([run], rig.begin([run])))[0].value for run in runs]
+    assert (is_encoded(pickled), is_encoded(compared), is_encoded(again)) == (False, True, False)
+    assert decode(compared) == (1, [2.5], "three")
 
 
 async def test_large_arguments_come_as_a_blob(rig: Rig) -> None:
