@@ -125,7 +125,9 @@ class Translator:
             is_encoded,
             (spec.image, spec.mem_bytes, spec.cpus, spec.cpu_s, spec.output_bytes_max),
         )
-        return KnownJob(self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share), is_encoded)
+        return KnownJob(
+            self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share), is_encoded
+        )
 
     def task(self, run: TaskRun, job: KnownJob) -> tuple[Any, ...]:
         """Return the tuple of a task.
