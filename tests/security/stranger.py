@@ -35,8 +35,8 @@ class Stranger:
         self.listener = b""
         plain = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(host, 0))
         nonce = os.urandom(handshake.PREAMBLE_NONCE_BYTES)
-        plain.sendall(handshake.make_preamble(key, listener=listener, wall=time.time(), nonce=nonce))
         try:
+            plain.sendall(handshake.make_preamble(key, listener=listener, wall=time.time(), nonce=nonce))
             self.stream: ssl.SSLSocket = dialler_context().wrap_socket(plain)
         except (OSError, ssl.SSLError) as error:
             plain.close()
