@@ -87,6 +87,16 @@ def explain_exec_error(word: str, number: int, path: str, directory: str) -> tup
     return _FAILED_BEFORE_EXEC, f"the command {word!r} cannot be started ({why}); check the limits on that node"
 
 
+def fails_everywhere(word: str, number: int, directory: str) -> bool:
+    """Whether a command that could not be started is a file of its task, which is the same on every node."""
+    if "/" not in word or os.path.isabs(word):
+        return False
+    path = os.path.join(directory, word)
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return not os.path.exists(path)  # else its interpreter is missing on this node
+    return number == errno.EACCES or (number == errno.ENOEXEC and not _made_for(path))
+
+
 def _made_for(path: str) -> str:
     try:
         with open(path, "rb") as file:
@@ -267,6 +277,8 @@ class Commands:
                 result.status = "failed"
                 path = env.get("PATH", os.defpath)
                 result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
+                if here == directory.work and fails_everywhere(argv[0], error, here):
+                    result.cause = "always"
                 return
             command = Running(pid)
             cause = self._watch(job, task, command, fds[1:])

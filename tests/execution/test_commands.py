@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
-from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 
 from .conftest import Rig, is_running, wait_for
 
@@ -108,6 +108,8 @@ async def test_commands_that_cannot_start_say_why(rig: Rig) -> None:
     for outcome, (words, exit_code, why) in zip(outcomes, CANNOT_START, strict=True):
         assert (outcome.status, outcome.exit_code) == (OutcomeStatus.FAILED, exit_code), words
         assert why in outcome.error and "; " in outcome.error, outcome.error
+        is_own = words[0].startswith("./") and words[0] != "./no-interpreter"
+        assert (outcome.cause == FAILS_ALWAYS) == is_own, "tried on other nodes in vain, or not where it might work"
 
 
 async def test_shell_reports_its_own_not_found(rig: Rig) -> None:
