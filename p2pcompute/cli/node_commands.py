@@ -171,11 +171,12 @@ def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
                 state,
                 slots,
                 rate_text(peer.get("rate")),
+                one_line(peer["trust"]),
                 "–" if is_self else one_line(peer["path"]) or "–",
                 one_line(peer["version"]) + (" !" if differs else ""),
             )
         )
-    return table(("NODE", "STATE", "SLOTS", "RATE", "PATH", "VERSION"), rows, right=("SLOTS", "RATE"))
+    return table(("NODE", "STATE", "SLOTS", "RATE", "TRUST", "PATH", "VERSION"), rows, right=("SLOTS", "RATE"))
 
 
 @click.command(

@@ -147,6 +147,7 @@ def peer_json(peer: PeerView) -> dict[str, Any]:
         "version": VERSION if is_self else peer.version,
         "python": platform.python_version() if is_self else peer.python,
         "invited_by": peer.invited_by,
+        "trust": peer.level,
     }
 
 

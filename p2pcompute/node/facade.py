@@ -124,6 +124,8 @@ class PeerView:
     python: str = ""
     invited_by: str = ""
     """Name of the inviter."""
+    level: str = "member"
+    """self, trusted or member: how far it is trusted here; the blocked are not listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

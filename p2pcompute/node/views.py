@@ -242,6 +242,7 @@ def peers(
         name=own_name,
         public_key=identity.public_key,
         state="self",
+        level="self",
         slots=worker.slot_count,
         busy=worker.busy_slots,
         path="self",
@@ -278,6 +279,7 @@ def peers(
                 address=str(address) if address is not None else "",
                 version=str(hello.get("build", ""))[:32],
                 python=".".join(str(n) for n in python) if isinstance(python, list) else "",
+                level=str(credentials.levels.level_of(installation)),
                 invited_by="" if not inviter else network.name_of(inviter) or short_device_id(inviter),
             )
         )

@@ -7,12 +7,15 @@ import hashlib
 
 import pytest
 
+from p2pcompute.errors import TrustError
 from p2pcompute.node.log_exchange import LOG_NEWS
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.trust import roster
-from p2pcompute.trust.log import LOG_TYPE
+from p2pcompute.trust.admission import Grant
+from p2pcompute.trust.groups import MEMBER_ROLES
+from p2pcompute.trust.log import LOG_TYPE, REMOVED
 
 
 def key(member: Member) -> bytes:
@@ -164,5 +167,29 @@ def test_in_a_large_group_a_stranger_among_submitters_is_introduced(monkeypatch:
             view = await mesh.wait_for(owner, job_id, limit_s=120)
             assert view.done == 60 and sum(member.host.tally.runs_ok > 0 for member in mesh.members) >= 10
             mesh.check_errors()
+
+        simulation.run(main())
+
+
+def test_removal_beats_every_standing_way_in_but_no_new_invitation() -> None:
+    """Who has the group's pre-shared key, or stands in its list of keys, is let in by it only until he is removed."""
+    with Simulation(6) as simulation:
+        mesh = Mesh(simulation, 3)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            founder, bad = mesh.members[:2]
+            (channel,) = [one for one in founder.running.channels.all() if one.peer.installation == key(bad)]
+            credentials = founder.running.credentials
+            by_key = Grant(roles=MEMBER_ROLES)
+            assert len(credentials.let_in(channel, by_key, "bad", ())) == 4
+            await founder.host.call(_remove(founder, bad))
+            with pytest.raises(TrustError) as refusal:
+                credentials.let_in(channel, by_key, "bad", ())
+            assert refusal.value.code == REMOVED
+            invite = credentials.invites.create(founder.host.clock.now())
+            assert len(credentials.let_in(channel, Grant(roles=MEMBER_ROLES, invite=invite), "bad", ())) == 4
+            assert key(bad) in credentials.roster
 
         simulation.run(main())
