@@ -278,7 +278,16 @@ def test_places_where_nothing_may_stay(tmp_path: Path) -> None:
 
 def test_status_names_what_to_look_at() -> None:
     """The sentence first, then the nodes, then what needs attention; a foreign version has its mark."""
-    peer = {"id": "", "short_id": "", "seen_s": None, "rate": None, "python": "", "invited_by": "", "trust": "member", "address": ""}
+    peer = {
+        "id": "",
+        "short_id": "",
+        "seen_s": None,
+        "rate": None,
+        "python": "",
+        "invited_by": "",
+        "trust": "member",
+        "address": "",
+    }
     document = {
         "node": {"name": "nova", "state": "working", "version": "1.5.1"},
         "group": {"name": "home-lab", "is_alone": False},
