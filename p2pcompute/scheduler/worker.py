@@ -282,8 +282,8 @@ class WorkerCore:
                 held.is_moving = False
 
     def give(self, count: int, may_give: Callable[[Held], bool], now: float = 0.0) -> list[Held]:
-        """Hand over up to `count` queued tasks of one job, youngest first: at most half of what is queued, all of it when
-        what runs here takes long.
+        """Hand over up to `count` queued tasks of one job, youngest first: at most half of what is queued, or all of
+        it when what runs here takes long.
 
         Nothing is given while a slot is free: the tasks will start here at once.
         """
