@@ -1,0 +1,119 @@
+"""Members that have turned bad: what they put where others look, and where they want others' work to go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcompute.dht.records import make_ad, make_record, record_key
+from p2pcompute.dht.service import Dht
+from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload, encode_spec
+from p2pcompute.host.real_crypto import RealCrypto
+from p2pcompute.identity.keys import Identity, create_identity
+from p2pcompute.limits import JOB_AGE_S_MAX
+from p2pcompute.scheduler.custody import coordinator_of
+from p2pcompute.scheduler.messages import Message, grant_body
+from p2pcompute.scheduler.owner import Grant, GrantedTask
+from p2pcompute.scheduler.terms import JobTerms, job_id_of, open_job, seal_job
+from p2pcompute.transport.messages import Purpose
+from tests.e2e.mesh import Mesh, until
+from tests.fuzz.attacker import Attacker, encode
+from tests.security.test_joining import port_of
+from tests.security.test_network_key import group_of, stranger_in_the_dht
+
+CRYPTO = RealCrypto()
+
+
+def ask(dht: Dht, work: Coroutine[Any, Any, Any]) -> Any:
+    """Have something done in the loop of a node of ours."""
+    return asyncio.run_coroutine_threadsafe(work, dht.loop).result(20)  # type: ignore[attr-defined]
+
+
+def test_nobody_speaks_under_a_jobs_key_but_who_published_it(mesh: Mesh) -> None:
+    """Others' records under a job's key would send its workers anywhere; old ones of its own would take it back."""
+    ada = mesh.add("ada").start()
+    ada.p2pc("invite", "--token").check()
+    group, port = group_of(ada.home), port_of(ada)
+    owner, mallory = create_identity(CRYPTO), create_identity(CRYPTO)
+    key, wall = record_key(owner.public_key, b"job"), time.time()
+
+    def record(by: Identity, seq: int, value: bytes) -> Any:
+        return make_record(by.sign_envelope, by.public_key, salt=b"job", seq=seq, wall=wall, ttl_s=600, value=value)
+
+    good = record(owner, 5, b"good")
+    with stranger_in_the_dht(group, port) as evil:
+        until(evil.contacts, 20, "the stranger is a contact")
+        assert ask(evil, evil.put(good)) >= 1
+        payload = [owner.public_key, key, b"job", 9, int(wall), 600, b"evil"]
+        forged = mallory.sign_envelope("p2pc/record", payload)
+        flipped = bytearray(record(owner, 9, b"evil").raw)
+        flipped[-1] ^= 1
+        poison = [
+            replace(good, raw=forged, seq=9),  # signed by another
+            replace(good, raw=bytes(flipped), seq=9),  # signed by nobody
+            replace(record(mallory, 9, b"evil"), key=key),  # another's, put here
+            record(owner, 4, b"evil"),  # the owner's own, from before
+        ]
+        for one in poison:
+            ask(evil, evil.put(one))
+        ad = make_ad(mallory.sign_envelope, mallory.public_key, key=key, seq=1, wall=wall, ttl_s=600, value=b"evil")
+        ask(evil, evil.put(ad))
+        with stranger_in_the_dht(group, port) as reader:
+            until(reader.contacts, 20, "the reader is a contact")
+            found = ask(reader, reader.get(key))
+        assert [one.value for one in found if one.publisher == owner.public_key] == [b"good"]
+        assert all(one.kind == "p2pc/ad" for one in found if one.publisher != owner.public_key), (
+            "told apart by its kind"
+        )
+
+
+@given(st.integers(0, 2**62), st.integers(0, 3))
+def test_an_epoch_leads_to_those_whom_the_submitter_named(epoch: int, custodians: int) -> None:
+    """A custodian says what number it likes: it cannot name anybody else."""
+    ada = create_identity(CRYPTO)
+    keys = tuple(bytes([number + 1]) * 32 for number in range(custodians))
+    job = open_job(CRYPTO, seal_job(ada, JobTerms(custodians=keys), b"", b"n"), wall=0.0)
+    assert coordinator_of(job, epoch) in (ada.public_key, *keys)
+
+
+def test_grants_are_taken_for_coordinators_of_fresh_jobs_only(mesh: Mesh) -> None:
+    """A redirecting custodian, and one that has an old job of its submitter run again."""
+    ada = mesh.add("ada").start()
+    token = ada.p2pc("invite", "--token").check().out.strip()
+    spec = encode_spec(JobSpec(kind=TaskKind.COMMAND))
+    tasks = (GrantedTask(0, 0, 1, encode_payload(TaskPayload(argv=("true",)))),)
+
+    async def answers() -> list[list[Any]]:
+        eve = Attacker()
+        await eve.join(token)
+        somebody, owner = create_identity(CRYPTO), create_identity(CRYPTO)
+        now_ms = int(1000 * time.time())
+        fresh = seal_job(owner, JobTerms(custodians=(eve.identity.public_key,), created_ms=now_ms), spec, b"n")
+        old_terms = JobTerms(custodians=(eve.identity.public_key,), created_ms=now_ms - int(1000 * JOB_AGE_S_MAX) - 1)
+        old = seal_job(owner, old_terms, spec, b"n")
+        raw = await eve.channel(Purpose.CONTROL)
+        found = []
+        try:
+            for number, (envelope, coordinator) in enumerate(
+                [(fresh, somebody.public_key), (old, eve.identity.public_key), (fresh[:-1] + b"\0", b"")]
+            ):
+                grant = Grant(number, 1, b"", job_id_of(envelope), coordinator, 30.0, tasks, 0, True, 0.0)
+                raw.send(encode([int(Message.GRANT), 0, grant_body(grant, envelope, coordinator, [])]))
+                while True:
+                    kind, body = await raw.next(10.0)
+                    if kind == Message.GRANT_ACK:
+                        found.append(body)
+                        break
+        finally:
+            raw.close()
+            await eve.close()
+        return found
+
+    assert asyncio.run(answers()) == [[0, False], [1, False, True], [2, False]]
+    assert ada.get("/v1/status")["slots"]["busy"] == 0
