@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import dht_id
 from p2pcompute.node.blob_exchange import BlobMessage
 from p2pcompute.node.doors import JOIN, MEET
+from p2pcompute.node.log_exchange import LOG_NEWS, LOG_SYNC, MEMBER, NETWORK_KEY
 from p2pcompute.node.membership import RENEW
 from p2pcompute.places import find_paths
 from p2pcompute.resources.questions import Message as Question
@@ -40,6 +42,7 @@ from p2pcompute.transport.channels import Purpose
 from p2pcompute.transport.datagrams import seal_datagram
 from p2pcompute.transport.messages import MessageType
 from p2pcompute.trust.invites import Token, join_proof, parse_token
+from p2pcompute.trust.log import LOG_TYPE
 from tests.e2e.mesh import Daemon, running_mesh
 from tests.fuzz.attacker import Attacker, Raw, encode, udp_socket
 from tests.fuzz.mutation import EDGES, Mutator
@@ -292,6 +295,7 @@ class Fuzz:
         tasks = [[index, 0, 1, rng.choice([payload, self.mutate.bytes(payload)])] for index in range(rng.randrange(4))]
         addresses = [["127.0.0.1", rng.randrange(1, 65536)]]
         owner = rng.choice([b"", eve.identity.public_key, rng.randbytes(32), eve.target_key])
+        removal = _removal(eve, eve.target_key)
         messages: list[tuple[int, Any]] = [
             (Message.OFFER, []),
             (Message.STEAL, steal_body(Thief(b"", b"", b"boot", (3, 11), 2, 4, rng.randrange(100)))),
@@ -319,6 +323,13 @@ class Fuzz:
             (MEET, ["psk", bytes(33), "eve"]),
             (RENEW, [list(eve.group.chain)]),
             (RENEW, [self.mutate.value(list(eve.group.chain))]),
+            (LOG_SYNC, [[bytes(8)], [bytes(16)]]),
+            (LOG_SYNC, self.mutate.value([[bytes(8)] * 3, [bytes(16)]])),
+            (LOG_NEWS, [[removal], [list(eve.group.chain)]]),
+            (LOG_NEWS, self.mutate.value([[removal], [list(eve.group.chain)]])),
+            (LOG_NEWS, [[[self.mutate.bytes(removal[0]), removal[1]]], []]),
+            (MEMBER, [rng.choice([eve.identity.public_key, rng.randbytes(32)])]),
+            (NETWORK_KEY, [rng.randbytes(32)]),
             (MessageType.REPLY, []),
             (MessageType.ERROR, {"code": "x", "what": "y"}),
             (MessageType.HELLO, {}),
@@ -401,3 +412,20 @@ class Fuzz:
 
 def _spec() -> bytes:
     return encode_spec(JobSpec(kind=TaskKind.COMMAND))
+
+
+def _removal(eve: Attacker, whom: bytes) -> list[Any]:
+    """Return an entry of the group's log by which a member without the role removes another."""
+    body = {
+        "group": eve.group.group_id,
+        "kind": "limit",
+        "as": hashlib.sha256(eve.group.chain[-1]).digest(),
+        "after": [],
+        "issued": int(time.time()),
+        "subject": whom,
+        "name": "",
+        "roles": [],
+        "accepts": [],
+        "reason": "",
+    }
+    return [eve.identity.sign_envelope(LOG_TYPE, body), list(eve.group.chain)]
