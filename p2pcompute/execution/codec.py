@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from array import array
 from datetime import date, datetime, time, timedelta, timezone
 from itertools import pairwise
 
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
 HEAD = b"\xd9\xd9\xf7"
 """The tag of RFC 8949, section 3.4.6, that says that this is CBOR."""
 _TUPLE, _SET, _FROZENSET, _COMPLEX, _BYTEARRAY, _ARRAY, _SCALAR = range(28722, 28729)
-_DATETIME, _DATE, _TIME, _TIMEDELTA, _FRAME, _SERIES = range(28729, 28735)
+_DATETIME, _DATE, _TIME, _TIMEDELTA, _FRAME, _SERIES, _FLOATS, _INTEGERS = range(28729, 28737)
 _POSITIVE, _NEGATIVE = 2, 3
 _DEPTH_MAX = 100
 _ITEMS_MAX = 20_000_000
 """Parts of one value: a list of so many small numbers takes 160 MB."""
+_BYTES_MAX = 1 << 30
+"""Of a value: what holds one part many times is written as often."""
+_PACKED_MIN = 16
+"""Lists of so many numbers of one kind are written in one piece."""
 _BIG_BYTES_MAX = 1 << 16
 """Of one number."""
 _TWINS_MAX = 64
@@ -132,6 +137,10 @@ def _put_bytes(out: bytearray, value: bytes | bytearray | memoryview, _depth: in
 def _put_list(out: bytearray, value: list[Any] | tuple[Any, ...], depth: int) -> None:
     if depth >= _DEPTH_MAX:
         raise CannotEncode(_DEEP)
+    if len(value) >= _PACKED_MIN and _put_packed(out, value):
+        return
+    if len(out) > _BYTES_MAX:
+        raise CannotEncode(f"it takes more than {_BYTES_MAX >> 20} MiB as data; write it to a file")
     _head(out, 4, len(value))
     for item in value:
         put = _PUTS.get(type(item))
@@ -139,6 +148,22 @@ def _put_list(out: bytearray, value: list[Any] | tuple[Any, ...], depth: int) ->
             put(out, item, depth + 1)
         else:
             _put_other(out, item, depth + 1)
+
+
+def _put_packed(out: bytearray, value: list[Any] | tuple[Any, ...]) -> bool:
+    """Write numbers that are all floats, or all integers of 64 bits, in one piece; False: they are not."""
+    kinds = set(map(type, value))
+    if kinds not in ({float}, {int}):
+        return False
+    try:
+        packed = array("d" if kinds == {float} else "q", value)
+    except OverflowError:
+        return False
+    if sys.byteorder == "little":
+        packed.byteswap()
+    _head(out, 6, _FLOATS if kinds == {float} else _INTEGERS)
+    _put_bytes(out, packed.tobytes(), 0)
+    return True
 
 
 def _put_tuple(out: bytearray, value: tuple[Any, ...], depth: int) -> None:
@@ -404,6 +429,12 @@ class _Reader:
                 return number if tag == _POSITIVE else -1 - number
             case _ if tag == _BYTEARRAY and type(content) is bytes:
                 return bytearray(content)
+            case _ if tag in (_FLOATS, _INTEGERS) and type(content) is bytes:
+                packed = array("d" if tag == _FLOATS else "q")
+                packed.frombytes(content)
+                if sys.byteorder == "little":
+                    packed.byteswap()
+                return packed.tolist()
             case _ if tag == _DATE and type(content) is str:
                 return date.fromisoformat(content)
         if type(content) is not list:

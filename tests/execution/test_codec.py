@@ -121,6 +121,27 @@ def test_what_is_no_data(value: Any, fix: str) -> None:
     assert fix in str(raised.value), str(raised.value)
 
 
+def test_numbers_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long lists of numbers are fast, and come back as what they were."""
+    for value in (
+        [0.1] * 16,
+        [float("inf"), -0.0] * 10,
+        list(range(-9, 9)),
+        [2**63, *range(20)],
+        [True] * 20,
+        (1,) * 17,
+    ):
+        again = decode(encode(value))
+        assert again == value and [type(item) for item in again] == [type(item) for item in value]
+    assert len(encode([1.5] * 1000)) < 8100
+    with pytest.raises(CannotDecode):
+        decode(HEAD + b"\xd9" + struct.pack(">H", codec._FLOATS) + b"\x43abc")
+    monkeypatch.setattr(codec, "_BYTES_MAX", 1 << 16)
+    shared = ["x" * 1000] * 100
+    with pytest.raises(CannotEncode, match="write it to a file"):
+        encode([[shared] * 2] * 100)
+
+
 def test_loops_and_depth() -> None:
     loop: list[Any] = []
     loop.append(loop)
