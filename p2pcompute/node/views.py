@@ -17,6 +17,7 @@ from p2pcompute.limits import NODES_CHOSEN_MAX
 from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
+from p2pcompute.scheduler.acceptance import DISPUTED
 from p2pcompute.scheduler.fairness import USAGE_TAU_S
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob
@@ -145,7 +146,8 @@ def job(
         state = "failed" if failed else "cancelled" if cancelled else "done"
         exit_code = (0 if ",success=" in owned.halted else 3) if cancelled else 1 if failed else 0
         exit_code = 124 if cancelled and owned.halted == DEADLINE else exit_code
-        exit_code = 8 if exit_code == 0 and owned.revoked_late else exit_code
+        if (exit_code == 0 and owned.revoked_late) or (exit_code == 1 and _is_disputed(owned)):
+            exit_code = 8
     else:
         state, exit_code = ("running" if running or done or failed else "waiting"), None
     shares = []
@@ -191,6 +193,13 @@ def job(
         deadline=owned.envelope.terms.deadline_ms / 1000 or None,
         lately_s=0.0 if is_over else _lately_s(book, now, running),
     )
+
+
+def _is_disputed(job: OwnedJob) -> bool:
+    """Whether tasks have failed only because nobody could say which of their results is right."""
+    ledger = job.ledger
+    failed = [index for index in ledger.reasons if ledger.state(index) is TaskState.FAILED]
+    return bool(failed) and all(ledger.reasons[index].startswith(DISPUTED) for index in failed)
 
 
 def _lately_s(book: JobBook, now: float, running: int) -> float:

@@ -28,8 +28,9 @@ members begin no further tasks; EVIDENCE_MAX remarkable events of each node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, Final, Protocol
 
 from p2pcompute.errors import InvariantViolation
@@ -53,6 +54,7 @@ from p2pcompute.trust.verification.book import (
     Verifier,
     Why,
     Worker,
+    votes,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +66,12 @@ if TYPE_CHECKING:
 FIRST_COHORT: Final = 20
 """Members that are taken as they come, with the assumed share of saboteurs among them.  Those who come later are new:
 they prove themselves first, since somebody who was found out could come back under another name."""
+ARBITER_PATIENCE_S: Final = 60.0
+"""Without a trusted node for so long, conflicts are decided by more members."""
+DISPUTED_S: Final = 120.0
+"""Results differ, nobody else may compute the task, and this has been so for so long: nobody can say what is right."""
+DISPUTED: Final = "disputed"
+"""How the reason of such a task's failure begins."""
 SETTLE_GROWTH: Final = 1.1
 """Claims that wait are weighed again when there are so many times as many checks as when they were last."""
 
@@ -102,6 +110,8 @@ class Acceptance:
         self._joined: dict[Rule, dict[Worker, None]] = {}
         self._places: dict[Rule, list[tuple[CheckedJob, int] | None]] = {}
         """By number in the verifier."""
+        self._checks: dict[Rule, dict[int, tuple[CheckedJob, int]]] = {}
+        """By number of a known-answer check."""
         self._settled_at: dict[Rule, int] = {}
         self.records: dict[bytes, Record] = {}
         self.ended: dict[bytes, None] = {}
@@ -109,6 +119,8 @@ class Acceptance:
         self.held_bytes = 0
         self._next_lane = 1
         self._now = 0.0
+        self._arbiter_at = -inf
+        """When a trusted node that asks for work was last known."""
         self.wall_s = 0.0
         """Unix seconds, as of the last event."""
         self.changed: dict[bytes, None] = {}
@@ -195,16 +207,32 @@ class Acceptance:
             self._follow(rule, verifier.take_effects())
             if number is None:
                 break
-            place = self._places[rule][number] if number >= 0 else None
-            if place is None:
+            place = self._places[rule][number] if number >= 0 else self._known_answer(rule, checked, -number, ready)
+            if place is None or place[0] is not checked or place[1] not in checked.payloads:
                 verifier.returned(now, thief.installation, number)
                 break
             index = place[1]
+            if checked.is_lent_to(index, thief.key) or index in job.leases:
+                verifier.returned(now, thief.installation, number)
+                break
             if job.ledger.state(index) is TaskState.OPEN:
                 checked.held[index] = None
             chosen.append(index)
             size += len(checked.payloads[index])
         return chosen
+
+    def _known_answer(
+        self, rule: Rule, checked: CheckedJob, number: int, ready: Callable[[int], list[int]]
+    ) -> tuple[CheckedJob, int] | None:
+        """Return the task that is this known-answer check for everybody: one of the job's own, of which a trusted node
+        finds the answer when somebody has claimed it."""
+        checks = self._checks.setdefault(rule, {})
+        place = checks.get(number)
+        if place is None and (found := ready(1)):
+            self._number(rule, checked, found[0])
+            checked.check_of[found[0]] = number
+            place = checks[number] = (checked, found[0])
+        return place
 
     def pick_disputed(self, job: OwnedJob, count: int) -> list[int]:
         """Return tasks on which claims differ, for a trusted node."""
@@ -369,7 +397,7 @@ class Acceptance:
     def _free(self, checked: CheckedJob, index: int) -> None:
         """Give an open task back to the owner when nobody computes it and nobody has claimed it."""
         task = checked.verifier.tasks[checked.numbers[index]]
-        if index in checked.held and not task.claims and index not in checked.leases:
+        if index in checked.held and not task.claims and index not in checked.leases and index not in checked.asked:
             del checked.held[index]
             checked.arbitrations.pop(index, None)
             checked.asked.pop(index, None)
@@ -401,9 +429,17 @@ class Acceptance:
         ]
         return sum(self.returned(now, job, index, thief) for index in lost)
 
-    def tick(self, now: float, is_late: Callable[[OwnedJob, Lease], bool]) -> None:
-        """End leases that have run out, and those of members that take too long: others may begin the task."""
+    def tick(
+        self, now: float, is_late: Callable[[OwnedJob, Lease], bool], thieves: Iterable[tuple[Thief, float]] = ()
+    ) -> None:
+        """End leases that have run out, and those of members that take too long: others may begin the task.
+
+        Args:
+            thieves: nodes that ask for work here, and when they did last.
+        """
         self._now = now
+        if self.verifiers:
+            self._look_for_arbiters(now, thieves)
         for checked in list(self._checked_jobs()):
             job = checked.job
             late = [
@@ -426,6 +462,22 @@ class Acceptance:
                 if checks > SETTLE_GROWTH * self._settled_at.get(rule, 0):
                     self._settled_at[rule] = checks
                     self._follow(rule, verifier.settle())
+
+    def _look_for_arbiters(self, now: float, thieves: Iterable[tuple[Thief, float]]) -> None:
+        """Where no trusted node decides, more members do; and where these disagree for good, the task has failed."""
+        if any(thief.is_local or self.level_of(thief.installation) is Level.TRUSTED for thief, _seen in thieves):
+            self._arbiter_at = now
+        has_arbiter = now - self._arbiter_at < ARBITER_PATIENCE_S
+        for rule, verifier in self.verifiers.items():
+            if isinstance(verifier, Arbitrate):
+                self._follow(rule, verifier.set_arbiter(has_arbiter))
+        for checked in list(self._checked_jobs()) if not has_arbiter else ():
+            for index in list(checked.held):
+                claims = checked.verifier.tasks[checked.numbers[index]].claims
+                is_stuck = index not in checked.leases and now - checked.claimed_at.get(index, now) > DISPUTED_S
+                if is_stuck and len(groups := votes(claims)) > 1:
+                    counts = ", ".join(f"{len(group)} × {digest.hex()[:8]}" for digest, group in groups.items())
+                    self._owner.disputed(checked.job, index, f"{DISPUTED}: results differ ({counts})")
 
     def _checked_jobs(self) -> Iterator[CheckedJob]:
         for job in self._owner.jobs.values():
@@ -500,6 +552,7 @@ class Acceptance:
         record = self.record(installation)
         if before is None:
             checked.signed[index, installation] = under
+            checked.claimed_at[index] = now
             self.changed[installation] = None
             record.claims += 1
             self._owner.note(
@@ -509,6 +562,8 @@ class Acceptance:
             )
             self._keep_output(checked, index, digest, outcome, thief)
             record.agreed += digest in task.claims.values()
+        if index in checked.check_of:
+            number = -checked.check_of[index]
         self._follow(rule, checked.verifier.claim(now, installation, number, digest))
         if job.ledger.state(index) is TaskState.OPEN:
             self._free(checked, index)
@@ -522,7 +577,7 @@ class Acceptance:
         task = checked.verifier.tasks[number]
         if job.ledger.state(index) is not TaskState.OPEN or task.claims or index in checked.leases:
             nodes = job.avoid.get(index, ([], 0.0))[0]
-            job.avoid[index] = ([*nodes, lease.installation], float("inf"))
+            job.avoid[index] = ([*nodes, lease.installation], inf)
             return
         checked.held.pop(index, None)
         if outcome.status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED):
@@ -562,6 +617,8 @@ class Acceptance:
             return True
         claims = dict(task.claims)
         self._keep_output(checked, index, digest, outcome, thief)
+        if index in checked.check_of:
+            self._follow(rule, checked.verifier.verdict(now, -checked.check_of[index], digest))
         self._follow(rule, checked.verifier.verdict(now, number, digest))
         if checked.verifier.tasks[number].is_final:
             checked.asked.pop(index, None)
@@ -584,7 +641,7 @@ class Acceptance:
             if isinstance(effect, Banned):
                 self._ban(effect.worker, effect.why)
                 continue
-            place = self._places[rule][effect.index] if effect.index >= 0 else None
+            place = self._places[rule][effect.index] if effect.index >= 0 else self._checks[rule].get(-effect.index)
             if place is None:
                 continue
             checked, index = place
@@ -722,9 +779,12 @@ class Acceptance:
         checked.asked.pop(index, None)
         checked.rechecks.pop(index, None)
         checked.failures.pop(index, None)
+        checked.claimed_at.pop(index, None)
         for output in checked.outputs.pop(index, {}).values():
             self.held_bytes -= output.size
         number = checked.numbers.pop(index)
+        if index in checked.check_of:
+            self._checks[Rule.of(job.envelope.terms)].pop(checked.check_of.pop(index), None)  # type: ignore[index]
         for thief, lease in list(checked.leases.get(index, {}).items()):
             self.release(job, index, thief)
             checked.verifier.returned(self._now, lease.installation, number)
@@ -745,6 +805,8 @@ class Acceptance:
             return
         for number in checked.numbers.values():
             self._forget_number(checked, number)
+        for number in checked.check_of.values():
+            self._checks[Rule.of(job.envelope.terms)].pop(number, None)  # type: ignore[index]
         for outputs in checked.outputs.values():
             self.held_bytes -= sum(output.size for output in outputs.values())
         for index, payload in checked.payloads.items():
@@ -823,7 +885,7 @@ class Acceptance:
             task = checked.verifier.tasks[checked.numbers[index]]
             if job.ledger.state(index) is not TaskState.OPEN or index in job.leases:
                 raise InvariantViolation(f"task {index} is held and not open")
-            if not task.claims and index not in checked.leases:
+            if not task.claims and index not in checked.leases and index not in checked.asked:
                 raise InvariantViolation(f"task {index} is held by nobody")
         for index, leases in checked.leases.items():
             if index not in checked.numbers or not leases:

@@ -140,7 +140,7 @@ def check_file(crypto: Crypto, data: bytes) -> Report:
         if value.get("type") != BUNDLE or set(value) != {"type", "envelope", "facts", "results"}:
             raise RemoteProtocolError("it is neither a bundle nor evidence of this format")
         return _check_bundle(crypto, value)
-    except (RemoteProtocolError, TypeError, ValueError) as error:
+    except (RemoteProtocolError, TypeError, ValueError, LookupError) as error:
         what = error.what if isinstance(error, RemoteProtocolError) else "something in it has a wrong shape"
         raise TrustError("this file proves nothing", what, "ask for a new one", code="bundle") from error
 

@@ -101,8 +101,8 @@ class Output:
 class CheckedJob:
     """The books about a job of which members compute tasks."""
 
-    __slots__ = ("arbitrations", "asked", "attempts", "failures", "held", "job", "lane", "leases", "numbers", "outputs",
-                 "payloads", "rechecks", "signed", "verifier")  # fmt: skip
+    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "failures", "held", "job", "lane",
+                 "leases", "numbers", "outputs", "payloads", "rechecks", "signed", "verifier")  # fmt: skip
 
     def __init__(self, job: OwnedJob, verifier: Verifier, lane: int) -> None:
         self.job = job
@@ -126,6 +126,10 @@ class CheckedJob:
         """Those for which that has not been done."""
         self.signed: dict[tuple[int, bytes], tuple[int, bytes]] = {}
         """(task, installation) → under which lease it claimed it first in this life of the owner."""
+        self.check_of: dict[int, int] = {}
+        """Tasks that are known-answer checks, and the numbers of these."""
+        self.claimed_at: dict[int, float] = {}
+        """When a task was claimed last."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
         self.failures: dict[int, int] = {}
@@ -170,6 +174,9 @@ class Decider(Protocol):
 
     def load(self, job: OwnedJob, index: int) -> None:
         """The inputs of a task that is done are wanted again."""
+
+    def disputed(self, job: OwnedJob, index: int, why: str) -> None:
+        """Nobody can say which of several results of a task is right."""
 
     def note(self, job: OwnedJob, kind: FactKind, entry: list[Any]) -> None:
         """Journal a fact."""

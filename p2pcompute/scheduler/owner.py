@@ -1063,7 +1063,9 @@ class OwnerCore:
                 self._lose(now, job, index, "its lease ran out")
         for job_id in [job_id for job_id in self.order if self._is_due(job_id, wall_ms)]:
             self._stop(self.jobs[job_id], DEADLINE, kill=True)
-        self.acceptance.tick(now, lambda job, lease: self._is_late(now, lease, patience_s(job.task_s)))
+        self.acceptance.tick(
+            now, lambda job, lease: self._is_late(now, lease, patience_s(job.task_s)), self.thieves.values()
+        )
         self._find_overdue(now)
 
     # --- results ----------------------------------------------------------------------------------
@@ -1230,6 +1232,10 @@ class OwnerCore:
         self._effects.revoked.append((job.envelope.job_id, index, generation - 1))
         self.order.add(job.envelope.job_id, Standing.of(job.envelope))
         return True
+
+    def disputed(self, job: OwnedJob, index: int, why: str) -> None:
+        """Nobody can say which of several results of a task is right: it has failed."""
+        self._fail(job, index, None, LOCAL, why)
 
     def settled_checked(self, job: OwnedJob, index: int, digests: list[bytes]) -> None:
         """What was claimed of a task need not be kept any longer."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
-from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.acceptance import DISPUTED, Acceptance
 from p2pcompute.scheduler.checked import Record
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.owner import Grant, OwnedJob, OwnerCore, TaskEnd
@@ -284,3 +284,39 @@ def test_a_failure_that_only_members_tell_of_is_tried_by_a_trusted_node() -> Non
     play.nodes = {LOCAL: honest}
     play.play()
     assert play.delivered == {index: right(index) for index in range(3)}
+
+
+# --- nobody trusted -------------------------------------------------------------------------------
+
+
+def test_without_a_trusted_node_more_members_decide() -> None:
+    nodes: dict[str, Answer] = {"evil": liar} | dict.fromkeys("abcdefgh", honest)
+    play = Play(200, nodes)
+    play.now = 1000.0
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(200)}
+
+
+def test_what_nobody_can_decide_has_failed_as_disputed() -> None:
+    play = Play(4, {"a": honest, "b": liar})
+    for _ in range(400):
+        play.turn()
+    assert play.job.ledger.counts[TaskState.FAILED] == 4
+    assert all(reason.startswith(DISPUTED) for reason in play.job.ledger.reasons.values())
+
+
+@pytest.mark.parametrize("method", ["majority", "boinc", "spotcheck", "credibility"])
+def test_other_methods_decide_where_a_job_asks_for_them(method: str) -> None:
+    play = Play(300, dict.fromkeys(("local", *"abcd"), honest) | {"evil": lambda key, _index: key}, verify=method)
+    play.play()
+    assert len(play.delivered) == 300
+    wrong = sum(value != right(index) for index, value in play.delivered.items())
+    assert wrong == 0 if method in ("majority", "credibility") else wrong < 30
+    assert ("evil" in play.banned()) == (method in ("spotcheck", "credibility"))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_so_many_replicas_are_made_and_no_more(replicas: int) -> None:
+    play = Play(100, dict.fromkeys("abcd", honest), replicas=replicas)
+    play.play()
+    assert play.runs == 100 * replicas

@@ -235,6 +235,22 @@ class Arbitrate(Verifier):
             if self.has_arbiter:
                 self._effects.append(AskTrusted(index))
 
+    def set_arbiter(self, has_arbiter: bool) -> list[Effect]:
+        """Note whether a trusted node is there to decide conflicts; returns what follows."""
+        if has_arbiter == self.has_arbiter:
+            return []
+        self.has_arbiter = has_arbiter
+        for index in range(self._window_begins[0], len(self.tasks)):
+            task = self.tasks[index]
+            if task.is_final or not task.is_disputed:
+                continue
+            task.trusted = None
+            if has_arbiter:
+                self._effects.append(AskTrusted(index))
+            elif not self._weigh(index):
+                self._offer(index)
+        return self.take_effects()
+
     def memory_of(self, worker: Worker) -> list[int]:
         """Return what is worth knowing of a worker in later lives, for `remember`: small whole numbers."""
         record = self.workers[worker]

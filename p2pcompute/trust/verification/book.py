@@ -260,8 +260,14 @@ class Verifier(ABC):
             self._offer(index)
 
     def verdict(self, now: float, index: int, digest: Digest) -> list[Effect]:
-        """Take the answer of a trusted node to an `AskTrusted`; returns what follows."""
-        raise InvariantViolation("nobody asked for a verdict")
+        """Take the answer of a trusted node, to an `AskTrusted` or of its own accord; returns what follows."""
+        task = self.tasks[index]
+        if not task.is_final:
+            if task.accepted not in (None, digest):
+                self._effects.append(Revoked(index))
+            self._accept(index, digest, Basis.TRUSTED)
+            task.is_final = True
+        return self.take_effects()
 
     # --- for methods ------------------------------------------------------------------------------
 

@@ -104,6 +104,8 @@ class SpotCheck(Verifier):
         return self.take_effects()
 
     def verdict(self, now: float, index: int, digest: Digest) -> list[Effect]:
+        if index >= 0:
+            return super().verdict(now, index, digest)
         self._answers[index] = digest
         for worker, claimed in self._waiting.pop(index, ()):
             self._judge(worker, index, claimed)
@@ -124,6 +126,8 @@ class SpotCheck(Verifier):
             fresh.given = record.given
         for claimed in record.claimed:
             task = self.tasks[claimed]
+            if task.is_final:
+                continue
             del task.claims[worker]
             if task.accepted is not None:
                 self._unaccept(claimed)
