@@ -32,6 +32,7 @@ VERBS = {
     "bench": "benchmarks side by side with other engines",
     "soak": "the long drills: kill, stop and restart daemons under load",
     "sim-soak": "random faults over many simulated meshes: sim-soak [MINUTES [FIRST_SEED]]",
+    "fuzz": "hostile bytes for every parser that others reach: fuzz [SECONDS_EACH [NAME ...]]",
     "wheel": "build a wheel and try it in an empty environment",
 }
 
@@ -216,6 +217,9 @@ def main() -> None:
         run_tests(["-m", "drill", "-s", *given.rest], P2PC_SOAK="1")
     elif given.verb == "sim-soak":
         sim_soak(given.rest)
+    elif given.verb == "fuzz":
+        install("test")
+        run(PYTHON, "-m", "tests.fuzz.surfaces", *(given.rest or ["600"]))
     elif given.verb == "wheel":
         wheel()
 

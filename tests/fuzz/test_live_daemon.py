@@ -117,7 +117,9 @@ class Fuzz:
         assert self.daemon.pid is not None
         process = psutil.Process(self.daemon.pid)
         await self.eve.join(token)
-        self.job = seal_job(self.eve.identity, JobTerms(name="fuzz", created_ms=int(1000 * time.time())), _spec(), b"nonce")
+        self.job = seal_job(
+            self.eve.identity, JobTerms(name="fuzz", created_ms=int(1000 * time.time())), _spec(), b"nonce"
+        )
         try:
             await self._round(0.2 * SECONDS)
             first = process.memory_info().rss
@@ -302,9 +304,9 @@ class Fuzz:
             (Message.UNPARK, []),
             (
                 Message.GRANT,
-                [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks, 0],
+                [rng.randrange(100), rng.randrange(100), job_id_of(job), job, owner, addresses, 30_000, tasks, 0, True, 0],
             ),
-            (Message.GRANT, [1, 1, rng.choice([job_id, rng.randbytes(32)]), b"", owner, addresses, 30_000, tasks, 0]),
+            (Message.GRANT, [1, 1, rng.choice([job_id, rng.randbytes(32)]), b"", owner, addresses, 30_000, tasks, 0, True, 0]),
             (Message.GRANT_ACK, [rng.randrange(100), rng.random() < 0.5]),
             (Message.GRANT_ACK, [(1 << 62) + rng.randrange(9), False]),
             (Message.RESULTS, [signed, [encode_outcome(outcome)]]),
@@ -314,6 +316,11 @@ class Fuzz:
             (Message.RETURNED, [[job_id, [0, 1]]]),
             (Message.LEAVING, []),
             (Message.JOB, [job_id]),
+            (Message.CUSTODY, [job_id]),
+            (Message.COORDINATOR, [job_id, rng.randrange(20_000)]),
+            (Message.SYNC, [job_id, b"ticket", 3, 0, 4, 1, 7, True, 5, 10_000]),
+            (Message.CHECKPOINT, [[job_id, 0, 1, rng.randbytes(8)]]),
+            (Message.TAIL, [job_id, 0, 1, 0, 0]),
             (Question.DESCRIBE, [["ffmpeg", "../../etc/passwd"]]),
             (Question.QUERY, ["has=ffmpeg || cpus >= 4", "-load", rng.randrange(2000)]),
             (Question.QUERY, [rng.choice(EXPRESSIONS), rng.choice(EXPRESSIONS), 60_000]),
