@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import importlib
 import json
 import logging
@@ -38,6 +39,8 @@ from p2pcompute.version import VERSION
 
 log = logging.getLogger("p2pcompute.daemon")
 
+GC_OBJECTS: Final = 20_000
+"""So many more objects than before, and the youngest are searched for cycles: some MiB."""
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_NO_NODE: Final = 5
@@ -221,6 +224,9 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
         try:
             log.info("p2pcompute %s starts, pid %d", VERSION, os.getpid())
             node, close_host = await build(paths, settings)
+            # What is there now stays: to look through it again and again takes a twentieth of the time of tiny tasks.
+            gc.freeze()
+            gc.set_threshold(GC_OBJECTS)
             try:
                 leave_at = settings.node.leaves_at
                 if leave_at is not None:
