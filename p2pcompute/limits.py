@@ -551,7 +551,7 @@ SEEK_AGAIN_S: Final = 60.0
 """Pause between two searches of the index for nodes for one job, while those that are known do not suffice."""
 CLAIM_BYTES_MAX: Final = 640 * KIB
 """One encoded outcome; keeps a results message inside a frame."""
-THIEVES_MAX: Final = 8192
+THIEVES_MAX: Final = 16384
 """Thieves that an owner remembers; the one not seen for longest is forgotten."""
 UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
 """Results a worker keeps for an owner that is away; beyond it no new tasks are taken."""

@@ -680,8 +680,9 @@ class OwnerCore:
             size = max(1, size // min(len(self.order) or 1, LOCAL_PARTS_MAX))
         available = job.ready_count + self.acceptance.extra_count(job)
         want = max(1, thief.want)
-        if self.crowd > 1:  # it does not know how many there are; all of them must get some
-            want = max(want, min(int(want * self.crowd), available // (2 * len(self.thieves))))
+        if self.crowd > 1:  # it does not know how many there are; all must get some, and not all come back at once
+            spread = 0.5 + int.from_bytes(thief.key[-2:]) / 65536
+            want = max(want, min(int(want * self.crowd * spread), available // len(self.thieves)))
         size = min(size, want, GRANT_TASKS_MAX)
         if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(available / 2))
