@@ -168,6 +168,8 @@ class ProcessRunner:
         self._clock = clock
         self._scope = TaskScope("runner")
         self._slots = [_Slot(index) for index in range(slot_count)]
+        self.allows_network = False
+        """Whether tasks of others may reach public addresses, as the machine's owner says."""
         self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
         self._translator = Translator(blobs, inherited_environment(), node_name)
         self._box_translator = Translator(blobs, sandbox.environment(), node_name)
@@ -216,6 +218,7 @@ class ProcessRunner:
                 self._check_level(run)
                 job = translator.job(run)
                 self._check_kind(run, job)
+                self._check_network(run, job)
                 tasks.append(translator.task(run, job))
             except Unfit as reason:
                 unfit.append((run.run_id, reason.outcome))
@@ -346,6 +349,22 @@ class ProcessRunner:
             )
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error=error))
 
+    def _check_network(self, run: TaskRun, job: KnownJob) -> None:
+        """Refuse what needs a network where it gets none.
+
+        Raises:
+            Unfit: this node may not run it.
+        """
+        if not run.submitter or not job.spec.network:
+            return
+        why = "" if self.allows_network else "its owner lets tasks of others reach no network (node.network)"
+        try:
+            why = why or ("" if sandbox.find_pasta() else "")
+        except sandbox.NoSandbox as error:
+            why = f"it has no network for sandboxes: {error}"
+        if why:
+            raise Unfit(Outcome(OutcomeStatus.REFUSED, error=f"this node cannot give the task a network: {why}"))
+
     def _own_worker(self, slot: _Slot, environment: Environment | None = None) -> WorkerProcess:
         if environment is not None:
             return self._warm_worker(slot, environment)
@@ -398,7 +417,8 @@ class ProcessRunner:
                 self._bubblewrap = sandbox.find_bubblewrap()
             except sandbox.NoSandbox as error:
                 raise OSError(str(error)) from error
-        slot.box = self._start_box(slot, owner, limits, environment)
+        pasta = sandbox.find_pasta() if job.spec.network else ""
+        slot.box = self._start_box(slot, owner, limits, environment, pasta)
         return slot.box
 
     def _hand_over(
@@ -443,7 +463,12 @@ class ProcessRunner:
         return worker
 
     def _start_box(
-        self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits, environment: Environment | None
+        self,
+        slot: _Slot,
+        owner: tuple[bytes, bytes],
+        limits: sandbox.BoxLimits,
+        environment: Environment | None,
+        pasta: str,
     ) -> SandboxProcess:
         user = sandbox.user_of_slot(self._directory, slot.index)
         place = {"directory": box_places.PLACE, "shared_directory": f"{box_places.PLACE}/shared"}
@@ -459,6 +484,7 @@ class ProcessRunner:
             owner=owner,
             limits=limits,
             environment=environment,
+            pasta=pasta,
         )
         self._launch(box)
         return box

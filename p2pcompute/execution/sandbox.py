@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import p2pcompute
-from p2pcompute.execution import box_places, box_seccomp
+from p2pcompute.execution import box_network, box_places, box_seccomp
 from p2pcompute.limits import (
     SANDBOX_DISK_BYTES_MIN,
     SANDBOX_FILES,
@@ -100,19 +100,37 @@ def find_bubblewrap() -> str:
     return found
 
 
-def install_command() -> str:
-    """Return the command that installs bubblewrap here."""
+def find_pasta() -> str:
+    """Return the path of pasta, which gives sandboxes a network.
+
+    Raises:
+        NoSandbox: it is not installed, or may not make network devices.
+    """
+    found = shutil.which("pasta", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/bin", "/usr/local/bin")))
+    if found is None:
+        raise NoSandbox("pasta is not installed", install_command("passt"))
+    try:
+        device = os.stat(_TUN)
+    except OSError:
+        raise NoSandbox(f"there is no {_TUN}", "modprobe tun") from None
+    if device.st_mode & 0o006 != 0o006:
+        raise NoSandbox(f"{_TUN} is not for everybody", f"chmod 666 {_TUN}")
+    return found
+
+
+def install_command(package: str = "bubblewrap") -> str:
+    """Return the command that installs a package of this name here."""
     sudo = "" if os.geteuid() == 0 else "sudo "
     for program, words in (
-        ("apt-get", "apt-get install bubblewrap"),
-        ("dnf", "dnf install bubblewrap"),
-        ("pacman", "pacman -S bubblewrap"),
-        ("zypper", "zypper install bubblewrap"),
-        ("apk", "apk add bubblewrap"),
+        ("apt-get", "apt-get install"),
+        ("dnf", "dnf install"),
+        ("pacman", "pacman -S"),
+        ("zypper", "zypper install"),
+        ("apk", "apk add"),
     ):
         if shutil.which(program):
-            return sudo + words
-    return "install bubblewrap"
+            return f"{sudo}{words} {package}"
+    return f"install {package}"
 
 
 def limits_of_slot(slot: int, slot_count: int, cpus: float, mem_bytes: int | None, disk_bytes: int | None) -> BoxLimits:
@@ -212,6 +230,7 @@ def _roots() -> tuple[str, ...]:
 _TMP: Final = "/tmp"
 _VAR_TMP: Final = "/var/tmp"
 _SHM: Final = "/dev/shm"
+_TUN: Final = "/dev/net/tun"
 
 
 def command(
@@ -223,6 +242,7 @@ def command(
     name: str,
     channel_fd: int,
     environment_path: Path | None = None,
+    pasta: str = "",
 ) -> tuple[list[str], dict[str, str]]:
     """Return the words that start a sandbox and their environment.
 
@@ -230,6 +250,7 @@ def command(
         directory: of this sandbox, with `in`, `passwd` and `group` in it (`prepare`).
         hidden: directories of the node that must not be seen, even when a bound one holds them.
         name: host name inside.
+        pasta: its path, for a sandbox with a network (`box_network`); empty: it has none.
         environment_path: Python environment that it runs in, seen as `box_places.ENVIRONMENT`; None: this process's.
 
     Raises:
@@ -248,7 +269,9 @@ def command(
             "install p2pcompute on a disk",
         )
     words = [bubblewrap, "--die-with-parent", "--as-pid-1"]
-    words += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if not pasta:
+        words += ["--unshare-net"]
     words += ["--hostname", name, "--cap-drop", "ALL"]
     if user is None:
         words += ["--unshare-user", "--cap-add", _CAPABILITIES[0]]
@@ -257,7 +280,7 @@ def command(
             words += ["--cap-add", capability]
     made: dict[str, None] = {}
     words += [*seen(made), *places(["/p2pc", box_places.INBOX], made)]
-    for own in ("passwd", "group"):
+    for own in ("passwd", "group", *(("resolv.conf",) if pasta else ())):
         words += ["--ro-bind", str(directory / own), f"/etc/{own}"]
     for path in _hidden(hidden, [*_roots(), str(Path(p2pcompute.__file__).parent)]):
         words += ["--perms", "0000", "--tmpfs", path, "--remount-ro", path]
@@ -270,6 +293,9 @@ def command(
     has_packages = environment_path is None and site.ENABLE_USER_SITE
     search = [LIBRARY, site.getusersitepackages() if has_packages else ""]
     python = {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if pasta:
+        script = str(Path(box_network.__file__))
+        words = [sys.executable, "-P", script, pasta, str(-1 if user is None else user), *words]
     return words, {**environment(), **python}
 
 
@@ -350,6 +376,7 @@ def prepare(directory: Path, user: int | None) -> None:
     for name, text in (
         ("passwd", f"root:x:0:0::/:/bin/false\ntask:x:{number}:{group}::/tmp:/bin/sh\n"),
         ("group", f"root:x:0:\ntask:x:{group}:\n"),
+        ("resolv.conf", f"nameserver {box_network.NAME_SERVER}\n"),
     ):
         path = directory / name
         path.write_text(text)

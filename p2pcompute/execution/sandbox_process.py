@@ -44,14 +44,17 @@ class SandboxProcess(WorkerProcess):
         owner: tuple[bytes, bytes],
         limits: sandbox.BoxLimits,
         environment: Environment | None = None,
+        pasta: str = "",
     ) -> None:
         """Args:
         owner: submitter and job whose tasks it runs; no others.
+        pasta: its path, for a sandbox with a network.
         """
         super().__init__(directory, settings, on_frames, on_exit, environment)
         self.owner = owner
         self.limits = limits
         self._bubblewrap = bubblewrap
+        self._pasta = pasta
         self._hidden = hidden
         self._user = user
         self._node_name = node_name
@@ -76,6 +79,7 @@ class SandboxProcess(WorkerProcess):
                 name=sandbox.host_name(self._node_name),
                 channel_fd=channel_fd,
                 environment_path=None if self.environment is None else self.environment.path,
+                pasta=self._pasta,
             )
         except sandbox.NoSandbox as error:
             raise OSError(str(error)) from error

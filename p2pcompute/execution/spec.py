@@ -73,6 +73,8 @@ class JobSpec:
     """Wall-time limit of one attempt."""
     output_bytes_max: int | None = None
     """Limit of any one file that the task writes (RLIMIT_FSIZE)."""
+    network: bool = False
+    """In a sandbox: its tasks reach public addresses; else none."""
     fuel: int | None = None
     """WASM: instructions that a task may execute, counted alike on every node; not counted when None."""
     packages: BlobRef | None = None
@@ -278,6 +280,7 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "cpu_s": _number,
     "timeout_s": _number,
     "output_bytes_max": _count,
+    "network": _flag,
     "fuel": _count,
     "packages": _blob,
     "platforms": _platforms,
