@@ -59,6 +59,8 @@ _FETCHED_PLACE: Final = "/p2pc-fetched"
 """The same, as uv sees it."""
 _READY: Final = ".p2pc-ready"
 """In an environment that is complete; holds its size in bytes."""
+_NO_NAMESPACES: Final = "bwrap: "
+"""How bubblewrap begins what it says: it could not make a sandbox."""
 _LOOK_S: Final = 1.0
 """How often a build is looked at."""
 _OUTPUT_BYTES: Final = 16 * KIB
@@ -120,6 +122,8 @@ class Environments:
         self._failures: dict[Path, tuple[float, EnvironmentFailed]] = {}
         self._processes: dict[subprocess.Popen[bytes], None] = {}
         self._scope = TaskScope("environments")
+        self._has_namespaces = True
+        """Nothing speaks against it that bubblewrap works here."""
         self.is_closed = False
         self.built_count = 0
         """Environments that were built since the start."""
@@ -242,6 +246,13 @@ class Environments:
             (path / "lock").write_bytes(lock)
             (path / "lock").chmod(0o644)
             said = self._run(lambda place: _words(uv, place, may_build, has_packages=bool(lock)), path, owner, user)
+            if said is not None and said.startswith(_NO_NAMESPACES):
+                if owner != OWN and self._is_confined:
+                    raise sandbox.NoSandbox(f"a sandbox could not be made: {said}", "p2pc doctor, there")
+                self._has_namespaces = False
+                self._prepare(path)
+                (path / "lock").write_bytes(lock)
+                said = self._run(lambda place: _words(uv, place, may_build, has_packages=bool(lock)), path, owner, None)
             if said is not None:
                 raise explain(said, may_build=may_build)
             size = _size(path)
@@ -354,7 +365,9 @@ class Environments:
             return said.read().decode("utf-8", "replace").strip() or f"uv ended with exit code {process.returncode}"
 
     def _bubblewrap(self) -> str:
-        """Return the path of bubblewrap; empty where there is none and none is needed."""
+        """Return the path of bubblewrap; empty where there is none, or it does not work."""
+        if not self._has_namespaces:
+            return ""
         try:
             return sandbox.find_bubblewrap()
         except sandbox.NoSandbox:

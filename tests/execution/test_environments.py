@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from p2pcompute.errors import RemoteProtocolError, UsageError
 from p2pcompute.execution import environments, sandbox
+from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.functions import load_value, ship
 from p2pcompute.execution.locking import AUTO, NONE, find_requirements, make_lock
@@ -234,6 +235,23 @@ async def test_stopped_while_it_is_built(outfitted: Outfitted, tmp_path: Path, m
     await wait_for(lambda: bool(rig.environments._processes), "uv runs")
     await rig.runner.close()
     assert [outcome.status for outcome in outcomes.values()] == [OutcomeStatus.NOT_RUN]
+
+
+async def test_where_no_sandbox_can_be_made(
+    outfitted: Outfitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One's own packages are installed all the same, those of others are not."""
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: str(broken))
+    kept, lock = outfitted.environments, locked(tmp_path, "tiny==1.0").text
+    (tmp_path / "lock").write_bytes(lock)
+    digest = hashlib.sha256(lock).digest()
+    with pytest.raises(EnvironmentFailed, match="cannot be installed safely here"):
+        await kept.get(digest, str(tmp_path / "lock"), "ada", may_build=False)
+    made = await kept.get(digest, str(tmp_path / "lock"), environments.OWN, may_build=True)
+    assert (made.path / "bin" / "python").exists()
 
 
 async def test_making_room(tmp_path: Path, wheels: Path) -> None:
