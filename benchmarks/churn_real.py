@@ -2,11 +2,13 @@
 """Ten real daemons whose processes are killed, stopped and started again while a job of 20,000 tasks runs.  JSON.
 
     python benchmarks/churn_real.py                              # ten minutes of it
+    python benchmarks/churn_real.py --members                    # the nodes check one another's results
     python benchmarks/churn_real.py --minutes 3 --seed 7         # the same faults at the same moments as in every run
                                                                  # with this seed
 
-The nodes are of one group on loopback, each with a home and slots of its own.  The first one is the owner of the job;
-its custodians are two of the others.  From when the first tasks have ended, faults hit one node after the other: its
+The nodes are of one group on loopback, each with a home and slots of its own, and trust one another.  The first one is
+the owner of the job; its custodians are two of the others.  With `--members` nobody is trusted and nobody a custodian:
+each result is compared with another node's.  From when the first tasks have ended, faults hit one node after the other: its
 daemon is killed, or told to stop (and drains), or stands still for a while; or only one of its worker processes is
 killed.  A daemon that has ended is started again after a while, as its machine's boot would do.  Nobody does anything
 else.  Beside, `p2pc wait` follows the job at its owner from the beginning.
@@ -250,12 +252,14 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=10)
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--busy", type=float, default=0.4, help="part of all slots' time that the tasks need")
+    parser.add_argument("--members", action="store_true", help="no node trusts another one")
     given = parser.parse_args()
     replay = f"{Path(__file__).name} --seed {given.seed} --minutes {given.minutes:g}"
     replay += f" --nodes {given.nodes} --tasks {given.tasks} --busy {given.busy:g}"
+    replay += " --members" * given.members
     print(f"replay: python benchmarks/{replay}", file=sys.stderr, flush=True)
     directory = Path(tempfile.mkdtemp(prefix="p2pc-churn-"))
-    daemons = make_group(directory, given.nodes)
+    daemons = make_group(directory, given.nodes, is_trusting=not given.members)
     nodes = [Node(daemon) for daemon in daemons]
     with stopping(daemons):
         for daemon in daemons:

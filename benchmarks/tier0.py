@@ -48,6 +48,7 @@ from p2pcompute.places import find_paths
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.world import run_mesh
 from p2pcompute.trust.groups import MEMBER_ROLES, admit, found_group, save_group
+from p2pcompute.trust.levels import Level, LevelNote, save_levels
 
 T = TypeVar("T")
 SCENARIO: Final = "loopback20"
@@ -168,13 +169,17 @@ def stopping(daemons: Sequence[Daemon]) -> Iterator[None]:
                 process.wait()
 
 
-def make_group(root: Path, count: int) -> list[Daemon]:
-    """Homes of a group whose members have admitted one another, as in the simulator; nothing is started."""
+def make_group(root: Path, count: int, *, is_trusting: bool = False) -> list[Daemon]:
+    """Homes of a group whose members have admitted one another, as in the simulator; nothing is started.
+
+    Args:
+        is_trusting: each has set all others to trusted.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     crypto, wall = RealCrypto(), time.time()
-    daemons = []
+    daemons, levels = [], {}
     for number in range(count):
         place = {"P2PC_NODE__PEERS": f"127.0.0.1:{port}"} if number else {"P2PC_NODE__PORT": str(port)}
         daemon = Daemon(root, f"node-{number}", **place)
@@ -189,6 +194,10 @@ def make_group(root: Path, count: int) -> list[Daemon]:
             group = founded.with_chain([*founded.chain, entry])
         save_group(paths.data, group)
         daemons.append(daemon)
+        levels[identity.public_key] = LevelNote(level=Level.TRUSTED, name=daemon.name)
+    if is_trusting:
+        for daemon in daemons:
+            save_levels(resolve_paths(daemon.env).data, levels)
     return daemons
 
 
