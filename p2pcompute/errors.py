@@ -6,6 +6,9 @@ person reads carry `what`, `why`, `fix` and a short `code` (the word in ``error[
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class P2pcError(Exception):
     """Base class.  Nothing was lost; the message says what to do."""
@@ -148,6 +151,20 @@ class WorkerDied(TaskError):
         self.cause = cause
         self.signal = signal
         self.peak_rss = peak_rss
+
+
+class ResultDisputed(TaskError):
+    """Nodes that are not trusted found different results, and nobody could say which is right."""
+
+    default_code = "disputed"
+    votes: Mapping[str, str] = MappingProxyType({})
+    """Beginning of a node's key → beginning of the digest of what it found."""
+
+
+class ResultRevoked(UserWarning):
+    """A result that was accepted, and perhaps used, is believed no longer: who vouched for it was found to lie.
+
+    The task is computed again."""
 
 
 class ProtocolError(P2pcError):

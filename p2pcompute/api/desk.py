@@ -13,7 +13,9 @@ import asyncio
 import concurrent.futures as cf
 import contextlib
 import os
+import re
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -27,7 +29,7 @@ from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, se
 from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
-from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.errors import P2pcError, ResultDisputed, ResultRevoked, UsageError
 from p2pcompute.execution.calls import PackedCall
 from p2pcompute.execution.locking import find_requirements, make_lock
 from p2pcompute.execution.locks import Lock
@@ -40,6 +42,7 @@ from p2pcompute.limits import JOB_NAME_CHARS_MAX
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.node import Node
 from p2pcompute.node.views import find_nodes
+from p2pcompute.scheduler.acceptance import DISPUTED
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL
@@ -475,6 +478,13 @@ class Desk:
     def _ended(self, job: OpenJob, ends: Sequence[TaskEnd]) -> None:
         """Resolve the futures of tasks that have ended."""
         futures, read = job.futures, job.read
+        if job.book is not None and job.book.job.revoked_count > job.revoked_count:
+            job.revoked_count = job.book.job.revoked_count
+            warnings.warn(
+                f"{job.shipment.name}: {job.revoked_count} results were revoked and are computed again",
+                ResultRevoked,
+                stacklevel=2,
+            )
         slow: list[tuple[MeshFuture[Any], TaskEnd]] = []
         for end in ends:
             future = futures.pop(end.index, None)
@@ -528,6 +538,11 @@ class Desk:
         book = job.book
         reason = "" if book is None else book.job.ledger.reasons.get(end.index, "")
         node = future._report[0] if future._report is not None else None
+        if reason.startswith(DISPUTED):
+            error = ResultDisputed("nobody can say what is right", reason, "trust a node, or let more members compute")
+            error.votes = dict(re.findall(r"(\w+): (\w+)", reason.partition("(")[2]))
+            set_exception(future, error)
+            return
         set_exception(future, failure(end.outcome, reason, node, data))
 
     def _resolve_slowly(self, job: OpenJob, slow: list[tuple[MeshFuture[Any], TaskEnd]]) -> None:

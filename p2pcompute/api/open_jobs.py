@@ -41,6 +41,8 @@ class OpenJob:
     is_sealing: bool = False
     """No more items come."""
     is_cancelled: bool = False
+    revoked_count: int = 0
+    """Results of it that were revoked, as far as the application was told."""
     held: dict[Waiting, None] = field(default_factory=dict)
     """Calls that wait for their inputs."""
     is_seal_due: bool = False

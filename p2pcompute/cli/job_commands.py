@@ -134,7 +134,7 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
         [
             job["alias"],
             one_line(job["name"], 24),
-            job["state"],
+            job["state"] + (f", {count_text(job['revoked'])} revoked" if job.get("revoked") else ""),
             counts_text(job),
             count_text(job["failed"]) if job["failed"] else "",
             "" if job.get("share") is None else f"{job['share']:.0%}",
@@ -247,8 +247,8 @@ def _job_text(job: Mapping[str, Any]) -> str:
 
 def _task_counts(job: Mapping[str, Any]) -> str:
     parts = [f"{counts_text(job)} done"]
-    names = ("failed", "cancelled", "running", "waiting", "retried")
-    parts += [f"{count_text(job[name])} {name}" for name in names if job[name]]
+    names = ("failed", "cancelled", "running", "waiting", "checking", "retried", "revoked", "disputed")
+    parts += [f"{count_text(job[name])} {name}" for name in names if job.get(name)]
     return ", ".join(parts)
 
 

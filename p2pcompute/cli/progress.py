@@ -370,7 +370,7 @@ def summary_text(job: Mapping[str, Any], elapsed_s: float, *, done_before: int =
         text = ", ".join(f"{label} {count_text(node['done'])}" for label, node in zip(labels, shares, strict=False))
         more = len(shares) - NODE_ROWS_MAX
         parts.append(text + (f" and {more} more" if more > 0 else ""))
-    for name in ("failed", "cancelled", "retried"):
+    for name in ("failed", "cancelled", "retried", "revoked", "disputed"):
         if job.get(name):
             parts.append(f"{count_text(int(job[name]))} {name}")
     if done_before:

@@ -476,8 +476,8 @@ class Acceptance:
                 claims = checked.verifier.tasks[checked.numbers[index]].claims
                 is_stuck = index not in checked.leases and now - checked.claimed_at.get(index, now) > DISPUTED_S
                 if is_stuck and len(groups := votes(claims)) > 1:
-                    counts = ", ".join(f"{len(group)} × {digest.hex()[:8]}" for digest, group in groups.items())
-                    self._owner.disputed(checked.job, index, f"{DISPUTED}: results differ ({counts})")
+                    said = ", ".join(f"{worker.hex()[:8]}: {digest.hex()[:8]}" for worker, digest in claims.items())
+                    self._owner.disputed(checked.job, index, f"{DISPUTED}: {len(groups)} results differ ({said})")
 
     def _checked_jobs(self) -> Iterator[CheckedJob]:
         for job in self._owner.jobs.values():

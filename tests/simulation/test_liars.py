@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from p2pcompute.host.runs import Outcome, TaskRun
 from p2pcompute.scheduler.bundles import find_equivocation
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
 from p2pcompute.simulation.host import Simulation
@@ -45,9 +47,12 @@ def random_values(mesh: Mesh, seed: int) -> None:
     """Let every run of every task find something else."""
     rng = random.Random(seed)
     for member in mesh.members:
-        runner = member.host.runner
-        draw = runner._draw
-        runner._draw = lambda run, draw=draw: replace(draw(run), value=rng.randbytes(8))  # type: ignore[method-assign]
+        draw = member.host.runner._draw
+
+        def drawn(run: TaskRun, draw: Callable[[TaskRun], Outcome] = draw) -> Outcome:
+            return replace(draw(run), value=rng.randbytes(8))
+
+        member.host.runner._draw = drawn  # type: ignore[method-assign]
 
 
 def test_an_owner_that_leases_a_task_twice_gets_no_second_signature() -> None:
