@@ -6,12 +6,12 @@
     python benchmarks/churn_real.py --minutes 3 --seed 7         # the same faults at the same moments as in every run
                                                                  # with this seed
 
-The nodes are of one group on loopback, each with a home and slots of its own, and trust one another.  The first one is
-the owner of the job; its custodians are two of the others.  With `--members` nobody is trusted and nobody a custodian:
-each result is compared with another node's.  From when the first tasks have ended, faults hit one node after the other: its
-daemon is killed, or told to stop (and drains), or stands still for a while; or only one of its worker processes is
-killed.  A daemon that has ended is started again after a while, as its machine's boot would do.  Nobody does anything
-else.  Beside, `p2pc wait` follows the job at its owner from the beginning.
+The nodes are of one group on loopback, each with a home and slots of its own, and trust one another.  The first one
+is the owner of the job; its custodians are two of the others.  With `--members` nobody is trusted and nobody a
+custodian: each result is compared with another node's.  From when the first tasks have ended, faults hit one node
+after the other: its daemon is killed, or told to stop (and drains), or stands still for a while; or only one of its
+worker processes is killed.  A daemon that has ended is started again after a while, as its machine's boot would do.
+Nobody does anything else.  Beside, `p2pc wait` follows the job at its owner from the beginning.
 
 Then every task must have ended well, once; every value be the right one; no daemon have logged an error; and `wait`
 have ended with 0.  Each execution leaves a line in a file, so it is known how often tasks ran.  Exit code 1 and the
