@@ -52,6 +52,13 @@ class NodeSettings:
             "choices": ("none", "wasm", "sandboxed", "all"),
         },
     )
+    network: str = field(
+        default="none",
+        metadata={
+            "help": "What tasks of others reach that ask for a network: nothing, or public addresses only (full).",
+            "choices": ("none", "full"),
+        },
+    )
     accept_if: str = field(
         default="",
         metadata={"help": "Condition on jobs of others, like job.cpus<=2 && job.mem<=4G; empty: none."},

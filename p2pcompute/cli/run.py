@@ -79,7 +79,7 @@ SECTIONS: Final = {
     "Files": ("send", "fetch", "share"),
     "Where": ("require", "prefer", "on", "not_on", "trust", "local", "jobs", "priority", "explain"),
     "Belief": ("error_rate", "replicas", "verify"),
-    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "fuel", "env", "deps", "kind", "batch"),
+    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "network", "fuel", "env", "deps", "kind", "batch"),
     "Failure": ("retries", "halt", "deadline", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results",
@@ -116,6 +116,7 @@ class Request:
     on: list[str]
     not_on: list[str]
     timeout_s: float | None
+    has_network: bool
     fuel: int | None
     retries: int
     slots: str | None
@@ -224,6 +225,13 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
     ),
 )
 @click.option("--timeout", metavar="DURATION", help="Of one attempt, like 30s or 5m.")
+@click.option(
+    "--network",
+    type=click.Choice(["none", "full"]),
+    default="none",
+    help="What tasks reach on machines of others: nothing, or public addresses where the owner allows it.  "
+    "[default: none]",
+)
 @click.option(
     "--fuel", type=click.IntRange(1), metavar="N", help="Instructions of a WASM task, the same on every node."
 )
@@ -473,6 +481,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         on=list(flags["on"]),
         not_on=list(flags["not_on"]),
         timeout_s=parse_duration(settings.timeout) if settings.timeout else None,
+        has_network=flags["network"] == "full",
         fuel=flags["fuel"],
         retries=settings.retries,
         slots=flags["jobs"],
@@ -950,6 +959,8 @@ class _Run:
         if request.kind == "container":
             name = request.words[0]
             spec |= {"image_path": os.path.abspath(name)} if os.path.isfile(name) else {"image": name}
+        if request.has_network:
+            spec["network"] = True
         if request.fuel is not None:
             spec["fuel"] = request.fuel
         if function is not None:

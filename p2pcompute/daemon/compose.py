@@ -25,6 +25,7 @@ from p2pcompute.errors import IdentityError, StoreError
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.sandbox import NoSandbox, find_pasta
 from p2pcompute.execution.sandbox_trial import isolation
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.paths import MachinePaths
@@ -88,6 +89,15 @@ def _accepted(condition: str, *, only_wasm: bool) -> str:
     return check_acceptance(f"{ONLY_WASM} && ({condition})" if condition.strip() else ONLY_WASM)
 
 
+def _has_pasta() -> bool:
+    """Whether sandboxes can be given a network."""
+    try:
+        return bool(find_pasta())
+    except NoSandbox as error:
+        log.warning("tasks of others get no network here, although node.network is full: %s; %s", error, error.fix)
+        return False
+
+
 async def build_node(
     paths: MachinePaths, settings: Settings, *, is_onlooker: bool = False
 ) -> tuple[Node, Callable[[], Awaitable[None]]]:
@@ -145,6 +155,7 @@ async def build_node(
             ),
         )
         undo.push_async_callback(runner.close)
+        runner.allows_network = settings.node.network == "full" and _has_pasta()
         contacts: list[Address] = []
         seeds = [parse_seed(seed) for seed in settings.node.seeds]
         for peer in settings.node.peers if not is_onlooker else ():
@@ -169,6 +180,7 @@ async def build_node(
                 accept_if=_accepted(settings.node.accept_if, only_wasm=offered.only_wasm),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
+                gives_network=runner.allows_network,
                 grace_s=settings.node.grace_s,
                 policy=find_policy(settings.node.policy),
                 is_networked=not is_onlooker,

@@ -82,6 +82,7 @@ class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     disk_bytes: int | None = None
     cpu_s: float | None = None
     output_bytes_max: int | None = None
+    network: bool = False
     fuel: int | None = None
     share: list[FileLine] = []
     code_b64: bytes | None = None
@@ -308,6 +309,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         cpu_s=spec.cpu_s,
         timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,
+        network=spec.network,
         fuel=spec.fuel,
         packages=None
         if spec.packages_b64 is None

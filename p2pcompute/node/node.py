@@ -108,6 +108,8 @@ class NodeOptions:
     """Which of several nodes that wait is given tasks first; None: in turn."""
     is_networked: bool = True
     """False for an embedded node on its own: no socket, no port."""
+    gives_network: bool = False
+    """Whether tasks of others may reach public addresses from here."""
     grace_s: float = 30.0
     """How long running tasks may take to finish when the node stops."""
     share: Callable[[], float] = lambda: 1.0
@@ -232,6 +234,7 @@ class Node:
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
         self.placement.class_of = self.capacity.class_of
+        self.placement.gives_network = self._options.gives_network
         self.scheduler.on_restarted = self.resources.forget
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone

@@ -136,6 +136,8 @@ class Placement:
         """Called with what a job of this node asks of others, while the known ones do not suffice."""
         self.trusts: Callable[[bytes], bool] = lambda _installation: False
         """Whether this node trusts an installation."""
+        self.gives_network = False
+        """Whether tasks of others may reach public addresses from here."""
         self.class_of: Callable[[bytes], int | None] = lambda _key: None
         """Returns the class of a node: what is heard of it before it has said anything."""
         self.counters = PlacementCounters()
@@ -161,10 +163,11 @@ class Placement:
             return JobFit(self, job, None, {})
         is_chosen = bool(job.terms.on or job.terms.not_on)
         has_condition = bool(self.accepts) and job.submitter != self.installation
-        if needs.is_plain and not is_chosen and not has_condition:
+        if needs.is_plain and not is_chosen and not has_condition and not spec.network:
             return None
         fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
         fit.is_for_trusting = spec.is_built or spec.kind is TaskKind.CONTAINER
+        fit.wants_network = spec.network
         return fit
 
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:
@@ -217,6 +220,8 @@ class JobFit:
         self.requirement = requirement
         self.is_for_trusting = False
         """Packages have to be built, or a container is run: for those whom this node trusts only."""
+        self.wants_network = False
+        """Its tasks reach public addresses: on nodes only that give them a network."""
         self._submitter = job.submitter
         self._verdicts: dict[bytes, tuple[Knowledge, float, bool | None, float]] = {}
         """Node → (what it rests on, until when it stands, whether it fits, rank)."""
@@ -321,7 +326,10 @@ class JobFit:
     # --- this node --------------------------------------------------------------------------------
 
     def _is_welcome(self) -> bool:
-        return self._is_own or not self.is_for_trusting or self._placement.trusts(self._submitter)
+        if self._is_own:
+            return True
+        is_trusted = not self.is_for_trusting or self._placement.trusts(self._submitter)
+        return is_trusted and (not self.wants_network or self._placement.gives_network)
 
     def known_here(self) -> bool | None:
         age_s = self._age_s()

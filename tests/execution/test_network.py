@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from p2pcompute.execution import box_network, sandbox
 from p2pcompute.execution.sandbox_trial import try_sandbox
+from tests.e2e.test_hostile import ORDINARY, as_ordinary_user
 
 PUBLIC, LAN, METADATA, OWN = "93.184.215.14", "10.9.9.1", "169.254.169.254", "93.184.215.2"
 PORT = 8001
@@ -113,10 +115,10 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     server.stdout.close()
 
 
-def run(space: str, directory: Path, allowed: str, *hosts: str) -> list[str]:
+def run(space: str, directory: Path, allowed: str, *hosts: str, prefix: Sequence[str] = ()) -> list[str]:
     root = Path(__file__).parents[2]
     ran = subprocess.run(
-        ["ip", "netns", "exec", space, sys.executable, "-c", TASK, directory, str(PORT), allowed, *hosts],
+        ["ip", "netns", "exec", space, *prefix, sys.executable, "-c", TASK, directory, str(PORT), allowed, *hosts],
         env={**os.environ, "PYTHONPATH": str(root)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -128,7 +130,8 @@ def run(space: str, directory: Path, allowed: str, *hosts: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
-def test_a_task_reaches_public_addresses_and_nothing_else(spaces: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_a_task_reaches_public_addresses_and_nothing_else(spaces: tuple[str, str], who: str) -> None:
     """Not the local network, not a cloud's metadata, not this machine by any of its addresses; and only when asked."""
     hosts = (PUBLIC, LAN, METADATA, OWN, "10.9.9.9", "127.0.0.1", box_network.GATEWAY)
     direct = subprocess.run(
@@ -145,7 +148,11 @@ def test_a_task_reaches_public_addresses_and_nothing_else(spaces: tuple[str, str
         timeout=10,
     )
     assert direct.returncode == 0, "the machine itself reaches its local network"
-    wanted, unwanted = run(spaces[0], tmp_path, "full", *hosts)
+    with tempfile.TemporaryDirectory(prefix="p2pc-net-", dir="/var/tmp") as directory:
+        if who == "user":
+            os.chown(directory, ORDINARY, ORDINARY)
+        prefix = as_ordinary_user() if who == "user" else ()
+        wanted, unwanted = run(spaces[0], Path(directory), "full", *hosts, prefix=prefix)
     assert wanted.startswith("ok " + str([f"{PUBLIC} hello", *(f"{host} no" for host in hosts[1:])])), wanted
     assert unwanted.startswith("ok " + str([f"{host} no" for host in hosts])), unwanted
     left = subprocess.run(["pgrep", "-f", "pasta -f -q"], capture_output=True, text=True, check=False).stdout
