@@ -133,7 +133,10 @@ DHT_SOFT_S_MAX: Final = 1.0
 """Bounds of the soft timeout, after which a request is sent again and a lookup looks past the peer."""
 DHT_LOOPBACK_SOFT_S_MIN: Final = 0.05
 """The same for looking past a peer on this machine, where a round trip takes a millisecond unless the machine is busy,
-and then the estimate grows.  Nothing is sent again sooner for it."""
+and then the estimate grows."""
+DHT_LOOPBACK_RESEND_S_MIN: Final = 0.1
+"""A request to such a peer is sent again so soon: while a lookup still waits for the peer (three soft timeouts), or the
+loss of one answer, as on a machine that is flooded, would cost the lookup that peer."""
 DHT_LINK_DOWN_CONTACTS: Final = 10
 """So many different contacts silent in a row mean that our own link is down: nobody is evicted."""
 DHT_REQUESTS_MAX: Final = 1024
@@ -195,6 +198,10 @@ DHT_CALL_FAILURES_MAX: Final = 3
 DHT_CALLS_MAX: Final = 32
 """Requests to have somebody called, or to call, that a node serves in DHT_PING_S; further ones are told that nobody
 will: whoever forges the address of another makes few nodes call it, once each."""
+DHT_STRANGERS_BURST: Final = 1000.0
+DHT_STRANGERS_PER_S: Final = 500.0
+"""Requests from all who are not contacts at their address, together, whose signature is looked at: whoever has the
+group's key and forges addresses takes a quarter of a core, and what contacts ask and answer goes on."""
 DHT_UNASKED_BURST: Final = 6.0
 DHT_UNASKED_PER_S: Final = 0.2
 """Datagrams to a source of addresses that has never answered: one request with all its resends, then one in 5 s,

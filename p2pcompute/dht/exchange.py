@@ -43,9 +43,12 @@ from p2pcompute.host.interfaces import Address, Clock, Crypto, Timer
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     DHT_ANSWERED_MAX,
+    DHT_LOOPBACK_RESEND_S_MIN,
     DHT_LOOPBACK_SOFT_S_MIN,
     DHT_REQUEST_S,
     DHT_REQUESTS_MAX,
+    DHT_STRANGERS_BURST,
+    DHT_STRANGERS_PER_S,
     DHT_UNASKED_BURST,
     DHT_UNASKED_PER_S,
 )
@@ -84,6 +87,8 @@ class DhtCounters:
     """Our own statements that came back."""
     dropped_recipient: int = 0
     """Meant for another node."""
+    dropped_strangers: int = 0
+    """Requests of others than contacts beyond DHT_STRANGERS_PER_S."""
     dropped_signature: int = 0
     """The signature does not hold."""
     dropped_puzzle: int = 0
@@ -204,6 +209,7 @@ class Exchange:
         run: bytes,
         reach: Reach,
         puzzle_bits: int = 0,
+        is_contact: Callable[[bytes, Address], bool],
         on_request: Callable[[Verified], None],
         on_reply: Callable[[Verified], None],
         on_timeout: Callable[[bytes, Address, float], None],
@@ -214,6 +220,7 @@ class Exchange:
         Args:
             reach: says what this node is to whom it sends to, and is told who that was.
             puzzle_bits: keys that do not solve a puzzle of so many bits do not count.
+            is_contact: whether a key is that of a contact at this address.
             on_request: given each verified request.
             on_reply: given each verified reply, before the request's own callback.
             on_timeout: given key, address and time of sending of a request that was never answered; only for
@@ -231,6 +238,8 @@ class Exchange:
         self._run = run
         self._reach = reach
         self._puzzle_bits = puzzle_bits
+        self._is_contact = is_contact
+        self._strangers = TokenBuckets(rate_per_s=DHT_STRANGERS_PER_S, burst=DHT_STRANGERS_BURST, sources_max=1)
         self._on_request = on_request
         self._on_reply = on_reply
         self._on_timeout = on_timeout
@@ -243,7 +252,7 @@ class Exchange:
         )
         self._ended: dict[bytes, _Ended] = {}
         self._is_closed = False
-        self._loopback_rtt = RttEstimate(soft_s_min=DHT_LOOPBACK_SOFT_S_MIN)
+        self._loopback_rtt = RttEstimate(soft_s_min=DHT_LOOPBACK_SOFT_S_MIN, resend_s_min=DHT_LOOPBACK_RESEND_S_MIN)
         self._network_rtt = RttEstimate()
         self._strain = _STRAIN_MIN
 
@@ -357,6 +366,9 @@ class Exchange:
             pending = self._match(statement, address) or self._match_late(statement, address)
             if pending is None:
                 return
+        elif not self._is_contact(statement.sender, address) and not self._strangers.take("", self._clock.now()):
+            self._counters.dropped_strangers += 1
+            return
         signed = signing_input(self._group_id, statement.signed)
         if not self._crypto.verify(statement.sender, signed, statement.signature):
             self._counters.dropped_signature += 1
@@ -405,7 +417,8 @@ class Exchange:
         if ended.rtt_s is None:
             return ended
         self._estimate(address).add(ended.rtt_s)
-        self._on_rtt(statement.sender, ended.rtt_s)
+        if ended.key is not None:
+            self._on_rtt(ended.key, ended.rtt_s)
         return None
 
     def _end(self, transaction: bytes, pending: _Pending, rtt_s: float | None) -> None:

@@ -99,11 +99,12 @@ class RttEstimate:
     10 % dead contacts a lookup takes 11.6 median round trips (p50) so, and 14.5 with the RFC's gains and margin.
     """
 
-    def __init__(self, *, soft_s_min: float = DHT_SOFT_S_MIN) -> None:
-        """Args: soft_s_min: lower bound of `soft_s`."""
+    def __init__(self, *, soft_s_min: float = DHT_SOFT_S_MIN, resend_s_min: float = DHT_SOFT_S_MIN) -> None:
+        """Args: soft_s_min, resend_s_min: lower bounds of `soft_s` and `resend_s`."""
         self._srtt: float | None = None
         self._rttvar = 0.0
         self._soft_s_min = soft_s_min
+        self._resend_s_min = resend_s_min
 
     def add(self, sample_s: float) -> None:
         """Take in the round trip of a request that was sent once, in seconds."""
@@ -125,8 +126,8 @@ class RttEstimate:
 
     @property
     def resend_s(self) -> float:
-        """When a request is sent again: srtt + 4·rttvar, between DHT_SOFT_S_MIN and DHT_SOFT_S_MAX."""
-        return self._bounded(4, DHT_SOFT_S_MIN)
+        """When a request is sent again: srtt + 4·rttvar, within its bounds."""
+        return self._bounded(4, self._resend_s_min)
 
     def _bounded(self, margin: int, lowest_s: float) -> float:
         if self._srtt is None:

@@ -225,6 +225,12 @@ class RoutingTable:
         bucket = self._buckets.get(_ID_BITS - (self._own ^ place.number).bit_length())
         return bucket is not None and place.id in bucket.nodes
 
+    def address_of(self, place: Place) -> Address | None:
+        """Return the address of the contact at this place."""
+        bucket = self._buckets.get(_ID_BITS - (self._own ^ place.number).bit_length())
+        entry = None if bucket is None else bucket.nodes.get(place.id)
+        return None if entry is None else entry.address
+
     def keys(self) -> list[bytes]:
         """Return the keys of all contacts."""
         return [entry.place.key for bucket in self._buckets.values() for entry in bucket.nodes.values()]

@@ -210,6 +210,7 @@ class Dht:
             run=self._run,
             reach=self._reach,
             puzzle_bits=self._puzzle_bits,
+            is_contact=self._is_contact,
             on_request=self._on_request,
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,
@@ -762,11 +763,15 @@ class Dht:
     def _token(self, request: Verified, key: bytes) -> bytes:
         return self._tokens.issue(request.address, request.statement.sender, key, now=self._clock.now())
 
+    def _is_contact(self, key: bytes, address: Address) -> bool:
+        """Whether it is the key of a contact, or client, at this address."""
+        place = place_of(key)
+        return self._table.address_of(place) == address or self._clients.address_of(place) == address
+
     def _may_put(self, request: Verified, put: Put | Register) -> bool:
         """Whether what is sent to the sender's address reaches it: it is a contact there, or has a token."""
         sender, address = request.statement.sender, request.address
-        contact = self.knows(sender)
-        if contact is not None and contact.address == address:
+        if self._is_contact(sender, address):
             return True
         return self._tokens.accepts(put.token, address, sender, put.key, now=self._clock.now())
 

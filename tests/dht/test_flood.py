@@ -98,7 +98,7 @@ async def test_a_flooded_node_answers_and_finds_and_does_not_grow() -> None:
         assert found == ROUNDS
         assert grown_bytes < GROWTH_BYTES_MAX, f"{grown_bytes} bytes in {ROUNDS - SETTLED} rounds"
         counters = victim.dht.counters
-        assert counters.dropped_signature == ROUNDS * AT_ONCE // 3
+        assert 0 <= ROUNDS * AT_ONCE // 3 - counters.dropped_signature <= counters.dropped_strangers
         assert counters.contacts_removed == 0
         assert len(victim.dht.contacts()) == len(others), "whoever is not at his address is no contact"
     finally:

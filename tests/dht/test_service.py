@@ -41,6 +41,8 @@ from p2pcompute.limits import (
     DHT_PUT_ENOUGH,
     DHT_PUT_K,
     DHT_REQUESTS_MAX,
+    DHT_STRANGERS_BURST,
+    DHT_STRANGERS_PER_S,
     DHT_TOKEN_ROTATE_S,
     RECORD_VALUE_BYTES_MAX,
 )
@@ -479,6 +481,27 @@ def test_made_up_senders_do_not_enter_the_table() -> None:
         assert one.dht.counters.verifications_skipped > 200, "pings back are bounded"
         await asyncio.sleep(30)
         assert mesh.all_know_all()
+
+    simulate(main)
+
+
+def test_strangers_without_number_are_dropped_unread_and_contacts_are_answered() -> None:
+    """If it broke: whoever has the group's key keeps a node busy with checking signatures."""
+
+    async def main(mesh: Mesh) -> None:
+        one, two = await mesh.grow(2)
+        await mesh.wait(mesh.all_know_all, 5, "knowing each other")
+        body = statement(two, Find(bytes(20)), to=dht_id(one.key))
+        counters, one.port.is_recording = one.dht.counters, True
+        for number in range(2000):
+            one.dht.receive(body, Address(f"10.200.{number // 250}.1", 1 + number))
+        assert counters.dropped_strangers == 2000 - DHT_STRANGERS_BURST
+        one.port.sent.clear()
+        one.dht.receive(body, two.address)
+        assert [to for _, to in one.port.sent] == [two.address]
+        await asyncio.sleep(DHT_STRANGERS_BURST / DHT_STRANGERS_PER_S)
+        one.dht.receive(body, Address("10.201.0.1", 1))
+        assert counters.dropped_strangers == 2000 - DHT_STRANGERS_BURST
 
     simulate(main)
 
