@@ -17,11 +17,11 @@ from p2pcompute.scheduler.worker_service import WorkerService
 _finish = WorkerService._finish
 
 
-def lie(service: WorkerService, held: Held, outcome: Outcome) -> None:
+def lie(self: WorkerService, held: Held, outcome: Outcome) -> None:
     """Finish a task with a result that nobody has computed."""
     if held.owner != LOCAL and outcome.status is OutcomeStatus.OK:
         outcome = replace(outcome, stdout=b"-1\n")
-    _finish(service, held, outcome)
+    _finish(self, held, outcome)
 
 
 if __name__ == "__main__":
