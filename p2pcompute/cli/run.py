@@ -148,8 +148,8 @@ def _help_and_exit(context: click.Context) -> int:
 
 
 EPILOG: Final = """Exit codes: 0 all done, or --halt now,success=N met; 1 tasks failed; 2 wrong usage; 3 stopped early
-by --halt or cancel; 4 no node can ever run it; 5 no node; 8 disputed; 124 --deadline reached; 130 Ctrl-C; 143 SIGTERM.  With
---exit-code gnu: 1 to 100 = so many tasks failed, 101 = more.
+by --halt or cancel; 4 no node can ever run it; 5 no node; 8 disputed; 124 --deadline reached; 130 Ctrl-C; 143
+SIGTERM.  With --exit-code gnu: 1 to 100 = so many tasks failed, 101 = more.
 
 Where no node stays (CI, containers, --local) one runs as long as this command; unfinished jobs of earlier runs go on
 meanwhile, which is said.  --resume onto the results of an unfinished job carries that job on first."""
