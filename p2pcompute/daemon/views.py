@@ -125,6 +125,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
         "slots": {"total": status.slots_total, "busy": status.slots_busy},
         "peers": [peer_json(peer) for peer in node.peers()],
         "jobs": {"running": status.jobs_running, "waiting": status.jobs_waiting},
+        "cpu_s": {"given": round(status.cpu_given_s, 3), "taken": round(status.cpu_taken_s, 3)},
         "dht": None if status.dht is None else asdict(status.dht),
         "seeds": [asdict(seed) for seed in status.seeds],
         "notes": list(status.notes),

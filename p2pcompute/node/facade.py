@@ -101,6 +101,10 @@ class NodeStatus:
     """Why nothing of others, or nothing at all, runs here; empty: it does."""
     paused_since: float = 0.0
     """Wall clock."""
+    cpu_given_s: float = 0.0
+    """CPU time that others have signed receipts for."""
+    cpu_taken_s: float = 0.0
+    """CPU time that others have given to jobs of this node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -391,6 +391,8 @@ class Node:
             dht=None if self.network.dht is None else views.dht(self.network.dht),
             seeds=seeds,
             group_hint=group_hint(group.network_key),
+            cpu_given_s=self.scheduler.receipts.core.given_s,
+            cpu_taken_s=self.scheduler.receipts.core.taken_s,
             notes=tuple(notes),
             paused_because=verdict.why if verdict is not None and is_paused else "",
             paused_since=comfort.since_s if comfort is not None and is_paused else 0.0,

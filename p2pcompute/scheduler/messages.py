@@ -88,6 +88,9 @@ class Message(IntEnum):
     """request, owner → holder: [job, index, attempt, offset of stdout, of stderr] → [] when it does not run, else
     [where the bytes of stdout begin, bytes, the same of stderr]: what it has printed so far, the last 64 KiB of each."""
 
+    RECEIPT = 48
+    """owner → worker: [receipt envelope]: how much CPU time it has given so far."""
+
 
 def _check(condition: bool, what: str) -> None:
     if not condition:

@@ -682,7 +682,7 @@ class OwnerCore:
         want = max(1, thief.want)
         if self.crowd > 1:  # it does not know how many there are; all must get some, and not all come back at once
             spread = 0.5 + int.from_bytes(thief.key[-2:]) / 65536
-            want = max(want, min(int(want * self.crowd * spread), available // len(self.thieves)))
+            want = max(want, min(round(want * self.crowd * spread), available // len(self.thieves)))
         size = min(size, want, GRANT_TASKS_MAX)
         if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(available / 2))

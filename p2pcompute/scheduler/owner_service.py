@@ -187,6 +187,8 @@ class OwnerService:
         """(holder, job, indices, kill) to be sent by the scheduler."""
         self.is_data: Callable[[bytes, bytes], bool] = lambda _spec, _head: True
         """Whether a value that begins so, of a job with this spec, can be read without running code."""
+        self.on_done: Callable[[bytes, Outcome], None] = lambda _node, _outcome: None
+        """Called with each result of another node that was accepted."""
         self.on_kept: Callable[[bytes], None] = lambda _job_id: None
         """Called with a job when more of it is durable."""
 
@@ -739,6 +741,8 @@ class OwnerService:
                     book.usage.add(now, min(end.outcome.runtime_s, USAGE_TAU_S))
                 if end.state is TaskState.DONE:
                     self.counters.accepted_count += 1
+                    if end.outcome is not None and end.thief != LOCAL:
+                        self.on_done(end.thief, end.outcome)
                     if end.outcome is not None:
                         count, took_s = book.took.get(end.thief, (0, 0.0))
                         book.took[end.thief] = count + 1, took_s + end.outcome.runtime_s

@@ -17,6 +17,7 @@ from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
 from p2pcompute.host.interfaces import Address, BlobRef, Host, Timer
+from p2pcompute.host.runs import Outcome
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
@@ -47,6 +48,7 @@ from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.policies import Element, Policy
+from p2pcompute.scheduler.receipt_service import ReceiptService
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief
 from p2pcompute.scheduler.terms import STALE, JobEnvelope, open_job
 from p2pcompute.scheduler.worker import Held
@@ -203,6 +205,8 @@ class Scheduler:
                 redirect=self.worker.redirect,
             )
             self.custody.may_keep = lambda job: self.may_submit(job) is not False
+        self.receipts = ReceiptService(host, identity, channels, journal, scope)
+        self.owner.on_done = self._note_worked
         self.on_restarted: Callable[[bytes], None] = lambda _key: None
         """Called when a node is met in a new life."""
         self.may_submit: Callable[[JobEnvelope], bool | None] = lambda _job: True
@@ -282,6 +286,7 @@ class Scheduler:
         if self.custody is not None:
             await self.custody.recover()
         await self.worker.recover()
+        await self.receipts.recover()
         self.wake()
 
     def _tick(self) -> None:
@@ -291,6 +296,7 @@ class Scheduler:
         now = self._host.clock.now()
         self.owner.core.tick(now, self._host.clock.wall() * 1000)
         self.worker.tick(now)
+        self.receipts.tick(now)
         if self.custody is not None:
             self.custody.tick(now)
         for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
@@ -322,6 +328,7 @@ class Scheduler:
             or self._courtesy
             or self.owner.is_busy
             or self.worker.is_busy
+            or self.receipts.core.is_due
             or (self.custody is not None and self.custody.is_busy)
         )
 
@@ -706,6 +713,14 @@ class Scheduler:
         if len(chosen) < len(ready):
             self._ask_next_at = now + ASK_NEXT_S
             self._host.clock.call_later(ASK_NEXT_S, self.wake)
+
+    def _note_worked(self, key: bytes, outcome: Outcome) -> None:
+        """A task of ours was done well by another node: it gets a receipt of the time that it says, in so far as it has
+        so many slots."""
+        channel = self._channels.get(key)
+        if channel is not None:
+            cpu_s = min(outcome.cpu_s, outcome.runtime_s * self.slots_of(key))
+            self.receipts.core.worked(channel.peer.installation, cpu_s)
 
     def _note_hot(self, owner: bytes) -> None:
         """A task of this owner ended here: it may have more."""

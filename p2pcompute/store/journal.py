@@ -13,6 +13,7 @@ outbox      owner key (32) ‖ job id ‖ index (8) ‖ attempt (4) `OutboxEntry
 saved       job id ‖ index (8)                                what a task has saved, opaque here
 outputs     job id ‖ index (8) ‖ digest (32)                  what a member claims of a task that is not accepted
 evidence    installation (32)                                 what is known of its results
+receipts    side (1) ‖ installation (32)                      a receipt of it (given), or the sum that it was told (taken)
 meta        name                                              any CBOR value
 deleting    job id                                            nothing: its rows are being removed
 ==========  ================================================  ===================================
@@ -42,11 +43,14 @@ RESULTS: Final = "results"
 OUTBOX: Final = "outbox"
 OUTPUTS: Final = "outputs"
 EVIDENCE: Final = "evidence"
+RECEIPTS: Final = "receipts"
 META: Final = "meta"
 DELETING: Final = "deleting"
 PINS: Final = "pins"
 SAVED: Final = "saved"
 
+_GIVEN: Final = b"g"
+_TAKEN: Final = b"t"
 _SEQUENCE_BYTES: Final = 8
 _INDEX_BYTES: Final = 8
 _COUNT_BYTES: Final = 4
@@ -238,6 +242,21 @@ class Journal:
         """Yield (installation, what is known of its results)."""
         async for key, value in self._rows(EVIDENCE, b""):
             yield key, _read(EVIDENCE, _meta, key, value)
+
+    # --- receipts -------------------------------------------------------------------------------
+
+    def given_write(self, issuer: bytes, raw: bytes) -> Write:
+        """Set the newest receipt of an installation."""
+        return Write(RECEIPTS, _GIVEN + issuer, cbor.encode(raw))
+
+    def taken_write(self, worker: bytes, cpu_ms: int, tasks: int) -> Write:
+        """Set the sum of which an installation gets a receipt."""
+        return Write(RECEIPTS, _TAKEN + worker, cbor.encode([cpu_ms, tasks]))
+
+    async def receipts(self) -> AsyncIterator[tuple[bytes, Any]]:
+        """Yield (issuer, receipt) and (worker, [CPU milliseconds, tasks])."""
+        async for key, value in self._rows(RECEIPTS, b""):
+            yield key[1:], _read(RECEIPTS, _meta, key, value)
 
     # --- outbox ---------------------------------------------------------------------------------
 
