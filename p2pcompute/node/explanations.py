@@ -250,6 +250,8 @@ def _findings(subject: Subject, placement: Placement, peer: PeerView, known: Kno
         found.append(Finding("on", Verdict.NEVER, "not among the chosen ones (--on)", edit=Edit("--on", 0, "", "")))
     if peer.public_key in terms.not_on:
         found.append(Finding("not-on", Verdict.NEVER, "left out (--not-on)", edit=Edit("--not-on", 0, "", "")))
+    if peer.refusal:
+        found.append(Finding("role", Verdict.NEVER, peer.refusal, "roles are in: p2pc group members"))
     if terms.local_only and peer.state != "self":
         found.append(Finding("local", Verdict.NEVER, "the job stays here (--local)", edit=Edit("--local", 0, "", "")))
     wanted = "" if terms.python is None else f"{terms.python[0]}.{terms.python[1]}"

@@ -128,6 +128,8 @@ class PeerView:
     python: str = ""
     invited_by: str = ""
     """Name of the inviter."""
+    refusal: str = ""
+    """Why it would not run this node's jobs, whatever they ask for: a role is missing; empty: it may."""
     level: str = "member"
     """self, trusted or member: how far it is trusted here; the blocked are not listed."""
 

@@ -6,13 +6,13 @@ run here any more are ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from p2pcompute.errors import IdentityError, TrustError, UsageError
+from p2pcompute.errors import IdentityError, RemoteProtocolError, TrustError, UsageError
 from p2pcompute.host.interfaces import Host, Timer
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.ids import short_device_id
+from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
 from p2pcompute.limits import REASON_CHARS_MAX
 from p2pcompute.node.facade import TrustView
 from p2pcompute.node.log_exchange import LogExchange
@@ -25,6 +25,8 @@ from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_
 from p2pcompute.trust.levels import Level, LevelNote
 from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit, make_rotation
 
+LEVEL: Final = 77
+"""[installation, level], a node → programs that embed the library under its key"""
 KEEP_AGAIN_S: Final = 30.0
 KEEP_S: Final = 2.0
 """News about members is written down together; removals are at once."""
@@ -71,6 +73,7 @@ class Members:
         scheduler.may_work = self._may_work
         scheduler.introduce = self.exchange.introduce
         channels.on_refused = self._on_refused
+        channels.on_message(LEVEL, self._on_level)
         self._apply()
 
     def group_changed(self) -> None:
@@ -103,6 +106,7 @@ class Members:
         self._mind_invited()
         self.exchange.channel_opened(channel)
         self._mind_key()
+        self._tell_program(channel, self._levels.notes)  # those set since it has read them
 
     def _on_refused(self, _key: bytes, refusal: TrustError) -> None:
         if refusal.code == REMOVED:
@@ -327,7 +331,25 @@ class Members:
             key, LevelNote(level=level, name=name, reason=clean_reason(reason), set_at=self._host.clock.wall())
         )
         self._apply()
+        for channel in self._channels.all():
+            self._tell_program(channel, [key])
         return self._view(key)
+
+    def _tell_program(self, channel: Channel, keys: Iterable[bytes]) -> None:
+        """Let a program of this machine go by the same levels as its node."""
+        if channel.peer.installation == self._own:
+            for key in keys:
+                channel.send(LEVEL, [key, str(self._levels.level_of(key))])
+
+    def _on_level(self, channel: Channel, body: Any) -> None:
+        """Take over what was set at the node of this program's installation."""
+        match body:
+            case [bytes(key), str(level)] if len(key) == PUBLIC_KEY_BYTES and level in set(Level):
+                if channel.peer.key == self._own and key != self._own:
+                    self._levels.set(key, LevelNote(level=Level(level)))
+                    self._apply()
+            case _:
+                raise RemoteProtocolError("not a level")
 
     def views(self) -> Sequence[TrustView]:
         """Return this node first, then all that are known, by name."""

@@ -24,6 +24,7 @@ from p2pcompute.scheduler.owner import DEADLINE, OwnedJob
 from p2pcompute.scheduler.owner_service import JobBook, OwnerService
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.trust.groups import Membership
 
 STATE_NAMES: Final = {
     TaskState.OPEN: "waiting",
@@ -242,6 +243,13 @@ def _path(rtt_s: float | None, address: Address, *, is_client: bool) -> str:
     return kind if rtt_s is None else f"{kind} {max(1, round(rtt_s * 1000))} ms"
 
 
+def _refusal(own: Membership | None, member: Membership | None) -> str:
+    """Say why a member would not work for this node; empty: it may."""
+    if own is not None and "submit" not in own.roles:
+        return "this computer may not submit work to others in this group"
+    return "it may not work in this group" if member is not None and "work" not in member.roles else ""
+
+
 def peers(
     own_name: str, identity: Identity, scheduler: Scheduler, network: Network, credentials: GroupCredentials
 ) -> list[PeerView]:
@@ -263,6 +271,7 @@ def peers(
     servers = {} if dht is None else {contact.key: contact for contact in dht.contacts()}
     contacts = {**away, **servers, **clients}
     now = scheduler.now()
+    own_member = credentials.own_membership_if_any()
     views = []
     for key, addresses in [*scheduler.peers.items(), *((key, ()) for key in away)]:
         contact = contacts.get(key)
@@ -289,6 +298,7 @@ def peers(
                 version=str(hello.get("build", ""))[:32],
                 python=".".join(str(n) for n in python) if isinstance(python, list) else "",
                 level=str(credentials.levels.level_of(installation)),
+                refusal=_refusal(own_member, member),
                 invited_by="" if not inviter else network.name_of(inviter) or short_device_id(inviter),
             )
         )

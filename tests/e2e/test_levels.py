@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from tests.e2e.mesh import Daemon, Mesh, until
 from tests.e2e.test_removal import members
 from tests.e2e.test_words import invite
@@ -60,3 +63,45 @@ def test_a_worker_has_its_role_only(mesh: Mesh) -> None:
     assert ada.p2pc("run", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1").check().lines == ["bob 1"]
     refused = bob.p2pc("invite", "--token")
     assert refused.code == 6 and "may not admit" in refused.err, refused.err
+
+
+PROGRAM = """
+import sys, time
+from p2pcompute import MeshExecutor
+
+with MeshExecutor() as executor:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    time.sleep(2)
+    print(sorted(node.name for node in executor.nodes), flush=True)
+"""
+
+
+def test_programs_go_by_the_levels_of_their_machine(mesh: Mesh) -> None:
+    """Also by one that was set after they have started."""
+    ada, _bob = members(mesh, "ada", "bob")
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**ada.env, "P2PC_HOME": str(ada.home)},
+        cwd=ada.home,
+        text=True,
+    ) as program:
+        assert program.stdin is not None and program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        ada.p2pc("trust", "set", "bob", "blocked", "-y").check()
+        program.stdin.write("\n")
+        program.stdin.flush()
+        assert "bob" not in program.stdout.readline()
+
+
+def test_a_member_that_may_not_work_is_given_nothing_and_explain_says_so(mesh: Mesh) -> None:
+    ada, bob = mesh.add("ada", P2PC_NODE__SLOTS="1").start(), mesh.add("bob").start()
+    bob.p2pc(
+        "join", "--accept", "all", ada.p2pc("invite", "--token", "--role", "submitter").check().out.strip()
+    ).check()
+    mesh.meet([ada, bob])
+    ran = ada.p2pc("run", "--verify", "none", "sleep 0.2; echo $P2PC_NODE", ":::", *map(str, range(6))).check()
+    assert {line.split()[0] for line in ran.lines} == {"ada"}
+    assert "may not work in this group" in ada.p2pc("run", "--explain", "--on", "bob", "true").out

@@ -32,6 +32,7 @@ from p2pcompute.ids import dht_id
 from p2pcompute.node.blob_exchange import BlobMessage
 from p2pcompute.node.doors import JOIN, MEET
 from p2pcompute.node.log_exchange import LOG_NEWS, LOG_SYNC, MEMBER, NETWORK_KEY
+from p2pcompute.node.members import LEVEL
 from p2pcompute.node.membership import RENEW
 from p2pcompute.places import find_paths
 from p2pcompute.resources.questions import Message as Question
@@ -337,6 +338,7 @@ class Fuzz:
             (LOG_NEWS, [[[self.mutate.bytes(removal[0]), removal[1]]], []]),
             (MEMBER, [rng.choice([eve.identity.public_key, rng.randbytes(32)])]),
             (NETWORK_KEY, [rng.randbytes(32)]),
+            (LEVEL, [self.eve.identity.public_key, "trusted"]),
             (MessageType.REPLY, []),
             (MessageType.ERROR, {"code": "x", "what": "y"}),
             (MessageType.HELLO, {}),
