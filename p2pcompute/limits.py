@@ -706,6 +706,9 @@ SANDBOX_DISK_BYTES_MIN: Final = 64 * MIB
 """The same for its writable place, which is memory too: a part of an eighth."""
 SANDBOX_OUTPUT_BYTES_MAX: Final = 32 * MIB
 """Standard output or error of a sandboxed task."""
+SANDBOX_OVERHEAD_BYTES: Final = 96 * MIB
+SANDBOX_OVERHEAD_PROCESSES: Final = 16
+"""What the kernel's limit of a sandbox has beyond the task's own: its first process, that of a function, bubblewrap."""
 SANDBOX_IDLE_S: Final = 5.0
 """A sandbox waits so long for further tasks of its job."""
 SANDBOX_TRIAL_S: Final = 20.0

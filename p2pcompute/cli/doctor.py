@@ -11,10 +11,12 @@ from typing import Final
 import click
 
 from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.daemon_start import running_pid
 from p2pcompute.cli.output import print_json, say
 from p2pcompute.config import Settings, load_settings
 from p2pcompute.execution.levels import Level
-from p2pcompute.execution.sandbox import NoSandbox, find_bubblewrap
+from p2pcompute.execution.cgroups import NoCgroup, find_own
+from p2pcompute.execution.sandbox import NoSandbox, find_bubblewrap, find_pasta
 from p2pcompute.execution.sandbox_trial import Isolation, isolation
 from p2pcompute.places import Paths, find_paths
 
@@ -79,7 +81,33 @@ def _checks(paths: Paths, settings: Settings) -> Iterator[Check]:
         what = f"version {tried.landlock}" if has_landlock else "this kernel has none; mounts alone decide what is seen"
         yield Check("Landlock", True if has_landlock else None, what)
         user = "a user of nobody's" if os.geteuid() == 0 else "your user number, in a user namespace without rights"
+        yield _limits_of_memory(paths)
+        yield _network(settings)
         yield Check("user", True, f"tasks of others run under {user}")
+
+
+def _limits_of_memory(paths: Paths) -> Check:
+    """Who holds sandboxes to their memory, processes and processor time: the kernel, or we by watching."""
+    name = "control groups"
+    watched = "memory and CPU time of sandboxes are watched 20 times a second instead"
+    pid = running_pid(paths)
+    if pid is None:
+        return Check(name, None, f"are looked for when the node runs; without, {watched}")
+    try:
+        own = find_own(pid)
+    except NoCgroup as error:
+        return Check(name, None, f"none for the node: {error}; {watched}", "p2pc service install")
+    return Check(name, True, f"the kernel limits memory, processes and CPU time of sandboxes, below {own}")
+
+
+def _network(settings: Settings) -> Check:
+    name = "task network"
+    if settings.node.network == "none":
+        return Check(name, None, "tasks of others get none (node.network is none)")
+    try:
+        return Check(name, True, f"tasks of others that ask for it reach public addresses, by {find_pasta()}")
+    except NoSandbox as error:
+        return Check(name, False, f"tasks of others get none: {error}", error.fix)
 
 
 def _work_of_others(accept: str, tried: Isolation) -> Check:

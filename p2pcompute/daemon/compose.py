@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from p2pcompute.daemon.admissions import admissions_of
 from p2pcompute.daemon.policies import find_policy
 from p2pcompute.daemon.shares import share_of
 from p2pcompute.errors import IdentityError, StoreError
+from p2pcompute.execution.cgroups import Cgroups, NoCgroup, find_own
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
@@ -155,6 +157,9 @@ async def build_node(
             ),
         )
         undo.push_async_callback(runner.close)
+        if offered.level is Level.SANDBOX:
+            with contextlib.suppress(NoCgroup, OSError):
+                runner.cgroups = Cgroups(find_own())
         runner.allows_network = settings.node.network == "full" and _has_pasta()
         contacts: list[Address] = []
         seeds = [parse_seed(seed) for seed in settings.node.seeds]

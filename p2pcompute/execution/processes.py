@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
+from p2pcompute.execution.cgroups import Cgroups
 from p2pcompute.execution.child_os import oom_kills
 from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import OWN, Environment, Environments
@@ -168,6 +169,8 @@ class ProcessRunner:
         self._clock = clock
         self._scope = TaskScope("runner")
         self._slots = [_Slot(index) for index in range(slot_count)]
+        self.cgroups: Cgroups | None = None
+        """Where the kernel limits sandboxes; None: they are watched."""
         self.allows_network = False
         """Whether tasks of others may reach public addresses, as the machine's owner says."""
         self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
@@ -485,6 +488,7 @@ class ProcessRunner:
             limits=limits,
             environment=environment,
             pasta=pasta,
+            cgroups=self.cgroups,
         )
         self._launch(box)
         return box

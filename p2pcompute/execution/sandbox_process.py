@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
+from p2pcompute.execution.cgroups import Cgroups
 from p2pcompute.execution.environments import Environment
 from p2pcompute.execution.worker_process import WorkerProcess
 from p2pcompute.limits import OUTPUT_FILES_MAX
@@ -45,16 +46,20 @@ class SandboxProcess(WorkerProcess):
         limits: sandbox.BoxLimits,
         environment: Environment | None = None,
         pasta: str = "",
+        cgroups: Cgroups | None = None,
     ) -> None:
         """Args:
         owner: submitter and job whose tasks it runs; no others.
         pasta: its path, for a sandbox with a network.
+        cgroups: where the kernel limits it; None: it is watched only.
         """
         super().__init__(directory, settings, on_frames, on_exit, environment)
         self.owner = owner
         self.limits = limits
         self._bubblewrap = bubblewrap
         self._pasta = pasta
+        self._cgroups = cgroups
+        self._cgroup: Path | None = None
         self._hidden = hidden
         self._user = user
         self._node_name = node_name
@@ -83,7 +88,10 @@ class SandboxProcess(WorkerProcess):
             )
         except sandbox.NoSandbox as error:
             raise OSError(str(error)) from error
-        return [*sandbox.lower_priority(), *words], environment
+        words = [*sandbox.lower_priority(), *words]
+        if self._cgroups is not None:
+            self._cgroup = self._cgroups.make(self.directory.name, self.limits)
+        return words if self._cgroup is None else Cgroups.within(self._cgroup, words), environment
 
     def _passed(self, life_line_fd: int) -> tuple[int, ...]:
         return ()
@@ -174,6 +182,8 @@ class SandboxProcess(WorkerProcess):
         self._left_files += 1
 
     def _let_go(self) -> None:
+        if self._cgroups is not None and self._cgroup is not None:
+            self._cgroups.end(self._cgroup)
         close_all(self._received)
         self._received.clear()
 
