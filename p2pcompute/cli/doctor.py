@@ -14,8 +14,8 @@ from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.daemon_start import running_pid
 from p2pcompute.cli.output import print_json, say
 from p2pcompute.config import Settings, load_settings
-from p2pcompute.execution.levels import Level
 from p2pcompute.execution.cgroups import NoCgroup, find_own
+from p2pcompute.execution.levels import Level
 from p2pcompute.execution.sandbox import NoSandbox, find_bubblewrap, find_pasta
 from p2pcompute.execution.sandbox_trial import Isolation, isolation
 from p2pcompute.places import Paths, find_paths

@@ -16,8 +16,8 @@ import p2pcompute
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import messages
 from p2pcompute.execution.child_os import SIGKILL
-from p2pcompute.execution.results import Tail
 from p2pcompute.execution.environments import Environment
+from p2pcompute.execution.results import Tail
 from p2pcompute.limits import RUNNER_MESSAGE_BYTES_MAX
 from p2pcompute.wire.frames import FrameReader
 
