@@ -11,7 +11,6 @@ import pickletools
 from pathlib import Path
 from typing import Any, Final
 
-from p2pcompute.execution.codec import decode, is_encoded
 from p2pcompute.limits import SHOWN_VALUE_BYTES_MAX, SHOWN_VALUE_CHARS_MAX
 
 _AS_IT_IS: Final = frozenset(
@@ -30,6 +29,8 @@ def shown_value(content: bytes | Path, *, is_chunk: bool) -> tuple[str | None, s
     Args:
         is_chunk: it is the list of the values of several calls: a line for each.
     """
+    from p2pcompute.execution.codec import decode, is_encoded
+
     size = content.stat().st_size if isinstance(content, Path) else len(content)
     try:
         if size > SHOWN_VALUE_BYTES_MAX:
