@@ -130,9 +130,10 @@ def _live(
     connection: Connection, job: Mapping[str, Any], ref: Reference, streams: Sequence[str], *, is_tagged: bool
 ) -> LiveOutput:
     """Begin to print what running tasks print."""
-    out = sys.stdout.buffer
+    out = SafeStream(sys.stdout.buffer)
 
     def write(data: bytes) -> None:
+        out.begin()
         out.write(data)
         out.flush()
 
