@@ -774,6 +774,8 @@ UPLOAD_FILES_REMEMBERED: Final = 4096
 """Files of one upload whose content is known already, so that one sent with each task is read once."""
 LIST_ITEMS_MAX: Final = 10_000
 """Items of one answer; longer lists are paged."""
+LIST_CONTENT_BYTES_MAX: Final = 4 * MIB
+"""What tasks in one answer printed and returned; that of further ones is fetched task by task."""
 API_CONNECTIONS_MAX: Final = 128
 """Control connections at once; further ones are answered 503."""
 STOP_GRACE_S: Final = 60.0

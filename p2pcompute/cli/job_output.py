@@ -111,12 +111,12 @@ def logs(
     elif json_ and not follow:
         items = [
             record_of(task, contents, str(job.get("kind")))
-            for task in find_tasks(connection, job["id"], ref, states)
+            for task in find_tasks(connection, job["id"], ref, states, with_content=True)
             if _is_since(task, since_s)
         ]
         print_json({"schema": "p2pc.tasks/1", "items": items})
     else:
-        for task in find_tasks(connection, job["id"], ref, states):
+        for task in find_tasks(connection, job["id"], ref, states, with_content=True):
             take(task)
     printer.finish()
     if not follow:
@@ -275,7 +275,7 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
         contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
         items = [
             record_of(task, contents, str(job.get("kind")))
-            for task in find_tasks(connection, job["id"], ref, ("done", "failed"))
+            for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True)
         ]
         print_json({"schema": "p2pc.result/1", "job": job, "items": items})
     elif out is not None:
@@ -321,7 +321,7 @@ def _print_results(connection: Connection, job: Mapping[str, Any], ref: Referenc
         out=sys.stdout.buffer,
         err=sys.stderr.buffer,
     )
-    for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
+    for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True):
         printer.take(task)
     sys.stdout.buffer.flush()
 
@@ -335,7 +335,7 @@ def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference
         raise UsageError(f"{job['alias']} ran commands, which have no values", "", "--format jsonl")
     contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
     values: list[Any] = []
-    for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
+    for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True):
         data = contents.read(task, "value")
         if task["state"] == "done":
             values.append(load_value(data, is_trusted=contents.is_trusted))
@@ -378,14 +378,14 @@ def _export(
                         shutil.copyfileobj(download, content, 256 * 1024)
             return place
 
-        for task in find_tasks(connection, job["id"], ref, ("done", "failed")):
+        for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True):
             files: list[tuple[str, Content, int]] = [
                 (file["name"], fetch(task, f"files/{file['name']}"), int(file.get("mode") or 0o644))
                 for file in task.get("files") or ()
             ]
             value = fetch(task, "value") if job.get("kind") == "function" and task.get("value_bytes") else None
             writer.write(
-                task,
+                {name: value for name, value in task.items() if not name.endswith("_b64")},
                 stdout=fetch(task, "stdout"),
                 stderr=fetch(task, "stderr"),
                 value=value,

@@ -59,13 +59,18 @@ def _find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
 
 
 def find_tasks(
-    connection: Connection, job: str, reference: Reference, states: Sequence[str] = ()
+    connection: Connection, job: str, reference: Reference, states: Sequence[str] = (), *, with_content: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield the tasks that a reference names, by index, page by page."""
+    """Yield the tasks that a reference names, by index, page by page.
+
+    Args:
+        with_content: what they printed and returned comes along where it is short.
+    """
     for low, high in reference.ranges or ((0, sys.maxsize),):
         after: int | None = low - 1
         while after is not None:
             query = f"after={after}&limit={PAGE}" + (f"&state={','.join(states)}" if states else "")
+            query += "&content=1" * with_content
             page = connection.request("GET", f"/v1/jobs/{job}/tasks?{query}")
             for task in page["items"]:
                 if task["index"] > high:

@@ -43,6 +43,7 @@ from p2pcompute.daemon.views import (
     job_json,
     peers_json,
     status_json,
+    task_event_json,
     task_json,
     time_text,
     trust_json,
@@ -64,6 +65,7 @@ from p2pcompute.limits import (
     FIND_S_MAX,
     INVITE_TTL_S,
     INVITE_USES_MAX,
+    LIST_CONTENT_BYTES_MAX,
     LIST_ITEMS_MAX,
     QUESTION_ASKED_MAX,
 )
@@ -288,7 +290,11 @@ CALLS: Final[tuple[Call, ...]] = (
         "tasks",
         "Tasks by index",
         "p2pc.tasks/1",
-        query=(("state", "string", "Only these states, comma-separated"), *_PAGE),
+        query=(
+            ("state", "string", "Only these states, comma-separated"),
+            ("content", "integer", "1: with what they printed and returned, where that is short"),
+            *_PAGE,
+        ),
     ),
     Call("GET", "/v1/jobs/{ref}/tasks/{index:int}", "task", "One task", "p2pc.task/1"),
     Call(
@@ -795,10 +801,17 @@ class Api:
             job.job_id, states=_query_states(request, TASK_STATES), after=_query_int(request, "after", -1), limit=limit
         )
         kind = decode_note(job.note).kind
+        room = LIST_CONTENT_BYTES_MAX if _query_int(request, "content", 0) else 0
+        items = []
+        for task in found:
+            outcome = task.outcome
+            if outcome is not None:
+                room -= len(outcome.value) + len(outcome.stdout) + len(outcome.stderr)
+            items.append(task_event_json(task, kind) if room > 0 else task_json(task, kind))
         return JsonResponse(
             {
                 "schema": "p2pc.tasks/1",
-                "items": [task_json(task, kind) for task in found],
+                "items": items,
                 "next": found[-1].index if len(found) >= limit else None,
             }
         )
