@@ -1,7 +1,7 @@
 """Signed receipts: how much CPU time a node has given to others, and what others have given to it.
 
-An owner counts the CPU time of accepted results by the installation that computed them, and tells each of them the sum so
-far, signed, at most every RECEIPT_S.  Sums only grow, so the newest receipt of an issuer says all that earlier ones
+An owner counts the CPU time of accepted results by the installation that computed them, and tells each of them the sum
+so far, signed, at most every RECEIPT_S.  Sums only grow, so the newest receipt of an issuer says all that earlier ones
 said.  A worker keeps the newest of each; anybody can check it.
 
 A receipt says what the worker measured and the owner accepted: it proves that somebody vouches for it, not that it is
