@@ -21,9 +21,9 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 P2PC = VENV / "bin" / "p2pc"
 PYTHON_MIN = (3, 11)
-SYSTEM_PACKAGES = ["povray", "povray-examples", "iproute2", "parallel", "bubblewrap"]
+SYSTEM_PACKAGES = ["povray", "povray-examples", "iproute2", "parallel", "bubblewrap", "passt"]
 """What the tests and examples use: the renderer of examples/povray, network namespaces, a reader of our joblogs,
-sandboxes."""
+sandboxes and their networks."""
 VERBS = {
     "setup": "make .venv with everything for development",
     "demo": "estimate pi on all cores of this machine",
