@@ -95,6 +95,7 @@ class Joining:
             roles=roles,
             words=words,
             numbers_elsewhere=elsewhere,
+            removals=frozenset(entry.id for entry in self._credentials.roster.removed().values()),
             is_mine=is_mine,
         )
         addresses = tuple(self._network.own_addresses())

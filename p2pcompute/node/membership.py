@@ -247,9 +247,13 @@ class GroupCredentials:
             raise TrustError("the inviter has blocked this computer", "its owner said so", None, code=BLOCKED)
         if joiner == self.group.founder:
             raise TrustError("this node founded the group", "it is a member already", None)
-        if grant.invite is None and joiner in self.roster.removed():
+        removal = self.roster.removed().get(joiner)
+        if removal is not None and (grant.invite is None or removal.id not in grant.invite.removals):
             raise TrustError(
-                "this computer was removed from the group", "only an invitation brings it back", None, code=REMOVED
+                "this computer was removed from the group",
+                "only an invitation that was made since brings it back",
+                None,
+                code=REMOVED,
             )
         wall = self._host.clock.wall()
         entry = admit(

@@ -327,6 +327,8 @@ class Invite:
     words: tuple[str, ...] = ()
     is_mine: bool = False
     """Inviter and joiner trust each other."""
+    removals: frozenset[bytes] = frozenset()
+    """Ids of the removals that were known when it was made: it brings back those whom they removed, and no others."""
 
     @property
     def code(self) -> Code:
@@ -382,6 +384,7 @@ class Invites:
         roles: Sequence[str] = MEMBER_ROLES,
         words: int = 0,
         numbers_elsewhere: Collection[int] = (),
+        removals: frozenset[bytes] = frozenset(),
         is_mine: bool = False,
     ) -> Invite:
         """Return a new open invitation.
@@ -392,6 +395,7 @@ class Invites:
             expires_s: its life in seconds, above 0 and at most INVITE_TTL_S_MAX.
             roles: what it grants; the caller has made sure that it may grant them.
             words: how many words its code has; 0: it is for a token.
+            removals: see `Invite.removals`.
             numbers_elsewhere: what other inviters announce: a joiner could not tell which is meant.
             is_mine: inviter and joiner are to trust each other.
 
@@ -412,6 +416,7 @@ class Invites:
             uses=uses,
             expires=now + expires_s,
             roles=ordered_roles(roles),
+            removals=removals,
             created=now,
             is_mine=is_mine,
         )
