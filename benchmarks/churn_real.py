@@ -223,7 +223,7 @@ def problems_of(daemons: list[Daemon], directory: Path, job: dict[str, Any] | No
 
 
 def _wrong_values(owner: Daemon, tasks: int) -> list[str]:
-    if p2pc(owner, "result", "last", "--format", "jsonl").wait(120):
+    if p2pc(owner, "result", "last", "--format", "jsonl").wait(300):
         return [f"p2pc result: {said(owner, 'result').read_text()[-1000:]}"]
     seen: collections.Counter[int] = collections.Counter()
     wrong = []
@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     parser.add_argument("--nodes", type=int, default=10)
     parser.add_argument("--tasks", type=int, default=20_000)
-    parser.add_argument("--busy", type=float, default=0.4, help="part of all slots' time that the tasks need")
+    parser.add_argument("--busy", type=float, default=0.8, help="part of all slots' time that the tasks need")
     parser.add_argument("--members", action="store_true", help="no node trusts another one")
     given = parser.parse_args()
     replay = f"{Path(__file__).name} --seed {given.seed} --minutes {given.minutes:g}"
