@@ -64,6 +64,8 @@ _STRAIN_SHRINK = 0.9
 """Waiting is stretched when to more than a quarter of all requests answers come that are too many or too late; five
 of them say nothing yet, as somebody may just be far away.  Without it, 30 nodes that start on a machine which is busy
 with something else never come to rest: every request is sent five times, and none is answered in time."""
+_HARD_STRETCH_MAX = 4.0
+"""Who asks does not wait longer; an answer that comes later still counts as heard."""
 _ENDED_MAX = 512
 """Requests that ended and to which another answer may come."""
 
@@ -267,8 +269,9 @@ class Exchange:
 
     @property
     def hard_s(self) -> float:
-        """When a request is given up: after DHT_REQUEST_S while everybody keeps up."""
-        return self.stretch * DHT_REQUEST_S
+        """When a request is given up: after DHT_REQUEST_S while everybody keeps up, and _HARD_STRETCH_MAX times that at
+        most."""
+        return min(self.stretch, _HARD_STRETCH_MAX) * DHT_REQUEST_S
 
     @property
     def rtt_s(self) -> float | None:
