@@ -205,7 +205,9 @@ class GroupCredentials:
         """
         for _ in range(ADMIT_CHAIN_MAX):
             member = self.membership_of(installation)
-            if member is None or member.inviter in (installation, member.founder):
+            if member is None:
+                return self._group.founder  # nobody knows who vouches for it
+            if member.inviter in (installation, member.founder):
                 break
             if self.levels.level_of(member.inviter) is Level.TRUSTED:
                 break

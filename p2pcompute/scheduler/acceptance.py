@@ -35,7 +35,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.host.runs import Outcome, OutcomeStatus
-from p2pcompute.limits import GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_KEPT_BYTES_MAX, VERIFY_RULES_MAX
+from p2pcompute.limits import (
+    GRANT_BYTES_MAX,
+    VERIFY_HELD_BYTES_MAX,
+    VERIFY_KEPT_BYTES_MAX,
+    VERIFY_RULES_MAX,
+    VERIFY_WORKERS_MAX,
+)
 from p2pcompute.scheduler.checked import CheckedJob, Decider, Event, Output, Record, Rule
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.trust.levels import Level
@@ -63,9 +69,6 @@ if TYPE_CHECKING:
     from p2pcompute.scheduler.owner import Lease, OwnedJob
     from p2pcompute.scheduler.stealing import Thief
 
-FIRST_COHORT: Final = 20
-"""Members that are taken as they come, with the assumed share of saboteurs among them.  Those who come later are new:
-they prove themselves first, since somebody who was found out could come back under another name."""
 ARBITER_PATIENCE_S: Final = 60.0
 """Without a trusted node for so long, conflicts are decided by more members."""
 DISPUTED_S: Final = 120.0
@@ -100,7 +103,7 @@ class Acceptance:
         level_of: how far an installation is trusted.
         rng: draws who computes what again; None only where everybody is trusted.
         cluster_of: what makes an installation dependent on others, as a common inviter: those who share it do not
-            check one another.
+            check one another.  The installation itself when nobody but the founder or somebody trusted vouches for it.
         """
         self.level_of = level_of
         self._rng = rng
@@ -290,14 +293,18 @@ class Acceptance:
             if len(self.verifiers) >= VERIFY_RULES_MAX:
                 return False
             verifier = self._make(rule, now)
-        known = self.records.get(worker)
+        known, cluster = self.records.get(worker), self._cluster_of(worker)
+        if len(joined) >= VERIFY_WORKERS_MAX:
+            return False
         if not isinstance(verifier, Arbitrate):
             verifier.join(now, worker)
         elif known is not None and rule in known.memory:
-            verifier.remember(worker, known.memory[rule], cluster=self._cluster_of(worker))
+            verifier.remember(worker, known.memory[rule], cluster=cluster)
         else:
-            is_known = rule.replicas is not None or len(joined) < FIRST_COHORT
-            if not verifier.join(now, worker, cluster=self._cluster_of(worker), is_known=is_known):
+            # Whom the founder or somebody trusted let in begins with the assumed odds.  Whom other members let in has
+            # to prove itself, and few are let in at a time: they could be one who was found out, under other names.
+            is_known = rule.replicas is not None or cluster in (None, worker)
+            if not verifier.join(now, worker, cluster=cluster, is_known=is_known):
                 return False
         joined[worker] = None
         return True
