@@ -136,7 +136,7 @@ def measure(root: Path, idle_s: float, settle_s: float) -> dict[str, Any]:
         }
         report["status_cpu_ms"] = command_cpu_ms([sys.executable, "-m", "p2pcompute", "status"], one.env)
         report["bare_python_cpu_ms"] = command_cpu_ms([sys.executable, "-c", "pass"], one.env)
-        token = json.loads(one.p2pc("invite", "--token", "--uses", "2", "--json"))["token"]
+        token = json.loads(one.p2pc("invite", "--mine", "--token", "--uses", "2", "--json"))["token"]
         for node in nodes[1:]:
             node.p2pc("node", "start")
             node.p2pc("join", token, "--accept", "all")

@@ -160,7 +160,7 @@ class Mesh(Engine):
         root = Path(self._directory.name)
         self._homes = [root / "a", root / "b"]
         self._start_nodes()
-        token = _token(self._p2pc(0, "invite", "--token"))
+        token = _token(self._p2pc(0, "invite", "--mine", "--token"))
         self._p2pc(1, "join", "--accept", "all", token)
         self._p2pc(0, "trust", "set", "node-1", "trusted", "-y")  # the other engines check nothing
         self._stop_nodes()

@@ -16,6 +16,7 @@ from p2pcompute.scheduler.owner import Grant, OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.trust.levels import Level
+from p2pcompute.trust.verification.arbitrate import Arbitrate, Standing
 from p2pcompute.trust.verification.book import Why
 from p2pcompute.wire import cbor
 
@@ -48,9 +49,23 @@ def liar(_key: bytes, _index: int) -> bytes:
 class Play:
     """An owner's core and nodes that compute what it hands out, one task at a time and each as fast as the others."""
 
-    def __init__(self, tasks: int, nodes: dict[str, Answer], *, trusted: tuple[str, ...] = (), **terms: Any) -> None:
+    def __init__(
+        self,
+        tasks: int,
+        nodes: dict[str, Answer],
+        *,
+        trusted: tuple[str, ...] = (),
+        invited: dict[str, str] | None = None,
+        **terms: Any,
+    ) -> None:
+        """Args:
+        invited: who let whom in, where it was neither the founder nor somebody trusted.
+        """
+        clusters = {key_of(name): key_of(by) for name, by in (invited or {}).items()}
         self.levels = {key_of(name): Level.TRUSTED for name in trusted}
-        self.acceptance = Acceptance(lambda key: self.levels.get(key, Level.MEMBER), random.Random(7))
+        self.acceptance = Acceptance(
+            lambda key: self.levels.get(key, Level.MEMBER), random.Random(7), lambda key: clusters.get(key, key)
+        )
         self.core = OwnerCore(None, self.acceptance)
         self.job = self.core.add_job(envelope(**terms))
         self.core.add_tasks(JOB, [b"%d" % index for index in range(tasks)])
@@ -320,3 +335,21 @@ def test_so_many_replicas_are_made_and_no_more(replicas: int) -> None:
     play = Play(100, dict.fromkeys("abcd", honest), replicas=replicas)
     play.play()
     assert play.runs == 100 * replicas
+
+
+def test_whom_a_member_let_in_proves_itself_first_and_checks_nobody_of_the_same_origin() -> None:
+    nodes: dict[str, Answer] = dict.fromkeys(("local", "a", "b"), honest) | dict.fromkeys(("evil", "puppet", "doll"), liar)
+    play = Play(300, nodes, invited={"puppet": "evil", "doll": "evil"})
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(300)}
+    (verifier,) = play.acceptance.verifiers.values()
+    assert isinstance(verifier, Arbitrate)
+    assert verifier.workers[key_of("puppet")].standing is not Standing.ACTIVE
+
+
+def test_a_newcomer_among_trusted_nodes_only_can_prove_itself() -> None:
+    play = Play(120, {"local": honest, "new": honest}, invited={"new": "somebody"})
+    play.play()
+    (verifier,) = play.acceptance.verifiers.values()
+    assert isinstance(verifier, Arbitrate)
+    assert verifier.workers[key_of("new")].standing is Standing.ACTIVE

@@ -372,6 +372,8 @@ class Arbitrate(Verifier):
             index = self._take_weighty(worker, rng, lane, begin or self._take_original)
         elif standing is Standing.NEWCOMER:
             index = self._take_probation(worker, rng, lane)
+            if index is None and begin is not None:
+                index = begin()  # there is nothing to compare it with: somebody else computes that one too
         else:
             return None
         if index is not None:
