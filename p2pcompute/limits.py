@@ -404,6 +404,8 @@ KEYED_SOURCES_MAX: Final = 256
 """Addresses that still use a former network key, and are answered under it; the one heard longest ago is forgotten."""
 LEVELS_MAX: Final = 1024
 """Installations that were trusted or blocked here; a further one is refused until another is a plain member again."""
+OWN_MACHINES_TOLD_MAX: Final = 256
+"""Computers of one owner that they tell each other."""
 REASON_CHARS_MAX: Final = 200
 """Why somebody was blocked or removed."""
 TRUST_FILE_BYTES_MAX: Final = 4 * MIB

@@ -406,7 +406,8 @@ class Joining:
 
     def _trust(self, key: bytes, name: str) -> None:
         """Trust the other side of an invitation that says that both computers are of one owner."""
-        note = LevelNote(level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=self._host.clock.wall())
+        wall = self._host.clock.wall()
+        note = LevelNote(level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=wall, is_mine=True)
         self._credentials.levels.set(key, note)
 
 

@@ -18,6 +18,7 @@ from p2pcompute.node.facade import TrustView
 from p2pcompute.node.log_exchange import LogExchange
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
+from p2pcompute.node.own_machines import OwnMachines
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.transport.channels import Channel, Channels
@@ -69,6 +70,7 @@ class Members:
         self._told_removed = ""
         """What a peer said that did not take us for a member any more."""
         self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard)
+        self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
         scheduler.may_submit = self._may_submit
         scheduler.may_work = self._may_work
         scheduler.introduce = self.exchange.introduce
@@ -105,6 +107,7 @@ class Members:
         self._told_removed = ""
         self._mind_invited()
         self.exchange.channel_opened(channel)
+        self._own_machines.channel_opened(channel)
         self._mind_key()
         self._tell_program(channel, self._levels.notes)  # those set since it has read them
 
@@ -326,14 +329,26 @@ class Members:
         Raises:
             UsageError, IdentityError: as `Levels.set`; nothing was changed.
         """
-        name = self._network.name_of(key)
-        self._levels.set(
-            key, LevelNote(level=level, name=name, reason=clean_reason(reason), set_at=self._host.clock.wall())
+        known = self._levels.notes.get(key)
+        note = LevelNote(
+            level=level,
+            name=self._network.name_of(key),
+            reason=clean_reason(reason),
+            set_at=self._host.clock.wall(),
+            is_mine=known is not None and known.is_mine,
         )
+        self._levels.set(key, note)
         self._apply()
         for channel in self._channels.all():
             self._tell_program(channel, [key])
         return self._view(key)
+
+    def _own_machines_changed(self) -> None:
+        """More are trusted: they may keep and check what they could not."""
+        self._apply()
+        for channel in self._channels.all():
+            self._tell_program(channel, self._levels.notes)
+        self._scheduler.wake()
 
     def _tell_program(self, channel: Channel, keys: Iterable[bytes]) -> None:
         """Let a program of this machine go by the same levels as its node."""

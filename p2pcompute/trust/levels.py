@@ -48,6 +48,8 @@ class LevelNote:
     reason: str = ""
     set_at: float = 0.0
     """Unix seconds."""
+    is_mine: bool = False
+    """It was said to be a computer of this one's owner; whatever its level is now."""
 
 
 class Levels:
@@ -97,7 +99,7 @@ class Levels:
         if node_id == self._own:
             raise UsageError("this is this computer itself", "it always trusts itself", None, code="self")
         changed = {key: known for key, known in self._notes.items() if key != node_id}
-        if note.level is not Level.MEMBER or note.reason:
+        if note.level is not Level.MEMBER or note.reason or note.is_mine:
             changed[node_id] = note
         if len(changed) > LEVELS_MAX:
             raise UsageError(
@@ -116,7 +118,9 @@ def save_levels(directory: Path, notes: Mapping[bytes, LevelNote]) -> None:
     Raises:
         IdentityError: they cannot be written; the old ones stay.
     """
-    rows = [[key, str(note.level), note.name, note.reason, int(note.set_at)] for key, note in notes.items()]
+    rows = [
+        [key, str(note.level), note.name, note.reason, int(note.set_at), note.is_mine] for key, note in notes.items()
+    ]
     replace_private(directory / LEVELS_FILE, cbor.encode({"format": _FORMAT, "levels": rows}), unique="levels")
 
 
@@ -146,13 +150,16 @@ def load_levels(directory: Path) -> dict[bytes, LevelNote]:
 
 def _note_of(row: Any) -> tuple[bytes, LevelNote]:
     match row:
-        case [bytes(key), str(level), str(name), str(reason), int(set_at)] if len(key) == PUBLIC_KEY_BYTES:
+        case [bytes(key), str(level), str(name), str(reason), int(set_at), bool(is_mine)] if (
+            len(key) == PUBLIC_KEY_BYTES
+        ):
             if level in set(Level):
                 note = LevelNote(
                     level=Level(level),
                     name=name[:NODE_NAME_CHARS_MAX],
                     reason=reason[:REASON_CHARS_MAX],
                     set_at=float(set_at),
+                    is_mine=is_mine,
                 )
                 return key, note
     raise RemoteProtocolError("a level that cannot be read")

@@ -55,6 +55,28 @@ def test_a_computer_of_mine_is_trusted_by_both(mesh: Mesh) -> None:
     assert mine["bob"] == mine["ada"] == ["submit", "work", "invite", "admin"]
 
 
+def test_all_computers_of_mine_trust_each_other(mesh: Mesh) -> None:
+    """Each was invited by one of them only, also by one that came later; what is said of one here counts more."""
+    ada, bob, eve, kim = (mesh.add(name).start() for name in ("ada", "bob", "eve", "kim"))
+    for inviter, joiner in ((ada, bob), (ada, eve), (eve, kim)):
+        _, code = invite(inviter, "--mine")
+        joiner.p2pc("join", code, "--accept", "all").check()
+    mesh.meet([ada, bob, eve, kim])
+    for one in (ada, bob, eve, kim):
+        until(lambda one=one: sorted(levels(one).values()) == ["self", *["trusted"] * 3], 20, f"{one.name} trusts all")  # type: ignore[misc]
+    assert "a computer of this owner, as" in bob.p2pc("trust", "show", "kim").check().out
+    bob.p2pc("trust", "set", "kim", "member").check()
+    for daemon in (bob, ada):
+        daemon.restart()
+    mesh.meet([ada, bob, eve, kim])
+    _, code = invite(ada)
+    zoe = mesh.add("zoe").start()
+    zoe.p2pc("join", code, "--accept", "all").check()
+    mesh.meet([ada, bob, eve, kim, zoe])
+    assert levels(bob) == {"bob": "self", "ada": "trusted", "eve": "trusted", "kim": "member", "zoe": "member"}
+    assert set(levels(zoe).values()) == {"self", "member"}
+
+
 def test_a_worker_has_its_role_only(mesh: Mesh) -> None:
     ada, bob = mesh.add("ada").start(), mesh.add("bob").start()
     made = ada.p2pc("invite", "--token", "--role", "worker").check()
