@@ -838,6 +838,15 @@ class OwnerService:
         if self._journal is not None:
             self._facts.append((job_id, kind, body))
 
+    def with_files(self) -> list[bytes]:
+        """Return the jobs that have something to give, and whose tasks need files."""
+        jobs = self.core.jobs
+        return [
+            job_id
+            for job_id in self.core.order
+            if jobs[job_id].ready_count > 0 and job_id in self.books and self.books[job_id].kept
+        ]
+
     # --- journal ----------------------------------------------------------------------------------
 
     async def committed(self) -> None:

@@ -49,7 +49,7 @@ from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
 from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.policies import Element, Policy
 from p2pcompute.scheduler.receipt_service import ReceiptService
-from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief
+from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief, holders_first
 from p2pcompute.scheduler.terms import STALE, JobEnvelope, open_job
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
@@ -446,6 +446,8 @@ class Scheduler:
                 waiting = self._serve_preferred(now, waiting)
             if self.policy is not None:
                 waiting = self._in_order(self.policy, waiting)
+            if len(waiting) > 1 and (jobs := self.owner.with_files()):
+                waiting = holders_first(waiting, jobs, self._knows_job)
             self._feed_local(now)
             self._serve(now, waiting)
         self._mind_rest(now)

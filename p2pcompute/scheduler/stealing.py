@@ -6,6 +6,7 @@ polling follows from "new work leaves in one message" (docs/decisions.md).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -63,6 +64,19 @@ class Fit(Protocol):
 
     async def fits_here(self) -> bool:
         """Measure, and return whether this node fits."""
+
+
+def holders_first(
+    waiting: Sequence[Thief], jobs: Collection[bytes], held: Mapping[bytes, Collection[bytes]]
+) -> list[Thief]:
+    """Return the thieves, those before the others that should have the inputs of these jobs already: when there is less
+    work than thieves, it goes where its data are.
+
+    Args:
+        jobs: those that have files and something to give.
+        held: thief → jobs that it was given tasks of.
+    """
+    return sorted(waiting, key=lambda thief: not any(job in held.get(thief.key, ()) for job in jobs))
 
 
 class Parking:

@@ -17,7 +17,7 @@ from p2pcompute.limits import PRIORITY_MAX
 from p2pcompute.scheduler.fairness import SUBMITTERS_KEPT_MAX, USAGE_TAU_S, FairOrder, Standing, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore
-from p2pcompute.scheduler.stealing import Thief
+from p2pcompute.scheduler.stealing import Thief, holders_first
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 
 CRYPTO = RealCrypto()
@@ -258,3 +258,11 @@ def test_a_priority_beyond_the_limits_is_refused() -> None:
     for priority in (PRIORITY_MAX + 1, -PRIORITY_MAX - 1):
         with pytest.raises(RemoteProtocolError):
             open_job(CRYPTO, seal_job(identity, JobTerms(priority=priority), b"", b"n" * 16), wall=0.0)
+
+
+def test_work_goes_where_its_files_are_when_there_is_less_of_it_than_thieves() -> None:
+    waiting = [thief(name) for name in "abcd"]
+    mine, other = {b"with files": None}, {b"other": None}
+    held = {waiting[1].key: mine, waiting[2].key: other, waiting[3].key: mine}
+    ordered = holders_first(waiting, [b"with files"], held)
+    assert [one.installation for one in ordered] == [b"b", b"d", b"a", b"c"], "in turn among equals"
