@@ -188,7 +188,8 @@ def test_removal_beats_every_standing_way_in_but_no_new_invitation() -> None:
             with pytest.raises(TrustError) as refusal:
                 credentials.let_in(channel, by_key, "bad", ())
             assert refusal.value.code == REMOVED
-            invite = credentials.invites.create(founder.host.clock.now())
+            known = frozenset(entry.id for entry in credentials.roster.removed().values())
+            invite = credentials.invites.create(founder.host.clock.now(), removals=known)
             assert len(credentials.let_in(channel, Grant(roles=MEMBER_ROLES, invite=invite), "bad", ())) == 4
             assert key(bad) in credentials.roster
 
