@@ -310,8 +310,8 @@ class Node:
     async def stop(self, *, drain: bool = True) -> None:
         """Leave gracefully: hand back what has not started, finish what runs (for `grace_s`), say goodbye.
 
-        Without `drain` running tasks are ended at once; they go on elsewhere from what they have saved.  May be called again while
-        a drain lasts.  What the host stands on (store, sockets) is closed by who made it.
+        Without `drain` running tasks are ended at once; they go on elsewhere from what they have saved.  May be called
+        again while a drain lasts.  What the host stands on (store, sockets) is closed by who made it.
         """
         self._is_draining = True
         if self.comfort is not None:
