@@ -671,8 +671,8 @@ RUN_BATCH_MAX: Final = 256
 RECALL_S: Final = 4 * RUN_BATCH_S
 """Of a batch that takes so much longer than it should, what has not started is taken back from the worker process."""
 KILL_GRACE_S: Final = 1.5
-"""From SIGTERM to SIGKILL of a task's process group: time to save its state, and short enough that a machine whose owner
-says so is free within 2 s."""
+"""From SIGTERM to SIGKILL of a task's process group: time to save its state, and short enough that a machine whose
+owner says so is free within 2 s."""
 TAIL_S: Final = 3.0
 """Wait for what a running task has printed so far."""
 RUNNER_SAVED_PAUSE_S: Final = 0.05
@@ -783,7 +783,7 @@ API_CONNECTIONS_MAX: Final = 128
 STOP_GRACE_S: Final = 60.0
 """A draining node waits this long for its running tasks, then stops them; they run again elsewhere or later."""
 GRACE_S_MAX: Final = 50.0
-"""Most that a machine's owner may give running tasks when the node stops; then they are ended, and told to their owners."""
+"""Most that a machine's owner may give running tasks when the node stops; then they are ended, their owners told."""
 LOG_BYTES_MAX: Final = 4 * MIB
 LOG_FILES_MAX: Final = 4
 """The node's log and its predecessors."""

@@ -336,7 +336,7 @@ def _node_options(command: _Decorated) -> _Decorated:
             ),
             click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
             click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
-            click.option("--until", metavar="DURATION|TIME", help="Leave by then: finish or hand back what runs, stop."),
+            click.option("--until", metavar="DURATION|TIME", help="Be gone by then: finish or hand back what runs."),
         )
     ):
         command = option(command)

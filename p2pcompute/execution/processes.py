@@ -362,9 +362,9 @@ class ProcessRunner:
             return
         why = "" if self.allows_network else "its owner lets tasks of others reach no network (node.network)"
         try:
-            why = why or ("" if sandbox.find_pasta() else "")
+            sandbox.find_pasta()
         except sandbox.NoSandbox as error:
-            why = f"it has no network for sandboxes: {error}"
+            why = why or f"it has no network for sandboxes: {error}"
         if why:
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error=f"this node cannot give the task a network: {why}"))
 
