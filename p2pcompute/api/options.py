@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from p2pcompute.config import parse_duration, parse_size
 from p2pcompute.errors import BadValue, UsageError
-from p2pcompute.limits import REPLICAS_MAX
+from p2pcompute.limits import PRIORITY_MAX, REPLICAS_MAX
 
 if TYPE_CHECKING:
     from p2pcompute.resources.matching import Needs
@@ -30,6 +30,8 @@ class TaskOptions:
     retries: int = 0
     """Extra attempts after the function has raised or run out of time.  A node or process that is lost does not
     count: its tasks run again in any case."""
+    priority: int = 0
+    """Among your own jobs: higher ones go first, from -1000 to 1000."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the task."""
     cpus: float = 1.0
@@ -66,6 +68,8 @@ class TaskOptions:
         """
         if type(self.retries) is not int or not 0 <= self.retries < 1 << 16:
             raise _bad("retries", self.retries, "a count from 0")
+        if type(self.priority) is not int or abs(self.priority) > PRIORITY_MAX:
+            raise _bad("priority", self.priority, f"a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}")
         if not all(isinstance(text, str) for pair in self.env.items() for text in pair):
             raise _bad("env", self.env, "names and values that are text")
         if (mem := self.mem_bytes) is not None and mem <= 0:
@@ -105,8 +109,11 @@ class TaskOptions:
 
     @property
     def demands(self) -> dict[str, Any]:
-        """Whose results are believed: the terms of a job that say so, where they are not the usual ones."""
+        """How urgent it is and whose results are believed: the terms of a job that say so, where they are not the usual
+        ones."""
         terms: dict[str, Any] = {}
+        if self.priority:
+            terms["priority"] = self.priority
         if self.trust != "member":
             terms["trust"] = self.trust
         if self.verify != "arbitrate":
