@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from p2pcompute.errors import P2pcError, RemoteError, UsageError
+from p2pcompute.errors import P2pcError, RemoteError, TrustError, UsageError
 from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
 from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
 from p2pcompute.host.tasks import TaskScope
@@ -496,7 +496,28 @@ class Node:
         if not terms.custodians and not terms.local_only and self._journal is not None:
             terms = replace(terms, custodians=self._custodians())
         terms = replace(terms, group=self.credentials.group.group_id)
+        self._check_believable(terms)
         return await self.scheduler.owner.submit(terms, encode_spec(spec), client_note)
+
+    def _check_believable(self, terms: JobTerms) -> None:
+        """Refuse a job of whose results none could ever be believed.
+
+        Raises:
+            TrustError: it may run on one node only, which is not trusted.
+        """
+        if len(terms.on) != 1 or terms.verify == "none" or terms.replicas == 1:
+            return
+        (key,) = terms.on
+        installation = self.credentials.installation_of(key) or key
+        if key == self._identity.public_key or self.credentials.levels.level_of(installation) is Level.TRUSTED:
+            return
+        name = self.name_of(key)
+        raise TrustError(
+            f"{name} is not trusted, and no other node may check its results",
+            "a result of a member is accepted when another one, or a trusted node, finds the same",
+            f"p2pc trust set {name} trusted, or believe it this time: --verify none, or name more nodes",
+            code="unchecked",
+        )
 
     def _custodians(self) -> tuple[bytes, ...]:
         """Choose who keeps a new job too: installations of the group that are connected, may submit and keep things."""

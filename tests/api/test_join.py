@@ -134,7 +134,7 @@ def test_calls_run_on_the_node(start_daemon: Callable[..., Daemon], monkeypatch:
 def test_calls_run_on_all_members(start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: only the node of this machine works for the executor."""
     first, second = start_daemon("alpha", 1), start_daemon("beta", 1)
-    token = max(first.p2pc("invite", "--token").split(), key=len)
+    token = max(first.p2pc("invite", "--mine", "--token").split(), key=len)
     second.p2pc("join", "--accept", "all", token)
     monkeypatch.setenv("P2PC_HOME", str(first.home))
     monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
@@ -156,7 +156,7 @@ def test_values_go_from_node_to_node(start_daemon: Callable[..., Daemon], monkey
     """Broken: calls that wait for others, and calls that tasks return, work on this machine only, or do not survive the
     loss of a node in the middle."""
     first, second = start_daemon("alpha", 1), start_daemon("beta", 1)
-    token = max(first.p2pc("invite", "--token").split(), key=len)
+    token = max(first.p2pc("invite", "--mine", "--token").split(), key=len)
     second.p2pc("join", "--accept", "all", token)
     monkeypatch.setenv("P2PC_HOME", str(first.home))
     monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")

@@ -89,3 +89,10 @@ def test_only_trusted_nodes_compute_what_asks_for_them(mesh: list[Daemon]) -> No
     nova = mesh[0]
     nova.p2pc("run", "--trust", "trusted", "--range", "1..20", "echo", "{}").check()
     assert {task["node"] for task in nova.tasks()} == {"nova"}
+
+
+def test_a_job_whose_results_nobody_could_check_is_refused(mesh: list[Daemon]) -> None:
+    nova = mesh[0]
+    refused = nova.p2pc("run", "--on", "ada", "echo", "{}", ":::", "1").check(6)
+    assert "p2pc trust set ada trusted" in refused.err
+    nova.p2pc("run", "--on", "ada", "--verify", "none", "echo", "{}", ":::", "1").check()
