@@ -17,10 +17,12 @@ Source: RFC 5356 (Dreibholz & Tüxen 2008), sections 4 and 5; delay-penalised Le
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    import random
 
 FORGOTTEN_MAX: Final = 4096
 DELAY_PENALTY: Final = 0.1
