@@ -384,7 +384,7 @@ LOG_ENTRIES_MAX: Final = 2048
 many were removed is made anew."""
 LOG_FOUNDER_ENTRIES: Final = 256
 """Of them the last ones are for the founder: an administrator that fills the log can still be removed."""
-LOG_BYTES_MAX: Final = 3 * MIB
+GROUP_LOG_BYTES_MAX: Final = 3 * MIB
 LOG_ENTRY_BYTES_MAX: Final = 8 * KIB
 """One entry: under 400 bytes, the reason, 8 heads and up to LOG_ACCEPTS_MAX digests of 16 bytes."""
 LOG_ACCEPTS_MAX: Final = 256

@@ -32,7 +32,7 @@ MEMBER: Final = 75
 SYNC_BYTES_MAX: Final = 256 * 1024
 """Of entries, and of chains, in one answer."""
 SYNC_ROUNDS_MAX: Final = 32
-"""Questions to one peer: LOG_BYTES_MAX, a part at a time."""
+"""Questions to one peer: GROUP_LOG_BYTES_MAX, a part at a time."""
 SYNC_S: Final = 10.0
 _ID_BYTES: Final = 8
 _MARK_BYTES: Final = 16

@@ -16,7 +16,7 @@ What counts is the same for everybody who holds the same entries, whatever came 
   good (`accepts`), all others are void, and with them what they led to.
 - Of several rotations that do not know each other all keys are accepted, and all members use the same one.
 
-Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, LOG_BYTES_MAX bytes; further ones are refused.
+Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, GROUP_LOG_BYTES_MAX bytes; further ones are refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
 from p2pcompute.limits import (
     ADMIT_CHAIN_MAX,
     ADMIT_SKEW_S_MAX,
+    GROUP_LOG_BYTES_MAX,
     LOG_ACCEPTS_MAX,
-    LOG_BYTES_MAX,
     LOG_ENTRIES_MAX,
     LOG_ENTRY_BYTES_MAX,
     LOG_FOUNDER_ENTRIES,
@@ -162,7 +162,7 @@ class GroupLog:
             return Added.EARLIER_MISSING
         size = len(entry.raw) + sum(map(len, entry.chain))
         places = LOG_ENTRIES_MAX if entry.by_founder else LOG_ENTRIES_MAX - LOG_FOUNDER_ENTRIES
-        if len(self._entries) >= places or self.bytes_count + size > LOG_BYTES_MAX:
+        if len(self._entries) >= places or self.bytes_count + size > GROUP_LOG_BYTES_MAX:
             self.refused_count += 1
             return Added.FULL
         self.bytes_count += size
@@ -307,7 +307,7 @@ class GroupLog:
             assert all(earlier in seen for earlier in entry.after), "an entry before one that it names"
             seen.add(entry.id)
         assert seen == self._bit.keys() == self._known.keys()
-        assert len(self._entries) <= LOG_ENTRIES_MAX and self.bytes_count <= LOG_BYTES_MAX
+        assert len(self._entries) <= LOG_ENTRIES_MAX and self.bytes_count <= GROUP_LOG_BYTES_MAX
 
 
 def _left(step: Admission, limits: Iterable[LogEntry]) -> tuple[str, ...]:
