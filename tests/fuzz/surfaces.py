@@ -182,7 +182,7 @@ def _of_joiners() -> Iterator[Surface]:
 
 def _of_the_network_key() -> Iterator[Surface]:
     contacts = (Contact(KEY, HERE), Contact(KEY[::-1], Address("2001:db8::7", 1)))
-    bodies = [
+    bodies: list[dht.Message] = [
         dht.Ping(), dht.Pong(HERE, "ada", 7), dht.Find(KEY[:20]), dht.Nodes("ada", contacts, bytes(8), 3),
         dht.Get(KEY[:20], 5), dht.Values(bytes(8), 9, 0, b"chunk"), dht.Put(KEY[:20], bytes(8), 0, 1, b"part"),
         dht.Ack(dht.AckStatus.OK, 1, bytes(8)), dht.Bye(), dht.Register(KEY[:20], bytes(8), 600, 5),
