@@ -301,3 +301,22 @@ def test_each_pasted_suggestion_makes_it_runnable(needs: Needs, seed: int) -> No
                 rest = suggestion.edits[:left_out] + suggestion.edits[left_out + 1 :]
                 fewer = compile_needs(apply(needs, rest))
                 assert not all(fewer.fits(nodes[name].view) for name in suggestion.nodes)
+
+
+def test_packages_and_images() -> None:
+    """Nobody wrote these requirements, so it is said what they come from and how a node could meet them."""
+    wheels = Needs(has_packages=True, platforms=("linux/x86_64", "macos/aarch64"))
+    with_uv = known(os="linux", arch="x86_64", has=("uv",))
+    arm = known(os="linux", arch="aarch64", has=("uv",))
+    report = explain(
+        wheels, [Machine("a", with_uv), Machine("b", arm), Machine("c", known(os="macos", arch="aarch64", has=()))]
+    )
+    assert [(account.verdict, [one.what for one in account.findings]) for account in report.accounts] == [
+        ("now", []),
+        ("never", ["its packages have no wheels for linux/aarch64"]),
+        ("never", ["needs has=uv; not installed there (install p2pcompute[uv] there)"]),
+    ]
+    image = Needs(runtime="container")
+    report = explain(image, [Machine("a", known(has=("docker",))), Machine("b", known(has=()))])
+    assert [account.verdict for account in report.accounts] == ["now", "never"]
+    assert report.accounts[1].findings[0].what == "has no container engine (install podman there)"
