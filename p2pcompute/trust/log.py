@@ -16,7 +16,7 @@ What counts is the same for everybody who holds the same entries, whatever came 
   good (`accepts`), all others are void, and with them what they led to.
 - Of several rotations that do not know each other all keys are accepted, and all members use the same one.
 
-Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, GROUP_LOG_BYTES_MAX bytes; further ones are refused.
+Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, GROUP_LOG_BYTES_MAX; further ones are refused.
 """
 
 from __future__ import annotations
