@@ -106,15 +106,15 @@ def test_what_does_not_end_in_time_is_handed_back(mesh: Mesh, how: str) -> None:
     """SIGTERM, or the agreed time: short tasks end here, long ones elsewhere, none is lost, none has failed."""
     ada, bob = mesh.start("ada", "bob", slots=2)
     bob.stop()
-    bob.env["P2PC_NODE__GRACE"] = "4s"
-    leaves = datetime.now().astimezone() + timedelta(seconds=20)
+    bob.env["P2PC_NODE__GRACE"] = "2s"
+    leaves = datetime.now().astimezone() + timedelta(seconds=16)
     if how == "until":
         bob.env["P2PC_NODE__UNTIL"] = leaves.isoformat()
     bob.start()
     ada.wait_ups(["bob"])
     ada.p2pc("pause").check()
     text = "sleep {} & wait; echo $P2PC_NODE"
-    command = ada.begin("run", "--retries", "0", text, ":::", "0.1", "3", "7.3", "7.4", "0.2")
+    command = ada.begin("run", "--retries", "0", text, ":::", "0.1", "1", "5.3", "5.4", "0.2")
     ada.wait_done(0, 20)
     until(lambda: len([task for task in ada.tasks() if task["node"] == "bob"]) >= 2, 30, "it works")
     assert bob.process is not None
