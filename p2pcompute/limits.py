@@ -397,7 +397,7 @@ ROSTER_SHARED_MAX: Final = 64
 """In groups of up to so many all members know all others; in larger ones each knows those that it has met, because
 every one would send some 700 bytes about every other."""
 KEYS_FORMER_MAX: Final = 16
-"""Network keys from before that are still accepted, so that members that were away find back; each removal makes one."""
+"""Network keys from before that are still accepted, so that who was away finds back; each removal makes one."""
 KEY_GRACE_S: Final = 14 * 86400.0
 """How long a former network key is accepted: twice the life of an admission."""
 KEYED_SOURCES_MAX: Final = 256
