@@ -555,7 +555,7 @@ class ProcessRunner:
                         run_id, group = parse_started(body)
                         if run_id != next(iter(slot.pending), None):
                             raise RemoteProtocolError("a run that is not its turn has started")
-                        if is_command_of(group, worker.pid):
+                        if worker.is_dead or is_command_of(group, worker.pid):  # its children are nobody's then
                             worker.groups[group] = None
                     case messages.TAIL:
                         worker.peeked(*parse_tail(body))

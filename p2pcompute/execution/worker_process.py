@@ -90,6 +90,8 @@ class WorkerProcess:
         """It was told to end because of a kill or a time limit: what it runs next is not to blame."""
         self.was_cut_off = False
         """It was killed because it closed its socket or said what cannot be."""
+        self.is_dead = False
+        """It has ended, and its last words are being read."""
         self.ooms_before = 0
         self.ooms_counted_at = float("-inf")
         self.is_ready = False
@@ -341,6 +343,7 @@ class WorkerProcess:
         if not self._is_alive:
             return
         self.is_usable = False
+        self.is_dead = True
         self._kill_groups()  # what is left; it is not reaped yet, so the group is still its own
         for _ in range(1 << 12):  # at most one socket buffer
             try:
@@ -371,18 +374,17 @@ class WorkerProcess:
 
 
 def is_command_of(group: int, worker_pid: int) -> bool:
-    """True when `group` is a session of its own whose leader is a child of the worker process, or gone."""
+    """True when `group` is a session of its own whose leader is a child of the worker process."""
     try:
         if os.getsid(group) != group:
             return False
         with open(f"/proc/{group}/stat", "rb") as file:
             stat = file.read()
     except ProcessLookupError:
-        return True  # what it has started is left
+        return False
     except OSError:
         return sys.platform == "darwin"
-    state, parent, _ = stat[stat.rfind(b")") + 2 :].split(b" ", 2)
-    return state in b"ZX" or parent == str(worker_pid).encode()
+    return stat[stat.rfind(b")") + 2 :].split(b" ", 3)[1] == str(worker_pid).encode()
 
 
 def group_exists(group: int) -> bool:
