@@ -439,10 +439,10 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         raise UsageError("-n 0 gives a function nothing to call it with")
     if kind != "function":
         _check_words(command)
-    if kind == "container":
-        _check_image(command[0])
     elif flags["pipe"]:
         raise UsageError("--pipe is for commands", "a function reads no standard input", "-a FILE gives it the lines")
+    if kind == "container":
+        _check_image(command[0])
     files = Files(send=flags["send"], fetch=flags["fetch"], share=flags["share"])
     for path in files.share:
         file_line(path, "--share")
