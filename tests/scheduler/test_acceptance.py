@@ -338,7 +338,9 @@ def test_so_many_replicas_are_made_and_no_more(replicas: int) -> None:
 
 
 def test_whom_a_member_let_in_proves_itself_first_and_checks_nobody_of_the_same_origin() -> None:
-    nodes: dict[str, Answer] = dict.fromkeys(("local", "a", "b"), honest) | dict.fromkeys(("evil", "puppet", "doll"), liar)
+    nodes: dict[str, Answer] = dict.fromkeys(("local", "a", "b"), honest) | dict.fromkeys(
+        ("evil", "puppet", "doll"), liar
+    )
     play = Play(300, nodes, invited={"puppet": "evil", "doll": "evil"})
     play.play()
     assert play.delivered == {index: right(index) for index in range(300)}
