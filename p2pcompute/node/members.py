@@ -76,7 +76,7 @@ class Members:
         scheduler.introduce = self.exchange.introduce
         channels.on_refused = self._on_refused
         channels.on_message(LEVEL, self._on_level)
-        self._apply()
+        self._look()
 
     def group_changed(self) -> None:
         """Be told that this node is in another group now."""
@@ -217,13 +217,17 @@ class Members:
 
     def _apply(self) -> None:
         """Let what is refused now be refused everywhere."""
+        self._look()
+        self._channels.cut(self.is_refused)
+        self._scheduler.drop_refused()
+
+    def _look(self) -> None:
+        """See who is refused, and hear of them no more."""
         self._scheduler.owner.core.group = self._credentials.group.group_id
         self._is_out = self._own in self._credentials.roster.removed()
         self._removed = self._credentials.roster.removed()
         blocked = [key for key in self._levels.notes if self._levels.is_blocked(key)]
         self._network.peers.refuse([*blocked, *self._removed])
-        self._channels.cut(self.is_refused)
-        self._scheduler.drop_refused()
 
     # --- administration ---------------------------------------------------------------------------
 
