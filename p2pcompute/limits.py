@@ -101,8 +101,8 @@ DHT_K: Final = 20
 DHT_ALPHA: Final = 5
 """Peers that a lookup waits for at once, each within its soft timeout."""
 DHT_GET_ALPHA: Final = 4
-"""The same of a get: with 30 % dead contacts and 5 % loss 7.5 requests instead of 8.5, in 1.8 median round trips instead
-of 1.6; with 10 % dead 6.3 instead of 7.6, in 1.3 either way."""
+"""The same of a get: with 30 % dead contacts and 5 % loss 7.5 requests instead of 8.5, in 1.8 median round trips
+instead of 1.6; with 10 % dead 6.3 instead of 7.6, in 1.3 either way."""
 DHT_PUT_ALPHA: Final = 20
 """The same of a put, when the next one is so near that it is to keep the record: it is asked in any case."""
 DHT_PUT_K: Final = 16
@@ -205,8 +205,8 @@ group's key and forges addresses takes a quarter of a core, and what contacts as
 DHT_UNASKED_BURST: Final = 6.0
 DHT_UNASKED_PER_S: Final = 0.2
 """Datagrams to a source of addresses that has never answered: one request with all its resends, then one in 5 s,
-whoever names that address, and how often.  So a node brings 8 datagrams in 10 s upon a victim, each shorter than 500 bytes,
-besides the answers to requests from a forged source, which are no longer than three times these."""
+whoever names that address, and how often.  So a node brings 8 datagrams in 10 s upon a victim, each shorter than
+500 bytes, besides the answers to requests from a forged source, which are no longer than three times these."""
 DHT_ANSWERED_MAX: Final = 4096
 """Sources that are known to have answered, and sources that have not; the longest ago is forgotten."""
 DHT_SENT_MAX: Final = 512

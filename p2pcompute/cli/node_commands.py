@@ -408,9 +408,7 @@ def node(
 
 @node.command(cls=Command)
 @_node_options
-def start(
-    name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None
-) -> int:
+def start(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None) -> int:
     """Start the node in the background."""
     return _start(_settings(name, peer, discover, cpus, until))
 

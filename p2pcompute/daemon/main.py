@@ -231,9 +231,7 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
                 leave_at = settings.node.leaves_at
                 if leave_at is not None:
                     leave_at -= settings.node.grace_s + LEAVE_SLACK_S
-                await _serve(
-                    node, listening, paths, options, requests, keep_s=settings.store.keep_s, leave_at=leave_at
-                )
+                await _serve(node, listening, paths, options, requests, keep_s=settings.store.keep_s, leave_at=leave_at)
             finally:
                 await close_host()
         finally:

@@ -86,7 +86,7 @@ class Message(IntEnum):
 
     TAIL = 47
     """request, owner → holder: [job, index, attempt, offset of stdout, of stderr] → [] when it does not run, else
-    [where the bytes of stdout begin, bytes, the same of stderr]: what it has printed so far, the last 64 KiB of each."""
+    [where the bytes of stdout begin, bytes, the same of stderr]: what it has printed, the last 64 KiB of each."""
 
     RECEIPT = 48
     """owner → worker: [receipt envelope]: how much CPU time it has given so far."""

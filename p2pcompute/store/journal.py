@@ -13,7 +13,7 @@ outbox      owner key (32) ‖ job id ‖ index (8) ‖ attempt (4) `OutboxEntry
 saved       job id ‖ index (8)                                what a task has saved, opaque here
 outputs     job id ‖ index (8) ‖ digest (32)                  what a member claims of a task that is not accepted
 evidence    installation (32)                                 what is known of its results
-receipts    side (1) ‖ installation (32)                      a receipt of it (given), or the sum that it was told (taken)
+receipts    side (1) ‖ installation (32)                      a receipt of it (given), or the sum it was told (taken)
 meta        name                                              any CBOR value
 deleting    job id                                            nothing: its rows are being removed
 ==========  ================================================  ===================================

@@ -274,4 +274,3 @@ def check_psk(data: bytes, where: str) -> bytes:
 
 def _no_first_message() -> RemoteProtocolError:
     return RemoteProtocolError("this way of joining has no first message")
-

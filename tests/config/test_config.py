@@ -319,7 +319,9 @@ def test_what_was_set_is_what_holds(key: str, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.toml"
         write_setting(path, key, text)
-        everything = Paths(config_file=path, system_configs=(), base=path, data=path, store=path, state=path, socket=path)
+        everything = Paths(
+            config_file=path, system_configs=(), base=path, data=path, store=path, state=path, socket=path
+        )
         assert load(everything).get(key) == value
 
 

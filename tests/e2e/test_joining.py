@@ -33,7 +33,11 @@ def test_a_second_node_works_soon_after_join(mesh: Mesh, record_property: Callab
     ada, bob = mesh.add("ada"), mesh.add("bob")
     ada.start()
     token = ada.p2pc("invite", "--token").check().out.strip()
-    alias = ada.p2pc("run", "--verify", "none", "--detach", "sleep 0.2; echo {}", ":::", *map(str, range(400))).check().out.strip()
+    alias = (
+        ada.p2pc("run", "--verify", "none", "--detach", "sleep 0.2; echo {}", ":::", *map(str, range(400)))
+        .check()
+        .out.strip()
+    )
     bob.start()
     began = time.monotonic()
     joined = bob.p2pc("join", token, "--accept", "all").check()
