@@ -2,8 +2,8 @@
 
 The words of GNU parallel with their meaning: ``:::`` words, ``::::`` files, ``:::+`` and ``::::+`` linked to the source
 before, ``-a`` files, standard input, ``--pipe``, ``-0``, ``--colsep``, ``--header``, ``-n``, ``--link``; and
-``--range`` and ``--from-json``.  Several sources give their cross product, of which the first varies slowest and is never held
-in memory; standard input is, when it is another than the first or is wrapped around by ``--link``.
+``--range`` and ``--from-json``.  Several sources give their cross product, of which the first varies slowest and is
+never held in memory; standard input is, when it is another than the first or is wrapped around by ``--link``.
 
 Source: GNU parallel 20221122, man page, sections "Input sources" and "OPTIONS".
 """
