@@ -14,6 +14,7 @@ from p2pcompute.dht.service import Dht
 from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
 from p2pcompute.host.tasks import TaskScope
+from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
     CONTACTS_SAVED_MAX,
     DHT_K,
@@ -300,6 +301,12 @@ class Network:
     def _receive(self, body: bytes, source: Address) -> None:
         if self.dht is not None:
             self.dht.receive(body, source)
+
+    async def locate(self, key: bytes) -> list[Address]:
+        """Ask the group where a member is; empty when nobody knows."""
+        if self.dht is None:
+            return []
+        return [contact.address for contact in await self.dht.find(dht_id(key)) if contact.key == key]
 
     async def stop(self) -> None:
         """Say goodbye, withdraw the announcement, close everything."""

@@ -213,6 +213,7 @@ class Node:
             cluster_of=self.credentials.cluster_of,
         )
         self.scheduler.owner.is_data = is_data
+        self.scheduler.worker.locate = self.network.locate
         self.placement.trusts = lambda who: self.credentials.levels.level_of(who) is Level.TRUSTED
         self.scheduler.policy = options.policy
         self.comfort: Comfort | None = None

@@ -10,9 +10,11 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, TypeGuard
 
 from p2pcompute.errors import (
+    ChannelLost,
     LocalProtocolError,
     P2pcError,
     ProtocolError,
@@ -69,6 +71,8 @@ PACE_LOOK_S = 1.0
 """How often a worker that waits to send results looks whether it still should."""
 RECONNECT_S_MIN = 0.5
 RECONNECT_S_MAX = 30.0
+LOCATE_S = 60.0
+"""Between two questions to the group where an owner is that cannot be reached: it may have moved, or be off."""
 """Pause between attempts to reach an owner: doubled up to this, with jitter."""
 OUTBOX_KEEP_S = 7 * 86400.0
 """Results whose owner has not been reached for so long are given up."""
@@ -133,6 +137,8 @@ class OwnerLink:
     pace_s: float = 0.0
     """Least time between two messages with results while more are to come: an owner of very many workers wants that."""
     sent_at: float = 0.0
+    located_at: float = -inf
+    """When the group was asked last where the owner is."""
     heartbeat_due: float = 0.0
     is_beating: bool = False
     moves: list[_Move] = field(default_factory=list)
@@ -195,6 +201,8 @@ class WorkerService:
         self._is_checked_local = is_checked_local
         self._addresses_of = addresses_of
         self._rng = host.rng.stream("scheduler.backoff")
+        self.locate: Callable[[bytes], Awaitable[Sequence[Address]]] | None = None
+        """Asks the group where a node is now: in a large one this node knows few of the others."""
         self.saver = Saver(host, scope, self._tell_saved)
         self.save_local: Callable[[bytes, int, Saved], None] = lambda _job, _index, _saved: None
         """Takes what tasks of our own jobs have saved."""
@@ -792,7 +800,19 @@ class WorkerService:
         channel = self._channels.get(link.key)
         if channel is not None:
             return channel
-        return await self._channels.connect(link.key, [*link.addresses, *self._addresses_of(link.key)])
+        try:
+            return await self._channels.connect(link.key, [*link.addresses, *self._addresses_of(link.key)])
+        except ChannelLost:
+            now = self._host.clock.now()
+            if self.locate is None or now < link.located_at + LOCATE_S:
+                raise
+            link.located_at = now
+            found = await self.locate(link.key)
+            if not found:
+                raise
+            channel = await self._channels.connect(link.key, found)
+            link.addresses = list(found)
+            return channel
 
     async def keep_all(self) -> None:
         """Write all results to disk that their owners have not taken, and that this node ends on purpose."""

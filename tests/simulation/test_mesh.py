@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from p2pcompute.errors import ChannelLost
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
@@ -240,4 +242,34 @@ def test_a_worker_whose_claims_are_not_its_results_does_not_hold_the_job_up() ->
             assert owner.running.scheduler.counters.benched_count >= 1
 
         simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_results_find_an_owner_of_whom_nothing_is_known() -> None:
+    """In a large group a node that comes back knows a few of the others: it asks the group where its owner is."""
+    with Simulation(6) as simulation:
+        mesh = Mesh(simulation, 40, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(60)
+            for number, owner in itertools.product((7, 23), mesh.members[30:34]):
+                worker = mesh.members[number].running.scheduler.worker
+                key = owner.identity.public_key
+                worker._addresses_of = lambda _key: ()
+                link = worker.link(key)
+                link.addresses.clear()
+                if channel := mesh.members[number].running.channels.get(key):
+                    channel.abort("the test")
+                assert (await worker._reach(link)).peer.key == key and link.addresses
+            stranger = worker.link(b"\1" * 32)
+            with pytest.raises(ChannelLost):
+                await worker._reach(stranger)
+            asked_at = stranger.located_at
+            await asyncio.sleep(1)
+            with pytest.raises(ChannelLost):
+                await worker._reach(stranger)
+            assert stranger.located_at == asked_at, "not asked again at once"
+
+        simulation.run(main(), time_s_max=1000)
         mesh.check_errors()
