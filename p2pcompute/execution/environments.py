@@ -511,11 +511,12 @@ def _confinement(bubblewrap: str, path: Path, cache: Path, user: int | None) -> 
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
             words += ["--cap-add", capability]
     made: dict[str, None] = {}
+    words += ["--bind", str(path / "tmp"), "/tmp"]  # before what is seen: this interpreter may be below it
     words += sandbox.seen(made)
     for name in _NETWORK_FILES:
         if os.path.exists(f"/etc/{name}"):
             words += ["--ro-bind", os.path.realpath(f"/etc/{name}"), f"/etc/{name}"]
-    words += ["--proc", "/proc", "--bind", str(path / "tmp"), "/tmp"]
+    words += ["--proc", "/proc"]
     for place in (*_local_indexes(), uv):
         words += [*sandbox.places([os.path.dirname(place)], made), "--ro-bind", place, place]
     words += ["--bind", str(path), box_places.ENVIRONMENT, "--bind", str(cache), _FETCHED_PLACE, "--chdir", "/"]
