@@ -80,9 +80,11 @@ class Caller:
             group_id=self._group.group_id,
             run=crypto.random_bytes(RUN_BYTES),
             reach=Reach(self._host.net.local_addresses()),
+            is_contact=lambda _key, _address: False,
             on_request=lambda _: None,  # it is not there to be found
             on_reply=lambda _: None,
             on_timeout=lambda *_: None,
+            on_rtt=lambda _key, _rtt_s: None,
         )
 
     def _receive(self, body: bytes, source: Address) -> None:

@@ -114,7 +114,8 @@ def test_what_does_not_end_in_time_is_handed_back(mesh: Mesh, how: str) -> None:
     ada.wait_ups(["bob"])
     ada.p2pc("pause").check()
     text = "sleep {} & wait; echo $P2PC_NODE"
-    command = ada.begin("run", "--retries", "0", text, ":::", "0.1", "1", "5.3", "5.4", "0.2")
+    long = ("5.3", "5.4") if how == "sigterm" else ("16.3", "16.4")  # they run when it goes
+    command = ada.begin("run", "--retries", "0", text, ":::", "0.1", "1", *long, "0.2")
     ada.wait_done(0, 20)
     until(lambda: len([task for task in ada.tasks() if task["node"] == "bob"]) >= 2, 30, "it works")
     assert bob.process is not None

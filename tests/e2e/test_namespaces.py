@@ -28,7 +28,7 @@ def test_two_machines(mesh: Mesh, machines: tuple[str, str]) -> None:
     for daemon in (ada, bob):
         daemon.start()
         assert {host for host, _port in daemon.sockets()} <= {"127.0.0.1", "::1"}, "alone: loopback only"
-    token = ada.p2pc("invite", "--token").check().out.strip()
+    token = ada.p2pc("invite", "--mine", "--token").check().out.strip()
     bob.p2pc("join", token, "--accept", "all").check()
     mesh.meet([ada, bob])
     for daemon, address in ((ada, LAN[0]), (bob, LAN[1])):

@@ -178,7 +178,7 @@ def outcomes_are_mixed_up(patch: Patch) -> None:
 
 @_mutant("rest", PLAIN, seeds=3)
 def kept_results_stay_on_disk(patch: Patch) -> None:
-    async def forget(_self: WorkerService, _owner: bytes, _batch: Any) -> None:
+    async def forget(_self: WorkerService) -> None:
         return
 
     patch.setattr(WorkerService, "_forget", forget)
