@@ -59,6 +59,7 @@ from p2pcompute.trust.verification.book import (
     Revoked,
     Verifier,
     Why,
+    Withdrawn,
     Worker,
     votes,
 )
@@ -174,6 +175,11 @@ class Acceptance:
         checked = job.checked
         return 0 if checked is None else len(checked.held) + len(checked.arbitrations) + len(checked.rechecks)
 
+    def waiting_count(self, job: OwnedJob) -> int:
+        """Return how many tasks are held, and computed by nobody now."""
+        checked = job.checked
+        return 0 if checked is None else max(0, len(checked.held) - len(checked.leases))
+
     def has_extra(self, job: OwnedJob) -> bool:
         """Whether anything might be given out beside what is ready."""
         checked = job.checked
@@ -286,9 +292,11 @@ class Acceptance:
     def _join(self, now: float, rule: Rule, worker: Worker) -> bool:
         """Let a member take part under a rule; False: not now."""
         joined = self._joined.setdefault(rule, {})
-        if worker in joined:
-            return True
         verifier = self.verifiers.get(rule)
+        if worker in joined:
+            if isinstance(verifier, Arbitrate):  # who vouches for it was perhaps not known when it was remembered
+                verifier.workers[worker].cluster = self._cluster_of(worker)
+            return True
         if verifier is None:
             if len(self.verifiers) >= VERIFY_RULES_MAX:
                 return False
@@ -661,6 +669,12 @@ class Acceptance:
                     checked.rechecks[index] = None
                 case AskTrusted():
                     self._disputed(checked, index)
+                case Withdrawn():
+                    checked.asked.pop(index, None)
+                    checked.arbitrations.pop(index, None)
+                    if index in checked.rechecks and not checked.verifier.tasks[effect.index].claims:
+                        self._revoked(checked, index, "nobody vouches for it any more")
+                    self._free(checked, index)
                 case Nondeterministic():
                     checked.job.tell(self._now, index, "two trusted nodes found different results")
                     checked.job.nondeterministic += 1
@@ -861,7 +875,9 @@ class Acceptance:
             believed = {
                 worker: claim
                 for worker, claim in by_worker.items()
-                if not self.record(worker).banned and self._join(self._now, rule, worker)
+                if not self.record(worker).banned
+                and self._join(self._now, rule, worker)
+                and self.verifiers[rule].is_heard(worker)
             }
             is_done = state is TaskState.DONE and index in job.accepted_digests
             if not believed or not (is_done or state is TaskState.OPEN):

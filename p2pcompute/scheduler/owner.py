@@ -714,9 +714,13 @@ class OwnerCore:
         return job.fit is None or job.fit.may_have(thief.key, thief.installation)
 
     def demands(self) -> list[tuple[Fit | None, int]]:
-        """Return, of each job with tasks that are ready or take too long, what it asks of nodes (None: nothing) and how
-        many tasks those are."""
-        counts = {job_id: max(0, self.jobs[job_id].ready_count) for job_id in self.order}
+        """Return, of each job with tasks that are ready, take too long or wait for checks, what it asks of nodes (None:
+        nothing) and how many tasks those are."""
+        counts = {
+            job_id: max(0, job.ready_count) + self.acceptance.waiting_count(job)
+            for job_id in self.order
+            for job in (self.jobs[job_id],)
+        }
         for job_id, stragglers in self._overdue.items():
             counts[job_id] = counts.get(job_id, 0) + len(stragglers)
         return [(self.jobs[job_id].fit, count) for job_id, count in counts.items() if count and job_id in self.jobs]

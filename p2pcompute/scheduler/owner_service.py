@@ -963,5 +963,9 @@ class OwnerService:
         """Return how a task ended at its present generation."""
         if self._journal is None:
             return None
-        generation = self.book(job_id).job.ledger.generation(index)
-        return await self._journal.result(job_id, index, generation)
+        ledger = self.book(job_id).job.ledger
+        record = await self._journal.result(job_id, index, ledger.generation(index))
+        if record is None and ledger.state(index) is not TaskState.OPEN and not self._is_closed:
+            await self.committed()  # it has ended in this moment
+            record = await self._journal.result(job_id, index, ledger.generation(index))
+        return record

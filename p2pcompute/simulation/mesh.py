@@ -30,6 +30,7 @@ from p2pcompute.simulation.runner import RunnerModel, simulated_value
 from p2pcompute.simulation.storage import SYNC_S
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, admit, found_group
 from p2pcompute.trust.levels import Level, Levels
+from p2pcompute.trust.log_file import MemoryLogs
 
 LAN = "lan"
 PORT = 7878
@@ -43,6 +44,8 @@ class Member:
     host: SimHost
     identity: Identity
     group: Group
+    logs: MemoryLogs = field(default_factory=MemoryLogs)
+    """The log and the roster of the group, as they are on disk."""
     node: Node | None = None
     errors: list[str] = field(default_factory=list)
     """Exceptions that left a background task of the node: bugs."""
@@ -148,6 +151,7 @@ class Mesh:
             keep_group=member.keep_group,
             on_error=lambda name, error: member.errors.append(f"{name}: {error!r}"),
             levels=Levels(member.identity.installation, default=self.level),
+            logs=member.logs,
         )
         await member.host.call(node.start())
         member.node = node

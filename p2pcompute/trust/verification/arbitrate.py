@@ -47,6 +47,7 @@ from p2pcompute.trust.verification.book import (
     Task,
     Verifier,
     Why,
+    Withdrawn,
     Worker,
     votes,
 )
@@ -343,6 +344,9 @@ class Arbitrate(Verifier):
     def is_banned(self, worker: Worker) -> bool:
         return self.workers[worker].standing is Standing.BANNED
 
+    def is_heard(self, worker: Worker) -> bool:
+        return self.workers[worker].standing not in (Standing.SUSPECT, Standing.BANNED)
+
     # --- who computes what ------------------------------------------------------------------------
 
     def level(self, index: int) -> int | None:
@@ -440,7 +444,7 @@ class Arbitrate(Verifier):
         is_copy = task.lent.pop(worker, None)
         if is_copy is not None:
             self._release(worker, task)
-        if record.standing is Standing.BANNED:
+        if record.standing is Standing.BANNED or (record.standing is Standing.SUSPECT and task.accepted is None):
             self._put_back(index)
             return self.take_effects()
         if index >= self._window_end or (index < self._window_begins[0] and task.is_final):
@@ -645,9 +649,16 @@ class Arbitrate(Verifier):
             return
         if record.odds >= 1.0 or record.standing is Standing.NEWCOMER:
             record.standing = Standing.SUSPECT
+        is_suspect = record.standing is Standing.SUSPECT
+        kept = []
         for index in record.claimed:
             self._discredit(index, worker)
-            self._doubt(index)
+            if is_suspect and self.tasks[index].accepted is None:
+                self._erase(index, worker)  # or each of them would be one more conflict for a trusted node
+            else:
+                self._doubt(index)
+                kept.append(index)
+        record.claimed = kept
 
     def _doubt(self, index: int) -> None:
         """Somebody who claims this task is believed less than before."""
@@ -669,20 +680,27 @@ class Arbitrate(Verifier):
             task = self.tasks[index]
             if task.is_final:
                 continue
-            digest = task.claims.pop(worker)
-            if worker in task.blind:
-                task.blind = tuple(other for other in task.blind if other != worker)
-            standings = [self.workers[other].standing for other in task.claims]
-            if len(standings) - standings.count(Standing.NEWCOMER) == 1:
-                for other in tuple(task.credited):  # nobody else confirmed that one
-                    self._discredit(index, other)
-            if task.accepted == digest and not self._is_enough(index):
-                self._unaccept(index)
-                self._effects.append(Revoked(index))
-            if task.is_disputed and not self.has_arbiter:
-                task.is_disputed = len(votes(task.claims)) > 1
-            self._put_back(index)
+            self._erase(index, worker)
         record.claimed.clear()
+
+    def _erase(self, index: int, worker: Worker) -> None:
+        """Drop a worker's claim about a task that is not final, and what rests on it."""
+        task = self.tasks[index]
+        digest = task.claims.pop(worker)
+        if worker in task.blind:
+            task.blind = tuple(other for other in task.blind if other != worker)
+        standings = [self.workers[other].standing for other in task.claims]
+        if len(standings) - standings.count(Standing.NEWCOMER) == 1:
+            for other in tuple(task.credited):  # nobody else confirmed that one
+                self._discredit(index, other)
+        if task.is_disputed:
+            task.is_disputed = task.trusted is not None or len(votes(task.claims)) > 1
+        if task.accepted == digest and not self._is_enough(index):
+            self._unaccept(index)
+            self._effects.append(Revoked(index))
+        elif task.accepted is None and not task.is_disputed:
+            self._effects.append(Withdrawn(index))
+        self._put_back(index)
 
     # --- checks -----------------------------------------------------------------------------------
 

@@ -79,6 +79,13 @@ class AskTrusted:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Claims about this task are void and those that are left, if any, agree: no trusted node is wanted any more."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Nondeterministic:
     """Two runs by trusted nodes differ: nobody is to blame, and the task cannot be checked by comparing."""
 
@@ -93,7 +100,7 @@ class Banned:
     why: Why
 
 
-Effect = Accepted | Revoked | Recheck | AskTrusted | Nondeterministic | Banned
+Effect = Accepted | Revoked | Recheck | AskTrusted | Withdrawn | Nondeterministic | Banned
 
 
 class Task:
@@ -238,6 +245,10 @@ class Verifier(ABC):
     @abstractmethod
     def is_banned(self, worker: Worker) -> bool:
         """Whether this worker gets no more work."""
+
+    def is_heard(self, worker: Worker) -> bool:
+        """Whether what this worker says now is worth knowing."""
+        return not self.is_banned(worker)
 
     @abstractmethod
     def take(
