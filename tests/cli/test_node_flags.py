@@ -10,7 +10,9 @@ from p2pcompute.errors import UsageError
 
 def test_a_peer_is_an_address_or_a_domain() -> None:
     """If it broke: a domain given on the command line is refused, or looked up as a host."""
-    given = _settings(None, ("nova:7878", "mesh.example.org", "[2001:db8::1]:1", "Other.example.org."), None, None, None)
+    given = _settings(
+        None, ("nova:7878", "mesh.example.org", "[2001:db8::1]:1", "Other.example.org."), None, None, None
+    )
     assert given == {
         "node.peers": "nova:7878,[2001:db8::1]:1",
         "node.seeds": "mesh.example.org,Other.example.org.",
