@@ -875,9 +875,7 @@ class Acceptance:
             believed = {
                 worker: claim
                 for worker, claim in by_worker.items()
-                if not self.record(worker).banned
-                and self._join(self._now, rule, worker)
-                and self.verifiers[rule].is_heard(worker)
+                if not self.record(worker).banned and self._join(self._now, rule, worker)
             }
             is_done = state is TaskState.DONE and index in job.accepted_digests
             if not believed or not (is_done or state is TaskState.OPEN):

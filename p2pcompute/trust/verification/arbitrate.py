@@ -344,9 +344,6 @@ class Arbitrate(Verifier):
     def is_banned(self, worker: Worker) -> bool:
         return self.workers[worker].standing is Standing.BANNED
 
-    def is_heard(self, worker: Worker) -> bool:
-        return self.workers[worker].standing not in (Standing.SUSPECT, Standing.BANNED)
-
     # --- who computes what ------------------------------------------------------------------------
 
     def level(self, index: int) -> int | None:
@@ -444,7 +441,7 @@ class Arbitrate(Verifier):
         is_copy = task.lent.pop(worker, None)
         if is_copy is not None:
             self._release(worker, task)
-        if record.standing is Standing.BANNED or (record.standing is Standing.SUSPECT and task.accepted is None):
+        if record.standing is Standing.BANNED:
             self._put_back(index)
             return self.take_effects()
         if index >= self._window_end or (index < self._window_begins[0] and task.is_final):
@@ -649,16 +646,9 @@ class Arbitrate(Verifier):
             return
         if record.odds >= 1.0 or record.standing is Standing.NEWCOMER:
             record.standing = Standing.SUSPECT
-        is_suspect = record.standing is Standing.SUSPECT
-        kept = []
         for index in record.claimed:
             self._discredit(index, worker)
-            if is_suspect and self.tasks[index].accepted is None:
-                self._erase(index, worker)  # or each of them would be one more conflict for a trusted node
-            else:
-                self._doubt(index)
-                kept.append(index)
-        record.claimed = kept
+            self._doubt(index)
 
     def _doubt(self, index: int) -> None:
         """Somebody who claims this task is believed less than before."""
@@ -693,12 +683,12 @@ class Arbitrate(Verifier):
         if len(standings) - standings.count(Standing.NEWCOMER) == 1:
             for other in tuple(task.credited):  # nobody else confirmed that one
                 self._discredit(index, other)
-        if task.is_disputed:
-            task.is_disputed = task.trusted is not None or len(votes(task.claims)) > 1
+        was_disputed = task.is_disputed
+        task.is_disputed = was_disputed and (task.trusted is not None or len(votes(task.claims)) > 1)
         if task.accepted == digest and not self._is_enough(index):
             self._unaccept(index)
             self._effects.append(Revoked(index))
-        elif task.accepted is None and not task.is_disputed:
+        elif was_disputed and not task.is_disputed:  # or all that a liar ever said would wait for a trusted node
             self._effects.append(Withdrawn(index))
         self._put_back(index)
 

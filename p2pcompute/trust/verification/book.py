@@ -246,10 +246,6 @@ class Verifier(ABC):
     def is_banned(self, worker: Worker) -> bool:
         """Whether this worker gets no more work."""
 
-    def is_heard(self, worker: Worker) -> bool:
-        """Whether what this worker says now is worth knowing."""
-        return not self.is_banned(worker)
-
     @abstractmethod
     def take(
         self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None
