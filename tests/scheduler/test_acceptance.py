@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytest
@@ -268,6 +269,47 @@ def test_who_answers_one_lease_differently_is_banned() -> None:
     assert play.banned() == {"a"}
     assert play.ask(key_of("a")) is None
     assert play.job.ready_count == 2, "somebody else does it"
+
+
+def test_what_somebody_banned_had_said_waits_for_no_trusted_node() -> None:
+    """A liar is known after one conflict; all others with it would take one trusted node hours."""
+    nodes: dict[str, Answer] = {"evil": liar} | dict.fromkeys("abcdefgh", honest)
+    play = Play(400, nodes)
+    play.acceptance._arbiter_at = inf  # one is there, and never comes to it
+    for _ in range(40):
+        play.turn()
+    checked = play.job.checked
+    assert checked is not None
+    assert len(checked.arbitrations) > 5
+    play.acceptance._ban(key_of("evil"), Why.EQUIVOCATION)
+    play.collect()
+    assert not checked.arbitrations and not checked.asked
+    assert play.core.demands()[0][1] > 0
+
+
+def test_what_waits_for_checks_is_offered_to_nodes() -> None:
+    """All is begun, and some have to be computed once more: nodes of a large group do not ask of their own accord."""
+    play = Play(4, {"a": honest, "b": honest})
+    while play.job.ready_count:
+        grant = play.ask(key_of("a"))
+        assert grant is not None
+        for task in grant.tasks:
+            play.answer(key_of("a"), task.index, task.generation, task.attempt)
+        play.collect()
+    assert play.core.demands() == [(None, 4)]
+
+
+def test_who_was_not_known_when_the_owner_came_back_checks_others_when_it_is() -> None:
+    """What nobody knows the origin of is taken to have one; if that stayed, nobody could check anybody."""
+    play = Play(4, {"a": honest, "b": honest})
+    known = play.acceptance._cluster_of
+    play.acceptance._cluster_of = lambda _installation: b"founder"
+    play.ask(key_of("a"))
+    play.acceptance._cluster_of = known
+    play.ask(key_of("a"))
+    (verifier,) = play.acceptance.verifiers.values()
+    assert isinstance(verifier, Arbitrate)
+    assert verifier.workers[key_of("a")].cluster == key_of("a")
 
 
 def test_copies_look_like_originals() -> None:

@@ -30,6 +30,7 @@ from p2pcompute.trust.verification.book import (
     Revoked,
     Verifier,
     Why,
+    Withdrawn,
 )
 
 RIGHT, WRONG = b"right", b"wrong"
@@ -173,6 +174,16 @@ def test_two_answers_of_one_worker_to_one_task_ban_it() -> None:
     give(verifier, b"a", 0)
     assert verifier.claim(2.0, b"a", 0, RIGHT) == []
     assert verifier.claim(2.0, b"a", 0, WRONG) == [Banned(b"a", Why.EQUIVOCATION)]
+
+
+def test_a_conflict_with_somebody_banned_waits_for_no_trusted_node() -> None:
+    """Or all that a liar ever said would wait for trusted nodes, which are few."""
+    verifier = arbitrate(tasks=1)
+    give(verifier, b"a", 0, WRONG)
+    assert give(verifier, b"b", 0) == [AskTrusted(0)]
+    assert verifier.equivocated(b"a") == [Banned(b"a", Why.EQUIVOCATION), Withdrawn(0)]
+    assert verifier.take(3.0, b"c", RNG) == 0, "members go on"
+    verifier.check_invariants()
 
 
 def test_when_two_trusted_runs_differ_nobody_is_to_blame() -> None:

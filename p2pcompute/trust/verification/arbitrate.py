@@ -707,6 +707,8 @@ class Arbitrate(Verifier):
                 raise InvariantViolation(f"task {index} rests on somebody who is banned")
             if task.accepted is not None and not task.is_disputed and len(votes(task.claims)) != 1:
                 raise InvariantViolation(f"task {index} is accepted without agreement")
+            if task.is_disputed and task.trusted is None and len(votes(task.claims)) < 2:
+                raise InvariantViolation(f"task {index} is disputed by nobody")
             if task.is_copied and not task.lent:
                 raise InvariantViolation(f"task {index} is computed by nobody")
             is_open = index < self._window_end and task.accepted is None and self.keeps_originals
