@@ -439,6 +439,8 @@ class Desk:
         async def question(node: Node) -> ExplanationView:
             if not job.job_id:
                 raise UsageError("this job has not begun", "no task of it was submitted", "submit one", code="no-job")
+            if job.job_id not in node.scheduler.owner.books:
+                raise UsageError("this job is over", "a program's node forgets its jobs then", code="job-over")
             return await node.explain(job.job_id)
 
         return explanation_of(self.ask(question))

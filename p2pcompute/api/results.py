@@ -292,6 +292,12 @@ def _csv_content(out: IO[bytes], content: Content) -> None:
 # --- the writer --------------------------------------------------------------------------------------------------
 
 
+def _is_joblog(path: Path) -> bool:
+    """True for what a run may write over: a joblog, or nothing."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"", b"Seq\t")
+
+
 def check_target(target: ResultsTarget) -> None:
     """Check that results can be written there.  Nothing is created.
 
@@ -312,6 +318,13 @@ def check_target(target: ResultsTarget) -> None:
             f"{target.file} already holds results",
             "they would be overwritten",
             "add --resume to carry on, or name another file",
+            code="results-exist",
+        )
+    if target.joblog is not None and target.joblog.is_file() and not _is_joblog(target.joblog):
+        raise UsageError(
+            f"{target.joblog} is no joblog",
+            "it would be overwritten",
+            "name another file: --joblog FILE",
             code="results-exist",
         )
     for path, is_directory in ((target.dir, True), (target.file, False), (target.joblog, False)):

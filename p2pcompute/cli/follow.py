@@ -507,6 +507,16 @@ def failures_hint(job: Mapping[str, Any]) -> str:
     return f"{count_text(failed)} failed: p2pc logs {job.get('alias')} --failed" if failed else ""
 
 
+def disputes_hint(job: Mapping[str, Any]) -> str:
+    """Return what disputed results may mean; empty when there are none."""
+    if not job.get("disputed"):
+        return ""
+    return (
+        "disputed: results of members differed from others, and who is contradicted loses its members' credit here; "
+        "does the output depend on the node, the time or chance?  Then: --verify none, or --trust trusted"
+    )
+
+
 def job_exit_code(job: Mapping[str, Any], *, failed_before: int = 0, style: str = "p2pc") -> int:
     """Return the exit code for a job that is over.
 

@@ -1071,7 +1071,7 @@ class _Run:
         return self._finish(outcome.job, outcome.exit_code)
 
     def _finish(self, job: Mapping[str, Any] | None, signal_code: int | None) -> int:
-        from p2pcompute.cli.follow import failures_hint, job_exit_code, report_results, where_results
+        from p2pcompute.cli.follow import disputes_hint, failures_hint, job_exit_code, report_results, where_results
         from p2pcompute.cli.progress import summary_text
 
         if job is None:
@@ -1086,6 +1086,8 @@ class _Run:
                 say(line, level=1)
             say(hint, level=1)
         _say_kept(tally)
+        if hint := disputes_hint(job):
+            say(hint, level=1)
         say(summary_text(job, elapsed_s, done_before=tally.done_before, where=where_results(job)))
         if not report_results(job) and code == 0:
             code = 1

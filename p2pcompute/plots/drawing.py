@@ -60,9 +60,7 @@ def write_picture(line: Timeline, kind: Kind, path: Path) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written", error.strerror or str(error), "choose another file: -o"
-        ) from error
+        raise UsageError(f"{path} cannot be written", error.strerror or str(error), "name another file") from error
 
 
 def check_picture(path: Path) -> str:
@@ -75,6 +73,10 @@ def check_picture(path: Path) -> str:
     if suffix not in FORMATS:
         names = ", ".join(f".{name}" for name in FORMATS)
         raise UsageError(f"{path}: no such format", f"the suffix decides: {names}", f"{path.stem or 'job'}.html")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{path} cannot be written", f"there is no directory {path.parent}", "make it, or name another"
+        )
     if suffix not in ("csv", "json") and find_spec("matplotlib") is None:
         raise _no_matplotlib()
     return suffix
@@ -101,8 +103,10 @@ def draw(line: Timeline, kind: Kind) -> Figure:
     """Return the figure of a job.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        UsageError: there is no such picture, or matplotlib is not installed.
     """
+    if kind not in KINDS:
+        raise UsageError(f"there is no picture {kind!r}", f"there are {', '.join(KINDS)}")
     rows = sum(len(own) for own in lanes(line.attempts).values())
     gantt_inches = min(GANTT_INCHES_MAX, 1.2 + LANE_INCHES * rows)
     if kind == "report":

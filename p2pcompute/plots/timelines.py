@@ -161,7 +161,7 @@ def summary(line: Timeline) -> list[str]:
     if not line.attempts:
         return [f"No task of {line.title} has ended yet."]
     done = arrival(line.attempts)
-    said = [f"{done.values[-1]} of {line.total} tasks done, on {len(line.nodes)} nodes."]
+    said = [f"{done.values[-1]} of {line.total} tasks done, on {len(line.nodes)} node{'s' * (len(line.nodes) != 1)}."]
     marks = [(name, arrived_s(done, share)) for name, share in (("t50", 0.5), ("t90", 0.9), ("t100", 1.0))]
     said += [", ".join(f"{name} {moment:.3g} s" for name, moment in marks if moment is not None) + "."]
     t90, t100 = marks[1][1], marks[2][1]
