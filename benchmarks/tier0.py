@@ -262,7 +262,7 @@ class Real:
 
 
 def measure_real(root: Path, lone: Lone, *, nodes: int, tasks: int, task_s: float, gap_s: float, rest_s: float) -> Real:
-    daemons = make_group(root, nodes)
+    daemons = make_group(root, nodes, is_trusting=True)  # as simulated ones do
     with stopping(daemons):
         starts, joined = [], []
         for number, daemon in enumerate(daemons):
