@@ -59,7 +59,9 @@ def pool_tracker() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fonts() -> None:
     """For tests that draw: matplotlib is there, and the files of fonts that it uses and keeps open are open."""
-    figure = pytest.importorskip("matplotlib.figure").Figure()
+    figure = pytest.importorskip(
+        "matplotlib.figure", reason="runs with matplotlib, which dev.py test installs"
+    ).Figure()
     figure.text(0.5, 0.5, "·–Ω")
     figure.savefig(io.BytesIO())
 

@@ -14,7 +14,7 @@ from p2pcompute.errors import BadValue
 from p2pcompute.execution.environments import find_uv
 from tests.wheels import make_wheel
 
-pytestmark = pytest.mark.skipif(find_uv() is None, reason="there is no uv: pip install 'p2pcompute[uv]'")
+pytestmark = pytest.mark.skipif(find_uv() is None, reason="runs with uv, which dev.py test installs")
 
 PROGRAM = """# /// script
 # dependencies = ["p2pcompute", "tiny"]

@@ -226,7 +226,7 @@ def test_a_notebook_shows_names_and_errors_as_text(executor: MeshExecutor) -> No
 
 
 def test_a_table_for_pandas(executor: MeshExecutor) -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="runs with pandas, which dev.py test installs")
     frame = executor.start_map(int, ["7", "x"]).wait().to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame["state"]) == ["done", "failed"] and frame["value"][0] == 7 and "ValueError" in frame["error"][1]

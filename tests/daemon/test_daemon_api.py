@@ -206,7 +206,7 @@ async def test_trust_calls(daemon: Daemon) -> None:
     for path, body in (
         (f"/v1/trust/{item['id']}", {"level": "loved"}),
         (f"/v1/members/{item['id']}/roles", {"roles": ["king"]}),
-        ("/v1/trust/XXXX", {"level": "member"}),
+        ("/v1/trust/AAAA-AAAA", {"level": "member"}),
     ):
         with pytest.raises(UsageError):
             await post(path, body)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.execution import sandbox
 from p2pcompute.execution.environments import find_uv
-from p2pcompute.execution.sandbox_trial import try_sandbox
 from tests.e2e.mesh import Daemon, Mesh
+from tests.sandboxes import need_sandbox
 from tests.wheels import make_source, make_wheel
 
-pytestmark = pytest.mark.skipif(find_uv() is None, reason="there is no uv: pip install 'p2pcompute[uv]'")
+pytestmark = pytest.mark.skipif(find_uv() is None, reason="runs with uv, which dev.py test installs")
 
 SCRIPT = """# /// script
 # dependencies = ["tiny=={version}"]
@@ -34,10 +33,7 @@ BROKEN = "def build_wheel(*args, **kwargs):\n    raise SystemExit('there is no c
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[list[Daemon]]:
-    try:
-        try_sandbox()
-    except sandbox.NoSandbox as error:
-        pytest.skip(f"{error}; {error.fix}")
+    need_sandbox()
     path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
     path.chmod(0o755)
     wheels = path / "wheels"

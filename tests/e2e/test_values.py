@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.execution import sandbox
-from p2pcompute.execution.sandbox_trial import try_sandbox
 from tests.e2e.mesh import Daemon, Mesh
+from tests.sandboxes import need_sandbox
 
 FUNCTIONS = """
 class Point:
@@ -32,10 +31,7 @@ TRAP = Path("/tmp/p2pc-trap-of-a-test")
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[list[Daemon]]:
-    try:
-        try_sandbox()
-    except sandbox.NoSandbox as error:
-        pytest.skip(f"{error}; {error.fix}")
+    need_sandbox()
     path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
     path.chmod(0o755)
     mesh = Mesh(path)

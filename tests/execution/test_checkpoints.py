@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 import p2pcompute
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution import checkpoints, messages, sandbox
+from p2pcompute.execution import checkpoints, messages
 from p2pcompute.execution.checkpoints import pack_directory, unpack_directory
 from p2pcompute.execution.functions import load_value
 from p2pcompute.execution.results import parse_saved
-from p2pcompute.execution.sandbox_trial import try_sandbox
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from tests.execution.conftest import Rig, call, wait_for
+from tests.sandboxes import need_sandbox
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 ADA = b"a" * 32
@@ -68,10 +68,7 @@ def _by_value() -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["own", "sandboxed"])
 async def saving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Saving]:
     if request.param == "sandboxed":
-        try:
-            try_sandbox()
-        except sandbox.NoSandbox as error:
-            pytest.skip(f"{error}; {error.fix}")
+        need_sandbox()
     made = Saving(tmp_path_factory.mktemp("saving"))
     made.submitter = ADA if request.param == "sandboxed" else b""
     await made.runner.start()

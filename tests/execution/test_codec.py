@@ -184,7 +184,7 @@ def test_arrays() -> None:
 
 
 def test_frames() -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="runs with pandas, which dev.py test installs")
     frame = pandas.DataFrame(
         {"n": [1, 2], "x": [0.5, None], "text": ["a", None]}, index=pandas.Index(["p", "q"], name="key")
     )

@@ -22,12 +22,12 @@ from p2pcompute.execution.functions import load_value, ship
 from p2pcompute.execution.locking import AUTO, NONE, find_requirements, make_lock
 from p2pcompute.execution.locks import Lock, check_lock, read_pylock
 from p2pcompute.execution.processes import ProcessRunner
-from p2pcompute.execution.sandbox_trial import try_sandbox
 from p2pcompute.execution.sources import ship_source
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus, TaskRun
 from tests.execution.conftest import Rig, call, wait_for
+from tests.sandboxes import need_sandbox
 from tests.wheels import make_source, make_wheel
 
 ADA = b"a" * 32
@@ -38,7 +38,7 @@ build_sdist = build_wheel
 """
 PYTHON = (sys.version_info.major, sys.version_info.minor)
 
-pytestmark = pytest.mark.skipif(environments.find_uv() is None, reason="there is no uv: pip install 'p2pcompute[uv]'")
+pytestmark = pytest.mark.skipif(environments.find_uv() is None, reason="runs with uv, which dev.py test installs")
 
 
 @pytest.fixture
@@ -158,10 +158,7 @@ async def test_without_packages(outfitted: Outfitted, tmp_path: Path) -> None:
 
 async def test_in_a_sandbox(outfitted: Outfitted, tmp_path: Path) -> None:
     """Others get wheels, in environments that they cannot change and that are nobody else's."""
-    try:
-        try_sandbox()
-    except sandbox.NoSandbox as error:
-        pytest.skip(f"{error}; {error.fix}")
+    need_sandbox()
     rig, lock = outfitted, locked(tmp_path, "tiny==1.0")
     rig.submitter = ADA
     (outcome,) = await rig.run(await rig.with_packages(look, lock.text), call())

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from p2pcompute.execution import box_network, sandbox
-from p2pcompute.execution.sandbox_trial import try_sandbox
 from tests.e2e.test_hostile import ORDINARY, as_ordinary_user
+from tests.sandboxes import need_sandbox
 
 PUBLIC, LAN, METADATA, OWN = "93.184.215.14", "10.9.9.1", "169.254.169.254", "93.184.215.2"
 PORT = 8001
@@ -77,10 +77,10 @@ def spaces() -> Iterator[tuple[str, str]]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and iproute2, to make network namespaces")
     try:
-        try_sandbox()
         sandbox.find_pasta()
     except sandbox.NoSandbox as error:
-        pytest.skip(f"{error}; {error.fix}")
+        pytest.skip(f"runs where tasks can have a network: {error}; {error.fix or 'apt-get install passt'}")
+    need_sandbox()
     here, world = f"p2pc-h{os.getpid()}", f"p2pc-w{os.getpid()}"
     servers: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as undo:

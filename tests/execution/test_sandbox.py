@@ -26,11 +26,12 @@ from p2pcompute.execution.functions import load_exception, load_value
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.execution.results import parse_outputs
-from p2pcompute.execution.sandbox_trial import isolation, try_sandbox
+from p2pcompute.execution.sandbox_trial import isolation
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import OutcomeStatus, TaskRun
 from tests.execution.conftest import Rig, call, wait_for
+from tests.sandboxes import need_sandbox
 
 MIB = 1 << 20
 ADA, BOB = b"a" * 32, b"b" * 32
@@ -47,10 +48,7 @@ class Boxed(Rig):
 
 @pytest.fixture(scope="module", autouse=True)
 def _possible() -> None:
-    try:
-        try_sandbox()
-    except sandbox.NoSandbox as error:
-        pytest.skip(f"{error}; {error.fix}")
+    need_sandbox()
 
 
 def boxes() -> list[psutil.Process]:

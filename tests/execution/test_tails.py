@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution import messages, sandbox
+from p2pcompute.execution import messages
 from p2pcompute.execution.results import Tail, parse_tail
-from p2pcompute.execution.sandbox_trial import try_sandbox
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.runs import OutcomeStatus, TaskRun
 from tests.execution.conftest import Rig, call
+from tests.sandboxes import need_sandbox
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -41,10 +41,7 @@ def _by_value() -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["own", "sandboxed"])
 async def boxed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     if request.param == "sandboxed":
-        try:
-            try_sandbox()
-        except sandbox.NoSandbox as error:
-            pytest.skip(f"{error}; {error.fix}")
+        need_sandbox()
     made = Rig(tmp_path_factory.mktemp("tails"))
     await made.runner.start()
     batch = made.batch

@@ -13,13 +13,14 @@ import pytest_asyncio
 from p2pcompute.execution import sandbox
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
-from p2pcompute.execution.sandbox_trial import isolation, try_fence, try_sandbox
+from p2pcompute.execution.sandbox_trial import isolation, try_fence
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from tests.execution.conftest import Rig
 from tests.execution.test_sandbox import Boxed
+from tests.sandboxes import need_sandbox
 
 wasmtime = pytest.importorskip("wasmtime")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -105,10 +106,7 @@ FOREVER = module("(loop (br 0))")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def boxed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Boxed]:
-    try:
-        try_sandbox()
-    except sandbox.NoSandbox as error:
-        pytest.skip(f"{error}; {error.fix}")
+    need_sandbox()
     made = Boxed(tmp_path_factory.mktemp("boxed"))
     await made.runner.start()
     yield made
