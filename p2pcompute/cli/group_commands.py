@@ -233,7 +233,7 @@ def remove(node: str, reason: str, yes: bool, json_: bool) -> int:
 @yes_option
 @json_option
 def leave(forget_keys: bool, yes: bool, json_: bool) -> int:
-    """Give up membership of the group (to stop for now: p2pc node stop)."""
+    """Give up membership of the group.  A pause is another thing: p2pc pause, p2pc node stop."""
     paths = find_paths()
     if forget_keys:
         return _forget(yes=yes, json_=json_)

@@ -78,7 +78,7 @@ def hold(user: int) -> int:
             os.close(3)
             while True:
                 signal.pause()
-        except Exception as error:
+        except (OSError, Broken) as error:
             os.write(2, f"{error}\n".encode())
         finally:
             os._exit(1)
@@ -112,7 +112,7 @@ def connect(pasta: str, holder: int, user: int) -> None:
             _step_down(user)
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and pasta takes that for an error
             os.execv(pasta, words)
-        except Exception as error:
+        except (OSError, Broken) as error:
             os.write(2, f"{error}\n".encode())
         finally:
             os._exit(1)

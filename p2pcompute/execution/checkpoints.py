@@ -81,8 +81,8 @@ class Saving:
         if not self._has_state and self._cookie:
             try:
                 call, state = self._loads(self._cookie)
-            except Exception:
-                call, state = -1, None  # as if there were none
+            except Exception:  # unpickling runs the task's own code; what cannot be read is as if there were none
+                call, state = -1, None
             self._state, self._has_state = (state if call == self._call else None), True
         return self._state
 

@@ -350,7 +350,7 @@ class Acceptance:
 
     def _check(self, rule: Rule, job: OwnedJob) -> CheckedJob:
         """Begin the books about a job."""
-        job.checked = CheckedJob(job, self.verifiers[rule], self._next_lane)
+        job.checked = CheckedJob(job, rule, self.verifiers[rule], self._next_lane)
         self._next_lane += 1
         return job.checked
 
@@ -622,8 +622,7 @@ class Acceptance:
         if index in job.leases:
             self._owner.unlease(job, index)
             checked.held[index] = None
-        rule = Rule.of(job.envelope.terms)
-        assert rule is not None
+        rule = checked.rule
         task = checked.verifier.tasks[number]
         if task.is_final:
             if job.ledger.state(index) is TaskState.OPEN:  # it was reopened, and what it was decided for is not here
@@ -805,7 +804,7 @@ class Acceptance:
             self.held_bytes -= output.size
         number = checked.numbers.pop(index)
         if index in checked.check_of:
-            self._checks[Rule.of(job.envelope.terms)].pop(checked.check_of.pop(index), None)  # type: ignore[index]
+            self._checks[checked.rule].pop(checked.check_of.pop(index), None)
         for thief, lease in list(checked.leases.get(index, {}).items()):
             self.release(job, index, thief)
             checked.verifier.returned(self._now, lease.installation, number)
@@ -827,7 +826,7 @@ class Acceptance:
         for number in checked.numbers.values():
             self._forget_number(checked, number)
         for number in checked.check_of.values():
-            self._checks[Rule.of(job.envelope.terms)].pop(number, None)  # type: ignore[index]
+            self._checks[checked.rule].pop(number, None)
         for outputs in checked.outputs.values():
             self.held_bytes -= sum(output.size for output in outputs.values())
         for index, payload in checked.payloads.items():
@@ -838,9 +837,7 @@ class Acceptance:
         job.checked = None
 
     def _forget_number(self, checked: CheckedJob, number: int) -> None:
-        rule = Rule.of(checked.job.envelope.terms)
-        assert rule is not None
-        self._places[rule][number] = None
+        self._places[checked.rule][number] = None
         checked.verifier.drop(number)
 
     # --- earlier lives ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.limits import EVIDENCE_MAX
 from p2pcompute.scheduler.ledger import FactKind
 from p2pcompute.scheduler.terms import ERROR_PPB, JobTerms
-from p2pcompute.trust.verification import Method
+from p2pcompute.trust.verification import METHODS, Method
 from p2pcompute.trust.verification.book import Digest, Verifier
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Rule:
         """Return the rule that a job asks for; None: members are believed."""
         if terms.verify == "none":
             return None
-        method: Method = terms.verify or "arbitrate"  # type: ignore[assignment]
+        method = next(known for known in METHODS if known == (terms.verify or "arbitrate"))  # terms are checked
         return cls(method, ERROR_PPB if terms.error_ppb is None else terms.error_ppb, terms.replicas)
 
 
@@ -102,10 +102,11 @@ class CheckedJob:
     """The books about a job of which members compute tasks."""
 
     __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "failures", "held", "job", "lane",
-                 "leases", "numbers", "outputs", "payloads", "rechecks", "signed", "verifier")  # fmt: skip
+                 "leases", "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "verifier")  # fmt: skip
 
-    def __init__(self, job: OwnedJob, verifier: Verifier, lane: int) -> None:
+    def __init__(self, job: OwnedJob, rule: Rule, verifier: Verifier, lane: int) -> None:
         self.job = job
+        self.rule = rule
         self.verifier = verifier
         self.lane = lane
         self.numbers: dict[int, int] = {}

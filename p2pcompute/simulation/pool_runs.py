@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
@@ -270,7 +271,7 @@ class _Run:
         over = [request for request in server.requests if request.left <= ENOUGH]
         server.requests = [request for request in server.requests if request.left > ENOUGH]
         for request in over:
-            self.at(self.now + server.delay_s, lambda request=request: self._over(request))  # type: ignore[misc]
+            self.at(self.now + server.delay_s, partial(self._over, request))
         self._changed(server)
         if self.policy is None and not server.requests:
             self._fetch(server)

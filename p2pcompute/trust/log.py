@@ -25,6 +25,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -357,7 +358,16 @@ def _parse(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, group
     if type(issued) is not int or issued < 0:
         raise RemoteProtocolError("an entry without a date")
     after = digests_of(body.get("after"), LOG_HEADS_MAX)
-    entry_id = hashlib.sha256(raw).digest()
+    entry = partial(
+        LogEntry,
+        id=hashlib.sha256(raw).digest(),
+        raw=raw,
+        chain=chain,
+        signer=signer,
+        by_founder=signer == founder,
+        after=after,
+        issued=issued,
+    )
     match body.get("kind"):
         case "limit":
             subject, accepts = body.get("subject"), body.get("accepts")
@@ -367,14 +377,7 @@ def _parse(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, group
                 raise RemoteProtocolError("a limit that accepts too much")
             if not all(isinstance(item, bytes) and len(item) == _SHORT_BYTES for item in accepts):
                 raise RemoteProtocolError("not the digest of an admission")
-            return LogEntry(
-                id=entry_id,
-                raw=raw,
-                chain=chain,
-                signer=signer,
-                by_founder=signer == founder,
-                after=after,
-                issued=issued,
+            return entry(
                 subject=subject,
                 name=_text(body.get("name"), NODE_NAME_CHARS_MAX),
                 roles=roles_from_wire(body.get("roles")),
@@ -385,14 +388,7 @@ def _parse(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, group
             key_digest = body.get("key")
             if not isinstance(key_digest, bytes) or len(key_digest) != _DIGEST_BYTES:
                 raise RemoteProtocolError("a rotation without a key")
-            return LogEntry(
-                id=entry_id,
-                raw=raw,
-                chain=chain,
-                signer=signer,
-                by_founder=signer == founder,
-                after=after,
-                issued=issued,
+            return entry(
                 key_digest=key_digest,
             )
     raise RemoteProtocolError("an entry of a kind that this build does not know")
