@@ -1,4 +1,4 @@
-"""For all tests: nothing is left behind, and what was skipped is counted."""
+"""For all tests: nothing is left behind, and what was skipped or tried twice is counted."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ _OF_RUNNERS = (
 )
 SHARED = {"shared_rig": _OF_RUNNERS, "boxed": _OF_RUNNERS, "saving": _OF_RUNNERS}
 """Fixtures of a wider scope that may grow while a test uses them, and what of theirs may be new."""
+
+OF_THIS_MACHINE = ("api", "cli", "daemon", "e2e", "examples", "execution", "host", "security")
+"""Directories of tests with real processes, sockets and time, which other load on the machine can upset.  They have a
+second try, and those that need it are named at the end; the others are deterministic and have none."""
 
 _tasks_at_close: list[str] = []
 """Tasks that were alive when their event loop was closed, in the present test."""
@@ -156,8 +160,18 @@ def _nothing_left_behind(request: pytest.FixtureRequest, _watch_loops: None) -> 
         pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Give tests of this machine a second try."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in OF_THIS_MACHINE:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Close with how many tests were skipped, and why."""
+    """Close with how many tests were skipped, and why, and which passed at the second try only."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.write_line(f"second try: {report.nodeid}\n{report.longreprtext[-2000:]}")
     reasons: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -29,6 +29,7 @@ import shutil
 import site
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -374,13 +375,16 @@ class Environments:
             return ""
 
     def _library(self) -> Path:
+        """Return the directory of links, made where they are missing: by two builds at once too, in a thread each."""
         library = self._directory / "library"
         for name, source in sandbox.library_parts():
             link = library / name
             if not link.exists():
                 library.mkdir(mode=0o755, parents=True, exist_ok=True)
-                link.unlink(missing_ok=True)
-                link.symlink_to(source)
+                made = library / f".{name}.{os.getpid()}.{threading.get_ident()}"
+                made.unlink(missing_ok=True)
+                made.symlink_to(source)
+                made.replace(link)
         return library
 
     def _discard(self, path: Path) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -53,6 +55,12 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     return directory
+
+
+def value_of(outcome: Outcome) -> Any:
+    """What a function returned; a failed one says why."""
+    assert outcome.status is OutcomeStatus.OK, outcome
+    return load_value(outcome.value)
 
 
 class Outfitted(Rig):
@@ -130,15 +138,24 @@ async def test_two_versions_at_once(outfitted: Outfitted, tmp_path: Path) -> Non
     runs = [rig.batch(spec, [call()]) for spec in specs]
     started = [rig.begin(batch, slot) for slot, batch in enumerate(runs)]
     first = [await rig.finish(batch, outcomes) for batch, outcomes in zip(runs, started, strict=True)]
-    values = [load_value(outcome.value) for (outcome,) in first]
+    values = [value_of(outcome) for (outcome,) in first]
     assert [value[0] for value in values] == ["1.0", "2.0"]
     assert not any(value[3] for value in values), "packages of the node are in the environment"
     again = [await rig.run(spec, call(), slot=slot) for slot, spec in enumerate(specs)]
-    assert [load_value(outcome.value)[1] for (outcome,) in again] == [value[1] for value in values], "not warm"
+    assert [value_of(outcome)[1] for (outcome,) in again] == [value[1] for value in values], "not warm"
     assert rig.environments.built_count == 2
     swapped = [await rig.run(spec, call(), slot=1 - slot) for slot, spec in enumerate(specs)]
-    assert [load_value(outcome.value)[0] for (outcome,) in swapped] == ["1.0", "2.0"]
+    assert [value_of(outcome)[0] for (outcome,) in swapped] == ["1.0", "2.0"]
     assert rig.environments.built_count == 2, "built again for another slot"
+
+
+def test_links_made_by_two_builds_at_once(tmp_path: Path) -> None:
+    """Each build is a thread; one that met the other's link failed for want of room, as it said."""
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(50):
+            made = Environments(tmp_path / str(number), bytes_max=1 << 30)
+            libraries = [one.result() for one in [threads.submit(made._library) for _ in range(8)]]
+            assert all((library / "p2pcompute" / "limits.py").exists() for library in libraries)
 
 
 async def test_commands_find_it_on_their_path(outfitted: Outfitted, tmp_path: Path) -> None:
@@ -163,14 +180,14 @@ async def test_in_a_sandbox(outfitted: Outfitted, tmp_path: Path) -> None:
     rig.submitter = ADA
     (outcome,) = await rig.run(await rig.with_packages(look, lock.text), call())
     assert outcome.status is OutcomeStatus.OK, outcome.error
-    version, _pid, prefix, has_cbor2 = load_value(outcome.value)
+    version, _pid, prefix, has_cbor2 = value_of(outcome)
     assert (version, prefix, has_cbor2) == ("1.0", "/p2pc-env", False)
     (outcome,) = await rig.run(await rig.with_packages(spoil, lock.text), call())
     assert outcome.status is OutcomeStatus.FAILED
     assert "Read-only file system" in outcome.error or "Permission denied" in outcome.error
     rig.submitter = b""
     (outcome,) = await rig.run(await rig.with_packages(look, lock.text), call())
-    assert load_value(outcome.value)[0] == "1.0"
+    assert value_of(outcome)[0] == "1.0"
     assert rig.environments.built_count == 2, "one environment for two installations"
     owners = sorted(path.name for path in (tmp_path / "environments").iterdir())
     assert owners == sorted(["library", "own", ADA.hex()])
@@ -365,7 +382,7 @@ async def test_function_as_source(outfitted: Outfitted, tmp_path: Path, monkeypa
     )
     outcomes = await rig.run(spec, call(2), call(5))
     assert [outcome.status for outcome in outcomes] == [OutcomeStatus.OK] * 2, outcomes[0].error
-    assert [load_value(outcome.value)[1].n for outcome in outcomes] == [6, 15], "a class of the script cannot be read"
+    assert [value_of(outcome)[1].n for outcome in outcomes] == [6, 15], "a class of the script cannot be read"
     for target, match in (("job.py::nothing", "no function"), ("gone.py::f", "no file"), ("gone::f", "no module")):
         with pytest.raises(UsageError, match=match):
             ship_source(target)
