@@ -52,7 +52,9 @@ from p2pcompute.scheduler.terms import Halt, HaltWhen, HaltWhy, JobEnvelope, par
 from p2pcompute.trust.levels import Level
 
 AVOID_S = 30.0
-"""How long a failed task waits for another node before it may run again where it failed."""
+"""How long a task waits at most for another node before it may run again on one that it should leave."""
+ELSEWHERE_S = 1.0
+"""How long a failed task waits for another node at first: one that is free has asked for work by then."""
 PREFER_S = 1.0
 """How long a new job waits for the nodes that it prefers before others get its tasks."""
 UNFIT_S = 10.0
@@ -208,6 +210,8 @@ class OwnedJob:
         self.deaths: dict[int, dict[tuple[bytes, int], bool]] = {}
         """Where the task's runner died: (installation, attempt) → whether its node died with it."""
         self.avoid: dict[int, tuple[list[bytes], float]] = {}
+        self.failed_in_row: dict[bytes, int] = {}
+        """Installation → tasks that failed there since one ended well there."""
         self.stories: dict[int, deque[tuple[float, str]]] = {}
         self.task_s: float | None = None
         self.slowness = Slowness()
@@ -363,6 +367,7 @@ class OwnerCore:
             job.failures,
             job.deaths,
             job.avoid,
+            job.failed_in_row,
             job.unfit,
             job.former,
         ):
@@ -595,6 +600,7 @@ class OwnerCore:
     def _note_good(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
         """A task has ended well on a node: it works, and the task's failures elsewhere were not the task's fault."""
         self._breakers.pop(installation, None)
+        job.failed_in_row.pop(installation, None)
         for other in job.avoid.get(index, ((), 0.0))[0]:
             if other == installation:
                 continue
@@ -1185,6 +1191,7 @@ class OwnerCore:
         self.order.charge(job.envelope.job_id, max(0.0, outcome.runtime_s))
         if outcome.status is OutcomeStatus.OK:
             self._note_duration(job, outcome, thief)
+            job.failed_in_row.pop(installation, None)
         return self.acceptance.claimed(
             now, job, thief, installation, index, lease_of, outcome, digest, is_relayed=is_relayed
         )
@@ -1292,16 +1299,30 @@ class OwnerCore:
         return f"its process died {len(deaths)} times on {len(nodes)} node(s){with_node}"
 
     def _again(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
-        self._avoid(now, job, index, installation)
+        self._avoid(now, job, index, installation, for_s=self._patience_s(job, installation))
         job.retried += 1
         self._requeue(job, index)
 
-    def _avoid(self, now: float, job: OwnedJob, index: int, installation: bytes) -> None:
+    def _patience_s(self, job: OwnedJob, installation: bytes) -> float:
+        """Return how long a task that has failed on a node leaves it free when all others are busy.
+
+        Not long: they may be so for hours.  But where task after task fails while others are at work for the job, it
+        may be the node that is at fault, and it would fail all of them before the others have ended one.
+        """
+        row = job.failed_in_row[installation] = job.failed_in_row.get(installation, 0) + 1
+        is_shared = any(
+            leased > 0 and key in self.thieves and self.thieves[key][0].installation != installation
+            for key, (leased, _done, _failed) in job.by_thief.items()
+        )
+        return min(AVOID_S, ELSEWHERE_S * 2.0 ** min(row - 1, 16)) if is_shared else ELSEWHERE_S
+
+    @staticmethod
+    def _avoid(now: float, job: OwnedJob, index: int, installation: bytes, *, for_s: float = AVOID_S) -> None:
         """Prefer other nodes for this task for a while."""
         nodes = job.avoid.get(index, ([], 0.0))[0]
         if installation not in nodes:
             nodes.append(installation)
-        job.avoid[index] = (nodes, now + AVOID_S)
+        job.avoid[index] = (nodes, now + for_s)
 
     def _accept(self, job: OwnedJob, index: int, outcome: Outcome, thief: bytes, digest: bytes) -> None:
         generation = job.ledger.generation(index)

@@ -12,7 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from p2pcompute.limits import BATCH_TARGET_S, GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES, RECALL_S
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN, WITH_NODE, Grant, GrantedTask, OwnerCore
+from p2pcompute.scheduler.owner import (
+    AVOID_S,
+    BREAKER_COUNT,
+    BREAKER_S_MIN,
+    ELSEWHERE_S,
+    WITH_NODE,
+    Grant,
+    GrantedTask,
+    OwnerCore,
+)
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker import WorkerCore
@@ -125,12 +134,29 @@ def test_failure_that_is_the_same_everywhere_is_not_tried_again() -> None:
     assert [end.attempts for end in core.take_effects().ends] == [1]
 
 
-def test_avoided_node_may_run_it_after_a_while() -> None:
-    core, a, b = make(1), thief("a"), thief("b")
-    core.choose(0.0, b)
-    core.tick(GRANT_ACK_S)
-    report(core, a, take(core, a, 1.0), 0, FAILED, 1.0)
-    assert core.choose(1.0 + AVOID_S, a) is not None
+def test_a_failed_task_does_not_wait_for_a_node_that_is_busy() -> None:
+    core, a, b = make(2), thief("a", slots=1, want=1), thief("b", slots=1, want=1)
+    take(core, b)
+    report(core, a, take(core, a), 0, FAILED)
+    assert core.choose(0.1, a) is None, "another may just be about to ask"
+    again = core.choose(ELSEWHERE_S, a)
+    assert again is not None and again.tasks[0].attempt == 2, "b is at work, perhaps for hours"
+
+
+def test_a_node_that_fails_everything_does_not_fail_the_job_while_the_others_are_busy() -> None:
+    core, a, b = make(50), thief("a", slots=1, want=1), thief("b", slots=1, want=1)
+    take(core, b)
+    now = 0.0
+    while now < AVOID_S:
+        if (grant := core.choose(now, a)) is not None:
+            core.acknowledged(now, a.key, grant.grant_id, True)
+            report(core, a, grant, 0, FAILED, now)
+        now += 0.1
+    assert core.jobs[JOB].ledger.counts[TaskState.FAILED] <= 1, "each had one attempt here, and waits for b"
+    report(core, a, take(core, a, now + AVOID_S), 0, OK, now)
+    now += AVOID_S
+    report(core, a, take(core, a, now), 0, FAILED, now)
+    assert core.choose(now + ELSEWHERE_S, a) is not None, "nothing speaks against a any more"
 
 
 def test_poison_task_fails_with_evidence_after_deaths_on_three_nodes() -> None:
