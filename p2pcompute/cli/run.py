@@ -79,7 +79,7 @@ SECTIONS: Final = {
     "Files": ("send", "fetch", "share"),
     "Where": ("require", "prefer", "on", "not_on", "trust", "local", "jobs", "priority", "explain"),
     "Belief": ("error_rate", "replicas", "verify"),
-    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "network", "fuel", "env", "deps", "kind", "batch"),
+    "Limits": ("cpus", "mem", "gpus", "disk", "timeout", "sandbox", "network", "fuel", "env", "deps", "kind", "batch"),
     "Failure": ("retries", "halt", "deadline", "resume", "resume_failed", "exit_code"),
     "Output": (
         "results",
@@ -117,6 +117,8 @@ class Request:
     not_on: list[str]
     timeout_s: float | None
     has_network: bool
+    sandbox: str
+    """Empty: as the node's owner says."""
     fuel: int | None
     retries: int
     slots: str | None
@@ -231,6 +233,13 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
     default="none",
     help="What tasks reach on machines of others: nothing, or public addresses where the owner allows it.  "
     "[default: none]",
+)
+@click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "process", "sandbox"]),
+    default="auto",
+    help="sandbox: in one on your own computers too; process: only where there is none.  [default: as the node's owner "
+    "says]",
 )
 @click.option(
     "--fuel", type=click.IntRange(1), metavar="N", help="Instructions of a WASM task, the same on every node."
@@ -482,6 +491,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         not_on=list(flags["not_on"]),
         timeout_s=parse_duration(settings.timeout) if settings.timeout else None,
         has_network=flags["network"] == "full",
+        sandbox=_sandbox(flags["sandbox"], kind),
         fuel=flags["fuel"],
         retries=settings.retries,
         slots=flags["jobs"],
@@ -583,6 +593,19 @@ def _check_image(name: str) -> None:
             "podman save -o image.tar NAME; p2pc run --kind container image.tar …",
             code="image",
         )
+
+
+def _sandbox(word: str, kind: str) -> str:
+    """Return what the job says of sandboxes.
+
+    Raises:
+        UsageError: its tasks have a fence of their own.
+    """
+    if word == "auto":
+        return ""
+    if kind in ("wasm", "container"):
+        raise UsageError(f"--sandbox {word} is not for {kind}", "such a task is always shut in", "leave it out")
+    return word
 
 
 def _job_name(command: list[str], kind: str) -> str:
@@ -959,6 +982,8 @@ class _Run:
         if request.kind == "container":
             name = request.words[0]
             spec |= {"image_path": os.path.abspath(name)} if os.path.isfile(name) else {"image": name}
+        if request.sandbox:
+            spec["sandbox"] = request.sandbox
         if request.has_network:
             spec["network"] = True
         if request.fuel is not None:

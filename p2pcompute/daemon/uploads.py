@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -83,6 +83,7 @@ class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     cpu_s: float | None = None
     output_bytes_max: int | None = None
     network: bool = False
+    sandbox: Literal["", "process", "sandbox"] = ""
     fuel: int | None = None
     share: list[FileLine] = []
     code_b64: bytes | None = None
@@ -310,6 +311,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         timeout_s=terms.timeout_s,
         output_bytes_max=spec.output_bytes_max,
         network=spec.network,
+        sandbox=spec.sandbox,
         fuel=spec.fuel,
         packages=None
         if spec.packages_b64 is None

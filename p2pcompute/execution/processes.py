@@ -23,6 +23,7 @@ from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.cgroups import Cgroups
 from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.codec import HEAD, is_encoded
 from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
@@ -38,7 +39,7 @@ from p2pcompute.execution.results import (
     parse_tail,
 )
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
-from p2pcompute.execution.spec import TaskKind, kind_of
+from p2pcompute.execution.spec import TaskKind, kind_of, sandbox_of
 from p2pcompute.execution.standstill import go_on, stand_still
 from p2pcompute.execution.task_messages import (
     KnownJob,
@@ -90,6 +91,8 @@ class _Pending:
     is_ours_to_end: bool
     """The node itself ends it, with the worker process: a function that runs in there, without a sandbox."""
     timeout_s: float | None
+    is_data_only: bool = False
+    """What it returns comes from a sandbox that its own submitter wanted: nothing of it may be a pickle."""
 
 
 @dataclass(slots=True)
@@ -230,7 +233,11 @@ class ProcessRunner:
             first = first or job
             is_function = job.spec.kind == TaskKind.FUNCTION
             state.pending[run.run_id] = _Pending(
-                run.run_id, is_function, is_function and not is_boxed, job.spec.timeout_s
+                run.run_id,
+                is_function,
+                is_function and not is_boxed,
+                job.spec.timeout_s,
+                is_function and job.spec.sandbox == "sandbox",
             )
         if first is not None:
             if first.spec.packages is None:
@@ -325,6 +332,8 @@ class ProcessRunner:
     def _is_boxed(self, run: TaskRun) -> bool:
         """Whether a batch runs in a sandbox; one of several submitters or jobs never does.  A container is one itself,
         and cannot be made in one."""
+        if sandbox_of(run.spec) == "sandbox":
+            return kind_of(run.spec) is not TaskKind.CONTAINER
         if not run.submitter or self._others not in (Level.SANDBOX, Level.WASM):
             return False
         return not (self.trusts(run.submitter) and kind_of(run.spec) is TaskKind.CONTAINER)
@@ -337,6 +346,14 @@ class ProcessRunner:
         """
         if run.submitter and self._others is Level.NONE:
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs no work of others"))
+        wanted = sandbox_of(run.spec)
+        if wanted == "process" and self._is_boxed(run):
+            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs work of others in sandboxes only"))
+        if wanted == "sandbox":
+            try:
+                sandbox.find_bubblewrap()
+            except sandbox.NoSandbox as error:
+                raise Unfit(Outcome(OutcomeStatus.REFUSED, error=f"this node has no sandbox: {error}")) from None
 
     def _check_kind(self, run: TaskRun, job: KnownJob) -> None:
         """Refuse what is no WASI module, where nothing else of others runs.
@@ -358,9 +375,10 @@ class ProcessRunner:
         Raises:
             Unfit: this node may not run it.
         """
-        if not run.submitter or not job.spec.network:
+        if not job.spec.network or not (run.submitter or self._is_boxed(run)):
             return
-        why = "" if self.allows_network else "its owner lets tasks of others reach no network (node.network)"
+        is_allowed = self.allows_network or not run.submitter
+        why = "" if is_allowed else "its owner lets tasks of others reach no network (node.network)"
         try:
             sandbox.find_pasta()
         except sandbox.NoSandbox as error:
@@ -412,7 +430,7 @@ class ProcessRunner:
             return box
         if box is not None:
             box.kill()
-        if self._others is Level.WASM:
+        if self._others is Level.WASM and job.spec.sandbox != "sandbox":
             slot.box = self._start_fenced(slot, owner, limits)
             return slot.box
         if not self._bubblewrap:
@@ -607,7 +625,8 @@ class ProcessRunner:
     def _result(self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]) -> None:
         if raw.run_id != next(iter(slot.pending), None):
             raise RemoteProtocolError("a result that is not its turn")
-        del slot.pending[raw.run_id]
+        if slot.pending.pop(raw.run_id).is_data_only:
+            _keep_data(worker, raw)
         worker.groups.clear()
         if raw.status != OutcomeStatus.OK and raw.run_id in slot.killing:
             raw.status = OutcomeStatus.KILLED
@@ -910,6 +929,36 @@ class ProcessRunner:
                 slot.box_timer.cancel()
                 slot.box_timer = None
         await self._scope.close()
+
+
+def _keep_data(worker: WorkerProcess, raw: RawResult) -> None:
+    """Drop from the result of a function what could run code where it is read: a pickle of its value or exception."""
+    path = worker.directory / "out" / str(raw.value_file)
+    is_ok = raw.status == OutcomeStatus.OK
+    if is_ok and is_encoded(_head(path) if raw.value_file else raw.value):
+        return
+    if raw.value_file:
+        with contextlib.suppress(OSError):
+            size = path.lstat().st_size
+            path.unlink()
+            worker.taken(size)
+    raw.value, raw.value_file = b"", 0
+    if is_ok:
+        why = raw.error or "an object that could run code here"
+        raw.status = OutcomeStatus.FAILED
+        raw.error = f"its value cannot leave the sandbox as data: {why}; return numbers, text, lists or arrays"
+
+
+def _head(path: Path) -> bytes:
+    """Return how a file begins; b"" when it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.pread(fd, len(HEAD), 0)
+    finally:
+        os.close(fd)
 
 
 def _printed(directory: Path, offsets: tuple[int, int]) -> Tail | None:

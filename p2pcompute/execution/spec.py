@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
@@ -17,6 +18,7 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import LOCK_PLATFORMS_MAX
 from p2pcompute.wire import cbor
 
+SANDBOXES: Final = ("process", "sandbox")
 IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}")
 _PLATFORM: Final = re.compile(r"[a-z]{1,16}/[a-z0-9_]{1,16}")
 
@@ -75,6 +77,9 @@ class JobSpec:
     """Limit of any one file that the task writes (RLIMIT_FSIZE)."""
     network: bool = False
     """In a sandbox: its tasks reach public addresses; else none."""
+    sandbox: str = ""
+    """"sandbox": in one also where the submitter is trusted, and values of functions come back as data; "process":
+    only where there is none; empty: as the node does it."""
     fuel: int | None = None
     """WASM: instructions that a task may execute, counted alike on every node; not counted when None."""
     packages: BlobRef | None = None
@@ -249,6 +254,12 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _sandbox(value: Any) -> str:
+    if value not in SANDBOXES:
+        raise RemoteProtocolError("not a kind of sandbox")
+    return str(value)
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
         raise RemoteProtocolError("not a limit")
@@ -281,6 +292,7 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "timeout_s": _number,
     "output_bytes_max": _count,
     "network": _flag,
+    "sandbox": _sandbox,
     "fuel": _count,
     "packages": _blob,
     "platforms": _platforms,
@@ -341,6 +353,16 @@ def decode_payload(data: bytes) -> TaskPayload:
     """
     args = plain_args(data)
     return TaskPayload(**_decode(data, _PAYLOAD_FIELDS)) if args is None else TaskPayload(args=args)
+
+
+@lru_cache(maxsize=64)
+def sandbox_of(data: bytes) -> str:
+    """Return the `sandbox` of a job by its encoded spec, which is looked up for each batch; empty when it cannot be
+    read."""
+    try:
+        return decode_spec(data).sandbox
+    except RemoteProtocolError:
+        return ""
 
 
 def blobs_of(spec: JobSpec, payload: TaskPayload) -> list[BlobRef]:

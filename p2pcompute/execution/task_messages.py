@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec, plain_args
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec, plain_args, sandbox_of
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.ids import task_id
@@ -55,7 +55,7 @@ class KnownJob:
 
 
 def _is_encoded(run: TaskRun) -> bool:
-    return bool(run.submitter) or run.is_compared
+    return bool(run.submitter) or run.is_compared or sandbox_of(run.spec) == "sandbox"
 
 
 class Translator:
