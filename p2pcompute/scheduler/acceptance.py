@@ -178,7 +178,7 @@ class Acceptance:
     def waiting_count(self, job: OwnedJob) -> int:
         """Return how many tasks are held, and computed by nobody now."""
         checked = job.checked
-        return 0 if checked is None else max(0, len(checked.held) - len(checked.leases))
+        return 0 if checked is None else max(0, len(checked.held) - sum(map(checked.is_computed, checked.leases)))
 
     def has_extra(self, job: OwnedJob) -> bool:
         """Whether anything might be given out beside what is ready."""
@@ -345,8 +345,10 @@ class Acceptance:
         avoided = checked.job.avoid.get(index)
         if avoided is not None and worker in avoided[0] and self._now < avoided[1]:
             return False
-        leases = checked.leases.get(index)
-        return not leases or not any(self.believes(checked.job, lease.installation) for lease in leases.values())
+        leases = checked.leases.get(index, {}).values()
+        return not any(
+            lease.installation == worker or self.believes(checked.job, lease.installation) for lease in leases
+        )
 
     def _check(self, rule: Rule, job: OwnedJob) -> CheckedJob:
         """Begin the books about a job."""
@@ -412,7 +414,7 @@ class Acceptance:
     def _free(self, checked: CheckedJob, index: int) -> None:
         """Give an open task back to the owner when nobody computes it and nobody has claimed it."""
         task = checked.verifier.tasks[checked.numbers[index]]
-        if index in checked.held and not task.claims and index not in checked.leases and index not in checked.asked:
+        if index in checked.held and not (task.claims or index in checked.asked or checked.is_computed(index)):
             del checked.held[index]
             checked.arbitrations.pop(index, None)
             checked.asked.pop(index, None)
@@ -424,13 +426,13 @@ class Acceptance:
         return self._core
 
     def heartbeat(self, now: float, job: OwnedJob, thief: bytes, boot: bytes, lease_s: float, index: int) -> bool:
-        """Renew a lease; False: there is none here."""
+        """Renew a lease; False: there is none here, or it takes too long and need not begin any more."""
         checked = job.checked
         if checked is None or not checked.is_lent_to(index, thief):
             return False
         lease = checked.leases[index][thief]
         lease.expires, lease.boot = now + lease_s, boot
-        return True
+        return not lease.is_late
 
     def peer_lost(self, now: float, job: OwnedJob, thief: bytes, boot: bytes | None) -> int:
         """End the leases of a node that is gone, or of its earlier life; returns how many."""
@@ -445,11 +447,16 @@ class Acceptance:
         return sum(self.returned(now, job, index, thief) for index in lost)
 
     def tick(
-        self, now: float, is_late: Callable[[OwnedJob, Lease], bool], thieves: Iterable[tuple[Thief, float]] = ()
+        self,
+        now: float,
+        is_late: Callable[[OwnedJob, Lease, int], bool],
+        thieves: Iterable[tuple[Thief, float]] = (),
     ) -> None:
-        """End leases that have run out, and those of members that take too long: others may begin the task.
+        """End leases that have run out.  What members take too long for may be begun by others, when there is nothing
+        else to begin; whoever tells its result first has claimed it.
 
         Args:
+            is_late: whether a lease takes too long, after so many others that did.
             thieves: nodes that ask for work here, and when they did last.
         """
         self._now = now
@@ -457,15 +464,17 @@ class Acceptance:
             self._look_for_arbiters(now, thieves)
         for checked in list(self._checked_jobs()):
             job = checked.job
-            late = [
+            expired = [
                 (index, thief)
                 for index, leases in checked.leases.items()
                 for thief, lease in leases.items()
-                if lease.expires <= now or (not self.believes(job, lease.installation) and is_late(job, lease))
+                if lease.expires <= now
             ]
-            for index, thief in late:
-                job.tell(now, index, f"{thief.hex()[:8]} takes too long")
+            for index, thief in expired:
+                job.tell(now, index, f"the lease of {thief.hex()[:8]} ran out")
                 self.returned(now, job, index, thief)
+            if job.ready_count <= 0:
+                self._look_for_late(now, checked, is_late)
         self.ended = {
             checked.job.envelope.job_id: None
             for checked in self._checked_jobs()
@@ -478,6 +487,19 @@ class Acceptance:
                     self._settled_at[rule] = checks
                     self._follow(rule, verifier.settle())
 
+    def _look_for_late(self, now: float, checked: CheckedJob, is_late: Callable[[OwnedJob, Lease, int], bool]) -> None:
+        """Have tasks of which members take too long begun by others too."""
+        job = checked.job
+        for index, leases in list(checked.leases.items()):
+            before = sum(lease.is_late for lease in leases.values())
+            for thief, lease in list(leases.items()):
+                if lease.is_late or self.believes(job, lease.installation) or not is_late(job, lease, before):
+                    continue
+                lease.is_late = True
+                job.tell(now, index, f"{thief.hex()[:8]} takes too long")
+                checked.verifier.late(now, lease.installation, checked.numbers[index])
+                self._free(checked, index)
+
     def _look_for_arbiters(self, now: float, thieves: Iterable[tuple[Thief, float]]) -> None:
         """Where no trusted node decides, more members do; and where these disagree for good, the task has failed."""
         if any(thief.is_local or self.level_of(thief.installation) is Level.TRUSTED for thief, _seen in thieves):
@@ -489,7 +511,7 @@ class Acceptance:
         for checked in list(self._checked_jobs()) if not has_arbiter else ():
             for index in list(checked.held):
                 claims = checked.verifier.tasks[checked.numbers[index]].claims
-                is_stuck = index not in checked.leases and now - checked.claimed_at.get(index, now) > DISPUTED_S
+                is_stuck = not checked.is_computed(index) and now - checked.claimed_at.get(index, now) > DISPUTED_S
                 if is_stuck and len(groups := votes(claims)) > 1:
                     said = ", ".join(f"{worker.hex()[:8]}: {digest.hex()[:8]}" for worker, digest in claims.items())
                     self._owner.disputed(checked.job, index, f"{DISPUTED}: {len(groups)} results differ ({said})")
@@ -701,8 +723,8 @@ class Acceptance:
         self._keep_payload(checked, index)
         job.accepted_digests[index] = effect.digest
         self._owner.note(job, FactKind.CHECKED, [index, job.ledger.generation(index), effect.digest, str(effect.basis)])
-        for thief in checked.leases.get(index, ()):
-            self._owner.stop(thief, job, [index], kill=False)
+        for thief, lease in checked.leases.get(index, {}).items():
+            self._owner.stop(thief, job, [index], kill=lease.is_late)
         if index in job.leases:
             self._owner.unlease(job, index)
         self._owner.accept_checked(job, index, output.outcome, output.thief, effect.digest)
@@ -903,7 +925,7 @@ class Acceptance:
             task = checked.verifier.tasks[checked.numbers[index]]
             if job.ledger.state(index) is not TaskState.OPEN or index in job.leases:
                 raise InvariantViolation(f"task {index} is held and not open")
-            if not task.claims and index not in checked.leases and index not in checked.asked:
+            if not (task.claims or index in checked.asked or checked.is_computed(index)):
                 raise InvariantViolation(f"task {index} is held by nobody")
         for index, leases in checked.leases.items():
             if index not in checked.numbers or not leases:

@@ -144,6 +144,10 @@ class CheckedJob:
     def is_lent_to(self, index: int, thief: bytes) -> bool:
         return thief in self.leases.get(index, ())
 
+    def is_computed(self, index: int) -> bool:
+        """Whether somebody computes a task who does not take too long for it."""
+        return any(not lease.is_late for lease in self.leases.get(index, {}).values())
+
 
 class Decider(Protocol):
     """What `OwnerCore` does when something is decided here."""

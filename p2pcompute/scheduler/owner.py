@@ -101,6 +101,8 @@ class Lease:
     charged_s: float = 0.0
     """Slot time that the job was charged for it, before it is known how long it takes."""
     installation: bytes = b""
+    is_late: bool = field(default=False, kw_only=True)
+    """It takes too long: others may begin the task as if it did not exist (`Acceptance`)."""
 
 
 @dataclass(slots=True)
@@ -902,10 +904,6 @@ class OwnerCore:
         """Whether a task has had as many attempts as it may since it got on last."""
         return job.attempts.get(index, 0) - self.checkpoints.attempt(job.envelope.job_id, index) >= ATTEMPTS_MAX
 
-    @staticmethod
-    def _is_late(now: float, lease: Lease, patience: float) -> bool:
-        return is_late(now - lease.since, lease.attempt, lease.depth, patience)
-
     # --- leases -----------------------------------------------------------------------------------
 
     def acknowledged(
@@ -1075,7 +1073,11 @@ class OwnerCore:
         for job_id in [job_id for job_id in self.order if self._is_due(job_id, wall_ms)]:
             self._stop(self.jobs[job_id], DEADLINE, kill=True)
         self.acceptance.tick(
-            now, lambda job, lease: self._is_late(now, lease, patience_s(job.task_s)), self.thieves.values()
+            now,
+            lambda job, lease, before: is_late(
+                now - lease.since, lease.attempt + before, lease.depth, patience_s(job.task_s)
+            ),
+            self.thieves.values(),
         )
         self._find_overdue(now)
 

@@ -174,6 +174,28 @@ def test_liars_are_banned_and_no_wrong_result_is_accepted(lie: Answer) -> None:
     assert play.runs / 2000 < 2.3
 
 
+def test_a_member_that_takes_long_holds_up_nobody_and_its_result_counts() -> None:
+    """Tasks that take longer than most would be computed by everybody in turn, and none of it would count."""
+    play = Play(6, {"local": honest, "a": honest, "b": honest}, replicas=2)
+    slow, members = key_of("a"), [key_of("b"), key_of("c")]
+    play.nodes[members[1]] = honest
+    grant = play.ask(slow, 1)
+    assert grant is not None
+    first = grant.tasks[0]
+    for _ in range(200):
+        play.now += 1.0
+        play.core.heartbeat(play.now, slow, b"1", JOB, [(first.index, 0, 1)], installation=slow)
+        for key in members:
+            for task in granted.tasks if (granted := play.ask(key)) is not None else ():
+                play.answer(key, task.index, task.generation, task.attempt)
+        play.core.tick(play.now)
+        play.collect()
+    checked = play.job.checked
+    assert checked is not None and list(play.delivered) and first.index in play.delivered, "others have done it"
+    assert play.runs == 12, "each of them twice, and nothing of it more often"
+    assert play.core.heartbeat(play.now, slow, b"1", JOB, [(first.index, 0, 1)], installation=slow) == []
+
+
 def test_facts_tell_who_claimed_what_and_on_whose_word_it_was_accepted() -> None:
     play = Play(200, {"local": honest, "a": honest, "b": honest, "c": honest})
     play.play()

@@ -176,6 +176,27 @@ def test_two_answers_of_one_worker_to_one_task_ban_it() -> None:
     assert verifier.claim(2.0, b"a", 0, WRONG) == [Banned(b"a", Why.EQUIVOCATION)]
 
 
+def test_what_took_too_long_counts_where_its_worker_could_not_know_of_the_others() -> None:
+    """Or tasks that take long would never be accepted; and two who know that both have a task could lie at no risk."""
+    verifier = arbitrate(tasks=1)
+    assert verifier.take(1.0, b"a", RNG) == 0 and verifier.take(1.0, b"b", RNG) is None
+    verifier.late(2.0, b"a", 0)
+    assert verifier.take(2.0, b"b", RNG) == 0, "others begin it"
+    verifier.late(3.0, b"b", 0)
+    give(verifier, b"c", 0)
+    verifier.claim(4.0, b"a", 0, RIGHT)
+    verifier.claim(4.0, b"b", 0, RIGHT)
+    assert verifier.tasks[0].blind == (b"a", b"b"), "all three began before there was any claim: one of them counts"
+    assert verifier.take(5.0, b"d", RNG) == 0
+    verifier.late(6.0, b"d", 0)
+    assert verifier.take(6.0, b"e", RNG) == 0
+    verifier.claim(7.0, b"e", 0, RIGHT)
+    verifier.claim(8.0, b"d", 0, RIGHT)
+    assert verifier.tasks[0].blind == (b"a", b"b") and verifier.tasks[0].late == ()
+    assert verifier.level(0) in (3, None), "copies of what was claimed before count, though they were made at once"
+    verifier.check_invariants()
+
+
 def test_a_conflict_with_somebody_banned_waits_for_no_trusted_node() -> None:
     """Or all that a liar ever said would wait for trusted nodes, which are few."""
     verifier = arbitrate(tasks=1)

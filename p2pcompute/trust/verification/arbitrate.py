@@ -142,7 +142,7 @@ class WorkerRecord:
 
 
 class _Task(Task):
-    __slots__ = ("blind", "credited", "is_copied", "is_disputed", "trusted", "window")
+    __slots__ = ("blind", "credited", "is_copied", "is_disputed", "late", "trusted", "window")
 
     def __init__(self, lane: int = 0) -> None:
         super().__init__(lane)
@@ -151,6 +151,8 @@ class _Task(Task):
         """Those whose claim another one confirmed, which counts as a check that they passed."""
         self.blind: tuple[Worker, ...] = ()
         """Those who were not given it, or before the first claim came: they can contradict, and add no weight."""
+        self.late: tuple[Worker, ...] = ()
+        """Those who take too long: others compute it as if they did not."""
         self.is_copied = False
         """Somebody whose claim will have weight computes it now."""
         self.is_disputed = False
@@ -420,10 +422,25 @@ class Arbitrate(Verifier):
             self._release(worker, task)
             self._put_back(index)
 
+    def late(self, now: float, worker: Worker, index: int) -> None:
+        """A worker takes too long for a task that it holds: others may be given it as well.
+
+        What it says still counts.  When several began before there was any claim, only the first claim does: those who
+        know that all of them have the task have nobody to fear.
+        """
+        task = self.tasks[index]
+        if worker in task.lent and worker not in task.late:
+            task.late += (worker,)
+            self._release(worker, task)
+            self._put_back(index)
+
     def _release(self, worker: Worker, task: _Task) -> None:
-        """A worker computes this task no more."""
+        """A worker computes this task no more, or takes too long."""
+        if task.late and worker not in task.lent:
+            task.late = tuple(other for other in task.late if other != worker)
         if self.workers[worker].standing is not Standing.NEWCOMER or not task.lent:
-            task.is_copied = any(self.workers[other].standing is not Standing.NEWCOMER for other in task.lent)
+            others = (other for other in task.lent if other not in task.late)
+            task.is_copied = any(self.workers[other].standing is not Standing.NEWCOMER for other in others)
 
     def _put_back(self, index: int) -> None:
         """Put a task where it is handed out from, if it wants to be computed."""
@@ -459,7 +476,7 @@ class Arbitrate(Verifier):
                 self._judge(index, (worker,))
             return self.take_effects()
         record.claimed.append(index)
-        if not is_copy and (is_copy is None or len(claims) > 1):
+        if not is_copy and (is_copy is None or any(other not in task.blind for other in claims if other != worker)):
             task.blind += (worker,)
         if len(claims) == 1:
             self._offer(index)

@@ -266,6 +266,10 @@ class Verifier(ABC):
         if index >= 0 and self.tasks[index].lent.pop(worker, None) is not None:
             self._offer(index)
 
+    def late(self, now: float, worker: Worker, index: int) -> None:
+        """A worker takes too long for a task that it holds: others may be given it as well."""
+        self.returned(now, worker, index)
+
     def verdict(self, now: float, index: int, digest: Digest) -> list[Effect]:
         """Take the answer of a trusted node, to an `AskTrusted` or of its own accord; returns what follows."""
         task = self.tasks[index]
