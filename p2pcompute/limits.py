@@ -790,7 +790,8 @@ LOG_FILES_MAX: Final = 4
 SINK_PAGE_MAX: Final = 64
 """Results on their way to the files of `--results`; no more are read from the store before these are written."""
 SINK_RETRY_S: Final = 5.0
-"""Time between two tries to write results to a disk that refuses."""
+SINK_RETRY_S_MAX: Final = 300.0
+"""Time until results are written again to a disk that refuses: doubled from the first to the second."""
 SHOWN_VALUE_BYTES_MAX: Final = 256 * KIB
 """A function's pickled value that one file of results shows as text; of a larger one it says the size."""
 SHOWN_VALUE_CHARS_MAX: Final = 1 * MIB

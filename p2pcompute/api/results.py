@@ -25,6 +25,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -299,7 +300,7 @@ def _is_joblog(path: Path) -> bool:
 
 
 def check_target(target: ResultsTarget) -> None:
-    """Check that results can be written there.  Nothing is created.
+    """Check that results can be written there.  Nothing that stays is created.
 
     Raises:
         UsageError: results of another job are there and `resume` is not set, or a path cannot be written.
@@ -338,6 +339,12 @@ def check_target(target: ResultsTarget) -> None:
             parent = parent.parent
         if not os.access(parent, os.W_OK):
             raise UsageError(f"{path} cannot be written", f"no permission in {parent}", code="results-path")
+        if parent.is_dir():
+            try:  # permission is not enough: not every file system takes files
+                tempfile.TemporaryFile(dir=parent).close()
+            except OSError as error:
+                why = f"no file can be made in {parent}: {error.strerror or error}"
+                raise UsageError(f"{path} cannot be written", why, code="results-path") from error
 
 
 class ResultsWriter:
@@ -350,6 +357,7 @@ class ResultsWriter:
     def __init__(self, target: ResultsTarget, job: Mapping[str, Any], home: str = "") -> None:
         self.target = target
         self.job_id = str(job.get("id", ""))
+        self._job = job
         self.home = home
         self._has_values = job.get("kind") == "function"
         self._written: dict[int, int] = {}
@@ -376,7 +384,7 @@ class ResultsWriter:
         """
         check_target(target)
         writer = cls(target, job, home)
-        with _disk_errors(target):
+        with _disk_errors(target, job):
             writer._claim()
             if target.dir is not None:
                 (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
@@ -398,7 +406,7 @@ class ResultsWriter:
             StoreError: the disk refuses.
         """
         writer = cls(target, job, home)
-        with _disk_errors(target):
+        with _disk_errors(target, job):
             writer._claim()
             if target.dir is not None:
                 (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
@@ -542,7 +550,7 @@ class ResultsWriter:
         record: dict[str, Any] = {"job": self.job_id, "number": number, "generation": generation, **task}
         record["stdout_bytes"], record["stderr_bytes"] = content_size(stdout), content_size(stderr)
         record["files"] = [{"name": name, "size": content_size(content)} for name, content, _ in files]
-        with _disk_errors(self.target):
+        with _disk_errors(self.target, self._job):
             if task.get("state") != "cancelled":
                 if self.target.dir is not None:
                     record["folder"] = folder_name(number)
@@ -663,7 +671,7 @@ class ResultsWriter:
         Raises:
             StoreError: the disk refuses.
         """
-        with _disk_errors(self.target):
+        with _disk_errors(self.target, self._job):
             for out in (self._truth, self._joblog, self._second_joblog, self._file):
                 if out is not None:
                     out.flush()
@@ -678,7 +686,7 @@ class ResultsWriter:
 
 
 @contextlib.contextmanager
-def _disk_errors(target: ResultsTarget) -> Iterator[None]:
+def _disk_errors(target: ResultsTarget, job: Mapping[str, Any]) -> Iterator[None]:
     """Turn OSError into StoreError with the path and the way out."""
     try:
         yield
@@ -687,7 +695,8 @@ def _disk_errors(target: ResultsTarget) -> Iterator[None]:
         raise StoreError(
             f"results cannot be written to {where}",
             error.strerror or str(error),
-            "make room or give permission; nothing is lost: p2pc result JOB -o DIR writes them again",
+            "make room or give permission, and they are written then; nothing is lost, elsewhere: "
+            f"p2pc result {job.get('alias') or 'JOB'} -o DIR",
             code="results-disk",
         ) from error
 

@@ -235,7 +235,8 @@ def _job_text(job: Mapping[str, Any]) -> str:
         if results.get(name):
             facts.append(("results" if name != "joblog" else "joblog", str(results[name])))
     if results.get("error"):
-        facts.append(("results", f"failing: {results['error'].get('what')} ({results['error'].get('why')})"))
+        facts.append(("", f"failing: {results['error'].get('what')} ({results['error'].get('why')})"))
+        facts.append(("", str(results["error"].get("fix") or "")))
     lines = [f"{job['alias']}  {one_line(str(job['name']))}"]
     lines += [f"  {label:<10} {text}" for label, text in facts if text]
     if job.get("by_node"):

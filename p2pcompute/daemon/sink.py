@@ -5,8 +5,8 @@ thread; it reads no further before the page is written.  What is written already
 so after a restart nothing is lost or doubled.  A marker file per open sink says at the next start which jobs still need
 one.
 
-A disk that refuses stops the sink, not the job: it tries again every SINK_RETRY_S, and the job's `results.error` says
-why.
+A disk that refuses stops the sink, not the job: it tries again after SINK_RETRY_S, then less and less often, and the
+job's `results.error` says why.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import SINK_PAGE_MAX, SINK_RETRY_S, UNCOMMITTED_S
+from p2pcompute.limits import SINK_PAGE_MAX, SINK_RETRY_S, SINK_RETRY_S_MAX, UNCOMMITTED_S
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
 
 log = logging.getLogger("p2pcompute.daemon")
@@ -148,6 +148,7 @@ class ResultsSink:
         marker = self._directory / job.job_id.hex()
         loop = asyncio.get_running_loop()
         position = 0
+        pause_s = SINK_RETRY_S
         writer: ResultsWriter | None = None
         news = asyncio.Event()
         stop_watching = self._node.watch(job.job_id, lambda _ends: news.set())
@@ -173,13 +174,20 @@ class ResultsSink:
                             drop_claim(claim, job.job_id.hex())
                         state.is_done = True
                     else:
+                        is_first = state.error is None
                         state.error = error if isinstance(error, P2pcError) else UsageError(str(error))
-                        log.warning("results of job %s: %s", job.alias, state.error)
+                        log.log(
+                            logging.WARNING if is_first else logging.DEBUG,
+                            "results of job %s: %s",
+                            job.alias,
+                            state.error,
+                        )
                     state.changed.set()
                     if not state.is_done:
                         self._abandon(writer)
                         writer, position, is_new = None, 0, False
-                        await self._node.clock.sleep(SINK_RETRY_S)
+                        await self._node.clock.sleep(pause_s)
+                        pause_s = min(SINK_RETRY_S_MAX, pause_s * 2)
                         state.changed = asyncio.Event()
         finally:
             stop_watching()

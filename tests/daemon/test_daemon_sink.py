@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -43,7 +44,12 @@ async def test_results_that_cannot_be_written_are_refused_at_once(tmp_path: Path
     async with running(node, tmp_path) as daemon:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/joblog").write_text("mine")
-        for results in ({"dir": str(tmp_path / "out")}, {"dir": "relative"}, {"file": str(tmp_path / "x.pdf")}):
+        for results in (
+            {"dir": str(tmp_path / "out")},
+            {"dir": "relative"},
+            {"file": str(tmp_path / "x.pdf")},
+            {"dir": "/proc/x"},  # root has permission there, and yet no file can be made
+        ):
             with pytest.raises(UsageError):
                 await daemon.new_job(results=results)
         assert not node.by_id
@@ -90,8 +96,11 @@ async def test_finished_jobs_get_no_sink_at_the_next_start(tmp_path: Path) -> No
     await node.close()
 
 
-async def test_disk_that_refuses_stops_the_sink_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end event comes with the error; when there is room again, everything is written."""
+async def test_disk_that_refuses_stops_the_sink_not_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end event comes with the error, the log says it once; when there is room again, everything is written."""
+    caplog.set_level("WARNING")
     monkeypatch.setattr("p2pcompute.daemon.sink.SINK_RETRY_S", 0.05)
     node = FakeNode(tmp_path)
     out = tmp_path / "out"
@@ -105,8 +114,11 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(tmp_path: Path, monk
         events = await daemon.call(lambda: list(daemon.connection.stream_events("/v1/jobs/last/events")))
         results = events[-1][1]["results"]
         assert results["state"] == "failing" and results["error"]["code"] == "results-disk"
+        assert f"p2pc result {events[-1][1]['alias']} -o DIR" in results["error"]["fix"]
+        await asyncio.sleep(0.3)  # several tries
+        assert len([one for one in caplog.records if one.levelname == "WARNING" and "results of" in one.message]) == 1
         (out / "tasks").unlink()
-        await until((out / "summary.json").exists)
+        await until(lambda: (out / "summary.json").exists() and not list((tmp_path / "sinks").iterdir()))
         assert (out / "tasks/000/000001/stdout").read_bytes() == b"1"
         document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
         assert document["results"]["state"] == "written" and "error" not in document["results"]
