@@ -585,7 +585,7 @@ class Acceptance:
             return True
         if is_relayed and not task.claims:
             task.lent[installation] = False
-        is_blind = installation not in task.lent
+        is_blind = checked.verifier.is_blind(installation, number)
         record = self.record(installation)
         if before is None:
             checked.signed[index, installation] = under

@@ -2,9 +2,6 @@
 
 One loop, `_pump`, runs after every event and asks the cores in this order: local work first, then the thieves that
 wait here, then the slots, then (when there is still room) other nodes.  It makes no decision of its own.
-
-Two idle nodes that have just heard of each other would both dial, and have two channels where one is enough: the one
-with the larger key lets the other one go first for DIAL_COURTESY_S.  Who has work for a peer dials at once.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     DHT_K,
-    DIAL_COURTESY_S,
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
     GRANT_ENVELOPE_BYTES_MAX,
@@ -34,12 +30,9 @@ from p2pcompute.limits import (
     OFFER_S_MIN,
     OFFER_SLOTS_PER_TASK,
     OFFERS_MIN,
-    PARK_S,
     PEER_LOST_GRACE_S,
     RECOVERY_GRACE_S,
     TAIL_S,
-    VICTIMS_LARGE_MAX,
-    VICTIMS_MAX,
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.acceptance import Acceptance, LevelOf, everybody_is_trusted
@@ -50,7 +43,8 @@ from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.policies import Element, Policy
 from p2pcompute.scheduler.receipt_service import ReceiptService
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief, holders_first
-from p2pcompute.scheduler.terms import STALE, JobEnvelope, open_job
+from p2pcompute.scheduler.terms import JobEnvelope
+from p2pcompute.scheduler.thief_service import ThiefService
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
 from p2pcompute.store.journal import Journal
@@ -60,13 +54,6 @@ TICK_S = 1.0
 """Period of the timer that ends leases, grants and parked requests while there are any."""
 IDLE_TICK_S = 60.0
 """Its period while there is nothing that could end."""
-SETTLE_S = 0.02
-"""A node that has become idle or busy tells those whom it has asked when it stays so: tiny tasks that come one by one
-would make it say so twice each."""
-HOT_S = 10.0
-"""A victim that gave or offered work, or of which a task ended here, so recently is asked before others."""
-ASK_NEXT_S = 0.1
-"""How long the victims of the submitter that has had least have to answer before those of others are asked."""
 BENCH_S = 60.0
 """How long a worker whose results broke the protocol is given nothing."""
 PREFERRED_MAX = 256
@@ -78,8 +65,6 @@ HAND_OVER_S = KILL_GRACE_S + 2.0
 """How long a leaving node waits for tasks that it has ended, and for their owners to be told."""
 COMMIT_AT_END_S = 3.0
 """How long a stopping node tries to write what is not in its store."""
-JOB_S = 10.0
-"""Wait for the envelope of a job."""
 EARLIER_LIVES_MAX = 4096
 
 
@@ -109,14 +94,10 @@ class SchedulerCounters:
     """Every message that was refused is counted by its reason."""
 
     grants_given_count: int = 0
-    grants_taken_count: int = 0
-    grants_declined_count: int = 0
     steals_refused_full_count: int = 0
     offers_sent_count: int = 0
     benched_count: int = 0
     """Workers whose results broke the protocol."""
-    jobs_not_got_count: int = 0
-    """Grants that were handed back because the envelope of their job did not come."""
 
 
 class Scheduler:
@@ -162,7 +143,6 @@ class Scheduler:
         self._python = python
         self._fetch_results = fetch_results
         self._own_addresses = own_addresses
-        self._accepts_others = accepts_others
         self._fit_of = fit_of or (lambda _job: None)
         self._rng = host.rng.stream("scheduler.victims")
         self.acceptance = Acceptance(level_of, host.rng.stream("scheduler.copies"), cluster_of)
@@ -187,7 +167,6 @@ class Scheduler:
             slots_of=self._slots_taken if fit_of is not None else None,
         )
         self.worker.take_own, self.worker.on_adopted = self._take_own, self._adopted
-        self.worker.on_ended = self._note_hot
         self.worker.save_local = self.owner.save_local
         self.custody: CustodyService | None = None
         if journal is not None:
@@ -216,6 +195,24 @@ class Scheduler:
         """Asks a peer who an installation is that is not known here."""
         self.may_work: Callable[[bytes], bool] = lambda _installation: True
         """Says whether an installation may be given tasks of ours."""
+        self.thief = ThiefService(
+            host,
+            identity.public_key,
+            channels,
+            self.worker,
+            scope,
+            self._rng,
+            boot=boot,
+            python=python,
+            peers=peers,
+            accepts_others=accepts_others,
+            fit_of=self._fit_of,
+            may_submit=lambda job: self.may_submit(job),  # noqa: PLW0108 (both are set later)
+            introduce=lambda channel, installation: self.introduce(channel, installation),  # noqa: PLW0108
+            wake=self.wake,
+            pump_now=self.pump_now,
+        )
+        self.worker.on_ended = self.thief.note_hot
         self.parking = Parking()
         self.policy: Policy | None = None
         """Which of several thieves is served first; None: in turn."""
@@ -223,27 +220,14 @@ class Scheduler:
         self.peers = peers
         self._given: dict[int, _Given] = {}
         self._next_given = GIVEN_ID
-        self._asked: dict[bytes, tuple[float, bool]] = {}
-        """Victim → when our present request was sent there, and whether it says that we are idle."""
-        self._hot: dict[bytes, float] = {}
-        self._ask_next_at = 0.0
-        """Hot victims of further submitters are not asked before this."""
-        self._was_idle = False
-        self._settling: Timer | None = None
-        self._bound: dict[bytes, None] = {}
-        """Jobs of others of which this node lets nobody steal tasks, because their owners said so."""
         self._unfit: dict[tuple[bytes, bytes], float] = {}
         """(job of another owner, node that declined its tasks because it does not fit) → until when."""
         self._benched: dict[bytes, float] = {}
         """Worker → until when it gets nothing."""
-        self._request_id = 0
         self._offered: dict[bytes, float] = {}
         self._knows_job: dict[bytes, dict[bytes, None]] = {}
         """Channel peer → jobs whose envelope it has from us in its present life."""
         self._boots: dict[bytes, bytes] = {}
-        self._opening: dict[bytes, None] = {}
-        self._courtesy: dict[bytes, float] = {}
-        """Peers with a smaller key without a channel, and since when we know them: it is their turn to dial."""
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._held: Timer | None = None
@@ -257,12 +241,9 @@ class Scheduler:
     def _register(self) -> None:
         channels = self._channels
         channels.is_needed = self._is_needed
-        channels.on_message(Message.OFFER, self._on_offer)
         channels.on_message(Message.STEAL, self._on_steal)
         channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
-        channels.on_message(Message.GRANT, self._on_grant)
         channels.on_message(Message.GRANT_ACK, self._on_grant_ack)
-        channels.on_message(Message.STOP, self._on_stop)
         channels.on_message(Message.LEAVING, self._on_leaving)
         channels.on_message(Message.COORDINATOR, self._on_coordinator)
         channels.on_request(Message.RESULTS, self._on_results)
@@ -322,10 +303,9 @@ class Scheduler:
         """Whether anything is under way that time could end."""
         return bool(
             self._given
-            or self._hot
+            or self.thief.is_busy
             or self._benched
             or self._offered
-            or self._courtesy
             or self.owner.is_busy
             or self.worker.is_busy
             or self.receipts.core.is_due
@@ -334,13 +314,10 @@ class Scheduler:
 
     def _forget_old(self, now: float) -> None:
         """Drop what is remembered of peers that are no longer there."""
-        self._hot = {key: at for key, at in self._hot.items() if now - at < HOT_S}
         self._benched = {key: until for key, until in self._benched.items() if until > now}
         self._unfit = {key: until for key, until in self._unfit.items() if until > now}
-        self._bound = {job_id: None for job_id in self._bound if job_id in self.worker.jobs}
         self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_AGAIN_S}
-        self._courtesy = {key: since for key, since in self._courtesy.items() if now - since < DIAL_COURTESY_S}
-        self._asked = {key: asked for key, asked in self._asked.items() if now - asked[0] < PARK_S / 2}
+        self.thief.forget_old(now)
         for key in [key for key in self._knows_job if self._channels.get(key) is None]:
             del self._knows_job[key]
         self.worker.forget_old()
@@ -356,12 +333,7 @@ class Scheduler:
         if (core.foreign_slots, self.worker.is_off) == (foreign_slots, not own_runs):
             return
         core.foreign_slots, self.worker.is_off = foreign_slots, not own_runs
-        if not core.want(of_others=True):
-            for key in self._asked:
-                channel = self._channels.get(key)
-                if channel is not None:
-                    channel.send(Message.UNPARK, [])
-        self._asked.clear()  # those who know less of us are asked again
+        self.thief.ask_anew()
         self.wake()
 
     def evict(self, run_ids: Sequence[int]) -> None:
@@ -408,9 +380,7 @@ class Scheduler:
         if self._held is not None:
             self._held.cancel()
             self._held = None
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        self.thief.close()
         if self.custody is not None:
             self.custody.close()
         self.worker.close()
@@ -453,7 +423,7 @@ class Scheduler:
         self._mind_rest(now)
         self.worker.start_batches()
         self._apply()
-        self._seek_work(now)
+        self.thief.seek_work(now)
         self._arm_timer(now)
 
     def _mind_rest(self, now: float) -> None:
@@ -526,7 +496,9 @@ class Scheduler:
         return 1 if fit is None else fit.slots(LOCAL, self.worker.core.slot_count)
 
     def _is_needed(self, key: bytes) -> bool:
-        return key in self.parking or key in self._asked or (self.custody is not None and self.custody.is_needed(key))
+        return (
+            key in self.parking or key in self.thief.asked or (self.custody is not None and self.custody.is_needed(key))
+        )
 
     def _has_something_to_give(self) -> bool:
         """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
@@ -601,7 +573,7 @@ class Scheduler:
 
         def may_give(held: Held) -> bool:
             job = self.worker.jobs.get(held.job_id)
-            if job is None or held.owner == LOCAL or held.job_id in self._bound:
+            if job is None or held.owner == LOCAL or held.job_id in self.thief.bound:
                 return False
             if self._unfit.get((held.job_id, thief.key), now) > now:
                 return False
@@ -666,56 +638,6 @@ class Scheduler:
                 for start in range(0, len(indices), messages.HELD_MAX):
                     channel.send(Message.STOP, [job_id, indices[start : start + messages.HELD_MAX], kill])
 
-    # --- thief ------------------------------------------------------------------------------------
-
-    def _seek_work(self, now: float) -> None:
-        """Ask others when the slots are not fed.
-
-        A node with nothing to do asks its hot victims and parks at others, up to VICTIMS_MAX (VICTIMS_LARGE_MAX in a
-        large group); workers give it what they have not started.  One that is busy and wants the next batch in advance
-        asks only owners that gave lately: if it could take from other workers too, the same tasks would wander between
-        busy nodes.
-        """
-        core = self.worker.core
-        is_idle = self._is_idle()
-        if is_idle != self._was_idle:
-            self._was_idle = is_idle
-            if self._settling is None:
-                self._settling = self._host.clock.call_later(SETTLE_S, self._settle)
-        is_parked = not is_idle or len(self._asked) + len(self._opening) >= VICTIMS_MAX
-        if is_parked and not self._hot:
-            return
-        want = core.want(of_others=True) if self._accepts_others and not self.worker.is_full else 0
-        if not want:
-            return
-        self._ask_hot(now, want)
-        if not is_parked:
-            self._park(now, want)
-
-    def _ask_hot(self, now: float, want: int) -> None:
-        """Ask victims that should have something, first those of the submitter that has had least of this node.
-
-        The others are asked when these have not answered: whoever is nearest would else be first every time.
-        """
-        if now < self._ask_next_at:
-            return
-        order = self.worker.core.order
-        ready = [
-            (order.had_s(channel.peer.installation), channel)
-            for key, at in self._hot.items()
-            if now - at < HOT_S and key not in self._asked and (channel := self._channels.get(key)) is not None
-        ]
-        if not ready:
-            return
-        least = min(had_s for had_s, _channel in ready)
-        first = next(channel.peer.installation for had_s, channel in ready if had_s == least)
-        chosen = [channel for _had_s, channel in ready if channel.peer.installation == first]
-        for channel in chosen:
-            self._ask(now, channel.peer.key, want)
-        if len(chosen) < len(ready):
-            self._ask_next_at = now + ASK_NEXT_S
-            self._host.clock.call_later(ASK_NEXT_S, self.wake)
-
     def _note_worked(self, key: bytes, outcome: Outcome) -> None:
         """A task of ours was done well by another node: it gets a receipt of the time that it says, in so far as it has
         so many slots."""
@@ -723,70 +645,6 @@ class Scheduler:
         if channel is not None:
             cpu_s = min(outcome.cpu_s, outcome.runtime_s * self.slots_of(key))
             self.receipts.core.worked(channel.peer.installation, cpu_s)
-
-    def _note_hot(self, owner: bytes) -> None:
-        """A task of this owner ended here: it may have more."""
-        self._hot[owner] = self._host.clock.now()
-
-    def _is_idle(self) -> bool:
-        """Whether a slot is free and nothing here is for it."""
-        return bool(self.worker.core.free_slots) and not self.worker.core.queued_count
-
-    def _settle(self) -> None:
-        """Correct what those believe who were asked when this node was idle and is not now, or the other way round:
-        requests of an idle node are taken back, but owners that gave lately keep theirs."""
-        self._settling = None
-        is_idle = self._is_idle()
-        for key in [key for key, (_at, said_idle) in self._asked.items() if said_idle is not is_idle]:
-            del self._asked[key]
-            channel = self._channels.get(key)
-            if not is_idle and channel is not None and key not in self._hot:
-                channel.send(Message.UNPARK, [])
-        self.wake()
-
-    def _park(self, now: float, want: int) -> None:
-        """Ask more victims, as many as there is room for."""
-        room = VICTIMS_MAX if len(self.peers) <= DHT_K else VICTIMS_LARGE_MAX
-        room -= len(self._asked) + len(self._opening)
-        if room <= 0:
-            return
-        passed = self._asked.keys() | self._opening.keys() | self._courtesy.keys()
-        others = [key for key in self.peers if key not in passed]
-        if not others:
-            return
-        # Where a channel is open already first: what is parked there costs nothing.
-        near = [key for key in others if self._channels.get(key) is not None]
-        if near:
-            for key in self._rng.sample(near, min(room, len(near))):
-                self._ask(now, key, want)
-                room -= 1
-        if room > 0 and len(near) < len(others):
-            cold = [key for key in others if key not in self._asked]
-            for key in self._rng.sample(cold, min(room, len(cold))):
-                self._open(key)
-
-    def _ask(self, now: float, key: bytes, want: int) -> None:
-        if key in self._asked:
-            return
-        channel = self._channels.get(key)
-        if channel is None:
-            return
-        self._request_id += 1
-        self._asked[key] = now, self._was_idle
-        core = self.worker.core
-        thief = Thief(
-            b"", b"", self._boot, self._python, core.slot_count, want, self._request_id, is_idle=self._was_idle
-        )
-        channel.send(Message.STEAL, messages.steal_body(thief))
-
-    def _open(self, key: bytes) -> None:
-        """Open a channel to a peer in the background; `channel_opened` wakes the pump when it is there."""
-        if key in self._opening or key not in self.peers:
-            return
-        self._opening[key] = None
-        dial = self._channels.dial(key, self.peers.get(key, ()))
-        # When it fails, the next tick tries another peer, or this one again.
-        dial.add_done_callback(lambda _: self._opening.pop(key, None))
 
     def shares_job_with(self, key: bytes) -> bool:
         """Whether a node has given this one tasks, was given some, keeps a job with it, or reads one by a ticket."""
@@ -796,147 +654,6 @@ class Scheduler:
             key in book.job.by_thief or key in book.job.envelope.coordinators or key in book.readers
             for book in self.owner.books.values()
         )
-
-    def _on_offer(self, channel: Channel, _body: Any) -> None:
-        self._hot[channel.peer.key] = self._host.clock.now()
-        self._asked.pop(channel.peer.key, None)
-        self.wake()
-
-    def _on_grant(self, channel: Channel, body: Any) -> None:
-        grant, raw, addresses = messages.parse_grant(body, channel.peer.key)
-        now = self._host.clock.now()
-        self._asked.pop(channel.peer.key, None)
-        self._ask_next_at = 0.0
-        if grant.owner == channel.peer.key:
-            self._hot[channel.peer.key] = now
-        core = self.worker.core
-        wanted = self._accepts_others and not self.worker.is_full and not self._is_closed
-        wanted = wanted and core.want(of_others=True) > 0
-        wanted = wanted and grant.owner != self._identity.public_key  # our own tasks come back in another way
-        job = self.worker.jobs.get(grant.job_id)
-        try:
-            if job is None and raw:
-                job = open_job(self._host.crypto, raw, wall=self._host.clock.wall(), is_new=True)
-                if job.job_id != grant.job_id:
-                    raise RemoteProtocolError("a grant with the envelope of another job")
-            if job is not None:
-                wanted = wanted and self.may_submit(job) is not False and self._is_current(channel, grant, job)
-        except RemoteProtocolError as error:
-            channel.send(
-                Message.GRANT_ACK, [grant.grant_id, False, True] if error.code == STALE else [grant.grant_id, False]
-            )
-            raise
-        if not wanted:
-            self.counters.grants_declined_count += 1
-            is_unfit = job is not None and self.may_submit(job) is False
-            channel.send(Message.GRANT_ACK, [grant.grant_id, False, True] if is_unfit else [grant.grant_id, False])
-            return
-        if job is None:
-            channel.send(Message.GRANT_ACK, [grant.grant_id, True])
-            self._scope.spawn(self._take_unknown(channel, grant, addresses), "job")
-            return
-        fit = self._fit_of(job)
-        if self.may_submit(job) is None or (fit is not None and fit.known_here() is not True):
-            self._scope.spawn(self._take_if_fit(channel, grant, job, addresses, fit), "fit")
-            return
-        channel.send(Message.GRANT_ACK, [grant.grant_id, True])
-        self._take(channel, grant, job, addresses)
-        self.pump_now()  # the task starts before the acknowledgement leaves
-
-    def _is_current(self, channel: Channel, grant: Grant, job: JobEnvelope) -> bool:
-        """Whether tasks may be taken for the coordinator that a grant names; one that is out of date is told so.
-
-        Raises:
-            RemoteProtocolError: it does not coordinate the job.
-        """
-        if grant.owner not in job.coordinators:
-            raise RemoteProtocolError("a grant of a node that does not coordinate the job")
-        known = self.worker.epochs.get(grant.job_id, 0)
-        if grant.epoch < known:
-            channel.send(Message.COORDINATOR, [grant.job_id, known])
-            return False
-        if grant.epoch > known:
-            self.worker.redirect(job, grant.epoch)
-        return True
-
-    async def _take_if_fit(
-        self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address], fit: Fit | None
-    ) -> None:
-        """Look whether this node fits the job.  When that takes too long the tasks are the victim's again; the next
-        grant finds an answer."""
-        began = self._host.clock.now()
-        fits = await self._may_run(channel, job, fit)
-        is_late = self._host.clock.now() - began > GRANT_ACK_S / 2
-        wanted = self.worker.core.want(of_others=True) > 0 and not self.worker.is_full and not self._is_closed
-        if fits and wanted and not is_late:
-            channel.send(Message.GRANT_ACK, [grant.grant_id, True])
-            self._take(channel, grant, job, addresses)
-            return
-        self.counters.grants_declined_count += 1
-        self.worker.jobs[job.job_id] = job  # the victim thinks that it is known here, and grants without it
-        self.worker.forget_old()
-        channel.send(Message.GRANT_ACK, [grant.grant_id, False] if fits else [grant.grant_id, False, True])
-        self.wake()
-
-    async def _may_run(self, channel: Channel, job: JobEnvelope, fit: Fit | None) -> bool:
-        """Whether a job may run here at all: its submitter may submit, and this node fits."""
-        if self.may_submit(job) is None:
-            await self.introduce(channel, job.submitter)
-        return self.may_submit(job) is True and (fit is None or await fit.fits_here())
-
-    async def _take_unknown(self, channel: Channel, grant: Grant, addresses: list[Address]) -> None:
-        """Ask for the envelope of a job that is large or that we were thought to have; without it the tasks go back."""
-        job = self.worker.jobs.get(grant.job_id)
-        try:
-            if job is None:
-                job = await self._ask_job(channel, grant.job_id)
-        except P2pcError:
-            self.counters.jobs_not_got_count += 1
-            if grant.owner == channel.peer.key:
-                indices = [task.index for task in grant.tasks]
-                await self.worker.hand_back({(grant.owner, grant.job_id): indices})
-            return
-        self.worker.jobs[job.job_id] = job
-        self.worker.forget_old()
-        if not await self._may_run(channel, job, self._fit_of(job)):
-            await self._hand_back_unfit(channel, grant)
-            return
-        if self._is_current(channel, grant, job):
-            self._take(channel, grant, job, addresses)
-
-    async def _hand_back_unfit(self, channel: Channel, grant: Grant) -> None:
-        """Give tasks back that were accepted before their job was known."""
-        self.counters.grants_declined_count += 1
-        if grant.owner == channel.peer.key:
-            indices = [task.index for task in grant.tasks]
-            await self.worker.hand_back({(grant.owner, grant.job_id): indices})
-
-    async def _ask_job(self, channel: Channel, job_id: bytes) -> JobEnvelope:
-        answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
-        if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
-            raise RemoteProtocolError("not a job envelope")
-        job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall(), is_new=True)
-        if job.job_id != job_id:
-            raise RemoteProtocolError("the envelope of another job")
-        return job
-
-    def _take(self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address]) -> None:
-        self.counters.grants_taken_count += 1
-        if not grant.may_pass:
-            self._bound[grant.job_id] = None
-        from_owner = grant.owner == channel.peer.key
-        known = [channel.address, *addresses] if from_owner and channel.is_dialler else addresses
-        self.worker.take(
-            grant, job, known or self.peers.get(grant.owner, []), moved_from=b"" if from_owner else channel.peer.key
-        )
-        self.wake()
-
-    def _on_stop(self, channel: Channel, body: Any) -> None:
-        job_id, indices, kill = messages.parse_stop(body)
-        returned = self.worker.stop(channel.peer.key, job_id, indices, kill=kill)
-        if returned and not kill:
-            self._scope.spawn(self.worker.hand_back({(channel.peer.key, job_id): returned}), "hand-back")
-        self.wake()
 
     # --- victim and owner -------------------------------------------------------------------------
 
@@ -1142,7 +859,7 @@ class Scheduler:
 
     def _on_leaving(self, channel: Channel, _body: Any) -> None:
         self.parking.remove(channel.peer.key)
-        self._hot.pop(channel.peer.key, None)
+        self.thief.peer_leaves(channel.peer.key)
         if self.custody is not None:
             self.custody.leaving(channel.peer.key)
 
@@ -1176,7 +893,7 @@ class Scheduler:
             if key in self.parking or now - self._offered.get(key, -pause_s) < pause_s:
                 continue
             if channel is None:
-                self._open(key)
+                self.thief.open_channel(key)
                 continue
             self._offered[key] = now
             self.counters.offers_sent_count += 1
@@ -1205,23 +922,20 @@ class Scheduler:
             return
         demands = self.owner.core.demands()
         if any(fit is None or fit.is_candidate(key) is not False for fit, _count in demands):
-            self._open(key)
-        elif key < self._identity.public_key and self._channels.get(key) is None:
-            now = self._host.clock.now()
-            self._courtesy.setdefault(key, now)
-            self._arm_timer(now)
+            self.thief.open_channel(key)
+        elif not self.thief.is_first_to_dial(key):
+            self._arm_timer(self._host.clock.now())
             return  # there is nobody more to ask yet
         self.wake()
 
     def peer_gone(self, key: bytes) -> None:
         """A member is no longer reachable; leases it holds end by themselves."""
         self._offered.pop(key, None)
-        self._courtesy.pop(key, None)
+        self.thief.peer_gone(key)
 
     def channel_opened(self, channel: Channel) -> None:
         key = channel.peer.key
-        self._courtesy.pop(key, None)
-        self._opening.pop(key, None)
+        self.thief.channel_opened(key)
         boot = channel.peer.hello.get("boot")
         if isinstance(boot, bytes) and self._boots.get(key, boot) != boot:
             self._knows_job.pop(key, None)
@@ -1252,7 +966,7 @@ class Scheduler:
 
     def channel_lost(self, channel: Channel) -> None:
         key = channel.peer.key
-        self._asked.pop(key, None)
+        self.thief.channel_lost(key)
         if self._channels.get(key) is not None:
             return
         self.parking.remove(key)

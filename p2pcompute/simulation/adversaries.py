@@ -332,7 +332,7 @@ def _late(hostile: _Hostile) -> None:
 
 def _free_rider(hostile: _Hostile) -> None:
     node = hostile.node
-    node.scheduler._accepts_others = False
+    node.scheduler.thief._accepts_others = False
 
     async def submit() -> None:
         job_id = await node.submit_job(JobTerms(name="ride"), JobSpec(kind=TaskKind.SIMULATED))
@@ -642,19 +642,19 @@ def _slow_loris(hostile: _Hostile) -> None:
 
 def _steal_flood(hostile: _Hostile) -> None:
     scheduler = hostile.node.scheduler
-    scheduler._accepts_others = False  # declines what it is given
+    scheduler.thief._accepts_others = False  # declines what it is given
 
     def attack() -> None:
         channels = hostile.channels()
         for channel in hostile.rng.sample(channels, min(FLOOD_VICTIMS, len(channels))):
-            scheduler._request_id += 1
-            thief = Thief(b"", b"", hostile.rng.randbytes(8), (3, 11), 1 << 16, 1 << 20, scheduler._request_id)
+            scheduler.thief._request_id += 1
+            thief = Thief(b"", b"", hostile.rng.randbytes(8), (3, 11), 1 << 16, 1 << 20, scheduler.thief._request_id)
             channel.send(messages.Message.STEAL, messages.steal_body(thief))
             channel.send(messages.Message.OFFER, [])
             hostile.fire()
         target = hostile.target()
         if target is not None and hostile.node.channels.get(target.identity.public_key) is None:
-            scheduler._open(target.identity.public_key)
+            scheduler.thief.open_channel(target.identity.public_key)
 
     hostile.every(FLOOD_S, attack)
 

@@ -204,7 +204,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
         yield "questions that wait for news", scheduler.custody._waiting_count, SYNC_WAITING_MAX
     yield "parked requests", len(scheduler.parking), PARKED_MAX
     yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
-    yield "asked and not a peer", len(scheduler._asked) - len(scheduler.peers), 64
+    yield "asked and not a peer", len(scheduler.thief.asked) - len(scheduler.peers), 64
     unsent = sum([len(done.outcome) for link in scheduler.worker.links.values() for done in link.results])
     yield "bytes of unsent results", unsent, UNACKED_RESULTS_BYTES_MAX + CHANNEL_WRITE_BYTES_MAX
     yield "unsent bytes that are not there", abs(unsent - scheduler.worker.unsent_bytes), 0

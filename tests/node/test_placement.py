@@ -110,7 +110,7 @@ def test_a_node_runs_only_what_it_fits_whatever_the_owner_believes() -> None:
         other.running.scheduler.wake()
         await asyncio.sleep(60)
         assert owner.running.job(job_id.hex()).done == 0
-        declined = other.running.scheduler.counters.grants_declined_count
+        declined = other.running.scheduler.thief.counters.grants_declined_count
         assert 1 <= declined <= 60 / UNFIT_S + 1
 
     play([PLAIN, PLAIN], scene)

@@ -21,8 +21,8 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.scheduler.ledger import JobLedger, TaskState
 from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.owner_service import OwnerService
-from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import Parking
+from p2pcompute.scheduler.thief_service import ThiefService
 from p2pcompute.scheduler.worker import WorkerCore
 from p2pcompute.scheduler.worker_service import WorkerService
 from p2pcompute.store.journal import Journal
@@ -186,14 +186,14 @@ def kept_results_stay_on_disk(patch: Patch) -> None:
 
 @_mutant("livelock", FEW)
 def a_thief_declines_and_asks_again(patch: Patch) -> None:
-    def declined(original: Any, scheduler: Scheduler, channel: Any, body: Any) -> None:
-        core = scheduler.worker.core
+    def declined(original: Any, thief: ThiefService, channel: Any, body: Any) -> None:
+        core = thief._worker.core
         core.is_paused = True
-        original(scheduler, channel, body)
+        original(thief, channel, body)
         core.is_paused = False
-        scheduler._host.clock.call_later(0.005, scheduler.wake)
+        thief._host.clock.call_later(0.005, thief._wake)
 
-    _wrap(patch, Scheduler, "_on_grant", declined)
+    _wrap(patch, ThiefService, "_on_grant", declined)
 
 
 # --- the DHT --------------------------------------------------------------------------------------
