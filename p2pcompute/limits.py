@@ -103,6 +103,9 @@ DHT_ALPHA: Final = 5
 DHT_GET_ALPHA: Final = 4
 """The same of a get: with 30 % dead contacts and 5 % loss 7.5 requests instead of 8.5, in 1.8 median round trips
 instead of 1.6; with 10 % dead 6.3 instead of 7.6, in 1.3 either way."""
+DHT_GET_ALPHA_MAX: Final = 20
+"""A get asks as many at once as have answered it without ending it, from DHT_GET_ALPHA up to this: most gets end before
+the fifth answer, those among hostile nodes do not."""
 DHT_PUT_ALPHA: Final = 20
 """The same of a put, when the next one is so near that it is to keep the record: it is asked in any case."""
 DHT_PUT_K: Final = 16
@@ -383,7 +386,8 @@ LOG_ENTRIES_MAX: Final = 2048
 """Removals and the like in a group's log, which nobody ever forgets; a further one is refused, and a group in which so
 many were removed is made anew."""
 LOG_FOUNDER_ENTRIES: Final = 256
-"""Of them the last ones are for the founder: an administrator that fills the log can still be removed."""
+"""Of them the last ones are for the founder and his heirs, and half of these for the founder alone: an administrator
+that fills the log can still be removed."""
 GROUP_LOG_BYTES_MAX: Final = 3 * MIB
 LOG_ENTRY_BYTES_MAX: Final = 8 * KIB
 """One entry: under 400 bytes, the reason, 8 heads and up to LOG_ACCEPTS_MAX digests of 16 bytes."""
@@ -396,6 +400,8 @@ ROSTER_MAX: Final = 4096
 ROSTER_SHARED_MAX: Final = 64
 """In groups of up to so many all members know all others; in larger ones each knows those that it has met, because
 every one would send some 700 bytes about every other."""
+GROUP_ACCEPT_CHARS_MAX: Final = 200
+"""The condition on jobs in a group's policy: two that were made at once are still one expression."""
 KEYS_FORMER_MAX: Final = 16
 """Network keys from before that are still accepted, so that who was away finds back; each removal makes one."""
 KEY_GRACE_S: Final = 14 * 86400.0
@@ -731,6 +737,8 @@ LOCK_PACKAGES_MAX: Final = 1000
 LOCK_HASHES_MAX: Final = 500
 """Files of one package."""
 LOCK_PLATFORMS_MAX: Final = 16
+DIGITS_MAX: Final = 15
+"""Significant digits to which numbers of results can be rounded: a double has no more that are sure."""
 ENVIRONMENT_BYTES_MAX: Final = 12 * 1024 * MIB
 """One environment with what was fetched for it.  PyTorch with CUDA takes 7 GiB."""
 ENVIRONMENT_BUILD_S: Final = 1800.0

@@ -14,7 +14,7 @@ farthest first: peers that crowd around the key by the hundred then do not hide 
 Properties, each of them tested:
  1. it terminates, whatever peers answer, after at most DHT_LOOKUP_REQUESTS_MAX requests;
  2. it asks nobody twice and never asks its own node;
- 3. at most α peers are within their soft timeout at once;
+ 3. at most α peers are within their soft timeout at once; α is as many as have answered, within its bounds;
  4. the result holds only peers that answered, nearest first, at most k;
  5. when every peer answers truthfully, the result is the k nearest of all that can be reached from the seeds;
  6. where no more than k peers are known it waits for late ones: in a small group it ends when all have answered or
@@ -24,7 +24,8 @@ Properties, each of them tested:
 
 Source: Kademlia, section 2.3; Baumgart and Mies, "S/Kademlia", 2007, for disjoint paths; `closest.rs` of rust-libp2p
 for the shape.
-Deviations: α counts peers within the soft timeout; a late peer leaves the k-window.
+Deviations: α counts peers within the soft timeout, and grows with answers that did not end the lookup, if it is to; a
+late peer leaves the k-window.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class Lookup:
         k: int = DHT_K,
         alpha: int = DHT_ALPHA,
         alpha_within: int | None = None,
+        alpha_max: int | None = None,
         late_softs: int = 3,
         paths: int = DHT_PATHS,
         radius: int = 0,
@@ -162,9 +164,11 @@ class Lookup:
             soft_s: seconds after which the lookup looks past a peer.
             hard_s: seconds after which a peer has failed.
             k: size of the result.
-            alpha: peers asked at once.
+            alpha: peers asked at once, at first.
             alpha_within: the same when the next one is asked in any case: within the radius, or one of the first seeds
                 of a path; None: as `alpha`.
+            alpha_max: they are as many as have answered, up to so many: answers that do not end a lookup call for
+                haste; None: `alpha`.
             late_softs: soft timeouts for which a peer that would be in the result is waited for; one that is known
                 to be slow a little longer.
             paths: how many that share no peer.
@@ -179,6 +183,7 @@ class Lookup:
         self._k = k
         self._alpha = alpha
         self._alpha_within = alpha if alpha_within is None else alpha_within
+        self._alpha_max = alpha if alpha_max is None else alpha_max
         self._radius = radius
         self._peers: dict[int, _Peer] = {}
         self._under_way: dict[int, _Peer] = {}
@@ -187,6 +192,7 @@ class Lookup:
         self._seen: tuple[dict[int, int], bool] | None = None
         """What `_windows` has found, until something changes."""
         self._asked_count = 0
+        self._answered_count = 0
         self._allowances = [DHT_PATH_REQUESTS_MAX] * paths
         self._is_finished = False
         for number, seed in enumerate(seeds):
@@ -204,16 +210,16 @@ class Lookup:
         if self._is_finished:
             return chosen
         waiting = [peer.path for peer in self._under_way.values() if peer.state is _WAITING]
-        if len(waiting) >= max(self._alpha, self._alpha_within):
-            return chosen
-        while self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
+        alpha = max(self._alpha, min(self._answered_count, self._alpha_max))
+        alpha_within = max(alpha, self._alpha_within)
+        while len(waiting) < alpha_within and self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
             candidates, _ = self._windows()
-            allowed = [one for one in candidates if len(waiting) < self._alpha_at(candidates[one])]
+            allowed = [one for one in candidates if len(waiting) < alpha or self._is_certain(candidates[one])]
             if allowed:
                 path = min(allowed, key=lambda one: (waiting.count(one), candidates[one]))
                 self._allowances[path] -= 1
                 peer = self._peers[candidates[path]]
-            elif not candidates and len(waiting) < self._alpha_within and (far := self._farthest_within()) is not None:
+            elif not candidates and (far := self._farthest_within()) is not None:
                 path, peer = _NO_PATH, self._peers[far]
             else:
                 break
@@ -232,6 +238,7 @@ class Lookup:
         if peer is None:
             return
         peer.state = _ANSWERED
+        self._answered_count += 1
         self._seen = None
         if not self._is_finished:
             self._hear(heard, peer.depth + 1, 1 << peer.path if peer.path != _NO_PATH else peer.paths)
@@ -315,7 +322,7 @@ class Lookup:
         if self._order != sorted(self._peers) or asked != self._asked_count:
             raise InvariantViolation(f"lookup: {len(self._order)} in order, {len(states)} known, {asked} asked")
         if (
-            states.count(PeerState.WAITING) > max(self._alpha, self._alpha_within)
+            states.count(PeerState.WAITING) > max(self._alpha_max, self._alpha_within)
             or len(states) > DHT_LOOKUP_CANDIDATES_MAX
         ):
             raise InvariantViolation(f"lookup: {states.count(PeerState.WAITING)} waiting, {len(states)} known")
@@ -327,9 +334,9 @@ class Lookup:
     def _distance(self, contact_id: bytes) -> int:
         return int.from_bytes(contact_id, "big") ^ self._number
 
-    def _alpha_at(self, distance: int) -> int:
-        is_certain = distance <= self._radius or self._peers[distance].is_root
-        return self._alpha_within if is_certain else self._alpha
+    def _is_certain(self, distance: int) -> bool:
+        """Whether a peer is asked in any case."""
+        return distance <= self._radius or self._peers[distance].is_root
 
     def _hear(self, contacts: Iterable[Contact], depth: int, paths: int) -> None:
         for contact in contacts:

@@ -29,6 +29,7 @@ from p2pcompute.limits import (
     DHT_ALPHA,
     DHT_FOUND_ENOUGH,
     DHT_GET_ALPHA,
+    DHT_GET_ALPHA_MAX,
     DHT_HAND_ON_MAX,
     DHT_HANDERS,
     DHT_K,
@@ -137,7 +138,7 @@ class Queries:
 
     async def get(self, key: bytes) -> list[Record]:
         """See `Dht.get`."""
-        lookup = self._lookup(key, alpha=DHT_GET_ALPHA, radius=self.radius())
+        lookup = self._lookup(key, alpha=DHT_GET_ALPHA, alpha_max=DHT_GET_ALPHA_MAX, radius=self.radius())
         search = _Search(key, lookup, self._keeper.records.get(key, now=self._clock.now()))
         await self._walk(lookup, partial(self._ask_get, search))
         return newest(search.found)
@@ -233,6 +234,7 @@ class Queries:
         k: int = DHT_K,
         alpha: int = DHT_ALPHA,
         alpha_within: int | None = None,
+        alpha_max: int | None = None,
         late_softs: int = 3,
         paths: int = DHT_PATHS,
         radius: int = 0,
@@ -249,6 +251,7 @@ class Queries:
             k=k,
             alpha=alpha,
             alpha_within=alpha_within,
+            alpha_max=alpha_max,
             late_softs=late_softs,
             paths=paths,
             radius=radius,

@@ -180,6 +180,20 @@ def test_at_most_alpha_are_within_their_soft_timeout() -> None:
     assert len(lookup.poll(SOFT_S)) == DHT_ALPHA, "late peers must not hold up others"
 
 
+def test_a_lookup_that_answers_do_not_end_asks_more_at_once() -> None:
+    """Else a get among hostile nodes, who answer and have nothing, takes three times as long."""
+    lookup = Lookup(bytes(20), CONTACTS[1:60], own_id=CONTACTS[0].id, soft_s=SOFT_S, alpha=4, alpha_max=6)
+    waiting = lookup.poll(0.0)
+    assert len(waiting) == 4
+    sizes = []
+    while waiting and lookup.asked_count < 20:
+        lookup.on_answer(waiting.pop(0).id)
+        waiting += lookup.poll(0.0)
+        lookup.check_invariants()
+        sizes.append(len(waiting))
+    assert sizes[:6] == [4, 4, 4, 4, 5, 6] and set(sizes[6:]) == {6}
+
+
 def test_a_late_answer_counts_until_the_hard_timeout() -> None:
     lookup = make(bytes(20), CONTACTS[1:2])
     (peer,) = lookup.poll(0.0)
