@@ -16,7 +16,7 @@ import hashlib
 import pickle
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,6 +59,8 @@ class Bound:
     """Futures, shared objects, calls to be made."""
     code: bytes = b""
     """Of the function, when it travels with the arguments."""
+    task: TaskPayload = TaskPayload()
+    """The rest of the task."""
 
 
 @dataclass(slots=True, eq=False)
@@ -178,11 +180,13 @@ class Dataflow:
         }
         refs = (*files.values(), *([args_blob] if args_blob is not None else ()))
         self._desk.blobs.pin(refs)
-        waiting.future._blobs = refs
-        payload = TaskPayload(
+        waiting.future._blobs = (*waiting.future._blobs, *refs)
+        task = waiting.bound.task
+        payload = replace(
+            task,
             args=b"" if args_blob is not None else _bound(waiting, contents),
             args_blob=args_blob,
-            send=tuple(InputFile(name, ref, 0o444) for name, ref in files.items()),
+            send=(*task.send, *(InputFile(name, ref, 0o444) for name, ref in files.items())),
         )
         self._desk.put_held(waiting, encode_payload(payload))
 

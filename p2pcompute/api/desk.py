@@ -24,11 +24,14 @@ from typing import Any, Final
 
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
 from p2pcompute.api.explanations import Explanation, explanation_of, never
+from p2pcompute.api.files import place_file
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
 from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
+from p2pcompute.api.result_folder import Note, ResultFolder
+from p2pcompute.api.results import Content
 from p2pcompute.errors import P2pcError, ResultDisputed, ResultRevoked, UsageError
 from p2pcompute.execution.calls import PackedCall
 from p2pcompute.execution.locking import find_requirements, make_lock
@@ -55,6 +58,7 @@ JOBS_OPEN_MAX: Final = 1024
 VALUE_KEPT_BYTES_MAX: Final = 1024
 """A pickled value up to this stays with the outcome that a future keeps; copying the outcome costs more."""
 
+_ENDED_BADLY: Final = (OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
 _SEAL: Final = b"seal"
 _CANCEL: Final = b"cancel"
 _KILL: Final = b"kill"
@@ -85,6 +89,8 @@ class Desk:
         self._open_count = 0
         """Futures that came out of the deque and are not resolved."""
         self._names: dict[bytes, str] = {}
+        self.results: ResultFolder | None = None
+        """Where calls are written as they end."""
         self._locks: dict[Path, Lock] = {}
         """Packages by the file that lists them: the same versions for as long as this lives."""
         self._loop: asyncio.AbstractEventLoop
@@ -178,6 +184,8 @@ class Desk:
     async def close(self) -> None:
         """Seal every job: their submitter goes."""
         await asyncio.to_thread(self.flow.read_all)
+        if self.results is not None:
+            await asyncio.to_thread(self.results.close)
         for job in list(self._jobs.values()):
             if job.book is not None:
                 await self._node.seal_job(job.job_id)
@@ -368,6 +376,9 @@ class Desk:
                 gpus=float(options.gpus),
                 disk_bytes=options.disk_bytes,
                 timeout_s=options.timeout_s,
+                network=options.network == "full",
+                sandbox="" if options.sandbox == "auto" else options.sandbox,
+                digits=options.digits,
                 packages=packages,
                 platforms=() if lock is None else lock.platforms,
                 is_built=lock is not None and bool(lock.built),
@@ -493,7 +504,7 @@ class Desk:
             if future is None:
                 continue
             outcome = end.outcome
-            if outcome is None or outcome.value_blob is not None or read is not None:
+            if outcome is None or outcome.value_blob is not None or read is not None or future._note is not None:
                 slow.append((future, end))
                 continue
             self._open_count -= 1
@@ -585,9 +596,11 @@ class Desk:
     def _read_now(self, job: OpenJob, items: list[tuple[MeshFuture[Any], TaskEnd, Outcome]]) -> None:
         """In a thread."""
         for future, end, outcome in items:
-            if future.is_input and job.read is None and self._is_left_unread(future, outcome):
+            if future._note is None and future.is_input and job.read is None and self._is_left_unread(future, outcome):
                 continue
             try:
+                if future._note is not None:
+                    self._keep(future, future._note, end, outcome)
                 contents = {blob[0]: self._read_blob(BlobRef(*blob)) for blob in _blobs_of(outcome)}
                 data = contents[outcome.value_blob[0]] if outcome.value_blob is not None else outcome.value
                 value: Any = NotImplemented
@@ -608,6 +621,35 @@ class Desk:
                     future._report = (*future._report[:3], len(data))
                 with contextlib.suppress(cf.InvalidStateError):
                     future.set_result(value)
+
+    def _keep(self, future: MeshFuture[Any], note: Note, end: TaskEnd, outcome: Outcome) -> None:
+        """Write what the results of an executor say of a call, and put files that came back in their place."""
+
+        def content(data: bytes, blob: tuple[bytes, int] | None) -> Content:
+            path = None if blob is None else self.blobs.path(BlobRef(*blob))
+            return data if blob is None else self._read_blob(BlobRef(*blob)) if path is None else Path(path)
+
+        files: dict[str, str] | None = None
+        if self.results is not None and outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED, *_ENDED_BADLY):
+            files = self.results.write(
+                note,
+                outcome,
+                is_done=end.state is TaskState.DONE,
+                node=None if future._report is None else future._report[0],
+                attempts=end.attempts,
+                contents={
+                    "stdout": content(outcome.stdout, outcome.stdout_blob),
+                    "stderr": content(outcome.stderr, outcome.stderr_blob),
+                    "value": content(outcome.value, outcome.value_blob),
+                },
+                files=tuple((file.name, content(b"", (file.digest, file.size)), file.mode) for file in outcome.files),
+            )
+        if files is None:
+            files = {
+                file.name: place_file(note.to, file, self._read_blob(BlobRef(file.digest, file.size)))
+                for file in outcome.files
+            }
+        future._files = files
 
     def _is_left_unread(self, future: MeshFuture[Any], outcome: Outcome) -> bool:
         """Resolve the future of an input whose value is large without reading it, unless it is a call that follows."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from p2pcompute.api.futures import SIGNAL_S
-from p2pcompute.errors import NodeUnavailable, P2pcError
+from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.socket_peer import check_peer_is_ours
 
 if TYPE_CHECKING:
@@ -231,7 +231,11 @@ class EmbeddedNode:
         from p2pcompute.api.assembly import build_alone, build_delegate
 
         if not self.options.is_local:
-            places = _running_installation()
+            places = _running_installation(self.options.group)
+            if places is None and self.options.group is not None:
+                group = self.options.group
+                what, fix = f"no node of the group {group} runs here", f"start it: p2pc -g {group} node start"
+                raise NodeUnavailable(what, "a group that is named is not left out", fix)
             if places is not None:
                 try:
                     async with AsyncExitStack() as trial:
@@ -240,6 +244,8 @@ class EmbeddedNode:
                         self.is_joined = True
                         return found
                 except (P2pcError, OSError, TimeoutError) as error:
+                    if self.options.group is not None:
+                        raise
                     warnings.warn(
                         f"p2pcompute: working on this machine alone, because its node could not be joined: {error}",
                         RuntimeWarning,
@@ -292,13 +298,36 @@ class EmbeddedNode:
 # --- finding this machine's node ----------------------------------------------------------------------
 
 
-def _running_installation() -> tuple[MachinePaths, Settings] | None:
-    """Return where this machine's installation is, when its node runs."""
+def check_group(options: EmbeddedOptions) -> None:
+    """Refuse a group that is not one of this machine's.
+
+    Raises:
+        UsageError: it is not.
+    """
+    from p2pcompute.places import find_paths, groups_here
+
+    group = options.group
+    if group is None:
+        return
+    if options.is_local:
+        raise UsageError("an executor that stays local is in no group", f"group={group!r}", "leave one of both out")
+    known = groups_here(find_paths().base)
+    if group not in known:
+        raise UsageError(f"there is no group {group!r} here", f"there are: {', '.join(known)}", "p2pc group list")
+
+
+def _running_installation(group: str | None) -> tuple[MachinePaths, Settings] | None:
+    """Return where this machine's installation is, when its node runs.
+
+    Args:
+        group: whose node; None: of the one in use.
+    """
     from p2pcompute.config import load_settings
     from p2pcompute.host.paths import resolve_paths
 
     try:
-        paths = resolve_paths()
+        environ = os.environ if group is None else {**os.environ, "P2PC_GROUP": group}
+        paths = resolve_paths(environ)
         document = json.loads(paths.run_file.read_text(encoding="utf-8"))
         os.kill(int(document["pid"]), 0)
     except (P2pcError, OSError, ValueError, KeyError, TypeError):

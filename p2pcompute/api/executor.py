@@ -7,24 +7,32 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from p2pcompute.api.dataflow import Bound
-from p2pcompute.api.embedded import EmbeddedNode
+from p2pcompute.api.embedded import EmbeddedNode, check_group
+from p2pcompute.api.files import SentFile, Taker
 from p2pcompute.api.functions import Functions, Shipment, name_of
-from p2pcompute.api.futures import MeshFuture, closed
+from p2pcompute.api.futures import MeshFuture, closed, settle
+from p2pcompute.api.job_status import Progress
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.maps import Mapping
 from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wait_for_node
+from p2pcompute.api.noted import Noting
 from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import EmbeddedOptions, TaskOptions
 from p2pcompute.api.pickling import dump_call, dump_value
+from p2pcompute.api.result_folder import ResultFolder, results_target
 from p2pcompute.errors import BadValue, UsageError
 from p2pcompute.execution.calls import Call, Shared, Spread
 from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
+
+if TYPE_CHECKING:
+    from p2pcompute.node.node import Node
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,14 +45,36 @@ class _Core:
     The node does not hold it: when the last executor is dropped the node ends, after the open tasks.
     """
 
-    def __init__(self, options: EmbeddedOptions) -> None:
+    def __init__(self, options: EmbeddedOptions, results: ResultFolder | None, progress: Progress) -> None:
         self.node = EmbeddedNode(options)
         self.lock = threading.Lock()
         self.is_closed = False
         self.mappings: dict[Mapping[Any], None] = {}
         """Maps whose inputs are of a known number and have not all been handed in."""
+        self.results = results
+        self.noting = Noting(results is not None, self._digest_of)
+        self.progress: Progress = progress
+        self.node.desk.results = results
+        self._taker: Taker | None = None
         self._finalizer = weakref.finalize(self, self.node.close)
         self._finalizer.atexit = False
+
+    def taker(self) -> Taker:
+        """Return what takes files in; waits until the node has started."""
+        if self._taker is None:
+            blobs = self.node.blobs()
+
+            def put(path: str) -> BlobRef:
+                async def take(_node: Node) -> BlobRef:
+                    return await blobs.put_path(path, pin=True)
+
+                return self.node.ask(take)
+
+            self._taker = Taker(put, lambda ref: blobs.unpin([ref]))
+        return self._taker
+
+    def _digest_of(self, file: SentFile) -> bytes:
+        return self.taker().digest(file)
 
     def close(self, *, cancel: bool, kill: bool) -> None:
         with self.lock:
@@ -64,31 +94,52 @@ class MeshExecutor(cf.Executor):
     `TaskOptions.retries` says so; one whose node or process is lost is.
 
     Args:
+        group: which group, when this machine is in several; None: the one in use.
         max_workers: worker processes of this executor; None: one a core, or none where this machine's node has them;
             0: only submit, to other nodes.
         local: stay on this machine, even when its node runs.
         name: shown to people, on other nodes too.
         options: of all tasks; `with_options` changes them.
+        progress: what shows where a `Job` or `map` of this executor is: as for `Job.wait`, but "auto" shows no `map`.
+        results: a folder, or a .jsonl, .csv or .tsv file, that gets each call's value, output and files as it ends, in
+            the format of `p2pc run --results`.
+        resume: calls that are done in that folder are not made again: they are known by function, arguments and sent
+            files, in whatever order.  Failed ones are made again.
 
     Raises:
         BadValue: an argument cannot mean anything.
+        UsageError: there are other results in that place, or there is no such group here.
     """
 
     def __init__(
         self,
+        group: str | None = None,
         *,
         max_workers: int | None = None,
         local: bool = False,
         name: str | None = None,
         options: TaskOptions | None = None,
+        progress: Progress = "auto",
+        results: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         _core: _Core | None = None,
     ) -> None:
+        _check_group_name(group)
         if max_workers is not None and (type(max_workers) is not int or max_workers < 0):
             raise BadValue(f"max_workers={max_workers!r} cannot be used", "it is a count from 0", "change it")
         if local and max_workers == 0:
             raise BadValue("an executor that stays local needs workers", "max_workers is 0", "leave one of both out")
         self._options = options or TaskOptions()
-        self._core = _core or _Core(EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or ""))
+        if resume and results is None:
+            raise UsageError("resume needs to know what was done", "results= is not given", 'add results="out"')
+        if _core is None:
+            chosen = EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or "", group=group)
+            check_group(chosen)
+            target = None if results is None else results_target(results, resume=resume)
+            folder = None if target is None else ResultFolder(target, name or "")
+            _core = _Core(chosen, folder, progress)
+        self._core = _core
+        self._is_noted = self._core.results is not None or self._options.has_files
         self._node = self._core.node
         self._desk = self._node.desk
         self._put = self._desk.put
@@ -111,6 +162,8 @@ class MeshExecutor(cf.Executor):
         self._check_open()
         with self._lock:
             shipment, beside = self._functions.find(fn)
+        if self._is_noted:
+            return self._send_noted(shipment, shipment, beside, fn, args, kwargs)
         data, parts = dump_call((beside, *args) if beside else args, kwargs, shipment.zipped_names)
         return self._send(shipment, data, parts)
 
@@ -133,6 +186,45 @@ class MeshExecutor(cf.Executor):
             future._blobs = (ref,)
             payload = encode_payload(TaskPayload(args_blob=ref))
         self._put(future, target, payload)
+        return future
+
+    def _send_noted(
+        self,
+        target: Shipment | OpenJob,
+        shipment: Shipment,
+        beside: bytes,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> MeshFuture[Any]:
+        """Hand in a call that has files, or whose result is kept; or find that it was done."""
+        core = self._core
+        call = core.noting.prepare(shipment, beside, fn, args, kwargs, shipment.options)
+        future: MeshFuture[Any] = MeshFuture(self._desk, len(call.data))
+        if core.results is not None:
+            earlier = core.results.find(call.note.key)
+            if earlier is not None:
+                future._note, future._files = call.note, earlier.files
+                future._report = (earlier.node, 0, None, 0)
+                settle(future, earlier.value)
+                return future
+            call.note.number = core.results.next_number()
+        blobs = self._node.blobs()
+        files = tuple(core.taker().take(file, blobs.pin) for file in call.files) if call.files else ()
+        call.note.sent_bytes = sum(file.blob.size for file in files)
+        future._note, future._blobs = call.note, tuple(file.blob for file in files)
+        task = TaskPayload(send=files, fetch=call.fetch, key=call.note.key)
+        if call.parts:
+            bound = Bound(call.data, tuple(self._part(part) for part in call.parts), task=task)
+            self._desk.put(future, target, bound)
+            return future
+        if len(call.data) <= INLINE_BYTES_MAX:
+            task = replace(task, args=call.data)
+        else:
+            ref = blobs.put_now(call.data, pin=True)
+            future._blobs = (*future._blobs, ref)
+            task = replace(task, args_blob=ref)
+        self._put(future, target, encode_payload(task))
         return future
 
     def _part(self, part: Any) -> Any:
@@ -258,9 +350,13 @@ class MeshExecutor(cf.Executor):
         functions = self._functions if options is None else Functions(options)
         with self._lock:
             shipment, beside = functions.find(fn)
-        job: Job[R] = Job(self._desk, shipment, name or name_of(fn))
+        job: Job[R] = Job(self._desk, shipment, name or name_of(fn), progress=self._core.progress)
+        is_noted = self._core.results is not None or shipment.options.has_files
         try:
             for args in zip(*iterables, strict=False):
+                if is_noted:
+                    job.add(self._send_noted(job.open_job, shipment, beside, fn, args, {}))
+                    continue
                 data, parts = dump_call((beside, *args) if beside else args, {}, shipment.zipped_names)
                 job.add(self._send(job.open_job, data, parts))
         except BaseException:
@@ -377,3 +473,10 @@ class MeshExecutor(cf.Executor):
             self._interrupt()
         else:
             self.shutdown(wait=True)
+
+
+def _check_group_name(group: object) -> None:
+    """Raises BadValue for what is no name: executors of `concurrent.futures` have their number of workers there."""
+    if group is not None and not isinstance(group, str):
+        fix = f"MeshExecutor(max_workers={group!r})" if isinstance(group, int) else "change it"
+        raise BadValue(f"group={group!r} cannot be used", "it is the name of a group", fix)

@@ -6,8 +6,9 @@ import asyncio
 import concurrent.futures as cf
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from p2pcompute.api.options import TaskInfo, moment
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
     from p2pcompute.api.explanations import Explanation
     from p2pcompute.api.open_jobs import OpenJob
+    from p2pcompute.api.result_folder import Note
 
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
@@ -44,6 +46,9 @@ class MeshFuture(cf.Future[R], Generic[R]):
     """Large arguments, or files that are sent along: pinned until the task has ended."""
     _words: tuple[str, ...] = ()
     """Of a command."""
+    _note: Note | None = None
+    """Of a call that has files, or whose result is kept."""
+    _files: Mapping[str, str] = MappingProxyType({})
     is_input = False
     """Its value is an argument of another call."""
     _content: bytes | BlobRef | None = None
@@ -64,6 +69,11 @@ class MeshFuture(cf.Future[R], Generic[R]):
     def info(self) -> TaskInfo:
         """Where and how the task ran, as known now."""
         return self._info(self._state_now())
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Where the files are that the task has brought back (`TaskOptions.fetch`), by their names there."""
+        return self._files
 
     def _state_now(self) -> str:
         if self.cancelled():
@@ -252,6 +262,14 @@ def forked() -> UsageError:
         "make a new MeshExecutor in the child",
         code="forked",
     )
+
+
+def settle(future: MeshFuture[R], value: Callable[[], R]) -> None:
+    """Resolve a future with what a function returns or raises."""
+    try:
+        future.set_result(value())
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of a value that is unpickled: the user's code
+        set_exception(future, error)
 
 
 def set_exception(future: MeshFuture[Any], error: BaseException) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from p2pcompute.api.futures import MeshFuture
 
-Progress = bool | Literal["auto", "none"] | Callable[["JobStatus"], object]
-"""How `Job.wait` shows where it is: lines on standard error (True), these on a terminal only ("auto"), a function that
-is told twice a second, or not at all (False, "none")."""
+Progress = bool | Literal["auto", "bar", "plain", "none"] | Callable[["JobStatus"], object]
+"""How `Job.wait` shows where it is: lines on standard error (True, or "plain"; "bar": one that is written over), on a
+terminal only ("auto"), a function that is told twice a second, or not at all (False, "none")."""
 PROGRESS_S: Final = 0.5
 LINE_S: Final = 5.0
 """Between two lines where standard error is no terminal."""
@@ -113,7 +113,8 @@ class Shown:
     def __init__(self, progress: Progress) -> None:
         is_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._tell = progress if callable(progress) else None
-        self._has_lines = progress is True or (progress == "auto" and is_terminal)
+        self._has_lines = progress in (True, "bar", "plain") or (progress == "auto" and is_terminal)
+        is_terminal = progress == "bar" or (is_terminal and progress != "plain")
         self._is_terminal = is_terminal
         self._line_at = time.monotonic() + (0.0 if is_terminal else LINE_S)
         self._width = 0

@@ -37,8 +37,15 @@ class Job(Generic[R]):
     """The handle of a started job.  Iterating waits and yields the values in the order of the inputs."""
 
     def __init__(
-        self, desk: Desk, shipment: Shipment, name: str, kind: TaskKind = TaskKind.FUNCTION, read: Read | None = None
+        self,
+        desk: Desk,
+        shipment: Shipment,
+        name: str,
+        kind: TaskKind = TaskKind.FUNCTION,
+        read: Read | None = None,
+        progress: Progress = "auto",
     ) -> None:
+        self._progress: Progress = progress
         self.name = name
         key = b"single %d" % next(_serials)
         self.open_job = OpenJob(replace(shipment, name=name, key=key), kind=kind, read=read, is_single=True)
@@ -123,14 +130,15 @@ class Job(Generic[R]):
         """Return the futures that have failed until now."""
         return [future for future in self._futures if future.done() and not future.cancelled() and future.exception()]
 
-    def wait(self, timeout: float | None = None, *, progress: Progress = "auto") -> Job[R]:
+    def wait(self, timeout: float | None = None, *, progress: Progress | None = None) -> Job[R]:
         """Wait until every task has ended, or `timeout` seconds; returns the job itself.
 
         Args:
-            progress: how it is shown meanwhile: "auto", on a terminal; True, in lines on standard error; False; or a
-                function that gets the `JobStatus` every half second.
+            progress: how it is shown meanwhile: "auto", on a terminal; True, on standard error ("bar" in one line,
+                "plain" in a line every few seconds); False or "none"; or a function that gets the `JobStatus` every
+                half second.  None: as the executor says.
         """
-        shown = Shown(progress)
+        shown = Shown(self._progress if progress is None else progress)
         if not shown.is_wanted:
             cf.wait(self._futures, timeout)
             return self

@@ -13,10 +13,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from p2pcompute.api.futures import MeshFuture, closed
+from p2pcompute.api.job_status import PROGRESS_S, Shown, status_of
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.execution.calls import PARTIAL_RESULTS
 
@@ -68,10 +70,14 @@ class Mapping(Generic[R]):
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._left = _known_length(iterables)
         self._iterators = [iter(iterable) for iterable in iterables]
-        self._chunk_count = chunk_count
+        self._is_noted = executor._is_noted
+        self._function = function
+        self._chunk_count = 1 if self._is_noted else chunk_count
         self._buffer_count = buffer_count
+        self._shown = Shown(executor._core.progress if executor._core.progress != "auto" else False)
+        self._given_count = 0
         with executor._lock:
-            self._shipment, _ = executor._functions.find(function, chunked=True)
+            self._shipment, self._beside = executor._functions.find(function, chunked=not self._is_noted)
         self._open: dict[MeshFuture[list[R]], int] = {}
         """Chunks whose results were not given, in their order, with their sizes."""
         self._done: dict[MeshFuture[list[R]], None] = {}
@@ -79,6 +85,7 @@ class Mapping(Generic[R]):
         self.is_ordered = is_ordered
         self.on_ended = on_ended
         self._unfinished = 0
+        self._began = time.monotonic()
         self._taken = 0
         """Items in `_open`."""
         self._is_exhausted = False
@@ -104,7 +111,9 @@ class Mapping(Generic[R]):
                     self._wait()
                     continue
                 while values:
+                    self._given_count += 1
                     yield values.pop()  # nothing here refers to it any more
+            self._show(is_last=True)
         finally:
             self.close()
 
@@ -172,7 +181,7 @@ class Mapping(Generic[R]):
         """Return the results of a chunk, up to the first exception."""
         error = head.exception()
         if error is None:
-            return head.result(), None
+            return ([head.result()] if self._is_noted else head.result()), None  # type: ignore[list-item]
         partial: list[R] = []
         data = error.__dict__.pop(PARTIAL_RESULTS, None) if hasattr(error, "__dict__") else None
         if isinstance(data, bytes):
@@ -189,8 +198,24 @@ class Mapping(Generic[R]):
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError
+        if self._shown.is_wanted:
+            self._show(is_last=False)
+            left = PROGRESS_S if left is None else min(left, PROGRESS_S)
         with contextlib.suppress(queue.Empty):
             self._measure(self._ended.get(timeout=left))
+
+    def _show(self, *, is_last: bool) -> None:
+        """Show how many results were given, where that is wanted."""
+        if self._shown.is_wanted:
+            status = status_of(self._shipment.name, "", self._open, time.time())
+            done = self._given_count + sum(size for future, size in self._open.items() if future.done())
+            total = self._given_count + self._taken + (self._left or 0)
+            began = time.monotonic() - self._began
+            waiting = max(0, total - done - status.running)
+            rate = done / began if began else 0.0
+            eta = (total - done) / rate if rate else None
+            status = replace(status, total=total, done=done, waiting=waiting, rate=rate, eta=eta)
+            self._shown.show(status, is_last=is_last)
 
     def _has_ended(self, future: Any) -> None:
         """A chunk has ended; by any thread."""
@@ -261,14 +286,21 @@ class Mapping(Generic[R]):
             self._is_exhausted = True
         if not count:
             return
-        data, parts = dump_call(tuple(columns), {}, self._shipment.zipped_names)
-        self._call_bytes = len(data) / count
-        future = self._executor._send(self._shipment, data, parts)
+        future = self._send(columns)
+        self._call_bytes = future._bytes_in / count
         future._chunk_count = count
         self._open[future] = count
         self._taken += count
         self._unfinished += 1
         future.add_done_callback(self._has_ended)
+
+    def _send(self, columns: list[list[Any]]) -> MeshFuture[list[R]]:
+        shipment, executor = self._shipment, self._executor
+        if self._is_noted:
+            row = tuple(column[0] for column in columns)
+            return executor._send_noted(shipment, shipment, self._beside, self._function, row, {})
+        data, parts = dump_call(tuple(columns), {}, shipment.zipped_names)
+        return executor._send(shipment, data, parts)
 
     def _take(self, size: int) -> list[list[Any]]:
         """Take up to `size` items from each iterable; the shortest one ends them all."""

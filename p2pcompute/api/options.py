@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from p2pcompute.config import parse_duration, parse_size
 from p2pcompute.errors import BadValue, UsageError
-from p2pcompute.limits import PRIORITY_MAX, REPLICAS_MAX
+from p2pcompute.execution.spec import is_safe_name
+from p2pcompute.limits import DIGITS_MAX, PRIORITY_MAX, REPLICAS_MAX
 
 if TYPE_CHECKING:
     from p2pcompute.resources.matching import Needs
 
 TrustLevel = Literal["trusted", "member", "any"]
+Sandbox = Literal["auto", "process", "sandbox"]
 VerifyMethod = Literal["arbitrate", "credibility", "spotcheck", "majority", "boinc", "none"]
 
 
@@ -59,6 +61,22 @@ class TaskOptions:
     """Instead of `error_rate`: so many nodes that are not trusted compute each task, and are compared."""
     verify: VerifyMethod = "arbitrate"
     """Method of checking results of nodes that are not trusted; "none": they are believed."""
+    equal: Literal["exact"] | int = "exact"
+    """When results of two nodes are the same: bit for bit, or when their numbers, rounded to so many significant
+    digits (1 to 15), are; then the values of functions come back rounded, wherever they were computed."""
+    sandbox: Sandbox = "auto"
+    """"sandbox": in one on your own computers too, where what a function returns has to be data; "process": only where
+    there is none; "auto": as the owner of each node says."""
+    network: Literal["none", "full"] = "none"
+    """What tasks reach from a sandbox: nothing, or public addresses where the node's owner allows it."""
+    send: Sequence[str | os.PathLike[str]] = ()
+    """Files and folders of this machine that each task finds in its directory, under their relative names; "{}" stands
+    for the first argument.  An argument that is one of these paths reaches the task as the name that it has there."""
+    fetch: Sequence[str] = ()
+    """Names or patterns of files in the task's directory to bring back (`MeshFuture.files`); "{}" as above."""
+    key: str | None = None
+    """Stands for the function's code in what `MeshExecutor(resume=True)` knows a call by: change it when results of
+    before do not count any more.  None: the code itself."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot mean anything.
@@ -85,6 +103,7 @@ class TaskOptions:
         self._check_demands()
         if not isinstance(self.deps, str | os.PathLike):
             raise _bad("deps", self.deps, "'auto', 'none' or the path of a file")
+        self._check_files()
         for name in ("require", "prefer", "on", "not_on"):
             texts = getattr(self, name)
             if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -93,6 +112,33 @@ class TaskOptions:
             from p2pcompute.resources.matching import check_needs
 
             check_needs(self.needs)
+
+    def _check_files(self) -> None:
+        for name, kind in (("sandbox", Sandbox), ("network", Literal["none", "full"])):
+            if getattr(self, name) not in get_args(kind):
+                words = " or ".join(repr(word) for word in get_args(kind))
+                fix = "p2pcompute.wasm() runs modules" if getattr(self, name) == "wasm" else "change it"
+                raise _bad(name, getattr(self, name), words, fix)
+        if self.equal != "exact" and (type(self.equal) is not int or not 1 <= self.equal <= DIGITS_MAX):
+            raise _bad("equal", self.equal, f"'exact', or significant digits from 1 to {DIGITS_MAX}")
+        for name in ("send", "fetch"):
+            paths = getattr(self, name)
+            if isinstance(paths, str) or not all(isinstance(path, str | os.PathLike) for path in paths):
+                raise _bad(name, paths, "a list of names")
+        for pattern in self.fetch:
+            if not is_safe_name(pattern.replace("{}", "x")):
+                raise _bad("fetch", pattern, "names below the task's directory, without ..")
+        if self.key is not None and not isinstance(self.key, str):
+            raise _bad("key", self.key, "text")
+
+    @property
+    def has_files(self) -> bool:
+        return bool(self.send or self.fetch)
+
+    @property
+    def digits(self) -> int:
+        """Significant digits to which numbers are rounded; 0: they are not."""
+        return 0 if isinstance(self.equal, str) else self.equal
 
     def _check_demands(self) -> None:
         if self.trust not in get_args(TrustLevel):
@@ -179,14 +225,19 @@ class TaskOptions:
             *(tuple(t) for t in (self.require, self.prefer, self.on)),
         )
         demands = sorted(self.demands.items())
+        files = (tuple(os.fspath(path) for path in self.send), tuple(self.fetch))
         return repr(
-            (self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items()), asked, tuple(self.not_on), demands)
+            (
+                (self.mem_bytes, self.timeout_s, self.retries, sorted(self.env.items())),
+                (asked, tuple(self.not_on), demands),
+                (self.equal, self.sandbox, self.network, files, self.key),
+            )
         )
 
 
-def _bad(name: str, value: object, wanted: str) -> BadValue:
+def _bad(name: str, value: object, wanted: str, fix: str = "change it") -> BadValue:
     what = f"the task option {name}={value!r} cannot be used"
-    return BadValue(what, f"it takes {wanted}", "change it", code="option")
+    return BadValue(what, f"it takes {wanted}", fix, code="option")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,3 +280,5 @@ class EmbeddedOptions:
     is_local: bool = False
     """Never join this machine's node."""
     name: str = ""
+    group: str | None = None
+    """Of this machine's node; None: the one in use."""

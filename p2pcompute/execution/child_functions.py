@@ -251,7 +251,7 @@ class Functions:
             if before:
                 restore_limits(before)
         try:
-            data = self._encoded(value, result) if job.is_foreign else b""
+            data = self._encoded(value, job.digits, result) if job.is_foreign else b""
             if not data:
                 data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
         except Exception as error:
@@ -269,10 +269,14 @@ class Functions:
             return
         self._out_files.put_value(result, data, self._inline_bytes_max)
 
-    def _encoded(self, value: Any, result: Result) -> bytes:
+    def _encoded(self, value: Any, digits: int, result: Result) -> bytes:
         """Return a value in the form that anybody may read; b"" and a note when it has to be a pickle."""
         from p2pcompute.execution.codec import CannotEncode, encode
 
+        if digits:
+            from p2pcompute.execution.rounding import rounded
+
+            value = rounded(value, digits)
         try:
             return encode(value)
         except CannotEncode as reason:

@@ -98,6 +98,7 @@ class Job:
         "code_path",
         "container",
         "cpu_s",
+        "digits",
         "env",
         "is_foreign",
         "job_id",
@@ -131,6 +132,8 @@ class Job:
         """It is another installation's, which may not want pickles from us."""
         self.container: tuple[str, int | None, float, float | None, int | None]
         """Of a container: name of its image, memory, cores, CPU s, largest file."""
+        self.digits: int
+        """Significant digits to which numbers in values are rounded; 0: they are not."""
         (
             self.number,
             self.job_id,
@@ -146,6 +149,7 @@ class Job:
             self.wasm,
             self.is_foreign,
             self.container,
+            self.digits,
         ) = fields
 
     @property

@@ -32,8 +32,13 @@ _SKIPPED_CLASS_NAMES: Final = frozenset(
 
 def key_of(function: Callable[..., Any]) -> bytes:
     """Return the 32-byte content key of a callable."""
+    return value_key(function)
+
+
+def value_key(value: Any) -> bytes:
+    """Return the 32-byte content key of any value: of data, the same bytes for equal data in every process."""
     walker = _Walker()
-    walker.add(function, 0)
+    walker.add(value, 0)
     return walker.digest()
 
 

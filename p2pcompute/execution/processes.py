@@ -39,7 +39,7 @@ from p2pcompute.execution.results import (
     parse_tail,
 )
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
-from p2pcompute.execution.spec import TaskKind, kind_of, sandbox_of
+from p2pcompute.execution.spec import TaskKind, fence_of, kind_of
 from p2pcompute.execution.standstill import go_on, stand_still
 from p2pcompute.execution.task_messages import (
     KnownJob,
@@ -332,7 +332,7 @@ class ProcessRunner:
     def _is_boxed(self, run: TaskRun) -> bool:
         """Whether a batch runs in a sandbox; one of several submitters or jobs never does.  A container is one itself,
         and cannot be made in one."""
-        if sandbox_of(run.spec) == "sandbox":
+        if fence_of(run.spec)[0] == "sandbox":
             return kind_of(run.spec) is not TaskKind.CONTAINER
         if not run.submitter or self._others not in (Level.SANDBOX, Level.WASM):
             return False
@@ -346,7 +346,7 @@ class ProcessRunner:
         """
         if run.submitter and self._others is Level.NONE:
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs no work of others"))
-        wanted = sandbox_of(run.spec)
+        wanted = fence_of(run.spec)[0]
         if wanted == "process" and self._is_boxed(run):
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs work of others in sandboxes only"))
         if wanted == "sandbox":

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.limits import LOCK_PLATFORMS_MAX
+from p2pcompute.limits import DIGITS_MAX, LOCK_PLATFORMS_MAX
 from p2pcompute.wire import cbor
 
 SANDBOXES: Final = ("process", "sandbox")
@@ -80,6 +80,8 @@ class JobSpec:
     sandbox: str = ""
     """"sandbox": in one also where the submitter is trusted, and values of functions come back as data; "process":
     only where there is none; empty: as the node does it."""
+    digits: int = 0
+    """FUNCTION: numbers in values are rounded to so many significant digits, to be compared; 0: not."""
     fuel: int | None = None
     """WASM: instructions that a task may execute, counted alike on every node; not counted when None."""
     packages: BlobRef | None = None
@@ -146,7 +148,7 @@ def _encode(value: JobSpec | TaskPayload) -> bytes:
             item is None
             or item is False
             or item in ((), b"", "", {})
-            or (name in ("chunk", "work_s", "gpus") and not item)
+            or (name in ("chunk", "work_s", "gpus", "digits") and not item)
         ):
             continue
         if name == "cpus" and item == fields["cpus"].default:
@@ -254,6 +256,12 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _digits(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= DIGITS_MAX:
+        raise RemoteProtocolError("not a number of digits")
+    return value
+
+
 def _sandbox(value: Any) -> str:
     if value not in SANDBOXES:
         raise RemoteProtocolError("not a kind of sandbox")
@@ -293,6 +301,7 @@ _SPEC_FIELDS: Final[dict[str, Any]] = {
     "output_bytes_max": _count,
     "network": _flag,
     "sandbox": _sandbox,
+    "digits": _digits,
     "fuel": _count,
     "packages": _blob,
     "platforms": _platforms,
@@ -356,13 +365,14 @@ def decode_payload(data: bytes) -> TaskPayload:
 
 
 @lru_cache(maxsize=64)
-def sandbox_of(data: bytes) -> str:
-    """Return the `sandbox` of a job by its encoded spec, which is looked up for each batch; empty when it cannot be
-    read."""
+def fence_of(data: bytes) -> tuple[str, int]:
+    """Return (`sandbox`, `digits`) of a job by its encoded spec, which is asked for each batch; of one that cannot be
+    read, as if it said nothing."""
     try:
-        return decode_spec(data).sandbox
+        spec = decode_spec(data)
     except RemoteProtocolError:
-        return ""
+        return "", 0
+    return spec.sandbox, spec.digits
 
 
 def blobs_of(spec: JobSpec, payload: TaskPayload) -> list[BlobRef]:

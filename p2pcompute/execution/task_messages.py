@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec, plain_args, sandbox_of
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, decode_payload, decode_spec, fence_of, plain_args
 from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.ids import task_id
@@ -55,7 +55,8 @@ class KnownJob:
 
 
 def _is_encoded(run: TaskRun) -> bool:
-    return bool(run.submitter) or run.is_compared or sandbox_of(run.spec) == "sandbox"
+    sandbox, digits = fence_of(run.spec)
+    return bool(run.submitter) or run.is_compared or sandbox == "sandbox" or digits > 0
 
 
 class Translator:
@@ -124,6 +125,7 @@ class Translator:
             (wasm_mem_bytes(spec), spec.fuel),
             is_encoded,
             (spec.image, spec.mem_bytes, spec.cpus, spec.cpu_s, spec.output_bytes_max),
+            spec.digits,
         )
         return KnownJob(
             self._serial, run.job_id, run.spec, spec, definition, tuple(entry[3] for entry in share), is_encoded

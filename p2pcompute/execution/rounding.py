@@ -1,0 +1,61 @@
+"""Numbers rounded to significant digits, so that results of different machines can be compared bit for bit.
+
+Rounding goes by way of decimal text, which is the same on every machine; logarithms are not.  Two numbers that differ
+less than that can still lie on different sides of a border between two rounded ones.
+
+Imported by worker processes: imports little.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Return a value with the floating-point numbers in it rounded: those in containers, arrays, frames too.
+
+    Args:
+        digits: significant ones, from 1.
+    """
+    kind = type(value)
+    if kind is float:
+        return _round(value, digits)
+    if kind is complex:
+        return complex(_round(value.real, digits), _round(value.imag, digits))
+    if kind in (list, tuple, set, frozenset):
+        return kind(rounded(item, digits) for item in value)
+    if kind is dict:
+        return {key: rounded(item, digits) for key, item in value.items()}
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    if numpy is not None and (kind is numpy.ndarray or isinstance(value, numpy.generic)):
+        return _round_array(numpy, value, digits)
+    if pandas is not None and kind in (pandas.DataFrame, pandas.Series):
+        return _round_frame(numpy, value, digits)
+    return value
+
+
+def _round(number: float, digits: int) -> float:
+    return float(f"{number:.{digits - 1}e}") + 0.0  # no negative zero
+
+
+def _round_array(numpy: Any, value: Any, digits: int) -> Any:
+    if value.dtype.kind == "c":
+        parts = [_round_array(numpy, part, digits) for part in (value.real, value.imag)]
+        return (parts[0] + 1j * parts[1]).astype(value.dtype)[()]
+    if value.dtype.kind != "f":
+        return value
+    numbers = [_round(number, digits) for number in value.reshape(-1).tolist()]
+    array = numpy.array(numbers, dtype=value.dtype).reshape(value.shape)
+    return array if isinstance(value, numpy.ndarray) else array[()]
+
+
+def _round_frame(numpy: Any, value: Any, digits: int) -> Any:
+    if value.ndim == 2:
+        return value.apply(lambda column: _round_frame(numpy, column, digits))
+    if getattr(value.dtype, "kind", "") not in "fc" or not isinstance(value.dtype, numpy.dtype):
+        return value
+    return type(value)(_round_array(numpy, value.to_numpy(), digits), index=value.index, name=value.name)
