@@ -106,6 +106,7 @@ def idle_text(document: Mapping[str, Any]) -> str:
 @json_option
 def set_node(settings: tuple[str, ...], json_: bool) -> int:
     """Change settings of this machine now and for later; with none: list them."""
+    from p2pcompute.cli.daemon_start import forget_flag
     from p2pcompute.config import convert, load_settings, write_setting
     from p2pcompute.node.comfort_service import ComfortSettings
     from p2pcompute.places import find_paths
@@ -119,6 +120,7 @@ def set_node(settings: tuple[str, ...], json_: bool) -> int:
     ComfortSettings.of(load_settings(paths, os.environ, flags=values))  # all of them together
     for key, value in values.items():
         write_setting(paths.config_file, key, value)
+        forget_flag(paths, key)
     resolved = load_settings(paths, os.environ)
     connection = Connection(paths.socket)
     is_running = connection.is_answering()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from p2pcompute.cli.connection import open_connection
-from p2pcompute.cli.output import say
 from p2pcompute.config import load_settings, write_setting
 from p2pcompute.places import find_paths
 
@@ -31,11 +29,8 @@ def power(accept: str) -> str:
 
 def agree(accept: str) -> None:
     """Write the setting, when it is another than it was."""
-    if accept == accepted():
-        return
-    write_setting(find_paths(os.environ).config_file, "node.accept", accept)
-    if open_connection().is_answering():
-        say(f"The node that runs here takes node.accept={accept} up when it starts anew: p2pc node restart")
+    if accept != accepted():
+        write_setting(find_paths(os.environ).config_file, "node.accept", accept)
 
 
 def _user() -> str:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -339,11 +340,48 @@ def is_running(paths: Paths) -> bool:
 
 def running_pid(paths: Paths) -> int | None:
     """Return the process id that the running node wrote down."""
-    try:
-        pid = json.loads(paths.run_file.read_text(encoding="utf-8"))["pid"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    pid = _run_file(paths).get("pid")
     return pid if isinstance(pid, int) else None
+
+
+@dataclass(frozen=True, slots=True)
+class HowStarted:
+    """How the node that runs was started, as it wrote down; nothing is known of older ones."""
+
+    flags: Mapping[str, str]
+    """Settings by key, as text."""
+    is_foreground: bool
+    """In a terminal, or by the system's service manager."""
+    accept: str
+    """The setting node.accept that it obeys; empty: not known."""
+
+
+def how_started(paths: Paths) -> HowStarted:
+    """Return what is known of the node that runs."""
+    found = _run_file(paths)
+    flags = found.get("flags")
+    return HowStarted(
+        {str(key): str(value) for key, value in flags.items()} if isinstance(flags, dict) else {},
+        bool(found.get("foreground")),
+        str(found.get("accept") or ""),
+    )
+
+
+def forget_flag(paths: Paths, key: str) -> None:
+    """A setting was changed after the node was started with a flag for it: a restart goes by the setting."""
+    found = _run_file(paths)
+    if isinstance(flags := found.get("flags"), dict) and flags.pop(key, None) is not None:
+        part = paths.run_file.with_name(f".{paths.run_file.name}.{os.getpid()}")
+        part.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        part.replace(paths.run_file)
+
+
+def _run_file(paths: Paths) -> dict[str, Any]:
+    try:
+        found = json.loads(paths.run_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def wait_stopped(paths: Paths, limit_s: float) -> bool:

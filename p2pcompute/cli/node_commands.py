@@ -492,14 +492,28 @@ def restart(
     cpus: str | None,
     until: str | None,
 ) -> int:
-    """Stop and start (after an upgrade, or with other settings)."""
-    settings = _settings(name, peer, discover, cpus, until)
+    """Stop and start, with the flags that it was started with and these (after an upgrade, or with other settings)."""
+    return _restart(_settings(name, peer, discover, cpus, until), drain=drain)
+
+
+def _restart(settings: Mapping[str, str], *, drain: bool = True) -> int:
+    from p2pcompute.cli.daemon_start import how_started
+    from p2pcompute.config import parse_moment
+    from p2pcompute.places import find_paths
+
+    kept = dict(how_started(find_paths(os.environ)).flags)
+    if "node.until" in kept and parse_moment(kept["node.until"]) <= time.time():
+        del kept["node.until"]
+    kept = {key: value for key, value in kept.items() if key not in settings}
     try:
         stop_node(drain=drain)
     except NodeUnavailable as error:
         if error.code != "no-node":
             raise
-    return _start(settings)
+    if kept:
+        flags = " ".join(f"{key}={value}" for key, value in kept.items())
+        say(f"with {flags}, as it was started", level=1)
+    return _start({**kept, **settings})
 
 
 node.add_command(set_node)
@@ -726,7 +740,7 @@ def join(
         say(f"Joined, {power}.")
         if not click.confirm("Join?", default=False, err=True):
             raise TrustError("not joined", "you said no; the invitation is still good", None, code="consent")
-    from p2pcompute.cli.daemon_start import ensure_node, why_embedded
+    from p2pcompute.cli.daemon_start import ensure_node, forget_flag, why_embedded
     from p2pcompute.config import convert, write_setting
     from p2pcompute.places import find_paths
 
@@ -735,10 +749,14 @@ def join(
     if accept is not None:
         consent.agree(accept)
     connection = ensure_node(announce=_announce)
+    if accept is not None:
+        _hold_to(accept, is_ours=connection.embedded is None)
     how = {"token": invitation} if standing is None else {"entry": joining.entry_of(standing, connection)}
     joined = connection.request("POST", "/v1/join", {**how, "name": name}, timeout_s=JOIN_S_MAX)
     if name is not None:
-        write_setting(find_paths(os.environ).config_file, "node.name", name)
+        paths = find_paths(os.environ)
+        write_setting(paths.config_file, "node.name", name)
+        forget_flag(paths, "node.name")
     view = connection.request("GET", "/v1/status")
     if json_:
         print_json({"schema": "p2pc.join/1", **joined, "name": view["node"]["name"]})
@@ -760,6 +778,43 @@ def join(
     else:
         say("Try it: p2pc demo", level=1)
     return 0
+
+
+def _hold_to(accept: str, *, is_ours: bool) -> None:
+    """See to it that the running node takes the work of members that was agreed to, and no other: it may have to start
+    anew.
+
+    Args:
+        is_ours: it is not the command's own, which has just started.
+
+    Raises:
+        UsageError: it goes by something else than the settings file, or somebody else has to start it.
+    """
+    from p2pcompute.cli.daemon_start import how_started
+    from p2pcompute.places import find_paths
+
+    paths = find_paths(os.environ)
+    started = how_started(paths)
+    if started.accept in ("", accept):
+        return
+    if started.is_foreground:
+        raise UsageError(
+            f"the node that runs here goes by node.accept={started.accept} until it starts anew",
+            "what you agree to would not hold yet; it runs in a terminal or as a service",
+            "stop it there and start it again, then join",
+            code="running",
+        )
+    if is_ours:
+        say(f"The node starts anew, with node.accept={accept} …", level=1)
+        _restart({})
+        if how_started(paths).accept == accept:
+            return
+    raise UsageError(
+        f"the node here goes by node.accept={how_started(paths).accept}, not {accept}",
+        "something goes before the settings file, as P2PC_NODE__ACCEPT does",
+        "see: p2pc config show",
+        code="running",
+    )
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -850,6 +905,7 @@ def get(key: str, json_: bool) -> int:
 @json_option
 def set_(key: str, value: str, json_: bool) -> int:
     """Write one value."""
+    from p2pcompute.cli.daemon_start import forget_flag
     from p2pcompute.config import write_setting
     from p2pcompute.places import find_paths
 
@@ -867,6 +923,7 @@ def set_(key: str, value: str, json_: bool) -> int:
 
         check_admission(key, value)
     write_setting(paths.config_file, key, value)
+    forget_flag(paths, key)
     _changed(paths, key, json_=json_)
     return 0
 
@@ -876,11 +933,13 @@ def set_(key: str, value: str, json_: bool) -> int:
 @json_option
 def unset(key: str, json_: bool) -> int:
     """Remove one."""
+    from p2pcompute.cli.daemon_start import forget_flag
     from p2pcompute.config import write_setting
     from p2pcompute.places import find_paths
 
     paths = find_paths(os.environ)
     write_setting(paths.config_file, key, None)
+    forget_flag(paths, key)
     _changed(paths, key, json_=json_)
     return 0
 

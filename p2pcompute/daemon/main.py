@@ -29,7 +29,7 @@ from p2pcompute.daemon.listener import AcceptTrouble, Listener, bind_socket, han
 from p2pcompute.daemon.log import start_log, stop_log
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.views import error_json
-from p2pcompute.errors import NodeUnavailable, P2pcError
+from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.host.paths import MachinePaths, prepare_directories, resolve_paths
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import STOP_GRACE_S
@@ -228,10 +228,8 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
             gc.freeze()
             gc.set_threshold(GC_OBJECTS)
             try:
-                leave_at = settings.node.leaves_at
-                if leave_at is not None:
-                    leave_at -= settings.node.grace_s + LEAVE_SLACK_S
-                await _serve(node, listening, paths, options, requests, keep_s=settings.store.keep_s, leave_at=leave_at)
+                leave_at = _leave_at(settings, node.clock.wall())
+                await _serve(node, listening, paths, options, requests, settings, leave_at=leave_at)
             finally:
                 await close_host()
         finally:
@@ -249,8 +247,8 @@ async def _serve(
     paths: MachinePaths,
     options: DaemonOptions,
     requests: StopRequests,
+    settings: Settings,
     *,
-    keep_s: float,
     leave_at: float | None,
 ) -> None:
     scope = TaskScope("daemon", _log_error)
@@ -264,13 +262,13 @@ async def _serve(
             await sink.start()
         serving = scope.spawn(listener.serve(sockets=[listening]), "listener")
         serving.add_done_callback(lambda _: requests.request_stop(drain=True))
-        _write_run_file(paths)
+        _write_run_file(paths, options, settings)
         if options.ready_fd is not None:
             _report(options.ready_fd, {"ready": True, "pid": os.getpid(), "socket": str(paths.socket)})
         if options.on_ready is not None:
             options.on_ready(node)
         log.info("ready on %s", paths.socket)
-        scope.spawn(_prune(node, keep_s), "prune")
+        scope.spawn(_prune(node, settings.store.keep_s), "prune")
         if leave_at is not None:
             scope.spawn(_leave(leave_at, node, requests), "leave")
         scope.spawn(_watch_places(places, node, requests), "places")
@@ -299,6 +297,26 @@ async def _prune(node: NodeFacade, keep_s: float) -> None:
         else:
             if report.jobs:
                 log.info("pruned %d finished jobs, %d bytes", report.jobs, report.freed_bytes)
+
+
+def _leave_at(settings: Settings, wall: float) -> float | None:
+    """Return when the node begins to leave, so that it is gone by `node.until`; None: it stays.
+
+    Raises:
+        UsageError: the flag leaves no time: it would leave at once.
+    """
+    until = settings.node.leaves_at
+    if until is None:
+        return None
+    takes_s = settings.node.grace_s + LEAVE_SLACK_S
+    if until - takes_s <= wall and settings.origin("node.until") == "flag":
+        raise UsageError(
+            f"--until is {max(0.0, until - wall):.0f} s from now, and leaving takes up to {takes_s:.0f} s",
+            f"what runs then gets {settings.node.grace} to end (node.grace): the node would leave at once",
+            "name a later moment, or p2pc config set node.grace 5s",
+            code="deadline",
+        )
+    return until - takes_s
 
 
 async def _leave(at: float, node: NodeFacade, requests: StopRequests) -> None:
@@ -356,8 +374,12 @@ async def _stop_node(node: RunningNode, requests: StopRequests, scope: TaskScope
     await node.stop(drain=False)
 
 
-def _write_run_file(paths: MachinePaths) -> None:
-    document = {"pid": os.getpid(), "version": VERSION, "socket": str(paths.socket)}
+def _write_run_file(paths: MachinePaths, options: DaemonOptions, settings: Settings) -> None:
+    """Say who runs, and how it was started, for `p2pc node restart`."""
+    document: dict[str, Any] = {"pid": os.getpid(), "version": VERSION, "socket": str(paths.socket)}
+    if options.lifeline_fd is None:
+        document["flags"] = {key: str(value) for key, value in options.flags.items()}
+    document |= {"foreground": options.is_foreground, "accept": settings.node.accept}
     temporary = paths.run_file.with_name(f".{paths.run_file.name}.{os.getpid()}")
     temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
     temporary.replace(paths.run_file)

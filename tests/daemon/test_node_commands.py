@@ -124,8 +124,14 @@ def test_life_of_a_node(home: MakeHome) -> None:
     again = one.json("status")
     assert again["slots"]["total"] == 1 and again["node"]["pid"] != status["node"]["pid"]
     assert again["node"]["id"] == status["node"]["id"] and again["node"]["port"] == status["node"]["port"]
+    assert one.json("status")["node"]["name"] == "nova", "it is started as it was"
+    assert one.p2pc("config", "set", "node.name", "vega") == 0
+    assert one.p2pc("node", "restart", "--cpus", "2") == 0 and "node.name" not in one.err
+    again = one.json("status")
+    assert (again["node"]["name"], again["slots"]["total"]) == ("vega", 2), "what was said last holds"
     assert one.p2pc("leave", "-y") == 2 and "alone" in one.err
     assert one.p2pc("node", "stop") == 0 and not is_running(one.paths)
+    assert one.p2pc("node", "start", "--until", "20s") == 2 and "leave at once" in one.err and "36 s" in one.err
     assert one.p2pc("status") == 5
 
 
@@ -141,9 +147,17 @@ def test_invite_and_join(home: MakeHome) -> None:
     assert not atlas.directory.exists(), "no node is started before the consent"
     assert atlas.p2pc("node", "start", "--name", "atlas") == 0
     assert atlas.p2pc("join", "--accept", "all", token[:-3]) == 2, "a cut token costs no guess"
-    assert atlas.p2pc("join", "--accept", "all", token) == 0, atlas.err
-    assert atlas.out == 'This computer is now "atlas" in group home\n' and "Found nova" in atlas.err
-    until(lambda: [peer["name"] for peer in nova.json("status")["peers"] if peer["state"] == "up"] == ["atlas"])
+    assert atlas.p2pc("join", "--accept", "none", "--name", "atlas2", token) == 0, atlas.err
+    assert atlas.out == 'This computer is now "atlas2" in group home\n' and "Found nova" in atlas.err
+    assert "starts anew" in atlas.err, "it would take work of others until it did"
+    own = atlas.json("peers", "atlas2")["items"][0]["attributes"]
+    assert own["accepts"]["value"] == "false", "what was agreed to holds from now on"
+    assert atlas.p2pc("node", "restart") == 0 and atlas.json("status")["node"]["name"] == "atlas2"
+
+    def nova_sees() -> list[str]:
+        return [peer["name"] for peer in nova.json("status")["peers"] if peer["state"] == "up"]
+
+    until(lambda: nova_sees() == ["atlas2"])
     until(lambda: "nova" in [peer["name"] for peer in atlas.json("peers")["items"]])
     assert atlas.p2pc("join", "--accept", "all", token) == 6 and "already" in atlas.err
     assert atlas.p2pc("--no-input", "leave") == 2
