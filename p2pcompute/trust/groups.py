@@ -7,8 +7,11 @@ key, so a chain needs no other root.
 An entry lives ADMIT_TTL_S and is renewed by any member that may invite.  An entry counts when its signer was
 a member at the moment that it names as *issued*; only the last entry has to be valid now.  So members renew one
 another while the founder is away.  Each such renewal makes a chain one step longer, so this ends after at most
-ADMIT_CHAIN_MAX steps (about five weeks); a renewal by the founder makes it short again.  Likewise a member that
-nobody else renews can, with an accomplice, stretch its stay by at most one ADMIT_TTL_S per step.
+ADMIT_CHAIN_MAX steps (about five weeks); a renewal by the founder or an heir makes it short again.  Likewise a member
+that nobody else renews can, with an accomplice, stretch its stay by at most one ADMIT_TTL_S per step.
+
+An *heir* is an administrator whom the founder, or another heir, has named to go on when the founder's key is lost: its
+entry does not end, and its rank lets it remove administrators.
 
 The network key is a filter, never membership.
 """
@@ -43,8 +46,11 @@ from p2pcompute.transport.credentials import group_hint
 from p2pcompute.wire import cbor, envelope
 
 __all__ = [
+    "ADMIN_RANK",
     "ADMIT_TYPE",
+    "FOUNDER_RANK",
     "GROUP_FILE",
+    "MEMBER_RANK",
     "MEMBER_ROLES",
     "Admission",
     "Group",
@@ -61,12 +67,18 @@ __all__ = [
     "group_id_of",
     "group_of_joiner",
     "load_group",
+    "name_heir",
+    "ranks_of",
     "renew",
     "save_group",
     "steps_of",
 ]
 
 ADMIT_TYPE: Final = "p2pc/admit"
+FOUNDER_RANK: Final = 0
+ADMIN_RANK: Final = ADMIT_CHAIN_MAX
+"""Between them: heirs, by the number of their steps from the founder."""
+MEMBER_RANK: Final = ADMIN_RANK + 1
 GROUP_FILE: Final = "group.cbor"
 MEMBER_ROLES: Final = ("submit", "work", "invite")
 """What a new member may do unless the inviter says otherwise."""
@@ -131,12 +143,14 @@ class Membership:
     issued: float
     """Unix seconds."""
     expires: float
-    """Unix seconds; infinite for the founder."""
+    """Unix seconds; infinite for the founder and heirs."""
     group_id: bytes
     group_name: str
     founder: bytes
     chain_length: int
     """1 for the founder, at most ADMIT_CHAIN_MAX."""
+    rank: int
+    """FOUNDER_RANK, that of an heir, ADMIN_RANK or MEMBER_RANK: who has a higher one (a lower number) may limit it."""
 
     @property
     def may_admit(self) -> bool:
@@ -169,6 +183,8 @@ class Admission:
     """In the founder's entry only."""
     name: str
     """In the founder's entry only."""
+    is_heir: bool = True
+    """The founder is one, and those to whom only such entries lead."""
 
 
 class Judge(Protocol):
@@ -250,6 +266,7 @@ def admit(
     wall: float,
     log: Judge | None = None,
     inviter: bytes | None = None,
+    is_heir: bool = False,
 ) -> bytes:
     """Return a signed admit entry for `subject_key`; its chain is `group.chain` plus this entry.
 
@@ -258,6 +275,7 @@ def admit(
         wall: Unix seconds.
         log: of the group; who was removed is a member again by this entry.
         inviter: who let the subject in, when that was another one.
+        is_heir: see `name_heir`.
 
     Raises:
         TrustError: this installation may not admit, its own entry has ended, it lacks a role that it would
@@ -282,7 +300,7 @@ def admit(
         "subject": subject_key,
         "roles": list(ordered_roles(roles)),
         "issued": issued,
-        "expires": issued + int(ADMIT_TTL_S),
+        **({"heir": True} if is_heir else {"expires": issued + int(ADMIT_TTL_S)}),
         "previous": hashlib.sha256(group.chain[-1]).digest(),
     }
     if inviter is not None and inviter != identity.public_key:
@@ -315,6 +333,36 @@ def check_may_grant(own: Membership, roles: Sequence[str]) -> None:
         )
 
 
+def name_heir(
+    identity: Identity,
+    group: Group,
+    crypto: Crypto,
+    subject_key: bytes,
+    *,
+    wall: float,
+    log: Judge | None = None,
+    inviter: bytes | None = None,
+) -> bytes:
+    """Return a signed admit entry that makes `subject_key` an heir; its chain is `group.chain` plus this entry.
+
+    Args:
+        wall: Unix seconds.
+        log, inviter: as in `admit`.
+
+    Raises:
+        TrustError: this installation is neither the founder nor an heir, or its chain is as long as one may be.
+    """
+    own = check_chain(crypto, group.chain, group_id=group.group_id, subject=identity.public_key, wall=wall, log=log)
+    if own.rank >= ADMIN_RANK:
+        raise TrustError(
+            "only the founder of the group, and heirs, name an heir",
+            f"the founder is {short_device_id(group.founder)}",
+            "ask there",
+            code="not-allowed",
+        )
+    return admit(identity, group, crypto, subject_key, roles=ROLES, wall=wall, log=log, inviter=inviter, is_heir=True)
+
+
 def renew(
     identity: Identity,
     group: Group,
@@ -339,7 +387,7 @@ def renew(
     member = check_chain(
         crypto, chain, group_id=group.group_id, subject=subject, wall=wall, ended_s_max=ADMIT_RENEW_S_MAX, log=log
     )
-    if member.chain_length == 1:
+    if member.expires == math.inf:
         return tuple(chain)
     entry = admit(identity, group, crypto, subject, roles=member.roles, wall=wall, log=log, inviter=member.inviter)
     return (*group.chain, entry)
@@ -432,9 +480,10 @@ def check_chain(
         )
     if last.expires + ended_s_max <= wall:
         raise TrustError("refused: the membership has ended", "it was not renewed in time", _ASK_AGAIN, code="expired")
+    roles = last.roles if log is None else log.roles_left(steps)
     return Membership(
         installation=subject,
-        roles=last.roles if log is None else log.roles_left(steps),
+        roles=roles,
         inviter=last.inviter,
         signer=last.signer,
         issued=float(last.issued),
@@ -443,7 +492,13 @@ def check_chain(
         group_name=root.name,
         founder=root.signer,
         chain_length=len(chain),
+        rank=ranks_of(steps)[-1] if "admin" in roles else MEMBER_RANK,
     )
+
+
+def ranks_of(steps: Sequence[Admission]) -> list[int]:
+    """Return the rank of each subject of a chain, if it has the role admin."""
+    return [place if step.is_heir else ADMIN_RANK for place, step in enumerate(steps)]
 
 
 def steps_of(crypto: Crypto, chain: Sequence[bytes], *, group_id: bytes) -> list[Admission]:
@@ -465,6 +520,8 @@ def _check_step(parent: Admission, entry: Admission) -> None:
     """Refuse an entry that its signer was not allowed to make when he made it."""
     if "invite" not in parent.roles and "admin" not in parent.roles:
         raise TrustError("refused: admitted by a node that may not admit", "it lacks the role invite", _ASK_AGAIN)
+    if entry.is_heir and not parent.is_heir:
+        raise TrustError("refused: an heir named by a node that is none", "", _ASK_AGAIN)
     if any(role not in parent.roles for role in entry.roles):
         raise TrustError("refused: a role granted by a node that lacks it", "", _ASK_AGAIN)
     if not parent.issued - ADMIT_SKEW_S_MAX <= entry.issued <= parent.expires:
@@ -502,13 +559,18 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
         return Admission(digest, opened.signer, subject, roles, issued, math.inf, b"", opened.signer, (), nonce, name)
     if group != group_id:
         raise RemoteProtocolError("an entry for another group")
-    expires = _seconds_of(body, "expires")
-    if not issued < expires <= issued + ADMIT_TTL_S:
+    is_heir = body.get("heir", False)
+    if type(is_heir) is not bool or (is_heir and "expires" in body):
+        raise RemoteProtocolError("not an heir's entry")
+    expires = math.inf if is_heir else _seconds_of(body, "expires")
+    if not is_heir and not issued < expires <= issued + ADMIT_TTL_S:
         raise RemoteProtocolError("an admit entry that lives too long")
     previous = _bytes_of(body, "previous", _DIGEST_BYTES)
     inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else opened.signer
     after = digests_of(body.get("after", []), LOG_HEADS_MAX)
-    return Admission(digest, opened.signer, subject, roles, issued, float(expires), previous, inviter, after, b"", "")
+    return Admission(
+        digest, opened.signer, subject, roles, issued, float(expires), previous, inviter, after, b"", "", is_heir
+    )
 
 
 def digests_of(value: Any, count_max: int) -> tuple[bytes, ...]:

@@ -1,20 +1,23 @@
-"""The log of a group: who was removed, who may do less than before, which network key is in use.
+"""The log of a group: who was removed, who may do less than before, which network key is in use, what its policy is.
 
 Admissions are not in it: a member shows its own (`groups`).  The log holds what its subject would not show: *limits*
-(what an installation may still do; nothing at all when it is removed) and *rotations* of the network key.  Each entry
-is signed by the founder or a member with the role admin, carries the chain that says so, and names the entries that
-its signer knew (`after`).  So the log is a graph that only grows; two copies merge by union, in any order.
+(what an installation may still do; nothing at all when it is removed), *rotations* of the network key, and the
+group's *policy*.  Each entry is signed by the founder or a member with the role admin, carries the chain that says so,
+and names the entries that its signer knew (`after`).  So the log is a graph that only grows; two copies merge by union,
+in any order.
 
 What counts is the same for everybody who holds the same entries, whatever came first:
 
-- The founder's entries always count.  A limit of an administrator counts unless the founder has limited him and did not
-  know it: then it was written afterwards, whatever its date says.
-- Nobody limits the founder, and only the founder limits an administrator.  So no two entries can undo each other.
+- Ranks: the founder; heirs whom he named; heirs whom those named, and so on; administrators; other members.  An
+  entry can limit those of lower rank only, so no two entries can undo each other.
+- The founder's entries always count, those of others unless one of higher rank has limited their signer and did not
+  know them: then they were written afterwards, whatever their date says.
 - A limit covers all admissions of its subject that were signed without knowing it.  One that names it, or a later
   entry, is a new invitation.
 - Who was removed cannot invite afterwards with an earlier date: a limit names those admissions by its subject that stay
   good (`accepts`), all others are void, and with them what they led to.
-- Of several rotations that do not know each other all keys are accepted, and all members use the same one.
+- Of several rotations that do not know each other all keys are accepted, and all members use the same one.  Of several
+  policies that do not know each other all hold.
 
 Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, GROUP_LOG_BYTES_MAX; further ones are refused.
 """
@@ -23,18 +26,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum
-from functools import partial
-from itertools import pairwise
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Crypto
-from p2pcompute.identity.keys import Identity, ordered_roles, roles_from_wire
-from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
+from p2pcompute.identity.keys import Identity, ordered_roles
+from p2pcompute.ids import short_device_id
 from p2pcompute.limits import (
-    ADMIT_CHAIN_MAX,
     ADMIT_SKEW_S_MAX,
     GROUP_LOG_BYTES_MAX,
     LOG_ACCEPTS_MAX,
@@ -43,18 +43,26 @@ from p2pcompute.limits import (
     LOG_FOUNDER_ENTRIES,
     LOG_HEADS_MAX,
     NODE_NAME_CHARS_MAX,
-    REASON_CHARS_MAX,
 )
-from p2pcompute.trust.groups import Admission, Group, Membership, check_chain, digests_of, steps_of
+from p2pcompute.trust.groups import (
+    ADMIN_RANK,
+    FOUNDER_RANK,
+    MEMBER_RANK,
+    Admission,
+    Group,
+    Membership,
+    check_chain,
+    ranks_of,
+    steps_of,
+)
+from p2pcompute.trust.log_entries import LOG_TYPE, SHORT_BYTES, LogEntry, id_of, parse_entry, removal_text
+from p2pcompute.trust.policy import Policy, strictest
 from p2pcompute.wire import envelope
 
-__all__ = ["LOG_TYPE", "REMOVED", "Added", "GroupLog", "LogEntry", "make_limit", "make_rotation"]
+__all__ = ["LOG_TYPE", "REMOVED", "Added", "GroupLog", "LogEntry", "make_limit", "make_policy", "make_rotation"]
 
-LOG_TYPE: Final = "p2pc/group-log"
 REMOVED: Final = "removed"
 """Code of the refusal of an installation that was removed from the group."""
-_SHORT_BYTES: Final = 16
-"""Of the digest of an admission, in `accepts`."""
 _DIGEST_BYTES: Final = 32
 _NEW_INVITATION: Final = "a new invitation makes it a member again: p2pc invite"
 
@@ -67,42 +75,6 @@ class Added(Enum):
     EARLIER_MISSING = "earlier missing"
     """It names entries that are not here."""
     FULL = "full"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
-    """One entry, verified."""
-
-    id: bytes
-    """SHA-256 of its envelope."""
-    raw: bytes
-    chain: tuple[bytes, ...]
-    """Of the signer, when it signed."""
-    signer: bytes
-    by_founder: bool
-    after: tuple[bytes, ...]
-    issued: int
-    """Unix seconds, as the signer says: nothing depends on it."""
-    subject: bytes = b""
-    """Whom a limit is about."""
-    name: str = ""
-    """What the subject was called."""
-    roles: tuple[str, ...] = ()
-    """What the subject may still do; empty: it is removed."""
-    accepts: frozenset[bytes] = frozenset()
-    """Beginnings of the digests of admissions by the subject that stay good."""
-    reason: str = ""
-    key_digest: bytes = b""
-    """Of the network key of a rotation."""
-
-    @property
-    def is_removal(self) -> bool:
-        return bool(self.subject) and not self.roles
-
-    @property
-    def wire(self) -> list[Any]:
-        """The entry as it is passed on."""
-        return [self.raw, list(self.chain)]
 
 
 class GroupLog:
@@ -152,7 +124,7 @@ class GroupLog:
             RemoteProtocolError: malformed, forged, or its signer may not make it.
         """
         try:
-            entry_id = _id_of(wire)
+            entry_id = id_of(wire)
             if entry_id in self._entries:
                 return Added.KNOWN
             entry = self._open(wire, wall)
@@ -162,8 +134,8 @@ class GroupLog:
         if any(earlier not in self._entries for earlier in entry.after):
             return Added.EARLIER_MISSING
         size = len(entry.raw) + sum(map(len, entry.chain))
-        places = LOG_ENTRIES_MAX if entry.by_founder else LOG_ENTRIES_MAX - LOG_FOUNDER_ENTRIES
-        if len(self._entries) >= places or self.bytes_count + size > GROUP_LOG_BYTES_MAX:
+        kept_free = LOG_FOUNDER_ENTRIES if entry.rank == ADMIN_RANK else LOG_FOUNDER_ENTRIES // 2 if entry.rank else 0
+        if len(self._entries) >= LOG_ENTRIES_MAX - kept_free or self.bytes_count + size > GROUP_LOG_BYTES_MAX:
             self.refused_count += 1
             return Added.FULL
         self.bytes_count += size
@@ -178,7 +150,7 @@ class GroupLog:
     def _open(self, wire: Any, wall: float) -> LogEntry:
         raw, chain = wire
         opened = envelope.open_envelope(self._crypto, raw, LOG_TYPE, bytes_max=LOG_ENTRY_BYTES_MAX)
-        entry = _parse(raw, tuple(chain), opened.signer, opened.payload, self._group_id, self._founder)
+        entry = parse_entry(raw, tuple(chain), opened.signer, opened.payload, self._group_id)
         if entry.issued > wall + ADMIT_SKEW_S_MAX:
             raise RemoteProtocolError("an entry from the future")
         signer = check_chain(
@@ -188,7 +160,7 @@ class GroupLog:
             raise RemoteProtocolError("an entry of a member that may not make one")
         if entry.subject == self._founder:
             raise RemoteProtocolError("nobody limits the founder")
-        return entry
+        return replace(entry, rank=signer.rank)
 
     # --- what counts ------------------------------------------------------------------------------
 
@@ -199,46 +171,51 @@ class GroupLog:
             bits |= self._known.get(entry_id, 0)
         return bits
 
-    def _limits(self, step: Admission, *, of_founder: bool) -> Iterator[LogEntry]:
-        """Yield the limits that cover an admission."""
+    def _limits(self, step: Admission, *, below: int) -> Iterator[LogEntry]:
+        """Yield the limits by those of a higher rank than this that cover an admission."""
         covered = -1
         for entry in self._by_subject.get(step.subject, ()):
-            if entry.by_founder is not of_founder or (not of_founder and entry.id in self._voided()):
+            if entry.rank >= below or entry.id in self._voided():
                 continue
             if covered < 0:
                 covered = self._covered(step.after)
             if not covered & self._bit[entry.id]:
                 yield entry
 
-    def _all_limits(self, step: Admission) -> list[LogEntry]:
-        """Return the limits that count for an admission: an administrator is limited by the founder alone."""
-        limits = list(self._limits(step, of_founder=True))
+    def _all_limits(self, step: Admission, rank: int) -> list[LogEntry]:
+        """Return the limits that count for an admission: who has a rank is limited by higher ones alone."""
+        limits = list(self._limits(step, below=rank))
         if "admin" in _left(step, limits):
             return limits
-        return limits + list(self._limits(step, of_founder=False))
+        return list(self._limits(step, below=MEMBER_RANK))
 
     def _voided(self) -> dict[bytes, None]:
-        """Return the entries of administrators that do not count.  The founder's alone decide, so this ends."""
+        """Return the entries that do not count.  Higher ranks alone decide about an entry, so this ends."""
         if self._void is None:
-            self._void = {
-                entry.id: None for entry in self._entries.values() if not entry.by_founder and not self._counts(entry)
-            }
+            self._void = {}
+            for rank in sorted({entry.rank for entry in self._entries.values()} - {FOUNDER_RANK}):
+                void = [entry.id for entry in self._entries.values() if entry.rank == rank and not self._counts(entry)]
+                self._void.update(dict.fromkeys(void))
         return self._void
 
     def _counts(self, entry: LogEntry) -> bool:
         steps = steps_of(self._crypto, entry.chain, group_id=self._group_id)
-        limits_of = [list(self._limits(step, of_founder=True)) for step in steps]
+        limits_of = [
+            list(self._limits(step, below=min(rank, entry.rank)))
+            for step, rank in zip(steps, ranks_of(steps), strict=True)
+        ]
         for parent, limits, step in zip(steps, limits_of, steps[1:], strict=False):
             if _voids(parent, limits, step):
                 return False
         return all("admin" in limit.roles or self._known[limit.id] & self._bit[entry.id] for limit in limits_of[-1])
 
     def roles_left(self, steps: Sequence[Admission]) -> tuple[str, ...]:
-        for parent, step in pairwise(steps):
-            if why := _voids(parent, self._all_limits(parent), step):
+        ranks = ranks_of(steps)
+        for parent, rank, step in zip(steps, ranks, steps[1:], strict=False):
+            if why := _voids(parent, self._all_limits(parent, rank), step):
                 raise TrustError(f"refused: {why}", "", _NEW_INVITATION, code=REMOVED)
         last = steps[-1]
-        limits = self._all_limits(last)
+        limits = self._all_limits(last, ranks[-1])
         removal = next((limit for limit in limits if limit.is_removal), None)
         if removal is not None:
             raise TrustError(
@@ -251,14 +228,15 @@ class GroupLog:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def heads(self, subject: bytes = b"") -> tuple[bytes, ...]:
-        """Return the last entries, at most LOG_HEADS_MAX: first those that know what is said of `subject`."""
+    def heads(self, subject: bytes = b"", *, policies: bool = False) -> tuple[bytes, ...]:
+        """Return the last entries, at most LOG_HEADS_MAX: first those that know what is said of `subject`, or the
+        policies that hold."""
         named = {earlier for entry in self._entries.values() for earlier in entry.after}
         heads = sorted(entry_id for entry_id in self._entries if entry_id not in named)
         if len(heads) <= LOG_HEADS_MAX:
             return tuple(heads)
         wanted = 0
-        for entry in self._by_subject.get(subject, ()):
+        for entry in self.policies() if policies else self._by_subject.get(subject, ()):
             wanted |= self._bit[entry.id]
         heads.sort(key=lambda entry_id: (-(self._known[entry_id] & wanted).bit_count(), entry_id))
         return tuple(heads[:LOG_HEADS_MAX])
@@ -268,20 +246,30 @@ class GroupLog:
         return {
             entry.subject: entry
             for entry in self._entries.values()
-            if entry.is_removal and (entry.by_founder or entry.id not in self._voided())
+            if entry.is_removal and entry.id not in self._voided()
         }
 
     def rotations(self) -> list[LogEntry]:
         """Return the rotations that count, the one in use last."""
-        found = [
-            entry
-            for entry in self._entries.values()
-            if entry.key_digest and (entry.by_founder or entry.id not in self._voided())
-        ]
+        found = [entry for entry in self._entries.values() if entry.key_digest and entry.id not in self._voided()]
         own = 0
         for entry in found:
             own |= self._bit[entry.id]
         return sorted(found, key=lambda entry: ((self._known[entry.id] & own).bit_count(), entry.id))
+
+    def policies(self) -> list[LogEntry]:
+        """Return the entries whose policy holds: those that count and that no other of them knew."""
+        found = [
+            entry for entry in self._entries.values() if entry.policy is not None and entry.id not in self._voided()
+        ]
+        known = 0
+        for entry in found:
+            known |= self._known[entry.id] & ~self._bit[entry.id]
+        return [entry for entry in found if not known & self._bit[entry.id]]
+
+    def policy(self) -> Policy:
+        """Return what holds in the group."""
+        return strictest(entry.policy for entry in self.policies() if entry.policy is not None)
 
     def missing_of(self, ids: Iterable[bytes], *, bytes_max: int) -> list[list[Any]]:
         """Return entries that are not among `ids` (beginnings of ids of one length), each after those that it names.
@@ -321,7 +309,7 @@ def _left(step: Admission, limits: Iterable[LogEntry]) -> tuple[str, ...]:
 
 def _voids(parent: Admission, limits: Sequence[LogEntry], step: Admission) -> str:
     """Say why an admission does not count whose signer is limited; empty: it counts."""
-    binding = [limit for limit in limits if step.digest[:_SHORT_BYTES] not in limit.accepts]
+    binding = [limit for limit in limits if step.digest[:SHORT_BYTES] not in limit.accepts]
     if not binding:
         return ""
     left = _left(parent, binding)
@@ -330,74 +318,6 @@ def _voids(parent: Admission, limits: Sequence[LogEntry], step: Admission) -> st
     if any(role not in left for role in step.roles):
         return "it was admitted by a node that lacks a role which it granted"
     return ""
-
-
-def removal_text(removal: LogEntry) -> str:
-    """Say who removed somebody, and why."""
-    by = "the founder" if removal.by_founder else short_device_id(removal.signer)
-    return f"by {by} ({short_device_id(removal.signer)})" + (f": {removal.reason}" if removal.reason else "")
-
-
-# --- the wire -------------------------------------------------------------------------------------
-
-
-def _id_of(wire: Any) -> bytes:
-    if not (isinstance(wire, list) and len(wire) == 2 and isinstance(wire[0], bytes) and isinstance(wire[1], list)):
-        raise RemoteProtocolError("not an entry of a group's log")
-    if len(wire[1]) > ADMIT_CHAIN_MAX or not all(isinstance(item, bytes) for item in wire[1]) or not wire[1]:
-        raise RemoteProtocolError("an entry without a chain")
-    return hashlib.sha256(wire[0]).digest()
-
-
-def _parse(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, group_id: bytes, founder: bytes) -> LogEntry:
-    if not isinstance(body, dict) or body.get("group") != group_id:
-        raise RemoteProtocolError("an entry of another group's log")
-    if body.get("as") != hashlib.sha256(chain[-1]).digest():
-        raise RemoteProtocolError("an entry with the chain of another membership")
-    issued = body.get("issued")
-    if type(issued) is not int or issued < 0:
-        raise RemoteProtocolError("an entry without a date")
-    after = digests_of(body.get("after"), LOG_HEADS_MAX)
-    entry = partial(
-        LogEntry,
-        id=hashlib.sha256(raw).digest(),
-        raw=raw,
-        chain=chain,
-        signer=signer,
-        by_founder=signer == founder,
-        after=after,
-        issued=issued,
-    )
-    match body.get("kind"):
-        case "limit":
-            subject, accepts = body.get("subject"), body.get("accepts")
-            if not isinstance(subject, bytes) or len(subject) != PUBLIC_KEY_BYTES or subject == signer:
-                raise RemoteProtocolError("a limit for nobody")
-            if not isinstance(accepts, list) or len(accepts) > LOG_ACCEPTS_MAX:
-                raise RemoteProtocolError("a limit that accepts too much")
-            if not all(isinstance(item, bytes) and len(item) == _SHORT_BYTES for item in accepts):
-                raise RemoteProtocolError("not the digest of an admission")
-            return entry(
-                subject=subject,
-                name=_text(body.get("name"), NODE_NAME_CHARS_MAX),
-                roles=roles_from_wire(body.get("roles")),
-                accepts=frozenset(accepts),
-                reason=_text(body.get("reason"), REASON_CHARS_MAX),
-            )
-        case "rotate":
-            key_digest = body.get("key")
-            if not isinstance(key_digest, bytes) or len(key_digest) != _DIGEST_BYTES:
-                raise RemoteProtocolError("a rotation without a key")
-            return entry(
-                key_digest=key_digest,
-            )
-    raise RemoteProtocolError("an entry of a kind that this build does not know")
-
-
-def _text(value: Any, chars_max: int) -> str:
-    if not isinstance(value, str) or len(value) > chars_max or not (value.isprintable() or not value):
-        raise RemoteProtocolError("not a text")
-    return value
 
 
 # --- making ---------------------------------------------------------------------------------------
@@ -432,23 +352,19 @@ def make_limit(
         raise TrustError("nobody removes or limits the founder of a group", "", "make a new group", code="not-allowed")
     if member.installation == identity.public_key:
         raise TrustError("a node does not remove itself", "", "to leave the group: p2pc leave", code="not-allowed")
-    if "admin" in member.roles and own.installation != group.founder:
+    if own.rank >= member.rank:
         raise TrustError(
-            "only the founder of the group removes or limits a member with the role admin",
-            f"that is {short_device_id(group.founder)}",
+            "only the founder of the group, and heirs whom he named, remove or limit a member with the role admin",
+            f"the founder is {short_device_id(group.founder)}",
             "ask there",
             code="not-allowed",
         )
     body = {
-        "group": group.group_id,
-        "kind": "limit",
-        "as": hashlib.sha256(group.chain[-1]).digest(),
-        "after": list(log.heads(member.installation)),
-        "issued": int(wall),
+        **_body(group, "limit", log.heads(member.installation), wall),
         "subject": member.installation,
         "name": name[:NODE_NAME_CHARS_MAX],
         "roles": list(ordered_roles(roles)),
-        "accepts": sorted({digest[:_SHORT_BYTES] for digest in accepts})[:LOG_ACCEPTS_MAX],
+        "accepts": sorted({digest[:SHORT_BYTES] for digest in accepts})[:LOG_ACCEPTS_MAX],
         "reason": reason,
     }
     return [identity.sign_envelope(LOG_TYPE, body), list(group.chain)]
@@ -463,15 +379,35 @@ def make_rotation(
         TrustError: this installation may not do that.
     """
     _administrator(identity, group, log, crypto, wall)
-    body = {
-        "group": group.group_id,
-        "kind": "rotate",
-        "as": hashlib.sha256(group.chain[-1]).digest(),
-        "after": list(log.heads()),
-        "issued": int(wall),
-        "key": hashlib.sha256(network_key).digest(),
-    }
+    body = {**_body(group, "rotate", log.heads(), wall), "key": hashlib.sha256(network_key).digest()}
     return [identity.sign_envelope(LOG_TYPE, body), list(group.chain)]
+
+
+def make_policy(
+    identity: Identity, group: Group, log: GroupLog, crypto: Crypto, policy: Policy, *, wall: float
+) -> list[Any]:
+    """Return an entry that puts another policy in the place of those that are known here.
+
+    Raises:
+        TrustError: this installation may not do that.
+    """
+    _administrator(identity, group, log, crypto, wall)
+    heads = log.heads(policies=True)
+    return [
+        identity.sign_envelope(LOG_TYPE, {**_body(group, "policy", heads, wall), "policy": policy.wire}),
+        list(group.chain),
+    ]
+
+
+def _body(group: Group, kind: str, heads: Sequence[bytes], wall: float) -> dict[str, Any]:
+    """Return what all entries say."""
+    return {
+        "group": group.group_id,
+        "kind": kind,
+        "as": hashlib.sha256(group.chain[-1]).digest(),
+        "after": list(heads),
+        "issued": int(wall),
+    }
 
 
 def _administrator(identity: Identity, group: Group, log: GroupLog, crypto: Crypto, wall: float) -> Membership:

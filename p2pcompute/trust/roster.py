@@ -206,8 +206,8 @@ class Roster:
         _each(lambda chain: self.learn(chain, wall), kept.chains)
 
 
-def _worth(chain: Chain, member: Membership, wall: float) -> tuple[bool, int, float, bytes]:
-    return member.expires > wall, len(member.roles), member.issued, chain[-1]
+def _worth(chain: Chain, member: Membership, wall: float) -> tuple[bool, int, int, float, bytes]:
+    return member.expires > wall, len(member.roles), -member.rank, member.issued, chain[-1]
 
 
 def _each(take: Any, items: Iterable[Any]) -> None:
