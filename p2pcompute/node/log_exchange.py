@@ -1,8 +1,10 @@
 """Members tell one another what they know of their group: the log of removals, and who is a member.
 
-Each says in its hello what it holds, as a digest.  Where two differ, each asks the other for what it lacks; what is
-new is told to all who are connected, and passed on by those to whom it was new.  Everything is checked before it is
-taken in.
+Each says in its hello what it holds, as a digest.  What takes rights away is told at once to all who are connected, and
+passed on by those to whom it was new; who comes back and holds another log is asked at once.  Who else is a member may
+wait: as long as a connected peer is not known to hold the same, now and then one of them is told the digest, and where
+it differs the two exchange what either lacks.  So in a group where all meet all, hardly anything is told twice.
+Everything is checked before it is taken in.
 """
 
 from __future__ import annotations
@@ -13,18 +15,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, TrustError
-from p2pcompute.host.interfaces import Host
+from p2pcompute.host.interfaces import Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import PUBLIC_KEY_BYTES
 from p2pcompute.limits import LOG_ENTRIES_MAX, ROSTER_SHARED_MAX
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.trust.log import Added
+from p2pcompute.trust.roster import Roster
 
 LOG_SYNC: Final = 73
-"""request: [beginnings of the ids of entries, marks of members] → [[entry, …], [chain, …]] that are not among them"""
+"""request: [beginnings of the ids of entries, marks of members] → [[entry, …], [chain, …]] that are not among them, as
+many as fit, [those among them that are not here], whether all fitted]"""
 LOG_NEWS: Final = 74
-"""[[entry, …], [chain, …]]: this is new here"""
+"""[[entry, …], [chain, …]]: this is new here, or was wanted"""
+LOG_DIGEST: Final = 79
+"""[digest]: so much is held here"""
 NETWORK_KEY: Final = 76
 """request: [digest] → [the network key with this digest]"""
 MEMBER: Final = 75
@@ -34,6 +40,11 @@ SYNC_BYTES_MAX: Final = 256 * 1024
 SYNC_ROUNDS_MAX: Final = 32
 """Questions to one peer: GROUP_LOG_BYTES_MAX, a part at a time."""
 SYNC_S: Final = 10.0
+COMPARE_S: Final = 4.0
+"""From learning something to telling the first peer the digest, and then two more, and four; up to half of it less, by
+chance."""
+_PAIR: Final = 2
+"""Members that a node knows which has met one."""
 _ID_BYTES: Final = 8
 _MARK_BYTES: Final = 16
 
@@ -57,16 +68,69 @@ class LogExchange:
         self._channels = channels
         self._scope = scope
         self._on_news = on_news
+        self._rng = host.rng.stream("members")
         self._syncing: dict[Channel, None] = {}
+        self._same: dict[Channel, bytes] = {}
+        """The digest that the peer holds, or would have contradicted; only open channels."""
+        self._digest = b""
+        """The digest when a peer was last looked for that holds another one."""
+        self._turn_count = 1
+        """Peers that are told the digest next."""
+        self._timer: Timer | None = None
+        self.told_count = 0
+        """Messages of this exchange that were sent, replies not counted."""
         channels.on_request(LOG_SYNC, self._on_sync)
         channels.on_message(LOG_NEWS, self._on_told)
+        channels.on_message(LOG_DIGEST, self._on_digest)
         channels.on_request(MEMBER, self._on_member)
         channels.on_request(NETWORK_KEY, self._on_network_key)
 
     def channel_opened(self, channel: Channel) -> None:
-        """Ask a peer that holds something else than this node; tell the others who was met."""
-        self.tell_met()
-        if channel.peer.hello.get("log") != self._credentials.roster.digest:
+        """Compare with a new peer; at once when its log is another one, or when it is the first that is met."""
+        roster, said = self._credentials.roster, channel.peer.hello.get("log")
+        if said == roster.digest:
+            self._same[channel] = said
+        elif len(roster) <= _PAIR or not isinstance(said, bytes) or not said.startswith(roster.log.digest):
+            self._ask(channel)
+        self.compare()
+
+    def channel_lost(self, channel: Channel) -> None:
+        """Forget what its peer held."""
+        self._same.pop(channel, None)
+
+    def close(self) -> None:
+        """Compare no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def compare(self) -> None:
+        """Tell others soon what is known here, if that has changed or not all of them are known to hold the same."""
+        digest = self._credentials.roster.digest
+        if digest != self._digest:
+            self._digest, self._turn_count = digest, 1
+        if self._timer is None:
+            self._timer = self._host.clock.call_later(COMPARE_S * self._rng.uniform(0.5, 1.0), self._tell_some)
+
+    def _tell_some(self) -> None:
+        """Tell the digest to some of whom it is not known that they hold the same; nobody is left: rest."""
+        self._timer = None
+        digest = self._credentials.roster.digest
+        others = [channel for channel in self._channels.all() if self._same.get(channel) != digest]
+        if not others:
+            return
+        for channel in self._rng.sample(others, min(self._turn_count, len(others))):
+            self._same[channel] = digest
+            self.told_count += 1
+            channel.send(LOG_DIGEST, [digest])
+        self._turn_count *= 2
+        self.compare()
+
+    def _on_digest(self, channel: Channel, body: Any) -> None:
+        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], bytes)):
+            raise RemoteProtocolError("not a digest of a group")
+        if body[0] == self._credentials.roster.digest:
+            self._same[channel] = body[0]
+        else:
             self._ask(channel)
 
     def _ask(self, channel: Channel) -> None:
@@ -75,16 +139,24 @@ class LogExchange:
             self._scope.spawn(self._sync(channel), "log-sync")
 
     async def _sync(self, channel: Channel) -> None:
-        """Ask until nothing more comes."""
+        """Ask until nothing more comes, and give what the peer lacks."""
         try:
             for _ in range(SYNC_ROUNDS_MAX):
                 roster = self._credentials.roster
-                ids = [entry.id[:_ID_BYTES] for entry in roster.log]
-                answer = await channel.request(LOG_SYNC, [ids, roster.marks()], timeout_s=SYNC_S)
-                if roster is not self._credentials.roster or not self._take(channel, answer):
+                self.told_count += 1
+                answer = await channel.request(LOG_SYNC, [_beginnings(roster), roster.marks()], timeout_s=SYNC_S)
+                if roster is not self._credentials.roster:
+                    return
+                if not (isinstance(answer, list) and len(answer) == 4):
+                    raise RemoteProtocolError("not what is missing")
+                *missing, wanted, is_all = answer
+                is_new = self._take(channel, missing)
+                self._give(channel, wanted)
+                if not is_new or is_all is True:
+                    self._same[channel] = roster.digest
                     return
         except (P2pcError, TimeoutError):
-            return  # the next channel, or the next news, brings what is missing
+            return  # the next channel, or the next comparison, brings what is missing
         finally:
             self._syncing.pop(channel, None)
 
@@ -93,10 +165,25 @@ class LogExchange:
         _check(ids, _ID_BYTES, LOG_ENTRIES_MAX)
         _check(marks, _MARK_BYTES, ROSTER_SHARED_MAX)
         roster = self._credentials.roster
-        return [
-            roster.log.missing_of(ids, bytes_max=SYNC_BYTES_MAX),
-            [list(chain) for chain in roster.missing_of(marks, bytes_max=SYNC_BYTES_MAX)],
-        ]
+        own, theirs = {*_beginnings(roster), *roster.marks()}, {*ids, *marks}
+        entries = roster.log.missing_of(ids, bytes_max=SYNC_BYTES_MAX)
+        chains = roster.missing_of(marks, bytes_max=SYNC_BYTES_MAX)
+        wanted = [one for one in (*ids, *(marks if roster.is_shared else ())) if one not in own]
+        is_all = len(entries) + len(chains) == len(own - theirs)
+        return [entries, [list(chain) for chain in chains], wanted, is_all]
+
+    def _give(self, channel: Channel, wanted: Any) -> None:
+        """Send what a peer has not, of what it was told to be here."""
+        if not isinstance(wanted, list) or len(wanted) > LOG_ENTRIES_MAX + ROSTER_SHARED_MAX:
+            raise RemoteProtocolError("not what is wanted")
+        roster = self._credentials.roster
+        entries = roster.log.missing_of(
+            [one for one in _beginnings(roster) if one not in wanted], bytes_max=SYNC_BYTES_MAX
+        )
+        chains = roster.missing_of([one for one in roster.marks() if one not in wanted], bytes_max=SYNC_BYTES_MAX)
+        if entries or chains:
+            self.told_count += 1
+            channel.send(LOG_NEWS, [entries, [list(chain) for chain in chains]])
 
     def _on_told(self, channel: Channel, body: Any) -> None:
         self._take(channel, body)
@@ -111,38 +198,37 @@ class LogExchange:
         entries, chains = _two_lists(body)
         roster, wall = self._credentials.roster, self._host.clock.wall()
         new_entries: list[Any] = []
-        new_chains: list[Any] = []
+        new_chains = 0
         try:
-            for wire in entries:
-                added = roster.add(wire, wall)
-                if added is Added.NEW:
-                    new_entries.append(wire)
-                elif added is Added.EARLIER_MISSING:
-                    self._ask(channel)
-            if new_entries:
-                roster.reassess(wall)
+            try:
+                for wire in entries:
+                    added = roster.add(wire, wall)
+                    if added is Added.NEW:
+                        new_entries.append(wire)
+                    elif added is Added.EARLIER_MISSING:
+                        self._ask(channel)
+            finally:
+                if new_entries:
+                    roster.reassess(wall)
             for chain in chains:
                 with contextlib.suppress(TrustError):  # it was removed, which the peer does not know yet
                     if roster.learn(chain, wall) is not None:
-                        new_chains.append(chain)
+                        new_chains += 1
         finally:
             if new_entries or new_chains:
-                roster.reassess(wall)
-                self.tell(new_entries, new_chains, but=channel)
+                self.tell(new_entries, [], but=channel)
                 self._on_news(bool(new_entries))
+                self.compare()
         return bool(new_entries or new_chains)
 
     def tell(self, entries: Sequence[Any], chains: Sequence[Any], *, but: Channel | None = None) -> None:
-        """Tell all who are connected what is new here."""
+        """Tell all who are connected at once."""
         if not self._credentials.roster.is_shared:
             chains = ()
         for channel in self._channels.all() if entries or chains else ():
             if channel is not but:
+                self.told_count += 1
                 channel.send(LOG_NEWS, [list(entries), [list(chain) for chain in chains]])
-
-    def tell_met(self) -> None:
-        """Tell the others whom this node has met, admitted or become itself."""
-        self.tell([], self._credentials.roster.take_met())
 
     # --- the network key --------------------------------------------------------------------------
 
@@ -196,6 +282,10 @@ class LogExchange:
         if chain is None:
             raise TrustError("no such member is known here", code="no-member")
         return [list(chain)]
+
+
+def _beginnings(roster: Roster) -> list[bytes]:
+    return [entry.id[:_ID_BYTES] for entry in roster.log]
 
 
 def _two_lists(body: Any) -> tuple[list[Any], list[Any]]:

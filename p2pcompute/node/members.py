@@ -85,6 +85,7 @@ class Members:
 
     def close(self) -> None:
         """Write down what was learned last."""
+        self.exchange.close()
         if self._keeping is not None:
             self._keep_or_retry()
             if self._keeping is not None:

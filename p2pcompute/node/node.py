@@ -243,7 +243,7 @@ class Node:
 
     def _membership_renewed(self) -> None:
         self._keep_group(self.credentials.group)
-        self.members.exchange.tell_met()
+        self.members.exchange.compare()
 
     def _about(self) -> dict[str, Any]:
         """What peers learn of this node in a handshake."""
@@ -817,6 +817,7 @@ class Node:
         self.scheduler.channel_opened(channel)
 
     def _channel_lost(self, channel: Channel) -> None:
+        self.members.exchange.channel_lost(channel)
         self.network.channel_lost(channel)
         self.scheduler.channel_lost(channel)
 

@@ -27,8 +27,8 @@ class Roster:
         self._group_id = group.group_id
         self.log = GroupLog(crypto, group)
         self._known: dict[bytes, tuple[Chain, Membership]] = {}
-        self._met: dict[bytes, None] = {}
-        """Those of `_known` who have shown a chain of which nobody else was told."""
+        self._digest = b""
+        """Of what is known; empty: it has changed."""
         self._is_stale = False
         """The log has grown since what is in `_known` was checked."""
 
@@ -63,14 +63,7 @@ class Roster:
             return known[1]
         member = self._check(installation, chain, wall)
         self._keep(installation, tuple(chain), member)
-        if known is None or known[0] != tuple(chain):
-            self._met[installation] = None
         return member
-
-    def take_met(self) -> list[Chain]:
-        """Return the chains that were shown here since the last time."""
-        met, self._met = self._met, {}
-        return [self._known[installation][0] for installation in met if installation in self._known]
 
     def _check(self, installation: bytes, chain: Sequence[bytes], wall: float, ended_s_max: float = 0.0) -> Membership:
         return check_chain(
@@ -84,12 +77,11 @@ class Roster:
         )
 
     def _keep(self, installation: bytes, chain: Chain, member: Membership) -> None:
+        self._digest = b""
         self._known.pop(installation, None)
         self._known[installation] = (chain, member)
         if len(self._known) > ROSTER_MAX:
-            oldest = next(iter(self._known))
-            del self._known[oldest]
-            self._met.pop(oldest, None)
+            del self._known[next(iter(self._known))]
 
     def learn(self, chain: Any, wall: float, *, is_asked: bool = False) -> bytes | None:
         """Take the chain of a member from somebody else; returns whose it is when it is worth more than the known one.
@@ -130,12 +122,13 @@ class Roster:
             RemoteProtocolError: as `GroupLog.add`.
         """
         added = self.log.add(entry, wall=wall)
-        self._is_stale = self._is_stale or added is Added.NEW
+        if added is Added.NEW:
+            self._is_stale, self._digest = True, b""
         return added
 
     def reassess(self, wall: float) -> None:
         """Look at all members again after the log has grown; who was removed is known no longer."""
-        self._is_stale = False
+        self._is_stale, self._digest = False, b""
         for installation, (chain, _member) in list(self._known.items()):
             try:
                 self._known[installation] = (chain, self._check(installation, chain, wall, ADMIT_RENEW_S_MAX))
@@ -164,12 +157,12 @@ class Roster:
 
     @property
     def digest(self) -> bytes:
-        """8 bytes that are the same where the same is known, as far as it is shared."""
-        mixed = hashlib.sha256(self.log.digest)
-        if self.is_shared:
-            for mark in sorted(self.marks()):
-                mixed.update(mark)
-        return mixed.digest()[:8]
+        """16 bytes that are the same where the same is known: the log's digest, and one of the members as far as they
+        are shared."""
+        if not self._digest:
+            members = hashlib.sha256(b"".join(sorted(self.marks()))).digest()
+            self._digest = self.log.digest + members[:8]
+        return self._digest
 
     def marks(self) -> list[bytes]:
         """Return 16 bytes for each member: whose chain, and which."""
@@ -202,6 +195,7 @@ class Roster:
 
     def restore(self, kept: KeptLog, wall: float) -> None:
         """Take up what was kept; what does not hold any more is left out."""
+        self._digest = b""
         _each(lambda entry: self.log.add(entry, wall=wall), kept.entries)
         _each(lambda chain: self.learn(chain, wall), kept.chains)
 

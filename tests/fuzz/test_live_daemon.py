@@ -31,7 +31,7 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import dht_id
 from p2pcompute.node.blob_exchange import BlobMessage
 from p2pcompute.node.doors import JOIN, MEET
-from p2pcompute.node.log_exchange import LOG_NEWS, LOG_SYNC, MEMBER, NETWORK_KEY
+from p2pcompute.node.log_exchange import LOG_DIGEST, LOG_NEWS, LOG_SYNC, MEMBER, NETWORK_KEY
 from p2pcompute.node.members import LEVEL
 from p2pcompute.node.membership import RENEW
 from p2pcompute.places import find_paths
@@ -348,6 +348,8 @@ class Fuzz:
             (RENEW, [self.mutate.value(list(eve.group.chain))]),
             (LOG_SYNC, [[bytes(8)], [bytes(16)]]),
             (LOG_SYNC, self.mutate.value([[bytes(8)] * 3, [bytes(16)]])),
+            (LOG_DIGEST, [rng.randbytes(16)]),
+            (LOG_DIGEST, self.mutate.value([bytes(16)])),
             (LOG_NEWS, [[removal], [list(eve.group.chain)]]),
             (LOG_NEWS, self.mutate.value([[removal], [list(eve.group.chain)]])),
             (LOG_NEWS, [[[self.mutate.bytes(removal[0]), removal[1]]], []]),

@@ -74,6 +74,36 @@ def test_all_cut_a_removed_member_off_within_seconds(seed: int) -> None:
         simulation.run(main())
 
 
+def test_all_know_all_soon_and_hardly_anything_is_told_twice() -> None:
+    """Also who comes later, and what each held before it was restarted; then nobody says anything any more."""
+    with Simulation(7) as simulation:
+        mesh = Mesh(simulation, 24, runner=RunnerModel(slot_count=1))
+        late = mesh.members[-1]
+
+        def said() -> int:
+            return sum(member.running.members.exchange.told_count for member in mesh.members if member.node is not None)
+
+        def know(count: int) -> bool:
+            rosters = [member.running.credentials.roster for member in mesh.members if member.node is not None]
+            return all(len(one) == count for one in rosters) and len({one.digest for one in rosters}) == 1
+
+        async def main() -> None:
+            await mesh.start(mesh.members[:-1])
+            await until(lambda: know(23), 30.0)
+            await mesh.start_one(late)
+            await until(lambda: know(24), 30.0)
+            await asyncio.sleep(120)
+            before = said()
+            assert before < 24 * 24
+            mesh.crash(late)
+            await mesh.restart(late)
+            await asyncio.sleep(30)
+            assert know(24) and said() - before < 40
+            mesh.check_errors()
+
+        simulation.run(main())
+
+
 async def _remove(by: Member, whom: Member) -> None:
     by.running.remove(key(whom), reason="")
 
