@@ -79,8 +79,13 @@ class MeshFuture(cf.Future[R], Generic[R]):
         if self.cancelled():
             return "cancelled"
         if self.done():
-            return "failed" if self._exception is not None else "done"
+            return "failed" if self._exception is not None or self._ended_badly() else "done"
         return "running" if self.running() else "waiting"
+
+    def _ended_badly(self) -> bool:
+        """Whether a command's exit code was not 0: it has a value, which says so, and yet the task has failed."""
+        outcome = None if self._report is None else self._report[2]
+        return outcome is not None and outcome.status is OutcomeStatus.FAILED
 
     def standing(self) -> tuple[str, str | None, float]:
         """Return (state, node, when it ended by that node's clock in Unix time, 0 if it has not): `info` for less."""

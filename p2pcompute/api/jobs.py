@@ -127,8 +127,11 @@ class Job(Generic[R]):
         return found
 
     def failures(self) -> Sequence[MeshFuture[R]]:
-        """Return the futures that have failed until now."""
-        return [future for future in self._futures if future.done() and not future.cancelled() and future.exception()]
+        """Return the futures that have failed until now.
+
+        Those of commands (`sh`) that ended with another exit code than 0 are among them; their value says which.
+        """
+        return [future for future in self._futures if future.done() and future.standing()[0] == "failed"]
 
     def wait(self, timeout: float | None = None, *, progress: Progress | None = None) -> Job[R]:
         """Wait until every task has ended, or `timeout` seconds; returns the job itself.
@@ -164,7 +167,7 @@ class Job(Generic[R]):
         rows = []
         for future in self._futures:
             info = future.info
-            is_done = info.state == "done"
+            has_value = future.done() and not future.cancelled() and future._exception is None
             rows.append(
                 {
                     "state": info.state,
@@ -172,14 +175,14 @@ class Job(Generic[R]):
                     "attempts": info.attempt,
                     "started": info.started,
                     "runtime_s": info.runtime_s,
-                    "value": future.result() if is_done else None,
-                    "error": repr(future.exception()) if info.state == "failed" else None,
+                    "value": future.result() if has_value else None,
+                    "error": _error_text(future) if info.state == "failed" else None,
                 }
             )
         return pandas.DataFrame(rows)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        errors = [repr(future._exception) for future in itertools.islice(self.failures(), FAILURES_SHOWN)]
+        errors = [_error_text(future) for future in itertools.islice(self.failures(), FAILURES_SHOWN)]
         return {"text/plain": repr(self), "text/html": as_html(self.status, errors)}
 
     def explain(self) -> Explanation:
@@ -236,3 +239,9 @@ class Job(Generic[R]):
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well.  Other executor calls go on."""
         self._desk.cancel_job(self.open_job, kill=now)
+
+
+def _error_text(future: MeshFuture[Any]) -> str:
+    """Return why a task has failed."""
+    code = future.info.exit_code
+    return f"exit code {code}" if future._exception is None and code is not None else repr(future._exception)

@@ -40,7 +40,8 @@ def sh(
 ) -> Job[Completed]:
     """Run a command for each input, in parallel; the values of the job say how each ended.
 
-    Without `inputs` it runs once, as it is.
+    Without `inputs` it runs once, as it is.  An exit code that is not 0 raises nothing, but counts as failed: in the
+    status of the job, and in `Job.failures`.
 
     Args:
         command: one string for the shell, or the words of a command that no shell sees.  "{}" stands for the input,

@@ -132,6 +132,15 @@ def test_shell_command(executor: MeshExecutor) -> None:
     assert (second.stdout, second.args) == (b"a  b|", ("printf '%s|' 'a  b'; exit 3",))
 
 
+def test_a_command_that_ends_badly_has_failed(executor: MeshExecutor) -> None:
+    """Broken: a script looks at the job's counts, sees that all is done, and goes on with rubbish."""
+    job = sh(executor, "exit {}", ["0", "3"]).wait()
+    assert [completed.returncode for completed in job] == [0, 3]
+    assert (job.status.done, job.status.failed) == (1, 1)
+    assert [(future.result().returncode, future.info.state) for future in job.failures()] == [(3, "failed")]
+    assert "exit code 3" in job._repr_mimebundle_()["text/html"]
+
+
 def test_words_command(executor: MeshExecutor) -> None:
     """Broken: words are seen by a shell."""
     (only,) = sh(executor, ["echo", "$HOME", "{}"], ["*"])
