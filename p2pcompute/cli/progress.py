@@ -351,13 +351,15 @@ def choose_display(mode: str) -> Display:
     return Silent()
 
 
-def summary_text(job: Mapping[str, Any], elapsed_s: float, *, done_before: int = 0, where: Sequence[str] = ()) -> str:
+def summary_text(
+    job: Mapping[str, Any], elapsed_s: float, *, done_before: int = 0, failed_before: int = 0, where: Sequence[str] = ()
+) -> str:
     """Return the last line of a job: "done 2 000/2 000 in 49.3 s · nova 912, atlas 1 088 · 3 retried · results in out".
 
     Args:
         job: JOB.
         elapsed_s: as the user saw it.
-        done_before: tasks that an earlier run had done.
+        done_before, failed_before: tasks of an earlier run that were not run again.
         where: paths of results.
     """
     total = job.get("total") if job.get("total") is not None else job.get("added")
@@ -375,6 +377,8 @@ def summary_text(job: Mapping[str, Any], elapsed_s: float, *, done_before: int =
             parts.append(f"{count_text(int(job[name]))} {name}")
     if done_before:
         parts.append(f"{count_text(done_before)} done before")
+    if failed_before:
+        parts.append(f"{count_text(failed_before)} failed before")
     if job.get("halted"):
         parts.append(f"stopped early: {job['halted']}")
     if where:

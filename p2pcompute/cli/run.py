@@ -906,7 +906,8 @@ class _Run:
         """No input, or all of them done before."""
         tally = self.tally
         if self.request.resume:
-            say(tally.text(), level=1)
+            if not self._is_tallied:
+                say(tally.text(), level=1)
             _say_kept(tally)
         job = {"total": tally.seen, "done": tally.done_before, "failed": tally.failed_kept, "by_node": []}
         code = 1 if tally.failed_kept else 0
@@ -1113,7 +1114,8 @@ class _Run:
         _say_kept(tally)
         if hint := disputes_hint(job):
             say(hint, level=1)
-        say(summary_text(job, elapsed_s, done_before=tally.done_before, where=where_results(job)))
+        before = {"done_before": tally.done_before, "failed_before": tally.failed_kept}
+        say(summary_text(job, elapsed_s, **before, where=where_results(job)))
         if not report_results(job) and code == 0:
             code = 1
         if signal_code is not None:
@@ -1125,7 +1127,7 @@ class _Run:
             plot_job(self._connect(), job, Reference(str(job["id"])), request.plot, "report")
             say(f"drawn: {request.plot}", level=1)
         if request.is_json:
-            print_json({**job, "exit_code": code, "elapsed_s": round(elapsed_s, 3), "done_before": tally.done_before})
+            print_json({**job, "exit_code": code, "elapsed_s": round(elapsed_s, 3), **before})
         return code
 
 

@@ -289,6 +289,8 @@ def test_the_summary_names_what_matters() -> None:
         "done 1 997/2 000 in 49.3 s · atlas 1 085, nova 912 · 3 failed · 5 retried · results in out/"
     )
     twins = [{"node": "vm", "short_id": "CHAF-XYWU", "done": 3}, {"node": "vm", "short_id": "NOUR-W3TY", "done": 2}]
+    resumed = summary_text({"total": 2, "done": 2}, 1.0, done_before=3, failed_before=1)
+    assert resumed == "done 2/2 in 1.0 s · 3 done before · 1 failed before", "what made the exit code 1 is there"
     assert summary_text({"total": 5, "done": 5, "by_node": twins}, 1.0) == "done 5/5 in 1.0 s · vm CHAF 3, vm NOUR 2"
 
 
