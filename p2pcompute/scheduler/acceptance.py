@@ -46,7 +46,7 @@ from p2pcompute.scheduler.checked import CheckedJob, Decider, Event, Output, Rec
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification import make_verifier
-from p2pcompute.trust.verification.arbitrate import Arbitrate, ArbitratePolicy
+from p2pcompute.trust.verification.arbitrate import NOTHING_KNOWN, Arbitrate, ArbitratePolicy
 from p2pcompute.trust.verification.book import (
     Accepted,
     AskTrusted,
@@ -289,8 +289,12 @@ class Acceptance:
         checked.leases.setdefault(index, {})[lease.thief] = lease
         return lease.attempt, checked.payloads[index]
 
-    def _join(self, now: float, rule: Rule, worker: Worker) -> bool:
-        """Let a member take part under a rule; False: not now."""
+    def _join(self, now: float, rule: Rule, worker: Worker, *, is_back: bool = False) -> bool:
+        """Let a member take part under a rule; False: not now.
+
+        Args:
+            is_back: it took part in an earlier life of this owner: it does not wait, though nothing is known of it.
+        """
         joined = self._joined.setdefault(rule, {})
         verifier = self.verifiers.get(rule)
         if worker in joined:
@@ -313,7 +317,9 @@ class Acceptance:
             # to prove itself, and few are let in at a time: they could be one who was found out, under other names.
             is_known = rule.replicas is not None or cluster in (None, worker)
             if not verifier.join(now, worker, cluster=cluster, is_known=is_known):
-                return False
+                if not is_back:
+                    return False
+                verifier.remember(worker, NOTHING_KNOWN, cluster=cluster)
         joined[worker] = None
         return True
 
@@ -894,7 +900,7 @@ class Acceptance:
             believed = {
                 worker: claim
                 for worker, claim in by_worker.items()
-                if not self.record(worker).banned and self._join(self._now, rule, worker)
+                if not self.record(worker).banned and self._join(self._now, rule, worker, is_back=True)
             }
             is_done = state is TaskState.DONE and index in job.accepted_digests
             if not believed or not (is_done or state is TaskState.OPEN):

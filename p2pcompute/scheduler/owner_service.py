@@ -46,7 +46,7 @@ from p2pcompute.scheduler.messages import (
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
-from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
+from p2pcompute.store.journal import EVIDENCE, JobRecord, Journal, ResultRecord
 from p2pcompute.trust.levels import Level
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope, signer_of
@@ -941,8 +941,7 @@ class OwnerService:
         return [write]
 
     async def _commit(self, writes: list[Write]) -> None:
-        # Without those of a job that was forgotten meanwhile: they would bring it back.
-        while writes := [write for write in writes if write.key[:JOB_ID_BYTES] in self.books]:
+        while writes := [write for write in writes if self._is_wanted(write)]:
             try:
                 await self._host.store.commit(writes)
             except StoreError as error:
@@ -953,9 +952,13 @@ class OwnerService:
                 if self.trouble is not None:
                     self.trouble = None
                     self._wake()
-                for job_id in dict.fromkeys(write.key[:JOB_ID_BYTES] for write in writes):
+                for job_id in dict.fromkeys(write.key[:JOB_ID_BYTES] for write in writes if write.table != EVIDENCE):
                     self.on_kept(job_id)
                 return
+
+    def _is_wanted(self, write: Write) -> bool:
+        """What is known of nodes, and rows of jobs; not of one that was forgotten meanwhile: they would bring it back."""
+        return write.table == EVIDENCE or write.key[:JOB_ID_BYTES] in self.books
 
     # --- reading ----------------------------------------------------------------------------------
 

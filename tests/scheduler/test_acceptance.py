@@ -64,9 +64,8 @@ class Play:
         """
         clusters = {key_of(name): key_of(by) for name, by in (invited or {}).items()}
         self.levels = {key_of(name): Level.TRUSTED for name in trusted}
-        self.acceptance = Acceptance(
-            lambda key: self.levels.get(key, Level.MEMBER), random.Random(7), lambda key: clusters.get(key, key)
-        )
+        self.cluster_of = lambda key: clusters.get(key, key)
+        self.acceptance = Acceptance(lambda key: self.levels.get(key, Level.MEMBER), random.Random(7), self.cluster_of)
         self.core = OwnerCore(None, self.acceptance)
         self.job = self.core.add_job(envelope(**terms))
         self.core.add_tasks(JOB, [b"%d" % index for index in range(tasks)])
@@ -139,7 +138,7 @@ class Play:
         }
         size = self.job.ledger.size
         tasks = [(FactKind.TASKS, [0, [b"%d" % index for index in range(size)]]), (FactKind.SEAL, [size])]
-        self.acceptance = Acceptance(lambda key: self.levels.get(key, Level.MEMBER), random.Random(8))
+        self.acceptance = Acceptance(lambda key: self.levels.get(key, Level.MEMBER), random.Random(8), self.cluster_of)
         for key, row in self.records.items():
             self.acceptance.records[key] = Record.unpack(cbor.decode(cbor.encode(row)))
         self.core = OwnerCore(None, self.acceptance)
@@ -207,22 +206,41 @@ def test_a_restart_keeps_claims_verdicts_and_bans() -> None:
     nodes: dict[str, Answer] = {"local": honest, "evil": liar, "vile": liar}
     nodes |= dict.fromkeys("abcde", honest)
     play = Play(600, nodes)
-    while len(play.banned()) < 2:
+    while len(play.banned()) < 2 or play.acceptance.records[key_of("a")].agreed < 40:
         play.turn()
     done = play.job.ledger.counts[TaskState.DONE]
     checked = play.job.checked
     assert checked is not None
     claimed = sum(len(checked.verifier.tasks[checked.numbers[index]].claims) for index in checked.held)
-    assert claimed > 10
+    assert claimed > 10 and isinstance(checked.verifier, Arbitrate)
+    passed = {worker: (record.k, record.checks_before) for worker, record in checked.verifier.workers.items()}
     play.restart()
     assert play.banned() == {"evil", "vile"}
     assert play.job.ledger.counts[TaskState.DONE] == done
     checked = play.job.checked
     assert checked is not None
     assert sum(len(checked.verifier.tasks[checked.numbers[index]].claims) for index in checked.held) == claimed
-    assert play.ask(key_of("evil")) is None
-    play.play()
-    assert play.delivered == {index: right(index) for index in range(600)}
+    assert isinstance(checked.verifier, Arbitrate)
+    for worker, record in checked.verifier.workers.items():
+        k, checks_before = passed[worker]
+        assert 0 < k - 10 <= record.k <= k, "the checks that it passed count again"
+        assert record.k + record.checks_before <= k + checks_before, "and once"
+
+
+def test_who_has_claims_takes_part_after_a_restart_though_nothing_else_is_known_of_it() -> None:
+    """What many had computed when the owner died would be computed again."""
+    play = Play(400, {"local": honest} | {f"m{number}": honest for number in range(30)})
+    for _ in range(3):
+        play.turn()
+    play.acceptance.changed.clear()  # it died before any of it was stored
+    play.cluster_of = lambda _key: b"stranger"  # and who vouches for them is not known yet
+    claimed = {(entry[0], entry[4]) for kind, body in play.facts if kind == FactKind.HELD for entry in body}
+    assert len({worker for _index, worker in claimed}) == 30
+    play.restart()
+    checked = play.job.checked
+    assert checked is not None
+    known = {(index, worker) for index, at in checked.numbers.items() for worker in checked.verifier.tasks[at].claims}
+    assert known == claimed
 
 
 def test_a_trusted_node_that_contradicts_what_was_agreed_ends_the_task() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from p2pcompute.host.runs import Outcome, TaskRun
 from p2pcompute.scheduler.bundles import find_equivocation
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
 from p2pcompute.simulation.host import Simulation
-from p2pcompute.simulation.mesh import Mesh
+from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.world import RunResult, run_mesh
@@ -40,13 +40,39 @@ def test_without_checks_they_would_be() -> None:
     assert result.metrics["wrong_accepted"] > 0
 
 
+def test_an_owner_that_was_away_knows_whom_it_has_banned() -> None:
+    """Or whoever is found out lies again after each restart of an owner."""
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, 7, runner=RunnerModel(slot_count=2), level=Level.MEMBER, custodians=0)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            random_values(mesh, 3, mesh.members[5:])
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [0.5] * 400)
+            records = owner.running.scheduler.acceptance.records
+            while sum(record.banned != "" for record in records.values()) < 2:
+                await asyncio.sleep(1)
+            await asyncio.sleep(2)
+            known = {key: (record.banned, record.claims) for key, record in records.items() if record.banned}
+            mesh.crash(owner)
+            await mesh.restart(owner)
+            records = owner.running.scheduler.acceptance.records
+            assert {key: (records[key].banned, records[key].claims) for key in known} == known
+            await mesh.wait_for(owner, job_id, limit_s=600)
+            await mesh.check_values(owner, job_id, 400)
+
+        simulation.run(main(), time_s_max=2000)
+
+
 # --- nobody honest is framed ----------------------------------------------------------------------
 
 
-def random_values(mesh: Mesh, seed: int) -> None:
-    """Let every run of every task find something else."""
+def random_values(mesh: Mesh, seed: int, members: Sequence[Member] | None = None) -> None:
+    """Let every run of every task, at these members or at all, find something else."""
     rng = random.Random(seed)
-    for member in mesh.members:
+    for member in mesh.members if members is None else members:
         draw = member.host.runner._draw
 
         def drawn(run: TaskRun, draw: Callable[[TaskRun], Outcome] = draw) -> Outcome:

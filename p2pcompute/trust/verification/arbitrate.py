@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -83,6 +83,10 @@ class Standing(IntEnum):
     ACTIVE = 2
     SUSPECT = 3
     BANNED = 4
+
+
+NOTHING_KNOWN: Final = (int(Standing.NEWCOMER), 0, 0, 0, 1000, 0)
+"""What is remembered of a newcomer (`Arbitrate.remember`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,12 +235,29 @@ class Arbitrate(Verifier):
         for worker in claims:
             self.workers[worker].claimed.append(index)
             self.workers[worker].claims_now += 1
+        self._credit_again(index)
         if accepted is not None:
             task.is_final = len(votes(claims)) > 1  # a trusted node has decided
         elif len(votes(claims)) > 1:
             task.is_disputed = True
             if self.has_arbiter:
                 self._effects.append(AskTrusted(index))
+
+    def _credit_again(self, index: int) -> None:
+        """Give those who claim a restored task the check that they passed with it, which is not history any more."""
+        task, groups = self.tasks[index], votes(self.tasks[index].claims)
+        is_decided = len(groups) > 1 and task.accepted is not None
+        digest = task.accepted if is_decided else next(iter(groups), None)
+        if digest is None or (len(groups) > 1 and not is_decided):
+            return
+        passed = [
+            worker
+            for worker in groups.get(digest, ())
+            if self.workers[worker].standing is Standing.ACTIVE and worker not in task.blind
+        ]
+        for worker in passed if is_decided or len(passed) > 1 else ():
+            self._credit(index, worker)
+            self.workers[worker].checks_before = max(0, self.workers[worker].checks_before - 1)
 
     def set_arbiter(self, has_arbiter: bool) -> list[Effect]:
         """Note whether a trusted node is there to decide conflicts; returns what follows."""
@@ -260,8 +281,8 @@ class Arbitrate(Verifier):
         checks = record.checks_before + record.k
         return [int(record.standing), record.agreed, record.right, record.wrong, round(record.penalty * 1000), checks]
 
-    def remember(self, worker: Worker, memory: list[int], *, cluster: bytes | None = None) -> None:
-        """Know a worker again as it was in an earlier life; it has passed no checks in this one."""
+    def remember(self, worker: Worker, memory: Sequence[int], *, cluster: bytes | None = None) -> None:
+        """Know a worker again as it was in an earlier life; its checks are history until `restore` says otherwise."""
         standing, agreed, right, wrong, penalty, checks = memory
         record = WorkerRecord(cluster, Standing(standing), 1.0)
         record.agreed, record.right, record.wrong = agreed, right, wrong
@@ -452,11 +473,18 @@ class Arbitrate(Verifier):
 
     # --- claims -----------------------------------------------------------------------------------
 
+    def is_blind(self, worker: Worker, index: int) -> bool:
+        """Whether a worker's claim would have no weight: it was not given the task, or before there was any claim, and
+        now there is one that has weight."""
+        task = self.tasks[index]
+        is_copy = task.lent.get(worker)
+        return is_copy is None or (not is_copy and any(other not in task.blind for other in task.claims))
+
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:
         self._now = now
         task, record = self.tasks[index], self.workers[worker]
-        is_copy = task.lent.pop(worker, None)
-        if is_copy is not None:
+        is_blind = self.is_blind(worker, index)
+        if task.lent.pop(worker, None) is not None:
             self._release(worker, task)
         if record.standing is Standing.BANNED:
             self._put_back(index)
@@ -476,7 +504,7 @@ class Arbitrate(Verifier):
                 self._judge(index, (worker,))
             return self.take_effects()
         record.claimed.append(index)
-        if not is_copy and (is_copy is None or any(other not in task.blind for other in claims if other != worker)):
+        if is_blind:
             task.blind += (worker,)
         if len(claims) == 1:
             self._offer(index)

@@ -257,6 +257,10 @@ class Verifier(ABC):
             begin: gives a task that nobody has begun; None: they are kept here.
         """
 
+    def is_blind(self, worker: Worker, index: int) -> bool:
+        """Whether a worker's claim, which has not been taken, would have no weight: it was not given the task."""
+        return worker not in self.tasks[index].lent
+
     @abstractmethod
     def claim(self, now: float, worker: Worker, index: int, digest: Digest) -> list[Effect]:
         """Take a worker's answer; returns what follows, in order."""
