@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import click
 
 from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
 from p2pcompute.cli.connection import Connection, open_connection
-from p2pcompute.cli.output import one_line, options, plural, print_json, say, table
+from p2pcompute.cli.output import one_line, options, plural, print_json, say, table, time_text
 from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text
 from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import (
@@ -29,6 +30,8 @@ from p2pcompute.places import (
 )
 
 LEAVE_S_MAX: Final = 60.0
+POLICY_KEYS: Final[dict[str, Callable[[str], Any]]] = {"accept": str}
+"""What a group's policy can say, and how its words are read."""
 
 
 @click.group(context_settings=CONTEXT)
@@ -185,6 +188,85 @@ def members(json_: bool) -> int:
     ]
     print(f"{one_line(name)}: {plural(len(items), 'member')} known here")
     print(table(("NODE", "ID", "MAY", "INVITED BY", "STATE"), rows))
+    return 0
+
+
+SAID_NOTHING: Final = "–"
+
+
+@group.command(
+    cls=Command,
+    examples=[
+        ("p2pc group policy", "what holds for all members of the group"),
+        ("p2pc group policy accept='job.cpus<=2 && job.kind!=\"container\"'", "no member runs other jobs of others"),
+        ("p2pc group policy accept=", "nothing of the kind any more"),
+    ],
+)
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@json_option
+def policy(settings: tuple[str, ...], json_: bool) -> int:
+    """Show or change what holds for all members.  It only forbids: each node has its own conditions beside it."""
+    connection = open_connection(timeout_s=LOOK_S_MAX)
+    if settings:
+        found = connection.request("POST", "/v1/policy", _changes(settings))
+    else:
+        found = connection.request("GET", "/v1/policy")
+    if json_:
+        print_json(found)
+        return 0
+    rows = [(key, SAID_NOTHING if found[key] is None else one_line(str(found[key]), 200)) for key in POLICY_KEYS]
+    by = f", set by {', '.join(map(one_line, found['set_by']))} {time_text(found['set'])}" if found["set"] else ""
+    print(f"{one_line(found['group'])}: for all members{by}")
+    print(table(("KEY", "VALUE"), rows))
+    if found["own_accept"]:
+        say(f"This computer has a condition of its own, too: {one_line(found['own_accept'], 300)}", level=1)
+    return 0
+
+
+def _changes(settings: Sequence[str]) -> dict[str, Any]:
+    """Return the words KEY=VALUE as what the node is asked to change.
+
+    Raises:
+        UsageError: no such key, or no value.
+    """
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key not in POLICY_KEYS or not equals:
+            raise UsageError(
+                f'"{setting}" is no setting of a group', f"there are: {', '.join(POLICY_KEYS)}", "write KEY=VALUE"
+            )
+        changes[key] = POLICY_KEYS[key](value)
+    return changes
+
+
+@group.command(
+    cls=Command,
+    examples=[("p2pc group heir nova", "nova goes on with the group, should the founder's key be lost")],
+)
+@click.argument("node")
+@yes_option
+@json_option
+def heir(node: str, yes: bool, json_: bool) -> int:
+    """Let a member act as the founder of the group does, for when the founder's key is lost."""
+    connection = open_connection(timeout_s=LOOK_S_MAX)
+    item = named(connection.request("GET", "/v1/trust")["items"], node)
+    name = one_line(item["name"])
+    if not yes:
+        powers = "it can remove anybody but the founder, name further heirs, and its membership does not end"
+        if options().no_input or json_ or not sys.stdin.isatty():
+            raise UsageError(
+                f"naming {name} an heir needs a yes", powers, f"p2pc group heir {item['id']} -y", code="consent"
+            )
+        say(f"{name} ({item['short_id']}) an heir means: {powers}.")
+        if not click.confirm("Do it?", default=False, err=True):
+            raise UsageError("nothing was changed", "you said no", None, code="consent")
+    changed = connection.request("POST", f"/v1/members/{item['id']}/heir", {})
+    if json_:
+        print_json({"schema": "p2pc.trust-node/1", **changed})
+    else:
+        print(f"{name} ({item['short_id']}) is an heir of the group now")
+        say("To take that back: p2pc trust set NODE member --may submit --may work --may invite", level=1)
     return 0
 
 

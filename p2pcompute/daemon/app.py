@@ -16,7 +16,7 @@ import base64
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 from weakref import WeakValueDictionary
@@ -42,6 +42,7 @@ from p2pcompute.daemon.views import (
     idle_json,
     job_json,
     peers_json,
+    policy_json,
     status_json,
     task_event_json,
     task_json,
@@ -146,6 +147,11 @@ class LevelBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class RemoveBody(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = ""
+
+
+class PolicyBody(msgspec.Struct, forbid_unknown_fields=True):
+    accept: str | None = None
+    """None: as it is."""
 
 
 class RolesBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -368,6 +374,9 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("POST", "/v1/trust/{ref}", "set_level", "Trust an installation, or block it", "object", body=LevelBody),
     Call("POST", "/v1/members/{ref}/remove", "remove", "Remove a member from the group", "object", body=RemoveBody),
     Call("POST", "/v1/members/{ref}/roles", "set_roles", "What a member may do", "object", body=RolesBody),
+    Call("POST", "/v1/members/{ref}/heir", "name_heir", "Let a member act as the founder", "object", body=EmptyBody),
+    Call("GET", "/v1/policy", "policy", "What holds for all members of the group", "p2pc.policy/1"),
+    Call("POST", "/v1/policy", "set_policy", "Let something else hold for them", "p2pc.policy/1", body=PolicyBody),
     Call("POST", "/v1/leave", "leave", "Give up membership", "object", body=EmptyBody),
     Call("POST", "/v1/shutdown", "shutdown", "Stop the node", "object", body=ShutdownBody),
 )
@@ -653,6 +662,20 @@ class Api:
         body = decode_body(await read_body(request), RolesBody)
         key = parse_device_id(request.path_params["ref"])
         return JsonResponse(trust_json(self._node.set_roles(key, body.roles, reason=body.reason)))
+
+    async def name_heir(self, request: Request) -> Response:
+        decode_body(await read_body(request), EmptyBody)
+        return JsonResponse(trust_json(self._node.name_heir(parse_device_id(request.path_params["ref"]))))
+
+    async def policy(self, _request: Request) -> Response:
+        return JsonResponse(policy_json(self._node.policy()))
+
+    async def set_policy(self, request: Request) -> Response:
+        body = decode_body(await read_body(request), PolicyBody)
+        policy = self._node.policy().in_force
+        if body.accept is not None:
+            policy = replace(policy, accept=body.accept.strip())
+        return JsonResponse(policy_json(self._node.set_policy(policy)))
 
     async def leave(self, request: Request) -> Response:
         decode_body(await read_body(request), EmptyBody)

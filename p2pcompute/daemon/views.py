@@ -30,12 +30,13 @@ from p2pcompute.node.facade import (
     NodeFacade,
     NodeShare,
     PeerView,
+    PolicyView,
     TaskView,
     TrustView,
 )
 from p2pcompute.resources.attributes import Attributes, age_s
 from p2pcompute.resources.explaining import flags_of
-from p2pcompute.resources.expressions import names_of_some, nearest_name
+from p2pcompute.resources.expressions import compile_expression, unheard_names
 from p2pcompute.resources.matching import Verdict
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.version import VERSION
@@ -219,9 +220,8 @@ def findings_json(findings: Findings, query: Query, node: NodeFacade) -> dict[st
 
 def unheard_json(findings: Findings, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return those among names that probably no node has, each with what may be meant: nobody could tell."""
-    if findings.answered or not findings.unknown:
-        return []
-    return [{"name": name, "near": nearest_name(name, ()) or None} for name in names_of_some(names)]
+    found = unheard_names(names, answered=findings.answered, unknown=findings.unknown)
+    return [{"name": name, "near": near or None} for name, near in found]
 
 
 def explanation_json(explained: ExplanationView, job: JobView | None, only: bytes | None) -> dict[str, Any]:
@@ -234,6 +234,7 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
         only: key of the one node to speak of.
     """
     report = explained.report
+    required = {name for text in explained.needs.require for name in compile_expression(text.strip()).names}
     helps = report if only is None else explained.about(only)
     pairs = zip(explained.peers, report.accounts, strict=True)
     return {
@@ -279,7 +280,9 @@ def explanation_json(explained: ExplanationView, job: JobView | None, only: byte
         ],
         "not_the_cause": helps.not_the_cause,
         "why_slow": [{"code": one.code, "what": one.what, "fix": one.fix or None} for one in explained.slow],
-        "unheard": [{"name": name, "near": near or None} for name, near in explained.unheard],
+        "unheard": [
+            {"name": name, "near": near or None, "is_required": name in required} for name, near in explained.unheard
+        ],
     }
 
 
@@ -310,6 +313,18 @@ def trust_json(view: TrustView) -> dict[str, Any]:
         "invited_by": view.inviter or None,
         "reason": view.reason or None,
         "set": time_text(view.set_at),
+    }
+
+
+def policy_json(view: PolicyView) -> dict[str, Any]:
+    return {
+        "schema": "p2pc.policy/1",
+        "group": view.group,
+        "accept": view.in_force.accept or None,
+        "set_by": list(view.set_by),
+        "set": time_text(view.set_at),
+        "may_change": view.may_change,
+        "own_accept": view.own_accept or None,
     }
 
 

@@ -19,6 +19,7 @@ from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.trust.admission import Entry
 from p2pcompute.trust.groups import MEMBER_ROLES
 from p2pcompute.trust.levels import Level
+from p2pcompute.trust.policy import GroupPolicy
 
 if TYPE_CHECKING:
     from p2pcompute.node.explanations import ExplanationView
@@ -369,6 +370,22 @@ class TrustView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyView:
+    """What holds for all members of the group, and who said so."""
+
+    group: str
+    in_force: GroupPolicy
+    set_by: tuple[str, ...] = ()
+    """Names of those who made what holds: several, if they did not know of each other; none: nobody said anything."""
+    set_at: float | None = None
+    """Wall clock of the last of them, by its own word."""
+    may_change: bool = False
+    """Whether this node may."""
+    own_accept: str = ""
+    """This node's own condition, beside that of the group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceEvent:
     """Something remarkable about the results of an installation."""
 
@@ -608,6 +625,25 @@ class NodeFacade(Protocol):
         Raises:
             UsageError: it is no member that is known here.
             TrustError: this node may not say so, or lacks a role that it would grant.
+        """
+
+    def name_heir(self, key: bytes) -> TrustView:
+        """Let a member act as the founder of the group does, for when the founder's key is lost.
+
+        Raises:
+            UsageError: it is no member that is known here.
+            TrustError: this node is neither the founder nor an heir.
+        """
+
+    def policy(self) -> PolicyView:
+        """What holds for all members of the group."""
+
+    def set_policy(self, policy: GroupPolicy) -> PolicyView:
+        """Let something else hold for all members of the group.
+
+        Raises:
+            ConfigError: its condition is none.
+            TrustError: this node may not say so, or the log of the group is full.
         """
 
     async def leave(self) -> None:

@@ -6,7 +6,7 @@ run here any more are ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from p2pcompute.errors import IdentityError, RemoteProtocolError, TrustError, UsageError
@@ -14,7 +14,7 @@ from p2pcompute.host.interfaces import Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
 from p2pcompute.limits import REASON_CHARS_MAX
-from p2pcompute.node.facade import TrustView
+from p2pcompute.node.facade import PolicyView, TrustView
 from p2pcompute.node.log_exchange import LogExchange
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
@@ -22,9 +22,10 @@ from p2pcompute.node.own_machines import OwnMachines
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.transport.channels import Channel, Channels
-from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_may_grant
+from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_may_grant, name_heir
 from p2pcompute.trust.levels import Level, LevelNote
-from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit, make_rotation
+from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit, make_policy, make_rotation
+from p2pcompute.trust.policy import GroupPolicy
 
 LEVEL: Final = 77
 """[installation, level], a node → programs that embed the library under its key"""
@@ -69,6 +70,8 @@ class Members:
         self._is_asking = False
         self._told_removed = ""
         """What a peer said that did not take us for a member any more."""
+        self.on_policy: Callable[[GroupPolicy], None] = lambda _policy: None
+        """Called with the policy of the group when it may have changed."""
         self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard)
         self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
         scheduler.may_submit = self._may_submit
@@ -212,13 +215,14 @@ class Members:
         if chain is None or member is None or chain == self._credentials.group.chain:
             return
         own = self._credentials.own_membership_if_any()
-        if own is None or set(member.roles) > set(own.roles):
+        if own is None or set(member.roles) > set(own.roles) or member.rank < own.rank:
             self._credentials.group = self._credentials.group.with_chain(chain)
             self._network.on_change()
 
     def _apply(self) -> None:
-        """Let what is refused now be refused everywhere."""
+        """Let what is refused now be refused everywhere, and the policy of the group hold."""
         self._look()
+        self.on_policy(self._credentials.roster.log.policy())
         self._channels.cut(self.is_refused)
         self._scheduler.drop_refused()
 
@@ -278,6 +282,53 @@ class Members:
             self._grant(member, roles)
         return self._view(key)
 
+    def name_heir(self, key: bytes) -> TrustView:
+        """Let a member act as the founder does when the founder's key is lost.
+
+        Raises:
+            UsageError: it is no member that is known here.
+            TrustError: this node is neither the founder nor an heir.
+        """
+        member = self._member(key)
+        credentials, roster, wall = self._credentials, self._credentials.roster, self._host.clock.wall()
+        entry = name_heir(
+            credentials.identity,
+            credentials.group,
+            self._host.crypto,
+            key,
+            wall=wall,
+            log=roster.log,
+            inviter=member.inviter,
+        )
+        self._show(key, (*credentials.group.chain, entry))
+        return self._view(key)
+
+    # --- policy -----------------------------------------------------------------------------------
+
+    def policy(self) -> PolicyView:
+        """What holds for all members of the group."""
+        group, log = self._credentials.group, self._credentials.roster.log
+        made = log.policies()
+        own = self._credentials.own_membership_if_any()
+        return PolicyView(
+            group=group.name,
+            in_force=log.policy(),
+            set_by=tuple(self._name(entry.signer) for entry in made),
+            set_at=float(max(entry.issued for entry in made)) if made else None,
+            may_change=own is not None and "admin" in own.roles,
+        )
+
+    def set_policy(self, policy: GroupPolicy) -> None:
+        """Let something else hold for all members.
+
+        Raises:
+            TrustError: this node may not say so, or the log is full.
+        """
+        credentials, roster, wall = self._credentials, self._credentials.roster, self._host.clock.wall()
+        self._write(
+            make_policy(credentials.identity, credentials.group, roster.log, self._host.crypto, policy, wall=wall)
+        )
+
     def _member(self, key: bytes) -> Membership:
         member = self._credentials.membership_of(key)
         if member is None:
@@ -299,6 +350,11 @@ class Members:
             reason=clean_reason(reason),
             wall=wall,
         )
+        self._write(entry)
+
+    def _write(self, entry: Any) -> None:
+        """Put an entry of ours into the log, tell it, and let it take effect."""
+        roster, wall = self._credentials.roster, self._host.clock.wall()
         if roster.add(entry, wall) is not Added.NEW:
             raise TrustError(
                 "the log of the group is full", f"{len(roster.log)} entries", "make a new group", code="log-full"
@@ -321,8 +377,11 @@ class Members:
             log=roster.log,
             inviter=member.inviter,
         )
-        chain = (*credentials.group.chain, entry)
-        roster.replace(member.installation, chain, wall)
+        self._show(member.installation, (*credentials.group.chain, entry))
+
+    def _show(self, key: bytes, chain: tuple[bytes, ...]) -> None:
+        """Know a member by a chain that was just made, and tell the others."""
+        self._credentials.roster.replace(key, chain, self._host.clock.wall())
         self.exchange.tell([], [chain])
         self._keep()
 

@@ -14,7 +14,7 @@ from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, 
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
-from p2pcompute.limits import CUSTODIANS, TICKET_TTL_S
+from p2pcompute.limits import CUSTODIANS, GROUP_ACCEPT_CHARS_MAX, TICKET_TTL_S
 from p2pcompute.node import views
 from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
 from p2pcompute.node.blob_exchange import BlobExchange
@@ -33,6 +33,7 @@ from p2pcompute.node.facade import (
     NearbyView,
     NodeStatus,
     PeerView,
+    PolicyView,
     PruneReport,
     TailView,
     TaskDone,
@@ -50,7 +51,7 @@ from p2pcompute.node.seeds import note as seed_note
 from p2pcompute.node.slowness import Course, NodeCourse
 from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
-from p2pcompute.resources.matching import Verdict
+from p2pcompute.resources.matching import Verdict, check_acceptance
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.ledger import TaskState
@@ -70,6 +71,7 @@ from p2pcompute.trust.groups import MEMBER_ROLES, Group, found_group
 from p2pcompute.trust.levels import Level, Levels
 from p2pcompute.trust.log_file import LogKeeper
 from p2pcompute.trust.pins import Pins
+from p2pcompute.trust.policy import GroupPolicy
 from p2pcompute.version import VERSION
 
 BOOT_BYTES = 8
@@ -229,6 +231,8 @@ class Node:
 
     def _wire(self) -> None:
         self.joining.is_out = lambda: bool(self.members.removed_text)
+        self.members.on_policy = self._policy_changed
+        self._policy_changed(self.members.policy().in_force)
         self.channels.on_open = self._channel_opened
         self.channels.on_lost = self._channel_lost
         self.channels.on_request(RENEW, self._on_renew)
@@ -240,6 +244,13 @@ class Node:
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone
         self.network.on_change = self._membership_renewed
+
+    def _policy_changed(self, policy: GroupPolicy) -> None:
+        """Let the policy of the group hold here, also for jobs that are known already."""
+        self.placement.group_accepts = policy.accept
+        for job in self.scheduler.owner.core.jobs.values():
+            if job.envelope.submitter != self._identity.installation:
+                job.fit = self.placement.fit_of(job.envelope)
 
     def _membership_renewed(self) -> None:
         self._keep_group(self.credentials.group)
@@ -266,8 +277,8 @@ class Node:
             "slots.total": worker.slot_count,
         }
         static["tag"] = tuple(sorted(key for key, value in self._options.labels.items() if not value))
-        if self._accepts:
-            static[ACCEPTS] = self._accepts
+        if said := self.placement.accepts_said:
+            static[ACCEPTS] = said
         if self._options.isolation:
             static["isolation"] = self._options.isolation
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
@@ -778,6 +789,17 @@ class Node:
 
     def set_roles(self, key: bytes, roles: Sequence[str], *, reason: str) -> TrustView:
         return self.members.set_roles(key, roles, reason=reason)
+
+    def name_heir(self, key: bytes) -> TrustView:
+        return self.members.name_heir(key)
+
+    def policy(self) -> PolicyView:
+        return replace(self.members.policy(), own_accept=self._accepts)
+
+    def set_policy(self, policy: GroupPolicy) -> PolicyView:
+        check_acceptance(policy.accept, what="accept", chars_max=GROUP_ACCEPT_CHARS_MAX)
+        self.members.set_policy(policy)
+        return self.policy()
 
     def set_level(self, key: bytes, level: Level, *, reason: str) -> TrustView:
         return self.members.set_level(key, level, reason=reason)

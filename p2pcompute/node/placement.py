@@ -9,7 +9,7 @@ Bounds: fits of JOBS_KNOWN_MAX jobs of others; one verdict for each node that as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from p2pcompute.host.interfaces import Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
 from p2pcompute.limits import (
+    ATTRIBUTE_TEXT_CHARS_MAX,
     CLASS_BYTES,
     JOBS_KNOWN_MAX,
     NODES_KNOWN_MAX,
@@ -130,6 +131,7 @@ class Placement:
         self.own_key = own_key
         self.installation = installation
         self.accepts = accepts
+        self._group_accepts = ""
         self.on_news: Callable[[], None] = _ignore
         """Called when something became known that may let a job run."""
         self.on_needs: Callable[[Requirement], None] = lambda _requirement: None
@@ -144,6 +146,29 @@ class Placement:
         self._fits: dict[bytes, JobFit | None] = {}
         self._asking: dict[bytes, None] = {}
         self._asked: dict[bytes, float] = {}
+
+    @property
+    def group_accepts(self) -> str:
+        """The condition over ``job.*`` of the group, on which any of its members takes work of others."""
+        return self._group_accepts
+
+    @group_accepts.setter
+    def group_accepts(self, condition: str) -> None:
+        if condition != self._group_accepts:
+            self._group_accepts = condition
+            self._fits.clear()  # who holds one asks it again before each grant; it looks here
+
+    @property
+    def accepts_said(self) -> str:
+        """What others are told of both conditions, as far as it is short enough to be told; they are refused anyway."""
+        both = [condition for condition in (self.accepts, self._group_accepts) if condition]
+        text = " && ".join(f"({condition})" for condition in both) if len(both) > 1 else "".join(both)
+        return text if len(text) <= ATTRIBUTE_TEXT_CHARS_MAX else self.accepts or self._group_accepts
+
+    def takes(self, node: Mapping[str, Value], job: Mapping[str, Value]) -> bool:
+        """Return whether this node takes a job of another installation: unknown is not enough."""
+        conditions = (self.accepts, self._group_accepts)
+        return all(is_accepted(condition, node, job) is True for condition in conditions)
 
     def fit_of(self, job: JobEnvelope) -> Fit | None:
         """Return what a job asks of nodes; None when any will do."""
@@ -162,7 +187,7 @@ class Placement:
             self.counters.impossible_count += 1
             return JobFit(self, job, None, {})
         is_chosen = bool(job.terms.on or job.terms.not_on)
-        has_condition = bool(self.accepts) and job.submitter != self.installation
+        has_condition = bool(self.accepts or self._group_accepts) and job.submitter != self.installation
         if needs.is_plain and not is_chosen and not has_condition and not spec.network:
             return None
         fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
@@ -357,13 +382,14 @@ class JobFit:
         fits = requirement is not None and self.is_chosen(LOCAL, LOCAL) and self._is_welcome()
         if fits:
             assert requirement is not None
-            names = (*requirement.names, *acceptance_names(placement.accepts))
+            conditions = (placement.accepts, placement.group_accepts)
+            names = (*requirement.names, *(name for each in conditions for name in acceptance_names(each)))
             attributes = await placement.resources.own(requirement.words, names)
             known = Known(attributes, placement.host.clock.wall())
             view = View(known.values, self._values)
             fits = requirement.fits(view) is True
             if fits and not self._is_own:
-                fits = is_accepted(placement.accepts, known.values, self._values) is True
+                fits = placement.takes(known.values, self._values)
             self._own_rank = requirement.rank(view)
             self._own_values = known.values
             placement.counters.measured_count += 1

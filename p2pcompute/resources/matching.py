@@ -262,19 +262,22 @@ def _acceptance(text: str) -> Expression:
     return compile_expression(text)
 
 
-def check_acceptance(text: str) -> str:
+def check_acceptance(text: str, *, what: str = "node.accept_if", chars_max: int = ATTRIBUTE_TEXT_CHARS_MAX) -> str:
     """Refuse, for the machine's owner, a condition on jobs that means nothing; return it.
+
+    Args:
+        what: how it is called where it was written.
 
     Raises:
         ConfigError: it is none, or longer than what peers may be told.
     """
-    if len(text) > ATTRIBUTE_TEXT_CHARS_MAX:
-        raise ConfigError(f"node.accept_if may have {ATTRIBUTE_TEXT_CHARS_MAX} characters", f"it has {len(text)}")
+    if len(text) > chars_max:
+        raise ConfigError(f"{what} may have {chars_max} characters", f"it has {len(text)}")
     if text:
         try:
             check_condition(_acceptance(text))
         except UsageError as error:
-            raise ConfigError(f"node.accept_if: {error.what}", error.why, error.fix) from error
+            raise ConfigError(f"{what}: {error.what}", error.why, error.fix) from error
     return text
 
 

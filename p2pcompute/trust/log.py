@@ -56,7 +56,7 @@ from p2pcompute.trust.groups import (
     steps_of,
 )
 from p2pcompute.trust.log_entries import LOG_TYPE, SHORT_BYTES, LogEntry, id_of, parse_entry, removal_text
-from p2pcompute.trust.policy import Policy, strictest
+from p2pcompute.trust.policy import GroupPolicy, strictest
 from p2pcompute.wire import envelope
 
 __all__ = ["LOG_TYPE", "REMOVED", "Added", "GroupLog", "LogEntry", "make_limit", "make_policy", "make_rotation"]
@@ -267,7 +267,7 @@ class GroupLog:
             known |= self._known[entry.id] & ~self._bit[entry.id]
         return [entry for entry in found if not known & self._bit[entry.id]]
 
-    def policy(self) -> Policy:
+    def policy(self) -> GroupPolicy:
         """Return what holds in the group."""
         return strictest(entry.policy for entry in self.policies() if entry.policy is not None)
 
@@ -384,7 +384,7 @@ def make_rotation(
 
 
 def make_policy(
-    identity: Identity, group: Group, log: GroupLog, crypto: Crypto, policy: Policy, *, wall: float
+    identity: Identity, group: Group, log: GroupLog, crypto: Crypto, policy: GroupPolicy, *, wall: float
 ) -> list[Any]:
     """Return an entry that puts another policy in the place of those that are known here.
 

@@ -12,7 +12,7 @@ from p2pcompute.identity.keys import roles_from_wire
 from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
 from p2pcompute.limits import ADMIT_CHAIN_MAX, LOG_ACCEPTS_MAX, LOG_HEADS_MAX, NODE_NAME_CHARS_MAX, REASON_CHARS_MAX
 from p2pcompute.trust.groups import ADMIN_RANK, FOUNDER_RANK, digests_of
-from p2pcompute.trust.policy import Policy, read_policy
+from p2pcompute.trust.policy import GroupPolicy, read_policy
 
 LOG_TYPE: Final = "p2pc/group-log"
 SHORT_BYTES: Final = 16
@@ -46,7 +46,7 @@ class LogEntry:
     reason: str = ""
     key_digest: bytes = b""
     """Of the network key of a rotation."""
-    policy: Policy | None = None
+    policy: GroupPolicy | None = None
     """What holds in the group from here on."""
 
     @property

@@ -19,7 +19,7 @@ _ACCEPT: Final = "accept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class GroupPolicy:
     """What holds in a group."""
 
     accept: str = ""
@@ -31,7 +31,7 @@ class Policy:
         return {_ACCEPT: self.accept} if self.accept else {}
 
 
-def read_policy(value: Any) -> Policy:
+def read_policy(value: Any) -> GroupPolicy:
     """Return the policy of an entry.
 
     Raises:
@@ -42,12 +42,12 @@ def read_policy(value: Any) -> Policy:
     accept = value.get(_ACCEPT, "")
     if not isinstance(accept, str) or len(accept) > GROUP_ACCEPT_CHARS_MAX or not (accept.isprintable() or not accept):
         raise RemoteProtocolError("a policy with a condition that cannot be one")
-    return Policy(accept=accept)
+    return GroupPolicy(accept=accept)
 
 
-def strictest(policies: Iterable[Policy]) -> Policy:
+def strictest(policies: Iterable[GroupPolicy]) -> GroupPolicy:
     """Return what holds when several were made by people who did not know of each other: all of them."""
     conditions = list(dict.fromkeys(policy.accept for policy in policies if policy.accept))
     if len(conditions) < 2:
-        return Policy(accept="".join(conditions))
-    return Policy(accept=" && ".join(f"({condition})" for condition in sorted(conditions)))
+        return GroupPolicy(accept="".join(conditions))
+    return GroupPolicy(accept=" && ".join(f"({condition})" for condition in sorted(conditions)))

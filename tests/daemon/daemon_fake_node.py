@@ -15,6 +15,7 @@ from p2pcompute.host.interfaces import Attribute, BlobStore, Clock
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.identity.keys import ROLES
 from p2pcompute.ids import job_alias
 from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.explanations import ExplanationView
@@ -32,6 +33,7 @@ from p2pcompute.node.facade import (
     NodeShare,
     NodeStatus,
     PeerView,
+    PolicyView,
     PruneReport,
     TaskDone,
     TaskView,
@@ -46,6 +48,7 @@ from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.trust.groups import MEMBER_ROLES
 from p2pcompute.trust.levels import Level
+from p2pcompute.trust.policy import GroupPolicy
 
 OWN_KEY = bytes(range(32))
 PEER_KEY = bytes(range(1, 33))
@@ -371,6 +374,18 @@ class FakeNode:
         self._trust = replace(self._trust, key=key, roles=tuple(roles), reason=reason)
         return self._trust
 
+    def name_heir(self, key: bytes) -> TrustView:
+        self._trust = replace(self._trust, key=key, roles=ROLES)
+        return self._trust
+
+    def policy(self) -> PolicyView:
+        return PolicyView(group=self.group, in_force=self._policy, may_change=True)
+
+    def set_policy(self, policy: GroupPolicy) -> PolicyView:
+        self._policy = policy
+        return self.policy()
+
+    _policy = GroupPolicy()
     _trust = TrustView(key=b"\2" * 32, name="atlas", level=Level.MEMBER, roles=MEMBER_ROLES)
 
     async def leave(self) -> None:

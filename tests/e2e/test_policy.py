@@ -1,0 +1,73 @@
+"""What a group lets its members run, and who goes on with it when its founder is gone, on real daemons."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.mesh import Daemon, Mesh, until
+from tests.e2e.test_removal import may, members
+
+
+def accept(daemon: Daemon) -> str | None:
+    found: str | None = daemon.get("/v1/policy")["accept"]
+    return found
+
+
+def test_the_policy_of_a_group_holds_at_the_node_that_is_to_run_a_job(mesh: Mesh) -> None:
+    """Bob's program may say what it likes: cat looks herself, and goes on looking after a restart."""
+    ada, bob, cat = members(mesh, "ada", "bob", "cat")
+    refused = bob.p2pc("group", "policy", "accept=job.cpus<1")
+    assert refused.code == 6 and "may not change the group" in refused.err, refused.err
+    nonsense = ada.p2pc("group", "policy", "accept=job.cpu<1")
+    assert nonsense.code == 2 and "job.cpus" in nonsense.err, nonsense.err
+    shown = ada.p2pc("group", "policy", 'accept=job.name!="secret"').check().out
+    assert 'job.name!="secret"' in shown and "set by ada" in shown
+    until(lambda: accept(cat) == 'job.name!="secret"', 5, "cat has heard it")
+    runs = ("run", "--verify", "none", "--on", "cat")
+    assert bob.p2pc(*runs, "echo $P2PC_NODE", ":::", "1").check().lines == ["cat 1"]
+    waiting = bob.begin(*runs, "--name", "secret", "echo $P2PC_NODE", ":::", "1")
+    until(lambda: "only jobs with" in bob.p2pc("explain", "last").out, 20, "it waits, and says why")
+    cat.restart()
+    mesh.meet([ada, bob, cat])
+    assert cat.get("/v1/policy")["set_by"] == ["ada"], "a restart forgets nothing"
+    assert waiting.process.poll() is None
+    assert cat.p2pc("run", "--name", "secret", "--local", "echo $P2PC_NODE", ":::", "1").check().lines == ["cat 1"]
+    ada.p2pc("group", "policy", "accept=").check()
+    done = waiting.finish()
+    assert done.code == 0 and done.lines == ["cat 1"]
+
+
+def test_a_node_takes_what_both_it_and_its_group_accept(mesh: Mesh) -> None:
+    ada, bob = (mesh.add("ada").start(), mesh.add("bob", P2PC_NODE__ACCEPT_IF='job.name!="b"').start())
+    mesh.join(ada, [bob])
+    mesh.meet([ada, bob])
+    ada.p2pc("group", "policy", 'accept=job.name!="a"').check()
+    until(lambda: accept(bob) is not None, 5, "bob has heard it")
+    for name in ("a", "b"):
+        ran = ada.p2pc("run", "--on", "bob", "--name", name, "--deadline", "3s", "true {}", ":::", "1", limit_s=30)
+        assert ran.code != 0, name
+    assert ada.p2pc("run", "--on", "bob", "--name", "c", "echo $P2PC_NODE", ":::", "1").check().lines == ["bob 1"]
+    shown = bob.p2pc("group", "policy").check()
+    assert 'job.name!="a"' in shown.out and 'job.name!="b"' in shown.err
+
+
+@pytest.mark.parametrize("is_heir", [True, False])
+def test_an_heir_removes_administrators_when_the_founder_is_gone(mesh: Mesh, is_heir: bool) -> None:
+    ada, bob, cat = members(mesh, "ada", "bob", "cat")
+    roles = [word for role in ("submit", "work", "invite", "admin") for word in ("--may", role)]
+    ada.p2pc("trust", "set", "cat", "member", *roles, "-y").check()
+    if is_heir:
+        assert ada.p2pc("group", "heir", "bob").code == 2, "it asks"
+        ada.p2pc("group", "heir", "bob", "-y").check()
+    else:
+        ada.p2pc("trust", "set", "bob", "member", *roles, "-y").check()
+    until(lambda: all("admin" in (may(one)[two] or ()) for one in (bob, cat) for two in ("bob", "cat")), 10, "told")
+    ada.kill()
+    tried = cat.p2pc("group", "remove", "bob", "-y")
+    assert tried.code == 6 and "heirs" in tried.err, tried.err
+    removed = bob.p2pc("group", "remove", "cat", "-y")
+    assert (removed.code == 0) is is_heir, removed.err
+    if is_heir:
+        until(lambda: not bob.peers(), 10, "cat is cut off")
+        bob.restart()
+        assert may(bob)["cat"] is None and "admin" in (may(bob)["bob"] or ())
