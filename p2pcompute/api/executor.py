@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures as cf
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from p2pcompute.api.dataflow import Bound
+from p2pcompute.api.detached import DetachedJob, Feed, KeptCalls, KeptFuture
 from p2pcompute.api.embedded import EmbeddedNode, check_group
-from p2pcompute.api.files import SentFile, Taker
+from p2pcompute.api.files import Taker, digest_of_file
 from p2pcompute.api.functions import Functions, Shipment, name_of
 from p2pcompute.api.futures import MeshFuture, closed, settle
 from p2pcompute.api.job_status import Progress
@@ -30,6 +32,7 @@ from p2pcompute.execution.calls import Call, Shared, Spread
 from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
+from p2pcompute.places import find_paths
 
 if TYPE_CHECKING:
     from p2pcompute.node.node import Node
@@ -45,14 +48,23 @@ class _Core:
     The node does not hold it: when the last executor is dropped the node ends, after the open tasks.
     """
 
-    def __init__(self, options: EmbeddedOptions, results: ResultFolder | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        options: EmbeddedOptions,
+        results: ResultFolder | None,
+        progress: Progress,
+        kept: KeptCalls | None = None,
+    ) -> None:
         self.node = EmbeddedNode(options)
         self.lock = threading.Lock()
         self.is_closed = False
         self.mappings: dict[Mapping[Any], None] = {}
         """Maps whose inputs are of a known number and have not all been handed in."""
         self.results = results
-        self.noting = Noting(results is not None, self._digest_of)
+        self.kept = kept
+        """Where calls go that this machine's node keeps; None: to the embedded node."""
+        self.is_noted = results is not None or kept is not None
+        self.noting = Noting(self.is_noted, digest_of_file)
         self.progress: Progress = progress
         self.node.desk.results = results
         self._taker: Taker | None = None
@@ -72,9 +84,6 @@ class _Core:
 
             self._taker = Taker(put, lambda ref: blobs.unpin([ref]))
         return self._taker
-
-    def _digest_of(self, file: SentFile) -> bytes:
-        return self.taker().digest(file)
 
     def close(self, *, cancel: bool, kill: bool) -> None:
         with self.lock:
@@ -105,6 +114,8 @@ class MeshExecutor(cf.Executor):
             the format of `p2pc run --results`.
         resume: calls that are done in that folder are not made again: they are known by function, arguments and sent
             files, in whatever order.  Failed ones are made again.
+        detach: this machine's node keeps the calls: they go on when the program ends, and `get_job` finds them.
+            `shutdown`, or the end of `with`, waits until the node has them, not until they are done.
 
     Raises:
         BadValue: an argument cannot mean anything.
@@ -122,6 +133,7 @@ class MeshExecutor(cf.Executor):
         progress: Progress = "auto",
         results: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        detach: bool = False,
         _core: _Core | None = None,
     ) -> None:
         _check_group_name(group)
@@ -136,10 +148,14 @@ class MeshExecutor(cf.Executor):
             chosen = EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or "", group=group)
             check_group(chosen)
             target = None if results is None else results_target(results, resume=resume)
-            folder = None if target is None else ResultFolder(target, name or "")
-            _core = _Core(chosen, folder, progress)
+            if detach:
+                _check_detached(chosen)
+                kept = KeptCalls(find_paths(os.environ, group=group).socket, target)
+                _core = _Core(replace(chosen, worker_count=0), None, progress, kept)
+            else:
+                _core = _Core(chosen, None if target is None else ResultFolder(target, name or ""), progress)
         self._core = _core
-        self._is_noted = self._core.results is not None or self._options.has_files
+        self._is_noted = self._core.is_noted or self._options.has_files
         self._node = self._core.node
         self._desk = self._node.desk
         self._put = self._desk.put
@@ -190,7 +206,7 @@ class MeshExecutor(cf.Executor):
 
     def _send_noted(
         self,
-        target: Shipment | OpenJob,
+        target: Shipment | OpenJob | Feed,
         shipment: Shipment,
         beside: bytes,
         fn: Callable[..., Any],
@@ -200,19 +216,26 @@ class MeshExecutor(cf.Executor):
         """Hand in a call that has files, or whose result is kept; or find that it was done."""
         core = self._core
         call = core.noting.prepare(shipment, beside, fn, args, kwargs, shipment.options)
-        future: MeshFuture[Any] = MeshFuture(self._desk, len(call.data))
+        kind: type[MeshFuture[Any]] = MeshFuture if core.kept is None else KeptFuture
+        future = kind(self._desk, len(call.data))
+        future._note = call.note
+        keeper = core.kept or core.results
+        earlier = None if keeper is None else keeper.find(call.note.key)
+        if earlier is not None:
+            future._files, future._report = earlier.files, (earlier.node, 0, None, 0)
+            settle(future, earlier.value)
+            return future
+        if isinstance(future, KeptFuture):
+            assert core.kept is not None and not isinstance(target, OpenJob)
+            core.kept.send(future, target, call)
+            return future
+        assert not isinstance(target, Feed)
         if core.results is not None:
-            earlier = core.results.find(call.note.key)
-            if earlier is not None:
-                future._note, future._files = call.note, earlier.files
-                future._report = (earlier.node, 0, None, 0)
-                settle(future, earlier.value)
-                return future
             call.note.number = core.results.next_number()
         blobs = self._node.blobs()
         files = tuple(core.taker().take(file, blobs.pin) for file in call.files) if call.files else ()
         call.note.sent_bytes = sum(file.blob.size for file in files)
-        future._note, future._blobs = call.note, tuple(file.blob for file in files)
+        future._blobs = tuple(file.blob for file in files)
         task = TaskPayload(send=files, fetch=call.fetch, key=call.note.key)
         if call.parts:
             bound = Bound(call.data, tuple(self._part(part) for part in call.parts), task=task)
@@ -257,6 +280,8 @@ class MeshExecutor(cf.Executor):
         """
         self._check_open()
         ref = self._node.blobs().put_now(dump_value(obj), pin=True)
+        if self._core.kept is not None:
+            raise UsageError("a detached executor shares nothing", "its node keeps each call by itself", "give values")
         shared = Shared(obj, self._desk, ref)
         self._desk.flow.drop_with(shared, ref)
         return shared
@@ -350,12 +375,19 @@ class MeshExecutor(cf.Executor):
         functions = self._functions if options is None else Functions(options)
         with self._lock:
             shipment, beside = functions.find(fn)
-        job: Job[R] = Job(self._desk, shipment, name or name_of(fn), progress=self._core.progress)
-        is_noted = self._core.results is not None or shipment.options.has_files
+        name, kept = name or name_of(fn), self._core.kept
+        job: Job[R]
+        if kept is None:
+            job = Job(self._desk, shipment, name, progress=self._core.progress)
+            target: OpenJob | Feed = job.open_job
+        else:
+            target = kept.feed(replace(shipment, name=name))
+            job = DetachedJob(self._desk, shipment, name, target, self._core.progress)
+        is_noted = self._core.is_noted or shipment.options.has_files
         try:
             for args in zip(*iterables, strict=False):
                 if is_noted:
-                    job.add(self._send_noted(job.open_job, shipment, beside, fn, args, {}))
+                    job.add(self._send_noted(target, shipment, beside, fn, args, {}))
                     continue
                 data, parts = dump_call((beside, *args) if beside else args, {}, shipment.zipped_names)
                 job.add(self._send(job.open_job, data, parts))
@@ -410,7 +442,7 @@ class MeshExecutor(cf.Executor):
 
         Args:
             expr: condition over ``node.*``, as CEL or in shorthand.  What a node does not know of itself is unknown,
-                not false: such a node is not returned.
+                not false: such a node is not returned.  A name that no node has is warned about.
             max_answers: at most so many.
             max_time: how long nodes are asked, in seconds or like "2s".
             max_age: how old what is known of a node may be; with 0 everybody is asked.
@@ -423,9 +455,12 @@ class MeshExecutor(cf.Executor):
         if type(max_answers) is not int or max_answers < 1:
             raise BadValue(f"max_answers={max_answers!r} cannot be used", "it is a count from 1", "change it")
         time_s, age_s = seconds("max_time", max_time), seconds("max_age", max_age)
-        return self._node.ask_of_members(
+        found, notes = self._node.ask_of_members(
             lambda node: find_nodes(node, expr, rank=rank, answers_max=max_answers, time_s=time_s, age_s=age_s)
         )
+        for note in notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
+        return found
 
     def when(self, expr: str, *, timeout: float | str | None = None) -> NodeInfo:
         """Wait until an expression is true of some node, and return it.
@@ -453,6 +488,8 @@ class MeshExecutor(cf.Executor):
         """
         self._desk.check_process()
         self._core.close(cancel=cancel_futures, kill=False)
+        if self._core.kept is not None:
+            self._core.kept.flush()
         if wait:
             try:
                 self._node.join()
@@ -473,6 +510,13 @@ class MeshExecutor(cf.Executor):
             self._interrupt()
         else:
             self.shutdown(wait=True)
+
+
+def _check_detached(options: EmbeddedOptions) -> None:
+    """Raises BadValue for what cannot be had from calls that another process keeps."""
+    for name, is_given in (("max_workers", options.worker_count is not None), ("local", options.is_local)):
+        if is_given:
+            raise BadValue(f"{name} does not go with detach", "this machine's node runs the calls", "leave it out")
 
 
 def _check_group_name(group: object) -> None:

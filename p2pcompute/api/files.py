@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import threading
@@ -122,11 +123,14 @@ class Taker:
             pin([ref])
         return InputFile(file.name, ref, stat.S_IMODE(status.st_mode) & 0o777)
 
-    def digest(self, file: SentFile) -> bytes:
-        """Return the hash of a file's content."""
-        refs: list[BlobRef] = []
-        taken = self.take(file, refs.extend)
-        return taken.blob.digest
+
+def digest_of_file(file: SentFile) -> bytes:
+    """Return a hash of a file's content."""
+    try:
+        with open(file.path, "rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except OSError as error:
+        raise _unsendable(file.path, error.strerror or str(error)) from error
 
 
 def place_file(directory: Path, file: OutputFile, content: bytes) -> str:

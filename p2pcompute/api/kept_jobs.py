@@ -5,25 +5,20 @@ Unlike the jobs of a `MeshExecutor` they do not end with the program that made t
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from p2pcompute.api.control import ask, call
 from p2pcompute.api.explanations import Explanation, explanation_from
 from p2pcompute.api.job_status import JobStatus, NodeShare
 from p2pcompute.api.shell import Completed
-from p2pcompute.errors import NodeUnavailable, P2pcError, TaskError, UsageError
+from p2pcompute.errors import TaskError
 from p2pcompute.execution.functions import load_exception, load_value
-from p2pcompute.socket_peer import check_peer_is_ours
 
-REQUEST_S: Final = 60.0
 LOOK_S: Final = (0.05, 1.0)
 """Pauses between looks at a job that runs: the first and the longest."""
 PAGE: Final = 200
@@ -118,7 +113,7 @@ class KeptJob:
     # --- inside -----------------------------------------------------------------------------------
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return json.loads(_call(self._path, method, f"/v1/jobs/{self.id}{path}", body))
+        return ask(self._path, method, f"/v1/jobs/{self.id}{path}", body)
 
     def _tasks(self) -> Iterator[dict[str, Any]]:
         after: int | None = -1
@@ -128,7 +123,7 @@ class KeptJob:
             after = page.get("next")
 
     def _content(self, task: Mapping[str, Any], name: str) -> bytes:
-        return _call(self._path, "GET", f"/v1/jobs/{self.id}/tasks/{task['index']}/{name}")
+        return call(self._path, "GET", f"/v1/jobs/{self.id}/tasks/{task['index']}/{name}")
 
     def _outcome(self, task: Mapping[str, Any]) -> tuple[Any, BaseException | None]:
         """Return (value, None) or (None, error) of a task that has ended."""
@@ -160,37 +155,4 @@ def get_job(job_id: str = "last") -> KeptJob:
     from p2pcompute.places import find_paths
 
     path = find_paths(os.environ).socket
-    return KeptJob(path, json.loads(_call(path, "GET", f"/v1/jobs/{quote(job_id, safe='')}")))
-
-
-def _call(path: Path, method: str, target: str, body: Mapping[str, Any] | None = None) -> bytes:
-    """Ask this machine's node over its control socket.
-
-    Raises:
-        NodeUnavailable: it does not answer.
-        TrustError: another user's process listens there.
-        UsageError: it refuses.
-    """
-    try:
-        with contextlib.closing(http.client.HTTPConnection("p2pc", timeout=REQUEST_S)) as connection:
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(REQUEST_S)
-            connection.sock.connect(str(path))
-            check_peer_is_ours(connection.sock, str(path))
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, target, body=data, headers={"Content-Type": "application/json"} if data else {})
-            answer = connection.getresponse()
-            content = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise NodeUnavailable(
-            "this machine's node does not answer", f"{type(error).__name__}: {error}", "start it: p2pc node start"
-        ) from error
-    if answer.status < 300:
-        return content
-    try:
-        document = json.loads(content)
-    except ValueError:
-        document = {}
-    kind: type[P2pcError] = UsageError if answer.status < 500 else P2pcError
-    what = str(document.get("what") or f"the node answered {answer.status}")
-    raise kind(what, str(document.get("why") or ""), str(document.get("fix") or "") or None, code=document.get("code"))
+    return KeptJob(path, ask(path, "GET", f"/v1/jobs/{quote(job_id, safe='')}"))

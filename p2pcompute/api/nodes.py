@@ -74,8 +74,9 @@ async def known_nodes(node: Node) -> list[NodeInfo]:
 
 async def find_nodes(
     node: Node, expr: str, *, rank: str | None, answers_max: int, time_s: float, age_s: float
-) -> list[NodeInfo]:
-    """Return nodes of which an expression is true; see `MeshExecutor.find`."""
+) -> tuple[list[NodeInfo], list[str]]:
+    """Return nodes of which an expression is true, and a note of each name that no node has; see `MeshExecutor.find`."""
+    from p2pcompute.resources.expressions import unheard_names
     from p2pcompute.resources.questions import Query, condition, ranking
 
     query = Query(
@@ -87,7 +88,9 @@ async def find_nodes(
     )
     findings = await node.find(query)
     peers = {peer.public_key: peer for peer in node.peers()}
-    return [_found(node, peers, found) for found in findings.found]
+    unheard = unheard_names(query.names, answered=findings.answered, unknown=findings.unknown)
+    notes = [f"no node that answers has {name}" + (f"; did you mean {near}?" if near else "") for name, near in unheard]
+    return [_found(node, peers, found) for found in findings.found], notes
 
 
 async def wait_for_node(node: Node, expr: str, timeout_s: float | None) -> NodeInfo:

@@ -113,6 +113,16 @@ def earlier_calls(target: ResultsTarget) -> dict[bytes, Earlier]:
     return found
 
 
+def numbers_of(target: ResultsTarget) -> dict[bytes, int]:
+    """Return the numbers that calls have in a folder of results, by key."""
+    found: dict[bytes, int] = {}
+    if target.dir is not None:
+        for record in jsonl_records(target.dir / "tasks.jsonl"):
+            for key in split_keys(record.get("key"))[:1]:
+                found.setdefault(key, record["number"])
+    return found
+
+
 def call_key(code: bytes, *parts: bytes | str) -> bytes:
     """Return the key of a call, from that of its code and what else makes it the same call."""
     return content_key("call", code, *parts)

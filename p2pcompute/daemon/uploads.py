@@ -84,6 +84,7 @@ class SpecBody(msgspec.Struct, forbid_unknown_fields=True):
     output_bytes_max: int | None = None
     network: bool = False
     sandbox: Literal["", "process", "sandbox"] = ""
+    digits: int = 0
     fuel: int | None = None
     share: list[FileLine] = []
     code_b64: bytes | None = None
@@ -258,6 +259,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         ("cpu_s", spec.cpu_s, 0),
         ("output_bytes_max", spec.output_bytes_max, 0),
         ("fuel", spec.fuel, 1),
+        ("digits", spec.digits, 0),
     ):
         if value is not None and not least <= value < 1e15:
             _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
@@ -312,6 +314,7 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         output_bytes_max=spec.output_bytes_max,
         network=spec.network,
         sandbox=spec.sandbox,
+        digits=spec.digits,
         fuel=spec.fuel,
         packages=None
         if spec.packages_b64 is None

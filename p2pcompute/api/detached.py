@@ -1,0 +1,504 @@
+"""Calls that this machine's node keeps: `MeshExecutor(detach=True)`.
+
+They are handed in over the node's control socket, as `p2pc run --detach` does it, and go on when the program has ended.
+While it lives its futures follow them.  Two threads for each job: one hands in, one follows.
+
+Invariant: what `flush` has returned for is durable at the node, or its futures have failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures as cf
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from p2pcompute.api.control import REQUEST_S, ask, call, events
+from p2pcompute.api.explanations import Explanation
+from p2pcompute.api.files import place_file
+from p2pcompute.api.functions import Shipment
+from p2pcompute.api.futures import MeshFuture, failure, set_cancelled, set_exception, settle
+from p2pcompute.api.job_status import JobStatus, Progress, status_of
+from p2pcompute.api.jobs import Job
+from p2pcompute.api.kept_jobs import KeptJob
+from p2pcompute.api.noted import Prepared
+from p2pcompute.api.result_folder import Earlier, earlier_calls, numbers_of
+from p2pcompute.api.results import ResultsTarget, folder_name, wall_seconds
+from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
+from p2pcompute.execution.functions import load_value
+from p2pcompute.execution.locking import find_requirements, make_lock
+from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
+from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX
+
+if TYPE_CHECKING:
+    from p2pcompute.api.desk import Desk
+    from p2pcompute.api.options import TaskOptions
+
+R = TypeVar("R")
+
+BATCH_MAX: Final = 500
+BATCH_BYTES: Final = 1 << 20
+"""Calls that are handed in at once: kept in memory until the node has them."""
+PATIENCE_S: Final = 30.0
+"""How long a node that does not answer is asked again: it may be restarting."""
+RETRY_S: Final = 0.5
+FEEDS_MAX: Final = 64
+"""Functions whose jobs are open for further calls; the job that was begun first is closed for another."""
+
+
+class KeptFuture(MeshFuture[R]):
+    """Of a call that this machine's node keeps."""
+
+    feed: Feed | None = None
+
+    def running(self) -> bool:
+        """True while the task runs, as the node says."""
+        return not self.done() and self.feed is not None and self.feed.state_of(self._index) == "running"
+
+    def cancel(self) -> bool:
+        """Cancel the task unless it has started; True when it is cancelled now."""
+        self._desk.check_process()
+        if not self.done() and self.feed is not None:
+            self.feed.cancel_one(self)
+        return self.cancelled()
+
+    def explain(self) -> Explanation:
+        """Ask the nodes why the task does not run, and what would help."""
+        if self.feed is None:
+            raise UsageError("this call was not handed in", "it was done before", code="no-job")
+        return self.feed.kept().explain()
+
+
+class Feed:
+    """One job at the node, and the calls of it that come from here."""
+
+    def __init__(
+        self, path: Path, shipment: Shipment, target: ResultsTarget | None, numbers: Mapping[bytes, int]
+    ) -> None:
+        self._path = path
+        self._shipment = shipment
+        self._target = target
+        self._numbers = numbers
+        self.document: dict[str, Any] = {}
+        """Id and alias, once the node has the job."""
+        self.error: P2pcError | None = None
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[KeptFuture[Any], dict[str, Any], int]] = deque()
+        self._futures: list[KeptFuture[Any]] = []
+        """By index."""
+        self._is_sealing = False
+        self.handed_in = threading.Event()
+        """Everything is at the node and the job is sealed, or it has failed."""
+        threading.Thread(target=self._hand_in, name="p2pc-hand-in", daemon=True).start()
+
+    # --- the program's threads ------------------------------------------------------------------------
+
+    def put(self, future: KeptFuture[Any], line: dict[str, Any], size: int) -> None:
+        """Take a call in."""
+        future.feed = self
+        with self._changed:
+            if self.error is None:
+                self._waiting.append((future, line, size))
+                self._changed.notify_all()
+                return
+        set_exception(future, self.error)
+
+    def seal(self) -> None:
+        """No more calls come."""
+        with self._changed:
+            self._is_sealing = True
+            self._changed.notify_all()
+
+    def kept(self) -> KeptJob:
+        """Return the job as everybody sees it, once the node has it.
+
+        Raises:
+            P2pcError: the node did not take it.
+        """
+        with self._changed:
+            while not self.document and self.error is None and not self.handed_in.is_set():
+                self._changed.wait()
+        if self.error is not None:
+            raise self.error
+        if not self.document:
+            raise UsageError("this job has no tasks", "all of them were done before", code="no-job")
+        return KeptJob(self._path, ask(self._path, "GET", self._place()))
+
+    def state_of(self, index: int) -> str:
+        """Return what the node says of a task."""
+        if index < 0:
+            return "waiting"
+        return str(ask(self._path, "GET", self._place(f"/tasks/{index}"))["state"])
+
+    def cancel_one(self, future: KeptFuture[Any]) -> None:
+        """Cancel a task that has not started."""
+        with self._changed:
+            while future._index < 0 and self.error is None:
+                self._changed.wait()
+        if not future.done():
+            ask(self._path, "POST", self._place("/cancel"), {"indices": [future._index]})
+            if self.state_of(future._index) == "cancelled":
+                cf.wait([future], REQUEST_S)  # until it is heard here, too
+
+    def _place(self, more: str = "") -> str:
+        return f"/v1/jobs/{self.document['id']}{more}"
+
+    # --- handing in -----------------------------------------------------------------------------------
+
+    def _hand_in(self) -> None:
+        try:
+            while batch := self._next_batch():
+                if not self.document:
+                    self._submit()
+                self._upload(batch)
+            if self.document:
+                self._patiently(lambda: ask(self._path, "POST", self._place("/seal"), {}))
+        except P2pcError as error:
+            self._fail(error)
+        finally:
+            self.handed_in.set()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _next_batch(self) -> list[tuple[KeptFuture[Any], dict[str, Any]]]:
+        """Wait for calls; none when no more come."""
+        with self._changed:
+            while not self._waiting and not self._is_sealing:
+                self._changed.wait()
+            batch: list[tuple[KeptFuture[Any], dict[str, Any]]] = []
+            size = 0
+            while self._waiting and len(batch) < BATCH_MAX and size < BATCH_BYTES:
+                future, line, line_size = self._waiting.popleft()
+                size += line_size
+                batch.append((future, line))
+            return batch
+
+    def _submit(self) -> None:
+        document = self._patiently(lambda: ask(self._path, "POST", "/v1/jobs", self._body()))
+        with self._changed:
+            self.document = document
+            self._changed.notify_all()
+        threading.Thread(target=self._follow, name="p2pc-follow", daemon=True).start()
+
+    def _body(self) -> dict[str, Any]:
+        shipment, options = self._shipment, self._shipment.options
+        spec: dict[str, Any] = {
+            "env": dict(options.env),
+            "cpus": float(options.cpus),
+            "mem_bytes": options.mem_bytes,
+            "gpus": float(options.gpus),
+            "disk_bytes": options.disk_bytes,
+            "network": options.network == "full",
+            "sandbox": "" if options.sandbox == "auto" else options.sandbox,
+            "digits": options.digits,
+            "code_b64": base64.b64encode(shipment.code).decode(),
+        }
+        if shipment.modules_zip:
+            spec["modules_b64"] = base64.b64encode(shipment.modules_zip).decode()
+        main = getattr(sys.modules.get("__main__"), "__file__", None)
+        requirements = find_requirements(os.fspath(options.deps), Path(main) if main else None, is_beside=False)
+        if requirements is not None:
+            lock = make_lock(requirements)
+            spec["packages_b64"] = base64.b64encode(lock.text).decode()
+            spec |= {"platforms": list(lock.platforms), "is_built": bool(lock.built)}
+        return {
+            "kind": "function",
+            "name": shipment.name[:JOB_NAME_CHARS_MAX],
+            "terms": _terms(options),
+            "spec": spec,
+            "results": None if self._target is None else self._target.to_json(),
+        }
+
+    def _upload(self, batch: list[tuple[KeptFuture[Any], dict[str, Any]]]) -> None:
+        """Hand calls in, each once, also when the connection is cut in between."""
+        begin = len(self._futures)
+
+        def send() -> None:
+            there = int(ask(self._path, "GET", self._place())["added"])
+            left = [line for _future, line in batch[there - begin :]]
+            if left:
+                ask(self._path, "POST", self._place(f"/tasks?at={there}"), left)
+
+        self._patiently(send)
+        with self._changed:
+            for index, (future, _line) in enumerate(batch, begin):
+                future._index = index
+                self._futures.append(future)
+            self._changed.notify_all()
+
+    def _patiently(self, step: Callable[[], Any]) -> Any:
+        """Do something at the node, again while it does not answer.
+
+        Raises:
+            P2pcError: it refuses, or does not answer for PATIENCE_S.
+        """
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return step()
+            except NodeUnavailable:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(RETRY_S)
+
+    def _fail(self, error: P2pcError) -> None:
+        """Resolve what is open: the node cannot be asked, or refuses."""
+        with self._changed:
+            self.error = error
+            open_now = [*self._futures, *(future for future, _line, _size in self._waiting)]
+            self._waiting.clear()
+            self._changed.notify_all()
+        for future in open_now:
+            set_exception(future, error)
+
+    # --- following ------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        after, heard_at = 0, time.monotonic()
+        while self.error is None:
+            try:
+                for name, number, data in events(self._path, self._place(f"/events?after={after}")):
+                    heard_at = time.monotonic()
+                    if name == "task":
+                        self._ended(data)
+                        after = after if number is None else number
+                    elif name == "resync":
+                        after = 0
+                    elif name == "end":
+                        return
+            except NodeUnavailable as error:
+                if time.monotonic() >= heard_at + PATIENCE_S:
+                    self._fail(error)
+            except P2pcError as error:
+                self._fail(error)
+            time.sleep(RETRY_S)
+
+    def _ended(self, task: Mapping[str, Any]) -> None:
+        """Resolve the future of a task that has ended.
+
+        Raises:
+            NodeUnavailable: its value cannot be fetched now.
+        """
+        index = int(task["index"])
+        with self._changed:
+            while index >= len(self._futures) and self.error is None:
+                self._changed.wait()
+            future = self._futures[index] if self.error is None else None
+        if future is None or future.done():
+            return
+        if task["state"] == "cancelled" or task["status"] is None:
+            set_cancelled(future)
+            return
+        outcome, value = _outcome(task, lambda name: self._content(task, name))
+        future._report = (task["node"], int(task["attempts"]), outcome, len(value))
+        if future._note is not None and outcome.files:
+            future._files = self._files(future, outcome)
+        if task["state"] == "done":
+            settle(future, lambda: load_value(value))
+        else:
+            set_exception(future, failure(outcome, str(task["error"] or ""), task["node"], value))
+
+    def _content(self, task: Mapping[str, Any], name: str) -> bytes:
+        return call(self._path, "GET", self._place(f"/tasks/{task['index']}/{name}"))
+
+    def _files(self, future: KeptFuture[Any], outcome: Outcome) -> dict[str, str]:
+        """Return where the files are that came back: the node writes them below a folder of results."""
+        note, target = future._note, self._target
+        assert note is not None
+        if target is not None and target.dir is not None:
+            number = self._numbers.get(note.key, target.first + future._index)
+            folder = target.dir / folder_name(number) / "files"
+            return {file.name: str(folder / file.name) for file in outcome.files}
+        return {
+            file.name: place_file(note.to, file, self._content({"index": future._index}, f"files/{file.name}"))
+            for file in outcome.files
+        }
+
+
+def _terms(options: TaskOptions) -> dict[str, Any]:
+    demands = options.demands
+    return {
+        "retries": options.retries,
+        "timeout_s": options.timeout_s,
+        "require": list(options.require),
+        "prefer": list(options.prefer),
+        "on": list(options.on),
+        "not_on": list(options.not_on),
+        **demands,
+    }
+
+
+def _outcome(task: Mapping[str, Any], content: Callable[[str], bytes]) -> tuple[Outcome, bytes]:
+    """Return how a task ended and its value, from what the node says of it.
+
+    Args:
+        content: fetches what is too long to be said.
+    """
+
+    def part(name: str) -> bytes:
+        inline = task.get(f"{name}_b64")
+        if inline is not None:
+            return base64.b64decode(inline)
+        return content(name) if task.get(f"{name}_bytes") else b""
+
+    value = part("value")
+    outcome = Outcome(
+        OutcomeStatus(task["status"]),
+        stdout=part("stdout")[-INLINE_BYTES_MAX:],
+        stderr=part("stderr")[-INLINE_BYTES_MAX:],
+        exit_code=task["exit_code"],
+        signal=task["signal"],
+        files=tuple(OutputFile(file["name"], b"", file["size"], file["mode"]) for file in task["files"]),
+        error=str(task["error"] or ""),
+        cause=str(task["cause"] or ""),
+        started_wall=wall_seconds(task["started"]),
+        runtime_s=float(task["runtime_s"] or 0.0),
+        cpu_s=float(task["cpu_s"] or 0.0),
+        peak_rss_bytes=int(task["peak_rss_bytes"] or 0),
+    )
+    return outcome, value
+
+
+class KeptCalls:
+    """All that an executor with `detach=True` hands in."""
+
+    def __init__(self, path: Path, target: ResultsTarget | None) -> None:
+        """Args:
+            path: of the node's control socket.
+            target: where the node writes results.
+
+        Raises:
+            NodeUnavailable: no node runs here.
+        """
+        ask(path, "GET", "/v1/version")
+        self._path = path
+        self._target = target
+        is_resumed = target is not None and target.resume
+        self._earlier: dict[bytes, Earlier] = earlier_calls(target) if target is not None and is_resumed else {}
+        self._numbers = numbers_of(target) if target is not None and is_resumed else {}
+        self._feeds: dict[bytes, Feed] = {}
+        """Of single calls, by what is sent for their functions."""
+        self._all: list[Feed] = []
+        """Feeds that may not have handed in everything."""
+        self._lock = threading.Lock()
+        threading._register_atexit(self._end)  # type: ignore[attr-defined]
+
+    def find(self, key: bytes) -> Earlier | None:
+        """Return what an earlier program has had done under this key."""
+        return self._earlier.get(key) if key else None
+
+    def feed(self, shipment: Shipment) -> Feed:
+        """Return a new job."""
+        feed = Feed(self._path, shipment, self._target, self._numbers)
+        with self._lock:
+            self._all = [other for other in self._all if not other.handed_in.is_set() or other.error is not None]
+            self._all.append(feed)
+        return feed
+
+    def send(self, future: KeptFuture[Any], target: Shipment | Feed, call: Prepared) -> None:
+        """Hand a call in.
+
+        Raises:
+            UsageError: it waits for others, or shares an object.
+        """
+        if call.parts:
+            raise UsageError(
+                "a call that is detached cannot wait for others",
+                "its node takes arguments that are there, and this program may end before they are",
+                "give it values: future.result()",
+            )
+        line: dict[str, Any] = {
+            "argv": [call.note.name],
+            "inputs": list(call.note.inputs),
+            "args_b64": base64.b64encode(call.data).decode(),
+            "send": [{"path": os.path.abspath(file.path), "name": file.name} for file in call.files],
+            "fetch": list(call.fetch),
+            "key": call.note.key.hex(),
+        }
+        feed = target if isinstance(target, Feed) else self._open_feed(target)
+        feed.put(future, line, len(line["args_b64"]))
+
+    def _open_feed(self, shipment: Shipment) -> Feed:
+        with self._lock:
+            known = self._feeds.get(shipment.key)
+        if known is not None:
+            return known
+        made = self.feed(shipment)
+        with self._lock:
+            if len(self._feeds) >= FEEDS_MAX:
+                self._feeds.pop(next(iter(self._feeds))).seal()
+            return self._feeds.setdefault(shipment.key, made)
+
+    def flush(self) -> None:
+        """Seal all jobs, and wait until everything is at the node.
+
+        Raises:
+            P2pcError: something could not be handed in.
+        """
+        with self._lock:
+            feeds, self._all = self._all, []
+            self._feeds.clear()
+        for feed in feeds:
+            feed.seal()
+        for feed in feeds:
+            feed.handed_in.wait()
+        for feed in feeds:
+            if feed.error is not None:
+                raise feed.error
+
+    def _end(self) -> None:
+        """The interpreter ends."""
+        try:
+            self.flush()
+        except P2pcError as error:
+            print(f"p2pcompute: not everything was handed in: {error}", file=sys.stderr)
+
+
+class DetachedJob(Job[R]):
+    """A job that this machine's node keeps: it goes on when this program has ended (`get_job`)."""
+
+    def __init__(self, desk: Desk, shipment: Shipment, name: str, feed: Feed, progress: Progress) -> None:
+        super().__init__(desk, shipment, name, progress=progress)
+        self.feed = feed
+
+    @property
+    def id(self) -> str:
+        """The job's id in hexadecimal; waits until the node has it.  Empty: everything was done before."""
+        try:
+            return self.feed.kept().id
+        except UsageError as error:
+            if error.code == "no-job":
+                return ""
+            raise
+
+    def seal(self) -> None:
+        """No more tasks come; for the executor."""
+        self.feed.seal()
+
+    @property
+    def status(self) -> JobStatus:
+        """Counts of the moment, as the node has them; calls that were done before are among them."""
+        resumed = sum(1 for future in self._futures if getattr(future, "feed", None) is None)
+        try:
+            status = self.feed.kept().status
+        except UsageError as error:
+            if error.code != "no-job":
+                raise
+            return status_of(self.name, "", self._futures, time.time())
+        return replace(status, total=max(status.total + resumed, len(self._futures)), done=status.done + resumed)
+
+    def explain(self) -> Explanation:
+        """Ask the nodes why it does not run, or not on more of them, and what would help."""
+        return self.feed.kept().explain()
+
+    def cancel(self, *, now: bool = False) -> None:
+        """Cancel what has not started; with `now` stop what runs as well."""
+        self.feed.seal()
+        self.feed.kept().cancel(now=now)
