@@ -75,7 +75,7 @@ async def known_nodes(node: Node) -> list[NodeInfo]:
 async def find_nodes(
     node: Node, expr: str, *, rank: str | None, answers_max: int, time_s: float, age_s: float
 ) -> tuple[list[NodeInfo], list[str]]:
-    """Return nodes of which an expression is true, and a note of each name that no node has; see `MeshExecutor.find`."""
+    """Return nodes of which an expression is true, and a note for each name that none has; see `MeshExecutor.find`."""
     from p2pcompute.resources.expressions import unheard_names
     from p2pcompute.resources.questions import Query, condition, ranking
 

@@ -85,7 +85,8 @@ def unheard_lines(document: Mapping[str, Any]) -> list[str]:
     """Return what is said of attributes that no node has: they may come with a plugin of another node."""
     lines = []
     for one in document["unheard"]:
-        lines.append(f"note: no node here has {one_line(one['name'])}: this waits for one that does")
+        effect = "this waits for one that does" if one.get("is_required", True) else "--prefer changes nothing by it"
+        lines.append(f"note: no node here has {one_line(one['name'])}: {effect}")
         near = f"did you mean {one_line(one['near'])}?  " if one["near"] else ""
         lines.append(f"  why:  {plural(len(document['nodes']), 'node')} known here; a label or a plugin may bring it")
         lines.append(f"  fix:  {near}what they have: p2pc peers NODE")

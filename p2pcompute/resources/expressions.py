@@ -335,6 +335,16 @@ def nearest_name(name: str, heard: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR_UNHEARD)), "")
 
 
+def unheard_names(names: Iterable[str], *, answered: int, unknown: int) -> list[tuple[str, str]]:
+    """Return those among the names of a question that probably no node has, each with what may be meant, or "".
+
+    Args:
+        answered: nodes that could say whether they match.
+        unknown: nodes that could not.
+    """
+    return [] if answered or not unknown else [(name, nearest_name(name, ())) for name in names_of_some(names)]
+
+
 def refuse_unheard(text: str, name: str, near: str) -> NoReturn:
     """Refuse a name that no node has and that is probably misspelt.
 

@@ -24,6 +24,8 @@ def test_a_program_learns_what_its_node_has(executor: MeshExecutor) -> None:
     assert found.age == 0.0 and found.rank == found.attributes["mem.free"]
     assert "sh" in found.attributes["has"] and found.attributes["slots.total"] == 2
     assert executor.find("cpus>=1000000") == []
+    with pytest.warns(RuntimeWarning, match=r"no node that answers has ram; did you mean mem.total\?"):
+        assert executor.find("ram>=1GiB") == []
     assert executor.when("cpus>=1", timeout=5).id == own.id
     with pytest.raises(TimeoutError, match=r"no node met 'cpus>=1000000' within 0.05 s"):
         executor.when("cpus>=1000000", timeout=0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines
+from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines, unheard_lines
 from p2pcompute.cli.follow import STALL_S, Stall
 from p2pcompute.cli.main import exit_code_of
 
@@ -109,6 +109,18 @@ def test_a_job_that_can_never_run_ends_with_4(capsys: Any) -> None:
     error = never_error(shown)
     assert exit_code_of(error) == 4 and error.why.startswith("nova NOVA: needs tag=lab; it has none")
     assert "\x1b" not in error.why
+
+
+def test_a_name_that_no_node_has_makes_a_job_wait_only_where_it_is_required() -> None:
+    """Else a job that runs at once is said to wait, because it would like what nobody has."""
+    unheard = [
+        {"name": "zzz", "near": None, "is_required": False},
+        {"name": "rock", "near": "rack", "is_required": True},
+    ]
+    lines = unheard_lines(document(unheard=unheard))
+    assert lines[0] == "note: no node here has zzz: --prefer changes nothing by it"
+    assert lines[3] == "note: no node here has rock: this waits for one that does"
+    assert "did you mean rack?" in lines[5]
 
 
 def test_sentence_says_how_long_and_for_how_many() -> None:
