@@ -268,11 +268,15 @@ _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGTP])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
 
 
+DURATION_S_MAX: Final = 86400.0 * 100_000
+"""273 years: moments that far away can still be written."""
+
+
 def parse_duration(text: str) -> float:
     """Return seconds of "30", "30s", "10m", "1h30m", "2d".
 
     Raises:
-        UsageError: it is not a duration.
+        UsageError: it is not a duration, or longer than DURATION_S_MAX.
     """
     compact = text.strip().lower()
     parts = _DURATION.findall(compact)
@@ -280,7 +284,13 @@ def parse_duration(text: str) -> float:
     is_whole = "".join(number + unit for number, unit in parts) == compact
     if not parts or not is_whole or is_mixed or len(compact) > _NUMBER_CHARS_MAX:
         raise UsageError(f'"{text}" is not a duration', "", "write it like 30s, 10m, 1h30m or 2d", code="duration")
-    return sum(float(number) * _DURATION_UNITS[unit or "s"] for number, unit in parts)
+    duration_s = sum(float(number) * _DURATION_UNITS[unit or "s"] for number, unit in parts)
+    if duration_s > DURATION_S_MAX:
+        longest = f"{DURATION_S_MAX / 86400:.0f}d"
+        raise UsageError(
+            f"{text} is too long", f"a duration is up to {longest}", "write a shorter one", code="too-long"
+        )
+    return duration_s
 
 
 def parse_moment(text: str) -> float:
@@ -297,17 +307,25 @@ def parse_moment(text: str) -> float:
         raise UsageError(f'"{text}" is no moment', "", "write it like 2026-11-30T18:30", code="moment") from None
 
 
+SIZE_MAX: Final = 512 * 1024**5
+
+
 def parse_size(text: str) -> int:
     """Return bytes of "1000", "64K", "2G", "1.5GiB"; units are powers of 1,024.
 
     Raises:
-        UsageError: it is not a size.
+        UsageError: it is not a size, or larger than SIZE_MAX.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None or len(text) > _NUMBER_CHARS_MAX:
         raise UsageError(f'"{text}" is not a size', "", "write it like 500M or 2G", code="size")
     power = " KMGTP".index((match[2] or " ").upper())
-    return int(float(match[1]) * 1024**power)
+    size = int(float(match[1]) * 1024**power)
+    if size > SIZE_MAX:
+        raise UsageError(
+            f"{text} is too large", "a size is up to 512P", "what nodes have: p2pc peers NODE", code="size"
+        )
+    return size
 
 
 def parse_weight(text: str) -> float:
@@ -331,9 +349,11 @@ def parse_slots(text: str, cpus: float) -> int:
     Raises:
         ConfigError: it is neither.
     """
-    match = re.fullmatch(r"([0-9]{1,5})(%?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,20})(%?)", text.strip())
     if match is None or int(match[1]) == 0:
         raise ConfigError(f'"{text}" is not a number of slots', "", "write a number or a share, like 4 or 50%")
+    if int(match[1]) > 99_999:
+        raise ConfigError(f"{text} slots are too many", "there are 99999 at most", "write one like 4 or 50%")
     return max(1, int(cpus * int(match[1]) / 100)) if match[2] else int(match[1])
 
 

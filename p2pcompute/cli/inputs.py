@@ -141,7 +141,9 @@ def parse_range(text: str) -> Source:
     """
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise UsageError(f"{text!r} is not a range", "a range is A..B or A..B:STEP", "--range 1..100")
+        is_long = re.fullmatch(r"-?\d+\.\.-?\d+(:-?\d+)?", text) is not None
+        why = "its numbers are too long" if is_long else "a range is A..B or A..B:STEP"
+        raise UsageError(f"{text!r} is not a range", why, "--range 1..100")
     first, last = int(match[1]), int(match[2])
     step = int(match[3]) if match[3] else (1 if last >= first else -1)
     if step == 0 or (last - first) * step < 0:

@@ -53,7 +53,7 @@ SAME_NAMED_MAX: Final = 10
 @click.option("-f", "--follow", is_flag=True, help="Show what tasks print as they run, until the job is over.")
 @click.option("--failed", is_flag=True, help="Only of failed tasks, equal ones once.")
 @click.option("--stderr/--stdout", "is_stderr", default=None, help="Only this stream.")
-@click.option("-n", "--lines", type=click.IntRange(1), metavar="N", help="The last N lines of each task.")
+@click.option("-n", "--lines", type=click.IntRange(1, 10**9), metavar="N", help="The last N lines of each task.")
 @click.option("--since", metavar="DURATION", help="Only tasks that started within this.")
 @click.option("--timestamps", is_flag=True, help="With the time at which each task started.")
 @click.option("--raw", is_flag=True, help="Output alone: no headings, nothing left out.")

@@ -24,7 +24,9 @@ def parse_deadline(text: str, now: datetime, *, flag: str = "--deadline", past: 
     if moment is None:
         try:
             moment = now + timedelta(seconds=parse_duration(text))
-        except (UsageError, OverflowError):
+        except (UsageError, OverflowError) as error:
+            if isinstance(error, OverflowError) or error.code == "too-long":
+                raise UsageError(f"{flag} {text} is too far away", "", "name a sooner one", code="deadline") from None
             raise UsageError(
                 f"{flag} {text!r} is no moment", "", "write it like 2h, 18:30 or 2026-11-30T18:30", code="deadline"
             ) from None

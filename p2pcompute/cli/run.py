@@ -61,6 +61,9 @@ UPLOAD_LINES: Final = 512
 UPLOAD_BYTES: Final = 1024 * 1024
 """Tasks sent in one request: kept until the node has them."""
 JOB_NAME_CHARS: Final = 40
+COUNT_DIGITS_MAX: Final = 6
+COUNT_MAX: Final = 10**COUNT_DIGITS_MAX - 1
+"""Largest -j, -n and --batch."""
 NEEDS: Final = ("cpus", "mem_bytes", "gpus", "disk_bytes", "packages_b64", "platforms", "is_built")
 """Of a job's spec: what a task asks of a node."""
 INPUT_FLAGS: Final = ("-a", "--arg-file", "--range", "--from-json")
@@ -168,7 +171,7 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("-0", "--null", is_flag=True, help="Inputs of files and stdin are NUL-separated.")
 @click.option("-C", "--colsep", metavar="REGEX", help="Split each input into {1} {2} ...")
 @click.option("--header", metavar=":|REGEX", help="The first line names the columns, {name}; ':' = the whole line.")
-@click.option("-n", "--max-args", type=click.IntRange(0), metavar="N", help="Give N inputs to each task.")
+@click.option("-n", "--max-args", type=click.IntRange(0, COUNT_MAX), metavar="N", help="Give N inputs to each task.")
 @click.option("--link", is_flag=True, help="Zip input sources instead of their cross product.")
 @click.option("--range", "range_", metavar="A..B[:STEP]", help="Inputs are the integers A to B inclusive.")
 @click.option("--from-json", metavar="FILE", help="Inputs are the items of a JSON array or JSON Lines file.")
@@ -462,14 +465,19 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         check_executable(command, files, only_here=flags["local"])
     _check_halt(flags["halt"])
     batch = flags["batch"]
-    if batch != "auto" and not re.fullmatch(r"[1-9]\d{0,5}", batch):
+    if batch != "auto" and not re.fullmatch(r"0*[1-9]\d*", batch):
         raise UsageError(f"--batch {batch!r} is not a number or auto")
+    if len(batch) > COUNT_DIGITS_MAX:
+        raise UsageError(f"--batch {batch} is too large", f"it is up to {COUNT_MAX}", "--batch auto")
     if flags["fuel"] is not None and kind != "wasm":
         raise UsageError("--fuel is for WASM", "instructions of other programs are not counted", "use --timeout")
     if batch != "1" and kind != "function":
         raise UsageError("--batch is for functions", "a command is one process for each input", "use -n N instead")
-    if flags["jobs"] is not None and not re.fullmatch(r"\d{1,6}%?", flags["jobs"]):
-        raise UsageError(f"-j {flags['jobs']!r} is not a number of tasks", fix="-j 8, or -j 50%")
+    jobs = flags["jobs"]
+    if jobs is not None and not re.fullmatch(r"\d+%?", jobs):
+        raise UsageError(f"-j {jobs!r} is not a number of tasks", fix="-j 8, or -j 50%")
+    if jobs is not None and len(jobs.rstrip("%")) > COUNT_DIGITS_MAX:
+        raise UsageError(f"-j {jobs} is too large", f"it is up to {COUNT_MAX}", "without -j there is no bound")
     resume = flags["resume"] or flags["resume_failed"]
     results = _results_target(flags, files, resume=resume)
     env = _environment(flags["env"])

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
+from p2pcompute.config import SIZE_MAX
 from p2pcompute.daemon.views import Note
 from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
 from p2pcompute.execution.locks import check_lock
@@ -261,8 +262,9 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
         ("fuel", spec.fuel, 1),
         ("digits", spec.digits, 0),
     ):
-        if value is not None and not least <= value < 1e15:
-            _bad(f"{name} cannot be {value:g}", f"it is {least} or more")
+        most = SIZE_MAX if name in ("mem_bytes", "disk_bytes") else 1e15
+        if value is not None and not least <= value <= most:
+            _bad(f"{name} cannot be {value:g}", f"it is from {least} to {most:g}")
     check_demands(terms.trust, terms.verify, terms.error_ppb, terms.replicas)
     _check_environment(spec.env)
     needs = Needs(

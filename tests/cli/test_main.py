@@ -271,3 +271,22 @@ def test_errors_cannot_command_the_terminal() -> None:
     error = P2pcError("a\x1b]0;title\x07b", "c\x1b[2Jd", "e\rf", code="x\x1b[1m")
     text = format_error(error)
     assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "a ]0;title b" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("-j", "99999999999"), "is too large"),
+        (("--batch", "99999999999"), "is too large"),
+        (("-n", "9" * 30), "not in the range"),
+        (("--timeout", "99999999999h"), "is too long"),
+        (("--mem", "9999999T"), "is too large"),
+        (("--range", "1.." + "9" * 30), "its numbers are too long"),
+    ],
+)
+def test_a_number_that_is_too_large_is_called_so(
+    flags: tuple[str, ...], words: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else people look for the mistake in how they wrote it, or read that p2pc has a bug."""
+    code, _out, err = run(capsys, "run", "--dry-run", *flags, "echo", *(() if "--range" in flags else (":::", "1")))
+    assert code == 2 and words in err, err

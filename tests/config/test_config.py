@@ -379,6 +379,17 @@ def test_not_a_size(text: str) -> None:
         parse_size(text)
 
 
+def test_what_is_too_large_is_not_called_malformed() -> None:
+    """People look for the mistake in their spelling, not in the number."""
+    for parse, text, words in (
+        (parse_duration, "99999999999h", "is too long"),
+        (parse_size, "9999999T", "is too large"),
+        (lambda word: parse_slots(word, 4), "99999999", "too many"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            parse(text)
+
+
 @given(st.text(max_size=40))
 def test_quantities_of_junk(text: str) -> None:
     """A strange flag ends in a traceback."""
