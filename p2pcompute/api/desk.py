@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -36,7 +37,7 @@ from p2pcompute.errors import P2pcError, ResultDisputed, ResultRevoked, UsageErr
 from p2pcompute.execution.calls import PackedCall
 from p2pcompute.execution.locking import find_requirements, make_lock
 from p2pcompute.execution.locks import Lock
-from p2pcompute.execution.spec import JobSpec, TaskKind
+from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.runs import Outcome, OutcomeStatus
@@ -58,6 +59,7 @@ JOBS_OPEN_MAX: Final = 1024
 VALUE_KEPT_BYTES_MAX: Final = 1024
 """A pickled value up to this stays with the outcome that a future keeps; copying the outcome costs more."""
 
+_serials: Final = itertools.count()
 _ENDED_BADLY: Final = (OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
 _SEAL: Final = b"seal"
 _CANCEL: Final = b"cancel"
@@ -135,6 +137,40 @@ class Desk:
         else:
             with contextlib.suppress(RuntimeError):  # the loop is closed: `fail` has run or will
                 self._loop.call_soon_threadsafe(self._drain)
+
+    def again(self, futures: Sequence[MeshFuture[Any]]) -> list[MeshFuture[Any]]:
+        """Hand in calls of one job that have failed; return their new futures.
+
+        Raises:
+            UsageError: one was never made.
+        """
+        made: list[MeshFuture[Any]] = []
+        targets: dict[OpenJob, OpenJob] = {}
+        for future in futures:
+            if future._job is None or not future._payload:
+                raise UsageError(
+                    "a call that was never made cannot be tried again",
+                    "an input of it has failed, or it came by a call that a task has returned",
+                    "submit it again",
+                )
+        for future in futures:
+            job = future._job
+            assert job is not None
+            new: MeshFuture[Any] = type(future)(self, future._bytes_in)
+            new._words, new._chunk_count, new._blobs = future._words, future._chunk_count, blobs_in(future._payload)
+            if future._note is not None:
+                new._note = replace(future._note, generation=future._note.generation + 1)
+            self.blobs.pin(new._blobs)
+            target: Shipment | OpenJob = job.shipment
+            if job.is_single:
+                key = b"again %d" % next(_serials)
+                fresh = OpenJob(replace(job.shipment, key=key), kind=job.kind, read=job.read, is_single=True)
+                target = targets.setdefault(job, fresh)
+            self.put(new, target, future._payload)
+            made.append(new)
+        for fresh in targets.values():
+            self.seal(fresh)
+        return made
 
     def is_started(self, future: MeshFuture[Any]) -> bool:
         """True when the task runs here, or is leased to another node."""
@@ -315,9 +351,10 @@ class Desk:
             self._refuse(live, error)
             return
         futures = job.futures
-        for future, _payload in live:
+        for future, payload in live:
             future._job = job
             future._index = index
+            future._payload = payload
             futures[index] = future
             index += 1
         if self._node.scheduler.peers:
@@ -510,10 +547,11 @@ class Desk:
             self._open_count -= 1
             self._note(future, end, outcome)
             if future._blobs:
-                self._release_blobs(future)
+                self._release_blobs(future, end)
             if future._state != "PENDING":
                 continue
             if end.state is TaskState.DONE:
+                future._payload = b""
                 try:
                     value = load_value(outcome.value)
                 except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
@@ -566,7 +604,9 @@ class Desk:
             if outcome is not None:
                 self._note(future, end, outcome)
             if future._blobs:
-                self._release_blobs(future)
+                self._release_blobs(future, end)
+            if end.state is TaskState.DONE:
+                future._payload = b""
             if future._state != "PENDING" or outcome is None or end.state is TaskState.CANCELLED:
                 self._open_count -= 1
                 if future._state == "PENDING":
@@ -681,15 +721,25 @@ class Desk:
 
     # --- blobs of tasks ---------------------------------------------------------------------------
 
-    def _release_blobs(self, future: MeshFuture[Any]) -> None:
-        """What was sent for a task that has ended is not needed here any more."""
+    def _release_blobs(self, future: MeshFuture[Any], end: TaskEnd | None = None) -> None:
+        """What was sent for a task that has ended is not needed here any more, unless it is tried again."""
         refs, future._blobs = future._blobs, ()
-        if refs:
+        if end is not None and end.state is TaskState.FAILED:
+            for ref in refs:
+                self.flow.drop_with(future, ref)
+        elif refs:
             self.blobs.unpin(refs)
             self.spawn(self.blobs.delete(refs), "delete")
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         self._scope.spawn(coroutine, name)
+
+
+def blobs_in(payload: bytes) -> tuple[BlobRef, ...]:
+    """Return the blobs that a task's payload names."""
+    task = decode_payload(payload)
+    refs = [ref for ref in (task.args_blob, task.stdin_blob) if ref is not None]
+    return (*refs, *(file.blob for file in task.send))
 
 
 def _blobs_of(outcome: Outcome) -> list[tuple[bytes, int]]:

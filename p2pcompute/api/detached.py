@@ -15,16 +15,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
 
 from p2pcompute.api.control import REQUEST_S, ask, call, events
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.files import place_file
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture, failure, set_cancelled, set_exception, settle
+from p2pcompute.api.futures import MeshFuture, check_failed, failure, set_cancelled, set_exception, settle
 from p2pcompute.api.job_status import JobStatus, Progress, status_of
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.kept_jobs import KeptJob
@@ -36,6 +37,7 @@ from p2pcompute.execution.functions import load_value
 from p2pcompute.execution.locking import find_requirements, make_lock
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX
+from p2pcompute.node.facade import TailView
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
@@ -75,6 +77,20 @@ class KeptFuture(MeshFuture[R]):
             raise UsageError("this call was not handed in", "it was done before", code="no-job")
         return self.feed.kept().explain()
 
+    def retry(self) -> MeshFuture[R]:
+        """Have a call made again that has failed; return the future of the new one.
+
+        Raises:
+            UsageError: it has not failed.
+        """
+        check_failed(self)
+        if self.feed is None:
+            raise UsageError("this call was not handed in", "it was done before", code="no-job")
+        return self.feed.again([self])[0]
+
+    def _tail(self, attempt: int, stdout: int, stderr: int) -> TailView | None:
+        return None if self.feed is None else self.feed.tail(self._index, attempt, stdout, stderr)
+
 
 class Feed:
     """One job at the node, and the calls of it that come from here."""
@@ -94,6 +110,9 @@ class Feed:
         self._futures: list[KeptFuture[Any]] = []
         """By index."""
         self._is_sealing = False
+        self._is_following = False
+        self._after = 0
+        """Number of the last end that was heard of."""
         self.handed_in = threading.Event()
         """Everything is at the node and the job is sealed, or it has failed."""
         threading.Thread(target=self._hand_in, name="p2pc-hand-in", daemon=True).start()
@@ -147,6 +166,41 @@ class Feed:
             if self.state_of(future._index) == "cancelled":
                 cf.wait([future], REQUEST_S)  # until it is heard here, too
 
+    def again(self, futures: Sequence[MeshFuture[Any]]) -> list[KeptFuture[Any]]:
+        """Have calls made again that have failed; return their new futures, in the place of the old ones."""
+        made: list[KeptFuture[Any]] = []
+        with self._changed:
+            for future in futures:
+                new: KeptFuture[Any] = KeptFuture(future._desk, future._bytes_in)
+                new.feed, new._index, new._note = self, future._index, future._note
+                self._futures[future._index] = new
+                made.append(new)
+        ask(self._path, "POST", self._place("/retry"), {"indices": [future._index for future in made]})
+        with self._changed:
+            if not self._is_following:
+                self._start_to_follow()
+        return made
+
+    def tail(self, index: int, attempt: int, stdout: int, stderr: int) -> TailView | None:
+        """Return what a running task has printed after these positions."""
+        if index < 0:
+            return None
+        offsets = f"attempt={attempt}&stdout={stdout}&stderr={stderr}"
+        try:
+            said = ask(self._path, "GET", self._place(f"/tasks/{index}/tail?{offsets}"))
+        except P2pcError:
+            return None
+        if said["attempt"] is None:
+            return None
+        return TailView(
+            node=said["node"] or "",
+            attempt=said["attempt"],
+            stdout_start=said["stdout_start"],
+            stdout=base64.b64decode(said["stdout_b64"]),
+            stderr_start=said["stderr_start"],
+            stderr=base64.b64decode(said["stderr_b64"]),
+        )
+
     def _place(self, more: str = "") -> str:
         return f"/v1/jobs/{self.document['id']}{more}"
 
@@ -184,7 +238,11 @@ class Feed:
         document = self._patiently(lambda: ask(self._path, "POST", "/v1/jobs", self._body()))
         with self._changed:
             self.document = document
+            self._start_to_follow()
             self._changed.notify_all()
+
+    def _start_to_follow(self) -> None:
+        self._is_following = True
         threading.Thread(target=self._follow, name="p2pc-follow", daemon=True).start()
 
     def _body(self) -> dict[str, Any]:
@@ -261,17 +319,17 @@ class Feed:
     # --- following ------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        after, heard_at = 0, time.monotonic()
+        heard_at = time.monotonic()
         while self.error is None:
             try:
-                for name, number, data in events(self._path, self._place(f"/events?after={after}")):
+                for name, number, data in events(self._path, self._place(f"/events?after={self._after}")):
                     heard_at = time.monotonic()
                     if name == "task":
                         self._ended(data)
-                        after = after if number is None else number
+                        self._after = self._after if number is None else number
                     elif name == "resync":
-                        after = 0
-                    elif name == "end":
+                        self._after = 0
+                    elif name == "end" and self._stop_following():
                         return
             except NodeUnavailable as error:
                 if time.monotonic() >= heard_at + PATIENCE_S:
@@ -279,6 +337,12 @@ class Feed:
             except P2pcError as error:
                 self._fail(error)
             time.sleep(RETRY_S)
+
+    def _stop_following(self) -> bool:
+        """All tasks have ended: stop, unless some were started again just now."""
+        with self._changed:
+            self._is_following = any(not future.done() for future in self._futures)
+            return not self._is_following
 
     def _ended(self, task: Mapping[str, Any]) -> None:
         """Resolve the future of a task that has ended.
@@ -317,7 +381,7 @@ class Feed:
             folder = target.dir / folder_name(number) / "files"
             return {file.name: str(folder / file.name) for file in outcome.files}
         return {
-            file.name: place_file(note.to, file, self._content({"index": future._index}, f"files/{file.name}"))
+            file.name: place_file(note.to, file, self._content({"index": future._index}, f"files/{quote(file.name)}"))
             for file in outcome.files
         }
 
@@ -497,6 +561,9 @@ class DetachedJob(Job[R]):
     def explain(self) -> Explanation:
         """Ask the nodes why it does not run, or not on more of them, and what would help."""
         return self.feed.kept().explain()
+
+    def _again(self, failed: Sequence[MeshFuture[R]]) -> Sequence[MeshFuture[R]]:
+        return self.feed.again(failed) if failed else []
 
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well."""

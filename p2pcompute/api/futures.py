@@ -6,13 +6,14 @@ import asyncio
 import concurrent.futures as cf
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from p2pcompute.api.options import TaskInfo, moment
 from p2pcompute.api.pickling import load_exception, load_value
+from p2pcompute.api.printed import Stream, printed_lines
 from p2pcompute.errors import P2pcError, TaskError, UsageError, WorkerDied
 from p2pcompute.execution.calls import Collected
 from p2pcompute.host.interfaces import BlobRef
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from p2pcompute.api.explanations import Explanation
     from p2pcompute.api.open_jobs import OpenJob
     from p2pcompute.api.result_folder import Note
+    from p2pcompute.node.facade import TailView
 
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
@@ -49,6 +51,8 @@ class MeshFuture(cf.Future[R], Generic[R]):
     _note: Note | None = None
     """Of a call that has files, or whose result is kept."""
     _files: Mapping[str, str] = MappingProxyType({})
+    _payload: bytes = b""
+    """Of the task, until it has ended well: `retry` hands it in again."""
     is_input = False
     """Its value is an argument of another call."""
     _content: bytes | BlobRef | None = None
@@ -132,6 +136,42 @@ class MeshFuture(cf.Future[R], Generic[R]):
         if self._job is None:
             raise UsageError("this task has not begun", "it waits for its job", "ask again later", code="no-job")
         return self._desk.explain(self._job)
+
+    def logs(self, *, stream: Stream = "both", follow: bool = False) -> Iterator[str]:
+        """Yield the lines that the task has printed, of much the last 64 KiB.
+
+        Args:
+            stream: "stdout", "stderr", or "both": the lines of one after those of the other.
+            follow: go on while it runs, with what it prints meanwhile.
+        """
+        return printed_lines(
+            stream,
+            is_done=self.done,
+            outcome=lambda: None if self._report is None else self._report[2],
+            tail=self._tail,
+            follow=follow,
+        )
+
+    def _tail(self, attempt: int, stdout: int, stderr: int) -> TailView | None:
+        job, index = self._job, self._index
+        if job is None or index < 0 or not job.job_id:
+            return None
+        try:
+            found: TailView | None = self._desk.ask(
+                lambda node: node.tail(job.job_id, index, attempt=attempt, offsets=(stdout, stderr))
+            )
+        except P2pcError:  # it has just ended, or the node has
+            return None
+        return found
+
+    def retry(self) -> MeshFuture[R]:
+        """Hand a call in again that has failed, with the same arguments; return the future of the new one.
+
+        Raises:
+            UsageError: it has not failed, or was never made because an input of it had failed.
+        """
+        check_failed(self)
+        return self._desk.again([self])[0]
 
     def cancel(self) -> bool:
         """Cancel the task unless it has started; True when it is cancelled now."""
@@ -267,6 +307,13 @@ def forked() -> UsageError:
         "make a new MeshExecutor in the child",
         code="forked",
     )
+
+
+def check_failed(future: MeshFuture[Any]) -> None:
+    """Raises UsageError for a future that has not failed."""
+    if not future.done() or future.cancelled() or future._exception is None:
+        state = "was cancelled" if future.cancelled() else "is done" if future.done() else "has not ended"
+        raise UsageError("this call has not failed", f"it {state}", "only what has failed is tried again")
 
 
 def settle(future: MeshFuture[R], value: Callable[[], R]) -> None:

@@ -18,6 +18,7 @@ from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.job_status import PROGRESS_S, JobStatus, Progress, Shown, as_html, status_of
 from p2pcompute.api.open_jobs import OpenJob, Read
+from p2pcompute.api.saved import save_futures
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.plots.timelines import Attempt, Timeline
@@ -235,6 +236,31 @@ class Job(Generic[R]):
         is_over = len(attempts) == len(infos)
         end_s = max((attempt.end_s for attempt in attempts), default=None) if is_over else None
         return Timeline(title=self.name, total=len(infos), attempts=tuple(attempts), end_s=end_s)
+
+    def retry_failed(self) -> Job[R]:
+        """Hand in again what has failed until now, with the same arguments; returns the job itself.
+
+        New futures stand in the place of those that have failed.
+
+        Raises:
+            UsageError: one of them was never made because an input of it had failed.
+        """
+        failed = self.failures()
+        made = dict(zip(failed, self._again(failed), strict=True))
+        for place, future in enumerate(self._futures):
+            self._futures[place] = made.get(future, future)
+        return self
+
+    def _again(self, failed: Sequence[MeshFuture[R]]) -> Sequence[MeshFuture[R]]:
+        return self._desk.again(failed)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write what has ended until now to a folder, or a .jsonl, .csv or .tsv file, as `p2pc run --results` does it.
+
+        Raises:
+            UsageError: other results are there.
+        """
+        save_futures(self.name, self._futures, directory)
 
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well.  Other executor calls go on."""

@@ -15,6 +15,8 @@ from urllib.parse import quote
 from p2pcompute.api.control import ask, call
 from p2pcompute.api.explanations import Explanation, explanation_from
 from p2pcompute.api.job_status import JobStatus, NodeShare
+from p2pcompute.api.result_folder import results_target
+from p2pcompute.api.results import ResultsWriter
 from p2pcompute.api.shell import Completed
 from p2pcompute.errors import TaskError
 from p2pcompute.execution.functions import load_exception, load_value
@@ -105,6 +107,32 @@ class KeptJob:
     def explain(self) -> Explanation:
         """Ask the nodes why it does not run, or not on more of them, and what would help."""
         return explanation_from(self._ask("GET", "/explanation"))
+
+    def retry_failed(self) -> KeptJob:
+        """Run again what has failed until now; returns the job itself."""
+        self._ask("POST", "/retry", {"failed": True})
+        return self
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write what has ended until now to a folder, or a .jsonl, .csv or .tsv file, as `p2pc run --results` does it.
+
+        Raises:
+            UsageError: other results are there.
+        """
+        job = self._ask("GET", "")
+        writer = ResultsWriter.create(results_target(directory, resume=False), job)
+        try:
+            for task in self._tasks():
+                if task["state"] != "cancelled":
+                    stdout, stderr = (self._content(task, name) for name in ("stdout", "stderr"))
+                    value = self._content(task, "value") if self.is_function and task["value_bytes"] else None
+                    files = tuple(
+                        (file["name"], self._content(task, f"files/{quote(file['name'])}"), int(file["mode"]))
+                        for file in task["files"]
+                    )
+                    writer.write(task, stdout=stdout, stderr=stderr, value=value, files=files)
+        finally:
+            writer.close(job)
 
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well."""

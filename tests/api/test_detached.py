@@ -95,7 +95,7 @@ def test_the_program_ends_first(
     daemon.process.send_signal(signal.SIGSTOP)
     daemon.process.send_signal(signal.SIGCONT)
     assert job.wait(timeout=30).results() == [0, 1, 4, 9]
-    wait_until(lambda: (tmp_path / "out" / "summary.json").exists(), "the node has written the results")
+    wait_until((tmp_path / "out" / "summary.json").exists, "the node has written the results")
     assert time.monotonic() - began < 60
     keys = {json.loads(line)["key"] for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()}
     assert len(keys) == 4
@@ -107,7 +107,7 @@ def test_the_program_ends_first(
 def test_what_detach_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: calls are lost because nobody is there to keep them."""
     monkeypatch.setenv("P2PC_HOME", str(tmp_path))
-    with pytest.raises(NodeUnavailable, match="node start|not answer"):
+    with pytest.raises(NodeUnavailable, match="does not answer"):
         MeshExecutor(detach=True, options=TaskOptions(retries=1))
     with pytest.raises(BadValue, match="max_workers"):
         MeshExecutor(detach=True, max_workers=2)
