@@ -164,7 +164,8 @@ class Desk:
             target: Shipment | OpenJob = job.shipment
             if job.is_single:
                 key = b"again %d" % next(_serials)
-                fresh = OpenJob(replace(job.shipment, key=key), kind=job.kind, read=job.read, is_single=True)
+                shipment = replace(job.shipment, key=key)
+                fresh = OpenJob(shipment, kind=job.kind, read=job.read, fuel=job.fuel, is_single=True)
                 target = targets.setdefault(job, fresh)
             self.put(new, target, future._payload)
             made.append(new)
@@ -416,6 +417,7 @@ class Desk:
                 network=options.network == "full",
                 sandbox="" if options.sandbox == "auto" else options.sandbox,
                 digits=options.digits,
+                fuel=job.fuel,
                 packages=packages,
                 platforms=() if lock is None else lock.platforms,
                 is_built=lock is not None and bool(lock.built),
@@ -469,8 +471,8 @@ class Desk:
             terms,
             require=tuple(options.require),
             prefer=tuple(options.prefer),
-            on=find_nodes(self._node.peers(), options.on),
-            not_on=find_nodes(self._node.peers(), options.not_on),
+            on=find_nodes(self._node.peers(), options.on, self._node.trust()),
+            not_on=find_nodes(self._node.peers(), options.not_on, self._node.trust(), is_to_avoid=True),
         )
         view = await self._node.explain((terms, spec), until_possible=True)
         if view.report.can_never_run and not view.left_out:

@@ -724,7 +724,8 @@ class Api:
     async def submit(self, request: Request) -> Response:
         self._check_takes_jobs()
         body = decode_body(await read_body(request), JobBody)
-        terms, spec, note = await build_job(body, self._node.blobs, self._node.clock.wall(), self._node.peers())
+        node = self._node
+        terms, spec, note = await build_job(body, node.blobs, node.clock.wall(), node.peers(), node.trust())
         if note.results is not None:
             await self._sink.check(note.results)
         job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))
@@ -753,7 +754,7 @@ class Api:
 
     async def explain(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JobBody)
-        job = build_terms(body, self._node.clock.wall(), self._node.peers())
+        job = build_terms(body, self._node.clock.wall(), self._node.peers(), self._node.trust())
         is_check = _query_flag(request, "check")
         return self._explanation(request, await self._node.explain(job, until_possible=is_check), None)
 

@@ -43,7 +43,7 @@ from p2pcompute.limits import (
     UPLOAD_LINE_BYTES_MAX,
     UPLOAD_LINES_AT_ONCE,
 )
-from p2pcompute.node.facade import NodeFacade, PeerView
+from p2pcompute.node.facade import NodeFacade, PeerView, TrustView
 from p2pcompute.node.views import find_nodes
 from p2pcompute.resources.matching import Needs, check_needs
 from p2pcompute.scheduler.terms import JobTerms, check_demands, parse_halt
@@ -225,11 +225,14 @@ class FileTaker:
         return found
 
 
-def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> tuple[JobTerms, JobSpec]:
+def build_terms(
+    body: JobBody, wall: float, peers: Sequence[PeerView] = (), known: Sequence[TrustView] = ()
+) -> tuple[JobTerms, JobSpec]:
     """Return what a job request asks for, without its files.
 
     Args:
         peers: nodes that it may name.
+        known: all that were ever met.
 
     Raises:
         UsageError: it cannot mean anything.
@@ -279,7 +282,8 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
     )
     if not needs.is_plain:
         check_needs(needs)
-    on, not_on = find_nodes(peers, terms.on), find_nodes(peers, terms.not_on)
+    on = find_nodes(peers, terms.on, known)
+    not_on = find_nodes(peers, terms.not_on, known, is_to_avoid=True)
     if len(on) + len(not_on) > NODES_CHOSEN_MAX:
         _bad(f"{len(on) + len(not_on)} nodes are too many to name", f"up to {NODES_CHOSEN_MAX}")
     python = terms.python
@@ -328,14 +332,18 @@ def build_terms(body: JobBody, wall: float, peers: Sequence[PeerView] = ()) -> t
 
 
 async def build_job(
-    body: JobBody, blobs: BlobStore, wall: float, peers: Sequence[PeerView] = ()
+    body: JobBody,
+    blobs: BlobStore,
+    wall: float,
+    peers: Sequence[PeerView] = (),
+    known: Sequence[TrustView] = (),
 ) -> tuple[JobTerms, JobSpec, Note]:
     """Return what a job request asks for, its files taken into the blob store.
 
     Raises:
         UsageError: it cannot mean anything, or a shared file is missing.
     """
-    terms, plain = build_terms(body, wall, peers)
+    terms, plain = build_terms(body, wall, peers, known)
     spec = body.spec
     if plain.kind is TaskKind.FUNCTION and spec.code_b64 is None:
         _bad("a function job without code", "", "give spec.code_b64")

@@ -14,7 +14,7 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import PUBLIC_KEY_BYTES, format_device_id, short_device_id
 from p2pcompute.limits import NODES_CHOSEN_MAX
-from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView
+from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView, TrustView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
 from p2pcompute.scheduler.acceptance import DISPUTED
@@ -25,6 +25,7 @@ from p2pcompute.scheduler.owner_service import JobBook, OwnerService
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.trust.groups import Membership
+from p2pcompute.trust.levels import Level
 
 STATE_NAMES: Final = {
     TaskState.OPEN: "waiting",
@@ -116,12 +117,27 @@ def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
     raise UsageError(f"there is no node {ref!r}", why, f"{hint}list them: p2pc peers", code="no-such-node")
 
 
-def find_nodes(peers: Sequence[PeerView], refs: Sequence[str]) -> tuple[bytes, ...]:
+def find_nodes(
+    peers: Sequence[PeerView], refs: Sequence[str], known: Sequence[TrustView] = (), *, is_to_avoid: bool = False
+) -> tuple[bytes, ...]:
     """Return the keys of the nodes that people name, each once.
 
+    Args:
+        known: all that were ever met; the blocked and the removed are among them, and no peers.
+        is_to_avoid: nodes that get no work anyway may be named.
+
     Raises:
-        UsageError: one names none or several, or there are too many.
+        UsageError: one names none or several, or a node that gets no work; or there are too many.
     """
+    names = [peer.name for peer in peers]
+    for one in known:
+        if one.name not in refs or one.name in names or not (one.is_removed or one.level is Level.BLOCKED):
+            continue
+        if not is_to_avoid:
+            how = "was removed from the group" if one.is_removed else "is blocked here"
+            fix = "invite it again: p2pc invite" if one.is_removed else f"p2pc trust set {one.name} member"
+            raise UsageError(f"{one.name} {how}", "it gets no work", fix, code="no-such-node")
+        refs = [ref for ref in refs if ref != one.name]
     if len(refs) > NODES_CHOSEN_MAX:
         what = f"{len(refs)} nodes are too many to name"
         raise UsageError(what, f"up to {NODES_CHOSEN_MAX}", "tag them, and require tag=NAME", code="too-many-nodes")
@@ -297,7 +313,7 @@ def peers(
                 address=str(address) if address is not None else "",
                 version=str(hello.get("build", ""))[:32],
                 python=".".join(str(n) for n in python) if isinstance(python, list) else "",
-                level=str(credentials.levels.level_of(installation)),
+                level=str(credentials.level_of(installation)),
                 refusal=_refusal(own_member, member),
                 invited_by="" if not inviter else network.name_of(inviter) or short_device_id(inviter),
             )

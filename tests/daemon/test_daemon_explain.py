@@ -10,6 +10,7 @@ from daemon_kit import Daemon
 from p2pcompute.errors import UsageError
 from p2pcompute.node.placement import needs_of
 from p2pcompute.resources.matching import Needs
+from p2pcompute.trust.levels import Level
 
 
 async def post(daemon: Daemon, path: str, body: dict[str, Any]) -> Any:
@@ -47,6 +48,18 @@ async def test_what_no_node_could_meet_is_refused(daemon: Daemon, terms: dict[st
             await post(daemon, path, job(terms))
         assert caught.value.code == code
     assert not daemon.node.by_id
+
+
+async def test_a_blocked_node_is_not_called_unknown(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has forgotten that he blocked it looks for it among the peers, where it is not."""
+    peers = daemon.node.peers()
+    daemon.node.set_level(peers[1].public_key, Level.BLOCKED, reason="")
+    monkeypatch.setattr(daemon.node, "peers", lambda: peers[:1])
+    with pytest.raises(UsageError, match="atlas is blocked here") as caught:
+        await post(daemon, "/v1/jobs", job({"on": ["atlas"]}))
+    assert caught.value.fix == "p2pc trust set atlas member"
+    answer = await post(daemon, "/v1/jobs", job({"not_on": ["atlas"]}))
+    assert daemon.node.by_id[bytes.fromhex(answer["id"])].terms.not_on == (), "it gets none anyway"
 
 
 async def test_explanation_of_a_job_that_is_not_submitted(daemon: Daemon) -> None:
