@@ -7,7 +7,9 @@ bytes and deep nesting are refused.
 Source: RFC 8949 section 4.2.1 (core deterministic encoding) with the key order of section 4.2.3 (length first).
 Deviations: cbor2 alone accepts trailing bytes, duplicate keys and longer forms, decodes tags to rich objects and nests
 to 400; so a scan of the raw bytes refuses what is not allowed or not canonical before cbor2 sees it.  Only what holds
-floats is encoded again and compared: that takes as long as all the rest.
+floats is encoded again and compared: that takes as long as all the rest.  What is encoded is written here: cbor2 takes
+twice as long for messages as short as ours (2.1 us instead of 0.9 for a number and a list) and copies long bytes more
+often.  It writes what is rare: floats, and subclasses of the plain types.
 """
 
 from __future__ import annotations
@@ -18,9 +20,6 @@ import cbor2
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.limits import CBOR_DEPTH_MAX
-
-_LONG_BYTES: Final = 16 * 1024
-"""Bytes that are worth the detour in `_dumps`; at least 256, so that their head has the form written there."""
 
 _NOT_CANONICAL: Final = "bytes are not canonical CBOR"
 
@@ -62,17 +61,76 @@ def decode(data: bytes, *, allow_float: bool = False, depth_max: int = CBOR_DEPT
     return value
 
 
-def _dumps(value: Any) -> bytes:
-    """Return what cbor2 writes; for a short list that ends in long bytes (a frame with a chunk) without its copies.
+def _heads(major: int) -> list[bytes]:
+    """Return the heads of arguments below 256."""
+    return [bytes([major << 5 | count]) for count in range(24)] + [
+        bytes([major << 5 | 24, count]) for count in range(24, 256)
+    ]
 
-    Measured for 512 KiB: 0.02 ms instead of 0.7 ms.
-    """
-    last = value[-1] if type(value) is list and 0 < len(value) < 24 else None
-    if type(last) is bytes and _LONG_BYTES <= (size := len(last)) < 1 << 32:
-        head = (0x5A << 32 | size).to_bytes(5, "big") if size >> 16 else (0x59 << 16 | size).to_bytes(3, "big")
-        rest = [cbor2.dumps(item, canonical=True) for item in value[:-1]]
-        return b"".join([bytes([0x80 | len(value)]), *rest, head, last])
-    return cbor2.dumps(value, canonical=True)
+
+_UINTS: Final = _heads(0)
+_BYTES: Final = _heads(2)
+_TEXTS: Final = _heads(3)
+_LISTS: Final = _heads(4)
+_MAPS: Final = _heads(5)
+
+
+def _head(major: int, argument: int) -> bytes:
+    """Return the shortest head.  Raises OverflowError above 64 bits."""
+    info = 24 if argument < 1 << 8 else 25 if argument < 1 << 16 else 26 if argument < 1 << 32 else 27
+    if argument < 24:
+        return bytes([major << 5 | argument])
+    return bytes([major << 5 | info]) + argument.to_bytes(1 << (info - 24), "big")
+
+
+def _dumps(value: Any) -> bytes:
+    parts: list[bytes] = []
+    _write(value, parts)
+    return b"".join(parts)
+
+
+def _write(value: Any, parts: list[bytes]) -> None:
+    """Append the encoding of a value; long bytes as they are, so that they are copied once."""
+    kind = type(value)
+    if kind is bytes:
+        size = len(value)
+        parts.append(_BYTES[size] if size < 256 else _head(2, size))
+        parts.append(value)
+    elif kind is int:
+        if 0 <= value < 256:
+            parts.append(_UINTS[value])
+        elif -(1 << 64) <= value < 1 << 64:
+            parts.append(_head(0, value) if value >= 0 else _head(1, -1 - value))
+        else:
+            parts.append(cbor2.dumps(value, canonical=True))
+    elif kind is str:
+        text = value.encode()
+        size = len(text)
+        parts.append(_TEXTS[size] if size < 256 else _head(3, size))
+        parts.append(text)
+    elif kind is list or kind is tuple:
+        size = len(value)
+        parts.append(_LISTS[size] if size < 256 else _head(4, size))
+        for item in value:
+            _write(item, parts)
+    elif kind is dict:
+        size = len(value)
+        parts.append(_MAPS[size] if size < 256 else _head(5, size))
+        keys = [(_dumps(key), key) for key in value]
+        keys.sort(key=_key_order)
+        for key, name in keys:
+            parts.append(key)
+            _write(value[name], parts)
+    elif value is None:
+        parts.append(b"\xf6")
+    elif kind is bool:
+        parts.append(b"\xf5" if value else b"\xf4")
+    else:
+        parts.append(cbor2.dumps(value, canonical=True))
+
+
+def _key_order(key: tuple[bytes, Any]) -> tuple[int, bytes]:
+    return len(key[0]), key[0]
 
 
 def _scan(data: bytes, allow_float: bool, depth_max: int) -> bool:
