@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -28,6 +28,9 @@ from p2pcompute.errors import UsageError
 
 _TOKEN: Final = re.compile(r"\{([^{}]*?)(//|/\.|/|\.)?\}")
 _SHELL_SIGNS: Final = re.compile(r"[\s|&;<>()$`\\\"'*?\[\]#~=!]")
+_NAME: Final = re.compile(r"\{([A-Za-z_]\w*)(//|/\.|/|\.)?\}")
+_AWK_WORDS: Final = ("exit", "getline", "next", "nextfile", "print")
+"""Whole programs of awk, in braces."""
 _SLOT: Final = "PARALLEL_JOBSLOT"
 """Set by the node that runs the task: only there the slot is known."""
 
@@ -156,6 +159,21 @@ def _fill(parts: Sequence[Part], row: Row, seq: int) -> str:
         values = part.values(row, seq)
         out.append(part.text if values is None else " ".join(values))
     return "".join(out)
+
+
+def unknown_names(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return what looks like ``{name}`` in a command and is none, each once: it is left as it is, and may be meant so.
+
+    Args:
+        names: those that the inputs have.
+    """
+    found: dict[str, None] = {}
+    for word in words:
+        for match in _NAME.finditer(word):
+            is_known = match[1] in names or match[0][1:-1] in names
+            if not is_known and match[1] not in _AWK_WORDS and word[: match.start()][-1:] not in tuple("$%{\\"):
+                found[match[0]] = None
+    return list(found)
 
 
 def choose_form(words: Sequence[str]) -> Form:

@@ -47,6 +47,7 @@ from p2pcompute.cli.plan import (
     ship_source,
 )
 from p2pcompute.cli.replacement import parse as parse_replacement
+from p2pcompute.cli.replacement import unknown_names
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.limits import PRIORITY_MAX, REPLICAS_MAX
 
@@ -584,7 +585,19 @@ def _check_words(words: Sequence[str]) -> None:
             )
 
 
+def _say_unknown_names(request: Request, row: Row) -> None:
+    """Say what looks like a placeholder and is none."""
+    unknown = [] if request.kind == "function" else unknown_names(request.words, row.names)
+    if unknown:
+        known = ", ".join(f"{{{name}}}" for name in row.names if name.isidentifier())
+        why = f"the inputs have {known}" if known else "names come with --header :"
+        left = "is no placeholder and stays" if len(unknown) == 1 else "are no placeholders and stay"
+        say(f"note: {' '.join(unknown)} {left} as typed; {why}", level=1)
+
+
 def _check_image(name: str) -> None:
+    if not words[0].strip():
+        raise UsageError("there is no command", "its first word is empty", "p2pc run COMMAND ::: INPUT...")
     """Refuse what is neither the name of an image nor an archive of one.
 
     Raises:
@@ -739,6 +752,8 @@ class _Run:
     def go(self) -> int:
         request = self.request
         self._chunker = Chunker(None if request.batch == "auto" else int(request.batch))
+        if count == 1:
+            _say_unknown_names(request, row)
         if request.results is not None:
             code = self._finish_earlier(request.results)
             if code is not None:
@@ -781,6 +796,8 @@ class _Run:
 
     def _check_can_run(self, connection: Any, status: Mapping[str, Any]) -> None:
         """A job that asks for something must be possible somewhere.
+        if peeked:
+            _say_unknown_names(request, peeked[0])
 
         Raises:
             NoEligibleNode: every node that is known will never run it.

@@ -290,3 +290,12 @@ def test_a_number_that_is_too_large_is_called_so(
     """Else people look for the mistake in how they wrote it, or read that p2pc has a bug."""
     code, _out, err = run(capsys, "run", "--dry-run", *flags, "echo", *(() if "--range" in flags else (":::", "1")))
     assert code == 2 and words in err, err
+
+
+def test_a_command_is_there_and_strange_placeholders_are_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty word is tried three times, a mistyped column runs as it is."""
+    for word in ("", " "):
+        code, out, err = run(capsys, "run", word, ":::", "1")
+        assert (code, out) == (2, "") and "there is no command" in err
+    code, out, err = run(capsys, "run", "--dry-run", "echo", "{z}", ":::", "1")
+    assert (code, out) == (0, "echo '{z}' 1\n") and "note: {z} is no placeholder" in err

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.cli.inputs import Row
-from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, expand_text
+from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, expand_text, unknown_names
 from p2pcompute.errors import UsageError
 
 PATHS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("parallel_cases.json").read_text())["paths"]
@@ -144,3 +144,18 @@ def test_patterns_of_files() -> None:
 def test_text_for_people_can_be_pasted_into_a_shell() -> None:
     template = Template(["echo", "{}", "it's {%}"], Form.ARGV)
     assert template.text(Row(("a b",)), 1) == "echo 'a b' 'it'\"'\"'s {%}'"
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "unknown"),
+    [
+        (["echo", "{z}", "{zed.}", "{}"], (), ["{z}", "{zed.}"]),
+        (["echo {name} {nmae/}"], ("name",), ["{nmae/}"]),
+        (["echo {1} {-1/} {#} {%} {//} {.} {a,b} {1..3} {}"], (), []),
+        (["echo ${HOME} ; curl -w %{http_code} {}; docker ps --format {{Names}}"], (), []),
+        (["awk '{print}' {}"], (), []),
+    ],
+)
+def test_what_looks_like_a_placeholder(words: list[str], names: tuple[str, ...], unknown: list[str]) -> None:
+    """A mistyped column runs a thousand tasks on the wrong text, and nothing says so."""
+    assert unknown_names(words, names) == unknown
