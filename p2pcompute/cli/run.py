@@ -574,6 +574,16 @@ def _check_flags_first(words: Sequence[str]) -> None:
         )
 
 
+def _say_unknown_names(request: Request, row: Row) -> None:
+    """Say what looks like a placeholder and is none."""
+    unknown = [] if request.kind == "function" else unknown_names(request.words, row.names)
+    if unknown:
+        known = ", ".join(f"{{{name}}}" for name in row.names if name.isidentifier())
+        why = f"the inputs have {known}" if known else "names come with --header :"
+        left = "is no placeholder and stays" if len(unknown) == 1 else "are no placeholders and stay"
+        say(f"note: {' '.join(unknown)} {left} as typed; {why}", level=1)
+
+
 def _check_words(words: Sequence[str]) -> None:
     for word in words:
         if re.search(r"\{=.*=\}", word, re.DOTALL):
@@ -583,16 +593,6 @@ def _check_words(words: Sequence[str]) -> None:
                 "use {} {.} {/} {//} {/.} {#} or a shell command",
                 code="perl",
             )
-
-
-def _say_unknown_names(request: Request, row: Row) -> None:
-    """Say what looks like a placeholder and is none."""
-    unknown = [] if request.kind == "function" else unknown_names(request.words, row.names)
-    if unknown:
-        known = ", ".join(f"{{{name}}}" for name in row.names if name.isidentifier())
-        why = f"the inputs have {known}" if known else "names come with --header :"
-        left = "is no placeholder and stays" if len(unknown) == 1 else "are no placeholders and stay"
-        say(f"note: {' '.join(unknown)} {left} as typed; {why}", level=1)
 
 
 def _check_image(name: str) -> None:
@@ -722,6 +722,8 @@ def _dry_run(request: Request, maker: TaskMaker, function: Function | None, lock
         say(f"packages: {', '.join(lock.names) or 'none'}", level=1)
     count = 0
     for count, row in enumerate(request.inputs.rows(), start=1):
+        if count == 1:
+            _say_unknown_names(request, row)
         maker.line(row, count)
         print(maker.text(row, count))
     say(f"{plural(count, 'task')}; nothing was run", level=1)
@@ -752,8 +754,6 @@ class _Run:
     def go(self) -> int:
         request = self.request
         self._chunker = Chunker(None if request.batch == "auto" else int(request.batch))
-        if count == 1:
-            _say_unknown_names(request, row)
         if request.results is not None:
             code = self._finish_earlier(request.results)
             if code is not None:
@@ -766,6 +766,8 @@ class _Run:
         rows = request.inputs.rows()
         # Of a slow source no more than the first row is waited for.
         peeked = list(itertools.islice(rows, PEEKED_ROWS if request.inputs.is_repeatable else 1))
+        if peeked:
+            _say_unknown_names(request, peeked[0])
         if request.results is not None and request.results.files_dir is not None:
             check_fetch_names(peeked, request.files)
         lines = make_lines(
@@ -796,8 +798,6 @@ class _Run:
 
     def _check_can_run(self, connection: Any, status: Mapping[str, Any]) -> None:
         """A job that asks for something must be possible somewhere.
-        if peeked:
-            _say_unknown_names(request, peeked[0])
 
         Raises:
             NoEligibleNode: every node that is known will never run it.
