@@ -585,6 +585,8 @@ def _say_unknown_names(request: Request, row: Row) -> None:
 
 
 def _check_words(words: Sequence[str]) -> None:
+    if not words[0].strip():
+        raise UsageError("there is no command", "its first word is empty", "p2pc run COMMAND ::: INPUT...")
     for word in words:
         if re.search(r"\{=.*=\}", word, re.DOTALL):
             raise UsageError(
@@ -596,8 +598,6 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _check_image(name: str) -> None:
-    if not words[0].strip():
-        raise UsageError("there is no command", "its first word is empty", "p2pc run COMMAND ::: INPUT...")
     """Refuse what is neither the name of an image nor an archive of one.
 
     Raises:
