@@ -402,6 +402,9 @@ ROSTER_SHARED_MAX: Final = 64
 every one would send some 700 bytes about every other."""
 GROUP_ACCEPT_CHARS_MAX: Final = 200
 """The condition on jobs in a group's policy: two that were made at once are still one expression."""
+OPEN_PUZZLE_BITS: Final = 20
+"""Of the work at the door of an open group: a million hashes, about a second of a core."""
+OPEN_PUZZLE_BITS_MAX: Final = 24
 KEYS_FORMER_MAX: Final = 16
 """Network keys from before that are still accepted, so that who was away finds back; each removal makes one."""
 KEY_GRACE_S: Final = 14 * 86400.0
@@ -737,6 +740,8 @@ LOCK_PACKAGES_MAX: Final = 1000
 LOCK_HASHES_MAX: Final = 500
 """Files of one package."""
 LOCK_PLATFORMS_MAX: Final = 16
+WASM_MODULE_BYTES_MAX: Final = 32 * MIB
+"""It goes to the node in one request, as text."""
 DIGITS_MAX: Final = 15
 """Significant digits to which numbers of results can be rounded: a double has no more that are sure."""
 ENVIRONMENT_BYTES_MAX: Final = 12 * 1024 * MIB

@@ -30,7 +30,21 @@ from p2pcompute.places import (
 )
 
 LEAVE_S_MAX: Final = 60.0
-POLICY_KEYS: Final[dict[str, Callable[[str], Any]]] = {"accept": str}
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise UsageError(f'"{text}" is neither true nor false', "", "write open=true or open=false")
+    return text == "true"
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 4):
+        raise UsageError(f'"{text}" is no number of bits', "", "write puzzle=20")
+    return int(text)
+
+
+POLICY_KEYS: Final[dict[str, Callable[[str], Any]]] = {"accept": str, "open": _yes_or_no, "puzzle": _count}
 """What a group's policy can say, and how its words are read."""
 
 
@@ -200,6 +214,7 @@ SAID_NOTHING: Final = "–"
         ("p2pc group policy", "what holds for all members of the group"),
         ("p2pc group policy accept='job.cpus<=2 && job.kind!=\"container\"'", "no member runs other jobs of others"),
         ("p2pc group policy accept=", "nothing of the kind any more"),
+        ("p2pc group policy open=true", "everybody may join, as a stranger whom nobody trusts: p2pc join --open"),
     ],
 )
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
@@ -214,13 +229,17 @@ def policy(settings: tuple[str, ...], json_: bool) -> int:
     if json_:
         print_json(found)
         return 0
-    rows = [(key, SAID_NOTHING if found[key] is None else one_line(str(found[key]), 200)) for key in POLICY_KEYS]
+    rows = [(key, one_line(_shown(found[key]), 200)) for key in POLICY_KEYS]
     by = f", set by {', '.join(map(one_line, found['set_by']))} {time_text(found['set'])}" if found["set"] else ""
     print(f"{one_line(found['group'])}: for all members{by}")
     print(table(("KEY", "VALUE"), rows))
     if found["own_accept"]:
         say(f"This computer has a condition of its own, too: {one_line(found['own_accept'], 300)}", level=1)
     return 0
+
+
+def _shown(value: object) -> str:
+    return SAID_NOTHING if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _changes(settings: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`p2pc join` without an invitation: by a pre-shared key, by an OpenSSH key, or nearby at first sight."""
+"""`p2pc join` without an invitation: by a pre-shared or OpenSSH key, nearby at first sight, into an open group."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ class StandingWay:
 
 
 def standing_way(
-    *, psk: str | None, ssh_key: str | None, nearby: bool, via: str | None, inviter: str | None, words: Sequence[str]
+    *,
+    psk: str | None,
+    ssh_key: str | None,
+    nearby: bool,
+    is_open: bool,
+    via: str | None,
+    inviter: str | None,
+    words: Sequence[str],
 ) -> StandingWay | None:
     """Return the way that the flags name; None: by an invitation.
 
@@ -46,16 +53,17 @@ def standing_way(
         UsageError: flags that exclude each other, or an id with a typing error.
         IdentityError: a key file that cannot be used.
     """
-    chosen = [flag for flag, value in (("--psk", psk), ("--ssh-key", ssh_key), ("--nearby", nearby)) if value]
+    flags = (("--psk", psk), ("--ssh-key", ssh_key), ("--nearby", nearby), ("--open", is_open))
+    chosen = [flag for flag, value in flags if value]
     if not chosen:
         if inviter is not None:
             raise UsageError(
-                "--inviter goes with --ssh-key or --nearby", "a code or token names the other computer itself"
+                "--inviter goes with --ssh-key, --nearby or --open", "a code or token names the other computer itself"
             )
         return None
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other", "each is a way of its own", "choose one")
-    if words and not nearby:
+    if words and not (nearby or is_open):
         raise UsageError(f"{chosen[0]} and a code exclude each other", "each is a way of its own", "choose one")
     if via is not None:
         from p2pcompute.config import parse_peer
@@ -65,7 +73,7 @@ def standing_way(
         from p2pcompute.ids import parse_device_id
 
         parse_device_id(inviter)
-    method, secret = "nearby", b""
+    method, secret = "open" if is_open else "nearby", b""
     if psk is not None:
         from p2pcompute.daemon.admissions import read_psk
 

@@ -701,6 +701,7 @@ def _announce(text: str) -> None:
         ("p2pc join --psk group.key", "where the setting admit.psk names a copy of this file"),
         ("p2pc join --ssh-key ~/.ssh/id_ed25519 --via nova:7878", "where admit.keys lists that key"),
         ("p2pc join --nearby", "where admit.nearby lets everybody on the network in"),
+        ("p2pc join --open --via nova.example.org:7878", "a group that is open to everybody"),
     ],
 )
 @click.argument("code", nargs=-1, metavar="[CODE]")
@@ -708,7 +709,8 @@ def _announce(text: str) -> None:
 @click.option("--psk", metavar="FILE", help="Join by a pre-shared key instead of a code.")
 @click.option("--ssh-key", metavar="FILE", help="Join by an OpenSSH Ed25519 key instead of a code.")
 @click.option("--nearby", is_flag=True, help="Join a group on this network that lets everybody in.")
-@click.option("--inviter", metavar="ID", help="Id that the other computer must have, for --ssh-key and --nearby.")
+@click.option("--open", "is_open", is_flag=True, help="Join a group that is open to everybody (p2pc group policy).")
+@click.option("--inviter", metavar="ID", help="Id that the other computer must have, for the last three.")
 @click.option(
     "--accept",
     type=click.Choice(["none", "wasm", "sandboxed", "all"]),
@@ -722,13 +724,16 @@ def join(
     psk: str | None,
     ssh_key: str | None,
     nearby: bool,
+    is_open: bool,
     inviter: str | None,
     accept: str | None,
     name: str | None,
     json_: bool,
 ) -> int:
     """Join a group with an invitation."""
-    standing = joining.standing_way(psk=psk, ssh_key=ssh_key, nearby=nearby, via=via, inviter=inviter, words=code)
+    standing = joining.standing_way(
+        psk=psk, ssh_key=ssh_key, nearby=nearby, is_open=is_open, via=via, inviter=inviter, words=code
+    )
     invitation = "" if standing is not None else _invitation(" ".join(code) or None, via)
     from p2pcompute.cli import consent
 

@@ -68,6 +68,8 @@ from p2pcompute.limits import (
     INVITE_USES_MAX,
     LIST_CONTENT_BYTES_MAX,
     LIST_ITEMS_MAX,
+    OPEN_PUZZLE_BITS,
+    OPEN_PUZZLE_BITS_MAX,
     QUESTION_ASKED_MAX,
 )
 from p2pcompute.node.explanations import ExplanationView
@@ -127,7 +129,7 @@ _ROLES: Final[dict[str, tuple[str, ...]]] = {"both": MEMBER_ROLES, "worker": ("w
 
 
 class EntryBody(msgspec.Struct, forbid_unknown_fields=True):
-    method: Literal["psk", "key", "nearby"]
+    method: Literal["psk", "key", "nearby", "open"]
     proof: str = ""
     """In hexadecimal: the pre-shared key, or the statement of an OpenSSH key."""
     via: str = ""
@@ -152,6 +154,9 @@ class RemoveBody(msgspec.Struct, forbid_unknown_fields=True):
 class PolicyBody(msgspec.Struct, forbid_unknown_fields=True):
     accept: str | None = None
     """None: as it is."""
+    open: bool | None = None
+    puzzle: int | None = None
+    """Bits of the work at the door of an open group."""
 
 
 class RolesBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -362,7 +367,10 @@ CALLS: Final[tuple[Call, ...]] = (
         "doors",
         "Nodes that let others in by a standing way",
         "object",
-        query=(("method", "string", "psk, key or nearby"), ("via", "string", "HOST:PORT; else the local network")),
+        query=(
+            ("method", "string", "psk, key, nearby or open"),
+            ("via", "string", "HOST:PORT; else the local network"),
+        ),
     ),
     Call("POST", "/v1/join", "join", "Redeem an invitation, or come in by a standing way", "object", body=JoinBody),
     Call("GET", "/v1/idle", "idle", "How much runs on this machine now, and why", "p2pc.idle/1"),
@@ -675,6 +683,15 @@ class Api:
         policy = self._node.policy().in_force
         if body.accept is not None:
             policy = replace(policy, accept=body.accept.strip())
+        if body.puzzle is not None and not 0 <= body.puzzle <= OPEN_PUZZLE_BITS_MAX:
+            raise UsageError(f"the work at the door has 0 to {OPEN_PUZZLE_BITS_MAX} bits", "", code="bad-request")
+        if body.open is False:
+            policy = replace(policy, open_bits=None)
+        elif body.open or (policy.is_open and body.puzzle is not None):
+            known = OPEN_PUZZLE_BITS if policy.open_bits is None else policy.open_bits
+            policy = replace(policy, open_bits=known if body.puzzle is None else body.puzzle)
+        elif body.puzzle is not None:
+            raise UsageError("there is no door to work at", "the group is not open", "p2pc group policy open=true")
         return JsonResponse(policy_json(self._node.set_policy(policy)))
 
     async def leave(self, request: Request) -> Response:

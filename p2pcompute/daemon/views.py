@@ -321,6 +321,8 @@ def policy_json(view: PolicyView) -> dict[str, Any]:
         "schema": "p2pc.policy/1",
         "group": view.group,
         "accept": view.in_force.accept or None,
+        "open": view.in_force.is_open,
+        "puzzle": view.in_force.open_bits,
         "set_by": list(view.set_by),
         "set": time_text(view.set_at),
         "may_change": view.may_change,

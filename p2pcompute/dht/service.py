@@ -135,7 +135,7 @@ class Dht:
         self._scope = scope
         self._group_id = group_id
         self._name = shown_name(name)
-        self._is_open = is_open
+        self.is_open = is_open
         self.counters = DhtCounters()
         self.on_contact: Callable[[Contact], None] = lambda contact: None
         """Called when a peer was verified and entered the table."""
@@ -151,7 +151,7 @@ class Dht:
         self._exchange: Exchange | None = None
         self._run = b""
         self._reach = Reach(self._net.local_addresses(), is_presumed=self._is_founder)
-        self._table = RoutingTable(self._own_id, is_open=self._is_open)
+        self._table = RoutingTable(self._own_id, is_open=self.is_open)
         self._publications = Publications()
         self._is_publishing = False
         self._clients = RoutingTable(self._own_id)
@@ -172,7 +172,7 @@ class Dht:
             self._table,
             self._queries,
             self.counters,
-            is_open=self._is_open,
+            is_open=self.is_open,
         )
         self._verifying: dict[bytes, None] = {}
         self._stopped: asyncio.Future[None]

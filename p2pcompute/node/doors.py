@@ -12,7 +12,7 @@ from p2pcompute.errors import RemoteError, RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.node.membership import GroupCredentials, Joined, clean_name
 from p2pcompute.transport.channels import Channel
-from p2pcompute.trust.admission import PSK, TOKEN, WORDS, Admission, Knock
+from p2pcompute.trust.admission import OPEN, PSK, TOKEN, WORDS, Admission, Knock
 from p2pcompute.trust.invites import Token, invite_id, join_proof, refusal_by_inviter
 from p2pcompute.trust.meetings import BUSY
 from p2pcompute.trust.pake import Exchange
@@ -110,6 +110,15 @@ class Visitor:
             TrustError: it refused, or does not know the key itself.
         """
         return await self._join_by_exchange(channel, PSK, secret, None)
+
+    async def ask_open(self, channel: Channel) -> Any:
+        """Return what an open group asks for at its door.
+
+        Raises:
+            TrustError: it is not open.
+        """
+        (message,) = await self._ask(channel, MEET, [OPEN, b"", self._credentials.name], 1)
+        return message
 
     async def join_with(self, channel: Channel, method: str, proof: Any) -> Joined:
         """Join by a method without a first message.

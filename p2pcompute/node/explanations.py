@@ -227,7 +227,9 @@ async def _ask_all(placement: Placement, requirement: Requirement, peers: Sequen
 
 async def _own(placement: Placement, requirement: Requirement) -> Known:
     """Measure this node, as far as it matters to the job."""
-    names = (*requirement.names, *acceptance_names(placement.accepts_said))
+    names = list(requirement.names)
+    for condition in (placement.accepts, placement.group_accepts):
+        names += acceptance_names(condition)
     attributes = await placement.resources.own(requirement.words, names)
     return Known(attributes, placement.host.clock.wall())
 
@@ -274,8 +276,14 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
             what = "it takes no work of others" if accepts == "false" else f"it takes only jobs with {accepts}"
             verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
             is_why = accepts == "false" or accepts.startswith(ONLY_WASM)
-            fix = "there: p2pc doctor says why" if is_why else "see: p2pc group policy, and there node.accept_if"
+            fix = "there: p2pc doctor says why" if is_why else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
+    if is_of_others and placement.group_accepts:
+        taken = is_accepted(placement.group_accepts, values, job_values(subject.terms, subject.spec, subject.submitter))
+        if taken is not True:
+            what = f"the group takes only jobs with {placement.group_accepts}"
+            verdict = Verdict.UNKNOWN if taken is None else Verdict.NEVER
+            found.append(Finding("policy", verdict, what, "see: p2pc group policy"))
     if is_of_others and isinstance(paused := values.get("paused"), str):
         found.append(Finding("paused", Verdict.LATER, f"paused: {paused}"))
     slots = values.get("slots.total", peer.slots)

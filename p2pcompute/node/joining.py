@@ -22,10 +22,11 @@ from p2pcompute.node.membership import Admitted, GroupCredentials, Joined
 from p2pcompute.node.network import Network
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.messages import Purpose
-from p2pcompute.trust.admission import PSK, Entry
+from p2pcompute.trust.admission import OPEN, PSK, Entry
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, check_may_admit, check_may_grant
 from p2pcompute.trust.invites import Invite, Token, format_token, parse_token
 from p2pcompute.trust.levels import Level, LevelNote
+from p2pcompute.trust.open_door import next_start, read_challenge, work
 from p2pcompute.trust.pins import Pins
 from p2pcompute.trust.words import Code, is_code, parse_code
 
@@ -299,6 +300,9 @@ class Joining:
         raise AssertionError("unreachable")
 
     async def _enter_at(self, entry: Entry, name: str, key: bytes, addresses: Sequence[Address]) -> JoinView:
+        proof = entry.proof
+        if entry.method == OPEN and key:
+            proof = await self._work(key, addresses)
         if entry.method != PSK:
             if entry.inviter is None:
                 raise UsageError("whose key must the other computer have?", "", "--inviter ID", code="which-inviter")
@@ -311,10 +315,23 @@ class Joining:
             if entry.method == PSK:
                 joined = await self._visitor.join_by_psk(channel, entry.proof)
             else:
-                joined = await self._visitor.join_with(channel, entry.method, entry.proof)
+                joined = await self._visitor.join_with(channel, entry.method, proof)
             return await self._enter(joined, channel, addresses)
         finally:
             channel.close()
+
+    async def _work(self, key: bytes, addresses: Sequence[Address]) -> bytes:
+        """Do what an open group asks for at its door; a channel of a joiner does not wait so long."""
+        channel = await self._channels.meet(addresses, key)
+        try:
+            group_id, bits = read_challenge(await self._visitor.ask_open(channel))
+        finally:
+            channel.close()
+        start = int.from_bytes(self._host.crypto.random_bytes(4), "big") << 24
+        while (number := work(group_id, self._identity.public_key, bits, start)) is None:
+            start = next_start(start)
+            await self._host.clock.sleep(0)
+        return number
 
     async def _join_by_token(self, token: Token) -> JoinView:
         addresses: list[Address] = []

@@ -450,7 +450,7 @@ class Members:
         return TrustView(
             key=key,
             name=self._name(key),
-            level=self._levels.level_of(key),
+            level=self._credentials.level_of(key),
             is_self=is_self,
             is_up=is_self or self._network.is_up(key),
             roles=None if member is None else member.roles,

@@ -24,6 +24,7 @@ from p2pcompute.trust.invites import Invite, Invites
 from p2pcompute.trust.levels import Level, Levels
 from p2pcompute.trust.log import REMOVED
 from p2pcompute.trust.log_file import LogKeeper, MemoryLogs
+from p2pcompute.trust.open_door import OpenAdmission
 from p2pcompute.trust.roster import Roster
 
 RENEW: Final = 72
@@ -97,8 +98,14 @@ class GroupCredentials:
         self._about = about
         self.levels = levels or Levels(identity.installation)
         self.invites = Invites(host.crypto)
-        self.admissions: list[Admission] = [TokenAdmission(self.invites), WordsAdmission(self.invites)]
+        self.admissions: list[Admission] = [
+            TokenAdmission(self.invites),
+            WordsAdmission(self.invites),
+            OpenAdmission(host.crypto, lambda: self.group.group_id, self._open_bits),
+        ]
         """How others may be let in."""
+        self.range_of: Callable[[bytes], bytes] = lambda _installation: b""
+        """Names the address range in which an installation was seen; the same for all of whom that is not known."""
         self.on_admitted: Callable[[Invite | None, Admitted], None] = lambda _invite, _admission: None
         """Called when somebody was let in, with the invitation if it was by one."""
         self.on_refused: Callable[[str, TrustError], None] = lambda _address, _refusal: None
@@ -153,6 +160,17 @@ class GroupCredentials:
     def network_keys(self) -> Sequence[bytes]:
         return self._group.keys(self._host.clock.wall())
 
+    def _open_bits(self) -> int | None:
+        """Of the work at our door; None: the group is not open, or this node may not let anybody in."""
+        bits = self.roster.log.policy().open_bits
+        own = self.own_membership_if_any() if bits is not None else None
+        return bits if own is not None and own.may_admit else None
+
+    def open_ways(self) -> list[str]:
+        """The methods by which somebody may be let in now."""
+        now = self._host.clock.now()
+        return [way.method for way in self.admissions if way.preamble_keys(now)]
+
     def invite_keys(self) -> Sequence[bytes]:
         now = self._host.clock.now()
         return list(dict.fromkeys(key for way in self.admissions for key in way.preamble_keys(now)))
@@ -194,6 +212,19 @@ class GroupCredentials:
         about = {sys.intern(word): value for word, value in hello.items() if word in _ABOUT}
         return PeerInfo(key, installation, clean_name(hello.get("name")), about)
 
+    def level_of(self, installation: bytes, /) -> Level:
+        """How far an installation is trusted here; of whom nobody vouches for it is a stranger unless somebody says
+        otherwise."""
+        level = self.levels.level_of(installation)
+        return Level.STRANGER if level is Level.MEMBER and self.is_stranger(installation) else level
+
+    def is_stranger(self, installation: bytes) -> bool:
+        """Whether nobody vouches for an installation; in an open group also when nothing is known of it."""
+        member = self.membership_of(installation)
+        if member is None:
+            return installation != self._identity.installation and self.roster.log.policy().is_open
+        return member.is_stranger
+
     def membership_of(self, installation: bytes) -> Membership | None:
         """What was last checked of a member; None for one that is not known."""
         return self.roster.get(installation)
@@ -201,8 +232,11 @@ class GroupCredentials:
     def cluster_of(self, installation: bytes) -> bytes:
         """Return the first below the founder, or below somebody trusted here, of those who vouch for a member.
 
-        Whoever shares it with others may be the same person: he could have invited himself.
+        Whoever shares it with others may be the same person: he could have invited himself.  Of a stranger it is the
+        range of its address: whoever has one has many keys.
         """
+        if self.is_stranger(installation):
+            return b"range " + self.range_of(installation)
         for _ in range(ADMIT_CHAIN_MAX):
             member = self.membership_of(installation)
             if member is None:
@@ -266,6 +300,7 @@ class GroupCredentials:
             roles=grant.roles,
             wall=wall,
             log=self.roster.log,
+            is_stranger=grant.is_stranger,
         )
         self.roster.check(joiner, [*self.group.chain, entry], wall)
         self.on_admitted(grant.invite, Admitted(joiner, name, str(channel.address)))

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.contacts import Contact, range_of
 from p2pcompute.dht.service import Dht
 from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
 from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
@@ -57,6 +57,13 @@ OWN_ADDRESSES_S = 5.0
 CONTACTS_META = "contacts"
 PORT_META = "port"
 LOOPBACK = "127.0.0.1"
+
+
+def source_range(address: Address) -> bytes:
+    """Return what names the owner of an address; on loopback, where several nodes of a test are, that of the port."""
+    if address.host.startswith("127.") or address.host == "::1":
+        return str(address).encode()
+    return range_of(address.host).encode()
 
 
 class Peers(Mapping[bytes, tuple[Address, ...]]):
@@ -208,6 +215,7 @@ class Network:
             self._dht_scope,
             group_id=group.group_id,
             name=self._credentials.name,
+            is_open=self._credentials.roster.log.policy().is_open,
             is_founder=group.founder == self._credentials.identity.public_key,
         )
         self._dht_port = port
@@ -241,9 +249,14 @@ class Network:
                     port=self.port,
                     group_hint=group_hint(self._credentials.group.network_key),
                     invites=tuple(numbers[:LAN_INVITES_MAX]),
-                    admits=tuple(way.method for way in self._credentials.admissions if way.method in STANDING),
+                    admits=tuple(way for way in self._credentials.open_ways() if way in STANDING),
                 )
             )
+
+    @property
+    def is_open(self) -> bool | None:
+        """Whether the DHT knows that everybody may be in it; None: there is none."""
+        return None if self.dht is None else self.dht.is_open
 
     def rekey(self) -> None:
         """Use the group's present network key, and accept only those that are still accepted."""
@@ -251,6 +264,11 @@ class Network:
             self._dht_port.rekey(self._credentials.network_keys())
             if self._may_announce:
                 self._dht_scope.spawn(self._announce_self(), "announce")
+
+    def range_of(self, key: bytes) -> bytes:
+        """Return what names the address range in which a node was seen; empty: it was not."""
+        addresses = self.peers.get(key, ())
+        return source_range(addresses[0]) if addresses else b""
 
     def invites_changed(self) -> None:
         """Say on the LAN which invitations by words are open, if that is not what was said last."""

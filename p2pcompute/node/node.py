@@ -211,7 +211,7 @@ class Node:
             own_addresses=self.network.own_addresses,
             accepts_others=options.accepts_others,
             fit_of=self.placement.fit_of,
-            level_of=self.credentials.levels.level_of,
+            level_of=self.credentials.level_of,
             cluster_of=self.credentials.cluster_of,
         )
         self.scheduler.owner.is_data = is_data
@@ -239,6 +239,9 @@ class Node:
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
         self.placement.class_of = self.capacity.class_of
+        self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
+        self.placement.is_fenced = self._options.isolation in ("sandbox", "wasm")
+        self.credentials.range_of = self.network.range_of
         self.placement.gives_network = self._options.gives_network
         self.scheduler.on_restarted = self.resources.forget
         self.network.on_peer = self._peer_known
@@ -248,9 +251,11 @@ class Node:
     def _policy_changed(self, policy: GroupPolicy) -> None:
         """Let the policy of the group hold here, also for jobs that are known already."""
         self.placement.group_accepts = policy.accept
+        if self.network.is_open is not None and self.network.is_open is not policy.is_open:
+            self._scope.spawn(self._change_group(self.credentials.group, ()), "open")
         for job in self.scheduler.owner.core.jobs.values():
-            if job.envelope.submitter != self._identity.installation:
-                job.fit = self.placement.fit_of(job.envelope)
+            job.fit = self.placement.fit_of(job.envelope)
+        self.scheduler.wake()
 
     def _membership_renewed(self) -> None:
         self._keep_group(self.credentials.group)
@@ -277,8 +282,8 @@ class Node:
             "slots.total": worker.slot_count,
         }
         static["tag"] = tuple(sorted(key for key, value in self._options.labels.items() if not value))
-        if said := self.placement.accepts_said:
-            static[ACCEPTS] = said
+        if self._accepts:
+            static[ACCEPTS] = self._accepts
         if self._options.isolation:
             static["isolation"] = self._options.isolation
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}

@@ -20,7 +20,6 @@ from p2pcompute.host.interfaces import Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
 from p2pcompute.limits import (
-    ATTRIBUTE_TEXT_CHARS_MAX,
     CLASS_BYTES,
     JOBS_KNOWN_MAX,
     NODES_KNOWN_MAX,
@@ -138,6 +137,10 @@ class Placement:
         """Called with what a job of this node asks of others, while the known ones do not suffice."""
         self.trusts: Callable[[bytes], bool] = lambda _installation: False
         """Whether this node trusts an installation."""
+        self.is_stranger: Callable[[bytes], bool] = lambda _installation: False
+        """Whether nobody vouches for an installation: only WASM modules of it run here, and those in a fence."""
+        self.is_fenced = False
+        """Whether work of others is run in a sandbox or, if it is a WASM module, in a fence."""
         self.gives_network = False
         """Whether tasks of others may reach public addresses from here."""
         self.class_of: Callable[[bytes], int | None] = lambda _key: None
@@ -157,13 +160,6 @@ class Placement:
         if condition != self._group_accepts:
             self._group_accepts = condition
             self._fits.clear()  # who holds one asks it again before each grant; it looks here
-
-    @property
-    def accepts_said(self) -> str:
-        """What others are told of both conditions, as far as it is short enough to be told; they are refused anyway."""
-        both = [condition for condition in (self.accepts, self._group_accepts) if condition]
-        text = " && ".join(f"({condition})" for condition in both) if len(both) > 1 else "".join(both)
-        return text if len(text) <= ATTRIBUTE_TEXT_CHARS_MAX else self.accepts or self._group_accepts
 
     def takes(self, node: Mapping[str, Value], job: Mapping[str, Value]) -> bool:
         """Return whether this node takes a job of another installation: unknown is not enough."""
@@ -187,12 +183,14 @@ class Placement:
             self.counters.impossible_count += 1
             return JobFit(self, job, None, {})
         is_chosen = bool(job.terms.on or job.terms.not_on)
-        has_condition = bool(self.accepts or self._group_accepts) and job.submitter != self.installation
-        if needs.is_plain and not is_chosen and not has_condition and not spec.network:
+        has_condition = bool(self._group_accepts) or (bool(self.accepts) and job.submitter != self.installation)
+        may_be_strange = self.is_stranger(job.submitter) and job.submitter != self.installation
+        if needs.is_plain and not is_chosen and not has_condition and not spec.network and not may_be_strange:
             return None
         fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
         fit.is_for_trusting = spec.is_built or spec.kind is TaskKind.CONTAINER
         fit.wants_network = spec.network
+        fit.is_module = spec.kind is TaskKind.WASM
         return fit
 
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:
@@ -247,6 +245,8 @@ class JobFit:
         """Packages have to be built, or a container is run: for those whom this node trusts only."""
         self.wants_network = False
         """Its tasks reach public addresses: on nodes only that give them a network."""
+        self.is_module = False
+        """Its tasks are WASM modules."""
         self._submitter = job.submitter
         self._verdicts: dict[bytes, tuple[Knowledge, float, bool | None, float]] = {}
         """Node → (what it rests on, until when it stands, whether it fits, rank)."""
@@ -324,7 +324,8 @@ class JobFit:
         view = View(known.values, self._values)
         fits = self.requirement.fits(view)
         accepts = known.values.get(ACCEPTS)
-        if fits is not False and isinstance(accepts, str) and is_accepted(accepts, known.values, self._values) is False:
+        conditions = (accepts if isinstance(accepts, str) else "", placement.group_accepts)
+        if any(is_accepted(condition, known.values, self._values) is False for condition in conditions):
             fits = False
         if fits is None:
             placement.ask(key, self.requirement.words)
@@ -353,6 +354,8 @@ class JobFit:
     def _is_welcome(self) -> bool:
         if self._is_own:
             return True
+        if self._placement.is_stranger(self._submitter) and not (self.is_module and self._placement.is_fenced):
+            return False
         is_trusted = not self.is_for_trusting or self._placement.trusts(self._submitter)
         return is_trusted and (not self.wants_network or self._placement.gives_network)
 

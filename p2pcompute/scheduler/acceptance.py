@@ -152,6 +152,8 @@ class Acceptance:
             return True
         if level is Level.BLOCKED or job.envelope.terms.trust == "trusted":
             return False
+        if level is Level.STRANGER and job.envelope.terms.trust != "any":
+            return False
         record = self.records.get(installation)
         return record is None or not record.banned
 

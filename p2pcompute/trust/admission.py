@@ -10,6 +10,7 @@ first message where the method has one, then its proof.  What follows is the sam
 | psk | that it knows the pre-shared key (`pake`) | it knows that key too |
 | key | a statement of an OpenSSH key that the member has on its list (`ssh_keys`) | its key is pinned at first use |
 | nearby | that it is on this network | its key is pinned at first use |
+| open | some work for its key (`open_door`), in a group that is open to everybody | its key is pinned at first use |
 
 All but tokens are tried by strangers, at a limited rate (`meetings`).
 """
@@ -35,7 +36,8 @@ WORDS: Final = "words"
 PSK: Final = "psk"
 KEY: Final = "key"
 NEARBY: Final = "nearby"
-STANDING: Final = (PSK, KEY, NEARBY)
+OPEN: Final = "open"
+STANDING: Final = (PSK, KEY, NEARBY, OPEN)
 """Methods that are open as long as a node's settings say so; they are announced on the local network."""
 METHOD_CHARS_MAX: Final = 16
 ROLES_UNASKED: Final = ("submit", "work")
@@ -70,6 +72,8 @@ class Grant:
     """What a joiner is admitted with."""
 
     roles: tuple[str, ...]
+    is_stranger: bool = False
+    """Nobody vouches for it."""
     proof: bytes = b""
     """Shows the joiner that this member knows the secret too, in methods with a secret."""
     invite: Invite | None = None

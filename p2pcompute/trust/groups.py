@@ -82,6 +82,8 @@ MEMBER_RANK: Final = ADMIN_RANK + 1
 GROUP_FILE: Final = "group.cbor"
 MEMBER_ROLES: Final = ("submit", "work", "invite")
 """What a new member may do unless the inviter says otherwise."""
+STRANGER_ROLES: Final = ("submit", "work")
+"""What somebody may do at most for whom nobody vouches."""
 NETWORK_KEY_BYTES: Final = 32
 GROUP_ID_BYTES: Final = 32
 _NONCE_BYTES: Final = 16
@@ -151,6 +153,8 @@ class Membership:
     """1 for the founder, at most ADMIT_CHAIN_MAX."""
     rank: int
     """FOUNDER_RANK, that of an heir, ADMIN_RANK or MEMBER_RANK: who has a higher one (a lower number) may limit it."""
+    is_stranger: bool = False
+    """It came in by the door of an open group: nobody vouches for it."""
 
     @property
     def may_admit(self) -> bool:
@@ -185,6 +189,7 @@ class Admission:
     """In the founder's entry only."""
     is_heir: bool = True
     """The founder is one, and those to whom only such entries lead."""
+    is_stranger: bool = False
 
 
 class Judge(Protocol):
@@ -267,6 +272,7 @@ def admit(
     log: Judge | None = None,
     inviter: bytes | None = None,
     is_heir: bool = False,
+    is_stranger: bool = False,
 ) -> bytes:
     """Return a signed admit entry for `subject_key`; its chain is `group.chain` plus this entry.
 
@@ -276,6 +282,7 @@ def admit(
         log: of the group; who was removed is a member again by this entry.
         inviter: who let the subject in, when that was another one.
         is_heir: see `name_heir`.
+        is_stranger: nobody vouches for it; it may get STRANGER_ROLES only.
 
     Raises:
         TrustError: this installation may not admit, its own entry has ended, it lacks a role that it would
@@ -305,6 +312,8 @@ def admit(
     }
     if inviter is not None and inviter != identity.public_key:
         entry["inviter"] = inviter
+    if is_stranger:
+        entry["stranger"] = True
     if log is not None and (heads := log.heads(subject_key)):
         entry["after"] = list(heads)
     return identity.sign_envelope(ADMIT_TYPE, entry)
@@ -389,7 +398,17 @@ def renew(
     )
     if member.expires == math.inf:
         return tuple(chain)
-    entry = admit(identity, group, crypto, subject, roles=member.roles, wall=wall, log=log, inviter=member.inviter)
+    entry = admit(
+        identity,
+        group,
+        crypto,
+        subject,
+        roles=member.roles,
+        wall=wall,
+        log=log,
+        inviter=member.inviter,
+        is_stranger=member.is_stranger,
+    )
     return (*group.chain, entry)
 
 
@@ -493,6 +512,7 @@ def check_chain(
         founder=root.signer,
         chain_length=len(chain),
         rank=ranks_of(steps)[-1] if "admin" in roles else MEMBER_RANK,
+        is_stranger=last.is_stranger,
     )
 
 
@@ -569,8 +589,27 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
     inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else opened.signer
     after = digests_of(body.get("after", []), LOG_HEADS_MAX)
     return Admission(
-        digest, opened.signer, subject, roles, issued, float(expires), previous, inviter, after, b"", "", is_heir
+        digest,
+        opened.signer,
+        subject,
+        roles,
+        issued,
+        float(expires),
+        previous,
+        inviter,
+        after,
+        b"",
+        "",
+        is_heir,
+        _is_stranger(body, roles),
     )
+
+
+def _is_stranger(body: dict[Any, Any], roles: tuple[str, ...]) -> bool:
+    is_stranger = body.get("stranger", False)
+    if type(is_stranger) is not bool or (is_stranger and any(role not in STRANGER_ROLES for role in roles)):
+        raise RemoteProtocolError("a stranger who may do more than strangers may")
+    return is_stranger
 
 
 def digests_of(value: Any, count_max: int) -> tuple[bytes, ...]:

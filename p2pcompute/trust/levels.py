@@ -34,6 +34,9 @@ class Level(StrEnum):
     """As good as this machine: its results are believed."""
     MEMBER = "member"
     """Its work runs in a sandbox, and its results are checked until they are credible."""
+    STRANGER = "stranger"
+    """Of a member for whom nobody vouches, in an open group: only WASM modules of it run, and it gets only work that
+    may be done by anybody.  Nobody sets it."""
     BLOCKED = "blocked"
     """Nothing: no connection, no work, no result."""
 

@@ -269,7 +269,7 @@ class GroupLog:
 
     def policy(self) -> GroupPolicy:
         """Return what holds in the group."""
-        return strictest(entry.policy for entry in self.policies() if entry.policy is not None)
+        return strictest([entry.policy for entry in self.policies() if entry.policy is not None])
 
     def missing_of(self, ids: Iterable[bytes], *, bytes_max: int) -> list[list[Any]]:
         """Return entries that are not among `ids` (beginnings of ids of one length), each after those that it names.

@@ -1,6 +1,7 @@
 """The members of a group that this node knows, under the group's log.
 
-Pure: the time comes with the call.  Bound: ROSTER_MAX members; the one that was learned longest ago goes.
+Pure: the time comes with the call.  Bound: ROSTER_MAX members; the one that was learned longest ago goes, of
+those for whom nobody vouches if there are any.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Roster:
         self._known.pop(installation, None)
         self._known[installation] = (chain, member)
         if len(self._known) > ROSTER_MAX:
-            del self._known[next(iter(self._known))]
+            strangers = (key for key, (_chain, one) in self._known.items() if one.is_stranger)
+            del self._known[next(strangers, next(iter(self._known)))]
 
     def learn(self, chain: Any, wall: float, *, is_asked: bool = False) -> bytes | None:
         """Take the chain of a member from somebody else; returns whose it is when it is worth more than the known one.
