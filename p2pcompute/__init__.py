@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2pcompute.api.options import TaskInfo, TaskOptions
     from p2pcompute.api.remote_function import RemoteFunction
     from p2pcompute.api.shell import Completed
-    from p2pcompute.api.shortcuts import function, map, sh
+    from p2pcompute.api.shortcuts import function, map, sh, wasm
     from p2pcompute.errors import (
         BadValue,
         InputFailed,
@@ -70,6 +70,7 @@ __all__ = [
     "get_job",
     "map",
     "sh",
+    "wasm",
 ]
 
 _HOMES = {
@@ -84,7 +85,7 @@ _HOMES = {
     "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),
     "p2pcompute.api.shell": ("Completed",),
     "p2pcompute.api.remote_function": ("RemoteFunction",),
-    "p2pcompute.api.shortcuts": ("function", "map", "sh"),
+    "p2pcompute.api.shortcuts": ("function", "map", "sh", "wasm"),
     "p2pcompute.execution.calls": ("Shared", "call"),
     "p2pcompute.execution.checkpoints": ("checkpoint",),
     "p2pcompute.errors": (

@@ -29,6 +29,8 @@ class OpenJob:
     kind: TaskKind = TaskKind.FUNCTION
     read: Read | None = None
     """Makes the value of an outcome; None unpickles it."""
+    fuel: int | None = None
+    """Of WASI modules: instructions that a task may execute."""
     is_single: bool = False
     """Of one `start_map` or `sh`: sealed when its inputs are in, cancelled as a whole."""
     job_id: bytes = b""

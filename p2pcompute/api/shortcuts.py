@@ -1,4 +1,4 @@
-"""`p2pcompute.map`, `sh` and `function`, on the executor that the process shares."""
+"""`p2pcompute.map`, `sh`, `wasm` and `function`, on the executor that the process shares."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.remote_function import RemoteFunction
 from p2pcompute.api.shared import shared_executor
 from p2pcompute.api.shell import Completed, start_commands
+from p2pcompute.api.wasm import start_modules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +64,37 @@ def sh(
         to=to,
         options=TaskOptions().changed(**options),
         name=name,
+    )
+
+
+def wasm(
+    module: str | os.PathLike[str] | bytes,
+    inputs: Iterable[bytes] = (b"",),
+    *,
+    args: Sequence[str] = (),
+    entry: str = "_start",
+    fuel: int | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> Job[bytes]:
+    """Run a WASI program for each input, in parallel; the values of the job are what each has printed.
+
+    It reads the input from its standard input, and comes to the same bytes on every node.  Without `inputs` it runs
+    once.  One that exits with another code than 0 fails: its future raises `TaskError`.
+
+    Args:
+        module: its file, or its content.
+        args: its arguments, the same for all.
+        entry: where it begins; WASI knows "_start" only.
+        fuel: instructions that a task may execute.
+        options: fields of `TaskOptions`.
+
+    Raises:
+        UsageError: it is no module, or an option cannot mean anything.
+    """
+    chosen = TaskOptions().changed(**options)
+    return start_modules(
+        shared_executor(), module, inputs, args=args, entry=entry, fuel=fuel, options=chosen, name=name
     )
 
 

@@ -215,6 +215,8 @@ class View:
             self._finish_sending()
             return Outcome(exit_code=EXIT_HANGUP)
         finally:
+            if self.printer.live is not None:
+                self.printer.live.stop()
             self._reader.stop()
             self.display.close(self.progress)
 
@@ -231,6 +233,11 @@ class View:
                 job = self._show(batch)
                 if job is not None:
                     return Outcome(job, self._exit_code_of_signals())
+            if self.printer.has_live_lines:
+                with self.display.aside():
+                    self.printer.print_live()
+                    sys.stdout.buffer.flush()
+                    sys.stderr.buffer.flush()
             self.display.update(self.progress)
             if self._stall.is_due(time.monotonic()):
                 self._say_why()

@@ -17,7 +17,7 @@ from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument
 from p2pcompute.cli.kept_connection import open_kept
-from p2pcompute.cli.live_output import LiveOutput
+from p2pcompute.cli.live_output import LiveOutput, node_tag
 from p2pcompute.cli.output import (
     duration_text,
     moment_of,
@@ -57,6 +57,7 @@ SAME_NAMED_MAX: Final = 10
 @click.option("--since", metavar="DURATION", help="Only tasks that started within this.")
 @click.option("--timestamps", is_flag=True, help="With the time at which each task started.")
 @click.option("--raw", is_flag=True, help="Output alone: no headings, nothing left out.")
+@click.option("--node", metavar="NODE", help="This machine's node's own log instead; NODE is its name, or self.")
 def logs(
     *,
     json_: bool,
@@ -68,8 +69,14 @@ def logs(
     since: str | None,
     timestamps: bool,
     raw: bool,
+    node: str | None,
 ) -> int:
     """Output of tasks, also from nodes that have left."""
+    if node is not None:
+        from p2pcompute.cli.node_log import show_node_log
+
+        _check_alone(ref, json=json_, failed=failed, since=since, timestamps=timestamps, stderr=is_stderr is not None)
+        return show_node_log(node, lines=lines, follow=follow)
     from p2pcompute.config import parse_duration
 
     since_s = parse_duration(since) if since else None
@@ -126,18 +133,25 @@ def logs(
     return job_exit_code(last)
 
 
+def _check_alone(ref: Reference, **flags: object) -> None:
+    """Raises UsageError for what is about tasks, beside --node."""
+    given = [f"--{name}" for name, value in flags.items() if value] + ([ref.job] if ref.job != "last" else [])
+    if given:
+        raise UsageError(f"{given[0]} is about tasks", "--node shows what a node says of itself", "leave it out")
+
+
 def _live(
     connection: Connection, job: Mapping[str, Any], ref: Reference, streams: Sequence[str], *, is_tagged: bool
 ) -> LiveOutput:
     """Begin to print what running tasks print."""
     out = SafeStream(sys.stdout.buffer)
 
-    def write(data: bytes) -> None:
+    def write(_name: str, data: bytes) -> None:
         out.begin()
         out.write(data)
         out.flush()
 
-    live = LiveOutput(connection, job["id"], ref, streams, write, is_tagged=is_tagged)
+    live = LiveOutput(connection, job["id"], ref, streams, write, node_tag if is_tagged else lambda _task: b"")
     live.start()
     return live
 

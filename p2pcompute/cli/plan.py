@@ -23,6 +23,7 @@ from p2pcompute.cli.inputs import Row, Source, SourceKind, parse_range, split_ar
 from p2pcompute.cli.output import count_text, one_line
 from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, parse
 from p2pcompute.errors import UsageError
+from p2pcompute.limits import WASM_MODULE_BYTES_MAX
 
 if TYPE_CHECKING:
     from p2pcompute.execution.locking import Requirements
@@ -32,8 +33,6 @@ _MODULE_FUNCTION: Final = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)::
 _MODULE_FILE: Final = re.compile(r"[^\s{}]+\.wasm")
 _HASH_BYTES: Final = 1 << 20
 _MODULE_HEAD: Final = b"\0asm"
-MODULE_BYTES_MAX: Final = 32 << 20
-"""It goes to the node in one request, as text."""
 PEEKED_ROWS: Final = 64
 """Rows that the preflight looks at."""
 BATCH_TARGET_S: Final = 0.5
@@ -155,9 +154,9 @@ def read_module(path: str) -> Function:
     """
     check_readable(path, "WASM module")
     with open(path, "rb") as file:
-        code = file.read(MODULE_BYTES_MAX + 1)
-    if len(code) > MODULE_BYTES_MAX:
-        raise UsageError(f"{path!r} is too large", f"a module has up to {MODULE_BYTES_MAX >> 20} MiB", "strip it")
+        code = file.read(WASM_MODULE_BYTES_MAX + 1)
+    if len(code) > WASM_MODULE_BYTES_MAX:
+        raise UsageError(f"{path!r} is too large", f"a module has up to {WASM_MODULE_BYTES_MAX >> 20} MiB", "strip it")
     if not code.startswith(_MODULE_HEAD):
         raise UsageError(
             f"{path!r} is no WebAssembly module",

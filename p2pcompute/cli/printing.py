@@ -13,12 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, Final, cast
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from p2pcompute.cli.connection import Connection, Download
 from p2pcompute.cli.output import count_text, is_terminal, leave_line, one_line
 from p2pcompute.cli.terminal_text import SafeStream, safe_text
 from p2pcompute.errors import P2pcError
+
+if TYPE_CHECKING:
+    from p2pcompute.cli.live_output import LiveOutput
 
 HELD_BYTES_MAX: Final = 8 * 1024 * 1024
 STORED_S_MAX: Final = 10.0
@@ -330,6 +334,29 @@ class Printer:
         """Tasks that are not at their turn; None = let go, to be fetched again."""
         self._held_bytes = 0
         self._ended = _Marks()
+        self.live: LiveOutput | None = None
+        """Shows what tasks print while they run; its lines wait here until they can be printed."""
+        self._live_lines: deque[tuple[str, bytes]] = deque()
+
+    def tag_line(self, task: Task) -> bytes:
+        """Return what lines of a task begin with."""
+        return tag_of(task) if self._tag else b""
+
+    def put_live(self, name: str, line: bytes) -> None:
+        """Take a line of a running task; by any thread."""
+        self._live_lines.append((name, line))
+
+    @property
+    def has_live_lines(self) -> bool:
+        return bool(self._live_lines)
+
+    def print_live(self) -> None:
+        """Print the lines of running tasks that wait."""
+        while self._live_lines:
+            name, line = self._live_lines.popleft()
+            stream = self._out if name == "stdout" else self._err
+            stream.begin()
+            stream.write(line)
 
     def stop(self) -> None:
         """Print nothing from now on."""
@@ -385,9 +412,10 @@ class Printer:
             self._errors.take(task)
 
     def _text(self, task: Task) -> None:
-        tag = tag_of(task) if self._tag else b""
+        tag = self.tag_line(task)
         try:
-            for name, stream in (("stdout", self._out), ("stderr", self._err)):
+            is_shown = self._rest(task)
+            for name, stream in (("stdout", self._out), ("stderr", self._err)) if not is_shown else ():
                 stream.begin()
                 if not tag:
                     self._contents.copy(task, name, cast("IO[bytes]", stream))
@@ -401,6 +429,15 @@ class Printer:
         if self._kind == "function" and task.get("state") == "done":
             for text in values_of(task, self._contents):
                 self._out.write(tag + text.encode("utf-8", "backslashreplace") + b"\n")
+
+    def _rest(self, task: Task) -> bool:
+        """Print what is left of a task of which something was shown while it ran; False: nothing was."""
+        if self.live is None:
+            return False
+        with self.live.lock:
+            is_shown = self.live.rest(task, partial(self._contents.lines, task))
+        self.print_live()
+        return is_shown
 
 
 def tag_of(task: Task) -> bytes:

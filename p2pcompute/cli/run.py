@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
-from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.inputs import BLOCK_BYTES_MAX, Inputs, Reading, Row
 from p2pcompute.cli.output import count_text, is_terminal, one_line, plural, print_json, say
 from p2pcompute.cli.plan import (
@@ -90,6 +90,7 @@ SECTIONS: Final = {
         "joblog",
         "keep_order",
         "tag",
+        "line_buffer",
         "output",
         "progress",
         "plot",
@@ -137,6 +138,8 @@ class Request:
     batch: str
     keep_order: bool
     tag: bool
+    is_live: bool
+    """Lines are printed as they come."""
     output: str
     progress: str
     plot: Path | None
@@ -279,6 +282,13 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 )
 @click.option("-k", "--keep-order", is_flag=True, help="Print output in input order.")
 @click.option("--tag", is_flag=True, help="Start each output line with its input.")
+@click.option(
+    "--line-buffer",
+    "--lb",
+    "line_buffer",
+    is_flag=True,
+    help="Print lines as they come instead of task by task; at most 16 running tasks at once.",
+)
 @click.option("--output", type=click.Choice(["text", "jsonl", "none"]), default="text", help="What goes to stdout.")
 @click.option(
     "--progress",
@@ -512,6 +522,7 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         batch=batch,
         keep_order=flags["keep_order"],
         tag=flags["tag"],
+        is_live=_is_live(flags),
         output="none" if flags["json_"] else flags["output"],
         progress=flags["progress"],
         name=flags["name"] or _job_name(command, kind),
@@ -614,6 +625,25 @@ def _check_image(name: str) -> None:
             "podman save -o image.tar NAME; p2pc run --kind container image.tar …",
             code="image",
         )
+
+
+def _is_live(flags: Mapping[str, Any]) -> bool:
+    """Return whether lines are printed as they come.
+
+    Raises:
+        UsageError: another flag says that they are not.
+    """
+    if not flags["line_buffer"]:
+        return False
+    for other, is_given in (
+        ("--keep-order", flags["keep_order"]),
+        ("--detach", flags["detach"]),
+        ("--json", flags["json_"]),
+        (f"--output {flags['output']}", flags["output"] != "text"),
+    ):
+        if is_given:
+            raise UsageError(f"--lb and {other} cannot both be", "lines come as tasks print them", "leave one out")
+    return True
 
 
 def _sandbox(word: str, kind: str) -> str:
@@ -1092,6 +1122,13 @@ class _Run:
             keep_order=request.keep_order,
             tag=request.tag,
         )
+        if request.is_live:
+            from p2pcompute.cli.live_output import LiveOutput
+
+            everything, streams = Reference(str(job["alias"])), ("stdout", "stderr")
+            place = (connection, str(job["id"]), everything, streams)
+            printer.live = LiveOutput(*place, printer.put_live, printer.tag_line)
+            printer.live.start()
         self._failures = failures = Failures(
             Contents(connection, str(job["id"])),
             is_stderr_shown=request.output == "text",

@@ -49,3 +49,28 @@ def test_logs_outlive_the_node(mesh: Mesh) -> None:
     assert ada.p2pc("logs", "last/0", "--raw", "--stderr").check().out == "trouble\n"
     ada.restart()
     assert ada.p2pc("logs", "last/0", "--raw", "--stdout").check().out == wanted
+
+
+def test_run_prints_lines_as_they_come(pair: list[Daemon]) -> None:
+    """With --lb: from tasks that run at once, with their tags, each line once, errors to standard error."""
+    ada, _bob = pair
+    text = "echo begun; echo trouble >&2; while ! test -e {}; do sleep 0.05; done; echo over; printf unfinished"
+    gates = [str(ada.home / name) for name in ("one", "two")]
+    running = ada.begin("run", "--on", "ada", "--lb", "--tag", text, ":::", *gates)
+    wanted = [f"{gate}\tbegun\n".encode() for gate in gates]
+    until(lambda: all(line in running.out for line in wanted), 20, "both are shown while they run")
+    for gate in gates:
+        (ada.home / gate).touch()
+    done = running.finish().check()
+    assert sorted(done.lines) == sorted(f"{gate}\t{word}" for gate in gates for word in ("begun", "over", "unfinished"))
+    assert all(done.err.count(f"{gate}\ttrouble\n") == 1 for gate in gates)
+    assert ada.p2pc("run", "--lb", "-k", "true", ":::", "1").code == 2
+
+
+def test_the_log_of_a_node(pair: list[Daemon]) -> None:
+    """Of this machine's, by its name; another one's is said to be elsewhere."""
+    ada, _bob = pair
+    assert "daemon" in ada.p2pc("logs", "--node", "ada", "-n", "500").check().out
+    assert len(ada.p2pc("logs", "--node", "self", "-n", "1").check().lines) == 1
+    assert "on its own machine" in ada.p2pc("logs", "--node", "bob").check(2).err
+    ada.p2pc("logs", "--node", "ada", "--failed").check(2)
