@@ -50,6 +50,8 @@ class Command(click.Command):
         self.params += [_counted("quiet"), _counted("verbose")]
         self.examples = examples
         self.sections = sections or {}
+        if self.epilog is None and any("/TASKS" in (param.metavar or "") for param in self.params):
+            self.epilog = "Tasks count from 0: the first one, of which {#} was 1, is JOB/0."
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_help_text(ctx, formatter)

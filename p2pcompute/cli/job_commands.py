@@ -166,7 +166,7 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--ticket", is_flag=True, help="A signed ticket with which another machine can attach.")
 @reference_argument
 def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int:
-    """Everything about one job or task.  Tasks count from 0."""
+    """Everything about one job or task."""
     connection = open_kept()
     job = find_job(connection, ref)
     if ticket:

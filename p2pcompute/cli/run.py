@@ -318,7 +318,8 @@ def run(context: click.Context, /, **flags: Any) -> int:
 
     TARGET is a command, one quoted shell string, file.py::function, package.module::function, x.wasm (a WASI
     preview 1 program), or with --kind container an image, by name or as an archive (podman save).  {} stands for the
-    input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its number.
+    input, {.} {/} {//} {/.} for parts of it, {1} {2} for columns, {#} for its number from 1 (in `show`, `logs` and
+    tables tasks count from 0).
     """
     words = [flags["target"], *flags["args"]]
     _check_text(words)
