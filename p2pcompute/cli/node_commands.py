@@ -116,6 +116,11 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
     if group["is_alone"]:
         slots = document["slots"]
         lines = [f"{node['name']} is {node['state']}, alone: {slots['busy']} of {plural(slots['total'], 'slot')} busy."]
+    elif group.get("is_removed"):
+        lines = [
+            f"{node['name']} is {node['state']}, removed from group {group['name']}: it works for itself, "
+            f"{busy} of {plural(total, 'slot')} busy."
+        ]
     else:
         lines = [
             f"{node['name']} is {node['state']} in group {group['name']}: "
@@ -125,7 +130,7 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
             lines.append(
                 f"{plural(unmet, 'more node')} heard, not shown to be {'a member' if unmet == 1 else 'members'} yet."
             )
-    if with_peers and not group["is_alone"]:
+    if with_peers and not group["is_alone"] and not group.get("is_removed"):
         lines += ["", peers_table(peers, node), ""]
     notes = [*document["notes"], *version_notes(peers, node)]
     if node.get("paused_because"):

@@ -122,6 +122,7 @@ def status_json(node: NodeFacade) -> dict[str, Any]:
             "hint": status.group_hint.hex(),
             "members_known": status.members_known,
             "is_alone": status.is_alone,
+            "is_removed": status.is_removed,
         },
         "slots": {"total": status.slots_total, "busy": status.slots_busy},
         "peers": [peer_json(peer) for peer in node.peers()],

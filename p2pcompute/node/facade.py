@@ -91,6 +91,8 @@ class NodeStatus:
     slots_busy: int
     jobs_running: int
     jobs_waiting: int
+    is_removed: bool = False
+    """This node was removed from its group, and works for itself."""
     dht: DhtStatus | None = None
     """None while there is no network."""
     seeds: tuple[SeedView, ...] = ()

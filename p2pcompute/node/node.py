@@ -400,6 +400,7 @@ class Node:
             group_name=group.name,
             group_id=group.group_id,
             is_alone=not group.is_open_to_others,
+            is_removed=bool(self.members.removed_text),
             members_known=1 + len(self.scheduler.peers) + len(self.network.away()),
             slots_total=worker.slot_count,
             slots_busy=worker.busy_slots,
@@ -416,7 +417,8 @@ class Node:
         )
 
     def peers(self) -> Sequence[PeerView]:
-        return views.peers(self._options.name, self._identity, self.scheduler, self.network, self.credentials)
+        found = views.peers(self._options.name, self._identity, self.scheduler, self.network, self.credentials)
+        return found[:1] if self.members.removed_text else found  # the others are none of its group's any more
 
     def nearby(self) -> Sequence[NearbyView]:
         found = [

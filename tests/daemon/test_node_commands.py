@@ -329,6 +329,9 @@ def test_status_names_what_to_look_at() -> None:
     assert "not seen for 12.0 s" in text and "1.4.0 !" in text
     assert "2 things to look at" in lines and "\x1b" not in text, "a peer's name must not move our cursor"
     assert lines[-1] == "Jobs: 1 running, 0 waiting"
+    removed = {**document, "group": {**document["group"], "is_removed": True}, "peers": document["peers"][:1]}
+    lines = node_commands.status_text(removed, with_peers=True).splitlines()
+    assert lines[0] == "nova is working, removed from group home-lab: it works for itself, 8 of 8 slots busy."
 
 
 def test_config_commands(home: MakeHome) -> None:

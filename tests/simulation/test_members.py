@@ -7,15 +7,20 @@ import hashlib
 
 import pytest
 
-from p2pcompute.errors import TrustError
-from p2pcompute.node.log_exchange import LOG_NEWS
+from p2pcompute.errors import RemoteProtocolError, TrustError
+from p2pcompute.host.real_crypto import RealCrypto
+from p2pcompute.identity.keys import create_identity
+from p2pcompute.limits import LOG_KEEPERS_ASKED, LOG_RECORDS_MAX
+from p2pcompute.node.log_exchange import LOG_NEWS, LogExchange
+from p2pcompute.node.log_records import join_pieces, pieces_of, read_piece
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.trust import roster
 from p2pcompute.trust.admission import Grant
-from p2pcompute.trust.groups import MEMBER_ROLES
-from p2pcompute.trust.log import LOG_TYPE, REMOVED
+from p2pcompute.trust.groups import MEMBER_ROLES, found_group
+from p2pcompute.trust.log import LOG_TYPE, REMOVED, GroupLog, make_policy
+from p2pcompute.trust.policy import GroupPolicy
 
 
 def key(member: Member) -> bytes:
@@ -66,6 +71,8 @@ def test_all_cut_a_removed_member_off_within_seconds(seed: int) -> None:
                 assert all(channel.peer.installation != key(bad) for channel in member.running.channels.all())
                 assert key(bad) not in member.running.network.peers
             assert bad.running.members.removed_text
+            await asyncio.sleep(60)  # it goes on trying to reach them
+            assert [peer.state for peer in bad.running.peers()] == ["self"] and bad.running.status().is_removed
             keys = {member.running.credentials.group.network_key for member in others(mesh, bad)}
             assert len(keys) == 1 and bad.group.network_key not in keys
             assert holds_of(mesh, bad) == 0
@@ -102,6 +109,55 @@ def test_all_know_all_soon_and_hardly_anything_is_told_twice() -> None:
             mesh.check_errors()
 
         simulation.run(main())
+
+
+def test_who_meets_nobody_that_knows_finds_a_removal_in_the_dht(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The founder is away, and those who are there say nothing: they could be new, or friends of the removed."""
+    with Simulation(11) as simulation:
+        mesh = Mesh(simulation, 12, runner=RunnerModel(slot_count=1))
+        founder, away, bad = mesh.members[0], mesh.members[5], mesh.members[7]
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(20)
+            mesh.crash(away)
+            await founder.host.call(_remove(founder, bad))
+            await asyncio.sleep(30)
+            mesh.crash(founder)
+            mesh.crash(bad)
+            monkeypatch.setattr(LogExchange, "_on_sync", _say_nothing)
+            monkeypatch.setattr(LogExchange, "tell", lambda *_args, **_more: None)
+            await mesh.restart(away)
+            await asyncio.sleep(15)
+            roster = away.running.credentials.roster
+            assert key(bad) in roster, "nobody has told it"
+            await until(lambda: key(bad) not in roster and key(bad) in roster.removed(), 120.0)
+            records = away.running.members.records
+            assert records.learned_count >= 1 and records.asked_count <= LOG_KEEPERS_ASKED
+            mesh.check_errors()
+
+        simulation.run(main())
+
+
+async def _say_nothing(_exchange: LogExchange, _channel: object, _body: object) -> object:
+    return [[], [], [], True]
+
+
+def test_a_log_in_pieces_is_whole_again_or_nothing() -> None:
+    crypto = RealCrypto()
+    founder = create_identity(crypto)
+    group = found_group(founder, crypto, "lab", 1e9)
+    log = GroupLog(crypto, group)
+    assert pieces_of(log) == []
+    for number in range(60):
+        entry = make_policy(founder, group, log, crypto, GroupPolicy(accept=f"job.cpus<{number}"), wall=1e9)
+        log.add(entry, wall=1e9)
+    pieces = [read_piece(piece) for piece in pieces_of(log)]
+    assert 10 < len(pieces) <= LOG_RECORDS_MAX and [one[1] for one in pieces] == list(range(len(pieces)))
+    entries = join_pieces([one[3] for one in pieces])
+    assert entries == [entry.wire for entry in log][-len(entries) :] and len(entries) >= 15
+    with pytest.raises(RemoteProtocolError):
+        join_pieces([one[3] for one in pieces[:-1]])
 
 
 async def _remove(by: Member, whom: Member) -> None:
