@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcompute.cli import doctor
 from p2pcompute.cli.main import run_command
 from p2pcompute.execution import sandbox
 from tests.e2e.test_hostile import why_no_sandbox
@@ -31,6 +32,11 @@ def test_missing_bubblewrap(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     shown = capsys.readouterr().out
     assert "bubblewrap is not installed" in shown and "apt-get install bubblewrap" in shown
     assert ("only when it is a WASM module" if find_spec("wasmtime") else "is refused") in shown
+    monkeypatch.setattr(doctor, "find_uv", lambda: None)
+    run_command(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    at = next(index for index, line in enumerate(lines) if line.split()[1] == "uv")
+    assert lines[at].startswith("--") and "pip install 'p2pcompute[uv]'" in lines[at + 1]
     monkeypatch.setenv("P2PC_NODE__ACCEPT", "none")
     assert run_command(["doctor"]) == 0
 
@@ -41,5 +47,12 @@ def test_all_is_well(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["doctor", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert all(check["is_good"] is not False for check in checks)
-    assert {check["name"] for check in checks} >= {"work of others", "bubblewrap", "sandbox", "Landlock", "wasmtime"}
+    assert {check["name"] for check in checks} >= {
+        "work of others",
+        "bubblewrap",
+        "sandbox",
+        "Landlock",
+        "wasmtime",
+        "uv",
+    }
     assert not list(home.iterdir()), "it changes nothing"
