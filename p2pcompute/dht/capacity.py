@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.contacts import Contact, place_of, range_of
 from p2pcompute.dht.exchange import DhtCounters, Verified
 from p2pcompute.dht.index import LevelWalk, Outcome, Registrar, first_level, index_key, is_rare, stepping_stones
 from p2pcompute.dht.messages import Ads, Message, Ping, Pong, Query, Register, Registered, cut_ads
@@ -39,6 +39,7 @@ SEARCH_S: Final = 10.0
 SHRUNK_S: Final = 600.0
 """How long a group whose index fell silent counts as a large one, however few contacts are left."""
 CLASS_MASK: Final = (1 << 8 * CLASS_BYTES) - 1
+_SECRET_BYTES: Final = 16
 _STONES_AMONG: Final = 64
 """Contacts nearest to a key among which others are sent on."""
 
@@ -85,7 +86,8 @@ class CapacityIndex:
         self._table = table
         self._queries = queries
         self._counters = counters
-        self.registrar = Registrar(is_open=is_open)
+        self._is_open = is_open
+        self.registrar = Registrar(is_open=is_open, secret=rng.randbytes(_SECRET_BYTES))
         self._bits: int | None = None
         self._features: tuple[Feature, ...] = ()
         self._silent_at = -math.inf
@@ -131,6 +133,7 @@ class CapacityIndex:
         outcome = self.registrar.register(message.key, contact, message.bits, until=until, now=now)
         self._counters.ads_kept += outcome is Outcome.OK
         self._counters.ads_refused += outcome is not Outcome.OK
+        self._counters.ads_displaced = self.registrar.displaced_count
         return Registered(outcome, tuple(self._stones(request, message.key, INDEX_REGISTERED_CONTACTS_MAX)))
 
     def on_query(self, request: Verified, message: Query) -> Ads:
@@ -154,10 +157,11 @@ class CapacityIndex:
     # --- what we ask ------------------------------------------------------------------------------
 
     async def search(self, features: Sequence[Feature], want: int, time_s: float = SEARCH_S) -> list[Contact]:
-        """Return up to `want` nodes that seem to have all of these features; own contacts first.
+        """Return up to `want` nodes that seem to have all of these features, own contacts first.
 
         Those that others name count when they answer a PING, and do not say themselves that they lack a feature of the
-        class: else two liars, with nodes that they have made up, end a search.
+        class: else two liars, with nodes that they have made up, end a search.  In an open group few of one address
+        range count for the end of it.
 
         Without features, or in a small group, nobody is asked: known contacts are all there is.
 
@@ -177,12 +181,15 @@ class CapacityIndex:
         question = Query(level_walk.target, mask)
         tried: dict[bytes, None] = {}
 
+        def know(contact: Contact) -> None:
+            level_walk.know(contact, range_of(contact.address.host) if self._is_open else "")
+
         def ask(contact: Contact, answer: Answer) -> None:
             def done(reply: Message | None) -> None:
                 if isinstance(reply, Ads):
                     further = reachable(reply.contacts, contact.address)
                     named = reachable(reply.found, contact.address)[:INDEX_TAKEN_MAX]
-                    self._look_at(named, mask, tried, level_walk.know, partial(answer, further))
+                    self._look_at(named, mask, tried, know, partial(answer, further))
                 else:
                     answer(None)
 

@@ -148,6 +148,8 @@ class DhtCounters:
     """Registrations taken in, each renewal counted."""
     ads_refused: int = 0
     """Registrations refused: no room, or too many of that source."""
+    ads_displaced: int = 0
+    """Ads of others that had to yield to a new one: its source has fewer here, or the draw was for it."""
     ads_placed: int = 0
     """Registrations of this node that others took in."""
     queries_answered: int = 0

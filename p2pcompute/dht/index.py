@@ -11,15 +11,20 @@ node fits when its tuple has all bits of the mask.  There are two tiers, and one
 
 So no node bears what everybody asks for, and whoever crowds around a key hides nothing that is kept farther away.
 
-A registrar's tables are bounded, for each key and for each source; when they are full, the feature is not rare, and a
-search needs no more of them.  What a registrar names is hearsay: the searcher looks at each itself before it counts.
+A registrar's tables are bounded, for each key and for each source.  When they are full, who advertises more yields to
+who advertises less, and of equals a sample stays that nobody can foresee: so nobody fills them by being first, or by
+advertising everything.
+
+What a registrar names is hearsay: the searcher looks at each itself before it counts, and where identities cost nothing
+only a few of one address range count for the end of a search.  Even so a node may say of itself what is not true: only
+what it is given to do shows that.  So a search finds those that have something among those that say so, in proportion.
 
 Properties of `LevelWalk`, each of them tested:
  1. it ends, whatever peers answer, after at most INDEX_REQUESTS_MAX requests;
  2. it asks nobody twice and never its own node;
  3. it never goes back to a farther distance;
  4. while it waits for answers, it does not ask more at one distance than it needs there, and INDEX_ALPHA in all;
- 5. it ends once it has as many nodes as it wants;
+ 5. it ends once it has as many nodes as it wants, of which no more than a few are from one source;
  6. when all answer truthfully, and know who is near them, a search finds every ad of the nearest distances.
 
 Source: Król et al., "DISC-NG: Robust Service Discovery in the Ethereum Global Network" (TopDisc), and discv5's topic
@@ -57,6 +62,9 @@ if TYPE_CHECKING:
 _ID_BITS: Final = 8 * DHT_ID_BYTES
 _HEARD_PER_LEVEL_MAX: Final = 3
 """Contacts at one distance in one answer: no liar names most of those that are asked next."""
+_NAMED_SHARE: Final = 10
+"""One part in so many of what a search wants may be of one source, and _NAMED_MIN in any case."""
+_NAMED_MIN: Final = 2
 _LATE_SOFTS: Final = 2
 _ROUNDING_S: Final = 1e-6
 """A timer may come so much before its time."""
@@ -113,14 +121,17 @@ class Registrar:
         self,
         *,
         is_open: bool = False,
+        secret: bytes = b"",
         ads_max: int = INDEX_ADS_MAX,
         per_key_max: int = INDEX_ADS_PER_KEY_MAX,
         per_source_max: int = INDEX_ADS_PER_SOURCE_MAX,
     ) -> None:
         """Args:
         is_open: identities cost nothing in this group: an address range counts as a source as well.
+        secret: decides which of many ads stay, at most 64 bytes.
         """
         self._is_open = is_open
+        self._secret = secret
         self._ads_max = ads_max
         self._per_key_max = per_key_max
         self._per_source_max = per_source_max
@@ -130,6 +141,8 @@ class Registrar:
         self._count = 0
         self._expire_at = math.inf
         """Before this nothing expires."""
+        self.displaced_count = 0
+        """Ads that had to yield to another one."""
 
     def __len__(self) -> int:
         return self._count
@@ -138,13 +151,12 @@ class Registrar:
         """Keep an ad of a node until the clock says `until`; its earlier one under the same key is replaced."""
         if self._expire_at <= now:
             self.expire(now)
-        known = self._by_key.get(key, {})
-        if contact.key in known:
+        if contact.key in self._by_key.get(key, {}):
             self._drop(key, contact.key)
-        elif len(known) >= self._per_key_max or self._count >= self._ads_max:
-            return Outcome.FULL
-        if any(self._counts.get(source, 0) >= self._per_source_max for source in self._sources(contact)):
+        if self._shown(contact) >= self._per_source_max:
             return Outcome.WAIT
+        if not self._make_room(key, contact):
+            return Outcome.FULL
         self._by_key.setdefault(key, {})[contact.key] = Ad(contact, bits, until)
         for source in self._sources(contact):
             self._counts[source] = self._counts.get(source, 0) + 1
@@ -186,6 +198,35 @@ class Registrar:
 
     def _sources(self, contact: Contact) -> tuple[bytes | str, ...]:
         return (contact.key, range_of(contact.address.host)) if self._is_open else (contact.key,)
+
+    def _shown(self, contact: Contact) -> int:
+        """How many ads its sources have here; of several, the one that has most."""
+        return max(self._counts.get(source, 0) for source in self._sources(contact))
+
+    def _make_room(self, key: bytes, contact: Contact) -> bool:
+        """See that there is room for an ad; an ad that is to yield more than the new one goes.  False: none is."""
+        if len(self._by_key.get(key, {})) >= self._per_key_max:
+            keys = [key]
+        elif self._count >= self._ads_max:
+            keys = list(self._by_key)
+        else:
+            return True
+        ads = ((one, ad.contact) for one in keys for ad in self._by_key[one].values())
+        yielding, where, publisher = max((self._weight(kept, 0), one, kept.key) for one, kept in ads)
+        if yielding <= self._weight(contact, 1):
+            return False
+        self._drop(where, publisher)
+        self.displaced_count += 1
+        return True
+
+    def _weight(self, contact: Contact, further: int) -> tuple[int, bytes]:
+        """Who has more of it yields first.
+
+        Args:
+            further: ads that it would have besides.
+        """
+        drawn = hashlib.blake2b(contact.key, key=self._secret, digest_size=8).digest()
+        return self._shown(contact) + further, drawn
 
     def _drop(self, key: bytes, publisher: bytes) -> None:
         ads = self._by_key[key]
@@ -274,6 +315,11 @@ class LevelWalk:
         self._asked: dict[bytes, _Peer] = {}
         self._answers: dict[int, int] = {}
         self._found: dict[bytes, Contact] = {}
+        self._counted: dict[bytes, None] = {}
+        """Of those found, the ones that count for the end."""
+        self._shares: dict[str, int] = {}
+        """How many of these are from each source."""
+        self._share_max = max(_NAMED_MIN, (want or 0) // _NAMED_SHARE)
         self._now = 0.0
         near = list(seeds)
         if sum(level_of(contact.id, target) >= first for contact in near) >= per_level:
@@ -326,10 +372,18 @@ class LevelWalk:
         if peer is not None:
             peer.is_waiting = False
 
-    def know(self, contact: Contact) -> None:
-        """Take in a node that has what is looked for: known to, or looked at by, this node itself."""
-        if contact.id != self._own_id and not self._is_enough():
-            self._found.setdefault(contact.key, contact)
+    def know(self, contact: Contact, source: str = "") -> None:
+        """Take in a node that has what is looked for: known to, or looked at by, this node itself.
+
+        Args:
+            source: of what only a few count; "" when that does not matter.
+        """
+        if contact.id == self._own_id or contact.key in self._found or self._is_enough():
+            return
+        self._found[contact.key] = contact
+        if not source or self._shares.get(source, 0) < self._share_max:
+            self._counted[contact.key] = None
+            self._shares[source] = self._shares.get(source, 0) + 1
 
     # --- questions ---
 
@@ -347,8 +401,10 @@ class LevelWalk:
         return min((due for due in self._timeouts() if self._now < due), default=None)
 
     def result(self) -> list[Contact]:
-        """The nodes found so far, in the order in which they were."""
-        return list(self._found.values())
+        """The nodes found so far, at most as many as are wanted: in the order in which they were, but
+        those of a source of which there are many last."""
+        found = [*self._counted, *(key for key in self._found if key not in self._counted)]
+        return [self._found[key] for key in found[: self._want]]
 
     @property
     def asked_count(self) -> int:
@@ -372,13 +428,15 @@ class LevelWalk:
             raise InvariantViolation(f"walk: asked at levels {levels}, now at {self._level}")
         if self._own_id in self._asked or any(self._own_id == contact.id for contact in self._found.values()):
             raise InvariantViolation("walk: the own node was asked or found")
-        if self._want is not None and len(self._found) > max(0, self._want):
-            raise InvariantViolation(f"walk: {len(self._found)} found, {self._want} wanted")
+        if self._want is not None and len(self._counted) > max(0, self._want):
+            raise InvariantViolation(f"walk: {len(self._counted)} counted, {self._want} wanted")
+        if not self._counted.keys() <= self._found.keys():
+            raise InvariantViolation(f"walk: {len(self._counted)} of {len(self._found)} counted")
 
     # --- parts ---
 
     def _is_enough(self) -> bool:
-        return self._want is not None and len(self._found) >= self._want
+        return self._want is not None and len(self._counted) >= self._want
 
     def _timeouts(self) -> Iterator[float]:
         """When the walk looks past those that have not answered, and when it does not wait for them any more."""

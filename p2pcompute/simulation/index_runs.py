@@ -59,7 +59,7 @@ class IndexSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Literal["withhold", "junk", "boast"],
         Meta(
             description="withhold: takes ads, keeps none, names nobody; junk: names made-up nodes, as having it and to "
-            "ask next; boast: says that it has it, as all of its kind, and names only these"
+            "ask next; boast: says that it has it, as all of its kind, advertises it, and names only these"
         ),
     ] = "withhold"
 
@@ -138,6 +138,8 @@ class _Run:
             node = self.node(position)
             if is_rare(len(node.having), len(node.table)):
                 self._advertise(node)
+        for position in self.liars if self.settings.lie == "boast" else ():
+            self._advertise(self.node(position))
         dead = self._rng.sample(self.contacts, round(self.settings.dead * len(self.contacts)))
         self.dead = {contact.key: None for contact in dead}
         self._tell("crash", count=len(dead))
@@ -168,8 +170,9 @@ class _Run:
                 outcome = asked.registrar.register(self.key, node.contact, _FEATURE, until=_LIFE_S, now=0.0)
                 kept += outcome is Outcome.OK
                 walk.on_answer(contact.id, asked.stones(self.key, INDEX_REGISTERED_CONTACTS_MAX))
-        self.metrics.sample("registrations", walk.asked_count)
-        self.metrics.sample("copies", kept)
+        if self.positions[node.contact.key] in self.having:
+            self.metrics.sample("registrations", walk.asked_count)
+            self.metrics.sample("copies", kept)
 
     def _search(self, position: int) -> None:
         settings, node = self.settings, self.node(position)

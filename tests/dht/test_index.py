@@ -42,6 +42,7 @@ def contact(number: int, host: str = "10.0.0.1") -> Contact:
 
 
 CONTACTS = [contact(number) for number in range(300)]
+RNG = random.Random(0)
 
 
 # --- registrars -----------------------------------------------------------------------------------
@@ -50,14 +51,22 @@ CONTACTS = [contact(number) for number in range(300)]
 class Registrars(RuleBasedStateMachine):
     """A registrar against a model that keeps a plain list."""
 
+    keys = (b"a" * 20, b"b" * 20, b"c" * 20)
+
     def __init__(self) -> None:
         super().__init__()
         self.registrar = Registrar(is_open=True, ads_max=8, per_key_max=4, per_source_max=3)
         self.model: dict[tuple[bytes, bytes], tuple[Contact, int, float]] = {}
         self.now = 0.0
 
+    def of(self, publisher: bytes, ads: dict[tuple[bytes, bytes], tuple[Contact, int, float]]) -> tuple[int, int]:
+        """How many ads there are of a node, and of its address range."""
+        ranges = [ad[0].address.host.rpartition(".")[0] for ad in ads.values()]
+        own = next(ad[0].address.host.rpartition(".")[0] for place, ad in ads.items() if place[1] == publisher)
+        return sum(place[1] == publisher for place in ads), ranges.count(own)
+
     @rule(
-        key=st.sampled_from([b"a" * 20, b"b" * 20, b"c" * 20]),
+        key=st.sampled_from(keys),
         number=st.integers(0, 9),
         bits=st.integers(0, 7),
         life_s=st.sampled_from([1.0, 5.0]),
@@ -71,14 +80,26 @@ class Registrars(RuleBasedStateMachine):
         of_key = sum(place[1] == source.key for place in others)
         of_range = sum(ad[0].address.host.rpartition(".")[0] == f"10.0.{number % 4}" for ad in others.values())
         is_new = len(others) == len(model)
-        if is_new and (here >= 4 or len(others) >= 8):
-            assert outcome is Outcome.FULL
-        elif of_key >= 3 or of_range >= 3:
+        if of_key >= 3 or of_range >= 3:
             assert outcome is Outcome.WAIT
+        elif is_new and (here >= 4 or len(others) >= 8):
+            assert outcome in (Outcome.OK, Outcome.FULL)
         else:
             assert outcome is Outcome.OK
+        if outcome is Outcome.OK:
+            kept = {
+                (one, found.key)
+                for one in self.keys
+                for found in self.registrar.find(one, 0, 99, now=self.now, rng=RNG)
+            }
+            gone = others.keys() - kept
+            assert len(gone) == (is_new and (here >= 4 or len(others) >= 8))
+            for place in gone:
+                assert here < 4 or place[0] == key
+                assert max(self.of(place[1], others)) >= 1 + max(of_key, of_range), "nobody yields to who has more"
+                del others[place]
             others[key, source.key] = (source, bits, self.now + life_s)
-        self.model = others if outcome is not Outcome.FULL else model
+        self.model = others
 
     @rule(seconds=st.sampled_from([0.5, 2.0]))
     def wait(self, seconds: float) -> None:
@@ -110,6 +131,34 @@ def test_one_range_of_an_open_group_does_not_fill_a_key_and_of_a_closed_one_may(
         registrar = Registrar(is_open=is_open)
         outcomes = [registrar.register(KEY, contact(n), 1, until=9.0, now=0.0) for n in range(60)]
         assert outcomes.count(Outcome.OK) == kept == registrar.count(KEY)
+
+
+def test_who_advertises_everything_yields_to_who_advertises_less() -> None:
+    """Else eight identities that come first keep all others from this registrar."""
+    registrar = Registrar(ads_max=128)
+    keys = [b"%020d" % number for number in range(16)]
+    for boaster in CONTACTS[:8]:
+        assert {registrar.register(key, boaster, 1, until=9.0, now=0.0) for key in keys} == {Outcome.OK}
+    for honest in CONTACTS[100:140]:
+        assert registrar.register(KEY, honest, 1, until=9.0, now=0.0) is Outcome.OK
+    assert registrar.count(KEY) == 40 and len(registrar) == 128 and registrar.displaced_count == 40
+    registrar.check_invariants()
+
+
+def test_of_many_ads_under_one_key_a_sample_stays_whoever_comes_first_or_most_often() -> None:
+    registrar = Registrar(secret=b"of this node", per_key_max=20)
+    boasters, honest = CONTACTS[:200], CONTACTS[200:300]
+    for _ in range(3):
+        for boaster in boasters:
+            registrar.register(KEY, boaster, 1, until=9.0, now=0.0)
+    for one in honest:
+        registrar.register(KEY, one, 1, until=9.0, now=0.0)
+    kept = registrar.find(KEY, 1, 99, now=0.0, rng=RNG)
+    assert len(kept) == 20 and 3 <= sum(one in honest for one in kept) <= 11
+    other = Registrar(secret=b"of another", per_key_max=20)
+    for one in CONTACTS:
+        other.register(KEY, one, 1, until=9.0, now=0.0)
+    assert set(other.find(KEY, 1, 99, now=0.0, rng=RNG)) != set(kept), "nobody can craft a key that stays everywhere"
 
 
 # --- walks ----------------------------------------------------------------------------------------
@@ -184,6 +233,19 @@ def test_a_liar_is_not_believed_about_many_contacts_of_one_level() -> None:
     (liar,) = walk.poll(0.0)
     walk.on_answer(liar.id, near)
     assert len(near) > 3 and len(walk.poll(0.1)) == 3
+
+
+def test_many_of_one_source_do_not_end_a_search_and_come_last() -> None:
+    """Else whoever has one machine, and as many identities as he likes, is all that a search finds."""
+    walk = walk_of(CONTACTS[:60], want=30)
+    for sybil in CONTACTS[100:150]:
+        walk.know(sybil, "203.0.113.0/24")
+    assert not walk.is_done and len(walk.result()) == 30
+    for number, other in enumerate(CONTACTS[200:227]):
+        assert not walk.is_done
+        walk.know(other, f"198.51.{number}.0/24")
+    walk.check_invariants()
+    assert walk.poll(0.0) == [] and walk.result() == [*CONTACTS[100:103], *CONTACTS[200:227]]
 
 
 class Group:

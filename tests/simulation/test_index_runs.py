@@ -53,6 +53,14 @@ def test_searches_find_what_few_have_among_liars(lie: str) -> None:
     assert result.metrics["success"] >= 0.9 and result.metrics["false"] == 0
 
 
+@pytest.mark.parametrize("f", [0.01, 0.05])
+def test_boasters_take_no_more_than_their_share_of_what_a_search_finds(f: float) -> None:
+    """They advertise like others, and name each other, as many as an answer holds."""
+    metrics = run(nodes=2000, share=0.01, f=f, lie="boast", asks=20).metrics
+    honest, boasters = 20, 2000 * f
+    assert metrics["found"] >= min(19.5, 30 * honest / (honest + boasters))
+
+
 def test_whoever_says_himself_that_he_has_it_is_found_by_the_index() -> None:
     """The oracle of the experiment: lies are told; only who is asked to do something shows this one."""
     assert run(share=0.01, f=0.2, lie="boast").metrics["false"] > 10
