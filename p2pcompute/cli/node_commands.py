@@ -775,7 +775,11 @@ def join(
     say(f"Found {found} at {joined['address']} and checked its identity", level=1)
     print(f'This computer is now "{view["node"]["name"]}" in group {joined["group"]}')
     if accept is not None:
-        say("From now on " + consent.power(accept) + ".")
+        say(
+            ("While a node runs here " if connection.embedded is not None else "From now on ")
+            + consent.power(accept)
+            + "."
+        )
     if joined["mine"]:
         inviter_name = one_line(joined["inviter"])
         say(
