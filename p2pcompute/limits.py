@@ -395,6 +395,12 @@ LOG_ACCEPTS_MAX: Final = 256
 """Admissions by a member that stay good when it is removed; those that it let in beyond need a new invitation."""
 LOG_HEADS_MAX: Final = 8
 """Entries that another one names as known."""
+LOG_RECORDS_MAX: Final = 16
+"""Records in which one member publishes the end of the group's log: 15 KiB, some twenty entries."""
+LOG_KEEPERS_DRAWN: Final = 8
+"""Members beside the founder and administrators that publish it."""
+LOG_KEEPERS_ASKED: Final = 4
+"""Of those, how many a node asks at a time that meets no administrator."""
 ROSTER_MAX: Final = 4096
 """Members whose chain is known; the one learned longest ago goes."""
 ROSTER_SHARED_MAX: Final = 64
@@ -740,6 +746,8 @@ LOCK_PACKAGES_MAX: Final = 1000
 LOCK_HASHES_MAX: Final = 500
 """Files of one package."""
 LOCK_PLATFORMS_MAX: Final = 16
+PROGRESS_BYTES_MAX: Final = 256
+"""How far a task says that it is: two numbers and 200 bytes of text."""
 WASM_MODULE_BYTES_MAX: Final = 32 * MIB
 """It goes to the node in one request, as text."""
 DIGITS_MAX: Final = 15

@@ -221,6 +221,23 @@ class LogExchange:
                 self.compare()
         return bool(new_entries or new_chains)
 
+    def heard(self, entries: Sequence[Any]) -> int:
+        """Take in entries that were found, not told by a peer; returns how many were new.
+
+        Those that are forged, or name others that are not here, are left out, whoever published them.
+        """
+        roster, wall, new = self._credentials.roster, self._host.clock.wall(), []
+        for wire in entries:
+            with contextlib.suppress(RemoteProtocolError):
+                if roster.add(wire, wall) is Added.NEW:
+                    new.append(wire)
+        if new:
+            roster.reassess(wall)
+            self.tell(new, [])
+            self._on_news(True)
+            self.compare()
+        return len(new)
+
     def tell(self, entries: Sequence[Any], chains: Sequence[Any], *, but: Channel | None = None) -> None:
         """Tell all who are connected at once."""
         if not self._credentials.roster.is_shared:

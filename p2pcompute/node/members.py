@@ -16,6 +16,7 @@ from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
 from p2pcompute.limits import REASON_CHARS_MAX
 from p2pcompute.node.facade import PolicyView, TrustView
 from p2pcompute.node.log_exchange import LogExchange
+from p2pcompute.node.log_records import LogRecords
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
 from p2pcompute.node.own_machines import OwnMachines
@@ -73,6 +74,7 @@ class Members:
         self.on_policy: Callable[[GroupPolicy], None] = lambda _policy: None
         """Called with the policy of the group when it may have changed."""
         self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard)
+        self.records = LogRecords(host, credentials, channels, network, self.exchange, scope)
         self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
         scheduler.may_submit = self._may_submit
         scheduler.may_work = self._may_work
@@ -222,6 +224,7 @@ class Members:
     def _apply(self) -> None:
         """Let what is refused now be refused everywhere, and the policy of the group hold."""
         self._look()
+        self.records.publish()
         self.on_policy(self._credentials.roster.log.policy())
         self._channels.cut(self.is_refused)
         self._scheduler.drop_refused()

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteError, TrustError, UsageError
+from p2pcompute.execution.progress import parse as parse_progress
 from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
 from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
 from p2pcompute.host.tasks import TaskScope
@@ -37,6 +38,7 @@ from p2pcompute.node.facade import (
     PruneReport,
     TailView,
     TaskDone,
+    TaskProgress,
     TaskView,
     TicketView,
     TrustView,
@@ -322,6 +324,7 @@ class Node:
             await self.comfort.start()
         if self._options.is_networked:
             await self.network.start()
+            self.members.records.start()
         await self.scheduler.start()
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -688,6 +691,7 @@ class Node:
         if found is None:
             return None
         (stdout_start, stdout), (stderr_start, stderr) = found.stdout, found.stderr
+        said = parse_progress(found.progress)
         return TailView(
             node=self.name_of(found.node),
             attempt=found.attempt,
@@ -695,6 +699,7 @@ class Node:
             stdout=stdout,
             stderr_start=stderr_start,
             stderr=stderr,
+            progress=None if said is None else TaskProgress(*said),
         )
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
