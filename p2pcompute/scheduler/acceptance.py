@@ -28,6 +28,7 @@ members begin no further tasks; EVIDENCE_MAX remarkable events of each node.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
@@ -44,6 +45,8 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler.checked import CheckedJob, Decider, Event, Output, Record, Rule
 from p2pcompute.scheduler.ledger import FactKind, TaskState
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.stragglers import STRAGGLER_FACTOR
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification import make_verifier
 from p2pcompute.trust.verification.arbitrate import NOTHING_KNOWN, Arbitrate, ArbitratePolicy
@@ -76,6 +79,10 @@ DISPUTED_S: Final = 120.0
 """Results differ, nobody else may compute the task, and this has been so for so long: nobody can say what is right."""
 DISPUTED: Final = "disputed"
 """How the reason of such a task's failure begins."""
+VERDICTS_AT_ONCE: Final = 3
+"""Conflicts of one member that a trusted node decides at a time: so many lone wrong values ban it."""
+ACCUSED_MIN: Final = 3
+"""Who is in so many conflicts, and in more of them than of agreements, waits until some are decided."""
 SETTLE_GROWTH: Final = 1.1
 """Claims that wait are weighed again when there are so many times as many checks as when they were last."""
 
@@ -117,6 +124,8 @@ class Acceptance:
         self._checks: dict[Rule, dict[int, tuple[CheckedJob, int]]] = {}
         """By number of a known-answer check."""
         self._settled_at: dict[Rule, int] = {}
+        self._accused: dict[Rule, frozenset[Worker]] = {}
+        """Members that wait for what trusted nodes find, as of the last `tick`."""
         self.records: dict[bytes, Record] = {}
         self.ended: dict[bytes, None] = {}
         """Jobs that are complete, and tasks of them are computed once more."""
@@ -199,6 +208,8 @@ class Acceptance:
         rule = Rule.of(job.envelope.terms)
         if rule is None or not self._join(now, rule, thief.installation):
             return []
+        if thief.installation in self._accused.get(rule, ()):
+            return []
         checked = job.checked or self._check(rule, job)
         if checked is None or self._rng is None:
             return []
@@ -250,7 +261,18 @@ class Acceptance:
         checked = job.checked
         if checked is None or not checked.arbitrations:
             return []
-        chosen = list(checked.arbitrations)[:count]
+        for index in [index for index in checked.arbitrations if self._is_being_settled(checked, index)]:
+            del checked.arbitrations[index]
+        # Those first that tell most: where liars are found out, what else they said is decided too.
+        accused = checked.accused()
+        of = {
+            index: max(checked.claims_of(index), key=accused.__getitem__, default=b"") for index in checked.arbitrations
+        }
+        chosen, times = list[int](), Counter[Worker]()
+        for index in sorted(of, key=lambda index: -accused[of[index]]):
+            if len(chosen) < count and times[of[index]] < VERDICTS_AT_ONCE:
+                times[of[index]] += 1
+                chosen.append(index)
         for index in chosen:
             del checked.arbitrations[index]
         return chosen
@@ -265,12 +287,18 @@ class Acceptance:
             if len(chosen) >= count:
                 break
             task = checked.verifier.tasks[checked.numbers[index]]
-            is_settled_now = index in checked.arbitrations or any(
-                self.believes(job, lease.installation) for lease in checked.leases.get(index, {}).values()
-            )
+            is_settled_now = index in checked.arbitrations or self._is_being_settled(checked, index)
             if task.claims and not is_settled_now and not checked.is_lent_to(index, thief.key):
                 chosen.append(index)
         return chosen
+
+    def _is_being_settled(self, checked: CheckedJob, index: int) -> bool:
+        """Whether a trusted node computes a task."""
+        return any(self._is_trusted(checked.job, lease) for lease in checked.leases.get(index, {}).values())
+
+    def _is_trusted(self, job: OwnedJob, lease: Lease) -> bool:
+        """Whether what comes of a lease is the truth."""
+        return lease.thief == LOCAL or self.believes(job, lease.installation)
 
     def is_extra(self, job: OwnedJob, index: int) -> bool:
         """Whether a task that was picked is leased here, and not in the owner's own books."""
@@ -354,9 +382,7 @@ class Acceptance:
         if avoided is not None and worker in avoided[0] and self._now < avoided[1]:
             return False
         leases = checked.leases.get(index, {}).values()
-        return not any(
-            lease.installation == worker or self.believes(checked.job, lease.installation) for lease in leases
-        )
+        return not self._is_being_settled(checked, index) and all(lease.installation != worker for lease in leases)
 
     def _check(self, rule: Rule, job: OwnedJob) -> CheckedJob:
         """Begin the books about a job."""
@@ -457,14 +483,14 @@ class Acceptance:
     def tick(
         self,
         now: float,
-        is_late: Callable[[OwnedJob, Lease, int], bool],
+        is_late: Callable[[OwnedJob, Lease, float], bool],
         thieves: Iterable[tuple[Thief, float]] = (),
     ) -> None:
         """End leases that have run out.  What members take too long for may be begun by others, when there is nothing
         else to begin; whoever tells its result first has claimed it.
 
         Args:
-            is_late: whether a lease takes too long, after so many others that did.
+            is_late: whether a lease takes too long; the number: for how many times as long as usual it may take.
             thieves: nodes that ask for work here, and when they did last.
         """
         self._now = now
@@ -490,23 +516,38 @@ class Acceptance:
         }
         for rule, verifier in self.verifiers.items():
             if isinstance(verifier, Arbitrate):
+                self._accused[rule] = self._look_for_accused(rule, verifier)
                 checks = verifier.checks_count
                 if checks > SETTLE_GROWTH * self._settled_at.get(rule, 0):
                     self._settled_at[rule] = checks
                     self._follow(rule, verifier.settle())
 
-    def _look_for_late(self, now: float, checked: CheckedJob, is_late: Callable[[OwnedJob, Lease, int], bool]) -> None:
-        """Have tasks of which members take too long begun by others too."""
+    def _look_for_late(
+        self, now: float, checked: CheckedJob, is_late: Callable[[OwnedJob, Lease, float], bool]
+    ) -> None:
+        """Have tasks of which members take too long begun by others too: the sooner when these have nothing to do."""
         job = checked.job
+        patience = 1.0 if self.waiting_count(job) else 1.0 / STRAGGLER_FACTOR
         for index, leases in list(checked.leases.items()):
-            before = sum(lease.is_late for lease in leases.values())
+            times = patience * (1 + sum(lease.is_late for lease in leases.values()))
             for thief, lease in list(leases.items()):
-                if lease.is_late or self.believes(job, lease.installation) or not is_late(job, lease, before):
+                if lease.is_late or self._is_trusted(job, lease) or not is_late(job, lease, times):
                     continue
                 lease.is_late = True
                 job.tell(now, index, f"{thief.hex()[:8]} takes too long")
                 checked.verifier.late(now, lease.installation, checked.numbers[index])
                 self._free(checked, index)
+
+    def _look_for_accused(self, rule: Rule, verifier: Arbitrate) -> frozenset[Worker]:
+        """Return who is contradicted more often than confirmed, while a trusted node can say who is right."""
+        if not verifier.has_arbiter:
+            return frozenset()
+        conflicts = Counter[Worker]()
+        for checked in self._checked_jobs():
+            if checked.rule == rule:
+                conflicts.update(checked.accused())
+        workers = verifier.workers
+        return frozenset(who for who, count in conflicts.items() if count >= max(ACCUSED_MIN, workers[who].k + 1))
 
     def _look_for_arbiters(self, now: float, thieves: Iterable[tuple[Thief, float]]) -> None:
         """Where no trusted node decides, more members do; and where these disagree for good, the task has failed."""

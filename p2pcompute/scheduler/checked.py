@@ -5,7 +5,7 @@ Books only; `acceptance` decides.  A node's `Record` outlives this life of the o
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +15,7 @@ from p2pcompute.limits import EVIDENCE_MAX
 from p2pcompute.scheduler.ledger import FactKind
 from p2pcompute.scheduler.terms import ERROR_PPB, JobTerms
 from p2pcompute.trust.verification import METHODS, Method
-from p2pcompute.trust.verification.book import Digest, Verifier
+from p2pcompute.trust.verification.book import Digest, Verifier, Worker
 
 if TYPE_CHECKING:
     from p2pcompute.scheduler.owner import Lease, OwnedJob
@@ -143,6 +143,14 @@ class CheckedJob:
 
     def is_lent_to(self, index: int, thief: bytes) -> bool:
         return thief in self.leases.get(index, ())
+
+    def claims_of(self, index: int) -> dict[Worker, Digest]:
+        """Return who claims what of a numbered task."""
+        return self.verifier.tasks[self.numbers[index]].claims
+
+    def accused(self) -> Counter[Worker]:
+        """Return how many conflicts that nobody has decided each member is in."""
+        return Counter(worker for index in self.asked for worker in self.claims_of(index))
 
     def is_computed(self, index: int) -> bool:
         """Whether somebody computes a task who does not take too long for it."""

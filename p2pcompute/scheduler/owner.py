@@ -1074,8 +1074,8 @@ class OwnerCore:
             self._stop(self.jobs[job_id], DEADLINE, kill=True)
         self.acceptance.tick(
             now,
-            lambda job, lease, before: is_late(
-                now - lease.since, lease.attempt + before, lease.depth, patience_s(job.task_s)
+            lambda job, lease, times: is_late(
+                (now - lease.since) / times, lease.attempt, lease.depth, patience_s(job.task_s)
             ),
             self.thieves.values(),
         )

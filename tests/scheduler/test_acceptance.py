@@ -195,6 +195,44 @@ def test_a_member_that_takes_long_holds_up_nobody_and_its_result_counts() -> Non
     assert play.core.heartbeat(play.now, slow, b"1", JOB, [(first.index, 0, 1)], installation=slow) == []
 
 
+def test_conflicts_of_those_who_have_most_are_decided_first_and_they_wait_meanwhile() -> None:
+    """One slow trusted node would decide for hours what liars say in minutes."""
+    nodes: dict[str, Answer] = {"evil": lambda key, _index: key, **dict.fromkeys("abcde", honest)}
+    play, boss = Play(600, nodes), key_of("boss")
+    play.levels[boss] = Level.TRUSTED
+    play.core.remember(0.0, play.thief(boss))  # it can decide, and asks for nothing yet
+    for _ in range(30):
+        play.core.remember(play.now, play.thief(boss))
+        play.turn()
+    checked = play.job.checked
+    assert checked is not None and play.acceptance.records[key_of("evil")].claims < 20
+    assert checked.accused().most_common(1)[0][0] == key_of("evil")
+    assert play.acceptance.records[key_of("a")].claims > 50, "who is confirmed more often than contradicted goes on"
+    play.nodes[boss] = honest
+    grant = play.ask(boss, 1)
+    assert grant is not None and key_of("evil") in checked.claims_of(grant.tasks[0].index)
+    play.answer(boss, grant.tasks[0].index, 0, grant.tasks[0].attempt)
+    play.play()
+    assert play.banned() == {"evil"} and play.delivered == {index: right(index) for index in range(600)}
+
+
+def test_a_trusted_node_is_not_given_what_it_is_computing() -> None:
+    """Its first lease would never end."""
+    play = Play(2, {"local": honest, "a": honest, "evil": liar}, replicas=2)
+    for key in (key_of("a"), key_of("evil")):
+        grant = play.ask(key, 2)
+        assert grant is not None
+        if key == key_of("a"):
+            for task in grant.tasks:
+                play.answer(key, task.index, 0, task.attempt)
+    play.ask(LOCAL, 1)
+    settling = play.ask(LOCAL, 1)
+    assert settling is not None
+    play.answer(key_of("evil"), settling.tasks[0].index, 0, 1)
+    play.ask(LOCAL, 2)
+    play.collect()
+
+
 def test_facts_tell_who_claimed_what_and_on_whose_word_it_was_accepted() -> None:
     play = Play(200, {"local": honest, "a": honest, "b": honest, "c": honest})
     play.play()
@@ -229,7 +267,9 @@ def test_a_restart_keeps_claims_verdicts_and_bans() -> None:
 
 def test_who_has_claims_takes_part_after_a_restart_though_nothing_else_is_known_of_it() -> None:
     """What many had computed when the owner died would be computed again."""
-    play = Play(400, {"local": honest} | {f"m{number}": honest for number in range(30)})
+    nodes: dict[str, Answer] = {"local": honest}
+    nodes.update((f"m{number}", honest) for number in range(30))
+    play = Play(400, nodes)
     for _ in range(3):
         play.turn()
     play.acceptance.changed.clear()  # it died before any of it was stored
@@ -245,7 +285,7 @@ def test_who_has_claims_takes_part_after_a_restart_though_nothing_else_is_known_
 
 def test_a_trusted_node_that_contradicts_what_was_agreed_ends_the_task() -> None:
     """It would compute a task that was reopened for its sake again and again, for ever."""
-    play = Play(60, {"local": lambda _key, index: right(index + 1000), **dict.fromkeys("abcde", honest)}, replicas=2)
+    play = Play(60, {"local": lambda _key, index: right(index + 1000), **dict.fromkeys("abcde", honest)}, replicas=3)
     play.play(200)
     assert play.revoked and play.runs < 300
 
