@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     )
     from p2pcompute.execution.calls import Shared, call
     from p2pcompute.execution.checkpoints import checkpoint
+    from p2pcompute.execution.progress import progress
+    from p2pcompute.node.facade import TaskProgress
 
 __all__ = [
     "AsyncMeshExecutor",
@@ -59,6 +61,7 @@ __all__ = [
     "TaskError",
     "TaskInfo",
     "TaskOptions",
+    "TaskProgress",
     "TrustError",
     "UsageError",
     "VersionMismatch",
@@ -69,6 +72,7 @@ __all__ = [
     "function",
     "get_job",
     "map",
+    "progress",
     "sh",
     "wasm",
 ]
@@ -88,6 +92,8 @@ _HOMES = {
     "p2pcompute.api.shortcuts": ("function", "map", "sh", "wasm"),
     "p2pcompute.execution.calls": ("Shared", "call"),
     "p2pcompute.execution.checkpoints": ("checkpoint",),
+    "p2pcompute.execution.progress": ("progress",),
+    "p2pcompute.node.facade": ("TaskProgress",),
     "p2pcompute.errors": (
         "BadValue",
         "InputFailed",

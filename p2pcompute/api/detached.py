@@ -37,7 +37,7 @@ from p2pcompute.execution.functions import load_value
 from p2pcompute.execution.locking import find_requirements, make_lock
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX
-from p2pcompute.node.facade import TailView
+from p2pcompute.node.facade import TailView, TaskProgress
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
@@ -199,6 +199,7 @@ class Feed:
             stdout=base64.b64decode(said["stdout_b64"]),
             stderr_start=said["stderr_start"],
             stderr=base64.b64decode(said["stderr_b64"]),
+            progress=TaskProgress(**said["progress"]) if said["progress"] else None,
         )
 
     def _place(self, more: str = "") -> str:

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from p2pcompute.api.explanations import Explanation
     from p2pcompute.api.open_jobs import OpenJob
     from p2pcompute.api.result_folder import Note
-    from p2pcompute.node.facade import TailView
+    from p2pcompute.node.facade import TailView, TaskProgress
 
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
 """How often a wait without an end looks for signals."""
 _ENDED: Final = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
+NO_OUTPUT: Final = 1 << 58
+"""What comes after so many bytes of output: nothing."""
 OUTPUT_SHOWN_BYTES: Final = 2048
 """End of a task's standard error in an exception."""
 
@@ -151,6 +153,12 @@ class MeshFuture(cf.Future[R], Generic[R]):
             tail=self._tail,
             follow=follow,
         )
+
+    @property
+    def progress(self) -> TaskProgress | None:
+        """How far the task says that it is (`p2pcompute.progress`), while it runs; the node where it runs is asked."""
+        found = None if self.done() else self._tail(0, NO_OUTPUT, NO_OUTPUT)
+        return None if found is None else found.progress
 
     def _tail(self, attempt: int, stdout: int, stderr: int) -> TailView | None:
         job, index = self._job, self._index

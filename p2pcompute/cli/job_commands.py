@@ -47,6 +47,8 @@ from p2pcompute.cli.output import (
 )
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 
+NO_OUTPUT: Final = 1 << 58
+"""What comes after so many bytes of output: nothing."""
 WAIT_LOOK_S: Final = (0.05, 0.5)
 """First and longest pause between looks at a job that is waited for."""
 NODE_AWAY_S_MAX: Final = 60.0
@@ -186,7 +188,11 @@ def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int
             print(_job_text(job))
         return 0
     if ref.task is not None:
-        task = connection.request("GET", f"/v1/jobs/{job['id']}/tasks/{ref.task}")
+        place = f"/v1/jobs/{job['id']}/tasks/{ref.task}"
+        task = connection.request("GET", place)
+        if task["state"] == "running":
+            tail = connection.request("GET", f"{place}/tail?stdout={NO_OUTPUT}&stderr={NO_OUTPUT}")
+            task["progress"] = tail.get("progress")
         if json_:
             print_json(task)
         else:
@@ -241,6 +247,8 @@ def _job_text(job: Mapping[str, Any]) -> str:
     lines += [f"  {label:<10} {text}" for label, text in facts if text]
     if job.get("by_node"):
         lines += ["", shares_table(job)]
+    if job.get("checking"):
+        lines += ["", f"results of members that are not believed yet wait for checks: p2pc explain {job['alias']}"]
     if job.get("failed"):
         lines += ["", f"why they failed: p2pc logs {job['alias']} --failed"]
     return "\n".join(lines)
@@ -265,6 +273,7 @@ def _task_text(job: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         ("took", duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else ""),
         ("CPU", duration_text(task["cpu_s"]) if task.get("cpu_s") else ""),
         ("memory", bytes_text(task["peak_rss_bytes"]) + " at most" if task.get("peak_rss_bytes") else ""),
+        ("says", _progress_text(task.get("progress"))),
         ("output", _output_text(task)),
         ("error", str(task.get("error") or "").rstrip().replace("\n", "\n" + " " * 13)),
     ]
@@ -274,6 +283,14 @@ def _task_text(job: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     if task.get("stdout_bytes") or task.get("stderr_bytes"):
         lines.append(f"what it printed: p2pc logs {job['alias']}/{task['index']}")
     return "\n".join(lines)
+
+
+def _progress_text(said: Mapping[str, Any] | None) -> str:
+    """How far a running function says that it is."""
+    if not said:
+        return ""
+    count = f"{said['done']:g}" + ("" if said["total"] is None else f" of {said['total']:g}")
+    return f"{count} {one_line(said['note'])}".rstrip()
 
 
 def _output_text(task: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ from p2pcompute.daemon.views import (
     job_json,
     peers_json,
     policy_json,
+    progress_of,
     status_json,
     task_event_json,
     task_json,
@@ -891,6 +892,7 @@ class Api:
                 "stdout_b64": "" if found is None else base64.b64encode(found.stdout).decode(),
                 "stderr_start": 0 if found is None else found.stderr_start,
                 "stderr_b64": "" if found is None else base64.b64encode(found.stderr).decode(),
+                "progress": None if found is None else progress_of(found.progress),
             }
         )
 

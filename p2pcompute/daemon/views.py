@@ -31,6 +31,7 @@ from p2pcompute.node.facade import (
     NodeShare,
     PeerView,
     PolicyView,
+    TaskProgress,
     TaskView,
     TrustView,
 )
@@ -364,6 +365,11 @@ def share_json(share: NodeShare) -> dict[str, Any]:
         "rate": share.rate,
         "note": share.note,
     }
+
+
+def progress_of(said: TaskProgress | None) -> dict[str, Any] | None:
+    """Return how far a task says that it is."""
+    return None if said is None else {"done": said.done, "total": said.total, "note": said.note}
 
 
 def progress_json(job: JobView) -> dict[str, Any]:

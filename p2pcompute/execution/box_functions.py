@@ -26,6 +26,7 @@ from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_comma
 from p2pcompute.execution.child_space import Workplace
 from p2pcompute.execution.child_tasks import Job, Task
 from p2pcompute.execution.messages import HEAD, Result
+from p2pcompute.execution.progress import read as read_progress
 
 _READ_BYTES = 1 << 16
 _MESSAGE_BYTES_MAX = 1 << 25
@@ -228,7 +229,7 @@ class BoxedFunctions:
                 path = os.path.join(self._workplace.settings.directory, name)
                 fds.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
             if all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in fds):
-                self._channel.answer_peeks(task.run_id, fds)
+                self._channel.answer_peeks(task.run_id, fds, read_progress(self._workplace.settings.directory))
         except OSError:
             return  # the task has taken them away
         finally:

@@ -70,11 +70,12 @@ class Channel:
                 self._read()
         return self.inbox.pop()
 
-    def answer_peeks(self, run_id: int, fds: Sequence[int]) -> None:
+    def answer_peeks(self, run_id: int, fds: Sequence[int], progress: bytes = b"") -> None:
         """Tell what the running task has printed.
 
         Args:
             fds: files of its standard output and error.
+            progress: how far it says that it is.
 
         Raises:
             ChannelClosed: the node is gone.
@@ -83,7 +84,7 @@ class Channel:
             serial, wanted, *offsets = self.peeks.pop()
             if wanted == run_id:
                 stdout, stderr = map(messages.tail_of, fds, offsets)
-                self.send(messages.pack_tail(serial, stdout, stderr))
+                self.send(messages.pack_tail(serial, stdout, stderr, progress))
 
     def receive_now(self) -> None:
         """Take what has arrived, without waiting.

@@ -15,6 +15,8 @@ from p2pcompute.execution.child_os import Capture, restore_limits, set_limits, s
 from p2pcompute.execution.child_space import Environment, TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import Job, Stop, Task
 from p2pcompute.execution.messages import Result, pack_saved
+from p2pcompute.execution.progress import FILE, Telling
+from p2pcompute.execution.progress import use as use_telling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ class Functions:
         self._run_id = 0
         self._saving = Saving(lambda cookie: send(pack_saved(self._run_id, cookie)), self._loads, self._dumps_any)
         use(self._saving)
+        self._telling = Telling(os.path.join(directory, FILE))
+        use_telling(self._telling)
         self._random = random.seed.__self__  # type: ignore[attr-defined]
         self._seed_generator = _random.Random.seed
         self._loaded: dict[int, Callable[..., Any]] = {}
@@ -184,6 +188,7 @@ class Functions:
         self._workplace.place_inputs(directory, job, task)
         self._run_id = task.run_id
         self._saving.begin(task.cookie())
+        self._telling.begin()
 
     def _restore(self) -> None:
         """Undo what the function did to the process."""

@@ -41,7 +41,8 @@ RESULT = 3
 OUTPUTS = 4
 """From a sandbox, before a result: numbers of files whose descriptors come along; it waits for TAKEN."""
 TAIL = 7
-"""Answer to PEEK: serial number; of stdout and stderr where the bytes begin that follow, and how many they are."""
+"""Answer to PEEK: serial number; of stdout and stderr where the bytes begin that follow, and how many they are; how
+many bytes of `progress` follow these."""
 SAVED = 6
 """A task has reached this much: run id, cookie (`checkpoints`)."""
 
@@ -53,7 +54,7 @@ EXIT_CHANNEL_CLOSED = 97
 NO_EXIT_CODE = -(1 << 31)
 
 STARTED_BODY = struct.Struct(">BQI")
-TAIL_HEAD = struct.Struct(">BQQIQI")
+TAIL_HEAD = struct.Struct(">BQQIQIH")
 TAIL_BYTES_MAX = 1 << 16
 """Of each stream in one answer: the last ones."""
 SAVED_HEAD = struct.Struct(">BQ")
@@ -108,10 +109,11 @@ def tail_of(fd: int, offset: int) -> tuple[int, bytes]:
     return start, os.pread(fd, TAIL_BYTES_MAX, start)
 
 
-def pack_tail(serial: int, stdout: tuple[int, bytes], stderr: tuple[int, bytes]) -> bytes:
+def pack_tail(serial: int, stdout: tuple[int, bytes], stderr: tuple[int, bytes], progress: bytes) -> bytes:
     """Return the frame of an answer to PEEK."""
-    head = TAIL_HEAD.pack(TAIL, serial, stdout[0], len(stdout[1]), stderr[0], len(stderr[1]))
-    return HEAD.pack(len(head) + len(stdout[1]) + len(stderr[1])) + head + stdout[1] + stderr[1]
+    head = TAIL_HEAD.pack(TAIL, serial, stdout[0], len(stdout[1]), stderr[0], len(stderr[1]), len(progress))
+    body = head + stdout[1] + stderr[1] + progress
+    return HEAD.pack(len(body)) + body
 
 
 def pack_saved(run_id: int, cookie: bytes) -> bytes:

@@ -29,6 +29,7 @@ from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of
+from p2pcompute.execution.progress import read as read_progress
 from p2pcompute.execution.results import (
     RawResult,
     Tail,
@@ -973,7 +974,7 @@ def _printed(directory: Path, offsets: tuple[int, int]) -> Tail | None:
             found.append(messages.tail_of(fd, offset))
         finally:
             os.close(fd)
-    return found[0], found[1]
+    return found[0], found[1], read_progress(str(directory))
 
 
 def _settings(slot: _Slot) -> dict[str, Any]:

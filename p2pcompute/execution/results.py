@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pcompute.errors import RemoteProtocolError
-from p2pcompute.execution import messages
+from p2pcompute.execution import messages, progress
 from p2pcompute.execution.checkpoints import COOKIE_BYTES_MAX
 from p2pcompute.execution.spec import is_safe_name
 from p2pcompute.host.runs import OutcomeStatus
@@ -69,8 +69,8 @@ def parse_saved(body: bytes) -> tuple[int, bytes]:
     return messages.SAVED_HEAD.unpack_from(body)[1], body[size:]
 
 
-Tail = tuple[tuple[int, bytes], tuple[int, bytes]]
-"""Of stdout and stderr: where bytes begin, and the bytes."""
+Tail = tuple[tuple[int, bytes], tuple[int, bytes], bytes]
+"""Of stdout and stderr: where bytes begin, and the bytes; and how far the task says that it is (`progress`)."""
 
 
 def parse_tail(body: bytes) -> tuple[int, Tail]:
@@ -82,13 +82,15 @@ def parse_tail(body: bytes) -> tuple[int, Tail]:
     head = messages.TAIL_HEAD
     if len(body) < head.size:
         raise RemoteProtocolError("a tail cut short")
-    _, serial, stdout_start, stdout_size, stderr_start, stderr_size = head.unpack_from(body)
-    if max(stdout_size, stderr_size) > messages.TAIL_BYTES_MAX or head.size + stdout_size + stderr_size != len(body):
+    _, serial, stdout_start, stdout_size, stderr_start, stderr_size, progress_size = head.unpack_from(body)
+    sizes = head.size + stdout_size + stderr_size
+    if max(stdout_size, stderr_size) > messages.TAIL_BYTES_MAX or sizes + progress_size != len(body):
         raise RemoteProtocolError("a tail of an impossible size")
     if max(stdout_start, stderr_start) >= 1 << 62:
         raise RemoteProtocolError("an impossible tail")
     stdout = body[head.size : head.size + stdout_size]
-    return serial, ((stdout_start, stdout), (stderr_start, body[head.size + stdout_size :]))
+    stderr = body[head.size + stdout_size : sizes]
+    return serial, ((stdout_start, stdout), (stderr_start, stderr), body[sizes:][: progress.BYTES_MAX])
 
 
 def parse_outputs(body: bytes) -> list[int]:

@@ -123,9 +123,12 @@ class Runner(Protocol):
         will, of which nothing is reported.  Where that cannot be known at once a run is left out, and reports its end
         as ever: KILLED if it had not started.  For callbacks of the event loop: outcomes may be reported meanwhile."""
 
-    async def tail(self, run_id: int, offsets: tuple[int, int]) -> tuple[tuple[int, bytes], tuple[int, bytes]] | None:
+    async def tail(
+        self, run_id: int, offsets: tuple[int, int]
+    ) -> tuple[tuple[int, bytes], tuple[int, bytes], bytes] | None:
         """Return what a running task has printed to stdout and stderr from these offsets on: where the bytes begin, at
-        most the last 64 KiB of each, and the bytes.  None: it does not run, or did not answer in time."""
+        most the last 64 KiB of each, and the bytes; and how far it says that it is (at most PROGRESS_BYTES_MAX).
+        None: it does not run, or did not answer in time."""
 
     def hold(self, slots: Collection[int]) -> None:
         """Let what runs in these slots stand still, and what runs in all others go on.  Time limits wait meanwhile."""

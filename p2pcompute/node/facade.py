@@ -158,6 +158,20 @@ class NearbyView:
     address: str
 
 
+@dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """How far a running task says that it is."""
+
+    done: float
+    total: float | None
+    """None: it does not know."""
+    note: str
+
+    def __str__(self) -> str:
+        count = f"{self.done:g}" if self.total is None else f"{self.done:g} of {self.total:g}"
+        return f"{count} {self.note}".rstrip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailView:
     """What a running task has printed."""
@@ -170,6 +184,7 @@ class TailView:
     stdout: bytes
     stderr_start: int
     stderr: bytes
+    progress: TaskProgress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

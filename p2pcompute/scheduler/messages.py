@@ -27,6 +27,7 @@ from p2pcompute.limits import (
     LEASE_S_MIN,
     NODE_NAME_CHARS_MAX,
     OUTPUT_FILES_MAX,
+    PROGRESS_BYTES_MAX,
     RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
@@ -142,7 +143,7 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
     ]
 
 
-Tail = tuple[tuple[int, bytes], tuple[int, bytes]]
+Tail = tuple[tuple[int, bytes], tuple[int, bytes], bytes]
 """Of stdout and stderr: where bytes begin, and the bytes."""
 
 
@@ -158,10 +159,12 @@ def parse_tail(body: Any) -> Tail | None:
     """Return what a task has printed; None: it does not run there."""
     if body == []:
         return None
+    said = body.pop() if isinstance(body, list) and len(body) == 5 else b""
+    _check(isinstance(said, bytes) and len(said) <= PROGRESS_BYTES_MAX, "tail")
     stdout_start, stdout, stderr_start, stderr = _list(body, 4, "tail")
     for start, data in ((stdout_start, stdout), (stderr_start, stderr)):
         _check(_is_int(start, INT_MAX >> 1) and isinstance(data, bytes) and len(data) <= INLINE_BYTES_MAX, "tail")
-    return (stdout_start, stdout), (stderr_start, stderr)
+    return (stdout_start, stdout), (stderr_start, stderr), said
 
 
 def _granted_body(task: GrantedTask) -> list[Any]:

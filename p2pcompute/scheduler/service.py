@@ -87,6 +87,8 @@ class Printed:
     stdout: tuple[int, bytes]
     stderr: tuple[int, bytes]
     """Where the bytes begin, and the bytes: the last ones, when there are many."""
+    progress: bytes = b""
+    """How far the task says that it is; see `execution.progress`."""
 
 
 @dataclass(slots=True)
@@ -739,7 +741,9 @@ class Scheduler:
         """An owner asks what its task has printed so far."""
         job_id, index, attempt, offsets = messages.parse_tail_asked(body)
         found = await self.worker.tail(channel.peer.key, job_id, index, attempt, offsets)
-        return [] if found is None else [*found[0], *found[1]]
+        if found is None:
+            return []
+        return [*found[0], *found[1], *([found[2]] if found[2] else [])]
 
     async def tail(self, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]) -> Printed | None:
         """Return what a running task has printed; None: it does not run, or its node does not answer.

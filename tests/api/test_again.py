@@ -85,6 +85,23 @@ def test_logs(executor: MeshExecutor, tmp_path: Path) -> None:
     assert list(long.logs(follow=True))[-1] == "29999"
 
 
+def report(gate: str) -> None:
+    p2pcompute.progress(3, 10, "a third")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+
+
+def test_progress(executor: MeshExecutor, tmp_path: Path) -> None:
+    """Broken: nobody learns how far a long task is."""
+    p2pcompute.progress(1)  # outside of a task it does nothing
+    gate = tmp_path / "gate"
+    future = executor.submit(report, str(gate))
+    wait_until(lambda: future.progress is not None, "it has said something")
+    assert str(future.progress) == "3 of 10 a third"
+    gate.touch()
+    assert future.result(20) is None and future.progress is None
+
+
 def test_save(executor: MeshExecutor, tmp_path: Path) -> None:
     """Broken: what was computed cannot be kept afterwards."""
     job = executor.start_map(gated, [str(tmp_path / "gate")] * 3, range(3)).wait(20)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.execution import messages
+from p2pcompute.execution.progress import parse as parse_progress
 from p2pcompute.execution.results import Tail, parse_tail
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.runs import OutcomeStatus, TaskRun
@@ -94,8 +95,8 @@ async def test_a_running_task_shows_what_it_printed(boxed: Rig, kind: str) -> No
     runs = boxed.batch(spec, [payload])
     outcomes = boxed.begin(runs)
     await look(boxed, runs[0].run_id, (0, 0), b"trouble")
-    assert await look(boxed, runs[0].run_id, (0, 0), b"begun") == ((0, b"begun\n"), (0, b"trouble\n"))
-    assert await boxed.runner.tail(runs[0].run_id, (3, 99)) == ((3, b"un\n"), (8, b""))
+    assert await look(boxed, runs[0].run_id, (0, 0), b"begun") == ((0, b"begun\n"), (0, b"trouble\n"), b"")
+    assert await boxed.runner.tail(runs[0].run_id, (3, 99)) == ((3, b"un\n"), (8, b""), b"")
     assert await boxed.runner.tail(runs[0].run_id + 1, (0, 0)) is None
     boxed.runner.kill([runs[0].run_id])
     (outcome,) = await boxed.finish(runs, outcomes)
@@ -104,12 +105,41 @@ async def test_a_running_task_shows_what_it_printed(boxed: Rig, kind: str) -> No
 
 
 @module_loop
+async def test_a_function_says_how_far_it_is(boxed: Rig) -> None:
+    """While it runs; the next one begins with nothing said."""
+
+    def work(is_first: bool) -> None:
+        from p2pcompute import progress
+
+        if is_first:
+            progress(1, 4, "begun")
+        print("ready")
+        while True:
+            time.sleep(0.02)
+
+    spec = await boxed.function(work)
+    for is_first in (True, False):
+        runs = boxed.batch(spec, [call(is_first)])
+        outcomes = boxed.begin(runs)
+        _, _, said = await look(boxed, runs[0].run_id, (0, 0), b"ready")
+        assert parse_progress(said) == ((1.0, 4.0, "begun") if is_first else None)
+        boxed.runner.kill([runs[0].run_id])
+        await boxed.finish(runs, outcomes)
+
+
+@given(st.binary(max_size=300))
+def test_junk_instead_of_progress(junk: bytes) -> None:
+    found = parse_progress(junk)
+    assert found is None or ((found[1] is None or found[1] >= 0) and len(found[2]) <= len(junk))
+
+
+@module_loop
 async def test_of_much_output_there_is_the_end(boxed: Rig) -> None:
     size = messages.TAIL_BYTES_MAX * 3
     text = f"head -c {size} /dev/zero; echo end >&2; sleep 60"
     runs = boxed.batch(JobSpec(kind=TaskKind.SHELL), [TaskPayload(argv=(text,))])
     outcomes = boxed.begin(runs)
-    (start, data), _ = await look(boxed, runs[0].run_id, (0, 0), b"end\n")
+    (start, data), _, _ = await look(boxed, runs[0].run_id, (0, 0), b"end\n")
     assert (start, len(data)) == (size - messages.TAIL_BYTES_MAX, messages.TAIL_BYTES_MAX)
     boxed.runner.kill([runs[0].run_id])
     await boxed.finish(runs, outcomes)
@@ -118,7 +148,7 @@ async def test_of_much_output_there_is_the_end(boxed: Rig) -> None:
 @given(junk=st.binary(max_size=60))
 def test_junk_from_a_worker_process(junk: bytes) -> None:
     try:
-        serial, ((_, stdout), (_, stderr)) = parse_tail(bytes([messages.TAIL]) + junk)
+        serial, ((_, stdout), (_, stderr), said) = parse_tail(bytes([messages.TAIL]) + junk)
     except RemoteProtocolError:
         return
-    assert serial >= 0 and len(stdout) + len(stderr) <= len(junk)
+    assert serial >= 0 and len(stdout) + len(stderr) + len(said) <= len(junk)

@@ -92,6 +92,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "checkpoint": (messages.parse_checkpoint, [[KEY, 3, 0, 2, b"cookie"], [KEY, 4, 0, 1, [KEY, 1 << 20]]]),
     "tail asked": (messages.parse_tail_asked, [KEY, 3, 1, 0, 99]),
     "tail": (messages.parse_tail, [0, b"out", 5, b"err"]),
+    "tail with progress": (messages.parse_tail, [0, b"out", 5, b"err", b"far"]),
     "coordinator": (messages.parse_coordinator, [KEY, 7]),
     "custody": (messages.parse_job_id, [KEY]),
     "sync": (messages.parse_sync, [KEY, b"ticket", 3, 0, 4, 1, 7, True, 5, 10_000]),
