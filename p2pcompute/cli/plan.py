@@ -33,6 +33,10 @@ _MODULE_FUNCTION: Final = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)::
 _MODULE_FILE: Final = re.compile(r"[^\s{}]+\.wasm")
 _HASH_BYTES: Final = 1 << 20
 _MODULE_HEAD: Final = b"\0asm"
+_VARYING: Final = re.compile(
+    r"\$\{?(?:S?RANDOM|EPOCHSECONDS|HOSTNAME|P2PC_NODE|P2PC_SCRATCH|PARALLEL_JOBSLOT|TMPDIR)\b\}?|\$\$|\{%\}"
+    r"|(?<![\w/.{$-])(?:date|hostname|mktemp|nproc|uptime|uuidgen|whoami)(?![\w/.}=-])"
+)
 PEEKED_ROWS: Final = 64
 """Rows that the preflight looks at."""
 BATCH_TARGET_S: Final = 0.5
@@ -222,6 +226,12 @@ def check_readable(path: str, what: str) -> None:
 
 
 # --- files --------------------------------------------------------------------------------------------------------
+
+
+def what_varies(words: Sequence[str]) -> str:
+    """Return what a command has that is another on each node or each time, like $P2PC_NODE; empty: nothing is seen."""
+    found = _VARYING.search(" ".join(words))
+    return found[0] if found else ""
 
 
 def name_in_task(path: str) -> str:

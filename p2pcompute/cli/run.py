@@ -45,6 +45,7 @@ from p2pcompute.cli.plan import (
     read_target,
     ship_function,
     ship_source,
+    what_varies,
 )
 from p2pcompute.cli.replacement import parse as parse_replacement
 from p2pcompute.cli.replacement import unknown_names
@@ -270,7 +271,8 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option(
     "--verify",
     type=click.Choice(["arbitrate", "credibility", "spotcheck", "majority", "boinc", "none"]),
-    help="Method of checking results of nodes that are not trusted.  [default: arbitrate]",
+    help="Method of checking results of nodes that are not trusted, by comparing them: a task has to give the same"
+    " wherever and whenever it runs.  [default: arbitrate]",
 )
 @click.option("--deadline", metavar="DURATION|TIME", help="Give up on the whole job, like 2h or 18:30.")
 @click.option(
@@ -997,6 +999,8 @@ class _Run:
         self._check_can_run(connection, status)
         if self._is_new:
             _say_alone(status)
+        if not request.local:
+            _say_varying(request, others)
         if request.batch != "1":
             lines = self._chunker.chunks(lines, self._wait)
         if request.is_detached:
@@ -1198,6 +1202,16 @@ def _say_kept(tally: Tally) -> None:
     """Failures of an earlier run make this one's exit code 1: say so, and what to do about them."""
     if tally.failed_kept:
         say(f"{count_text(tally.failed_kept)} failed before and not tried now; again: --resume-failed", level=1)
+
+
+def _say_varying(request: Request, others: Sequence[Mapping[str, Any]]) -> None:
+    """Say that the output of a command seems to depend on the node or the time, where results are compared."""
+    varying = what_varies(request.words) if request.kind in ("command", "shell") else ""
+    terms = request.demands
+    is_compared = terms.get("trust") != "trusted" and terms.get("verify") != "none" and terms.get("replicas") != 1
+    if varying and is_compared and any(peer.get("trust") == "member" for peer in others):
+        say(f"note: {varying} gives something else on each node or each time; results of members are compared, and an")
+        say("honest one that differs looks like a lie: --verify none believes them, --trust trusted leaves them out")
 
 
 def _say_awake(status: Mapping[str, Any]) -> None:

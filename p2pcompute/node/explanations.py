@@ -158,6 +158,7 @@ def _slow(
                 course,
                 name=peer.name,
                 can_run=account.verdict is not Verdict.NEVER,
+                is_trusted=peer.level in ("self", "trusted"),
                 slots=peer.slots,
                 slots_each=each,
                 running=min(course.running, peer.slots // each) if peer.slots else course.running,

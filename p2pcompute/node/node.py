@@ -502,7 +502,13 @@ class Node:
                     rests_s=0.0 if known is None else core.rests_s(now, known[0]),
                 )
             )
+        checked = book.job.checked
+        claimed = [] if checked is None else [index for index in checked.held if index in checked.outputs]
+        unchecked = [] if checked is None else [index for index in claimed if index not in checked.asked]
         return Course(
+            disputed=0 if checked is None else len(checked.asked),
+            unchecked=len(unchecked),
+            checks=0 if checked is None else sum(map(checked.is_computed, unchecked)),
             nodes=nodes,
             ended=view.done + view.failed,
             running=view.running,

@@ -34,7 +34,7 @@ class Slowness:
     """One reason why it takes so long."""
 
     code: str
-    """limit, nodes, files, busy, load, slow-node, copies, failing, retries, tail, small or inputs."""
+    """disputed, checks, limit, nodes, files, busy, load, slow-node, copies, failing, retries, tail, small or inputs."""
     what: str
     fix: str = ""
 
@@ -47,6 +47,8 @@ class NodeCourse:
     name: str = ""
     can_run: bool = True
     """It does, or may later."""
+    is_trusted: bool = False
+    """What it finds is believed."""
     slots: int | None = None
     slots_each: int = 1
     """Of them, for one task of this job."""
@@ -87,17 +89,24 @@ class Course:
     slots_max: int | None = None
     cpus: float = 1.0
     """Of one task."""
+    disputed: int = 0
+    """Tasks of which members have found different results."""
+    unchecked: int = 0
+    """Results of members that are not believed yet, others than those."""
+    checks: int = 0
+    """Of these, how many are computed again now."""
 
 
 def why_slow(course: Course) -> tuple[Slowness, ...]:
     """Return what keeps a job from being done sooner, what weighs most first; nothing before anything has run."""
-    if not course.ended and not course.running:
+    if not (course.ended or course.running or course.disputed or course.unchecked):
         return ()
     return tuple(_reasons(course))
 
 
 def _reasons(course: Course) -> Iterator[Slowness]:
     nodes = course.nodes
+    yield from _doubts(course)
     if course.waiting and course.slots_max is not None and course.running >= course.slots_max:
         yield Slowness("limit", f"-j {course.slots_max}: so many tasks run, and no more at once")
     able = sum(node.can_run for node in nodes)
@@ -133,6 +142,29 @@ def _reasons(course: Course) -> Iterator[Slowness]:
         what = f"{course.retried} of {attempts} attempts were made again"
         yield Slowness("retries", what, "why: p2pc show JOB/TASK")
     yield from _rest(course)
+
+
+def _doubts(course: Course) -> Iterator[Slowness]:
+    """What results of members wait for."""
+    has_judge = any(node.can_run and node.is_trusted for node in course.nodes)
+    if course.disputed:
+        what = f"of {course.disputed} {'task' if course.disputed == 1 else 'tasks'} members found different results"
+        ways = (
+            "a trusted node has to find which is right"
+            if has_judge
+            else "no trusted node can run it, to find which is right"
+        )
+        yield Slowness("disputed", f"{what}; {ways}", "" if has_judge else "p2pc trust set NODE trusted")
+    if course.unchecked:
+        one = course.unchecked == 1
+        what = f"{course.unchecked} {'result of a member is' if one else 'results of members are'} not believed yet"
+        until = "until another one finds the same" + (", or a trusted node" if has_judge else "")
+        now = (
+            f"; {course.checks} of them {'is' if course.checks == 1 else 'are'} computed again now"
+            if course.checks
+            else ""
+        )
+        yield Slowness("checks", f"{what}, {until}{now}", "is it yours?  p2pc trust set NODE trusted")
 
 
 def _slow_nodes(nodes: Sequence[NodeCourse]) -> Iterator[Slowness]:

@@ -25,6 +25,7 @@ from p2pcompute.cli.plan import (
     make_lines,
     name_in_task,
     read_target,
+    what_varies,
 )
 from p2pcompute.errors import UsageError
 
@@ -268,3 +269,20 @@ def test_files_of_different_tasks_do_not_come_back_under_one_name() -> None:
     check_fetch_names(rows, Files(fetch=["{}.out", "{#}.log", "*.png"]))
     check_fetch_names([rows[0], rows[0]], Files(fetch=["{/}.out"]))
     check_fetch_names(rows[:1], Files(fetch=["res"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["echo {} on $P2PC_NODE"], "$P2PC_NODE"),
+        (["echo ${RANDOM}; sleep 1"], "${RANDOM}"),
+        (["hostname"], "hostname"),
+        (["x=$(date); echo $x {}"], "date"),
+        (["cp {} out.{%}"], "{%}"),
+        (["sort", "--date", "data/date.txt", "{date}", "hostname.py", "update", "$dates"], ""),
+        (["sha256sum {} | cut -c1-8"], ""),
+    ],
+)
+def test_what_is_another_on_each_node_is_seen(words: list[str], found: str) -> None:
+    """People learn that members' results are compared when honest ones have lost their credit."""
+    assert what_varies(words) == found

@@ -35,6 +35,21 @@ def test_nothing_is_said_without_evidence() -> None:
     ("changes", "code", "what"),
     [
         ({"nodes": GOING.nodes}, "slow-node", "a task takes 4.1 s on pi4 (12 ended), 0.9 s elsewhere"),
+        (
+            {"unchecked": 5, "ended": 0, "running": 0},
+            "checks",
+            "5 results of members are not believed yet, until another one finds the same",
+        ),
+        (
+            {"disputed": 1, "nodes": (replace(NOVA, is_trusted=True),)},
+            "disputed",
+            "of 1 task members found different results; a trusted node has to find which is right",
+        ),
+        (
+            {"disputed": 2},
+            "disputed",
+            "of 2 tasks members found different results; no trusted node can run it, to find which is right",
+        ),
         ({"slots_max": 12}, "limit", "-j 12: so many tasks run, and no more at once"),
         ({"nodes": (NOVA, NodeCourse(name="mac", can_run=False))}, "nodes", "1 of 2 nodes can run it"),
         (
