@@ -395,6 +395,12 @@ LOG_ACCEPTS_MAX: Final = 256
 """Admissions by a member that stay good when it is removed; those that it let in beyond need a new invitation."""
 LOG_HEADS_MAX: Final = 8
 """Entries that another one names as known."""
+PROOFS_MAX: Final = 256
+"""Installations of which a proof is kept that they lied."""
+PROOF_BYTES_MAX: Final = 64 * KIB
+"""One proof: two messages of a worker about results, of some 50 bytes each."""
+PROOFS_BYTES_MAX: Final = 768 * KIB
+"""All proofs: they go to a peer in one message."""
 LOG_RECORDS_MAX: Final = 16
 """Records in which one member publishes the end of the group's log: 15 KiB, some twenty entries."""
 LOG_KEEPERS_DRAWN: Final = 8
@@ -822,6 +828,7 @@ assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GROUP_LOG_BYTES_MAX + ROSTER_SHARED_MAX * ADMIT_CHAIN_MAX * ADMIT_ENTRY_BYTES_MAX < TRUST_FILE_BYTES_MAX
 assert LOG_ENTRY_BYTES_MAX + ADMIT_CHAIN_MAX * ADMIT_ENTRY_BYTES_MAX < FRAME_BYTES_MAX
 assert LOG_FOUNDER_ENTRIES < LOG_ENTRIES_MAX
+assert PROOFS_BYTES_MAX + 16 * PROOFS_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + GRANT_ENVELOPE_BYTES_MAX + 32 * GRANT_TASKS_MAX + 4 * KIB <= FRAME_BYTES_MAX
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX

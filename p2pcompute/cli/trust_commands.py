@@ -146,14 +146,20 @@ def _ask(item: Mapping[str, Any], level: str, *, is_mute: bool) -> None:
         raise UsageError("nothing was changed", "you said no", None, code="consent")
 
 
-@trust.command(cls=Command)
+@trust.command(
+    cls=Command,
+    examples=[("p2pc trust show atlas --proof atlas.proof", "then, anywhere: p2pc trust verify atlas.proof")],
+)
 @click.argument("node")
+@click.option("--proof", metavar="FILE", type=click.Path(), help="Write the proof that it lied, if there is one.")
 @json_option
-def show(node: str, json_: bool) -> int:
+def show(node: str, proof: str | None, json_: bool) -> int:
     """What is known of a node and its level."""
     connection = open_connection(timeout_s=LOOK_S_MAX)
     item = named(connection.request("GET", "/v1/trust")["items"], node)
     evidence = connection.request("GET", f"/v1/trust/{item['id']}/evidence")
+    if proof is not None:
+        _write_proof(proof, one_line(item["name"]), evidence["proof_b64"])
     if json_:
         print_json({"schema": "p2pc.trust-node/1", **item, "evidence": evidence})
         return 0
@@ -173,6 +179,24 @@ def show(node: str, json_: bool) -> int:
     if evidence["banned"]:
         say(f"To give it work again without checks: p2pc trust set {one_line(item['name'])} trusted", level=1)
     return 0
+
+
+def _write_proof(file: str, name: str, proof: str | None) -> None:
+    """Write an evidence file.
+
+    Raises:
+        UsageError: there is none, or it cannot be written.
+    """
+    import base64
+    from pathlib import Path
+
+    if not proof:
+        why = "two different results that it signed under one lease would be one"
+        raise UsageError(f"there is no proof that {name} lied", why, "what is known: p2pc trust show", code="no-proof")
+    try:
+        Path(file).write_bytes(base64.b64decode(proof))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written", str(error.strerror or error), None, code="file") from error
 
 
 def _results_text(item: Mapping[str, Any], evidence: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ RENEW: Final = 72
 BLOCKED: Final = "blocked"
 """Code of the refusal of an installation that was blocked here."""
 CONTACTS_IN_ANSWER_MAX: Final = 32
-_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps", "log")
+_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps", "log", "proofs")
 """What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
 MEMBERS_CACHED_MAX: Final = 4096
 """Members whose checked chain is remembered."""
@@ -255,6 +255,10 @@ class GroupCredentials:
     def installation_of(self, key: bytes) -> bytes | None:
         """The installation that a peer has proven to be, or to speak for; None: it was not met in this life."""
         return self._met.get(key)
+
+    def keys_of(self, installation: bytes) -> list[bytes]:
+        """The keys under which an installation was met: its own, and those of its programs."""
+        return [installation, *(key for key, one in self._met.items() if one == installation and key != installation)]
 
     def own_membership_if_any(self) -> Membership | None:
         """None when it has ended."""

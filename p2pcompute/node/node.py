@@ -21,6 +21,7 @@ from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity
 from p2pcompute.node.comfort_service import Comfort, ComfortSettings
+from p2pcompute.node.evidence import EvidenceExchange
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
@@ -74,6 +75,7 @@ from p2pcompute.trust.levels import Level, Levels
 from p2pcompute.trust.log_file import LogKeeper
 from p2pcompute.trust.pins import Pins
 from p2pcompute.trust.policy import GroupPolicy
+from p2pcompute.trust.verification.book import Why
 from p2pcompute.version import VERSION
 
 BOOT_BYTES = 8
@@ -229,10 +231,14 @@ class Node:
             host, identity, self.credentials, self.channels, self.network, self._change_group, pins or Pins()
         )
         self.members = Members(host, self.credentials, self.channels, self.network, self.scheduler, self._scope)
+        self.evidence_exchange = EvidenceExchange(
+            host, self.credentials, self.channels, self._journal, self._scope, self._convict
+        )
         self._wire()
 
     def _wire(self) -> None:
         self.joining.is_out = lambda: bool(self.members.removed_text)
+        self.scheduler.owner.on_banned = self._banned
         self.members.on_policy = self._policy_changed
         self._policy_changed(self.members.policy().in_force)
         self.channels.on_open = self._channel_opened
@@ -242,6 +248,7 @@ class Node:
         self.placement.on_needs = self.capacity.seek
         self.placement.class_of = self.capacity.class_of
         self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
+        self.placement.is_own_strange = lambda: self.credentials.is_stranger(self._identity.installation)
         self.placement.is_fenced = self._options.isolation in ("sandbox", "wasm")
         self.credentials.range_of = self.network.range_of
         self.placement.gives_network = self._options.gives_network
@@ -249,6 +256,18 @@ class Node:
         self.network.on_peer = self._peer_known
         self.network.on_peer_gone = self.scheduler.peer_gone
         self.network.on_change = self._membership_renewed
+
+    def _convict(self, installation: bytes) -> None:
+        self.scheduler.acceptance.convict(installation)
+        self.scheduler.owner.apply_effects()
+        self.scheduler.wake()
+
+    def _banned(self, installation: bytes, why: str) -> None:
+        """Tell the others, if there is a proof: what was merely found wrong here is no business of theirs."""
+        record = self.scheduler.acceptance.records.get(installation)
+        if why == Why.EQUIVOCATION and record is not None:
+            for job_id in dict.fromkeys(event.job_id for event in reversed(record.events)):
+                self.evidence_exchange.found(installation, job_id)
 
     def _policy_changed(self, policy: GroupPolicy) -> None:
         """Let the policy of the group hold here, also for jobs that are known already."""
@@ -272,6 +291,7 @@ class Node:
             "slots": self._host.runner.slot_count,
             "port": self.network.port,
             "keeps": self._journal is not None,
+            "proofs": self.evidence_exchange.digest,
         }
 
     def _facts(self) -> Attributes:
@@ -325,6 +345,7 @@ class Node:
         if self._options.is_networked:
             await self.network.start()
             self.members.records.start()
+            await self.evidence_exchange.restore()
         await self.scheduler.start()
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -578,7 +599,8 @@ class Node:
         return count
 
     async def evidence(self, key: bytes) -> EvidenceView:
-        return await evidence_of(self._host, self._journal, self.scheduler.owner, key)
+        found = await evidence_of(self._host, self._journal, self.scheduler.owner, key)
+        return replace(found, proof=found.proof or self.evidence_exchange.get(key))
 
     async def bundle(self, job_id: bytes) -> bytes:
         await self.scheduler.owner.committed()
@@ -853,6 +875,7 @@ class Node:
         if not self.members.admits(channel):
             return
         self.members.channel_opened(channel)
+        self.evidence_exchange.channel_opened(channel)
         self.network.channel_opened(channel)
         self.scheduler.channel_opened(channel)
 

@@ -145,6 +145,19 @@ def check_file(crypto: Crypto, data: bytes) -> Report:
         raise TrustError("this file proves nothing", what, "ask for a new one", code="bundle") from error
 
 
+def check_evidence(crypto: Crypto, data: bytes) -> bytes:
+    """Return the key of the one node that an evidence file proves to have lied.
+
+    Raises:
+        TrustError: it proves nothing, or is no evidence, or about several.
+    """
+    report = check_file(crypto, data)
+    signers = {one.signer for one in report.equivocations}
+    if report.job is not None or len(signers) != 1:
+        raise TrustError("this file is not evidence about one node", "", None, code="bundle")
+    return signers.pop()
+
+
 def _check_evidence(crypto: Crypto, raws: Any) -> Report:
     book = _Claims()
     for raw in raws:
