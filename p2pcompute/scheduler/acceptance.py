@@ -833,6 +833,11 @@ class Acceptance:
             checked.job.tell(self._now, index, f"{len(task.claims)} results differ")
         checked.asked[index] = checked.arbitrations[index] = None
 
+    def convict(self, installation: bytes) -> None:
+        """Believe a proof that somebody lied to another owner; whom this one trusts it goes on trusting."""
+        if self.level_of(installation) is not Level.TRUSTED:
+            self._ban(installation, Why.EQUIVOCATION)
+
     def _ban(self, installation: bytes, why: Why) -> None:
         """Give somebody no more work, and take back what it holds."""
         record = self.record(installation)

@@ -189,6 +189,8 @@ class OwnerService:
         """Whether a value that begins so, of a job with this spec, can be read without running code."""
         self.on_done: Callable[[bytes, Outcome], None] = lambda _node, _outcome: None
         """Called with each result of another node that was accepted."""
+        self.on_banned: Callable[[bytes, str], None] = lambda _installation, _why: None
+        """Called with who gets no more work, and why."""
         self.on_kept: Callable[[bytes], None] = lambda _job_id: None
         """Called with a job when more of it is durable."""
 
@@ -766,6 +768,8 @@ class OwnerService:
                 indices = [index for job, index in effects.wanted if job == job_id]
                 self._scope.spawn(self._load(job_id, indices), "load")
         self._keep_evidence(now, is_urgent=bool(effects.banned or effects.completed))
+        for installation, why in effects.banned:
+            self.on_banned(installation, why)
         for job_id in effects.completed:
             self._completed(job_id)
         self.stops.extend(effects.stops)
