@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pcompute.errors import P2pcError
-from p2pcompute.execution.spec import JobSpec
+from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
 from p2pcompute.node.facade import PeerView
@@ -279,6 +279,9 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
             is_why = accepts == "false" or accepts.startswith(ONLY_WASM)
             fix = "there: p2pc doctor says why" if is_why else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
+    if peer.state != "self" and placement.is_own_strange() and subject.spec.kind is not TaskKind.WASM:
+        what = "this computer is a stranger there: it runs only WASM modules of strangers, unless it trusts this one"
+        found.append(Finding("stranger", Verdict.UNKNOWN, what, "there: p2pc trust set NODE trusted"))
     if is_of_others and placement.group_accepts:
         taken = is_accepted(placement.group_accepts, values, job_values(subject.terms, subject.spec, subject.submitter))
         if taken is not True:

@@ -139,6 +139,8 @@ class Placement:
         """Whether this node trusts an installation."""
         self.is_stranger: Callable[[bytes], bool] = lambda _installation: False
         """Whether nobody vouches for an installation: only WASM modules of it run here, and those in a fence."""
+        self.is_own_strange: Callable[[], bool] = lambda: False
+        """Whether nobody vouches for this node."""
         self.is_fenced = False
         """Whether work of others is run in a sandbox or, if it is a WASM module, in a fence."""
         self.gives_network = False
