@@ -10,7 +10,6 @@ import pytest
 
 from p2pcompute.cli import doctor
 from p2pcompute.cli.main import run_command
-from p2pcompute.execution import sandbox
 from tests.e2e.test_hostile import why_no_sandbox
 
 
@@ -27,7 +26,7 @@ def test_missing_bubblewrap(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     def find(program: str, **_: object) -> str | None:
         return "/usr/bin/apt-get" if program == "apt-get" else None
 
-    monkeypatch.setattr(sandbox.shutil, "which", find)
+    monkeypatch.setattr("shutil.which", find)
     assert run_command(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "bubblewrap is not installed" in shown and "apt-get install bubblewrap" in shown

@@ -302,7 +302,7 @@ def test_status_names_what_to_look_at() -> None:
         "trust": "member",
         "address": "",
     }
-    document = {
+    document: dict[str, Any] = {
         "node": {"name": "nova", "state": "working", "version": "1.5.1"},
         "group": {"name": "home-lab", "is_alone": False},
         "slots": {"total": 8, "busy": 8},
