@@ -16,6 +16,7 @@ import itertools
 import os
 import re
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -80,6 +81,8 @@ class Desk:
         ask: asks the node something from another thread, and waits for the answer.
         """
         self.ask = ask
+        self.condition = threading.Condition()
+        """The lock of all its futures."""
         self._pid = os.getpid()
         self._inbox: deque[Item] = deque()
         self._withdrawn: deque[MeshFuture[Any]] = deque()

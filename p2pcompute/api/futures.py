@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
 """How often a wait without an end looks for signals."""
+_reading: Final = threading.RLock()
+"""Held while a large value is unpickled that several threads may ask for."""
 _ENDED: Final = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
 NO_OUTPUT: Final = 1 << 58
 """What comes after so many bytes of output: nothing."""
@@ -41,9 +44,38 @@ class Unread:
     """Stands for a value that nobody has asked for here: it is still pickled."""
 
 
-class MeshFuture(cf.Future[R], Generic[R]):
-    """The result of one call, to come.  Dropping it cancels nothing."""
+class _Sleeper:
+    """A thread that waits for one future, told as `concurrent.futures.wait` is."""
 
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, limit_s: float) -> bool:
+        """Wait; True when it was told."""
+        return self._lock.acquire(timeout=limit_s)
+
+    def add_result(self, _future: object) -> None:
+        with contextlib.suppress(RuntimeError):  # told before
+            self._lock.release()
+
+    add_exception = add_cancelled = add_result
+
+
+class MeshFuture(cf.Future[R], Generic[R]):
+    """The result of one call, to come.  Dropping it cancels nothing.
+
+    A program may hold a million of them.  So what `concurrent.futures` makes for each one is here made when it is
+    needed, or shared: all futures of a desk have one lock, and a thread that waits has a `_Sleeper` of its own.
+    """
+
+    _state: str = "PENDING"
+    _result: R | None = None
+    _exception: BaseException | None = None
+    _waiting: list[Any] | None = None
+    _called: list[Callable[[Any], object]] | None = None
     _job: OpenJob | None = None
     _index = -1
     _blobs: tuple[BlobRef, ...] = ()
@@ -66,10 +98,59 @@ class MeshFuture(cf.Future[R], Generic[R]):
     # Defaults of the class: a future is made for every call, and most of these are set later or never.
 
     def __init__(self, desk: Desk, payload_bytes: int) -> None:
-        super().__init__()
+        # Not `super().__init__()`: see above.
+        self._condition = desk.condition
         self._desk = desk
         self._submitted = time.time()
         self._bytes_in = payload_bytes
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        """Of `concurrent.futures`, which has the lock when it asks."""
+        if self._waiting is None:
+            self._waiting = []
+        return self._waiting
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Any], object]]:
+        """Of `concurrent.futures`, which has the lock when it asks, or has ended the future."""
+        if self._called is None:
+            self._called = []
+        return self._called
+
+    def _invoke_callbacks(self) -> None:
+        if self._called is not None:
+            super()._invoke_callbacks()  # type: ignore[misc]
+
+    def done(self) -> bool:
+        """True when it has ended, or was cancelled."""
+        return self._state in _ENDED
+
+    def cancelled(self) -> bool:
+        """True when it was cancelled."""
+        return self._state in ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+
+    def set_result(self, result: R) -> None:
+        """End it with a value; for the desk."""
+        with self._condition:
+            self._check_open()
+            self._result, self._state = result, "FINISHED"
+            for waiter in self._waiting or ():
+                waiter.add_result(self)
+        self._invoke_callbacks()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """End it with an exception; for the desk."""
+        with self._condition:
+            self._check_open()
+            self._exception, self._state = exception, "FINISHED"
+            for waiter in self._waiting or ():
+                waiter.add_exception(self)
+        self._invoke_callbacks()
+
+    def _check_open(self) -> None:
+        if self._state in _ENDED:
+            raise cf.InvalidStateError(f"{self._state}: {self!r}")
 
     @property
     def info(self) -> TaskInfo:
@@ -207,12 +288,12 @@ class MeshFuture(cf.Future[R], Generic[R]):
         """
         if self._state != "FINISHED":
             self._wait(timeout)
-        value = super().result(timeout)
+        value = super().result(0)
         return self._read_value() if type(value) is Unread else value
 
     def _read_value(self) -> R:
         """Read a large value that has only gone from task to task until now."""
-        with self._condition:
+        with _reading:
             if type(self._result) is Unread and isinstance(self._content, BlobRef):
                 self._result = load_value(self._desk.blobs.read_now(self._content))
             value: Any = self._result
@@ -230,18 +311,29 @@ class MeshFuture(cf.Future[R], Generic[R]):
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
         if self._state != "FINISHED":
             self._wait(timeout)
-        return super().exception(timeout)
+        return super().exception(0)
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait without an end in steps.
+        """Wait until it has ended, or `timeout` seconds; in steps.
 
         A signal that arrives just before a thread starts to wait is not noticed until it wakes: Ctrl-C would be lost.
         """
         self._desk.check_process()
-        if timeout is None:
-            with self._condition:
-                while self._state not in _ENDED:
-                    self._condition.wait(SIGNAL_S)
+        end = None if timeout is None else time.monotonic() + timeout
+        sleeper = _Sleeper()
+        with self._condition:
+            if self._state in _ENDED:
+                return
+            self._waiters.append(sleeper)
+        try:
+            limit_s = SIGNAL_S
+            while self._state not in _ENDED and limit_s > 0:
+                limit_s = SIGNAL_S if end is None else min(SIGNAL_S, end - time.monotonic())
+                if limit_s > 0:
+                    sleeper.sleep(limit_s)
+        finally:
+            with self._condition, contextlib.suppress(ValueError):
+                self._waiters.remove(sleeper)
 
     def __await__(self) -> Generator[Any, None, R]:
         return asyncio.wrap_future(self).__await__()

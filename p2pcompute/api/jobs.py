@@ -97,7 +97,8 @@ class Job(Generic[R]):
         Raises:
             TimeoutError: not all have ended `timeout` seconds from the first `next`.
         """
-        return cf.as_completed(self._futures, timeout)  # type: ignore[return-value]
+        futures: list[cf.Future[R]] = [*self._futures]
+        return cf.as_completed(futures, timeout)  # type: ignore[return-value]
 
     def results(
         self, *, errors: Literal["raise", "skip", "return"] = "raise", timeout: float | None = None
