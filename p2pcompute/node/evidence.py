@@ -15,7 +15,7 @@ member; when they are full a further one counts here, and is neither kept nor pa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
@@ -133,19 +133,15 @@ class EvidenceExchange:
 
     # --- what was found here ----------------------------------------------------------------------
 
-    def found(self, installation: bytes, job_id: bytes) -> None:
-        """Be told that an installation has signed two results of a job of this node: prove it to the others."""
-        self._scope.spawn(self._prove(installation, job_id), "prove")
-
-    async def _prove(self, installation: bytes, job_id: bytes) -> None:
-        if self._journal is None:
-            return
-        raws = [raw async for raw in self._journal.facts(job_id)]
-        for key in self._credentials.keys_of(installation):
-            proof = find_equivocation(self._host.crypto, raws, key)
-            if proof is not None and len(proof) <= PROOF_BYTES_MAX:
-                self._take(proof)
-                return
+    async def prove(self, installation: bytes, job_ids: Iterable[bytes]) -> None:
+        """Prove to the others that an installation has signed two results for one task of these jobs of ours."""
+        for job_id in job_ids if self._journal is not None else ():
+            raws = [raw async for raw in self._journal.facts(job_id)]
+            for key in self._credentials.keys_of(installation):
+                proof = find_equivocation(self._host.crypto, raws, key)
+                if proof is not None and len(proof) <= PROOF_BYTES_MAX:
+                    self._take(proof)
+                    return
 
     # --- what others have -------------------------------------------------------------------------
 

@@ -264,10 +264,15 @@ class Node:
 
     def _banned(self, installation: bytes, why: str) -> None:
         """Tell the others, if there is a proof: what was merely found wrong here is no business of theirs."""
-        record = self.scheduler.acceptance.records.get(installation)
-        if why == Why.EQUIVOCATION and record is not None:
-            for job_id in dict.fromkeys(event.job_id for event in reversed(record.events)):
-                self.evidence_exchange.found(installation, job_id)
+        if why == Why.EQUIVOCATION and not self.evidence_exchange.get(installation):
+            self._scope.spawn(self._prove(installation), "prove")
+
+    async def _prove(self, installation: bytes) -> None:
+        owner, record = self.scheduler.owner, self.scheduler.acceptance.records.get(installation)
+        told = [event.job_id for event in reversed(record.events)] if record is not None else []
+        checked = [job_id for job_id, job in owner.core.jobs.items() if job.is_own and job.checked is not None]
+        await owner.committed()
+        await self.evidence_exchange.prove(installation, dict.fromkeys([*told, *checked]))
 
     def _policy_changed(self, policy: GroupPolicy) -> None:
         """Let the policy of the group hold here, also for jobs that are known already."""
