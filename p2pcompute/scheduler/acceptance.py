@@ -81,6 +81,8 @@ DISPUTED: Final = "disputed"
 """How the reason of such a task's failure begins."""
 VERDICTS_AT_ONCE: Final = 3
 """Conflicts of one member that a trusted node decides at a time: so many lone wrong values ban it."""
+CUSTODY_CLAIMS: Final = 2
+"""Claims of each task that a custodian gathers while its owner is away: most tasks need no more."""
 ACCUSED_MIN: Final = 3
 """Who is in so many conflicts, and in more of them than of agreements, waits until some are decided."""
 SETTLE_GROWTH: Final = 1.1
@@ -168,7 +170,20 @@ class Acceptance:
 
     def believes(self, job: OwnedJob, installation: bytes) -> bool:
         """Whether results of an installation are accepted as they come."""
-        return self.level_of(installation) is Level.TRUSTED or job.envelope.terms.verify == "none" or not job.is_own
+        if self.level_of(installation) is Level.TRUSTED or job.envelope.terms.verify == "none":
+            return True
+        return not (job.is_own or job.is_checked)
+
+    @staticmethod
+    def _rule_of(job: OwnedJob) -> Rule | None:
+        """Return the rule by which results of a job are checked; None: they are not.
+
+        For the owner of a job that it keeps, a custodian gathers claims that agree: what they are worth, he decides.
+        """
+        rule = Rule.of(job.envelope.terms)
+        return (
+            rule if rule is None or job.is_own else Rule("arbitrate", rule.error_ppb, rule.replicas or CUSTODY_CLAIMS)
+        )
 
     def record(self, installation: bytes) -> Record:
         """Return what is known of a node, to be added to."""
@@ -205,7 +220,7 @@ class Acceptance:
             ready: takes out so many tasks that nobody has begun.
         """
         self._now = now
-        rule = Rule.of(job.envelope.terms)
+        rule = self._rule_of(job)
         if rule is None or not self._join(now, rule, thief.installation):
             return []
         if thief.installation in self._accused.get(rule, ()):
@@ -590,7 +605,7 @@ class Acceptance:
         outcome: Outcome,
         digest: Digest,
         *,
-        is_relayed: bool = False,
+        relayed_by: bytes | None = None,
     ) -> bool:
         """Take what a member says about a task of the present generation; False: it changes nothing.
 
@@ -598,10 +613,10 @@ class Acceptance:
 
         Args:
             under: attempt, and life of the node: what it was leased.  Two results under one are proof of a lie.
-            is_relayed: another coordinator of the job lent the task, while this one was away.
+            relayed_by: who lent the task as another coordinator of the job, while this one was away.
         """
         self._now, attempt = now, under[0]
-        rule, checked = Rule.of(job.envelope.terms), job.checked
+        rule, checked = self._rule_of(job), job.checked
         if rule is None or not self._join(now, rule, installation):
             return False
         checked = checked or self._check(rule, job)
@@ -632,8 +647,8 @@ class Acceptance:
             if not task.is_final:
                 self._disputed(checked, index)
             return True
-        if is_relayed and not task.claims:
-            task.lent[installation] = False
+        if relayed_by is not None and (not task.claims or self.level_of(relayed_by) is Level.TRUSTED):
+            task.lent[installation] = bool(task.claims)
         is_blind = checked.verifier.is_blind(installation, number)
         record = self.record(installation)
         if before is None:
@@ -940,7 +955,7 @@ class Acceptance:
             claims: task → who claimed what of it, and whether that has no weight.
             outputs: (task, digest) → (node, what it claims).
         """
-        rule = Rule.of(job.envelope.terms)
+        rule = self._rule_of(job)
         if rule is None or not claims:
             return
         for index, by_worker in claims.items():

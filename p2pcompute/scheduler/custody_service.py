@@ -641,6 +641,7 @@ class CustodyService:
         for raw in synced.facts:
             kind, body = self._check_fact(charge.job, raw)
             ledger.fold(kind, body)
+            book.job.is_checked |= kind == FactKind.HELD
             self._owner.keep_fact(book, raw, kind, body)
         charge.rows = synced.rows_next
         if synced.facts or synced.rows:
@@ -711,7 +712,7 @@ class CustodyService:
                 bad = await self._owner.readable(job_id, opened.signer, bad)
                 if good:
                     self.counters.relayed_count += self._owner.intake(
-                        opened.signer, opened.signer, job_id, raw, good, is_relayed=True
+                        opened.signer, opened.signer, job_id, raw, good, relayed_by=key
                     )
                 if book.job.is_own:
                     for claim, outcome in bad:
@@ -818,7 +819,7 @@ class CustodyService:
         if not book.job.is_own and not page.is_full():
             async for raw in self._journal.relays(asked.job_id, asked.claims):
                 ends = [(claim[0], claim[1]) for claim in _read_fact(raw)[1]]
-                claim_rows_next = await self._add_rows(page, book, ends, claim_rows_next, claimed)
+                claim_rows_next = await self._add_rows(page, book, ends, claim_rows_next, claimed, has_claims=True)
                 claims.append(raw)
                 page.add(len(raw))
                 if claim_rows_next < len(ends):
@@ -839,9 +840,20 @@ class CustodyService:
         )
 
     async def _add_rows(
-        self, page: _Page, book: JobBook, ends: Sequence[tuple[int, int]], first: int, rows: list[Row]
+        self,
+        page: _Page,
+        book: JobBook,
+        ends: Sequence[tuple[int, int]],
+        first: int,
+        rows: list[Row],
+        *,
+        has_claims: bool = False,
     ) -> int:
-        """Add how these tasks ended, from position `first` on; returns the position of the next that did not fit."""
+        """Add how these tasks ended, from position `first` on; returns the position of the next that did not fit.
+
+        Args:
+            has_claims: also what is claimed of those that wait for a further claim.
+        """
         job_id = book.job.envelope.job_id
         position = first
         for index, generation in ends[first:]:
@@ -849,6 +861,8 @@ class CustodyService:
                 break
             position += 1
             kept = await self._journal.result(job_id, index, generation)
+            if kept is None and has_claims:
+                kept = await self._claimed(job_id, index)
             if kept is None:
                 continue
             key = kept.node_key or self._key
@@ -856,6 +870,13 @@ class CustodyService:
             rows.append(Row(index, generation, kept.state, key, name, kept.attempts, kept.outcome, kept.payload))
             page.add(len(kept.outcome) + len(kept.payload))
         return position
+
+    async def _claimed(self, job_id: bytes, index: int) -> ResultRecord | None:
+        """Return what somebody claims of a task that has not ended here, as if it had."""
+        async for _index, _digest, node, outcome in self._journal.outputs(job_id, index):
+            state = int(TaskState.CLAIMED)
+            return ResultRecord(state=state, node_key=node, node_name="", attempts=1, outcome=outcome, payload=b"")
+        return None
 
 
 @dataclass(slots=True)

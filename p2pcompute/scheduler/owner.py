@@ -229,6 +229,8 @@ class OwnedJob:
         """In which new tasks begin."""
         self.is_own = True
         """False for another node's job that is kept here: its ends are claims, and nothing is decided about it."""
+        self.is_checked = False
+        """Of another node's job: its owner checks what members of the group say."""
         self.epoch = 0
         """Fences leases; see `custody`."""
         self.grants_from = 0.0
@@ -1095,7 +1097,7 @@ class OwnerCore:
         outcome: Outcome,
         digest: bytes,
         *,
-        is_relayed: bool = False,
+        relayed_by: bytes | None = None,
         boot: bytes = b"",
     ) -> bool:
         """Take one attempt's end into the books.
@@ -1111,7 +1113,7 @@ class OwnerCore:
             return False
         if thief != LOCAL and not self.acceptance.believes(job, installation):
             return self._claimed(
-                now, job, thief, installation, index, generation, (attempt, boot), outcome, digest, is_relayed
+                now, job, thief, installation, index, generation, (attempt, boot), outcome, digest, relayed_by
             )
         if job.checked is not None and index < job.ledger.size and generation == job.ledger.generation(index):
             if outcome.status is OutcomeStatus.OK:
@@ -1181,7 +1183,7 @@ class OwnerCore:
         lease_of: tuple[int, bytes],
         outcome: Outcome,
         digest: bytes,
-        is_relayed: bool,
+        relayed_by: bytes | None,
     ) -> bool:
         """Take what a member says that it found."""
         if index >= job.ledger.size or generation != job.ledger.generation(index):
@@ -1195,7 +1197,7 @@ class OwnerCore:
             self._note_duration(job, outcome, thief)
             job.failed_in_row.pop(installation, None)
         return self.acceptance.claimed(
-            now, job, thief, installation, index, lease_of, outcome, digest, is_relayed=is_relayed
+            now, job, thief, installation, index, lease_of, outcome, digest, relayed_by=relayed_by
         )
 
     # --- what `Acceptance` decides ----------------------------------------------------------------

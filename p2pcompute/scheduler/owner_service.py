@@ -246,6 +246,7 @@ class OwnerService:
         ledger = book.job.ledger
         for kind, body in facts:
             ledger.fold(kind, body)
+            book.job.is_checked |= kind == FactKind.HELD
         async for index, generation, row in journal.results(envelope.job_id):
             if row.state in (TaskState.CLAIMED, TaskState.CLAIMED_FAILED):
                 ledger.claim(index, generation, is_good=row.state == TaskState.CLAIMED)
@@ -591,12 +592,12 @@ class OwnerService:
         raw: bytes,
         pairs: Sequence[tuple[Claim, Outcome]],
         *,
-        is_relayed: bool = False,
+        relayed_by: bytes | None = None,
     ) -> int:
         """Take a remote worker's results; the blobs that they name are here.  Returns how many counted.
 
         Args:
-            is_relayed: another coordinator of the job took them while this one was away.
+            relayed_by: another coordinator of the job, which took them while this one was away.
         """
         now = self._host.clock.now()
         self.core.acceptance.wall_s = self._host.clock.wall()
@@ -618,7 +619,7 @@ class OwnerService:
                 attempt,
                 outcome,
                 digest,
-                is_relayed=is_relayed,
+                relayed_by=relayed_by,
                 boot=boot,
             ):
                 taken += 1
@@ -961,7 +962,7 @@ class OwnerService:
                 return
 
     def _is_wanted(self, write: Write) -> bool:
-        """What is known of nodes, and rows of jobs; not of one that was forgotten meanwhile: they would bring it back."""
+        """Whether a row is stored: not one of a job that was forgotten meanwhile, which it would bring back."""
         return write.table == EVIDENCE or write.key[:JOB_ID_BYTES] in self.books
 
     # --- reading ----------------------------------------------------------------------------------

@@ -227,9 +227,10 @@ class Journal:
         """Drop it."""
         return Write(OUTPUTS, _output_key(job_id, index, digest), None)
 
-    async def outputs(self, job_id: bytes) -> AsyncIterator[tuple[int, bytes, bytes, bytes]]:
-        """Yield (index, digest, node, outcome) of a job."""
-        async for key, value in self._rows(OUTPUTS, job_id):
+    async def outputs(self, job_id: bytes, index: int | None = None) -> AsyncIterator[tuple[int, bytes, bytes, bytes]]:
+        """Yield (index, digest, node, outcome) of a job, or of one of its tasks."""
+        prefix = job_id if index is None else job_id + index.to_bytes(_INDEX_BYTES, "big")
+        async for key, value in self._rows(OUTPUTS, prefix):
             at = JOB_ID_BYTES + _INDEX_BYTES
             node, outcome = _read(OUTPUTS, _meta, key, value)
             yield int.from_bytes(key[JOB_ID_BYTES:at], "big"), key[at:], node, outcome

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.host.runs import Outcome, TaskRun
 from p2pcompute.scheduler.bundles import find_equivocation
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
+from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.world import RunResult, run_mesh
-from p2pcompute.trust.levels import Level
+from p2pcompute.trust.levels import Level, LevelNote
 
 SMALL = {"nodes": 12, "tasks": 150, "churn": 0.2, "hours": 0.1, "warm": "false", "workload.0.work_s": 2}
 
@@ -154,5 +156,51 @@ def test_a_crash_between_signing_and_sending_frames_nobody() -> None:
             assert not any(record.banned for record in records.values())
             raws = [*signed, *[raw async for raw in owner.running._journal.facts(job_id)]]  # type: ignore[union-attr]
             assert find_equivocation(owner.host.crypto, raws, victim.identity.public_key) is None
+
+        simulation.run(main(), time_s_max=2000)
+
+
+# --- owners that are away -------------------------------------------------------------------------
+
+
+def test_a_custodian_has_results_checked_while_the_owner_is_away() -> None:
+    """Or a job would rest, computed once, until its owner is back, and all of it be computed again then."""
+    with Simulation(5) as simulation:
+        mesh = Mesh(simulation, 7, runner=RunnerModel(slot_count=2), level=Level.MEMBER, custodians=1)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner, keeper, liar = mesh.members[1], mesh.members[2], mesh.members[6]
+            owner.running.credentials.levels.set(keeper.identity.installation, LevelNote(level=Level.TRUSTED))
+            random_values(mesh, 4, [liar])
+            payloads = [encode_payload(TaskPayload(work_s=1.0)) for _ in range(300)]
+
+            async def submit() -> bytes:
+                terms = JobTerms(name="away", replicas=2)
+                job_id = await owner.running.submit_job(terms, JobSpec(kind=TaskKind.SIMULATED))
+                await owner.running.add_tasks(job_id, payloads)
+                await owner.running.seal_job(job_id)
+                return job_id
+
+            job_id = await owner.host.call(submit())
+            await asyncio.sleep(15)
+            mesh.crash(owner)
+            kept = keeper.running.scheduler.owner.books[job_id].job
+            assert kept.is_checked and not kept.ledger.is_complete
+            runs = sum(member.host.tally.runs_ok for member in mesh.members)
+            for _ in range(400):
+                await asyncio.sleep(1)
+                if kept.ledger.is_complete:
+                    break
+            assert kept.ledger.is_complete, kept.ledger.counts
+            await asyncio.sleep(10)
+            between = sum(member.host.tally.runs_ok for member in mesh.members) - runs
+            await mesh.restart(owner)
+            owner.running.credentials.levels.set(keeper.identity.installation, LevelNote(level=Level.TRUSTED))
+            await mesh.wait_for(owner, job_id, limit_s=60)
+            await mesh.check_values(owner, job_id, 300)
+            after = sum(member.host.tally.runs_ok for member in mesh.members) - runs - between
+            assert between > 300 and after < 40, (between, after)
 
         simulation.run(main(), time_s_max=2000)
