@@ -135,8 +135,11 @@ class EvidenceExchange:
 
     async def prove(self, installation: bytes, job_ids: Iterable[bytes]) -> None:
         """Prove to the others that an installation has signed two results for one task of these jobs of ours."""
-        for job_id in job_ids if self._journal is not None else ():
-            raws = [raw async for raw in self._journal.facts(job_id)]
+        journal = self._journal
+        if journal is None:
+            return
+        for job_id in job_ids:
+            raws = [raw async for raw in journal.facts(job_id)]
             for key in self._credentials.keys_of(installation):
                 proof = find_equivocation(self._host.crypto, raws, key)
                 if proof is not None and len(proof) <= PROOF_BYTES_MAX:

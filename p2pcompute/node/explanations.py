@@ -279,6 +279,10 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
             is_why = accepts == "false" or accepts.startswith(ONLY_WASM)
             fix = "there: p2pc doctor says why" if is_why else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
+    if peer.level == "stranger" and subject.terms.trust != "any":
+        found.append(
+            Finding("stranger", Verdict.NEVER, "a stranger: it gets only jobs that anybody may run", "--trust any")
+        )
     if peer.state != "self" and placement.is_own_strange() and subject.spec.kind is not TaskKind.WASM:
         what = "this computer is a stranger there: it runs only WASM modules of strangers, unless it trusts this one"
         found.append(Finding("stranger", Verdict.UNKNOWN, what, "there: p2pc trust set NODE trusted"))

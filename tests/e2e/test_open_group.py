@@ -55,7 +55,7 @@ def test_strangers_come_in_and_may_little(mesh: Mesh, tmp_path: Path) -> None:
     assert eve.p2pc("invite", "--no-wait").code == 6
     # She is given what may be done by anybody, and nothing else.
     refused = ada.p2pc("run", "--verify", "none", "--on", "eve", "echo $P2PC_NODE", ":::", "1", limit_s=60)
-    assert refused.code != 0, "by default strangers get no work"
+    assert refused.code == 4 and "a stranger" in refused.err, f"by default strangers get no work: {refused.err}"
     anybody = ("run", "--trust", "any", "--verify", "none", "--on", "eve")
     assert ada.p2pc(*anybody, "echo $P2PC_NODE", ":::", "1", limit_s=60).check().lines == ["eve 1"]
     # The door is shut again; who is in stays until he is removed.
