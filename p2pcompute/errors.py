@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 
 class P2pcError(Exception):
     """Base class.  Nothing was lost; the message says what to do."""
 
+    what: str
+    why: str
+    fix: str | None
+    code: str
     default_code = "error"
 
     def __init__(self, what: str, why: str = "", fix: str | None = None, *, code: str | None = None) -> None:
@@ -102,6 +107,9 @@ class NoEligibleNode(P2pcError):
 class TaskError(P2pcError):
     """The task itself failed, on the node named in `node`, after all retries."""
 
+    node: str | None
+    remote_traceback: str
+    stderr_tail: str
     default_code = "task"
 
     def __init__(
@@ -120,6 +128,11 @@ class TaskError(P2pcError):
         self.remote_traceback = remote_traceback
         self.stderr_tail = stderr_tail
 
+    @property
+    def info(self) -> Any:
+        """Of an error that a future has raised, the `TaskInfo` of its task; else None."""
+        return getattr(self, "p2pc", None)
+
 
 class InputFailed(TaskError):
     """A call was not made, because one whose value it needs, directly or through others, failed; that error is the
@@ -133,6 +146,10 @@ class InputFailed(TaskError):
 class WorkerDied(TaskError):
     """The process that ran the task died.  `cause` is measured: oom, signal, timeout, node-lost, evicted."""
 
+    cause: str
+    signal: int | None
+    peak_rss: int | None
+    """In bytes."""
     default_code = "worker-died"
 
     def __init__(

@@ -27,6 +27,11 @@ class NodeShare:
     running: int = 0
     done: int = 0
     failed: int = 0
+    rate: float = 0.0
+    """Tasks that it has ended per second since the first of the job was submitted; of a job that this machine's node
+    keeps, lately."""
+    note: str = ""
+    """Why it does less than it could, as far as that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,8 @@ def status_of(name: str, job_id: str, futures: Iterable[MeshFuture[Any]], now: f
     left, ran = counts["running"] + counts["waiting"], counts["done"] + counts["failed"]
     lasted_s = (now if left or last <= began else last) - began
     rate = ran / lasted_s if lasted_s > 0 else 0.0
+    for share in shares.values():
+        share.rate = (share.done + share.failed) / lasted_s if lasted_s > 0 else 0.0
     shares = dict(sorted(shares.items(), key=lambda item: (-item[1].done, item[0])))
     eta = left / rate if rate and left else None
     return JobStatus(name=name, id=job_id, total=total, **counts, rate=rate, eta=eta, by_node=shares)

@@ -37,6 +37,8 @@ FAILURES_SHOWN: Final = 5
 class Job(Generic[R]):
     """The handle of a started job.  Iterating waits and yields the values in the order of the inputs."""
 
+    name: str
+
     def __init__(
         self,
         desk: Desk,

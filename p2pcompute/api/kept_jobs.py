@@ -53,7 +53,13 @@ class KeptJob:
         document = self._ask("GET", "")
         counts = {name: int(document[name]) for name in ("done", "failed", "cancelled", "running", "waiting")}
         shares = {
-            share["node"]: NodeShare(running=share["running"], done=share["done"], failed=share["failed"])
+            share["node"]: NodeShare(
+                running=share["running"],
+                done=share["done"],
+                failed=share["failed"],
+                rate=share["rate"] or 0.0,
+                note=share["note"] or "",
+            )
             for share in document["by_node"]
         }
         total = document["total"] or sum(counts.values())
