@@ -7,8 +7,8 @@ that is.  Epochs decide who leases tasks and whom workers report to.  They never
 one is taken by every coordinator, and judged by the owner alone.
 
 Where the owner checks what members of the group find, a custodian has each task computed until two of them agree
-(`Acceptance`), and tells him who claimed what.  He weighs that as if he had given out the tasks himself, provided that he
-trusts the custodian, which chose who got them; else the first claim of each counts.
+(`Acceptance`), and tells him who claimed what.  He weighs that as if he had given out the tasks himself, provided that
+he trusts the custodian, which chose who got them; else the first claim of each counts.
 
 Source: RPC-V (Djilali et al. 2004) for coordinators that replace one another and log on both sides; numbers that name
 their proposer as in Paxos (Lamport 1998).
