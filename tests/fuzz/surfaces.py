@@ -7,6 +7,7 @@ that were, whether anything but the documented errors came out, and whether memo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import sys
 import time
@@ -14,6 +15,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cbor2
 
@@ -36,9 +38,10 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.real_lan import _sighting
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.identity.keys import check_delegation, create_identity, delegate
+from p2pcompute.node.log_records import join_pieces, pieces_of, read_piece
 from p2pcompute.resources.attributes import decode_attributes
 from p2pcompute.scheduler import messages
-from p2pcompute.scheduler.bundles import check_file, make_bundle, make_evidence
+from p2pcompute.scheduler.bundles import check_evidence, check_file, make_bundle, make_evidence
 from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
 from p2pcompute.scheduler.tickets import Ticket, format_ticket, parse_ticket, sign_ticket
 from p2pcompute.transport import handshake
@@ -54,10 +57,13 @@ from p2pcompute.trust.admission import (
     TokenAdmission,
     WordsAdmission,
 )
-from p2pcompute.trust.groups import admit, check_chain, found_group
+from p2pcompute.trust.groups import ADMIT_TYPE, admit, check_chain, found_group, name_heir
 from p2pcompute.trust.invites import Invites, Token, format_token, parse_token
+from p2pcompute.trust.log import LOG_TYPE, GroupLog, make_policy
+from p2pcompute.trust.open_door import OpenAdmission, read_challenge
 from p2pcompute.trust.pake import Exchange
 from p2pcompute.trust.pins import Pins
+from p2pcompute.trust.policy import GroupPolicy
 from p2pcompute.trust.roster import Roster
 from p2pcompute.trust.ssh_keys import make_voucher, parse_authorized_keys
 from p2pcompute.trust.words import parse_code
@@ -158,6 +164,7 @@ def _of_joiners() -> Iterator[Surface]:
     ways: list[Admission] = [
         TokenAdmission(invites), WordsAdmission(invites), PskAdmission(CRYPTO, b"sixteen bytes or more"),
         KeyAdmission(CRYPTO, dict), NearbyAdmission(CRYPTO, Pins(), lambda _host: True),
+        OpenAdmission(CRYPTO, lambda: bytes(32), lambda: 1),
     ]  # fmt: skip
     turn = [0]
 
@@ -233,6 +240,47 @@ def _of_members() -> Iterator[Surface]:
                 continue
 
     yield Surface("membership log", "member", log, [cbor.encode([chain[1], []]), cbor.encode(chain)])
+    heads = {"group": group.group_id, "as": hashlib.sha256(chain[0]).digest(), "after": [], "issued": int(WALL)}
+    said: list[dict[str, Any]] = [
+        {
+            "kind": "limit",
+            "subject": BOB.public_key,
+            "name": "bob",
+            "roles": ["work"],
+            "accepts": [KEY[:16]],
+            "reason": "",
+        },
+        {"kind": "rotate", "key": KEY},
+        {"kind": "policy", "policy": {"accept": "job.cpus<2", "open": 20}},
+    ]
+
+    def entry(data: bytes) -> None:
+        raw = ADA.sign_envelope(LOG_TYPE, cbor.decode(data))
+        Roster(CRYPTO, group).add([raw, [chain[0]]], WALL)
+
+    yield Surface("signed log entries", "member", entry, [cbor.encode({**heads, **one}) for one in said])
+
+    def admission(data: bytes) -> None:
+        raw = ADA.sign_envelope(ADMIT_TYPE, cbor.decode(data))
+        check_chain(CRYPTO, [chain[0], raw], group_id=group.group_id, subject=BOB.public_key, wall=WALL, log=roster.log)
+
+    heir = name_heir(ADA, group, CRYPTO, BOB.public_key, wall=WALL)
+    stranger = admit(ADA, group, CRYPTO, BOB.public_key, roles=("work",), wall=WALL, is_stranger=True)
+    yield Surface("signed admissions", "member", admission, [_payload(one) for one in (chain[1], heir, stranger)])
+
+    def piece(data: bytes) -> None:
+        for wire in join_pieces([read_piece(data)[3]]):
+            try:
+                roster.add(wire, WALL)
+            except P2pcError:
+                continue
+
+    full = GroupLog(CRYPTO, group)
+    full.add(make_policy(ADA, group, full, CRYPTO, GroupPolicy(accept="a"), wall=WALL), wall=WALL)
+    yield Surface("log in records", "network key", piece, pieces_of(full))
+    yield Surface(
+        "challenges", "joiner", lambda data: read_challenge(cbor.decode(data)), [cbor.encode(bytes([9]) + KEY)]
+    )
     program = delegate(BOB, CRYPTO, expires_wall=WALL + 600, roles=("submit",))
     assert program.delegation is not None
     yield Surface(
@@ -268,6 +316,13 @@ def _of_members() -> Iterator[Surface]:
     )
     claim = [0, 0, 1, "ok", messages.output_digest(outcome)]
     claims = BOB.sign_envelope(messages.CLAIMS_CONTENT_TYPE, {"job": KEY, "claims": [claim]})
+    twice = [
+        BOB.sign_envelope(
+            messages.CLAIMS_CONTENT_TYPE, {"job": KEY, "boot": b"b", "claims": [[0, 0, 1, "ok", digest * 32]]}
+        )
+        for digest in (b"1", b"2")
+    ]
+    yield Surface("proofs", "member", lambda data: check_evidence(CRYPTO, data), [make_evidence(twice)])
     yield Surface(
         "bundles",
         "user",
