@@ -59,15 +59,18 @@ class LogExchange:
         channels: Channels,
         scope: TaskScope,
         on_news: Callable[[bool], None],
+        size: Callable[[], int],
     ) -> None:
         """Args:
         on_news: called after something was learned; with True when the log has grown.
+        size: says how many members there are, as far as that can be seen.
         """
         self._host = host
         self._credentials = credentials
         self._channels = channels
         self._scope = scope
         self._on_news = on_news
+        self._size = size
         self._rng = host.rng.stream("members")
         self._syncing: dict[Channel, None] = {}
         self._same: dict[Channel, bytes] = {}
@@ -88,9 +91,11 @@ class LogExchange:
     def channel_opened(self, channel: Channel) -> None:
         """Compare with a new peer; at once when its log is another one, or when it is the first that is met."""
         roster, said = self._credentials.roster, channel.peer.hello.get("log")
+        roster.note_size(self._size())
+        is_first = roster.is_shared and len(roster) <= _PAIR
         if said == roster.digest:
             self._same[channel] = said
-        elif len(roster) <= _PAIR or not isinstance(said, bytes) or not said.startswith(roster.log.digest):
+        elif is_first or not isinstance(said, bytes) or not said.startswith(roster.log.digest):
             self._ask(channel)
         self.compare()
 

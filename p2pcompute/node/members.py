@@ -73,7 +73,7 @@ class Members:
         """What a peer said that did not take us for a member any more."""
         self.on_policy: Callable[[GroupPolicy], None] = lambda _policy: None
         """Called with the policy of the group when it may have changed."""
-        self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard)
+        self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard, lambda: len(network.peers) + 1)
         self.records = LogRecords(host, credentials, channels, network, self.exchange, scope)
         self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
         scheduler.may_submit = self._may_submit

@@ -32,6 +32,8 @@ class Roster:
         """Of what is known; empty: it has changed."""
         self._is_stale = False
         """The log has grown since what is in `_known` was checked."""
+        self._is_large = False
+        """There are more members than tell one another of all others, known here or not."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -101,7 +103,7 @@ class Roster:
         known = self._known.get(subject)
         if known is not None and known[0] == tuple(chain):
             return None
-        if known is None and not is_asked and len(self._known) >= ROSTER_SHARED_MAX:
+        if known is None and not is_asked and (self._is_large or len(self._known) >= ROSTER_SHARED_MAX):
             return None
         member = self._check(subject, chain, wall, ADMIT_RENEW_S_MAX)
         if known is not None and _worth(*known, wall) >= _worth(tuple(chain), member, wall):
@@ -155,7 +157,14 @@ class Roster:
     @property
     def is_shared(self) -> bool:
         """Whether members tell one another of all others: in a large group each knows those that it has met."""
-        return len(self._known) <= ROSTER_SHARED_MAX
+        return len(self._known) <= ROSTER_SHARED_MAX and not self._is_large
+
+    def note_size(self, count: int) -> None:
+        """Be told how many members there are, as far as that can be seen.  It is a large group from ROSTER_SHARED_MAX
+        on, and a small one again at half of that."""
+        is_large = count > (ROSTER_SHARED_MAX // 2 if self._is_large else ROSTER_SHARED_MAX)
+        if is_large is not self._is_large:
+            self._is_large, self._digest = is_large, b""
 
     @property
     def digest(self) -> bytes:

@@ -235,14 +235,19 @@ async def _forge(by: Member, whom: Member) -> None:
 
 
 def test_in_a_large_group_a_stranger_among_submitters_is_introduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where not all members know all others, who passes a task on says whose it is; the work is done everywhere."""
-    monkeypatch.setattr(roster, "ROSTER_SHARED_MAX", 2)
+    """Where not all members know all others, who passes a task on says whose it is; the work is done everywhere.
+    Before that nobody was told of somebody whom it has not met."""
+    monkeypatch.setattr(roster, "ROSTER_SHARED_MAX", 4)
     with Simulation(5) as simulation:
         mesh = Mesh(simulation, 12, runner=RunnerModel(slot_count=1))
 
         async def main() -> None:
             await mesh.start()
             await asyncio.sleep(20)
+            for member in mesh.members[1:]:
+                met = {channel.peer.installation for channel in member.running.channels.all()}
+                unmet = set(member.running.credentials.roster) - met - {key(member)}
+                assert len(unmet) <= 4, "what it was told when it knew of nobody else yet"
             owner = mesh.members[5]
             job_id = await mesh.submit(owner, [3.0] * 60)
             view = await mesh.wait_for(owner, job_id, limit_s=120)
