@@ -269,14 +269,13 @@ def _call_all(calls: tuple[_Call, ...]) -> None:
         if done.returncode:
             said = (done.stderr or done.stdout).strip()
             is_busless = "bus" in said.lower()
-            raise NodeUnavailable(
-                f"{shlex.join(call)} failed",
-                said or f"exit code {done.returncode}",
-                "log in as this user, not by su or sudo, or: p2pc service install --system"
-                if is_busless and "--user" in call
-                else "mend that, then try again",
-                code="service",
-            )
+            fix = "mend that, then try again"
+            if is_busless and not os.path.isdir("/run/systemd/system"):
+                fix = "systemd does not run here, as in containers: p2pc node start"
+            elif is_busless and "--user" in call:
+                fix = "log in as this user, not by su or sudo, or: p2pc service install --system"
+            why = said or f"exit code {done.returncode}"
+            raise NodeUnavailable(f"{shlex.join(call)} failed", why, fix, code="service")
 
 
 def _check_rights(plan: ServicePlan, *, is_system: bool) -> None:
@@ -365,17 +364,21 @@ def install(system: bool, dry_run: bool) -> int:
     _check_rights(plan, is_system=system)
     if system:
         _check_reachable(sys.executable)
-    else:
-        _make_room(find_paths(os.environ), plan)
     had = plan.files[0][0].exists()
     _write(plan.files)
+    former: dict[str, str] | None = None
     try:
-        _call_all(plan.starts)
+        _call_all(plan.starts[:-1])  # where there is nobody to talk to, a node that runs goes on
+        if not system:
+            former = _make_room(find_paths(os.environ), plan)
+        _call_all(plan.starts[-1:])
     except NodeUnavailable:
         if not had:  # leave nothing behind that would start later by surprise
             for call in plan.stops:
                 _call(call)
             _remove(plan.files)
+        if former is not None:
+            _start_again(former)
         raise
     say(f"installed {plan.files[0][0]}; it runs now and starts {'with the computer' if system else 'when you log in'}")
     if system:
@@ -395,18 +398,29 @@ def _lingers() -> bool:
     return done is not None and done.stdout.strip() == "yes"
 
 
-def _make_room(paths: Paths, plan: ServicePlan) -> None:
-    """Let a node that was started by hand end: two cannot share an identity.
+def _make_room(paths: Paths, plan: ServicePlan) -> dict[str, str] | None:
+    """Let a node that was started by hand end: two cannot share an identity; return its flags, None when none ran.
 
     Raises:
         NodeUnavailable: it does not stop.
     """
-    from p2pcompute.cli.daemon_start import is_running, running_pid
+    from p2pcompute.cli.daemon_start import how_started, is_running, running_pid
     from p2pcompute.cli.node_commands import stop_node
 
-    if is_running(paths) and not _is_active(plan):
-        say(f"the node that runs (pid {running_pid(paths)}) gives way to the service", level=1)
-        stop_node(drain=True)
+    if not is_running(paths) or _is_active(plan):
+        return None
+    say(f"the node that runs (pid {running_pid(paths)}) gives way to the service", level=1)
+    flags = dict(how_started(paths).flags)
+    stop_node(drain=True)
+    return flags
+
+
+def _start_again(flags: Mapping[str, str]) -> None:
+    """Start the node that was to give way to a service which could not be started."""
+    from p2pcompute.cli.daemon_start import start_background
+
+    pid = start_background(find_paths(os.environ), settings=[f"{key}={value}" for key, value in flags.items()])
+    say(f"the node runs again as before, pid {pid}", level=1)
 
 
 @service.command(cls=Command)

@@ -159,6 +159,16 @@ def test_an_installation_that_fails_leaves_nothing(
     assert run_command(["service", "install"]) == 5
     assert "the disk is full" in capsys.readouterr().err
     assert not list((place.parent / "config").rglob("*.service"))
+    before = set(psutil.Process().children())
+    assert run_command(["node", "start", "--name", "nova"]) == 0
+    try:
+        assert run_command(["service", "install"]) == 5
+        assert "the node runs again as before" in capsys.readouterr().err, "it has given way for nothing"
+        assert run_command(["status"]) == 0 and capsys.readouterr().out.startswith("nova is idle")
+    finally:
+        assert run_command(["node", "stop", "--now"]) == 0
+        for child in set(psutil.Process().children()) - before:  # of this process, which is the command here
+            child.wait(20)
 
 
 def test_a_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
