@@ -34,6 +34,7 @@ from p2pcompute.cli.output import (
     bytes_text,
     count_text,
     duration_text,
+    in_group,
     is_terminal,
     moment_of,
     one_line,
@@ -185,7 +186,7 @@ def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int
         if json_:
             print_json(job)
         else:
-            print(_job_text(job))
+            print(in_group(_job_text(job)))
         return 0
     if ref.task is not None:
         place = f"/v1/jobs/{job['id']}/tasks/{ref.task}"

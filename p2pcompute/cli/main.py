@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from p2pcompute.cli.command import CONTEXT
-from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, Options, has_color, print_json
+from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, Options, has_color, in_group, print_json
 from p2pcompute.errors import (
     ChannelLost,
     IdentityError,
@@ -261,6 +262,8 @@ def p2pc(
             os.environ[name] = os.path.abspath(value)
     if group:
         os.environ["P2PC_GROUP"] = group
+        if context.get_parameter_source("group") is ParameterSource.COMMANDLINE:
+            flags.group = group
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
     return None
@@ -274,18 +277,19 @@ def exit_code_of(error: P2pcError) -> int:
     return next((code for kind, code in _EXIT_BY_CLASS if isinstance(error, kind)), 2)
 
 
-def error_document(error: P2pcError) -> dict[str, Any]:
+def error_document(error: P2pcError, group: str = "") -> dict[str, Any]:
     """Return a p2pc.error/1 document."""
-    return {"schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix}
+    fix = error.fix and in_group(error.fix, group)
+    return {"schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": fix}
 
 
-def format_error(error: P2pcError, more: str = "") -> str:
+def format_error(error: P2pcError, more: str = "", group: str = "") -> str:
     """Return the text of an error: what, why, fix, where to read more; the most useful line last."""
     head = f"error[{_plain(error.code)}]:"
     if has_color(sys.stderr):
         head = click.style(head, fg="red", bold=True)
     lines = [f"{head} {_plain(error.what)}"]
-    for label, text in (("why: ", error.why), ("fix: ", error.fix or ""), ("more:", more)):
+    for label, text in (("why: ", error.why), ("fix: ", in_group(error.fix or "", group)), ("more:", more)):
         if text:
             lines.append(f"  {label} " + _plain(text).replace("\n", "\n        "))
     return "\n".join(lines)
@@ -360,9 +364,9 @@ def _from_click(error: click.ClickException) -> tuple[P2pcError, str]:
 
 def _show(error: P2pcError, more: str, *, as_json: bool, flags: Options) -> int:
     if as_json:
-        print_json(error_document(error))
+        print_json(error_document(error, flags.group))
     else:
-        print(format_error(error, more), file=sys.stderr)
+        print(format_error(error, more, flags.group), file=sys.stderr)
     if flags.verbose or os.environ.get("P2PC_TRACEBACK"):
         import traceback
 

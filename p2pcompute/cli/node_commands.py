@@ -24,6 +24,7 @@ from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
     count_text,
     duration_text,
+    in_group,
     one_line,
     options,
     plural,
@@ -92,7 +93,7 @@ def status(json_: bool, watch: bool, interval: float, peers: bool) -> int:
         if json_:
             _print_document(document, watch)
         else:
-            print(status_text(document, with_peers=peers))
+            print(in_group(status_text(document, with_peers=peers)))
 
     _repeat(show, watch=watch, interval=interval)
     return 0

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +34,8 @@ class Options:
     no_input: bool = False
     json: bool = False
     """Set by the command's own --json."""
+    group: str = ""
+    """What -g named; empty: nothing did."""
 
 
 def options() -> Options:
@@ -82,7 +86,20 @@ def say(text: str, *, level: int = 0) -> None:
     if flags.quiet > (0 if level else 1):
         return
     fresh_line()
-    print(text, file=sys.stderr, flush=True)
+    print(in_group(text), file=sys.stderr, flush=True)
+
+
+def in_group(text: str, group: str | None = None) -> str:
+    """Return words of ours in which commands name the group that this one named: without it they mean another.
+
+    Args:
+        group: None: of the command that runs; empty: none was named.
+    """
+    group = options().group if group is None else group
+    return _OWN_COMMAND.sub(lambda found: f"{found[0]}-g {shlex.quote(group)} ", text) if group else text
+
+
+_OWN_COMMAND: Final = re.compile(r"(?<![\w/.-])p2pc (?=[a-z])")
 
 
 _is_line_open = False

@@ -301,3 +301,18 @@ def test_a_command_is_there_and_strange_placeholders_are_said(home: Path, capsys
         assert (code, out) == (2, "") and "there is no command" in err
     code, out, err = run(capsys, "run", "--dry-run", "echo", "{z}", ":::", "1")
     assert (code, out) == (0, "echo '{z}' 1\n") and "note: {z} is no placeholder" in err
+
+
+def test_commands_to_type_name_the_group_that_was_named(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`p2pc -g lab status` says "p2pc node start": that starts the node of another group."""
+    monkeypatch.setenv("P2PC_GROUP", "home")  # -g writes there: taken back after the test
+    assert run(capsys, "group", "create", "lab")[0] == 0
+    code, out, err = run(capsys, "-g", "lab", "status")
+    assert code == 5 and "fix:  start one: p2pc -g lab node start" in err
+    code, out, err = run(capsys, "-g", "lab", "status", "--json")
+    assert json.loads(out)["fix"] == "start one: p2pc -g lab node start"
+    monkeypatch.setenv("P2PC_GROUP", "home")
+    code, out, err = run(capsys, "status")
+    assert code == 5 and "fix:  start one: p2pc node start" in err
