@@ -729,7 +729,8 @@ class Desk:
     def _release_blobs(self, future: MeshFuture[Any], end: TaskEnd | None = None) -> None:
         """What was sent for a task that has ended is not needed here any more, unless it is tried again."""
         refs, future._blobs = future._blobs, ()
-        if end is not None and end.state is TaskState.FAILED:
+        is_command = future._job is not None and future._job.kind in (TaskKind.COMMAND, TaskKind.SHELL)
+        if end is not None and end.state is TaskState.FAILED and not is_command:  # these end well whatever they say
             for ref in refs:
                 self.flow.drop_with(future, ref)
         elif refs:
