@@ -102,7 +102,7 @@ def idle_text(document: Mapping[str, Any]) -> str:
         ("p2pc node set cpus=75%", "tasks at once, as a share of the cores"),
     ],
 )
-@click.argument("settings", nargs=-1, metavar="KEY=VALUE...")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @json_option
 def set_node(settings: tuple[str, ...], json_: bool) -> int:
     """Change settings of this machine now and for later; with none: list them."""

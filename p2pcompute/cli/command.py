@@ -82,6 +82,23 @@ class Command(click.Command):
                     formatter.write_dl(rows)
 
 
+class CommandGroup(click.Group):
+    """Commands in the order in which they are written, each with its whole first sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, _first_sentence(command.help or "")) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _first_sentence(text: str) -> str:
+    sentence = " ".join(text.split()).partition(". ")[0]
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
+
+
 def _set_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
     if value:
         context.ensure_object(Options).json = True

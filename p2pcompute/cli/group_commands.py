@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import one_line, options, plural, print_json, say, table, time_text
 from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text
@@ -48,7 +48,7 @@ POLICY_KEYS: Final[dict[str, Callable[[str], Any]]] = {"accept": str, "open": _y
 """What a group's policy can say, and how its words are read."""
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroup, context_settings=CONTEXT)
 def group() -> None:
     """Groups of this computer, their members, and what they may do."""
 

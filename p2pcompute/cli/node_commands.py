@@ -19,7 +19,7 @@ import click
 
 from p2pcompute.cli import joining
 from p2pcompute.cli.comfort_commands import idle, set_node
-from p2pcompute.cli.command import CONTEXT, Command, json_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
     count_text,
@@ -381,9 +381,10 @@ def _moment(text: str) -> str:
 
 
 @click.group(
+    cls=CommandGroup,
     invoke_without_command=True,
     context_settings=CONTEXT,
-    subcommand_metavar="[start|stop|restart]",
+    subcommand_metavar="[start|stop|restart|set|idle]",
 )
 @_node_options
 @click.pass_context
@@ -412,7 +413,13 @@ def node(
     return run_daemon(DaemonOptions(flags=settings, is_foreground=True, on_ready=ready))
 
 
-@node.command(cls=Command)
+@node.command(
+    cls=Command,
+    examples=[
+        ("p2pc node start", ""),
+        ("p2pc node start --cpus 50% --until 18:00", "half of the cores for tasks, and gone by six"),
+    ],
+)
 @_node_options
 def start(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None) -> int:
     """Start the node in the background."""
@@ -445,7 +452,13 @@ def _start(settings: Mapping[str, str]) -> int:
     return 0
 
 
-@node.command(cls=Command)
+@node.command(
+    cls=Command,
+    examples=[
+        ("p2pc node stop", "tasks that run have node.grace (30 s) to end"),
+        ("p2pc node stop --now", "they are run elsewhere, or here at the next start"),
+    ],
+)
 @click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
 def stop(drain: bool) -> int:
     """Drain (finish or hand back tasks, tell peers) and stop; membership stays."""
@@ -487,7 +500,7 @@ def stop_node(*, drain: bool) -> None:
     say("stopped", level=1)
 
 
-@node.command(cls=Command)
+@node.command(cls=Command, examples=[("p2pc node restart", "as it was started"), ("p2pc node restart --cpus 2", "")])
 @click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
 @_node_options
 def restart(
@@ -498,7 +511,7 @@ def restart(
     cpus: str | None,
     until: str | None,
 ) -> int:
-    """Stop and start, with the flags that it was started with and these (after an upgrade, or with other settings)."""
+    """Stop and start, after an upgrade or with other settings.  Flags of its start that are not given here stay."""
     return _restart(_settings(name, peer, discover, cpus, until), drain=drain)
 
 
@@ -835,7 +848,7 @@ def _hold_to(accept: str, *, is_ours: bool) -> None:
 # --- settings -------------------------------------------------------------------------------------
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroup, context_settings=CONTEXT)
 def config() -> None:
     """Settings files."""
 
@@ -868,7 +881,7 @@ def _json_value(value: Any) -> Any:
 @config.command(cls=Command)
 @json_option
 def show(json_: bool) -> int:
-    """Every setting, its value and where it comes from."""
+    """Show every setting, its value and where it comes from."""
     from p2pcompute.config import all_keys, help_of
 
     _, settings = _resolved()
@@ -893,11 +906,11 @@ def show(json_: bool) -> int:
     return 0
 
 
-@config.command(cls=Command)
+@config.command(cls=Command, examples=[("p2pc config get node.slots", "")])
 @click.argument("key")
 @json_option
 def get(key: str, json_: bool) -> int:
-    """One value."""
+    """Print one value."""
     _, settings = _resolved()
     value = settings.get(key)
     if json_:
@@ -943,11 +956,11 @@ def set_(key: str, value: str, json_: bool) -> int:
     return 0
 
 
-@config.command(cls=Command)
+@config.command(cls=Command, examples=[("p2pc config unset node.slots", "the default again")])
 @click.argument("key")
 @json_option
 def unset(key: str, json_: bool) -> int:
-    """Remove one."""
+    """Remove one value: the default holds again."""
     from p2pcompute.cli.daemon_start import forget_flag
     from p2pcompute.config import write_setting
     from p2pcompute.places import find_paths
@@ -976,7 +989,7 @@ def _changed(paths: Any, key: str, *, json_: bool) -> None:
 @config.command(cls=Command)
 @json_option
 def path(json_: bool) -> int:
-    """Where the files are."""
+    """Print where the files are."""
     from p2pcompute.config import find_project_file
     from p2pcompute.places import find_paths
 

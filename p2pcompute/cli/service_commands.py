@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from p2pcompute.cli.command import CONTEXT, Command, json_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
 from p2pcompute.cli.output import print_json, say
 from p2pcompute.config import ENVIRONMENT_PREFIX
 from p2pcompute.errors import ConfigError, NodeUnavailable, UsageError
@@ -341,7 +341,7 @@ def _remove(files: tuple[tuple[Path, str], ...]) -> list[Path]:
     return removed
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroup, context_settings=CONTEXT)
 def service() -> None:
     """Start the node with the computer."""
 

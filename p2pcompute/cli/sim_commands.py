@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from p2pcompute.cli import sim_settings
-from p2pcompute.cli.command import CONTEXT, Command, json_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
 from p2pcompute.cli.output import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -50,7 +50,7 @@ TRACES_MAX: Final = 100
 """Runs of a study whose traces are kept with -o."""
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroup, context_settings=CONTEXT)
 def sim() -> None:
     """Simulate a mesh on this machine: whole nodes, the code that runs everywhere, in virtual time.
 

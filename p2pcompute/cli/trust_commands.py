@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from p2pcompute.cli.command import CONTEXT, Command, json_option, yes_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
 from p2pcompute.cli.connection import open_connection
 from p2pcompute.cli.output import one_line, options, print_json, say, table, time_text
 from p2pcompute.errors import UsageError
@@ -31,7 +31,7 @@ POWERS: Final = {
 """What a level means, where somebody should think before."""
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroup, context_settings=CONTEXT)
 def trust() -> None:
     """Who may do what, and how far results are believed."""
 
