@@ -233,6 +233,8 @@ def policy(settings: tuple[str, ...], json_: bool) -> int:
     by = f", set by {', '.join(map(one_line, found['set_by']))} {time_text(found['set'])}" if found["set"] else ""
     print(f"{one_line(found['group'])}: for all members{by}")
     print(table(("KEY", "VALUE"), rows))
+    if "open=true" in settings:
+        say("Everybody may join now: p2pc join --open --via HOST:PORT.  Of strangers only WASM modules run here.", level=1)
     if found["own_accept"]:
         say(f"This computer has a condition of its own, too: {one_line(found['own_accept'], 300)}", level=1)
     return 0

@@ -125,7 +125,7 @@ def set_(node: str, level: str, may: tuple[str, ...], reason: str, yes: bool, js
     if json_:
         print_json({"schema": "p2pc.trust-node/1", **changed})
     else:
-        print(f"{one_line(changed['name'])} ({changed['short_id']}) is {level} here now")
+        print(f"{one_line(changed['name'])} ({changed['short_id']}) is {changed['level']} here now")
     return 0
 
 

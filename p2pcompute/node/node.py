@@ -156,6 +156,7 @@ class Node:
         self._started_at = host.clock.now()
         self._boot = host.crypto.random_bytes(BOOT_BYTES)
         self._is_draining = False
+        self._is_reopening = False
         self._accepts = options.accept_if if options.accepts_others else "false"
         if group is None:
             group = found_group(identity, host.crypto, options.group_name, host.clock.wall())
@@ -257,6 +258,14 @@ class Node:
         self.network.on_peer_gone = self.scheduler.peer_gone
         self.network.on_change = self._membership_renewed
 
+    async def _reopen(self) -> None:
+        """Take part in the group as one that is open to everybody, or is so no more."""
+        group = self.credentials.group
+        try:
+            await self._change_group(group.opened(), ())
+        finally:
+            self._is_reopening = False
+
     def _convict(self, installation: bytes) -> None:
         self.scheduler.acceptance.convict(installation)
         self.scheduler.owner.apply_effects()
@@ -277,8 +286,9 @@ class Node:
     def _policy_changed(self, policy: GroupPolicy) -> None:
         """Let the policy of the group hold here, also for jobs that are known already."""
         self.placement.group_accepts = policy.accept
-        if self.network.is_open is not None and self.network.is_open is not policy.is_open:
-            self._scope.spawn(self._change_group(self.credentials.group, ()), "open")
+        if not self._is_reopening and self.network.is_open not in (None, policy.is_open):
+            self._is_reopening = True
+            self._scope.spawn(self._reopen(), "open")
         for job in self.scheduler.owner.core.jobs.values():
             job.fit = self.placement.fit_of(job.envelope)
         self.scheduler.wake()

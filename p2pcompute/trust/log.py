@@ -92,6 +92,8 @@ class GroupLog:
         self._by_subject: dict[bytes, list[LogEntry]] = {}
         self._void: dict[bytes, None] | None = {}
         """Entries that do not count; None: to be found out."""
+        self._policy: GroupPolicy | None = None
+        """What holds; None: to be found out."""
         self.bytes_count = 0
         self.refused_count = 0
         """Entries that were forged, not allowed, or too many."""
@@ -144,7 +146,7 @@ class GroupLog:
         self._known[entry.id] = self._bit[entry.id] | self._covered(entry.after)
         if entry.subject:
             self._by_subject.setdefault(entry.subject, []).append(entry)
-        self._void = None
+        self._void = self._policy = None
         return Added.NEW
 
     def _open(self, wire: Any, wall: float) -> LogEntry:
@@ -269,7 +271,9 @@ class GroupLog:
 
     def policy(self) -> GroupPolicy:
         """Return what holds in the group."""
-        return strictest([entry.policy for entry in self.policies() if entry.policy is not None])
+        if self._policy is None:
+            self._policy = strictest([entry.policy for entry in self.policies() if entry.policy is not None])
+        return self._policy
 
     def missing_of(self, ids: Iterable[bytes], *, bytes_max: int) -> list[list[Any]]:
         """Return entries that are not among `ids` (beginnings of ids of one length), each after those that it names.

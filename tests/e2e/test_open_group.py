@@ -23,6 +23,15 @@ def levels(daemon: Daemon) -> dict[str, str]:
     return {item["name"]: item["level"] for item in daemon.get("/v1/trust")["items"]}
 
 
+def test_who_is_alone_opens_its_group_to_everybody(mesh: Mesh) -> None:
+    ada, eve = mesh.add("ada").start(), mesh.add("eve").start()
+    ada.p2pc("group", "policy", "open=true", "puzzle=0").check()
+    until(lambda: not ada.get("/v1/status")["group"]["is_alone"], 10, "ada listens")
+    come_in(eve, ada)
+    mesh.meet([ada, eve], 40)
+    assert levels(ada)["eve"] == "stranger"
+
+
 def test_strangers_come_in_and_may_little(mesh: Mesh, tmp_path: Path) -> None:
     module = tmp_path / "echo.wasm"
     module.write_bytes(wasmtime.wat2wasm(ECHO))

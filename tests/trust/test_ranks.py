@@ -135,6 +135,10 @@ def test_an_heir_becomes_an_ordinary_administrator_again() -> None:
     assert (
         roles_in(roster, OF_HEIR, OTHER) == ("submit", "work", "invite") and rank(OF_HEIR, OTHER, roster) == MEMBER_RANK
     )
+    with pytest.raises(TrustError, match="has ended"):
+        roster.check(OTHER.public_key, OF_HEIR.chain, WALL + 2 * WEEK)
+    fresh = renew(BOB, OF_BOB, CRYPTO, OF_HEIR.chain, OTHER.public_key, wall=WALL + HOUR, log=roster.log)
+    assert roster.check(OTHER.public_key, fresh, WALL + HOUR).roles == ("submit", "work", "invite")
     again = let_in(FOUNDER, GROUP, OTHER, ROLES, log=roster.log)
     assert rank(again, OTHER, roster) == ADMIN_RANK
     late = removal(OTHER, again, OF_BOB, BOB, limit)
