@@ -516,7 +516,7 @@ def retry(json_: bool, ref: Reference, failed: bool) -> int:
     if json_:
         print_json({"schema": "p2pc.retry/1", "job": job["alias"], **answer})
     count = int(answer.get("count") or 0)
-    hint = f": p2pc attach {job['alias']}" if count else ""
+    hint = f": p2pc attach {job['alias']}" if count else "; only failed ones are: --all" * failed
     say(f"{plural(count, 'task')} of {job['alias']} to run again{hint}", level=1)
     return 0
 

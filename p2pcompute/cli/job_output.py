@@ -126,6 +126,8 @@ def logs(
         for task in find_tasks(connection, job["id"], ref, states, with_content=True):
             take(task)
     printer.finish()
+    if failed and not follow and not json_ and not job.get("failed"):
+        say(f"no task of {job['alias']} has failed", level=1)
     if not follow:
         return 0
     from p2pcompute.cli.follow import job_exit_code
