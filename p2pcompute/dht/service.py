@@ -81,7 +81,7 @@ _FOLLOW_UPS_S = (1.0, 3.0, 10.0)
 """Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
 _STEP_IF_GROWN = 2
 _STRETCH_HARD = 2.0
-"""Beyond it the last of them is made again: it has not seen everybody."""
+"""Beyond it the last of them is made again, and once more when it is over: it has not seen everybody."""
 _JITTER = 0.1
 _PAUSE_S_MAX = 300.0
 _EXPLORE_K = 4
@@ -182,7 +182,7 @@ class Dht:
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._refresh_step = self._joins_count = self._added_count = self._removed_count = 0
-        self._is_refreshing = self._is_advertising = False
+        self._is_refreshing = self._is_advertising = self._was_hard = False
         self._advertise_at = math.inf
         self._began = 0.0
         self._started = 0.0
@@ -471,8 +471,8 @@ class Dht:
 
         Args:
             step: 0 for a join; then the follow-ups, which ask a handful for who is near, and look into far buckets
-                when the table has grown since the last time (the second one does nothing otherwise); later ones do so
-                when it has lost somebody.
+                when the table has grown since the last time (the second one does nothing otherwise) or everybody was
+                too busy to be heard of; later ones do so when it has lost somebody.
         """
         is_follow_up = 0 < step <= len(_FOLLOW_UPS_S)
         counters = self.counters
@@ -484,7 +484,8 @@ class Dht:
             return
         lookup = await self._queries.find(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1)
         self._verify_heard(lookup)
-        is_wanted = step == 0 or (has_grown if is_follow_up else has_shrunk)
+        is_over = self._was_hard and self._stretch < _STRETCH_HARD
+        is_wanted = step == 0 or (has_grown or is_over if is_follow_up else has_shrunk)
         nearest = self._table.nearest(self._own_id, DHT_K)
         if len(nearest) >= DHT_K and is_wanted:
             for lowest, highest in self._table.far_buckets(self._table.shared_bits(nearest[-1].id) + 1):
@@ -530,8 +531,10 @@ class Dht:
             await self._look_around(self._refresh_step)
         finally:
             self._is_refreshing = False
-            if self._refresh_step == len(_FOLLOW_UPS_S) and self._stretch >= _STRETCH_HARD:
-                self._refresh_step -= 1  # who was too busy to be heard of may be missing
+            is_hard = self._stretch >= _STRETCH_HARD
+            if self._refresh_step >= len(_FOLLOW_UPS_S) and (is_hard or self._was_hard):
+                self._refresh_step = len(_FOLLOW_UPS_S) - 1  # who was too busy to be heard of may be missing
+            self._was_hard = is_hard
             if self._refresh_step < len(_FOLLOW_UPS_S):
                 delay_s = _FOLLOW_UPS_S[self._refresh_step]
             else:

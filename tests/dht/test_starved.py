@@ -61,6 +61,21 @@ def test_a_hundred_nodes_that_start_at_once_on_one_busy_core_come_to_rest() -> N
         mesh.simulation.run(main())
 
 
+def test_forty_nodes_that_nobody_answers_for_minutes_know_one_another_when_it_is_over() -> None:
+    """A datagram takes eight milliseconds.  If it broke: some know 25 of 39, and look around again after hours."""
+
+    async def main() -> None:
+        peers = await mesh.grow(40, gap_s=0.0)
+        await asyncio.sleep(60)
+        assert min(peer.dht.contact_count for peer in peers) < 10
+        await mesh.wait(mesh.all_know_all, 480, "everybody knowing everybody")
+        await mesh.wait(lambda: all(peer.dht._stretch == 1.0 for peer in peers), 120, "being at rest")
+        assert mesh.all_know_all()
+
+    with Mesh(median_s=0.0001, handling_s=0.008, cores=1) as mesh:
+        mesh.simulation.run(main())
+
+
 @pytest.mark.drill
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux: a process is bound to one core")
 async def test_forty_real_nodes_on_a_core_that_others_use_too_know_one_another() -> None:
