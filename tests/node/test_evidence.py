@@ -1,0 +1,111 @@
+"""Proofs that go round: what counts, what is kept, and what a flood of them costs."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from p2pcompute.errors import RemoteProtocolError, TrustError
+from p2pcompute.host.interfaces import Host
+from p2pcompute.host.real_clock import RealClock, SystemRng
+from p2pcompute.host.real_crypto import RealCrypto
+from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity, create_identity
+from p2pcompute.limits import PROOF_BYTES_MAX, PROOFS_MAX
+from p2pcompute.node import evidence as module
+from p2pcompute.node.evidence import EvidenceExchange
+from p2pcompute.node.membership import GroupCredentials
+from p2pcompute.scheduler.bundles import check_evidence, make_evidence
+from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
+from p2pcompute.trust.groups import admit, found_group
+
+CRYPTO = RealCrypto()
+ADA, BOB, EVE = (create_identity(CRYPTO) for _ in range(3))
+
+
+def claims(by: Identity, value: bytes, *, attempt: int = 1, boot: bytes = b"boot", status: str = "ok") -> bytes:
+    digest = hashlib.sha256(value).digest()
+    body = {"job": bytes(32), "boot": boot, "claims": [[0, 0, attempt, status, digest]]}
+    return by.sign_envelope(CLAIMS_CONTENT_TYPE, body)
+
+
+def proof(by: Identity) -> bytes:
+    return make_evidence([claims(by, b"1"), claims(by, b"2")])
+
+
+def test_two_results_under_one_lease_are_proof_and_nothing_else_is() -> None:
+    """None of these frames an honest node: another life or attempt, a failure, the same twice, two nodes."""
+    assert check_evidence(CRYPTO, proof(EVE)) == EVE.public_key
+    for second in (
+        claims(EVE, b"1"),
+        claims(EVE, b"2", attempt=2),
+        claims(EVE, b"2", boot=b"later"),
+        claims(EVE, b"2", status="failed"),
+        claims(BOB, b"2"),
+    ):
+        with pytest.raises(TrustError):
+            check_evidence(CRYPTO, make_evidence([claims(EVE, b"1"), second]))
+    both = make_evidence([claims(EVE, b"1"), claims(EVE, b"2"), claims(BOB, b"1"), claims(BOB, b"2")])
+    with pytest.raises(TrustError, match="one node"):
+        check_evidence(CRYPTO, both)
+
+
+class NoChannels:
+    """Nobody is connected."""
+
+    def on_request(self, _type: int, _answer: Any) -> None: ...
+
+    def on_message(self, _type: int, _answer: Any) -> None: ...
+
+    def all(self) -> list[Any]:
+        return []
+
+
+def exchange_of_ada(convicted: list[bytes]) -> EvidenceExchange:
+    """Ada's; bob and eve are members, nobody else is."""
+    absent: Any = None
+    clock = RealClock()
+    host = Host(clock=clock, rng=SystemRng(), crypto=CRYPTO, net=absent, store=absent, runner=absent, probe=absent)
+    group = found_group(ADA, CRYPTO, "lab", clock.wall())
+    credentials = GroupCredentials(host, ADA, group, "ada", dict)
+    for member in (BOB, EVE):
+        entry = admit(ADA, group, CRYPTO, member.public_key, roles=("work",), wall=clock.wall())
+        credentials.roster.check(member.public_key, [*group.chain, entry], clock.wall())
+    channels: Any = NoChannels()
+    return EvidenceExchange(host, credentials, channels, None, TaskScope("test"), convicted.append)
+
+
+async def test_a_proof_counts_once_and_only_about_members() -> None:
+    convicted: list[bytes] = []
+    exchange = exchange_of_ada(convicted)
+    for one in (proof(EVE), proof(EVE), proof(create_identity(CRYPTO)), proof(ADA)):
+        exchange._take(one)
+    assert convicted == [EVE.public_key] and exchange.get(EVE.public_key) == proof(EVE)
+    assert exchange.digest and not exchange.get(ADA.public_key)
+    for junk in (b"", b"x" * (PROOF_BYTES_MAX + 1), make_evidence([claims(BOB, b"1")]), proof(BOB)[:-1], None, 5):
+        with pytest.raises(RemoteProtocolError):
+            exchange._take(junk)
+    assert convicted == [EVE.public_key] and exchange.refused_count == 6
+
+
+async def test_when_there_is_no_room_a_proof_still_counts_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROOFS_MAX", 1)
+    convicted: list[bytes] = []
+    exchange = exchange_of_ada(convicted)
+    exchange._take(proof(EVE))
+    exchange._take(proof(BOB))
+    assert convicted == [EVE.public_key, BOB.public_key]
+    assert exchange.get(EVE.public_key) and not exchange.get(BOB.public_key)
+
+
+async def test_who_asks_gets_what_he_lacks() -> None:
+    exchange = exchange_of_ada([])
+    exchange._take(proof(EVE))
+    exchange._take(proof(BOB))
+    channel: Any = None
+    assert await exchange._on_asked(channel, [[EVE.public_key[:8]]]) == [[proof(BOB)]]
+    for junk in (None, [], [[b"short"]], [["x" * 8]], [[bytes(8)] * (PROOFS_MAX + 1)]):
+        with pytest.raises(RemoteProtocolError):
+            await exchange._on_asked(channel, junk)
