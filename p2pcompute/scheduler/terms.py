@@ -147,8 +147,8 @@ class JobTerms:
     custodians: tuple[bytes, ...] = ()
     """Keys of the installations that keep the job too and coordinate it while its owner is away, by rank from 1."""
     trust: str = ""
-    """Lowest level of a node that may run it: "trusted", "member", or "any", which is the same while nobody but members
-    runs anything; "": "member"."""
+    """Lowest level of a node that may run it: "trusted", "member", or "any": also strangers in an open group; "":
+    "member"."""
     verify: str = ""
     """How results of members are checked: a method of `trust.verification`, or "none"; "": "arbitrate"."""
     error_ppb: int | None = None
