@@ -101,5 +101,7 @@ def test_another_node_looks_on_with_a_ticket(mesh: Mesh, tmp_path: Path) -> None
     looked = other.p2pc("attach", ticket, limit_s=60).check(0)
     assert "150/150" in "".join(looked.err.split()), looked.err
     assert looked.lines, "what ends is shown"
+    kept = keeper.p2pc("attach", ticket, limit_s=60).check(0)
+    assert "150/150" in "".join(kept.err.split()), "who keeps it anyway looks on as well"
     printed = other.p2pc("logs", "--raw", job).check(0)
     assert sorted(printed.lines) == sorted(f"got {number}" for number in range(1, 151))
