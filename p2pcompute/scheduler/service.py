@@ -49,6 +49,7 @@ from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.trust.levels import Level
 
 TICK_S = 1.0
 """Period of the timer that ends leases, grants and parked requests while there are any."""
@@ -572,12 +573,15 @@ class Scheduler:
         """Let an idle thief steal from what this node holds for others and has not started."""
         if not thief.is_idle:
             return False
+        is_stranger = self.acceptance.level_of(thief.installation) is Level.STRANGER
 
         def may_give(held: Held) -> bool:
             job = self.worker.jobs.get(held.job_id)
             if job is None or held.owner == LOCAL or held.job_id in self.thief.bound:
                 return False
             if self._unfit.get((held.job_id, thief.key), now) > now:
+                return False
+            if is_stranger and job.terms.trust != "any":
                 return False
             if (fit := self._fit_of(job)) is not None and not fit.may_have(thief.key, thief.installation):
                 return False
