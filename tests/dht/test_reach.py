@@ -20,6 +20,7 @@ from p2pcompute.limits import (
     DHT_CALLS_MAX,
     DHT_K,
     DHT_MAPPING_S,
+    DHT_REFRESH_SMALL_S,
     DHT_SENT_MAX,
     DHT_WORDS_MAX,
 )
@@ -284,7 +285,7 @@ def test_who_came_before_there_was_anybody_to_prove_it_is_promoted_when_others_c
             for _ in range(3):
                 await mesh.enter(NatKind.SYMMETRIC)
             await mesh.wait(lambda: not early.dht.is_client, 2 * DHT_CALL_S, "promotion")
-            await mesh.wait(lambda: tabled(mesh, early) == 4, 30, "being tabled")
+            await mesh.wait(lambda: tabled(mesh, early) == 4, 1.5 * DHT_REFRESH_SMALL_S, "being tabled")
             founder = mesh.peers[0]
             assert founder.came.count(early.key) == 1 and early.key not in founder.gone, "nobody came or went"
 
