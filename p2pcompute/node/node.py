@@ -545,6 +545,7 @@ class Node:
             disputed=0 if checked is None else len(checked.asked),
             unchecked=len(unchecked),
             checks=0 if checked is None else sum(map(checked.is_computed, unchecked)),
+            agreed=0 if checked is None else sum(len(checked.claims_of(index)) > 1 for index in unchecked),
             nodes=nodes,
             ended=view.done + view.failed,
             running=view.running,

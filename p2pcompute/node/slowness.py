@@ -95,6 +95,8 @@ class Course:
     """Results of members that are not believed yet, others than those."""
     checks: int = 0
     """Of these, how many are computed again now."""
+    agreed: int = 0
+    """Of these, how many several members found alike, which have passed too few checks to be believed."""
 
 
 def why_slow(course: Course) -> tuple[Slowness, ...]:
@@ -164,7 +166,8 @@ def _doubts(course: Course) -> Iterator[Slowness]:
             if course.checks
             else ""
         )
-        yield Slowness("checks", f"{what}, {until}{now}", "is it yours?  p2pc trust set NODE trusted")
+        alike = f"; {course.agreed} of them several found, who have passed too few checks" if course.agreed else ""
+        yield Slowness("checks", f"{what}, {until}{alike}{now}", "is it yours?  p2pc trust set NODE trusted")
 
 
 def _slow_nodes(nodes: Sequence[NodeCourse]) -> Iterator[Slowness]:

@@ -41,6 +41,12 @@ def test_nothing_is_said_without_evidence() -> None:
             "5 results of members are not believed yet, until another one finds the same",
         ),
         (
+            {"unchecked": 5, "agreed": 3, "checks": 2},
+            "checks",
+            "5 results of members are not believed yet, until another one finds the same; 3 of them several found, who"
+            " have passed too few checks; 2 of them are computed again now",
+        ),
+        (
             {"disputed": 1, "nodes": (replace(NOVA, is_trusted=True),)},
             "disputed",
             "of 1 task members found different results; a trusted node has to find which is right",
