@@ -166,6 +166,12 @@ class GroupCredentials:
         own = self.own_membership_if_any() if bits is not None else None
         return bits if own is not None and own.may_admit else None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may be in the group: it says so, or let this node in so."""
+        own = self.membership_of(self._identity.installation)
+        return self.roster.log.policy().is_open or (own is not None and own.is_stranger)
+
     def open_ways(self) -> list[str]:
         """The methods by which somebody may be let in now."""
         now = self._host.clock.now()

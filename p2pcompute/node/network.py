@@ -215,7 +215,7 @@ class Network:
             self._dht_scope,
             group_id=group.group_id,
             name=self._credentials.name,
-            is_open=self._credentials.roster.log.policy().is_open,
+            is_open=self._credentials.is_open,
             is_founder=group.founder == self._credentials.identity.public_key,
         )
         self._dht_port = port

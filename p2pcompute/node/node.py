@@ -48,7 +48,7 @@ from p2pcompute.node.joining import Joining
 from p2pcompute.node.members import Members
 from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
-from p2pcompute.node.placement import ACCEPTS, Placement, is_data
+from p2pcompute.node.placement import ACCEPTS, Placement, are_outputs, is_data
 from p2pcompute.node.proofs import bundle_of, evidence_of
 from p2pcompute.node.seeds import note as seed_note
 from p2pcompute.node.slowness import Course, NodeCourse
@@ -220,6 +220,7 @@ class Node:
             cluster_of=self.credentials.cluster_of,
         )
         self.scheduler.owner.is_data = is_data
+        self.scheduler.owner.are_outputs = are_outputs
         self.scheduler.worker.locate = self.network.locate
         self.placement.trusts = lambda who: self.credentials.levels.level_of(who) is Level.TRUSTED
         self.scheduler.policy = options.policy
@@ -286,7 +287,7 @@ class Node:
     def _policy_changed(self, policy: GroupPolicy) -> None:
         """Let the policy of the group hold here, also for jobs that are known already."""
         self.placement.group_accepts = policy.accept
-        if not self._is_reopening and self.network.is_open not in (None, policy.is_open):
+        if not self._is_reopening and self.network.is_open not in (None, self.credentials.is_open):
             self._is_reopening = True
             self._scope.spawn(self._reopen(), "open")
         for job in self.scheduler.owner.core.jobs.values():

@@ -13,10 +13,10 @@ from tests.e2e.test_wasm import ECHO
 wasmtime = pytest.importorskip("wasmtime")
 
 
-def come_in(stranger: Daemon, member: Daemon) -> None:
+def come_in(stranger: Daemon, member: Daemon, accept: str = "sandboxed") -> None:
     at = ("--via", f"127.0.0.1:{member.get('/v1/status')['node']['port']}")
     who = ("--inviter", member.get("/v1/status")["node"]["id"])
-    stranger.p2pc("join", "--open", *at, *who, "--accept", "sandboxed", limit_s=120).check()
+    stranger.p2pc("join", "--open", *at, *who, "--accept", accept, limit_s=120).check()
 
 
 def levels(daemon: Daemon) -> dict[str, str]:
@@ -27,7 +27,7 @@ def test_who_is_alone_opens_its_group_to_everybody(mesh: Mesh) -> None:
     ada, eve = mesh.add("ada").start(), mesh.add("eve").start()
     ada.p2pc("group", "policy", "open=true", "puzzle=0").check()
     until(lambda: not ada.get("/v1/status")["group"]["is_alone"], 10, "ada listens")
-    come_in(eve, ada)
+    come_in(eve, ada, "all")
     mesh.meet([ada, eve], 40)
     assert levels(ada)["eve"] == "stranger"
 
@@ -56,6 +56,7 @@ def test_strangers_come_in_and_may_little(mesh: Mesh, tmp_path: Path) -> None:
         lambda: levels(bob).get("eve") == "stranger" and levels(ada).get("eve") == "stranger", 20, "she is a stranger"
     )
     assert may(bob)["eve"] == ["submit", "work"] and levels(eve)["ada"] == "member"
+    assert all(eve.peers().get(name) == "up" for name in ("ada", "bob")), "nothing begins anew once she is in"
     # Her programs run nowhere, her modules do; she invites nobody.
     eve.begin("run", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1")
     until(lambda: "WASM modules of strangers" in eve.p2pc("explain", "last").out, 30, "it waits, and says why")
