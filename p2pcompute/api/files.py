@@ -19,6 +19,8 @@ from p2pcompute.limits import UPLOAD_FILES_MAX
 
 PLACE: Final = "{}"
 """Stands for the input of a command, or the first argument of a call."""
+NAME_PART_MAX: Final = 200
+"""Characters of a file's name in that of the file that is being written."""
 REMEMBERED_MAX: Final = 64
 """Files that stay in the store while they do not change: many tasks of a job are sent the same ones."""
 
@@ -143,8 +145,12 @@ def place_file(directory: Path, file: OutputFile, content: bytes) -> str:
         raise RemoteProtocolError("a file name that leaves the directory", file.name)
     path = directory / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    path.chmod(file.mode & 0o777)
+    part = path.with_name(f".{path.name[:NAME_PART_MAX]}.p2pc-part")
+    part.unlink(missing_ok=True)
+    with open(part, "xb") as out:  # never through a link that stands there
+        out.write(content)
+    part.chmod(file.mode & 0o777)
+    part.replace(path)
     return str(path)
 
 

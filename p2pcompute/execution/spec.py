@@ -7,9 +7,10 @@ Both are canonical CBOR on the wire and in the journal.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import DIGITS_MAX, LOCK_PLATFORMS_MAX
 from p2pcompute.wire import cbor
 
+GLOB_CHARS: Final = frozenset("*?[")
+"""What makes a pattern of a part of a name."""
 SANDBOXES: Final = ("process", "sandbox")
 IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}")
 _PLATFORM: Final = re.compile(r"[a-z]{1,16}/[a-z0-9_]{1,16}")
@@ -208,6 +211,45 @@ def is_safe_name(name: str) -> bool:
     """True for a relative POSIX path that stays below the task's directory."""
     parts = name.split("/")
     return bool(name) and not name.startswith("/") and "\0" not in name and all(p not in ("", ".", "..") for p in parts)
+
+
+def is_output(name: str, patterns: Sequence[str]) -> bool:
+    """True for a name that these patterns of `TaskPayload.fetch` name, as `child_files.find_outputs` finds them.
+
+    For names that a worker has sent: whatever it says, only what was asked for is put on this machine.
+    """
+    return is_safe_name(name) and any(_is_named(name.split("/"), pattern) for pattern in patterns)
+
+
+def _is_named(names: Sequence[str], pattern: str) -> bool:
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    if parts and parts[-1] == "**":
+        parts.append("*")
+
+    def reached(places: set[int]) -> set[int]:
+        """These places in the pattern, and those behind "**", which may stand for nothing."""
+        found: set[int] = set()
+        for place in places:
+            found.add(place)
+            while place < len(parts) and parts[place] == "**":
+                place += 1
+                found.add(place)
+        return found
+
+    places = reached({0})
+    for number, name in enumerate(names):
+        following: set[int] = set()
+        for place in places:
+            if place == len(parts):
+                continue
+            part = parts[place]
+            is_hidden = name.startswith(".") and not part.startswith(".")
+            if part == "**":
+                following |= {place} if number + 1 < len(names) and not is_hidden else set()
+            elif (not is_hidden and fnmatchcase(name, part)) if set(part) & GLOB_CHARS else name == part:
+                following.add(place + 1)
+        places = reached(following)
+    return len(parts) in places
 
 
 def _files(value: Any) -> tuple[InputFile, ...]:

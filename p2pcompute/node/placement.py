@@ -15,7 +15,7 @@ from typing import Final
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
 from p2pcompute.execution.codec import is_encoded
-from p2pcompute.execution.spec import JobSpec, TaskKind, decode_spec
+from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload, decode_spec, is_output
 from p2pcompute.host.interfaces import Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import format_device_id
@@ -90,6 +90,15 @@ def is_data(spec: bytes, head: bytes) -> bool:
         return is_encoded(head) or decode_spec(spec).kind is not TaskKind.FUNCTION
     except RemoteProtocolError:
         return False
+
+
+def are_outputs(payload: bytes, names: Sequence[str]) -> bool:
+    """Return whether a task with this payload may bring back files of these names."""
+    try:
+        patterns = decode_payload(payload).fetch
+    except RemoteProtocolError:
+        return False
+    return all(is_output(name, patterns) for name in names)
 
 
 def _ignore() -> None:

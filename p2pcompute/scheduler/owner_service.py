@@ -23,8 +23,10 @@ from p2pcompute.limits import (
     CHECKPOINT_BYTES_MAX,
     ENVELOPE_BYTES_MAX,
     INLINE_BYTES_MAX,
+    JOB_SKEW_S_MAX,
     JOBS_ACTIVE_MAX,
     RESULTS_BATCH_MAX,
+    RUNTIME_DRIFT_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
@@ -134,8 +136,12 @@ class OwnerCounters:
     accepted_count: int = 0
     failed_count: int = 0
     refused_claims_count: int = 0
+    refused_files_count: int = 0
+    """Results with files that their tasks were not asked for."""
     refused_pickles_count: int = 0
     """Values that were no data, of nodes that are not trusted."""
+    long_times_count: int = 0
+    """Results that said that they took longer than it was known of them."""
     forged_claims_count: int = 0
     commit_failures_count: int = 0
 
@@ -187,6 +193,8 @@ class OwnerService:
         """(holder, job, indices, kill) to be sent by the scheduler."""
         self.is_data: Callable[[bytes, bytes], bool] = lambda _spec, _head: True
         """Whether a value that begins so, of a job with this spec, can be read without running code."""
+        self.are_outputs: Callable[[bytes, Sequence[str]], bool] = lambda _payload, _names: True
+        """Whether a task with this payload may bring back files of these names."""
         self.on_done: Callable[[bytes, Outcome], None] = lambda _node, _outcome: None
         """Called with each result of another node that was accepted."""
         self.on_banned: Callable[[bytes, str], None] = lambda _installation, _why: None
@@ -524,9 +532,12 @@ class OwnerService:
     async def readable(
         self, job_id: bytes, installation: bytes, pairs: Sequence[tuple[Claim, Outcome]]
     ) -> list[tuple[Claim, Outcome]]:
-        """Return results with what an installation may make us read: unless it is trusted, values that are data, and
-        no exceptions but their text.  The blobs that they name are here, as far as they are wanted."""
+        """Return results with what an installation may make us read and write: files that were asked for; and unless
+        it is trusted, values that are data, and no exceptions but their text.  The blobs that they name are here, as
+        far as they are wanted."""
         book = self.books.get(job_id)
+        if book is not None and any(outcome.files for _claim, outcome in pairs):
+            pairs = await self._with_files_asked_for(job_id, pairs)
         if book is None or self.core.acceptance.level_of(installation) is Level.TRUSTED:
             return [
                 (claim, replace(outcome, error=""))  # why it is a pickle
@@ -536,6 +547,24 @@ class OwnerService:
             ]
         spec = book.job.envelope.spec
         return [(claim, await self._readable(spec, outcome)) for claim, outcome in pairs]
+
+    async def _with_files_asked_for(
+        self, job_id: bytes, pairs: Sequence[tuple[Claim, Outcome]]
+    ) -> list[tuple[Claim, Outcome]]:
+        """Return results of which those with other files than their tasks name have failed.
+
+        Files are put where the submitter works: what a worker could add or choose there would be a program of its own
+        before long, so it does not depend on trust.
+        """
+        payloads = await self.payloads(job_id, [claim[0] for claim, outcome in pairs if outcome.files])
+        checked = []
+        for claim, outcome in pairs:
+            names = [file.name for file in outcome.files]
+            if names and not self.are_outputs(payloads.get(claim[0], b""), names):
+                self.counters.refused_files_count += 1
+                outcome = _refused(outcome, "its node sent files that the task was not asked for")
+            checked.append((claim, outcome))
+        return checked
 
     async def _readable(self, spec: bytes, outcome: Outcome) -> Outcome:
         if outcome.status is not OutcomeStatus.OK:
@@ -550,16 +579,10 @@ class OwnerService:
             return outcome
         self.counters.refused_pickles_count += 1
         why = f": {outcome.error}" if outcome.error else ""
-        return Outcome(
-            OutcomeStatus.FAILED,
-            stdout=outcome.stdout,
-            stderr=outcome.stderr,
-            error=f"its value came as a pickle, which could run code here, and its node is not trusted{why}; "
+        return _refused(
+            outcome,
+            f"its value came as a pickle, which could run code here, and its node is not trusted{why}; "
             "or run it on nodes that you trust: p2pc trust set NODE trusted",
-            started_wall=outcome.started_wall,
-            runtime_s=outcome.runtime_s,
-            cpu_s=outcome.cpu_s,
-            peak_rss_bytes=outcome.peak_rss_bytes,
         )
 
     def wants(self, job_id: bytes, claim: Claim, installation: bytes = b"") -> bool:
@@ -604,6 +627,8 @@ class OwnerService:
         job = self.core.jobs.get(job_id)
         is_believed = job is None or self.core.acceptance.believes(job, installation)
         boot = b"" if is_believed else claims_boot(raw)
+        if job_id in self.books:
+            pairs = [(claim, self._as_seen(self.books[job_id].job, thief, claim[0], outcome)) for claim, outcome in pairs]
         taken = 0
         void: list[list[int]] = []
         if job_id in self.books and job_id not in self.core.jobs:
@@ -637,6 +662,22 @@ class OwnerService:
             if void:  # the worker signed them all together
                 self._facts.append((job_id, FactKind.VOID, void))
         return taken
+
+    def _as_seen(self, job: OwnedJob, thief: bytes, index: int, outcome: Outcome) -> Outcome:
+        """Return another node's result with no more run time than went by here since it was given the task; when that
+        is not known, since the job was submitted.  CPU time is cut by as much."""
+        lease = job.leases.get(index)
+        if (lease is None or lease.thief != thief) and job.checked is not None:
+            lease = job.checked.leases.get(index, {}).get(thief)
+        if lease is not None and lease.thief == thief and not lease.is_found:
+            seen_s = self._host.clock.now() - lease.since
+        else:
+            seen_s = self._host.clock.wall() - job.envelope.terms.created_ms / 1000 + JOB_SKEW_S_MAX
+        most_s = RUNTIME_DRIFT_MAX * max(0.0, seen_s)
+        if outcome.runtime_s <= most_s:
+            return outcome
+        self.counters.long_times_count += 1
+        return replace(outcome, runtime_s=most_s, cpu_s=outcome.cpu_s * most_s / outcome.runtime_s)
 
     def _keep_output(self, book: JobBook, index: int, digest: bytes, thief: bytes, outcome: Outcome) -> None:
         """Keep what a member claims until it is accepted, over restarts too."""
@@ -977,3 +1018,17 @@ class OwnerService:
             await self.committed()  # it has ended in this moment
             record = await self._journal.result(job_id, index, ledger.generation(index))
         return record
+
+
+def _refused(outcome: Outcome, why: str) -> Outcome:
+    """Return a result that is not taken: it has failed, and what it cost and printed is as it was."""
+    return Outcome(
+        OutcomeStatus.FAILED,
+        stdout=outcome.stdout,
+        stderr=outcome.stderr,
+        error=why,
+        started_wall=outcome.started_wall,
+        runtime_s=outcome.runtime_s,
+        cpu_s=outcome.cpu_s,
+        peak_rss_bytes=outcome.peak_rss_bytes,
+    )
