@@ -18,10 +18,16 @@ _SEQUENCE: Final = re.compile(
     rb"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # CSI
     rb"|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # strings: titles, links, device controls
     rb"|[ -/]*[0-Z\\`-~])"
-    rb"|\xc2[\x80-\x9f]"  # the same in one character
 )
-_UNFINISHED: Final = re.compile(rb"(?:\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)|\xc2)\Z")
+_UNFINISHED: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)\Z")
 _DROPPED: Final = bytes(byte for byte in (*range(0x20), 0x7F) if byte not in b"\n\t")
+_UNSAFE: Final = re.compile(
+    rb"\xc2[\x80-\x9f]"  # controls of ECMA-48 in one character
+    rb"|\xe2\x80[\xaa-\xae]|\xe2\x81[\xa6-\xa9]"  # what turns the order of characters round (Unicode, UAX 9)
+)
+_UNSAFE_BEGUN: Final = re.compile(rb"(?:\xc2|\xe2[\x80\x81]?)\Z")
+_INSTEAD: Final = "\N{REPLACEMENT CHARACTER}".encode()
+"""Something has to stand there: what is on both sides of a character that is left out could make up another one."""
 _HELD_BYTES_MAX: Final = 4096
 """Of a sequence that has begun; what is longer is none."""
 
@@ -32,12 +38,16 @@ def safe_text(text: str) -> str:
 
 
 def _clean(data: bytes) -> tuple[bytes, bytes]:
-    """Return what is safe, and the beginning of a sequence at the end."""
+    """Return what is safe, and the beginning of a sequence or character at the end."""
     held = b""
     if (match := _UNFINISHED.search(data[-_HELD_BYTES_MAX:])) is not None:
         held = match[0]
         data = data[: len(data) - len(held)]
-    return _SEQUENCE.sub(b"", data).translate(None, _DROPPED), held
+    data = _SEQUENCE.sub(b"", data).translate(None, _DROPPED)
+    if (match := _UNSAFE_BEGUN.search(data[-2:])) is not None:
+        held = match[0] + held
+        data = data[: len(data) - len(match[0])]
+    return _UNSAFE.sub(_INSTEAD, data), held
 
 
 class SafeStream:
