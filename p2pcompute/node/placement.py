@@ -9,7 +9,7 @@ Bounds: fits of JOBS_KNOWN_MAX jobs of others; one verdict for each node that as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
