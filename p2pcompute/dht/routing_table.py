@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import nsmallest
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -125,6 +126,7 @@ class Entry:
 
 
 _CHECKED = attrgetter("checked")
+_STALE_COUNT = 8
 
 
 class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no types
@@ -197,6 +199,8 @@ class RoutingTable:
         self._buckets: dict[int, Bucket] = {}
         self._count = 0
         self._looked_at = float("-inf")
+        self._stale: list[tuple[Entry, float]] = []
+        """Those to be probed next, the first one last, and when they were checked then."""
         """When somebody was probed, or nobody needed it yet."""
         self._gap_s = _PROBE_GAP_S_MIN
         """Between two probes when there are more than k contacts, unless a round would take too long."""
@@ -527,8 +531,18 @@ class RoutingTable:
         return min(self._gap_s, self._gap_s_max())
 
     def _stalest(self) -> Entry | None:
-        """The contact that was neither heard of nor probed for longest; failing ones have a time of their own."""
-        return min((entry for entry in self._entries() if not entry.failures), key=_CHECKED, default=None)
+        """The contact that was neither heard of nor probed for longest; failing ones have a time of their own.
+
+        A few are found at once: as long as one of them was not heard of since, all others were later.
+        """
+        while self._stale:
+            entry, checked = self._stale[-1]
+            if entry.checked == checked and not entry.failures and self._entry(entry.id) is entry:
+                return entry
+            self._stale.pop()
+        stalest = nsmallest(_STALE_COUNT, (entry for entry in self._entries() if not entry.failures), key=_CHECKED)
+        self._stale = [(entry, entry.checked) for entry in reversed(stalest)]
+        return stalest[0] if stalest else None
 
     def _index(self, contact_id: bytes) -> int:
         return _ID_BITS - (self._own ^ int.from_bytes(contact_id, "big")).bit_length()

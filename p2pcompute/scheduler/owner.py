@@ -288,6 +288,8 @@ class OwnerCore:
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
         self._overdue: dict[bytes, list[Straggler]] = {}
+        self._overdue_for: dict[bytes, float] = {}
+        """The slowness of the slowest node that any of them may be for."""
         """Tasks that take too long, of jobs with nothing else to give; as of the last `tick`."""
         self._breakers: dict[bytes, _Breaker] = {}
         """By installation."""
@@ -551,9 +553,10 @@ class OwnerCore:
             return None
         for job_id, stragglers in list(self._overdue.items()):
             job = self.jobs.get(job_id)
-            if job is None or not self._may_run(now, job, thief) or not self._believes(job, thief):
+            if job is None or (slowness := job.slowness.of(thief.key)) > self._overdue_for[job_id]:
+                continue  # most often: hundreds that wait are no faster than those that have the tasks
+            if not self._may_run(now, job, thief) or not self._believes(job, thief):
                 continue
-            slowness = job.slowness.of(thief.key)
             for one in stragglers[:TRIED_MAX]:
                 index, lease = one.index, job.leases.get(one.index)
                 if lease is None or index not in job.payloads or index in job.cancelling or not one.is_for(slowness):
@@ -575,7 +578,7 @@ class OwnerCore:
         return bool(self._overdue)
 
     def _find_overdue(self, now: float) -> None:
-        self._overdue = {}
+        self._overdue, self._overdue_for = {}, {}
         for job_id, job in self.jobs.items():
             if job.halted and not job.is_own:
                 continue
@@ -585,6 +588,7 @@ class OwnerCore:
                 found = [one for one in found if one.is_for(SLOWNESS_MIN)]
                 if found:
                     self._overdue[job_id] = sorted(found, key=lambda one: (not one.is_late, -one.ends_in_s))
+                    self._overdue_for[job_id] = max(one.slowness_max for one in found)
 
     @staticmethod
     def _straggler(now: float, job: OwnedJob, index: int, lease: Lease) -> Straggler:

@@ -18,6 +18,7 @@ reported, so the time to the end is guessed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +54,14 @@ class Straggler:
     @property
     def ends_in_s(self) -> float:
         return self.left_s * self.slowness
+
+    @property
+    def slowness_max(self) -> float:
+        """A bound: it is for no node that is slower."""
+        if self.is_late:
+            return math.inf
+        work_s = self.done_s + self.left_s
+        return -math.inf if self.is_copied or work_s <= 0 else (1 + 1e-9) * (self.ends_in_s - STRAGGLER_S_MIN) / work_s
 
     def is_for(self, slowness: float) -> bool:
         """Whether a node of this slowness should have it too."""
