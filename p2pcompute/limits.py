@@ -321,6 +321,16 @@ JOB_AGE_S_MAX: Final = DELEGATION_TTL_S_MAX
 """An older job is not begun anywhere any more: what was signed once is not run for ever."""
 JOB_SKEW_S_MAX: Final = 300.0
 """A job from further in the future is not begun; tolerates clocks that differ."""
+MOMENT_S_MIN: Final = 946_684_800.0
+MOMENT_S_MAX: Final = 7_258_118_400.0
+"""The years 2000 to 2199, Unix seconds: other nodes' moments outside them are unknown, or refused.  Every calendar has
+them, and moments that lie RUNTIME_S_MAX later."""
+RUNTIME_S_MAX: Final = 10 * 365 * 86400.0
+"""No attempt takes longer; what another node says beyond is cut."""
+CORES_MAX: Final = 4096
+"""Of a machine: an attempt has used no more CPU time than so many at once."""
+RUNTIME_DRIFT_MAX: Final = 1.01
+"""How much longer an attempt may have taken by the clock of its node than by that of who lent the task."""
 ROLES_MAX: Final = 16
 """Roles in one list; this build knows four, later ones may know more."""
 ROLE_CHARS_MAX: Final = 32
@@ -585,6 +595,10 @@ THIEVES_MAX: Final = 16384
 """Thieves that an owner remembers; the one not seen for longest is forgotten."""
 UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
 """Results a worker keeps for an owner that is away; beyond it no new tasks are taken."""
+UNSENT_BLOBS_CACHE_SHARE: Final = 0.5
+"""Files of results that a worker keeps for other owners: at most so much of its blob store's cap (`store.cache`), for
+the other half is for inputs.  No tasks are taken while half of it is used, so that what runs by then finds room; what
+finds none is not taken, and a task whose output alone is larger fails."""
 STORY_EVENTS_MAX: Final = 64
 """Events remembered per task for `show`."""
 

@@ -321,6 +321,25 @@ class BlobStore(Protocol):
     async def delete(self, refs: Sequence[BlobRef]) -> int:
         """Forget blobs that are not pinned; returns the bytes freed."""
 
+    @property
+    def bytes_max(self) -> int:
+        """The cap: while more is here, what is not pinned and not just used goes."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more is here than the cap, as far as it was measured."""
+
+    async def trim(self, refs: Sequence[BlobRef] | None = None) -> int:
+        """Forget what is not pinned while more is here than the cap, however lately it was used.
+
+        Args:
+            refs: of these only.  None: of all, the least recently used first: for a moment when nobody is about to pin
+                anything.
+
+        Returns:
+            The bytes freed.
+        """
+
     def stream(self, ref: BlobRef) -> AsyncIterator[bytes]:
         """The content in chunks of at most BLOB_CHUNK_BYTES."""
 

@@ -409,6 +409,22 @@ class FileBlobs:
         """Forget blobs, except those that are pinned; returns the bytes freed, manifests not counted."""
         return await self._run(lambda: sum(self._remove(ref.digest) for ref in refs))
 
+    @property
+    def bytes_max(self) -> int:
+        """The cap: while more is here, what is not pinned and not just used goes."""
+        return self._cache_bytes_max
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more is here than the cap, as far as it was measured."""
+        return (self._total or 0) > self._cache_bytes_max
+
+    async def trim(self, refs: Sequence[BlobRef] | None = None) -> int:
+        """Forget what is not pinned while more is here than the cap, however lately it was used: see `BlobStore`."""
+        if refs is None:
+            return await self._run(lambda: self._evict_excess((), recent=time.time()))
+        return await self._run(lambda: sum(self._remove(ref.digest) for ref in refs if self.is_over))
+
     def shut(self) -> None:
         """Finish what runs and end the threads.  Blocks.  Later calls fail with "store-closed"."""
         self._is_shut = True
@@ -748,26 +764,28 @@ class FileBlobs:
         What cannot be removed stays: the put that led here has succeeded.
         """
         with contextlib.suppress(OSError):
-            self._evict_excess(new)
+            self._evict_excess(new, recent=time.time() - BLOB_RECENT_S - _TOUCH_S)
 
-    def _evict_excess(self, new: Sequence[bytes]) -> None:
+    def _evict_excess(self, new: Sequence[bytes], *, recent: float) -> int:
+        """Remove down to _EVICT_TO what was not used since `recent`; returns the bytes freed."""
         if self._measured() <= self._cache_bytes_max or not self._evicting.acquire(blocking=False):
-            return
+            return 0
+        total_freed = 0
         try:
-            recent = time.time() - BLOB_RECENT_S - _TOUCH_S
             excess = self._measured() - int(self._cache_bytes_max * _EVICT_TO)
             for used, _, path in sorted(self._files()):
-                if excess <= 0 or used > recent:
-                    return
+                if total_freed >= excess or used > recent:
+                    break
                 digest = _digest_of_path(path)
                 if digest is None or digest in new:
                     continue
                 if freed := self._remove(digest):
-                    excess -= freed
+                    total_freed += freed
                     self.counters.evicted += 1
                     self.counters.evicted_bytes += freed
         finally:
             self._evicting.release()
+        return total_freed
 
 
 class BlobFileWriter:

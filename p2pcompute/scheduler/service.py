@@ -7,6 +7,7 @@ wait here, then the slots, then (when there is still room) other nodes.  It make
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -271,6 +272,8 @@ class Scheduler:
             await self.custody.recover()
         await self.worker.recover()
         await self.receipts.recover()
+        with contextlib.suppress(StoreError):
+            await self._host.store.blobs.trim()  # all that is needed is pinned; the cap may be lower than it was
         self.wake()
 
     def _tick(self) -> None:

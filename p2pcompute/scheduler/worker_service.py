@@ -7,6 +7,7 @@ OUTBOX_DELAY_S (an owner that is away, a slow link), so that a restart of this n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from p2pcompute.limits import (
     INLINE_BYTES_MAX,
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
+    MIB,
     OUTBOX_DELAY_S,
     RECALL_S,
     REST_S_MAX,
@@ -40,6 +42,7 @@ from p2pcompute.limits import (
     RESULTS_BATCH_BYTES_MAX,
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
+    UNSENT_BLOBS_CACHE_SHARE,
 )
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
@@ -160,6 +163,10 @@ class WorkerCounters:
     given_up_results_count: int = 0
     second_results_count: int = 0
     """Results of leases that had been answered with another one."""
+    no_room_results_count: int = 0
+    """Results whose files were not kept, because too many wait for their owners already."""
+    too_large_results_count: int = 0
+    """Results whose files alone are larger than what is kept for others."""
     refused_results_count: int = 0
     """Results messages that their owner answered with an error."""
 
@@ -233,6 +240,11 @@ class WorkerService:
         self._answered: dict[tuple[bytes, int, int, int], bytes] = {}
         """(job, task, generation, attempt) → digest of the good result that was signed for it in this life."""
         self.unsent_bytes = 0
+        """Of encoded results."""
+        self.unsent_blobs_bytes = 0
+        """Of their files and other blobs, each once."""
+        self._unsent_blobs: dict[BlobRef, int] = {}
+        """Blob → unsent results that name it."""
         self.ill_because = ""
         """Why this node cannot start tasks; empty when it can."""
         self._ill_count = 0
@@ -550,7 +562,7 @@ class WorkerService:
         self.core.is_resting = is_store_full or self.is_off or now < self._rest_until
         if self.core.is_resting:
             return {} if was_resting else self.core.surrender()
-        return self.core.surrender(only_foreign=True) if self.core.foreign_slots == 0 else {}
+        return self.core.surrender(only_foreign=True) if self.core.foreign_slots == 0 or self.is_full else {}
 
     def _is_foreign(self, job_id: bytes) -> bool:
         """Whether a job is another installation's, wherever it is coordinated."""
@@ -581,6 +593,7 @@ class WorkerService:
         if not is_sendable(outcome):
             self._host.store.blobs.unpin(outcome_blobs(outcome))
             outcome = Outcome(OutcomeStatus.FAILED, error="a result that cannot be sent: a bug of its node")
+        outcome = self._with_room(outcome)
         body = encode_outcome(outcome)
         if len(body) > CLAIM_BYTES_MAX:
             self._host.store.blobs.unpin(outcome_blobs(outcome))
@@ -595,6 +608,7 @@ class WorkerService:
         blobs = outcome_blobs(outcome)  # pinned since they were put
         link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now(), blobs))
         self.unsent_bytes += len(body)
+        self._count_blobs(blobs)
         if link.pace_s and not self.core.holds_of(held.owner):
             link.nudge.set()
         if not link.is_sending:
@@ -609,7 +623,49 @@ class WorkerService:
     @property
     def is_full(self) -> bool:
         """True while so many results wait for absent owners that no new work should be taken."""
-        return self.unsent_bytes > UNACKED_RESULTS_BYTES_MAX
+        return self.unsent_bytes > UNACKED_RESULTS_BYTES_MAX or self.unsent_blobs_bytes * 2 > self._unsent_blobs_max
+
+    @property
+    def _unsent_blobs_max(self) -> int:
+        return int(self._host.store.blobs.bytes_max * UNSENT_BLOBS_CACHE_SHARE)
+
+    def _with_room(self, outcome: Outcome) -> Outcome:
+        """Return an outcome whose blobs can be kept for its owner: without them, and why, when there is no room."""
+        blobs = outcome_blobs(outcome)
+        size = sum(ref.size for ref in blobs)
+        kept_max = self._unsent_blobs_max
+        if self.unsent_blobs_bytes + sum(ref.size for ref in blobs if ref not in self._unsent_blobs) <= kept_max:
+            return outcome
+        self._host.store.blobs.unpin(blobs)
+        self._trim(blobs)
+        limit = f"this node keeps at most {kept_max / MIB:.4g} MiB of results for others (half of its store.cache)"
+        if size > kept_max:
+            self.counters.too_large_results_count += 1
+            return Outcome(OutcomeStatus.FAILED, error=f"its output has {size / MIB:.4g} MiB; {limit}", cause="disk")
+        self.counters.no_room_results_count += 1
+        return Outcome(OutcomeStatus.NOT_RUN, error=f"no room for its output: {limit}")
+
+    def _trim(self, blobs: Sequence[BlobRef]) -> None:
+        """Remove blobs that nobody here needs, when more is stored than the cap allows."""
+        if blobs and self._host.store.blobs.is_over:
+            self._scope.spawn(self._trim_now(blobs), "trim")
+
+    async def _trim_now(self, blobs: Sequence[BlobRef]) -> None:
+        with contextlib.suppress(StoreError):  # tried again by the next eviction
+            await self._host.store.blobs.trim(blobs)
+
+    def _count_blobs(self, blobs: Sequence[BlobRef]) -> None:
+        for ref in blobs:
+            count = self._unsent_blobs.get(ref, 0)
+            self._unsent_blobs[ref] = count + 1
+            self.unsent_blobs_bytes += 0 if count else ref.size
+
+    def _discount_blobs(self, blobs: Sequence[BlobRef]) -> None:
+        for ref in blobs:
+            self._unsent_blobs[ref] -= 1
+            if not self._unsent_blobs[ref]:
+                del self._unsent_blobs[ref]
+                self.unsent_blobs_bytes -= ref.size
 
     def forget_old(self) -> None:
         """Forget jobs and owners that nothing is held for, when there are many."""
@@ -740,7 +796,9 @@ class WorkerService:
             if not done.is_let_go:  # else its job was disowned while it was on its way
                 done.is_let_go = True
                 self.unsent_bytes -= len(done.outcome)
+                self._discount_blobs(done.blobs)
                 self._host.store.blobs.unpin(done.blobs)
+                self._trim(done.blobs)
 
     def _forget_results(self, link: OwnerLink, job_id: bytes) -> None:
         gone = [done for done in link.results if done.job_id == job_id]
@@ -871,6 +929,7 @@ class WorkerService:
             link = self.link(entry.owner, entry.addresses)
             blobs = outcome_blobs(decode_outcome(entry.outcome))
             self._host.store.blobs.pin(blobs)
+            self._count_blobs(blobs)
             link.results.append(
                 _Finished(entry.job_id, entry.claim, entry.outcome, self._host.clock.now(), blobs, is_on_disk=True)
             )

@@ -18,7 +18,7 @@ from typing import Any, Final
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from p2pcompute.host.blob_digest import BlobHasher
 from p2pcompute.host.interfaces import BlobRef, Rng, Write
-from p2pcompute.limits import BLOB_CHUNK_BYTES
+from p2pcompute.limits import BLOB_CHUNK_BYTES, CACHE_BYTES_DEFAULT
 from p2pcompute.simulation.loop import SimulationLoop
 from p2pcompute.simulation.trace import Kind
 
@@ -358,6 +358,20 @@ class SimBlobs:
             return freed
 
         return await self._store.change(change)
+
+    @property
+    def bytes_max(self) -> int:
+        """As a real one's."""
+        return CACHE_BYTES_DEFAULT
+
+    @property
+    def is_over(self) -> bool:
+        """False: nothing is ever evicted here."""
+        return False
+
+    async def trim(self, refs: Sequence[BlobRef] | None = None) -> int:
+        """See `is_over`."""
+        return 0
 
     async def stream(self, ref: BlobRef) -> AsyncIterator[bytes]:
         data = self._get(ref)

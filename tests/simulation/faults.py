@@ -518,7 +518,9 @@ class World:
                 found.append(f"{name}: holds {list(worker.core.held.values())[:3]}")
             if any(link.results or link.is_sending for link in worker.links.values()):
                 found.append(f"{name}: results wait")
-            if worker.unsent_bytes and not any(link.results for link in worker.links.values()):
+            if (worker.unsent_bytes or worker.unsent_blobs_bytes) and not any(
+                link.results for link in worker.links.values()
+            ):
                 found.append(f"{name}: {worker.unsent_bytes} unsent bytes of nothing")
             if owner._facts or owner._writes or owner._committed or owner._is_flushing:
                 found.append(f"{name}: commits wait")

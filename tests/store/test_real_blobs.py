@@ -376,3 +376,24 @@ async def test_the_last_of_the_disk_is_kept_for_the_journal(
     assert caught.value.code == "disk-full" and source.exists()
     monkeypatch.undo()
     assert (await blobs.put_path(str(source), move=True)).size == 100_000
+
+
+async def test_a_lowered_cap_applies_at_start_and_what_others_took_goes_at_once(tmp_path: Path) -> None:
+    """Otherwise a node whose owner gives it less goes on using more, and results that were taken fill the disk."""
+    blobs = FileBlobs(tmp_path)
+    refs = [await blobs.put(content(100_000, seed)) for seed in range(9)]
+    assert not blobs.is_over and await blobs.trim() == 0
+    blobs.shut()
+    lower = FileBlobs(tmp_path, cache_bytes_max=500_000)
+    lower.pin(refs[:2])
+    assert await lower.trim() == 500_000, "used a moment ago or not"
+    assert await lower.has(refs[0]) and await lower.has(refs[1]) and not lower.is_over
+    new = await lower.put(content(300_000, 99))
+    assert lower.is_over
+    lower.pin([new])
+    assert await lower.trim([new]) == 0
+    lower.unpin([new])
+    assert await lower.trim([new]) == 300_000
+    await lower.put(content(10_000, 100))
+    assert await lower.trim(refs) == 0, "below the cap nothing is lost"
+    lower.shut()
