@@ -267,8 +267,11 @@ class TaskInfo:
 
 
 def moment(unix_s: float) -> datetime | None:
-    """Return Unix seconds as a time with a zone; None for 0."""
-    return datetime.fromtimestamp(unix_s, UTC) if unix_s else None
+    """Return Unix seconds as a time with a zone; None for 0, and for what no calendar has."""
+    try:
+        return datetime.fromtimestamp(unix_s, UTC) if unix_s else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

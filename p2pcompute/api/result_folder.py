@@ -16,10 +16,10 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from p2pcompute.api.options import moment
 from p2pcompute.api.result_claims import check_claims
 from p2pcompute.api.result_keys import content_key, jsonl_records, read_done_keys, split_keys
 from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target, is_results_file
@@ -197,7 +197,7 @@ class ResultFolder:
             "runtime_s": outcome.runtime_s,
             "cpu_s": outcome.cpu_s,
             "peak_rss_bytes": outcome.peak_rss_bytes,
-            "started": _time_text(outcome.started_wall) if outcome.started_wall else None,
+            "started": _time_text(outcome.started_wall),
             "error": outcome.error or None,
             "key": note.key.hex() or None,
             "sent_bytes": note.sent_bytes,
@@ -238,5 +238,6 @@ class ResultFolder:
                 warnings.warn(f"{error}", RuntimeWarning, stacklevel=2)
 
 
-def _time_text(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
+def _time_text(unix_s: float) -> str | None:
+    known = moment(unix_s)
+    return None if known is None else known.isoformat().replace("+00:00", "Z")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Final
 
 from p2pcompute.errors import UsageError
+
+_YEAR_END: Final = 2199
+"""Moments are before it, wherever the clock stands: MOMENT_S_MAX."""
 
 
 def parse_deadline(text: str, now: datetime, *, flag: str = "--deadline", past: str = "nothing would run") -> datetime:
@@ -30,6 +34,8 @@ def parse_deadline(text: str, now: datetime, *, flag: str = "--deadline", past: 
             raise UsageError(
                 f"{flag} {text!r} is no moment", "", "write it like 2h, 18:30 or 2026-11-30T18:30", code="deadline"
             ) from None
+    if moment.year >= _YEAR_END:
+        raise UsageError(f"{flag} {text} is too far away", "", "name a sooner one", code="deadline")
     if moment <= now:
         raise UsageError(f"{flag} {text} is past", past, "name a later one", code="deadline")
     return moment

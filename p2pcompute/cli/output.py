@@ -193,13 +193,13 @@ def moment_of(value: str | float | None) -> datetime | None:
     """Return an API time (RFC 3339 text or Unix seconds) as a moment; None when unknown."""
     if not value:
         return None
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return datetime.fromtimestamp(value, UTC)
+    try:
+        if not isinstance(value, str):
+            return datetime.fromtimestamp(value, UTC)
+        moment = datetime.fromisoformat(value)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def plural(number: int, word: str, words: str | None = None) -> str:

@@ -33,6 +33,7 @@ from p2pcompute.host.interfaces import BlobRef, BlobStore
 from p2pcompute.limits import (
     INLINE_BYTES_MAX,
     JOB_NAME_CHARS_MAX,
+    MOMENT_S_MAX,
     NODES_CHOSEN_MAX,
     PRIORITY_MAX,
     TASK_PAYLOAD_BYTES_MAX,
@@ -266,6 +267,8 @@ def build_terms(
         ("digits", spec.digits, 0),
     ):
         most = SIZE_MAX if name in ("mem_bytes", "disk_bytes") else 1e15
+        if name == "deadline_ms":
+            most = MOMENT_S_MAX * 1000
         if value is not None and not least <= value <= most:
             _bad(f"{name} cannot be {value:g}", f"it is from {least} to {most:g}")
     check_demands(terms.trust, terms.verify, terms.error_ppb, terms.replicas)

@@ -11,11 +11,11 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
+from p2pcompute.api.options import moment
 from p2pcompute.errors import P2pcError, RemoteProtocolError
 from p2pcompute.execution.spec import TaskPayload, decode_payload
 from p2pcompute.host.runs import Outcome
@@ -64,10 +64,9 @@ def encode_note(note: Note) -> str:
 
 
 def time_text(wall: float | None) -> str | None:
-    """Return Unix seconds as RFC 3339 UTC with microseconds."""
-    if not wall:
-        return None
-    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """Return Unix seconds as RFC 3339 UTC with microseconds; None for 0, and for what no calendar has."""
+    known = moment(wall or 0.0)
+    return None if known is None else known.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def error_json(error: P2pcError, **more: Any) -> dict[str, Any]:

@@ -21,14 +21,18 @@ from p2pcompute.limits import (
     CHECKPOINT_BYTES_MAX,
     CHECKPOINTS_BATCH_MAX,
     CLAIM_BYTES_MAX,
+    CORES_MAX,
     CUSTODY_BEAT_S,
     GRANT_TASKS_MAX,
     INLINE_BYTES_MAX,
     LEASE_S_MIN,
+    MOMENT_S_MAX,
+    MOMENT_S_MIN,
     NODE_NAME_CHARS_MAX,
     OUTPUT_FILES_MAX,
     PROGRESS_BYTES_MAX,
     RESULTS_BATCH_MAX,
+    RUNTIME_S_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
@@ -457,7 +461,8 @@ def _is_float(value: Any) -> bool:
 
 
 def decode_outcome(raw: bytes) -> Outcome:
-    """Return the outcome that a worker sent.
+    """Return the outcome that a worker sent.  No digest covers its times: a moment that cannot be is unknown (0.0), and
+    times are cut to RUNTIME_S_MAX and CORES_MAX.
 
     Raises:
         RemoteProtocolError: malformed or over a limit.
@@ -495,6 +500,8 @@ def decode_outcome(raw: bytes) -> Outcome:
         _check(isinstance(name, str) and _is_bytes(digest, 32) and _is_int(size) and _is_int(mode, 0o777), "file")
         _check(_is_file_name(name), "file name")
         parsed.append(OutputFile(name, digest, size, mode))
+    started = started if MOMENT_S_MIN <= started <= MOMENT_S_MAX else 0.0
+    runtime_s = min(runtime_s, RUNTIME_S_MAX)
     try:
         known = OutcomeStatus(status)
     except ValueError as problem:
@@ -514,7 +521,7 @@ def decode_outcome(raw: bytes) -> Outcome:
         cause,
         started,
         runtime_s,
-        cpu_s,
+        min(cpu_s, runtime_s * CORES_MAX),
         peak,
     )
 

@@ -27,9 +27,11 @@ from p2pcompute.limits import (
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
     GRANT_TASKS_MAX,
+    JOB_SKEW_S_MAX,
     LEASE_BATCH_FACTOR,
     LEASE_S_MIN,
     POISON_NODES,
+    RUNTIME_DRIFT_MAX,
     STORY_EVENTS_MAX,
     THIEVES_MAX,
 )
@@ -103,6 +105,8 @@ class Lease:
     installation: bytes = b""
     is_late: bool = field(default=False, kw_only=True)
     """It takes too long: others may begin the task as if it did not exist (`Acceptance`)."""
+    is_found: bool = field(default=False, kw_only=True)
+    """Its holder told of it, who may have begun before `since`."""
 
 
 @dataclass(slots=True)
@@ -995,7 +999,7 @@ class OwnerCore:
             elif lease is None and job.checked is not None and index in job.checked.held:
                 drop.append(index)
             elif lease is None:
-                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held))
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held), is_found=True)
                 job.attempts[index] = max(job.attempts.get(index, 0), attempt)
                 job.share(thief)[0] += 1
             elif lease.thief == thief:
@@ -1003,7 +1007,7 @@ class OwnerCore:
                 lease.boot = boot
             elif lease.thief == moved_from and lease.attempt == attempt:
                 self._release(job, index)
-                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held))
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held), is_found=True)
                 job.share(thief)[0] += 1
             else:
                 drop.append(index)
@@ -1103,6 +1107,26 @@ class OwnerCore:
         *,
         relayed_by: bytes | None = None,
         boot: bytes = b"",
+    @staticmethod
+    def as_seen(now: float, wall: float, job: OwnedJob, thief: bytes, index: int, outcome: Outcome) -> Outcome:
+        """Return another node's outcome with no more run time than went by here since it was given the task; when that
+        is not known, since the job was submitted.  Its CPU time is cut by as much.
+
+        Args:
+            wall: Unix seconds.
+        """
+        lease = job.leases.get(index)
+        if (lease is None or lease.thief != thief) and job.checked is not None:
+            lease = job.checked.leases.get(index, {}).get(thief)
+        if lease is not None and lease.thief == thief and not lease.is_found:
+            seen_s = now - lease.since
+        else:
+            seen_s = wall - job.envelope.terms.created_ms / 1000 + (0.0 if job.is_own else JOB_SKEW_S_MAX)
+        most_s = RUNTIME_DRIFT_MAX * max(0.0, seen_s)
+        if outcome.runtime_s <= most_s:
+            return outcome
+        return replace(outcome, runtime_s=most_s, cpu_s=outcome.cpu_s * most_s / outcome.runtime_s)
+
     ) -> bool:
         """Take one attempt's end into the books.
 

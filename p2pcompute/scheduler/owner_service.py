@@ -23,10 +23,8 @@ from p2pcompute.limits import (
     CHECKPOINT_BYTES_MAX,
     ENVELOPE_BYTES_MAX,
     INLINE_BYTES_MAX,
-    JOB_SKEW_S_MAX,
     JOBS_ACTIVE_MAX,
     RESULTS_BATCH_MAX,
-    RUNTIME_DRIFT_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
@@ -628,7 +626,7 @@ class OwnerService:
         is_believed = job is None or self.core.acceptance.believes(job, installation)
         boot = b"" if is_believed else claims_boot(raw)
         if job_id in self.books:
-            pairs = [(claim, self._as_seen(self.books[job_id].job, thief, claim[0], outcome)) for claim, outcome in pairs]
+            pairs = self._as_seen(self.books[job_id].job, thief, pairs)
         taken = 0
         void: list[list[int]] = []
         if job_id in self.books and job_id not in self.core.jobs:
@@ -663,21 +661,14 @@ class OwnerService:
                 self._facts.append((job_id, FactKind.VOID, void))
         return taken
 
-    def _as_seen(self, job: OwnedJob, thief: bytes, index: int, outcome: Outcome) -> Outcome:
-        """Return another node's result with no more run time than went by here since it was given the task; when that
-        is not known, since the job was submitted.  CPU time is cut by as much."""
-        lease = job.leases.get(index)
-        if (lease is None or lease.thief != thief) and job.checked is not None:
-            lease = job.checked.leases.get(index, {}).get(thief)
-        if lease is not None and lease.thief == thief and not lease.is_found:
-            seen_s = self._host.clock.now() - lease.since
-        else:
-            seen_s = self._host.clock.wall() - job.envelope.terms.created_ms / 1000 + JOB_SKEW_S_MAX
-        most_s = RUNTIME_DRIFT_MAX * max(0.0, seen_s)
-        if outcome.runtime_s <= most_s:
-            return outcome
-        self.counters.long_times_count += 1
-        return replace(outcome, runtime_s=most_s, cpu_s=outcome.cpu_s * most_s / outcome.runtime_s)
+    def _as_seen(
+        self, job: OwnedJob, thief: bytes, pairs: Sequence[tuple[Claim, Outcome]]
+    ) -> list[tuple[Claim, Outcome]]:
+        """Cut the times that results tell to those that can be, and count them."""
+        now, wall = self._host.clock.now(), self._host.clock.wall()
+        seen = [(claim, self.core.as_seen(now, wall, job, thief, claim[0], outcome)) for claim, outcome in pairs]
+        self.counters.long_times_count += sum(cut[1] is not told[1] for cut, told in zip(seen, pairs, strict=True))
+        return seen
 
     def _keep_output(self, book: JobBook, index: int, digest: bytes, thief: bytes, outcome: Outcome) -> None:
         """Keep what a member claims until it is accepted, over restarts too."""

@@ -21,6 +21,7 @@ from p2pcompute.limits import (
     JOB_AGE_S_MAX,
     JOB_NAME_CHARS_MAX,
     JOB_SKEW_S_MAX,
+    MOMENT_S_MAX,
     NODES_CHOSEN_MAX,
     PRIORITY_MAX,
     REPLICAS_MAX,
@@ -259,6 +260,8 @@ def _terms(value: Any) -> JobTerms:
         raise RemoteProtocolError("bad terms of a job: group")
     if terms.priority > PRIORITY_MAX:
         raise RemoteProtocolError("bad terms of a job: priority")
+    if max(terms.deadline_ms, terms.created_ms) > MOMENT_S_MAX * 1000:
+        raise RemoteProtocolError("bad terms of a job: a moment")
     if terms.trust not in TRUSTS or terms.verify not in VERIFY_METHODS:
         raise RemoteProtocolError("bad terms of a job: trust")
     if not 0 < (terms.error_ppb or 1) < 10**9 or not 0 < (terms.replicas or 1) <= REPLICAS_MAX or terms.replicas == 0:

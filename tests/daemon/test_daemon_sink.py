@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,18 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
         assert (out / "tasks/000/000001/stdout").read_bytes() == b"1"
         document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
         assert document["results"]["state"] == "written" and "error" not in document["results"]
+    await node.close()
+
+
+async def test_a_moment_that_no_calendar_has_hides_no_result(tmp_path: Path) -> None:
+    """Another node tells when it began; the results of the others have to be readable too."""
+    node = FakeNode(tmp_path)
+    async with running(node, tmp_path) as daemon:
+        job_id = await daemon.new_job(1, seal=True, results={"joblog": str(tmp_path / "log")})
+        node.end(job_id, 0, replace(ok(b"zero\n"), started_wall=9.9e14, runtime_s=9e14))
+        events = await daemon.call(lambda: list(daemon.connection.stream_events("/v1/jobs/last/events")))
+        assert events[-1][1]["results"]["state"] == "written"
+        assert len(lines(tmp_path / "log")) == 2
     await node.close()
 
 

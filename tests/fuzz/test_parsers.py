@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -30,7 +31,16 @@ from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.identity.keys import Identity
-from p2pcompute.limits import INLINE_BYTES_MAX, NODES_CHOSEN_MAX, REQUIREMENT_CHARS_MAX, REQUIREMENTS_MAX
+from p2pcompute.limits import (
+    CORES_MAX,
+    INLINE_BYTES_MAX,
+    MOMENT_S_MAX,
+    MOMENT_S_MIN,
+    NODES_CHOSEN_MAX,
+    REQUIREMENT_CHARS_MAX,
+    REQUIREMENTS_MAX,
+    RUNTIME_S_MAX,
+)
 from p2pcompute.resources import questions
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.owner import Grant, GrantedTask
@@ -177,8 +187,9 @@ OUTCOMES = st.builds(
     files=st.lists(
         st.builds(OutputFile, NAMES, st.binary(min_size=32, max_size=32), COUNTS, st.integers(0, 0o777)), max_size=3
     ).map(tuple),
-    error=st.text(max_size=50), cause=st.sampled_from(["", "oom", "signal"]), started_wall=LIMITS, runtime_s=LIMITS,
-    cpu_s=LIMITS, peak_rss_bytes=COUNTS,
+    error=st.text(max_size=50), cause=st.sampled_from(["", "oom", "signal"]),
+    started_wall=st.one_of(st.just(0.0), st.floats(MOMENT_S_MIN, MOMENT_S_MAX)),
+    runtime_s=st.floats(1.0, RUNTIME_S_MAX), cpu_s=st.floats(0, CORES_MAX), peak_rss_bytes=COUNTS,
 )  # fmt: skip
 
 
@@ -204,6 +215,16 @@ def test_damaged_outcomes_raise_the_peers_error(outcome: Outcome, seed: int) -> 
             messages.decode_outcome(cbor.encode(mutator.value(fields)))
         except (RemoteProtocolError, LocalProtocolError):  # the second: a value that CBOR of ours does not hold
             continue
+
+
+@given(outcome=OUTCOMES, started=LIMITS, runtime_s=LIMITS, cpu_s=LIMITS)
+def test_times_that_cannot_be_are_cut(outcome: Outcome, started: float, runtime_s: float, cpu_s: float) -> None:
+    """No digest covers them: a liar's would end the views of the job."""
+    told = replace(outcome, started_wall=started, runtime_s=runtime_s, cpu_s=cpu_s)
+    again = messages.decode_outcome(messages.encode_outcome(told))
+    assert again.started_wall in (0.0, started)
+    datetime.fromtimestamp(again.started_wall + again.runtime_s, UTC)
+    assert again.cpu_s <= again.runtime_s * CORES_MAX
 
 
 def test_an_outcome_over_a_limit_is_refused() -> None:
@@ -318,6 +339,7 @@ def test_a_job_arrives_as_it_was_signed() -> None:
         {"on": [b"short"]},
         {"not_on": [bytes(32)] * (NODES_CHOSEN_MAX + 1)},
         {"on": []},
+        {"deadline_ms": 2**52},
     ],
 )
 def test_a_job_asks_within_limits(terms: dict[str, Any]) -> None:

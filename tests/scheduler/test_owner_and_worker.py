@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
-from p2pcompute.limits import BATCH_TARGET_S, GRANT_ACK_S, LEASE_S_MIN, PARK_S, POISON_NODES, RECALL_S
+from p2pcompute.limits import (
+    BATCH_TARGET_S,
+    GRANT_ACK_S,
+    JOB_SKEW_S_MAX,
+    LEASE_S_MIN,
+    PARK_S,
+    POISON_NODES,
+    RECALL_S,
+)
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import (
     AVOID_S,
@@ -328,6 +336,18 @@ def test_heartbeat_after_our_restart_adopts_the_lease() -> None:
     assert core.heartbeat(0.0, a.key, a.boot, JOB, [(0, 0, 3)]) == []
     assert core.choose(0.0, b) is None
     assert core.heartbeat(0.0, b.key, b.boot, JOB, [(0, 0, 3)]) == [0], "b is told to drop it"
+
+
+def test_a_node_has_taken_no_longer_than_its_lease_lasts() -> None:
+    """What it says becomes receipts, shares and the guess of how long a task takes."""
+    core, a, b = make(2, created_ms=1_000_000), thief("a"), thief("b", slots=1)
+    take(core, a, 100.0)
+    job, lie = core.jobs[JOB], Outcome(OutcomeStatus.OK, runtime_s=9e14, cpu_s=18e14)
+    seen = core.as_seen(102.0, 5000.0, job, a.key, 0, lie)
+    assert 2.0 <= seen.runtime_s < 2.1 and seen.cpu_s == pytest.approx(2 * seen.runtime_s)
+    assert core.as_seen(102.0, 5000.0, job, a.key, 0, OK) is OK
+    late = core.as_seen(102.0, 5000.0, job, b.key, 0, lie)
+    assert 4000.0 <= late.runtime_s < 4100.0 + JOB_SKEW_S_MAX, "of a lease that is forgotten: since the job was made"
 
 
 def test_steal_between_workers_moves_the_lease() -> None:
