@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.api.functions import CHANGES_MAX, CODE_BESIDE_ARGUMENTS_BYTES_MAX, KNOWN_MAX, Shipment
@@ -73,6 +74,15 @@ class Waiting:
     parts: list[MeshFuture[Any] | Shared[Any]]
     left: int = 0
     """Inputs that have not ended."""
+
+    def near(self) -> bytes | None:
+        """Return the node that has made the largest of the inputs that are blobs."""
+        made = [
+            (part._content.size, part._maker)
+            for part in self.parts
+            if isinstance(part, MeshFuture) and isinstance(part._content, BlobRef) and part._maker is not None
+        ]
+        return max(made, key=itemgetter(0))[1] if made else None
 
     def let_go(self) -> None:
         """Refer to no input any more: their callbacks refer to this for as long as they live."""

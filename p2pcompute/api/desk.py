@@ -355,10 +355,9 @@ class Desk:
             self._refuse(live, error)
             return
         futures = job.futures
-        for future, payload in live:
+        for future, _payload in live:
             future._job = job
             future._index = index
-            future._payload = payload
             futures[index] = future
             index += 1
         if self._node.scheduler.peers:
@@ -367,8 +366,11 @@ class Desk:
     def put_held(self, waiting: Waiting, payload: bytes) -> None:
         """Make a task of a call that was held."""
         del waiting.job.held[waiting]
+        near = waiting.near()
         waiting.let_go()
         self._add(waiting.job, [(waiting.future, payload)])
+        if near is not None and waiting.future._index >= 0 and waiting.job.book is not None:
+            waiting.job.book.job.near[waiting.future._index] = near
         self._node.scheduler.pump_now()
         self._look_at_seal(waiting.job)
 
@@ -556,7 +558,6 @@ class Desk:
             if future._state != "PENDING":
                 continue
             if end.state is TaskState.DONE:
-                future._payload = b""
                 try:
                     value = load_value(outcome.value)
                 except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
@@ -570,6 +571,7 @@ class Desk:
                     with contextlib.suppress(cf.InvalidStateError):
                         future.set_result(value)
             else:
+                future._payload = end.payload
                 self._fail(job, future, end, outcome.value)
         if slow:
             self._resolve_slowly(job, slow)
@@ -610,8 +612,8 @@ class Desk:
                 self._note(future, end, outcome)
             if future._blobs:
                 self._release_blobs(future, end)
-            if end.state is TaskState.DONE:
-                future._payload = b""
+            if end.state is TaskState.FAILED:
+                future._payload = end.payload
             if future._state != "PENDING" or outcome is None or end.state is TaskState.CANCELLED:
                 self._open_count -= 1
                 if future._state == "PENDING":
@@ -641,6 +643,7 @@ class Desk:
     def _read_now(self, job: OpenJob, items: list[tuple[MeshFuture[Any], TaskEnd, Outcome]]) -> None:
         """In a thread."""
         for future, end, outcome in items:
+            future._maker = end.thief
             if future._note is None and future.is_input and job.read is None and self._is_left_unread(future, outcome):
                 continue
             try:

@@ -86,7 +86,9 @@ class MeshFuture(cf.Future[R], Generic[R]):
     """Of a call that has files, or whose result is kept."""
     _files: Mapping[str, str] = MappingProxyType({})
     _payload: bytes = b""
-    """Of the task, until it has ended well: `retry` hands it in again."""
+    """Of a task that has failed: `retry` hands it in again."""
+    _maker: bytes | None = None
+    """Node where its large value was made, and still is."""
     is_input = False
     """Its value is an argument of another call."""
     _content: bytes | BlobRef | None = None

@@ -61,6 +61,8 @@ PREFER_S = 1.0
 """How long a new job waits for the nodes that it prefers before others get its tasks."""
 UNFIT_S = 10.0
 """How long a node that declined because it does not fit is not offered the job again: what it has may change."""
+NEAR_MAX = 64
+"""Ready tasks among which those are looked for whose inputs a thief has."""
 SKIP_MAX = 64
 """Tasks passed over in one choice because they failed on this thief."""
 DURATION_WEIGHT = 0.1
@@ -205,6 +207,8 @@ class OwnedJob:
         self.ledger = JobLedger()
         self.payloads: dict[int, bytes] = {}
         """Payloads of open tasks."""
+        self.near: dict[int, bytes] = {}
+        """Where the inputs of open tasks are already: the node that made the largest of them."""
         self.ready: deque[int] = deque()
         """Open tasks without a lease, head first; may hold stale and repeated entries, checked when popped."""
         self.leases: dict[int, Lease] = {}
@@ -758,6 +762,8 @@ class OwnerCore:
         chosen: dict[int, None] = {}
         skipped: dict[int, None] = {}
         total_bytes = 0
+        if job.near:
+            self._near_first(job, thief)
         while job.ready and len(chosen) < count and len(skipped) < SKIP_MAX:
             index = job.ready.popleft()
             if index in chosen or index in job.leases or job.ledger.state(index) is not TaskState.OPEN:
@@ -775,6 +781,14 @@ class OwnerCore:
             chosen[index] = None
         job.ready.extendleft(reversed(skipped))
         return list(chosen)
+
+    @staticmethod
+    def _near_first(job: OwnedJob, thief: Thief) -> None:
+        """Among the next ready tasks put those first whose inputs the thief has, and those last whose inputs another
+        node has.  Nothing waits for a node: who is here works."""
+        next_ones = [job.ready.popleft() for _ in range(min(NEAR_MAX, len(job.ready)))]
+        next_ones.sort(key=lambda index: 1 if (key := job.near.get(index)) is None else 0 if key == thief.key else 2)
+        job.ready.extendleft(reversed(next_ones))
 
     def _is_avoided(self, now: float, job: OwnedJob, index: int, thief: Thief) -> bool:
         if self.acceptance.is_for_trusted(job, index) and not self._believes(job, thief):
@@ -1411,6 +1425,7 @@ class OwnerCore:
         if former and former != thief:
             self._effects.stops.append((former, job.envelope.job_id, [index], True))
         payload = job.payloads.pop(index, b"")
+        job.near.pop(index, None)
         self.checkpoints.ended(job.envelope.job_id, index)
         job.avoid.pop(index, None)
         job.cancelling.pop(index, None)
