@@ -105,10 +105,10 @@ class Lease:
     charged_s: float = 0.0
     """Slot time that the job was charged for it, before it is known how long it takes."""
     installation: bytes = b""
-    is_late: bool = field(default=False, kw_only=True)
-    """It takes too long: others may begin the task as if it did not exist (`Acceptance`)."""
     is_found: bool = field(default=False, kw_only=True)
     """Its holder told of it, who may have begun before `since`."""
+    is_late: bool = field(default=False, kw_only=True)
+    """It takes too long: others may begin the task as if it did not exist (`Acceptance`)."""
 
 
 @dataclass(slots=True)
@@ -1107,20 +1107,6 @@ class OwnerCore:
 
     # --- results ----------------------------------------------------------------------------------
 
-    def result(
-        self,
-        now: float,
-        thief: bytes,
-        installation: bytes,
-        job_id: bytes,
-        index: int,
-        generation: int,
-        attempt: int,
-        outcome: Outcome,
-        digest: bytes,
-        *,
-        relayed_by: bytes | None = None,
-        boot: bytes = b"",
     @staticmethod
     def as_seen(now: float, wall: float, job: OwnedJob, thief: bytes, index: int, outcome: Outcome) -> Outcome:
         """Return another node's outcome with no more run time than went by here since it was given the task; when that
@@ -1141,6 +1127,20 @@ class OwnerCore:
             return outcome
         return replace(outcome, runtime_s=most_s, cpu_s=outcome.cpu_s * most_s / outcome.runtime_s)
 
+    def result(
+        self,
+        now: float,
+        thief: bytes,
+        installation: bytes,
+        job_id: bytes,
+        index: int,
+        generation: int,
+        attempt: int,
+        outcome: Outcome,
+        digest: bytes,
+        *,
+        relayed_by: bytes | None = None,
+        boot: bytes = b"",
     ) -> bool:
         """Take one attempt's end into the books.
 
