@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pcompute.cli.main import main
+from p2pcompute.cli.entry import main
 
 if __name__ == "__main__":
     main()

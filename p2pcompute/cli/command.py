@@ -117,6 +117,20 @@ def json_option(command: _Decorated) -> _Decorated:
     )(command)
 
 
+def check_text(words: Sequence[str], why: str = "inputs travel as text", fix: str = "rename the file") -> None:
+    """Refuse words that are not text, as file names in another encoding are.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            raise UsageError(f"{shown!r} is not UTF-8", why, fix, code="encoding") from None
+
+
 def yes_option(command: _Decorated) -> _Decorated:
     """Add -y/--yes."""
     return click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")(command)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.command import Command, check_text, json_option
 from p2pcompute.cli.connection import open_connection
 from p2pcompute.cli.output import duration_text, is_terminal, one_line, plural, print_json, say, table
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
@@ -117,6 +117,10 @@ def _say_unheard(items: Sequence[Mapping[str, Any]]) -> None:
         say(f"note: no node that answers has {one_line(item['name'])}{near}", level=1)
 
 
+def _check_expressions(*expressions: str) -> None:
+    check_text(expressions, "an expression is text", "write it in UTF-8")
+
+
 def _seconds(text: str) -> float:
     from p2pcompute.config import parse_duration
 
@@ -157,6 +161,7 @@ def find(
     """
     from urllib.parse import urlencode
 
+    _check_expressions(expr, rank or "")
     time_s = _seconds(max_time)
     if time_s > FIND_S_MAX:
         raise UsageError(
@@ -203,6 +208,7 @@ def when(timeout: str | None, expr: str, json_: bool) -> int:
     """
     from urllib.parse import urlencode
 
+    _check_expressions(expr)
     query: dict[str, Any] = {"expr": expr}
     if timeout is not None:
         query["timeout_s"] = _seconds(timeout)

@@ -15,7 +15,7 @@ import click
 
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
 from p2pcompute.cli.connection import Connection, open_connection
-from p2pcompute.cli.output import one_line, options, plural, print_json, say, table, time_text
+from p2pcompute.cli.output import is_terminal, one_line, options, plural, print_json, say, table, time_text
 from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text
 from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import (
@@ -276,7 +276,7 @@ def heir(node: str, yes: bool, json_: bool) -> int:
     name = one_line(item["name"])
     if not yes:
         powers = "it can remove anybody but the founder, name further heirs, and its membership does not end"
-        if options().no_input or json_ or not sys.stdin.isatty():
+        if options().no_input or json_ or not is_terminal(sys.stdin):
             raise UsageError(
                 f"naming {name} an heir needs a yes", powers, f"p2pc group heir {item['id']} -y", code="consent"
             )
@@ -306,7 +306,7 @@ def remove(node: str, reason: str, yes: bool, json_: bool) -> int:
     item = named(connection.request("GET", "/v1/trust")["items"], node)
     name = one_line(item["name"])
     if not yes:
-        if options().no_input or json_ or not sys.stdin.isatty():
+        if options().no_input or json_ or not is_terminal(sys.stdin):
             fix = f"p2pc group remove {item['id']} -y"
             raise UsageError(
                 f"removing {name} needs a yes", "only a new invitation brings it back", fix, code="consent"
@@ -369,7 +369,7 @@ def leave(forget_keys: bool, yes: bool, json_: bool) -> int:
 def _agreed(question: str, why: str, fix: str, *, yes: bool, json_: bool) -> bool:
     if yes:
         return True
-    if options().no_input or json_ or not sys.stdin.isatty():
+    if options().no_input or json_ or not is_terminal(sys.stdin):
         raise UsageError("leaving needs a yes", why, fix)
     return click.confirm(question, default=False, err=True)
 

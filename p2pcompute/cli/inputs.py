@@ -134,7 +134,8 @@ class _Numbers(Sequence[str]):
 
 
 def parse_range(text: str) -> Source:
-    """Return the source of ``A..B[:STEP]``: A to B inclusive; a leading zero pads all numbers, as in a shell.
+    """Return the source of ``A..B[:STEP]``: A to B inclusive, down where A > B; a leading zero pads all numbers, as in
+    a shell.
 
     Raises:
         UsageError: it is not a range, or STEP leads away from B.
@@ -250,7 +251,7 @@ def _json_text(item: Any) -> str:
 
 
 def _json_items(stream: IO[bytes], name: str) -> Iterator[Any]:
-    """Yield the items of a JSON array, or of JSON Lines, one after the other.
+    """Yield the items of a JSON array, or of JSON Lines, one after the other; each is bounded by LINE_BYTES_MAX.
 
     A file that starts with "[" is an array unless its name ends in .jsonl or .ndjson.
     """
@@ -277,7 +278,11 @@ def _json_items(stream: IO[bytes], name: str) -> Iterator[Any]:
         while True:
             try:
                 value, end = decoder.raw_decode(held, position)
+            except RecursionError as error:
+                raise UsageError(f"item {number + 1} of {name} is nested too deeply", code="json") from error
             except json.JSONDecodeError as error:
+                if not is_end and len(held) - position > LINE_BYTES_MAX:
+                    raise _too_long(name) from error
                 if is_end:
                     raise UsageError(
                         f"{name} is not JSON",
@@ -285,6 +290,8 @@ def _json_items(stream: IO[bytes], name: str) -> Iterator[Any]:
                         "it is an array, or one item a line",
                         code="json",
                     ) from error
+            except ValueError as error:  # a number of thousands of digits
+                raise UsageError(f"item {number + 1} of {name} cannot be read", str(error), code="json") from error
             else:
                 # A number may go on in the next chunk.
                 if end < len(held) or is_end:
@@ -500,18 +507,18 @@ class Inputs:
             yield _Record(columns, columns, {})
 
     def _open(self, source: Source, read: Callable[[IO[bytes]], Iterator[Any]]) -> Iterator[Any]:
-        if source.is_stdin:
-            if self._stdin is None:
-                raise UsageError("standard input is closed")
-            yield from read(self._stdin)
-            return
+        if source.is_stdin and self._stdin is None:
+            raise UsageError("standard input is closed", "who called this closed it", code="input-file")
         try:
+            if source.is_stdin:
+                assert self._stdin is not None
+                yield from read(self._stdin)
+                return
             with open(source.path, "rb") as stream:
                 yield from read(stream)
         except OSError as error:
-            raise UsageError(
-                f"the input file {source.path!r} cannot be read", error.strerror or str(error), code="input-file"
-            ) from error
+            what = "standard input" if source.is_stdin else f"the input file {source.path!r}"
+            raise UsageError(f"{what} cannot be read", error.strerror or str(error), code="input-file") from error
 
     def _split(self, word: str) -> tuple[str, ...]:
         """Columns of a line; blanks around them go, as with GNU parallel's --colsep."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import one_line, options, say
+from p2pcompute.cli.output import is_terminal, one_line, options, say
 from p2pcompute.errors import TrustError, UsageError
 
 LOOK_S_MAX: Final = 30.0
@@ -86,7 +86,7 @@ def standing_way(
 
 
 def _ask_passphrase() -> str | None:
-    if options().no_input or not sys.stdin.isatty():
+    if options().no_input or not is_terminal(sys.stdin):
         return None
     return str(click.prompt("Passphrase of the key", hide_input=True, err=True))
 
@@ -136,7 +136,7 @@ def _agreed(way: StandingWay, connection: Connection) -> str:
             code="key-changed",
         )
     if door["known"] is None:
-        if options().no_input or not sys.stdin.isatty() or os.environ.get("TERM") == "dumb":
+        if options().no_input or not is_terminal(sys.stdin) or os.environ.get("TERM") == "dumb":
             raise UsageError(
                 f"{who} was never met before, and there is nobody to ask",
                 f"its id is {door['id']}",

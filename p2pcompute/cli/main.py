@@ -394,11 +394,14 @@ def run_command(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except (ReaderGone, BrokenPipeError):
         return EXIT_PIPE
+    except UnicodeEncodeError as error:
+        is_ours = any("\udc80" <= char <= "\udcff" for char in error.object)
+        return _show(_NOT_TEXT if is_ours else _bug(error), "", as_json=flags.json, flags=flags)
     except FileNotFoundError as error:
         return _show(_bug(error) if _is_cwd_there() else _CWD_GONE, "", as_json=flags.json, flags=flags)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
-        return _show(_OUTPUT_FULL if is_full else _bug(error), "", as_json=False, flags=flags)
+        shown = _OUTPUT_LOST.get(error.errno or 0) if error.filename is None else None
+        return _show(shown or _bug(error), "", as_json=False, flags=flags)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said to be one
         return _show(_bug(error), "", as_json=flags.json, flags=flags)
 
@@ -413,6 +416,16 @@ _CWD_GONE: Final = UsageError(
 
 _OUTPUT_FULL: Final = P2pcError(
     "the output cannot be written", "there is no space left where it goes", "write it elsewhere", code="output"
+)
+_OUTPUT_CLOSED: Final = P2pcError(
+    "the output cannot be written",
+    "standard output is closed",
+    "print it again: p2pc result last; to have none: >/dev/null",
+    code="output",
+)
+_OUTPUT_LOST: Final = {errno.ENOSPC: _OUTPUT_FULL, errno.EDQUOT: _OUTPUT_FULL, errno.EBADF: _OUTPUT_CLOSED}
+_NOT_TEXT: Final = UsageError(
+    "an argument is not UTF-8", "p2pc takes names and values as text", "write it in UTF-8", code="encoding"
 )
 
 
@@ -447,7 +460,11 @@ def _to_ascii(error: UnicodeError) -> tuple[str, int]:
 def main() -> NoReturn:
     """Entry point of the console script."""
     codecs.register_error("p2pc", _to_ascii)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by who called us; ours until the end
+    # Closed by who called us.  Their numbers are taken, or files that are opened later would get them.
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    # What cannot be written must fail, not vanish: a descriptor for reading.
+    sys.stdout = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115 - ours until the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -19,12 +19,13 @@ import click
 
 from p2pcompute.cli import joining
 from p2pcompute.cli.comfort_commands import idle, set_node
-from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, check_text, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
     count_text,
     duration_text,
     in_group,
+    is_terminal,
     one_line,
     options,
     plural,
@@ -681,7 +682,7 @@ def _invitation(code: str | None, via: str | None) -> str:
     from p2pcompute.trust.words import is_code, parse_code
 
     if code is None:
-        if options().no_input or not sys.stdin.isatty():
+        if options().no_input or not is_terminal(sys.stdin):
             raise UsageError("which invitation?", "no code was given", "p2pc join CODE", code="mistyped")
         code = str(click.prompt("Code (like 7-crossover-clockwork-tobacco)", err=True))
     if is_code(code):
@@ -758,7 +759,7 @@ def join(
 
     if accept is None:
         power = consent.power(consent.accepted())
-        if options().no_input or json_ or not sys.stdin.isatty():
+        if options().no_input or json_ or not is_terminal(sys.stdin):
             fix = f"p2pc join --accept {consent.accepted()} {'CODE' if standing is None else '…'}"
             raise TrustError("joining needs your consent", power, fix, code="consent")
         say(f"Joined, {power}.")
@@ -937,6 +938,7 @@ def set_(key: str, value: str, json_: bool) -> int:
     from p2pcompute.config import write_setting
     from p2pcompute.places import find_paths
 
+    check_text([key, value], "settings files are text", "write it in UTF-8")
     paths = find_paths(os.environ)
     if key == "node.accept_if":
         from p2pcompute.resources.matching import check_acceptance

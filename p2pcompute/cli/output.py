@@ -61,9 +61,10 @@ def has_color(stream: IO[Any], choice: str | None = None) -> bool:
     return is_terminal(stream) and os.environ.get("TERM") != "dumb" and not os.environ.get("P2PC_ACCESSIBLE")
 
 
-def is_terminal(stream: IO[Any]) -> bool:
+def is_terminal(stream: IO[Any] | None) -> bool:
+    """True when `stream` is a terminal; None, as `sys.stdin` is when who called us closed it, is none."""
     try:
-        return stream.isatty()
+        return stream is not None and stream.isatty()
     except ValueError:
         return False
 

@@ -157,8 +157,11 @@ def read_module(path: str) -> Function:
         UsageError: it cannot be read, or is no WebAssembly at all.
     """
     check_readable(path, "WASM module")
-    with open(path, "rb") as file:
-        code = file.read(WASM_MODULE_BYTES_MAX + 1)
+    try:
+        with open(path, "rb") as file:
+            code = file.read(WASM_MODULE_BYTES_MAX + 1)
+    except OSError as error:
+        raise UsageError(f"the WASM module {path!r} cannot be read", error.strerror or "", code="input-file") from error
     if len(code) > WASM_MODULE_BYTES_MAX:
         raise UsageError(f"{path!r} is too large", f"a module has up to {WASM_MODULE_BYTES_MAX >> 20} MiB", "strip it")
     if not code.startswith(_MODULE_HEAD):

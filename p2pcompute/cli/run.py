@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
-from p2pcompute.cli.command import Command, Reference, json_option
+from p2pcompute.cli.command import Command, Reference, check_text, json_option
 from p2pcompute.cli.inputs import BLOCK_BYTES_MAX, Inputs, Reading, Row
 from p2pcompute.cli.output import count_text, is_terminal, one_line, plural, print_json, say
 from p2pcompute.cli.plan import (
@@ -178,7 +178,9 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option("--header", metavar=":|REGEX", help="The first line names the columns, {name}; ':' = the whole line.")
 @click.option("-n", "--max-args", type=click.IntRange(0, COUNT_MAX), metavar="N", help="Give N inputs to each task.")
 @click.option("--link", is_flag=True, help="Zip input sources instead of their cross product.")
-@click.option("--range", "range_", metavar="A..B[:STEP]", help="Inputs are the integers A to B inclusive.")
+@click.option(
+    "--range", "range_", metavar="A..B[:STEP]", help="Inputs are the integers A to B inclusive, down if B < A."
+)
 @click.option("--from-json", metavar="FILE", help="Inputs are the items of a JSON array or JSON Lines file.")
 @click.option("--pipe", is_flag=True, help="Cut standard input at line ends into blocks; each task reads one.")
 @click.option("--block", metavar="SIZE", default="1M", show_default=True, help="Size of a block of --pipe.")
@@ -324,22 +326,28 @@ def run(context: click.Context, /, **flags: Any) -> int:
     tables tasks count from 0).
     """
     words = [flags["target"], *flags["args"]]
-    _check_text(words)
-    stdin_is_free = not is_terminal(sys.stdin)
+    check_text(words)
+    for name in ("mem", "disk", "timeout"):
+        if flags[name] is not None and not flags[name].strip():
+            raise UsageError(f"--{name} is empty", "is a variable of the shell unset?", "for no limit leave it out")
+    is_stdin_free = sys.stdin is not None and not is_terminal(sys.stdin)
+    block_bytes = _block_bytes(flags)
     command, sources = find_sources(
         words,
         arg_files=flags["arg_file"],
         ranges=flags["range_"],
         from_json=flags["from_json"],
-        is_stdin_free=stdin_is_free,
-        block_bytes=_block_bytes(flags) if flags["pipe"] else None,
+        is_stdin_free=is_stdin_free,
+        block_bytes=block_bytes if flags["pipe"] else None,
     )
     if not sources:
         if any(word.partition("=")[0] in INPUT_FLAGS for word in command[1:]):
             _check_flags_first(command)
         say("no inputs: they come after :::, with -a, --range or --from-json, or from a pipe\n")
         return _help_and_exit(context)
-    request = _read_request(flags, command, Inputs(sources, _reading(flags), sys.stdin.buffer))
+    request = _read_request(
+        flags, command, Inputs(sources, _reading(flags), None if sys.stdin is None else sys.stdin.buffer)
+    )
     function, lock = None, None
     requirements = find_deps(flags["deps"], request.kind, request.words)
     if requirements is not None:
@@ -384,27 +392,13 @@ def _lock(requirements: Requirements) -> Lock:
     return lock
 
 
-def _check_text(words: Sequence[str]) -> None:
-    """Tasks travel as text: file names in another encoding cannot."""
-    for word in words:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            raise UsageError(
-                f"{word.encode('utf-8', 'backslashreplace').decode()!r} is not UTF-8",
-                "inputs travel as text",
-                "rename the file",
-                code="encoding",
-            ) from None
-
-
 def _block_bytes(flags: Mapping[str, Any]) -> int:
     from p2pcompute.config import parse_size
 
     for name, flag in (("max_args", "-n"), ("colsep", "-C"), ("link", "--link")):
-        if flags[name]:
+        if flags["pipe"] and flags[name]:
             raise UsageError(f"{flag} does not go with --pipe", "tasks read lines, they get no words", "--block SIZE")
-    if flags["header"] not in (None, ":"):
+    if flags["pipe"] and flags["header"] not in (None, ":"):
         raise UsageError("--header of --pipe is the whole first line", "each block begins with it", "--header :")
     size = parse_size(flags["block"])
     if not 1 <= size <= BLOCK_BYTES_MAX:
@@ -680,7 +674,7 @@ def _environment(items: tuple[str, ...]) -> dict[str, str]:
                 raise UsageError(f"--env {name}: there is no such variable here", "", f"--env {name}=VALUE")
             value = os.environ[name]
         env[name] = value
-    _check_text(list(env.values()))
+    check_text(list(env.values()))
     return env
 
 

@@ -10,7 +10,7 @@ import click
 
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
 from p2pcompute.cli.connection import open_connection
-from p2pcompute.cli.output import one_line, options, print_json, say, table, time_text
+from p2pcompute.cli.output import is_terminal, one_line, options, print_json, say, table, time_text
 from p2pcompute.errors import UsageError
 
 LOOK_S_MAX: Final = 5.0
@@ -136,7 +136,7 @@ def _ask(item: Mapping[str, Any], level: str, *, is_mute: bool) -> None:
         UsageError: nobody can be asked.
     """
     name = one_line(item["name"])
-    if options().no_input or is_mute or not sys.stdin.isatty():
+    if options().no_input or is_mute or not is_terminal(sys.stdin):
         fix = f"p2pc trust set {item['id']} {level} -y"
         raise UsageError(f"making {name} {level} needs a yes", "; ".join(POWERS[level]), fix, code="consent")
     say(f"{name} ({item['short_id']}) {level} means:")

@@ -68,6 +68,50 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str], home: Path) -
     assert [name for name in loaded if name.startswith(tuple(f"{heavy}." for heavy in HEAVY)) or name in HEAVY] == []
 
 
+def in_shell(line: str) -> tuple[int, str]:
+    """Run a line in which `p2pc` is ours; returns exit code and stderr."""
+    shell = f'p2pc() {{ "{sys.executable}" -m p2pcompute "$@"; }}; {line}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("p2pc run echo <&-", "no inputs"),
+        ("p2pc run -a - --dry-run echo <&-", "standard input is closed"),
+        ("p2pc run --pipe cat <&-", "no inputs"),
+        ("p2pc --version >&-", "standard output is closed"),
+        ("p2pc --version >&- <&- 2>&-", ""),
+        ("p2pc find \"$(printf '\\377')\"", "is not UTF-8"),
+        ("p2pc when \"$(printf '\\377')\"", "is not UTF-8"),
+        ("p2pc config set node.name \"$(printf '\\377')\"", "is not UTF-8"),
+        ("p2pc run --kind wasm /proc/self/mem ::: a", "cannot be read"),
+        ("p2pc run --from-json /dev/zero --dry-run echo", "longer than 1 MiB"),
+        ("p2pc run --block nan true ::: a", "is not a size"),
+        ("p2pc run --timeout '' true ::: a", "--timeout is empty"),
+        ("p2pc run --mem '' true ::: a", "--mem is empty"),
+        ("p2pc run --disk ' ' true ::: a", "--disk is empty"),
+    ],
+)
+def test_odd_surroundings_are_said_and_are_no_bug(line: str, said: str, home: Path) -> None:
+    code, err = in_shell(line)
+    assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_ctrl_c_while_modules_are_imported_ends_a_command_like_any_other() -> None:
+    program = (
+        "import sys\nfrom p2pcompute.cli import entry\n"
+        "class Interrupts:\n    def find_spec(self, name, *rest):\n"
+        "        if name == 'p2pcompute.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\nassert 'click' not in sys.modules\nentry.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.returncode == 130 and not done.stderr
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = run_command(arguments)
     out, err = capsys.readouterr()
