@@ -155,7 +155,7 @@ def run_command(
     Exit code 1 when a seed failed: then its problems, and the command that replays it.
     """
     from p2pcompute.simulation.archive import Archive, alone_in
-    from p2pcompute.simulation.scenario import load_scenario, split_values, with_values
+    from p2pcompute.simulation.scenario import EXPERIMENTS, load_scenario, split_values, with_values
     from p2pcompute.simulation.study import plan_study
     from p2pcompute.simulation.summary import TRACE_VALUES, summary
 
@@ -177,6 +177,8 @@ def run_command(
         _once(said, loaded.keys.get(key, key), f"--sweep {key}={text}")
         if not (values := split_values(text)):
             raise UsageError(f"--sweep {key}= has no values", "", f"name some: --sweep {key}=A,B,C")
+        if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+            raise UsageError(f"--sweep {key}={text} names {twice[0]} twice", "each is one point", "name it once")
         swept[key] = values
     chosen = with_values(loaded, changes)
     study = plan_study(chosen, range(seed, seed + seeds), swept)
@@ -184,6 +186,13 @@ def run_command(
         raise UsageError(
             f"--until cannot be {until}", "it is a finite number of seconds", "leave it out to see the end"
         )
+    about = EXPERIMENTS[chosen.experiment]
+    if until is not None and not about.has_moments:
+        why = f"a run of experiment {chosen.experiment} goes on to its end"
+        raise UsageError(f"--until says nothing to {scenario}", why, "leave it out; smaller runs: p2pc sim keys")
+    if events and not about.has_events:
+        why = f"a run of experiment {chosen.experiment} tells of none"
+        raise UsageError(f"--events shows nothing of {scenario}", why, "leave it out; its figures: --json")
     study.until_s = until
     if out == "":
         raise UsageError("-o names no directory", "it is empty text", "name one: -o DIR")

@@ -125,6 +125,8 @@ class _Run:
         self.seed = str(seed)
         self.watch = watch
         self.metrics = Metrics()
+        for name in ("asks_interrupted", "newcomers"):
+            self.metrics.count(name, 0)  # a seed in which it has not happened counts in the mean
         self.fired: Counter[str] = Counter()
         self.simulation = Simulation(self.seed, model=settings.network)
         self.nodes = DhtNodes(self.simulation, is_open=settings.open, puzzle_bits=settings.puzzle)

@@ -186,6 +186,8 @@ class _Player:
             job = WorldJob(owner, job_id, [])
             self.world.jobs.append(job)
             self.world.metrics.count("jobs")
+            for state in ("done", "failed"):
+                self.world.metrics.count(f"tasks_{state}", 0)
             self.world.record("job.submitted", node=member.host.name, job=job_id.hex(), tasks=len(plan.works))
             return job
 

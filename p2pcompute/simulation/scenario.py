@@ -45,6 +45,10 @@ class Experiment:
     """A msgspec Struct that forbids unknown fields and has a default for every field."""
     run: str
     """A function (scenario, seed, *, until_s, watch) → RunResult."""
+    has_moments: bool = True
+    """A run can be cut short at a moment of its time.  False: it runs to its end."""
+    has_events: bool = True
+    """A run tells what happens in it."""
 
     def settings_type(self) -> type[msgspec.Struct]:
         found = load_named(self.settings)
@@ -55,13 +59,29 @@ class Experiment:
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "mesh": Experiment("p2pcompute.simulation.world:MeshSettings", "p2pcompute.simulation.world:run_mesh"),
     "custody": Experiment(
-        "p2pcompute.simulation.custody_runs:CustodySettings", "p2pcompute.simulation.custody_runs:run_custody"
+        "p2pcompute.simulation.custody_runs:CustodySettings",
+        "p2pcompute.simulation.custody_runs:run_custody",
+        has_moments=False,
     ),
     "dht": Experiment("p2pcompute.simulation.dht_runs:DhtSettings", "p2pcompute.simulation.dht_runs:run_dht"),
-    "index": Experiment("p2pcompute.simulation.index_runs:IndexSettings", "p2pcompute.simulation.index_runs:run_index"),
+    "index": Experiment(
+        "p2pcompute.simulation.index_runs:IndexSettings",
+        "p2pcompute.simulation.index_runs:run_index",
+        has_moments=False,
+    ),
     "small": Experiment("p2pcompute.simulation.small_runs:SmallSettings", "p2pcompute.simulation.small_runs:run_small"),
-    "pool": Experiment("p2pcompute.simulation.pool_runs:PoolSettings", "p2pcompute.simulation.pool_runs:run_pool"),
-    "trust": Experiment("p2pcompute.simulation.trust_runs:TrustSettings", "p2pcompute.simulation.trust_runs:run_trust"),
+    "pool": Experiment(
+        "p2pcompute.simulation.pool_runs:PoolSettings",
+        "p2pcompute.simulation.pool_runs:run_pool",
+        has_moments=False,
+        has_events=False,
+    ),
+    "trust": Experiment(
+        "p2pcompute.simulation.trust_runs:TrustSettings",
+        "p2pcompute.simulation.trust_runs:run_trust",
+        has_moments=False,
+        has_events=False,
+    ),
 }
 
 
@@ -197,6 +217,10 @@ def load_scenario(name_or_path: str) -> Scenario:
         if not isinstance(long, str):
             raise _wrong(f"{place}keys.{short} cannot be {long!r}", "it is the name of a key", "")
         _type_at(inspect.type_info(kind), _split(long), place, {})
+        is_key = short in kind.__struct_fields__ and not isinstance(getattr(settings, short), msgspec.Struct)
+        if is_key and short != long:  # a table, which is no key, may lend its name
+            what = f"{place}keys.{short} cannot stand for {long!r}"
+            raise _wrong(what, f"{short} is a key of its own", "call it something else")
     return Scenario(
         name=path.stem if _is_path(name_or_path) else name_or_path,
         question=question.strip(),

@@ -110,6 +110,7 @@ TRACE_VALUES: Final = {
     "population.classes": "[]",
     "population.correlation": "0",
     "population.day_amplitude": "0",
+    "population.time_scale": "1",
 }
 """What ``--trace`` sets besides the trace of availability, which takes the place of it."""
 

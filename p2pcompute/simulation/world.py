@@ -176,6 +176,8 @@ class World:
         self.seed = str(seed)
         self.watch = watch
         self.metrics = Metrics()
+        for name in ("asks_interrupted", "crashes", "stops", "wrong_accepted"):
+            self.metrics.count(name, 0)  # a seed in which it has not happened counts in the mean
         self.fired: Counter[str] = Counter()
         self.jobs: list[WorldJob] = []
         self.hostile = draw_hostile(settings.hostile, self.rng("hostile"), nodes=settings.nodes, spared=(0,))

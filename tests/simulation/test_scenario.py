@@ -75,6 +75,7 @@ def test_the_scenario_for_a_first_look_is_listed_with_its_question() -> None:
         ("[keys]\nl = 'losss'", "line 4", ['"losss"', 'did you mean "loss"?']),
         ("[keys]\nl = 3", "line 4", ["keys.l cannot be 3"]),
         ("keys = 3", "line 3", ["keys is not a table"]),
+        ("[keys]\nnodes = 'loss'", "line 4", ["keys.nodes cannot stand for 'loss'", "a key of its own"]),
     ],
 )
 def test_what_is_wrong_is_said_with_line_and_what_is_allowed(
