@@ -652,7 +652,7 @@ class OwnerCore:
         served: dict[bytes, None] = {}
         for job_id in list(self._preferring):
             job = self.jobs[job_id]
-            if job.ready_count <= 0 or job.fit is None:
+            if not self._has_ready(job_id) or job.fit is None:
                 continue
             if job.held_until is None:
                 job.held_until = now + PREFER_S
@@ -661,7 +661,8 @@ class OwnerCore:
                 for thief in thieves
                 if thief.key not in served and self._may_run(now, job, thief) and self._is_its_turn(now, job_id, thief)
             ]
-            is_holding = now < job.held_until and not self.is_confined(job)
+            # What is computed again as a check waits for nobody: the most preferred node has perhaps computed it.
+            is_holding = job.ready_count > 0 and now < job.held_until and not self.is_confined(job)
             least = self._best_rank(job.fit, [thief.key for _rank, thief in able], others) if is_holding else -inf
             for rank, thief in sorted(able, key=lambda pair: -(pair[0] or 0.0)):
                 chosen = self._pick(now, job, thief, self.batch_size(job, thief)) if (rank or 0.0) >= least else []
