@@ -396,7 +396,7 @@ class Members:
         Raises:
             UsageError, IdentityError: as `Levels.set`; nothing was changed.
         """
-        known = self._levels.notes.get(key)
+        known, before = self._levels.notes.get(key), self._levels.level_of(key)
         note = LevelNote(
             level=level,
             name=self._network.name_of(key),
@@ -405,10 +405,18 @@ class Members:
             is_mine=known is not None and known.is_mine,
         )
         self._levels.set(key, note)
+        self._pardon(key, before, level)
         self._apply()
         for channel in self._channels.all():
             self._tell_program(channel, [key])
+        self._scheduler.wake()
         return self._view(key)
+
+    def _pardon(self, key: bytes, before: Level, level: Level) -> None:
+        """Who is trusted is banned no longer.  Nor is who was until now, for what it did before: a lie of an earlier
+        time may have come out meanwhile."""
+        if Level.TRUSTED in (before, level):
+            self._scheduler.owner.pardon(key)
 
     def _own_machines_changed(self) -> None:
         """More are trusted: they may keep and check what they could not."""
@@ -428,7 +436,9 @@ class Members:
         match body:
             case [bytes(key), str(level)] if len(key) == PUBLIC_KEY_BYTES and level in set(Level):
                 if channel.peer.key == self._own and key != self._own:
+                    before = self._levels.level_of(key)
                     self._levels.set(key, LevelNote(level=Level(level)))
+                    self._pardon(key, before, Level(level))
                     self._apply()
             case _:
                 raise RemoteProtocolError("not a level")

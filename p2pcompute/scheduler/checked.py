@@ -67,17 +67,20 @@ class Record:
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVIDENCE_MAX))
     memory: dict[Rule, list[int]] = field(default_factory=dict)
     """What the verifiers of an earlier life knew of it."""
+    pardons: int = 0
+    """Bans that were ended.  The facts of a job still have what was erased then: claims of such a node are not taken up
+    after a restart."""
 
     def pack(self) -> list[Any]:
         """Return what is stored."""
         events = [[event.at, event.job_id, event.index, event.what] for event in self.events]
         memory = [[rule.method, rule.error_ppb, rule.replicas, known] for rule, known in self.memory.items()]
-        return [self.claims, self.agreed, self.wrong, self.banned, self.banned_at, events, memory]
+        return [self.claims, self.agreed, self.wrong, self.banned, self.banned_at, events, memory, self.pardons]
 
     @classmethod
     def unpack(cls, row: list[Any]) -> Record:
         """Return what was stored."""
-        claims, agreed, wrong, banned, banned_at, events, memory = row
+        claims, agreed, wrong, banned, banned_at, events, memory, *later = row
         return cls(
             claims,
             agreed,
@@ -86,6 +89,7 @@ class Record:
             banned_at,
             deque((Event(*event) for event in events), maxlen=EVIDENCE_MAX),
             {Rule(method, ppb, replicas): known for method, ppb, replicas, known in memory},
+            later[0] if later else 0,
         )
 
 

@@ -688,6 +688,14 @@ class OwnerService:
             for installation, record in acceptance.take_changed().items():
                 self._writes.append(self._journal.evidence_write(installation, record.pack()))
 
+    def pardon(self, installation: bytes) -> None:
+        """End a ban, and store that at once."""
+        now = self._host.clock.now()
+        self.core.acceptance.pardon(installation)
+        self._keep_evidence(now, is_urgent=True)
+        self.apply_effects()
+        self._wake()
+
     async def _load(self, job_id: bytes, indices: Sequence[int]) -> None:
         """Bring back payloads of tasks that are to be computed again."""
         payloads = await self.payloads(job_id, indices)

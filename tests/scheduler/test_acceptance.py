@@ -233,6 +233,35 @@ def test_a_trusted_node_is_not_given_what_it_is_computing() -> None:
     play.collect()
 
 
+@pytest.mark.parametrize("method", ["arbitrate", "spotcheck"])
+def test_a_ban_that_was_ended_is_over_and_stays_so(method: str) -> None:
+    """Trusted for a moment and a member again: it begins anew, in this life of the owner and in the next one."""
+    nodes: dict[str, Answer] = {"local": honest, "evil": liar, "vile": liar}
+    nodes |= dict.fromkeys("abc", honest)
+    play = Play(900, nodes, verify=method)
+    while "evil" not in play.banned():
+        play.turn()
+    evil = key_of("evil")
+    for level in (Level.TRUSTED, Level.MEMBER):
+        play.levels[evil] = level
+        play.acceptance.pardon(evil)
+    assert "evil" not in play.banned()
+    assert not any(verifier.is_banned(evil) for verifier in play.acceptance.verifiers.values())
+    worked: list[int] = []
+
+    def reformed(key: bytes, index: int) -> bytes:
+        worked.append(index)
+        return honest(key, index)
+
+    play.nodes[evil] = reformed
+    for _ in range(5):
+        play.turn()
+    assert worked, "it gets work"
+    play.restart()
+    play.play()
+    assert "evil" not in play.banned()
+
+
 def test_facts_tell_who_claimed_what_and_on_whose_word_it_was_accepted() -> None:
     play = Play(200, {"local": honest, "a": honest, "b": honest, "c": honest})
     play.play()

@@ -198,7 +198,9 @@ class Claims(HandingOut):
             believed = {
                 worker: claim
                 for worker, claim in by_worker.items()
-                if not self.record(worker).banned and self._join(self._now, rule, worker, is_back=True)
+                if not (known := self.record(worker)).banned
+                and not known.pardons
+                and self._join(self._now, rule, worker, is_back=True)
             }
             is_done = state is TaskState.DONE and index in job.accepted_digests
             if not believed or not (is_done or state is TaskState.OPEN):

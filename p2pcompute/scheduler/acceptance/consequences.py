@@ -147,6 +147,19 @@ class Consequences(Lending):
         if self.level_of(installation) is not Level.TRUSTED:
             self._ban(installation, Why.EQUIVOCATION)
 
+    def pardon(self, installation: bytes) -> None:
+        """End a ban: whoever is answerable for this owner says that the node is to be believed, or to begin anew."""
+        record = self.records.get(installation)
+        if record is None or not record.banned:
+            return
+        record.banned, record.banned_at = "", 0
+        record.pardons += 1
+        record.memory.clear()
+        for rule, verifier in self.verifiers.items():
+            if installation in self._joined.get(rule, ()):
+                verifier.pardon(installation)
+        self.changed[installation] = None
+
     def _ban(self, installation: bytes, why: Why) -> None:
         """Give somebody no more work, and take back what it holds."""
         record = self.record(installation)

@@ -367,6 +367,12 @@ class Arbitrate(Verifier):
     def is_banned(self, worker: Worker) -> bool:
         return self.workers[worker].standing is Standing.BANNED
 
+    def pardon(self, worker: Worker) -> None:
+        if worker in self.workers and self.is_banned(worker):
+            known = self.workers[worker]
+            fresh = self.workers[worker] = WorkerRecord(known.cluster, Standing.NEWCOMER, 1.0)
+            fresh.penalty, fresh.k, fresh.k_past = RETURNED_PENALTY, known.k, known.k_past
+
     # --- who computes what ------------------------------------------------------------------------
 
     def level(self, index: int) -> int | None:

@@ -246,6 +246,9 @@ class Verifier(ABC):
     def is_banned(self, worker: Worker) -> bool:
         """Whether this worker gets no more work."""
 
+    def pardon(self, worker: Worker) -> None:  # noqa: B027 - where nobody is banned there is nothing to do
+        """Let a worker that is banned begin anew; what it claimed is erased already."""
+
     @abstractmethod
     def take(
         self, now: float, worker: Worker, rng: random.Random, lane: int = 0, begin: Begin | None = None

@@ -60,6 +60,14 @@ class SpotCheck(Verifier):
     def is_banned(self, worker: Worker) -> bool:
         return self._records[worker].is_banned
 
+    def pardon(self, worker: Worker) -> None:
+        if worker in self._records and self.is_banned(worker):
+            given = self._records[worker].given
+            self._records[worker] = _Record()
+            self._records[worker].given = given
+            for waiting in self._waiting.values():
+                waiting[:] = [claim for claim in waiting if claim[0] != worker]
+
     def level(self, index: int) -> int | None:
         task = self.tasks[index]
         return None if task.accepted is not None or task.lent else len(task.claims)
