@@ -246,7 +246,7 @@ def test_a_custodian_gives_nothing_out_after_the_deadline() -> None:
     assert core.choose(1.0, node) is None and job.ledger.counts[TaskState.OPEN] == 3
 
 
-@pytest.mark.parametrize("terms", [JobTerms(priority=-5), JobTerms(priority=1000, deadline_ms=10**13)])
+@pytest.mark.parametrize("terms", [JobTerms(priority=-5), JobTerms(priority=1000, deadline_ms=7 * 10**12)])
 def test_priority_and_deadline_survive_the_envelope(terms: JobTerms) -> None:
     identity = create_identity(CRYPTO)
     raw = seal_job(identity, terms, b"", b"n" * 16)
