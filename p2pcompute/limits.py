@@ -830,9 +830,13 @@ LOG_FILES_MAX: Final = 4
 """The node's log and its predecessors."""
 SINK_PAGE_MAX: Final = 64
 """Results on their way to the files of `--results`; no more are read from the store before these are written."""
+RESULT_LINE_BYTES_MAX: Final = 8 * MIB
+"""Of a line of results that is read again, so much is held: a task's record, but not always what it printed."""
 SINK_RETRY_S: Final = 5.0
 SINK_RETRY_S_MAX: Final = 300.0
 """Time until results are written again to a disk that refuses: doubled from the first to the second."""
+SINK_TRIES_S: Final = 86400.0
+"""How long that is tried after the end of the job; then others may write there."""
 SHOWN_VALUE_BYTES_MAX: Final = 256 * KIB
 """A function's pickled value that one file of results shows as text; of a larger one it says the size."""
 SHOWN_VALUE_CHARS_MAX: Final = 1 * MIB

@@ -216,7 +216,8 @@ class ResultFolder:
                 if self.target.dir is None:
                     return None
                 folder = self.target.dir / self._folder(task)
-                return {name: str(folder / "files" / name) for name, _content, _mode in files}
+                paths = {name: str(folder / "files" / name) for name, _content, _mode in files}
+                return {name: path for name, path in paths.items() if os.path.isfile(path)}
             except StoreError as error:
                 if not self._is_refused:
                     self._is_refused = True

@@ -8,13 +8,17 @@ command line only.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from p2pcompute.errors import UsageError
+from p2pcompute.host.plain_files import read_plain, shown, whole_lines
+from p2pcompute.limits import RESULT_LINE_BYTES_MAX
 
 KEY_BYTES: Final = 16
 """A resume key.  A task of N calls carries N of them, joined."""
@@ -86,8 +90,15 @@ def read_done_keys(path: Path) -> DoneKeys:
     Nothing there yet is nothing done.  A torn last line is passed over.
 
     Raises:
-        UsageError: the file is none of these.
+        UsageError: the file is none of these, or cannot be read.
     """
+    try:
+        return _read_keys(path)
+    except OSError as error:
+        raise UsageError(f"{shown(path)} cannot be read", error.strerror or str(error), code="results-path") from error
+
+
+def _read_keys(path: Path) -> DoneKeys:
     if path.is_dir():
         found = _read_jsonl_keys(path / "tasks.jsonl")
         if (path / "joblog").exists():
@@ -107,18 +118,21 @@ def read_done_keys(path: Path) -> DoneKeys:
 def jsonl_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a tasks.jsonl or a .jsonl results file: whole, well-formed ones only."""
     try:
-        with path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return
+        with read_plain(path) as source:
+            for line in whole_lines(source):
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line if line.endswith(b"\n") else _without_content(line))
                 except ValueError:
                     continue
                 if isinstance(record, dict) and isinstance(record.get("number"), int):
                     yield record
     except FileNotFoundError:
         return
+
+
+def _without_content(head: bytes) -> bytes:
+    """Return the record at the beginning of a long line: what the task printed comes last."""
+    return re.split(rb',"stdout(?:_b64)?":"', head, maxsplit=1)[0] + b"}"
 
 
 def _read_jsonl_keys(path: Path) -> DoneKeys:
@@ -132,13 +146,13 @@ def _read_jsonl_keys(path: Path) -> DoneKeys:
 
 def _read_joblog_keys(path: Path) -> DoneKeys:
     found = DoneKeys(by="command")
-    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        header = lines.readline()
-        if header and header != JOBLOG_HEADER:
+    with read_plain(path) as source:
+        header = source.readline(len(JOBLOG_HEADER))
+        if header and header != JOBLOG_HEADER.encode():
             raise UsageError(f"{path} is not a joblog", "its first line is not GNU parallel's header")
-        for line in lines:
-            columns = line.rstrip("\n").split("\t", 8)
-            if not line.endswith("\n") or len(columns) != 9 or not columns[0].isdigit():
+        for line in whole_lines(source):
+            columns = line.decode("utf-8", "surrogateescape").rstrip("\n").split("\t", 8)
+            if not line.endswith(b"\n") or len(columns) != 9 or not is_number(columns[0]):
                 continue
             found.next_number = max(found.next_number, int(columns[0]))
             found._record([command_key(columns[8])], columns[6] == "0" and columns[7] == "0")
@@ -146,14 +160,39 @@ def _read_joblog_keys(path: Path) -> DoneKeys:
 
 
 def _read_csv_keys(path: Path) -> DoneKeys:
+    found = DoneKeys(by="command")
+    for row in csv_rows(path):
+        found.next_number = max(found.next_number, int(row[0]))
+        found._record([command_key(row[8])], row[6] == "0" and row[7] == "0")
+    return found
+
+
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the whole rows of a CSV or TSV file of results: GNU parallel's nine columns of each."""
     import csv
 
-    found = DoneKeys(by="command")
-    csv.field_size_limit(1 << 62)
-    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        for row in csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
-            if len(row) < 11 or not row[0].isdigit():
-                continue
-            found.next_number = max(found.next_number, int(row[0]))
-            found._record([command_key(row[8])], row[6] == "0" and row[7] == "0")
-    return found
+    csv.field_size_limit(RESULT_LINE_BYTES_MAX)
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    with read_plain(path) as source:
+        for head in _row_heads(source):
+            lines = io.StringIO(head.decode("utf-8", "surrogateescape"), newline="")
+            row = next(csv.reader(lines, delimiter=separator), [])
+            if len(row) >= 10 and is_number(row[0]):
+                yield row[:9]
+
+
+def _row_heads(source: IO[bytes]) -> Iterator[bytes]:
+    """Yield rows, each up to a newline outside quotes; of a long one the first RESULT_LINE_BYTES_MAX bytes."""
+    head = bytearray()
+    is_open = False
+    while piece := source.readline(RESULT_LINE_BYTES_MAX):
+        is_open ^= bool(piece.count(b'"') % 2)
+        head += piece[: RESULT_LINE_BYTES_MAX - len(head)]
+        if piece.endswith(b"\n") and not is_open:
+            yield bytes(head)
+            head.clear()
+
+
+def is_number(text: str) -> bool:
+    """True for what `int` takes and a number of a task may be."""
+    return text.isascii() and text.isdigit() and len(text) <= 18

@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import codecs
 import contextlib
+import errno
 import io
 import json
 import os
@@ -39,12 +40,16 @@ from p2pcompute.api.result_keys import (
     DoneKeys,
     command_key,
     content_key,
+    csv_rows,
+    is_number,
     jsonl_records,
     read_done_keys,
     split_keys,
 )
 from p2pcompute.api.shown_values import shown_value
 from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.host.plain_files import check_plain, open_plain, read_plain, shown, whole_lines
+from p2pcompute.limits import RESULT_LINE_BYTES_MAX
 
 __all__ = [
     "JOBLOG_HEADER",
@@ -295,7 +300,7 @@ def _csv_content(out: IO[bytes], content: Content) -> None:
 
 def _is_joblog(path: Path) -> bool:
     """True for what a run may write over: a joblog, or nothing."""
-    with path.open("rb") as file:
+    with read_plain(path) as file:
         return file.read(4) in (b"", b"Seq\t")
 
 
@@ -305,6 +310,18 @@ def check_target(target: ResultsTarget) -> None:
     Raises:
         UsageError: results of another job are there and `resume` is not set, or a path cannot be written.
     """
+    try:
+        _check_target(target)
+    except OSError as error:
+        path = target.dir or target.file or target.joblog
+        what = "results cannot be written" if path is None else f"{shown(path)} cannot be written"
+        raise UsageError(what, error.strerror or str(error), "name another place", code="results-path") from error
+
+
+def _check_target(target: ResultsTarget) -> None:
+    for file in (target.file, target.joblog):
+        if file is not None:
+            check_plain(file)
     if target.dir is not None and not target.resume:
         present = [name for name in _OWN_NAMES if (target.dir / name).exists()]
         if present:
@@ -328,23 +345,35 @@ def check_target(target: ResultsTarget) -> None:
             "name another file: --joblog FILE",
             code="results-exist",
         )
-    for path, is_directory in ((target.dir, True), (target.file, False), (target.joblog, False)):
+    for path in (target.dir, target.file, target.joblog):
         if path is None:
             continue
-        if path.exists() and path.is_dir() != is_directory:
-            kind = "a file" if is_directory else "a directory"
-            raise UsageError(f"{path} is {kind}", "results cannot be written there", code="results-path")
-        parent = path
-        while not parent.exists():
+        parent = path if path is target.dir else path.parent
+        while not _is_there(parent):
             parent = parent.parent
-        if not os.access(parent, os.W_OK):
-            raise UsageError(f"{path} cannot be written", f"no permission in {parent}", code="results-path")
-        if parent.is_dir():
-            try:  # permission is not enough: not every file system takes files
-                tempfile.TemporaryFile(dir=parent).close()
-            except OSError as error:
-                why = f"no file can be made in {parent}: {error.strerror or error}"
-                raise UsageError(f"{path} cannot be written", why, code="results-path") from error
+        if not parent.is_dir():
+            raise UsageError(f"{shown(parent)} is a file", "results cannot be written there", code="results-path")
+        for place in (parent, path):
+            if _is_there(place) and not os.access(place, os.W_OK):
+                raise UsageError(f"{path} cannot be written", f"no permission in {place}", code="results-path")
+        try:  # permission is not enough: not every file system takes files
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as error:
+            why = f"no file can be made in {parent}: {error.strerror or error}"
+            raise UsageError(f"{path} cannot be written", why, code="results-path") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has that name.
+
+    Raises:
+        OSError: nothing can have it: it is too long, or a link that leads to itself.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 class ResultsWriter:
@@ -362,6 +391,8 @@ class ResultsWriter:
         self._has_values = job.get("kind") == "function"
         self._written: dict[int, int] = {}
         """Index → highest generation on disk."""
+        self.refused_count = 0
+        """Files that came back under names that cannot be here."""
         self._numbers: dict[bytes, int] = {}
         """First key → number of a task that an earlier job left in the directory."""
         self._truth: IO[bytes] | None = None
@@ -391,9 +422,9 @@ class ResultsWriter:
                 _replace_json(target.dir / "job.json", {"schema": "p2pc.job/1", **job})
                 (target.dir / "summary.json").unlink(missing_ok=True)
                 if not target.resume:
-                    (target.dir / "joblog").write_text(JOBLOG_HEADER)
+                    _begin_joblog(target.dir / "joblog")
             if target.joblog is not None and not target.resume:
-                target.joblog.write_text(JOBLOG_HEADER)
+                _begin_joblog(target.joblog)
             writer._open()
         return writer
 
@@ -440,10 +471,10 @@ class ResultsWriter:
             return
         self._file = _append_to(path, quoted=True)
         if self._file.tell():
-            with path.open("rb") as lines:
-                self._has_values = lines.readline().rstrip().endswith(b"Value")
-        for seq in _csv_seqs(path, file_format(path)):
-            self._note_seq(seq)
+            with read_plain(path) as lines:
+                self._has_values = lines.readline(RESULT_LINE_BYTES_MAX).rstrip().endswith(b"Value")
+        for row in csv_rows(path):
+            self._note_seq(int(row[0]))
 
     def _open_joblog(self, path: Path) -> None:
         """Make up for lines that a crash kept from the joblog; without a truth, learn from the joblog itself."""
@@ -451,10 +482,10 @@ class ResultsWriter:
         if log.tell() == 0:
             log.write(JOBLOG_HEADER.encode())
         seqs: set[int] = set()
-        with path.open("rb") as lines:
-            for line in lines:
-                head = line.split(b"\t", 1)[0]
-                if head.isdigit():
+        with read_plain(path) as lines:
+            for line in whole_lines(lines):
+                head = line.split(b"\t", 1)[0].decode("ascii", "replace")
+                if is_number(head):
                     seqs.add(int(head))
         if self.target.dir is None and self.target.file is None:
             for seq in sorted(seqs):
@@ -559,8 +590,7 @@ class ResultsWriter:
                         contents[value_name] = value
                     self._write_folder(record, contents, files)
                 elif self.target.files_dir is not None:
-                    for name, content, mode in files:
-                        _place(self.target.files_dir, name, content, mode)
+                    self._place_all(self.target.files_dir, record, files)
             self._append(record, stdout, stderr, value if task.get("state") == "done" else None, value_text)
         self._written[index] = generation
         return True
@@ -599,7 +629,7 @@ class ResultsWriter:
         ).encode("utf-8", "surrogateescape")
 
     def _write_folder(
-        self, record: Mapping[str, Any], contents: Mapping[str, Content], files: Sequence[tuple[str, Content, int]]
+        self, record: dict[str, Any], contents: Mapping[str, Content], files: Sequence[tuple[str, Content, int]]
     ) -> None:
         assert self.target.dir is not None
         final = self.target.dir / str(record["folder"])
@@ -612,8 +642,7 @@ class ResultsWriter:
         )
         for name, content in contents.items():
             _write_content(part / name, content)
-        for name, content, mode in files:
-            _place(part / "files", name, content, mode)
+        self._place_all(part / "files", record, files)
         (part / "meta.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if final.exists():
             old = final.with_name(f".{final.name}.old")
@@ -623,6 +652,24 @@ class ResultsWriter:
             shutil.rmtree(old, ignore_errors=True)
         else:
             part.rename(final)
+
+    def _place_all(self, directory: Path, record: dict[str, Any], files: Sequence[tuple[str, Content, int]]) -> None:
+        """Put the files of a task that came back into a directory.  Those whose names cannot be there are noted in its
+        record instead: `files_refused`."""
+        refused: dict[str, str] = {}
+        for name, content, mode in files:
+            try:
+                _place(directory, name, content, mode)
+            except StoreError as error:
+                refused[name] = error.what
+            except OSError as error:
+                if error.errno not in _NAME_ERRORS:
+                    raise
+                refused[name] = error.strerror or str(error)
+        if refused:
+            self.refused_count += len(refused)
+            record["files"] = [file for file in record["files"] if file["name"] not in refused]
+            record["files_refused"] = [{"name": name, "why": why} for name, why in refused.items()]
 
     def _write_row(
         self,
@@ -703,12 +750,18 @@ def _disk_errors(target: ResultsTarget, job: Mapping[str, Any]) -> Iterator[None
 
 def _append_to(path: Path, *, quoted: bool = False) -> IO[bytes]:
     """Open for appending after dropping a torn last line (`quoted`: a torn CSV row)."""
-    out: IO[bytes] = open(path, "ab+")  # noqa: SIM115 - the writer keeps it
+    out: IO[bytes] = open(open_plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+")  # noqa: SIM115 - it is kept
     end = _whole_bytes(out, quoted=quoted)
     if end < out.seek(0, io.SEEK_END):
         out.truncate(end)
         out.seek(0, io.SEEK_END)
     return out
+
+
+def _begin_joblog(path: Path) -> None:
+    with open(open_plain(path, os.O_WRONLY | os.O_CREAT), "wb") as out:
+        out.truncate(0)
+        out.write(JOBLOG_HEADER.encode())
 
 
 def _append_whole(out: IO[bytes], write: Any) -> None:
@@ -748,14 +801,10 @@ def _whole_bytes(source: IO[bytes], *, quoted: bool) -> int:
     return end
 
 
-def _csv_seqs(path: Path, kind: str) -> Iterator[int]:
-    import csv
-
-    csv.field_size_limit(1 << 62)
-    with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        for row in csv.reader(lines, delimiter="\t" if kind == "tsv" else ","):
-            if row and row[0].isdigit():
-                yield int(row[0])
+_NAME_ERRORS: Final = frozenset(
+    (errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+)
+"""What is wrong then is the name of the file, not the disk."""
 
 
 def _place(directory: Path, name: str, content: Content, mode: int) -> None:
@@ -769,9 +818,13 @@ def _place(directory: Path, name: str, content: Content, mode: int) -> None:
         raise StoreError(f"a file came back under a name that leaves its directory: {name!r}", code="results-name")
     path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.p2pc-part")
-    _write_content(part, content, mode & 0o777)
-    part.replace(path)
+    part = path.with_name(f".{os.getpid()}.p2pc-part")  # short: the name may be as long as names can be
+    try:
+        _write_content(part, content, mode & 0o777)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _replace_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -381,10 +382,11 @@ def _export(
             ) from error
         raise
     count = 0
+    numbers = itertools.count()
     with tempfile.TemporaryDirectory(prefix="p2pc-") as folder:
 
         def fetch(task: Mapping[str, Any], name: str) -> Path:
-            place = Path(folder, quote(name, safe=""))
+            place = Path(folder, str(next(numbers)))
             with place.open("wb") as content:
                 if name in ("stdout", "stderr", "value"):
                     contents.copy(task, name, content)

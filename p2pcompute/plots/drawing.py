@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from p2pcompute.errors import UsageError
+from p2pcompute.host.plain_files import check_plain
 from p2pcompute.plots.timelines import Attempt, Curve, Timeline, arrival, arrived_s, busy, ideal_s, lanes, summary
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def check_picture(path: Path) -> str:
     """Return the format of a picture of that name.
 
     Raises:
-        UsageError: there is no such format, or matplotlib is missing for it.
+        UsageError: there is no such format, matplotlib is missing for it, or what is there is no plain file.
     """
     suffix = path.suffix.lower().lstrip(".")
     if suffix not in FORMATS:
@@ -77,6 +78,7 @@ def check_picture(path: Path) -> str:
         raise UsageError(
             f"{path} cannot be written", f"there is no directory {path.parent}", "make it, or name another"
         )
+    check_plain(path)
     if suffix not in ("csv", "json") and find_spec("matplotlib") is None:
         raise _no_matplotlib()
     return suffix

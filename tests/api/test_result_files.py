@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from p2pcompute.api.results import (
     JOBLOG_HEADER,
     ResultsTarget,
     ResultsWriter,
+    check_target,
     command_key,
     content_key,
     folder_name,
@@ -386,10 +388,9 @@ def test_files_without_a_directory_land_where_they_were_asked_for(tmp_path: Path
 def test_a_file_that_would_leave_its_directory_is_refused(name: str, tmp_path: Path) -> None:
     """File names come from other machines."""
     writer = ResultsWriter.create(ResultsTarget(files_dir=tmp_path / "here"), JOB)
-    with pytest.raises(StoreError):
-        writer.write(task(0), files=[(name, b"x", 0o644)])
-    assert not writer.is_written(0)
-    assert not (tmp_path / "x").exists()
+    writer.write(task(0), files=[(name, b"x", 0o644)])
+    assert writer.refused_count == 1
+    assert not list(tmp_path.glob("here/**/*")) and not (tmp_path / "x").exists()
 
 
 def test_a_disk_that_refuses_is_an_error_with_a_way_out(tmp_path: Path) -> None:
@@ -403,6 +404,58 @@ def test_a_disk_that_refuses_is_an_error_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "out/tasks").unlink()
     assert writer.write(task(0)), "once there is room it goes on"
     writer.close()
+
+
+@pytest.mark.parametrize("member", ["joblog", "file"])
+def test_only_plain_files_are_written(member: str, tmp_path: Path) -> None:
+    """Whoever opens a FIFO waits for its other end, and a device may have no end."""
+    fifo, loop = tmp_path / "fifo.csv", tmp_path / "loop.csv"
+    os.mkfifo(fifo)
+    loop.symlink_to("loop.csv")
+    long = tmp_path / f"{'x' * 100_000}.csv"
+    for path in (fifo, loop, long, Path("/dev/full"), Path("/dev/stdout"), Path("/proc/self/mem"), Path("/dev/fd/1")):
+        with pytest.raises(UsageError) as refusal:
+            check_target(ResultsTarget(**{member: path}))
+        assert refusal.value.code == "results-path" and len(str(refusal.value)) < 1000
+    for resume in (False, True):
+        with pytest.raises((StoreError, UsageError), match="plain file"):  # put there after the check
+            (ResultsWriter.reopen if resume else ResultsWriter.create)(ResultsTarget(**{member: fifo}), JOB)
+    with pytest.raises(UsageError):
+        read_done_keys(fifo)
+    (tmp_path / "log.csv").touch()
+    (tmp_path / "link.csv").symlink_to("log.csv")
+    check_target(ResultsTarget(**{member: tmp_path / "link.csv"}))
+
+
+def test_a_name_that_cannot_be_is_one_files_trouble(tmp_path: Path) -> None:
+    """The other files of the task are written, and the other tasks."""
+    writer = ResultsWriter.create(ResultsTarget(dir=tmp_path / "out"), JOB)
+    names = ("a.txt", "a.txt/sub", "x" * 256, "../up", "y" * 255)
+    writer.write(task(0), files=[(name, b"1", 0o644) for name in names])
+    writer.write(task(1), files=[("a.txt", b"2", 0o644)])
+    writer.close({})
+    folder = tmp_path / "out/tasks/000/000000"
+    meta = json.loads((folder / "meta.json").read_text())
+    assert [file["name"] for file in meta["files"]] == ["a.txt", "y" * 255]
+    assert [file["name"] for file in meta["files_refused"]] == ["a.txt/sub", "x" * 256, "../up"]
+    assert sorted(path.name for path in (folder / "files").iterdir()) == ["a.txt", "y" * 255]
+    assert (tmp_path / "out/tasks/000/000001/files/a.txt").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "log"])
+def test_of_a_long_line_a_part_is_held(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output of gigabytes is in one line; what was done is known by its beginning."""
+    monkeypatch.setattr("p2pcompute.host.plain_files.RESULT_LINE_BYTES_MAX", 1000)
+    monkeypatch.setattr("p2pcompute.api.result_keys.RESULT_LINE_BYTES_MAX", 1000)
+    path = tmp_path / name
+    target = ResultsTarget(joblog=path) if name == "log" else ResultsTarget(file=path)
+    for index in range(3):
+        writer = (ResultsWriter.reopen if index else ResultsWriter.create)(target, JOB)
+        assert [writer.is_written(i) for i in range(3)] == [i < index for i in range(3)]
+        writer.write(task(index), stdout=b'o"\n' * 5000, stderr=b"e" * 5000)
+        writer.close()
+    found = read_done_keys(path)
+    assert len(found.done) == 3 and found.next_number == 3
 
 
 def test_targets_travel_as_json() -> None:
