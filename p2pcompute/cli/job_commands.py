@@ -242,7 +242,7 @@ def _job_text(job: Mapping[str, Any]) -> str:
         if results.get(name):
             facts.append(("results" if name != "joblog" else "joblog", str(results[name])))
     if results.get("error"):
-        facts.append(("", f"failing: {results['error'].get('what')} ({results['error'].get('why')})"))
+        facts.append(("", f"{results['state']}: {results['error'].get('what')} ({results['error'].get('why')})"))
         facts.append(("", str(results["error"].get("fix") or "")))
     lines = [f"{job['alias']}  {one_line(str(job['name']))}"]
     lines += [f"  {label:<10} {text}" for label, text in facts if text]

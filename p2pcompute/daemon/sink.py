@@ -6,7 +6,8 @@ so after a restart nothing is lost or doubled.  A marker file per open sink says
 one.
 
 A disk that refuses stops the sink, not the job: it tries again after SINK_RETRY_S, then less and less often, and the
-job's `results.error` says why.
+job's `results.error` says why.  SINK_TRIES_S after the end of its job it gives up, and at once when another job is to
+write there; the results stay in the store, for `p2pc result`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import SINK_PAGE_MAX, SINK_RETRY_S, SINK_RETRY_S_MAX, UNCOMMITTED_S
+from p2pcompute.limits import SINK_PAGE_MAX, SINK_RETRY_S, SINK_RETRY_S_MAX, SINK_TRIES_S, UNCOMMITTED_S
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
 
 log = logging.getLogger("p2pcompute.daemon")
@@ -41,6 +42,8 @@ Item = tuple[dict[str, Any], Content, Content, Content, tuple[tuple[str, Content
 class _State:
     target: ResultsTarget
     is_done: bool = False
+    """Everything is written, or it has given up and `error` says why."""
+    tries: asyncio.Task[None] | None = None
     error: P2pcError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever it is done or in error."""
@@ -87,16 +90,39 @@ class ResultsSink:
         """
         target = ResultsTarget.from_json(results)
         places = {path for _, path in target.claims()}
-        for job_id, state in self._states.items():
-            for _, path in state.target.claims():
-                if not state.is_done and path in places:
-                    raise self._busy(path, job_id)
+        for job_id, state in list(self._states.items()):
+            taken = [path for _, path in state.target.claims() if path in places]
+            if state.is_done or not taken:
+                continue
+            if state.error is None or not self._is_over(job_id):
+                raise self._busy(taken[0], job_id)
+            await self._give_up(job_id, state)
         await asyncio.get_running_loop().run_in_executor(self._pool, check_target, target)
         claims = await asyncio.get_running_loop().run_in_executor(self._pool, check_claims, target.claims(), self._home)
         for name in sorted(claims):
             # No open sink of ours writes there: what is left is from a job that ended or was forgotten.
             for marker, _ in target.claims():
                 drop_claim(marker, name)
+
+    def _is_over(self, job_id: bytes) -> bool:
+        try:
+            return self._node.job(job_id.hex()).is_over
+        except UsageError:
+            return True
+
+    async def _give_up(self, job_id: bytes, state: _State) -> None:
+        """End a sink that cannot write: others may write there."""
+        if state.tries is not None:
+            state.tries.cancel()
+            await asyncio.wait([state.tries])
+        self._free(job_id, state)
+
+    def _free(self, job_id: bytes, state: _State) -> None:
+        (self._directory / job_id.hex()).unlink(missing_ok=True)
+        for claim, _ in state.target.claims():
+            drop_claim(claim, job_id.hex())
+        state.is_done = True
+        state.changed.set()
 
     def _busy(self, path: Path, job_id: bytes) -> UsageError:
         alias = self._node.job(job_id.hex()).alias
@@ -119,13 +145,16 @@ class ResultsSink:
             log.warning("job %s: %s", job.alias, error)
             return
         self._states[job.job_id] = state = _State(target)
-        self._scope.spawn(self._run(job, target, state, is_new), f"sink {job.alias}")
+        state.tries = self._scope.spawn(self._run(job, target, state, is_new), f"sink {job.alias}")
 
     def describe(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON of a job with what became of its results: `state` is writing, written or failing."""
+        """Return the JSON of a job with what became of its results: `state` is writing, written, failing, or
+        failed when that is tried no more."""
         state = self._states.get(bytes.fromhex(job["id"]))
         if state is not None and job["results"] is not None:
-            name = "written" if state.is_done else "failing" if state.error is not None else "writing"
+            name = "written" if state.is_done else "writing"
+            if state.error is not None:
+                name = "failed" if state.is_done else "failing"
             job["results"] = {**job["results"], "state": name}
             if state.error is not None:
                 job["results"]["error"] = error_json(state.error)
@@ -149,6 +178,7 @@ class ResultsSink:
         loop = asyncio.get_running_loop()
         position = 0
         pause_s = SINK_RETRY_S
+        failing_since: float | None = None
         writer: ResultsWriter | None = None
         news = asyncio.Event()
         stop_watching = self._node.watch(job.job_id, lambda _ends: news.set())
@@ -165,33 +195,38 @@ class ResultsSink:
                     done, writer = writer, None
                     await loop.run_in_executor(self._pool, done.close, _job_record(self._node.job(job.job_id.hex())))
                     marker.unlink(missing_ok=True)
+                    if done.refused_count:
+                        log.warning("job %s: %d files have names that cannot be here", job.alias, done.refused_count)
                     state.error, state.is_done = None, True
                     state.changed.set()
-                except (P2pcError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - who waits for the results is told, whatever it is
                     if isinstance(error, UsageError) and error.code == "no-job":
-                        marker.unlink(missing_ok=True)
-                        for claim, _ in target.claims():
-                            drop_claim(claim, job.job_id.hex())
-                        state.is_done = True
-                    else:
-                        is_first = state.error is None
-                        state.error = error if isinstance(error, P2pcError) else UsageError(str(error))
-                        log.log(
-                            logging.WARNING if is_first else logging.DEBUG,
-                            "results of job %s: %s",
-                            job.alias,
-                            state.error,
-                        )
+                        self._free(job.job_id, state)
+                        break
+                    self._note(job, state, error)
+                    self._abandon(writer)
+                    writer, position, is_new = None, 0, False
+                    if failing_since is None and self._is_over(job.job_id):
+                        failing_since = self._node.clock.now()
+                    if failing_since is not None and self._node.clock.now() - failing_since >= SINK_TRIES_S:
+                        log.warning("results of job %s are given up: p2pc result %s -o DIR", job.alias, job.alias)
+                        self._free(job.job_id, state)
+                        break
                     state.changed.set()
-                    if not state.is_done:
-                        self._abandon(writer)
-                        writer, position, is_new = None, 0, False
-                        await self._node.clock.sleep(pause_s)
-                        pause_s = min(SINK_RETRY_S_MAX, pause_s * 2)
-                        state.changed = asyncio.Event()
+                    await self._node.clock.sleep(pause_s)
+                    pause_s = min(SINK_RETRY_S_MAX, pause_s * 2)
+                    state.changed = asyncio.Event()
         finally:
             stop_watching()
             self._abandon(writer)
+
+    def _note(self, job: JobView, state: _State, error: Exception) -> None:
+        """Keep why nothing can be written; it is said once."""
+        level = logging.WARNING if state.error is None else logging.DEBUG
+        if not isinstance(error, P2pcError | OSError):
+            log.log(level, "results of job %s", job.alias, exc_info=error)
+        state.error = error if isinstance(error, P2pcError) else UsageError(f"{type(error).__name__}: {error}")
+        log.log(level, "results of job %s: %s", job.alias, state.error)
 
     def _abandon(self, writer: ResultsWriter | None) -> None:
         """Close the files after what the thread may still be writing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,50 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
         assert (out / "tasks/000/000001/stdout").read_bytes() == b"1"
         document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
         assert document["results"]["state"] == "written" and "error" not in document["results"]
+    await node.close()
+
+
+async def test_a_place_that_refuses_is_given_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would ever write there again, and its job is over."""
+    monkeypatch.setattr("p2pcompute.daemon.sink.SINK_RETRY_S", 0.02)
+    node = FakeNode(tmp_path)
+    out, log = tmp_path / "out", tmp_path / "log"
+    async with running(node, tmp_path) as daemon:
+        job_id = await daemon.new_job(1, seal=True, results={"dir": str(out), "joblog": str(log)})
+        await until((out / "tasks").is_dir)
+        (out / "tasks").rename(out / "moved")
+        (out / "tasks").write_text("in the way")
+        node.end(job_id, 0, ok(b"0"))
+        document = await daemon.call(lambda: list(daemon.connection.stream_events("/v1/jobs/last/events")))
+        assert document[-1][1]["results"]["state"] == "failing"
+        (out / "tasks").unlink()
+        (out / "tasks").mkdir()
+        (out / "tasks/000").write_text("in the way")
+        await daemon.new_job(1, results={"joblog": str(log)})  # another one may write there now
+        document = await daemon.call(lambda: daemon.connection.request("GET", f"/v1/jobs/{job_id.hex()}"))
+        assert document["results"]["state"] == "failed" and document["results"]["error"]
+        assert not (out / ".p2pc-writer").exists()
+        monkeypatch.setattr("p2pcompute.daemon.sink.SINK_TRIES_S", 0.0)
+        other = tmp_path / "other"
+        job_id = await daemon.new_job(1, seal=True, results={"dir": str(other)})
+        await until((other / "tasks").is_dir)
+        (other / "tasks/000").write_text("in the way")
+        node.end(job_id, 0, ok(b"0"))
+        await until(lambda: not (other / ".p2pc-writer").exists())
+    await node.close()
+
+
+async def test_a_fifo_holds_up_nobody(tmp_path: Path) -> None:
+    """Results of all jobs are written by one thread."""
+    node = FakeNode(tmp_path)
+    fifo = tmp_path / "fifo"
+    async with running(node, tmp_path) as daemon:
+        os.mkfifo(fifo)
+        with pytest.raises(UsageError, match="a pipe"):
+            await daemon.new_job(1, results={"joblog": str(fifo)})
+        second = await daemon.new_job(1, seal=True, results={"joblog": str(tmp_path / "log")})
+        node.end(second, 0, ok(b"0"))
+        await until(lambda: (tmp_path / "log").exists() and len(lines(tmp_path / "log")) == 2)
     await node.close()
 
 
