@@ -24,6 +24,7 @@ from p2pcompute.simulation.runner import simulated_value
 from p2pcompute.store.journal import OUTBOX
 
 if TYPE_CHECKING:
+    from p2pcompute.node.facade import TaskView
     from p2pcompute.simulation.invariants import AsyncCheck, Checks
     from p2pcompute.simulation.world import WorldJob
 
@@ -31,6 +32,8 @@ PAGE: Final = 1000
 """Tasks read at once."""
 PROBE_TTL_S: Final = 30
 POLL_S: Final = 1.0
+SHOWN_CHARS_MAX: Final = 160
+"""Of what became of one task, in a problem."""
 STOP_S: Final = 45.0
 """After a node has stopped, nothing of it may be left for longer: a channel's longest timer is shorter."""
 
@@ -103,19 +106,31 @@ async def _job_values(checks: Checks, member: Member, job: WorldJob) -> list[str
                     world.metrics.count("wrong_accepted")
                     if not checks.settings.wrong_values:
                         continue
-                found.append(f"a wrong value: {view}")
+                found.append(f"a wrong value: {_shown(view)}, expected {simulated_value(view.index).hex()}")
             elif view.state == "failed":
                 text = f"{view.reason} {view.outcome.error if view.outcome else ''}"
                 is_own = (may_fail and "simulated failure" in text) or (may_die and "its process died" in text)
                 if not is_own and view.node_key not in hostile:
-                    found.append(f"failed without a reason in the model: {view}")
+                    found.append(f"failed without a reason in the model: {_shown(view)}")
             elif view.state != "cancelled":
-                found.append(f"not over: {view}")
+                found.append(f"not over: {_shown(view)}")
             elif not job.may_cancel:
-                found.append(f"cancelled by nobody: {view}")
+                found.append(f"cancelled by nobody: {_shown(view)}")
     if after + 1 < job.acknowledged:
         found.append(f"{after + 1} of {job.acknowledged} acknowledged tasks of {short(job.job_id)} are listed")
     return found
+
+
+def _shown(view: TaskView) -> str:
+    """Return which task that is, and what became of it, in a line."""
+    what = f"task {view.index}"
+    if view.node_key:
+        what += f" of {view.node_name or view.node_key.hex()[:8]}"
+    what += f" is {view.state}"
+    if view.outcome is not None and view.state == "done":
+        return f"{what}: got {view.outcome.value.hex() or 'nothing'}"[:SHOWN_CHARS_MAX]
+    why = view.reason or (view.outcome.error if view.outcome is not None else "")
+    return (f"{what}: {why.strip()}" if why.strip() else what)[:SHOWN_CHARS_MAX]
 
 
 def _unrest(checks: Checks) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from p2pcompute.simulation.adversaries import HostileSettings
 from p2pcompute.simulation.faults import FaultSettings
+from p2pcompute.simulation.invariants import CheckSettings
 from p2pcompute.simulation.metrics import SAMPLES_MAX, Metrics
 from p2pcompute.simulation.nat import NatSettings
 from p2pcompute.simulation.network import NetworkSettings
@@ -188,3 +189,12 @@ def test_a_run_in_which_hardly_anything_happens_says_so() -> None:
     assert any("nothing was submitted" in note for note in result.notes)
     busy = MeshSettings(nodes=2, hours=0.005, population=PopulationSettings(cores=1), workload=(BAG,))
     assert run(busy, 1, until_s=12.0).notes == ()
+
+
+@pytest.mark.parametrize("off", [(), ("over",)])
+def test_a_workload_that_has_not_ended_breaks_the_promise_that_all_does(off: tuple[str, ...]) -> None:
+    """If it broke: nobody could leave the check out, nor find it in the table of promises."""
+    puts = WorkloadSettings(kind="puts", rate_per_s=2.0, read_after_s=3000.0)
+    settings = MeshSettings(nodes=3, hours=0.005, workload=(puts,), checks=CheckSettings(over_s=1.0, off=off))
+    said = [problem.partition(": ")[2] for problem in run(settings, 1).problems]
+    assert said == ([] if off else ["over: workloads have not ended 1 s after everything has healed"])
