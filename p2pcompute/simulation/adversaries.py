@@ -124,6 +124,23 @@ class HostileSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     steal_flood: Annotated[Amount, Meta(description=f"{OF} ask for work without end and decline what they get")] = 0.0
     sybil_identities: Annotated[int, Meta(ge=1, le=1000, description="identities of each sybil")] = 16
 
+    def __post_init__(self) -> None:
+        for kind, amount in self.amounts().items():
+            if amount > 1 and amount != int(amount):
+                raise ValueError(f"`{kind}` is a share below 1, or a whole number of nodes, not {amount:g}")
+
+    def amounts(self) -> dict[str, float]:
+        """Return kind → share below 1, or number, of nodes."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    def check(self, nodes: int) -> None:
+        """Raises ValueError when more nodes are hostile than there are beside the founder."""
+        amounts = list(self.amounts().values())
+        count, share = sum(amount for amount in amounts if amount >= 1), sum(amount for amount in amounts if amount < 1)
+        if count > nodes - 1 or count + share * nodes > nodes:
+            what = f"{count + share * nodes:.15g} of {nodes} nodes are hostile"
+            raise ValueError(f"{what}: the founder never is, so at most {nodes - 1} can be")
+
 
 def draw_hostile(
     settings: HostileSettings, rng: random.Random, *, nodes: int, spared: Collection[int] = ()

@@ -47,7 +47,7 @@ REPORTS_MAX: Final = 3
 class CheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is checked, how often, and where the bounds lie."""
 
-    every_s: Annotated[float, Meta(gt=0, description="time between two looks at the nodes, seconds")] = 0.5
+    every_s: Annotated[float, Meta(ge=0.01, description="time between two looks at the nodes, seconds")] = 0.5
     nodes_max: Annotated[int, Meta(ge=1, description="nodes looked into at once, in turn")] = 20
     off: Annotated[tuple[str, ...], Meta(description=f"what is not checked, of {', '.join(NAMES)}")] = ()
     wrong_values: Annotated[bool, Meta(description="a wrong value of a hostile node breaks the run too")] = False

@@ -90,7 +90,8 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         float, Meta(ge=0, description="the nodes that are up at the beginning start within this time, seconds")
     ] = 5.0
     starts_s: Annotated[
-        tuple[float, ...], Meta(description="instead: when each of them starts, by number, seconds; the first at 0")
+        tuple[Annotated[float, Meta(ge=0, le=36_000_000)], ...],
+        Meta(description="instead: when each of them starts, by number, seconds; the first at 0"),
     ] = ()
     real_crypto_in: Annotated[int, Meta(ge=0, description="real Ed25519 in one of so many seeds; 0: never")] = 0
     shuffle_in: Annotated[
@@ -111,6 +112,17 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hostile: HostileSettings = HostileSettings()
     workload: tuple[WorkloadSettings, ...] = ()
     checks: CheckSettings = CheckSettings()
+
+    def __post_init__(self) -> None:
+        self.hostile.check(self.nodes)
+        if not self.starts_s:
+            return
+        if self.starts_s[0] != 0:
+            raise ValueError(f"`starts_s` begins with 0, not {self.starts_s[0]:g}: the first node founds the group")
+        if len(self.starts_s) < self.nodes:
+            raise ValueError(f"`starts_s` says when {len(self.starts_s)} of {self.nodes} nodes start: name each")
+        if max(self.starts_s) > self.hours * 3600:
+            raise ValueError(f"a node of `starts_s` starts at {max(self.starts_s):g} s, after the end: see `hours`")
 
 
 @dataclass(frozen=True)

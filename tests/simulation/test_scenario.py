@@ -238,3 +238,26 @@ def test_every_key_of_valid_toml_has_the_line_on_which_it_stands(tables: list[tu
     found = {path[-1]: line for path, line in _lines_of(text).items()}
     for key, line in wanted:
         assert found[key] == line
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"starts_s": "[-5,0,1]"}, ["starts_s.0 cannot be -5", "from 0"]),
+        ({"starts_s": "[0,1e308,1]"}, ["starts_s.1 cannot be 1e+308"]),
+        ({"starts_s": "[5,1,2]"}, ["`starts_s` begins with 0, not 5"]),
+        ({"starts_s": "[0,1]"}, ["`starts_s` says when 2 of 3 nodes start"]),
+        ({"starts_s": "[0,1,100]"}, ["starts at 100 s, after the end"]),
+        ({"hostile.wrong": "50"}, ["50 of 3 nodes are hostile", "at most 2"]),
+        ({"hostile.wrong": "1.5"}, ["`wrong` is a share below 1, or a whole number", "not 1.5"]),
+        ({"hostile.wrong": "0.7", "hostile.drop": "0.7"}, ["4.2 of 3 nodes are hostile"]),
+        ({"checks.every_s": "1e-9"}, ["checks.every_s cannot be 1e-09", "from 0.01"]),
+    ],
+)
+def test_what_a_mesh_cannot_do_is_refused(values: dict[str, str], words: list[str], tmp_path: Path) -> None:
+    scenario = load_scenario(write(tmp_path, 'question = "Does it?"\nexperiment = "mesh"\nnodes = 3\nhours = 0.02\n'))
+    with pytest.raises(UsageError) as caught:
+        with_values(scenario, values)
+    for word in words:
+        assert word in str(caught.value)
+    with_values(scenario, {"starts_s": "[0,70,3,9]", "hostile.wrong": "2", "checks.every_s": "0.01"})
