@@ -43,9 +43,12 @@ _OF_RUNNERS = (
 SHARED = {"shared_rig": _OF_RUNNERS, "boxed": _OF_RUNNERS, "saving": _OF_RUNNERS}
 """Fixtures of a wider scope that may grow while a test uses them, and what of theirs may be new."""
 
-OF_THIS_MACHINE = ("api", "cli", "daemon", "e2e", "examples", "execution", "host", "security")
-"""Directories of tests with real processes, sockets and time, which other load on the machine can upset.  They have a
-second try, and those that need it are named at the end; the others are deterministic and have none."""
+OF_THIS_MACHINE = (
+    *("api", "cli", "daemon", "e2e", "examples", "execution", "host", "security", "store"),
+    *("dht/test_flood.py", "dht/test_real.py", "dht/test_starved.py"),
+)
+"""Tests with real processes, sockets and time, which other load on the machine can upset.  They have a second try, and
+those that need it are named at the end; the others are deterministic and have none."""
 
 _tasks_at_close: list[str] = []
 """Tasks that were alive when their event loop was closed, in the present test."""
@@ -162,9 +165,9 @@ def _nothing_left_behind(request: pytest.FixtureRequest, _watch_loops: None) -> 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Give tests of this machine a second try."""
-    here = Path(__file__).parent
+    places = [Path(__file__).parent / name for name in OF_THIS_MACHINE]
     for item in items:
-        if item.path.relative_to(here).parts[0] in OF_THIS_MACHINE:
+        if any(item.path.is_relative_to(place) for place in places):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
