@@ -253,6 +253,9 @@ def _findings(subject: Subject, placement: Placement, peer: PeerView, known: Kno
         found.append(Finding("on", Verdict.NEVER, "not among the chosen ones (--on)", edit=Edit("--on", 0, "", "")))
     if peer.public_key in terms.not_on:
         found.append(Finding("not-on", Verdict.NEVER, "left out (--not-on)", edit=Edit("--not-on", 0, "", "")))
+    if peer.ban:
+        fix = f"p2pc trust show {peer.name} has the evidence; p2pc trust set {peer.name} trusted ends the ban"
+        found.append(Finding("banned", Verdict.NEVER, f"banned here: {peer.ban}", fix))
     if peer.refusal:
         found.append(Finding("role", Verdict.NEVER, peer.refusal, "roles are in: p2pc group members"))
     if terms.local_only and peer.state != "self":

@@ -135,6 +135,8 @@ class PeerView:
     """Why it would not run this node's jobs, whatever they ask for: a role is missing; empty: it may."""
     level: str = "member"
     """self, trusted or member: how far it is trusted here; the blocked are not listed."""
+    ban: str = ""
+    """Why it gets no work of this node's jobs, because of what it computed; empty: it gets some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -314,6 +314,7 @@ def peers(
                 version=str(hello.get("build", ""))[:32],
                 python=".".join(str(n) for n in python) if isinstance(python, list) else "",
                 level=str(credentials.level_of(installation)),
+                ban=scheduler.acceptance.ban_of(installation),
                 refusal=_refusal(own_member, member),
                 invited_by="" if not inviter else network.name_of(inviter) or short_device_id(inviter),
             )

@@ -82,7 +82,7 @@ class Finding:
     """One reason for which a node does not run the job now."""
 
     code: str
-    """An attribute, or what else it is: on, not-on, local, python, accept, unreachable, not-seen, busy, slots,
+    """An attribute, or what else it is: on, not-on, local, python, accept, banned, unreachable, not-seen, busy, slots,
     jobs, node."""
     verdict: Verdict
     what: str

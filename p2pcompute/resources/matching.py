@@ -38,8 +38,8 @@ class Verdict(StrEnum):
     """Whether a node can run a task of a job, worst last."""
 
     NOW = "now"
-    UNKNOWN = "unknown"
     LATER = "later"
+    UNKNOWN = "unknown"
     NEVER = "never"
 
 

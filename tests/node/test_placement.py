@@ -19,6 +19,7 @@ from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import SimProbe, Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
+from p2pcompute.trust.levels import Level
 
 PLAIN = RunnerModel(slot_count=2)
 TOOLS = RunnerModel(slot_count=2, attributes={"gpu.count": 2}, has=frozenset({"ffmpeg"}))
@@ -181,6 +182,28 @@ def test_a_node_takes_the_jobs_that_it_wants() -> None:
         report = (await explained(mesh, job_id)).report
         assert [finding.code for finding in report.accounts[1].findings] == ["accept"]
         assert report.can_never_run
+
+    play([PLAIN, PLAIN], scene)
+
+
+def test_a_ban_is_said_and_ends_with_trust() -> None:
+    """Otherwise "it can take it now" is said of a node that never gets a task, and nobody knows how that ends."""
+
+    async def scene(mesh: Mesh) -> None:
+        owner, other = mesh.members
+        owner.running.set_level(other.identity.public_key, Level.MEMBER, reason="simulated ones are trusted otherwise")
+        record = owner.running.scheduler.acceptance.record(other.identity.public_key)
+        record.banned = "too many wrong values"
+        job_id = await submit(owner, [0.1], on=(other.identity.public_key,), verify="none")
+        report = (await explained(mesh, job_id)).report
+        assert report.can_never_run
+        [finding] = report.accounts[1].findings
+        assert (finding.code, finding.what) == ("banned", "banned here: too many wrong values")
+        assert f"p2pc trust set {name(mesh, 1)} trusted ends the ban" in finding.fix
+        for level in (Level.TRUSTED, Level.MEMBER):
+            owner.running.set_level(other.identity.public_key, level, reason="told")
+        assert not record.banned
+        assert list(await done_by(mesh, job_id)) == [name(mesh, 1)]
 
     play([PLAIN, PLAIN], scene)
 

@@ -100,8 +100,13 @@ class Belief:
             return False
         if level is Level.STRANGER and job.envelope.terms.trust != "any":
             return False
+        return not self.ban_of(installation)
+
+    def ban_of(self, installation: bytes) -> str:
+        """Return why an installation gets no tasks because of what it claimed; empty: it gets some."""
         record = self.records.get(installation)
-        return record is None or not record.banned
+        is_trusted = self.level_of(installation) is Level.TRUSTED
+        return "" if record is None or is_trusted else record.banned
 
     def believes(self, job: OwnedJob, installation: bytes) -> bool:
         """Whether results of an installation are accepted as they come."""
