@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
+from p2pcompute.errors import StoreError
 from p2pcompute.host.runs import Runner
 
 
@@ -320,6 +321,9 @@ class BlobStore(Protocol):
 
     async def delete(self, refs: Sequence[BlobRef]) -> int:
         """Forget blobs that are not pinned; returns the bytes freed."""
+
+    def trouble(self) -> StoreError | None:
+        """Why nothing more is taken now, although it may be later; None: it is."""
 
     @property
     def bytes_max(self) -> int:

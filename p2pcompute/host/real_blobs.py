@@ -48,6 +48,7 @@ from p2pcompute.limits import (
     BLOB_VERIFIED_MAX,
     CACHE_BYTES_DEFAULT,
     DISK_RESERVE_BYTES,
+    MIB,
 )
 
 log = logging.getLogger("p2pcompute.store")
@@ -585,10 +586,31 @@ class FileBlobs:
         return self._install_file(file, hasher)
 
     def _check_room(self) -> None:
-        """Leave the last of the disk to the journal, which is worth more than one more blob."""
-        room = os.statvfs(self.directory)
-        if room.f_bavail * room.f_frsize < DISK_RESERVE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        """Leave the last of the disk to the journal, which is worth more than one more blob.
+
+        Raises:
+            StoreError: "disk-full".
+        """
+        if trouble := self.trouble():
+            self.counters.disk_full += 1
+            raise trouble
+
+    def trouble(self) -> StoreError | None:
+        """Return why nothing more is taken now: the disk is full, up to what is kept free."""
+        try:
+            room = os.statvfs(self.directory)
+        except OSError:
+            return None  # what is wrong is said where something is read or written
+        free = room.f_bavail * room.f_frsize
+        if free >= DISK_RESERVE_BYTES:
+            return None
+        return StoreError(
+            f"no room for blobs in {self.directory}",
+            f"its disk has {free / MIB:.1f} MiB free; the last {DISK_RESERVE_BYTES >> 20} MiB are kept for the node's "
+            "journal, so that no accepted job is lost",
+            f"free some space on the disk of {self.directory}; the node carries on by itself",
+            code="disk-full",
+        )
 
     def _put_file(self, path: str, move: bool, pin: bool) -> BlobRef:
         self._check_room()

@@ -409,9 +409,10 @@ class Node:
         jobs = [book.job for book in books if book.job.is_own and not book.job.ledger.is_complete]
         running = sum(bool(job.leases) for job in jobs)
         notes = self.members.notes()
-        if self.scheduler.owner.trouble is not None:
-            trouble = self.scheduler.owner.trouble
-            notes.append(f"the store takes nothing: {trouble.what}; {trouble.fix or 'work goes on when it does'}")
+        trouble = self.scheduler.owner.trouble or self._host.store.blobs.trouble()
+        if trouble is not None:
+            what = f"{trouble.what} ({trouble.why})" if trouble.why else trouble.what
+            notes.append(f"the store takes nothing: {what}; {trouble.fix or 'work goes on when it does'}")
         if self.scheduler.worker.ill_because:
             notes.append(f"no task can run here: {self.scheduler.worker.ill_because}; it is tried again now and then")
         if self.network.dht is not None and self.network.dht.is_link_down:

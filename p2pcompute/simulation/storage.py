@@ -359,6 +359,9 @@ class SimBlobs:
 
         return await self._store.change(change)
 
+    def trouble(self) -> None:
+        """None: a full disk is told by commits here."""
+
     @property
     def bytes_max(self) -> int:
         """As a real one's."""
