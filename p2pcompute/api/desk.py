@@ -62,6 +62,9 @@ VALUE_KEPT_BYTES_MAX: Final = 1024
 
 _serials: Final = itertools.count()
 _ENDED_BADLY: Final = (OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
+BEGIN_S_MAX: Final = 5.0
+"""Who asks about a job that was just begun waits so long for its first inputs."""
+BEGIN_LOOK_S: Final = 0.02
 _SEAL: Final = b"seal"
 _CANCEL: Final = b"cancel"
 _KILL: Final = b"kill"
@@ -492,8 +495,12 @@ class Desk:
         """
 
         async def question(node: Node) -> ExplanationView:
+            until_s = node.clock.now() + BEGIN_S_MAX
+            while not job.job_id and job.error is None and node.clock.now() < until_s:
+                await node.clock.sleep(BEGIN_LOOK_S)  # its first inputs are on their way
             if not job.job_id:
-                raise UsageError("this job has not begun", "no task of it was submitted", "submit one", code="no-job")
+                none = UsageError("this job has not begun", "no task of it was submitted", "submit one", code="no-job")
+                raise job.error or none
             if job.job_id not in node.scheduler.owner.books:
                 raise UsageError("this job is over", "a program's node forgets its jobs then", code="job-over")
             return await node.explain(job.job_id)

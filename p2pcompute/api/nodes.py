@@ -32,7 +32,7 @@ class NodeInfo:
     path: str
     """How it is reached."""
     trust: str = "member"
-    """self or member: all members are trusted alike."""
+    """self, trusted, member or stranger: how far this computer trusts it."""
     cpus: float | None = None
     """Cores that it may use; like all that follow, not known until a question was asked (`MeshExecutor.find`)."""
     mem: int | None = None
@@ -132,7 +132,7 @@ def _info(
         state="up" if peer is None else peer.state,
         slots=peer.slots if peer is not None and peer.slots is not None else slots if isinstance(slots, int) else None,
         path="" if peer is None else peer.path,
-        trust="self" if peer is not None and peer.state == "self" else "member",
+        trust=str(node.credentials.level_of(key)) if peer is None else peer.level,
         cpus=_number(known.get("cpus")),
         mem=_count(known.get("mem.total")),
         gpus=_count(known.get("gpu.count")),

@@ -157,7 +157,7 @@ def find(
 ) -> int:
     """Nodes that match an expression, with the age of what is known.
 
-    Exit code 4 when none does.  What a node does not know of itself is unknown, not false: it does not match.
+    Exit code 4 when none that is up does.  What a node does not know of itself is unknown, not false: no match.
     """
     from urllib.parse import urlencode
 
@@ -177,9 +177,10 @@ def find(
     connection = open_connection(timeout_s=time_s + ASK_SLACK_S)
     document = connection.request("GET", f"/v1/find?{urlencode(query)}")
     items = document["items"]
+    code = 0 if any(item["state"] != "not seen" for item in items) else EXIT_NONE
     if json_:
         print_json(document)
-        return 0 if items else EXIT_NONE
+        return code
     if items:
         print(_nodes_table(items, document["names"], is_ranked=rank is not None))
     if document["is_cut_off"]:
@@ -188,7 +189,9 @@ def find(
     _say_unheard(document["unheard"])
     if not items and not document["unheard"]:
         say(f"what each lacks: p2pc run --explain --require {shlex.quote(expr)} true ::: 1", level=1)
-    return 0 if items else EXIT_NONE
+    if items and code:
+        say("No node that is up matches.")
+    return code
 
 
 @click.command(

@@ -489,9 +489,9 @@ def stop_node(*, drain: bool) -> None:
             raise NodeUnavailable("no node is running here", "", None) from error
         pid = running_pid(paths)
         if drain or pid is None:
-            raise NodeUnavailable(
-                "the node does not answer", f"pid {pid} holds {paths.lock}", "p2pc node stop --now", code="node-silent"
-            ) from error
+            holder = f"another process holds {paths.lock}" if pid is None else f"pid {pid} holds {paths.lock}"
+            fix = "p2pc node stop --now" if pid is not None else f"end that process; it is shown by: fuser {paths.lock}"
+            raise NodeUnavailable("the node does not answer", holder, fix, code="node-silent") from error
         # Stuck or stopped: nothing is lost, its journal is on disk.
         os.kill(pid, signal.SIGKILL)
     if not wait_stopped(paths, STOP_S_MAX if drain else STOP_NOW_S_MAX):

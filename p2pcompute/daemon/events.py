@@ -44,6 +44,8 @@ from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
 from p2pcompute.resources.expressions import Expression, names_of_some
 from p2pcompute.resources.questions import Query
 
+LOOK_S_MIN: Final = 1.0
+"""However short the time is that somebody waits: this node, and who answers at once, are asked."""
 NAMES_S: Final = 1.0
 """How long nodes are asked whether they have an attribute that not every node has."""
 
@@ -227,7 +229,7 @@ class Triggers:
         """Yield `found` once it is true of a node, `timeout` after `limit_s`, neither when this node stops; before it
         `unheard` when no node has an attribute that it names."""
         clock = self._node.clock
-        until = math.inf if limit_s is None else clock.now() + limit_s
+        until = math.inf if limit_s is None else clock.now() + max(limit_s, LOOK_S_MIN)
         changed = asyncio.Event()
         self._changed[changed] = None
         scope = TaskScope("when")

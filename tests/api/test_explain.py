@@ -58,9 +58,7 @@ def test_what_comes_after_the_refusal_is_refused_too(executor: MeshExecutor) -> 
 def test_a_job_that_waits_explains_itself(executor: MeshExecutor) -> None:
     job = executor.start_map(abs, [-1], options=TaskOptions(require=["load<0"]))
     try:
-        while not job.id:
-            job.wait(0.05)
-        explanation = job.explain()
+        explanation = job.explain()  # at once: it waits for the job to begin
         assert explanation.reasons[0].code == "load"
         assert explanation.reasons[0].verdict == "later" and "; 1 later: " in str(explanation)
         assert explanation.would_help[0].startswith("--require 'load<")

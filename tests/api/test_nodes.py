@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from p2pcompute import MeshExecutor, NodeInfo, NodeUnavailable, UsageError
-from p2pcompute.api.nodes import wait_for_members
+from p2pcompute.api.nodes import _info, wait_for_members
 from p2pcompute.ids import format_device_id
+from p2pcompute.node.facade import PeerView
+from p2pcompute.trust.levels import Level
 
 
 def test_a_program_learns_what_its_node_has(executor: MeshExecutor) -> None:
@@ -29,6 +31,15 @@ def test_a_program_learns_what_its_node_has(executor: MeshExecutor) -> None:
     assert executor.when("cpus>=1", timeout=5).id == own.id
     with pytest.raises(TimeoutError, match=r"no node met 'cpus>=1000000' within 0.05 s"):
         executor.when("cpus>=1000000", timeout=0.05)
+
+
+def test_the_level_of_a_node_is_the_one_that_the_command_shows() -> None:
+    """A program that may use trusted nodes only leaves them out, and `p2pc trust list` says otherwise."""
+    node: Any = SimpleNamespace(clock=SimpleNamespace(wall=lambda: 0.0), name_of=lambda _key: "atlas")
+    peer = PeerView(name="atlas", public_key=b"k" * 32, state="up", level="trusted")
+    assert _info(node, peer, peer.public_key, {}, None).trust == "trusted"
+    node.credentials = SimpleNamespace(level_of=lambda _key: Level.MEMBER)
+    assert _info(node, None, peer.public_key, {}, None).trust == "member", "it was just lost sight of"
 
 
 @pytest.mark.parametrize("expr", ["cpus>=", "cpus", "cpuss>=1", ""])

@@ -100,8 +100,9 @@ def test_the_answer_says_how_far_it_goes(node: Node, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     assert "no answer" in shown.out and "1.5" in shown.out and "No other node answered" in shown.err
     node.document["items"] = [item("atlas", is_silent=True, state="not seen")]
-    assert run_command(["find", "cpus>=4"]) == 0
-    assert "not seen" in capsys.readouterr().out
+    assert run_command(["find", "cpus>=4"]) == 4, "scripts would go on with a node that has gone"
+    shown = capsys.readouterr()
+    assert "not seen" in shown.out and "No node that is up matches." in shown.err
     node.document["items"] = []
     assert run_command(["find", "cpus>=4", "-q"]) == 4
     assert "No node matches" in capsys.readouterr().err

@@ -81,6 +81,8 @@ async def test_a_trigger_ends_with_the_node_or_the_time(daemon: Daemon) -> None:
     daemon.node.condition.set()
     [(name, found)] = await waiting
     assert name == "found" and found["name"] == "atlas" and found["names"] == ["cpus"]
+    [(name, _)] = await follow(daemon, "expr=cpus>=99&timeout_s=0")
+    assert name == "found", "what is so at once is found, however short the time is"
     with pytest.raises(UsageError):
         await follow(daemon, "expr=cpus>=")
     await until(lambda: not daemon.api.triggers.follower_count)
