@@ -163,6 +163,9 @@ def run_command(
     said: dict[str, str] = {}
     changes: dict[str, str] = {}
     if trace is not None:
+        if not hasattr(loaded.settings, "population"):
+            why = f"experiment {loaded.experiment} has no population that comes and goes"
+            raise UsageError(f"--trace says nothing to {scenario}", why, "leave it out")
         _once(said, "population.trace", f"--trace {trace}")
         changes = {**TRACE_VALUES, "population.trace": os.path.abspath(trace)}
     for key, text in (_pair(text, "--set") for text in set_):
@@ -180,7 +183,10 @@ def run_command(
         if twice := [value for number, value in enumerate(values) if value in values[:number]]:
             raise UsageError(f"--sweep {key}={text} names {twice[0]} twice", "each is one point", "name it once")
         swept[key] = values
-    chosen = with_values(loaded, changes)
+    words = {key: text for key, text in said.items() if not text.startswith("--set ")}
+    if trace is not None:
+        words |= {key: f"--trace {trace}" for key in TRACE_VALUES if changes[key] == TRACE_VALUES[key]}
+    chosen = with_values(loaded, changes, words=words)
     study = plan_study(chosen, range(seed, seed + seeds), swept)
     if until is not None and not math.isfinite(until):
         raise UsageError(
@@ -252,10 +258,13 @@ def _once(said: dict[str, str], key: str, words: str) -> None:
     said[key] = words
 
 
+_FORMS: Final = {"--set": "KEY=VALUE", "--sweep": "KEY=A,B,C"}
+
+
 def _pair(text: str, flag: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f'{flag} "{text}" cannot be understood', "", f"write it as {flag} KEY=VALUE")
+        raise UsageError(f'{flag} "{text}" cannot be understood', "", f"write it as {flag} {_FORMS[flag]}")
     return key.strip(), value.strip()
 
 

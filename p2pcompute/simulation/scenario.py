@@ -32,6 +32,8 @@ from p2pcompute.limits import MIB
 FILE_BYTES_MAX: Final = MIB
 SUFFIX: Final = ".toml"
 _OWN_KEYS: Final = ("question", "experiment", "keys")
+NEAR_MAX: Final = 3
+"""Keys that are suggested in place of one that does not exist."""
 
 _Path = tuple[str | int, ...]
 _Locate = Callable[[_Path], str]
@@ -202,10 +204,15 @@ def load_scenario(name_or_path: str) -> Scenario:
     own = {key: data.pop(key) for key in _OWN_KEYS if key in data}
     question, experiment, keys = own.get("question", ""), own.get("experiment", ""), own.get("keys", {})
     if not isinstance(question, str) or not question.strip():
-        raise _wrong(f"{locate(('question',))}there is no question", "a scenario says which one it answers", "")
+        raise _wrong(
+            f"{locate(('question',))}there is no question",
+            "a scenario says which one it answers",
+            'add one: question = "…?"',
+        )
     if not isinstance(experiment, str) or experiment not in EXPERIMENTS:
         what = f"experiment cannot be {experiment!r}" if "experiment" in own else "there is no experiment"
-        raise _wrong(f"{locate(('experiment',))}{what}", f"it is {_one_of(EXPERIMENTS)}", "")
+        why = f"it is {_one_of(EXPERIMENTS)}"
+        raise _wrong(f"{locate(('experiment',))}{what}", why, 'name one: experiment = "mesh" is of whole nodes')
     kind = EXPERIMENTS[experiment].settings_type()
     for key, file in list(_files(data)):
         _put(data, key, str(path.parent / file), "")
@@ -327,7 +334,7 @@ def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate:
         assert isinstance(kind, inspect.StructType)
         allowed = [field.name for field in kind.fields]
         table = f" in [{dotted(path)}]" if path else ""
-        return _unknown_key(locate((*path, unknown[1])), unknown[1], table, allowed)
+        return _unknown_key(locate((*path, unknown[1])), unknown[1], table, allowed, root)
     value = data
     for step in path:
         try:
@@ -341,11 +348,45 @@ def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate:
     return _wrong(f"{locate(path)}{dotted(path)} cannot be {_shown(value)}", f"it is {allowed_text(kind)}{meaning}", "")
 
 
-def _unknown_key(place: str, name: str, table: str, allowed: list[str]) -> UsageError:
+def _unknown_key(
+    place: str, name: str, table: str, allowed: list[str], root: inspect.Type, path: _Path = ()
+) -> UsageError:
+    """Say that there is no such key, and which one could be meant.
+
+    Args:
+        path: the whole key, where it was typed as one: it may be wrong from its beginning on.
+    """
     near = difflib.get_close_matches(name, allowed, n=1)
-    why = f'did you mean "{near[0]}"?' if near else ""
-    fix = f"allowed: {', '.join(dict.fromkeys(allowed))}; see: p2pc sim keys"
+    if path:
+        known, words = list(_keys_of(root)), [step for step in path if isinstance(step, str)]
+        same = [key for key in known if key.rpartition(".")[2] == words[-1]] if len(words) == 1 else []
+        whole = difflib.get_close_matches(".".join(words), known, n=1, cutoff=0.8) if len(words) > 1 else []
+        near = same or whole or near
+    why = f"did you mean {' or '.join(json.dumps(key) for key in near[:NEAR_MAX])}?" if near else ""
+    of = next((f" --experiment {one}" for one, about in EXPERIMENTS.items() if _is_of(about, root)), "")
+    of = "" if of == " --experiment mesh" else of
+    fix = f"allowed: {', '.join(dict.fromkeys(allowed))}; see: p2pc sim keys{of}"
     return _wrong(f'{place}there is no key "{name}"{table}', why, fix)
+
+
+def _is_of(experiment: Experiment, root: inspect.Type) -> bool:
+    """Whether these are its settings; imports nothing."""
+    return isinstance(root, inspect.StructType) and experiment.settings == f"{root.cls.__module__}:{root.cls.__name__}"
+
+
+def _keys_of(kind: inspect.Type, before: str = "") -> Iterator[str]:
+    """Yield the keys of settings, dotted; those of a list of tables without a number."""
+    kind, _ = bare_type(kind)
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    for one in kinds:
+        bare, _ = bare_type(one)
+        if isinstance(bare, inspect.VarTupleType | inspect.ListType):
+            bare, _ = bare_type(bare.item_type)
+        if isinstance(bare, inspect.StructType):
+            for field in bare.fields:
+                name = f"{before}{field.name}"
+                inner = list(_keys_of(field.type, f"{name}."))
+                yield from inner or [name]
 
 
 def _shown(value: Any) -> str:
@@ -405,7 +446,8 @@ def _type_at(root: inspect.Type, path: _Path, place: str, short: Mapping[str, An
                     f'{place}there is no key "{dotted(path)}"', f"{name} is {allowed_text(kind)}", f"set {name}"
                 )
             table = f" in [{dotted(path[:depth])}]" if depth else ""
-            raise _unknown_key(place, dotted(path[depth:]), table, [*fields, *(() if depth else short)])
+            allowed = [*fields, *(() if depth else short)]
+            raise _unknown_key(place, dotted(path[depth:]), table, allowed, root, path)
         kind, text = bare_type(fields[str(step)].type)
     return kind, text
 
@@ -448,13 +490,16 @@ def allowed_text(kind: inspect.Type) -> str:
 # --- changing -------------------------------------------------------------------------------------
 
 
-def with_values(scenario: Scenario, values: Mapping[str, str], *, flag: str = "--set") -> Scenario:
+def with_values(
+    scenario: Scenario, values: Mapping[str, str], *, flag: str = "--set", words: Mapping[str, str] | None = None
+) -> Scenario:
     """Return the scenario with settings changed.
 
     Args:
         values: short or dotted key → value as typed: TOML, or text.  In a list of tables a number names one of them
             ("workload.0.tasks"); without it all are meant ("workload.tasks").
         flag: with which they were typed, for errors.
+        words: key → how it was typed, where that was in another way.
 
     Raises:
         UsageError: no such key, or a value that cannot be; what is allowed is named.
@@ -467,7 +512,7 @@ def with_values(scenario: Scenario, values: Mapping[str, str], *, flag: str = "-
     typed: dict[_Path, str] = {}
     for key, text in values.items():
         path = _split(scenario.keys.get(key, key))
-        place = f"{flag} {key}={text}: "
+        place = f"{(words or {}).get(key) or f'{flag} {key}={text}'}: "
         found, _ = _type_at(root, path, place, scenario.keys)
         if isinstance(found, inspect.StructType):
             names = ", ".join(f"{key}.{field.name}" for field in found.fields)

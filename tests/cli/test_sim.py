@@ -82,7 +82,9 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
         (["nope"], ['there is no scenario "nope"', "p2pc sim list"]),
         (["./mine.toml", "--set", "nodes"], ["--set KEY=VALUE"]),
         (["./mine.toml", "--set", "nodez=3"], ['did you mean "nodes"?']),
-        (["./mine.toml", "--nodes", "100000"], ["a whole number from 1 to 1000"]),
+        (["./mine.toml", "--sweep", "nodes"], ["--sweep KEY=A,B,C"]),
+        (["./mine.toml", "--nodes", "100000"], ["--nodes 100000: nodes cannot be", "a whole number from 1 to 1000"]),
+        (["./mine.toml", "--hours", "nan"], ["--hours nan: hours cannot be nan", "a finite number"]),
         (["./mine.toml", "--sweep", "loss="], ["has no values"]),
         (["./mine.toml", "--sweep", "loss=0,2"], ["--sweep loss=2", "0 below 1"]),
         (["./mine.toml", "--sweep", "foo=1"], ["--sweep foo=1: there is no key", "p2pc sim keys"]),
@@ -100,7 +102,7 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
         (["./mine.toml", "--nodes", "3", "--set", "nodes=4"], ["by --set nodes=4 and by --nodes 3"]),
         (["./mine.toml", "--hours", "3", "--sweep", "hours=4,5"], ["by --hours 3 and by --sweep hours=4,5"]),
         (
-            ["./mine.toml", "--trace", "a", "--set", "population.trace=b"],
+            ["smoke", "--trace", "a", "--set", "population.trace=b"],
             ["by --trace a and by --set population.trace=b"],
         ),
         (
@@ -122,7 +124,7 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
         (["./mine.toml", "--events", "--node", "node-4"], ['there is no node "node-4"', "node-0 to node-3"]),
         (["./mine.toml", "--events", "--node", "nobody"], ['there is no node "nobody"']),
         (["./mine.toml", "--events", "--seeds", "2"], ["--events shows one run"]),
-        (["./mine.toml", "--trace", "a.avt"], ["population"]),
+        (["./mine.toml", "--trace", "a.avt"], ["--trace says nothing to ./mine.toml", "tiny has no population"]),
         (["./mine.toml", "-o", "mine.toml/x"], ["no results can be kept in mine.toml/x", "a file", "-o DIR"]),
         (["./mine.toml", "-o", "mine.toml"], ["no results can be kept in mine.toml", "a file", "-o DIR"]),
         (["./mine.toml", "-o", "/proc/self"], ["no results can be kept in /proc/self", "-o DIR"]),

@@ -169,6 +169,9 @@ def test_values_are_set_by_short_and_long_keys(tmp_path: Path) -> None:
         ("faults.only.0", "3", ["there is nothing to change"]),
         ("workload.7.tasks", "3", ["there is no workload.7", "the scenario has 1 [[workload]]: workload.0"]),
         ("workload.0.taskz", "3", ["allowed: kind, tasks"]),
+        ("tasks", "3", ['did you mean "workload.tasks"?']),
+        ("fautls.only", "3", ['there is no key "fautls.only"', 'did you mean "faults.only"?']),
+        ("zzz", "3", ["see: p2pc sim keys --experiment tiny"]),
         ("nodes.x", "3", ["there is no key", "nodes is a whole number from 1 to 1000"]),
         ("nodes", "9" * 5000, ["nodes cannot be", "a whole number"]),
         ("span", "[" * 5000, ["span cannot be"]),
@@ -238,6 +241,13 @@ def test_every_key_of_valid_toml_has_the_line_on_which_it_stands(tables: list[tu
     found = {path[-1]: line for path, line in _lines_of(text).items()}
     for key, line in wanted:
         assert found[key] == line
+
+
+def test_what_a_scenario_has_to_say_is_named(tmp_path: Path) -> None:
+    for text, fix in ((HEAD.splitlines()[1], 'question = "'), (HEAD.splitlines()[0], 'experiment = "mesh"')):
+        with pytest.raises(UsageError) as caught:
+            load_scenario(write(tmp_path, text))
+        assert fix in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(
