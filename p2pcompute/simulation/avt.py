@@ -1,13 +1,14 @@
 """Availability traces: when each node of a measured network was up.
 
 Format AVT, one line per node: ``<id> <n> <up 1> <down 1> … <up n> <down n>``, times in seconds, ascending; blank lines
-and lines that begin with ``#`` are skipped.  A file whose name ends in ``.gz`` is compressed.
+and lines that begin with ``#`` are skipped.  It may be compressed with gzip.
 
 Source: B. Godfrey, Repository of Availability Traces; the Failure Trace Archive carries the same files.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import gzip
 import math
@@ -22,6 +23,7 @@ from p2pcompute.errors import UsageError
 
 LINE_CHARS_MAX: Final = 16 * 1024 * 1024
 """Of a trace or a log; the longest line of a published one has a thousandth of that."""
+GZIP_MAGIC: Final = b"\x1f\x8b"
 WORD_CHARS_MAX: Final = 40
 """Of a wrong value, in the text of an error."""
 TIME_S_MAX: Final = 10_000_000_000
@@ -74,14 +76,18 @@ def read_avt(path: str) -> AvailabilityTrace:
 
 
 def open_lines(path: str, encoding: str) -> IO[str]:
-    """Open a text file, compressed or not.
+    """Open a text file, compressed or not, whatever its name; a mark of UTF-8 at its beginning is no part of it.
 
     Raises:
         OSError: it cannot be opened, or is none: a pipe is read once only, and a device may never end.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("not a regular file")
-    return gzip.open(path, "rt", encoding=encoding) if path.endswith(".gz") else open(path, encoding=encoding)
+    with open(path, "rb") as file:
+        head = file.read(len(codecs.BOM_UTF8))
+    if head.startswith(GZIP_MAGIC) or path.endswith(".gz"):
+        return gzip.open(path, "rt", encoding=encoding)
+    return open(path, encoding="utf-8-sig" if head == codecs.BOM_UTF8 else encoding)
 
 
 def bounded_lines(file: IO[str]) -> Iterator[str]:
@@ -99,6 +105,8 @@ def bounded_lines(file: IO[str]) -> Iterator[str]:
 def why_unread(error: Exception, number: int) -> str:
     """Say why reading ended behind that line."""
     why = (isinstance(error, OSError) and error.strerror) or str(error)
+    if isinstance(error, UnicodeDecodeError):
+        why = f"it is no plain text: a byte is {error.object[error.start]:#04x}"
     return f"behind line {number}: {why}" if number else why
 
 

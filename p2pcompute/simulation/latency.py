@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from p2pcompute.errors import UsageError
+from p2pcompute.simulation.avt import why_unread
 
 LATENCIES: Final = ("lan", "lognormal", "king", "meridian", "regions")
 """The models that need no file."""
@@ -302,7 +303,9 @@ def read_coordinates(path: Path) -> tuple[Coordinate, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the coordinates {path} cannot be read", str(error), "name a .syscoord file") from error
+        raise UsageError(
+            f"the coordinates {path} cannot be read", why_unread(error, 0), "name a .syscoord file", code="scenario"
+        ) from error
     found = [
         _read_coordinate(line.split(), f"{path}, line {number}")
         for number, line in enumerate(lines[:COORDINATES_MAX], 1)

@@ -63,7 +63,7 @@ class Log:
 def read_swf(path: str) -> Log:
     """Return a log.
 
-    A file whose name ends in ``.gz`` is compressed.  Read once in a process.
+    It may be compressed with gzip.  Read once in a process.
 
     Raises:
         UsageError: it cannot be read, or a line is not as it must be; names the line.
@@ -84,7 +84,7 @@ def read_swf(path: str) -> Log:
                     jobs.append(job)
                 else:
                     left_out += 1
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise UsageError(
             f"{path}: the log cannot be read", why_unread(error, number),
             "give a file in the Standard Workload Format", code="swf",

@@ -183,7 +183,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     """If it broke: a mistyped model is found in the middle of a study."""
     with pytest.raises(ValueError, match="lan, lognormal, king, meridian, regions"):
         NetworkSettings(latency="kong")
-    with pytest.raises(UsageError, match=r"missing\.syscoord"):
+    with pytest.raises(UsageError, match=r"missing\.syscoord cannot be read \(No such file"):
         Simulation(1, model=NetworkSettings(latency=str(tmp_path / "missing.syscoord")))
     (tmp_path / "binary.syscoord").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):

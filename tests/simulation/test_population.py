@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import math
 import os
@@ -386,7 +387,7 @@ def test_a_node_that_is_up_at_both_ends_of_the_trace_stays_up(tmp_path: Path) ->
         ("a 1 5 y\n", "line 1"),
         ("", "empty"),
         ("a 0\n", "empty"),
-        ("a 1 1 2\n\xff\n", "cannot be read .*ascii"),
+        ("a 1 1 2\n\xff\n", "cannot be read .*it is no plain text: a byte is 0xff"),
     ],
 )
 def test_a_broken_trace_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -397,6 +398,10 @@ def test_a_broken_trace_is_refused_with_its_line(tmp_path: Path, text: str, said
 
 
 def test_a_trace_that_is_not_there_or_not_compressed_is_refused(tmp_path: Path) -> None:
+    text = b"a 1 0 5\nb 1 2 9\n"
+    for name, data in (("zipped.avt", gzip.compress(text)), ("marked.avt", codecs.BOM_UTF8 + text)):
+        (tmp_path / name).write_bytes(data)
+        assert [list(row) for row in read_avt(str(tmp_path / name)).rows] == [[0, 5], [2, 9]]
     with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         read_avt(str(tmp_path / "none.avt"))
     with pytest.raises(UsageError, match="not a regular file"):
