@@ -36,6 +36,9 @@ STALL_S: Final = 10.0
 EXPLAIN_S_MAX: Final = 5.0
 KILL_S_MAX: Final = 10.0
 """After the second Ctrl-C: how long the end of the job is waited for."""
+ASK_S_MAX: Final = 2.0
+"""How long the node is given to answer that a job is to end: it has heard it by then, and what it does first is not
+whatever it waits for, as room in its store."""
 
 
 @dataclass(slots=True)
@@ -338,7 +341,7 @@ class View:
         if self.source is not None:
             self.source.stop()
         with contextlib.suppress(NodeUnavailable):
-            self.connection.request("POST", f"/v1/jobs/{self.job_id}/cancel", {"now": now}, timeout_s=KILL_S_MAX)
+            self.connection.request("POST", f"/v1/jobs/{self.job_id}/cancel", {"now": now}, timeout_s=ASK_S_MAX)
 
     def _finish_sending(self) -> None:
         """Nobody looks any more, but all inputs belong to the job."""
@@ -372,7 +375,7 @@ class Source:
         if not self._is_stopped:
             self._is_stopped = True
             with contextlib.suppress(P2pcError):
-                self._seal()
+                self._seal(ASK_S_MAX)
 
     def join(self) -> None:
         """Wait until everything is sent, or cannot be."""
@@ -410,8 +413,8 @@ class Source:
 
         self._patiently(send, count_stored)
 
-    def _seal(self) -> None:
-        self._connection.request("POST", f"/v1/jobs/{self._job_id}/seal", {})
+    def _seal(self, limit_s: float | None = None) -> None:
+        self._connection.request("POST", f"/v1/jobs/{self._job_id}/seal", {}, timeout_s=limit_s)
         self.is_sealed = True
 
     def _patiently(self, call: Callable[[], None], before_again: Callable[[], None] | None = None) -> None:
