@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -25,6 +25,8 @@ from p2pcompute.execution.modules import is_own_path, referenced
 _DEPTH_MAX: Final = 200
 VALUES_MAX: Final = 50_000
 """Values that are walked: data that is reached on many ways is met once on each of them, and that doubles."""
+_MADE_IN_PYTHON: Final = 1 << 9
+"""Of the flags of a class: it was made while the program ran (Py_TPFLAGS_HEAPTYPE)."""
 _SKIPPED_CLASS_NAMES: Final = frozenset(
     {"__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__", "__doc__"}
 )
@@ -64,8 +66,7 @@ class _Walker:
         """Add any value."""
         match value:
             case None | bool() | int() | float() | complex() | str() | bytes() if type(value).__module__ == "builtins":
-                data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "backslashreplace")
-                self._put(type(value).__name__, data)
+                self._put(type(value).__name__, _plain_bytes(value))
                 return
         if isinstance(value, FunctionType | type | ModuleType):
             known = self._seen.get(id(value))
@@ -165,16 +166,49 @@ class _Walker:
     def _add_instance(self, value: Any, depth: int) -> None:
         self.add(type(value), depth)
         state = getattr(value, "__dict__", None)
-        if isinstance(state, dict):
+        if not isinstance(state, dict):
+            self._add_pickle(value)
+        elif _is_all_in_attributes(type(value)):
+            self.add(state, depth)
+        else:
+            self._add_parts(value, state, depth)
+
+    def _add_parts(self, value: Any, state: dict[str, Any], depth: int) -> None:
+        """Add what an instance is made from again: its attributes are not all of it."""
+        try:
+            made: Any = value.__reduce_ex__(5)
+            parts = [list(part) if isinstance(part, Iterator) else part for part in made]
+        except Exception:  # noqa: BLE001 - the object's own code
+            self._put("opaque")
             self.add(state, depth)
             return
-        self._add_pickle(value)
+        self.add(made if isinstance(made, str) else parts, depth)
 
     def _add_pickle(self, value: Any) -> None:
         try:
             self._put("pickle", pickle.dumps(value, 5))
         except Exception:  # noqa: BLE001 - pickling runs the object's own code
             self._put("opaque")
+
+
+def _is_all_in_attributes(cls: type) -> bool:
+    """Whether instances hold nothing but attributes: no text, number or items of a base, no slots, no memory of C's."""
+    if any(getattr(cls, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__")):
+        return False
+    slots = [name for base in cls.__mro__ for name in vars(base).get("__slots__", ())]
+    if any(name not in ("__dict__", "__weakref__") for name in slots):
+        return False
+    base: type | None = cls
+    while base is not None and base.__flags__ & _MADE_IN_PYTHON:
+        base = base.__base__
+    return base is object
+
+
+def _plain_bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    text = hex(value) if isinstance(value, int) else repr(value)  # decimal digits of an int are limited
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _digest_of(value: Any) -> bytes:
