@@ -1111,7 +1111,8 @@ class OwnerCore:
     @staticmethod
     def as_seen(now: float, wall: float, job: OwnedJob, thief: bytes, index: int, outcome: Outcome) -> Outcome:
         """Return another node's outcome with no more run time than went by here since it was given the task; when that
-        is not known, since the job was submitted.  Its CPU time is cut by as much.
+        is not known, since the job was submitted.  Its CPU time is cut by as much.  When it began is taken from its end
+        here, if the node told nothing that can be.
 
         Args:
             wall: Unix seconds.
@@ -1124,9 +1125,11 @@ class OwnerCore:
         else:
             seen_s = wall - job.envelope.terms.created_ms / 1000 + (0.0 if job.is_own else JOB_SKEW_S_MAX)
         most_s = RUNTIME_DRIFT_MAX * max(0.0, seen_s)
-        if outcome.runtime_s <= most_s:
-            return outcome
-        return replace(outcome, runtime_s=most_s, cpu_s=outcome.cpu_s * most_s / outcome.runtime_s)
+        if outcome.runtime_s > most_s:
+            outcome = replace(outcome, runtime_s=most_s, cpu_s=outcome.cpu_s * most_s / outcome.runtime_s)
+        if outcome.runtime_s and not outcome.started_wall:
+            outcome = replace(outcome, started_wall=wall - outcome.runtime_s)
+        return outcome
 
     def result(
         self,

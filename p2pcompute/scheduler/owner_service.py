@@ -138,8 +138,8 @@ class OwnerCounters:
     """Results with files that their tasks were not asked for."""
     refused_pickles_count: int = 0
     """Values that were no data, of nodes that are not trusted."""
-    long_times_count: int = 0
-    """Results that said that they took longer than it was known of them."""
+    odd_times_count: int = 0
+    """Results that, as their nodes say, began or took what cannot be."""
     forged_claims_count: int = 0
     commit_failures_count: int = 0
 
@@ -514,6 +514,8 @@ class OwnerService:
         try:
             envelope = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE, signer=signer)
             job_id, claims = parse_claims(envelope.payload)
+            if not envelope.payload.get("boot"):
+                raise RemoteProtocolError("claims of a worker that does not say in which life it signs")
             if not isinstance(bodies, list) or len(bodies) != len(claims):
                 raise RemoteProtocolError("claims and outcomes differ in number")
             pairs = []
@@ -667,7 +669,7 @@ class OwnerService:
         """Cut the times that results tell to those that can be, and count them."""
         now, wall = self._host.clock.now(), self._host.clock.wall()
         seen = [(claim, self.core.as_seen(now, wall, job, thief, claim[0], outcome)) for claim, outcome in pairs]
-        self.counters.long_times_count += sum(cut[1] is not told[1] for cut, told in zip(seen, pairs, strict=True))
+        self.counters.odd_times_count += sum(cut[1] is not told[1] for cut, told in zip(seen, pairs, strict=True))
         return seen
 
     def _keep_output(self, book: JobBook, index: int, digest: bytes, thief: bytes, outcome: Outcome) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -345,7 +346,9 @@ def test_a_node_has_taken_no_longer_than_its_lease_lasts() -> None:
     job, lie = core.jobs[JOB], Outcome(OutcomeStatus.OK, runtime_s=9e14, cpu_s=18e14)
     seen = core.as_seen(102.0, 5000.0, job, a.key, 0, lie)
     assert 2.0 <= seen.runtime_s < 2.1 and seen.cpu_s == pytest.approx(2 * seen.runtime_s)
-    assert core.as_seen(102.0, 5000.0, job, a.key, 0, OK) is OK
+    assert seen.started_wall == pytest.approx(4998.0, abs=0.1), "the node did not tell"
+    told = replace(OK, started_wall=4999.0)
+    assert core.as_seen(102.0, 5000.0, job, a.key, 0, told) is told
     late = core.as_seen(102.0, 5000.0, job, b.key, 0, lie)
     assert 4000.0 <= late.runtime_s < 4100.0 + JOB_SKEW_S_MAX, "of a lease that is forgotten: since the job was made"
 
