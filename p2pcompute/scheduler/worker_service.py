@@ -296,7 +296,13 @@ class WorkerService:
                 self.core.staged([held.run_id])
                 self._refuse(held, f"the task description is malformed: {error}")
                 continue
-            if refs:
+            size, room = sum(ref.size for ref in refs), self._host.store.blobs.bytes_max
+            if size > room:
+                self.core.staged([held.run_id])
+                self._refuse(
+                    held, f"its inputs have {size / MIB:.4g} MiB, and store.cache there is {room / MIB:.4g} MiB"
+                )
+            elif refs:
                 self._host.store.blobs.pin(refs)
                 self._pinned[held.run_id] = refs
                 waiting.append((held, refs))
@@ -641,9 +647,10 @@ class WorkerService:
         limit = f"this node keeps at most {kept_max / MIB:.4g} MiB of results for others (half of its store.cache)"
         if size > kept_max:
             self.counters.too_large_results_count += 1
-            return Outcome(OutcomeStatus.FAILED, error=f"its output has {size / MIB:.4g} MiB; {limit}", cause="disk")
+            error = f"its output has {size / MIB:.4g} MiB; {limit}"
+            return _without_output(outcome, OutcomeStatus.FAILED, error, cause="disk")
         self.counters.no_room_results_count += 1
-        return Outcome(OutcomeStatus.NOT_RUN, error=f"no room for its output: {limit}")
+        return _without_output(outcome, OutcomeStatus.NOT_RUN, f"no room for its output: {limit}")
 
     def _trim(self, blobs: Sequence[BlobRef]) -> None:
         """Remove blobs that nobody here needs, when more is stored than the cap allows."""
@@ -1109,6 +1116,19 @@ class WorkerService:
                     await channel.request(Message.RETURNED, [[job_id, part]], timeout_s=RETURN_S)
             except (P2pcError, TimeoutError):
                 continue
+
+
+def _without_output(outcome: Outcome, status: OutcomeStatus, error: str, *, cause: str = "") -> Outcome:
+    """Return the end of a task whose output is not kept; what it has used stays known, and counts."""
+    return Outcome(
+        status,
+        error=error,
+        cause=cause,
+        started_wall=outcome.started_wall,
+        runtime_s=outcome.runtime_s,
+        cpu_s=outcome.cpu_s,
+        peak_rss_bytes=outcome.peak_rss_bytes,
+    )
 
 
 def _task_of(held: Held) -> tuple[int, int, int]:

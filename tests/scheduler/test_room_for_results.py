@@ -68,7 +68,8 @@ async def finish(worker: WorkerService, index: int, size: int) -> Outcome:
     kept = ref.put_now(data, pin=True)
     held = next(one for one in worker.core.held.values() if one.task.index == index)
     worker.core.drop(JOB, [index], owner=OWNER, kill=False)
-    worker._finish(held, Outcome(OutcomeStatus.OK, files=(OutputFile("big", kept.digest, kept.size, 0o644),)))
+    file = OutputFile("big", kept.digest, kept.size, 0o644)
+    worker._finish(held, Outcome(OutcomeStatus.OK, files=(file,), runtime_s=7.0))
     return decode_outcome(worker.links[OWNER].results[-1].outcome)
 
 
@@ -88,7 +89,17 @@ async def test_an_output_that_never_fits_fails_with_its_cause(worker: WorkerServ
     outcome = await finish(worker, 0, 600_000)
     assert outcome.status is OutcomeStatus.FAILED and outcome.cause == "disk"
     assert "0.5722 MiB" in outcome.error and "half of its store.cache" in outcome.error
+    assert outcome.runtime_s == 7.0, "what it has used is charged all the same"
     assert worker.unsent_blobs_bytes == 0 and worker.counters.too_large_results_count == 1
+
+
+async def test_inputs_that_never_fit_are_not_fetched(worker: WorkerService) -> None:
+    worker._inputs = lambda _spec, _payload: [BlobRef(b"x" * 32, CAP + 1)]
+    grant = Grant(1, 1, b"w" * 32, JOB, OWNER, 60.0, (GrantedTask(0, 0, 1, b""),))
+    worker.take(grant, JobEnvelope(JOB, JobTerms(), b"", b"s" * 32, b"s" * 32, b"raw"), [])
+    outcome = decode_outcome(worker.links[OWNER].results[-1].outcome)
+    assert outcome.status is OutcomeStatus.REFUSED and "store.cache" in outcome.error
+    assert not worker.core.held and not worker._pinned
 
 
 async def test_equal_files_take_their_room_once(worker: WorkerService) -> None:
