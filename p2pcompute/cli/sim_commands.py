@@ -306,6 +306,14 @@ def _run(
         if archive is not None:
             archive.keep(study, point, result)
 
+    def on_stop() -> bool:
+        if stop.by == signal.SIGTERM:
+            return False
+        stop.is_waiting = True
+        progress.clear()
+        say("stopping: the runs under way may end, nothing more is begun; Ctrl-C again ends now")
+        return True
+
     in_flight = IN_FLIGHT_MAX
     open_executor: Any
     watch: Any = None
@@ -322,9 +330,16 @@ def _run(
         in_flight = 2 * jobs
         stop.is_polled = True
     try:
-        run_study(study, open_executor, in_flight=in_flight, on_result=on_result, on_tick=progress.tick)
+        run_study(
+            study,
+            open_executor,
+            in_flight=in_flight,
+            on_result=on_result,
+            on_tick=progress.tick,
+            on_stop=on_stop if on == "mesh" else None,
+        )
     finally:
-        stop.is_polled = False
+        stop.is_polled = stop.is_waiting = False
         progress.close()
         if watch is not None:
             watch.close()

@@ -35,6 +35,8 @@ class Stop:
         """The signal that came."""
         self.is_polled = False
         """Nothing takes longer than until the next `check`, so the signal need not break in."""
+        self.is_waiting = False
+        """What is under way may end: the signal that came is known, only another one breaks in."""
 
     def __enter__(self) -> Stop:
         numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
@@ -58,7 +60,7 @@ class Stop:
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when a signal came."""
-        if self.by is not None:
+        if self.by is not None and not self.is_waiting:
             raise KeyboardInterrupt
 
 
@@ -124,9 +126,14 @@ class Progress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def clear(self) -> None:
+        """Take the line away, for another one."""
         if self._mode == "bar":
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.clear()
+        if self._mode == "bar":
             self._mode = "none"
 
 

@@ -342,6 +342,7 @@ def run_study(
     in_flight: int = IN_FLIGHT_MAX,
     on_result: Callable[[Point, RunResult], object] | None = None,
     on_tick: Callable[[], object] | None = None,
+    on_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Run what `study` lacks.  Ctrl-C stops it and keeps what is done: see `is_interrupted`.
 
@@ -350,12 +351,14 @@ def run_study(
         in_flight: runs that it is given at once.
         on_result: called with each result as it comes, in this thread.
         on_tick: called at least every TICK_S, or as often as there are results; what it raises stops the study.
+        on_stop: for runs in other places: called when Ctrl-C came while some are under way; returns whether they may
+            end, which a second Ctrl-C ends.  What has not begun is given up at once.
 
     Raises:
         UsageError: the scenario cannot be run.
         OutputError: a trace cannot be written.
     """
-    rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick)
+    rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick, on_stop)
     left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
     try:
         while left and not study.is_interrupted:
@@ -381,6 +384,9 @@ class _Rounds:
     in_flight: int
     on_result: Callable[[Point, RunResult], object] | None
     on_tick: Callable[[], object] | None
+    on_stop: Callable[[], bool] | None
+    pending: dict[cf.Future[RunResult], tuple[Point, int]] = field(default_factory=dict)
+    """Runs that an executor has."""
 
     def take(self, point: Point, result: RunResult) -> None:
         point.results[result.seed] = result
@@ -395,17 +401,36 @@ class _Rounds:
             executor.shutdown(wait=True)
         except KeyboardInterrupt:
             self.study.is_interrupted = True
-            _stop(executor)
+            if self.pending and self.on_stop is not None:
+                self._finish(executor, self.on_stop)
+            else:
+                _stop(executor)
             return [], []
         except BaseException:
             _stop(executor)
             raise
         return lost, left
 
+    def _finish(self, executor: cf.Executor, on_stop: Callable[[], bool]) -> None:
+        """Let runs in other places end and take what they gave, unless they are not to be waited for."""
+        try:
+            executor.shutdown(wait=False, cancel_futures=True)
+            if not on_stop():
+                raise KeyboardInterrupt
+            while self.pending:
+                done, _ = cf.wait(self.pending, TICK_S, cf.FIRST_COMPLETED)
+                for future in done:
+                    point, _seed = self.pending.pop(future)
+                    if not future.cancelled() and future.exception() is None:
+                        self.take(point, future.result())
+            executor.shutdown(wait=True)
+        except KeyboardInterrupt as error:
+            executor.__exit__(KeyboardInterrupt, error, None)
+
     def _run(self, executor: cf.Executor, work: _Work) -> tuple[_Work, _Work]:
         run = EXPERIMENTS[self.study.scenario.experiment].run
         left, lost = deque(work), list[tuple[Point, int]]()
-        pending: dict[cf.Future[RunResult], tuple[Point, int]] = {}
+        pending = self.pending = {}
         while left or pending:
             if self.on_tick is not None:
                 self.on_tick()

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import statistics
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,38 @@ def test_ctrl_c_keeps_what_is_done(scenario: Scenario) -> None:
     run_study(study, Interrupted)
     assert study.is_interrupted and seeds_of(study) == [0, 1]
     assert summary(study)["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_ctrl_c_lets_runs_in_other_places_end(
+    is_waiting: bool, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes of work of many nodes would be thrown away, in silence."""
+    began, may_end, really, pools = threading.Event(), threading.Event(), tiny.run_tiny, list[cf.Executor]()
+
+    def run_slowly(*args: Any, **kwargs: Any) -> RunResult:
+        began.set()
+        may_end.wait()
+        return really(*args, **kwargs)
+
+    def open_elsewhere() -> cf.Executor:
+        pools.append(cf.ThreadPoolExecutor(1))
+        return pools[0]
+
+    def interrupt() -> None:
+        if began.is_set():
+            raise KeyboardInterrupt
+
+    def on_stop() -> bool:
+        may_end.set()
+        return is_waiting
+
+    monkeypatch.setattr(tiny, "run_tiny", run_slowly)
+    study = study_of(scenario, seeds=range(50))
+    run_study(study, open_elsewhere, on_tick=interrupt, on_stop=on_stop)
+    assert study.is_interrupted and seeds_of(study) == ([0] if is_waiting else [])
+    with pytest.raises(RuntimeError):
+        pools[0].submit(began.set)
 
 
 def test_ctrl_c_ends_the_processes_of_a_pool(scenario: Scenario) -> None:
