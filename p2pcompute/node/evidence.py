@@ -116,9 +116,11 @@ class EvidenceExchange:
         credentials = self._credentials
         if installation == credentials.identity.installation or credentials.membership_of(installation) is None:
             return  # anybody can make a key that lies, and whoever is no member gets no work
-        if installation not in self._proofs:
-            self._convict(installation)
-        if self._add(installation, proof):
+        if installation in self._proofs:
+            return
+        is_kept = self._add(installation, proof)  # before the ban, for which a proof would be looked for
+        self._convict(installation)
+        if is_kept:
             for channel in self._channels.all():
                 if channel is not but:
                     channel.send(PROOF, [proof])

@@ -34,6 +34,7 @@ from p2pcompute.wire.envelope import open_envelope
 
 BUNDLE: Final = "p2pc/bundle/1"
 EVIDENCE: Final = "p2pc/evidence/1"
+_EVIDENCE_CLAIMS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def find_equivocation(crypto: Crypto, facts: Iterable[bytes], signer: bytes) -> 
         if opened is None or opened[0] != signer:
             continue
         for index, generation, attempt, status, digest in opened[3]:
-            if status != OutcomeStatus.OK:
+            if status != OutcomeStatus.OK or not opened[1]:
                 continue
             before = seen.setdefault((opened[1], index, generation, attempt), (digest, raw))
             if before[0] != digest:
@@ -148,12 +149,20 @@ def check_file(crypto: Crypto, data: bytes) -> Report:
 def check_evidence(crypto: Crypto, data: bytes) -> bytes:
     """Return the key of the one node that an evidence file proves to have lied.
 
+    Files of others come here unasked: of more than two claims, and of bundles, nothing is looked at.
+
     Raises:
         TrustError: it proves nothing, or is no evidence, or about several.
     """
-    report = check_file(crypto, data)
-    signers = {one.signer for one in report.equivocations}
-    if report.job is not None or len(signers) != 1:
+    try:
+        value = cbor.decode(data)
+    except RemoteProtocolError as error:
+        raise TrustError("this file proves nothing", error.what, "ask for a new one", code="bundle") from error
+    is_evidence = isinstance(value, dict) and value.get("type") == EVIDENCE
+    if not (is_evidence and isinstance(value.get("claims"), list) and len(value["claims"]) == _EVIDENCE_CLAIMS):
+        raise TrustError("this file is not evidence about one node", "", None, code="bundle")
+    signers = {one.signer for one in check_file(crypto, data).equivocations}
+    if len(signers) != 1:
         raise TrustError("this file is not evidence about one node", "", None, code="bundle")
     return signers.pop()
 
@@ -184,7 +193,7 @@ class _Claims:
             if status != OutcomeStatus.OK:
                 continue
             before = self._seen.setdefault((signer, boot, job_id, index, generation, attempt), digest)
-            if before != digest:
+            if boot and before != digest:  # who names no life, as coordinators, may have lost its memory between
                 self.equivocations.append(Equivocation(signer, job_id, index, generation, attempt))
             self.by_task.setdefault((index, generation), {}).setdefault(signer, digest)
 

@@ -280,7 +280,7 @@ class Fuzz:
         payload = encode_payload(TaskPayload(argv=(NOWHERE,), inputs=("x",)))
         outcome = Outcome(OutcomeStatus.OK, stdout=b"out", exit_code=0, started_wall=1.0, runtime_s=0.5)
         claim = [rng.randrange(3), 0, 1, "ok", output_digest(outcome)]
-        claims = {"job": rng.choice([job_id, bytes(32)]), "claims": [claim]}
+        claims = {"job": rng.choice([job_id, bytes(32)]), "boot": b"boot", "claims": [claim]}
         if rng.random() < 0.5:
             claims = self.mutate.value(claims)
         job = self.job

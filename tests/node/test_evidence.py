@@ -17,7 +17,8 @@ from p2pcompute.limits import PROOF_BYTES_MAX, PROOFS_MAX
 from p2pcompute.node import evidence as module
 from p2pcompute.node.evidence import EvidenceExchange
 from p2pcompute.node.membership import GroupCredentials
-from p2pcompute.scheduler.bundles import check_evidence, make_evidence
+from p2pcompute.scheduler import bundles
+from p2pcompute.scheduler.bundles import check_evidence, find_equivocation, make_bundle, make_evidence
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
 from p2pcompute.trust.groups import admit, found_group
 
@@ -47,9 +48,24 @@ def test_two_results_under_one_lease_are_proof_and_nothing_else_is() -> None:
     ):
         with pytest.raises(TrustError):
             check_evidence(CRYPTO, make_evidence([claims(EVE, b"1"), second]))
+    nameless = [claims(EVE, b"1", boot=b""), claims(EVE, b"2", boot=b"")]
+    with pytest.raises(TrustError):
+        check_evidence(CRYPTO, make_evidence(nameless))
+    assert find_equivocation(CRYPTO, nameless, EVE.public_key) is None
     both = make_evidence([claims(EVE, b"1"), claims(EVE, b"2"), claims(BOB, b"1"), claims(BOB, b"2")])
     with pytest.raises(TrustError, match="one node"):
         check_evidence(CRYPTO, both)
+
+
+def test_what_comes_unasked_costs_no_more_than_two_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle in the place of evidence, or evidence of hundreds of claims, is refused before anything is checked."""
+    looked: list[bytes] = []
+    monkeypatch.setattr(bundles, "_claims", lambda _crypto, raw: looked.append(raw))
+    monkeypatch.setattr(bundles, "open_job", lambda _crypto, raw, **_: looked.append(raw))
+    for data in (make_bundle(b"envelope", [b"fact"], []), make_evidence([b"claim"] * 400)):
+        with pytest.raises(TrustError, match="not evidence"):
+            check_evidence(CRYPTO, data)
+    assert not looked
 
 
 class NoChannels:
@@ -88,6 +104,15 @@ async def test_a_proof_counts_once_and_only_about_members() -> None:
         with pytest.raises(RemoteProtocolError):
             exchange._take(junk)
     assert convicted == [EVE.public_key] and exchange.refused_count == 6
+
+
+async def test_a_proof_that_was_heard_is_there_when_its_subject_is_banned() -> None:
+    """Else every proof that goes round would make each node look through all its jobs for one of its own."""
+    exchange = exchange_of_ada([])
+    known: list[bytes] = []
+    exchange._convict = lambda installation: known.append(exchange.get(installation))
+    exchange._take(proof(EVE))
+    assert known == [proof(EVE)]
 
 
 async def test_when_there_is_no_room_a_proof_still_counts_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from p2pcompute.trust.verification.book import Why
 from p2pcompute.wire import cbor
 
 JOB = b"j" * 32
+LIFE = b"life"
+"""In which all workers sign."""
 WRONG = b"w" * 32
 OK = Outcome(OutcomeStatus.OK, value=b"x", runtime_s=0.25)
 Answer = Callable[[bytes, int], bytes]
@@ -93,7 +95,9 @@ class Play:
         self.runs += 1
         outcome = Outcome(OutcomeStatus.OK, value=digest, runtime_s=0.25)
         installation = b"me" if key == LOCAL else key
-        return self.core.result(self.now, key, installation, JOB, index, generation, attempt, outcome, digest)
+        return self.core.result(
+            self.now, key, installation, JOB, index, generation, attempt, outcome, digest, boot=LIFE
+        )
 
     def collect(self) -> None:
         effects = self.core.take_effects()
@@ -362,6 +366,19 @@ def test_who_answers_two_leases_differently_is_not_banned() -> None:
     play.answer(key_of("a"), task.index, 0, task.attempt, b"1" * 32)
     play.answer(key_of("a"), task.index, 0, task.attempt + 1, b"2" * 32)
     play.core.result(1.0, key_of("a"), key_of("a"), JOB, task.index, 0, task.attempt, OK, b"3" * 32, boot=b"later")
+    play.collect()
+    assert play.banned() == set()
+    assert list(play.job.checked.arbitrations) == [task.index]  # type: ignore[union-attr]
+
+
+def test_who_names_no_life_is_not_banned_for_a_second_result() -> None:
+    """A coordinator's own claims name none: after a restart it may compute a task again, and find something else."""
+    play = Play(2, {"a": honest, "b": honest})
+    grant = play.ask(key_of("a"), want=1)
+    assert grant is not None
+    task = grant.tasks[0]
+    for digest in (b"1" * 32, b"2" * 32):
+        play.core.result(1.0, key_of("a"), key_of("a"), JOB, task.index, 0, task.attempt, OK, digest)
     play.collect()
     assert play.banned() == set()
     assert list(play.job.checked.arbitrations) == [task.index]  # type: ignore[union-attr]

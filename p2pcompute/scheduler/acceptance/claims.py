@@ -74,8 +74,9 @@ class Claims(HandingOut):
         if before is not None and before == digest:
             checked.verifier.returned(now, installation, number)
             return is_holder
-        if before is not None and checked.signed.get((index, installation)) != under:
+        if before is not None and (not under[1] or checked.signed.get((index, installation)) != under):
             # Two leases, two results: it errs, or the task has more than one result.  Nobody is banned for that.
+            # Nor is who names no life, as coordinators of what they computed themselves: it may have lost its memory.
             self._tell(installation, checked, index, "its second result differs from its first")
             checked.verifier.returned(now, installation, number)
             if not task.is_final:
