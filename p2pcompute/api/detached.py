@@ -25,7 +25,7 @@ from p2pcompute.api.control import REQUEST_S, ask, call, events
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.files import place_file
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture, check_failed, failure, set_cancelled, set_exception, settle
+from p2pcompute.api.futures import MeshFuture, check_failed, closed, failure, set_cancelled, set_exception, settle
 from p2pcompute.api.job_status import JobStatus, Progress, status_of
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.kept_jobs import KeptJob
@@ -119,15 +119,18 @@ class Feed:
 
     # --- the program's threads ------------------------------------------------------------------------
 
-    def put(self, future: KeptFuture[Any], line: dict[str, Any], size: int) -> None:
-        """Take a call in."""
-        future.feed = self
+    def put(self, future: KeptFuture[Any], line: dict[str, Any], size: int) -> bool:
+        """Take a call in; False: no more calls are taken."""
         with self._changed:
+            if self._is_sealing:
+                return False
+            future.feed = self
             if self.error is None:
                 self._waiting.append((future, line, size))
                 self._changed.notify_all()
-                return
+                return True
         set_exception(future, self.error)
+        return True
 
     def seal(self) -> None:
         """No more calls come."""
@@ -161,21 +164,32 @@ class Feed:
         with self._changed:
             while future._index < 0 and self.error is None:
                 self._changed.wait()
-        if not future.done():
+        if self.error is None and not future.done():
             ask(self._path, "POST", self._place("/cancel"), {"indices": [future._index]})
             if self.state_of(future._index) == "cancelled":
                 cf.wait([future], REQUEST_S)  # until it is heard here, too
 
     def again(self, futures: Sequence[MeshFuture[Any]]) -> list[KeptFuture[Any]]:
-        """Have calls made again that have failed; return their new futures, in the place of the old ones."""
+        """Have calls made again that have failed; return their new futures, in the place of the old ones.
+
+        Raises:
+            P2pcError: the node refuses, or what it has could not be followed.
+        """
         made: list[KeptFuture[Any]] = []
         with self._changed:
+            if self.error is not None:
+                raise self.error
             for future in futures:
                 new: KeptFuture[Any] = KeptFuture(future._desk, future._bytes_in)
                 new.feed, new._index, new._note = self, future._index, future._note
                 self._futures[future._index] = new
                 made.append(new)
-        ask(self._path, "POST", self._place("/retry"), {"indices": [future._index for future in made]})
+        try:
+            ask(self._path, "POST", self._place("/retry"), {"indices": [future._index for future in made]})
+        except P2pcError as error:
+            for new in made:
+                set_exception(new, error)
+            raise
         with self._changed:
             if not self._is_following:
                 self._start_to_follow()
@@ -208,6 +222,7 @@ class Feed:
     # --- handing in -----------------------------------------------------------------------------------
 
     def _hand_in(self) -> None:
+        batch: list[tuple[KeptFuture[Any], dict[str, Any]]] = []
         try:
             while batch := self._next_batch():
                 if not self.document:
@@ -215,8 +230,8 @@ class Feed:
                 self._upload(batch)
             if self.document:
                 self._patiently(lambda: ask(self._path, "POST", self._place("/seal"), {}))
-        except P2pcError as error:
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - nobody else would resolve the futures
+            self._fail(_broken(error), [future for future, _line in batch])
         finally:
             self.handed_in.set()
             with self._changed:
@@ -307,11 +322,15 @@ class Feed:
                     raise
                 time.sleep(RETRY_S)
 
-    def _fail(self, error: P2pcError) -> None:
-        """Resolve what is open: the node cannot be asked, or refuses."""
+    def _fail(self, error: P2pcError, sending: Sequence[KeptFuture[Any]] = ()) -> None:
+        """Resolve what is open: the node cannot be asked, or refuses.
+
+        Args:
+            sending: futures of what was just being handed in.
+        """
         with self._changed:
             self.error = error
-            open_now = [*self._futures, *(future for future, _line, _size in self._waiting)]
+            open_now = [*self._futures, *sending, *(future for future, _line, _size in self._waiting)]
             self._waiting.clear()
             self._changed.notify_all()
         for future in open_now:
@@ -335,8 +354,8 @@ class Feed:
             except NodeUnavailable as error:
                 if time.monotonic() >= heard_at + PATIENCE_S:
                     self._fail(error)
-            except P2pcError as error:
-                self._fail(error)
+            except Exception as error:  # noqa: BLE001 - nobody else would resolve the futures
+                self._fail(_broken(error))
             time.sleep(RETRY_S)
 
     def _stop_following(self) -> bool:
@@ -361,6 +380,14 @@ class Feed:
         if task["state"] == "cancelled" or task["status"] is None:
             set_cancelled(future)
             return
+        try:
+            self._resolve(future, task)
+        except NodeUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - of one call: a place that takes no files, a value that is gone
+            set_exception(future, error)
+
+    def _resolve(self, future: KeptFuture[Any], task: Mapping[str, Any]) -> None:
         outcome, value = _outcome(task, lambda name: self._content(task, name))
         future._report = (task["node"], int(task["attempts"]), outcome, len(value))
         if future._note is not None and outcome.files:
@@ -385,6 +412,13 @@ class Feed:
             file.name: place_file(note.to, file, self._content({"index": future._index}, f"files/{quote(file.name)}"))
             for file in outcome.files
         }
+
+
+def _broken(error: Exception) -> P2pcError:
+    if isinstance(error, P2pcError):
+        return error
+    what = "what this machine's node keeps cannot be handed in or followed"
+    return P2pcError(what, f"{type(error).__name__}: {error}", "p2pc jobs shows what it has")
 
 
 def _terms(options: TaskOptions) -> dict[str, Any]:
@@ -453,6 +487,7 @@ class KeptCalls:
         self._all: list[Feed] = []
         """Feeds that may not have handed in everything."""
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         threading._register_atexit(self._end)  # type: ignore[attr-defined]
 
     def find(self, key: bytes) -> Earlier | None:
@@ -471,6 +506,7 @@ class KeptCalls:
         """Hand a call in.
 
         Raises:
+            RuntimeError: the interpreter ends.
             UsageError: it waits for others, or shares an object.
         """
         if call.parts:
@@ -487,8 +523,13 @@ class KeptCalls:
             "fetch": list(call.fetch),
             "key": call.note.key.hex(),
         }
-        feed = target if isinstance(target, Feed) else self._open_feed(target)
-        feed.put(future, line, len(line["args_b64"]))
+        size = len(line["args_b64"])
+        if isinstance(target, Feed):
+            if not target.put(future, line, size):
+                raise closed()
+            return
+        while not self._open_feed(target).put(future, line, size):
+            pass  # another thread has just sealed it
 
     def _open_feed(self, shipment: Shipment) -> Feed:
         with self._lock:
@@ -519,7 +560,9 @@ class KeptCalls:
                 raise feed.error
 
     def _end(self) -> None:
-        """The interpreter ends."""
+        """The interpreter ends; that of a forked child has no threads that hand in."""
+        if self._pid != os.getpid():
+            return
         try:
             self.flush()
         except P2pcError as error:

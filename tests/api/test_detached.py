@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import p2pcompute
-from p2pcompute import BadValue, MeshExecutor, NodeUnavailable, TaskOptions, UsageError
+from p2pcompute import BadValue, MeshExecutor, NodeUnavailable, P2pcError, TaskOptions, UsageError
+from p2pcompute.api import detached
+from p2pcompute.api.detached import Feed, KeptCalls, KeptFuture
+from p2pcompute.api.functions import Shipment
+from p2pcompute.api.noted import Prepared
+from p2pcompute.api.result_folder import Note
+from p2pcompute.execution.functions import dump_value
 from tests.api.conftest import run_script, wait_until
 from tests.api.test_join import Daemon, short_home, start_daemon
 
@@ -111,3 +122,95 @@ def test_what_detach_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         MeshExecutor(detach=True, options=TaskOptions(retries=1))
     with pytest.raises(BadValue, match="max_workers"):
         MeshExecutor(detach=True, max_workers=2)
+
+
+class Node:
+    """What a node's control socket says, as far as feeds ask it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.files: dict[int, list[dict[str, Any]]] = {}
+        self.error: Exception | None = None
+        self.is_sealed = False
+        monkeypatch.setattr(detached, "ask", self.ask)
+        monkeypatch.setattr(detached, "call", lambda *_: b"content")
+        monkeypatch.setattr(detached, "events", self.events)
+        monkeypatch.setattr(detached, "RETRY_S", 0.01)
+
+    def ask(self, _path: Path, method: str, target: str, body: Any = None) -> Any:
+        if method == "POST" and "/tasks" in target:
+            self.lines += body
+        self.is_sealed = self.is_sealed or "/seal" in target
+        if method == "POST" and target == "/v1/jobs" and self.error is not None:
+            raise self.error
+        return {"id": "00", "added": len(self.lines)}
+
+    def events(self, _path: Path, _target: str) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+        for index in range(len(self.lines)):
+            value = base64.b64encode(dump_value(index)).decode()
+            task = {"index": index, "state": "done", "status": "ok", "value_b64": value, "node": "n", "attempts": 1}
+            numbers = dict.fromkeys(("exit_code", "signal", "error", "cause", "started", "runtime_s", "cpu_s"))
+            yield "task", index + 1, task | numbers | {"peak_rss_bytes": 0, "files": self.files.get(index, [])}
+        if self.is_sealed:
+            yield "end", None, {}
+
+    def submit(self, kept: KeptCalls, target: Shipment | Feed, to: Path = Path()) -> KeptFuture[Any]:
+        desk: Any = SimpleNamespace(condition=threading.Condition(), check_process=lambda: None)
+        future: KeptFuture[Any] = KeptFuture(desk, 0)
+        future._note = Note(name="f", inputs=(), key=b"", to=to)
+        kept.send(future, target, Prepared(b"", (), (), (), future._note))
+        return future
+
+
+SHIPMENT = Shipment("f", b"", None, (), TaskOptions(), b"key")
+
+
+def test_what_goes_wrong_with_one_call_ends_that_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: a file that cannot be put in its place leaves all futures of the job open for ever."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    node.files[0] = [{"name": "out", "size": 7, "mode": 0o644}]
+    (tmp_path / "file").touch()
+    bad, good = (node.submit(kept, SHIPMENT, tmp_path / "file") for _ in range(2))
+    kept.flush()
+    assert isinstance(bad.exception(timeout=10), OSError)
+    assert good.result(timeout=10) == 1
+
+
+def test_a_job_that_cannot_be_handed_in_fails_its_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: an error that nobody expected ends the thread that hands in, and `flush` says that all is well."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    node.error = ValueError("no JSON")
+    future = node.submit(kept, SHIPMENT)
+    with pytest.raises(P2pcError, match="handed in"):
+        kept.flush()
+    assert isinstance(future.exception(timeout=10), P2pcError)
+    with pytest.raises(P2pcError, match="handed in"):
+        future.retry()
+
+
+def test_a_call_that_comes_as_its_job_is_sealed_goes_to_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken: it is taken by a job that hands nothing in any more, and never ends."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    first = kept._open_feed(SHIPMENT)
+    feeds = iter([first])
+    open_feed = kept._open_feed
+    monkeypatch.setattr(kept, "_open_feed", lambda shipment: next(feeds, None) or open_feed(shipment))
+    kept.flush()
+    future = node.submit(kept, SHIPMENT)
+    assert future.feed is not first
+    kept.flush()
+    assert future.result(timeout=10) == 0
+
+
+def test_a_forked_child_hands_nothing_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: it waits at its end for threads that only its parent has."""
+    Node(monkeypatch)
+    kept = KeptCalls(tmp_path, None)
+    feed = kept._open_feed(SHIPMENT)
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        kept._end()
+    assert not feed._is_sealing
+    kept.flush()

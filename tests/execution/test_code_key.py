@@ -39,7 +39,7 @@ class Plain:
         (Word("a"), Word("b")),
         (Row([1]), Row([2])),
         (ValueError("a"), ValueError("b")),
-        (np.ma.masked_array([1, 2], [0, 1]), np.ma.masked_array([1, 3], [0, 1])),
+        (np.ma.masked_array([1, 2], [False, True]), np.ma.masked_array([1, 3], [False, True])),
         (Slotted(1), Slotted(2)),
         (Plain(1), Plain(2)),
         (10**5000, 10**5000 + 1),
