@@ -6,6 +6,7 @@ What was run before with the same settings, seed and code counts again; two proc
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from p2pcompute.simulation.world import RunResult
 
 RUN_SCHEMA: Final = "p2pc.sim-run/1"
+RUNS_NAME: Final = "runs.jsonl"
 
 
 @functools.cache
@@ -96,7 +98,7 @@ class Archive:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / "runs.jsonl"
+        self._path = folder / RUNS_NAME
         self._found: dict[tuple[object, ...], RunResult] = {}
         self._counts: Counter[str] = Counter()
         """Lines by scenario."""
@@ -209,7 +211,10 @@ def _unusable(folder: Path, error: OSError) -> UsageError:
 
 
 def unwritable(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"{folder} cannot be used", *_why_and_fix(error), code="output")
+    why, fix = _why_and_fix(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = f"make room and repeat the command: it goes on from the runs that are in {folder / RUNS_NAME}"
+    return OutputError(f"{folder} cannot be used", why, fix, code="output")
 
 
 def _why_and_fix(error: OSError) -> tuple[str, str]:

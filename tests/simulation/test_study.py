@@ -270,8 +270,11 @@ def test_a_full_disk_in_the_middle_of_a_run_is_not_seen_by_it(
     study.traces = tmp_path
     monkeypatch.setattr(records, "BUFFER_BYTES_MAX", 1000)
     monkeypatch.setattr(records.Writer, "flush", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left") as caught:
         run_study(study, InProcess)
+    assert (
+        caught.value.fix is not None and f"goes on from the runs that are in {tmp_path}/runs.jsonl" in caught.value.fix
+    )
     assert not study.points[0].results and not list((tmp_path / "traces").iterdir())
 
 
