@@ -203,5 +203,6 @@ async def build_node(
             logs=FileLogs(paths.data),
         )
         runner.trusts = node.placement.trusts
+        node.on_warning = log.warning
         return node, undo.pop_all().aclose
     raise AssertionError("unreachable")

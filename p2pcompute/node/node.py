@@ -236,6 +236,9 @@ class Node:
         self.evidence_exchange = EvidenceExchange(
             host, self.credentials, self.channels, self._journal, self._scope, self._convict
         )
+        self._twin_note = ""
+        self.on_warning: Callable[[str], None] = lambda _text: None
+        """Called with what whoever runs this node should know, once."""
         self._wire()
 
     def _wire(self) -> None:
@@ -245,6 +248,7 @@ class Node:
         self._policy_changed(self.members.policy().in_force)
         self.channels.on_open = self._channel_opened
         self.channels.on_lost = self._channel_lost
+        self.channels.on_replaced = self._key_used_elsewhere
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
@@ -409,6 +413,8 @@ class Node:
         jobs = [book.job for book in books if book.job.is_own and not book.job.ledger.is_complete]
         running = sum(bool(job.leases) for job in jobs)
         notes = self.members.notes()
+        if self._twin_note:
+            notes.append(self._twin_note)
         trouble = self.scheduler.owner.trouble or self._host.store.blobs.trouble()
         if trouble is not None:
             what = f"{trouble.what} ({trouble.why})" if trouble.why else trouble.what
@@ -896,6 +902,15 @@ class Node:
         self.evidence_exchange.channel_opened(channel)
         self.network.channel_opened(channel)
         self.scheduler.channel_opened(channel)
+
+    def _key_used_elsewhere(self, channel: Channel) -> None:
+        """Another process has this node's key: its directory was copied.  Said once; whether it is true a peer says."""
+        if not self._twin_note:
+            self._twin_note = (
+                f"another node runs with this one's key, says {channel.peer.name}: was this node's directory copied?  "
+                "Both disturb each other: stop one, and let it join anew from a directory of its own (P2PC_HOME)"
+            )
+            self.on_warning(self._twin_note)
 
     def _channel_lost(self, channel: Channel) -> None:
         self.members.exchange.channel_lost(channel)

@@ -109,6 +109,8 @@ class ChannelShared:
     serving: dict[bytes, _Serving] = field(default_factory=dict)
     is_needed: Callable[[bytes], bool] = lambda _key: False
     """Whether a service wants the channel to this peer kept open, quiet as it is."""
+    on_replaced: Callable[[Channel], None] = lambda _channel: None
+    """Called with a channel whose peer has one with another process that has this node's key."""
 
 
 @dataclass(slots=True)
@@ -296,6 +298,13 @@ class Channel:
         """Close at once and forget what is queued."""
         self._end(reason, is_abort=True)
 
+    def replace(self) -> None:
+        """Close at once for another process with the peer's key; tell the peer, if it is still there."""
+        if not self._is_ended:
+            self._enqueue(encode_message(MessageType.REPLACED, 0, None))
+            self._flush()
+        self._end("the peer was restarted", is_abort=True)
+
     # --- receiving --------------------------------------------------------------------------------
 
     def _dispatch(self, frame: bytes) -> None:
@@ -346,6 +355,8 @@ class Channel:
                     sample = self._heard - self._ping[1]
                     self.rtt_s += _RTT_WEIGHT * (sample - self.rtt_s)
                     self._ping = None
+            case MessageType.REPLACED:
+                self._shared.on_replaced(self)
             case _:
                 self._shared.counters.unknown += 1
 

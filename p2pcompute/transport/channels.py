@@ -158,6 +158,15 @@ class Channels:
         self._shared.is_needed = is_needed
 
     @property
+    def on_replaced(self) -> Callable[[Channel], None]:
+        """Called with a channel whose peer says that another process has this node's key."""
+        return self._shared.on_replaced
+
+    @on_replaced.setter
+    def on_replaced(self, on_replaced: Callable[[Channel], None]) -> None:
+        self._shared.on_replaced = on_replaced
+
+    @property
     def counters(self) -> ChannelCounters:
         """See `ChannelCounters`; those of handshakes are in `handshakes`, those of preambles in `preambles`."""
         return self._shared.counters
@@ -564,7 +573,7 @@ class Channels:
         """End the channels of the peer's former process: after a restart without a goodbye they look alive."""
         for other in list(self._by_key.get(channel.peer.key, ())):
             if other.instance != channel.instance:
-                other.abort("the peer was restarted")
+                other.replace()
             else:
                 other.probe()
 

@@ -27,6 +27,9 @@ class MessageType(IntEnum):
     WELCOME = 5
     PING = 6
     PONG = 7
+    REPLACED = 8
+    """One-way, before the end: another process with the receiver's key has opened a channel.  Who was restarted is not
+    there any more to read it; who reads it shares its key with somebody."""
 
 
 class Purpose(IntEnum):

@@ -635,7 +635,26 @@ def test_a_restarted_peer_takes_the_place_of_its_former_self(world: World) -> No
         await raw_channel(ann, bob, instance=b"after..."[:8])
         await wait_for(lambda: len(bob.opened) == 2 and bob.lost, "the former channel's end")
         assert bob.lost == [bob.opened[0]] and bob.channels.get(ann.key) is bob.opened[1]
+        while (await former.next())[0] != MessageType.REPLACED:
+            pass
         assert await former.is_closed()
+        await stop(ann, bob)
+
+    world.run(case)
+
+
+def test_who_shares_its_key_with_another_process_is_told(world: World) -> None:
+    """The directory of a node was copied while it ran: both take each other's channels, and nobody knows why."""
+
+    async def case(world: World) -> None:
+        ann, bob = await pair(world)
+        channel = await ann.connect(bob)
+        told: list[Channel] = []
+        ann.channels.on_replaced = told.append
+        await raw_channel(ann, bob, instance=b"copied.."[:8])
+        await wait_for(lambda: told, "bob's word that ann is twice")
+        assert told == [channel]
+        await wait_for(lambda: not ann.channels._open, "the end of the former channel")
         await stop(ann, bob)
 
     world.run(case)
