@@ -119,8 +119,10 @@ class LogExchange:
     def _tell_some(self) -> None:
         """Tell the digest to some of whom it is not known that they hold the same; nobody is left: rest."""
         self._timer = None
-        digest = self._credentials.roster.digest
-        others = [channel for channel in self._channels.all() if self._same.get(channel) != digest]
+        digest, channels = self._credentials.roster.digest, self._channels.all()
+        # An answer may have come with the end of its channel.
+        self._same = {channel: self._same[channel] for channel in channels if channel in self._same}
+        others = [channel for channel in channels if self._same.get(channel) != digest]
         if not others:
             return
         for channel in self._rng.sample(others, min(self._turn_count, len(others))):
@@ -181,7 +183,9 @@ class LogExchange:
         """Send what a peer has not, of what it was told to be here."""
         if not isinstance(wanted, list) or len(wanted) > LOG_ENTRIES_MAX + ROSTER_SHARED_MAX:
             raise RemoteProtocolError("not what is wanted")
-        roster = self._credentials.roster
+        if not all(isinstance(one, bytes) for one in wanted):
+            raise RemoteProtocolError("not what is wanted")
+        roster, wanted = self._credentials.roster, dict.fromkeys(wanted)
         entries = roster.log.missing_of(
             [one for one in _beginnings(roster) if one not in wanted], bytes_max=SYNC_BYTES_MAX
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,6 +158,8 @@ class Node:
         self._boot = host.crypto.random_bytes(BOOT_BYTES)
         self._is_draining = False
         self._is_reopening = False
+        self._changing = asyncio.Lock()
+        """Held while this node moves to another group."""
         self._accepts = options.accept_if if options.accepts_others else "false"
         if group is None:
             group = found_group(identity, host.crypto, options.group_name, host.clock.wall())
@@ -265,9 +268,10 @@ class Node:
 
     async def _reopen(self) -> None:
         """Take part in the group as one that is open to everybody, or is so no more."""
-        group = self.credentials.group
         try:
-            await self._change_group(group.opened(), ())
+            async with self._changing:
+                if self.network.is_open not in (None, self.credentials.is_open):
+                    await self._move(self.credentials.group.opened(), ())
         finally:
             self._is_reopening = False
 
@@ -363,9 +367,10 @@ class Node:
         if self.comfort is not None:
             await self.comfort.start()
         if self._options.is_networked:
-            await self.network.start()
+            await self.evidence_exchange.restore()  # before a peer tells of a proof: what is kept then is all there is
+            async with self._changing:
+                await self.network.start()
             self.members.records.start()
-            await self.evidence_exchange.restore()
         await self.scheduler.start()
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -877,6 +882,10 @@ class Node:
 
     async def _change_group(self, group: Group, contacts: Sequence[Address]) -> None:
         """Move to another group, or open ours; running work goes on, its channels are made anew."""
+        async with self._changing:
+            await self._move(group, contacts)
+
+    async def _move(self, group: Group, contacts: Sequence[Address]) -> None:
         for key in list(self.scheduler.peers):
             self.scheduler.peer_gone(key)
         self.resources.known.clear()
