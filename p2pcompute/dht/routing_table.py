@@ -199,9 +199,9 @@ class RoutingTable:
         self._buckets: dict[int, Bucket] = {}
         self._count = 0
         self._looked_at = float("-inf")
+        """When somebody was probed, or nobody needed it yet."""
         self._stale: list[tuple[Entry, float]] = []
         """Those to be probed next, the first one last, and when they were checked then."""
-        """When somebody was probed, or nobody needed it yet."""
         self._gap_s = _PROBE_GAP_S_MIN
         """Between two probes when there are more than k contacts, unless a round would take too long."""
         self._failing: dict[bytes, _Failing] = {}

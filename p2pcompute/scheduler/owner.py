@@ -296,9 +296,9 @@ class OwnerCore:
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
         self._overdue: dict[bytes, list[Straggler]] = {}
+        """Tasks that take too long, of jobs with nothing else to give; as of the last `tick`."""
         self._overdue_for: dict[bytes, float] = {}
         """The slowness of the slowest node that any of them may be for."""
-        """Tasks that take too long, of jobs with nothing else to give; as of the last `tick`."""
         self._breakers: dict[bytes, _Breaker] = {}
         """By installation."""
         self.copies_count = 0
