@@ -90,14 +90,17 @@ class ResultsSink:
         """
         target = ResultsTarget.from_json(results)
         places = {path for _, path in target.claims()}
-        for job_id, state in list(self._states.items()):
+        in_the_way: dict[bytes, _State] = {}
+        for job_id, state in self._states.items():
             taken = [path for _, path in state.target.claims() if path in places]
             if state.is_done or not taken:
                 continue
             if state.error is None or not self._is_over(job_id):
                 raise self._busy(taken[0], job_id)
-            await self._give_up(job_id, state)
+            in_the_way[job_id] = state
         await asyncio.get_running_loop().run_in_executor(self._pool, check_target, target)
+        for job_id, state in in_the_way.items():
+            await self._give_up(job_id, state)
         claims = await asyncio.get_running_loop().run_in_executor(self._pool, check_claims, target.claims(), self._home)
         for name in sorted(claims):
             # No open sink of ours writes there: what is left is from a job that ended or was forgotten.
