@@ -15,6 +15,8 @@ TABLE_COLUMNS_MAX: Final = 120
 
 
 def print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> None:
+    from p2pcompute.simulation.scenario import value_text
+
     points = document.get("points", [document])
     seeds, nodes = len({seed for part in points for seed in part["seeds"]}), sorted({part["nodes"] for part in points})
     events, messages = (sum(part[name] for part in points) for name in ("events", "messages"))
@@ -42,7 +44,7 @@ def print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> Non
             "faults: " + ", ".join(f"{kind} {count_text(count)}" for kind, count in sorted(fired.items())), file=stream
         )
     for part in points:
-        where = " ".join(f"{key}={value}" for key, value in part.get("set", {}).items())
+        where = " ".join(f"{key}={value_text(value)}" for key, value in part.get("set", {}).items())
         for note, count in part["notes"].items():
             often = f" ({count} of {plural(len(part['seeds']), 'seed')})" if len(part["seeds"]) > 1 else ""
             print(f"note: {f'{where}: ' if where else ''}{note}{often}", file=stream)
@@ -74,7 +76,9 @@ def _metrics_table(metrics: Mapping[str, Any], seeds: Sequence[int]) -> str:
 
 def _points_table(points: Sequence[Mapping[str, Any]]) -> str:
     """All figures, a column for each point, or where that is too wide a line for each point and the main figures."""
-    titles = [" ".join(f"{key}={value}" for key, value in part["set"].items()) for part in points]
+    from p2pcompute.simulation.scenario import value_text
+
+    titles = [" ".join(f"{key}={value_text(value)}" for key, value in part["set"].items()) for part in points]
     names = _plain_names({name: None for part in points for name in part["metrics"]})
     rows = [[name, *(_mean_text(part["metrics"].get(name), part["seeds"]) for part in points)] for name in names]
     text = table(["METRIC", *titles], rows, right=titles)
@@ -88,7 +92,7 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> str:
     for name in dict.fromkeys([*(name for name in main_metrics() if name in cells), *names]):
         columns = [*swept, *shown, name]
         lines = [
-            [*map(str, part["set"].values()), *(cells[one][place] for one in [*shown, name])]
+            [*map(value_text, part["set"].values()), *(cells[one][place] for one in [*shown, name])]
             for place, part in enumerate(points)
         ]
         wider = table(columns, lines, right=columns)

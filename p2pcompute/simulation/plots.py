@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.plots import records
 from p2pcompute.plots.drawing import COLORS, new_figure
 from p2pcompute.simulation.archive import code_version
-from p2pcompute.simulation.scenario import value_at
+from p2pcompute.simulation.scenario import value_at, value_text
 from p2pcompute.simulation.study import trace_path
 from p2pcompute.simulation.summary import is_interval
 
@@ -113,7 +113,7 @@ def write_tables(archive: Archive, study: Study, document: Mapping[str, Any]) ->
         [*swept, "seed", "nodes", "events", "messages", "simulated_s", "wall_s", "problems", *names]
     ]
     for point in study.points:
-        values = [value_at(point.scenario, key) for key in swept]
+        values = [value_text(value_at(point.scenario, key)) for key in swept]
         for seed in study.seeds:
             if (result := point.results.get(seed)) is None:
                 continue
@@ -127,7 +127,7 @@ def write_tables(archive: Archive, study: Study, document: Mapping[str, Any]) ->
     for part in document["points"]:
         for name, found in part["metrics"].items():
             ends = [found["low"], found["high"]] if is_interval(found, part["seeds"]) else ["", ""]
-            rows.append([*part["set"].values(), name, found["mean"], *ends])
+            rows.append([*map(value_text, part["set"].values()), name, found["mean"], *ends])
     archive.write("points.csv", _csv(rows))
     return ["runs.csv", "points.csv"]
 

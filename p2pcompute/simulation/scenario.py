@@ -550,6 +550,15 @@ def value_at(scenario: Scenario, key: str) -> Any:
     return data
 
 
+def value_text(value: Any) -> str:
+    """Return the value of a setting as ``--set`` takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_text, value))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "none" if value is None else str(value)
+
+
 def _targets(data: Any, path: _Path) -> Iterator[_Path]:
     """Yield the places that a key means."""
     if not path:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.errors import UsageError
 from p2pcompute.plots import records
 from p2pcompute.simulation.archive import OutputError, code_version, unwritable
-from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_at, with_values
+from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_at, value_text, with_values
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -160,7 +160,7 @@ def trace_path(folder: Path, point: Point, seed: int) -> Path:
     """Return where the trace of a run is kept under the directory of a study: ``KEY=VALUE_…_seed=N_DIGEST.jsonl``, the
     digest being that of the settings.
     """
-    swept = "_".join(f"{key}={value}" for key, value in point.swept().items())[:TRACE_NAME_CHARS_MAX]
+    swept = "_".join(f"{key}={value_text(value)}" for key, value in point.swept().items())[:TRACE_NAME_CHARS_MAX]
     words = [re.sub(r"[^\w.=+-]", "-", swept), f"seed={seed}", point.scenario.digest()[:8]]
     return folder / "traces" / f"{'_'.join(word for word in words if word)}.jsonl"
 

@@ -53,11 +53,17 @@ SHARES: Final = (
 
 
 def bounded(name: str, found: Mapping[str, float], values: Sequence[float]) -> dict[str, float]:
-    """Cut an interval to what a figure can be: a share lies from 0 to 1, nothing falls below 0 that never did."""
+    """Cut an interval to what a figure can be: a share lies from 0 to 1, a makespan is no less than its
+    lower bound, nothing falls below 0 that never did."""
     base = name[:-4] if name[-4:] in ("_p50", "_p95", "_max") else name
-    low = max(0.0, found["low"]) if min(values) >= 0 else found["low"]
+    least = 1.0 if base in RATIOS else 0.0
+    low = max(least, found["low"]) if min(values) >= least else found["low"]
     high = min(1.0, found["high"]) if base in SHARES and max(values) <= 1 else found["high"]
     return {"mean": found["mean"], "low": low, "high": high}
+
+
+RATIOS: Final = ("makespan_ratio",)
+"""Figures that are 1 at least."""
 
 
 def is_interval(found: Mapping[str, float], seeds: Sequence[int]) -> bool:

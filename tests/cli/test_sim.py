@@ -197,6 +197,11 @@ def test_a_sweep_has_a_column_for_each_value(mine: str, capsys: pytest.CaptureFi
     assert "1 [0, 3.484]" in out and "6 ±2.484" in out, "no value is below 0"
 
 
+def test_swept_values_are_shown_as_they_are_set(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "run", mine, "--sweep", "faults.only=[3],[3,7]", "--sweep", "span=none,[0,1]")
+    assert code == 0 and "faults.only=3,7 span=none" in out and "span=0.0,1.0" in out and "(" not in out
+
+
 def test_a_wide_sweep_has_a_line_for_each_point(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = ",".join(f"0.{number}" for number in range(10, 40))
     code, out, _ = run(capsys, "run", mine, "--sweep", f"loss={values}", "--seeds", "2", "--jobs", "1")

@@ -341,6 +341,7 @@ def test_intervals_are_cut_to_what_is_possible() -> None:
     assert bounded("read_success", wide, values) == {"mean": wide["mean"], "low": 0.0, "high": 1.0}
     assert bounded("up_share_p95", wide, values)["high"] == 1.0
     assert bounded("wasted_work", wide, values)["high"] == wide["high"], "a ratio may be above 1"
+    assert bounded("makespan_ratio", {"mean": 1.1, "low": 0.9, "high": 1.3}, [1.0, 1.2])["low"] == 1.0
     assert bounded("x", interval([-1.0, 1.0]), [-1.0, 1.0]) == interval([-1.0, 1.0])
 
 
