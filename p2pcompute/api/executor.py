@@ -279,9 +279,9 @@ class MeshExecutor(cf.Executor):
             UsageError: it cannot be pickled.
         """
         self._check_open()
-        ref = self._node.blobs().put_now(dump_value(obj), pin=True)
         if self._core.kept is not None:
             raise UsageError("a detached executor shares nothing", "its node keeps each call by itself", "give values")
+        ref = self._node.blobs().put_now(dump_value(obj), pin=True)
         shared = Shared(obj, self._desk, ref)
         self._desk.flow.drop_with(shared, ref)
         return shared

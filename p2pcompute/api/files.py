@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,10 @@ from p2pcompute.limits import UPLOAD_FILES_MAX
 
 PLACE: Final = "{}"
 """Stands for the input of a command, or the first argument of a call."""
-NAME_PART_MAX: Final = 200
-"""Characters of a file's name in that of the file that is being written."""
 REMEMBERED_MAX: Final = 64
 """Files that stay in the store while they do not change: many tasks of a job are sent the same ones."""
+SETTLED_S: Final = 2.0
+"""A file that was changed so lately may change again and bear the same time: file systems count in steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,18 @@ class Taker:
         mark = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         with self._lock:
             ref = self._known.get(mark)
-            if ref is None:
-                ref = self._known[mark] = self._put(file.path)
-                if len(self._known) > REMEMBERED_MAX:
-                    self._drop(self._known.pop(next(iter(self._known))))
-            pin([ref])
+            if ref is not None:
+                pin([ref])
+            else:
+                is_settled = status.st_mtime < time.time() - SETTLED_S
+                ref = self._put(file.path)
+                pin([ref])
+                if not is_settled:
+                    self._drop(ref)
+                else:
+                    self._known[mark] = ref
+                    if len(self._known) > REMEMBERED_MAX:
+                        self._drop(self._known.pop(next(iter(self._known))))
         return InputFile(file.name, ref, stat.S_IMODE(status.st_mode) & 0o777)
 
 
@@ -145,12 +154,15 @@ def place_file(directory: Path, file: OutputFile, content: bytes) -> str:
         raise RemoteProtocolError("a file name that leaves the directory", file.name)
     path = directory / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:NAME_PART_MAX]}.p2pc-part")
-    part.unlink(missing_ok=True)
-    with open(part, "xb") as out:  # never through a link that stands there
-        out.write(content)
-    part.chmod(file.mode & 0o777)
-    part.replace(path)
+    descriptor, part = tempfile.mkstemp(".p2pc-part", ".", path.parent)  # by several threads; through no link
+    try:
+        with open(descriptor, "wb") as out:
+            out.write(content)
+        os.chmod(part, file.mode & 0o777)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
     return str(path)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from p2pcompute import BadValue, MeshExecutor, TaskOptions, UsageError
+from p2pcompute.api.files import REMEMBERED_MAX, SETTLED_S, SentFile, Taker, place_file
 from p2pcompute.api.shell import start_commands
+from p2pcompute.host.interfaces import BlobRef
+from p2pcompute.host.runs import OutputFile
 from tests.sandboxes import need_sandbox
 
 
@@ -123,3 +129,58 @@ def test_sandbox(executor: MeshExecutor) -> None:
     assert boxed.submit(os.path.exists, str(Path(__file__))).result(30) is False
     with pytest.raises(Exception, match="cannot leave the sandbox as data"):
         boxed.submit(lambda: os.stat_result).result(30)
+
+
+def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path) -> None:
+    """Broken: what was written within one step of the file system's clock goes along as it was before."""
+    pins: list[BlobRef] = []
+
+    def put(path: str) -> BlobRef:
+        content = Path(path).read_bytes()
+        pins.append(BlobRef(hashlib.sha256(content).digest(), len(content)))
+        return pins[-1]
+
+    taker, file = Taker(put, pins.remove), SentFile(str(tmp_path / "in"), "in")
+    now = time.time()
+    found = []
+    for text in ("1", "2"):
+        Path(file.path).write_text(text)
+        os.utime(file.path, (now, now))
+        found.append(taker.take(file, pins.extend).blob)
+    assert found[0] != found[1] and pins == found, "each is pinned for its task only"
+    os.utime(file.path, (now - 2 * SETTLED_S,) * 2)
+    for count in (2, 1):
+        before = len(pins)
+        taker.take(file, pins.extend)
+        assert len(pins) == before + count
+    for number in range(REMEMBERED_MAX):
+        other = tmp_path / str(number)
+        other.write_text(f"other {number}")
+        os.utime(other, (now - 2 * SETTLED_S,) * 2)
+        taker.take(SentFile(str(other), "in"), lambda _refs: None)
+    assert len(pins) == 2 + 2 + REMEMBERED_MAX, "of each of the last ones one more, of the first none"
+
+
+def test_files_of_one_name_come_back_at_once(tmp_path: Path) -> None:
+    """Broken: two calls that bring the same name back stumble over one another's half a file."""
+    file = OutputFile("out/" + "n" * 200, b"", 1 << 16, 0o640)
+    with ThreadPoolExecutor(8) as pool:
+        contents = [bytes([number]) * (1 << 16) for number in range(64)]
+        paths = set(pool.map(lambda content: place_file(tmp_path, file, content), contents))
+    (path,) = map(Path, paths)
+    assert path.read_bytes() in contents and path.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_command_that_ran_out_of_time_is_tried_again_with_its_files(
+    executor: MeshExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: what was sent with it is gone by then."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_text("text")
+    command = f"test -e {tmp_path}/go || sleep 60; cat in"
+    options = TaskOptions(timeout=1, retries=0)
+    job = start_commands(executor, command, None, send=["in"], fetch=[], to=".", options=options, name=None)
+    assert job.futures[0].exception(20) is not None
+    (tmp_path / "go").touch()
+    assert job.retry_failed().futures[0].result(20).stdout == b"text"
