@@ -112,6 +112,10 @@ class Ad:
     bits: int
     """Its tuple."""
     expires: float
+    sources: tuple[bytes | str, ...]
+    """What its node has, of which others may have the same."""
+    drawn: bytes
+    """Among equals who yields: the same for all ads of a node."""
 
 
 class Registrar:
@@ -153,12 +157,14 @@ class Registrar:
             self.expire(now)
         if contact.key in self._by_key.get(key, {}):
             self._drop(key, contact.key)
-        if self._shown(contact) >= self._per_source_max:
+        drawn = hashlib.blake2b(contact.key, key=self._secret, digest_size=8).digest()
+        ad = Ad(contact, bits, until, self._sources(contact), drawn)
+        if self._shown(ad) >= self._per_source_max:
             return Outcome.WAIT
-        if not self._make_room(key, contact):
+        if not self._make_room(key, ad):
             return Outcome.FULL
-        self._by_key.setdefault(key, {})[contact.key] = Ad(contact, bits, until)
-        for source in self._sources(contact):
+        self._by_key.setdefault(key, {})[contact.key] = ad
+        for source in ad.sources:
             self._counts[source] = self._counts.get(source, 0) + 1
         self._count += 1
         self._expire_at = min(self._expire_at, until)
@@ -199,11 +205,11 @@ class Registrar:
     def _sources(self, contact: Contact) -> tuple[bytes | str, ...]:
         return (contact.key, range_of(contact.address.host)) if self._is_open else (contact.key,)
 
-    def _shown(self, contact: Contact) -> int:
+    def _shown(self, ad: Ad) -> int:
         """How many ads its sources have here; of several, the one that has most."""
-        return max(self._counts.get(source, 0) for source in self._sources(contact))
+        return max([self._counts.get(source, 0) for source in ad.sources])
 
-    def _make_room(self, key: bytes, contact: Contact) -> bool:
+    def _make_room(self, key: bytes, new: Ad) -> bool:
         """See that there is room for an ad; an ad that is to yield more than the new one goes.  False: none is."""
         if len(self._by_key.get(key, {})) >= self._per_key_max:
             keys = [key]
@@ -211,29 +217,21 @@ class Registrar:
             keys = list(self._by_key)
         else:
             return True
-        ads = ((one, ad.contact) for one in keys for ad in self._by_key[one].values())
-        yielding, where, publisher = max((self._weight(kept, 0), one, kept.key) for one, kept in ads)
-        if yielding <= self._weight(contact, 1):
+        shown, drawn, where, publisher = max(
+            (self._shown(ad), ad.drawn, one, ad.contact.key) for one in keys for ad in self._by_key[one].values()
+        )
+        if (shown, drawn) <= (self._shown(new) + 1, new.drawn):
             return False
         self._drop(where, publisher)
         self.displaced_count += 1
         return True
-
-    def _weight(self, contact: Contact, further: int) -> tuple[int, bytes]:
-        """Who has more of it yields first.
-
-        Args:
-            further: ads that it would have besides.
-        """
-        drawn = hashlib.blake2b(contact.key, key=self._secret, digest_size=8).digest()
-        return self._shown(contact) + further, drawn
 
     def _drop(self, key: bytes, publisher: bytes) -> None:
         ads = self._by_key[key]
         ad = ads.pop(publisher)
         if not ads:
             del self._by_key[key]
-        for source in self._sources(ad.contact):
+        for source in ad.sources:
             self._counts[source] -= 1
             if not self._counts[source]:
                 del self._counts[source]
