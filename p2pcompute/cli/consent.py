@@ -6,8 +6,10 @@ import os
 from typing import Final
 
 from p2pcompute.config import load_settings, write_setting
+from p2pcompute.errors import UsageError
 from p2pcompute.places import find_paths
 
+_VARIABLE: Final = "P2PC_NODE__ACCEPT"
 ACCEPTED: Final = {
     "none": "this computer takes no work of others",
     "wasm": "members of the group can run WASM modules on this computer, which see nothing of it",
@@ -28,9 +30,20 @@ def power(accept: str) -> str:
 
 
 def agree(accept: str) -> None:
-    """Write the setting, when it is another than it was."""
-    if accept != accepted():
-        write_setting(find_paths(os.environ).config_file, "node.accept", accept)
+    """Write the setting, when it is another than it was.
+
+    Raises:
+        UsageError: it would not hold, because an environment variable goes before it.
+    """
+    if accept == accepted():
+        return
+    if _VARIABLE in os.environ:
+        raise UsageError(
+            f"a node here goes by node.accept={accepted()}, not {accept}",
+            f"{_VARIABLE} goes before the settings file",
+            f"unset {_VARIABLE}, where the node is started too",
+        )
+    write_setting(find_paths(os.environ).config_file, "node.accept", accept)
 
 
 def _user() -> str:
