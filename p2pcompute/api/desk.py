@@ -739,10 +739,7 @@ class Desk:
     def _release_blobs(self, future: MeshFuture[Any], end: TaskEnd | None = None) -> None:
         """What was sent for a task that has ended is not needed here any more, unless it is tried again."""
         refs, future._blobs = future._blobs, ()
-        is_command = future._job is not None and future._job.kind in (TaskKind.COMMAND, TaskKind.SHELL)
-        outcome = None if end is None else end.outcome
-        has_said = is_command and outcome is not None and outcome.status is OutcomeStatus.FAILED  # its exit code
-        if end is not None and end.state is TaskState.FAILED and not has_said:
+        if end is not None and end.state is TaskState.FAILED:
             for ref in refs:
                 self.flow.drop_with(future, ref)
         elif refs:

@@ -172,15 +172,16 @@ def test_files_of_one_name_come_back_at_once(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_command_that_ran_out_of_time_is_tried_again_with_its_files(
-    executor: MeshExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("instead", ["sleep 60", "exit 1"])
+def test_a_command_that_has_failed_is_tried_again_with_its_files(
+    executor: MeshExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: str
 ) -> None:
     """Broken: what was sent with it is gone by then."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").write_text("text")
-    command = f"test -e {tmp_path}/go || sleep 60; cat in"
+    command = f"test -e {tmp_path}/go || {instead}; cat in"
     options = TaskOptions(timeout=1, retries=0)
     job = start_commands(executor, command, None, send=["in"], fetch=[], to=".", options=options, name=None)
-    assert job.futures[0].exception(20) is not None
+    assert job.wait(20).failures() == [*job.futures]
     (tmp_path / "go").touch()
     assert job.retry_failed().futures[0].result(20).stdout == b"text"
