@@ -56,9 +56,9 @@ class OpenAdmission:
         bits = self._open_bits()
         if not (isinstance(proof, bytes) and len(proof) == _NUMBER_BYTES):
             raise RemoteProtocolError("not a proof of work")
-        self._meetings.take_turn(knock.now, knock.source)
         if worth(self._group_id(), knock.joiner, proof) < bits:
             raise TrustError("the work at the door of the group was not done", "", "try again: p2pc join --open")
+        self._meetings.take_turn(knock.now, knock.source)  # so that who does no work keeps nobody out
         return Grant(roles=ROLES_UNASKED, is_stranger=True)
 
     def _open_bits(self) -> int:

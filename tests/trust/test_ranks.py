@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.identity.keys import ROLES, Identity, create_identity
-from p2pcompute.limits import GROUP_ACCEPT_CHARS_MAX, OPEN_PUZZLE_BITS_MAX
+from p2pcompute.limits import GROUP_ACCEPT_CHARS_MAX, MEETINGS_BURST_OF_SOURCE, OPEN_PUZZLE_BITS_MAX
 from p2pcompute.trust.admission import Knock
 from p2pcompute.trust.groups import ADMIN_RANK, FOUNDER_RANK, MEMBER_RANK, Group, admit, check_chain, name_heir, renew
 from p2pcompute.trust.log import Added, GroupLog, make_limit, make_policy
@@ -228,6 +228,10 @@ def test_the_work_at_the_door_is_for_one_key_and_one_group() -> None:
     for junk in (None, b"", b"1234567", 5):
         with pytest.raises(RemoteProtocolError):
             door.admit(knock(poor, 120.0), junk)
+    for _ in range(2 * MEETINGS_BURST_OF_SOURCE):
+        with pytest.raises(TrustError, match="was not done"):
+            door.admit(knock(poor, 180.0), number)
+    assert door.admit(knock(EVE.public_key, 180.0), number), "who does no work keeps nobody out"
 
 
 def test_a_closed_door() -> None:
