@@ -18,6 +18,7 @@ from p2pcompute.api.functions import Shipment, name_of
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.api.result_folder import Note, call_key
+from p2pcompute.api.result_keys import content_key
 from p2pcompute.execution.code_key import key_of, value_key
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Noting:
 
     def _code_key(self, shipment: Shipment, beside: bytes, function: Callable[..., Any], options: TaskOptions) -> bytes:
         if options.key is not None:
-            return b"named " + options.key.encode()
+            return b"named " + content_key(name_of(function), options.key)
         with self._lock:
             known = None if beside else self._codes.get(shipment.key)
             if known is None:

@@ -75,8 +75,8 @@ class TaskOptions:
     fetch: Sequence[str] = ()
     """Names or patterns of files in the task's directory to bring back (`MeshFuture.files`); "{}" as above."""
     key: str | None = None
-    """Stands for the function's code in what `MeshExecutor(resume=True)` knows a call by: change it when results of
-    before do not count any more.  None: the code itself."""
+    """Stands for the function's code, beside its name, in what `MeshExecutor(resume=True)` knows a call by: change it
+    when results of before do not count any more.  None: the code itself."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot mean anything.

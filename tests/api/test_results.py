@@ -55,7 +55,10 @@ def test_resume(tmp_path: Path) -> None:
     with MeshExecutor(**OPTIONS, results=out, resume=True) as executor:
         assert executor.submit(square, executor.submit(square, 2)).result() == 16
         assert list(executor.with_options(key="two").map(square, [7])) == [49]
+        assert executor.with_options(key="two").submit(float, 7).result() == 7.0, "and those of other functions"
     assert sorted(log.read_text().split()) == ["3", "4", "7", "7"], "calls with another key are other calls"
+    with MeshExecutor(**OPTIONS, results=out, resume=True) as executor:
+        assert [executor.with_options(key="two").submit(of, 7).result() for of in (square, float)] == [49, 7.0]
 
 
 def test_files_are_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
