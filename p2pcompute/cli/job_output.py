@@ -32,6 +32,7 @@ from p2pcompute.cli.output import (
 from p2pcompute.cli.printing import Contents, Printer, record_of, values_of
 from p2pcompute.cli.terminal_text import SafeStream
 from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.host.plain_files import check_plain
 
 TAIL_LINES: Final = 10
 """Lines of each failed task that `logs --failed` shows."""
@@ -316,6 +317,7 @@ def _write_bundle(connection: Connection, job: Mapping[str, Any], path: Path) ->
     """Write the bundle of a job: all or nothing."""
     import shutil
 
+    check_plain(path)
     draft = path.with_name(path.name + ".part")
     try:
         with connection.download(f"/v1/jobs/{job['id']}/bundle") as download, draft.open("wb") as content:
@@ -324,7 +326,8 @@ def _write_bundle(connection: Connection, job: Mapping[str, Any], path: Path) ->
     except OSError as error:
         raise UsageError(f"{path} cannot be written", str(error.strerror or error), None, code="file") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
     say(f"wrote {path}; anybody can check it: p2pc trust verify {path}", level=1)
 
 

@@ -74,11 +74,11 @@ def check_picture(path: Path) -> str:
     if suffix not in FORMATS:
         names = ", ".join(f".{name}" for name in FORMATS)
         raise UsageError(f"{path}: no such format", f"the suffix decides: {names}", f"{path.stem or 'job'}.html")
+    check_plain(path)
     if not path.parent.is_dir():
         raise UsageError(
             f"{path} cannot be written", f"there is no directory {path.parent}", "make it, or name another"
         )
-    check_plain(path)
     if suffix not in ("csv", "json") and find_spec("matplotlib") is None:
         raise _no_matplotlib()
     return suffix

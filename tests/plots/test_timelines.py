@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,12 @@ def test_numbers_need_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_names_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"no such format|cannot be written"):
         write_picture(line_of([attempt(0, 0, 1)]), "gantt", tmp_path / name)
+
+
+def test_a_picture_is_a_plain_file(tmp_path: Path) -> None:
+    """Whoever opens a FIFO waits for who reads it."""
+    fifo = tmp_path / "fifo.csv"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path / f"{'x' * 100_000}.csv", tmp_path / ("y" * 300) / "a.csv", Path("/dev/a.csv")):
+        with pytest.raises(UsageError, match="cannot be written"):
+            write_picture(line_of([attempt(0, 0, 1)]), "gantt", path)
