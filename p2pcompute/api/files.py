@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ REMEMBERED_MAX: Final = 64
 """Files that stay in the store while they do not change: many tasks of a job are sent the same ones."""
 SETTLED_S: Final = 2.0
 """A file that was changed so lately may change again and bear the same time: file systems count in steps."""
+
+Mark = tuple[int, int, int, int]
+"""Of a file as it is: device, number, size, when it was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +115,19 @@ class Taker:
         """
         self._put = put
         self._drop = drop
-        self._known: dict[tuple[int, int, int, int], BlobRef] = {}
+        self._known: dict[Mark, BlobRef] = {}
         self._lock = threading.Lock()
 
     def take(self, file: SentFile, pin: Callable[[Sequence[BlobRef]], None]) -> InputFile:
         """Return a file as a task names it; it is pinned once for the task by `pin`."""
         status = _status(file.path)
-        mark = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        mark = _mark(status)
         with self._lock:
             ref = self._known.get(mark)
             if ref is not None:
                 pin([ref])
             else:
-                is_settled = status.st_mtime < time.time() - SETTLED_S
+                is_settled = _is_settled(status)
                 ref = self._put(file.path)
                 pin([ref])
                 if not is_settled:
@@ -135,13 +139,35 @@ class Taker:
         return InputFile(file.name, ref, stat.S_IMODE(status.st_mode) & 0o777)
 
 
+def _mark(status: os.stat_result) -> Mark:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_settled(status: os.stat_result) -> bool:
+    return status.st_mtime < time.time() - SETTLED_S
+
+
 def digest_of_file(file: SentFile) -> bytes:
-    """Return a hash of a file's content."""
+    """Return a hash of a file's content; one that has settled is read once for many calls.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    status = _status(file.path)
+    return _digest_known(file.path, _mark(status)) if _is_settled(status) else _digest(file.path)
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _digest_known(path: str, _mark: Mark) -> bytes:
+    return _digest(path)
+
+
+def _digest(path: str) -> bytes:
     try:
-        with open(file.path, "rb") as content:
+        with open(path, "rb") as content:
             return hashlib.file_digest(content, "sha256").digest()
     except OSError as error:
-        raise _unsendable(file.path, error.strerror or str(error)) from error
+        raise _unsendable(path, error.strerror or str(error)) from error
 
 
 def place_file(directory: Path, file: OutputFile, content: bytes) -> str:

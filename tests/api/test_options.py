@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pcompute import BadValue, MeshExecutor, TaskOptions, UsageError
-from p2pcompute.api.files import REMEMBERED_MAX, SETTLED_S, SentFile, Taker, place_file
+from p2pcompute.api.files import REMEMBERED_MAX, SETTLED_S, SentFile, Taker, digest_of_file, place_file
 from p2pcompute.api.shell import start_commands
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import OutputFile
@@ -147,6 +147,7 @@ def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path) -> None:
         Path(file.path).write_text(text)
         os.utime(file.path, (now, now))
         found.append(taker.take(file, pins.extend).blob)
+        assert digest_of_file(file) == found[-1].digest
     assert found[0] != found[1] and pins == found, "each is pinned for its task only"
     os.utime(file.path, (now - 2 * SETTLED_S,) * 2)
     for count in (2, 1):
@@ -159,6 +160,21 @@ def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path) -> None:
         os.utime(other, (now - 2 * SETTLED_S,) * 2)
         taker.take(SentFile(str(other), "in"), lambda _refs: None)
     assert len(pins) == 2 + 2 + REMEMBERED_MAX, "of each of the last ones one more, of the first none"
+
+
+def test_a_settled_file_is_read_once(tmp_path: Path) -> None:
+    """Broken: each of many calls that are sent a large file reads all of it for its key; or a change goes unseen."""
+    file = SentFile(str(tmp_path / "in"), "in")
+    settled = time.time() - 2 * SETTLED_S
+
+    def digest(text: str, changed: float) -> bytes:
+        Path(file.path).write_text(text)
+        os.utime(file.path, (changed, changed))
+        return digest_of_file(file)
+
+    first = digest("1", settled)
+    assert digest("2", settled) == first, "it was not read"
+    assert digest("2", settled - 1) == hashlib.sha256(b"2").digest()
 
 
 def test_files_of_one_name_come_back_at_once(tmp_path: Path) -> None:
