@@ -179,11 +179,17 @@ class Placement:
 
     def fit_of(self, job: JobEnvelope) -> Fit | None:
         """Return what a job asks of nodes; None when any will do."""
-        fit = self._fits.pop(job.job_id, None) if job.job_id in self._fits else self._make(job)
+        is_made = job.job_id in self._fits
+        fit = self._fits.pop(job.job_id, None)
+        if not is_made or (fit is None and self._is_of_stranger(job)):  # it may have become one since
+            fit = self._make(job)
         self._fits[job.job_id] = fit  # the last one again
         if len(self._fits) > JOBS_KNOWN_MAX:
             del self._fits[next(iter(self._fits))]
         return fit
+
+    def _is_of_stranger(self, job: JobEnvelope) -> bool:
+        return job.submitter != self.installation and self.is_stranger(job.submitter)
 
     def _make(self, job: JobEnvelope) -> JobFit | None:
         try:
@@ -195,8 +201,8 @@ class Placement:
             return JobFit(self, job, None, {})
         is_chosen = bool(job.terms.on or job.terms.not_on)
         has_condition = bool(self._group_accepts) or (bool(self.accepts) and job.submitter != self.installation)
-        may_be_strange = self.is_stranger(job.submitter) and job.submitter != self.installation
-        if needs.is_plain and not is_chosen and not has_condition and not spec.network and not may_be_strange:
+        is_restricted = is_chosen or has_condition or spec.network or self._is_of_stranger(job)
+        if needs.is_plain and not is_restricted:
             return None
         fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
         fit.is_for_trusting = spec.is_built or spec.kind is TaskKind.CONTAINER

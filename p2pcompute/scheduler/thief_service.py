@@ -311,7 +311,7 @@ class ThiefService:
             return
         fit = self._fit_of(job)
         if self._may_submit(job) is None or (fit is not None and fit.known_here() is not True):
-            self._scope.spawn(self._take_if_fit(channel, grant, job, addresses, fit), "fit")
+            self._scope.spawn(self._take_if_fit(channel, grant, job, addresses), "fit")
             return
         channel.send(Message.GRANT_ACK, [grant.grant_id, True])
         self._take(channel, grant, job, addresses)
@@ -333,13 +333,11 @@ class ThiefService:
             self._worker.redirect(job, grant.epoch)
         return True
 
-    async def _take_if_fit(
-        self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address], fit: Fit | None
-    ) -> None:
+    async def _take_if_fit(self, channel: Channel, grant: Grant, job: JobEnvelope, addresses: list[Address]) -> None:
         """Look whether this node fits the job.  When that takes too long the tasks are the victim's again; the next
         grant finds an answer."""
         began = self._host.clock.now()
-        fits = await self._may_run(channel, job, fit)
+        fits = await self._may_run(channel, job)
         is_late = self._host.clock.now() - began > GRANT_ACK_S / 2
         wanted = self._worker.core.want(of_others=True) > 0 and not self._worker.is_full and not self._is_closed
         if fits and wanted and not is_late:
@@ -352,10 +350,11 @@ class ThiefService:
         channel.send(Message.GRANT_ACK, [grant.grant_id, False] if fits else [grant.grant_id, False, True])
         self._wake()
 
-    async def _may_run(self, channel: Channel, job: JobEnvelope, fit: Fit | None) -> bool:
+    async def _may_run(self, channel: Channel, job: JobEnvelope) -> bool:
         """Whether a job may run here at all: its submitter may submit, and this node fits."""
         if self._may_submit(job) is None:
             await self._introduce(channel, job.submitter)
+        fit = self._fit_of(job)  # of a submitter that is known by now: it may be a stranger
         return self._may_submit(job) is True and (fit is None or await fit.fits_here())
 
     async def _take_unknown(self, channel: Channel, grant: Grant, addresses: list[Address]) -> None:
@@ -372,7 +371,7 @@ class ThiefService:
             return
         self._worker.jobs[job.job_id] = job
         self._worker.forget_old()
-        if not await self._may_run(channel, job, self._fit_of(job)):
+        if not await self._may_run(channel, job):
             await self._hand_back_unfit(channel, grant)
             return
         if self._is_current(channel, grant, job):

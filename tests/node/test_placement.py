@@ -408,3 +408,27 @@ def test_a_name_that_no_node_has_is_said_at_once() -> None:
         assert await unheard("ram>=1GiB") == (("ram", "mem.total"),), "who does not answer may have it"
 
     play([PLAIN, racked], scene)
+
+
+def test_a_job_whose_submitter_turns_out_to_be_a_stranger_does_not_run() -> None:
+    """That it asks for nothing is remembered from when nothing was known of him; who he is may come with a grant."""
+
+    async def scene(mesh: Mesh) -> None:
+        job_id = await submit(mesh.members[0], [1.0])
+        envelope = mesh.members[0].running.scheduler.owner.core.jobs[job_id].envelope
+        member = mesh.members[1]
+        placement, thief = member.running.placement, member.running.scheduler.thief
+        assert placement.fit_of(envelope) is None
+        introduced: list[bytes] = []
+
+        async def introduce(_channel: Any, installation: bytes) -> None:
+            introduced.append(installation)
+            placement.is_stranger = lambda who: who == installation
+
+        thief._introduce = introduce
+        thief._may_submit = lambda _job: True if introduced else None
+        channel: Any = None
+        assert not await member.host.call(thief._may_run(channel, envelope))
+        assert introduced == [envelope.submitter] and placement.fit_of(envelope) is not None
+
+    play([PLAIN] * 2, scene)
