@@ -447,11 +447,17 @@ def _outcome(task: Mapping[str, Any], content: Callable[[str], bytes]) -> tuple[
             return base64.b64decode(inline)
         return content(name) if task.get(f"{name}_bytes") else b""
 
-    value = part("value")
+    def size(printed: bytes) -> tuple[bytes, int] | None:
+        """What it has printed is at the node; how much that is says where its end, which is kept here, begins."""
+        return (b"", len(printed)) if len(printed) > INLINE_BYTES_MAX else None
+
+    value, stdout, stderr = part("value"), part("stdout"), part("stderr")
     outcome = Outcome(
         OutcomeStatus(task["status"]),
-        stdout=part("stdout")[-INLINE_BYTES_MAX:],
-        stderr=part("stderr")[-INLINE_BYTES_MAX:],
+        stdout=stdout[-INLINE_BYTES_MAX:],
+        stderr=stderr[-INLINE_BYTES_MAX:],
+        stdout_blob=size(stdout),
+        stderr_blob=size(stderr),
         exit_code=task["exit_code"],
         signal=task["signal"],
         files=tuple(OutputFile(file["name"], b"", file["size"], file["mode"]) for file in task["files"]),

@@ -21,8 +21,10 @@ from p2pcompute.api import detached
 from p2pcompute.api.detached import Feed, KeptCalls, KeptFuture
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.noted import Prepared
+from p2pcompute.api.printed import printed_lines
 from p2pcompute.api.result_folder import Note
 from p2pcompute.execution.functions import dump_value
+from p2pcompute.node.facade import TailView
 from tests.api.conftest import run_script, wait_until
 from tests.api.test_join import Daemon, short_home, start_daemon
 
@@ -132,6 +134,7 @@ class Node:
         self.files: dict[int, list[dict[str, Any]]] = {}
         self.error: Exception | None = None
         self.is_sealed = False
+        self.printed = b""
         monkeypatch.setattr(detached, "ask", self.ask)
         monkeypatch.setattr(detached, "call", lambda *_: b"content")
         monkeypatch.setattr(detached, "events", self.events)
@@ -150,7 +153,8 @@ class Node:
             value = base64.b64encode(dump_value(index)).decode()
             task = {"index": index, "state": "done", "status": "ok", "value_b64": value, "node": "n", "attempts": 1}
             numbers = dict.fromkeys(("exit_code", "signal", "error", "cause", "started", "runtime_s", "cpu_s"))
-            yield "task", index + 1, task | numbers | {"peak_rss_bytes": 0, "files": self.files.get(index, [])}
+            more = {"stdout_b64": base64.b64encode(self.printed).decode(), "files": self.files.get(index, [])}
+            yield "task", index + 1, task | numbers | more | {"peak_rss_bytes": 0}
         if self.is_sealed:
             yield "end", None, {}
 
@@ -174,6 +178,31 @@ def test_what_goes_wrong_with_one_call_ends_that_one(monkeypatch: pytest.MonkeyP
     kept.flush()
     assert isinstance(bad.exception(timeout=10), OSError)
     assert good.result(timeout=10) == 1
+
+
+def test_the_end_of_what_was_printed_comes_after_what_was_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken: of a call that prints much, `logs(follow=True)` leaves out what it printed last."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    printed = b"x" * 99 + b"\n"
+    node.printed = printed * 1000 + b"last\n"
+    future = node.submit(kept, SHIPMENT)
+    kept.flush()
+    future.result(timeout=10)
+    tail = TailView(node="n", attempt=1, stdout_start=0, stdout=printed * 900, stderr_start=0, stderr=b"")
+    done = iter([False])
+    report = future._report
+    assert report is not None
+    lines = printed_lines(
+        "stdout",
+        is_done=lambda: next(done, True),
+        outcome=lambda: report[2],
+        tail=lambda *_: tail,
+        follow=True,
+    )
+    found = list(lines)
+    assert len(found) == 1001 and found[-1] == "last"
 
 
 def test_a_job_that_cannot_be_handed_in_fails_its_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
