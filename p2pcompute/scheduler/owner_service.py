@@ -441,8 +441,9 @@ class OwnerService:
 
     async def payloads(self, job_id: bytes, indices: Sequence[int]) -> dict[int, bytes]:
         """Return the payloads of these tasks, from memory or from the journal."""
-        book = self.book(job_id)
-        found = {index: book.job.payloads[index] for index in indices if index in book.job.payloads}
+        job = self.book(job_id).job
+        held = {} if job.checked is None else job.checked.payloads  # of those that have ended, as long as there is room
+        found = {index: here[index] for index in indices for here in (held, job.payloads) if index in here}
         missing = {index for index in indices if index not in found}
         if missing and self._journal is not None:
             async for raw in self._journal.facts(job_id):
