@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
+from weakref import WeakSet
 
 from p2pcompute.api.control import REQUEST_S, ask, call, events
 from p2pcompute.api.explanations import Explanation
@@ -168,6 +169,11 @@ class Feed:
             ask(self._path, "POST", self._place("/cancel"), {"indices": [future._index]})
             if self.state_of(future._index) == "cancelled":
                 cf.wait([future], REQUEST_S)  # until it is heard here, too
+
+    def cancel(self) -> None:
+        """Cancel what has not started, once everything is handed in."""
+        if self.document and self.error is None and self._is_following:
+            ask(self._path, "POST", self._place("/cancel"), {})
 
     def again(self, futures: Sequence[MeshFuture[Any]]) -> list[KeptFuture[Any]]:
         """Have calls made again that have failed; return their new futures, in the place of the old ones.
@@ -492,6 +498,7 @@ class KeptCalls:
         """Of single calls, by what is sent for their functions."""
         self._all: list[Feed] = []
         """Feeds that may not have handed in everything."""
+        self._living: WeakSet[Feed] = WeakSet()
         self._lock = threading.Lock()
         self._pid = os.getpid()
         threading._register_atexit(self._end)  # type: ignore[attr-defined]
@@ -506,6 +513,7 @@ class KeptCalls:
         with self._lock:
             self._all = [other for other in self._all if not other.handed_in.is_set() or other.error is not None]
             self._all.append(feed)
+            self._living.add(feed)
         return feed
 
     def send(self, future: KeptFuture[Any], target: Shipment | Feed, call: Prepared) -> None:
@@ -548,8 +556,11 @@ class KeptCalls:
                 self._feeds.pop(next(iter(self._feeds))).seal()
             return self._feeds.setdefault(shipment.key, made)
 
-    def flush(self) -> None:
+    def flush(self, *, cancel: bool = False) -> None:
         """Seal all jobs, and wait until everything is at the node.
+
+        Args:
+            cancel: what has not started then is cancelled.
 
         Raises:
             P2pcError: something could not be handed in.
@@ -561,6 +572,8 @@ class KeptCalls:
             feed.seal()
         for feed in feeds:
             feed.handed_in.wait()
+        for feed in list(self._living) if cancel else ():
+            feed.cancel()
         for feed in feeds:
             if feed.error is not None:
                 raise feed.error

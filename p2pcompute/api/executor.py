@@ -489,7 +489,7 @@ class MeshExecutor(cf.Executor):
         self._desk.check_process()
         self._core.close(cancel=cancel_futures, kill=False)
         if self._core.kept is not None:
-            self._core.kept.flush()
+            self._core.kept.flush(cancel=cancel_futures)
         if wait:
             try:
                 self._node.join()

@@ -135,6 +135,9 @@ class Node:
         self.error: Exception | None = None
         self.is_sealed = False
         self.printed = b""
+        self.cancelled: list[str] = []
+        self.is_held = False
+        """Its tasks do not end."""
         monkeypatch.setattr(detached, "ask", self.ask)
         monkeypatch.setattr(detached, "call", lambda *_: b"content")
         monkeypatch.setattr(detached, "events", self.events)
@@ -143,19 +146,20 @@ class Node:
     def ask(self, _path: Path, method: str, target: str, body: Any = None) -> Any:
         if method == "POST" and "/tasks" in target:
             self.lines += body
+        self.cancelled += [target] if "/cancel" in target else []
         self.is_sealed = self.is_sealed or "/seal" in target
         if method == "POST" and target == "/v1/jobs" and self.error is not None:
             raise self.error
         return {"id": "00", "added": len(self.lines)}
 
     def events(self, _path: Path, _target: str) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
-        for index in range(len(self.lines)):
+        for index in range(0 if self.is_held else len(self.lines)):
             value = base64.b64encode(dump_value(index)).decode()
             task = {"index": index, "state": "done", "status": "ok", "value_b64": value, "node": "n", "attempts": 1}
             numbers = dict.fromkeys(("exit_code", "signal", "error", "cause", "started", "runtime_s", "cpu_s"))
             more = {"stdout_b64": base64.b64encode(self.printed).decode(), "files": self.files.get(index, [])}
             yield "task", index + 1, task | numbers | more | {"peak_rss_bytes": 0}
-        if self.is_sealed:
+        if self.is_sealed and not self.is_held:
             yield "end", None, {}
 
     def submit(self, kept: KeptCalls, target: Shipment | Feed, to: Path = Path()) -> KeptFuture[Any]:
@@ -178,6 +182,19 @@ def test_what_goes_wrong_with_one_call_ends_that_one(monkeypatch: pytest.MonkeyP
     kept.flush()
     assert isinstance(bad.exception(timeout=10), OSError)
     assert good.result(timeout=10) == 1
+
+
+def test_a_shutdown_that_cancels_cancels_at_the_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: `shutdown(cancel_futures=True)` leaves the node to make calls that nobody wants."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    node.is_held = True
+    future = node.submit(kept, SHIPMENT)
+    kept.flush()
+    assert not node.cancelled
+    kept.flush(cancel=True)
+    assert node.cancelled == ["/v1/jobs/00/cancel"]
+    node.is_held = False
+    future.result(timeout=10)
 
 
 def test_the_end_of_what_was_printed_comes_after_what_was_followed(
