@@ -606,8 +606,8 @@ class FileBlobs:
             return None
         return StoreError(
             f"no room for blobs in {self.directory}",
-            f"its disk has {free / MIB:.1f} MiB free; the last {DISK_RESERVE_BYTES >> 20} MiB are kept for the node's "
-            "journal, so that no accepted job is lost",
+            f"the disk is full but for {free / MIB:.1f} MiB; the last {DISK_RESERVE_BYTES >> 20} MiB are kept for the "
+            "node's journal, so that no accepted job is lost",
             f"free some space on the disk of {self.directory}; the node carries on by itself",
             code="disk-full",
         )
