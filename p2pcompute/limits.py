@@ -396,8 +396,8 @@ LOG_ENTRIES_MAX: Final = 2048
 """Removals and the like in a group's log, which nobody ever forgets; a further one is refused, and a group in which so
 many were removed is made anew."""
 LOG_FOUNDER_ENTRIES: Final = 256
-"""Of them the last ones are for the founder and his heirs, and half of these for the founder alone: an administrator
-that fills the log can still be removed."""
+"""Of them the last ones are for the founder and his heirs, and half of these for the founder alone, and as large a part
+of GROUP_LOG_BYTES_MAX: an administrator that fills the log can still be removed."""
 GROUP_LOG_BYTES_MAX: Final = 3 * MIB
 LOG_ENTRY_BYTES_MAX: Final = 8 * KIB
 """One entry: under 400 bytes, the reason, 8 heads and up to LOG_ACCEPTS_MAX digests of 16 bytes."""

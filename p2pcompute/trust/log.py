@@ -137,7 +137,8 @@ class GroupLog:
             return Added.EARLIER_MISSING
         size = len(entry.raw) + sum(map(len, entry.chain))
         kept_free = LOG_FOUNDER_ENTRIES if entry.rank == ADMIN_RANK else LOG_FOUNDER_ENTRIES // 2 if entry.rank else 0
-        if len(self._entries) >= LOG_ENTRIES_MAX - kept_free or self.bytes_count + size > GROUP_LOG_BYTES_MAX:
+        bytes_max = GROUP_LOG_BYTES_MAX - GROUP_LOG_BYTES_MAX * kept_free // LOG_ENTRIES_MAX
+        if len(self._entries) >= LOG_ENTRIES_MAX - kept_free or self.bytes_count + size > bytes_max:
             self.refused_count += 1
             return Added.FULL
         self.bytes_count += size

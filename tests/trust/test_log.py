@@ -296,6 +296,17 @@ def test_a_full_log_has_room_for_the_founder(monkeypatch: pytest.MonkeyPatch) ->
     assert not is_member(roster, OF_ADMIN, ADMIN) and is_member(roster, OF_BOB, BOB)
 
 
+def test_a_log_that_is_full_of_few_large_entries_has_room_for_the_founder(monkeypatch: pytest.MonkeyPatch) -> None:
+    roster = roster_of()
+    flood = [forged(ADMIN, OF_ADMIN.chain, reason=str(number)) for number in range(9)]
+    size = len(flood[0][0]) + sum(map(len, flood[0][1]))
+    monkeypatch.setattr(log_module, "GROUP_LOG_BYTES_MAX", 8 * size)
+    monkeypatch.setattr(log_module, "LOG_FOUNDER_ENTRIES", LOG_ENTRIES_MAX // 2)
+    assert [roster.add(entry, WALL) for entry in flood] == [Added.NEW] * 4 + [Added.FULL] * 5
+    assert roster.add(removal(FOUNDER, GROUP, OF_ADMIN, ADMIN), WALL) is Added.NEW
+    assert not is_member(roster, OF_ADMIN, ADMIN)
+
+
 def test_nobody_who_may_invite_makes_others_believe_that_a_member_may_less() -> None:
     roster = roster_of()
     assert roster.learn(OF_CAT.chain, WALL) == CAT.public_key
