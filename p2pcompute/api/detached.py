@@ -631,4 +631,8 @@ class DetachedJob(Job[R]):
     def cancel(self, *, now: bool = False) -> None:
         """Cancel what has not started; with `now` stop what runs as well."""
         self.feed.seal()
-        self.feed.kept().cancel(now=now)
+        try:
+            self.feed.kept().cancel(now=now)
+        except UsageError as error:
+            if error.code != "no-job":
+                raise

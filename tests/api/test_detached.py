@@ -70,6 +70,8 @@ def test_a_program_follows_what_it_has_handed_in(
         assert slow.futures[2].cancel() and slow.futures[2].cancelled()
         with pytest.raises(UsageError, match="cannot wait for others"):
             executor.submit(len, [single])
+        with pytest.raises(UsageError, match="cannot wait for others"):
+            executor.start_map(len, [[single]])
         slow.cancel(now=True)
         assert slow.wait(30).status.cancelled == 3
         never = executor.with_options(require=["has=nothing-of-that-name"]).start_map(half, [1])
