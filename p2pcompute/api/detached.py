@@ -185,6 +185,8 @@ class Feed:
         with self._changed:
             if self.error is not None:
                 raise self.error
+            if any(future._index < 0 for future in futures):
+                raise UsageError("a call that the node has refused cannot be tried again", "", "submit it again")
             for future in futures:
                 new: KeptFuture[Any] = KeptFuture(future._desk, future._bytes_in)
                 new.feed, new._index, new._note = self, future._index, future._note
@@ -297,6 +299,17 @@ class Feed:
         }
 
     def _upload(self, batch: list[tuple[KeptFuture[Any], dict[str, Any]]]) -> None:
+        """Hand calls in; one that the node refuses fails alone."""
+        try:
+            self._send(batch)
+        except UsageError as error:
+            if len(batch) == 1:
+                set_exception(batch[0][0], error)
+                return
+            for one in batch:  # those that were taken before the refused one are not sent again
+                self._upload([one])
+
+    def _send(self, batch: list[tuple[KeptFuture[Any], dict[str, Any]]]) -> None:
         """Hand calls in, each once, also when the connection is cut in between."""
         begin = len(self._futures)
 
