@@ -52,7 +52,8 @@ def exchange_over(line: Any) -> LogExchange:
 def test_who_wants_what_nobody_can_have_is_refused() -> None:
     line: Any = Line()
     exchange = exchange_over(line)
-    for junk in (None, {}, [[]], [{}], [b"", []], [b""] * (LOG_ENTRIES_MAX + ROSTER_SHARED_MAX + 1)):
+    wrong: list[Any] = [None, {}, [[]], [{}], [b"", []], [b""] * (LOG_ENTRIES_MAX + ROSTER_SHARED_MAX + 1)]
+    for junk in wrong:
         with pytest.raises(RemoteProtocolError):
             exchange._give(line, junk)
     mark = exchange._credentials.roster.marks()
