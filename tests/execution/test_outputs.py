@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from p2pcompute.execution.child_files import find_outputs
-from p2pcompute.execution.spec import is_output
 from p2pcompute.execution.child_tasks import Stop
+from p2pcompute.execution.spec import is_output
 
 PARTS = st.sampled_from(["a", "b", "ab", ".a", ".b", "a.txt", "[a]"])
 NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=8)
