@@ -41,7 +41,7 @@ def pair() -> Iterator[list[Daemon]]:
         make_wheel(wheels, "tiny", version, {"tiny/__init__.py": f"VERSION = {version!r}\n"})
     make_source(wheels, "hard", "1.0", BROKEN)
     own = {"UV_FIND_LINKS": str(wheels), "UV_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_CACHE_DIR": str(path / "uv")}
-    mesh = Mesh(path, **own)
+    mesh = Mesh(path, P2PC_NODE__ACCEPT="sandboxed", **own)
     try:
         ada, bob = mesh.add("ada"), mesh.add("bob")
         for daemon in (ada, bob):
