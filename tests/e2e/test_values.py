@@ -34,7 +34,7 @@ def pair() -> Iterator[list[Daemon]]:
     need_sandbox()
     path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
     path.chmod(0o755)
-    mesh = Mesh(path)
+    mesh = Mesh(path, P2PC_NODE__ACCEPT="sandboxed")
     try:
         ada, bob = mesh.add("ada"), mesh.add("bob")
         for daemon in (ada, bob):
