@@ -58,7 +58,8 @@ def test_strangers_come_in_and_may_little(mesh: Mesh, tmp_path: Path) -> None:
     assert may(bob)["eve"] == ["submit", "work"] and levels(eve)["ada"] == "member"
     assert all(eve.peers().get(name) == "up" for name in ("ada", "bob")), "nothing begins anew once she is in"
     # Her programs run nowhere, her modules do; she invites nobody.
-    eve.begin("run", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1")
+    words = ("run", "--detach", "--verify", "none", "--on", "bob", "echo $P2PC_NODE", ":::", "1")
+    until(lambda: eve.p2pc(*words).code == 0, 20, "the others are there again: their group has just been opened")
     until(lambda: "WASM modules of strangers" in eve.p2pc("explain", "last").out, 30, "it waits, and says why")
     ran = eve.p2pc("run", "--verify", "none", "--on", "bob", str(module), ":::", "hello", limit_s=60).check()
     assert "hello" in ran.out
