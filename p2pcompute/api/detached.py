@@ -403,7 +403,7 @@ class Feed:
             self._resolve(future, task)
         except NodeUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001 - of one call: a place that takes no files, a value that is gone
+        except (P2pcError, OSError) as error:  # of this call: a place that takes no files, a value that is gone
             set_exception(future, error)
 
     def _resolve(self, future: KeptFuture[Any], task: Mapping[str, Any]) -> None:
@@ -514,6 +514,7 @@ class KeptCalls:
         self._living: WeakSet[Feed] = WeakSet()
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        # Before the threads of `concurrent.futures` are told to end, as its own executors do it; it has no public name.
         threading._register_atexit(self._end)  # type: ignore[attr-defined]
 
     def find(self, key: bytes) -> Earlier | None:

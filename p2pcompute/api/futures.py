@@ -107,7 +107,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
         self._bytes_in = payload_bytes
 
     @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
+    def _waiters(self) -> list[Any]:  # type: ignore[override]  # an attribute there
         """Of `concurrent.futures`, which has the lock when it asks."""
         if self._waiting is None:
             self._waiting = []
@@ -122,7 +122,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
 
     def _invoke_callbacks(self) -> None:
         if self._called is not None:
-            super()._invoke_callbacks()  # type: ignore[misc]
+            super()._invoke_callbacks()  # type: ignore[misc]  # typeshed does not know it
 
     def done(self) -> bool:
         """True when it has ended, or was cancelled."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 
 from p2pcompute.api.desk import Desk
 from p2pcompute.api.explanations import Explanation
@@ -100,7 +100,7 @@ class Job(Generic[R]):
             TimeoutError: not all have ended `timeout` seconds from the first `next`.
         """
         futures: list[cf.Future[R]] = [*self._futures]
-        return cf.as_completed(futures, timeout)  # type: ignore[return-value]
+        return cast("Iterator[MeshFuture[R]]", cf.as_completed(futures, timeout))
 
     def results(
         self, *, errors: Literal["raise", "skip", "return"] = "raise", timeout: float | None = None

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from p2pcompute.api.futures import MeshFuture, closed
 from p2pcompute.api.job_status import PROGRESS_S, Shown, status_of
@@ -181,7 +181,8 @@ class Mapping(Generic[R]):
         """Return the results of a chunk, up to the first exception."""
         error = head.exception()
         if error is None:
-            return ([head.result()] if self._is_noted else head.result()), None  # type: ignore[list-item]
+            found = head.result()
+            return ([cast("R", found)] if self._is_noted else found), None
         partial: list[R] = []
         data = error.__dict__.pop(PARTIAL_RESULTS, None) if hasattr(error, "__dict__") else None
         if isinstance(data, bytes):

@@ -583,12 +583,12 @@ def _check_flags_first(words: Sequence[str]) -> None:
 
 
 def _say_unknown_names(request: Request, row: Row) -> None:
-    """Say what looks like a placeholder and is none."""
+    """Say what looks like a replacement string and is none."""
     unknown = [] if request.kind == "function" else unknown_names(request.words, row.names)
     if unknown:
         known = ", ".join(f"{{{name}}}" for name in row.names if name.isidentifier())
         why = f"the inputs have {known}" if known else "names come with --header :"
-        left = "is no placeholder and stays" if len(unknown) == 1 else "are no placeholders and stay"
+        left = "is no replacement string and stays" if len(unknown) == 1 else "are no replacement strings and stay"
         say(f"note: {' '.join(unknown)} {left} as typed; {why}", level=1)
 
 

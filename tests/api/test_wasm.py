@@ -9,7 +9,7 @@ import pytest
 from p2pcompute import BadValue, Job, MeshExecutor, TaskError, TaskOptions, UsageError
 from p2pcompute.api.wasm import start_modules
 
-wasmtime = pytest.importorskip("wasmtime")
+wasmtime = pytest.importorskip("wasmtime", reason="runs with wasmtime, which dev.py test installs")
 
 COPY = """(module
   (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))

@@ -340,13 +340,15 @@ def test_a_number_that_is_too_large_is_called_so(
     assert code == 2 and words in err, err
 
 
-def test_a_command_is_there_and_strange_placeholders_are_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_is_there_and_strange_names_in_braces_are_said(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An empty word is tried three times, a mistyped column runs as it is."""
     for word in ("", " "):
         code, out, err = run(capsys, "run", word, ":::", "1")
         assert (code, out) == (2, "") and "there is no command" in err
     code, out, err = run(capsys, "run", "--dry-run", "echo", "{z}", ":::", "1")
-    assert (code, out) == (0, "echo '{z}' 1\n") and "note: {z} is no placeholder" in err
+    assert (code, out) == (0, "echo '{z}' 1\n") and "note: {z} is no replacement string" in err
 
 
 def test_commands_to_type_name_the_group_that_was_named(

@@ -156,6 +156,6 @@ def test_text_for_people_can_be_pasted_into_a_shell() -> None:
         (["awk '{print}' {}"], (), []),
     ],
 )
-def test_what_looks_like_a_placeholder(words: list[str], names: tuple[str, ...], unknown: list[str]) -> None:
+def test_what_looks_like_a_replacement_string(words: list[str], names: tuple[str, ...], unknown: list[str]) -> None:
     """A mistyped column runs a thousand tasks on the wrong text, and nothing says so."""
     assert unknown_names(words, names) == unknown

@@ -10,7 +10,7 @@ from tests.e2e.mesh import Daemon, Mesh, until
 from tests.e2e.test_removal import may
 from tests.e2e.test_wasm import ECHO
 
-wasmtime = pytest.importorskip("wasmtime")
+wasmtime = pytest.importorskip("wasmtime", reason="runs with wasmtime, which dev.py test installs")
 
 
 def come_in(stranger: Daemon, member: Daemon, accept: str = "sandboxed") -> None:

@@ -60,7 +60,7 @@ def run(ada: Daemon, name: str, *flags: str) -> str:
 
 def test_data_and_arrays_come_from_anybody(pair: list[Daemon]) -> None:
     """Containers keep their types, and arrays are arrays, also those that travel as files."""
-    pytest.importorskip("numpy")
+    pytest.importorskip("numpy", reason="runs with numpy, which dev.py test installs")
     ada = pair[0]
     assert '{"n": [3, 1.5' in run(ada, "data") or "{'n': (3, 1.5, b'x')" in run(ada, "data")
     shown = run(ada, "array")

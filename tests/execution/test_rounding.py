@@ -40,7 +40,7 @@ def test_what_is_rounded() -> None:
 
 def test_frames() -> None:
     """Broken: a frame's columns are not rounded, or lose their names."""
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="runs with pandas, which dev.py test installs")
     frame = pandas.DataFrame({"x": [1 / 3, 2 / 3], "n": [1, 2], "t": ["a", "b"]}, index=[5, 6])
     found = rounded(frame, 3)
     assert found.to_dict() == {"x": {5: 0.333, 6: 0.667}, "n": {5: 1, 6: 2}, "t": {5: "a", 6: "b"}}

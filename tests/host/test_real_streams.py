@@ -341,7 +341,7 @@ async def test_closing_the_net_ends_everything(listening: Listening) -> None:
 @pytest.fixture(scope="module")
 def uvloop() -> Any:
     """With the two pipes that it opens once for the process."""
-    module = pytest.importorskip("uvloop")
+    module = pytest.importorskip("uvloop", reason="runs with uvloop: pip install 'p2pcompute[fast]'")
     loop = module.new_event_loop()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()

@@ -20,6 +20,7 @@ from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.arbitrate import Arbitrate, Standing
 from p2pcompute.trust.verification.book import Why
 from p2pcompute.wire import cbor
+from tests.preferring import Preferring
 
 JOB = b"j" * 32
 LIFE = b"life"
@@ -525,37 +526,11 @@ def test_a_newcomer_among_trusted_nodes_only_can_prove_itself() -> None:
     assert verifier.workers[key_of("new")].standing is Standing.ACTIVE
 
 
-class PrefersFast:
-    """Prefers the nodes whose names begin with "fast"."""
-
-    has_preference = True
-
-    def may_have(self, _key: bytes, _installation: bytes) -> bool:
-        return True
-
-    def is_candidate(self, _key: bytes) -> bool | None:
-        return True
-
-    def look_further(self) -> None: ...
-
-    def rank(self, key: bytes) -> float | None:
-        return float(key.startswith(b"fast"))
-
-    def slots(self, _key: bytes, _slot_count: int) -> int:
-        return 1
-
-    def known_here(self) -> bool | None:
-        return True
-
-    async def fits_here(self) -> bool:
-        return True
-
-
 def test_what_a_preferred_member_has_computed_is_checked_at_once_by_others() -> None:
     """Its tasks are held for checks then, and none is ready: the job would wait for ever."""
     nodes = [key_of(name) for name in ("fast", "trusted", "local")]
     play = Play(0, dict.fromkeys(("fast", "trusted", "local"), honest), trusted=("trusted",))
-    play.core = OwnerCore(lambda _job: PrefersFast(), Acceptance(play.acceptance.level_of, random.Random(7)))
+    play.core = OwnerCore(lambda _job: Preferring(b"fast"), Acceptance(play.acceptance.level_of, random.Random(7)))
     play.job = play.core.add_job(envelope(prefer=("name=fast",)))
     play.core.add_tasks(JOB, [b"0", b"1"])
     play.core.seal(JOB)

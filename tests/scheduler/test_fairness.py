@@ -19,6 +19,7 @@ from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore
 from p2pcompute.scheduler.stealing import Thief, holders_first
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
+from tests.preferring import Preferring
 
 CRYPTO = RealCrypto()
 SUBMITTER = b"s" * 32
@@ -176,31 +177,7 @@ def test_jobs_are_not_charged_for_what_was_lost_with_a_node() -> None:
 
 def test_a_job_that_prefers_nodes_does_not_pass_others() -> None:
     """Jobs that prefer some nodes are looked at before the rest: without the order they would always win."""
-
-    class Prefers:
-        has_preference = True
-
-        def may_have(self, _key: bytes, _installation: bytes) -> bool:
-            return True
-
-        def is_candidate(self, _key: bytes) -> bool | None:
-            return True
-
-        def look_further(self) -> None: ...
-
-        def rank(self, _key: bytes) -> float | None:
-            return 1.0
-
-        def slots(self, _key: bytes, _slot_count: int) -> int:
-            return 1
-
-        def known_here(self) -> bool | None:
-            return True
-
-        async def fits_here(self) -> bool:
-            return True
-
-    core = OwnerCore(lambda job: Prefers() if job.terms.prefer else None)
+    core = OwnerCore(lambda job: Preferring() if job.terms.prefer else None)
     add(core, "plain", 1000)
     add(core, "choosy", 1000, prefer=("cpus",))
     node, had = thief("n"), {b"p": 0, b"c": 0}
