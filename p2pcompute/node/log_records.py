@@ -7,7 +7,8 @@ to the founder, an heir or an administrator asks for them now and then.  What it
 Keepers are the founder, members with the role admin, and those whose hash with the group's id is smallest, so that all
 who know about the same members look at about the same places.
 Where nobody was removed yet, as far as a node knows, it asks one keeper, a few times a day: each question that finds
-nothing is some fifty datagrams.
+nothing is some fifty datagrams.  Soon after the start asks only who was here before, since it may have been away for
+long; who is new has the log from the member that admitted it, and thousands may be new at once.
 
 Bounds: LOG_RECORDS_MAX records of one keeper; LOG_KEEPERS_ASKED questions an hour.
 Not for: an attacker that holds all places near to a key, or fills the stores of those who do; then it is as if there
@@ -124,12 +125,19 @@ class LogRecords:
 
     async def _run(self) -> None:
         wait_s = LOOK_FIRST_S
+        if not self._network.was_here:
+            await self._host.clock.sleep(LOOK_FIRST_S)
+            self.publish()
+            wait_s = self._again_s()
         while True:
             await self._host.clock.sleep(wait_s * self._rng.uniform(0.5, 1.0))
             self.publish()
             if not self._meets_administrators():
                 await self.look()
-            wait_s = LOOK_AGAIN_S if len(self._credentials.roster.log) else LOOK_AGAIN_EMPTY_S
+            wait_s = self._again_s()
+
+    def _again_s(self) -> float:
+        return LOOK_AGAIN_S if len(self._credentials.roster.log) else LOOK_AGAIN_EMPTY_S
 
     def keepers(self) -> list[bytes]:
         """Return the installations whose records are worth asking for, as far as this node knows the group."""

@@ -168,6 +168,8 @@ class Network:
         self._own: list[Address] = []
         self._own_until = 0.0
         self.is_on_network = False
+        self.was_here = False
+        """It had contacts in this group in an earlier life."""
         self._saved = b""
         """Digest of the contacts that were saved last."""
         self._to_meet: dict[Address, None] = {}
@@ -224,7 +226,9 @@ class Network:
         self.dht.on_contact = self._contact
         self.dht.on_contact_gone = self._contact_gone
         self.dht.on_contact_silent = self._contact_silent
-        await self.dht.start([], [*await self._saved_contacts(), *self._first_contacts, *more_contacts])
+        saved = await self._saved_contacts()
+        self.was_here = bool(saved)
+        await self.dht.start([], [*saved, *self._first_contacts, *more_contacts])
         if self._discover and not loopback_only:
             self._may_announce = True
             self._dht_scope.spawn(self._announce(), "announce")  # mDNS probes for a second first
