@@ -572,6 +572,8 @@ CHECKPOINTS_BYTES_MAX: Final = 256 * MIB
 """Cookies that an owner keeps in memory, of all its tasks; each is up to INLINE_BYTES_MAX, larger ones are blobs."""
 CHECKPOINT_BLOBS_BYTES_MAX: Final = 8 * 1024 * MIB
 """The same on disk."""
+CHECKPOINT_COPIES_SHARE: Final = 0.5
+"""Copies of cookies of other coordinators' tasks are taken only up to so much of this room: the rest is for our own."""
 OUTBOX_DELAY_S: Final = 0.5
 """A worker writes a result to disk when its owner has not acknowledged it within this time and the tick that follows:
 tiny tasks that come faster than their owner takes them need not pass through the disk."""
@@ -588,7 +590,9 @@ OFFER_SLOTS_PER_TASK: Final = 2
 OFFER_AGAIN_S: Final = 30.0
 """In a group of more than k, tasks that nobody took are offered to further peers, and to the same ones after this."""
 SEEK_AGAIN_S: Final = 60.0
-"""Pause between two searches of the index for nodes for one job, while those that are known do not suffice."""
+"""Pause between two searches for nodes for one job, while those that are known do not suffice."""
+SEEK_CHANNELS_MAX: Final = 3 * CHANNELS_MAX // 4
+"""With so many channels an owner looks for no more nodes of any kind: what is left is for those that come."""
 CLAIM_BYTES_MAX: Final = 640 * KIB
 """One encoded outcome; keeps a results message inside a frame."""
 THIEVES_MAX: Final = 16384
@@ -626,6 +630,8 @@ CUSTODY_KEEP_S: Final = 30 * 86400.0
 SYNC_BYTES_MAX: Final = 256 * KIB
 """An answer about a job is closed when it is larger than this; with one more item it stays inside a frame."""
 SYNC_ITEMS_MAX: Final = 2000
+SYNC_SAVED_BYTES_MAX: Final = 64 * KIB
+"""Of an answer, cookies of tasks have at least so much, beside what else is told: neither holds the other up."""
 SYNC_PAUSE_S: Final = 1.0
 """Pause between two questions of one keeper about one job: what happens meanwhile travels together."""
 SYNC_WAITING_MAX: Final = 1024

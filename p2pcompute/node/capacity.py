@@ -12,9 +12,10 @@ from typing import Final
 
 from p2pcompute.dht.capacity import Feature
 from p2pcompute.dht.service import Dht
-from p2pcompute.host.interfaces import Host
+from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import INDEX_WANT_MAX
+from p2pcompute.ids import DHT_ID_BYTES
+from p2pcompute.limits import INDEX_WANT_MAX, SEEK_CHANNELS_MAX
 from p2pcompute.node.network import Network
 from p2pcompute.resources.attributes import values
 from p2pcompute.resources.classes import bits_of, features_asked, features_of, tuple_of
@@ -27,6 +28,12 @@ DESCRIBE_AGAIN_S: Final = 3600.0
 SEEK_S: Final = 10.0
 SEEK_WANT: Final = 64
 """Nodes that are looked for on behalf of a job, and how long."""
+SEEK_LOOKUPS: Final = 8
+"""Places of the group that are looked at for nodes of any kind: about 30 requests each."""
+SEEK_IN_VAIN: Final = 2
+"""So many of them in a row where everybody is known end the search."""
+GOLDEN: Final = 0.6180339887498949
+"""Step from one place to the next, as a part of all keys: however many there are, they lie evenly spread."""
 
 
 class Capacity:
@@ -37,6 +44,8 @@ class Capacity:
         self._scope = scope
         self._network = network
         self._resources = resources
+        self._place = host.rng.stream("seek").random()
+        """Where nodes were looked for last, as a part of all keys."""
         self._described: Dht | None = None
 
     def peers_changed(self) -> None:
@@ -61,17 +70,55 @@ class Capacity:
         return None if contact is None else contact.class_bits
 
     def seek(self, requirement: Requirement) -> None:
-        """Make the nodes known, in the background, that the index names for a job of this node."""
+        """Make the nodes known, in the background, that the index names for a job of this node.
+
+        Where it knows nothing of what is asked for, any nodes.
+        """
         expressions = [clause.expression for clause in requirement.clauses]
         dht = self._network.dht
-        if dht is not None and dht.index.is_used and features_asked(expressions):
+        if dht is None or not dht.index.is_used:
+            return
+        if features_asked(expressions):
             self._scope.spawn(self._seek(expressions), "seek-nodes")
+        else:
+            self.seek_any(SEEK_WANT)
 
     async def _seek(self, expressions: Sequence[Expression]) -> None:
         for key, addresses in await self.search(expressions, SEEK_WANT, SEEK_S):
-            if key not in self._network.peers:
-                self._network.peers.meet(key, addresses[0])
-                self._network.on_peer(key)
+            self._meet(key, addresses[0])
+
+    def seek_any(self, want: int) -> None:
+        """Make about `want` nodes known, in the background, whatever they have.
+
+        A table of contacts holds but a part of a large group, and of those who do not know the owner either, some wait
+        for work at nodes that have none to pass on.
+        """
+        dht = self._network.dht
+        if dht is not None and len(self._network.channels.all()) < SEEK_CHANNELS_MAX:
+            self._scope.spawn(self._seek_any(dht, min(want, SEEK_WANT)), "seek-nodes")
+
+    async def _seek_any(self, dht: Dht, want: int) -> None:
+        found = in_vain = 0
+        try:
+            async with self._host.clock.timeout(SEEK_S):
+                for _ in range(SEEK_LOOKUPS):
+                    self._place = (self._place + GOLDEN) % 1.0
+                    near = await dht.find(int(self._place * 2.0**64).to_bytes(8).ljust(DHT_ID_BYTES, b"\0"))
+                    new = sum(self._meet(contact.key, contact.address) for contact in near)
+                    found, in_vain = found + new, 0 if new else in_vain + 1
+                    if found >= want or in_vain >= SEEK_IN_VAIN:
+                        return
+        except TimeoutError:
+            return
+
+    def _meet(self, key: bytes, address: Address) -> bool:
+        """Make a node known; False when it is."""
+        network = self._network
+        if key in network.peers or key in network.peers.refused:
+            return False
+        network.peers.meet(key, address)
+        network.on_peer(key)
+        return True
 
     async def _describe(self, dht: Dht) -> None:
         """Measure this node, and again each hour, as long as it is in this group."""

@@ -255,6 +255,7 @@ class Node:
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
+        self.scheduler.look_further = self.capacity.seek_any
         self.placement.class_of = self.capacity.class_of
         self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
         self.placement.is_own_strange = lambda: self.credentials.is_stranger(self._identity.installation)

@@ -33,6 +33,7 @@ from p2pcompute.limits import (
     OFFERS_MIN,
     PEER_LOST_GRACE_S,
     RECOVERY_GRACE_S,
+    SEEK_AGAIN_S,
     TAIL_S,
 )
 from p2pcompute.scheduler import messages
@@ -100,6 +101,8 @@ class SchedulerCounters:
     grants_given_count: int = 0
     steals_refused_full_count: int = 0
     offers_sent_count: int = 0
+    looked_further_count: int = 0
+    """Searches for nodes of any kind, because those that are known did not suffice."""
     benched_count: int = 0
     """Workers whose results broke the protocol."""
 
@@ -195,6 +198,8 @@ class Scheduler:
         self.may_submit: Callable[[JobEnvelope], bool | None] = lambda _job: True
         """Says whether the submitter of a job may have it run here; whoever coordinates it, this node looks itself.
         None: it does not know him."""
+        self.look_further: Callable[[int], None] = lambda _count: None
+        """Looks for so many nodes that are not known here, whatever they have, in the background."""
         self.introduce: Callable[[Channel, bytes], Awaitable[None]] = _know_nobody
         """Asks a peer who an installation is that is not known here."""
         self.may_work: Callable[[bytes], bool] = lambda _installation: True
@@ -229,6 +234,8 @@ class Scheduler:
         self._benched: dict[bytes, float] = {}
         """Worker → until when it gets nothing."""
         self._offered: dict[bytes, float] = {}
+        self._looked = -SEEK_AGAIN_S
+        """When nodes that are not known here were looked for last."""
         self._knows_job: dict[bytes, dict[bytes, None]] = {}
         """Channel peer → jobs whose envelope it has from us in its present life."""
         self._boots: dict[bytes, bytes] = {}
@@ -909,9 +916,16 @@ class Scheduler:
             self._offered[key] = now
             self.counters.offers_sent_count += 1
             channel.send(Message.OFFER, [])
+        missing = 0
         for have, (fit, count) in zip(slots, demands, strict=True):
             if fit is not None and have < count:
                 fit.look_further()
+            elif have < count:
+                missing = max(missing, count - have)
+        if missing and len(self.peers) > DHT_K and now - self._looked >= SEEK_AGAIN_S:
+            self._looked = now
+            self.counters.looked_further_count += 1
+            self.look_further(missing)
 
     def _own_slots(self, fit: Fit | None) -> int:
         """Slots of this node for a job."""
