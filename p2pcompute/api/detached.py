@@ -424,7 +424,9 @@ class Feed:
         note, target = future._note, self._target
         assert note is not None
         if target is not None and target.dir is not None:
-            number = self._numbers.get(note.key, target.first + future._index)
+            number = self._numbers.get(note.key)
+            if number is None:
+                number = int(ask(self._path, "GET", self._place())["results"]["first"]) + future._index
             folder = target.dir / folder_name(number) / "files"
             return {file.name: str(folder / file.name) for file in outcome.files}
         return {

@@ -15,14 +15,14 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.api.options import moment
-from p2pcompute.api.result_claims import check_claims
-from p2pcompute.api.result_keys import content_key, jsonl_records, read_done_keys, split_keys
-from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target, is_results_file
+from p2pcompute.api.result_claims import Hold, check_claims
+from p2pcompute.api.result_keys import content_key, jsonl_records, split_keys
+from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target, hold, is_results_file
 from p2pcompute.errors import StoreError, UsageError
 from p2pcompute.execution.functions import load_value
 from p2pcompute.host.runs import Outcome
@@ -70,7 +70,7 @@ def results_target(path: str | os.PathLike[str], *, resume: bool) -> ResultsTarg
     """Return where results go.
 
     Raises:
-        UsageError: other results are there, or a job of this machine's node writes them.
+        UsageError: other results are there, or somebody else writes them.
     """
     from p2pcompute.places import find_paths
 
@@ -90,8 +90,7 @@ def results_target(path: str | os.PathLike[str], *, resume: bool) -> ResultsTarg
             f"p2pc attach {job} to see it, or p2pc cancel {job}; then again",
             code="results-busy",
         )
-    first = max((read_done_keys(place).next_number for _, place in target.claims()), default=0) if resume else 0
-    return replace(target, first=first)
+    return target
 
 
 def earlier_calls(target: ResultsTarget) -> dict[bytes, Earlier]:
@@ -133,7 +132,9 @@ class ResultFolder:
     """Where the calls of one executor are written.  Every method may be called by any thread."""
 
     target: ResultsTarget
+    """Claimed until `close`: `Hold`."""
     name: str
+    _hold: Hold = field(init=False)
     _earlier: dict[bytes, Earlier] = field(init=False)
     _writer: ResultsWriter = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -144,7 +145,19 @@ class ResultFolder:
     """The disk has refused, and that was said."""
 
     def __post_init__(self) -> None:
-        self._earlier = earlier_calls(self.target) if self.target.resume else {}
+        self._hold = hold(self.target)
+        try:
+            self._open()
+        except BaseException:
+            self._hold.release()
+            raise
+
+    def _open(self) -> None:
+        if self.target.resume:
+            self.target = self.target.numbered()
+            self._earlier = earlier_calls(self.target)
+        else:
+            self._earlier = {}
         record = {
             "id": secrets.token_hex(32),
             "name": self.name,
@@ -237,6 +250,8 @@ class ResultFolder:
                 self._writer.close(summary)
             except StoreError as error:
                 warnings.warn(f"{error}", RuntimeWarning, stacklevel=2)
+            finally:
+                self._hold.release()
 
 
 def _time_text(unix_s: float) -> str | None:

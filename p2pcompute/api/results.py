@@ -28,12 +28,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from p2pcompute.api.result_claims import drop_claim, marker_of, take_claim
+from p2pcompute.api.result_claims import Hold, drop_claim, marker_of, take_claim
 from p2pcompute.api.result_keys import (
     JOBLOG_HEADER,
     KEY_BYTES,
@@ -65,6 +65,7 @@ __all__ = [
     "exit_columns",
     "file_format",
     "folder_name",
+    "hold",
     "is_results_file",
     "joblog_line",
     "read_done_keys",
@@ -101,6 +102,14 @@ class ResultsTarget:
         for path, is_directory in ((self.dir, True), (self.file, False), (self.joblog, False)):
             if path is not None:
                 yield marker_of(path, is_directory=is_directory), path
+
+    def numbered(self) -> ResultsTarget:
+        """Return it with numbers that go on after those that are there; for who has it to himself.
+
+        Raises:
+            UsageError: what is there cannot be read.
+        """
+        return replace(self, first=max((read_done_keys(path).next_number for _, path in self.claims()), default=0))
 
     def to_json(self) -> dict[str, Any]:
         """Return the `results` member of `POST /v1/jobs`."""
@@ -374,6 +383,17 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def hold(target: ResultsTarget) -> Hold:
+    """Claim places for this program, until it has written there or hands them over to a job.
+
+    Raises:
+        UsageError: somebody else writes there.
+        StoreError: the disk refuses.
+    """
+    with _disk_errors(target, {}):
+        return Hold(target.claims())
 
 
 class ResultsWriter:

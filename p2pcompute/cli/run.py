@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -726,11 +726,6 @@ def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> 
     )
 
 
-def _numbered(target: ResultsTarget) -> ResultsTarget:
-    """Return the target with numbers that go on after those that are there."""
-    return replace(target, first=max(read_done_keys(path).next_number for _, path in target.claims()))
-
-
 def _dry_run(request: Request, maker: TaskMaker, function: Function | None, lock: Lock | None) -> int:
     """Print the tasks as the node would run them."""
     if request.is_json:
@@ -785,8 +780,6 @@ class _Run:
             code = self._finish_earlier(request.results)
             if code is not None:
                 return code
-            if request.resume:
-                self.request = request = replace(request, results=_numbered(request.results))
         earlier = self._read_earlier()
         if request.files.send and request.inputs.is_repeatable:
             self._check_files()

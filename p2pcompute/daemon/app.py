@@ -744,9 +744,17 @@ class Api:
         body = decode_body(await read_body(request), JobBody)
         node = self._node
         terms, spec, note = await build_job(body, node.blobs, node.clock.wall(), node.peers(), node.trust())
+        reserved = None
         if note.results is not None:
-            await self._sink.check(note.results)
-        job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))
+            reserved = await self._sink.reserve(note.results)
+            note.results = reserved.results
+        try:
+            job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))
+            if reserved is not None:
+                reserved.hand_over(job_id)
+        finally:
+            if reserved is not None:
+                reserved.free()
         job = self._node.job(job_id.hex())
         self._sink.begin(job, is_new=True)
         return JsonResponse({"id": job_id.hex(), "alias": job.alias}, status_code=201)

@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from p2pcompute.api.result_claims import check_claims, drop_claim
-from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target
+from p2pcompute.api.result_claims import Hold, check_claims, drop_claim
+from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target, hold
 from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import BlobRef
@@ -82,11 +82,12 @@ class ResultsSink:
         """After the scope has ended the sinks: let the thread write its last page and close the files."""
         self._pool.shutdown()
 
-    async def check(self, results: dict[str, Any]) -> None:
-        """Say before the submission whether results could be written there.
+    async def reserve(self, results: dict[str, Any]) -> Reserved:
+        """Keep a place for the results of a job that is about to be submitted.
 
         Raises:
-            UsageError: they could not, or an unfinished job writes there.
+            UsageError: they could not be written there, or somebody else writes there.
+            StoreError: the disk refuses.
         """
         target = ResultsTarget.from_json(results)
         places = {path for _, path in target.claims()}
@@ -98,14 +99,11 @@ class ResultsSink:
             if state.error is None or not self._is_over(job_id):
                 raise self._busy(taken[0], job_id)
             in_the_way[job_id] = state
-        await asyncio.get_running_loop().run_in_executor(self._pool, check_target, target)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._pool, check_target, target)
         for job_id, state in in_the_way.items():
             await self._give_up(job_id, state)
-        claims = await asyncio.get_running_loop().run_in_executor(self._pool, check_claims, target.claims(), self._home)
-        for name in sorted(claims):
-            # No open sink of ours writes there: what is left is from a job that ended or was forgotten.
-            for marker, _ in target.claims():
-                drop_claim(marker, name)
+        return await loop.run_in_executor(self._pool, _reserve, target, self._home)
 
     def _is_over(self, job_id: bytes) -> bool:
         try:
@@ -279,6 +277,38 @@ class ResultsSink:
         ref = BlobRef(*blob)
         path = self._node.blobs.path(ref)
         return await self._node.blobs.read(ref) if path is None else Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A place for results that nobody else writes to."""
+
+    results: dict[str, Any]
+    """With the number of the first task."""
+    _held: Hold
+    _home: str
+
+    def hand_over(self, job_id: bytes) -> None:
+        """Leave it to the job."""
+        with contextlib.suppress(OSError):  # its writer claims it again, and says what is wrong
+            self._held.hand_over(job_id.hex(), self._home)
+
+    def free(self) -> None:
+        """There is no job, or it has the place."""
+        self._held.release()
+
+
+def _reserve(target: ResultsTarget, home: str) -> Reserved:
+    for name in sorted(check_claims(target.claims(), home)):
+        # No open sink of ours writes there: what is left is from a job that ended or was forgotten.
+        for marker, _ in target.claims():
+            drop_claim(marker, name)
+    held = hold(target)
+    try:
+        return Reserved((target.numbered() if target.resume else target).to_json(), held, home)
+    except BaseException:
+        held.release()
+        raise
 
 
 def _job_record(job: JobView) -> dict[str, Any]:

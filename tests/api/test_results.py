@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from p2pcompute import JobStatus, MeshExecutor, TaskOptions, UsageError
+from p2pcompute.api.result_folder import ResultFolder, results_target
 
 OPTIONS: dict[str, Any] = {"max_workers": 2, "local": True}
 
@@ -109,6 +113,61 @@ def test_what_is_refused(tmp_path: Path) -> None:
         MeshExecutor(results=tmp_path)
     with pytest.raises(UsageError, match="needs to know"):
         MeshExecutor(resume=True)
+
+
+WRITER = """
+import sys, time
+from p2pcompute import MeshExecutor, UsageError
+try:
+    with MeshExecutor(max_workers=1, local=True, results="out", resume=True) as executor:
+        print(executor.submit(str, sys.argv[1]).result(), flush=True)
+        sys.stdin.readline()
+        if "die" in sys.argv:
+            import os
+            os.kill(os.getpid(), 9)
+except UsageError as error:
+    print(error.code, flush=True)
+"""
+
+
+def test_two_programs_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Broken: both number their calls alike and overwrite each other, or a dead one keeps all others out."""
+    (tmp_path / "program.py").write_text(WRITER)
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "program.py", *words],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+
+    with start("one", "die") as first:
+        assert first.stdout is not None and first.stdout.readline() == "one\n"
+        with start("two") as second:
+            assert second.communicate()[0] == "results-busy\n"
+        with pytest.raises(UsageError, match=f"{tmp_path}/out is being written by another program"):
+            results_target(tmp_path / "out", resume=True)
+        first.communicate("\n")
+    with start("two") as second:
+        assert second.communicate("\n")[0] == "two\n", "who died keeps nobody out"
+    records = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
+    assert [(record["number"], record["inputs"]) for record in records] == [(0, ["one"]), (1, ["two"])]
+    assert not list((tmp_path / "out").glob(".*")), "and leaves nothing"
+
+
+def test_numbers_are_given_to_who_has_the_folder(tmp_path: Path) -> None:
+    """Broken: what is free is looked up before the folder is claimed, and is taken by then."""
+    early = results_target(tmp_path / "out", resume=True)
+    with MeshExecutor(**OPTIONS, results=tmp_path / "out") as executor:
+        assert executor.submit(abs, -1).result() == 1
+        with pytest.raises(UsageError, match="another program"):
+            MeshExecutor(**OPTIONS, results=tmp_path / "out", resume=True)
+    late = ResultFolder(early, "late")
+    assert late.target.first == 1
+    late.close()
 
 
 def test_progress_is_told() -> None:

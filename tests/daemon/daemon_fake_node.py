@@ -107,6 +107,8 @@ class FakeNode:
         self.by_id: dict[bytes, FakeJob] = {}
         self.gate: asyncio.Event | None = None
         """When set, add_tasks waits for it: a node that has enough to do."""
+        self.submit_error: Exception | None = None
+        """What a submission gets."""
         self.drain_gate: asyncio.Event | None = None
         self.stops: list[bool] = []
         self.started = 0
@@ -221,6 +223,8 @@ class FakeNode:
         return Found(key=PEER_KEY, attributes=self._attributes(), age_s=0.0)
 
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
+        if self.submit_error is not None:
+            raise self.submit_error
         job_id = hashlib.blake2b(f"{len(self.by_id)}".encode(), digest_size=32).digest()
         alias = job_alias(job_id, {job.alias for job in self.by_id.values()})
         self.by_id[job_id] = FakeJob(job_id, alias, terms, spec, client_note)

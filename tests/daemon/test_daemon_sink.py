@@ -12,6 +12,7 @@ import pytest
 from daemon_fake_node import FakeNode, ok
 from daemon_kit import running, until
 
+from p2pcompute.api.results import ResultsTarget, hold
 from p2pcompute.errors import UsageError
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 
@@ -198,4 +199,42 @@ async def test_no_second_job_writes_where_an_unfinished_one_does(tmp_path: Path)
         await until(lambda: not list((tmp_path / "sinks").iterdir()))
         assert not (tmp_path / "out/.p2pc-writer").exists()
         await daemon.new_job(results=results)
+    await node.close()
+
+
+async def test_numbers_are_given_when_the_place_is_taken(tmp_path: Path) -> None:
+    """Broken: whoever looked for free numbers before another job had written there writes over its results."""
+    node = FakeNode(tmp_path)
+    out = tmp_path / "out"
+    results = {"dir": str(out), "first": 0, "resume": True}
+    async with running(node, tmp_path) as daemon:
+        for index, text in enumerate((b"one", b"two")):
+            job_id = await daemon.new_job(1, seal=True, results=results)
+            node.end(job_id, 0, ok(text))
+            await until(lambda: not list((tmp_path / "sinks").iterdir()))
+            assert (await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last")))["results"][
+                "first"
+            ] == index
+    assert [(out / f"tasks/000/00000{number}/stdout").read_bytes() for number in (0, 1)] == [b"one", b"two"]
+    await node.close()
+
+
+async def test_where_a_program_writes_no_job_does(tmp_path: Path) -> None:
+    """Broken: a job writes into the folder of a program that runs, or a submission that failed keeps the folder."""
+    node = FakeNode(tmp_path)
+    target = ResultsTarget(dir=tmp_path / "out", resume=True)
+    async with running(node, tmp_path) as daemon:
+        with hold(target), pytest.raises(UsageError, match="another program"):
+            await daemon.new_job(1, results=target.to_json())
+        node.submit_error = UsageError("too many jobs", code="jobs-full")
+        with pytest.raises(UsageError, match="too many jobs"):
+            await daemon.new_job(1, results=target.to_json())
+        node.submit_error = None
+        hold(target).release()
+        job_id = await daemon.new_job(1, seal=True, results=target.to_json())
+        with pytest.raises(UsageError, match="unfinished job"):
+            hold(target)
+        node.end(job_id, 0, ok(b"text"))
+        await until(lambda: not list((tmp_path / "sinks").iterdir()))
+    assert not (tmp_path / "out" / ".p2pc-writer").exists()
     await node.close()
