@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from p2pcompute.host.interfaces import Address
 from p2pcompute.limits import CUSTODY_LEAVING_S, LEASE_S_MIN
+from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.terms import JobEnvelope
 
 NEVER = float("-inf")
@@ -73,6 +74,12 @@ class Charge:
     """Results that came of the fact that is next."""
     relays: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Keeper → how many of the claims that it took were heard of, and of how many ends of the next."""
+    saved: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+    """Keeper → (process of it, number of the last change of what tasks have saved that was heard of)."""
+    saved_blobs: dict[int, Saved] = field(default_factory=dict)
+    """Task → what it has saved, whose blob is still to be brought here."""
+    is_fetching_saved: bool = False
+    """A task brings these blobs here."""
     synced: dict[bytes, float] = field(default_factory=dict)
     """Keeper → when it last asked."""
     asked: dict[bytes, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from p2pcompute.errors import (
@@ -32,21 +32,26 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import job_alias
 from p2pcompute.limits import (
+    ATTEMPTS_MAX,
     CUSTODY_AFTER_S,
     CUSTODY_BEAT_S,
     CUSTODY_BYTES_MAX,
     CUSTODY_GRACE_S,
     CUSTODY_JOBS_MAX,
     CUSTODY_KEEP_S,
+    FRAME_BYTES_MAX,
+    INLINE_BYTES_MAX,
     NODE_NAME_CHARS_MAX,
     READERS_MAX,
     RECOVERY_GRACE_S,
     SYNC_BYTES_MAX,
     SYNC_ITEMS_MAX,
     SYNC_PAUSE_S,
+    SYNC_SAVED_BYTES_MAX,
     SYNC_WAITING_MAX,
 )
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, coordinator_of, next_epoch
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
@@ -224,7 +229,7 @@ class CustodyService:
 
     def _is_settled(self, charge: Charge, book: JobBook) -> bool:
         """Whether nothing is left to be done for a job; who asks for it is answered all the same."""
-        if charge.collecting or charge.is_following or charge.is_fetching:
+        if charge.collecting or charge.is_following or charge.is_fetching or charge.is_fetching_saved:
             return False
         return book.job.ledger.is_complete if book.job.is_own else self._is_judged(charge)
 
@@ -600,6 +605,7 @@ class CustodyService:
         channel = self._channels.get(key) or await self._channels.connect(key, addresses)
         book = self._owner.book(job_id)
         claims, claim_rows = charge.relays.get(key, (0, 0))
+        process, saved = charge.saved.get(key, (b"", 0))
         asked = SyncAsked(
             job_id=job_id,
             ticket=charge.ticket,
@@ -610,6 +616,7 @@ class CustodyService:
             epoch=charge.epoch,
             is_acting=charge.is_acting,
             taken=0 if book.job.is_own else book.next_relay,
+            saved=saved if process == channel.instance else 0,
             wait_s=wait_s,
         )
         answer = await channel.request(Message.SYNC, asked.body(), timeout_s=SYNC_TIMEOUT_S)
@@ -623,6 +630,8 @@ class CustodyService:
                 await self._take_claims(charge, book, key, synced)
                 whole = len(synced.claims) - (1 if synced.claims and synced.claim_rows_next else 0)
                 charge.relays[key] = (asked.claims + whole, synced.claim_rows_next)
+            if not charge.is_acting or book.job.is_own:
+                self._take_saved(charge, book, channel, synced)
         except RemoteProtocolError:
             self.counters.forged_count += 1
             raise
@@ -647,6 +656,50 @@ class CustodyService:
         if synced.facts or synced.rows:
             self.kept_bytes += sum(map(len, synced.facts)) + sum(len(row.outcome) for row in synced.rows)
             self._owner.replica_changed(book)
+
+    def _take_saved(self, charge: Charge, book: JobBook, channel: Channel, synced: Synced) -> None:
+        """Keep copies of what tasks have saved: the owner's word, or that of a trusted node which acts for it.
+
+        The owner takes what is further on than its own from any custodian that it trusts.
+        """
+        peer = channel.peer
+        is_owner = peer.key == charge.job.signer
+        may_tell = (synced.is_acting or book.job.is_own) and self._owner.core.is_trusted(peer.installation)
+        if not is_owner and not may_tell:
+            return
+        for index, saved in synced.saved:
+            charge.saved_blobs.pop(index, None)
+            if saved is not None and not is_owner:
+                saved = replace(saved, by=tuple(dict.fromkeys([*saved.by, peer.installation])))
+            if saved is not None and saved.blob is not None:
+                charge.saved_blobs[index] = saved
+            else:
+                self._owner.save_copy(book, index, saved)
+        charge.saved[peer.key] = (channel.instance, synced.saved_next)
+        if charge.saved_blobs and not charge.is_fetching_saved and not self._is_closed:
+            charge.is_fetching_saved = True
+            self._scope.spawn(self._fetch_saved(charge, book, peer.key), "custody checkpoints")
+
+    async def _fetch_saved(self, charge: Charge, book: JobBook, key: bytes) -> None:
+        """Bring large cookies here one after the other; what was kept before stays until the new one is here."""
+        blobs = self._host.store.blobs
+        try:
+            while charge.saved_blobs:
+                index = next(iter(charge.saved_blobs))
+                saved = charge.saved_blobs.pop(index)
+                assert saved.blob is not None
+                blobs.pin([saved.blob])
+                try:
+                    if not await blobs.has(saved.blob):
+                        await self._fetch([saved.blob], key, self._peers.get(key, ()))
+                    if index not in charge.saved_blobs and self._owner.books.get(charge.job.job_id) is book:
+                        self._owner.save_copy(book, index, saved)
+                except (P2pcError, TimeoutError):
+                    self.counters.blobs_missing_count += 1
+                finally:
+                    blobs.unpin([saved.blob])
+        finally:
+            charge.is_fetching_saved = False
 
     def _check_fact(self, job: JobEnvelope, raw: bytes) -> tuple[int, Any]:
         """Return a fact of the owner, or claims of a worker that the owner has taken.
@@ -754,19 +807,20 @@ class CustodyService:
             raise TrustError("no such job here", code="no-job")
         job = book.job.envelope
         charge = self._charge(asked.job_id)
-        if key not in job.coordinators:
+        is_keeper = key in job.coordinators
+        if not is_keeper:
             check_ticket(self._host.crypto, asked.ticket, job, wall=self._host.clock.wall())
             book.readers[key] = None
             if len(book.readers) > READERS_MAX:
                 del book.readers[next(iter(book.readers))]
-        if charge is not None and key in job.coordinators:
+        if charge is not None and is_keeper:
             charge.synced[key] = now
             self._heard(charge, key, asked.epoch, is_acting=asked.is_acting)
             if charge.is_acting and asked.taken > charge.relays.get(key, (0, 0))[0]:
                 self._collect(charge, key)
-        answer = await self._news(charge, book, asked)
-        if asked.wait_s and not (answer.facts or answer.rows or answer.claims) and await self._wait(asked):
-            answer = await self._news(charge, book, asked)
+        answer = await self._news(charge, book, asked, is_keeper)
+        if asked.wait_s and not answer.has_news and await self._wait(asked):
+            answer = await self._news(charge, book, asked, is_keeper)
         return answer.body()
 
     async def _wait(self, asked: SyncAsked) -> bool:
@@ -800,7 +854,7 @@ class CustodyService:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _news(self, charge: Charge | None, book: JobBook, asked: SyncAsked) -> Synced:
+    async def _news(self, charge: Charge | None, book: JobBook, asked: SyncAsked, is_keeper: bool) -> Synced:
         """Return what is durable here and the other does not have, as much as fits."""
         page = _Page()
         facts: list[bytes] = []
@@ -827,6 +881,7 @@ class CustodyService:
                 claim_rows_next = 0
                 if page.is_full():
                     break
+        saved, saved_next, is_all_saved = self._saved_since(asked, page) if is_keeper else ([], 0, True)
         return Synced(
             epoch=0 if charge is None else charge.epoch,
             is_acting=book.job.is_own or (charge is not None and charge.is_acting),
@@ -836,8 +891,26 @@ class CustodyService:
             claims=claims,
             claimed=claimed,
             claim_rows_next=claim_rows_next,
-            is_all=not page.is_full(),
+            saved=saved,
+            saved_next=saved_next,
+            is_all=is_all_saved and not page.is_full(),
         )
+
+    def _saved_since(self, asked: SyncAsked, page: _Page) -> tuple[list[tuple[int, Saved | None]], int, bool]:
+        """Return (what tasks have saved since, the number of the last change of it, is that all)."""
+        saved: list[tuple[int, Saved | None]] = []
+        number = asked.saved
+        room = max(SYNC_SAVED_BYTES_MAX, SYNC_BYTES_MAX - page.size)
+        room = min(room, FRAME_BYTES_MAX - page.size - 2 * INLINE_BYTES_MAX)
+        for changed, index, kept in self._owner.core.checkpoints.since(asked.job_id, number):
+            if room <= 0:
+                return saved, number, False
+            if kept is not None and len(kept.by) > ATTEMPTS_MAX:
+                kept = None
+            room -= 64 if kept is None else 64 + len(kept.cookie) + 40 * len(kept.by)
+            saved.append((index, kept))
+            number = changed
+        return saved, number, True
 
     async def _add_rows(
         self,

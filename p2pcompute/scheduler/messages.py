@@ -18,6 +18,7 @@ from p2pcompute.host.interfaces import Address, BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
 from p2pcompute.limits import (
+    ATTEMPTS_MAX,
     CHECKPOINT_BYTES_MAX,
     CHECKPOINTS_BATCH_MAX,
     CLAIM_BYTES_MAX,
@@ -79,10 +80,12 @@ class Message(IntEnum):
     COORDINATOR = 44
     """keeper of a job → peer: [job, epoch]: who coordinates it now."""
     SYNC = 45
-    """request, keeper → keeper: [job, ticket or b"", facts, rows, claims, claimed rows, epoch, acts, taken,
+    """request, keeper → keeper: [job, ticket or b"", facts, rows, claims, claimed rows, epoch, acts, taken, saved,
     wait ms] →
-    [epoch, acts, [fact, …], [row, …], rows, [claims envelope, …], [claimed row, …], claimed rows, is all].  A row is
+    [epoch, acts, [fact, …], [row, …], rows, [claims envelope, …], [claimed row, …], claimed rows,
+    [[index, saved], …], saved, is all].  A row is
     [index, generation, state, node, its name, attempts, outcome, payload or b""];
+    saved is [generation, attempt, installations that had a part, cookie as in CHECKPOINT], or [] when it is dropped;
     the numbers of rows are of the fact that is next, and of the envelope that is next, which is sent with each part."""
 
     CHECKPOINT = 46
@@ -321,6 +324,8 @@ class SyncAsked:
     is_acting: bool
     taken: int
     """Envelopes that it took for the owner itself."""
+    saved: int
+    """Number of the last change of what tasks have saved that it has of the other one; 0: none."""
     wait_s: float
 
     def body(self) -> list[Any]:
@@ -334,6 +339,7 @@ class SyncAsked:
             self.epoch,
             self.is_acting,
             self.taken,
+            self.saved,
             int(self.wait_s * 1000),
         ]
 
@@ -350,7 +356,15 @@ class Synced:
     claims: list[bytes]
     claimed: list[Row]
     claim_rows_next: int
+    saved: list[tuple[int, Saved | None]]
+    """(index, what is saved of it now; None: nothing any more)."""
+    saved_next: int
+    """Number of the last of these changes."""
     is_all: bool
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.facts or self.rows or self.claims or self.saved)
 
     def body(self) -> list[Any]:
         rows, claimed = [list(astuple(row)) for row in self.rows], [list(astuple(row)) for row in self.claimed]
@@ -363,31 +377,69 @@ class Synced:
             self.claims,
             claimed,
             self.claim_rows_next,
+            [[index, saved_body(saved)] for index, saved in self.saved],
+            self.saved_next,
             self.is_all,
         ]
 
 
 def parse_sync(body: Any) -> SyncAsked:
-    job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, wait_ms = _list(body, 10, "sync")
+    job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, saved, wait_ms = _list(body, 11, "sync")
     _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(ticket, bytes) and len(ticket) <= 1024, "sync")
-    _check(
-        all(_is_int(number, INT_MAX >> 1) for number in (facts, rows, claims, claim_rows, epoch, taken, wait_ms)),
-        "sync",
-    )
+    numbers = (facts, rows, claims, claim_rows, epoch, taken, saved, wait_ms)
+    _check(all(_is_int(number, INT_MAX >> 1) for number in numbers), "sync")
     _check(isinstance(is_acting, bool), "sync")
     wait_s = min(wait_ms / 1000, CUSTODY_BEAT_S)
-    return SyncAsked(job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, wait_s)
+    return SyncAsked(job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, saved, wait_s)
 
 
 def parse_synced(body: Any) -> Synced:
-    epoch, is_acting, facts, rows, rows_next, claims, claimed, claim_rows_next, is_all = _list(body, 9, "synced")
+    epoch, is_acting, facts, rows, rows_next, claims, claimed, claim_rows_next, saved, saved_next, is_all = _list(
+        body, 11, "synced"
+    )
     _check(_is_int(epoch, INT_MAX >> 1) and _is_int(rows_next) and _is_int(claim_rows_next), "synced")
     _check(isinstance(is_acting, bool) and isinstance(is_all, bool), "synced")
     for raws in (facts, claims):
         _check(isinstance(raws, list) and all(isinstance(raw, bytes) for raw in raws), "synced")
+    _check(_is_int(saved_next, INT_MAX >> 1) and isinstance(saved, list), "synced")
     return Synced(
-        epoch, is_acting, facts, _parse_rows(rows), rows_next, claims, _parse_rows(claimed), claim_rows_next, is_all
+        epoch,
+        is_acting,
+        facts,
+        _parse_rows(rows),
+        rows_next,
+        claims,
+        _parse_rows(claimed),
+        claim_rows_next,
+        [_parse_saved(entry) for entry in saved],
+        saved_next,
+        is_all,
     )
+
+
+def saved_body(saved: Saved | None) -> list[Any]:
+    """Return how what a task has saved travels between its keepers, and is stored."""
+    if saved is None:
+        return []
+    return [saved.generation, saved.attempt, list(saved.by), cookie_body(saved.cookie, saved.blob)]
+
+
+def parse_saved(body: Any) -> Saved | None:
+    """Return what a task has saved; None: nothing any more."""
+    if body == []:
+        return None
+    generation, attempt, by, value = _list(body, 4, "saved")
+    _check(_is_int(generation, 255) and _is_int(attempt, 1 << 31), "saved")
+    _check(isinstance(by, list) and len(by) <= ATTEMPTS_MAX, "saved")
+    _check(all(_is_bytes(installation, PUBLIC_KEY_BYTES) for installation in by), "saved")
+    cookie, blob = _parse_cookie(value)
+    return Saved(cookie=cookie, blob=blob, generation=generation, attempt=attempt, by=tuple(by))
+
+
+def _parse_saved(entry: Any) -> tuple[int, Saved | None]:
+    index, body = _list(entry, 2, "saved")
+    _check(_is_int(index), "saved")
+    return index, parse_saved(body)
 
 
 def _parse_rows(value: Any) -> list[Row]:

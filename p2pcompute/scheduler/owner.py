@@ -353,6 +353,9 @@ class OwnerCore:
         job.payloads = {i: payload for i, payload in payloads.items() if ledger.state(i) is TaskState.OPEN}
         job.ready = deque(sorted(job.payloads, reverse=True))
         self._count_claims(job, claims)
+        for index in self.checkpoints.tasks(job.envelope.job_id):
+            reached = self.checkpoints.attempt(job.envelope.job_id, index)
+            job.attempts[index] = max(job.attempts.get(index, 0), reached)
         job.grants_from = grants_from
         self.jobs[job.envelope.job_id] = job
         if job.fit is None and self._fit_of is not None:
@@ -369,9 +372,9 @@ class OwnerCore:
         return terms.local_only or bool(terms.group and self.group and terms.group != self.group)
 
     def release(self, job_id: bytes) -> None:
-        """Coordinate another node's job no longer."""
+        """Coordinate another node's job no longer; copies of what its tasks have saved are kept."""
         job = self.jobs[job_id]
-        self.forget_job(job_id)
+        self._forget_open(job_id)
         for index in list(job.leases):
             self._release(job, index)
         for books in (
@@ -404,10 +407,13 @@ class OwnerCore:
         return True
 
     def forget_job(self, job_id: bytes) -> None:
+        self._forget_open(job_id)
+        self.checkpoints.forget_job(job_id)
+
+    def _forget_open(self, job_id: bytes) -> None:
         job = self.jobs.pop(job_id, None)
         if job is not None:
             self.acceptance.forget(job)
-        self.checkpoints.forget_job(job_id)
         self._preferring.pop(job_id, None)
         self.order.discard(job_id)
 
@@ -867,7 +873,7 @@ class OwnerCore:
         """A task for its new holder, with what an earlier attempt has saved."""
         generation = job.ledger.generation(index)
         saved = self.checkpoints.get(job.envelope.job_id, index, generation)
-        if saved is not None and not all(map(self._is_trusted, saved.by)):
+        if saved is not None and not all(map(self.is_trusted, saved.by)):
             self.checkpoints.drop(job.envelope.job_id, index)
             saved = None
         if saved is None:
@@ -896,9 +902,9 @@ class OwnerCore:
         if job is None or lease is None or not job.ledger.is_open(index, saved.generation):
             return False
         is_holder = lease.thief == thief and lease.attempt == saved.attempt
-        return is_holder and (thief == LOCAL or self._is_trusted(installation))
+        return is_holder and (thief == LOCAL or self.is_trusted(installation))
 
-    def _is_trusted(self, installation: bytes) -> bool:
+    def is_trusted(self, installation: bytes) -> bool:
         return self.acceptance.level_of(installation) is Level.TRUSTED
 
     def save(self, thief: bytes, installation: bytes, job_id: bytes, index: int, saved: Saved) -> bool:

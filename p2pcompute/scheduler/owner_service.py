@@ -20,16 +20,14 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import JOB_ID_BYTES, job_alias
 from p2pcompute.limits import (
-    CHECKPOINT_BYTES_MAX,
     ENVELOPE_BYTES_MAX,
-    INLINE_BYTES_MAX,
     JOBS_ACTIVE_MAX,
     RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
 from p2pcompute.scheduler.checked import Record
-from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
+from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.fairness import USAGE_TAU_S, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
@@ -42,6 +40,8 @@ from p2pcompute.scheduler.messages import (
     outcome_blobs,
     output_digest,
     parse_claims,
+    parse_saved,
+    saved_body,
 )
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore, TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL, Fit
@@ -77,9 +77,7 @@ def _stopping() -> StoreError:
 
 def _row(saved: Saved | None) -> list[Any] | None:
     """Return the stored form of what a task has saved."""
-    if saved is None:
-        return None
-    return [saved.generation, saved.attempt, list(saved.by), cookie_body(saved.cookie, saved.blob)]
+    return None if saved is None else saved_body(saved)
 
 
 Listener = Callable[[Sequence[TaskEnd]], None]
@@ -479,6 +477,8 @@ class OwnerService:
         if book is not None and not book.job.is_own and job_id not in self.core.jobs:
             del self.books[job_id]
             self.aliases.pop(book.record.alias, None)
+            self.core.checkpoints.forget_job(job_id)
+            self._keep_saved()
             if self._journal is not None:
                 self._host.store.blobs.unpin([ref async for ref in self._journal.pins(job_id)])
                 await self._journal.delete_job(job_id)
@@ -754,6 +754,11 @@ class OwnerService:
 
     def replica_changed(self, book: JobBook) -> None:
         """More is known of another node's job: tell who watches it, and note its end or that it goes on."""
+        job_id, ledger = book.job.envelope.job_id, book.job.ledger
+        for index in self.core.checkpoints.tasks(job_id):
+            if ledger.state(index) is not TaskState.OPEN:
+                self.core.checkpoints.ended(job_id, index)
+        self._keep_saved()
         if book.job.ledger.is_complete:
             self._completed(book.job.envelope.job_id)
         elif book.record.finished is not None:
@@ -825,28 +830,48 @@ class OwnerService:
         self.core.save(LOCAL, self._identity.installation, job_id, index, saved)
         self.apply_effects()
 
+    def save_copy(self, book: JobBook, index: int, saved: Saved | None) -> None:
+        """Keep what another keeper of a job has of a task; None: it has dropped it."""
+        checkpoints, ledger = self.core.checkpoints, book.job.ledger
+        job_id = book.job.envelope.job_id
+        if saved is None:
+            if not book.job.is_own:
+                checkpoints.drop(job_id, index)
+        elif ledger.is_open(index, saved.generation) and not self._is_later(book, index, saved):
+            checkpoints.keep(job_id, index, saved, is_copy=not book.job.is_own)
+        self.apply_effects()
+
+    def _is_later(self, book: JobBook, index: int, saved: Saved) -> bool:
+        """Whether our own job has got further than a copy of it."""
+        if not book.job.is_own:
+            return False
+        lease = book.job.leases.get(index)
+        reached = self.core.checkpoints.attempt(book.job.envelope.job_id, index)
+        return reached >= saved.attempt or (lease is not None and lease.has_saved)
+
     def _keep_saved(self) -> None:
         """Write what tasks have saved, and hold their blobs."""
-        for change in self.core.checkpoints.take_changes():
+        changes = self.core.checkpoints.take_changes()
+        for change in changes:
             if change.saved is not None and change.saved.blob is not None:
                 self._host.store.blobs.pin([change.saved.blob])
             if change.freed is not None:
                 self._host.store.blobs.unpin([change.freed])
             if self._journal is not None:
                 self._writes.append(self._journal.saved_write(change.job_id, change.index, _row(change.saved)))
+        for job_id in dict.fromkeys(change.job_id for change in changes if change.saved is not None):
+            self.on_kept(job_id)
 
     async def _recover_saved(self, journal: Journal) -> None:
-        """Take up what tasks of unfinished jobs had saved."""
+        """Take up what tasks of unfinished jobs had saved, those of others too."""
         async for job_id, index, row in journal.saved():
-            job = self.core.jobs.get(job_id)
-            if job is None or not job.ledger.is_open(index, row[0]):
+            book, saved = self.books.get(job_id), parse_saved(row)
+            if book is None or saved is None or not book.job.ledger.is_open(index, saved.generation):
                 self._writes.append(journal.saved_write(job_id, index, None))
                 continue
-            generation, attempt, by, value = row
-            cookie, blob = parse_cookie(value, inline_bytes_max=INLINE_BYTES_MAX, blob_bytes_max=CHECKPOINT_BYTES_MAX)
-            saved = Saved(cookie=cookie, blob=blob, generation=generation, attempt=attempt, by=tuple(by))
-            if self.core.checkpoints.keep(job_id, index, saved, is_restored=True) and blob is not None:
-                self._host.store.blobs.pin([blob])
+            is_kept = self.core.checkpoints.keep(job_id, index, saved, is_restored=True, is_copy=not book.job.is_own)
+            if is_kept and saved.blob is not None:
+                self._host.store.blobs.pin([saved.blob])
 
     def _record(self, end: TaskEnd) -> ResultRecord:
         return ResultRecord(

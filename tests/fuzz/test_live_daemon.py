@@ -334,7 +334,7 @@ class Fuzz:
             (Message.JOB, [job_id]),
             (Message.CUSTODY, [job_id]),
             (Message.COORDINATOR, [job_id, rng.randrange(20_000)]),
-            (Message.SYNC, [job_id, b"ticket", 3, 0, 4, 1, 7, True, 5, 10_000]),
+            (Message.SYNC, [job_id, b"ticket", 3, 0, 4, 1, 7, True, 5, 12, 10_000]),
             (Message.CHECKPOINT, [[job_id, 0, 1, rng.randbytes(8)]]),
             (Message.TAIL, [job_id, 0, 1, 0, 0]),
             (Question.DESCRIBE, [["ffmpeg", "../../etc/passwd"]]),

@@ -105,7 +105,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "tail with progress": (messages.parse_tail, [0, b"out", 5, b"err", b"far"]),
     "coordinator": (messages.parse_coordinator, [KEY, 7]),
     "custody": (messages.parse_job_id, [KEY]),
-    "sync": (messages.parse_sync, [KEY, b"ticket", 3, 0, 4, 1, 7, True, 5, 10_000]),
+    "sync": (messages.parse_sync, [KEY, b"ticket", 3, 0, 4, 1, 7, True, 5, 12, 10_000]),
     "synced": (
         messages.parse_synced,
         [
@@ -117,6 +117,8 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
             [b"claims"],
             [[1, 0, 4, b"", "", 1, b"", b""]],
             1,
+            [[0, [0, 2, [KEY], b"cookie"]], [1, [0, 1, [], [KEY, 1 << 20]]], [2, []]],
+            12,
             True,
         ],
     ),

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from p2pcompute.host.blob_digest import ref_of
 from p2pcompute.limits import LEASE_S_MIN
 from p2pcompute.simulation.custody_runs import run_custody
 from p2pcompute.simulation.host import Simulation
@@ -89,6 +90,70 @@ def test_nothing_is_lost_or_accepted_twice(play: str, seed: int) -> None:
     assert not result.problems
     bare = {metric.removesuffix("_p50").removesuffix("_p95").removesuffix("_max") for metric in result.metrics}
     assert bare <= glossary().keys()
+
+
+def running(mesh: Mesh) -> tuple[Member, int, bytes | tuple[bytes, int]]:
+    """The only run of the mesh: at whom, its id, and what it goes on from."""
+    found = []
+    for member in mesh.members:
+        if member.node is not None:
+            batches = [batch for batch in member.host.runner._slots if batch is not None]
+            found += [(member, run.run_id, run.cookie_blob or run.cookie) for batch in batches for run in batch.runs]
+    (only,) = found
+    return only
+
+
+@pytest.mark.parametrize("size", [20, 200_000])
+def test_what_a_task_has_saved_outlives_its_coordinator_and_its_worker(size: int) -> None:
+    """Without copies a task of hours begins anew whenever its coordinator and its node go away together."""
+    cookies = [name * size for name in (b"a", b"b", b"c", b"d")]
+
+    def is_at(found: bytes | tuple[bytes, int], cookie: bytes) -> bool:
+        return found in (cookie, ref_of(cookie))
+
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, 6, runner=[RunnerModel(slot_count=0), *[RunnerModel(slot_count=1)] * 5])
+
+        async def save(*these: bytes) -> Member:
+            worker, run_id, _found = running(mesh)
+            for cookie in these:
+                worker.host.runner.on_saved(run_id, cookie)
+                await asyncio.sleep(4)
+            return worker
+
+        async def runs_again(worker: Member, limit_s: float) -> bytes | tuple[bytes, int]:
+            until = simulation.now + limit_s
+            while simulation.now < until:
+                await asyncio.sleep(1)
+                busy = [one for one in mesh.members if one.node is not None and one.host.runner.busy_count]
+                if busy and busy != [worker]:
+                    return running(mesh)[2]
+            raise TimeoutError
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [300.0])
+            await asyncio.sleep(5)
+            worker = await save(cookies[0], cookies[1])
+            mesh.crash(owner, worker)
+            assert is_at(await runs_again(worker, 4 * LEASE_S_MIN), cookies[1])
+            (keeper,) = acting(mesh, job_id)
+            assert keeper is not owner
+            worker = await save(cookies[2], cookies[3])
+            mesh.crash(*{id(one): one for one in (worker, keeper)}.values())
+            await mesh.restart(owner)
+            assert is_at(await runs_again(worker, 4 * LEASE_S_MIN), cookies[3])
+            view = await mesh.wait_for(owner, job_id, limit_s=1000)
+            assert view.done == 1
+            await asyncio.sleep(30)
+            for member in mesh.members:
+                if member.node is not None:
+                    assert not member.node.scheduler.owner.core.checkpoints.tasks(job_id), "the end frees it"
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
 
 
 def test_an_owner_whose_custodian_never_comes_back_is_worked_for_again() -> None:
