@@ -1,9 +1,8 @@
 """p2pcompute: run work on every computer you own, without a server."""
 
-from __future__ import annotations
+__version__ = "0.1.0"  # as in pyproject.toml; importlib.metadata would cost every command 20 ms
 
-from p2pcompute.version import VERSION as __version__
-
+# Nothing is imported here, not even `typing`: until `cli.entry` runs, Ctrl-C ends a command with a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from p2pcompute.api.async_executor import AsyncMeshExecutor

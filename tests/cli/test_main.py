@@ -110,6 +110,11 @@ def test_ctrl_c_while_modules_are_imported_ends_a_command_like_any_other() -> No
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert done.returncode == 130 and not done.stderr
+    program = "import sys; before = {*sys.modules}; import p2pcompute.cli.entry; print(*{*sys.modules} - before)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-S", "-c", program], check=True, capture_output=True, text=True, cwd=root)
+    ours = {"p2pcompute", "p2pcompute.cli", "p2pcompute.cli.entry"}
+    assert {*done.stdout.split()} == ours, "what comes before is over in a moment"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
