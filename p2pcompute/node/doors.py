@@ -61,7 +61,7 @@ class Doors:
 
     def _read(self, channel: Channel, body: Any) -> tuple[Admission, Knock, Any]:
         """The way that a joiner wants to come in by, who it is, and what it brings."""
-        if not (isinstance(body, list) and len(body) == 3 and isinstance(body[0], str) and isinstance(body[2], str)):
+        if not (isinstance(body, list) and len(body) >= 3 and isinstance(body[0], str) and isinstance(body[2], str)):
             raise RemoteProtocolError("not a request to join")
         way = next((one for one in self._credentials.admissions if one.method == body[0]), None)
         if way is None:
@@ -162,7 +162,7 @@ class Visitor:
                 if refusal.code != BUSY or clock.now() >= give_up_at:
                     raise refusal_by_inviter(refusal.code, refusal.what) from refusal
             else:
-                if not (isinstance(answer, list) and len(answer) == count):
+                if not (isinstance(answer, list) and len(answer) >= count):
                     raise RemoteProtocolError("not an answer to a request to join")
-                return answer
+                return answer[:count]
             await clock.sleep(self._host.rng.stream("joining").uniform(0.2, 1.0))

@@ -159,7 +159,7 @@ class EvidenceExchange:
     async def _ask(self, channel: Channel) -> None:
         try:
             answer = await channel.request(PROOFS, [[key[:_MARK_BYTES] for key in self._proofs]], timeout_s=_ASK_S)
-            if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], list)):
+            if not (isinstance(answer, list) and answer and isinstance(answer[0], list)):
                 raise RemoteProtocolError("not proofs")
             for proof in answer[0][:PROOFS_MAX]:
                 self._take(proof, but=channel)
@@ -168,7 +168,7 @@ class EvidenceExchange:
 
     async def _on_asked(self, _channel: Channel, body: Any) -> Any:
         match body:
-            case [list(marks)] if len(marks) <= PROOFS_MAX:
+            case [list(marks), *_] if len(marks) <= PROOFS_MAX:
                 if not all(isinstance(mark, bytes) and len(mark) == _MARK_BYTES for mark in marks):
                     raise RemoteProtocolError("not marks of installations")
                 return [[proof for key, proof in self._proofs.items() if key[:_MARK_BYTES] not in marks]]
@@ -176,7 +176,7 @@ class EvidenceExchange:
 
     def _on_told(self, channel: Channel, body: Any) -> None:
         match body:
-            case [bytes(proof)]:
+            case [bytes(proof), *_]:
                 self._take(proof, but=channel)
             case _:
                 raise RemoteProtocolError("not a proof")

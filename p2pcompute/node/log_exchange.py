@@ -4,7 +4,7 @@ Each says in its hello what it holds, as a digest.  What takes rights away is to
 passed on by those to whom it was new; who comes back and holds another log is asked at once.  Who else is a member may
 wait: as long as a connected peer is not known to hold the same, now and then one of them is told the digest, and where
 it differs the two exchange what either lacks.  So in a group where all meet all, hardly anything is told twice.
-Everything is checked before it is taken in.
+Everything is checked before it is taken in.  Messages may have more parts than this build knows: they are passed over.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class LogExchange:
         self.compare()
 
     def _on_digest(self, channel: Channel, body: Any) -> None:
-        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], bytes)):
+        if not (isinstance(body, list) and body and isinstance(body[0], bytes)):
             raise RemoteProtocolError("not a digest of a group")
         if body[0] == self._credentials.roster.digest:
             self._same[channel] = body[0]
@@ -154,10 +154,10 @@ class LogExchange:
                 answer = await channel.request(LOG_SYNC, [_beginnings(roster), roster.marks()], timeout_s=SYNC_S)
                 if roster is not self._credentials.roster:
                     return
-                if not (isinstance(answer, list) and len(answer) == 4):
+                if not (isinstance(answer, list) and len(answer) >= 4):
                     raise RemoteProtocolError("not what is missing")
-                *missing, wanted, is_all = answer
-                is_new = self._take(channel, missing)
+                entries, chains, wanted, is_all = answer[:4]
+                is_new = self._take(channel, [entries, chains])
                 self._give(channel, wanted)
                 if not is_new or is_all is True:
                     self._same[channel] = roster.digest
@@ -276,13 +276,13 @@ class LogExchange:
             except (P2pcError, TimeoutError):
                 continue
             match answer:
-                case [bytes(key)] if hashlib.sha256(key).digest() == wanted:
+                case [bytes(key), *_] if hashlib.sha256(key).digest() == wanted:
                     return key
         return b""
 
     async def _on_network_key(self, _channel: Channel, body: Any) -> Any:
         """Give a member a key; who is on a control channel is one."""
-        if not (isinstance(body, list) and len(body) == 1):
+        if not (isinstance(body, list) and body):
             raise RemoteProtocolError("not a question about a network key")
         for key in self._credentials.network_keys():
             if hashlib.sha256(key).digest() == body[0]:
@@ -295,15 +295,15 @@ class LogExchange:
         """Ask a peer for the membership of an installation that is not known here; it stays unknown if it is none."""
         try:
             answer = await channel.request(MEMBER, [installation], timeout_s=SYNC_S)
-            if isinstance(answer, list) and len(answer) == 1:
+            if isinstance(answer, list) and answer:
                 self._credentials.roster.learn(answer[0], self._host.clock.wall(), is_asked=True)
         except (P2pcError, TimeoutError):
             return
 
     async def _on_member(self, _channel: Channel, body: Any) -> Any:
-        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], bytes)):
+        if not (isinstance(body, list) and body):
             raise RemoteProtocolError("not a question about a member")
-        _check(body, PUBLIC_KEY_BYTES, 1)
+        _check(body[:1], PUBLIC_KEY_BYTES, 1)
         chain = self._credentials.chain_of(body[0])
         if chain is None:
             raise TrustError("no such member is known here", code="no-member")
@@ -315,7 +315,7 @@ def _beginnings(roster: Roster) -> list[bytes]:
 
 
 def _two_lists(body: Any) -> tuple[list[Any], list[Any]]:
-    if not (isinstance(body, list) and len(body) == 2 and all(isinstance(part, list) for part in body)):
+    if not (isinstance(body, list) and len(body) >= 2 and all(isinstance(part, list) for part in body[:2])):
         raise RemoteProtocolError("not news of a group")
     return body[0], body[1]
 

@@ -75,7 +75,7 @@ def read_piece(value: bytes) -> tuple[bytes, int, int, bytes]:
         RemoteProtocolError: not a piece of a log.
     """
     match cbor.decode(value):
-        case [bytes(digest), int(number), int(count), bytes(part)] if (
+        case [bytes(digest), int(number), int(count), bytes(part), *_] if (
             len(digest) == _DIGEST_BYTES and 0 <= number < count <= LOG_RECORDS_MAX
         ):
             return digest, number, count, part

@@ -339,7 +339,7 @@ class GroupCredentials:
 
     def answer_renew(self, channel: Channel, body: Any) -> list[Any]:
         """Return a fresh chain for the installation at the other end."""
-        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], list)):
+        if not (isinstance(body, list) and body and isinstance(body[0], list)):
             raise RemoteProtocolError("not a request to renew")
         chain = renew(
             self._identity,
@@ -355,7 +355,7 @@ class GroupCredentials:
     async def request_renew(self, channel: Channel) -> Group:
         """Return our group with a chain that `channel`'s peer has renewed."""
         answer = await channel.request(RENEW, [list(self.group.chain)], timeout_s=10.0)
-        if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], list)):
+        if not (isinstance(answer, list) and answer and isinstance(answer[0], list)):
             raise RemoteProtocolError("not a renewed chain")
         chain = tuple(answer[0])
         check_chain(

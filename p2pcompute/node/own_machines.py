@@ -79,7 +79,7 @@ class OwnMachines:
         told: dict[bytes, str] = {}
         for item in body:
             match item:
-                case [bytes(key), str(name)] if len(key) == PUBLIC_KEY_BYTES:
+                case [bytes(key), str(name), *_] if len(key) == PUBLIC_KEY_BYTES:
                     told[key] = clean_name(name)
                 case _:
                     raise RemoteProtocolError("not a list of computers")

@@ -18,6 +18,7 @@ What counts is the same for everybody who holds the same entries, whatever came 
   good (`accepts`), all others are void, and with them what they led to.
 - Of several rotations that do not know each other all keys are accepted, and all members use the same one.  Of several
   policies that do not know each other all hold.
+- What this build does not understand of an entry has no effect here, and is counted (`not_understood`).
 
 Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, GROUP_LOG_BYTES_MAX; further ones are refused.
 """
@@ -94,6 +95,8 @@ class GroupLog:
         """Entries that do not count; None: to be found out."""
         self._policy: GroupPolicy | None = None
         """What holds; None: to be found out."""
+        self._beyond: list[LogEntry] | None = None
+        """What counts and is not understood; None: to be found out."""
         self.bytes_count = 0
         self.refused_count = 0
         """Entries that were forged, not allowed, or too many."""
@@ -147,7 +150,7 @@ class GroupLog:
         self._known[entry.id] = self._bit[entry.id] | self._covered(entry.after)
         if entry.subject:
             self._by_subject.setdefault(entry.subject, []).append(entry)
-        self._void = self._policy = None
+        self._void = self._policy = self._beyond = None
         return Added.NEW
 
     def _open(self, wire: Any, wall: float) -> LogEntry:
@@ -276,6 +279,27 @@ class GroupLog:
             self._policy = strictest([entry.policy for entry in self.policies() if entry.policy is not None])
         return self._policy
 
+    def not_understood(self) -> list[LogEntry]:
+        """Return the entries of which this build does not know all that they say: those that count, by signers that
+        may still make one.  So removing who made one that nobody understands mends a group."""
+        if self._beyond is None:
+            held = [entry for entry in self._entries.values() if entry.policy is None] + self.policies()
+            self._beyond = [entry for entry in held if not entry.is_understood and self._is_in_force(entry)]
+        return self._beyond
+
+    def _is_in_force(self, entry: LogEntry) -> bool:
+        if entry.id in self._voided():
+            return False
+        try:
+            return "admin" in self.roles_left(steps_of(self._crypto, entry.chain, group_id=self._group_id))
+        except TrustError:
+            return False
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether something holds in the group that must not be passed over, and that this build does not know."""
+        return any(entry.is_critical for entry in self.not_understood())
+
     def missing_of(self, ids: Iterable[bytes], *, bytes_max: int) -> list[list[Any]]:
         """Return entries that are not among `ids` (beginnings of ids of one length), each after those that it names.
 
@@ -398,10 +422,10 @@ def make_policy(
     """
     _administrator(identity, group, log, crypto, wall)
     heads = log.heads(policies=True)
-    return [
-        identity.sign_envelope(LOG_TYPE, {**_body(group, "policy", heads, wall), "policy": policy.wire}),
-        list(group.chain),
-    ]
+    body = {**_body(group, "policy", heads, wall), "policy": policy.wire}
+    if policy.more and any(entry.is_critical for entry in log.policies()):
+        body["critical"] = True
+    return [identity.sign_envelope(LOG_TYPE, body), list(group.chain)]
 
 
 def _body(group: Group, kind: str, heads: Sequence[bytes], wall: float) -> dict[str, Any]:

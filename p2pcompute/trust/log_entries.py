@@ -1,10 +1,15 @@
-"""The entries of a group's log: what they say, and how they are read from the wire.  Pure."""
+"""The entries of a group's log: what they say, and how they are read from the wire.  Pure.
+
+Versions: what an entry says of itself is the same for ever (its group, chain, date and the entries before it); what it
+does may be of a later build.  An entry that is rightly signed is kept and passed on whether it is understood or not, so
+that builds of all versions hold the same log; what this build does not know of it has no effect.  Who writes something
+that must not be passed over says so (`critical`): who does not understand that runs no work of others.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
@@ -18,6 +23,12 @@ LOG_TYPE: Final = "p2pc/group-log"
 SHORT_BYTES: Final = 16
 """Of the digest of an admission, in `accepts`."""
 _DIGEST_BYTES: Final = 32
+_OF_ALL: Final = frozenset(("group", "kind", "as", "after", "issued", "critical"))
+_OF_KIND: Final = {
+    "limit": frozenset(("subject", "name", "roles", "accepts", "reason")),
+    "rotate": frozenset(("key",)),
+    "policy": frozenset(("policy",)),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +59,10 @@ class LogEntry:
     """Of the network key of a rotation."""
     policy: GroupPolicy | None = None
     """What holds in the group from here on."""
+    is_understood: bool = True
+    """This build knows all that it says."""
+    is_critical: bool = False
+    """Who does not know all that it says is not to go on as if it were not there."""
 
     @property
     def by_founder(self) -> bool:
@@ -82,8 +97,10 @@ def id_of(wire: Any) -> bytes:
 def parse_entry(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, group_id: bytes) -> LogEntry:
     """Return the entry in an envelope of this signer; his chain, and with it his rank, is still to be checked.
 
+    One of a kind that this build does not know, or of which it cannot read what it does, does nothing.
+
     Raises:
-        RemoteProtocolError: malformed.
+        RemoteProtocolError: malformed in what all builds know.
     """
     if not isinstance(body, dict) or body.get("group") != group_id:
         raise RemoteProtocolError("an entry of another group's log")
@@ -93,8 +110,11 @@ def parse_entry(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, 
     if type(issued) is not int or issued < 0:
         raise RemoteProtocolError("an entry without a date")
     after = digests_of(body.get("after"), LOG_HEADS_MAX)
-    entry = partial(
-        LogEntry,
+    try:
+        fields = _read(body, signer)
+    except RemoteProtocolError:
+        fields = {"is_understood": False}
+    return LogEntry(
         id=hashlib.sha256(raw).digest(),
         raw=raw,
         chain=chain,
@@ -102,8 +122,23 @@ def parse_entry(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, 
         rank=ADMIN_RANK,
         after=after,
         issued=issued,
+        is_critical=body.get("critical") is True,
+        **fields,
     )
-    match body.get("kind"):
+
+
+def _read(body: dict[Any, Any], signer: bytes) -> dict[str, Any]:
+    """Return what an entry does, as fields of `LogEntry`.
+
+    Raises:
+        RemoteProtocolError: nothing that this build can read.
+    """
+    kind = body.get("kind")
+    known = _OF_KIND.get(kind) if isinstance(kind, str) else None
+    if known is None:
+        raise RemoteProtocolError("an entry of a kind that this build does not know")
+    is_understood = body.keys() <= _OF_ALL | known
+    match kind:
         case "limit":
             subject, accepts = body.get("subject"), body.get("accepts")
             if not isinstance(subject, bytes) or len(subject) != PUBLIC_KEY_BYTES or subject == signer:
@@ -112,21 +147,22 @@ def parse_entry(raw: bytes, chain: tuple[bytes, ...], signer: bytes, body: Any, 
                 raise RemoteProtocolError("a limit that accepts too much")
             if not all(isinstance(item, bytes) and len(item) == SHORT_BYTES for item in accepts):
                 raise RemoteProtocolError("not the digest of an admission")
-            return entry(
-                subject=subject,
-                name=_text(body.get("name"), NODE_NAME_CHARS_MAX),
-                roles=roles_from_wire(body.get("roles")),
-                accepts=frozenset(accepts),
-                reason=_text(body.get("reason"), REASON_CHARS_MAX),
-            )
+            return {
+                "is_understood": is_understood,
+                "subject": subject,
+                "name": _text(body.get("name"), NODE_NAME_CHARS_MAX),
+                "roles": roles_from_wire(body.get("roles")),
+                "accepts": frozenset(accepts),
+                "reason": _text(body.get("reason"), REASON_CHARS_MAX),
+            }
         case "rotate":
             key_digest = body.get("key")
             if not isinstance(key_digest, bytes) or len(key_digest) != _DIGEST_BYTES:
                 raise RemoteProtocolError("a rotation without a key")
-            return entry(key_digest=key_digest)
-        case "policy":
-            return entry(policy=read_policy(body.get("policy")))
-    raise RemoteProtocolError("an entry of a kind that this build does not know")
+            return {"is_understood": is_understood, "key_digest": key_digest}
+        case _:
+            policy = read_policy(body.get("policy"))
+            return {"is_understood": is_understood and not policy.more, "policy": policy}
 
 
 def _text(value: Any, chars_max: int) -> str:

@@ -30,6 +30,8 @@ class GroupPolicy:
 
     open_bits: int | None = None
     """The group is open to everybody who does work of so many bits (`open_door`); None: it is not."""
+    more: tuple[tuple[str, Any], ...] = ()
+    """What it says besides and this build does not know: kept when the rest is changed."""
 
     @property
     def is_open(self) -> bool:
@@ -38,7 +40,9 @@ class GroupPolicy:
     @property
     def wire(self) -> dict[str, Any]:
         """The policy as it stands in an entry: what is not said is left out."""
-        said: dict[str, Any] = {_ACCEPT: self.accept} if self.accept else {}
+        said: dict[str, Any] = dict(self.more)
+        if self.accept:
+            said[_ACCEPT] = self.accept
         return said if self.open_bits is None else {**said, _OPEN: self.open_bits}
 
 
@@ -46,17 +50,18 @@ def read_policy(value: Any) -> GroupPolicy:
     """Return the policy of an entry.
 
     Raises:
-        RemoteProtocolError: not one that this build knows all of.
+        RemoteProtocolError: not one that this build can read.
     """
-    if not isinstance(value, dict) or any(key not in (_ACCEPT, _OPEN) for key in value):
-        raise RemoteProtocolError("a policy that this build does not know")
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise RemoteProtocolError("not a policy")
     accept = value.get(_ACCEPT, "")
     if not isinstance(accept, str) or len(accept) > GROUP_ACCEPT_CHARS_MAX or not (accept.isprintable() or not accept):
         raise RemoteProtocolError("a policy with a condition that cannot be one")
     bits = value.get(_OPEN)
     if _OPEN in value and (type(bits) is not int or not 0 <= bits <= OPEN_PUZZLE_BITS_MAX):
         raise RemoteProtocolError("an open group that asks for impossible work")
-    return GroupPolicy(accept=accept, open_bits=bits)
+    more = tuple((key, said) for key, said in value.items() if key not in (_ACCEPT, _OPEN))
+    return GroupPolicy(accept=accept, open_bits=bits, more=more)
 
 
 def strictest(policies: Sequence[GroupPolicy]) -> GroupPolicy:
@@ -65,4 +70,5 @@ def strictest(policies: Sequence[GroupPolicy]) -> GroupPolicy:
     accept = " && ".join(f"({condition})" for condition in conditions) if len(conditions) > 1 else "".join(conditions)
     bits = [policy.open_bits for policy in policies if policy.open_bits is not None]
     is_open = bool(bits) and len(bits) == len(policies)
-    return GroupPolicy(accept=accept, open_bits=max(bits) if is_open else None)
+    more = {key: said for policy in policies for key, said in policy.more}
+    return GroupPolicy(accept=accept, open_bits=max(bits) if is_open else None, more=tuple(more.items()))

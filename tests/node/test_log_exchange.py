@@ -69,3 +69,21 @@ async def test_what_lost_peers_held_is_forgotten() -> None:
     line.is_open = False
     exchange._tell_some()
     assert not exchange._same
+
+
+async def test_parts_that_a_later_build_adds_to_messages_are_passed_over() -> None:
+    """Otherwise members of two versions tell each other nothing, removals included."""
+    line: Any = Line()
+    exchange = exchange_over(line)
+    answer = await exchange._on_sync(line, [[], [], "more"])
+    assert len(answer[1]) == 1, "its chain"
+
+    async def later(_message: int, _body: Any, **_: Any) -> Any:
+        return [*answer, {"more": True}]
+
+    line.request = later
+    await exchange._sync(line)
+    assert exchange._same[line] == exchange._credentials.roster.digest, "it was read to its end"
+    exchange._on_told(line, [[], [], 7])
+    exchange._on_digest(line, [exchange._credentials.roster.digest, 7])
+    exchange.close()

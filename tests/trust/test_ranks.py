@@ -187,7 +187,7 @@ def test_who_may_not_makes_no_policy() -> None:
 @pytest.mark.parametrize(
     "value",
     [None, [], {"accept": 1}, {"accept": "x" * (GROUP_ACCEPT_CHARS_MAX + 1)}, {"accept": "a\nb"}, {"open": True},
-     {"open": -1}, {"open": OPEN_PUZZLE_BITS_MAX + 1}, {"open": None}, {"other": 1}],
+     {"open": -1}, {"open": OPEN_PUZZLE_BITS_MAX + 1}, {"open": None}, {1: 1}],
 )  # fmt: skip
 def test_policies_that_are_none(value: Any) -> None:
     with pytest.raises(RemoteProtocolError):
