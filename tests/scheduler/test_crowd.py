@@ -10,7 +10,8 @@ import pytest
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import BATCH_TARGET_S
-from p2pcompute.scheduler.owner import CROWD, OwnerCore
+from p2pcompute.scheduler.owner import OwnerCore
+from p2pcompute.scheduler.owner.leases import CROWD
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 

@@ -6,7 +6,8 @@ If this fails, large values cross the network in vain, or nodes stand idle besid
 from __future__ import annotations
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
-from p2pcompute.scheduler.owner import NEAR_MAX, OwnerCore
+from p2pcompute.scheduler.owner import OwnerCore
+from p2pcompute.scheduler.owner.rule import NEAR_MAX
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 

@@ -21,16 +21,9 @@ from p2pcompute.limits import (
     RECALL_S,
 )
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import (
-    AVOID_S,
-    BREAKER_COUNT,
-    BREAKER_S_MIN,
-    ELSEWHERE_S,
-    WITH_NODE,
-    Grant,
-    GrantedTask,
-    OwnerCore,
-)
+from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask, OwnerCore
+from p2pcompute.scheduler.owner.results import ELSEWHERE_S
+from p2pcompute.scheduler.owner.rule import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker import WorkerCore

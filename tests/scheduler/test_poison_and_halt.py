@@ -12,7 +12,9 @@ import pytest
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import ATTEMPTS_MAX, GRANT_ACK_S, POISON_NODES
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import AVOID_S, NODE_DEATHS_MAX, WITH_NODE, Grant, OwnedJob, OwnerCore
+from p2pcompute.scheduler.owner import WITH_NODE, Grant, OwnedJob, OwnerCore
+from p2pcompute.scheduler.owner.results import NODE_DEATHS_MAX
+from p2pcompute.scheduler.owner.rule import AVOID_S
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 
