@@ -312,6 +312,8 @@ SEED_RETRY_S_MAX: Final = 900.0
 """Pause between two rounds of questions to seeds while nobody answers, doubled each time."""
 
 # --- identity -------------------------------------------------------------------------------------
+PAIR_KEYS_CACHED_MAX: Final = 1024
+"""Keys shared with one peer each that are kept in memory: more than a routing table has contacts; 250 bytes each."""
 SIGNING_KEYS_CACHED_MAX: Final = 8
 """Expanded signing keys kept in memory: a process signs with its own key and perhaps one session's."""
 DELEGATION_TTL_S_MAX: Final = 400 * 86400.0

@@ -107,6 +107,6 @@ def _refusal(status: int, content: bytes) -> P2pcError:
         document = json.loads(content)
     except ValueError:
         document = {}
-    kind: type[P2pcError] = UsageError if status < 500 else P2pcError
+    kind: type[P2pcError] = UsageError if status < 500 else NodeUnavailable if status == 503 else P2pcError
     what = str(document.get("what") or f"the node answered {status}")
     return kind(what, str(document.get("why") or ""), str(document.get("fix") or "") or None, code=document.get("code"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures as cf
 import os
+import secrets
 import sys
 import threading
 import time
@@ -31,13 +32,14 @@ from p2pcompute.api.job_status import JobStatus, Progress, status_of
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.kept_jobs import KeptJob
 from p2pcompute.api.noted import Prepared
+from p2pcompute.api.presence import AWAY_S, RETRY_S, Presence, longer
 from p2pcompute.api.result_folder import Earlier, earlier_calls, numbers_of
 from p2pcompute.api.results import ResultsTarget, folder_name, wall_seconds
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.execution.functions import load_value
 from p2pcompute.execution.locking import find_requirements, make_lock
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
-from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX
+from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX, REQUEST_NAME_BYTES
 from p2pcompute.node.facade import TailView, TaskProgress
 
 if TYPE_CHECKING:
@@ -49,9 +51,6 @@ R = TypeVar("R")
 BATCH_MAX: Final = 500
 BATCH_BYTES: Final = 1 << 20
 """Calls that are handed in at once: kept in memory until the node has them."""
-PATIENCE_S: Final = 30.0
-"""How long a node that does not answer is asked again: it may be restarting."""
-RETRY_S: Final = 0.5
 FEEDS_MAX: Final = 64
 """Functions whose jobs are open for further calls; the job that was begun first is closed for another."""
 
@@ -97,9 +96,17 @@ class Feed:
     """One job at the node, and the calls of it that come from here."""
 
     def __init__(
-        self, path: Path, shipment: Shipment, target: ResultsTarget | None, numbers: Mapping[bytes, int]
+        self,
+        path: Path,
+        shipment: Shipment,
+        target: ResultsTarget | None,
+        numbers: Mapping[bytes, int],
+        presence: Presence,
     ) -> None:
         self._path = path
+        self.presence = presence
+        self._request = secrets.token_hex(REQUEST_NAME_BYTES)
+        """Names the submission, so that one that is repeated makes no second job."""
         self._shipment = shipment
         self._target = target
         self._numbers = numbers
@@ -139,6 +146,17 @@ class Feed:
             self._is_sealing = True
             self._changed.notify_all()
 
+    @property
+    def is_known(self) -> bool:
+        """True once the node has the job, or it is known that there is none."""
+        return bool(self.document) or self.error is not None or self.handed_in.is_set()
+
+    @property
+    def is_open(self) -> bool:
+        """True while the node has calls of it that are not known to have ended."""
+        with self._changed:
+            return bool(self.document) and any(not future.done() for future in self._futures)
+
     def kept(self) -> KeptJob:
         """Return the job as everybody sees it, once the node has it.
 
@@ -146,7 +164,7 @@ class Feed:
             P2pcError: the node did not take it.
         """
         with self._changed:
-            while not self.document and self.error is None and not self.handed_in.is_set():
+            while not self.is_known:
                 self._changed.wait()
         if self.error is not None:
             raise self.error
@@ -237,7 +255,7 @@ class Feed:
                     self._submit()
                 self._upload(batch)
             if self.document:
-                self._patiently(lambda: ask(self._path, "POST", self._place("/seal"), {}))
+                self.presence.patiently(lambda: ask(self._path, "POST", self._place("/seal"), {}))
         except Exception as error:  # noqa: BLE001 - nobody else would resolve the futures
             self._fail(_broken(error), [future for future, _line in batch])
         finally:
@@ -259,7 +277,8 @@ class Feed:
             return batch
 
     def _submit(self) -> None:
-        document = self._patiently(lambda: ask(self._path, "POST", "/v1/jobs", self._body()))
+        body = self._body()
+        document = self.presence.patiently(lambda: ask(self._path, "POST", "/v1/jobs", body))
         with self._changed:
             self.document = document
             self._start_to_follow()
@@ -296,6 +315,7 @@ class Feed:
             "terms": _terms(options),
             "spec": spec,
             "results": None if self._target is None else self._target.to_json(),
+            "request": self._request,
         }
 
     def _upload(self, batch: list[tuple[KeptFuture[Any], dict[str, Any]]]) -> None:
@@ -319,27 +339,12 @@ class Feed:
             if left:
                 ask(self._path, "POST", self._place(f"/tasks?at={there}"), left)
 
-        self._patiently(send)
+        self.presence.patiently(send)
         with self._changed:
             for index, (future, _line) in enumerate(batch, begin):
                 future._index = index
                 self._futures.append(future)
             self._changed.notify_all()
-
-    def _patiently(self, step: Callable[[], Any]) -> Any:
-        """Do something at the node, again while it does not answer.
-
-        Raises:
-            P2pcError: it refuses, or does not answer for PATIENCE_S.
-        """
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return step()
-            except NodeUnavailable:
-                if time.monotonic() >= end:
-                    raise
-                time.sleep(RETRY_S)
 
     def _fail(self, error: P2pcError, sending: Sequence[KeptFuture[Any]] = ()) -> None:
         """Resolve what is open: the node cannot be asked, or refuses.
@@ -358,11 +363,12 @@ class Feed:
     # --- following ------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        heard_at = time.monotonic()
+        pause_s = RETRY_S
         while self.error is None:
             try:
                 for name, number, data in events(self._path, self._place(f"/events?after={self._after}")):
-                    heard_at = time.monotonic()
+                    self.presence.answered()
+                    pause_s = RETRY_S
                     if name == "task":
                         self._ended(data)
                         self._after = self._after if number is None else number
@@ -371,11 +377,17 @@ class Feed:
                     elif name == "end" and self._stop_following():
                         return
             except NodeUnavailable as error:
-                if time.monotonic() >= heard_at + PATIENCE_S:
-                    self._fail(error)
+                self._missed(error)
             except Exception as error:  # noqa: BLE001 - nobody else would resolve the futures
                 self._fail(_broken(error))
-            time.sleep(RETRY_S)
+            time.sleep(pause_s)
+            pause_s = longer(pause_s)
+
+    def _missed(self, error: NodeUnavailable) -> None:
+        try:
+            self.presence.missed(error)
+        except NodeUnavailable as gone:
+            self._fail(gone)
 
     def _stop_following(self) -> bool:
         """All tasks have ended: stop, unless some were started again just now."""
@@ -495,16 +507,18 @@ def _outcome(task: Mapping[str, Any], content: Callable[[str], bytes]) -> tuple[
 class KeptCalls:
     """All that an executor with `detach=True` hands in."""
 
-    def __init__(self, path: Path, target: ResultsTarget | None) -> None:
+    def __init__(self, path: Path, target: ResultsTarget | None, away_s: float = AWAY_S) -> None:
         """Args:
             path: of the node's control socket.
             target: where the node writes results.
+            away_s: how long a node that does not answer is waited for.
 
         Raises:
             NodeUnavailable: no node runs here.
         """
         ask(path, "GET", "/v1/version")
         self._path = path
+        self._presence = Presence(away_s)
         self._target = target
         is_resumed = target is not None and target.resume
         self._earlier: dict[bytes, Earlier] = earlier_calls(target) if target is not None and is_resumed else {}
@@ -525,7 +539,7 @@ class KeptCalls:
 
     def feed(self, shipment: Shipment) -> Feed:
         """Return a new job."""
-        feed = Feed(self._path, shipment, self._target, self._numbers)
+        feed = Feed(self._path, shipment, self._target, self._numbers, self._presence)
         with self._lock:
             self._all = [other for other in self._all if not other.handed_in.is_set() or other.error is not None]
             self._all.append(feed)
@@ -586,13 +600,31 @@ class KeptCalls:
             self._feeds.clear()
         for feed in feeds:
             feed.seal()
-        for feed in feeds:
-            feed.handed_in.wait()
+        try:
+            for feed in feeds:
+                feed.handed_in.wait()
+        except KeyboardInterrupt:
+            print("p2pcompute: interrupted, and not everything was handed in", file=sys.stderr)
+            raise
         for feed in list(self._living) if cancel else ():
             feed.cancel()
         for feed in feeds:
             if feed.error is not None:
                 raise feed.error
+
+    def leave(self) -> None:
+        """The program is interrupted: hand in what there is, and say what goes on."""
+        try:
+            self._end()
+        finally:
+            for feed in list(self._living):
+                if feed.is_open:
+                    alias = feed.document["alias"]
+                    print(
+                        f"p2pcompute: job {alias} goes on at this machine's node: "
+                        f"p2pc attach {alias} shows it, p2pc cancel {alias} ends it",
+                        file=sys.stderr,
+                    )
 
     def _end(self) -> None:
         """The interpreter ends; that of a forked child has no threads that hand in."""
@@ -600,6 +632,8 @@ class KeptCalls:
             return
         try:
             self.flush()
+        except KeyboardInterrupt:
+            return
         except P2pcError as error:
             print(f"p2pcompute: not everything was handed in: {error}", file=sys.stderr)
 
@@ -610,6 +644,8 @@ class DetachedJob(Job[R]):
     def __init__(self, desk: Desk, shipment: Shipment, name: str, feed: Feed, progress: Progress) -> None:
         super().__init__(desk, shipment, name, progress=progress)
         self.feed = feed
+        self._known: JobStatus | None = None
+        """What the node said last."""
 
     @property
     def id(self) -> str:
@@ -627,15 +663,27 @@ class DetachedJob(Job[R]):
 
     @property
     def status(self) -> JobStatus:
-        """Counts of the moment, as the node has them; calls that were done before are among them."""
+        """Counts of the moment, as the node has them; calls that were done before are among them.
+
+        While the node does not answer: the last that it has said, with a note.
+        """
         resumed = sum(1 for future in self._futures if getattr(future, "feed", None) is None)
+        total = len(self._futures)
+        if not self.feed.is_known:
+            note = self.feed.presence.note()
+            return JobStatus(name=self.name, total=total, done=resumed, waiting=total - resumed, note=note)
         try:
             status = self.feed.kept().status
+        except NodeUnavailable as error:
+            known = self._known or JobStatus(name=self.name, total=total, done=resumed, waiting=total - resumed)
+            return replace(known, note=self.feed.presence.note() or error.what)
         except UsageError as error:
             if error.code != "no-job":
                 raise
             return status_of(self.name, "", self._futures, time.time())
-        return replace(status, total=max(status.total + resumed, len(self._futures)), done=status.done + resumed)
+        status = replace(status, total=max(status.total + resumed, total), done=status.done + resumed)
+        self._known = status
+        return status
 
     def explain(self) -> Explanation:
         """Ask the nodes why it does not run, or not on more of them, and what would help."""

@@ -26,6 +26,7 @@ from p2pcompute.api.noted import Noting
 from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import EmbeddedOptions, TaskOptions
 from p2pcompute.api.pickling import dump_call, dump_value
+from p2pcompute.api.presence import AWAY_S
 from p2pcompute.api.result_folder import ResultFolder, results_target
 from p2pcompute.errors import BadValue, UsageError
 from p2pcompute.execution.calls import Call, Shared, Spread
@@ -115,7 +116,10 @@ class MeshExecutor(cf.Executor):
         resume: calls that are done in that folder are not made again: they are known by function, arguments and sent
             files, in whatever order.  Failed ones are made again.
         detach: this machine's node keeps the calls: they go on when the program ends, and `get_job` finds them.
-            `shutdown`, or the end of `with`, waits until the node has them, not until they are done.
+            `shutdown`, or the end of `with`, waits until the node has them, not until they are done.  Ctrl-C in `with`
+            leaves them to the node, and says how to end them.
+        patience: with `detach`: how long futures wait for a node that does not answer (it may be restarting), in
+            seconds or like "2h"; None: an hour.
 
     Raises:
         BadValue: an argument cannot mean anything.
@@ -134,6 +138,7 @@ class MeshExecutor(cf.Executor):
         results: str | os.PathLike[str] | None = None,
         resume: bool = False,
         detach: bool = False,
+        patience: float | str | None = None,
         _core: _Core | None = None,
     ) -> None:
         _check_group_name(group)
@@ -142,6 +147,8 @@ class MeshExecutor(cf.Executor):
         if local and max_workers == 0:
             raise BadValue("an executor that stays local needs workers", "max_workers is 0", "leave one of both out")
         self._options = options or TaskOptions()
+        if patience is not None and not detach:
+            raise BadValue("patience goes with detach", "other calls end with this program", "leave it out")
         if resume and results is None:
             raise UsageError("resume needs to know what was done", "results= is not given", 'add results="out"')
         if _core is None:
@@ -150,7 +157,8 @@ class MeshExecutor(cf.Executor):
             target = None if results is None else results_target(results, resume=resume)
             if detach:
                 _check_detached(chosen)
-                kept = KeptCalls(find_paths(os.environ, group=group).socket, target)
+                away_s = AWAY_S if patience is None else seconds("patience", patience)
+                kept = KeptCalls(find_paths(os.environ, group=group).socket, target, away_s)
                 _core = _Core(replace(chosen, worker_count=0), None, progress, kept)
             else:
                 _core = _Core(chosen, None if target is None else ResultFolder(target, name or ""), progress)
@@ -498,14 +506,16 @@ class MeshExecutor(cf.Executor):
                 raise
 
     def _interrupt(self) -> None:
-        """Stop everything now."""
+        """Stop everything now; what this machine's node keeps goes on."""
         self._core.close(cancel=True, kill=True)
+        if self._core.kept is not None:
+            self._core.kept.leave()
         self._node.join()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for all calls; when interrupted from the keyboard, stop them."""
+        """Wait for all calls; interrupted from the keyboard: stop them, or leave them to the node that keeps them."""
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._interrupt()
         else:

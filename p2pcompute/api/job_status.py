@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -40,11 +41,11 @@ class JobStatus:
 
     name: str
     total: int
-    done: int
-    failed: int
-    cancelled: int
-    running: int
-    waiting: int
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    running: int = 0
+    waiting: int = 0
     id: str = ""
     """In hexadecimal; empty until the node has it."""
     rate: float = 0.0
@@ -52,6 +53,8 @@ class JobStatus:
     eta: float | None = None
     """Seconds until the last ends, when the rest takes as long as what has ended; None: nothing to go by."""
     by_node: Mapping[str, NodeShare] = field(default_factory=dict)
+    note: str = ""
+    """Why this is not the latest: the node that keeps the job does not answer."""
 
     @property
     def ended(self) -> int:
@@ -64,6 +67,8 @@ class JobStatus:
             parts.append(f"{self.rate:.3g}/s")
         if self.eta:
             parts.append(f"ETA {self.eta:.0f} s")
+        if self.note:
+            parts.append(self.note)
         return ", ".join(parts)
 
 
@@ -73,7 +78,7 @@ def status_of(name: str, job_id: str, futures: Iterable[MeshFuture[Any]], now: f
     Args:
         now: Unix time.
     """
-    counts = dict.fromkeys(("done", "failed", "cancelled", "running", "waiting"), 0)
+    counts: Counter[str] = Counter()
     shares: dict[str, NodeShare] = {}
     began, last = now, 0.0
     for future in futures:
@@ -84,7 +89,6 @@ def status_of(name: str, job_id: str, futures: Iterable[MeshFuture[Any]], now: f
         if node is not None and state in ("running", "done", "failed"):
             share = shares.setdefault(node, NodeShare())
             setattr(share, state, getattr(share, state) + 1)
-    total = sum(counts.values())
     left, ran = counts["running"] + counts["waiting"], counts["done"] + counts["failed"]
     lasted_s = (now if left or last <= began else last) - began
     rate = ran / lasted_s if lasted_s > 0 else 0.0
@@ -92,7 +96,19 @@ def status_of(name: str, job_id: str, futures: Iterable[MeshFuture[Any]], now: f
         share.rate = (share.done + share.failed) / lasted_s if lasted_s > 0 else 0.0
     shares = dict(sorted(shares.items(), key=lambda item: (-item[1].done, item[0])))
     eta = left / rate if rate and left else None
-    return JobStatus(name=name, id=job_id, total=total, **counts, rate=rate, eta=eta, by_node=shares)
+    return JobStatus(
+        name=name,
+        id=job_id,
+        total=counts.total(),
+        done=counts["done"],
+        failed=counts["failed"],
+        cancelled=counts["cancelled"],
+        running=counts["running"],
+        waiting=counts["waiting"],
+        rate=rate,
+        eta=eta,
+        by_node=shares,
+    )
 
 
 def as_html(status: JobStatus, errors: Iterable[str]) -> str:

@@ -51,7 +51,9 @@ class KeptJob:
             UsageError: the job was pruned.
         """
         document = self._ask("GET", "")
-        counts = {name: int(document[name]) for name in ("done", "failed", "cancelled", "running", "waiting")}
+        done, failed, cancelled, running, waiting = (
+            int(document[name]) for name in ("done", "failed", "cancelled", "running", "waiting")
+        )
         shares = {
             share["node"]: NodeShare(
                 running=share["running"],
@@ -62,11 +64,21 @@ class KeptJob:
             )
             for share in document["by_node"]
         }
-        total = document["total"] or sum(counts.values())
         rate = sum(share["rate"] or 0.0 for share in document["by_node"])
-        left = counts["running"] + counts["waiting"]
-        eta = left / rate if rate and left else None
-        return JobStatus(name=self.name, id=self.id, total=total, **counts, rate=rate, eta=eta, by_node=shares)
+        left = running + waiting
+        return JobStatus(
+            name=self.name,
+            id=self.id,
+            total=document["total"] or done + failed + cancelled + left,
+            done=done,
+            failed=failed,
+            cancelled=cancelled,
+            running=running,
+            waiting=waiting,
+            rate=rate,
+            eta=left / rate if rate and left else None,
+            by_node=shares,
+        )
 
     def __len__(self) -> int:
         return self.status.total

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import queue
+import secrets
 import signal
 import sys
 import threading
@@ -17,13 +19,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, EXIT_TERMINATED, count_text, options, say
 from p2pcompute.cli.printing import Contents, Errors, Printer
 from p2pcompute.cli.progress import Display, Progress
 from p2pcompute.errors import NodeUnavailable, P2pcError
+from p2pcompute.limits import REQUEST_NAME_BYTES
+
+T = TypeVar("T")
 
 EVENTS_WAITING_MAX: Final = 256
 """Events between the node and a slow terminal; beyond it the stream is not read further."""
@@ -349,6 +354,88 @@ class View:
             self.source.join()
 
 
+class Submission:
+    """Submits a job from a thread, so that signals are obeyed while the node does not answer.
+
+    It is repeated while the node is away, and makes one job however often that is.
+    """
+
+    def __init__(self, connection: Connection, body: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._body = {**body, "request": secrets.token_hex(REQUEST_NAME_BYTES)}
+        self._answer: dict[str, Any] = {}
+        self._error: P2pcError | None = None
+        self._is_given_up = False
+        self._thread = threading.Thread(target=self._run, name="p2pc-submit", daemon=True)
+        self._thread.start()
+
+    def answer(self, signals: Signals | None = None) -> dict[str, Any] | None:
+        """Return the answer, with the job's id and alias; None: a signal came, and after it none within ASK_S_MAX.
+
+        Raises:
+            P2pcError: the node refuses, or does not answer.
+        """
+        give_up_at: float | None = None
+        say_at = time.monotonic() + STALL_S
+        while self._thread.is_alive():
+            self._thread.join(TICK_S)
+            if time.monotonic() > say_at:
+                say_at = math.inf
+                say("the node does not answer yet; waiting for it", level=1)
+            if signals is not None and (signals.interrupts or signals.is_terminated):
+                give_up_at = give_up_at or time.monotonic() + ASK_S_MAX
+                if time.monotonic() > give_up_at:
+                    self._is_given_up = True
+                    return None
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+    def _run(self) -> None:
+        try:
+            self._answer = patiently(
+                lambda: self._connection.request("POST", "/v1/jobs", self._body),
+                is_over=lambda: self._is_given_up or self._connection.embedded is not None,
+            )
+        except P2pcError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001 - carried to the main thread, which reports it
+            self._error = bug_of(error)
+
+
+def patiently(
+    call: Callable[[], T], *, is_over: Callable[[], bool], before_again: Callable[[], None] | None = None
+) -> T:
+    """Call; when the node is away, wait for it and call again.
+
+    Args:
+        is_over: says that nobody waits any more.
+        before_again: called before every further call.
+
+    Raises:
+        NodeUnavailable: it was away for longer than NODE_AWAY_S_MAX.
+        P2pcError: it refuses.
+    """
+    away_since: float | None = None
+    while True:
+        try:
+            if away_since is not None and before_again is not None:
+                before_again()
+            return call()
+        except NodeUnavailable:
+            away_since = away_since or time.monotonic()
+            if is_over() or time.monotonic() - away_since > NODE_AWAY_S_MAX:
+                raise
+            time.sleep(RECONNECT_S)
+
+
+def bug_of(error: Exception) -> P2pcError:
+    """Return what is to be said of an error in a thread that nobody expected."""
+    bug = P2pcError(f"a bug in p2pc: {type(error).__name__}: {error}", code="bug")
+    bug.__cause__ = error
+    return bug
+
+
 class Source:
     """Sends tasks to a job from a thread, in bounded batches, and seals the job.
 
@@ -377,6 +464,9 @@ class Source:
             with contextlib.suppress(P2pcError):
                 self._seal(ASK_S_MAX)
 
+    def _is_over(self) -> bool:
+        return self._is_stopped
+
     def join(self) -> None:
         """Wait until everything is sent, or cannot be."""
         while self._thread.is_alive():
@@ -389,14 +479,12 @@ class Source:
                     return
                 self._send(batch)
             if not self._is_stopped:
-                self._patiently(self._seal)
+                patiently(self._seal, is_over=self._is_over)
         except P2pcError as error:
             if not self._is_stopped:
                 self.error = error
         except Exception as error:  # noqa: BLE001 - carried to the main thread, which reports it
-            bug = P2pcError(f"a bug in p2pc: {type(error).__name__}: {error}", code="bug")
-            bug.__cause__ = error
-            self.error = bug
+            self.error = bug_of(error)
 
     def _send(self, batch: list[dict[str, Any]]) -> None:
         """Send a batch whole and once, also when the node goes away in the middle."""
@@ -411,26 +499,11 @@ class Source:
             added = self._connection.request("GET", f"/v1/jobs/{self._job_id}")["added"]
             self._sent = max(self._sent, min(int(added), base + len(batch)))
 
-        self._patiently(send, count_stored)
+        patiently(send, is_over=self._is_over, before_again=count_stored)
 
     def _seal(self, limit_s: float | None = None) -> None:
         self._connection.request("POST", f"/v1/jobs/{self._job_id}/seal", {}, timeout_s=limit_s)
         self.is_sealed = True
-
-    def _patiently(self, call: Callable[[], None], before_again: Callable[[], None] | None = None) -> None:
-        """Call; when the node is away, wait for it and call again."""
-        away_since: float | None = None
-        while True:
-            try:
-                if away_since is not None and before_again is not None:
-                    before_again()
-                call()
-                return
-            except NodeUnavailable:
-                away_since = away_since or time.monotonic()
-                if self._is_stopped or time.monotonic() - away_since > NODE_AWAY_S_MAX:
-                    raise
-                time.sleep(RECONNECT_S)
 
 
 def batches_of(

@@ -24,7 +24,16 @@ import click
 from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
 from p2pcompute.cli.command import Command, Reference, check_text, json_option
 from p2pcompute.cli.inputs import BLOCK_BYTES_MAX, Inputs, Reading, Row
-from p2pcompute.cli.output import count_text, is_terminal, one_line, plural, print_json, say
+from p2pcompute.cli.output import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    count_text,
+    is_terminal,
+    one_line,
+    plural,
+    print_json,
+    say,
+)
 from p2pcompute.cli.plan import (
     PEEKED_ROWS,
     Chunker,
@@ -969,7 +978,7 @@ class _Run:
     # --- with a node ------------------------------------------------------------------------------
 
     def _submit(self, peeked: list[Row], lines: Iterator[dict[str, Any]]) -> int:
-        from p2pcompute.cli.follow import Signals
+        from p2pcompute.cli.follow import Signals, Submission
 
         request = self.request
         if request.is_detached:
@@ -990,18 +999,28 @@ class _Run:
             _say_varying(request, others)
         if request.batch != "1":
             lines = self._chunker.chunks(lines, self._wait)
+        body = self._job_body(status)
         if request.is_detached:
-            return self._detach(connection, *self._begin(connection, status, lines))
+            answer = Submission(connection, body).answer()
+            assert answer is not None
+            return self._detach(connection, *self._begin(connection, answer, lines))
         with Signals().caught() as signals:  # from the moment that there is a job, they are about the job
-            return self._follow(connection, status, *self._begin(connection, status, lines), signals)
+            answer = Submission(connection, body).answer(signals)
+            if answer is None:
+                say("the node has not answered; should it have taken the job, p2pc jobs shows it")
+                return EXIT_TERMINATED if signals.is_terminated else EXIT_INTERRUPTED
+            return self._follow(connection, status, *self._begin(connection, answer, lines), signals)
 
     def _begin(
-        self, connection: Any, status: Mapping[str, Any], lines: Iterator[dict[str, Any]]
+        self, connection: Any, answer: Mapping[str, Any], lines: Iterator[dict[str, Any]]
     ) -> tuple[Any, Mapping[str, Any]]:
-        """Submit the job and start to send its tasks; return what sends them, and the job's id and alias."""
+        """Start to send the tasks of a job; return what sends them, and the job's id and alias.
+
+        Args:
+            answer: of its submission.
+        """
         from p2pcompute.cli.follow import Source, batches_of
 
-        answer = connection.request("POST", "/v1/jobs", self._job_body(status))
         job = {"id": answer["id"], "alias": answer["alias"]}
         batches = batches_of(
             lines, count_max=UPLOAD_LINES, bytes_max=UPLOAD_BYTES, is_stopped=lambda: self._is_stopping

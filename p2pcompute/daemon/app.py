@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -72,6 +73,7 @@ from p2pcompute.limits import (
     OPEN_PUZZLE_BITS,
     OPEN_PUZZLE_BITS_MAX,
     QUESTION_ASKED_MAX,
+    SUBMISSIONS_REMEMBERED,
 )
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView, NodeFacade, TaskView
@@ -525,6 +527,9 @@ class Api:
         self.triggers = Triggers(node)
         self._uploads: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
+        self._submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._requests: dict[str, bytes] | None = None
+        """Jobs by what their submissions are known by; None: to be read from their notes."""
     # --- node -------------------------------------------------------------------------------------
 
     async def version(self, request: Request) -> Response:
@@ -743,21 +748,47 @@ class Api:
         self._check_takes_jobs()
         body = decode_body(await read_body(request), JobBody)
         node = self._node
+        if not body.request:
+            return self._submitted(await self._submit(body))
+        lock = self._submissions.setdefault(body.request, asyncio.Lock())
+        async with lock:
+            known = self._of_request(body.request)
+            return self._submitted(known or await self._submit(body))
+
+    def _submitted(self, job: JobView) -> Response:
+        return JsonResponse({"id": job.job_id.hex(), "alias": job.alias}, status_code=201)
+
+    def _of_request(self, name: str) -> JobView | None:
+        """Return the job that this submission has made already."""
+        if self._requests is None:
+            newest = itertools.islice(self._node.jobs(), SUBMISSIONS_REMEMBERED)
+            self._requests = {decode_note(job.note).request: job.job_id for job in reversed(list(newest))}
+        job_id = self._requests.get(name)
+        try:
+            return None if job_id is None else self._node.job(job_id.hex())
+        except UsageError:  # it was pruned
+            return None
+
+    async def _submit(self, body: JobBody) -> JobView:
         terms, spec, note = await build_job(body, node.blobs, node.clock.wall(), node.peers(), node.trust())
         reserved = None
         if note.results is not None:
             reserved = await self._sink.reserve(note.results)
             note.results = reserved.results
         try:
-            job_id = await self._node.submit_job(terms, spec, client_note=encode_note(note))
+            job_id = await node.submit_job(terms, spec, client_note=encode_note(note))
             if reserved is not None:
                 reserved.hand_over(job_id)
         finally:
             if reserved is not None:
                 reserved.free()
-        job = self._node.job(job_id.hex())
+        if body.request and self._requests is not None:
+            if len(self._requests) >= SUBMISSIONS_REMEMBERED:
+                self._requests.pop(next(iter(self._requests)))
+            self._requests[body.request] = job_id
+        job = node.job(job_id.hex())
         self._sink.begin(job, is_new=True)
-        return JsonResponse({"id": job_id.hex(), "alias": job.alias}, status_code=201)
+        return job
 
     async def jobs(self, request: Request) -> Response:
         states = _query_states(request, JOB_STATES)

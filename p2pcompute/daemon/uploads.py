@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     MOMENT_S_MAX,
     NODES_CHOSEN_MAX,
     PRIORITY_MAX,
+    REQUEST_NAME_CHARS_MAX,
     TASK_PAYLOAD_BYTES_MAX,
     UPLOAD_BATCH_BYTES_MAX,
     UPLOAD_BATCH_MAX,
@@ -107,6 +108,8 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     spec: SpecBody = msgspec.field(default_factory=SpecBody)
     results: dict[str, Any] | None = None
     note: dict[str, Any] = {}
+    request: str = ""
+    """Made up at random by who submits: the same again gets the answer of the first, and makes no second job."""
 
 
 class TaskLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -348,6 +351,8 @@ async def build_job(
     """
     terms, plain = build_terms(body, wall, peers, known)
     spec = body.spec
+    if len(body.request) > REQUEST_NAME_CHARS_MAX:
+        _bad(f"a request's name of {len(body.request)} characters", f"it may have {REQUEST_NAME_CHARS_MAX}")
     if plain.kind is TaskKind.FUNCTION and spec.code_b64 is None:
         _bad("a function job without code", "", "give spec.code_b64")
     if plain.kind is TaskKind.WASM and not spec.code_b64:
@@ -364,7 +369,7 @@ async def build_job(
         code, _mode = await FileTaker(blobs).take(spec.image_path)
     packages = await _packages(spec.packages_b64, plain.kind, blobs)
     share = await FileTaker(blobs).take_all(spec.share)
-    note = Note(kind=str(plain.kind), results=body.results, note=body.note)
+    note = Note(kind=str(plain.kind), results=body.results, note=body.note, request=body.request)
     return terms, replace(plain, code=code, image=spec.image, modules=modules, packages=packages, share=share), note
 
 

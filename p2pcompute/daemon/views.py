@@ -49,6 +49,8 @@ class Note(msgspec.Struct, omit_defaults=True):
     kind: str = ""
     results: dict[str, Any] | None = None
     note: dict[str, Any] = {}
+    request: str = ""
+    """By which its submission is known when it is repeated."""
 
 
 def decode_note(text: str) -> Note:
@@ -328,6 +330,8 @@ def policy_json(view: PolicyView) -> dict[str, Any]:
         "set": time_text(view.set_at),
         "may_change": view.may_change,
         "own_accept": view.own_accept or None,
+        "not_understood": view.unknown_count,
+        "takes_none": view.is_beyond,
     }
 
 

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +19,8 @@ import pytest
 
 import p2pcompute
 from p2pcompute import BadValue, MeshExecutor, NodeUnavailable, P2pcError, TaskOptions, UsageError
-from p2pcompute.api import detached
-from p2pcompute.api.detached import Feed, KeptCalls, KeptFuture
+from p2pcompute.api import detached, presence
+from p2pcompute.api.detached import DetachedJob, Feed, KeptCalls, KeptFuture
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.noted import Prepared
 from p2pcompute.api.printed import printed_lines
@@ -34,6 +36,12 @@ __all__ = ["short_home", "start_daemon"]
 def half(n: int) -> float:
     print("half of", n)
     return 1 / n
+
+
+def wait_for_file(path: str) -> int:
+    while not Path(path).exists():
+        time.sleep(0.02)
+    return 1
 
 
 def test_a_program_follows_what_it_has_handed_in(
@@ -144,8 +152,15 @@ class Node:
         monkeypatch.setattr(detached, "call", lambda *_: b"content")
         monkeypatch.setattr(detached, "events", self.events)
         monkeypatch.setattr(detached, "RETRY_S", 0.01)
+        monkeypatch.setattr(presence, "RETRY_S", 0.01)
+        monkeypatch.setattr(presence, "RETRY_S_MAX", 0.01)
+        self.is_away = False
+        self.asked: list[Any] = []
+        """What was to be submitted."""
 
     def ask(self, _path: Path, method: str, target: str, body: Any = None) -> Any:
+        self.asked += [body] if target == "/v1/jobs" else []
+        self._check()
         for line in body if method == "POST" and "/tasks" in target else ():
             if line["fetch"]:
                 raise UsageError("there is no such file")
@@ -154,9 +169,14 @@ class Node:
         self.is_sealed = self.is_sealed or "/seal" in target
         if method == "POST" and target == "/v1/jobs" and self.error is not None:
             raise self.error
-        return {"id": "00", "added": len(self.lines)}
+        return {"id": "00", "alias": "j7k3", "added": len(self.lines)}
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise NodeUnavailable("this machine's node does not answer", "ConnectionRefusedError: nobody")
 
     def events(self, _path: Path, _target: str) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+        self._check()
         for index in range(0 if self.is_held else len(self.lines)):
             value = base64.b64encode(dump_value(index)).decode()
             task = {"index": index, "state": "done", "status": "ok", "value_b64": value, "node": "n", "attempts": 1}

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,21 @@ class Daemon:
     """A node of this machine's installation, as `p2pc up` starts it."""
 
     home: Path
-    process: subprocess.Popen[bytes]
     env: dict[str, str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Start its process, also one after the other."""
+        (self.home / "node.json").unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "p2pcompute.daemon"],
+            env=self.env,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_until(lambda: (self.home / "node.json").exists() or self.process.poll() is not None, "the node is up")
+        assert self.process.poll() is None
 
     def p2pc(self, *words: str) -> str:
         return subprocess.run(
@@ -78,17 +91,9 @@ def start_daemon(short_home: Path) -> Iterator[Callable[..., Daemon]]:
             "P2PC_NODE__SLOTS": str(slots),
             "PYTHONPATH": root,
         }
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "p2pcompute.daemon"],
-            env=env,
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        daemon = Daemon(home, process, env)
+        daemon = Daemon(home, env)
         running.append(daemon)
-        wait_until(lambda: (home / "node.json").exists() or process.poll() is not None, "the node is up")
-        assert process.poll() is None
+        daemon.start()
         return daemon
 
     yield start

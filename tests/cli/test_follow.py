@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from p2pcompute.cli import follow
-from p2pcompute.cli.follow import Signals, Source, View
+from p2pcompute.cli.follow import Signals, Source, Submission, View
 from p2pcompute.cli.progress import Plain, Progress
 from p2pcompute.errors import NodeUnavailable
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_fake_node import ok
-from daemon_kit import Daemon, until
+from daemon_fake_node import FakeNode, ok
+from daemon_kit import Daemon, running, until
 
 from p2pcompute import __version__
 from p2pcompute.daemon import openapi
