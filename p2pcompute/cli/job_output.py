@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import sys
@@ -36,6 +37,8 @@ from p2pcompute.host.plain_files import check_plain
 
 TAIL_LINES: Final = 10
 """Lines of each failed task that `logs --failed` shows."""
+LOST_WHY_CHARS: Final = 60
+LOST_STREAMS: Final = ("stdout", "stderr")
 SAME_NAMED_MAX: Final = 10
 
 # --- logs ---------------------------------------------------------------------------------------------------------
@@ -92,6 +95,7 @@ def logs(
     tail = lines or (TAIL_LINES if failed and not raw else None)
     printer = _LogPrinter(job, contents, streams, tail=tail, timestamps=timestamps, raw=raw)
     last: Mapping[str, Any] = job
+    lost = {} if follow or raw else _lost_attempts(connection, job, ref, since_s)
 
     def take(task: Mapping[str, Any]) -> None:
         if task["state"] not in states or task["index"] not in ref or not _is_since(task, since_s):
@@ -99,6 +103,8 @@ def logs(
         if json_:
             print_json_line(record_of(task, contents, str(job.get("kind"))))
         else:
+            before = lost.pop(task["index"], [])
+            printer.lost(before if not failed or not task.get("status") else [])
             printer.take(task, merge=failed and not follow)
 
     if follow:
@@ -123,10 +129,13 @@ def logs(
             for task in find_tasks(connection, job["id"], ref, states, with_content=True)
             if _is_since(task, since_s)
         ]
-        print_json({"schema": "p2pc.tasks/1", "items": items})
+        attempts = [_lost_record(attempt) for index in sorted(lost) for attempt in lost[index]]
+        print_json({"schema": "p2pc.tasks/1", "items": items, "lost": attempts})
     else:
         for task in find_tasks(connection, job["id"], ref, states, with_content=True):
             take(task)
+        for index in sorted(lost) if not failed else ():
+            printer.lost(lost[index])
     printer.finish()
     if failed and not follow and not json_ and not job.get("failed"):
         say(f"no task of {job['alias']} has failed", level=1)
@@ -135,6 +144,23 @@ def logs(
     from p2pcompute.cli.follow import job_exit_code
 
     return job_exit_code(last)
+
+
+def _lost_attempts(
+    connection: Connection, job: Mapping[str, Any], ref: Reference, since_s: float | None
+) -> dict[int, list[dict[str, Any]]]:
+    """Return what attempts have printed that were lost, by task."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for attempt in [] if since_s is not None else connection.request("GET", f"/v1/jobs/{job['id']}/lost")["items"]:
+        if attempt["index"] in ref:
+            found.setdefault(attempt["index"], []).append(attempt)
+    return found
+
+
+def _lost_record(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    texts = {name: base64.b64decode(attempt[f"{name}_b64"]).decode("utf-8", "replace") for name in LOST_STREAMS}
+    kept = {name: attempt[name] for name in ("index", "attempt", "node", "why", "stdout_start", "stderr_start")}
+    return {**kept, **texts}
 
 
 def _check_alone(ref: Reference, **flags: object) -> None:
@@ -213,6 +239,22 @@ class _LogPrinter:
         if known[3]:
             known[2] = [*known[2], task["index"]][:SAME_NAMED_MAX]
         known[3] += 1
+
+    def lost(self, attempts: Sequence[Mapping[str, Any]]) -> None:
+        """Print what came of attempts of a task that were lost."""
+        for attempt in attempts:
+            streams = [(name, base64.b64decode(attempt[f"{name}_b64"])) for name in self._streams]
+            if not any(data for _name, data in streams):
+                continue
+            parts = (f"{self._job['alias']}/{attempt['index']}", attempt["node"], f"attempt {attempt['attempt']}")
+            heading = "  ".join([*map(str, parts), one_line(str(attempt["why"]), LOST_WHY_CHARS)])
+            self._out.write(heading.encode("utf-8", "backslashreplace") + b"\n")
+            for name, data in streams:
+                lines = data.splitlines(keepends=True)
+                if attempt[f"{name}_start"] and len(lines) > 1:
+                    lines[0] = b"[...]\n"
+                for line in lines[-self._lines :] if self._lines else lines:
+                    self._out.write(b"  " + line if line.endswith(b"\n") else b"  " + line + b"\n")
 
     def finish(self) -> None:
         out = self._out

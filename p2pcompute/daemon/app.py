@@ -311,6 +311,7 @@ CALLS: Final[tuple[Call, ...]] = (
         ),
     ),
     Call("GET", "/v1/jobs/{ref}/tasks/{index:int}", "task", "One task", "p2pc.task/1"),
+    Call("GET", "/v1/jobs/{ref}/lost", "lost", "What attempts have printed that were lost", "p2pc.lost/1"),
     Call(
         "GET", "/v1/jobs/{ref}/tasks/{index:int}/stdout", "stdout", "What the task printed", "application/octet-stream"
     ),
@@ -934,6 +935,22 @@ class Api:
                 "progress": None if found is None else progress_of(found.progress),
             }
         )
+
+    async def lost(self, request: Request) -> Response:
+        items = [
+            {
+                "index": lost.index,
+                "attempt": lost.attempt,
+                "node": lost.node,
+                "why": lost.why,
+                "stdout_start": lost.stdout_start,
+                "stdout_b64": base64.b64encode(lost.stdout).decode(),
+                "stderr_start": lost.stderr_start,
+                "stderr_b64": base64.b64encode(lost.stderr).decode(),
+            }
+            for lost in await self._node.lost_attempts(self._job(request).job_id)
+        ]
+        return JsonResponse({"schema": "p2pc.lost/1", "items": items})
 
     async def _content(self, request: Request, name: str) -> Response:
         job, task = await self._task(request)

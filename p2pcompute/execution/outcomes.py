@@ -74,6 +74,11 @@ def not_started(worker: WorkerProcess, returncode: int) -> Outcome:
     return Outcome(OutcomeStatus.REFUSED, error=f"this node cannot start worker processes: {text}")
 
 
+def printed_in(worker: WorkerProcess) -> tuple[bytes, bytes]:
+    """Return the end of what the function has printed (stdout, stderr) that ran in a worker process."""
+    return _tail(worker.directory / "stdout", INLINE_BYTES_MAX), _tail(worker.directory / "stderr", INLINE_BYTES_MAX)
+
+
 def died(worker: WorkerProcess, returncode: int, *, is_function: bool, wall: float, runtime_s: float) -> Outcome:
     """Say what killed the process under a task, as measured."""
     what = "function" if is_function else "command"
@@ -93,8 +98,7 @@ def died(worker: WorkerProcess, returncode: int, *, is_function: bool, wall: flo
         error = f"the worker process was killed for want of memory while it ran the {what}"
     else:
         error = f"the worker process was ended by {_signal_name(number)} while it ran the {what}"
-    stdout = _tail(worker.directory / "stdout", INLINE_BYTES_MAX) if is_function else b""
-    stderr = _tail(worker.directory / "stderr", INLINE_BYTES_MAX) if is_function else b""
+    stdout, stderr = printed_in(worker) if is_function else (b"", b"")
     return Outcome(
         status,
         stdout=stdout,

@@ -28,7 +28,7 @@ from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
-from p2pcompute.execution.outcomes import died, not_started, outcome_of
+from p2pcompute.execution.outcomes import died, not_started, outcome_of, printed_in
 from p2pcompute.execution.progress import read as read_progress
 from p2pcompute.execution.results import (
     RawResult,
@@ -891,6 +891,9 @@ class ProcessRunner:
                 )
             else:
                 outcome = Outcome(OutcomeStatus.NOT_RUN, error="the worker process ended before this task started")
+            if position == 0 and run.is_ours_to_end and outcome.status in (OutcomeStatus.KILLED, OutcomeStatus.TIMEOUT):
+                stdout, stderr = printed_in(worker)
+                outcome = replace(outcome, stdout=stdout, stderr=stderr)
             outcomes.append((run.run_id, outcome))
         slot.worker = None
         slot.timed_out = None

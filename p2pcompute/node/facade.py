@@ -190,6 +190,21 @@ class TailView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostAttemptView:
+    """What an attempt has printed that came to no end that counts."""
+
+    index: int
+    attempt: int
+    node: str
+    why: str
+    stdout_start: int
+    """Where `stdout` begins in all that was printed."""
+    stdout: bytes
+    stderr_start: int
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeShare:
     """What one node does for one job."""
 
@@ -555,6 +570,10 @@ class NodeFacade(Protocol):
         """Up to `limit` task ends with a `seq` greater than `after`, by `seq`."""
 
     def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
+    async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:
+        """What attempts of a job have printed that were lost, as far as it came here, by task and attempt: of each task
+        the last LOST_ATTEMPTS_MAX."""
+
         """Report task ends from now on, in the order of `seq`, without holes; the call returned ends it.
 
         The listener is called with nothing when only the job itself changed (sealed, cancelled, over).  It must

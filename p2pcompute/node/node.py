@@ -33,6 +33,7 @@ from p2pcompute.node.facade import (
     InviteView,
     JobView,
     JoinView,
+    LostAttemptView,
     NearbyView,
     NodeStatus,
     PeerView,
@@ -773,6 +774,21 @@ class Node:
             end = await self._task_view(job_id, index, state, seq)
             if not end.payload:
                 break  # its record, which holds or leads to its payload, is on the way to the store
+    async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:
+        return [
+            LostAttemptView(
+                index=index,
+                attempt=attempt,
+                node=name,
+                why=why,
+                stdout_start=stdout.start,
+                stdout=stdout.data,
+                stderr_start=stderr.start,
+                stderr=stderr.data,
+            )
+            for index, attempt, name, why, (stdout, stderr) in await self.scheduler.owner.lost(job_id)
+        ]
+
             found.append(end)
         return found
 

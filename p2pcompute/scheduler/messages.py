@@ -31,7 +31,9 @@ from p2pcompute.limits import (
     MOMENT_S_MIN,
     NODE_NAME_CHARS_MAX,
     OUTPUT_FILES_MAX,
+    PRINTED_TAIL_BYTES_MAX,
     PROGRESS_BYTES_MAX,
+    RESULTS_BATCH_BYTES_MAX,
     RESULTS_BATCH_MAX,
     RUNTIME_S_MAX,
     TASK_PAYLOAD_BYTES_MAX,
@@ -39,6 +41,8 @@ from p2pcompute.limits import (
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import Grant, GrantedTask
+from p2pcompute.scheduler.printed import Tail as PrintedTail
+from p2pcompute.scheduler.printed import Tails
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.wire import cbor
 
@@ -46,6 +50,8 @@ CLAIMS_CONTENT_TYPE: Final = "p2pc/claims"
 FACT_CONTENT_TYPE: Final = "p2pc/fact"
 HELD_MAX: Final = 16 * GRANT_TASKS_MAX
 """Tasks in one heartbeat."""
+PRINTED_MAX: Final = RESULTS_BATCH_BYTES_MAX // (2 * PRINTED_TAIL_BYTES_MAX)
+"""Tasks in one message about what they print."""
 ADDRESSES_MAX: Final = 8
 INT_MAX: Final = (1 << 63) - 1
 
@@ -98,6 +104,10 @@ class Message(IntEnum):
 
     RECEIPT = 48
     """owner → worker: [receipt envelope]: how much CPU time it has given so far."""
+
+    PRINTED = 49
+    """worker → owner: [[job, index, attempt, where the bytes of stdout begin, bytes, the same of stderr], …]: what
+    running tasks have printed since this was told last, the last 16 KiB of each."""
 
 
 def _check(condition: bool, what: str) -> None:
@@ -160,6 +170,26 @@ def parse_tail_asked(body: Any) -> tuple[bytes, int, int, tuple[int, int]]:
     _check(_is_bytes(job_id, JOB_ID_BYTES), "tail")
     _check(all(_is_int(number, INT_MAX >> 1) for number in (index, attempt, stdout, stderr)), "tail")
     return job_id, index, attempt, (stdout, stderr)
+
+
+def parse_printed(body: Any) -> list[tuple[bytes, int, int, Tails]]:
+    """Return (job, index, attempt, tails)."""
+    _check(isinstance(body, list) and len(body) <= PRINTED_MAX, "printed")
+    parsed = []
+    for entry in body:
+        _check(isinstance(entry, list) and len(entry) == 7, "printed")
+        job_id, index, attempt, *tails = entry
+        _check(_is_bytes(job_id, JOB_ID_BYTES) and _is_int(index) and _is_int(attempt, 1 << 31), "printed")
+        parsed.append((job_id, index, attempt, parse_tails(tails)))
+    return parsed
+
+
+def parse_tails(body: Any) -> Tails:
+    stdout_start, stdout, stderr_start, stderr = _list(body, 4, "tails")
+    for start, data in ((stdout_start, stdout), (stderr_start, stderr)):
+        _check(_is_int(start, INT_MAX >> 1) and isinstance(data, bytes), "tails")
+        _check(len(data) <= PRINTED_TAIL_BYTES_MAX, "tails")
+    return PrintedTail(stdout_start, stdout), PrintedTail(stderr_start, stderr)
 
 
 def parse_tail(body: Any) -> Tail | None:

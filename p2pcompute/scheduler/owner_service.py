@@ -22,6 +22,7 @@ from p2pcompute.ids import JOB_ID_BYTES, job_alias
 from p2pcompute.limits import (
     ENVELOPE_BYTES_MAX,
     JOBS_ACTIVE_MAX,
+    LOST_OUTPUT_JOB_BYTES_MAX,
     RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
@@ -41,9 +42,11 @@ from p2pcompute.scheduler.messages import (
     output_digest,
     parse_claims,
     parse_saved,
+    parse_tails,
     saved_body,
 )
 from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore, TaskEnd
+from p2pcompute.scheduler.printed import LostAttempt, Printed, Tails, tails_body, tails_of
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.store.journal import EVIDENCE, JobRecord, Journal, ResultRecord
@@ -51,6 +54,7 @@ from p2pcompute.trust.levels import Level
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope, signer_of
 
+LOST_WHY_CHARS_MAX: Final = 200
 VALUE_HEAD_BYTES: Final = 16
 """Of a value: enough to tell what form it has."""
 FACT_ENTRIES_MAX = 2000
@@ -123,6 +127,8 @@ class JobBook:
     """Of another node's job: blobs that may have to be brought here."""
     readers: dict[bytes, None] = field(default_factory=dict)
     """Nodes that have shown a ticket for it; the last READERS_MAX."""
+    lost_bytes: int = 0
+    """Of what is kept of attempts that were lost."""
 
 
 @dataclass(slots=True)
@@ -136,6 +142,8 @@ class OwnerCounters:
     """Results with files that their tasks were not asked for."""
     refused_pickles_count: int = 0
     """Values that were no data, of nodes that are not trusted."""
+    lost_output_refused_count: int = 0
+    """Attempts that were lost, and of whose output nothing is kept because there is so much of their job already."""
     odd_times_count: int = 0
     """Results that, as their nodes say, began or took what cannot be."""
     forged_claims_count: int = 0
@@ -195,6 +203,7 @@ class OwnerService:
         """Called with each result of another node that was accepted."""
         self.on_banned: Callable[[bytes, str], None] = lambda _installation, _why: None
         """Called with who gets no more work, and why."""
+        self._printed = Printed()
         self.on_kept: Callable[[bytes], None] = lambda _job_id: None
         """Called with a job when more of it is durable."""
 
@@ -227,6 +236,9 @@ class OwnerService:
                 job.halted = DEADLINE
             book = self.books[envelope.job_id] = JobBook(record, job, next_fact=count)
             book.room.set()
+            if not job.ledger.is_complete:
+                async for _index, row in self._journal.lost(envelope.job_id):
+                    book.lost_bytes += len(row[4][1]) + len(row[4][3])
             self.aliases[record.alias] = envelope.job_id
             unfinished += not job.ledger.is_complete
         self._host.store.blobs.pin([ref async for ref in self._journal.pins()])
@@ -777,7 +789,10 @@ class OwnerService:
         self._facts.extend(effects.facts)
         now = self._host.clock.now()
         by_job: dict[bytes, list[TaskEnd]] = {}
+        for lost in effects.lost:
+            self._keep_lost(lost)
         for end in effects.ends:
+            self._printed.take(end.job_id, end.index, end.attempts)
             by_job.setdefault(end.job_id, []).append(end)
         for job_id, ends in by_job.items():
             book = self.books.get(job_id)
@@ -824,6 +839,45 @@ class OwnerService:
         self.stops.extend(effects.stops)
         self._keep_saved()
         self._start_flush()
+
+    def printed(self, thief: bytes, job_id: bytes, index: int, attempt: int, tails: Tails) -> None:
+        """A worker says what an attempt has printed that it has the lease of."""
+        for lease in self.core.holders(job_id, index)[:1]:
+            if lease.thief == thief and lease.attempt == attempt:
+                self._printed.heard(job_id, index, attempt, tails)
+
+    def _keep_lost(self, lost: LostAttempt) -> None:
+        """Keep what an attempt has printed; where it was the last one, that came with its end."""
+        tails = self._printed.take(lost.job_id, lost.index, lost.attempt)
+        book = self.books.get(lost.job_id)
+        if book is None or self._journal is None:
+            return
+        if lost.outcome is not None:
+            if not book.job.ledger.is_open(lost.index, lost.generation):
+                return
+            if lost.outcome.stdout or lost.outcome.stderr:
+                tails = tails_of(lost.outcome)
+        size = len(tails[0].data) + len(tails[1].data)
+        if not size:
+            return
+        if book.lost_bytes + size > LOST_OUTPUT_JOB_BYTES_MAX:
+            self.counters.lost_output_refused_count += 1
+            return
+        book.lost_bytes += size
+        key = b"" if lost.thief == LOCAL else lost.thief
+        row = [lost.attempt, key, self._name_of(lost.thief), lost.why[-LOST_WHY_CHARS_MAX:], tails_body(tails)]
+        self._writes.append(self._journal.lost_write(lost.job_id, lost.index, lost.attempt, row))
+
+    async def lost(self, job_id: bytes) -> list[tuple[int, int, str, str, Tails]]:
+        """Return (index, attempt, name of the node, why, what it printed) of attempts of a job that were lost, in that
+        order."""
+        if self._journal is None:
+            return []
+        await self.committed()
+        found = []
+        async for index, (attempt, _key, name, why, tails) in self._journal.lost(job_id):
+            found.append((index, attempt, name, why, parse_tails(tails)))
+        return sorted(found)
 
     def save_local(self, job_id: bytes, index: int, saved: Saved) -> None:
         """Keep what a task on this node has saved."""

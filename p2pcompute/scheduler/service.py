@@ -263,6 +263,7 @@ class Scheduler:
         channels.on_request(Message.JOB, self._on_job)
         channels.on_request(Message.CHECKPOINT, self._on_checkpoint)
         channels.on_request(Message.TAIL, self._on_tail)
+        channels.on_message(Message.PRINTED, self._on_printed)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -750,6 +751,11 @@ class Scheduler:
         finally:
             blobs.unpin(refs)
         return []
+
+    def _on_printed(self, channel: Channel, body: Any) -> None:
+        """A worker says what its tasks have printed, with its heartbeat."""
+        for job_id, index, attempt, tails in messages.parse_printed(body):
+            self.owner.printed(channel.peer.key, job_id, index, attempt, tails)
 
     async def _on_tail(self, channel: Channel, body: Any) -> Any:
         """An owner asks what its task has printed so far."""

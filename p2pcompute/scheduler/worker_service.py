@@ -50,6 +50,7 @@ from p2pcompute.scheduler.fairness import Standing
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
+    PRINTED_MAX,
     Message,
     Tail,
     decode_outcome,
@@ -60,6 +61,8 @@ from p2pcompute.scheduler.messages import (
     parse_job_indices,
 )
 from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask
+from p2pcompute.scheduler.printed import Tail as PrintedTail
+from p2pcompute.scheduler.printed import tails_body
 from p2pcompute.scheduler.saving import Cookie, Saver
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobEnvelope
@@ -143,6 +146,7 @@ class OwnerLink:
     located_at: float = -inf
     """When the group was asked last where the owner is."""
     heartbeat_due: float = 0.0
+    is_telling_printed: bool = False
     is_beating: bool = False
     moves: list[_Move] = field(default_factory=list)
     is_registering: bool = False
@@ -250,6 +254,8 @@ class WorkerService:
         self._ill_count = 0
         self._rest_until = 0.0
         self._recall: Timer | None = None
+        self._told: dict[int, tuple[int, int]] = {}
+        """Run id → how much of stdout and stderr its owner was told."""
         self._deletes: list[Write] = []
         """Results that their owners have and that are still on disk."""
         self._ran: dict[int, None] = {}
@@ -1037,12 +1043,39 @@ class WorkerService:
         interval_s = LEASE_S_MIN * HEARTBEAT_FRACTION
         try:
             await self._tell_held(link, self.core.held_of(link.key), b"")
+            if not link.is_telling_printed:
+                link.is_telling_printed = True
+                self._scope.spawn(self._tell_printed(link), "printed")
         except (P2pcError, TimeoutError):
             interval_s = interval_s / 4  # the owner may be restarting: knock again soon
             self._seek_coordinators(link)
         finally:
             link.is_beating = False
             link.heartbeat_due = self._host.clock.now() + interval_s
+
+    async def _tell_printed(self, link: OwnerLink) -> None:
+        """Tell the owner what running tasks have printed since it was told last: it may be all that is left of them."""
+        self._told = {run_id: told for run_id, told in self._told.items() if run_id in self.core.held}
+        entries: list[list[Any]] = []
+        try:
+            for held in [held for held in self.core.held.values() if held.owner == link.key]:
+                offsets = self._told.get(held.run_id, (0, 0))
+                found = None
+                if held.state is HeldState.RUNNING and not held.is_dropped:
+                    found = await self._host.runner.tail(held.run_id, offsets)
+                if found is None:
+                    continue
+                stdout, stderr = (PrintedTail(*tail).cut() for tail in found[:2])
+                if (stdout.end, stderr.end) != offsets:
+                    self._told[held.run_id] = (stdout.end, stderr.end)
+                    task = held.task
+                    entries.append([held.job_id, task.index, task.attempt, *tails_body((stdout, stderr))])
+            channel = self._channels.get(link.key)
+            while entries and channel is not None:
+                channel.send(Message.PRINTED, entries[:PRINTED_MAX])
+                del entries[:PRINTED_MAX]
+        finally:
+            link.is_telling_printed = False
 
     async def _tell_held(self, link: OwnerLink, held: HeldTasks, moved_from: bytes) -> None:
         """Tell the owner what this node holds, and drop what the owner gave to somebody else."""

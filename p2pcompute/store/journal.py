@@ -11,6 +11,7 @@ relays      job id ‖ sequence (8)                             signed claims th
 results     job id ‖ index (8) ‖ generation (4)               `ResultRecord`
 outbox      owner key (32) ‖ job id ‖ index (8) ‖ attempt (4) `OutboxEntry`
 saved       job id ‖ index (8)                                what a task has saved, opaque here
+lost        job id ‖ index (8) ‖ attempt modulo n (4)         what an attempt printed that was lost, opaque here
 outputs     job id ‖ index (8) ‖ digest (32)                  what a member claims of a task that is not accepted
 evidence    installation (32)                                 what is known of its results
 receipts    side (1) ‖ installation (32)                      a receipt of it (given), or the sum it was told (taken)
@@ -31,7 +32,7 @@ from typing import Any, Final, TypeVar
 from p2pcompute.errors import RemoteProtocolError, StoreError
 from p2pcompute.host.interfaces import Address, BlobRef, Store, Write
 from p2pcompute.ids import JOB_ID_BYTES, PUBLIC_KEY_BYTES
-from p2pcompute.limits import MIB
+from p2pcompute.limits import LOST_ATTEMPTS_MAX, MIB
 from p2pcompute.wire import cbor
 
 _T = TypeVar("_T")
@@ -48,6 +49,7 @@ META: Final = "meta"
 DELETING: Final = "deleting"
 PINS: Final = "pins"
 SAVED: Final = "saved"
+LOST: Final = "lost"
 
 _GIVEN: Final = b"g"
 _TAKEN: Final = b"t"
@@ -141,7 +143,7 @@ class Journal:
         await self._delete_rows(job_id)
 
     async def _delete_rows(self, job_id: bytes) -> None:
-        for table in (FACTS, RELAYS, RESULTS, OUTPUTS, PINS, SAVED):
+        for table in (FACTS, RELAYS, RESULTS, OUTPUTS, PINS, SAVED, LOST):
             await self._store.delete_prefix(table, job_id)
         await self._store.commit([Write(DELETING, job_id, None)])
 
@@ -188,6 +190,18 @@ class Journal:
         """Yield (job, index, value) of all tasks that have saved something."""
         async for key, value in self._rows(SAVED, b""):
             yield key[:JOB_ID_BYTES], int.from_bytes(key[JOB_ID_BYTES:], "big"), cbor.decode(value)
+
+    # --- output of attempts that were lost -----------------------------------------------------------
+
+    def lost_write(self, job_id: bytes, index: int, attempt: int, value: Any) -> Write:
+        """Set what an attempt has printed, any CBOR value; of a task the last LOST_ATTEMPTS_MAX are kept."""
+        place = (attempt % LOST_ATTEMPTS_MAX).to_bytes(_COUNT_BYTES, "big")
+        return Write(LOST, _job_key(job_id) + index.to_bytes(_INDEX_BYTES, "big") + place, cbor.encode(value))
+
+    async def lost(self, job_id: bytes) -> AsyncIterator[tuple[int, Any]]:
+        """Yield (index, value) of a job, by index."""
+        async for key, value in self._rows(LOST, job_id):
+            yield int.from_bytes(key[JOB_ID_BYTES : JOB_ID_BYTES + _INDEX_BYTES], "big"), cbor.decode(value)
 
     # --- results --------------------------------------------------------------------------------
 

@@ -5,6 +5,15 @@ from __future__ import annotations
 from tests.e2e.mesh import Daemon, Mesh, until
 
 
+TALKING = """
+import os, time
+
+def talk(number):
+    print(os.environ["P2PC_NODE"], "begins", flush=True)
+    time.sleep(600)
+"""
+
+
 def test_logs_show_what_a_task_prints_while_it_runs(pair: list[Daemon]) -> None:
     """From the node where it runs; every line once, the rest when it has ended."""
     ada, _bob = pair
@@ -74,3 +83,29 @@ def test_the_log_of_a_node(pair: list[Daemon]) -> None:
     assert len(ada.p2pc("logs", "--node", "self", "-n", "1").check().lines) == 1
     assert "on its own machine" in ada.p2pc("logs", "--node", "bob").check(2).err
     ada.p2pc("logs", "--node", "ada", "--failed").check(2)
+
+
+def test_what_a_lost_attempt_had_printed(mesh: Mesh) -> None:
+    """Of a task whose node stops, is killed, or ends it for its time, what had come is shown, and said whose it is."""
+    ada, bob, cat = mesh.start("ada", "bob", "cat", slots=1)
+    ada.p2pc("pause").check()
+    cat.p2pc("pause").check()
+    script = mesh.directory / "talk.py"
+    script.write_text(TALKING)
+    command = ada.begin("run", "--timeout", "4s", "--retries", "0", f"{script}::talk", ":::", "1")
+    ada.wait_done(0, 20)
+    until(lambda: ada.get("/v1/jobs/last/tasks/0/tail")["stdout_b64"], 20, "it runs, and has printed")
+    bob.p2pc("node", "stop", "--now").check()
+    assert bob.process is not None and bob.process.wait(20) == 0
+    bob.process = None
+    text = until(lambda: ada.p2pc("logs", "last/0").check().out, 10, "its output is there")
+    assert "last/0" not in text and "/0  bob  attempt 1  killed" in text and "  bob begins\n" in text, text
+    cat.p2pc("resume").check()
+    until(lambda: ada.get("/v1/jobs/last/tasks/0")["node"] == "cat", 20, "it runs again")
+    command.finish().check(1)
+    lines = ada.p2pc("logs", "last").check().out
+    assert lines.index("bob begins") < lines.index("cat begins"), lines
+    assert "did not end within 4 s" in lines
+    document = ada.p2pc("logs", "last", "--json").check().json()
+    assert [(one["attempt"], one["node"], one["stdout"]) for one in document["lost"]] == [(1, "bob", "bob begins\n")]
+    assert "bob" not in ada.p2pc("logs", "last", "--raw").check().out

@@ -103,6 +103,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "tail asked": (messages.parse_tail_asked, [KEY, 3, 1, 0, 99]),
     "tail": (messages.parse_tail, [0, b"out", 5, b"err"]),
     "tail with progress": (messages.parse_tail, [0, b"out", 5, b"err", b"far"]),
+    "printed": (messages.parse_printed, [[KEY, 3, 1, 0, b"out", 5, b"err"], [KEY, 4, 2, 0, b"", 0, b"err"]]),
     "coordinator": (messages.parse_coordinator, [KEY, 7]),
     "custody": (messages.parse_job_id, [KEY]),
     "sync": (messages.parse_sync, [KEY, b"ticket", 3, 0, 4, 1, 7, True, 5, 12, 10_000]),

@@ -15,6 +15,7 @@ from p2pcompute.scheduler.checkpoints import Checkpoints
 from p2pcompute.scheduler.fairness import FairOrder
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.owner.books import Effects, Lease, OwnedJob, TaskEnd
+from p2pcompute.scheduler.printed import LostAttempt
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import HaltWhen, HaltWhy
 
