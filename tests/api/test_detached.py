@@ -274,6 +274,106 @@ def test_a_job_that_cannot_be_handed_in_fails_its_calls(monkeypatch: pytest.Monk
         future.retry()
 
 
+def test_a_node_that_is_away_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Broken: futures fail though the node goes on with their calls, or wait in silence."""
+    monkeypatch.setattr(presence, "SAID_S", 0.05)
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    node.is_away = True
+    future = node.submit(kept, SHIPMENT)
+    assert future.feed is not None
+    wait_until(lambda: len(node.asked) > 2, "it is handed in again and again")
+    job: DetachedJob[Any] = DetachedJob(future._desk, SHIPMENT, "f", future.feed, False)
+    job.add(future)
+    wait_until(lambda: "no answer from the node for" in str(job.status), "its job says so")
+    assert (job.status.total, job.status.waiting) == (1, 1) and not future.done()
+    wait_until(lambda: "does not answer; its calls are waited for, up to 1 h" in caplog.text, "it is said")
+    node.is_held = True
+    node.is_away = False
+    kept.flush()
+    assert len({body["request"] for body in node.asked}) == 1, "a repeated submission has the name of the first"
+    wait_until(lambda: "is back" in caplog.text, "and that it is back")
+    node.is_away = True
+    time.sleep(0.1)
+    node.is_held = node.is_away = False
+    assert future.result(timeout=10) == 0
+    assert caplog.text.count("does not answer") <= 2, "said once for each time"
+
+
+def test_a_node_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: a program waits for ever for a node that nobody starts again."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None, 0.2)
+    node.is_held = True
+    future = node.submit(kept, SHIPMENT)
+    kept.flush()
+    node.is_away = True
+    error = future.exception(timeout=10)
+    assert isinstance(error, NodeUnavailable) and error.code == "node-away" and "get_job" in str(error.fix)
+    assert "ConnectionRefusedError" in error.why
+
+
+def test_ctrl_c_leaves_what_was_handed_in_to_the_node(
+    start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken: detached calls end with the program that was interrupted, or nobody says how to end them."""
+    daemon = start_daemon("alpha", 1)
+    monkeypatch.setenv("P2PC_HOME", str(daemon.home))
+    (tmp_path / "program.py").write_text(
+        "import time\n"
+        "from p2pcompute import MeshExecutor\n"
+        "with MeshExecutor(detach=True) as ex:\n"
+        "    job = ex.start_map(time.sleep, [0.5] * 4)\n"
+        "    done = ex.submit(abs, -1).result()\n"
+        "    print(job.id, flush=True)\n"
+        "    job.wait(progress=False)\n"
+    )
+    env = {**daemon.env, "PYTHONPATH": str(Path(p2pcompute.__file__).parent.parent)}
+    command = [sys.executable, "program.py"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        job = p2pcompute.get_job(program.stdout.readline().strip())
+        program.send_signal(signal.SIGINT)
+        said = program.communicate(timeout=20)[1]
+    assert said.endswith("KeyboardInterrupt\n") and program.returncode == -signal.SIGINT
+    ours = [line for line in said.splitlines() if line.startswith("p2pcompute:")]
+    assert ours == [
+        f"p2pcompute: job {job.alias} goes on at this machine's node: "
+        f"p2pc attach {job.alias} shows it, p2pc cancel {job.alias} ends it"
+    ]
+    assert job.wait(30).status.done == 4
+
+
+def test_a_node_that_is_stopped_and_started_again_goes_on(
+    start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken: futures are lost when the node hangs for a while, or is another process then."""
+    monkeypatch.setattr("p2pcompute.api.control.REQUEST_S", 0.3)
+    monkeypatch.setattr("p2pcompute.api.control._SILENT_S", 0.3)
+    daemon = start_daemon("alpha", 2)
+    monkeypatch.setenv("P2PC_HOME", str(daemon.home))
+    monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
+    with MeshExecutor(detach=True, patience="1m") as executor:
+        daemon.process.send_signal(signal.SIGSTOP)
+        first = executor.submit(half, 2)
+        time.sleep(1.0)
+        daemon.process.send_signal(signal.SIGCONT)
+        assert first.result(timeout=30) == 0.5
+        gate = tmp_path / "gate"
+        job = executor.start_map(wait_for_file, [str(gate)] * 3)
+        wait_until(lambda: job.status.running == 2, "two of them run")
+        daemon.process.kill()
+        daemon.process.wait()
+        wait_until(lambda: bool(job.status.note), "the job says that its node is away")
+        assert job.status.total == 3 and not job.futures[0].done()
+        gate.touch()
+        daemon.start()
+        assert job.results(timeout=30) == [1, 1, 1]
+        assert not job.status.note and len(p2pcompute.get_job(job.id).results()) == 3
+
+
 def test_a_call_that_comes_as_its_job_is_sealed_goes_to_another(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -59,3 +59,45 @@ def test_sigterm_kills_at_once_though_the_node_does_not_answer(monkeypatch: pyte
     assert outcome.exit_code == 143
     assert [call for call, _ in node.heard] == ["seal", "cancel"], "no task comes after the end"
     assert all(limit_s is not None and limit_s <= 2.0 for _, limit_s in node.heard)
+
+
+class Losing:
+    """A node that makes a job and goes away before it has said so, the first time."""
+
+    embedded = None
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.over = threading.Event()
+
+    def request(self, _method: str, _path: str, body: Any = None, *, timeout_s: float | None = None) -> dict[str, Any]:
+        self.names.append(body["request"])
+        if len(self.names) == 1:
+            raise NodeUnavailable("the node went away")
+        return {"id": "00", "alias": "j7k3"}
+
+
+class Hanging(Losing):
+    def request(self, _method: str, _path: str, _body: Any = None, *, timeout_s: float | None = None) -> dict[str, Any]:
+        self.over.wait(10)
+        raise NodeUnavailable("the node went away")
+
+
+def test_a_submission_is_repeated_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: the answer is lost, and the job with it; or there are two."""
+    monkeypatch.setattr(follow, "RECONNECT_S", 0.01)
+    node = Losing()
+    submission = Submission(cast("Any", node), {"kind": "command"})
+    assert submission.answer(Signals()) == {"id": "00", "alias": "j7k3"}
+    first, second = node.names
+    assert first == second and len(first) == 32
+
+
+def test_a_signal_ends_the_wait_for_a_node_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: `timeout 60 p2pc run` goes on for a minute, and Ctrl-C does nothing."""
+    monkeypatch.setattr(follow, "ASK_S_MAX", 0.05)
+    node = Hanging()
+    submission = Submission(cast("Any", node), {})
+    assert submission.answer(Signals(is_terminated=True)) is None
+    assert Submission(cast("Any", node), {}).answer(Signals(interrupts=1)) is None
+    node.over.set()

@@ -487,3 +487,26 @@ async def test_keep_alive_serves_many_requests(daemon: Daemon) -> None:
             return count
 
     assert await daemon.call(talk) == 3
+
+
+async def test_a_submission_that_is_repeated_makes_one_job(tmp_path: Path) -> None:
+    """Broken: a lost answer leaves a job without tasks, which keeps the place of its results from the second."""
+    node = FakeNode(tmp_path)
+    body = {"kind": "command", "request": "ab" * 16, "results": {"dir": str(tmp_path / "out")}}
+
+    def submit(daemon: Daemon, **more: object) -> dict[str, Any]:
+        return daemon.connection.request("POST", "/v1/jobs", {**body, **more})
+
+    async with running(node, tmp_path) as daemon:
+        first, second = await asyncio.gather(*(daemon.call(lambda: submit(daemon)) for _ in range(2)))
+        assert first == second and len(node.by_id) == 1
+        with pytest.raises(UsageError, match="characters"):
+            await daemon.call(lambda: submit(daemon, request="x" * 65))
+    async with running(node, tmp_path) as daemon:  # it is kept with the job
+        assert await daemon.call(lambda: submit(daemon)) == first
+        other = await daemon.call(lambda: submit(daemon, request="cd" * 16, results=None))
+        assert other["id"] != first["id"] and len(node.by_id) == 2
+        node.by_id.clear()  # pruned
+        await daemon.call(lambda: submit(daemon, results=None))
+        assert len(node.by_id) == 1
+    await node.close()
