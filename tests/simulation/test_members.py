@@ -194,6 +194,49 @@ async def _limit(by: Member, whom: Member) -> None:
     by.running.set_roles(key(whom), ("work",), reason="")
 
 
+def test_what_runs_and_would_be_refused_now_ends_and_runs_elsewhere() -> None:
+    """A policy, or what an older version must not pass over: no machine goes on with what it would not begin."""
+    with Simulation(5) as simulation:
+        mesh = Mesh(simulation, 5, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            founder, bob = mesh.members[0], mesh.members[2]
+            job_id = await mesh.submit(bob, [600.0] * 40)
+            own_id = await mesh.submit(founder, [600.0] * 2)
+            await until(lambda: holds_of(mesh, bob) > 4, 20.0)
+            for policy in ('job.name != "simulated"', ""):
+                await founder.host.call(_set_policy(founder, GroupPolicy(accept=policy)))
+                await until(lambda: (holds_of(mesh, bob) == 0) is bool(policy), 30.0)  # noqa: B023
+            await founder.host.call(_write(founder, {"kind": "vote", "critical": True}))
+            await until(lambda: holds_of(mesh, bob) == 0, 3.0)
+            await asyncio.sleep(30)
+            assert holds_of(mesh, bob) == 0
+            for member in mesh.members:
+                assert "does not know (1 in its log), so no work of others" in member.running.status().notes[0]
+                assert member.running.policy().is_beyond and not member.running.policy().in_force.accept
+            for owner, one in ((bob, job_id), (founder, own_id)):
+                assert owner.running.job(one.hex()).running == 2, "its own work it does"
+                assert owner.running.job(one.hex()).failed == 0
+            assert not [error for member in mesh.members for error in member.errors]
+
+        simulation.run(main())
+
+
+async def _set_policy(by: Member, policy: GroupPolicy) -> None:
+    by.running.set_policy(policy)
+
+
+async def _write(by: Member, body: dict[str, object]) -> None:
+    """Put an entry into the log as a later build of the founder's might make it."""
+    credentials, wall = by.running.credentials, by.host.clock.wall()
+    group = credentials.group
+    linked = {"group": group.group_id, "as": hashlib.sha256(group.chain[-1]).digest(), "issued": int(wall)}
+    raw = by.identity.sign_envelope(LOG_TYPE, {**linked, "after": list(credentials.roster.log.heads()), **body})
+    by.running.members._write([raw, list(group.chain)])
+
+
 def test_a_forged_removal_changes_nothing_and_is_not_passed_on() -> None:
     """A member without the role signs one, backdated; another replays a good entry of another group."""
     with Simulation(4) as simulation:
