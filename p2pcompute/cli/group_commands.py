@@ -233,6 +233,10 @@ def policy(settings: tuple[str, ...], json_: bool) -> int:
     by = f", set by {', '.join(map(one_line, found['set_by']))} {time_text(found['set'])}" if found["set"] else ""
     print(f"{one_line(found['group'])}: for all members{by}")
     print(table(("KEY", "VALUE"), rows))
+    if found["not_understood"]:
+        say("The group uses something that this version of p2pcompute does not know: update it", level=1)
+    if found["takes_none"]:
+        say("It must not be passed over, so this computer takes no work of others until then", level=1)
     if "open=true" in settings:
         say("Everybody may join now: p2pc join --open --via HOST:PORT", level=1)
         say("Of strangers only WASM modules run here; they get jobs with --trust any", level=1)

@@ -417,6 +417,10 @@ class PolicyView:
     """Whether this node may."""
     own_accept: str = ""
     """This node's own condition, beside that of the group."""
+    unknown_count: int = 0
+    """Entries of the group's log of which this version does not know all that they say."""
+    is_beyond: bool = False
+    """One of them must not be passed over: no work of others is taken here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

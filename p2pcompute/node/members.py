@@ -156,7 +156,13 @@ class Members:
         if own is None:
             return [f"the membership in group {name} has ended: it was not renewed in time; ask for a new invitation"]
         missing = [word for role, word in _CANNOT.items() if role not in own.roles]
-        return [f"in group {name} this computer {' and '.join(missing)}"] if missing else []
+        notes = [f"in group {name} this computer {' and '.join(missing)}"] if missing else []
+        log = self._credentials.roster.log
+        if count := len(log.not_understood()):
+            what = f"group {name} uses something that this version of p2pcompute does not know ({count} in its log)"
+            lost = ", so no work of others is taken here" if log.is_beyond else ""
+            notes.append(f"{what}{lost}: update it, then p2pc node restart")
+        return notes
 
     # --- what was learned -------------------------------------------------------------------------
 
@@ -318,6 +324,8 @@ class Members:
             in_force=log.policy(),
             set_by=tuple(self._name(entry.signer) for entry in made),
             set_at=float(max(entry.issued for entry in made)) if made else None,
+            unknown_count=len(log.not_understood()),
+            is_beyond=log.is_beyond,
             may_change=own is not None and "admin" in own.roles,
         )
 

@@ -161,7 +161,10 @@ class Node:
         self._is_reopening = False
         self._changing = asyncio.Lock()
         """Held while this node moves to another group."""
-        self._accepts = options.accept_if if options.accepts_others else "false"
+        self._is_ending = False
+        """It is being found out what is not to run here any more."""
+        self._own_accepts = options.accept_if if options.accepts_others else "false"
+        self._accepts = self._own_accepts
         if group is None:
             group = found_group(identity, host.crypto, options.group_name, host.clock.wall())
             keep_group(group)
@@ -296,13 +299,23 @@ class Node:
 
     def _policy_changed(self, policy: GroupPolicy) -> None:
         """Let the policy of the group hold here, also for jobs that are known already."""
-        self.placement.group_accepts = policy.accept
+        self._accepts = "false" if self.members.policy().is_beyond else self._own_accepts
+        self.placement.accepts, self.placement.group_accepts = self._accepts, policy.accept
         if not self._is_reopening and self.network.is_open not in (None, self.credentials.is_open):
             self._is_reopening = True
             self._scope.spawn(self._reopen(), "open")
         for job in self.scheduler.owner.core.jobs.values():
             job.fit = self.placement.fit_of(job.envelope)
+        if not self._is_ending and self.scheduler.of_others():
+            self._is_ending = True
+            self._scope.spawn(self._end_refused(), "refused")
         self.scheduler.wake()
+
+    async def _end_refused(self) -> None:
+        """End what runs here of jobs that this node would not take now: whose machine it is has the last word."""
+        self._is_ending = False
+        if refused := await self.placement.refused(self.scheduler.of_others().values()):
+            self.scheduler.give_back(refused)
 
     def _membership_renewed(self) -> None:
         self._keep_group(self.credentials.group)
@@ -880,7 +893,7 @@ class Node:
         return self.members.name_heir(key)
 
     def policy(self) -> PolicyView:
-        return replace(self.members.policy(), own_accept=self._accepts)
+        return replace(self.members.policy(), own_accept=self._own_accepts)
 
     def set_policy(self, policy: GroupPolicy) -> PolicyView:
         check_acceptance(policy.accept, what="accept", chars_max=GROUP_ACCEPT_CHARS_MAX)

@@ -9,7 +9,7 @@ Bounds: fits of JOBS_KNOWN_MAX jobs of others; one verdict for each node that as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -138,7 +138,7 @@ class Placement:
         self.resources = resources
         self.own_key = own_key
         self.installation = installation
-        self.accepts = accepts
+        self._accepts = accepts
         self._group_accepts = ""
         self.on_news: Callable[[], None] = _ignore
         """Called when something became known that may let a job run."""
@@ -160,6 +160,17 @@ class Placement:
         self._fits: dict[bytes, JobFit | None] = {}
         self._asking: dict[bytes, None] = {}
         self._asked: dict[bytes, float] = {}
+
+    @property
+    def accepts(self) -> str:
+        """The condition over ``job.*`` of this node, on which it takes work of other installations."""
+        return self._accepts
+
+    @accepts.setter
+    def accepts(self, condition: str) -> None:
+        if condition != self._accepts:
+            self._accepts = condition
+            self._fits.clear()
 
     @property
     def group_accepts(self) -> str:
@@ -187,6 +198,11 @@ class Placement:
         if len(self._fits) > JOBS_KNOWN_MAX:
             del self._fits[next(iter(self._fits))]
         return fit
+
+    async def refused(self, jobs: Iterable[JobEnvelope]) -> list[bytes]:
+        """Return the ids of those among jobs that hold tasks here which this node does not take, as things stand."""
+        fits = [(job.job_id, self.fit_of(job)) for job in jobs]
+        return [job_id for job_id, fit in fits if isinstance(fit, JobFit) and not await fit.is_taken()]
 
     def _is_of_stranger(self, job: JobEnvelope) -> bool:
         return job.submitter != self.installation and self.is_stranger(job.submitter)
@@ -395,6 +411,16 @@ class JobFit:
 
     async def fits_here(self) -> bool:
         return (await self._measure()) if self._age_s() >= OWN_AGE_S else self._here is not None and self._here[0]
+
+    async def is_taken(self) -> bool:
+        """Return whether this node takes the job by its conditions and by what its submitter may have here, whatever
+        is free."""
+        if not self._is_welcome():
+            return False
+        placement = self._placement
+        names = [name for each in (placement.accepts, placement.group_accepts) for name in acceptance_names(each)]
+        known = Known(await placement.resources.own((), names), placement.host.clock.wall())
+        return self._is_own or placement.takes(known.values, self._values)
 
     async def _measure(self) -> bool:
         """Measure this node.  What it cannot tell of itself is not met: unknown is not enough to run."""

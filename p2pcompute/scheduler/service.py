@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -993,6 +993,23 @@ class Scheduler:
                 self.worker.stop(LOCAL, job_id, [index for index, _generation, _attempt in entries], kill=True)
         if self.custody is not None:
             self.custody.tick(self._host.clock.now())
+        self.wake()
+
+    def of_others(self) -> dict[bytes, JobEnvelope]:
+        """Return the jobs of other installations of which this node holds tasks."""
+        known = {**{job_id: job.envelope for job_id, job in self.owner.core.jobs.items()}, **self.worker.jobs}
+        held = dict.fromkeys(held.job_id for held in self.worker.core.held.values())
+        jobs = {job_id: known[job_id] for job_id in held if job_id in known}
+        return {job_id: job for job_id, job in jobs.items() if job.submitter != self._identity.installation}
+
+    def give_back(self, job_ids: Collection[bytes]) -> None:
+        """Run nothing of these jobs here any more: what has not started goes back, and what runs is ended, as by
+        `evict`.  What has ended is told as ever."""
+        core = self.worker.core
+        surrendered = core.surrender(of_jobs=job_ids)
+        self.evict([run_id for run_id, held in core.held.items() if held.job_id in job_ids and not held.is_dropped])
+        if surrendered:
+            self._scope.spawn(self._hand_back(surrendered), "hand-back")
         self.wake()
 
     def channel_lost(self, channel: Channel) -> None:

@@ -11,7 +11,7 @@ to it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -354,10 +354,14 @@ class WorkerCore:
                 kills.append(run_id)
         return returned, kills
 
-    def surrender(self, *, only_foreign: bool = False) -> dict[tuple[bytes, bytes], list[int]]:
-        """Give everything that has not started back; returns (owner, job) → indices."""
+    def surrender(
+        self, *, only_foreign: bool = False, of_jobs: Collection[bytes] | None = None
+    ) -> dict[tuple[bytes, bytes], list[int]]:
+        """Give everything that has not started back, or that of some jobs; returns (owner, job) → indices."""
         returned: dict[tuple[bytes, bytes], list[int]] = {}
         for held in list(self.held.values()):
+            if of_jobs is not None and held.job_id not in of_jobs:
+                continue
             if only_foreign and not (self._is_foreign is not None and self._is_foreign(held.job_id)):
                 continue
             if held.state is not HeldState.RUNNING:
