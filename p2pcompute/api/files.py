@@ -27,8 +27,9 @@ REMEMBERED_MAX: Final = 64
 SETTLED_S: Final = 2.0
 """A file that was changed so lately may change again and bear the same time: file systems count in steps."""
 
-Mark = tuple[int, int, int, int]
-"""Of a file as it is: device, number, size, when it was changed."""
+Mark = tuple[int, int, int, int, int]
+"""Of a file as it is: device, number, size, when its content was changed, and when anything of it was (which nobody can
+set back)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +122,16 @@ class Taker:
     def take(self, file: SentFile, pin: Callable[[Sequence[BlobRef]], None]) -> InputFile:
         """Return a file as a task names it; it is pinned once for the task by `pin`."""
         status = _status(file.path)
-        mark = _mark(status)
+        mark = mark_of(status)
         with self._lock:
             ref = self._known.get(mark)
             if ref is not None:
                 pin([ref])
             else:
-                is_settled = _is_settled(status)
+                has_settled = is_settled(status, time.time())
                 ref = self._put(file.path)
                 pin([ref])
-                if not is_settled:
+                if not has_settled:
                     self._drop(ref)
                 else:
                     self._known[mark] = ref
@@ -139,12 +140,18 @@ class Taker:
         return InputFile(file.name, ref, stat.S_IMODE(status.st_mode) & 0o777)
 
 
-def _mark(status: os.stat_result) -> Mark:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def mark_of(status: os.stat_result) -> Mark:
+    """Return what tells a file from itself after a change, once it has settled."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _is_settled(status: os.stat_result) -> bool:
-    return status.st_mtime < time.time() - SETTLED_S
+def is_settled(status: os.stat_result, wall: float) -> bool:
+    """False while a file can still change without its mark.
+
+    Args:
+        wall: now, or any moment before the file was looked at, in Unix seconds.
+    """
+    return max(status.st_mtime, status.st_ctime) < wall - SETTLED_S
 
 
 def digest_of_file(file: SentFile) -> bytes:
@@ -154,7 +161,9 @@ def digest_of_file(file: SentFile) -> bytes:
         UsageError: it cannot be read.
     """
     status = _status(file.path)
-    return _digest_known(file.path, _mark(status)) if _is_settled(status) else _digest(file.path)
+    if is_settled(status, time.time()):
+        return _digest_known(file.path, mark_of(status))
+    return _digest(file.path)
 
 
 @lru_cache(maxsize=REMEMBERED_MAX)

@@ -178,7 +178,7 @@ class ResultsSink:
         marker = self._directory / job.job_id.hex()
         loop = asyncio.get_running_loop()
         position = 0
-        pause_s = SINK_RETRY_S
+        pause_s = 0.0
         failing_since: float | None = None
         writer: ResultsWriter | None = None
         news = asyncio.Event()
@@ -192,7 +192,7 @@ class ResultsSink:
                         make = partial(ResultsWriter.create if is_new else ResultsWriter.reopen, home=self._home)
                         writer = await loop.run_in_executor(self._pool, make, target, _job_record(job))
                         is_new = False
-                    position = await self._catch_up(job.job_id, writer, position, news)
+                    position = await self._catch_up(job.job_id, writer, position, news, state)
                     done, writer = writer, None
                     await loop.run_in_executor(self._pool, done.close, _job_record(self._node.job(job.job_id.hex())))
                     marker.unlink(missing_ok=True)
@@ -204,6 +204,8 @@ class ResultsSink:
                     if isinstance(error, UsageError) and error.code == "no-job":
                         self._free(job.job_id, state)
                         break
+                    if state.error is None:
+                        pause_s = SINK_RETRY_S
                     self._note(job, state, error)
                     self._abandon(writer)
                     writer, position, is_new = None, 0, False
@@ -234,8 +236,11 @@ class ResultsSink:
         if writer is not None:
             self._pool.submit(_close_quietly, writer)
 
-    async def _catch_up(self, job_id: bytes, writer: ResultsWriter, position: int, news: asyncio.Event) -> int:
-        """Write everything until the job is over; the position reached."""
+    async def _catch_up(
+        self, job_id: bytes, writer: ResultsWriter, position: int, news: asyncio.Event, state: _State
+    ) -> int:
+        """Write everything until the job is over; the position reached.  What was in the way before is forgotten once
+        everything that there is has been written."""
         loop = asyncio.get_running_loop()
         while True:
             news.clear()
@@ -251,6 +256,8 @@ class ResultsSink:
                 continue
             if job.is_over and position >= job.last_seq:
                 return position
+            if position >= job.last_seq:
+                state.error = None
             try:
                 async with self._node.clock.timeout(UNCOMMITTED_S if position < job.last_seq else None):
                     await news.wait()

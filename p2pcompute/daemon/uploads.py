@@ -10,12 +10,13 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
+from p2pcompute.api.files import Mark, is_settled, mark_of
 from p2pcompute.config import SIZE_MAX
 from p2pcompute.daemon.views import Note
 from p2pcompute.errors import P2pcError, RemoteProtocolError, UsageError
@@ -154,12 +155,17 @@ def _bad(what: str, why: str = "", fix: str = "", code: str = "bad-request") -> 
 class FileTaker:
     """Takes files of this machine into the blob store, each content once per upload.
 
-    A file is known by device, inode, size and time of change, so one that is written to meanwhile is read again.
+    A file is known by its mark, so one that is written to meanwhile is read again.  One that was changed just now is
+    read each time: it may change again and bear the same mark.
     """
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, wall: Callable[[], float]) -> None:
+        """Args:
+        wall: what time it is, in Unix seconds.
+        """
         self._blobs = blobs
-        self._known: dict[tuple[int, int, int, int], BlobRef] = {}
+        self._wall = wall
+        self._known: dict[Mark, BlobRef] = {}
 
     async def take(self, path: str) -> tuple[BlobRef, int]:
         """Return the blob and the permission bits of a file.
@@ -170,16 +176,18 @@ class FileTaker:
         info = self._look(path)
         if not stat.S_ISREG(info.st_mode):
             _bad(f'"{path}" is not a file', "only plain files can be sent", code="not-a-file")
-        mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+        mark = mark_of(info)
         ref = self._known.get(mark)
         if ref is None:
+            has_settled = is_settled(info, self._wall())
             try:
                 ref = await self._blobs.put_path(path)
             except OSError as error:
                 _bad(f'"{path}" cannot be read', error.strerror or str(error), code="missing-file")
-            if len(self._known) >= UPLOAD_FILES_REMEMBERED:
-                self._known.pop(next(iter(self._known)))
-            self._known[mark] = ref
+            if has_settled:
+                if len(self._known) >= UPLOAD_FILES_REMEMBERED:
+                    self._known.pop(next(iter(self._known)))
+                self._known[mark] = ref
         return ref, stat.S_IMODE(info.st_mode) & 0o777
 
     @staticmethod
@@ -366,9 +374,9 @@ async def build_job(
     code = await blobs.put(spec.code_b64) if spec.code_b64 is not None else None
     modules = await blobs.put(spec.modules_b64) if spec.modules_b64 is not None else None
     if spec.image_path is not None:
-        code, _mode = await FileTaker(blobs).take(spec.image_path)
+        code, _mode = await FileTaker(blobs, lambda: wall).take(spec.image_path)
     packages = await _packages(spec.packages_b64, plain.kind, blobs)
-    share = await FileTaker(blobs).take_all(spec.share)
+    share = await FileTaker(blobs, lambda: wall).take_all(spec.share)
     note = Note(kind=str(plain.kind), results=body.results, note=body.note, request=body.request)
     return terms, replace(plain, code=code, image=spec.image, modules=modules, packages=packages, share=share), note
 
@@ -473,7 +481,7 @@ class Upload:
         self._job_id = job_id
         self._kind = kind
         self._at = at
-        self._files = FileTaker(node.blobs)
+        self._files = FileTaker(node.blobs, node.clock.wall)
         self._decoder = msgspec.json.Decoder(TaskLine)
         self._batch: list[bytes] = []
         self._batch_bytes = 0

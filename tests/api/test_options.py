@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pcompute import BadValue, MeshExecutor, TaskOptions, UsageError
+from p2pcompute.api import files
 from p2pcompute.api.files import REMEMBERED_MAX, SETTLED_S, SentFile, Taker, digest_of_file, place_file
 from p2pcompute.api.shell import start_commands
 from p2pcompute.host.interfaces import BlobRef
@@ -131,7 +132,7 @@ def test_sandbox(executor: MeshExecutor) -> None:
         boxed.submit(lambda: os.stat_result).result(30)
 
 
-def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path) -> None:
+def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: what was written within one step of the file system's clock goes along as it was before."""
     pins: list[BlobRef] = []
 
@@ -149,7 +150,10 @@ def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path) -> None:
         found.append(taker.take(file, pins.extend).blob)
         assert digest_of_file(file) == found[-1].digest
     assert found[0] != found[1] and pins == found, "each is pinned for its task only"
-    os.utime(file.path, (now - 2 * SETTLED_S,) * 2)
+    os.utime(file.path, (now - 2 * SETTLED_S,) * 2)  # which says nothing of when it was written
+    before = len(pins)
+    assert taker.take(file, pins.extend).blob == found[1] and len(pins) == before + 1, "it is not remembered"
+    monkeypatch.setattr(files, "SETTLED_S", -60.0)
     for count in (2, 1):
         before = len(pins)
         taker.take(file, pins.extend)
@@ -157,24 +161,26 @@ def test_a_file_is_remembered_once_it_has_settled(tmp_path: Path) -> None:
     for number in range(REMEMBERED_MAX):
         other = tmp_path / str(number)
         other.write_text(f"other {number}")
-        os.utime(other, (now - 2 * SETTLED_S,) * 2)
         taker.take(SentFile(str(other), "in"), lambda _refs: None)
-    assert len(pins) == 2 + 2 + REMEMBERED_MAX, "of each of the last ones one more, of the first none"
+    assert len(pins) == 2 + 1 + 2 + REMEMBERED_MAX, "of each of the last ones one more, of the first none"
 
 
-def test_a_settled_file_is_read_once(tmp_path: Path) -> None:
+def test_a_settled_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: each of many calls that are sent a large file reads all of it for its key; or a change goes unseen."""
     file = SentFile(str(tmp_path / "in"), "in")
-    settled = time.time() - 2 * SETTLED_S
-
-    def digest(text: str, changed: float) -> bytes:
-        Path(file.path).write_text(text)
-        os.utime(file.path, (changed, changed))
-        return digest_of_file(file)
-
-    first = digest("1", settled)
-    assert digest("2", settled) == first, "it was not read"
-    assert digest("2", settled - 1) == hashlib.sha256(b"2").digest()
+    read: list[str] = []
+    digest = files._digest
+    monkeypatch.setattr(files, "_digest", lambda path: (read.append(path), digest(path))[1])
+    for settled_s, reads in ((SETTLED_S, 2), (-60.0, 1)):
+        monkeypatch.setattr(files, "SETTLED_S", settled_s)
+        Path(file.path).write_text(f"text {reads}")
+        before = len(read)
+        assert digest_of_file(file) == digest_of_file(file) == hashlib.sha256(f"text {reads}".encode()).digest()
+        assert len(read) == before + reads
+    status = os.stat(file.path)
+    Path(file.path).write_text("other1")
+    os.utime(file.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert digest_of_file(file) == hashlib.sha256(b"other1").digest(), "the time of its content was set back"
 
 
 def test_files_of_one_name_come_back_at_once(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from daemon_kit import Daemon, running, until
 from p2pcompute import __version__
 from p2pcompute.daemon import openapi
 from p2pcompute.daemon.app import CALLS, OPENAPI_FILE, Api
+from p2pcompute.daemon.uploads import FileTaker
 from p2pcompute.errors import P2pcError, StoreError, TrustError, UsageError
 from p2pcompute.execution.spec import decode_payload
 from p2pcompute.host.interfaces import BlobRef
@@ -510,3 +512,20 @@ async def test_a_submission_that_is_repeated_makes_one_job(tmp_path: Path) -> No
         await daemon.call(lambda: submit(daemon, results=None))
         assert len(node.by_id) == 1
     await node.close()
+
+
+async def test_a_file_that_has_just_changed_is_read_again(daemon: Daemon, tmp_path: Path) -> None:
+    """Broken: what was written within one step of the file system's clock goes along as it was before."""
+    place = tmp_path / "in"
+    wall = time.time()
+    taker = FileTaker(daemon.node.blobs, lambda: wall)
+    reads = []
+    for text in ("1", "2", "2"):
+        place.write_text(text)
+        os.utime(place, (wall, wall))
+        reads.append((await taker.take(str(place)))[0])
+    assert reads[0] != reads[1] == reads[2]
+    assert not taker._known
+    wall += 60.0
+    await taker.take(str(place))
+    assert len(taker._known) == 1, "one that has settled is read once"

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon_fake_node import FakeNode, ok
@@ -125,6 +126,34 @@ async def test_disk_that_refuses_stops_the_sink_not_the_job(
         assert (out / "tasks/000/000001/stdout").read_bytes() == b"1"
         document = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
         assert document["results"]["state"] == "written" and "error" not in document["results"]
+    await node.close()
+
+
+async def test_an_error_ends_when_a_later_try_has_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a long job says until its end that its results cannot be written, though all of them are."""
+    monkeypatch.setattr("p2pcompute.daemon.sink.SINK_RETRY_S", 0.02)
+    node = FakeNode(tmp_path)
+    out = tmp_path / "out"
+    async with running(node, tmp_path) as daemon:
+
+        async def results() -> dict[str, Any]:
+            found: dict[str, Any] = await daemon.call(lambda: daemon.connection.request("GET", "/v1/jobs/last"))
+            return found["results"]
+
+        job_id = await daemon.new_job(2, seal=True, results={"dir": str(out)})
+        await until((out / "tasks").is_dir)
+        (out / "tasks").rename(out / "moved")
+        (out / "tasks").write_text("in the way")
+        node.end(job_id, 0, ok(b"0"))
+        async with asyncio.timeout(10):
+            while (await results())["state"] != "failing":
+                await asyncio.sleep(0.01)
+            (out / "tasks").unlink()
+            while (await results())["state"] != "writing":
+                await asyncio.sleep(0.01)
+        assert "error" not in await results() and (out / "tasks/000/000000").is_dir()
+        node.end(job_id, 1, ok(b"1"))
+        await until(lambda: not list((tmp_path / "sinks").iterdir()))
     await node.close()
 
 
