@@ -527,10 +527,10 @@ class Api:
         self.job_events = JobEvents(node, sink)
         self.triggers = Triggers(node)
         self._uploads: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-
         self._submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._requests: dict[str, bytes] | None = None
         """Jobs by what their submissions are known by; None: to be read from their notes."""
+
     # --- node -------------------------------------------------------------------------------------
 
     async def version(self, request: Request) -> Response:
@@ -748,7 +748,6 @@ class Api:
     async def submit(self, request: Request) -> Response:
         self._check_takes_jobs()
         body = decode_body(await read_body(request), JobBody)
-        node = self._node
         if not body.request:
             return self._submitted(await self._submit(body))
         lock = self._submissions.setdefault(body.request, asyncio.Lock())
@@ -771,6 +770,7 @@ class Api:
             return None
 
     async def _submit(self, body: JobBody) -> JobView:
+        node = self._node
         terms, spec, note = await build_job(body, node.blobs, node.clock.wall(), node.peers(), node.trust())
         reserved = None
         if note.results is not None:

@@ -570,14 +570,14 @@ class NodeFacade(Protocol):
         """What a running task has printed from these offsets (stdout, stderr) of this attempt on, at most the last 64
         KiB of each; all of it when another attempt runs.  None: it does not run, or its node does not answer."""
 
-    async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
-        """Up to `limit` task ends with a `seq` greater than `after`, by `seq`."""
-
-    def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
     async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:
         """What attempts of a job have printed that were lost, as far as it came here, by task and attempt: of each task
         the last LOST_ATTEMPTS_MAX."""
 
+    async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
+        """Up to `limit` task ends with a `seq` greater than `after`, by `seq`."""
+
+    def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
         """Report task ends from now on, in the order of `seq`, without holes; the call returned ends it.
 
         The listener is called with nothing when only the job itself changed (sealed, cancelled, over).  It must

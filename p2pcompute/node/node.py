@@ -774,19 +774,6 @@ class Node:
             progress=None if said is None else TaskProgress(*said),
         )
 
-    async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
-        ledger = self.scheduler.owner.book(job_id).job.ledger
-        found: list[TaskDone] = []
-        for seq in range(after + 1, len(ledger.finished) + 1):
-            if len(found) >= limit:
-                break
-            index = ledger.finished[seq - 1]
-            if ledger.state(index) is TaskState.OPEN or ledger.seq(index) != seq:
-                continue  # it was retried and ends again under another number
-            state = views.STATE_NAMES[ledger.state(index)]
-            end = await self._task_view(job_id, index, state, seq)
-            if not end.payload:
-                break  # its record, which holds or leads to its payload, is on the way to the store
     async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:
         return [
             LostAttemptView(
@@ -802,6 +789,19 @@ class Node:
             for index, attempt, name, why, (stdout, stderr) in await self.scheduler.owner.lost(job_id)
         ]
 
+    async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
+        ledger = self.scheduler.owner.book(job_id).job.ledger
+        found: list[TaskDone] = []
+        for seq in range(after + 1, len(ledger.finished) + 1):
+            if len(found) >= limit:
+                break
+            index = ledger.finished[seq - 1]
+            if ledger.state(index) is TaskState.OPEN or ledger.seq(index) != seq:
+                continue  # it was retried and ends again under another number
+            state = views.STATE_NAMES[ledger.state(index)]
+            end = await self._task_view(job_id, index, state, seq)
+            if not end.payload:
+                break  # its record, which holds or leads to its payload, is on the way to the store
             found.append(end)
         return found
 
