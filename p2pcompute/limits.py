@@ -412,7 +412,7 @@ PROOFS_MAX: Final = 256
 PROOF_BYTES_MAX: Final = 64 * KIB
 """One proof: two messages of a worker about results, of some 50 bytes each."""
 PROOFS_BYTES_MAX: Final = 768 * KIB
-"""All proofs: they go to a peer in one message."""
+"""All proofs: they go to a peer in one message.  Divided by PROOFS_MAX it is what always has room."""
 LOG_RECORDS_MAX: Final = 16
 """Records in which one member publishes the end of the group's log: 15 KiB, some twenty entries."""
 LOG_KEEPERS_DRAWN: Final = 8

@@ -9,7 +9,9 @@ it has proofs, as a digest, so that who was away asks.  In a group where nobody 
 
 Source: DESIGN.md 10, rule 8.
 Bounds: PROOFS_MAX proofs of PROOF_BYTES_MAX, PROOFS_BYTES_MAX in all, one for each installation that is a
-member; when they are full a further one counts here, and is neither kept nor passed on.
+member.  When they are full those about strangers make room, then the largest: one of PROOFS_BYTES_MAX / PROOFS_MAX bytes
+always has room, whatever others have sent, and who hold the same proofs keep the same ones.  One without room counts
+here, and is neither kept nor passed on.
 """
 
 from __future__ import annotations
@@ -104,12 +106,17 @@ class EvidenceExchange:
         """Keep a proof; False: there is one already, or no room."""
         if installation in self._proofs:
             return False
-        if len(self._proofs) >= PROOFS_MAX or self._bytes + len(proof) > PROOFS_BYTES_MAX:
-            self.refused_count += 1
-            return False
         self._proofs[installation] = proof
         self._bytes += len(proof)
-        return True
+        while len(self._proofs) > PROOFS_MAX or self._bytes > PROOFS_BYTES_MAX:
+            last = max(self._proofs, key=self._order)
+            self._bytes -= len(self._proofs.pop(last))
+            self.refused_count += 1
+        return installation in self._proofs
+
+    def _order(self, installation: bytes) -> tuple[bool, int, bytes]:
+        """In what order proofs have room."""
+        return self._credentials.is_stranger(installation), len(self._proofs[installation]), installation
 
     def _take(self, proof: Any, *, but: Channel | None = None) -> None:
         installation, proof = self._read(proof)

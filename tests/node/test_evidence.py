@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,14 +27,18 @@ CRYPTO = RealCrypto()
 ADA, BOB, EVE = (create_identity(CRYPTO) for _ in range(3))
 
 
-def claims(by: Identity, value: bytes, *, attempt: int = 1, boot: bytes = b"boot", status: str = "ok") -> bytes:
+def claims(
+    by: Identity, value: bytes, *, attempt: int = 1, boot: bytes = b"boot", status: str = "ok", more: int = 0
+) -> bytes:
+    """What a worker says of task 0, and of so many more."""
     digest = hashlib.sha256(value).digest()
-    body = {"job": bytes(32), "boot": boot, "claims": [[0, 0, attempt, status, digest]]}
+    other = [[index + 1, 0, 1, "ok", bytes(32)] for index in range(more)]
+    body = {"job": bytes(32), "boot": boot, "claims": [[0, 0, attempt, status, digest], *other]}
     return by.sign_envelope(CLAIMS_CONTENT_TYPE, body)
 
 
-def proof(by: Identity) -> bytes:
-    return make_evidence([claims(by, b"1"), claims(by, b"2")])
+def proof(by: Identity, *, more: int = 0) -> bytes:
+    return make_evidence([claims(by, b"1", more=more), claims(by, b"2", more=more)])
 
 
 def test_two_results_under_one_lease_are_proof_and_nothing_else_is() -> None:
@@ -79,15 +84,19 @@ class NoChannels:
         return []
 
 
-def exchange_of_ada(convicted: list[bytes]) -> EvidenceExchange:
-    """Ada's; bob and eve are members, nobody else is."""
+def exchange_of_ada(
+    convicted: list[bytes], others: Sequence[Identity] = (), *, strangers: Sequence[Identity] = ()
+) -> EvidenceExchange:
+    """Ada's; bob, eve and these others are members, nobody else is."""
     absent: Any = None
     clock = RealClock()
     host = Host(clock=clock, rng=SystemRng(), crypto=CRYPTO, net=absent, store=absent, runner=absent, probe=absent)
     group = found_group(ADA, CRYPTO, "lab", clock.wall())
     credentials = GroupCredentials(host, ADA, group, "ada", dict)
-    for member in (BOB, EVE):
-        entry = admit(ADA, group, CRYPTO, member.public_key, roles=("work",), wall=clock.wall())
+    for member in (BOB, EVE, *others):
+        entry = admit(
+            ADA, group, CRYPTO, member.public_key, roles=("work",), wall=clock.wall(), is_stranger=member in strangers
+        )
         credentials.roster.check(member.public_key, [*group.chain, entry], clock.wall())
     channels: Any = NoChannels()
     return EvidenceExchange(host, credentials, channels, None, TaskScope("test"), convicted.append)
@@ -123,6 +132,40 @@ async def test_when_there_is_no_room_a_proof_still_counts_here(monkeypatch: pyte
     exchange._take(proof(BOB))
     assert convicted == [EVE.public_key, BOB.public_key]
     assert exchange.get(EVE.public_key) and not exchange.get(BOB.public_key)
+
+
+async def test_nobody_fills_the_room_for_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when liars with large proofs keep those about others from going round, or nodes keep different ones."""
+    monkeypatch.setattr(module, "PROOFS_BYTES_MAX", 3000)
+    liars = [create_identity(CRYPTO) for _ in range(6)]
+    proofs = [proof(liar, more=number) for liar, number in zip(liars, (20, 19, 15, 5, 0, 0), strict=True)]
+    kept = []
+    for order in (range(6), reversed(range(6)), (3, 0, 5, 2, 4, 1)):
+        convicted: list[bytes] = []
+        exchange = exchange_of_ada(convicted, liars)
+        for number in order:
+            exchange._take(proofs[number])
+        assert len(convicted) == 6 and exchange._bytes == sum(map(len, exchange._proofs.values())) <= 3000
+        kept.append((exchange.digest, [bool(exchange.get(liar.public_key)) for liar in liars]))
+    assert kept[0][1] == [False, False, False, True, True, True] and kept[1] == kept[2] == kept[0]
+
+
+async def test_proofs_about_strangers_make_room_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever makes keys for himself in an open group, which all lie, hides who lies of those who are known."""
+    monkeypatch.setattr(module, "PROOFS_MAX", 1)
+    exchange = exchange_of_ada([], strangers=[BOB])
+    exchange._take(proof(BOB))
+    exchange._take(proof(EVE, more=5))
+    assert exchange.get(EVE.public_key) and not exchange.get(BOB.public_key)
+
+
+def test_of_several_proofs_the_smallest_is_found() -> None:
+    large, small = claims(EVE, b"1", more=20), claims(EVE, b"1")
+    for facts in ([large, claims(EVE, b"2", more=9), small, claims(EVE, b"3")], [large, claims(EVE, b"3"), small]):
+        assert find_equivocation(CRYPTO, facts, EVE.public_key) in (
+            make_evidence([small, claims(EVE, b"3")]),
+            make_evidence([claims(EVE, b"3"), small]),
+        )
 
 
 async def test_who_asks_gets_what_he_lacks() -> None:
