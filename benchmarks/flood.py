@@ -5,8 +5,8 @@
     python benchmarks/flood.py --minutes 0.5 --rate 10000
 
 A group of nodes on loopback; one, in a process of its own, gets `rate` datagrams a second, each from another address
-and port of 127.0.0.0/8, by turns: junk; a FIND under the group's MAC with a wrong signature; a FIND whose MAC and
-signature are right, from somebody who is not at that address.  So whoever floods is a member, or has the group's key.
+and port of 127.0.0.0/8, by turns: junk; a FIND under the group's MAC with a wrong tag; a FIND whose MAC and
+tag are right, from somebody who is not at that address.  So whoever floods is a member, or has the group's key.
 
 Meanwhile the flooded node gets values that others keep and looks up nodes, and others get values of which it is one of
 the holders.  Found is a get that returns the value, and a lookup whose first result is the nearest node.  Memory is the
@@ -33,6 +33,7 @@ from dht_node import GROUP, commit, identity_of, key_of, machine, nearest
 
 from p2pcompute.dht.contacts import place_of
 from p2pcompute.dht.messages import RUN_BYTES, TRANSACTION_BYTES, Find, encode_statement
+from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import DATAGRAM_BYTES_MAX
 from p2pcompute.transport.datagrams import seal_datagram
 
@@ -41,15 +42,15 @@ FLOODED: Final = 1
 VALUES: Final = 20
 ASK_EVERY_S: Final = 0.5
 IDENTITIES: Final = 500
-"""Whose signatures are right."""
+"""Whose proofs are right."""
 TICK_S: Final = 0.01
-SHAPES: Final = ("junk", "wrong signature", "spoofed")
+SHAPES: Final = ("junk", "wrong proof", "spoofed")
 
 
 def flood(target: tuple[str, int], *, rate: float, seconds: float, seed: int) -> int:
     """Send, and return how many were sent.  Falls behind, rather than send in bursts, where it cannot keep up."""
     rng = random.Random(seed)
-    victim = place_of(identity_of(FLOODED).public_key).id
+    victim = identity_of(FLOODED).public_key
     liars = [identity_of(1_000_000 + number) for number in range(IDENTITIES)]
     began = time.monotonic()
     sent = 0
@@ -67,13 +68,13 @@ def _made(shape: str, rng: random.Random, liar: Any, victim: bytes) -> bytes:
     if shape == "junk":
         return rng.randbytes(rng.randrange(1, DATAGRAM_BYTES_MAX + 100))
     body = encode_statement(
-        Find(rng.randbytes(len(victim))),
+        Find(rng.randbytes(DHT_ID_BYTES)),
         transaction=rng.randbytes(TRANSACTION_BYTES),
         sender=liar.public_key,
-        recipient=victim,
+        recipient=place_of(victim).id,
         run=rng.randbytes(RUN_BYTES),
         group_id=GROUP,
-        sign=liar.sign if shape == "spoofed" else lambda _signed: liar.sign(b""),
+        prove=lambda said: liar.tag(victim, said if shape == "spoofed" else b""),
     )
     return seal_datagram(GROUP, body)
 

@@ -1,7 +1,7 @@
-"""Signed requests and replies over datagrams: transactions, timeouts, resending, checks of what arrives.
+"""Requests and replies over datagrams: transactions, timeouts, resending, checks of what arrives.
 
 Owns the unanswered requests of a node.  A reply counts only if its transaction, its source address, its type and
-its key are those of a request that waits, and its signature holds; cheap checks come first.  A request is sent
+its key are those of a request that waits, and its proof holds; cheap checks come first.  A request is sent
 again after the soft timeout, half a second at most, then at doubled intervals up to that, so that a lost datagram
 does not look like a dead peer.  When an answer comes to each of the times that a request was sent, or after it was
 given up, nothing was lost: somebody is too busy to keep up, this machine perhaps, and what is sent again makes it
@@ -12,6 +12,7 @@ Source: RFC 3708 for telling by what comes twice that nothing was lost; RFC 3522
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +93,7 @@ class DhtCounters:
     dropped_strangers: int = 0
     """Requests of others than contacts beyond DHT_STRANGERS_PER_S."""
     dropped_signature: int = 0
-    """The signature does not hold."""
+    """The signature, or the tag, is not the sender's."""
     dropped_puzzle: int = 0
     """By a key that does not solve the puzzle of the group."""
     dropped_unexpected: int = 0
@@ -189,7 +190,7 @@ class _Ended(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """A message whose signature holds, and its source."""
+    """A message that is its sender's, and its source."""
 
     message: Message
     statement: Statement
@@ -307,8 +308,7 @@ class Exchange:
             done(None)
             return
         transaction = self._crypto.random_bytes(TRANSACTION_BYTES)
-        recipient = ANYONE if key is None else place_of(key).id
-        datagrams = [self._encode(message, transaction, recipient, address) for message in messages]
+        datagrams = [self._encode(message, transaction, key, address) for message in messages]
         now = self._clock.now()
         timeout_s = self.hard_s if timeout_s is None else timeout_s
         pending = _Pending(
@@ -330,7 +330,7 @@ class Exchange:
         """Send the reply to a request, to where it came from."""
         statement, address = request.statement, request.address
         self._reach.on_sent(address.host, self._clock.now())
-        self._port.send(self._encode(message, statement.transaction, place_of(statement.sender).id, address), address)
+        self._port.send(self._encode(message, statement.transaction, statement.sender, address), address)
 
     def receive(self, datagram: bytes, address: Address) -> None:
         """Take in a datagram of this group.  Whatever is wrong with it is counted, and it is dropped."""
@@ -374,8 +374,7 @@ class Exchange:
         elif not self._is_contact(statement.sender, address) and not self._strangers.take("", self._clock.now()):
             self._counters.dropped_strangers += 1
             return
-        signed = signing_input(self._group_id, statement.signed)
-        if not self._crypto.verify(statement.sender, signed, statement.signature):
+        if not self._is_proven(statement):
             self._counters.dropped_signature += 1
             return
         message = decode_body(statement.type, statement.body)
@@ -394,6 +393,13 @@ class Exchange:
             pending.timer.cancel()
         self._on_reply(Verified(message, statement, address, self._measure(statement.transaction, pending)))
         pending.done(message)
+
+    def _is_proven(self, statement: Statement) -> bool:
+        """Whether a statement is by the holder of the key that it names."""
+        said = signing_input(self._group_id, statement.signed)
+        if statement.recipient == ANYONE:
+            return self._crypto.verify(statement.sender, said, statement.proof)
+        return hmac.compare_digest(self._identity.tag(statement.sender, said), statement.proof)
 
     def _without_unsolved(self, message: Message) -> Message:
         """The same message without contacts that do not count in this group."""
@@ -446,15 +452,17 @@ class Exchange:
     def _estimate(self, address: Address) -> RttEstimate:
         return self._loopback_rtt if is_loopback(address.host) else self._network_rtt
 
-    def _encode(self, message: Message, transaction: bytes, recipient: bytes, address: Address) -> bytes:
+    def _encode(self, message: Message, transaction: bytes, to: bytes | None, address: Address) -> bytes:
+        """The datagram of a message to the holder of a key, or to whoever is there."""
+        identity = self._identity
         return encode_statement(
             message,
             transaction=transaction,
-            sender=self._identity.public_key,
-            recipient=recipient,
+            sender=identity.public_key,
+            recipient=ANYONE if to is None else place_of(to).id,
             run=self._run,
             group_id=self._group_id,
-            sign=self._identity.sign,
+            prove=identity.sign if to is None else partial(identity.tag, to),
             is_client=self._reach.is_client_to(address),
         )
 

@@ -72,6 +72,12 @@ class Crypto(Protocol):
 
     def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool: ...
 
+    def tag(self, seed: bytes, public_key: bytes, message: bytes) -> bytes:
+        """64 bytes that only the holders of these two keys can make, the same for both (X25519, BLAKE2b).
+
+        With a key that no pair of keys has, they are bytes that nobody else can make.
+        """
+
 
 # --- network --------------------------------------------------------------------------------------
 

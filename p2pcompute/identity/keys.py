@@ -76,6 +76,14 @@ class Identity:
         """Return the 64-byte signature of `message`.  The caller puts a domain in front of the message."""
         return self._crypto.sign(self._seed, message)
 
+    def tag(self, peer: bytes, message: bytes) -> bytes:
+        """Return the 64 bytes by which the holder of the public key `peer` knows that `message` is by this key.
+
+        Both can make them, so they prove nothing to anybody else.  The caller puts a domain in front of the message,
+        and who says it to whom.
+        """
+        return self._crypto.tag(self._seed, peer, message)
+
     def secret_seed(self) -> bytes:
         """Return the 32 secret bytes; only for the key file."""
         return self._seed

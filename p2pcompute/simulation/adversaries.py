@@ -546,7 +546,7 @@ def _malformed(hostile: _Hostile) -> None:
     outside = hostile.stranger()
 
     def statement(target: Member) -> bytes:
-        """Signed as it should be, and senseless."""
+        """Proved as it should be, and senseless."""
         fields = [
             VERSION, int(rng.choice(list(MessageType))), rng.randbytes(TRANSACTION_BYTES), identity.public_key,
             dht_id(target.identity.public_key), rng.randbytes(8), 0, rng.choice(_ODD),
@@ -554,7 +554,7 @@ def _malformed(hostile: _Hostile) -> None:
         if rng.random() < 0.3:
             fields[rng.randrange(len(fields))] = rng.choice(_ODD)
         signed = cbor.encode(fields)
-        return signed + identity.sign(signing_input(group.group_id, signed))
+        return signed + identity.tag(target.identity.public_key, signing_input(group.group_id, signed))
 
     def datagram(target: Member) -> None:
         to = _address(target)

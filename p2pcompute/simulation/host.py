@@ -239,6 +239,13 @@ class SimCrypto:
         seed = self._registry.get(public_key)
         return seed is not None and hashlib.blake2b(seed + message).digest() == signature
 
+    def tag(self, seed: bytes, public_key: bytes, message: bytes) -> bytes:
+        self.public_key(seed)
+        other = self._registry.get(public_key)
+        if other is None:  # nobody's
+            other = self._random_bytes(32)
+        return hashlib.blake2b(b"".join((min(seed, other), max(seed, other), message))).digest()
+
 
 class SeededRealCrypto(RealCrypto):
     """Real Ed25519 with randomness from the simulation's seed: slower, and exact."""

@@ -11,6 +11,7 @@ import socket
 import time
 import tracemalloc
 from dataclasses import asdict
+from functools import partial
 
 from p2pcompute.dht.contacts import place_of
 from p2pcompute.dht.messages import RUN_BYTES, TRANSACTION_BYTES, Find, encode_statement
@@ -51,7 +52,7 @@ class Flood:
             recipient=self._recipient,
             run=self._rng.randbytes(RUN_BYTES),
             group_id=bytes(32),
-            sign=sender.sign if number % 3 == 1 else other.sign,
+            prove=partial((sender if number % 3 == 1 else other).tag, self._victim.identity.public_key),
         )
         return seal_datagram(NETWORK_KEY, body)
 

@@ -58,7 +58,7 @@ def sign(message: bytes) -> bytes:
 
 def encode(message: Message, **changes: Any) -> bytes:
     fields: dict[str, Any] = {"transaction": bytes(8), "sender": KEY, "recipient": ID, "run": b"run-1234"}
-    return encode_statement(message, **{**fields, **changes}, group_id=bytes(32), sign=sign)
+    return encode_statement(message, **{**fields, **changes}, group_id=bytes(32), prove=sign)
 
 
 keys = st.binary(min_size=32, max_size=32)
@@ -105,7 +105,7 @@ def test_every_message_round_trips_within_one_datagram(message: Message) -> None
     assert decode_body(statement.type, statement.body) == message
     assert (statement.sender, statement.recipient, statement.run) == (KEY, ID, b"run-1234")
     assert [decode_statement(encode(message, is_client=role)).is_client for role in (False, True)] == [False, True]
-    assert datagram == statement.signed + statement.signature
+    assert datagram == statement.signed + statement.proof
 
 
 @given(messages)
@@ -145,7 +145,7 @@ def test_a_changed_byte_never_yields_the_same_signed_bytes(message: Message, dat
     except RemoteProtocolError:
         return
     original = decode_statement(encode(message))
-    assert (statement.signed, statement.signature) != (original.signed, original.signature)
+    assert (statement.signed, statement.proof) != (original.signed, original.proof)
 
 
 values = st.recursive(
@@ -247,7 +247,7 @@ def test_a_statement_that_would_not_fit_is_our_bug() -> None:
         encode(Put(ID, b"", 0, 1, bytes(DHT_BODY_BYTES_MAX)))
 
 
-def test_the_signature_binds_group_and_recipient() -> None:
+def test_the_proof_binds_group_and_recipient() -> None:
     seen: list[bytes] = []
 
     def note(message: bytes) -> bytes:
@@ -256,7 +256,7 @@ def test_the_signature_binds_group_and_recipient() -> None:
 
     for group_id, recipient in ((bytes(32), ID), (b"\1" * 32, ID), (bytes(32), ANYONE)):
         encode_statement(
-            Ping(), transaction=bytes(8), sender=KEY, recipient=recipient, run=bytes(8), group_id=group_id, sign=note
+            Ping(), transaction=bytes(8), sender=KEY, recipient=recipient, run=bytes(8), group_id=group_id, prove=note
         )
     assert len(set(seen)) == 3, "a statement could be replayed in another group or to another node"
 

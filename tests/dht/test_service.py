@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -426,9 +427,12 @@ def test_alone_it_keeps_and_finds_its_own() -> None:
 def statement(
     peer: Peer, message: Message, *, to: bytes, group_id: bytes = GROUP, transaction: bytes = b"12345678"
 ) -> bytes:
+    """`to`: the recipient's key, or ANYONE."""
+    prove = peer.identity.sign if to == ANYONE else partial(peer.identity.tag, to)
+    recipient = ANYONE if to == ANYONE else dht_id(to)
     return encode_statement(
-        message, transaction=transaction, sender=peer.key, recipient=to, run=b"any-run1", group_id=group_id,
-        sign=peer.identity.sign,
+        message, transaction=transaction, sender=peer.key, recipient=recipient, run=b"any-run1", group_id=group_id,
+        prove=prove,
     )  # fmt: skip
 
 
@@ -437,27 +441,27 @@ def test_statements_for_others_other_groups_or_unasked_are_dropped_and_counted()
         one, two = await mesh.grow(2)
         await mesh.wait(mesh.all_know_all, 5, "knowing each other")
         await asyncio.sleep(1)
-        sender, own_id, source = two, dht_id(one.key), Address("10.77.0.1", 7)
+        sender, source = two, Address("10.77.0.1", 7)
         one.port.is_recording = True
         counters = one.dht.counters
 
         def give(datagram: bytes) -> None:
             one.dht.receive(datagram, source)
 
-        give(statement(sender, Find(bytes(20)), to=bytes(range(20))))
+        give(statement(sender, Find(bytes(20)), to=bytes(range(32))))
         give(statement(sender, Find(bytes(20)), to=ANYONE))
         assert counters.dropped_recipient == 2, "only a first ping may be to anyone"
-        give(statement(sender, Ping(), to=own_id, group_id=bytes(32)))
-        forged = bytearray(statement(sender, Ping(), to=own_id))
+        give(statement(sender, Ping(), to=one.key, group_id=bytes(32)))
+        forged = bytearray(statement(sender, Ping(), to=one.key))
         forged[-1] ^= 1
         give(bytes(forged))
         assert counters.dropped_signature == 2
-        give(statement(sender, Pong(source, "liar"), to=own_id))
+        give(statement(sender, Pong(source, "liar"), to=one.key))
         assert counters.dropped_unexpected == 1
         give(b"junk")
-        give(statement(sender, Put(bytes(20), b"", 0, 1, b"no record"), to=own_id))
+        give(statement(sender, Put(bytes(20), b"", 0, 1, b"no record"), to=one.key))
         assert counters.dropped_malformed == 1 and counters.puts_without_token == 1, "it is not at that address"
-        one.dht.receive(statement(sender, Put(bytes(20), b"", 0, 1, b"no record"), to=own_id), two.address)
+        one.dht.receive(statement(sender, Put(bytes(20), b"", 0, 1, b"no record"), to=one.key), two.address)
         assert counters.records_malformed == 1
         assert all(to != source or body for body, to in one.port.sent)
         assert {contact.address for contact in one.dht.contacts()} == {two.address}
@@ -475,7 +479,7 @@ def test_made_up_senders_do_not_enter_the_table() -> None:
             stranger = Identity(two.sim_host.host.crypto, hashlib.sha256(b"made up %d" % number).digest())
             datagram = encode_statement(
                 Ping(), transaction=bytes(8), sender=stranger.public_key, recipient=ANYONE, run=bytes(8),
-                group_id=GROUP, sign=stranger.sign,
+                group_id=GROUP, prove=stranger.sign,
             )  # fmt: skip
             one.dht.receive(datagram, Address("10.200.0.1", 1 + number))
         assert one.dht.counters.verifications_skipped > 200, "pings back are bounded"
@@ -491,7 +495,7 @@ def test_strangers_without_number_are_dropped_unread_and_contacts_are_answered()
     async def main(mesh: Mesh) -> None:
         one, two = await mesh.grow(2)
         await mesh.wait(mesh.all_know_all, 5, "knowing each other")
-        body = statement(two, Find(bytes(20)), to=dht_id(one.key))
+        body = statement(two, Find(bytes(20)), to=one.key)
         counters, one.port.is_recording = one.dht.counters, True
         for number in range(2000):
             one.dht.receive(body, Address(f"10.200.{number // 250}.1", 1 + number))
@@ -517,7 +521,7 @@ def test_a_reply_from_another_address_or_key_is_not_taken() -> None:
         asked = [body for body, to in one.port.sent if to == two.address]
         assert asked
         transaction = cbor.decode(asked[0][:-64])[2]
-        reply = statement(three, Pong(one.address, "three"), to=dht_id(one.key), transaction=transaction)
+        reply = statement(three, Pong(one.address, "three"), to=one.key, transaction=transaction)
         one.dht.receive(reply, two.address)
         one.dht.receive(reply, three.address)
         assert one.dht.counters.dropped_unexpected == 2
@@ -540,7 +544,7 @@ def test_records_are_refused_with_a_counted_reason() -> None:
 
         def put(raw: bytes, to: bytes) -> None:
             for part in parts_of(raw, to):
-                one.dht.receive(statement(two, part, to=dht_id(one.key)), two.address)
+                one.dht.receive(statement(two, part, to=one.key), two.address)
 
         good = made()
         flipped = good.raw[:-1] + bytes((good.raw[-1] ^ 1,))
@@ -582,7 +586,7 @@ def test_a_stranger_puts_only_with_a_token_for_that_key_from_that_address() -> N
             one.port.sent.clear()
             datagram = encode_statement(
                 message, transaction=bytes(8), sender=stranger.public_key, recipient=dht_id(one.key), run=bytes(8),
-                group_id=GROUP, sign=stranger.sign,
+                group_id=GROUP, prove=partial(stranger.tag, one.key),
             )  # fmt: skip
             one.dht.receive(datagram, source)
             body = next(body for body, to in one.port.sent if to == source)
@@ -610,9 +614,7 @@ def test_half_puts_are_bounded() -> None:
         one, two = await mesh.grow(2)
         await mesh.wait(mesh.all_know_all, 5, "knowing each other")
         for number in range(200):
-            part = statement(
-                two, Put(bytes(20), b"", 0, 2, b"x" * 1000), to=dht_id(one.key), transaction=b"%08d" % number
-            )
+            part = statement(two, Put(bytes(20), b"", 0, 2, b"x" * 1000), to=one.key, transaction=b"%08d" % number)
             one.dht.receive(part, two.address)
         assert one.dht.counters.dropped_parts == 200 - 64
 
@@ -625,9 +627,8 @@ def test_truncated_and_mutated_datagrams_never_raise() -> None:
         await mesh.wait(mesh.all_know_all, 5, "knowing each other")
         rng = random.Random(9)
         record = a_record(two)
-        own_id = dht_id(one.key)
         originals = [
-            statement(two, message, to=own_id)
+            statement(two, message, to=one.key)
             for message in (Ping(), Find(bytes(20)), Get(bytes(20), 0), Put(record.key, b"", 0, 1, record.raw), Bye())
         ]
         for _ in range(3000):

@@ -198,7 +198,7 @@ def _of_the_network_key() -> Iterator[Surface]:
     statements = [
         dht.encode_statement(
             body, transaction=bytes(8), sender=BOB.public_key, recipient=KEY[:20], run=bytes(8), group_id=KEY,
-            sign=BOB.sign, is_client=False,
+            prove=BOB.sign, is_client=False,
         )
         for body in bodies
     ]  # fmt: skip

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -185,18 +186,19 @@ class Fuzz:
         )  # fmt: skip
         return dht.encode_statement(
             message, transaction=self.rng.randbytes(8), sender=eve.identity.public_key,
-            recipient=dht_id(eve.target_key), run=b"eve's ru", group_id=eve.group.group_id, sign=eve.identity.sign,
+            recipient=dht_id(eve.target_key), run=b"eve's ru", group_id=eve.group.group_id,
+            prove=partial(eve.identity.tag, eve.target_key),
         )  # fmt: skip
 
     def _wrong_body(self) -> bytes:
-        """A statement whose signature is right and whose fields are not."""
+        """A statement whose proof is right and whose fields are not."""
         eve, rng = self.eve, self.rng
         fields = self.mutate.value(
             [1, rng.randrange(16), rng.randbytes(8), eve.identity.public_key, dht_id(eve.target_key), b"eve's ru",
              rng.choice([[], [bytes(20)], [bytes(20), 0], [0, 1, b"x"], ["eve", [[bytes(32), b"\x7f\0\0\1\0\1"]]]])]
         )  # fmt: skip
         statement = encode(fields)
-        return statement + eve.identity.sign(dht.signing_input(eve.group.group_id, statement))
+        return statement + eve.identity.tag(eve.target_key, dht.signing_input(eve.group.group_id, statement))
 
     # --- connections ------------------------------------------------------------------------------
 

@@ -53,6 +53,24 @@ def test_malleable_signatures_and_weak_keys_are_refused() -> None:
     assert not CRYPTO.verify(b"\x01" + bytes(31), b"m", b"\x01" + bytes(63))
 
 
+def test_a_tag_is_known_to_the_two_and_to_nobody_else() -> None:
+    """Datagrams of the DHT are refused, or anybody's are taken for a peer's."""
+    eve = Identity(CRYPTO, b"\x03" * 32)
+    tag = HOME.tag(OTHER.public_key, b"m")
+    assert len(tag) == 64 and tag == OTHER.tag(HOME.public_key, b"m") == RealCrypto().tag(
+        b"\x01" * 32, OTHER.public_key, b"m"
+    )
+    others = [HOME.tag(OTHER.public_key, b"n"), eve.tag(OTHER.public_key, b"m"), eve.tag(HOME.public_key, b"m")]
+    assert tag not in others and len(set(others)) == 3
+
+
+@given(st.binary(max_size=40) | st.sampled_from([bytes(32), b"\x01" + bytes(31), b"\xff" * 32]))
+def test_with_a_key_that_nobody_has_nobody_makes_a_tag(key: bytes) -> None:
+    """A key of small order is shared by everybody: whoever names it speaks for it."""
+    assert len(HOME.tag(key, b"m")) == 64
+    assert HOME.tag(key, b"m") != OTHER.tag(key, b"m")
+
+
 def test_more_keys_than_the_cache_holds() -> None:
     """Signing with many keys mixes them up."""
     seeds = [bytes([number]) * 32 for number in range(40)]

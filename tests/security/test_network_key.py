@@ -108,7 +108,7 @@ def test_forged_sources_bring_little_upon_a_victim(mesh: Mesh) -> None:
             mallory = create_identity(crypto)
             body = encode_statement(
                 Ping(), transaction=crypto.random_bytes(8), sender=mallory.public_key, recipient=ANYONE,
-                run=crypto.random_bytes(8), group_id=group.group_id, sign=mallory.sign, is_client=False,
+                run=crypto.random_bytes(8), group_id=group.group_id, prove=mallory.sign, is_client=False,
             )  # fmt: skip
             data = seal_datagram(group.network_key, body)
             sock.sendto(data, ("127.0.0.1", port))
