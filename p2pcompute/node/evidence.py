@@ -10,8 +10,8 @@ it has proofs, as a digest, so that who was away asks.  In a group where nobody 
 Source: DESIGN.md 10, rule 8.
 Bounds: PROOFS_MAX proofs of PROOF_BYTES_MAX, PROOFS_BYTES_MAX in all, one for each installation that is a
 member.  When they are full those about strangers make room, then the largest: one of PROOFS_BYTES_MAX / PROOFS_MAX
-bytes always has room, whatever others have sent, and who hold the same proofs keep the same ones.  One without room counts
-here, and is neither kept nor passed on.
+bytes always has room, whatever others have sent, and who hold the same proofs keep the same ones.  One without room
+counts here, and is neither kept nor passed on.
 """
 
 from __future__ import annotations
