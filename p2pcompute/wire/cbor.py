@@ -14,6 +14,7 @@ often.  It writes what is rare: floats, and subclasses of the plain types.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import cbor2
@@ -22,6 +23,9 @@ from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.limits import CBOR_DEPTH_MAX
 
 _NOT_CANONICAL: Final = "bytes are not canonical CBOR"
+_ORDERS_MAX: Final = 256
+_ORDERED_KEYS_MAX: Final = 32
+"""Maps with text keys of which it is remembered in which order they are written, and keys of one of them."""
 
 type_error = (TypeError, ValueError, OverflowError, cbor2.CBOREncodeError)
 
@@ -83,50 +87,69 @@ def _head(major: int, argument: int) -> bytes:
     return bytes([major << 5 | info]) + argument.to_bytes(1 << (info - 24), "big")
 
 
+_ORDERS: Final[dict[tuple[Any, ...], list[tuple[bytes, Any]]]] = {}
+"""Keys of a map, all of them plain text → each as it is written and as it is, in the order in which they are written."""
+
+
 def _dumps(value: Any) -> bytes:
     parts: list[bytes] = []
-    _write(value, parts)
+    _write(value, parts.append)
     return b"".join(parts)
 
 
-def _write(value: Any, parts: list[bytes]) -> None:
+def _write(value: Any, append: Callable[[bytes], None]) -> None:
     """Append the encoding of a value; long bytes as they are, so that they are copied once."""
     kind = type(value)
-    if kind is bytes:
+    if kind is list or kind is tuple:
         size = len(value)
-        parts.append(_BYTES[size] if size < 256 else _head(2, size))
-        parts.append(value)
+        append(_LISTS[size] if size < 256 else _head(4, size))
+        for item in value:
+            kind = type(item)
+            if kind is int and 0 <= item < 256:
+                append(_UINTS[item])
+            elif kind is bytes and len(item) < 256:
+                append(_BYTES[len(item)])
+                append(item)
+            else:
+                _write(item, append)
+    elif kind is bytes:
+        size = len(value)
+        append(_BYTES[size] if size < 256 else _head(2, size))
+        append(value)
     elif kind is int:
         if 0 <= value < 256:
-            parts.append(_UINTS[value])
+            append(_UINTS[value])
         elif -(1 << 64) <= value < 1 << 64:
-            parts.append(_head(0, value) if value >= 0 else _head(1, -1 - value))
+            append(_head(0, value) if value >= 0 else _head(1, -1 - value))
         else:
-            parts.append(cbor2.dumps(value, canonical=True))
+            append(cbor2.dumps(value, canonical=True))
     elif kind is str:
         text = value.encode()
         size = len(text)
-        parts.append(_TEXTS[size] if size < 256 else _head(3, size))
-        parts.append(text)
-    elif kind is list or kind is tuple:
-        size = len(value)
-        parts.append(_LISTS[size] if size < 256 else _head(4, size))
-        for item in value:
-            _write(item, parts)
+        append(_TEXTS[size] if size < 256 else _head(3, size))
+        append(text)
     elif kind is dict:
         size = len(value)
-        parts.append(_MAPS[size] if size < 256 else _head(5, size))
-        keys = [(_dumps(key), key) for key in value]
-        keys.sort(key=_key_order)
-        for key, name in keys:
-            parts.append(key)
-            _write(value[name], parts)
+        append(_MAPS[size] if size < 256 else _head(5, size))
+        for key, name in _ORDERS.get(tuple(value)) or _order(value):
+            append(key)
+            _write(value[name], append)
     elif value is None:
-        parts.append(b"\xf6")
+        append(b"\xf6")
     elif kind is bool:
-        parts.append(b"\xf5" if value else b"\xf4")
+        append(b"\xf5" if value else b"\xf4")
     else:
-        parts.append(cbor2.dumps(value, canonical=True))
+        append(cbor2.dumps(value, canonical=True))
+
+
+def _order(value: dict[Any, Any]) -> list[tuple[bytes, Any]]:
+    """Return the keys of a map in the order in which they are written."""
+    keys = [(_dumps(key), key) for key in value]
+    keys.sort(key=_key_order)
+    # Only plain text: 1 and True are the same key to Python.
+    if len(_ORDERS) < _ORDERS_MAX and len(keys) <= _ORDERED_KEYS_MAX and all(type(key) is str for key in value):
+        _ORDERS[tuple(value)] = keys
+    return keys
 
 
 def _key_order(key: tuple[bytes, Any]) -> tuple[int, bytes]:
