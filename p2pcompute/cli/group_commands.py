@@ -240,6 +240,8 @@ def policy(settings: tuple[str, ...], json_: bool) -> int:
     if "open=true" in settings:
         say("Everybody may join now: p2pc join --open --via HOST:PORT", level=1)
         say("Of strangers only WASM modules run here; they get jobs with --trust any", level=1)
+    if "open=false" in settings:
+        say("Strangers are out now; to have one in the group: p2pc invite", level=1)
     if found["own_accept"]:
         say(f"This computer has a condition of its own, too: {one_line(found['own_accept'], 300)}", level=1)
     return 0

@@ -17,7 +17,6 @@ were no records.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -141,13 +140,10 @@ class LogRecords:
 
     def keepers(self) -> list[bytes]:
         """Return the installations whose records are worth asking for, as far as this node knows the group."""
-        roster, group_id = self._credentials.roster, self._credentials.group.group_id
+        roster = self._credentials.roster
         ranked = [key for key in roster if (member := roster.get(key)) is not None and member.rank <= ADMIN_RANK]
-        others = [key for key in roster if (member := roster.get(key)) is not None and not member.is_stranger]
-        others.sort(key=lambda key: hashlib.sha256(group_id + key).digest())
-        return list(
-            dict.fromkeys([self._credentials.group.founder, *ranked[:LOG_RECORDS_MAX], *others[:LOG_KEEPERS_DRAWN]])
-        )
+        founder, drawn = self._credentials.group.founder, roster.drawn(LOG_KEEPERS_DRAWN)
+        return list(dict.fromkeys([founder, *ranked[:LOG_RECORDS_MAX], *drawn]))
 
     def _meets_administrators(self) -> bool:
         roster = self._credentials.roster

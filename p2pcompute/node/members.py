@@ -6,7 +6,7 @@ run here any more are ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from p2pcompute.errors import IdentityError, RemoteProtocolError, TrustError, UsageError
@@ -25,7 +25,7 @@ from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_may_grant, name_heir
 from p2pcompute.trust.levels import Level, LevelNote
-from p2pcompute.trust.log import REMOVED, Added, LogEntry, make_limit, make_policy, make_rotation
+from p2pcompute.trust.log import CLOSED, REMOVED, Added, LogEntry, make_limit, make_policy, make_rotation
 from p2pcompute.trust.policy import GroupPolicy
 
 LEVEL: Final = 77
@@ -60,6 +60,8 @@ class Members:
         self._credentials = credentials
         self._levels = credentials.levels
         self._removed: Mapping[bytes, LogEntry] = {}
+        self._over: Collection[bytes] = ()
+        """Strangers that are in the group no longer."""
         self._is_out = False
         """This node was removed from the group itself: the work of its members is none of its business."""
         self._channels = channels
@@ -98,8 +100,8 @@ class Members:
 
     def is_refused(self, installation: bytes) -> bool:
         """Whether nothing is to be had from an installation and nothing given to it."""
-        is_removed = installation in self._removed and installation not in self._credentials.roster
-        return self._levels.is_blocked(installation) or is_removed
+        is_out = installation in self._removed or installation in self._over
+        return self._levels.is_blocked(installation) or (is_out and installation not in self._credentials.roster)
 
     def admits(self, channel: Channel) -> bool:
         """Look at a channel that has just opened: its handshake may have begun before it was refused."""
@@ -118,7 +120,7 @@ class Members:
         self._tell_program(channel, self._levels.notes)  # those set since it has read them
 
     def _on_refused(self, _key: bytes, refusal: TrustError) -> None:
-        if refusal.code == REMOVED:
+        if refusal.code in (REMOVED, CLOSED):
             self._told_removed = refusal.what.removeprefix("refused: ")
 
     def _may_submit(self, job: JobEnvelope) -> bool | None:
@@ -134,7 +136,9 @@ class Members:
 
     def _may_work(self, installation: bytes) -> bool:
         member = self._credentials.membership_of(installation)
-        return installation == self._own or member is None or "work" in member.roles
+        if installation == self._own:
+            return True
+        return not self.is_refused(installation) if member is None else "work" in member.roles
 
     @property
     def removed_text(self) -> str:
@@ -144,7 +148,7 @@ class Members:
         try:
             self._credentials.own_membership()
         except TrustError as error:
-            return error.what.removeprefix("refused: ") if error.code == REMOVED else ""
+            return error.what.removeprefix("refused: ") if error.code in (REMOVED, CLOSED) else ""
         return self._told_removed
 
     def notes(self) -> list[str]:
@@ -188,7 +192,7 @@ class Members:
 
     def _mind_invited(self) -> None:
         """Pass those over no longer that were removed and are members again."""
-        if any(key in self._credentials.roster for key in self._removed):
+        if any(key in self._credentials.roster for key in (*self._removed, *self._over)):
             self._apply()
 
     def _mind_key(self) -> None:
@@ -238,10 +242,12 @@ class Members:
     def _look(self) -> None:
         """See who is refused, and hear of them no more."""
         self._scheduler.owner.core.group = self._credentials.group.group_id
-        self._is_out = self._own in self._credentials.roster.removed()
+        self._credentials.know_self()
         self._removed = self._credentials.roster.removed()
+        self._over = frozenset(self._credentials.roster.over)
+        self._is_out = self._own in self._removed or self._own in self._over
         blocked = [key for key in self._levels.notes if self._levels.is_blocked(key)]
-        self._network.peers.refuse([*blocked, *self._removed])
+        self._network.peers.refuse([*blocked, *self._removed, *self._over])
 
     # --- administration ---------------------------------------------------------------------------
 

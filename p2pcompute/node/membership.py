@@ -93,7 +93,7 @@ class GroupCredentials:
         self._logs = logs or MemoryLogs()
         self._group = group
         self.roster = self._known_of(group)
-        self._know_self()
+        self.know_self()
         self._name = name
         self._about = about
         self.levels = levels or Levels(identity.installation)
@@ -128,15 +128,15 @@ class GroupCredentials:
         if is_other:
             self._met.clear()
             self.roster = self._known_of(group)
-        self._know_self()
+        self.know_self()
 
     def _known_of(self, group: Group) -> Roster:
         """What was known of a group when this node was last in it."""
-        roster = Roster(self._host.crypto, group)
+        roster = Roster(self._host.crypto, group, own=self._identity.installation)
         roster.restore(self._logs.load(group.group_id), self._host.clock.wall())
         return roster
 
-    def _know_self(self) -> None:
+    def know_self(self) -> None:
         """This node is among the members that it knows."""
         with contextlib.suppress(TrustError):
             self.roster.check(self._identity.installation, self._group.chain, self._host.clock.wall())
@@ -228,7 +228,8 @@ class GroupCredentials:
         """Whether nobody vouches for an installation; in an open group also when nothing is known of it."""
         member = self.membership_of(installation)
         if member is None:
-            return installation != self._identity.installation and self.roster.log.policy().is_open
+            is_strange = self.roster.log.policy().is_open or self.roster.is_over(installation)
+            return installation != self._identity.installation and is_strange
         return member.is_stranger
 
     def membership_of(self, installation: bytes) -> Membership | None:

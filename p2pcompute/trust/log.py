@@ -18,6 +18,7 @@ What counts is the same for everybody who holds the same entries, whatever came 
   good (`accepts`), all others are void, and with them what they led to.
 - Of several rotations that do not know each other all keys are accepted, and all members use the same one.  Of several
   policies that do not know each other all hold.
+- A stranger is in the group as long as its policy says that it is open (or nothing is known of the log yet).
 - What this build does not understand of an entry has no effect here, and is counted (`not_understood`).
 
 Pure: the time comes with the call.  Bounds: LOG_ENTRIES_MAX entries, GROUP_LOG_BYTES_MAX; further ones are refused.
@@ -60,10 +61,22 @@ from p2pcompute.trust.log_entries import LOG_TYPE, SHORT_BYTES, LogEntry, id_of,
 from p2pcompute.trust.policy import GroupPolicy, strictest
 from p2pcompute.wire import envelope
 
-__all__ = ["LOG_TYPE", "REMOVED", "Added", "GroupLog", "LogEntry", "make_limit", "make_policy", "make_rotation"]
+__all__ = [
+    "CLOSED",
+    "LOG_TYPE",
+    "REMOVED",
+    "Added",
+    "GroupLog",
+    "LogEntry",
+    "make_limit",
+    "make_policy",
+    "make_rotation",
+]
 
 REMOVED: Final = "removed"
 """Code of the refusal of an installation that was removed from the group."""
+CLOSED: Final = "closed"
+"""Code of the refusal of a stranger in a group that is open no longer."""
 _DIGEST_BYTES: Final = 32
 _NEW_INVITATION: Final = "a new invitation makes it a member again: p2pc invite"
 
@@ -229,6 +242,13 @@ class GroupLog:
                 "",
                 _NEW_INVITATION,
                 code=REMOVED,
+            )
+        if last.is_stranger and self._entries and not self.policy().is_open:
+            raise TrustError(
+                "refused: the group is open no longer, and nobody vouches for this computer",
+                "",
+                _NEW_INVITATION,
+                code=CLOSED,
             )
         return _left(last, limits)
 

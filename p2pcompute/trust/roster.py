@@ -7,6 +7,7 @@ those for whom nobody vouches if there are any.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Crypto
 from p2pcompute.limits import ADMIT_CHAIN_MAX, ADMIT_RENEW_S_MAX, ROSTER_MAX, ROSTER_SHARED_MAX
 from p2pcompute.trust.groups import Group, Membership, check_chain, steps_of
-from p2pcompute.trust.log import Added, GroupLog, LogEntry
+from p2pcompute.trust.log import CLOSED, Added, GroupLog, LogEntry
 from p2pcompute.trust.log_file import KeptLog
 
 Chain = tuple[bytes, ...]
@@ -23,7 +24,11 @@ Chain = tuple[bytes, ...]
 class Roster:
     """Who is known to be a member, by what chain, and the log that says who was removed."""
 
-    def __init__(self, crypto: Crypto, group: Group) -> None:
+    def __init__(self, crypto: Crypto, group: Group, *, own: bytes = b"") -> None:
+        """`own`: the installation that keeps this; it never goes."""
+        self._own = own
+        self._drawn: tuple[int, list[bytes]] | None = None
+        """How many members were drawn last, and which; None: others may be known now."""
         self._crypto = crypto
         self._group_id = group.group_id
         self.log = GroupLog(crypto, group)
@@ -34,6 +39,8 @@ class Roster:
         """The log has grown since what is in `_known` was checked."""
         self._is_large = False
         """There are more members than tell one another of all others, known here or not."""
+        self._over: dict[bytes, None] = {}
+        """Strangers that were in the group while it was open; at most ROSTER_MAX."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -81,11 +88,13 @@ class Roster:
 
     def _keep(self, installation: bytes, chain: Chain, member: Membership) -> None:
         self._digest = b""
-        self._known.pop(installation, None)
+        known = self._known.pop(installation, None)
         self._known[installation] = (chain, member)
+        if known is None or known[1].is_stranger is not member.is_stranger:
+            self._drawn = None
         if len(self._known) > ROSTER_MAX:
-            strangers = (key for key, (_chain, one) in self._known.items() if one.is_stranger)
-            del self._known[next(strangers, next(iter(self._known)))]
+            others = [key for key in self._known if key != self._own]
+            del self._known[next((key for key in others if self._known[key][1].is_stranger), others[0])]
 
     def learn(self, chain: Any, wall: float, *, is_asked: bool = False) -> bytes | None:
         """Take the chain of a member from somebody else; returns whose it is when it is worth more than the known one.
@@ -132,12 +141,27 @@ class Roster:
 
     def reassess(self, wall: float) -> None:
         """Look at all members again after the log has grown; who was removed is known no longer."""
-        self._is_stale, self._digest = False, b""
+        self._is_stale, self._digest, self._drawn = False, b"", None
         for installation, (chain, _member) in list(self._known.items()):
             try:
                 self._known[installation] = (chain, self._check(installation, chain, wall, ADMIT_RENEW_S_MAX))
-            except TrustError:
+            except TrustError as error:
                 del self._known[installation]
+                if error.code == CLOSED:
+                    self._over[installation] = None
+        if self.log.policy().is_open:
+            self._over.clear()
+        for installation in list(self._over)[: max(0, len(self._over) - ROSTER_MAX)]:
+            del self._over[installation]
+
+    def is_over(self, installation: bytes) -> bool:
+        """Whether an installation is among `over`."""
+        return installation in self._over and installation not in self._known
+
+    @property
+    def over(self) -> list[bytes]:
+        """Strangers of the time when the group was open, as far as they were known here, and are in it no longer."""
+        return list(filter(self.is_over, self._over))
 
     def removed(self) -> dict[bytes, LogEntry]:
         """Return those that were removed and not invited again, as far as is known, and by which entry."""
@@ -151,6 +175,15 @@ class Roster:
                 if step.signer == installation and step.subject != installation:
                     found[step.digest] = None
         return list(found)
+
+    def drawn(self, count: int) -> list[bytes]:
+        """Return at most so many members, no strangers, whose hashes with the group's id are smallest: all who know the
+        same members draw the same ones."""
+        if self._drawn is None or self._drawn[0] != count:
+            members = (key for key, (_chain, member) in self._known.items() if not member.is_stranger)
+            place = lambda key: hashlib.sha256(self._group_id + key).digest()  # noqa: E731
+            self._drawn = count, heapq.nsmallest(count, members, key=place)
+        return self._drawn[1]
 
     # --- sharing ----------------------------------------------------------------------------------
 

@@ -69,7 +69,10 @@ def test_strangers_come_in_and_may_little(mesh: Mesh, tmp_path: Path) -> None:
     assert refused.code == 4 and "a stranger" in refused.err, f"by default strangers get no work: {refused.err}"
     anybody = ("run", "--trust", "any", "--verify", "none", "--on", "eve")
     assert ada.p2pc(*anybody, "echo $P2PC_NODE", ":::", "1", limit_s=60).check().lines == ["eve 1"]
-    # The door is shut again; who is in stays until he is removed.
-    ada.p2pc("group", "policy", "open=false").check()
+    # The door is shut again, and who came in by it is out until somebody invites him.
+    shut = ada.p2pc("group", "policy", "open=false").check()
+    assert "strangers are out" in shut.err.lower(), shut.err
+    until(lambda: not any(one.peers().get("eve") == "up" for one in (ada, bob)), 20, "she is cut off")
+    until(lambda: "open no longer" in eve.p2pc("status").out, 30, "and knows why")
     late = mesh.add("late").start()
     assert late.p2pc("join", "--open", *at, *who, "--accept", "sandboxed").code != 0

@@ -18,7 +18,7 @@ from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.trust import roster
 from p2pcompute.trust.admission import Grant
-from p2pcompute.trust.groups import MEMBER_ROLES, found_group
+from p2pcompute.trust.groups import MEMBER_ROLES, admit, found_group
 from p2pcompute.trust.log import LOG_TYPE, REMOVED, GroupLog, make_policy
 from p2pcompute.trust.policy import GroupPolicy
 
@@ -235,6 +235,60 @@ async def _write(by: Member, body: dict[str, object]) -> None:
     linked = {"group": group.group_id, "as": hashlib.sha256(group.chain[-1]).digest(), "issued": int(wall)}
     raw = by.identity.sign_envelope(LOG_TYPE, {**linked, "after": list(credentials.roster.log.heads()), **body})
     by.running.members._write([raw, list(group.chain)])
+
+
+def test_strangers_are_out_when_the_door_is_closed_until_somebody_invites_them() -> None:
+    """Otherwise they would be taken for members by those who do not know them, and renewed for ever."""
+    with Simulation(7) as simulation:
+        mesh = Mesh(simulation, 5)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            founder, eve = mesh.members[0], mesh.members[4]
+            await founder.host.call(_set_policy(founder, GroupPolicy(open_bits=0)))
+            await founder.host.call(_remove(founder, eve))
+            await asyncio.sleep(2)
+            await founder.host.call(_let_in(founder, eve, is_stranger=True))
+            await until(lambda: _channels_to(mesh, eve) >= 3, 60.0)
+            credentials = mesh.members[2].running.credentials
+            assert credentials.is_stranger(key(eve))
+            await founder.host.call(_set_policy(founder, GroupPolicy()))
+            await until(lambda: _channels_to(mesh, eve) == 0, 3.0)
+            await asyncio.sleep(60)  # she goes on trying
+            assert _channels_to(mesh, eve) == 0 and "open no longer" in eve.running.members.removed_text
+            for member in others(mesh, eve):
+                assert key(eve) not in member.running.credentials.roster
+                assert member.running.credentials.is_stranger(key(eve))
+                assert not member.running.scheduler.may_work(key(eve))
+            await founder.host.call(_let_in(founder, eve))
+            await until(lambda: _channels_to(mesh, eve) >= 3, 60.0)
+            assert (
+                credentials.membership_of(key(eve))
+                and not credentials.is_stranger(key(eve))
+                and not eve.running.members.removed_text
+            )
+            assert not [error for member in mesh.members for error in member.errors]
+
+        simulation.run(main())
+
+
+def _channels_to(mesh: Mesh, one: Member) -> int:
+    channels = (member.running.channels.all() for member in others(mesh, one))
+    return sum(any(channel.peer.installation == key(one) for channel in those) for those in channels)
+
+
+async def _let_in(by: Member, whom: Member, *, is_stranger: bool = False) -> None:
+    """Admit a node and let it know, as over a joining channel."""
+    credentials, wall = by.running.credentials, by.host.clock.wall()
+    roles, log = ("submit", "work"), credentials.roster.log
+    group, crypto = credentials.group, by.host.crypto
+    entry = admit(by.identity, group, crypto, key(whom), roles=roles, wall=wall, log=log, is_stranger=is_stranger)
+    chain = (*group.chain, entry)
+    credentials.roster.replace(key(whom), chain, wall)
+    by.running.members.exchange.tell([], [chain])
+    whom.running.credentials.group = group.with_chain(chain)
+    whom.running.members.group_changed()
 
 
 def test_a_forged_removal_changes_nothing_and_is_not_passed_on() -> None:

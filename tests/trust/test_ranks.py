@@ -18,7 +18,7 @@ from p2pcompute.identity.keys import ROLES, Identity, create_identity
 from p2pcompute.limits import GROUP_ACCEPT_CHARS_MAX, MEETINGS_BURST_OF_SOURCE, OPEN_PUZZLE_BITS_MAX
 from p2pcompute.trust.admission import Knock
 from p2pcompute.trust.groups import ADMIN_RANK, FOUNDER_RANK, MEMBER_RANK, Group, admit, check_chain, name_heir, renew
-from p2pcompute.trust.log import Added, GroupLog, make_limit, make_policy
+from p2pcompute.trust.log import CLOSED, Added, GroupLog, make_limit, make_policy
 from p2pcompute.trust.open_door import OpenAdmission, next_start, read_challenge, work, worth
 from p2pcompute.trust.policy import GroupPolicy, read_policy, strictest
 from p2pcompute.trust.roster import Roster
@@ -263,17 +263,62 @@ def test_a_stranger_stays_one_when_it_is_renewed_and_may_not_more_than_strangers
     assert rank(let_in(FOUNDER, GROUP, EVE), EVE) == MEMBER_RANK, "whom somebody invites is none any more"
 
 
+def test_strangers_are_members_while_the_group_is_open() -> None:
+    """Breaks when closing a group leaves in it, and has members renew, those for whom nobody vouches."""
+    opened = policy(FOUNDER, GROUP, "", bits=0)
+    entry = admit(BOB, OF_BOB, CRYPTO, EVE.public_key, roles=("submit", "work"), wall=WALL, is_stranger=True)
+    chain = [*OF_BOB.chain, entry]
+    roster = roster_of()
+    assert roster.check(EVE.public_key, chain, WALL).is_stranger, "of a log that is not known yet nothing is said"
+    roster.add(opened, WALL)
+    roster.reassess(WALL)
+    assert EVE.public_key in roster and not roster.over
+    closed = policy(FOUNDER, GROUP, "", opened)
+    roster.add(closed, WALL)
+    roster.reassess(WALL)
+    assert EVE.public_key not in roster and roster.over == [EVE.public_key]
+    for refused in (
+        lambda: roster.check(EVE.public_key, chain, WALL),
+        lambda: renew(BOB, OF_BOB, CRYPTO, chain, EVE.public_key, wall=WALL + 3600, log=roster.log),
+    ):
+        with pytest.raises(TrustError) as refusal:
+            refused()
+        assert refusal.value.code == CLOSED
+    invited = admit(BOB, OF_BOB, CRYPTO, EVE.public_key, roles=("work",), wall=WALL, log=roster.log)
+    assert not roster.check(EVE.public_key, [*OF_BOB.chain, invited], WALL).is_stranger and not roster.over
+    again = roster_of(opened, closed, policy(FOUNDER, GROUP, "", opened, closed, bits=0))
+    assert again.check(EVE.public_key, chain, WALL).is_stranger, "its lease goes on when the door is opened again"
+
+
 def test_a_crowd_of_strangers_drives_no_member_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from p2pcompute.trust import roster as module
 
     monkeypatch.setattr(module, "ROSTER_MAX", 8)
-    roster = Roster(CRYPTO, GROUP)
+    strangers = [create_identity(CRYPTO).public_key for _ in range(20)]
+    roster = Roster(CRYPTO, GROUP, own=strangers[0])
     roster.check(BOB.public_key, OF_BOB.chain, WALL)
-    for _ in range(20):
-        stranger = create_identity(CRYPTO)
-        entry = admit(FOUNDER, GROUP, CRYPTO, stranger.public_key, roles=("work",), wall=WALL, is_stranger=True)
-        roster.check(stranger.public_key, [*GROUP.chain, entry], WALL)
+    for stranger in strangers:
+        entry = admit(FOUNDER, GROUP, CRYPTO, stranger, roles=("work",), wall=WALL, is_stranger=True)
+        roster.check(stranger, [*GROUP.chain, entry], WALL)
     assert BOB.public_key in roster and len(roster) == 8
+    assert strangers[0] in roster, "nor does one of them forget itself"
+
+
+def test_who_is_drawn_is_the_same_for_all_who_know_the_same_members() -> None:
+    """Kept between questions: each time the policy is applied they are asked for, in groups of thousands."""
+    members = [let_in(FOUNDER, GROUP, create_identity(CRYPTO)) for _ in range(9)]
+    rosters = []
+    for order in (members, members[::-1]):
+        roster = Roster(CRYPTO, GROUP)
+        for member in order:
+            roster.drawn(4)
+            roster.learn(member.chain, WALL)
+        entry = admit(FOUNDER, GROUP, CRYPTO, EVE.public_key, roles=("work",), wall=WALL, is_stranger=True)
+        roster.check(EVE.public_key, [*GROUP.chain, entry], WALL)
+        rosters.append(roster)
+    assert rosters[0].drawn(4) == rosters[1].drawn(4) and len(rosters[0].drawn(4)) == 4
+    assert rosters[0].drawn(4) is rosters[0].drawn(4)
+    assert EVE.public_key not in rosters[0].drawn(99) and len(rosters[0].drawn(99)) == 9
 
 
 @pytest.mark.parametrize("seed", range(4))
