@@ -97,11 +97,12 @@ def test_grants_are_taken_for_coordinators_of_fresh_jobs_only(mesh: Mesh) -> Non
         fresh = seal_job(owner, JobTerms(custodians=(eve.identity.public_key,), created_ms=now_ms), spec, b"n")
         old_terms = JobTerms(custodians=(eve.identity.public_key,), created_ms=now_ms - int(1000 * JOB_AGE_S_MAX) - 1)
         old = seal_job(owner, old_terms, spec, b"n")
+        forged = fresh[:-1] + bytes([fresh[-1] ^ 1])
         raw = await eve.channel(Purpose.CONTROL)
         found = []
         try:
             for number, (envelope, coordinator) in enumerate(
-                [(fresh, somebody.public_key), (old, eve.identity.public_key), (fresh[:-1] + b"\0", b"")]
+                [(fresh, somebody.public_key), (old, eve.identity.public_key), (forged, b"")]
             ):
                 grant = Grant(number, 1, b"", job_id_of(envelope), coordinator, 30.0, tasks, 0, True, 0.0)
                 raw.send(encode([int(Message.GRANT), 0, grant_body(grant, envelope, coordinator, [])]))
