@@ -13,7 +13,6 @@ arXiv 2505.01139 for storing in a region.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from statistics import median
 from typing import Final
@@ -41,7 +40,7 @@ class GroupSize:
     """What the lookups of one node say about the size of its group.  Bounded: the last few of them."""
 
     def __init__(self) -> None:
-        self._samples: deque[float] = deque(maxlen=_SAMPLES_MAX)
+        self._samples: list[float] = []
 
     def note(self, target: bytes, numbers: Iterable[int]) -> None:
         """Take in the ids, as integers, of the nearest nodes of a key, nearest first."""
@@ -49,6 +48,7 @@ class GroupSize:
         sample = size_by(number ^ key for number in numbers)
         if sample is not None:
             self._samples.append(sample)
+            del self._samples[:-_SAMPLES_MAX]
 
     def estimate(self, *more: float | None) -> float | None:
         """Return the median of the samples and of `more`; None without any."""

@@ -7,7 +7,6 @@ say more about round trips than about the way, and do not count.
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,7 +35,7 @@ class BandwidthMeter:
     """Takes notice of chunks; bounded by SAMPLES_MAX."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES_MAX)
+        self._samples: list[tuple[float, int]] = []
         """(seconds, bytes)."""
         self._at = 0.0
         self._under_way = 0
@@ -56,6 +55,7 @@ class BandwidthMeter:
         if not self._under_way or now - self._since >= SAMPLE_S:
             if self._bytes >= SAMPLE_BYTES_MIN and now > self._since:
                 self._samples.append((now - self._since, self._bytes))
+                del self._samples[:-SAMPLES_MAX]
                 self._at = now
             self._since, self._bytes = now, 0
 

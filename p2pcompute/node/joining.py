@@ -7,7 +7,6 @@ as long as a member's settings say so; it announces them too.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -63,7 +62,7 @@ class Joining:
         self._visitor = Visitor(host, credentials)
         self._admitted: dict[bytes, list[Admitted]] = {}
         """Invitation → whom it let in; of at most as many invitations as are remembered."""
-        self._refused: deque[tuple[float, str]] = deque(maxlen=INVITE_NEWS_MAX)
+        self._refused: list[tuple[float, str]] = []
         """When, who did not know the words, and what it was told."""
         self._ending: Timer | None = None
         self.is_out: Callable[[], bool] = lambda: False
@@ -87,7 +86,7 @@ class Joining:
         group = self._credentials.group
         if not group.is_open_to_others:
             await self._change_group(group.opened(), ())
-        elsewhere = await self._network.numbers_nearby() if words else ()
+        elsewhere = await self._network.lan.invites_nearby() if words else ()
         now = self._host.clock.now()
         invite = invites.create(
             now,
@@ -174,11 +173,12 @@ class Joining:
 
     def _on_refused(self, address: str, refusal: TrustError) -> None:
         self._refused.append((self._host.clock.now(), f"{address}: {refusal.what}"))
+        del self._refused[:-INVITE_NEWS_MAX]
         self._numbers_changed()
 
     def _numbers_changed(self) -> None:
         """Announce what is open, and again when the next one ends."""
-        self._network.invites_changed()
+        self._network.lan.invites_changed()
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -269,7 +269,7 @@ class Joining:
                 raise self._silent(via, addresses, error) from error
             channel.close()
             return [(channel.peer.name, channel.peer.key, addresses)]
-        found = await self._network.look_around(lambda said: method in said.admits, time_s_max=FIND_INVITER_S_MAX)
+        found = await self._network.lan.look_around(lambda said: method in said.admits, time_s_max=FIND_INVITER_S_MAX)
         if not found:
             raise NodeUnavailable(
                 "nobody on this network lets others in that way",
@@ -372,7 +372,7 @@ class Joining:
         """Where the inviter is, and its key if it has announced itself."""
         if code.address:
             return await self._resolve(code.address), None
-        inviters = await self._network.look_around(
+        inviters = await self._network.lan.look_around(
             lambda said: code.number in said.invites, time_s_max=FIND_INVITER_S_MAX
         )
         if not inviters:

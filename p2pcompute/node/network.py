@@ -5,20 +5,18 @@ Made anew when the group changes (join, leave) or opens (first invite): everythi
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from p2pcompute.dht.contacts import Contact, range_of
 from p2pcompute.dht.service import Dht
 from p2pcompute.errors import ChannelLost, ConfigError, P2pcError, StoreError
-from p2pcompute.host.interfaces import Address, Host, LanAnnouncement, LanSighting
+from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
     CONTACTS_SAVED_MAX,
     DHT_K,
-    LAN_INVITES_MAX,
     NEARBY_MAX,
     PEERS_MAX,
     PEERS_MET_MAX,
@@ -26,22 +24,18 @@ from p2pcompute.limits import (
     SEED_RETRY_S_MAX,
     SEED_RETRY_S_MIN,
 )
+from p2pcompute.node.lan import LanPresence
 from p2pcompute.node.membership import GroupCredentials, clean_name
 from p2pcompute.node.seeds import Seed
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import group_hint
 from p2pcompute.transport.datagrams import Datagrams, KeyedPort
-from p2pcompute.trust.admission import STANDING
 
 SAVE_CONTACTS_S = 600.0
 SAVE_FIRST_S = 5.0
 """After the start: who crashes early finds the group again."""
 RENEW_CHECK_S = 3600.0
-LISTEN_S = 1.0
-"""After so long who is on the local network has been heard."""
-INVITER_SETTLE_S = 1.5
-"""Once a node with the invitation was found: how long another one with the same number may take to show."""
 MEET_DELAY_S = 0.1
 """Peers seen within this time are met together."""
 PORT_TRIES = 16
@@ -173,22 +167,15 @@ class Network:
         self._saved = b""
         """Digest of the contacts that were saved last."""
         self._to_meet: dict[Address, None] = {}
-        self.nearby: dict[bytes, LanSighting] = {}
-        """Announced on this LAN and not in our group."""
         self._names: dict[bytes, str] = {}
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
         self._away: dict[bytes, Contact] = {}
         """Members that fell silent and are no contacts any more; see `away`."""
-        self._announcing = asyncio.Lock()
-        self._may_announce = False
         self._unmet: dict[bytes, None] = {}
         """Contacts that are to be dialled to see whether they are members; at most DHT_K."""
-        self._announced_invites: list[int] = []
-        self._numbers_nearby: dict[bytes, tuple[int, ...]] = {}
-        """Numbers of invitations that others announce; bound: NEARBY_MAX nodes."""
-        self._listening_since: float | None = None
         self.peers = Peers()
+        self.lan = LanPresence(host, credentials, lambda: self.port, self._meet)
         self.on_peer: Callable[[bytes], None] = lambda _key: None
         """A member can be reached, at an address that may be new."""
         self.on_peer_gone: Callable[[bytes], None] = lambda _key: None
@@ -230,32 +217,9 @@ class Network:
         self.was_here = bool(saved)
         await self.dht.start([], [*saved, *self._first_contacts, *more_contacts])
         if self._discover and not loopback_only:
-            self._may_announce = True
-            self._dht_scope.spawn(self._announce(), "announce")  # mDNS probes for a second first
+            self.lan.start(self._dht_scope)
         self._dht_scope.spawn(self._upkeep(), "upkeep")
         self._seek_if_lost()
-
-    async def _announce(self) -> None:
-        await self._host.net.browse(self._sighted)
-        self._listening_since = self._host.clock.now()
-        await self._announce_self()
-
-    async def _announce_self(self) -> None:
-        async with self._announcing:
-            if not self._may_announce:
-                return
-            numbers = self._credentials.invites.numbers(self._host.clock.now())
-            self._announced_invites = numbers
-            await self._host.net.announce(
-                LanAnnouncement(
-                    public_key=self._credentials.identity.public_key,
-                    name=self._credentials.name,
-                    port=self.port,
-                    group_hint=group_hint(self._credentials.group.network_key),
-                    invites=tuple(numbers[:LAN_INVITES_MAX]),
-                    admits=tuple(way for way in self._credentials.open_ways() if way in STANDING),
-                )
-            )
 
     @property
     def is_open(self) -> bool | None:
@@ -266,59 +230,12 @@ class Network:
         """Use the group's present network key, and accept only those that are still accepted."""
         if self.dht is not None:
             self._dht_port.rekey(self._credentials.network_keys())
-            if self._may_announce:
-                self._dht_scope.spawn(self._announce_self(), "announce")
+            self.lan.changed()
 
     def range_of(self, key: bytes) -> bytes:
         """Return what names the address range in which a node was seen; empty: it was not."""
         addresses = self.peers.get(key, ())
         return source_range(addresses[0]) if addresses else b""
-
-    def invites_changed(self) -> None:
-        """Say on the LAN which invitations by words are open, if that is not what was said last."""
-        if self._may_announce and self._credentials.invites.numbers(self._host.clock.now()) != self._announced_invites:
-            self._dht_scope.spawn(self._announce_self(), "announce")
-
-    async def numbers_nearby(self) -> set[int]:
-        """Return the numbers of invitations that others announce on the local network.
-
-        A node that has just begun to listen waits until it has heard them, 2 * LISTEN_S at most.
-        """
-        clock = self._host.clock
-        give_up_at = clock.now() + 2 * LISTEN_S
-        while self._may_announce and clock.now() < give_up_at:
-            if self._listening_since is not None and clock.now() - self._listening_since >= LISTEN_S:
-                break
-            await clock.sleep(LISTEN_S / 10)
-        return {number for numbers in self._numbers_nearby.values() for number in numbers}
-
-    async def look_around(
-        self, is_wanted: Callable[[LanAnnouncement], bool], *, time_s_max: float
-    ) -> list[LanSighting]:
-        """Return the nodes on the local network whose announcement says what is wanted.
-
-        For a node that is alone: it does not look around otherwise.  Once one is found it waits for INVITER_SETTLE_S:
-        two that announce the same invitation are a reason to join neither.
-        """
-        found: dict[tuple[bytes, int, tuple[str, ...]], LanSighting] = {}
-        is_there = asyncio.Event()
-
-        def seen(sighting: LanSighting) -> None:
-            said = sighting.announcement
-            if sighting.is_present and is_wanted(said) and len(found) < NEARBY_MAX:
-                found[said.public_key, said.port, sighting.addresses] = sighting  # a key is announced by anybody
-                is_there.set()
-
-        await self._host.net.browse(seen)
-        try:
-            async with self._host.clock.timeout(time_s_max):
-                await is_there.wait()
-            await self._host.clock.sleep(INVITER_SETTLE_S)
-        except TimeoutError:
-            pass
-        finally:
-            await self._host.net.browse(None)
-        return list(found.values())
 
     def _receive(self, body: bytes, source: Address) -> None:
         if self.dht is not None:
@@ -335,10 +252,7 @@ class Network:
         if self.dht is None:
             return
         await self.save_contacts()
-        async with self._announcing:
-            self._may_announce = False
-            await self._host.net.announce(None)
-        await self._host.net.browse(None)
+        await self.lan.stop()
         await self.dht.leave()
         await self._dht_scope.close()
         self._dht_port.close()
@@ -352,9 +266,6 @@ class Network:
         self._unmet.clear()
         self._away.clear()
         self.is_on_network = False
-        self.nearby.clear()
-        self._numbers_nearby.clear()
-        self._listening_since = None
 
     async def _bind(self, loopback_only: bool) -> None:
         """Use the port of last time, or choose one that is free for UDP and TCP and keep it."""
@@ -580,22 +491,6 @@ class Network:
             self.peers.meet(channel.peer.key, address)
             self.on_peer(channel.peer.key)
             self._meet(channel.peer.key, [address])
-
-    def _sighted(self, sighting: LanSighting) -> None:
-        announcement = sighting.announcement
-        key = announcement.public_key
-        if key == self._credentials.identity.public_key:
-            return
-        if not sighting.is_present:
-            self.nearby.pop(key, None)
-            self._numbers_nearby.pop(key, None)
-            return
-        if key in self._numbers_nearby or len(self._numbers_nearby) < NEARBY_MAX:
-            self._numbers_nearby[key] = announcement.invites
-        if announcement.group_hint in map(group_hint, self._credentials.network_keys()):
-            self._meet(key, [Address(host, announcement.port) for host in sighting.addresses])
-        elif key in self.nearby or len(self.nearby) < NEARBY_MAX:
-            self.nearby[key] = sighting
 
     def own_addresses(self) -> list[Address]:
         """Where peers may reach this node."""

@@ -494,7 +494,7 @@ class Node:
                 public_key=key,
                 address=str(Address(sighting.addresses[0], sighting.announcement.port)) if sighting.addresses else "",
             )
-            for key, sighting in self.network.nearby.items()
+            for key, sighting in self.network.lan.nearby.items()
         ]
         return sorted(found, key=lambda view: (view.name, view.public_key))
 

@@ -194,7 +194,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     served = channels._shared.serving.values()
     yield "requests served", max([one.count for one in served], default=0), REQUESTS_IN_FLIGHT_MAX
     yield "bytes served", max([one.bytes for one in served], default=0), REQUESTS_SERVED_BYTES_MAX
-    yield "nodes nearby", len(network.nearby), NEARBY_MAX
+    yield "nodes nearby", len(network.lan.nearby), NEARBY_MAX
     yield "names", len(network._names), PEERS_MAX
     yield "members away", len(network._away), PEERS_MAX
     yield "peers", len(scheduler.peers), PEERS_MAX
