@@ -239,6 +239,37 @@ def help_of(key: str) -> str:
     return str(next(item.metadata["help"] for item in fields(SECTIONS[section]) if item.name == name))
 
 
+_JSON_TYPES: Final = {"bool": "boolean", "int": "integer", "float": "number", "str": "string"}
+_PLAIN_TEXTS: Final = ("node.slots", "node.weight", "run.batch")
+"""Texts that may also be written as a number."""
+
+
+def schema_of_file() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a settings file, for editors.  `read_file` looks closer."""
+    settings, sections = Settings(), dict[str, Any]()
+    for section, kind in SECTIONS.items():
+        properties: dict[str, Any] = {}
+        for item in fields(kind):
+            default = settings.get(f"{section}.{item.name}")
+            about = properties[item.name] = {"description": item.metadata["help"]}
+            if isinstance(default, tuple):
+                about |= {"type": "array", "items": {"type": "string"}, "default": [*default]}
+            elif f"{section}.{item.name}" in _PLAIN_TEXTS:
+                about |= {"type": ["string", "number"], "default": default}
+            else:
+                about |= {"type": _JSON_TYPES[str(item.type)], "default": default}
+            if "choices" in item.metadata:
+                about["enum"] = list(item.metadata["choices"])
+        sections[section] = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "p2pcompute settings",
+        "type": "object",
+        "properties": sections,
+        "additionalProperties": False,
+    }
+
+
 def split_key(key: str) -> tuple[str, str]:
     """Return (section, name).
 

@@ -110,7 +110,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "when": (_FIND, "Wait until some node matches an expression, then print it."),
     },
     "Upkeep": {
-        "config": (_NODE, "Settings files."),
+        "config": ("p2pcompute.cli.config_commands", "Settings files."),
         "doctor": ("p2pcompute.cli.doctor", "Check this machine and say what to do."),
         "completion": ("p2pcompute.cli.completion", "Shell completion script."),
         "version": (_NODE, "Versions of command and node, and whether they fit."),

@@ -1,5 +1,4 @@
-"""Commands about this machine's node and its group: `node`, `status`, `peers`, `invite`, `join`, `config`,
-`version`.
+"""Commands about this machine's node and its group: `node`, `status`, `peers`, `invite`, `join`, `version`.
 
 Commands that only look never start a node.
 """
@@ -12,14 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from p2pcompute.cli import joining
 from p2pcompute.cli.comfort_commands import idle, set_node
-from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, check_text, json_option
+from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
     count_text,
@@ -847,168 +845,3 @@ def _hold_to(accept: str, *, is_ours: bool) -> None:
 
 
 # --- settings -------------------------------------------------------------------------------------
-
-
-@click.group(cls=CommandGroup, context_settings=CONTEXT)
-def config() -> None:
-    """Settings files."""
-
-
-def _resolved() -> tuple[Any, Any]:
-    """(paths, settings) as a command here sees them."""
-    from p2pcompute.config import find_project_file, load_settings
-    from p2pcompute.places import find_paths
-
-    paths = find_paths(os.environ)
-    project = find_project_file(Path.cwd())
-    return paths, load_settings(paths, os.environ, project=project, warn=lambda text: say(f"warning: {text}"))
-
-
-def _value_text(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return ",".join(value)
-        case float() if value.is_integer():
-            return str(int(value))
-    return str(value)
-
-
-def _json_value(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-@config.command(cls=Command)
-@json_option
-def show(json_: bool) -> int:
-    """Show every setting, its value and where it comes from."""
-    from p2pcompute.config import all_keys, help_of
-
-    _, settings = _resolved()
-    if json_:
-        print_json(
-            {
-                "schema": "p2pc.config/1",
-                "items": [
-                    {
-                        "key": key,
-                        "value": _json_value(settings.get(key)),
-                        "origin": settings.origin(key),
-                        "help": help_of(key),
-                    }
-                    for key in all_keys()
-                ],
-            }
-        )
-        return 0
-    rows = [(key, _value_text(settings.get(key)) or "–", settings.origin(key), help_of(key)) for key in all_keys()]
-    print(table(("SETTING", "VALUE", "FROM", ""), rows, indent=0))
-    return 0
-
-
-@config.command(cls=Command, examples=[("p2pc config get node.slots", "")])
-@click.argument("key")
-@json_option
-def get(key: str, json_: bool) -> int:
-    """Print one value."""
-    _, settings = _resolved()
-    value = settings.get(key)
-    if json_:
-        print_json(
-            {
-                "schema": "p2pc.setting/1",
-                "key": key,
-                "value": _json_value(value),
-                "origin": settings.origin(key),
-            }
-        )
-    else:
-        print(_value_text(value))
-    return 0
-
-
-@config.command("set", cls=Command, examples=[("p2pc config set node.slots 50%", "")])
-@click.argument("key")
-@click.argument("value")
-@json_option
-def set_(key: str, value: str, json_: bool) -> int:
-    """Write one value."""
-    from p2pcompute.cli.daemon_start import forget_flag
-    from p2pcompute.config import write_setting
-    from p2pcompute.places import find_paths
-
-    check_text([key, value], "settings files are text", "write it in UTF-8")
-    paths = find_paths(os.environ)
-    if key == "node.accept_if":
-        from p2pcompute.resources.matching import check_acceptance
-
-        check_acceptance(value)
-    if key == "node.policy":
-        from p2pcompute.daemon.policies import find_policy
-
-        find_policy(value)
-    if key.startswith("admit."):
-        from p2pcompute.daemon.admissions import check_admission
-
-        check_admission(key, value)
-    write_setting(paths.config_file, key, value)
-    forget_flag(paths, key)
-    _changed(paths, key, json_=json_)
-    return 0
-
-
-@config.command(cls=Command, examples=[("p2pc config unset node.slots", "the default again")])
-@click.argument("key")
-@json_option
-def unset(key: str, json_: bool) -> int:
-    """Remove one value: the default holds again."""
-    from p2pcompute.cli.daemon_start import forget_flag
-    from p2pcompute.config import write_setting
-    from p2pcompute.places import find_paths
-
-    paths = find_paths(os.environ)
-    write_setting(paths.config_file, key, None)
-    forget_flag(paths, key)
-    _changed(paths, key, json_=json_)
-    return 0
-
-
-def _changed(paths: Any, key: str, *, json_: bool) -> None:
-    """Say what holds now, and when it takes effect."""
-    _, settings = _resolved()
-    value, origin = settings.get(key), settings.origin(key)
-    if json_:
-        print_json({"schema": "p2pc.setting/1", "key": key, "value": _json_value(value), "origin": origin})
-        return
-    say(f"{key} = {_value_text(value) or '–'}  ({origin})", level=1)
-    if origin.startswith("$"):
-        say(f"note: {origin} overrides the file in this shell", level=1)
-    if not key.startswith("run.") and Connection(paths.socket).is_answering():
-        say("the running node takes it at its next start: p2pc node restart", level=1)
-
-
-@config.command(cls=Command)
-@json_option
-def path(json_: bool) -> int:
-    """Print where the files are."""
-    from p2pcompute.config import find_project_file
-    from p2pcompute.places import find_paths
-
-    paths = find_paths(os.environ)
-    project = find_project_file(Path.cwd())
-    places: dict[str, str | None] = {
-        "config": str(paths.config_file),
-        "system config": ", ".join(map(str, paths.system_configs)) or None,
-        "project file": str(project) if project else None,
-        "data": str(paths.data),
-        "store": str(paths.store),
-        "log": str(paths.log),
-        "socket": str(paths.socket),
-    }
-    if json_:
-        print_json({"schema": "p2pc.paths/1", **{name.replace(" ", "_"): place for name, place in places.items()}})
-    else:
-        for name, place in places.items():
-            print(f"{name:14} {place or '–'}")
-    return 0
