@@ -27,7 +27,7 @@ from typing import Any, Final
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
 from p2pcompute.api.explanations import Explanation, explanation_of, never
 from p2pcompute.api.files import place_file
-from p2pcompute.api.functions import Shipment
+from p2pcompute.api.functions import Shipment, requirements_of
 from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
 from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import TaskOptions
@@ -36,7 +36,7 @@ from p2pcompute.api.result_folder import Note, ResultFolder
 from p2pcompute.api.results import Content
 from p2pcompute.errors import P2pcError, ResultDisputed, ResultRevoked, UsageError
 from p2pcompute.execution.calls import PackedCall
-from p2pcompute.execution.locking import find_requirements, make_lock
+from p2pcompute.execution.locking import make_lock
 from p2pcompute.execution.locks import Lock
 from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload
 from p2pcompute.host.interfaces import BlobRef
@@ -437,11 +437,14 @@ class Desk:
             if options.is_choosy or packages is not None:
                 terms = await self._choose(terms, spec, options)
             job.job_id = await self._node.submit_job(terms, spec)
-        except P2pcError as error:
+        except Exception as error:
             self._jobs.pop(shipment.key, None)
-            job.error = error
+            what = f"a bug in p2pcompute: {type(error).__name__}: {error}"
+            job.error = error if isinstance(error, P2pcError) else P2pcError(what, "", "please report it", code="bug")
             waiting, job.waiting = job.waiting, []
-            self._refuse(waiting, error)
+            self._refuse(waiting, job.error)
+            if job.error is not error:  # a bug of ours: it is reported, and nobody waits for ever
+                raise
             return
         job.book = self._node.scheduler.owner.book(job.job_id)
         job.book.listeners.append(lambda ends: self._ended(job, ends))
@@ -458,9 +461,7 @@ class Desk:
         Raises:
             UsageError: they cannot be had.
         """
-        main = getattr(sys.modules.get("__main__"), "__file__", None)
-        script = Path(main) if main and kind is TaskKind.FUNCTION else None
-        requirements = find_requirements(os.fspath(options.deps), script, is_beside=False)
+        requirements = requirements_of(options, is_of_script=kind is TaskKind.FUNCTION)
         if requirements is None:
             return None
         lock = self._locks.get(requirements.path)

@@ -26,7 +26,7 @@ from weakref import WeakSet
 from p2pcompute.api.control import REQUEST_S, ask, call, events
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.files import place_file
-from p2pcompute.api.functions import Shipment
+from p2pcompute.api.functions import Shipment, requirements_of
 from p2pcompute.api.futures import MeshFuture, check_failed, closed, failure, set_cancelled, set_exception, settle
 from p2pcompute.api.job_status import JobStatus, Progress, status_of
 from p2pcompute.api.jobs import Job
@@ -37,7 +37,7 @@ from p2pcompute.api.result_folder import Earlier, earlier_calls, numbers_of
 from p2pcompute.api.results import ResultsTarget, folder_name, wall_seconds
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.execution.functions import load_value
-from p2pcompute.execution.locking import find_requirements, make_lock
+from p2pcompute.execution.locking import make_lock
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX, REQUEST_NAME_BYTES
 from p2pcompute.node.facade import TailView, TaskProgress
@@ -303,8 +303,7 @@ class Feed:
         }
         if shipment.modules_zip:
             spec["modules_b64"] = base64.b64encode(shipment.modules_zip).decode()
-        main = getattr(sys.modules.get("__main__"), "__file__", None)
-        requirements = find_requirements(os.fspath(options.deps), Path(main) if main else None, is_beside=False)
+        requirements = requirements_of(options)
         if requirements is not None:
             lock = make_lock(requirements)
             spec["packages_b64"] = base64.b64encode(lock.text).decode()

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any, Final
 
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import ship
 from p2pcompute.execution.calls import Chunk, call_shipped
+from p2pcompute.execution.locking import Requirements, find_requirements
 from p2pcompute.execution.modules import global_names, is_own_path
 
 KNOWN_MAX: Final = 256
@@ -176,6 +180,19 @@ class Functions:
             self._options,
             content.digest(),
         )
+
+
+def requirements_of(options: TaskOptions, *, is_of_script: bool = True) -> Requirements | None:
+    """Return where the packages of calls with these options are listed; None: they need none of their own.
+
+    Args:
+        is_of_script: what the running script says of itself counts.
+
+    Raises:
+        UsageError: what the options name cannot be read.
+    """
+    main = getattr(sys.modules.get("__main__"), "__file__", None) if is_of_script else None
+    return find_requirements(os.fspath(options.deps), Path(main) if main else None, is_beside=False)
 
 
 def name_of(function: Any) -> str:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.api.files import SentFile, filled, renamed, sent_files, text_of
-from p2pcompute.api.functions import Shipment, name_of
+from p2pcompute.api.functions import Shipment, name_of, requirements_of
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.api.result_folder import Note, call_key
 from p2pcompute.api.result_keys import content_key
 from p2pcompute.execution.code_key import key_of, value_key
+from p2pcompute.execution.locking import NONE
 
 if TYPE_CHECKING:
     from p2pcompute.api.futures import MeshFuture
@@ -55,6 +56,8 @@ class Noting:
     """Hash of a file's content."""
     _codes: dict[bytes, bytes] = field(default_factory=dict)
     """Key of a function's code, by that of its shipment."""
+    _surroundings: dict[str, bytes] = field(default_factory=dict)
+    """Of calls with options that are not the usual ones, by their identity."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(
@@ -83,7 +86,7 @@ class Noting:
         inputs = (*map(_text, args), *(f"{name}={_text(arg)}" for name, arg in kwargs.items()))
         key = b""
         if self.has_keys:
-            code = self._code_key(shipment, beside, function, options)
+            code = self._code_key(shipment, beside, function, options) + self._surroundings_key(options)
             key = self._key(code, inside, kwargs, data, parts, files, fetch)
         note = Note(name=name_of(function), inputs=inputs, key=key, to=Path.cwd())
         return Prepared(data, parts, files, fetch, note)
@@ -99,6 +102,28 @@ class Noting:
                     if len(self._codes) >= CODE_KEYS_MAX:
                         del self._codes[next(iter(self._codes))]
                     self._codes[shipment.key] = known
+            return known
+
+    def _surroundings_key(self, options: TaskOptions) -> bytes:
+        """Return what else makes the call another one: variables, packages, digits; b"" for the usual ones.
+
+        Raises:
+            UsageError: the list of packages cannot be read.
+        """
+        if not options.env and not options.digits and options.deps == NONE:
+            return b""
+        identity = options.identity()
+        with self._lock:
+            known = self._surroundings.get(identity)
+            if known is None:
+                requirements = requirements_of(options)
+                packages = b"" if requirements is None else requirements.key
+                variables = sorted(f"{name}={value}" for name, value in options.env.items())
+                is_usual = not (packages or variables or options.digits)
+                known = b"" if is_usual else content_key("in", variables, packages, str(options.digits))
+                if len(self._surroundings) >= CODE_KEYS_MAX:
+                    del self._surroundings[next(iter(self._surroundings))]
+                self._surroundings[identity] = known
             return known
 
     def _key(

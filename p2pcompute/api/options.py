@@ -63,7 +63,8 @@ class TaskOptions:
     """Method of checking results of nodes that are not trusted; "none": they are believed."""
     equal: Literal["exact"] | int = "exact"
     """When results of two nodes are the same: bit for bit, or when their numbers, rounded to so many significant
-    digits (1 to 15), are; then the values of functions come back rounded, wherever they were computed."""
+    digits (1 to 15), are; then the values of functions come back rounded, wherever they were computed.  Numbers in
+    containers, data classes, arrays and frames count, those in other objects do not."""
     sandbox: Sandbox = "auto"
     """"sandbox": in one on your own computers too, where what a function returns has to be data; "process": only where
     there is none; "auto": as the owner of each node says."""
@@ -76,7 +77,7 @@ class TaskOptions:
     """Names or patterns of files in the task's directory to bring back (`MeshFuture.files`); "{}" as above."""
     key: str | None = None
     """Stands for the function's code, beside its name, in what `MeshExecutor(resume=True)` knows a call by: change it
-    when results of before do not count any more.  None: the code itself."""
+    when results of before do not count any more.  `env`, `deps` and `equal` count beside it.  None: the code itself."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot mean anything.

@@ -136,6 +136,10 @@ class Functions:
         none = Task((0, job.number, 0, b"", b"", None, 0, (), b"", None, [], (), {}, b"", None))
         self._environment.enter(job, none, self._places)
         try:
+            if job.digits:
+                import p2pcompute.execution.rounding
+            if job.is_foreign:
+                import p2pcompute.execution.codec  # noqa: F401  # else each fork would, which takes as long as the fork
             self._load(job)
         except BaseException:
             return
@@ -256,7 +260,11 @@ class Functions:
             if before:
                 restore_limits(before)
         try:
-            data = self._encoded(value, job.digits, result) if job.is_foreign else b""
+            if job.digits:
+                from p2pcompute.execution.rounding import rounded
+
+                value = rounded(value, job.digits)
+            data = self._encoded(value, result) if job.is_foreign else b""
             if not data:
                 data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
         except Exception as error:
@@ -274,14 +282,10 @@ class Functions:
             return
         self._out_files.put_value(result, data, self._inline_bytes_max)
 
-    def _encoded(self, value: Any, digits: int, result: Result) -> bytes:
+    def _encoded(self, value: Any, result: Result) -> bytes:
         """Return a value in the form that anybody may read; b"" and a note when it has to be a pickle."""
         from p2pcompute.execution.codec import CannotEncode, encode
 
-        if digits:
-            from p2pcompute.execution.rounding import rounded
-
-            value = rounded(value, digits)
         try:
             return encode(value)
         except CannotEncode as reason:

@@ -9,6 +9,8 @@ Imported by worker processes: imports little.
 from __future__ import annotations
 
 import sys
+from collections import deque
+from copy import copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def rounded(value: Any, digits: int) -> Any:
-    """Return a value with the floating-point numbers in it rounded: those in containers, arrays, frames too.
+    """Return a value with the floating-point numbers in it rounded: in containers, data classes, arrays, frames too.
+
+    Attributes of other objects stay as they are, and so do the keys of dicts.
 
     Args:
         digits: significant ones, from 1.
@@ -35,7 +39,34 @@ def rounded(value: Any, digits: int) -> Any:
         return _round_array(numpy, value, digits)
     if pandas is not None and kind in (pandas.DataFrame, pandas.Series):
         return _round_frame(numpy, value, digits)
+    if isinstance(value, (tuple, dict, list, deque)):
+        return _round_container(value, digits)
+    if hasattr(kind, "__dataclass_fields__"):
+        return _round_fields(value, digits)
     return value
+
+
+def _round_container(value: Any, digits: int) -> Any:
+    """Round what is in a container of a class that is derived from a usual one."""
+    if isinstance(value, tuple):
+        make = getattr(type(value), "_make", None)  # of named tuples
+        return value if make is None else make(rounded(item, digits) for item in value)
+    twin = copy(value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            twin[key] = rounded(item, digits)
+    else:
+        for index, item in enumerate(value):
+            twin[index] = rounded(item, digits)
+    return twin
+
+
+def _round_fields(value: Any, digits: int) -> Any:
+    twin = copy(value)
+    for field in sys.modules["dataclasses"].fields(value):
+        if hasattr(value, field.name):  # it may never have been set
+            object.__setattr__(twin, field.name, rounded(getattr(value, field.name), digits))
+    return twin
 
 
 def _round(number: float, digits: int) -> float:

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from p2pcompute import JobStatus, MeshExecutor, TaskOptions, UsageError
+from p2pcompute.api.files import digest_of_file
+from p2pcompute.api.functions import Functions
+from p2pcompute.api.noted import Noting
 from p2pcompute.api.result_folder import ResultFolder, results_target
 
 OPTIONS: dict[str, Any] = {"max_workers": 2, "local": True}
@@ -33,6 +36,10 @@ def make(log: Path) -> Callable[[Any], int]:
         return int(n * n)
 
     return square
+
+
+def read_mode(_number: int) -> str | None:
+    return os.environ.get("MODE")
 
 
 def test_resume(tmp_path: Path) -> None:
@@ -93,6 +100,37 @@ def test_changed_files_are_other_calls(tmp_path: Path, monkeypatch: pytest.Monke
         with MeshExecutor(**OPTIONS, options=options, results="out", resume=True) as executor:
             assert executor.submit(lambda path: Path(path).read_text(), "in").result() == text
     assert ran(tmp_path / "out") == ["in", "in"]
+
+
+def test_changed_surroundings_make_other_calls(tmp_path: Path) -> None:
+    """Broken: a result that was made with other variables, packages or digits is taken for what was asked for."""
+    (tmp_path / "one.txt").write_text("numpy==1.26.0\n")
+    (tmp_path / "two.txt").write_text("numpy==2.0.0\n")
+    noting = Noting(True, digest_of_file)
+    shipment, _ = Functions(TaskOptions()).find(read_mode)
+
+    def key_with(**changes: Any) -> bytes:
+        options = TaskOptions(**changes)
+        return noting.prepare(shipment, b"", read_mode, (1,), {}, options).note.key
+
+    plain = key_with()
+    others = [
+        {"env": {"MODE": "fast"}},
+        {"env": {"MODE": "slow"}},
+        {"equal": 3},
+        {"deps": str(tmp_path / "one.txt")},
+        {"deps": str(tmp_path / "two.txt")},
+        {"key": "v1"},
+        {"key": "v1", "env": {"MODE": "fast"}},
+    ]
+    keys = [key_with(**changes) for changes in others]
+    assert len({plain, *keys}) == len(others) + 1
+    assert keys == [key_with(**changes) for changes in others]
+    for same in ({"deps": "none"}, {"cpus": 2}, {"retries": 5}, {"sandbox": "process"}, {"network": "full"}):
+        assert key_with(**same) == plain, "what only says where and how often"
+    for mode in ("fast", "slow"):
+        with MeshExecutor(**OPTIONS, results=tmp_path / "out", resume=True) as executor:
+            assert executor.with_options(env={"MODE": mode}).submit(read_mode, 1).result() == mode
 
 
 def test_one_file(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -38,6 +42,31 @@ def test_what_is_rounded() -> None:
     assert math.copysign(1, rounded(-0.0, 3)) == 1
 
 
+class Point(NamedTuple):
+    x: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    unit: ClassVar[float] = 1 / 3
+    slope: float
+    residuals: list[float]
+
+
+class Bins(dict[str, float]):
+    note = "kept"
+
+
+def test_numbers_in_classes_of_containers() -> None:
+    """Broken: a named tuple or data class comes back with all its digits, so no two machines agree on it."""
+    value = [Point(1 / 3, "a"), Fit(2 / 3, [1 / 7]), Bins(a=1 / 3), deque([1 / 3], 5), OrderedDict(b=1 / 3)]
+    found = rounded(value, 3)
+    assert found == [Point(0.333, "a"), Fit(0.667, [0.143]), Bins(a=0.333), deque([0.333], 5), OrderedDict(b=0.333)]
+    assert [type(item) for item in found] == [type(item) for item in value] and found[3].maxlen == 5
+    assert value[1] == Fit(2 / 3, [1 / 7]) and value[3][0] == 1 / 3, "what the function holds is left as it is"
+
+
 def test_frames() -> None:
     """Broken: a frame's columns are not rounded, or lose their names."""
     pandas = pytest.importorskip("pandas", reason="runs with pandas, which dev.py test installs")
@@ -51,3 +80,5 @@ async def test_in_a_worker(shared_rig: Rig) -> None:
     """Broken: the worker returns the numbers as they were."""
     outcome = await shared_rig.call(lambda: [1 / 3, np.float64(2 / 3)], digits=4)
     assert load_value(outcome.value, is_trusted=False) == [0.3333, 0.6667]
+    outcome = await shared_rig.call(lambda: [1 / 3, Fraction(1, 3)], digits=4)
+    assert load_value(outcome.value) == [0.3333, Fraction(1, 3)], "also beside what is no data"
