@@ -129,6 +129,11 @@ def set_node(settings: tuple[str, ...], json_: bool) -> int:
         node, cpu = resolved.node, resolved.cpu
         body = {"profile": node.profile, "battery": node.battery, "hours": node.hours}
         document = connection.request("POST", "/v1/comfort", {**body, "in_use": cpu.in_use, "idle": cpu.idle})
+    at_once, takes_none = {*_COMFORT_KEYS}, resolved.node.accept == "none"
+    if is_running and (takes_none if "node.accept" in values else "node.accept_if" in values):
+        condition = "false" if takes_none else resolved.node.accept_if
+        connection.request("POST", "/v1/policy", {"own_accept": condition})
+        at_once |= {"node.accept", "node.accept_if"}
     if json_:
         items = [{"key": key, "value": resolved.get(key), "origin": resolved.origin(key)} for key in values]
         print_json({"schema": "p2pc.settings/1", "items": items})
@@ -137,7 +142,7 @@ def set_node(settings: tuple[str, ...], json_: bool) -> int:
         say(f"{key} = {_text(resolved.get(key))}  ({resolved.origin(key)})", level=1)
         if resolved.origin(key).startswith("$"):
             say(f"note: {resolved.origin(key)} overrides the file in this shell", level=1)
-    if is_running and any(key not in _COMFORT_KEYS for key in values):
+    if is_running and any(key not in at_once for key in values):
         say("the running node takes it at its next start: p2pc node restart", level=1)
     if document is not None:
         print(idle_text(document))

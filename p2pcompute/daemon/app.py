@@ -160,6 +160,8 @@ class PolicyBody(msgspec.Struct, forbid_unknown_fields=True):
     open: bool | None = None
     puzzle: int | None = None
     """Bits of the work at the door of an open group."""
+    own_accept: str | None = None
+    """This node's own condition, until it is started again; None: as it is."""
 
 
 class RolesBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -687,6 +689,10 @@ class Api:
 
     async def set_policy(self, request: Request) -> Response:
         body = decode_body(await read_body(request), PolicyBody)
+        if body.own_accept is not None:
+            own = self._node.set_own_accept(body.own_accept.strip())
+            if (body.accept, body.open, body.puzzle) == (None, None, None):
+                return JsonResponse(policy_json(own))
         policy = self._node.policy().in_force
         if body.accept is not None:
             policy = replace(policy, accept=body.accept.strip())

@@ -40,7 +40,7 @@ from p2pcompute.identity.files import KEY_FILE, load_or_create_identity
 from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node, NodeOptions
-from p2pcompute.resources.matching import ONLY_WASM, check_acceptance
+from p2pcompute.resources.matching import check_acceptance, only_wasm
 from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
 from p2pcompute.trust.levels import Levels, load_levels, save_levels
 from p2pcompute.trust.log_file import FileLogs
@@ -79,16 +79,14 @@ async def build_onlooker(paths: MachinePaths, settings: Settings) -> tuple[Node,
     return await build_node(paths, settings, is_onlooker=True)
 
 
-def _accepted(condition: str, *, only_wasm: bool) -> str:
+def _accepted(condition: str, *, is_only_wasm: bool) -> str:
     """Return on which condition work of others is taken.
 
     Raises:
         ConfigError: `condition` is none.
     """
     check_acceptance(condition)
-    if not only_wasm:
-        return condition
-    return check_acceptance(f"{ONLY_WASM} && ({condition})" if condition.strip() else ONLY_WASM)
+    return check_acceptance(only_wasm(condition)) if is_only_wasm else condition
 
 
 def _has_pasta() -> bool:
@@ -182,7 +180,7 @@ async def build_node(
                 discover=settings.node.discover,
                 accepts_others=offered.level is not Level.NONE,
                 isolation=offered.level.value,
-                accept_if=_accepted(settings.node.accept_if, only_wasm=offered.only_wasm),
+                accept_if=_accepted(settings.node.accept_if, is_only_wasm=offered.only_wasm),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
                 gives_network=runner.allows_network,

@@ -680,6 +680,14 @@ class NodeFacade(Protocol):
     def policy(self) -> PolicyView:
         """What holds for all members of the group."""
 
+    def set_own_accept(self, condition: str) -> PolicyView:
+        """Take jobs of others on this condition from now on, and end those that run here and are refused now.  A node
+        that was started to take none goes on so.
+
+        Raises:
+            ConfigError: it means nothing.
+        """
+
     def set_policy(self, policy: GroupPolicy) -> PolicyView:
         """Let something else hold for all members of the group.
 

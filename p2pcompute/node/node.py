@@ -56,7 +56,7 @@ from p2pcompute.node.seeds import note as seed_note
 from p2pcompute.node.slowness import Course, NodeCourse
 from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
-from p2pcompute.resources.matching import Verdict, check_acceptance
+from p2pcompute.resources.matching import ONLY_WASM, Verdict, check_acceptance, only_wasm
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
 from p2pcompute.scheduler.ledger import TaskState
@@ -894,6 +894,15 @@ class Node:
 
     def policy(self) -> PolicyView:
         return replace(self.members.policy(), own_accept=self._own_accepts)
+
+    def set_own_accept(self, condition: str) -> PolicyView:
+        check_acceptance(condition)
+        is_only_wasm = self._options.accept_if.startswith(ONLY_WASM) and condition != "false"
+        wanted = only_wasm(condition) if is_only_wasm else condition
+        if self._options.accepts_others:
+            self._own_accepts = check_acceptance(wanted)
+            self._policy_changed(self.members.policy().in_force)
+        return self.policy()
 
     def set_policy(self, policy: GroupPolicy) -> PolicyView:
         check_acceptance(policy.accept, what="accept", chars_max=GROUP_ACCEPT_CHARS_MAX)

@@ -51,6 +51,8 @@ OWN_AGE_S_MAX: Final = 15.0
 VERDICT_S: Final = 5.0
 """How long a verdict about another node stands: what it said may change or grow old meanwhile."""
 ASK_AGAIN_S: Final = 10.0
+REFUSED_S: Final = 300.0
+"""A node whose own condition refuses a job is asked for it again after this, while the job waits."""
 """Pause between two descriptions of a node for the sake of waiting jobs."""
 ACCEPTS: Final = "accepts"
 """Attribute: the condition over ``job.*`` on which a node takes work of others."""
@@ -360,6 +362,8 @@ class JobFit:
         conditions = (accepts if isinstance(accepts, str) else "", placement.group_accepts)
         if any(is_accepted(condition, known.values, self._values) is False for condition in conditions):
             fits = False
+            if now - knowledge.heard_s >= REFUSED_S:  # its owner may have changed his mind
+                placement.ask(key, self.requirement.words)
         if fits is None:
             placement.ask(key, self.requirement.words)
         rank = self.requirement.rank(view)

@@ -281,6 +281,11 @@ def check_acceptance(text: str, *, what: str = "node.accept_if", chars_max: int 
     return text
 
 
+def only_wasm(condition: str) -> str:
+    """Return the condition on jobs that takes what this one does, and WASM modules only."""
+    return f"{ONLY_WASM} && ({condition})" if condition.strip() else ONLY_WASM
+
+
 def acceptance_names(acceptance: str) -> tuple[str, ...]:
     """Return the attributes of the node that a condition on jobs names."""
     try:

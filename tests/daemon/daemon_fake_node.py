@@ -383,13 +383,18 @@ class FakeNode:
         return self._trust
 
     def policy(self) -> PolicyView:
-        return PolicyView(group=self.group, in_force=self._policy, may_change=True)
+        return PolicyView(group=self.group, in_force=self._policy, may_change=True, own_accept=self._own_accept)
+
+    def set_own_accept(self, condition: str) -> PolicyView:
+        self._own_accept = condition
+        return self.policy()
 
     def set_policy(self, policy: GroupPolicy) -> PolicyView:
         self._policy = policy
         return self.policy()
 
     _policy = GroupPolicy()
+    _own_accept = ""
     _trust = TrustView(key=b"\2" * 32, name="atlas", level=Level.MEMBER, roles=MEMBER_ROLES)
 
     async def leave(self) -> None:

@@ -57,6 +57,23 @@ def test_a_node_takes_what_both_it_and_its_group_accept(mesh: Mesh) -> None:
     assert 'job.name!="a"' in shown.out and 'job.name!="b"' in shown.err
 
 
+def test_what_the_owner_of_a_machine_says_ends_what_runs_there(mesh: Mesh) -> None:
+    """Breaks when a machine goes on for hours with what its owner has just forbidden."""
+    ada, bob = members(mesh, "ada", "bob")
+    for number, setting in enumerate(('accept_if=job.name!="job-0"', "accept=none")):
+        command = ("run", "--verify", "none", "--name", f"job-{number}", "--prefer", "node.name=='bob'")
+        job = ada.begin(*command, "[ $P2PC_NODE = ada ] || sleep 600", ":::", "1", "2", "3")
+        until(lambda: bob.get("/v1/status")["slots"]["busy"] > 0, 30, "it runs at bob")
+        said = {"P2PC_NODE__ACCEPT": "none"} if setting == "accept=none" else {}
+        ran = bob.p2pc("node", "set", setting, env=said).check()
+        assert "next start" not in ran.err, ran.err
+        assert bob.get("/v1/policy")["own_accept"] == ("false" if said else 'job.name!="job-0"')
+        until(lambda: bob.get("/v1/status")["slots"]["busy"] == 0, 20, "bob has ended it")
+        assert job.finish(60).code == 0, "elsewhere"
+    assert "next start" in bob.p2pc("node", "set", "accept=sandboxed").check().err
+    assert bob.p2pc("node", "set", "accept_if=job.nme==1").code == 2
+
+
 @pytest.mark.parametrize("is_heir", [True, False])
 def test_an_heir_removes_administrators_when_the_founder_is_gone(mesh: Mesh, is_heir: bool) -> None:
     ada, bob, cat = members(mesh, "ada", "bob", "cat")

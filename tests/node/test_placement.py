@@ -13,6 +13,7 @@ from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_pay
 from p2pcompute.host.interfaces import Attributes
 from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import JobView
+from p2pcompute.node.placement import REFUSED_S
 from p2pcompute.node.views import find_node
 from p2pcompute.scheduler.owner import UNFIT_S
 from p2pcompute.scheduler.terms import JobTerms
@@ -184,6 +185,25 @@ def test_a_node_takes_the_jobs_that_it_wants() -> None:
         assert report.can_never_run
 
     play([PLAIN, PLAIN], scene)
+
+
+def test_a_node_whose_owner_takes_jobs_again_is_found_within_minutes() -> None:
+    """Its conditions are no measurements, which others ask for anew: it would get nothing until somebody restarts."""
+
+    async def scene(mesh: Mesh) -> None:
+        owner, other = mesh.members
+        await other.host.call(_accept(other, "job.name != 'picky'"))
+        job_id = await submit(owner, [0.1] * 4, on=(other.identity.public_key,))
+        await asyncio.sleep(60)
+        assert owner.running.job(job_id.hex()).done == 0
+        await other.host.call(_accept(other, ""))
+        assert list(await done_by(mesh, job_id, limit_s=REFUSED_S + 30)) == [name(mesh, 1)]
+
+    play([PLAIN, PLAIN], scene)
+
+
+async def _accept(member: Member, condition: str) -> None:
+    member.running.set_own_accept(condition)
 
 
 def test_a_ban_is_said_and_ends_with_trust() -> None:
