@@ -98,6 +98,23 @@ async def test_command(boxed: Boxed) -> None:
     assert outcome.stdout == b"hello"
 
 
+async def test_a_fork_imports_nothing_of_ours(boxed: Boxed) -> None:
+    """What each fork had to import to return its value would take longer than the fork."""
+
+    def work() -> float:
+        import sys
+
+        def look(event: str, args: tuple[object, ...]) -> None:
+            if event == "import":
+                print("imported", args[0], file=sys.stderr)
+
+        sys.addaudithook(look)
+        return 1 / 3
+
+    outcome = await boxed.call(work, digits=4)
+    assert load_value(outcome.value) == 0.3333 and outcome.stderr == b"", outcome
+
+
 async def test_functions(boxed: Boxed) -> None:
     """Values, exceptions and output come back; imports are shared, changes are not."""
 
