@@ -37,10 +37,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from p2pcompute.dht.contacts import Contact, place_of, range_of
 from p2pcompute.errors import InvariantViolation
@@ -66,6 +69,7 @@ _NAMED_SHARE: Final = 10
 """One part in so many of what a search wants may be of one source, and _NAMED_MIN in any case."""
 _NAMED_MIN: Final = 2
 _LATE_SOFTS: Final = 2
+_ENDS_SPARE: Final = 64
 _ROUNDING_S: Final = 1e-6
 """A timer may come so much before its time."""
 
@@ -108,6 +112,8 @@ class Outcome(IntEnum):
 class Ad:
     """What a registrar keeps: that this node has the feature, and what else it has."""
 
+    key: bytes
+    """Of the feature."""
     contact: Contact
     bits: int
     """Its tuple."""
@@ -118,8 +124,16 @@ class Ad:
     """Among equals who yields: the same for all ads of a node."""
 
 
+_Rank: TypeAlias = tuple[int, bytes, bytes, bytes]
+"""How many ads the source of an ad has, what was drawn for its node, its key, its node: the greatest yields first."""
+
+
 class Registrar:
-    """The ads that a node keeps for others."""
+    """The ads that a node keeps for others.
+
+    To take one in costs some microseconds for each other ad of its source, however many there are: they are kept in the
+    order in which they yield.
+    """
 
     def __init__(
         self,
@@ -140,34 +154,38 @@ class Registrar:
         self._per_key_max = per_key_max
         self._per_source_max = per_source_max
         self._by_key: dict[bytes, dict[bytes, Ad]] = {}
-        self._counts: dict[bytes | str, int] = {}
-        """Ads of each source."""
-        self._count = 0
-        self._expire_at = math.inf
-        """Before this nothing expires."""
+        self._by_source: dict[bytes | str, list[Ad]] = {}
+        self._ranked: list[_Rank] = []
+        """Of all ads, the one that yields first last."""
+        self._ends: list[tuple[float, bytes, bytes]] = []
+        """A heap of when which ad ends; those that have gone or were replaced since are still in it."""
         self.displaced_count = 0
         """Ads that had to yield to another one."""
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._ranked)
 
     def register(self, key: bytes, contact: Contact, bits: int, *, until: float, now: float) -> Outcome:
         """Keep an ad of a node until the clock says `until`; its earlier one under the same key is replaced."""
-        if self._expire_at <= now:
-            self.expire(now)
-        if contact.key in self._by_key.get(key, {}):
-            self._drop(key, contact.key)
+        self.expire(now)
+        earlier = self._by_key.get(key, {}).get(contact.key)
+        if earlier is not None:
+            self._drop(earlier)
         drawn = hashlib.blake2b(contact.key, key=self._secret, digest_size=8).digest()
-        ad = Ad(contact, bits, until, self._sources(contact), drawn)
+        ad = Ad(key, contact, bits, until, self._sources(contact), drawn)
         if self._shown(ad) >= self._per_source_max:
             return Outcome.WAIT
         if not self._make_room(key, ad):
             return Outcome.FULL
         self._by_key.setdefault(key, {})[contact.key] = ad
+        others = self._unranked(ad)
         for source in ad.sources:
-            self._counts[source] = self._counts.get(source, 0) + 1
-        self._count += 1
-        self._expire_at = min(self._expire_at, until)
+            self._by_source.setdefault(source, []).append(ad)
+        for one in (*others, ad):
+            insort(self._ranked, self._rank(one))
+        heappush(self._ends, (until, key, contact.key))
+        if len(self._ends) > 2 * len(self) + _ENDS_SPARE:
+            self._ends = sorted((one.expires, one.key, one.contact.key) for one in self._ads())
         return Outcome.OK
 
     def find(self, key: bytes, mask: int, count: int, *, now: float, rng: random.Random) -> list[Contact]:
@@ -182,60 +200,81 @@ class Registrar:
 
     def expire(self, now: float) -> None:
         """Drop what has reached the end of its life."""
-        for key, ads in list(self._by_key.items()):
-            for publisher in [publisher for publisher, ad in ads.items() if ad.expires <= now]:
-                self._drop(key, publisher)
-        self._expire_at = min((ad.expires for ads in self._by_key.values() for ad in ads.values()), default=math.inf)
+        while self._ends and self._ends[0][0] <= now:
+            expires, key, publisher = heappop(self._ends)
+            ad = self._by_key.get(key, {}).get(publisher)
+            if ad is not None and ad.expires == expires:
+                self._drop(ad)
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation unless the bounds hold and the counts add up."""
-        ads = [ad for found in self._by_key.values() for ad in found.values()]
-        counts: dict[bytes | str, int] = {}
-        for ad in ads:
-            for source in self._sources(ad.contact):
-                counts[source] = counts.get(source, 0) + 1
-        if counts != self._counts or len(ads) != self._count or not all(self._by_key.values()):
-            raise InvariantViolation(f"registrar: {len(ads)} ads counted as {self._count}")
+        ads = self._ads()
+        if not {(ad.expires, ad.key, ad.contact.key) for ad in ads} <= set(self._ends):
+            raise InvariantViolation(f"registrar: {len(ads)} ads, of which some never end")
+        if len(self._ends) > 2 * self._ads_max + _ENDS_SPARE:
+            raise InvariantViolation(f"registrar: {len(self._ends)} ends of {len(ads)} ads")
+        if self._ranked != sorted(map(self._rank, ads)) or not all(self._by_key.values()):
+            raise InvariantViolation(f"registrar: {len(ads)} ads, {len(self._ranked)} in order")
+        counts = Counter(source for ad in ads for source in self._sources(ad.contact))
+        if counts != {source: len(found) for source, found in self._by_source.items()}:
+            raise InvariantViolation(f"registrar: {len(ads)} ads of {len(counts)} sources")
         fullest = max(map(len, self._by_key.values()), default=0)
-        if self._count > self._ads_max or fullest > self._per_key_max:
-            raise InvariantViolation(f"registrar: {self._count} ads, {fullest} under one key")
+        if len(ads) > self._ads_max or fullest > self._per_key_max:
+            raise InvariantViolation(f"registrar: {len(ads)} ads, {fullest} under one key")
         if any(count > self._per_source_max for count in counts.values()):
             raise InvariantViolation("registrar: too many ads of one source")
+
+    def _ads(self) -> list[Ad]:
+        return [ad for found in self._by_key.values() for ad in found.values()]
 
     def _sources(self, contact: Contact) -> tuple[bytes | str, ...]:
         return (contact.key, range_of(contact.address.host)) if self._is_open else (contact.key,)
 
     def _shown(self, ad: Ad) -> int:
         """How many ads its sources have here; of several, the one that has most."""
-        return max([self._counts.get(source, 0) for source in ad.sources])
+        return max([len(self._by_source.get(source, ())) for source in ad.sources])
+
+    def _rank(self, ad: Ad) -> _Rank:
+        return self._shown(ad), ad.drawn, ad.key, ad.contact.key
+
+    def _unranked(self, ad: Ad) -> list[Ad]:
+        """Take the other ads of its sources out of the order, as their ranks are about to change, and return them."""
+        others = {(one.key, one.contact.key): one for source in ad.sources for one in self._by_source.get(source, ())}
+        others.pop((ad.key, ad.contact.key), None)
+        for one in others.values():
+            self._unrank(one)
+        return list(others.values())
+
+    def _unrank(self, ad: Ad) -> None:
+        del self._ranked[bisect_left(self._ranked, self._rank(ad))]
 
     def _make_room(self, key: bytes, new: Ad) -> bool:
         """See that there is room for an ad; an ad that is to yield more than the new one goes.  False: none is."""
         if len(self._by_key.get(key, {})) >= self._per_key_max:
-            keys = [key]
-        elif self._count >= self._ads_max:
-            keys = list(self._by_key)
+            shown, drawn, where, publisher = max(map(self._rank, self._by_key[key].values()))
+        elif len(self._ranked) >= self._ads_max:
+            shown, drawn, where, publisher = self._ranked[-1]
         else:
             return True
-        shown, drawn, where, publisher = max(
-            (self._shown(ad), ad.drawn, one, ad.contact.key) for one in keys for ad in self._by_key[one].values()
-        )
         if (shown, drawn) <= (self._shown(new) + 1, new.drawn):
             return False
-        self._drop(where, publisher)
+        self._drop(self._by_key[where][publisher])
         self.displaced_count += 1
         return True
 
-    def _drop(self, key: bytes, publisher: bytes) -> None:
-        ads = self._by_key[key]
-        ad = ads.pop(publisher)
+    def _drop(self, ad: Ad) -> None:
+        ads = self._by_key[ad.key]
+        del ads[ad.contact.key]
         if not ads:
-            del self._by_key[key]
+            del self._by_key[ad.key]
+        self._unrank(ad)
+        others = self._unranked(ad)
         for source in ad.sources:
-            self._counts[source] -= 1
-            if not self._counts[source]:
-                del self._counts[source]
-        self._count -= 1
+            self._by_source[source].remove(ad)
+            if not self._by_source[source]:
+                del self._by_source[source]
+        for one in others:
+            insort(self._ranked, self._rank(one))
 
 
 def stepping_stones(

@@ -14,7 +14,8 @@ farthest first: peers that crowd around the key by the hundred then do not hide 
 Properties, each of them tested:
  1. it terminates, whatever peers answer, after at most DHT_LOOKUP_REQUESTS_MAX requests;
  2. it asks nobody twice and never asks its own node;
- 3. at most α peers are within their soft timeout at once; α is as many as have answered, within its bounds;
+ 3. at most α peers are within their soft timeout at once; α is as many as have answered, within its bounds, less those
+    that confirmed;
  4. the result holds only peers that answered, nearest first, at most k;
  5. when every peer answers truthfully, the result is the k nearest of all that can be reached from the seeds;
  6. where no more than k peers are known it waits for late ones: in a small group it ends when all have answered or
@@ -193,6 +194,7 @@ class Lookup:
         """What `_windows` has found, until something changes."""
         self._asked_count = 0
         self._answered_count = 0
+        self._confirmed_count = 0
         self._allowances = [DHT_PATH_REQUESTS_MAX] * paths
         self._is_finished = False
         for number, seed in enumerate(seeds):
@@ -210,8 +212,8 @@ class Lookup:
         if self._is_finished:
             return chosen
         waiting = [peer.path for peer in self._under_way.values() if peer.state is _WAITING]
-        alpha = max(self._alpha, min(self._answered_count, self._alpha_max))
-        alpha_within = max(alpha, self._alpha_within)
+        alpha = max(1, max(self._alpha, min(self._answered_count, self._alpha_max)) - self._confirmed_count)
+        alpha_within = max(alpha, self._alpha_within - self._confirmed_count)
         while len(waiting) < alpha_within and self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
             candidates, _ = self._windows()
             allowed = [one for one in candidates if len(waiting) < alpha or self._is_certain(candidates[one])]
@@ -250,6 +252,11 @@ class Lookup:
             peer.state = _FAILED
             self._seen = None
 
+    def confirm(self) -> None:
+        """Note that an answer had what is looked for, though not enough of it: who is asked already may have the rest,
+        so nobody is asked in its place."""
+        self._confirmed_count += 1
+
     def finish(self) -> None:
         """End it: what was looked for has been found."""
         self._is_finished = True
@@ -261,8 +268,8 @@ class Lookup:
         """Whether nobody is to be asked or waited for any more."""
         if self._is_finished:
             return True
-        if len(self._order) <= self._k and self._is_waiting():
-            return False  # all are within the windows
+        if self._is_waiting_near():
+            return False
         candidates, is_waiting = self._windows()
         may_ask = self._asked_count < DHT_LOOKUP_REQUESTS_MAX
         if is_waiting or (may_ask and (candidates or self._farthest_within() is not None)):
@@ -410,8 +417,17 @@ class Lookup:
                 return self._order[index]
         return None
 
-    def _is_waiting(self) -> bool:
-        return any(peer.state is _WAITING for peer in self._under_way.values())
+    def _is_waiting_near(self) -> bool:
+        """Whether one of the k nearest that have neither failed nor are late is waited for: all windows have these."""
+        left = self._k
+        for distance in self._order:
+            state = self._peers[distance].state
+            if state is _WAITING:
+                return True
+            left -= state is _ANSWERED or state is _HEARD
+            if not left:
+                return False
+        return False
 
     def _expire(self, now: float) -> None:
         for distance, peer in list(self._under_way.items()):

@@ -275,10 +275,13 @@ class Queries:
         """Ask one peer for records, or for contacts nearer to the key when it has none."""
 
         def done(reply: Message | None) -> None:
-            if isinstance(reply, Values):
-                self._scope.spawn(read(reply), "get")
-            else:
+            if not isinstance(reply, Values):
                 _answer_nodes(contact, answer, reply)
+            elif _is_whole(reply):
+                search.take(self._keeper.check(search.key, reply.chunk))
+                answer(())
+            else:
+                self._scope.spawn(read(reply), "get")
 
         async def read(first: Values) -> None:
             search.take(await self._read(contact, search.key, first))
@@ -327,6 +330,8 @@ class _Search:
         self._holders_count += bool(records)
         if self._holders_count >= DHT_FOUND_ENOUGH:
             self._lookup.finish()
+        elif records:
+            self._lookup.confirm()
 
 
 class _Store:
@@ -383,6 +388,11 @@ class _Store:
         is_enough = len(self._sent) >= DHT_K and self.kept >= DHT_PUT_ENOUGH * len(self._sent)
         if self._settled is not None and not self._settled.done() and (self._left == 0 or is_enough):
             self._settled.set_result(None)
+
+
+def _is_whole(page: Values) -> bool:
+    """Whether this page is all that its holder has."""
+    return len(page.chunk) == page.total and page.offset == 0 and blob_digest(page.chunk) == page.digest
 
 
 def _answer_nodes(contact: Contact, answer: Answer, reply: Message | None) -> None:

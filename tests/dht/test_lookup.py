@@ -194,6 +194,19 @@ def test_a_lookup_that_answers_do_not_end_asks_more_at_once() -> None:
     assert sizes[:6] == [4, 4, 4, 4, 5, 6] and set(sizes[6:]) == {6}
 
 
+def test_in_the_place_of_who_confirmed_nobody_is_asked_until_the_others_are_late() -> None:
+    """If it broke: a get asks one more than it needs, or waits for silent peers."""
+    lookup = Lookup(bytes(20), CONTACTS[1:60], own_id=CONTACTS[0].id, soft_s=SOFT_S, alpha=2, alpha_max=9)
+    first, second = lookup.poll(0.0)
+    lookup.confirm()
+    lookup.on_answer(first.id)
+    assert lookup.poll(0.1 * SOFT_S) == [] and not lookup.is_done
+    assert len(lookup.poll(SOFT_S)) == 1, "the second one is late"
+    lookup.confirm()
+    lookup.on_answer(second.id)
+    assert lookup.poll(1.1 * SOFT_S) == [] and len(lookup.poll(2 * SOFT_S)) == 1, "one is asked however many confirmed"
+
+
 def test_a_late_answer_counts_until_the_hard_timeout() -> None:
     lookup = make(bytes(20), CONTACTS[1:2])
     (peer,) = lookup.poll(0.0)
