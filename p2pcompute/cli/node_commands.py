@@ -341,6 +341,11 @@ def _node_options(command: _Decorated) -> _Decorated:
             ),
             click.option("--discover/--no-discover", default=None, help="Look for nodes on the local network."),
             click.option("--cpus", metavar="N|N%", help="Tasks at once: a number, or a share of the cores."),
+            click.option(
+                "--accept",
+                type=click.Choice(["none", "wasm", "sandboxed", "all"]),
+                help="Work of others that it takes.  [default: sandboxed]",
+            ),
             click.option("--until", metavar="DURATION|TIME", help="Be gone by then: finish or hand back what runs."),
         )
     ):
@@ -349,9 +354,15 @@ def _node_options(command: _Decorated) -> _Decorated:
 
 
 def _settings(
-    name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None
+    *,
+    name: str | None = None,
+    peer: tuple[str, ...] = (),
+    discover: bool | None = None,
+    cpus: str | None = None,
+    accept: str | None = None,
+    until: str | None = None,
 ) -> dict[str, str]:
-    """Return what was given, as text by key; checked, so that the error names the flag's value."""
+    """Return what was given by `_node_options`, as text by key; checked, so that the error names the flag's value."""
     from p2pcompute.config import convert, parse_seed
 
     domains = [text for text in peer if parse_seed(text)[1] is None]
@@ -361,6 +372,7 @@ def _settings(
         "node.seeds": ",".join(domains) or None,
         "node.discover": None if discover is None else str(discover).lower(),
         "node.slots": cpus,
+        "node.accept": accept,
         "node.until": _moment(until) if until else None,
     }
     found = {key: value for key, value in given.items() if value is not None}
@@ -387,16 +399,9 @@ def _moment(text: str) -> str:
 )
 @_node_options
 @click.pass_context
-def node(
-    context: click.Context,
-    name: str | None,
-    peer: tuple[str, ...],
-    discover: bool | None,
-    cpus: str | None,
-    until: str | None,
-) -> int | None:
+def node(context: click.Context, /, **flags: Any) -> int | None:
     """Run this machine's node in the foreground; subcommands control it."""
-    settings = _settings(name, peer, discover, cpus, until)
+    settings = _settings(**flags)
     if context.invoked_subcommand is not None:
         if settings:
             raise UsageError(
@@ -420,9 +425,9 @@ def node(
     ],
 )
 @_node_options
-def start(name: str | None, peer: tuple[str, ...], discover: bool | None, cpus: str | None, until: str | None) -> int:
+def start(**flags: Any) -> int:
     """Start the node in the background."""
-    return _start(_settings(name, peer, discover, cpus, until))
+    return _start(_settings(**flags))
 
 
 def _start(settings: Mapping[str, str]) -> int:
@@ -502,16 +507,9 @@ def stop_node(*, drain: bool) -> None:
 @node.command(cls=Command, examples=[("p2pc node restart", "as it was started"), ("p2pc node restart --cpus 2", "")])
 @click.option("--drain/--now", default=True, help="Finish or hand back tasks first, or stop at once.")
 @_node_options
-def restart(
-    drain: bool,
-    name: str | None,
-    peer: tuple[str, ...],
-    discover: bool | None,
-    cpus: str | None,
-    until: str | None,
-) -> int:
+def restart(drain: bool, **flags: Any) -> int:
     """Stop and start, after an upgrade or with other settings.  Flags of its start that are not given here stay."""
-    return _restart(_settings(name, peer, discover, cpus, until), drain=drain)
+    return _restart(_settings(**flags), drain=drain)
 
 
 def _restart(settings: Mapping[str, str], *, drain: bool = True) -> int:
