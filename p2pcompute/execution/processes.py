@@ -350,11 +350,17 @@ class ProcessRunner:
         wanted = fence_of(run.spec)[0]
         if wanted == "process" and self._is_boxed(run):
             raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs work of others in sandboxes only"))
-        if wanted == "sandbox":
+        if wanted == "sandbox" and self._needs_bubblewrap(run):
             try:
                 sandbox.find_bubblewrap()
             except sandbox.NoSandbox as error:
                 raise Unfit(Outcome(OutcomeStatus.REFUSED, error=f"this node has no sandbox: {error}")) from None
+
+    def _needs_bubblewrap(self, run: TaskRun) -> bool:
+        """Whether what has to be shut in is so by bubblewrap: a container is its own sandbox, and where others' modules
+        run in a fence all do."""
+        kind = kind_of(run.spec)
+        return kind is not TaskKind.CONTAINER and not (kind is TaskKind.WASM and self._others is Level.WASM)
 
     def _check_kind(self, run: TaskRun, job: KnownJob) -> None:
         """Refuse what is no WASI module, where nothing else of others runs.
@@ -431,7 +437,7 @@ class ProcessRunner:
             return box
         if box is not None:
             box.kill()
-        if self._others is Level.WASM and job.spec.sandbox != "sandbox":
+        if self._others is Level.WASM and job.spec.kind is TaskKind.WASM:
             slot.box = self._start_fenced(slot, owner, limits)
             return slot.box
         if not self._bubblewrap:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcompute.execution import sandbox
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.real_clock import RealClock
@@ -125,6 +126,20 @@ async def test_how_they_fail(rig: Contained, engine: tuple[str, Path]) -> None:
     (outcome,) = await rig.run(absent, TaskPayload(argv=("go",)))
     assert outcome.status is OutcomeStatus.FAILED and outcome.cause == ""
     assert "could not run the image localhost/p2pc-there-is-none:1 here" in outcome.error
+
+
+async def test_they_need_no_other_sandbox(
+    rig: Contained, engine: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is what its job wants to be shut in."""
+
+    def nowhere() -> str:
+        raise sandbox.NoSandbox("no bubblewrap", "install it")
+
+    monkeypatch.setattr(sandbox, "find_bubblewrap", nowhere)
+    spec = replace(await _image(rig, engine), sandbox="sandbox")
+    (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.OK, outcome
 
 
 async def test_they_end_with_their_tasks(rig: Contained, engine: tuple[str, Path]) -> None:

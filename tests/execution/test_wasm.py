@@ -273,6 +273,23 @@ async def test_fence(fenced: Boxed) -> None:
     assert (await one(fenced, COPY)).status is OutcomeStatus.OK
 
 
+async def test_who_wants_a_sandbox_gets_the_fence_where_that_is_one(
+    fenced: Boxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may say that it wants to be shut in: for a module, the fence is that, with or without bubblewrap."""
+
+    def nowhere() -> str:
+        raise sandbox.NoSandbox("no bubblewrap", "install it")
+
+    monkeypatch.setattr(sandbox, "find_bubblewrap", nowhere)
+    for submitter in (fenced.submitter, b""):
+        monkeypatch.setattr(fenced, "submitter", submitter)
+        outcome = await one(fenced, LOOK, sandbox="sandbox")
+        assert outcome.status is OutcomeStatus.OK, outcome
+    (outcome,) = await fenced.run(JobSpec(kind=TaskKind.SHELL, sandbox="sandbox"), TaskPayload(argv=("true",)))
+    assert outcome.status is OutcomeStatus.REFUSED and "no bubblewrap" in outcome.error, "nothing else has a fence"
+
+
 async def test_machines_without_sandboxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take modules, unless their owner takes nothing; who wants modules alone gets them in sandboxes, too."""
     assert [isolation(accept, ()).level for accept in ("none", "all")] == [Level.NONE, Level.PROCESS]
