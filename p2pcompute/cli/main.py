@@ -16,6 +16,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -117,6 +118,22 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "sim": ("p2pcompute.cli.sim_commands", "Simulate a mesh on this machine, in virtual time."),
     },
 }
+MEANT: Final = {
+    **dict.fromkeys(("start", "up", "daemon"), "p2pc node start"),
+    **dict.fromkeys(("stop", "down", "quit", "shutdown"), "p2pc node stop"),
+    "restart": "p2pc node restart",
+    "set": "p2pc node set, for this machine, or p2pc config set",
+    "idle": "p2pc node idle",
+    **dict.fromkeys(
+        ("ps", "ls", "list", "queue", "top", "qstat", "squeue"), "p2pc jobs, for jobs, or p2pc status, for nodes"
+    ),
+    **dict.fromkeys(("submit", "exec", "map", "batch", "qsub", "sbatch"), "p2pc run"),
+    **dict.fromkeys(("kill", "abort", "rm", "del", "qdel", "scancel"), "p2pc cancel"),
+    **dict.fromkeys(("log", "output", "tail"), "p2pc logs"),
+    **dict.fromkeys(("nodes", "members"), "p2pc peers"),
+    "fetch": "p2pc result",
+}
+"""Words that people bring along from other programs, and what they are here."""
 """Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""
 
 
@@ -189,6 +206,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            if name in MEANT:
+                raise UsageError(f"there is no command {name!r}", "", MEANT[name])
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
             raise UsageError(
                 f"there is no command {name!r}", f'did you mean "{near[0]}"?' if near else "", "see: p2pc --help"
@@ -359,6 +378,12 @@ def _from_click(error: click.ClickException) -> tuple[P2pcError, str]:
         near = _near_flag(error.option_name, known)
         return UsageError(what, f'did you mean "{near}"?' if near else ""), more
     text = error.format_message().rstrip(".")
+    if (missing := re.match(r"No such command '(.+?)'", text)) is not None and context is not None:
+        what, name = f"there is no command '{context.command_path} {missing[1]}'", missing[1]
+        if any(name in section for section in COMMANDS.values()):
+            return UsageError(what, "", f"p2pc {name}"), more
+        if name in MEANT:
+            return UsageError(what, "", MEANT[name]), more
     return UsageError(text[:1].lower() + text[1:] if text[1:2].islower() else text), more
 
 

@@ -190,6 +190,7 @@ class Errors:
             and isinstance(exit_code, int)
             and 0 < exit_code <= _FAILED_IN_ITSELF
             and task.get("status") == "failed"
+            and str(task.get("error") or "").endswith(f" ended with exit code {exit_code}")  # and that is all
         ):
             return
         error = safe_text(str(task.get("error") or task.get("status") or "failed")).strip()

@@ -429,6 +429,19 @@ def _reading(flags: Mapping[str, Any]) -> Reading:
     )
 
 
+def _check_shut_in(flags: Mapping[str, Any], kind: str) -> None:
+    """Refuse flags that would do nothing for what is always shut in.
+
+    Raises:
+        UsageError: one is given.
+    """
+    name = {"wasm": "a WASM module", "container": "a container"}[kind]
+    if flags["network"] == "full":
+        raise UsageError(f"--network full is not for {name}", "it never has a network", "leave it out")
+    if flags["deps"] not in ("auto", "none"):
+        raise UsageError(f"--deps is not for {name}", "it brings all that it needs", "leave it out")
+
+
 def _demands(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the flags say about whose results are believed, as terms of the job.
 
@@ -488,6 +501,8 @@ def _read_request(flags: Mapping[str, Any], command: list[str], inputs: Inputs) 
         raise UsageError(f"--batch {batch} is too large", f"it is up to {COUNT_MAX}", "--batch auto")
     if flags["fuel"] is not None and kind != "wasm":
         raise UsageError("--fuel is for WASM", "instructions of other programs are not counted", "use --timeout")
+    if kind in ("wasm", "container"):
+        _check_shut_in(flags, kind)
     if batch != "1" and kind != "function":
         raise UsageError("--batch is for functions", "a command is one process for each input", "use -n N instead")
     jobs = flags["jobs"]
@@ -833,7 +848,8 @@ class _Run:
             UsageError: it asks for an attribute that no node has, with a name like one that there is.
         """
         request = self.request
-        if request.needs is None and self.lock is None and not request.on and not request.not_on:
+        is_special = request.kind in ("wasm", "container") or request.has_network or request.sandbox == "process"
+        if request.needs is None and self.lock is None and not (request.on or request.not_on or is_special):
             return
         from p2pcompute.cli.explain import never_error, unheard_lines
 

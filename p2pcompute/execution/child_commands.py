@@ -433,6 +433,8 @@ class Commands:
         elif self._saved.has_any:
             result.status, result.cause = "killed", MOVED
             result.error = f"the command has saved its state, to go on elsewhere (exit code {EXIT_MOVED})"
+        else:
+            result.error = f"{result.error} (it has saved its state), but there is no file in P2PC_CHECKPOINT"
 
     def _terminate(self, command: Running) -> float:
         """Send SIGTERM to the group (and SIGCONT, or a stopped one would not see it); return when SIGKILL is due."""

@@ -148,6 +148,33 @@ def test_mistyped_commands_and_flags_name_the_near_one(home: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stop"], "p2pc node stop"),
+        (["ps"], "p2pc jobs"),
+        (["submit", "x"], "p2pc run"),
+        (["node", "status"], "p2pc status"),
+        (["node", "pause"], "p2pc pause"),
+        (["node", "submit"], "p2pc run"),
+    ],
+)
+def test_commands_of_other_programs_are_put_right(
+    words: list[str], said: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it broke: `p2pc stop` would be answered with `show`."""
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "") and f"fix:  {said}" in err
+
+
+@pytest.mark.parametrize("flags", [["--network", "full"], ["--deps", "x.py"]])
+def test_flags_that_do_nothing_for_a_module_are_refused(
+    flags: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _out, err = run(capsys, "run", *flags, "--kind", "wasm", "x.wasm", ":::", "1")
+    assert code == 2 and f"{flags[0]}" in err and "not for a WASM module" in err
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["run", "--json", "--nope", "x"],

@@ -137,6 +137,10 @@ def test_a_command_that_says_itself_why_it_failed_is_not_commented() -> None:
     errors = Errors("j7k3", "command", said.append)
     errors.take(task(0, state="failed", status="failed", exit_code=3, error="the command ended with exit code 3"))
     assert said == []
+    error = "the command ended with exit code 85 (it has saved its state), but there is no file in P2PC_CHECKPOINT"
+    errors.take(task(2, state="failed", status="failed", exit_code=85, error=error))
+    assert said == [f"j7k3/2 (in2) failed on nova: {error}"]
+    said.clear()
     errors.take(task(1, state="failed", status="failed", exit_code=127, error="the command 'x' was not found"))
     assert len(said) == 1
 

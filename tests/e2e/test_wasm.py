@@ -84,6 +84,7 @@ def test_modules_run_where_they_can(trio: list[Daemon]) -> None:
     assert shown.count("it takes only jobs with job.kind=='wasm'") == 2, shown
     refused = ada.p2pc("run", "--on", "ada", "x.wasm", ":::", "a").check(4)
     assert "no node can ever run this" in refused.err and "p2pcompute[wasm]" in refused.err, refused.err
+    ada.p2pc("run", "--local", "x.wasm", ":::", "a").check(4)  # not: waits for ever
 
 
 def test_bad_modules_fail_once(trio: list[Daemon]) -> None:

@@ -147,6 +147,7 @@ async def test_a_command_goes_on_elsewhere(saving: Saving) -> None:
     assert (outcome.status, outcome.stdout, cookies) == (OutcomeStatus.OK, b"one\n", []), outcome
     outcome, cookies = await saving.once(spec, shell("exit 85"))
     assert outcome.status is OutcomeStatus.FAILED and not cookies, "nothing was saved: an exit code like others"
+    assert "no file in P2PC_CHECKPOINT" in outcome.error
 
 
 @module_loop
