@@ -9,6 +9,7 @@ Apart from `config`, so that a command that only talks to the node does not pay 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from p2pcompute.errors import ConfigError, NodeUnavailable
 
@@ -226,3 +227,12 @@ def _socket_path(state: Path, runtime: str | None, group: str) -> Path:
         tag = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
         path = Path(f"/tmp/p2pc-{os.getuid()}-{tag}") / "node.sock"
     return path
+
+
+def read_run_file(paths: Paths) -> dict[str, Any]:
+    """Return what the running node wrote about itself; nothing when there is none or the file is torn."""
+    try:
+        found = json.loads(paths.run_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

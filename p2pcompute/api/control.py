@@ -20,13 +20,19 @@ _SILENT_S: Final = 3 * EVENT_KEEPALIVE_S
 
 
 def call(
-    path: Path, method: str, target: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    path: Path,
+    method: str,
+    target: str,
+    body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    timeout_s: float | None = None,
 ) -> bytes:
     """Ask this machine's node and return its answer.
 
     Args:
         path: of its socket.
         body: a document; or several, which become lines.
+        timeout_s: it is given up when it says nothing for so long; None: for REQUEST_S.
 
     Raises:
         NodeUnavailable: it does not answer.
@@ -41,7 +47,7 @@ def call(
             b"".join(json.dumps(line).encode() + b"\n" for line in body),
             {"Content-Type": "application/jsonl"},
         )
-    with _errors(), contextlib.closing(_connected(path, REQUEST_S)) as connection:
+    with _errors(), contextlib.closing(_connected(path, timeout_s or REQUEST_S)) as connection:
         connection.request(method, target, body=data, headers=headers)
         answer = connection.getresponse()
         content = answer.read()
@@ -50,9 +56,9 @@ def call(
     return content
 
 
-def ask(path: Path, method: str, target: str, body: Any = None) -> Any:
+def ask(path: Path, method: str, target: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
     """As `call`, with the answer read as JSON."""
-    return json.loads(call(path, method, target, body))
+    return json.loads(call(path, method, target, body, timeout_s=timeout_s))
 
 
 def events(path: Path, target: str) -> Iterator[tuple[str, int | None, dict[str, Any]]]:

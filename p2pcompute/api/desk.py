@@ -26,14 +26,13 @@ from typing import Any, Final
 
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
 from p2pcompute.api.explanations import Explanation, explanation_of, never
-from p2pcompute.api.files import place_file
 from p2pcompute.api.functions import Shipment, requirements_of
 from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
 from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
+from p2pcompute.api.result_content import Content, place_file
 from p2pcompute.api.result_folder import Note, ResultFolder
-from p2pcompute.api.results import Content
 from p2pcompute.errors import P2pcError, ResultDisputed, ResultRevoked, UsageError
 from p2pcompute.execution.calls import PackedCall
 from p2pcompute.execution.locking import make_lock
@@ -702,7 +701,7 @@ class Desk:
             )
         if files is None:
             files = {
-                file.name: place_file(note.to, file, self._read_blob(BlobRef(file.digest, file.size)))
+                file.name: str(place_file(note.to, file.name, content(b"", (file.digest, file.size)), file.mode))
                 for file in outcome.files
             }
         future._files = files

@@ -25,7 +25,6 @@ from weakref import WeakSet
 
 from p2pcompute.api.control import REQUEST_S, ask, call, events
 from p2pcompute.api.explanations import Explanation
-from p2pcompute.api.files import place_file
 from p2pcompute.api.functions import Shipment, requirements_of
 from p2pcompute.api.futures import MeshFuture, check_failed, closed, failure, set_cancelled, set_exception, settle
 from p2pcompute.api.job_status import JobStatus, Progress, status_of
@@ -33,6 +32,7 @@ from p2pcompute.api.jobs import Job
 from p2pcompute.api.kept_jobs import KeptJob
 from p2pcompute.api.noted import Prepared
 from p2pcompute.api.presence import AWAY_S, RETRY_S, Presence, longer
+from p2pcompute.api.result_content import place_file
 from p2pcompute.api.result_folder import Earlier, earlier_calls, numbers_of
 from p2pcompute.api.results import ResultsTarget, folder_name, wall_seconds
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
@@ -440,10 +440,11 @@ class Feed:
                 number = int(ask(self._path, "GET", self._place())["results"]["first"]) + future._index
             folder = target.dir / folder_name(number) / "files"
             return {file.name: str(folder / file.name) for file in outcome.files}
-        return {
-            file.name: place_file(note.to, file, self._content({"index": future._index}, f"files/{quote(file.name)}"))
-            for file in outcome.files
-        }
+        found: dict[str, str] = {}
+        for file in outcome.files:
+            content = self._content({"index": future._index}, f"files/{quote(file.name)}")
+            found[file.name] = str(place_file(note.to, file.name, content, file.mode))
+        return found
 
 
 def _broken(error: Exception) -> P2pcError:

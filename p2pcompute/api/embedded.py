@@ -12,12 +12,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
-import http.client
 import importlib
 import json
 import logging
 import os
-import socket
 import threading
 import warnings
 import weakref
@@ -26,9 +24,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from p2pcompute.api.control import ask
 from p2pcompute.api.futures import SIGNAL_S
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
-from p2pcompute.socket_peer import check_peer_is_ours
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
@@ -336,29 +334,21 @@ def _running_installation(group: str | None) -> tuple[MachinePaths, Settings] | 
 
 
 def _ask_status(path: Path) -> dict[str, Any]:
-    """Ask this machine's node about itself over its control socket.
+    """Ask this machine's node about itself.
 
     Raises:
         NodeUnavailable: it does not answer, or in an unknown way.
         TrustError: another user's process listens there.
     """
     try:
-        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=ASK_S)) as connection:
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(ASK_S)
-            connection.sock.connect(str(path))
-            check_peer_is_ours(connection.sock, str(path))
-            connection.request("GET", "/v1/status")
-            answer = connection.getresponse()
-            document = json.loads(answer.read())
-        if answer.status != 200 or not isinstance(document["node"]["port"], int) or "peers" not in document:
-            raise ValueError(f"status {answer.status}")
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        document: dict[str, Any] = ask(path, "GET", "/v1/status", timeout_s=ASK_S)
+        if not isinstance(document["node"]["port"], int) or "peers" not in document:
+            raise ValueError("it is not what a node says")
+    except (ValueError, KeyError, TypeError) as error:
         raise NodeUnavailable(
             "this machine's node does not answer", f"{type(error).__name__}: {error}", "look at it: p2pc status"
         ) from error
-    found: dict[str, Any] = document
-    return found
+    return document
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

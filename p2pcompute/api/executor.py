@@ -392,18 +392,13 @@ class MeshExecutor(cf.Executor):
             target = kept.feed(replace(shipment, name=name))
             job = DetachedJob(self._desk, shipment, name, target, self._core.progress)
         is_noted = self._core.is_noted or shipment.options.has_files
-        try:
+        with job.being_filled():
             for args in zip(*iterables, strict=False):
                 if is_noted:
                     job.add(self._send_noted(target, shipment, beside, fn, args, {}))
                     continue
                 data, parts = dump_call((beside, *args) if beside else args, {}, shipment.zipped_names)
                 job.add(self._send(job.open_job, data, parts))
-        except BaseException:
-            job.cancel(now=True)
-            raise
-        finally:
-            job.seal()
         return job
 
     def with_options(self, **changes: Any) -> MeshExecutor:

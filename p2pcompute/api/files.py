@@ -1,11 +1,10 @@
-"""Files of this machine that go along with calls and commands, and files that come back."""
+"""Files of this machine that go along with calls and commands."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from p2pcompute.errors import RemoteProtocolError, UsageError
-from p2pcompute.execution.spec import InputFile, is_safe_name
+from p2pcompute.errors import UsageError
+from p2pcompute.execution.spec import InputFile
 from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.host.runs import OutputFile
 from p2pcompute.limits import UPLOAD_FILES_MAX
 
 PLACE: Final = "{}"
@@ -177,28 +175,6 @@ def _digest(path: str) -> bytes:
             return hashlib.file_digest(content, "sha256").digest()
     except OSError as error:
         raise _unsendable(path, error.strerror or str(error)) from error
-
-
-def place_file(directory: Path, file: OutputFile, content: bytes) -> str:
-    """Write a file that came back below a directory; return where it is.
-
-    Raises:
-        RemoteProtocolError: its name would leave the directory.
-    """
-    if not is_safe_name(file.name):
-        raise RemoteProtocolError("a file name that leaves the directory", file.name)
-    path = directory / file.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(".p2pc-part", ".", path.parent)  # by several threads; through no link
-    try:
-        with open(descriptor, "wb") as out:
-            out.write(content)
-        os.chmod(part, file.mode & 0o777)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
-    return str(path)
 
 
 def text_of(value: Any) -> str | None:

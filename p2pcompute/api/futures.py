@@ -20,6 +20,7 @@ from p2pcompute.execution.calls import Collected
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import task_id
+from p2pcompute.limits import NO_OUTPUT
 
 if TYPE_CHECKING:
     from p2pcompute.api.desk import Desk
@@ -34,8 +35,6 @@ SIGNAL_S: Final = 0.5
 _reading: Final = threading.RLock()
 """Held while a large value is unpickled that several threads may ask for."""
 _ENDED: Final = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
-NO_OUTPUT: Final = 1 << 58
-"""What comes after so many bytes of output: nothing."""
 OUTPUT_SHOWN_BYTES: Final = 2048
 """End of a task's standard error in an exception."""
 

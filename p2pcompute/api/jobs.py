@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
+import contextlib
 import itertools
 import os
 import time
@@ -62,6 +63,17 @@ class Job(Generic[R]):
     def add(self, future: MeshFuture[R]) -> None:
         """Take a task in; for the executor."""
         self._futures.append(future)
+
+    @contextlib.contextmanager
+    def being_filled(self) -> Iterator[None]:
+        """Take tasks in, and seal the job in the end; what goes wrong cancels it; for the executor."""
+        try:
+            yield
+        except BaseException:
+            self.cancel(now=True)
+            raise
+        finally:
+            self.seal()
 
     def seal(self) -> None:
         """No more tasks come; for the executor."""

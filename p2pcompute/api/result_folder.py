@@ -21,8 +21,9 @@ from typing import Any, Final
 
 from p2pcompute.api.options import moment
 from p2pcompute.api.result_claims import Hold, check_claims
+from p2pcompute.api.result_content import Content
 from p2pcompute.api.result_keys import content_key, jsonl_records, split_keys
-from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, check_target, hold, is_results_file
+from p2pcompute.api.results import ResultsTarget, ResultsWriter, check_target, hold, is_results_file
 from p2pcompute.errors import StoreError, UsageError
 from p2pcompute.execution.functions import load_value
 from p2pcompute.host.runs import Outcome

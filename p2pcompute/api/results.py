@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from p2pcompute.api.result_claims import Hold, drop_claim, marker_of, take_claim
+from p2pcompute.api.result_content import Content, chunks, content_size, place_file, write_content
 from p2pcompute.api.result_keys import (
     JOBLOG_HEADER,
     KEY_BYTES,
@@ -54,14 +55,12 @@ from p2pcompute.limits import RESULT_LINE_BYTES_MAX
 __all__ = [
     "JOBLOG_HEADER",
     "KEY_BYTES",
-    "Content",
     "DoneKeys",
     "ResultsTarget",
     "ResultsWriter",
     "check_target",
     "command_key",
     "content_key",
-    "content_size",
     "exit_columns",
     "file_format",
     "folder_name",
@@ -77,9 +76,6 @@ FOLDER_TASKS: Final = 1000
 """Task folders in one folder of the directory."""
 _CHUNK_BYTES: Final = 256 * 1024
 _OWN_NAMES: Final = ("job.json", "joblog", "tasks.jsonl", "summary.json", "tasks")
-
-Content = bytes | Path | None
-"""Output of a task: the bytes, the file that holds them, or nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,33 +231,10 @@ def wall_seconds(value: object) -> float:
 # --- content -----------------------------------------------------------------------------------------------------
 
 
-def _chunks(content: Content) -> Iterator[bytes]:
-    if isinstance(content, Path):
-        with content.open("rb") as source:
-            while chunk := source.read(_CHUNK_BYTES):
-                yield chunk
-    elif content:
-        yield content
-
-
-def content_size(content: Content) -> int:
-    """Return the size in bytes."""
-    if isinstance(content, Path):
-        return content.stat().st_size
-    return len(content) if content else 0
-
-
-def _write_content(path: Path, content: Content, mode: int = 0o666) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb") as out:
-        for chunk in _chunks(content):
-            out.write(chunk)
-
-
 def _is_text(content: Content) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        for chunk in _chunks(content):
+        for chunk in chunks(content):
             decoder.decode(chunk)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
@@ -274,12 +247,12 @@ def _json_content(out: IO[bytes], name: str, content: Content) -> None:
     if _is_text(content):
         out.write(f',"{name}":"'.encode())
         decoder = codecs.getincrementaldecoder("utf-8")()
-        for chunk in _chunks(content):
+        for chunk in chunks(content):
             out.write(json.dumps(decoder.decode(chunk), ensure_ascii=False)[1:-1].encode())
     else:
         out.write(f',"{name}_b64":"'.encode())
         held = b""
-        for chunk in _chunks(content):
+        for chunk in chunks(content):
             held += chunk
             whole = len(held) - len(held) % 3
             out.write(base64.b64encode(held[:whole]))
@@ -299,7 +272,7 @@ def _csv_content(out: IO[bytes], content: Content) -> None:
     if not content_size(content):
         return
     out.write(b'"')
-    for chunk in _chunks(content):
+    for chunk in chunks(content):
         out.write(chunk.replace(b'"', b'""'))
     out.write(b'"')
 
@@ -661,7 +634,7 @@ class ResultsWriter:
             "".join(f"{word}\n" for word in record.get("inputs") or ()), encoding="utf-8", errors="surrogateescape"
         )
         for name, content in contents.items():
-            _write_content(part / name, content)
+            write_content(part / name, content)
         self._place_all(part / "files", record, files)
         (part / "meta.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if final.exists():
@@ -679,7 +652,7 @@ class ResultsWriter:
         refused: dict[str, str] = {}
         for name, content, mode in files:
             try:
-                _place(directory, name, content, mode)
+                place_file(directory, name, content, mode)
             except StoreError as error:
                 refused[name] = error.what
             except OSError as error:
@@ -825,26 +798,6 @@ _NAME_ERRORS: Final = frozenset(
     (errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 )
 """What is wrong then is the name of the file, not the disk."""
-
-
-def _place(directory: Path, name: str, content: Content, mode: int) -> None:
-    """Put a file that came back at `directory/name`, whole or not at all.
-
-    Raises:
-        StoreError: the name would leave the directory.
-    """
-    parts = name.split("/")
-    if name.startswith("/") or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise StoreError(f"a file came back under a name that leaves its directory: {name!r}", code="results-name")
-    path = directory / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.p2pc-part")  # short: the name may be as long as names can be
-    try:
-        _write_content(part, content, mode & 0o777)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _replace_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.pickling import dump_value
+from p2pcompute.api.result_content import Content
 from p2pcompute.api.result_folder import Note, ResultFolder, results_target
-from p2pcompute.api.results import Content
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 
 

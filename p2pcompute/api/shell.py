@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pcompute.api.files import PLACE, Taker, filled, place_file, sent_files
+from p2pcompute.api.files import PLACE, Taker, filled, sent_files
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.options import TaskOptions
+from p2pcompute.api.result_content import place_file
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.spec import TaskKind, TaskPayload, encode_payload
 from p2pcompute.host.interfaces import BlobRef
@@ -69,15 +70,10 @@ def start_commands(
     kind = TaskKind.SHELL if is_shell else TaskKind.COMMAND
     shipment = Shipment(label, b"", None, (), options, b"")
     job: Job[Completed] = Job(executor._desk, shipment, label, kind, commands.read)
-    try:
+    with job.being_filled():
         for value in (None,) if inputs is None else inputs:
             text = None if value is None else os.fspath(value) if isinstance(value, os.PathLike) else str(value)
             job.add(executor._send_payload(job.open_job, *commands.payload(text)))
-    except BaseException:
-        job.cancel(now=True)
-        raise
-    finally:
-        job.seal()
     return job
 
 
@@ -129,7 +125,9 @@ class _Commands:
             outcome.exit_code is None and outcome.signal is None
         ):
             return NotImplemented
-        files = {file.name: place_file(self._to, file, contents[file.digest]) for file in outcome.files}
+        files = {
+            file.name: str(place_file(self._to, file.name, contents[file.digest], file.mode)) for file in outcome.files
+        }
         returncode = outcome.exit_code if outcome.exit_code is not None else -(outcome.signal or 0)
         stderr = contents[outcome.stderr_blob[0]] if outcome.stderr_blob is not None else outcome.stderr
         if returncode and outcome.error and not stderr:

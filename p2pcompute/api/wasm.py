@@ -57,7 +57,7 @@ def start_modules(
     )
     job.open_job.fuel = fuel
     blobs = executor._node.blobs()
-    try:
+    with job.being_filled():
         for data in inputs:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise BadValue(f"an input of type {type(data).__name__}", "a module reads bytes", "text.encode()")
@@ -68,11 +68,6 @@ def start_modules(
                 kept = (blobs.put_now(data, pin=True),)
                 task = TaskPayload(argv=(label, *args), stdin_blob=kept[0])
             job.add(executor._send_payload(job.open_job, encode_payload(task), kept, (label, *args)))
-    except BaseException:
-        job.cancel(now=True)
-        raise
-    finally:
-        job.seal()
     return job
 
 

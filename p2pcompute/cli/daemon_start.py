@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from p2pcompute.cli.connection import Connection, error_of
 from p2pcompute.errors import NodeUnavailable
-from p2pcompute.places import Paths, find_paths
+from p2pcompute.places import Paths, find_paths, read_run_file
 
 AUTOSTART_S_MAX: Final = 5.0
 """For a node that is started on the way to something else."""
@@ -340,7 +340,7 @@ def is_running(paths: Paths) -> bool:
 
 def running_pid(paths: Paths) -> int | None:
     """Return the process id that the running node wrote down."""
-    pid = _run_file(paths).get("pid")
+    pid = read_run_file(paths).get("pid")
     return pid if isinstance(pid, int) else None
 
 
@@ -358,7 +358,7 @@ class HowStarted:
 
 def how_started(paths: Paths) -> HowStarted:
     """Return what is known of the node that runs."""
-    found = _run_file(paths)
+    found = read_run_file(paths)
     flags = found.get("flags")
     return HowStarted(
         {str(key): str(value) for key, value in flags.items()} if isinstance(flags, dict) else {},
@@ -369,19 +369,11 @@ def how_started(paths: Paths) -> HowStarted:
 
 def forget_flag(paths: Paths, key: str) -> None:
     """A setting was changed after the node was started with a flag for it: a restart goes by the setting."""
-    found = _run_file(paths)
+    found = read_run_file(paths)
     if isinstance(flags := found.get("flags"), dict) and flags.pop(key, None) is not None:
         part = paths.run_file.with_name(f".{paths.run_file.name}.{os.getpid()}")
         part.write_text(json.dumps(found) + "\n", encoding="utf-8")
         part.replace(paths.run_file)
-
-
-def _run_file(paths: Paths) -> dict[str, Any]:
-    try:
-        found = json.loads(paths.run_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def wait_stopped(paths: Paths, limit_s: float) -> bool:

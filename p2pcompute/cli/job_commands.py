@@ -47,9 +47,8 @@ from p2pcompute.cli.output import (
     time_text,
 )
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
+from p2pcompute.limits import NO_OUTPUT
 
-NO_OUTPUT: Final = 1 << 58
-"""What comes after so many bytes of output: nothing."""
 WAIT_LOOK_S: Final = (0.05, 0.5)
 """First and longest pause between looks at a job that is waited for."""
 NODE_AWAY_S_MAX: Final = 60.0

@@ -414,7 +414,8 @@ def _export(
     import shutil
     import tempfile
 
-    from p2pcompute.api.results import Content, ResultsTarget, ResultsWriter, is_results_file
+    from p2pcompute.api.result_content import Content
+    from p2pcompute.api.results import ResultsTarget, ResultsWriter, is_results_file
 
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
     contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))

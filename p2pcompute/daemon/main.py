@@ -34,7 +34,7 @@ from p2pcompute.host.paths import MachinePaths, prepare_directories, resolve_pat
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import STOP_GRACE_S
 from p2pcompute.node.facade import NodeFacade
-from p2pcompute.places import Paths
+from p2pcompute.places import Paths, read_run_file
 from p2pcompute.version import VERSION
 
 log = logging.getLogger("p2pcompute.daemon")
@@ -195,15 +195,6 @@ def _one_node(paths: Paths) -> Any:
         yield
     finally:
         lock.release()
-
-
-def read_run_file(paths: Paths) -> dict[str, Any]:
-    """Return what the running node wrote about itself; nothing when there is none or the file is torn."""
-    try:
-        found = json.loads(paths.run_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _report(descriptor: int, document: Mapping[str, Any]) -> None:

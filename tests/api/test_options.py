@@ -12,10 +12,10 @@ import pytest
 
 from p2pcompute import BadValue, MeshExecutor, TaskOptions, UsageError
 from p2pcompute.api import files
-from p2pcompute.api.files import REMEMBERED_MAX, SETTLED_S, SentFile, Taker, digest_of_file, place_file
+from p2pcompute.api.files import REMEMBERED_MAX, SETTLED_S, SentFile, Taker, digest_of_file
+from p2pcompute.api.result_content import place_file
 from p2pcompute.api.shell import start_commands
 from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.host.runs import OutputFile
 from tests.sandboxes import need_sandbox
 
 
@@ -185,11 +185,11 @@ def test_a_settled_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_files_of_one_name_come_back_at_once(tmp_path: Path) -> None:
     """Broken: two calls that bring the same name back stumble over one another's half a file."""
-    file = OutputFile("out/" + "n" * 200, b"", 1 << 16, 0o640)
+    name = "out/" + "n" * 200
     with ThreadPoolExecutor(8) as pool:
         contents = [bytes([number]) * (1 << 16) for number in range(64)]
-        paths = set(pool.map(lambda content: place_file(tmp_path, file, content), contents))
-    (path,) = map(Path, paths)
+        paths = set(pool.map(lambda content: place_file(tmp_path, name, content, 0o640), contents))
+    (path,) = paths
     assert path.read_bytes() in contents and path.stat().st_mode & 0o777 == 0o640
     assert os.listdir(path.parent) == [path.name]
 
