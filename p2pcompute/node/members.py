@@ -227,7 +227,8 @@ class Members:
         if chain is None or member is None or chain == self._credentials.group.chain:
             return
         own = self._credentials.own_membership_if_any()
-        if own is None or set(member.roles) > set(own.roles) or member.rank < own.rank:
+        is_worse = own is not None and member.is_stranger and not own.is_stranger
+        if own is None or (not is_worse and (set(member.roles) > set(own.roles) or member.rank < own.rank)):
             self._credentials.group = self._credentials.group.with_chain(chain)
             self._network.on_change()
 
@@ -313,7 +314,7 @@ class Members:
             key,
             wall=wall,
             log=roster.log,
-            inviter=member.inviter,
+            former=member,
         )
         self._show(key, (*credentials.group.chain, entry))
         return self._view(key)
@@ -392,7 +393,7 @@ class Members:
             roles=roles,
             wall=wall,
             log=roster.log,
-            inviter=member.inviter,
+            former=member,
         )
         self._show(member.installation, (*credentials.group.chain, entry))
 

@@ -140,6 +140,8 @@ class Membership:
     roles: tuple[str, ...]
     inviter: bytes
     """Who let it in; the founder itself for the founder."""
+    invited: bytes
+    """The signature of who let it in, that it did; empty: he renewed it himself, or there is none."""
     signer: bytes
     """Who signed the last entry: the inviter, or who renewed it."""
     issued: float
@@ -180,7 +182,9 @@ class Admission:
     previous: bytes
     """SHA-256 of the entry before it; b"" in the founder's."""
     inviter: bytes
-    """Who let the subject in first: a renewal passes it on."""
+    """Who let the subject in first, by his own signature, which a renewal passes on; else who signed the entry."""
+    invited: bytes
+    """That signature; empty: there is none."""
     after: tuple[bytes, ...]
     """The last entries of the group's log that the signer knew: what they say of the subject is taken into account."""
     nonce: bytes
@@ -270,7 +274,7 @@ def admit(
     roles: Sequence[str],
     wall: float,
     log: Judge | None = None,
-    inviter: bytes | None = None,
+    former: Membership | None = None,
     is_heir: bool = False,
     is_stranger: bool = False,
 ) -> bytes:
@@ -280,7 +284,7 @@ def admit(
         roles: from ROLES, none that this installation lacks.
         wall: Unix seconds.
         log: of the group; who was removed is a member again by this entry.
-        inviter: who let the subject in, when that was another one.
+        former: what the subject is already; who let it in is answerable for it as before.
         is_heir: see `name_heir`.
         is_stranger: nobody vouches for it; it may get STRANGER_ROLES only.
 
@@ -310,8 +314,11 @@ def admit(
         **({"heir": True} if is_heir else {"expires": issued + int(ADMIT_TTL_S)}),
         "previous": hashlib.sha256(group.chain[-1]).digest(),
     }
-    if inviter is not None and inviter != identity.public_key:
-        entry["inviter"] = inviter
+    is_same = former is not None and former.is_stranger is is_stranger and bool(former.invited)
+    if former is not None and is_same and former.inviter != identity.public_key:
+        entry["inviter"], entry["invited"] = former.inviter, former.invited
+    else:
+        entry["invited"] = identity.sign(_let_in(group.group_id, subject_key, is_stranger))
     if is_stranger:
         entry["stranger"] = True
     if log is not None and (heads := log.heads(subject_key)):
@@ -350,13 +357,13 @@ def name_heir(
     *,
     wall: float,
     log: Judge | None = None,
-    inviter: bytes | None = None,
+    former: Membership | None = None,
 ) -> bytes:
     """Return a signed admit entry that makes `subject_key` an heir; its chain is `group.chain` plus this entry.
 
     Args:
         wall: Unix seconds.
-        log, inviter: as in `admit`.
+        log, former: as in `admit`.
 
     Raises:
         TrustError: this installation is neither the founder nor an heir, or its chain is as long as one may be.
@@ -369,7 +376,7 @@ def name_heir(
             "ask there",
             code="not-allowed",
         )
-    return admit(identity, group, crypto, subject_key, roles=ROLES, wall=wall, log=log, inviter=inviter, is_heir=True)
+    return admit(identity, group, crypto, subject_key, roles=ROLES, wall=wall, log=log, former=former, is_heir=True)
 
 
 def renew(
@@ -406,7 +413,7 @@ def renew(
         roles=member.roles,
         wall=wall,
         log=log,
-        inviter=member.inviter,
+        former=member,
         is_stranger=member.is_stranger,
     )
     return (*group.chain, entry)
@@ -507,6 +514,7 @@ def check_chain(
         installation=subject,
         roles=roles,
         inviter=last.inviter,
+        invited=last.invited,
         signer=last.signer,
         issued=float(last.issued),
         expires=expires,
@@ -579,7 +587,9 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
             raise RemoteProtocolError("a group without a name")
         if group != group_id_of(opened.signer, nonce):
             raise RemoteProtocolError("an entry for another group")
-        return Admission(digest, opened.signer, subject, roles, issued, math.inf, b"", opened.signer, (), nonce, name)
+        return Admission(
+            digest, opened.signer, subject, roles, issued, math.inf, b"", opened.signer, b"", (), nonce, name
+        )
     if group != group_id:
         raise RemoteProtocolError("an entry for another group")
     is_heir = body.get("heir", False)
@@ -589,7 +599,8 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
     if not is_heir and not issued < expires <= issued + ADMIT_TTL_S:
         raise RemoteProtocolError("an admit entry that lives too long")
     previous = _bytes_of(body, "previous", _DIGEST_BYTES)
-    inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else opened.signer
+    is_stranger = _is_stranger(body, roles)
+    inviter, invited = _inviter_of(crypto, body, group, subject, opened.signer, is_stranger)
     after = digests_of(body.get("after", []), LOG_HEADS_MAX)
     return Admission(
         digest,
@@ -600,12 +611,34 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
         float(expires),
         previous,
         inviter,
+        invited,
         after,
         b"",
         "",
         is_heir,
-        _is_stranger(body, roles),
+        is_stranger,
     )
+
+
+def _let_in(group_id: bytes, subject: bytes, is_stranger: bool) -> bytes:
+    """What an inviter signs of whom it lets in; of a stranger something else, for which nobody is answerable."""
+    return (b"p2pc stranger 1" if is_stranger else b"p2pc let in 1") + group_id + subject
+
+
+def _inviter_of(
+    crypto: Crypto, body: dict[Any, Any], group_id: bytes, subject: bytes, signer: bytes, is_stranger: bool
+) -> tuple[bytes, bytes]:
+    """Return who is answerable for the subject of an entry, and his signature.
+
+    Who renews a member may not say that somebody else let it in, but by that one's signature: members are counted by
+    who is answerable for them, and whoever may invite could otherwise invite himself in the founder's name.
+    """
+    inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else signer
+    invited = body.get("invited", b"")
+    said = _let_in(group_id, subject, is_stranger)
+    if isinstance(invited, bytes) and invited and crypto.verify(inviter, said, invited):
+        return inviter, invited
+    return signer, b""
 
 
 def _is_stranger(body: dict[Any, Any], roles: tuple[str, ...]) -> bool:

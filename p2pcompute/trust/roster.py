@@ -99,8 +99,9 @@ class Roster:
     def learn(self, chain: Any, wall: float, *, is_asked: bool = False) -> bytes | None:
         """Take the chain of a member from somebody else; returns whose it is when it is worth more than the known one.
 
-        That is one that has not ended, with more roles, or newer.  So nobody who may invite can make others believe
-        that a member may do less: only the log says that.  In a large group only those are learned that were asked for.
+        That is one that has not ended, of no stranger, with more roles, or newer.  So nobody who may invite can make
+        others believe that a member may do less: only the log says that.  In a large group only those are learned that
+        were asked for.
 
         Raises:
             TrustError: it makes nobody a member.
@@ -244,8 +245,8 @@ class Roster:
         _each(lambda chain: self.learn(chain, wall), kept.chains)
 
 
-def _worth(chain: Chain, member: Membership, wall: float) -> tuple[bool, int, int, float, bytes]:
-    return member.expires > wall, len(member.roles), -member.rank, member.issued, chain[-1]
+def _worth(chain: Chain, member: Membership, wall: float) -> tuple[bool, bool, int, int, float, bytes]:
+    return member.expires > wall, not member.is_stranger, len(member.roles), -member.rank, member.issued, chain[-1]
 
 
 def _each(take: Any, items: Iterable[Any]) -> None:

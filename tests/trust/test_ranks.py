@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -17,7 +18,17 @@ from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.identity.keys import ROLES, Identity, create_identity
 from p2pcompute.limits import GROUP_ACCEPT_CHARS_MAX, MEETINGS_BURST_OF_SOURCE, OPEN_PUZZLE_BITS_MAX
 from p2pcompute.trust.admission import Knock
-from p2pcompute.trust.groups import ADMIN_RANK, FOUNDER_RANK, MEMBER_RANK, Group, admit, check_chain, name_heir, renew
+from p2pcompute.trust.groups import (
+    ADMIN_RANK,
+    ADMIT_TYPE,
+    FOUNDER_RANK,
+    MEMBER_RANK,
+    Group,
+    admit,
+    check_chain,
+    name_heir,
+    renew,
+)
 from p2pcompute.trust.log import CLOSED, Added, GroupLog, make_limit, make_policy
 from p2pcompute.trust.open_door import OpenAdmission, next_start, read_challenge, work, worth
 from p2pcompute.trust.policy import GroupPolicy, read_policy, strictest
@@ -261,6 +272,51 @@ def test_a_stranger_stays_one_when_it_is_renewed_and_may_not_more_than_strangers
     with pytest.raises(RemoteProtocolError, match="stranger"):
         check_chain(CRYPTO, [*OF_BOB.chain, forged], group_id=GROUP.group_id, subject=EVE.public_key, wall=WALL)
     assert rank(let_in(FOUNDER, GROUP, EVE), EVE) == MEMBER_RANK, "whom somebody invites is none any more"
+
+
+def test_nobody_says_that_somebody_else_let_a_member_in() -> None:
+    """Members are counted by who is answerable for them: whom the founder let in, each counts for itself.  Breaks when
+    whoever may invite can make a hundred such, or make one of a stranger that came in by the founder's open door."""
+
+    def inviter_of(chain: Sequence[bytes]) -> bytes:
+        return check_chain(CRYPTO, chain, group_id=GROUP.group_id, subject=EVE.public_key, wall=WALL).inviter
+
+    def entry_of(**more: Any) -> bytes:
+        body = {
+            "group": GROUP.group_id,
+            "subject": EVE.public_key,
+            "roles": ["work"],
+            "issued": int(WALL),
+            "expires": int(WALL) + 60,
+            "previous": hashlib.sha256(OF_BOB.chain[-1]).digest(),
+            "inviter": FOUNDER.public_key,
+            **more,
+        }
+        return BOB.sign_envelope(ADMIT_TYPE, body)
+
+    stranger = admit(FOUNDER, GROUP, CRYPTO, EVE.public_key, roles=("work",), wall=WALL, is_stranger=True)
+    seen = check_chain(CRYPTO, [*GROUP.chain, stranger], group_id=GROUP.group_id, subject=EVE.public_key, wall=WALL)
+    other = check_chain(CRYPTO, OF_BOB.chain, group_id=GROUP.group_id, subject=BOB.public_key, wall=WALL)
+    assert seen.invited and other.invited and seen.inviter == other.inviter == FOUNDER.public_key
+    for invited in ({}, {"invited": seen.invited}, {"invited": other.invited}, {"invited": bytes(64)}, {"invited": 5}):
+        assert inviter_of([*OF_BOB.chain, entry_of(**invited)]) == BOB.public_key
+    vouched = admit(BOB, OF_BOB, CRYPTO, EVE.public_key, roles=("work",), wall=WALL, former=seen)
+    assert inviter_of([*OF_BOB.chain, vouched]) == BOB.public_key, "who vouches for a stranger is answerable"
+    let_in_by = let_in(FOUNDER, GROUP, EVE)
+    fresh = renew(BOB, OF_BOB, CRYPTO, let_in_by.chain, EVE.public_key, wall=WALL)
+    again = renew(OTHER, OF_HEIR, CRYPTO, fresh, EVE.public_key, wall=WALL)
+    assert inviter_of(fresh) == inviter_of(again) == FOUNDER.public_key, "a renewal passes it on"
+
+
+def test_a_member_is_not_made_a_stranger_by_somebody_else() -> None:
+    """A newer entry with more roles that says so is worth less: its work would be given to nobody."""
+    roster = roster_of(policy(FOUNDER, GROUP, "", bits=0))
+    own = let_in(FOUNDER, GROUP, EVE, ("work",))
+    roster.learn(own.chain, WALL)
+    entry = admit(BOB, OF_BOB, CRYPTO, EVE.public_key, roles=("submit", "work"), wall=WALL + 60, is_stranger=True)
+    assert roster.learn([*OF_BOB.chain, entry], WALL + 60) is None
+    member = roster.get(EVE.public_key)
+    assert member is not None and not member.is_stranger
 
 
 def test_strangers_are_members_while_the_group_is_open() -> None:
