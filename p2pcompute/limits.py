@@ -525,6 +525,10 @@ PARK_S: Final = 3600.0
 """Life of a parked steal request; renewed at half.  It ends earlier with its channel, or when it is taken back."""
 PARKED_MAX: Final = 4096
 """Steal requests parked here; further ones are refused with the reason 'full'."""
+GRANTS_PER_S_MAX: Final = 450.0
+"""Grants of an owner to other nodes while there are very many: three messages to it each."""
+GRANT_BURST_S: Final = 0.1
+"""So much of a second's grants may leave at once."""
 GRANT_ACK_S: Final = 1.0
 """A grant that is not acknowledged within this returns to the victim."""
 GRANT_TASKS_MAX: Final = 512
@@ -539,6 +543,8 @@ LEASE_S_MIN: Final = 30.0
 LEASE_BATCH_FACTOR: Final = 3.0
 """Lease = max(LEASE_S_MIN, 3 × expected batch time)."""
 HEARTBEAT_FRACTION: Final = 1 / 3
+HEARTBEAT_PACES: Final = 2.0
+"""Where there are so many workers that their owner sets the pace of results, heartbeats come half as often as these."""
 PEER_LOST_GRACE_S: Final = 5.0
 """After a channel broke: how long its node may take to come back before its leases end."""
 RECOVERY_GRACE_S: Final = 3.0

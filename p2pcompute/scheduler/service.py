@@ -243,6 +243,8 @@ class Scheduler:
         self._timer_at = 0.0
         self._held: Timer | None = None
         """Wakes the pump when jobs need not wait for the nodes that they prefer any longer."""
+        self._turn: Timer | None = None
+        """Wakes it when the next of a crowd is served."""
         self._due: asyncio.Handle | None = None
         """The pump's next run."""
         self._may_grant_at = 0.0
@@ -391,9 +393,10 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._held is not None:
-            self._held.cancel()
-            self._held = None
+        for timer in (self._held, self._turn):
+            if timer is not None:
+                timer.cancel()
+        self._held = self._turn = None
         self.thief.close()
         if self.custody is not None:
             self.custody.close()
@@ -526,6 +529,10 @@ class Scheduler:
         for thief in waiting:
             if not self._has_something_to_give():
                 return
+            if pause_s := self.owner.core.pause_s(now):
+                if self._turn is None:
+                    self._turn = self._host.clock.call_later(pause_s, self._next_turn)
+                return
             channel = self._channels.get(thief.key)
             if channel is None:
                 self.parking.remove(thief.key)
@@ -542,6 +549,10 @@ class Scheduler:
             if self.policy is not None:
                 self.policy.selected(self._element(thief))
             self.parking.remove(thief.key)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self.wake()
 
     def _in_order(self, policy: Policy, waiting: Sequence[Thief]) -> list[Thief]:
         """Return those that wait in the order of a pool policy."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from p2pcompute.limits import PARK_S, PARKED_MAX
+from p2pcompute.limits import HEARTBEAT_FRACTION, HEARTBEAT_PACES, LEASE_S_MIN, PARK_S, PARKED_MAX
 
 LOCAL: Final = b"local"
 """Key of the node's own worker as a thief of its own jobs."""
@@ -64,6 +64,15 @@ class Fit(Protocol):
 
     async def fits_here(self) -> bool:
         """Measure, and return whether this node fits."""
+
+
+def lease_s_min(pace_s: float) -> float:
+    """Return the shortest lease, seconds; of it HEARTBEAT_FRACTION passes from one heartbeat of a worker to the next.
+
+    Args:
+        pace_s: how far apart results are to come; 0: as they come.
+    """
+    return max(LEASE_S_MIN, HEARTBEAT_PACES * pace_s / HEARTBEAT_FRACTION)
 
 
 def holders_first(

@@ -64,7 +64,7 @@ from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask
 from p2pcompute.scheduler.printed import Tail as PrintedTail
 from p2pcompute.scheduler.printed import tails_body
 from p2pcompute.scheduler.saving import Cookie, Saver
-from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.stealing import LOCAL, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.scheduler.worker import Held, HeldState, WorkerCore
 from p2pcompute.store.journal import Journal, OutboxEntry
@@ -1040,7 +1040,7 @@ class WorkerService:
             self.tick(self._host.clock.now())
 
     async def _beat(self, link: OwnerLink) -> None:
-        interval_s = LEASE_S_MIN * HEARTBEAT_FRACTION
+        interval_s = lease_s_min(link.pace_s) * HEARTBEAT_FRACTION
         try:
             await self._tell_held(link, self.core.held_of(link.key), b"")
             if not link.is_telling_printed:

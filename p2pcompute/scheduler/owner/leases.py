@@ -15,6 +15,8 @@ from p2pcompute.limits import (
     ATTEMPTS_MAX,
     BATCH_TARGET_S,
     GRANT_ACK_S,
+    GRANT_BURST_S,
+    GRANTS_PER_S_MAX,
     LEASE_BATCH_FACTOR,
     LEASE_S_MIN,
     THIEVES_MAX,
@@ -23,13 +25,13 @@ from p2pcompute.scheduler.acceptance import Acceptance
 from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.owner.books import Grant, GrantedTask, Lease, OwnedJob
 from p2pcompute.scheduler.owner.jobs import Jobs
-from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
+from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.trust.levels import Level
 
 UNFIT_S = 10.0
 """How long a node that declined because it does not fit is not offered the job again: what it has may change."""
-CROWD = 500
+CROWD = 400
 """Thieves with which grants of BATCH_TARGET_S are few enough; with more of them, grants are larger in proportion."""
 
 
@@ -50,6 +52,8 @@ class Leases(Jobs):
         """Key → last request and when; the candidates for "another node"."""
         self._pending: dict[int, _PendingGrant] = {}
         self._next_grant = 1
+        self._turn_at = 0.0
+        """With a crowd: when the next grant would be due if they left one after the other."""
 
     def remember(self, now: float, thief: Thief) -> None:
         """Note that this thief waits for work now: a candidate for tasks that another node failed."""
@@ -59,15 +63,29 @@ class Leases(Jobs):
             del self.thieves[next(iter(self.thieves))]
 
     @property
+    def pace_s(self) -> float:
+        """How far apart the results of one worker should come, seconds; 0: as they come."""
+        return min(LEASE_S_MIN, BATCH_TARGET_S * self.crowd) if self.crowd > 1 else 0.0
+
+    @property
     def crowd(self) -> float:
         """By how much batches are larger because there are so many thieves, from 1: what they send stays bounded."""
         return max(1.0, len(self.thieves) / CROWD)
+
+    def pause_s(self, now: float) -> float:
+        """Return for how long no other node is given anything, because there is a crowd; 0: who asks may have tasks.
+
+        A grant brings a request, its acknowledgement and results; those who wait say nothing.
+        """
+        if self.crowd <= 1 or self._turn_at <= now + GRANT_BURST_S:
+            return 0.0
+        return self._turn_at - now - GRANT_BURST_S
 
     # --- given ----------------------------------------------------------------------------------------
 
     def _grant(self, now: float, job: OwnedJob, thief: Thief, chosen: list[int]) -> Grant:
         expected_s = (job.task_s or 0.0) * len(chosen) / thief.slots
-        lease_s = max(LEASE_S_MIN, LEASE_BATCH_FACTOR * expected_s)
+        lease_s = max(lease_s_min(self.pace_s), LEASE_BATCH_FACTOR * expected_s)
         depth = ceil(len(chosen) / thief.slots)
         width = 1 if job.fit is None else job.fit.slots(thief.key, thief.slots)
         charged_s = width * (BATCH_TARGET_S if job.task_s is None else job.task_s)
@@ -101,11 +119,12 @@ class Leases(Jobs):
             tuple(tasks),
             job.epoch,
             may_pass=job.checked is None,
-            pace_s=BATCH_TARGET_S * self.crowd if self.crowd > 1 else 0.0,
+            pace_s=self.pace_s,
         )
         self._next_grant += 1
         if not thief.is_local:
             self._pending[grant.grant_id] = _PendingGrant(grant, now + GRANT_ACK_S)
+            self._turn_at = max(self._turn_at, now) + 1 / GRANTS_PER_S_MAX
         return grant
 
     def _granted(self, now: float, job: OwnedJob, index: int, attempt: int) -> GrantedTask:
@@ -190,7 +209,8 @@ class Leases(Jobs):
         drop: list[int] = []
         ended: list[int] = []
         is_believed = thief == LOCAL or self.acceptance.believes(job, installation)
-        lease_s = inf if thief == LOCAL else max(LEASE_S_MIN, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
+        least_s = lease_s_min(self.pace_s)
+        lease_s = inf if thief == LOCAL else max(least_s, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
         for index, generation, attempt in held:
             lease = job.leases.get(index)
             if self.acceptance.heartbeat(now, job, thief, boot, lease_s, index):

@@ -83,12 +83,15 @@ class Rule(Leases):
         """Return what this thief gets now: tasks of the first job in the order of `fairness` that has some for it, or
         None.
 
-        The batch is about BATCH_TARGET_S of work for the thief (more with very many workers, so that the owner's
-        message rate stays bounded), the first one a task per slot, and at most half of what is ready, so that
-        late thieves find something.  Tasks that failed on this thief go to others while there are any.
+        The batch is about BATCH_TARGET_S of work for the thief, the first one a task per slot, and at most half of what
+        is ready, so that late thieves find something.  Tasks that failed on this thief go to others while there are
+        any.
+
+        With very many workers batches grow with their number, and are of different lengths, so that the owner's message
+        rate stays bounded and even; who comes when all turns of this moment are taken waits for one (`pause_s`).
         """
         self.remember(now, thief)
-        if self._is_broken(now, thief):
+        if self._is_broken(now, thief) or self._must_wait(now, thief):
             return None
         for job_id in self.order.in_order(self._has_ready, first=thief.installation):
             job = self.jobs[job_id]
@@ -107,18 +110,18 @@ class Rule(Leases):
     def batch_size(self, job: OwnedJob, thief: Thief) -> int:
         """Return how many tasks of `job` one grant to `thief` holds: at least 1."""
         slots = thief.slots if job.fit is None else max(1, thief.slots // job.fit.slots(thief.key, thief.slots))
-        size = slots
+        size, want, batch_s = slots, max(1, thief.want), BATCH_TARGET_S
+        available = job.ready_count + self.acceptance.extra_count(job)
+        if self.crowd > 1:  # the thief does not know how many there are; not all may come back at once
+            spread = self.crowd * (0.5 + int.from_bytes(thief.key[-2:]) / 65536)
+            batch_s, want = batch_s * spread, max(want, round(want * spread))
         if job.task_s is not None:
-            size = max(slots, int(BATCH_TARGET_S * self.crowd * slots / job.task_s))
+            tasks = batch_s * slots / (job.task_s * job.slowness.of(thief.key))
+            size = max(slots, ceil(tasks) if self.crowd > 1 else int(tasks))
         if thief.installation in self._breakers and self._breakers[thief.installation].until:
             size = 1
         if thief.is_local:  # small grants cost nothing here, and the turn comes round the sooner
             size = max(1, size // min(len(self.order) or 1, LOCAL_PARTS_MAX))
-        available = job.ready_count + self.acceptance.extra_count(job)
-        want = max(1, thief.want)
-        if self.crowd > 1:  # it does not know how many there are; all must get some, and not all come back at once
-            spread = 0.5 + int.from_bytes(thief.key[-2:]) / 65536
-            want = max(want, min(round(want * self.crowd * spread), available // len(self.thieves)))
         size = min(size, want, GRANT_TASKS_MAX)
         if len(self.thieves) > 1 and job.held_until is None:
             size = min(size, ceil(available / 2))
@@ -149,6 +152,10 @@ class Rule(Leases):
         return [(self.jobs[job_id].fit, count) for job_id, count in counts.items() if count and job_id in self.jobs]
 
     # --- who may --------------------------------------------------------------------------------------
+
+    def _must_wait(self, now: float, thief: Thief) -> bool:
+        """Whether it is not a node's turn yet, because there is a crowd."""
+        return not thief.is_local and self.pause_s(now) > 0
 
     def _may_run(self, now: float, job: OwnedJob, thief: Thief) -> bool:
         terms = job.envelope.terms
@@ -267,6 +274,8 @@ class Rule(Leases):
             is_holding = job.ready_count > 0 and now < job.held_until and not self.is_confined(job)
             least = self._best_rank(job.fit, [thief.key for _rank, thief in able], others) if is_holding else -inf
             for rank, thief in sorted(able, key=lambda pair: -(pair[0] or 0.0)):
+                if self._must_wait(now, thief):
+                    continue
                 chosen = self._pick(now, job, thief, self.batch_size(job, thief)) if (rank or 0.0) >= least else []
                 if chosen:
                     served[thief.key] = None
@@ -301,7 +310,7 @@ class Rule(Leases):
         That node goes on with it if it has begun; the first good result counts.  So one that keeps its leases for ever
         keeps nothing from others.
         """
-        if not thief.is_idle or self._is_broken(now, thief):
+        if not thief.is_idle or self._is_broken(now, thief) or self._must_wait(now, thief):
             return None
         for job_id, stragglers in list(self._overdue.items()):
             job = self.jobs.get(job_id)
