@@ -343,9 +343,12 @@ class Members:
             TrustError: this node may not say so, or the log is full.
         """
         credentials, roster, wall = self._credentials, self._credentials.roster, self._host.clock.wall()
+        is_closing = roster.log.policy().is_open and not policy.is_open
         self._write(
             make_policy(credentials.identity, credentials.group, roster.log, self._host.crypto, policy, wall=wall)
         )
+        if is_closing:
+            self.rotate()  # everybody could have the present key
 
     def _member(self, key: bytes) -> Membership:
         member = self._credentials.membership_of(key)

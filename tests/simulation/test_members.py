@@ -253,9 +253,12 @@ def test_strangers_are_out_when_the_door_is_closed_until_somebody_invites_them()
             await until(lambda: _channels_to(mesh, eve) >= 3, 60.0)
             credentials = mesh.members[2].running.credentials
             assert credentials.is_stranger(key(eve))
+            before = eve.running.credentials.group.network_key
             await founder.host.call(_set_policy(founder, GroupPolicy()))
             await until(lambda: _channels_to(mesh, eve) == 0, 3.0)
             await asyncio.sleep(60)  # she goes on trying
+            keys = {member.running.credentials.group.network_key for member in others(mesh, eve)}
+            assert len(keys) == 1 and before not in keys
             assert _channels_to(mesh, eve) == 0 and "open no longer" in eve.running.members.removed_text
             for member in others(mesh, eve):
                 assert key(eve) not in member.running.credentials.roster
