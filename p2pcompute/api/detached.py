@@ -34,7 +34,9 @@ from p2pcompute.api.noted import Prepared
 from p2pcompute.api.presence import AWAY_S, RETRY_S, Presence, longer
 from p2pcompute.api.result_content import place_file
 from p2pcompute.api.result_folder import Earlier, earlier_calls, numbers_of
-from p2pcompute.api.results import ResultsTarget, folder_name, wall_seconds
+from p2pcompute.api.result_rows import wall_seconds
+from p2pcompute.api.result_target import ResultsTarget
+from p2pcompute.api.results import folder_name
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.execution.functions import load_value
 from p2pcompute.execution.locking import make_lock

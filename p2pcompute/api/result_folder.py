@@ -23,7 +23,8 @@ from p2pcompute.api.options import moment
 from p2pcompute.api.result_claims import Hold, check_claims
 from p2pcompute.api.result_content import Content
 from p2pcompute.api.result_keys import content_key, jsonl_records, split_keys
-from p2pcompute.api.results import ResultsTarget, ResultsWriter, check_target, hold, is_results_file
+from p2pcompute.api.result_target import ResultsTarget, check_target, hold, is_results_file
+from p2pcompute.api.results import ResultsWriter, folder_name
 from p2pcompute.errors import StoreError, UsageError
 from p2pcompute.execution.functions import load_value
 from p2pcompute.host.runs import Outcome
@@ -239,8 +240,6 @@ class ResultFolder:
                 return None
 
     def _folder(self, task: Mapping[str, Any]) -> str:
-        from p2pcompute.api.results import folder_name
-
         return folder_name(self._writer.number_of(task))
 
     def close(self) -> None:

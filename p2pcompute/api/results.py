@@ -18,355 +18,47 @@ one more, `Value`, at the end.
 
 from __future__ import annotations
 
-import base64
-import codecs
-import contextlib
 import errno
-import io
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final
 
-from p2pcompute.api.result_claims import Hold, drop_claim, marker_of, take_claim
-from p2pcompute.api.result_content import Content, chunks, content_size, place_file, write_content
+from p2pcompute.api.result_claims import drop_claim, take_claim
+from p2pcompute.api.result_content import Content, content_size, place_file, write_content
 from p2pcompute.api.result_keys import (
     JOBLOG_HEADER,
-    KEY_BYTES,
-    DoneKeys,
-    command_key,
-    content_key,
     csv_rows,
     is_number,
     jsonl_records,
-    read_done_keys,
     split_keys,
 )
+from p2pcompute.api.result_rows import (
+    append_to,
+    append_whole,
+    begin_joblog,
+    csv_content,
+    csv_field,
+    exit_columns,
+    joblog_line,
+    json_content,
+    wall_seconds,
+)
+from p2pcompute.api.result_target import ResultsTarget, check_target, disk_errors, file_format
 from p2pcompute.api.shown_values import shown_value
-from p2pcompute.errors import StoreError, UsageError
-from p2pcompute.host.plain_files import check_plain, open_plain, read_plain, shown, whole_lines
+from p2pcompute.errors import StoreError
+from p2pcompute.host.plain_files import read_plain, whole_lines
 from p2pcompute.limits import RESULT_LINE_BYTES_MAX
-
-__all__ = [
-    "JOBLOG_HEADER",
-    "KEY_BYTES",
-    "DoneKeys",
-    "ResultsTarget",
-    "ResultsWriter",
-    "check_target",
-    "command_key",
-    "content_key",
-    "exit_columns",
-    "file_format",
-    "folder_name",
-    "hold",
-    "is_results_file",
-    "joblog_line",
-    "read_done_keys",
-    "split_keys",
-    "wall_seconds",
-]
 
 FOLDER_TASKS: Final = 1000
 """Task folders in one folder of the directory."""
-_CHUNK_BYTES: Final = 256 * 1024
-_OWN_NAMES: Final = ("job.json", "joblog", "tasks.jsonl", "summary.json", "tasks")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultsTarget:
-    """Where the results of one job go.  All paths are absolute."""
-
-    dir: Path | None = None
-    file: Path | None = None
-    """One file for all tasks; its suffix is .jsonl, .csv or .tsv."""
-    joblog: Path | None = None
-    files_dir: Path | None = None
-    """Where files that come back land when there is no `dir`."""
-    first: int = 0
-    """Number of the job's first task in `dir` and the joblog: > 0 when a job carries on an earlier one."""
-    resume: bool = False
-    """Add to what is there.  Otherwise the joblog is begun anew and other results must not exist."""
-
-    def claims(self) -> Iterator[tuple[Path, Path]]:
-        """Yield (marker, what it stands for) of everything that only one job may write; see `result_claims`."""
-        for path, is_directory in ((self.dir, True), (self.file, False), (self.joblog, False)):
-            if path is not None:
-                yield marker_of(path, is_directory=is_directory), path
-
-    def numbered(self) -> ResultsTarget:
-        """Return it with numbers that go on after those that are there; for who has it to himself.
-
-        Raises:
-            UsageError: what is there cannot be read.
-        """
-        return replace(self, first=max((read_done_keys(path).next_number for _, path in self.claims()), default=0))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the `results` member of `POST /v1/jobs`."""
-        paths = {"dir": self.dir, "file": self.file, "joblog": self.joblog, "files_dir": self.files_dir}
-        out: dict[str, Any] = {name: str(path) for name, path in paths.items() if path is not None}
-        return out | {"first": self.first, "resume": self.resume}
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> ResultsTarget:
-        """Return the target that `to_json` described.
-
-        Raises:
-            UsageError: a path is relative, a suffix is unknown, or a member has the wrong type.
-        """
-        paths: dict[str, Path] = {}
-        for name in ("dir", "file", "joblog", "files_dir"):
-            text = value.get(name)
-            if text is None:
-                continue
-            if not isinstance(text, str) or not os.path.isabs(text):
-                raise UsageError(f"results: {name} must be an absolute path", repr(text))
-            paths[name] = Path(text)
-        first, resume = value.get("first", 0), value.get("resume", False)
-        if isinstance(first, bool) or not isinstance(first, int) or first < 0 or not isinstance(resume, bool):
-            raise UsageError("results: 'first' must be a count and 'resume' true or false")
-        if "file" in paths:
-            file_format(paths["file"])
-        return ResultsTarget(
-            dir=paths.get("dir"),
-            file=paths.get("file"),
-            joblog=paths.get("joblog"),
-            files_dir=paths.get("files_dir"),
-            first=first,
-            resume=resume,
-        )
-
-
-def file_format(path: Path) -> Literal["jsonl", "csv", "tsv"]:
-    """Return the format that the suffix of a results file names.
-
-    Raises:
-        UsageError: another suffix.
-    """
-    match path.suffix.lower():
-        case ".jsonl":
-            return "jsonl"
-        case ".csv":
-            return "csv"
-        case ".tsv":
-            return "tsv"
-    raise UsageError(
-        f"cannot write results to {path.name}", "a results file ends in .jsonl, .csv or .tsv", "--results out.jsonl"
-    )
-
-
-def is_results_file(text: str) -> bool:
-    """True when `--results TEXT` names one file rather than a directory."""
-    return text.lower().endswith((".jsonl", ".csv", ".tsv"))
 
 
 def folder_name(number: int) -> str:
     """Return the folder of a task, relative to the results directory: ``tasks/000/000017``."""
     return f"tasks/{number // FOLDER_TASKS:03d}/{number:06d}"
-
-
-# --- joblog ------------------------------------------------------------------------------------------------------
-
-
-def joblog_line(
-    *,
-    seq: int,
-    host: str,
-    started: float,
-    runtime_s: float,
-    sent: int,
-    received: int,
-    exit_code: int,
-    signal: int,
-    command: str,
-) -> str:
-    """Return one line of a GNU parallel joblog.
-
-    Args:
-        seq: from 1.
-        host: the node's name.
-        started: wall time in seconds.
-        sent: bytes of files sent to the task.
-        received: bytes of output and files that came back.
-        command: newlines become NUL, as GNU parallel does.
-    """
-    text = command.replace("\n", "\0")
-    return f"{seq}\t{host}\t{started:.3f}\t{runtime_s:10.3f}\t{sent}\t{received}\t{exit_code}\t{signal}\t{text}\n"
-
-
-def exit_columns(task: Mapping[str, Any]) -> tuple[int, int]:
-    """Return Exitval and Signal of a task.
-
-    A timeout is -1 and 15, as in GNU parallel; a task without an exit code (a function) is 0 or 1 by its state.
-    """
-    exit_code, signal = task.get("exit_code"), task.get("signal")
-    if task.get("state") == "done":
-        return int(exit_code or 0), 0
-    if task.get("status") == "timeout":
-        return -1, 15
-    if signal:
-        return int(exit_code) if exit_code and exit_code > 0 else 0, int(signal)
-    return int(exit_code) if exit_code else 1, 0
-
-
-def wall_seconds(value: object) -> float:
-    """Return a time of the API (RFC 3339 text, seconds, or None) as wall seconds; 0.0 when unknown."""
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, str) and value:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            return 0.0
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return 0.0
-
-
-# --- content -----------------------------------------------------------------------------------------------------
-
-
-def _is_text(content: Content) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for chunk in chunks(content):
-            decoder.decode(chunk)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _json_content(out: IO[bytes], name: str, content: Content) -> None:
-    """Write ``,"name":"text"``, or ``,"name_b64":"…"`` when it is not UTF-8, without holding it in memory."""
-    if _is_text(content):
-        out.write(f',"{name}":"'.encode())
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        for chunk in chunks(content):
-            out.write(json.dumps(decoder.decode(chunk), ensure_ascii=False)[1:-1].encode())
-    else:
-        out.write(f',"{name}_b64":"'.encode())
-        held = b""
-        for chunk in chunks(content):
-            held += chunk
-            whole = len(held) - len(held) % 3
-            out.write(base64.b64encode(held[:whole]))
-            held = held[whole:]
-        out.write(base64.b64encode(held))
-    out.write(b'"')
-
-
-def _csv_field(text: bytes, separator: bytes) -> bytes:
-    """Quote a column the way GNU parallel does: only when something in it asks for quotes."""
-    if any(sign in text for sign in (separator, b'"', b"\n", b"\r", b" ", b"\t")):
-        return b'"' + text.replace(b'"', b'""') + b'"'
-    return text
-
-
-def _csv_content(out: IO[bytes], content: Content) -> None:
-    if not content_size(content):
-        return
-    out.write(b'"')
-    for chunk in chunks(content):
-        out.write(chunk.replace(b'"', b'""'))
-    out.write(b'"')
-
-
-# --- the writer --------------------------------------------------------------------------------------------------
-
-
-def _is_joblog(path: Path) -> bool:
-    """True for what a run may write over: a joblog, or nothing."""
-    with read_plain(path) as file:
-        return file.read(4) in (b"", b"Seq\t")
-
-
-def check_target(target: ResultsTarget) -> None:
-    """Check that results can be written there.  Nothing that stays is created.
-
-    Raises:
-        UsageError: results of another job are there and `resume` is not set, or a path cannot be written.
-    """
-    try:
-        _check_target(target)
-    except OSError as error:
-        path = target.dir or target.file or target.joblog
-        what = "results cannot be written" if path is None else f"{shown(path)} cannot be written"
-        raise UsageError(what, error.strerror or str(error), "name another place", code="results-path") from error
-
-
-def _check_target(target: ResultsTarget) -> None:
-    for file in (target.file, target.joblog):
-        if file is not None:
-            check_plain(file)
-    if target.dir is not None and not target.resume:
-        present = [name for name in _OWN_NAMES if (target.dir / name).exists()]
-        if present:
-            raise UsageError(
-                f"{target.dir} already holds results ({present[0]})",
-                "they would be mixed with the new ones",
-                "add --resume to carry on, or name another directory",
-                code="results-exist",
-            )
-    if target.file is not None and not target.resume and target.file.exists() and target.file.stat().st_size:
-        raise UsageError(
-            f"{target.file} already holds results",
-            "they would be overwritten",
-            "add --resume to carry on, or name another file",
-            code="results-exist",
-        )
-    if target.joblog is not None and target.joblog.is_file() and not _is_joblog(target.joblog):
-        raise UsageError(
-            f"{target.joblog} is no joblog",
-            "it would be overwritten",
-            "name another file: --joblog FILE",
-            code="results-exist",
-        )
-    for path in (target.dir, target.file, target.joblog):
-        if path is None:
-            continue
-        parent = path if path is target.dir else path.parent
-        while not _is_there(parent):
-            parent = parent.parent
-        if not parent.is_dir():
-            raise UsageError(f"{shown(parent)} is a file", "results cannot be written there", code="results-path")
-        for place in (parent, path):
-            if _is_there(place) and not os.access(place, os.W_OK):
-                raise UsageError(f"{path} cannot be written", f"no permission in {place}", code="results-path")
-        try:  # permission is not enough: not every file system takes files
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as error:
-            why = f"no file can be made in {parent}: {error.strerror or error}"
-            raise UsageError(f"{path} cannot be written", why, code="results-path") from error
-
-
-def _is_there(path: Path) -> bool:
-    """Whether something has that name.
-
-    Raises:
-        OSError: nothing can have it: it is too long, or a link that leads to itself.
-    """
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def hold(target: ResultsTarget) -> Hold:
-    """Claim places for this program, until it has written there or hands them over to a job.
-
-    Raises:
-        UsageError: somebody else writes there.
-        StoreError: the disk refuses.
-    """
-    with _disk_errors(target, {}):
-        return Hold(target.claims())
 
 
 class ResultsWriter:
@@ -408,16 +100,16 @@ class ResultsWriter:
         """
         check_target(target)
         writer = cls(target, job, home)
-        with _disk_errors(target, job):
+        with disk_errors(target, job):
             writer._claim()
             if target.dir is not None:
                 (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
                 _replace_json(target.dir / "job.json", {"schema": "p2pc.job/1", **job})
                 (target.dir / "summary.json").unlink(missing_ok=True)
                 if not target.resume:
-                    _begin_joblog(target.dir / "joblog")
+                    begin_joblog(target.dir / "joblog")
             if target.joblog is not None and not target.resume:
-                _begin_joblog(target.joblog)
+                begin_joblog(target.joblog)
             writer._open()
         return writer
 
@@ -430,7 +122,7 @@ class ResultsWriter:
             StoreError: the disk refuses.
         """
         writer = cls(target, job, home)
-        with _disk_errors(target, job):
+        with disk_errors(target, job):
             writer._claim()
             if target.dir is not None:
                 (target.dir / "tasks").mkdir(parents=True, exist_ok=True)
@@ -449,7 +141,7 @@ class ResultsWriter:
     def _open(self) -> None:
         target = self.target
         if target.dir is not None:
-            self._truth = _append_to(target.dir / "tasks.jsonl")
+            self._truth = append_to(target.dir / "tasks.jsonl")
             self._read_truth(target.dir / "tasks.jsonl", check_folders=True)
             self._open_joblog(target.dir / "joblog")
         if target.file is not None:
@@ -459,10 +151,10 @@ class ResultsWriter:
 
     def _open_file(self, path: Path) -> None:
         if file_format(path) == "jsonl":
-            self._file = _append_to(path)
+            self._file = append_to(path)
             self._read_truth(path, check_folders=False)
             return
-        self._file = _append_to(path, quoted=True)
+        self._file = append_to(path, quoted=True)
         if self._file.tell():
             with read_plain(path) as lines:
                 self._has_values = lines.readline(RESULT_LINE_BYTES_MAX).rstrip().endswith(b"Value")
@@ -471,7 +163,7 @@ class ResultsWriter:
 
     def _open_joblog(self, path: Path) -> None:
         """Make up for lines that a crash kept from the joblog; without a truth, learn from the joblog itself."""
-        log = _append_to(path)
+        log = append_to(path)
         if log.tell() == 0:
             log.write(JOBLOG_HEADER.encode())
         seqs: set[int] = set()
@@ -574,7 +266,7 @@ class ResultsWriter:
         record: dict[str, Any] = {"job": self.job_id, "number": number, "generation": generation, **task}
         record["stdout_bytes"], record["stderr_bytes"] = content_size(stdout), content_size(stderr)
         record["files"] = [{"name": name, "size": content_size(content)} for name, content, _ in files]
-        with _disk_errors(self.target, self._job):
+        with disk_errors(self.target, self._job):
             if task.get("state") != "cancelled":
                 if self.target.dir is not None:
                     record["folder"] = folder_name(number)
@@ -600,7 +292,7 @@ class ResultsWriter:
             shown = (None, "") if not value else shown_value(value, is_chunk=bool(record.get("chunk")))
             if value_text is not None and shown[0] is None:
                 shown = (None, value_text)
-            _append_whole(self._file, lambda out: self._write_row(out, line, record, stdout, stderr, shown))
+            append_whole(self._file, lambda out: self._write_row(out, line, record, stdout, stderr, shown))
         for log in (self._joblog, self._second_joblog):
             if log is not None and not is_cancelled:
                 log.write(self._joblog_bytes(record))
@@ -678,12 +370,12 @@ class ResultsWriter:
         kind = file_format(self.target.file)
         if kind == "jsonl":
             out.write(line[:-1])
-            _json_content(out, "stdout", stdout)
-            _json_content(out, "stderr", stderr)
+            json_content(out, "stdout", stdout)
+            json_content(out, "stderr", stderr)
             if value_json is not None:
                 out.write(b',"value":' + value_json.encode("utf-8", "backslashreplace"))
             elif value_text:
-                _json_content(out, "value_text", value_text.encode("utf-8", "backslashreplace"))
+                json_content(out, "value_text", value_text.encode("utf-8", "backslashreplace"))
             out.write(b"}\n")
             return
         separator = b"," if kind == "csv" else b"\t"
@@ -697,12 +389,12 @@ class ResultsWriter:
         columns[3] = columns[3].strip()
         columns += [word.encode("utf-8", "surrogateescape") for word in inputs]
         for column in columns:
-            out.write(_csv_field(column, separator) + separator)
-        _csv_content(out, stdout)
+            out.write(csv_field(column, separator) + separator)
+        csv_content(out, stdout)
         out.write(separator)
-        _csv_content(out, stderr)
+        csv_content(out, stderr)
         if self._has_values:
-            out.write(separator + _csv_field(value_text.encode("utf-8", "backslashreplace"), separator))
+            out.write(separator + csv_field(value_text.encode("utf-8", "backslashreplace"), separator))
         out.write(b"\n")
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
@@ -711,7 +403,7 @@ class ResultsWriter:
         Raises:
             StoreError: the disk refuses.
         """
-        with _disk_errors(self.target, self._job):
+        with disk_errors(self.target, self._job):
             for out in (self._truth, self._joblog, self._second_joblog, self._file):
                 if out is not None:
                     out.flush()
@@ -723,75 +415,6 @@ class ResultsWriter:
         if summary is not None and self.home:
             for marker, _ in self.target.claims():
                 drop_claim(marker, self.job_id)
-
-
-@contextlib.contextmanager
-def _disk_errors(target: ResultsTarget, job: Mapping[str, Any]) -> Iterator[None]:
-    """Turn OSError into StoreError with the path and the way out."""
-    try:
-        yield
-    except OSError as error:
-        where = target.dir or target.file or target.joblog or target.files_dir
-        raise StoreError(
-            f"results cannot be written to {where}",
-            error.strerror or str(error),
-            "make room or give permission, and they are written then; nothing is lost, elsewhere: "
-            f"p2pc result {job.get('alias') or 'JOB'} -o DIR",
-            code="results-disk",
-        ) from error
-
-
-def _append_to(path: Path, *, quoted: bool = False) -> IO[bytes]:
-    """Open for appending after dropping a torn last line (`quoted`: a torn CSV row)."""
-    out: IO[bytes] = open(open_plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+")  # noqa: SIM115 - it is kept
-    end = _whole_bytes(out, quoted=quoted)
-    if end < out.seek(0, io.SEEK_END):
-        out.truncate(end)
-        out.seek(0, io.SEEK_END)
-    return out
-
-
-def _begin_joblog(path: Path) -> None:
-    with open(open_plain(path, os.O_WRONLY | os.O_CREAT), "wb") as out:
-        out.truncate(0)
-        out.write(JOBLOG_HEADER.encode())
-
-
-def _append_whole(out: IO[bytes], write: Any) -> None:
-    """Append one row; when the disk refuses midway, take the part back."""
-    out.flush()
-    start = out.tell()
-    try:
-        write(out)
-        out.flush()
-    except OSError:
-        os.ftruncate(out.fileno(), start)
-        raise
-
-
-def _whole_bytes(source: IO[bytes], *, quoted: bool) -> int:
-    """Return the length of the whole records: up to the last newline (outside quotes)."""
-    if not quoted:
-        position = source.seek(0, io.SEEK_END)
-        while position > 0:
-            start = max(0, position - _CHUNK_BYTES)
-            source.seek(start)
-            found = source.read(position - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            position = start
-        return 0
-    source.seek(0)
-    end, offset, is_open = 0, 0, False
-    while chunk := source.read(_CHUNK_BYTES):
-        for piece in chunk.split(b'"'):
-            if not is_open and (found := piece.rfind(b"\n")) >= 0:
-                end = offset + found + 1
-            offset += len(piece) + 1
-            is_open = not is_open
-        offset -= 1
-        is_open = not is_open
-    return end
 
 
 _NAME_ERRORS: Final = frozenset(

@@ -415,7 +415,8 @@ def _export(
     import tempfile
 
     from p2pcompute.api.result_content import Content
-    from p2pcompute.api.results import ResultsTarget, ResultsWriter, is_results_file
+    from p2pcompute.api.result_target import ResultsTarget, is_results_file
+    from p2pcompute.api.results import ResultsWriter
 
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
     contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))

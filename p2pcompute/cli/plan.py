@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pcompute.api.results import DoneKeys, command_key, content_key
+from p2pcompute.api.result_keys import DoneKeys, command_key, content_key
 from p2pcompute.cli.inputs import Row, Source, SourceKind, parse_range, split_arguments
 from p2pcompute.cli.output import count_text, one_line
 from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, parse

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from p2pcompute.api.results import DoneKeys, ResultsTarget, check_target, is_results_file, read_done_keys
+from p2pcompute.api.result_keys import DoneKeys, read_done_keys
+from p2pcompute.api.result_target import ResultsTarget, check_target, is_results_file
 from p2pcompute.cli.command import Command, Reference, check_text, json_option
 from p2pcompute.cli.inputs import BLOCK_BYTES_MAX, Inputs, Reading, Row
 from p2pcompute.cli.output import (

@@ -25,7 +25,8 @@ from typing import Any
 
 from p2pcompute.api.result_claims import Hold, check_claims, drop_claim
 from p2pcompute.api.result_content import Content
-from p2pcompute.api.results import ResultsTarget, ResultsWriter, check_target, hold
+from p2pcompute.api.result_target import ResultsTarget, check_target, hold
+from p2pcompute.api.results import ResultsWriter
 from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import BlobRef

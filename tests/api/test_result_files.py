@@ -17,17 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.api.result_claims import check_claims
-from p2pcompute.api.results import (
-    JOBLOG_HEADER,
-    ResultsTarget,
-    ResultsWriter,
-    check_target,
-    command_key,
-    content_key,
-    folder_name,
-    joblog_line,
-    read_done_keys,
-)
+from p2pcompute.api.result_keys import JOBLOG_HEADER, command_key, content_key, read_done_keys
+from p2pcompute.api.result_rows import joblog_line
+from p2pcompute.api.result_target import ResultsTarget, check_target
+from p2pcompute.api.results import ResultsWriter, folder_name
 from p2pcompute.api.shown_values import shown_value
 from p2pcompute.errors import StoreError, UsageError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute.api.results import DoneKeys
+from p2pcompute.api.result_keys import DoneKeys
 from p2pcompute.cli.inputs import Row
 from p2pcompute.cli.plan import (
     Chunker,

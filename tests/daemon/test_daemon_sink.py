@@ -13,7 +13,7 @@ import pytest
 from daemon_fake_node import FakeNode, ok
 from daemon_kit import running, until
 
-from p2pcompute.api.results import ResultsTarget, hold
+from p2pcompute.api.result_target import ResultsTarget, hold
 from p2pcompute.errors import UsageError
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 
