@@ -1,4 +1,4 @@
-"""`p2pc doctor`: what this machine can do, tried, and what would make it better.  It changes nothing."""
+"""`p2pc doctor`: what this machine can do, tried, and what would make it better.  It changes nothing but `--bundle`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 import click
@@ -36,9 +37,17 @@ class Check:
     """A command, or what to do; empty when there is nothing to do."""
 
 
-@click.command(cls=Command, examples=[("p2pc doctor", ""), ("p2pc doctor --json", "for programs")])
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc doctor", ""),
+        ("p2pc doctor --json", "for programs"),
+        ("p2pc doctor --bundle report.zip", "what a bug report needs, without names, addresses, keys and commands"),
+    ],
+)
+@click.option("--bundle", metavar="FILE", type=click.Path(path_type=Path), help="Write a bug report as a ZIP file.")
 @json_option
-def doctor(json_: bool) -> int:
+def doctor(bundle: Path | None, json_: bool) -> int:
     """Check this machine and say what to do.
 
     Exit code 0: all is well; 1: something should be done.
@@ -46,14 +55,26 @@ def doctor(json_: bool) -> int:
     paths = find_paths(os.environ)
     settings = load_settings(paths, os.environ, warn=lambda text: say(f"warning: {text}"))
     checks = list(_checks(paths, settings))
-    if json_:
-        print_json({"schema": "p2pc.doctor/1", "checks": [asdict(check) for check in checks]})
-    else:
+    found = [asdict(check) for check in checks]
+    if json_ and bundle is None:
+        print_json({"schema": "p2pc.doctor/1", "checks": found})
+    elif not json_:
         width = max(len(check.name) for check in checks)
         for check in checks:
             print(f"{_SIGNS[check.is_good]}  {check.name:{width}}  {check.what}")
             if check.fix and not check.is_good:
                 print(f"    {'':{width}}  fix: {check.fix}")
+    if bundle is not None:
+        from p2pcompute.cli.bug_report import write_report
+
+        report = write_report(bundle, paths, settings, found)
+        if json_:
+            print_json({"schema": "p2pc.doctor/1", "checks": found, "report": report})
+        else:
+            say(f"{report['path']}:")
+            for name, size in report["parts"].items():
+                say(f"  {name:14} {size:>9,} bytes")
+            say(f"replaced: {report['replaced']}; look through it before you send it")
     return int(any(check.is_good is False for check in checks))
 
 
