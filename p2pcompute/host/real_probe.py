@@ -62,7 +62,7 @@ LOAD_ACCURACY: Final = 0.01
 """What the kernel shows of it."""
 NODE_NAMES: Final = (
     *("id", "name", "version", "slots.total", "slots.busy", "slots.ends", "slots.wait"),
-    *("queue", "staging", "tag", "has", "isolation", "paused"),
+    *("queue", "staging", "tag", "has", "isolation", "network", "paused"),
 )
 """What a node says of itself beside what its probe says: no plugin may."""
 MACHINE_NAMES: Final = (

@@ -17,7 +17,7 @@ from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
 from p2pcompute.node.facade import PeerView
-from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of
+from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of, what_it_withholds
 from p2pcompute.node.slowness import Course, NodeCourse, Slowness, why_slow
 from p2pcompute.resources.explaining import NOT_SEEN, Edit, Finding, Machine, Report, explain
 from p2pcompute.resources.expressions import (
@@ -44,6 +44,10 @@ EXPLAIN_S: Final = 2.0
 """How long nodes are asked for one explanation; whoever has not answered is judged by what it said before."""
 EXPLAIN_AGE_S: Final = 5.0
 """What a node said so long ago is not asked again."""
+_WITHHELD: Final = {
+    "network": ("it gives tasks of others no network (--network full)", "there: p2pc node set network=full"),
+    "isolation": ("it runs work of others in sandboxes (--sandbox process)", "there: p2pc node set accept=all"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +286,10 @@ def _own_conditions(subject: Subject, placement: Placement, peer: PeerView, know
             is_why = accepts == "false" or accepts.startswith(ONLY_WASM)
             fix = "there: p2pc doctor says why" if is_why else "there: p2pc config set node.accept_if"
             found.append(Finding("accept", verdict, what, fix))
+    wants_network, is_bare = subject.spec.network, subject.spec.sandbox == "process"
+    if is_of_others and (code := what_it_withholds(values, network=wants_network, bare=is_bare)):
+        what, fix = _WITHHELD[code]
+        found.append(Finding(code, Verdict.NEVER, what, fix))
     if peer.level == "stranger" and subject.terms.trust != "any":
         found.append(
             Finding("stranger", Verdict.NEVER, "a stranger: it gets only jobs that anybody may run", "--trust any")

@@ -347,6 +347,7 @@ class Node:
             static[ACCEPTS] = self._accepts
         if self._options.isolation:
             static["isolation"] = self._options.isolation
+            static["network"] = "full" if self._options.gives_network else "none"
         static |= {f"label.{key}": value for key, value in self._options.labels.items() if value}
         state: dict[str, Value] = {
             "slots.busy": worker.busy_slots,

@@ -86,6 +86,19 @@ def job_values(terms: JobTerms, spec: JobSpec, submitter: bytes) -> dict[str, Va
     }
 
 
+def what_it_withholds(node: Mapping[str, Value], *, network: bool, bare: bool) -> str:
+    """Return which attribute of a node says that tasks of others do not get there what they want; empty: none does.
+
+    Args:
+        node: what it said.
+        network: they want one.
+        bare: they want no sandbox.
+    """
+    if network and node.get("network") == "none":
+        return "network"
+    return "isolation" if bare and node.get("isolation") in ("sandbox", "wasm") else ""
+
+
 def is_data(spec: bytes, head: bytes) -> bool:
     """Return whether a value that begins so can be read without running code.  Only functions have values to read."""
     try:
@@ -219,12 +232,14 @@ class Placement:
             return JobFit(self, job, None, {})
         is_chosen = bool(job.terms.on or job.terms.not_on)
         has_condition = bool(self._group_accepts) or (bool(self.accepts) and job.submitter != self.installation)
-        is_restricted = is_chosen or has_condition or spec.network or self._is_of_stranger(job)
+        is_bare = spec.sandbox == "process"
+        is_restricted = is_chosen or has_condition or spec.network or is_bare or self._is_of_stranger(job)
         if needs.is_plain and not is_restricted:
             return None
         fit = JobFit(self, job, requirement, job_values(job.terms, spec, job.submitter))
         fit.is_for_trusting = spec.is_built or spec.kind is TaskKind.CONTAINER
         fit.wants_network = spec.network
+        fit.is_bare = is_bare
         fit.is_module = spec.kind is TaskKind.WASM
         return fit
 
@@ -280,6 +295,8 @@ class JobFit:
         """Packages have to be built, or a container is run: for those whom this node trusts only."""
         self.wants_network = False
         """Its tasks reach public addresses: on nodes only that give them a network."""
+        self.is_bare = False
+        """Its tasks want no sandbox: of others they run only where there is none."""
         self.is_module = False
         """Its tasks are WASM modules."""
         self._submitter = job.submitter
@@ -360,7 +377,8 @@ class JobFit:
         fits = self.requirement.fits(view)
         accepts = known.values.get(ACCEPTS)
         conditions = (accepts if isinstance(accepts, str) else "", placement.group_accepts)
-        if any(is_accepted(condition, known.values, self._values) is False for condition in conditions):
+        is_against = any(is_accepted(condition, known.values, self._values) is False for condition in conditions)
+        if is_against or what_it_withholds(known.values, network=self.wants_network, bare=self.is_bare):
             fits = False
             if now - knowledge.heard_s >= REFUSED_S:  # its owner may have changed his mind
                 placement.ask(key, self.requirement.words)
@@ -393,8 +411,11 @@ class JobFit:
             return True
         if self._placement.is_stranger(self._submitter) and not (self.is_module and self._placement.is_fenced):
             return False
-        is_trusted = not self.is_for_trusting or self._placement.trusts(self._submitter)
-        return is_trusted and (not self.wants_network or self._placement.gives_network)
+        if self.is_for_trusting and not self._placement.trusts(self._submitter):
+            return False
+        if self.is_bare and self._placement.is_fenced:
+            return False
+        return not self.wants_network or self._placement.gives_network
 
     def known_here(self) -> bool | None:
         age_s = self._age_s()

@@ -57,7 +57,7 @@ _CAUSES: Final = {
     "choice of nodes": ("on", "not-on", "local"),
     "Python": ("python",),
     "nodes' conditions": ("accept",),
-    "network": ("unreachable", NOT_SEEN),
+    "network": ("unreachable", NOT_SEEN, "network"),
     "busy slots": ("busy", "slots"),
     "-j": ("jobs",),
 }
@@ -82,8 +82,8 @@ class Finding:
     """One reason for which a node does not run the job now."""
 
     code: str
-    """An attribute, or what else it is: on, not-on, local, python, accept, banned, unreachable, not-seen, busy, slots,
-    jobs, node."""
+    """An attribute, or what else it is: on, not-on, local, python, accept, isolation, network, banned, unreachable,
+    not-seen, busy, slots, jobs, node."""
     verdict: Verdict
     what: str
     fix: str = ""

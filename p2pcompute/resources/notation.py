@@ -67,6 +67,7 @@ NODE_EXAMPLES: Final[Mapping[str, Value]] = {
     "queue": 0,
     "staging": 0,
     "isolation": "sandbox",
+    "network": "full",
     "paused": "on battery",
     "battery": False,
     "owner.present": False,
@@ -104,7 +105,7 @@ MEANT: Final[Mapping[str, str]] = {
     **dict.fromkeys(("zone", "region", "room", "site"), "label.NAME"),
     **dict.fromkeys(("idle", "user", "present"), "owner.present"),
     **dict.fromkeys(("power", "charging"), "battery"),
-    **dict.fromkeys(("network", "speed"), "bandwidth"),
+    "speed": "bandwidth",
 }
 """What people may mean by a name, or by the first part of one, that no node has."""
 LOOPS: Final = ("all", "exists", "exists_one", "filter")

@@ -406,6 +406,33 @@ def test_a_node_that_its_owner_paused_says_so() -> None:
     play([PLAIN, paused], scene)
 
 
+@pytest.mark.parametrize(
+    ("withheld", "wanted", "what"),
+    [
+        ({"network": "none"}, {"network": True}, "no network"),
+        ({"isolation": "sandbox"}, {"sandbox": "process"}, "in sandboxes"),
+    ],
+)
+def test_what_a_node_withholds_from_others_is_said_and_not_tried(
+    withheld: dict[str, Any], wanted: dict[str, Any], what: str
+) -> None:
+    """If it broke: such a job waits for ever unexplained, or is refused a hundred times."""
+
+    async def scene(mesh: Mesh) -> None:
+        keys = [member.identity.public_key for member in mesh.members]
+        mesh.members[1].running.placement.is_fenced = "isolation" in withheld
+        job_id = await submit(mesh.members[0], [0.1] * 4, wanted, on=(keys[1],))
+        await asyncio.sleep(20)
+        (account,) = (one for one in (await explained(mesh, job_id)).report.accounts if one.name == name(mesh, 1))
+        assert account.verdict == "never" and what in account.findings[0].what, account
+        view = mesh.members[0].running.job(job_id.hex())
+        assert (view.done, view.retried) == (0, 0)
+        job_id = await submit(mesh.members[0], [0.1] * 4, wanted)
+        assert set(await done_by(mesh, job_id)) == {name(mesh, 0)}, "work of one's own has everything"
+
+    play([PLAIN, RunnerModel(slot_count=2, attributes=withheld)], scene)
+
+
 def test_a_name_that_no_node_has_is_said_at_once() -> None:
     """A job with a misspelt attribute waits for ever; or one whose plugin comes later is refused."""
     racked = RunnerModel(slot_count=2, attributes={"rack.row": 3, "label.zone": "b"})
