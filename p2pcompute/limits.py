@@ -624,8 +624,11 @@ UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
 """Results a worker keeps for an owner that is away; beyond it no new tasks are taken."""
 UNSENT_BLOBS_CACHE_SHARE: Final = 0.5
 """Files of results that a worker keeps for other owners: at most so much of its blob store's cap (`store.cache`), for
-the other half is for inputs.  No tasks are taken while half of it is used, so that what runs by then finds room; what
-finds none is not taken, and a task whose output alone is larger fails."""
+rest is for inputs and what is kept for others.  No tasks are taken while half of it is used, so that what runs by then
+finds room; what finds none is not taken, and a task whose output alone is larger fails."""
+INPUTS_CACHE_SHARE: Final = 0.3
+"""Inputs of tasks that a worker fetches, holds or runs: at most so much of that cap; further tasks wait.  One whose
+inputs alone are larger, and fit the whole, has no others beside it."""
 STORY_EVENTS_MAX: Final = 64
 """Events remembered per task for `show`."""
 
@@ -645,7 +648,9 @@ CUSTODY_GRACE_S: Final = 10.0
 CUSTODY_JOBS_MAX: Final = 1024
 """Jobs of others that one node keeps; further ones are not taken, and counted."""
 CUSTODY_BYTES_MAX: Final = 4096 * MIB
-"""Facts, results and files that one node keeps for others; what is more is not taken, and counted."""
+"""Facts, results, cookies and files that one node keeps for others; what is more is not taken, and counted."""
+CUSTODY_CACHE_SHARE: Final = 0.2
+"""The same as a share of the blob store's cap: the smaller of the two counts."""
 READERS_MAX: Final = 64
 """Nodes that read a job here by a ticket; the one that came first has to show it again."""
 CUSTODY_KEEP_S: Final = 30 * 86400.0
@@ -881,6 +886,7 @@ assert GRANT_BYTES_MAX + GRANT_ENVELOPE_BYTES_MAX + 32 * GRANT_TASKS_MAX + 4 * K
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
 assert BLOB_WINDOW_CHUNKS * (BLOB_CHUNK_BYTES + KIB) < CHANNEL_WRITE_BYTES_MAX, "a full window is never cut off"
 assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX
+assert UNSENT_BLOBS_CACHE_SHARE + INPUTS_CACHE_SHARE + CUSTODY_CACHE_SHARE <= 1.0, "others fill no more than the cap"
 assert TASK_PAYLOAD_BYTES_MAX * 2 + RUNNER_SEND_BYTES < RUNNER_MESSAGE_BYTES_MAX
 assert 3 * INLINE_BYTES_MAX + ERROR_TEXT_BYTES_MAX < RUNNER_MESSAGE_BYTES_MAX
 assert DHT_PING_S * (DHT_FAILURES_MAX + 1) + DHT_FAILURES_MAX * DHT_REQUEST_S < 60, "gone within a minute"

@@ -81,6 +81,10 @@ class Checkpoints:
         saved = self._jobs.get(job_id, {}).get(index)
         return 0 if saved is None else saved.attempt
 
+    def size_of(self, job_id: bytes) -> int:
+        """Return the bytes of all that is kept of a job."""
+        return sum(saved.size for saved in self._jobs.get(job_id, {}).values())
+
     def tasks(self, job_id: bytes) -> list[int]:
         """Return the tasks of a job that have something kept."""
         return list(self._jobs.get(job_id, ()))

@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     CUSTODY_AFTER_S,
     CUSTODY_BEAT_S,
     CUSTODY_BYTES_MAX,
+    CUSTODY_CACHE_SHARE,
     CUSTODY_GRACE_S,
     CUSTODY_JOBS_MAX,
     CUSTODY_KEEP_S,
@@ -146,8 +147,6 @@ class CustodyService:
         self.charges: dict[bytes, Charge] = {}
         """Jobs that others keep too, our own and theirs."""
         self.counters = CustodyCounters()
-        self.kept_bytes = 0
-        """Of what is kept for others, as counted in this life."""
         self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
         """Job → questions that wait for news of it."""
         self._waiting_count = 0
@@ -157,6 +156,19 @@ class CustodyService:
         """Says whether the submitter of a job may have it kept here."""
         channels.on_message(Message.CUSTODY, self._on_custody)
         channels.on_request(Message.SYNC, self._on_sync)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of what is kept for others."""
+        books = [book for book in self._owner.books.values() if not book.job.is_own]
+        saved = self._owner.core.checkpoints
+        return sum(book.kept_bytes + saved.size_of(book.job.envelope.job_id) for book in books)
+
+    @property
+    def room_bytes(self) -> int:
+        """How much more may be."""
+        share = int(self._host.store.blobs.bytes_max * CUSTODY_CACHE_SHARE)
+        return min(CUSTODY_BYTES_MAX, share) - self.kept_bytes
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -310,7 +322,7 @@ class CustodyService:
         if job_id in self._owner.books:
             return
         kept = sum(not book.job.is_own for book in self._owner.books.values())
-        if kept >= CUSTODY_JOBS_MAX or self.kept_bytes >= CUSTODY_BYTES_MAX or self._is_closed:
+        if kept >= CUSTODY_JOBS_MAX or self.room_bytes <= 0 or self._is_closed:
             self.counters.refused_full_count += 1
             return
         self._scope.spawn(self._keep(channel, job_id), "keep")
@@ -654,7 +666,7 @@ class CustodyService:
             self._owner.keep_fact(book, raw, kind, body)
         charge.rows = synced.rows_next
         if synced.facts or synced.rows:
-            self.kept_bytes += sum(map(len, synced.facts)) + sum(len(row.outcome) for row in synced.rows)
+            book.kept_bytes += sum(map(len, synced.facts)) + sum(len(row.outcome) for row in synced.rows)
             self._owner.replica_changed(book)
 
     def _take_saved(self, charge: Charge, book: JobBook, channel: Channel, synced: Synced) -> None:
@@ -688,6 +700,9 @@ class CustodyService:
                 index = next(iter(charge.saved_blobs))
                 saved = charge.saved_blobs.pop(index)
                 assert saved.blob is not None
+                if not book.job.is_own and saved.size > self.room_bytes:
+                    self.counters.blobs_missing_count += 1
+                    continue
                 blobs.pin([saved.blob])
                 try:
                     if not await blobs.has(saved.blob):
@@ -784,13 +799,14 @@ class CustodyService:
         try:
             for ref in wanted:
                 if await self._host.store.blobs.has(ref):
+                    book.kept_bytes += ref.size
                     continue
-                if self.kept_bytes + ref.size > CUSTODY_BYTES_MAX:
+                if ref.size > self.room_bytes:
                     self.counters.blobs_missing_count += 1
                     continue
                 try:
                     await self._fetch([ref], key, self._peers.get(key, ()))
-                    self.kept_bytes += ref.size
+                    book.kept_bytes += ref.size
                 except (P2pcError, TimeoutError):
                     self.counters.blobs_missing_count += 1
                     book.unfetched[ref] = None

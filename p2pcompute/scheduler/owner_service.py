@@ -125,6 +125,8 @@ class JobBook:
     """Blobs pinned for it in this life of the node."""
     unfetched: dict[BlobRef, None] = field(default_factory=dict)
     """Of another node's job: blobs that may have to be brought here."""
+    kept_bytes: int = 0
+    """Of another node's job: what is kept of it here, but for cookies."""
     readers: dict[bytes, None] = field(default_factory=dict)
     """Nodes that have shown a ticket for it; the last READERS_MAX."""
     lost_bytes: int = 0
@@ -220,12 +222,13 @@ class OwnerService:
         for record in await self._journal.load_jobs():
             envelope = open_job(self._host.crypto, record.envelope, wall=self._host.clock.wall())
             facts: list[tuple[int, Any]] = []
-            count = 0
+            count = size = 0
             async for raw in self._journal.facts(envelope.job_id):
                 facts.append(self._open_fact(raw))
                 count += 1
+                size += len(raw)
             if envelope.signer != self._identity.public_key:
-                await self._recover_replica(self._journal, record, envelope, facts)
+                await self._recover_replica(self._journal, record, envelope, facts, size)
                 continue
             outputs: dict[tuple[int, bytes], tuple[bytes, Outcome]] = {}
             if any(kind == FactKind.HELD for kind, _body in facts):
@@ -255,15 +258,16 @@ class OwnerService:
         return is_late and is_stopped and not job.halted
 
     async def _recover_replica(
-        self, journal: Journal, record: JobRecord, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]]
+        self, journal: Journal, record: JobRecord, envelope: JobEnvelope, facts: Sequence[tuple[int, Any]], size: int
     ) -> None:
         book = self.add_replica(record, envelope)
-        book.next_fact = len(facts)
+        book.next_fact, book.kept_bytes = len(facts), size
         ledger = book.job.ledger
         for kind, body in facts:
             ledger.fold(kind, body)
             book.job.is_checked |= kind == FactKind.HELD
         async for index, generation, row in journal.results(envelope.job_id):
+            book.kept_bytes += len(row.outcome)
             if row.state in (TaskState.CLAIMED, TaskState.CLAIMED_FAILED):
                 ledger.claim(index, generation, is_good=row.state == TaskState.CLAIMED)
             is_good = row.state in (TaskState.DONE, TaskState.CLAIMED)

@@ -32,6 +32,7 @@ from p2pcompute.limits import (
     CLAIM_BYTES_MAX,
     HEARTBEAT_FRACTION,
     INLINE_BYTES_MAX,
+    INPUTS_CACHE_SHARE,
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     MIB,
@@ -47,6 +48,7 @@ from p2pcompute.limits import (
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
 from p2pcompute.scheduler.fairness import Standing
+from p2pcompute.scheduler.input_room import InputRoom
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     HELD_MAX,
@@ -164,6 +166,8 @@ class WorkerCounters:
     runs_count: int = 0
     late_runs_count: int = 0
     fetch_failures_count: int = 0
+    waited_for_room_count: int = 0
+    """Tasks whose inputs had to wait until those of others were not needed any more."""
     given_up_results_count: int = 0
     second_results_count: int = 0
     """Results of leases that had been answered with another one."""
@@ -262,8 +266,10 @@ class WorkerService:
         """Run ids that ran at the last `tick`."""
         self._marked: list[list[Any]] = []
         """What is on disk of tasks that run: see `_mark`."""
-        self._pinned: dict[int, list[BlobRef]] = {}
-        """Run id → inputs that must stay until it has ended."""
+        self.inputs = InputRoom(lambda: int(host.store.blobs.bytes_max * INPUTS_CACHE_SHARE))
+        """Inputs that must stay until their tasks have ended: each is pinned for each of them."""
+        self._admitted: dict[int, asyncio.Event] = {}
+        """Run ids that wait for room for their inputs; set when they have it, or are not held any more."""
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -294,7 +300,8 @@ class WorkerService:
         taken = self.core.take(grant, grant.owner, is_staged=False, is_moving=bool(moved_from))
         if moved_from and taken:
             self._register(link, _Move(moved_from, grant.job_id, [held.task for held in taken]))
-        ready, waiting = [], []
+        ready: list[int] = []
+        waiting: list[tuple[Held, list[BlobRef], bool]] = []
         for held in taken:
             try:
                 refs = self._needed(job, held)
@@ -309,9 +316,13 @@ class WorkerService:
                     held, f"its inputs have {size / MIB:.4g} MiB, and store.cache there is {room / MIB:.4g} MiB"
                 )
             elif refs:
-                self._host.store.blobs.pin(refs)
-                self._pinned[held.run_id] = refs
-                waiting.append((held, refs))
+                has_room = self.inputs.ask(held.run_id, refs)
+                if has_room:
+                    self._host.store.blobs.pin(refs)
+                else:
+                    self._admitted[held.run_id] = asyncio.Event()
+                    self.counters.waited_for_room_count += 1
+                waiting.append((held, refs, has_room))
             else:
                 ready.append(held.run_id)
         self.core.staged(ready)
@@ -400,24 +411,39 @@ class WorkerService:
             key = coordinator_of(self.jobs[held.job_id], epoch)
             held.owner = LOCAL if key == self._identity.public_key else key
         self.core.put_back(held)
-        if held.run_id in self.core.held and held.run_id not in self._pinned:
+        if held.run_id in self.core.held and held.run_id not in self.inputs.run_ids():
             refs = self._needed(self.jobs[held.job_id], held)
             if refs:
                 self._host.store.blobs.pin(refs)
-                self._pinned[held.run_id] = refs
+                self.inputs.take(held.run_id, refs)
 
     def _unpin_gone(self) -> None:
         """Let go of the inputs of tasks that are no longer held."""
-        for run_id in [run_id for run_id in self._pinned if run_id not in self.core.held]:
-            self._host.store.blobs.unpin(self._pinned.pop(run_id))
+        for run_id in self.inputs.run_ids():
+            if run_id not in self.core.held:
+                self._unpin(run_id)
 
-    async def _stage(self, waiting: list[tuple[Held, list[BlobRef]]], link: OwnerLink) -> None:
-        """Fetch inputs, task after task; a task starts as soon as its own are here."""
+    def _unpin(self, run_id: int) -> None:
+        """A task needs its inputs no longer: others may have theirs."""
+        self._host.store.blobs.unpin(self.inputs.leave(run_id))
+        if (event := self._admitted.pop(run_id, None)) is not None:
+            event.set()
+        for admitted in self.inputs.admit():
+            if (event := self._admitted.pop(admitted, None)) is not None:
+                self._host.store.blobs.pin(self.inputs.refs(admitted))
+                event.set()
+
+    async def _stage(self, waiting: list[tuple[Held, list[BlobRef], bool]], link: OwnerLink) -> None:
+        """Fetch inputs, task after task, as there is room; a task starts as soon as its own are here."""
         here: dict[BlobRef, None] = {}
-        """Found once: every task of these has pinned its own."""
-        for held, refs in waiting:
+        """Found once: every task that had room at once has pinned its own."""
+        for held, refs, had_room in waiting:
+            if not had_room:
+                here.clear()
+            if (event := self._admitted.get(held.run_id)) is not None:
+                await event.wait()
             if held.run_id not in self.core.held:
-                self._unpin(held)
+                self._unpin(held.run_id)
                 continue
             try:
                 missing = [ref for ref in refs if ref not in here and not await self._host.store.blobs.has(ref)]
@@ -586,12 +612,9 @@ class WorkerService:
                 return False
         return job.submitter != self._identity.installation
 
-    def _unpin(self, held: Held) -> None:
-        self._host.store.blobs.unpin(self._pinned.pop(held.run_id, ()))
-
     def _finish(self, held: Held, outcome: Outcome) -> None:
         task = held.task
-        self._unpin(held)
+        self._unpin(held.run_id)
         if held.owner == LOCAL:
             self._intake_local(held.job_id, task.index, task.generation, task.attempt, outcome)
             self._wake()
@@ -1008,7 +1031,7 @@ class WorkerService:
             self.core.held
             or self._marked
             or self._deletes
-            or self._pinned
+            or self.inputs.is_used
             or any(link.heartbeat_due or link.has_unkept for link in self.links.values())
         )
 

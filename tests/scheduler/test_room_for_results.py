@@ -6,6 +6,7 @@ If this fails, a member whose tasks have large outputs fills the disks of those 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,9 +26,9 @@ JOB, OWNER = b"j" * 32, b"o" * 32
 CAP = 1_000_000
 
 
-@pytest.fixture
-async def worker(tmp_path: Path) -> AsyncIterator[WorkerService]:
-    blobs = FileBlobs(tmp_path, cache_bytes_max=CAP)
+@asynccontextmanager
+async def made_worker(blobs: FileBlobs, *, inputs: Any = None, fetch: Any = None) -> AsyncIterator[WorkerService]:
+    """A worker's service with nothing but a blob store."""
     host: Any = SimpleNamespace(
         store=SimpleNamespace(blobs=blobs),
         clock=SimpleNamespace(now=lambda: 0.0, call_later=lambda *_: SimpleNamespace(cancel=lambda: None)),
@@ -44,8 +45,8 @@ async def worker(tmp_path: Path) -> AsyncIterator[WorkerService]:
         lambda: None,
         pump_now=lambda: None,
         boot=b"b",
-        inputs=lambda _spec, _payload: [],
-        fetch=cast(Any, None),
+        inputs=inputs or (lambda _spec, _payload: []),
+        fetch=fetch,
         intake_local=cast(Any, None),
         job_of_local=cast(Any, None),
         is_checked_local=lambda _job: False,
@@ -55,6 +56,12 @@ async def worker(tmp_path: Path) -> AsyncIterator[WorkerService]:
     yield made
     await scope.close()
     blobs.shut()
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[WorkerService]:
+    async with made_worker(FileBlobs(tmp_path, cache_bytes_max=CAP)) as made:
+        yield made
 
 
 async def finish(worker: WorkerService, index: int, size: int) -> Outcome:
@@ -99,7 +106,7 @@ async def test_inputs_that_never_fit_are_not_fetched(worker: WorkerService) -> N
     worker.take(grant, JobEnvelope(JOB, JobTerms(), b"", b"s" * 32, b"s" * 32, b"raw"), [])
     outcome = decode_outcome(worker.links[OWNER].results[-1].outcome)
     assert outcome.status is OutcomeStatus.REFUSED and "store.cache" in outcome.error
-    assert not worker.core.held and not worker._pinned
+    assert not worker.core.held and not worker.inputs.is_used
 
 
 async def test_equal_files_take_their_room_once(worker: WorkerService) -> None:

@@ -13,6 +13,7 @@ from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.scenario import load_scenario, with_values
+from p2pcompute.simulation.storage import SimBlobs
 from tests.simulation.test_glossary import glossary
 
 
@@ -151,6 +152,36 @@ def test_what_a_task_has_saved_outlives_its_coordinator_and_its_worker(size: int
             for member in mesh.members:
                 if member.node is not None:
                     assert not member.node.scheduler.owner.core.checkpoints.tasks(job_id), "the end frees it"
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
+def test_custodians_keep_no_more_than_their_people_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of what tasks save are bounded by a share of the room for files; what was kept before stays."""
+    monkeypatch.setattr(SimBlobs, "bytes_max", property(lambda _self: 1_000_000))
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, 4, runner=[RunnerModel(slot_count=0), *[RunnerModel(slot_count=1)] * 3])
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [300.0])
+            await asyncio.sleep(5)
+            worker, run_id, _found = running(mesh)
+            for size in (70_000, 100_000, 150_000):
+                worker.host.runner.on_saved(run_id, bytes(size))
+                await asyncio.sleep(5)
+            found = keepers(mesh, owner, job_id)
+            for keeper in found:
+                custody = keeper.running.scheduler.custody
+                assert custody is not None and custody.counters.blobs_missing_count > 0
+                assert 100_000 <= custody.kept_bytes < 110_000 and custody.room_bytes < 100_000
+            mesh.crash(owner)
+            for keeper in found:
+                await keeper.host.call(keeper.running.scheduler.owner.drop_replica(job_id))
+                assert keeper.running.scheduler.custody.kept_bytes == 0, "room comes back with the job's end"  # type: ignore[union-attr]
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()
