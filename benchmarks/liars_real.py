@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Eight real daemons of which two lie about a job of 20,000 tasks of another one.  JSON.
+
+    python benchmarks/liars_real.py                  # whatever they compute for others is wrong
+    python benchmarks/liars_real.py --lies 0.05      # a twentieth of it, the same tasks for both
+
+The nodes are of one group on loopback and nobody trusts anybody: the owner checks what members compute.  The liars
+agree on every wrong value, which is the hardest to find out.  Then every value must be the right one, both liars be
+banned and nobody else, and no daemon have logged an error.  Each execution leaves a line in a file, so it is known how
+often tasks ran.  Exit code 1 and the reasons, and the homes kept, when anything of it is not so.  Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from churn_real import _looked, executions, problems_of, submit
+from tier0 import Daemon, make_group, stopping, until
+
+NODES: Final = 8
+LIARS: Final = (6, 7)
+TASK_S: Final = 0.02
+JOB_S_MAX: Final = 3600.0
+LYING: Final = '''"""A daemon whose worker lies about tasks of others, as all liars do about the same ones."""
+import hashlib, sys
+from dataclasses import replace
+from p2pcompute.daemon.__main__ import main
+from p2pcompute.execution.codec import encode
+from p2pcompute.host.runs import OutcomeStatus
+from p2pcompute.scheduler.stealing import LOCAL
+from p2pcompute.scheduler.worker_service import WorkerService
+finish = WorkerService._finish
+def lie(self, held, outcome):
+    drawn = hashlib.sha256(held.job_id + str(held.task.index).encode()).digest()[0] / 256
+    if held.owner != LOCAL and outcome.status is OutcomeStatus.OK and drawn < LIES:
+        outcome = replace(outcome, value=encode(-1))
+        with open("lies", "a") as file:
+            file.write(f"{held.task.index}\\n")
+    finish(self, held, outcome)
+WorkerService._finish = lie
+sys.exit(main())
+'''
+
+
+class Liar(Daemon):
+    """A daemon that runs `LYING`."""
+
+    def spawn(self) -> None:
+        with open(self.home / "stderr", "ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(self.home / "lying.py")],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=self.env,
+                cwd=self.home,
+                start_new_session=True,
+            )
+
+
+def banned_at(owner: Daemon) -> list[str]:
+    """Names of those whom the owner has banned."""
+    items = owner.connection.request("GET", "/v1/trust")["items"]
+    shown = {one["name"]: owner.connection.request("GET", f"/v1/trust/{one['id']}/evidence") for one in items}
+    return sorted(name for name, evidence in shown.items() if evidence["banned"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--lies", type=float, default=1.0, help="part of the tasks about which they lie")
+    given = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="p2pc-liars-"))
+    daemons = make_group(directory, NODES)
+    for number in LIARS:
+        (daemons[number].home / "lying.py").write_text(f"LIES = {given.lies!r}\n{LYING}")
+        daemons[number].__class__ = Liar
+    liars = [daemons[number] for number in LIARS]
+    with stopping(daemons):
+        for daemon in daemons:
+            daemon.start()
+        until(
+            lambda: sum(peer["state"] == "up" for peer in daemons[0].status()["peers"]) >= NODES - 1,
+            120,
+            "all have met",
+        )
+        began = time.monotonic()
+        submit(daemons[0], directory, given.tasks, TASK_S)
+        try:
+            job = until(lambda: _looked(daemons[0], given.tasks), JOB_S_MAX, "done")
+        except SystemExit:
+            job = None
+        took_s = time.monotonic() - began
+        problems = problems_of(daemons, directory, job, given.tasks)
+        banned = banned_at(daemons[0])
+        if banned != sorted(liar.name for liar in liars):
+            problems.append(f"banned: {banned}")
+    told = [len((liar.home / "lies").read_text().split()) if (liar.home / "lies").exists() else 0 for liar in liars]
+    ran = executions(directory)
+    report = {
+        "tasks": given.tasks,
+        "lies": given.lies,
+        "wrong_results_told": told,
+        "banned": banned,
+        "executions": ran,
+        "executions_per_task": round(sum(int(times) * count for times, count in ran.items()) / given.tasks, 3),
+        "took_s": round(took_s, 1),
+        "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 1),
+        "problems": problems,
+    }
+    print(json.dumps(report, indent=2))
+    if problems:
+        print(f"the homes are in {directory}", file=sys.stderr)
+        return 1
+    shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
