@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from p2pcompute.api.dataflow import Bound
-from p2pcompute.api.detached import DetachedJob, Feed, KeptCalls, KeptFuture
+from p2pcompute.api.detached import DetachedJob, KeptCalls
 from p2pcompute.api.embedded import EmbeddedNode, check_group
+from p2pcompute.api.feed import Feed, KeptFuture
 from p2pcompute.api.files import Taker, digest_of_file
 from p2pcompute.api.functions import Functions, Shipment, name_of
 from p2pcompute.api.futures import MeshFuture, closed, settle

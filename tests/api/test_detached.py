@@ -19,8 +19,9 @@ import pytest
 
 import p2pcompute
 from p2pcompute import BadValue, MeshExecutor, NodeUnavailable, P2pcError, TaskOptions, UsageError
-from p2pcompute.api import detached, presence
-from p2pcompute.api.detached import DetachedJob, Feed, KeptCalls, KeptFuture
+from p2pcompute.api import detached, feed, presence
+from p2pcompute.api.detached import DetachedJob, KeptCalls
+from p2pcompute.api.feed import Feed, KeptFuture
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.noted import Prepared
 from p2pcompute.api.printed import printed_lines
@@ -148,10 +149,11 @@ class Node:
         self.cancelled: list[str] = []
         self.is_held = False
         """Its tasks do not end."""
-        monkeypatch.setattr(detached, "ask", self.ask)
-        monkeypatch.setattr(detached, "call", lambda *_: b"content")
-        monkeypatch.setattr(detached, "events", self.events)
-        monkeypatch.setattr(detached, "RETRY_S", 0.01)
+        for module in (detached, feed):
+            monkeypatch.setattr(module, "ask", self.ask)
+        monkeypatch.setattr(feed, "call", lambda *_: b"content")
+        monkeypatch.setattr(feed, "events", self.events)
+        monkeypatch.setattr(feed, "RETRY_S", 0.01)
         monkeypatch.setattr(presence, "RETRY_S", 0.01)
         monkeypatch.setattr(presence, "RETRY_S_MAX", 0.01)
         self.is_away = False
@@ -213,8 +215,8 @@ def test_what_goes_wrong_with_one_call_ends_that_one(monkeypatch: pytest.MonkeyP
 def test_a_call_that_is_refused_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Broken: one file that is gone when the node looks for it takes all other calls of the function along."""
     node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
-    feed = kept._open_feed(SHIPMENT)
-    with feed._changed:  # all in one request
+    opened = kept._open_feed(SHIPMENT)
+    with opened._changed:  # all in one request
         futures = [node.submit(kept, SHIPMENT, fetch=("gone",) if number == 2 else ()) for number in range(5)]
     kept.flush()
     refused = futures.pop(2)
@@ -394,9 +396,9 @@ def test_a_forked_child_hands_nothing_in(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """Broken: it waits at its end for threads that only its parent has."""
     Node(monkeypatch)
     kept = KeptCalls(tmp_path, None)
-    feed = kept._open_feed(SHIPMENT)
+    opened = kept._open_feed(SHIPMENT)
     with monkeypatch.context() as child:
         child.setattr(os, "getpid", lambda: -1)
         kept._end()
-    assert not feed._is_sealing
+    assert not opened._is_sealing
     kept.flush()
