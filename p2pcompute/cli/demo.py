@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.job_views import PAGE, shares_table
 from p2pcompute.cli.output import count_text, plural, print_json, say
 
@@ -18,10 +18,18 @@ DEMO_SAMPLES: Final = 100_000
 """About 40 ms of one core: 200 tasks take 5 s on two."""
 
 
-@click.command(cls=Command, examples=[("p2pc demo", ""), ("p2pc demo --tasks 2000", "more of it")])
+@click.command(
+    cls=Command,
+    examples=[
+        ("p2pc demo", ""),
+        ("p2pc demo --tasks 2000", "more of it"),
+        ("p2pc demo --plot pi.html", "with pictures"),
+    ],
+)
 @json_option
 @click.option("--tasks", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Number of tasks.")
-def demo(json_: bool, tasks: int) -> int:
+@click.option("--plot", metavar="FILE", help="Draw when tasks ran where, at the end: .html .svg .png .csv .json")
+def demo(json_: bool, tasks: int, plot: str | None) -> int:
     """Estimate pi on every node and show who did what."""
     from p2pcompute.cli.daemon_start import ensure_node
     from p2pcompute.cli.follow import Signals, Source, View, batches_of, job_exit_code, make_printer
@@ -29,6 +37,10 @@ def demo(json_: bool, tasks: int) -> int:
     from p2pcompute.cli.progress import Progress, choose_display, summary_text
     from p2pcompute.execution.functions import load_file_function, load_value, ship
 
+    if plot is not None:
+        from p2pcompute.plots.drawing import check_picture
+
+        check_picture(Path(plot))
     started = time.monotonic()
     shipped = ship(load_file_function(Path(__file__).with_name("demo_pi.py"), "estimate"))
     connection = ensure_node(announce=lambda text: say(text, level=1))
@@ -79,6 +91,10 @@ def demo(json_: bool, tasks: int) -> int:
     if outcome.job is None:
         return outcome.exit_code or 0
     elapsed_s = time.monotonic() - started
+    if plot is not None:
+        from p2pcompute.cli.plot_command import plot_job
+
+        plot_job(connection, outcome.job, Reference(str(job["id"])), Path(plot), "report")
     pi = 4 * sum(hits) / (len(hits) * DEMO_SAMPLES) if hits else None
     code = outcome.exit_code or job_exit_code(outcome.job)
     if json_:
@@ -101,6 +117,8 @@ def demo(json_: bool, tasks: int) -> int:
         print(f"pi ≈ {pi:.5f}   ({count_text(len(hits) * DEMO_SAMPLES)} darts in {plural(tasks, 'task')})")
     print(shares_table(outcome.job, node))
     say(summary_text(outcome.job, elapsed_s))
+    if plot is not None:
+        say(f"drawn: {plot}", level=1)
     if (status.get("group") or {}).get("is_alone"):
         say("add a computer: p2pc invite, and run this again", level=1)
     return code

@@ -326,10 +326,12 @@ def test_prune_says_what_it_would_free(p2pc: Shell) -> None:
     assert json.loads(p2pc("jobs", "-a", "--json")[1])["items"]
 
 
-def test_the_demo_finds_pi(p2pc: Shell) -> None:
-    code, out, _ = p2pc("demo", "--json", "--tasks", "4")
+def test_the_demo_finds_pi(p2pc: Shell, tmp_path: Path) -> None:
+    picture = tmp_path / "pi.csv"
+    code, out, _ = p2pc("demo", "--json", "--tasks", "4", "--plot", str(picture))
     document = json.loads(out)
     assert code == 0 and abs(document["pi"] - 3.14159) < 0.02 and document["done"] == 4
+    assert len(picture.read_text().splitlines()) == 5
 
 
 @pytest.fixture
