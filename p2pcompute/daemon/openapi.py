@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from p2pcompute.daemon.app import CALLS, Call
+from p2pcompute.daemon.calls import CALLS, Call
 from p2pcompute.daemon.uploads import TaskLine
 
 _REF = "#/components/schemas/{name}"

@@ -18,7 +18,8 @@ from daemon_kit import Daemon, running, until
 
 from p2pcompute import __version__
 from p2pcompute.daemon import openapi
-from p2pcompute.daemon.app import CALLS, OPENAPI_FILE, Api
+from p2pcompute.daemon.app import OPENAPI_FILE, Api
+from p2pcompute.daemon.calls import CALLS
 from p2pcompute.daemon.uploads import FileTaker
 from p2pcompute.errors import P2pcError, StoreError, TrustError, UsageError
 from p2pcompute.execution.spec import decode_payload

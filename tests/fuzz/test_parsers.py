@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcompute.daemon.app import CALLS
+from p2pcompute.daemon.calls import CALLS
 from p2pcompute.daemon.uploads import JobBody, TaskLine, build_task, decode_body
 from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError, UsageError
 from p2pcompute.execution.spec import (
