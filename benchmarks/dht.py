@@ -41,7 +41,7 @@ from kademlia.crawling import NodeSpiderCrawl
 from kademlia.network import Server
 from kademlia.node import Node as TheirNode
 
-from p2pcompute.dht.contacts import place_of
+from p2pcompute.dht.contacts import id_of
 from p2pcompute.host.interfaces import Address
 
 KINDS: Final = ("p2pcompute", "kademlia")
@@ -118,7 +118,7 @@ class _Sending:
 
 
 def _id_of(number: int) -> bytes:
-    return place_of(identity_of(number).public_key).id
+    return id_of(identity_of(number).public_key)
 
 
 # --- a process with some nodes of one kind ------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
 
-from p2pcompute.dht.contacts import place_of
+from p2pcompute.dht.contacts import id_of
 from p2pcompute.dht.records import Record, make_ad
 from p2pcompute.dht.service import Dht
 from p2pcompute.host.interfaces import Address, Host
@@ -44,7 +44,7 @@ class RealDht:
         )  # fmt: skip
         self._scope = TaskScope(f"node-{number}")
         self.identity = identity_of(number)
-        self.id = place_of(self.identity.public_key).id
+        self.id = id_of(self.identity.public_key)
         self.datagrams = Datagrams(host, self._scope)
         port = self.datagrams.bind_group(GROUP, self._receive)
         self.dht = Dht(host, self.identity, port, self._scope, group_id=GROUP, name=f"node-{number}")

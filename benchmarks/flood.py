@@ -31,7 +31,7 @@ from typing import Any, Final
 from dht import Kind
 from dht_node import GROUP, commit, identity_of, key_of, machine, nearest
 
-from p2pcompute.dht.contacts import place_of
+from p2pcompute.dht.contacts import id_of
 from p2pcompute.dht.messages import RUN_BYTES, TRANSACTION_BYTES, Find, encode_statement
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import DATAGRAM_BYTES_MAX
@@ -71,7 +71,7 @@ def _made(shape: str, rng: random.Random, liar: Any, victim: bytes) -> bytes:
         Find(rng.randbytes(DHT_ID_BYTES)),
         transaction=rng.randbytes(TRANSACTION_BYTES),
         sender=liar.public_key,
-        recipient=place_of(victim).id,
+        recipient=id_of(victim),
         run=rng.randbytes(RUN_BYTES),
         group_id=GROUP,
         prove=lambda said: liar.tag(victim, said if shape == "spoofed" else b""),
@@ -85,7 +85,7 @@ class Asks:
     def __init__(self, group: Kind, numbers: list[int], values: dict[str, bytes], rng: random.Random) -> None:
         self._group = group
         self._numbers = numbers
-        self._ids = {number: place_of(identity_of(number).public_key).id for number in numbers}
+        self._ids = {number: id_of(identity_of(number).public_key) for number in numbers}
         self._values = values
         self._rng = rng
         self.found: dict[str, list[bool]] = {"get": [], "find": [], "get by others": []}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from p2pcompute.dht.contacts import Contact, place_of, range_of
+from p2pcompute.dht.contacts import Contact, id_of, range_of
 from p2pcompute.dht.exchange import DhtCounters, Verified
 from p2pcompute.dht.index import LevelWalk, Outcome, Registrar, first_level, index_key, is_rare, stepping_stones
 from p2pcompute.dht.messages import Ads, Message, Ping, Pong, Query, Register, Registered, cut_ads
@@ -149,7 +149,7 @@ class CapacityIndex:
         return cut_ads(found, self._stones(request, message.key, INDEX_CONTACTS_MAX - len(found)))
 
     def _stones(self, request: Verified, key: bytes, count: int) -> list[Contact]:
-        asker = place_of(request.statement.sender).id
+        asker = id_of(request.statement.sender)
         near = self._table.nearest(key, _STONES_AMONG, exclude=asker, live_only=True)
         stones = stepping_stones(near, key, self._table.own_id, count, rng=self._rng)
         return reachable(stones, request.address)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from p2pcompute.dht.contacts import Contact, is_loopback, place_of
+from p2pcompute.dht.contacts import Contact, id_of, is_loopback
 from p2pcompute.dht.lookup import RttEstimate
 from p2pcompute.dht.messages import (
     ANYONE,
@@ -236,7 +236,7 @@ class Exchange:
         self._clock = clock
         self._crypto = crypto
         self._identity = identity
-        self._own_id = place_of(identity.public_key).id
+        self._own_id = id_of(identity.public_key)
         self._port = port
         self._counters = counters
         self._group_id = group_id
@@ -459,7 +459,7 @@ class Exchange:
             message,
             transaction=transaction,
             sender=identity.public_key,
-            recipient=ANYONE if to is None else place_of(to).id,
+            recipient=ANYONE if to is None else id_of(to),
             run=self._run,
             group_id=self._group_id,
             prove=identity.sign if to is None else partial(identity.tag, to),

@@ -45,7 +45,7 @@ from enum import IntEnum
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from p2pcompute.dht.contacts import Contact, place_of, range_of
+from p2pcompute.dht.contacts import Contact, id_of, range_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
@@ -497,7 +497,7 @@ class LevelWalk:
         return bool(is_needed and self._heard.get(self._level)) or self._next_level() is not None
 
     def _hear(self, contact: Contact) -> None:
-        contact_id = place_of(contact.key).id
+        contact_id = id_of(contact.key)
         if contact_id == self._own_id or contact_id in self._known:
             return
         self._known[contact_id] = None

@@ -15,7 +15,7 @@ Properties, each of them tested:
  1. it terminates, whatever peers answer, after at most DHT_LOOKUP_REQUESTS_MAX requests;
  2. it asks nobody twice and never asks its own node;
  3. at most α peers are within their soft timeout at once; α is as many as have answered, within its bounds, less those
-    that confirmed;
+    that confirmed just now;
  4. the result holds only peers that answered, nearest first, at most k;
  5. when every peer answers truthfully, the result is the k nearest of all that can be reached from the seeds;
  6. where no more than k peers are known it waits for late ones: in a small group it ends when all have answered or
@@ -73,6 +73,9 @@ _OVERDUE, _ANSWERED, _FAILED = PeerState.OVERDUE, PeerState.ANSWERED, PeerState.
 _NO_PATH = -1
 _PATIENCE_RTTS = 2
 """A peer whose round trip is known is waited for at least so many of them, if it would be in the result."""
+_HELD_SOFTS = 0.25
+"""With 10 % dead contacts a get takes 5.6 requests so instead of 6.3, and 5.2 if they were held until others are late,
+but then 3.02 median round trips instead of 2.93 (p95)."""
 _PATHS_OF = tuple(tuple(path for path in range(DHT_PATHS) if bits >> path & 1) for bits in range(1 << DHT_PATHS))
 
 
@@ -194,7 +197,9 @@ class Lookup:
         """What `_windows` has found, until something changes."""
         self._asked_count = 0
         self._answered_count = 0
-        self._confirmed_count = 0
+        self._held_count = 0
+        """Places in which nobody is asked before `_held_until`."""
+        self._held_until: float | None = None
         self._allowances = [DHT_PATH_REQUESTS_MAX] * paths
         self._is_finished = False
         for number, seed in enumerate(seeds):
@@ -212,8 +217,10 @@ class Lookup:
         if self._is_finished:
             return chosen
         waiting = [peer.path for peer in self._under_way.values() if peer.state is _WAITING]
-        alpha = max(1, max(self._alpha, min(self._answered_count, self._alpha_max)) - self._confirmed_count)
-        alpha_within = max(alpha, self._alpha_within - self._confirmed_count)
+        if self._held_until is not None and now >= self._held_until:
+            self._held_count, self._held_until = 0, None
+        alpha = max(1, max(self._alpha, min(self._answered_count, self._alpha_max)) - self._held_count)
+        alpha_within = max(alpha, self._alpha_within - self._held_count)
         while len(waiting) < alpha_within and self._asked_count < DHT_LOOKUP_REQUESTS_MAX:
             candidates, _ = self._windows()
             allowed = [one for one in candidates if len(waiting) < alpha or self._is_certain(candidates[one])]
@@ -252,10 +259,11 @@ class Lookup:
             peer.state = _FAILED
             self._seen = None
 
-    def confirm(self) -> None:
-        """Note that an answer had what is looked for, though not enough of it: who is asked already may have the rest,
-        so nobody is asked in its place."""
-        self._confirmed_count += 1
+    def confirm(self, now: float) -> None:
+        """Note that an answer had what is looked for, though not enough of it: those who are asked already may have the
+        rest, so for a quarter of the soft timeout nobody is asked in its place."""
+        self._held_count += 1
+        self._held_until = now + _HELD_SOFTS * self._soft_s
 
     def finish(self) -> None:
         """End it: what was looked for has been found."""
@@ -285,8 +293,8 @@ class Lookup:
         return answered >= self._k or len(self._order) > self._k or not self._under_way
 
     def deadline(self) -> float | None:
-        """The clock time of the next soft or hard timeout; None when nobody is being waited for."""
-        first: float | None = None
+        """The clock time of the next timeout, or when a held place is free again; None when nothing is waited for."""
+        first = self._held_until
         for peer in self._under_way.values():
             state = peer.state
             if state is _WAITING:

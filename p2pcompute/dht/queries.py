@@ -278,13 +278,13 @@ class Queries:
             if not isinstance(reply, Values):
                 _answer_nodes(contact, answer, reply)
             elif _is_whole(reply):
-                search.take(self._keeper.check(search.key, reply.chunk))
+                search.take(self._keeper.check(search.key, reply.chunk), self._clock.now())
                 answer(())
             else:
                 self._scope.spawn(read(reply), "get")
 
         async def read(first: Values) -> None:
-            search.take(await self._read(contact, search.key, first))
+            search.take(await self._read(contact, search.key, first), self._clock.now())
             answer(())
 
         self._ask(contact.key, contact.address, [Get(search.key)], done)
@@ -324,14 +324,14 @@ class _Search:
         self._lookup = lookup
         self._holders_count = 0
 
-    def take(self, records: list[Record]) -> None:
+    def take(self, records: list[Record], now: float) -> None:
         """Take in the valid records of one holder; end the lookup when enough holders have answered."""
         self.found += records
         self._holders_count += bool(records)
         if self._holders_count >= DHT_FOUND_ENOUGH:
             self._lookup.finish()
         elif records:
-            self._lookup.confirm()
+            self._lookup.confirm(now)
 
 
 class _Store:

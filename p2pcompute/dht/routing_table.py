@@ -1,10 +1,10 @@
 """The routing table: peers whose replies were verified, by XOR prefix.  Pure.
 
-From the `kademlia` package: `KBucket` (its nodes, and the replacement cache behind them), with a plain dict for its
-ordered one (48 bytes less for each contact) and without its `time.monotonic` for a field that is not used here, so
+From the `kademlia` package: `KBucket` (its nodes, and the replacement cache behind them), with plain dicts for its
+ordered ones (48 bytes less for each contact) and without its `time.monotonic` for a field that is not used here, so
 that the table knows no clock.  Entries know when they were heard of: moving them to the end of their bucket at each
 reply, to find the stalest at its head, makes a dict of twice the size (20 bytes for each contact).  `Node` holds up
-but takes 154 bytes before any field of ours, `Entry` 104 with all; `Entry` has the same fields where `KBucket` looks.
+but takes 154 bytes before any field of ours, `Entry` 112 with all; `Entry` has the same fields where `KBucket` looks.
 `kademlia.routing` imports asyncio, which every node has loaded; beyond it the import costs 2 ms and 128 KiB, and
 neither rpcudp nor sockets of its own.
 
@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 from kademlia.routing import KBucket
 
-from p2pcompute.dht.contacts import Contact, Place, place_of, range_of
+from p2pcompute.dht.contacts import Contact, number_of, place_of, range_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import DHT_ID_BYTES
@@ -78,12 +78,12 @@ class Entry:
     """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is."""
 
     __slots__ = (
-        "address", "checked", "class_bits", "failures", "name", "place", "rtt_s", "run", "seen",
+        "checked", "class_bits", "failures", "host", "name", "place", "port", "rtt_s", "run", "seen",
     )  # fmt: skip
 
-    def __init__(self, place: Place, address: Address, *, run: bytes, now: float) -> None:
-        self.place = place
-        self.address = address
+    def __init__(self, key: bytes, address: Address, *, run: bytes, now: float) -> None:
+        self.place = place_of(key)
+        self.host, self.port = address
         self.name: str | None = None
         self.class_bits: int | None = None
         self.rtt_s: float | None = None
@@ -97,17 +97,30 @@ class Entry:
         """Probes in a row without an answer."""
 
     @property
-    def id(self) -> bytes:
-        return self.place.id
+    def number(self) -> int:
+        return self.place.number
+
+    @property
+    def id(self) -> int:
+        """By which `KBucket` keeps it: bytes of the id besides would take 53 for each contact."""
+        return self.place.number
 
     @property
     def long_id(self) -> int:
         return self.place.number
 
     @property
+    def address(self) -> Address:
+        return Address(self.host, self.port)
+
+    @property
     def contact(self) -> Contact:
         """What others may know of it."""
-        return Contact(self.place.key, self.address, self.name, self.rtt_s, self.seen, self.class_bits)
+        return Contact(self.place.key, Address(self.host, self.port), self.name, self.rtt_s, self.seen, self.class_bits)
+
+    def is_at(self, address: Address) -> bool:
+        """Whether this is its address."""
+        return self.port == address.port and self.host == address.host
 
     def measured(self, rtt_s: float) -> None:
         """Note a round trip."""
@@ -132,17 +145,28 @@ _STALE_COUNT = 8
 class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no types
     """Contacts that share the same number of leading bits with the own id."""
 
-    nodes: dict[bytes, Entry]
-    replacement_nodes: dict[bytes, Entry]
+    nodes: dict[int, Entry]
+    replacement_nodes: dict[int, Entry]
     ksize: int
 
     def __init__(self, lowest: int, highest: int, size: int) -> None:
         super().__init__(lowest, highest, size)
         self.max_replacement_nodes = DHT_REPLACEMENTS_MAX
-        self.nodes = {}
+        self.nodes, self.replacement_nodes = {}, {}
 
     def touch_last_updated(self) -> None:
         """Read no clock: refreshing is decided elsewhere."""
+
+    def add_node(self, entry: Entry) -> bool:
+        """As in `KBucket`, with a plain dict for its ordered one."""
+        waiting = self.replacement_nodes
+        if len(self.nodes) < self.ksize or entry.id in self.nodes:
+            return bool(super().add_node(entry))
+        waiting.pop(entry.id, None)
+        waiting[entry.id] = entry
+        if len(waiting) > self.max_replacement_nodes:
+            del waiting[next(iter(waiting))]
+        return False
 
     def drop(self, entry: Entry) -> Entry | None:
         """Remove an entry and return the replacement that took its place."""
@@ -204,12 +228,12 @@ class RoutingTable:
         """Those to be probed next, the first one last, and when they were checked then."""
         self._gap_s = _PROBE_GAP_S_MIN
         """Between two probes when there are more than k contacts, unless a round would take too long."""
-        self._failing: dict[bytes, _Failing] = {}
+        self._failing: dict[int, _Failing] = {}
         """Contacts whose last probe was not answered, the longest silent first."""
-        self._alternatives: dict[bytes, Address] = {}
+        self._alternatives: dict[int, Address] = {}
         """By id: another address at which a contact has answered while that which is known was live."""
-        self._silent: dict[bytes, None] = {}
-        self._lost: dict[bytes, _Lost] = {}
+        self._silent: dict[int, None] = {}
+        self._lost: dict[int, _Lost] = {}
         self._departed: dict[tuple[bytes, bytes], None] = {}
         self.withheld_count = 0
         """Evictions that were left out because the own link seemed down."""
@@ -221,19 +245,17 @@ class RoutingTable:
 
     def get(self, contact_id: bytes) -> Contact | None:
         """Return the contact with this id."""
-        entry = self._entry(contact_id)
+        entry = self._entry(int.from_bytes(contact_id, "big"))
         return None if entry is None else entry.contact
 
-    def has(self, place: Place) -> bool:
-        """Whether there is a contact at this place."""
-        bucket = self._buckets.get(_ID_BITS - (self._own ^ place.number).bit_length())
-        return bucket is not None and place.id in bucket.nodes
+    def has(self, key: bytes) -> bool:
+        """Whether there is a contact with this key."""
+        return self._entry(number_of(key)) is not None
 
-    def address_of(self, place: Place) -> Address | None:
-        """Return the address of the contact at this place."""
-        bucket = self._buckets.get(_ID_BITS - (self._own ^ place.number).bit_length())
-        entry = None if bucket is None else bucket.nodes.get(place.id)
-        return None if entry is None else entry.address
+    def is_at(self, key: bytes, address: Address) -> bool:
+        """Whether there is a contact with this key at this address."""
+        entry = self._entry(number_of(key))
+        return entry is not None and entry.is_at(address)
 
     def keys(self) -> list[bytes]:
         """Return the keys of all contacts."""
@@ -259,7 +281,8 @@ class RoutingTable:
             found += ready
             if len(found) > count:
                 break
-        return [entry.contact for _, entry in found[: count + 1] if entry.place.id != exclude][:count]
+        excluded = int.from_bytes(exclude, "big") if exclude else -1
+        return [entry.contact for _, entry in found[: count + 1] if entry.number != excluded][:count]
 
     def having(self, bits: int) -> list[Contact]:
         """Return the live contacts whose class has all these bits, in no particular order."""
@@ -271,18 +294,18 @@ class RoutingTable:
 
     def wants(self, key: bytes, address: Address) -> bool:
         """Whether a reply from this peer at this address could change the table: if not, save the ping."""
-        contact_id = place_of(key).id
-        if contact_id == self.own_id:
+        number = number_of(key)
+        if number == self._own:
             return False
-        entry = self._entry(contact_id)
+        entry = self._entry(number)
         if entry is not None:
-            return address not in (entry.address, self._alternatives.get(contact_id))
-        if self._is_crowded(self._index(contact_id), address):
+            return not entry.is_at(address) and self._alternatives.get(number) != address
+        if self._is_crowded(self._index(number), address):
             return False
-        bucket = self._buckets.get(self._index(contact_id))
+        bucket = self._buckets.get(self._index(number))
         if bucket is None or len(bucket) < bucket.ksize:
             return True
-        return contact_id not in bucket.replacement_nodes and len(bucket.replacement_nodes) < DHT_REPLACEMENTS_MAX
+        return number not in bucket.replacement_nodes and len(bucket.replacement_nodes) < DHT_REPLACEMENTS_MAX
 
     def has_left(self, key: bytes, run: bytes) -> bool:
         """Whether this run of a node has said goodbye."""
@@ -310,7 +333,7 @@ class RoutingTable:
 
     def shared_bits(self, contact_id: bytes) -> int:
         """Return how many leading bits an id shares with the own id."""
-        return self._index(contact_id)
+        return self._index(int.from_bytes(contact_id, "big"))
 
     # --- events ---
 
@@ -330,60 +353,59 @@ class RoutingTable:
             name: what it calls itself, when the reply said so.
             rtt_s: round trip of the request, when it was sent once.
         """
-        place = place_of(key)
-        contact_id = place.id
-        if contact_id == self.own_id or (key, run) in self._departed:
+        number = number_of(key)
+        if number == self._own or (key, run) in self._departed:
             return _NOTHING
         if self._silent:
             self._silent.clear()
-        entry = self._entry(contact_id)
+        entry = self._entry(number)
         if entry is None:
-            entry = Entry(place, address, run=run, now=now)
+            entry = Entry(key, address, run=run, now=now)
             entry.answered(run, now, name, rtt_s)
             return self._enter(entry)
-        if address != entry.address:
+        if not entry.is_at(address):
             is_live = entry.run == run and entry.failures == 0 and now - entry.seen <= 2 * DHT_PING_S
             if is_live:
-                is_new = self._alternatives.get(contact_id) != address
-                self._alternatives[contact_id] = address
+                is_new = self._alternatives.get(number) != address
+                self._alternatives[number] = address
                 return Change(probe=entry.contact) if is_new else _NOTHING
-            if self._is_crowded(self._index(contact_id), address, besides=entry):
+            if self._is_crowded(self._index(number), address, besides=entry):
                 return self._remove(entry)
             self._move(entry, address)
         if entry.failures:
-            self._failing.pop(contact_id, None)
+            self._failing.pop(number, None)
         entry.answered(run, now, name, rtt_s)
         self._gap_s = min(self._gap_s * _GAP_GROWTH, _ROUND_S_MAX)
         return _NOTHING
 
     def on_rtt(self, key: bytes, rtt_s: float) -> None:
         """Note a round trip that was not known when the reply came."""
-        entry = self._entry(place_of(key).id)
+        entry = self._entry(number_of(key))
         if entry is not None:
             entry.measured(rtt_s)
 
     def on_class(self, key: bytes, class_bits: int) -> None:
         """Note what a contact says that it has; of others nothing is noted."""
-        entry = self._entry(place_of(key).id)
+        entry = self._entry(number_of(key))
         if entry is not None:
             entry.class_bits = class_bits
 
     def on_failure(self, key: bytes, address: Address, *, sent: float, now: float) -> Change:
         """Note that a request sent at time `sent` was not answered in time."""
-        entry = self._entry(place_of(key).id)
-        if entry is None or entry.address != address or sent < entry.seen:
+        entry = self._entry(number_of(key))
+        if entry is None or not entry.is_at(address) or sent < entry.seen:
             return _NOTHING
-        if entry.failures and sent < self._failing[entry.id].failed_at:
+        if entry.failures and sent < self._failing[entry.number].failed_at:
             return _NOTHING  # the same silence, seen by requests that overlap
         entry.failures += 1
-        self._failing[entry.id] = _Failing(entry, now)
+        self._failing[entry.number] = _Failing(entry, now)
         if entry.failures == 1:
             self._gap_s = max(_PROBE_GAP_S_MIN, min(self._gap_s, self._gap_s_max()) * _GAP_SHRINK)
-        alternative = self._alternatives.get(entry.id)
-        if alternative is not None and not self._is_crowded(self._index(entry.id), alternative, besides=entry):
+        alternative = self._alternatives.get(entry.number)
+        if alternative is not None and not self._is_crowded(self._index(entry.number), alternative, besides=entry):
             self._move(entry, alternative)
             return Change(probe=entry.contact)
-        self._silent[entry.id] = None
+        self._silent[entry.number] = None
         while len(self._silent) > DHT_LINK_DOWN_CONTACTS:
             del self._silent[next(iter(self._silent))]
         if entry.failures < DHT_FAILURES_MAX:
@@ -391,7 +413,7 @@ class RoutingTable:
         if self.is_link_down:
             self.withheld_count += 1
             return _NOTHING
-        self._lost[entry.id] = _Lost(entry.contact, now, now + DHT_PING_S, DHT_PING_S)
+        self._lost[entry.number] = _Lost(entry.contact, now, now + DHT_PING_S, DHT_PING_S)
         while len(self._lost) > DHT_LOST_MAX:
             del self._lost[next(iter(self._lost))]
         return self._remove(entry)
@@ -401,29 +423,29 @@ class RoutingTable:
         self._departed[key, run] = None
         while len(self._departed) > DHT_DEPARTED_MAX:
             del self._departed[next(iter(self._departed))]
-        contact_id = place_of(key).id
-        bucket = self._buckets.get(self._index(contact_id)) if contact_id != self.own_id else None
+        number = number_of(key)
+        bucket = self._buckets.get(self._index(number)) if number != self._own else None
         if bucket is None:
             return _NOTHING
-        waiting = bucket.replacement_nodes.get(contact_id)
+        waiting = bucket.replacement_nodes.get(number)
         if waiting is not None and waiting.run == run:
             bucket.drop(waiting)
-        entry = bucket.nodes.get(contact_id)
+        entry = bucket.nodes.get(number)
         if entry is None or entry.run != run:
             return _NOTHING
         return self._remove(entry)
 
     def forget(self, key: bytes) -> Change:
         """Let go of a peer that is not to be in this table any more; nobody tries it again."""
-        contact_id = place_of(key).id
-        self._lost.pop(contact_id, None)
-        bucket = self._buckets.get(self._index(contact_id)) if contact_id != self.own_id else None
+        number = number_of(key)
+        self._lost.pop(number, None)
+        bucket = self._buckets.get(self._index(number)) if number != self._own else None
         if bucket is None:
             return _NOTHING
-        waiting = bucket.replacement_nodes.get(contact_id)
+        waiting = bucket.replacement_nodes.get(number)
         if waiting is not None:
             bucket.drop(waiting)
-        entry = bucket.nodes.get(contact_id)
+        entry = bucket.nodes.get(number)
         return _NOTHING if entry is None else self._remove(entry)
 
     # --- probes ---
@@ -465,16 +487,16 @@ class RoutingTable:
         """Take contacts, with the run of each, as verified now and at rest: probed as rarely as if all had answered
         for long.  Those for which a bucket has no room are left out."""
         for contact, run in contacts:
-            place = place_of(contact.key)
-            index = self._index(place.id)
+            number = number_of(contact.key)
+            index = self._index(number)
             if self._is_crowded(index, contact.address):
                 continue
             bucket = self._buckets.get(index)
             if bucket is None:
                 bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
-            if place.id in bucket.nodes or len(bucket.nodes) >= bucket.ksize or place.id == self.own_id:
+            if number in bucket.nodes or len(bucket.nodes) >= bucket.ksize or number == self._own:
                 continue
-            entry = bucket.nodes[place.id] = Entry(place, contact.address, run=run, now=now)
+            entry = bucket.nodes[number] = Entry(contact.key, contact.address, run=run, now=now)
             entry.name, entry.rtt_s, entry.class_bits = contact.name, contact.rtt_s, contact.class_bits
             self._count += 1
             if self._is_open and self._count == self._k:
@@ -487,9 +509,9 @@ class RoutingTable:
         Each is tried after DHT_PING_S, then at doubling intervals, and forgotten after DHT_LOST_S_MAX unless there
         is no other contact.
         """
-        for contact_id, lost in list(self._lost.items()):
+        for number, lost in list(self._lost.items()):
             if self._count and now - lost.since > DHT_LOST_S_MAX:
-                del self._lost[contact_id]
+                del self._lost[number]
             elif lost.try_at <= now:
                 lost.wait_s = min(2 * lost.wait_s, DHT_LOST_RETRY_S_MAX)
                 lost.try_at = now + lost.wait_s
@@ -505,19 +527,19 @@ class RoutingTable:
                 raise InvariantViolation(f"routing table: bucket {index} holds {len(bucket)} of {bucket.ksize}")
             if bucket.replacement_nodes and len(bucket) < bucket.ksize:
                 raise InvariantViolation(f"routing table: bucket {index} has room and replacements")
-            for contact_id, entry in [*bucket.nodes.items(), *bucket.replacement_nodes.items()]:
-                if contact_id != entry.id or contact_id == self.own_id or self._index(contact_id) != index:
-                    raise InvariantViolation(f"routing table: {contact_id.hex()} in bucket {index}")
-                if not bucket.has_in_range(entry) or contact_id in self._lost:
-                    raise InvariantViolation(f"routing table: {contact_id.hex()} out of range or lost as well")
+            for number, entry in [*bucket.nodes.items(), *bucket.replacement_nodes.items()]:
+                if number != entry.number or number == self._own or self._index(number) != index:
+                    raise InvariantViolation(f"routing table: {number:040x} in bucket {index}")
+                if not bucket.has_in_range(entry) or number in self._lost:
+                    raise InvariantViolation(f"routing table: {number:040x} out of range or lost as well")
             if bucket.nodes.keys() & bucket.replacement_nodes.keys():
                 raise InvariantViolation(f"routing table: bucket {index} holds a contact twice")
         if seen != self._count:
             raise InvariantViolation(f"routing table: {self._count} counted, {seen} held")
-        failing = {entry.id for entry in self._entries() if entry.failures}
+        failing = {entry.number for entry in self._entries() if entry.failures}
         if failing != self._failing.keys():
             raise InvariantViolation(f"routing table: {len(failing)} are failing, {len(self._failing)} are listed")
-        strangers = [contact_id for contact_id in self._alternatives if self._entry(contact_id) is None]
+        strangers = [number for number in self._alternatives if self._entry(number) is None]
         if strangers:
             raise InvariantViolation(f"routing table: other addresses of {len(strangers)} that are not in it")
 
@@ -537,15 +559,15 @@ class RoutingTable:
         """
         while self._stale:
             entry, checked = self._stale[-1]
-            if entry.checked == checked and not entry.failures and self._entry(entry.id) is entry:
+            if entry.checked == checked and not entry.failures and self._entry(entry.number) is entry:
                 return entry
             self._stale.pop()
         stalest = nsmallest(_STALE_COUNT, (entry for entry in self._entries() if not entry.failures), key=_CHECKED)
         self._stale = [(entry, entry.checked) for entry in reversed(stalest)]
         return stalest[0] if stalest else None
 
-    def _index(self, contact_id: bytes) -> int:
-        return _ID_BITS - (self._own ^ int.from_bytes(contact_id, "big")).bit_length()
+    def _index(self, number: int) -> int:
+        return _ID_BITS - (self._own ^ number).bit_length()
 
     def _range(self, index: int) -> tuple[int, int]:
         """The ids that share exactly `index` leading bits with the own id: lowest and highest."""
@@ -556,11 +578,11 @@ class RoutingTable:
     def _size(self, index: int) -> int:
         return self._bucket_sizes[index] if index < len(self._bucket_sizes) else self._k
 
-    def _entry(self, contact_id: bytes) -> Entry | None:
-        if contact_id == self.own_id:
+    def _entry(self, number: int) -> Entry | None:
+        if number == self._own:
             return None
-        bucket = self._buckets.get(self._index(contact_id))
-        return None if bucket is None else bucket.nodes.get(contact_id)
+        bucket = self._buckets.get(self._index(number))
+        return None if bucket is None else bucket.nodes.get(number)
 
     def _entries(self) -> Iterator[Entry]:
         for bucket in self._buckets.values():
@@ -581,13 +603,13 @@ class RoutingTable:
             yield list(self._buckets[index].nodes.values())
 
     def _enter(self, entry: Entry) -> Change:
-        index = self._index(entry.id)
+        index = self._index(entry.number)
         if self._is_crowded(index, entry.address):
             return _NOTHING
         bucket = self._buckets.get(index)
         if bucket is None:
             bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
-        self._lost.pop(entry.id, None)
+        self._lost.pop(entry.number, None)
         if not bucket.add_node(entry):
             return _NOTHING
         self._count += 1
@@ -599,7 +621,7 @@ class RoutingTable:
         """Let go of those who came when everybody was taken, and are too many of one address range."""
         removed: tuple[Contact, ...] = ()
         for entry in list(self._entries()):
-            if self._crowd(self._index(entry.id), entry.address, besides=entry):
+            if self._crowd(self._index(entry.number), entry.address, besides=entry):
                 removed += self._remove(entry).removed
         return removed
 
@@ -620,14 +642,14 @@ class RoutingTable:
 
     def _move(self, entry: Entry, address: Address) -> None:
         """Let a contact have another address."""
-        entry.address = address
-        self._alternatives.pop(entry.id, None)
+        entry.host, entry.port = address
+        self._alternatives.pop(entry.number, None)
 
     def _remove(self, entry: Entry) -> Change:
-        index = self._index(entry.id)
+        index = self._index(entry.number)
         bucket = self._buckets[index]
-        self._failing.pop(entry.id, None)
-        self._alternatives.pop(entry.id, None)
+        self._failing.pop(entry.number, None)
+        self._alternatives.pop(entry.number, None)
         replacement = bucket.drop(entry)
         self._count -= 1
         if replacement is None:

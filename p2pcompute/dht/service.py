@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from p2pcompute.dht.capacity import CapacityIndex, Feature
-from p2pcompute.dht.contacts import Contact, place_of, range_of
+from p2pcompute.dht.contacts import Contact, id_of, range_of
 from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
 from p2pcompute.dht.index import Outcome
 from p2pcompute.dht.keeper import Keeper
@@ -130,7 +130,7 @@ class Dht:
         self._crypto = host.crypto
         self._rng = host.rng.stream("dht")
         self._identity = identity
-        self._own_id = place_of(identity.public_key).id
+        self._own_id = id_of(identity.public_key)
         self._port = port
         self._scope = scope
         self._group_id = group_id
@@ -335,12 +335,11 @@ class Dht:
         return len(self._table) + len(self._clients)
 
     def __contains__(self, key: bytes) -> bool:
-        place = place_of(key)
-        return self._table.has(place) or self._clients.has(place)
+        return self._table.has(key) or self._clients.has(key)
 
     def knows(self, key: bytes) -> Contact | None:
         """Return the verified contact, or client, with this key."""
-        contact_id = place_of(key).id
+        contact_id = id_of(key)
         return self._table.get(contact_id) or self._clients.get(contact_id)
 
     @property
@@ -736,7 +735,7 @@ class Dht:
         sender, address = request.statement.sender, request.address
         chosen: dict[str, Contact] = {}
         for table in (self._clients, self._table):
-            known = table.nearest(self._own_id, len(table), exclude=place_of(sender).id, live_only=True)
+            known = table.nearest(self._own_id, len(table), exclude=id_of(sender), live_only=True)
             self._rng.shuffle(known)
             for contact in known:
                 place = range_of(contact.address.host)
@@ -759,7 +758,7 @@ class Dht:
             self._exchange.answer(request, message)
 
     def _nodes(self, key: bytes, request: Verified) -> Nodes:
-        near = self._queries.near(key, exclude=place_of(request.statement.sender).id)
+        near = self._queries.near(key, exclude=id_of(request.statement.sender))
         contacts = cut_contacts(reachable(near, request.address), self._name)
         return Nodes(self._name, contacts, self._token(request, key), self.index.class_bits)
 
@@ -768,8 +767,7 @@ class Dht:
 
     def _is_contact(self, key: bytes, address: Address) -> bool:
         """Whether it is the key of a contact, or client, at this address."""
-        place = place_of(key)
-        return self._table.address_of(place) == address or self._clients.address_of(place) == address
+        return self._table.is_at(key, address) or self._clients.is_at(key, address)
 
     def _may_put(self, request: Verified, put: Put | Register) -> bool:
         """Whether what is sent to the sender's address reaches it: it is a contact there, or has a token."""
@@ -831,13 +829,13 @@ class Dht:
         """Whether a reply of this sender could change who is known."""
         if not is_client:
             return self._table.wants(key, address)
-        if self._table.has(place_of(key)):
+        if self._table.has(key):
             return True
         return self._takes_client(key) and self._clients.wants(key, address)
 
     def _takes_client(self, key: bytes) -> bool:
         is_small = len(self._table) <= DHT_K and len(self._clients) < DHT_CLIENTS_MAX
-        return (is_small and not self.is_client) or self._clients.has(place_of(key))
+        return (is_small and not self.is_client) or self._clients.has(key)
 
     def _verify_heard(self, lookup: Lookup) -> None:
         for contact in lookup.unasked():

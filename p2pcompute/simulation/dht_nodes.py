@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.contacts import Contact, number_of
 from p2pcompute.dht.puzzle import is_solved, solve
 from p2pcompute.dht.service import Dht
 from p2pcompute.host.interfaces import Address
@@ -151,7 +151,7 @@ class DhtNodes:
         """The nodes nearest to a key, nearest first: what the oracle knows."""
         target = int.from_bytes(key, "big")
         fit = (node for node in self.all if among(node))
-        return heapq.nsmallest(count, fit, key=lambda node: place_of(node.identity.public_key).number ^ target)
+        return heapq.nsmallest(count, fit, key=lambda node: number_of(node.identity.public_key) ^ target)
 
 
 async def _bind(datagrams: Datagrams, port: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from p2pcompute.dht.contacts import Contact, place_of
+from p2pcompute.dht.contacts import Contact, number_of
 from p2pcompute.dht.service import Dht
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.host.interfaces import Address
@@ -126,7 +126,7 @@ class Mesh:
         rng = random.Random(f"{self.simulation.seed}:warm tables")
         for member in members:
             dht = _dht_of(member)
-            own = place_of(member.identity.public_key).number
+            own = number_of(member.identity.public_key)
             chosen = [known[position][1] for position in warm_table(numbers, own, rng)]
             is_reachable = member.host.machine.nat is None
             member.host.enter(functools.partial(dht.adopt, chosen, uptime_s=uptime_s, is_reachable=is_reachable))

@@ -10,6 +10,7 @@ import pytest
 
 from p2pcompute.dht import service
 from p2pcompute.dht.capacity import Feature
+from p2pcompute.dht.contacts import number_of
 from p2pcompute.dht.index import Outcome
 from p2pcompute.dht.messages import Query, Register, Registered
 from p2pcompute.limits import DHT_K, INDEX_ADS_PER_SOURCE_MAX
@@ -124,7 +125,7 @@ def test_a_registration_needs_a_token_and_one_source_has_a_bound() -> None:
             outcomes = [answer.outcome for answer in answers if isinstance(answer, Registered)]
             assert outcomes.count(Outcome.OK) == INDEX_ADS_PER_SOURCE_MAX == len(one.dht.index.registrar)
             assert outcomes.count(Outcome.WAIT) == 4 == one.dht.counters.ads_refused
-            entry = one.dht._table._entry(two.dht._own_id)
+            entry = one.dht._table._entry(number_of(two.key))
             assert entry is not None
             one.dht._table._remove(entry)
             two.sim_host.enter(lambda: register(99))

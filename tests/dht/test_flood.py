@@ -13,7 +13,7 @@ import tracemalloc
 from dataclasses import asdict
 from functools import partial
 
-from p2pcompute.dht.contacts import place_of
+from p2pcompute.dht.contacts import id_of
 from p2pcompute.dht.messages import RUN_BYTES, TRANSACTION_BYTES, Find, encode_statement
 from p2pcompute.dht.records import Record, make_record
 from p2pcompute.host.real_crypto import RealCrypto
@@ -38,7 +38,7 @@ class Flood:
     def __init__(self, victim: RealPeer, rng: random.Random) -> None:
         self._victim = victim
         self._rng = rng
-        self._recipient = place_of(victim.identity.public_key).id
+        self._recipient = id_of(victim.identity.public_key)
         self._liars = [Identity(RealCrypto(), rng.randbytes(32)) for _ in range(40)]
 
     def _made(self, number: int) -> bytes:

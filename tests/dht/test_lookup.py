@@ -194,17 +194,20 @@ def test_a_lookup_that_answers_do_not_end_asks_more_at_once() -> None:
     assert sizes[:6] == [4, 4, 4, 4, 5, 6] and set(sizes[6:]) == {6}
 
 
-def test_in_the_place_of_who_confirmed_nobody_is_asked_until_the_others_are_late() -> None:
+def test_in_the_place_of_who_confirmed_nobody_is_asked_for_a_while() -> None:
     """If it broke: a get asks one more than it needs, or waits for silent peers."""
     lookup = Lookup(bytes(20), CONTACTS[1:60], own_id=CONTACTS[0].id, soft_s=SOFT_S, alpha=2, alpha_max=9)
     first, second = lookup.poll(0.0)
-    lookup.confirm()
+    lookup.confirm(0.1 * SOFT_S)
     lookup.on_answer(first.id)
     assert lookup.poll(0.1 * SOFT_S) == [] and not lookup.is_done
-    assert len(lookup.poll(SOFT_S)) == 1, "the second one is late"
-    lookup.confirm()
-    lookup.on_answer(second.id)
-    assert lookup.poll(1.1 * SOFT_S) == [] and len(lookup.poll(2 * SOFT_S)) == 1, "one is asked however many confirmed"
+    assert lookup.deadline() == pytest.approx(0.35 * SOFT_S)
+    (third,) = lookup.poll(0.35 * SOFT_S)
+    assert lookup.deadline() == SOFT_S
+    for peer in (second, third):
+        lookup.confirm(0.5 * SOFT_S)
+        lookup.on_answer(peer.id)
+    assert len(lookup.poll(0.5 * SOFT_S)) == 1, "one is asked however many confirmed"
 
 
 def test_a_late_answer_counts_until_the_hard_timeout() -> None:

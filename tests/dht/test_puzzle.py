@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcompute.dht.contacts import place_of
+from p2pcompute.dht.contacts import number_of
 from p2pcompute.dht.puzzle import is_solved, solve, solved_bits
 from p2pcompute.simulation.dht_nodes import DhtNodes, grind
 from p2pcompute.simulation.host import Simulation
@@ -26,7 +26,7 @@ def test_more_bits_are_harder(key: bytes, bits: int) -> None:
 def test_one_key_in_so_many_counts_and_is_anywhere(bits: int) -> None:
     solved = [key for key in KEYS if is_solved(key, bits)]
     assert len(solved) == pytest.approx(len(KEYS) / 2**bits, rel=0.35)
-    high = sum(place_of(key).number >> 159 for key in solved)
+    high = sum(number_of(key) >> 159 for key in solved)
     assert 0.3 < high / len(solved) < 0.7, "the place must not follow from the puzzle"
 
 
@@ -71,6 +71,6 @@ def test_the_same_work_crowds_a_key_less() -> None:
 
     def reach(bits: int) -> int:
         made = grind("s", key, 40, nodes=200, puzzle_bits=bits)
-        return max(place_of(_public(seed)).number for seed in made)
+        return max(number_of(_public(seed)) for seed in made)
 
     assert reach(4) > 8 * reach(0)

@@ -34,7 +34,7 @@ def test_a_node_that_is_no_contact_is_found_asked_and_made_known_for_a_job() -> 
             assert contact is not None and contact.class_bits is not None
 
             def forget() -> None:
-                entry = dht._table._entry(contact.id)
+                entry = dht._table._entry(contact.number)
                 if entry is not None:
                     dht._apply(dht._table._remove(entry))
                 asker.running.network.peers.forget(key)
@@ -70,7 +70,7 @@ def test_a_job_makes_the_nodes_known_that_it_needs() -> None:
             assert dht is not None
             contact = dht.knows(key)
             assert contact is not None
-            entry = dht._table._entry(contact.id)
+            entry = dht._table._entry(contact.number)
             assert entry is not None
             owner.host.enter(lambda: dht._apply(dht._table._remove(entry)))
             needs = compile_needs(Needs(require=("gpu.model=A100",), cpus=40))
