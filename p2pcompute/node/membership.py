@@ -240,7 +240,8 @@ class GroupCredentials:
         """Return the first below the founder, or below somebody trusted here, of those who vouch for a member.
 
         Whoever shares it with others may be the same person: he could have invited himself.  Of a stranger it is the
-        range of its address: whoever has one has many keys.
+        range of its address: whoever has one has many keys.  Who came in by a way that stands open is alone, and
+        another one than itself: nobody has looked at it, so it has to prove itself.
         """
         if self.is_stranger(installation):
             return b"range " + self.range_of(installation)
@@ -248,6 +249,8 @@ class GroupCredentials:
             member = self.membership_of(installation)
             if member is None:
                 return self._group.founder  # nobody knows who vouches for it
+            if member.is_unasked:
+                return b"unasked " + installation
             if member.inviter in (installation, member.founder):
                 break
             if self.levels.level_of(member.inviter) is Level.TRUSTED:
@@ -312,6 +315,7 @@ class GroupCredentials:
             wall=wall,
             log=self.roster.log,
             is_stranger=grant.is_stranger,
+            is_unasked=grant.invite is None and not grant.is_stranger,
         )
         self.roster.check(joiner, [*self.group.chain, entry], wall)
         self.on_admitted(grant.invite, Admitted(joiner, name, str(channel.address)))

@@ -157,6 +157,8 @@ class Membership:
     """FOUNDER_RANK, that of an heir, ADMIN_RANK or MEMBER_RANK: who has a higher one (a lower number) may limit it."""
     is_stranger: bool = False
     """It came in by the door of an open group: nobody vouches for it."""
+    is_unasked: bool = False
+    """It came in by a way that stands open, and by no invitation: whoever let it in has not looked at it."""
 
     @property
     def may_admit(self) -> bool:
@@ -194,6 +196,7 @@ class Admission:
     is_heir: bool = True
     """The founder is one, and those to whom only such entries lead."""
     is_stranger: bool = False
+    is_unasked: bool = False
 
 
 class Judge(Protocol):
@@ -277,6 +280,7 @@ def admit(
     former: Membership | None = None,
     is_heir: bool = False,
     is_stranger: bool = False,
+    is_unasked: bool = False,
 ) -> bytes:
     """Return a signed admit entry for `subject_key`; its chain is `group.chain` plus this entry.
 
@@ -287,6 +291,7 @@ def admit(
         former: what the subject is already; who let it in is answerable for it as before.
         is_heir: see `name_heir`.
         is_stranger: nobody vouches for it; it may get STRANGER_ROLES only.
+        is_unasked: it came in by a way that stands open.
 
     Raises:
         TrustError: this installation may not admit, its own entry has ended, it lacks a role that it would
@@ -314,13 +319,16 @@ def admit(
         **({"heir": True} if is_heir else {"expires": issued + int(ADMIT_TTL_S)}),
         "previous": hashlib.sha256(group.chain[-1]).digest(),
     }
-    is_same = former is not None and former.is_stranger is is_stranger and bool(former.invited)
+    way = is_stranger, is_unasked
+    is_same = former is not None and (former.is_stranger, former.is_unasked) == way and bool(former.invited)
     if former is not None and is_same and former.inviter != identity.public_key:
         entry["inviter"], entry["invited"] = former.inviter, former.invited
     else:
-        entry["invited"] = identity.sign(_let_in(group.group_id, subject_key, is_stranger))
+        entry["invited"] = identity.sign(_let_in(group.group_id, subject_key, *way))
     if is_stranger:
         entry["stranger"] = True
+    if is_unasked:
+        entry["unasked"] = True
     if log is not None and (heads := log.heads(subject_key)):
         entry["after"] = list(heads)
     return identity.sign_envelope(ADMIT_TYPE, entry)
@@ -415,6 +423,7 @@ def renew(
         log=log,
         former=member,
         is_stranger=member.is_stranger,
+        is_unasked=member.is_unasked,
     )
     return (*group.chain, entry)
 
@@ -524,6 +533,7 @@ def check_chain(
         chain_length=len(chain),
         rank=ranks_of(steps)[-1] if "admin" in roles else MEMBER_RANK,
         is_stranger=last.is_stranger,
+        is_unasked=last.is_unasked,
     )
 
 
@@ -599,8 +609,9 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
     if not is_heir and not issued < expires <= issued + ADMIT_TTL_S:
         raise RemoteProtocolError("an admit entry that lives too long")
     previous = _bytes_of(body, "previous", _DIGEST_BYTES)
-    is_stranger = _is_stranger(body, roles)
-    inviter, invited = _inviter_of(crypto, body, group, subject, opened.signer, is_stranger)
+    is_stranger, is_unasked = _is_stranger(body, roles), body.get("unasked", False) is True
+    said = _let_in(group, subject, is_stranger, is_unasked)
+    inviter, invited = _inviter_of(crypto, body, said, opened.signer)
     after = digests_of(body.get("after", []), LOG_HEADS_MAX)
     return Admission(
         digest,
@@ -617,25 +628,25 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
         "",
         is_heir,
         is_stranger,
+        is_unasked,
     )
 
 
-def _let_in(group_id: bytes, subject: bytes, is_stranger: bool) -> bytes:
-    """What an inviter signs of whom it lets in; of a stranger something else, for which nobody is answerable."""
-    return (b"p2pc stranger 1" if is_stranger else b"p2pc let in 1") + group_id + subject
+def _let_in(group_id: bytes, subject: bytes, is_stranger: bool, is_unasked: bool) -> bytes:
+    """What an inviter signs of whom it lets in: who came in by an open door, or by a way that stands open, is not made
+    one that was invited."""
+    way = b"p2pc stranger 1" if is_stranger else b"p2pc unasked 1" if is_unasked else b"p2pc let in 1"
+    return way + group_id + subject
 
 
-def _inviter_of(
-    crypto: Crypto, body: dict[Any, Any], group_id: bytes, subject: bytes, signer: bytes, is_stranger: bool
-) -> tuple[bytes, bytes]:
-    """Return who is answerable for the subject of an entry, and his signature.
+def _inviter_of(crypto: Crypto, body: dict[Any, Any], said: bytes, signer: bytes) -> tuple[bytes, bytes]:
+    """Return who is answerable for the subject of an entry, and his signature under `said`.
 
     Who renews a member may not say that somebody else let it in, but by that one's signature: members are counted by
     who is answerable for them, and whoever may invite could otherwise invite himself in the founder's name.
     """
     inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else signer
     invited = body.get("invited", b"")
-    said = _let_in(group_id, subject, is_stranger)
     if isinstance(invited, bytes) and invited and crypto.verify(inviter, said, invited):
         return inviter, invited
     return signer, b""

@@ -304,14 +304,15 @@ class GroupLog:
         may still make one.  So removing who made one that nobody understands mends a group."""
         if self._beyond is None:
             held = [entry for entry in self._entries.values() if entry.policy is None] + self.policies()
-            self._beyond = [entry for entry in held if not entry.is_understood and self._is_in_force(entry)]
+            beyond = [entry for entry in held if not entry.is_understood and entry.id not in self._voided()]
+            may = {chain: self._may_make(chain) for chain in dict.fromkeys(entry.chain for entry in beyond)}
+            self._beyond = [entry for entry in beyond if may[entry.chain]]
         return self._beyond
 
-    def _is_in_force(self, entry: LogEntry) -> bool:
-        if entry.id in self._voided():
-            return False
+    def _may_make(self, chain: Sequence[bytes]) -> bool:
+        """Whether the subject of a chain may still make entries."""
         try:
-            return "admin" in self.roles_left(steps_of(self._crypto, entry.chain, group_id=self._group_id))
+            return "admin" in self.roles_left(steps_of(self._crypto, chain, group_id=self._group_id))
         except TrustError:
             return False
 
@@ -445,7 +446,15 @@ def make_policy(
     body = {**_body(group, "policy", heads, wall), "policy": policy.wire}
     if policy.more and any(entry.is_critical for entry in log.policies()):
         body["critical"] = True
-    return [identity.sign_envelope(LOG_TYPE, body), list(group.chain)]
+    raw = identity.sign_envelope(LOG_TYPE, body)
+    if len(raw) > LOG_ENTRY_BYTES_MAX:
+        raise TrustError(
+            "the policy of the group cannot be changed by this version",
+            f"what it does not know of it and has to keep is too large for one entry: {len(raw)} bytes",
+            "update it, or remove who made that policy: p2pc group remove",
+            code="policy-size",
+        )
+    return [raw, list(group.chain)]
 
 
 def _body(group: Group, kind: str, heads: Sequence[bytes], wall: float) -> dict[str, Any]:

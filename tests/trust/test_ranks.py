@@ -7,6 +7,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -306,6 +307,27 @@ def test_nobody_says_that_somebody_else_let_a_member_in() -> None:
     fresh = renew(BOB, OF_BOB, CRYPTO, let_in_by.chain, EVE.public_key, wall=WALL)
     again = renew(OTHER, OF_HEIR, CRYPTO, fresh, EVE.public_key, wall=WALL)
     assert inviter_of(fresh) == inviter_of(again) == FOUNDER.public_key, "a renewal passes it on"
+
+
+def test_who_came_in_by_a_way_that_stands_open_was_not_invited() -> None:
+    """Whoever has a copy of a pre-shared key makes keys without number: none of them begins as one that is known."""
+    entry = admit(FOUNDER, GROUP, CRYPTO, EVE.public_key, roles=("work",), wall=WALL, is_unasked=True)
+    own = [*GROUP.chain, entry]
+    fresh = renew(BOB, OF_BOB, CRYPTO, own, EVE.public_key, wall=WALL)
+    for chain in (own, fresh):
+        member = check_chain(CRYPTO, chain, group_id=GROUP.group_id, subject=EVE.public_key, wall=WALL)
+        assert member.is_unasked and member.inviter == FOUNDER.public_key
+        vouched = admit(BOB, OF_BOB, CRYPTO, EVE.public_key, roles=("work",), wall=WALL, former=member)
+        seen = check_chain(CRYPTO, [*OF_BOB.chain, vouched], group_id=GROUP.group_id, subject=EVE.public_key, wall=WALL)
+        assert seen.inviter == BOB.public_key and not seen.is_unasked
+
+
+def test_a_policy_that_cannot_be_kept_is_not_changed() -> None:
+    entry = make_policy(ADMIN, OF_ADMIN, roster_of().log, CRYPTO, GroupPolicy(more=(("more", bytes(7000)),)), wall=WALL)
+    log = roster_of(entry).log
+    too_large = replace(log.policy(), accept="x" * 1900)
+    with pytest.raises(TrustError, match="this version"):
+        make_policy(FOUNDER, GROUP, log, CRYPTO, too_large, wall=WALL)
 
 
 def test_a_member_is_not_made_a_stranger_by_somebody_else() -> None:
