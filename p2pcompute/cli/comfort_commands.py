@@ -10,7 +10,7 @@ import click
 
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.connection import Connection, open_connection
-from p2pcompute.cli.output import one_line, print_json, say, table, time_text
+from p2pcompute.cli.output import one_line, plural, print_json, say, table, time_text
 from p2pcompute.errors import ConfigError, UsageError
 
 _COMFORT_KEYS: Final = ("node.profile", "node.battery", "node.hours", "cpu.in_use", "cpu.idle")
@@ -86,7 +86,8 @@ def idle_text(document: Mapping[str, Any]) -> str:
     rows = [(one_line(rule["rule"]), one_line(rule["now"]), rule["result"]) for rule in document["rules"]]
     lines = [head, f"Profile: {document['profile']}", table(("RULE", "NOW", "RESULT"), rows)]
     if document["standing_still"]:
-        lines.append(f"{document['standing_still']} tasks of others stand still meanwhile.")
+        is_one = document["standing_still"] == 1
+        lines.append(f"{plural(document['standing_still'], 'task')} of others stand{'s' * is_one} still meanwhile.")
     if document["resumes"]:
         lines.append(document["resumes"])
     return "\n".join(lines)
@@ -107,6 +108,7 @@ def idle_text(document: Mapping[str, Any]) -> str:
 def set_node(settings: tuple[str, ...], json_: bool) -> int:
     """Change settings of this machine now and for later; with none: list them."""
     from p2pcompute.cli.daemon_start import forget_flag
+    from p2pcompute.cli.setting_checks import check_value
     from p2pcompute.config import convert, load_settings, write_setting
     from p2pcompute.node.comfort_service import ComfortSettings
     from p2pcompute.places import find_paths
@@ -116,7 +118,11 @@ def set_node(settings: tuple[str, ...], json_: bool) -> int:
     if not wanted:
         return _list(load_settings(paths, os.environ), json_=json_)
     values = {key: convert(key, value) for key, value in wanted}
-    _check(values)
+    if len(values) < len(wanted):
+        twice = next(key for at, (key, _) in enumerate(wanted) if key in dict(wanted[:at]))
+        raise UsageError(f"{twice} is set twice", "only one can hold", "name it once")
+    for key, value in values.items():
+        check_value(key, value)
     ComfortSettings.of(load_settings(paths, os.environ, flags=values))  # all of them together
     for key, value in values.items():
         write_setting(paths.config_file, key, value)
@@ -165,18 +171,6 @@ def _pair(text: str) -> tuple[str, str]:
     if section not in ("node", "cpu"):
         raise ConfigError(f"{key} is no setting of this machine", "", f"p2pc config set {key} {value}")
     return key, value.strip()
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    """Raise UsageError where a value is text that means something and does not here."""
-    if "node.accept_if" in values:
-        from p2pcompute.resources.matching import check_acceptance
-
-        check_acceptance(values["node.accept_if"])
-    if "node.slots" in values:
-        from p2pcompute.config import parse_slots
-
-        parse_slots(values["node.slots"], float(os.cpu_count() or 1))
 
 
 def _list(resolved: Any, *, json_: bool) -> int:

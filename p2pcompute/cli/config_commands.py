@@ -103,36 +103,17 @@ def get(key: str, json_: bool) -> int:
 def set_(key: str, value: str, json_: bool) -> int:
     """Write one value."""
     from p2pcompute.cli.daemon_start import forget_flag
-    from p2pcompute.config import write_setting
+    from p2pcompute.cli.setting_checks import check_value
+    from p2pcompute.config import convert, write_setting
     from p2pcompute.places import find_paths
 
     check_text([key, value], "settings files are text", "write it in UTF-8")
     paths = find_paths(os.environ)
-    _check(key, value)
+    check_value(key, convert(key, value))
     write_setting(paths.config_file, key, value)
     forget_flag(paths, key)
     _changed(paths, key, json_=json_)
     return 0
-
-
-def _check(key: str, value: Any) -> None:
-    """Look at what can be judged here only, not by the type of a setting.
-
-    Raises:
-        P2pcError: the value cannot be used.
-    """
-    if key == "node.accept_if":
-        from p2pcompute.resources.matching import check_acceptance
-
-        check_acceptance(value)
-    if key == "node.policy":
-        from p2pcompute.daemon.policies import find_policy
-
-        find_policy(value)
-    if key.startswith("admit."):
-        from p2pcompute.daemon.admissions import check_admission
-
-        check_admission(key, value)
 
 
 @config.command(cls=Command, examples=[("p2pc config unset node.slots", "the default again")])
@@ -174,6 +155,7 @@ def edit(json_: bool) -> int:
 
     A file with a mistake is not taken: what you wrote is kept beside it, and opened again the next time.
     """
+    from p2pcompute.cli.setting_checks import check_value
     from p2pcompute.config import read_file
     from p2pcompute.places import find_paths
 
@@ -190,7 +172,7 @@ def edit(json_: bool) -> int:
             try:
                 values = read_file(draft)
                 for key, value in values.items():
-                    _check(key, value)
+                    check_value(key, value)
                 break
             except P2pcError as error:
                 say(f"error: {error}")

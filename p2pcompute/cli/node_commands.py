@@ -489,7 +489,7 @@ def stop_node(*, drain: bool) -> None:
             say(f"finishing {plural(busy, 'task')} …", level=1)
     except NodeUnavailable as error:
         if not is_running(paths):
-            raise NodeUnavailable("no node is running here", "", None) from error
+            raise NodeUnavailable("no node is running here", "", "there is nothing to stop") from error
         pid = running_pid(paths)
         if drain or pid is None:
             holder = f"another process holds {paths.lock}" if pid is None else f"pid {pid} holds {paths.lock}"
@@ -514,13 +514,16 @@ def restart(drain: bool, **flags: Any) -> int:
 
 def _restart(settings: Mapping[str, str], *, drain: bool = True) -> int:
     from p2pcompute.cli.daemon_start import how_started
-    from p2pcompute.config import parse_moment
+    from p2pcompute.cli.setting_checks import check_start
+    from p2pcompute.config import load_settings, parse_moment
     from p2pcompute.places import find_paths
 
-    kept = dict(how_started(find_paths(os.environ)).flags)
+    paths = find_paths(os.environ)
+    kept = dict(how_started(paths).flags)
     if "node.until" in kept and parse_moment(kept["node.until"]) <= time.time():
         del kept["node.until"]
     kept = {key: value for key, value in kept.items() if key not in settings}
+    check_start(load_settings(paths, os.environ, flags={**kept, **settings}))  # else it would stop, and not start
     try:
         stop_node(drain=drain)
     except NodeUnavailable as error:

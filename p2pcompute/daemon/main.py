@@ -219,7 +219,7 @@ async def _live(paths: MachinePaths, settings: Settings, options: DaemonOptions,
             gc.freeze()
             gc.set_threshold(GC_OBJECTS)
             try:
-                leave_at = _leave_at(settings, node.clock.wall())
+                leave_at = moment_to_leave(settings, node.clock.wall())
                 await _serve(node, listening, paths, options, requests, settings, leave_at=leave_at)
             finally:
                 await close_host()
@@ -290,7 +290,7 @@ async def _prune(node: NodeFacade, keep_s: float) -> None:
                 log.info("pruned %d finished jobs, %d bytes", report.jobs, report.freed_bytes)
 
 
-def _leave_at(settings: Settings, wall: float) -> float | None:
+def moment_to_leave(settings: Settings, wall: float) -> float | None:
     """Return when the node begins to leave, so that it is gone by `node.until`; None: it stays.
 
     Raises:

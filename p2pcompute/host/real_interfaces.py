@@ -43,13 +43,16 @@ def interface_addresses(interfaces: Sequence[str] | None) -> list[InterfaceAddre
             raise ConfigError(
                 f"there is no network interface {name!r}",
                 f"this machine has {', '.join(sorted(known))}",
-                "change node.interfaces",
+                "p2pc node set interfaces=NAME",
+                code="interface",
             )
         if interfaces is None and name in status and not status[name].isup:
             continue
         usable = [entry for raw in known[name] if (entry := _entry(name, raw.address, raw.netmask)) is not None]
         if interfaces is not None and not usable:
-            raise ConfigError(f"the network interface {name!r} has no address", "", "change node.interfaces")
+            raise ConfigError(
+                f"the network interface {name!r} has no address", "", "p2pc node set interfaces=NAME", code="interface"
+            )
         found += usable
     return sorted(found, key=lambda entry: entry.network.version)
 

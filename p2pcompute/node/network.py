@@ -280,6 +280,8 @@ class Network:
             except (ChannelLost, ConfigError) as error:
                 if port:
                     self.datagrams.stop()
+                if error.code == "interface":
+                    raise  # another port would not help
                 if self._port_wanted or attempt == PORT_TRIES - 1:
                     raise ChannelLost(
                         f"port {wanted or 'any'} cannot be used",

@@ -103,7 +103,7 @@ def test_looking_never_starts_a_node(home: MakeHome) -> None:
     assert not one.directory.exists()
 
 
-def test_life_of_a_node(home: MakeHome) -> None:
+def test_life_of_a_node(home: MakeHome, monkeypatch: pytest.MonkeyPatch) -> None:
     """start, look, start again, other settings, restart, stop: each says what is so, with the exit code for it."""
     one = home("one")
     assert one.p2pc("node", "start", "--name", "nova") == 0, one.err
@@ -130,6 +130,11 @@ def test_life_of_a_node(home: MakeHome) -> None:
     again = one.json("status")
     assert (again["node"]["name"], again["slots"]["total"]) == ("vega", 2), "what was said last holds"
     assert one.p2pc("leave", "-y") == 2 and "alone" in one.err
+    assert one.p2pc("node", "restart", "--until", "20s") == 2 and "leave at once" in one.err
+    monkeypatch.setenv("P2PC_NODE__INTERFACES", "zz9")
+    assert one.p2pc("node", "restart") == 2 and "interfaces=NAME" in one.err
+    monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
+    assert one.json("status")["node"]["pid"] == again["node"]["pid"], "it did not stop for settings that it refuses"
     assert one.p2pc("node", "stop") == 0 and not is_running(one.paths)
     assert one.p2pc("node", "start", "--until", "20s") == 2 and "leave at once" in one.err and "36 s" in one.err
     assert one.p2pc("status") == 5
@@ -353,6 +358,25 @@ def test_config_commands(home: MakeHome) -> None:
         "origin": "default",
     }
     assert one.json("config", "path")["config"] == str(one.paths.config_file)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["policy=foo"], "round-robin"),
+        (["until=2020-01-01T00:00"], "is past"),
+        (["cpus=75%", "slots=1"], "set twice"),
+        (["slots=0"], "number of slots"),
+    ],
+)
+def test_what_a_node_would_not_start_with_is_not_set(home: MakeHome, words: list[str], why: str) -> None:
+    """If it broke: the mistake is told by the next start, perhaps after a reboot that nobody watches."""
+    one = home("one")
+    assert one.p2pc("node", "set", *words) == 2 and why in one.err, one.err
+    key, _, value = words[-1].partition("=")
+    if len(words) == 1:
+        assert one.p2pc("config", "set", f"node.{key}", value) == 2 and why in one.err
+    assert one.json("config", "get", f"node.{key}")["origin"] == "default"
 
 
 def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
