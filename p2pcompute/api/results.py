@@ -140,14 +140,20 @@ class ResultsWriter:
 
     def _open(self) -> None:
         target = self.target
-        if target.dir is not None:
-            self._truth = append_to(target.dir / "tasks.jsonl")
-            self._read_truth(target.dir / "tasks.jsonl", check_folders=True)
-            self._open_joblog(target.dir / "joblog")
-        if target.file is not None:
-            self._open_file(target.file)
-        if target.joblog is not None:
-            self._open_joblog(target.joblog)
+        try:
+            if target.dir is not None:
+                self._truth = append_to(target.dir / "tasks.jsonl")
+                self._read_truth(target.dir / "tasks.jsonl", check_folders=True)
+                self._open_joblog(target.dir / "joblog")
+            if target.file is not None:
+                self._open_file(target.file)
+            if target.joblog is not None:
+                self._open_joblog(target.joblog)
+        except BaseException:
+            for out in (self._truth, self._joblog, self._second_joblog, self._file):
+                if out is not None:
+                    out.close()
+            raise
 
     def _open_file(self, path: Path) -> None:
         if file_format(path) == "jsonl":

@@ -17,7 +17,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -192,7 +192,12 @@ class ResultsSink:
                         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                         marker.write_text(json.dumps(target.to_json()) + "\n", encoding="utf-8")
                         make = partial(ResultsWriter.create if is_new else ResultsWriter.reopen, home=self._home)
-                        writer = await loop.run_in_executor(self._pool, make, target, _job_record(job))
+                        made = self._pool.submit(make, target, _job_record(job))
+                        try:
+                            writer = await asyncio.wrap_future(made)
+                        except asyncio.CancelledError:
+                            made.add_done_callback(_close_made)  # nobody waits for it any more
+                            raise
                         is_new = False
                     position = await self._catch_up(job.job_id, writer, position, news, state)
                     done, writer = writer, None
@@ -328,6 +333,11 @@ def _close_quietly(writer: ResultsWriter) -> None:
     """What could not be written is written again from the store."""
     with contextlib.suppress(P2pcError, OSError):
         writer.close()
+
+
+def _close_made(made: Future[ResultsWriter]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        _close_quietly(made.result())
 
 
 def _write_all(writer: ResultsWriter, items: Sequence[Item]) -> None:

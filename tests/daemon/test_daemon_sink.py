@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from daemon_fake_node import FakeNode, ok
 from daemon_kit import running, until
 
 from p2pcompute.api.result_target import ResultsTarget, hold
+from p2pcompute.api.results import ResultsWriter
 from p2pcompute.errors import UsageError
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 
@@ -266,4 +268,27 @@ async def test_where_a_program_writes_no_job_does(tmp_path: Path) -> None:
         node.end(job_id, 0, ok(b"text"))
         await until(lambda: not list((tmp_path / "sinks").iterdir()))
     assert not (tmp_path / "out" / ".p2pc-writer").exists()
+    await node.close()
+
+
+async def test_a_writer_that_is_made_while_the_daemon_ends_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: its files stay open, and what it had not flushed is lost."""
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def create(*args: Any, **more: Any) -> ResultsWriter:
+        begun.set()
+        go_on.wait(10)
+        made.append(real(*args, **more))
+        return made[-1]
+
+    real = ResultsWriter.create
+    monkeypatch.setattr(ResultsWriter, "create", create)
+    node = FakeNode(tmp_path)
+    async with running(node, tmp_path) as daemon:
+        await daemon.new_job(1, results={"dir": str(tmp_path / "out")})
+        await until(begun.is_set)
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+    assert made[0]._truth is None, "it is closed"
     await node.close()
