@@ -37,8 +37,11 @@ STRANGERS_MAX: Final = 16
 makes room with its oldest."""
 JOIN_LIFE_S: Final = 60.0
 """A joining channel is closed after this, whatever goes on: strangers may hold none for long."""
-CHANNELS_MAX: Final = 512
-"""Open channels; the least recently used idle one is closed for a new one."""
+CHANNELS_MAX: Final = 1024
+"""Open channels; an idle one is closed for a new one: of two to one peer, else the least recently used.  An owner gives
+tasks to so many nodes by itself; further ones get them from those."""
+FILES_OPEN_WANTED: Final = 4 * CHANNELS_MAX
+"""Open files that a node asks its system for: many systems allow 1,024 or 256 unless they are asked."""
 CHANNEL_IDLE_S: Final = 300.0
 """A channel without traffic that nobody needs is closed after this; it opens again when needed."""
 CHANNEL_WRITE_BYTES_MAX: Final = 8 * MIB
@@ -488,7 +491,7 @@ QUESTIONS_WAITING_PER_PEER_MAX: Final = 16
 QUESTION_LANES: Final = 32
 """Nodes that are asked at the same time for one question."""
 QUESTION_ASKED_MAX: Final = 256
-"""Nodes that are asked for one question: half of CHANNELS_MAX, because each needs a channel."""
+"""Nodes that are asked for one question: a quarter of CHANNELS_MAX, because each needs a channel."""
 FIND_S_MAX: Final = 30.0
 """How long one question may take: who waits for a node sets a trigger."""
 EXPRESSION_CHARS_MAX: Final = 500

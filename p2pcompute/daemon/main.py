@@ -15,6 +15,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from p2pcompute.daemon.views import error_json
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.host.paths import MachinePaths, prepare_directories, resolve_paths
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import STOP_GRACE_S
+from p2pcompute.limits import FILES_OPEN_WANTED, STOP_GRACE_S
 from p2pcompute.node.facade import NodeFacade
 from p2pcompute.places import Paths, read_run_file
 from p2pcompute.version import VERSION
@@ -120,6 +121,7 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
         settings = load_settings(paths, os.environ, flags=options.flags)
         with _one_node(paths):
             start_log(paths.log, settings.log, to_terminal=options.is_foreground)
+            allow_files()
             try:
                 with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                     runner.run(_live(paths, settings, options, build or _real_build(options)))
@@ -148,6 +150,15 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
         _report(options.ready_fd, error_json(bug))
         return EXIT_BUG
     return EXIT_OK
+
+
+def allow_files() -> None:
+    """Let this process open as many files as its channels may need, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_OPEN_WANTED if hard == resource.RLIM_INFINITY else min(FILES_OPEN_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _real_build(options: DaemonOptions) -> Build:

@@ -50,7 +50,7 @@ from p2pcompute.scheduler.thief_service import ThiefService
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
 from p2pcompute.store.journal import Journal
-from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.transport.channels import MADE_ROOM, Channel, Channels
 from p2pcompute.trust.levels import Level
 
 TICK_S = 1.0
@@ -1029,7 +1029,8 @@ class Scheduler:
         if self._channels.get(key) is not None:
             return
         self.parking.remove(key)
-        self._host.clock.call_later(PEER_LOST_GRACE_S, lambda: self._judge_lost(key))
+        if channel.lost_reason != MADE_ROOM:  # else it is not gone, and tells us as long as its leases last
+            self._host.clock.call_later(PEER_LOST_GRACE_S, lambda: self._judge_lost(key))
         link = self.worker.links.get(key)
         if link is not None and link.heartbeat_due:
             link.heartbeat_due = self._host.clock.now()  # knock at the owner at once: it may be back

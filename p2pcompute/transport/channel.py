@@ -254,9 +254,9 @@ class Channel:
         if self._is_ended:
             raise self._lost()
 
-    def close(self) -> None:
+    def close(self, reason: str = "closed here") -> None:
         """Send what is queued, then close.  Requests in flight fail."""
-        self._end("closed here", is_abort=False)
+        self._end(reason, is_abort=False)
 
     # --- for Channels -----------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ __all__ = ["Channel", "Channels", "Purpose"]
 
 _READ_BYTES: Final = 64 * 1024
 _BUSY: Final = "busy"
+MADE_ROOM: Final = "closed to make room for another one"
+"""Why a channel ended that was closed here and whose peer is not gone."""
 
 
 @dataclass(slots=True)
@@ -527,17 +529,21 @@ class Channels:
     # --- the table --------------------------------------------------------------------------------
 
     def _has_room(self, key: bytes) -> bool:
-        """Whether one more channel fits; closes the least recently used idle one when there are too many."""
+        """Whether one more channel fits; closes an idle one when there are too many."""
         if len(self._by_key.get(key, ())) >= CHANNELS_PER_PEER_MAX and not self._close_one(self._by_key[key]):
             return False
         return len(self._open) < CHANNELS_MAX or self._close_one(list(self._open))
 
     def _close_one(self, channels: Sequence[Channel]) -> bool:
+        """Close one of several idle channels to a peer, which nobody misses, or else the least recently used one."""
         idle = [channel for channel in channels if channel.is_idle]
         if not idle:
             return False
-        max(idle, key=lambda channel: channel.quiet_s).close()
+        max(idle, key=lambda channel: (self._is_double(channel), channel.quiet_s)).close(MADE_ROOM)
         return True
+
+    def _is_double(self, channel: Channel) -> bool:
+        return sum(other.purpose is channel.purpose for other in self._by_key.get(channel.peer.key, ())) > 1
 
     def _finish(self, proven: _Proven) -> Channel | None:
         """Make a channel of a finished handshake; None (and the connection closed) when there is no room."""
