@@ -15,6 +15,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import cbor2
@@ -33,12 +34,17 @@ from p2pcompute.execution.spec import (
     encode_payload,
     encode_spec,
 )
-from p2pcompute.host.interfaces import Address, SrvRecord
+from p2pcompute.host.interfaces import Address, Host, SrvRecord
+from p2pcompute.host.real_clock import SystemRng
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.real_lan import _sighting
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.identity.keys import check_delegation, create_identity, delegate
+from p2pcompute.node.evidence import PROOF, PROOFS, EvidenceExchange
+from p2pcompute.node.log_exchange import LOG_DIGEST, LOG_NEWS, LOG_SYNC, MEMBER, NETWORK_KEY, LogExchange
 from p2pcompute.node.log_records import join_pieces, pieces_of, read_piece
+from p2pcompute.node.membership import GroupCredentials
+from p2pcompute.node.own_machines import OWN_MACHINES, OwnMachines
 from p2pcompute.resources.attributes import decode_attributes
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.bundles import check_evidence, check_file, make_bundle, make_evidence
@@ -57,8 +63,9 @@ from p2pcompute.trust.admission import (
     TokenAdmission,
     WordsAdmission,
 )
-from p2pcompute.trust.groups import ADMIT_TYPE, admit, check_chain, found_group, name_heir
+from p2pcompute.trust.groups import ADMIT_TYPE, Group, admit, check_chain, found_group, name_heir
 from p2pcompute.trust.invites import Invites, Token, format_token, parse_token
+from p2pcompute.trust.levels import Levels
 from p2pcompute.trust.log import LOG_TYPE, GroupLog, make_policy
 from p2pcompute.trust.open_door import OpenAdmission, read_challenge
 from p2pcompute.trust.pake import Exchange
@@ -251,12 +258,16 @@ def _of_members() -> Iterator[Surface]:
             "reason": "",
         },
         {"kind": "rotate", "key": KEY},
-        {"kind": "policy", "policy": {"accept": "job.cpus<2", "open": 20}},
+        {"kind": "policy", "policy": {"accept": "job.cpus<2", "open": 20, "hours": [8, 18]}},
+        {"kind": "vote", "critical": True, "on": [KEY]},
     ]
 
     def entry(data: bytes) -> None:
         raw = ADA.sign_envelope(LOG_TYPE, cbor.decode(data))
-        Roster(CRYPTO, group).add([raw, [chain[0]]], WALL)
+        fresh = Roster(CRYPTO, group)
+        fresh.add([raw, [chain[0]]], WALL)
+        kept = fresh.log.policy()
+        assert fresh.log.not_understood() is not None and make_policy(ADA, group, fresh.log, CRYPTO, kept, wall=WALL)
 
     yield Surface("signed log entries", "member", entry, [cbor.encode({**heads, **one}) for one in said])
 
@@ -267,6 +278,7 @@ def _of_members() -> Iterator[Surface]:
     heir = name_heir(ADA, group, CRYPTO, BOB.public_key, wall=WALL)
     stranger = admit(ADA, group, CRYPTO, BOB.public_key, roles=("work",), wall=WALL, is_stranger=True)
     yield Surface("signed admissions", "member", admission, [_payload(one) for one in (chain[1], heir, stranger)])
+    yield _of_the_group(group, chain)
 
     def piece(data: bytes) -> None:
         for wire in join_pieces([read_piece(data)[3]]):
@@ -329,6 +341,65 @@ def _of_members() -> Iterator[Surface]:
         lambda data: check_file(CRYPTO, data),
         [make_bundle(job, [claims], []), make_evidence([claims, claims])],
     )
+
+
+class _Line:
+    """A channel, and all that are open: what is sent goes nowhere."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, Callable[[Any, Any], Any]] = {}
+
+    def on_request(self, message: int, answer: Callable[[Any, Any], Any]) -> None:
+        self.answers[message] = answer
+
+    on_message = on_request
+
+    def all(self) -> list[Any]:
+        return []
+
+    def send(self, _message: int, _body: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _of_the_group(group: Group, chain: Sequence[bytes]) -> Surface:
+    """What members tell each other of the group and of liars, as message type and body."""
+    line: Any = _Line()
+    absent: Any = None
+    scope: Any = SimpleNamespace(spawn=lambda work, _name: work.close())
+    clock: Any = SimpleNamespace(wall=lambda: WALL, now=lambda: 0.0, call_later=lambda _s, _do: None)
+    host = Host(clock=clock, rng=SystemRng(), crypto=CRYPTO, net=absent, store=absent, runner=absent, probe=absent)
+    credentials = GroupCredentials(host, ADA, group, "ada", dict)
+    exchange = LogExchange(host, credentials, line, scope, lambda _is_log: None, lambda: 1)
+    EvidenceExchange(host, credentials, line, None, scope, lambda _key: None)
+    own = OwnMachines(line, Levels(KEY), ADA.public_key, lambda: WALL, lambda: None)
+    assert exchange and own
+    line.peer = SimpleNamespace(key=BOB.public_key, name="bob", installation=BOB.public_key)
+
+    def told(data: bytes) -> None:
+        value = cbor.decode(data)
+        if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], int)):
+            return
+        answer = line.answers.get(value[0])
+        work = answer(line, value[1]) if answer is not None else None
+        if work is not None:
+            try:
+                work.send(None)
+            except StopIteration:
+                return
+
+    mark = credentials.roster.marks()
+    bodies: list[list[Any]] = [
+        [LOG_SYNC, [[bytes(8)], mark]],
+        [LOG_NEWS, [[[chain[1], list(chain)]], [list(chain)]]],
+        [LOG_DIGEST, [bytes(16)]],
+        [NETWORK_KEY, [KEY]],
+        [MEMBER, [BOB.public_key]],
+        [PROOFS, [[bytes(8)]]],
+        [PROOF, [b"proof"]],
+        [OWN_MACHINES, [[KEY, "bob"]]],
+    ]
+    return Surface("group messages", "member", told, [cbor.encode(body) for body in bodies])
 
 
 def _of_users() -> Iterator[Surface]:
