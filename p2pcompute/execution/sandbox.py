@@ -376,7 +376,7 @@ def prepare(directory: Path, user: int | None) -> None:
     for name, text in (
         ("passwd", f"root:x:0:0::/:/bin/false\ntask:x:{number}:{group}::/tmp:/bin/sh\n"),
         ("group", f"root:x:0:\ntask:x:{group}:\n"),
-        ("resolv.conf", f"nameserver {box_network.NAME_SERVER}\n"),
+        ("resolv.conf", f"nameserver {box_network.NAME_SERVERS[box_network.families() == (False, True)]}\n"),
     ):
         path = directory / name
         path.write_text(text)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -13,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.execution import box_network, sandbox
+from p2pcompute.execution import box_network
 from tests.e2e.test_hostile import ORDINARY, as_ordinary_user
 from tests.sandboxes import need_sandbox
 
 PUBLIC, LAN, METADATA, OWN = "93.184.215.14", "10.9.9.1", "169.254.169.254", "93.184.215.2"
+PUBLIC_6, LAN_6, OWN_6, UNIQUE_6 = "2600:1f18::5", "2606:2800:220:1::1", "2606:2800:220:1::2", "fd00:9::1"
+LINK_6 = "fe80::9"
+TUN = "/dev/net/tun"
 PORT = 8001
 
 TASK = """
@@ -29,14 +34,32 @@ from tests.execution.conftest import Rig
 
 LOOK = '''
 import socket
-for host in sys.argv[1:]:
-    with socket.socket() as tried:
-        tried.settimeout(3)
+
+def reached(host, kind, *, device="", scope=0, wait_s=0.4):
+    # whether somebody answers; with a device: whatever the routes say
+    family, place = (socket.AF_INET6, (host, PORT, 0, scope)) if ":" in host else (socket.AF_INET, (host, PORT))
+    with socket.socket(family, kind) as tried:
+        tried.settimeout(wait_s)
         try:
-            tried.connect((host, %d))
-            print(host, tried.recv(5).decode())
-        except OSError as error:
-            print(host, "no")
+            if device:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            tried.connect(place)
+            tried.send(b"?")
+            return tried.recv(5) == b"hello"
+        except OSError:
+            return False
+
+TCP, UDP, PORT = socket.SOCK_STREAM, socket.SOCK_DGRAM, %d
+try:
+    devices = [(socket.if_nametoindex(name), name) for name in ("task0",)]
+except OSError:
+    devices = []
+for host in sys.argv[1:]:
+    found = reached(host, TCP, wait_s=6.0 if host in sys.argv[1:3] else 0.4) or reached(host, UDP)
+    for number, name in devices:
+        found = found or reached(host, TCP, device=name) or reached(host, UDP, device=name)
+        found = found or (host.startswith("fe80") and reached(host, TCP, scope=number))
+    print(host, "hello" if found else "no", flush=True)
 ''' % int(sys.argv[2])
 
 async def main():
@@ -57,8 +80,16 @@ async def main():
 asyncio.run(main())
 """
 SERVE = """
-import socket, sys
-served = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+import socket, sys, threading
+
+def answer():
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as heard:
+        heard.bind(("::", int(sys.argv[1])))
+        while True:
+            heard.sendto(b"hello", heard.recvfrom(100)[1])
+
+threading.Thread(target=answer, daemon=True).start()
+served = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
 print("ready", flush=True)
 while True:
     with served.accept()[0] as taken:
@@ -76,10 +107,8 @@ def spaces() -> Iterator[tuple[str, str]]:
     """A machine, and the world behind its router."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and iproute2, to make network namespaces")
-    try:
-        sandbox.find_pasta()
-    except sandbox.NoSandbox as error:
-        pytest.skip(f"runs where tasks can have a network: {error}; {error.fix or 'apt-get install passt'}")
+    if shutil.which("pasta") is None or not Path(TUN).exists():
+        pytest.skip(f"runs where pasta and {TUN} are: apt-get install passt; modprobe tun")
     need_sandbox()
     here, world = f"p2pc-h{os.getpid()}", f"p2pc-w{os.getpid()}"
     servers: list[subprocess.Popen[bytes]] = []
@@ -90,13 +119,15 @@ def spaces() -> Iterator[tuple[str, str]]:
             ip("link", "set", "lo", "up", space=space)
         ip("link", "add", "p2pcnet0", "netns", here, "type", "veth", "peer", "name", "p2pcnet1", "netns", world)
         for space, link, addresses in (
-            (here, "p2pcnet0", (OWN, "10.9.9.9")),
-            (world, "p2pcnet1", (PUBLIC, LAN, METADATA)),
+            (here, "p2pcnet0", (OWN, "10.9.9.9", OWN_6, "fd00:9::9")),
+            (world, "p2pcnet1", (PUBLIC, LAN, METADATA, PUBLIC_6, LAN_6, UNIQUE_6, LINK_6)),
         ):
             for address in addresses:
-                ip("addr", "add", f"{address}/24", "dev", link, space=space)
+                size = ("/64", "nodad") if ":" in address else ("/24",)
+                ip("addr", "add", f"{address}{size[0]}", "dev", link, *size[1:], space=space)
             ip("link", "set", link, "up", space=space)
         ip("route", "add", "default", "via", PUBLIC, space=here)
+        ip("-6", "route", "add", "default", "via", LAN_6, "dev", "p2pcnet0", space=here)
         ip("route", "add", f"{METADATA}/32", "dev", "p2pcnet0", space=here)
         for space in (here, world):
             server = subprocess.Popen(
@@ -115,10 +146,19 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     server.stdout.close()
 
 
+def _tun(directory: Path) -> str:
+    """Make the device that pasta needs, for everybody, as it is on most machines."""
+    path = directory / "tun"
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(10, 200))
+    path.chmod(0o666)
+    return str(path)
+
+
 def run(space: str, directory: Path, allowed: str, *hosts: str, prefix: Sequence[str] = ()) -> list[str]:
     root = Path(__file__).parents[2]
+    words = [*prefix, sys.executable, "-c", TASK, str(directory / "rig"), str(PORT), allowed, *hosts]
     ran = subprocess.run(
-        ["ip", "netns", "exec", space, *prefix, sys.executable, "-c", TASK, directory, str(PORT), allowed, *hosts],
+        ["ip", "netns", "exec", space, "sh", "-c", f'mount --bind "$0" {TUN} && exec "$@"', _tun(directory), *words],
         env={**os.environ, "PYTHONPATH": str(root)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -132,8 +172,11 @@ def run(space: str, directory: Path, allowed: str, *hosts: str, prefix: Sequence
 
 @pytest.mark.parametrize("who", ["root", "user"])
 def test_a_task_reaches_public_addresses_and_nothing_else(spaces: tuple[str, str], who: str) -> None:
-    """Not the local network, not a cloud's metadata, not this machine by any of its addresses; and only when asked."""
-    hosts = (PUBLIC, LAN, METADATA, OWN, "10.9.9.9", "127.0.0.1", box_network.GATEWAY)
+    """Not the local network, not a cloud's metadata, not this machine by any of its addresses; not by TCP, UDP, mapped
+    addresses, or a socket that names its interface; and only when asked."""
+    mapped = (f"::ffff:{LAN}", f"::ffff:{METADATA}")
+    own = (OWN, "10.9.9.9", OWN_6, "fd00:9::9", "127.0.0.1", "::1", *box_network.GATEWAYS, *box_network.ADDRESSES)
+    hosts = (PUBLIC, PUBLIC_6, LAN, METADATA, LAN_6, UNIQUE_6, LINK_6, *mapped, *own)
     direct = subprocess.run(
         [
             "ip",
@@ -151,9 +194,11 @@ def test_a_task_reaches_public_addresses_and_nothing_else(spaces: tuple[str, str
     with tempfile.TemporaryDirectory(prefix="p2pc-net-", dir="/var/tmp") as directory:
         if who == "user":
             os.chown(directory, ORDINARY, ORDINARY)
+            Path(directory).chmod(0o711)
         prefix = as_ordinary_user() if who == "user" else ()
         wanted, unwanted = run(spaces[0], Path(directory), "full", *hosts, prefix=prefix)
-    assert wanted.startswith("ok " + str([f"{PUBLIC} hello", *(f"{host} no" for host in hosts[1:])])), wanted
+    reached = [f"{host} {'hello' if host in (PUBLIC, PUBLIC_6) else 'no'}" for host in hosts]
+    assert wanted.startswith(f"ok {reached}"), wanted
     assert unwanted.startswith("ok " + str([f"{host} no" for host in hosts])), unwanted
     left = subprocess.run(["pgrep", "-f", "pasta -f -q"], capture_output=True, text=True, check=False).stdout
     assert not left, "what carries packets ends with its sandbox"
@@ -171,8 +216,15 @@ def test_what_is_public() -> None:
     for number in range(0, 1 << 32, 999_983):
         address = ipaddress.IPv4Address(number)
         if not address.is_global and address not in ipaddress.ip_network("127.0.0.0/8"):
-            is_tiny = address in ipaddress.ip_network("192.0.0.0/24") or address in ipaddress.ip_network("192.0.2.0/24")
-            assert is_tiny or any(address in network for network in networks), address
+            assert any(address in network for network in networks), address
+    rng = random.Random(6)
+    starts = [rng.getrandbits(16) << 112 for _ in range(3000)]
+    special = ["::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2001::1", "2002:a00:1::", "fc00::1", "fe80::1", "ff02::1"]
+    addresses = [ipaddress.IPv6Address(start | rng.getrandbits(112)) for start in starts]
+    for sixth in [*addresses, *map(ipaddress.IPv6Address, special)]:
+        is_forbidden = any(sixth in network for network in networks)
+        assert is_forbidden or (sixth.is_global and sixth in ipaddress.ip_network("2000::/3")), sixth
+    assert not any(ipaddress.ip_address(PUBLIC_6) in network for network in networks)
 
 
 def test_own_addresses_are_found() -> None:
