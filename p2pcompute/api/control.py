@@ -102,6 +102,8 @@ def _connected(path: Path, timeout_s: float) -> http.client.HTTPConnection:
 def _errors() -> Iterator[None]:
     try:
         yield
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NodeUnavailable("no node is running here", "", "start it: p2pc node start") from None
     except (OSError, http.client.HTTPException) as error:
         raise NodeUnavailable(
             "this machine's node does not answer", f"{type(error).__name__}: {error}", "start it: p2pc node start"

@@ -138,7 +138,7 @@ class KeptJob:
             UsageError: other results are there.
         """
         job = self._ask("GET", "")
-        writer = ResultsWriter.create(results_target(directory, resume=False), job)
+        writer = ResultsWriter.create(results_target(directory, resume=False, can_resume=False), job)
         try:
             for task in self._tasks():
                 if task["state"] != "cancelled":

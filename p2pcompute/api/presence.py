@@ -63,7 +63,7 @@ class Presence:
         if away_s >= self._limit_s:
             raise NodeUnavailable(
                 f"this machine's node has not answered for {_span(self._limit_s)}",
-                error.why,
+                error.why or error.what,
                 "p2pc node start: it goes on with what it has; p2pcompute.get_job(ID) and p2pc jobs show it",
                 code="node-away",
             ) from error

@@ -68,8 +68,11 @@ class Earlier:
         return load_value((self.folder / VALUE_NAME).read_bytes())
 
 
-def results_target(path: str | os.PathLike[str], *, resume: bool) -> ResultsTarget:
+def results_target(path: str | os.PathLike[str], *, resume: bool, can_resume: bool = True) -> ResultsTarget:
     """Return where results go.
+
+    Args:
+        can_resume: who is told that other results are there may ask for it.
 
     Raises:
         UsageError: other results are there, or somebody else writes them.
@@ -82,7 +85,12 @@ def results_target(path: str | os.PathLike[str], *, resume: bool) -> ResultsTarg
         why = "values that a program can go on with are kept in a folder"
         raise UsageError(f"resume cannot read {text}", why, "give results= the name of a folder")
     target = ResultsTarget(dir=None if is_file else Path(text), file=Path(text) if is_file else None, resume=resume)
-    check_target(target)
+    try:
+        check_target(target)
+    except UsageError as error:
+        if error.code == "results-exist":
+            error.fix = "name another place" if not can_resume or is_file else "resume=True carries on; or another name"
+        raise
     jobs = check_claims(target.claims(), str(find_paths(os.environ).state))
     if jobs:
         job = sorted(jobs)[0][:8]

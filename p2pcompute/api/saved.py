@@ -22,7 +22,7 @@ def save_futures(name: str, futures: Sequence[MeshFuture[Any]], path: str | os.P
     Raises:
         UsageError: other results are there, or a value cannot be pickled.
     """
-    folder = ResultFolder(results_target(path, resume=False), name)
+    folder = ResultFolder(results_target(path, resume=False, can_resume=False), name)
     try:
         for number, future in enumerate(futures):
             if future.done() and not future.cancelled():

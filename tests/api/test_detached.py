@@ -131,7 +131,7 @@ def test_the_program_ends_first(
 def test_what_detach_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: calls are lost because nobody is there to keep them."""
     monkeypatch.setenv("P2PC_HOME", str(tmp_path))
-    with pytest.raises(NodeUnavailable, match="does not answer"):
+    with pytest.raises(NodeUnavailable, match="no node is running here; start it: p2pc node start"):
         MeshExecutor(detach=True, options=TaskOptions(retries=1))
     with pytest.raises(BadValue, match="max_workers"):
         MeshExecutor(detach=True, max_workers=2)

@@ -147,7 +147,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     """Broken: results of another program are mixed with these."""
     with MeshExecutor(**OPTIONS, results=tmp_path) as executor:
         assert executor.submit(abs, -1).result() == 1
-    with pytest.raises(UsageError, match="already holds results"):
+        saved = executor.start_map(abs, [-1])
+        saved.save(tmp_path / "other")
+        with pytest.raises(UsageError, match=r"; name another place$"):
+            saved.save(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"already holds results .*; resume=True carries on"):
         MeshExecutor(results=tmp_path)
     with pytest.raises(UsageError, match="needs to know"):
         MeshExecutor(resume=True)
