@@ -57,7 +57,14 @@ CHILD_BYTES_MAX: Final = 256 * 1024
 PLUGIN_VALUES_MAX: Final = 128
 PLUGIN_BYTES_MAX: Final = 8 * 1024
 """Values of all plugins, and their names and values as text; further ones are left out."""
-LIFETIMES_S: Final = {"load": 30.0, "mem.free": 30.0, "disk.free": 120.0, "battery": 120.0, OWNER: 60.0}
+LIFETIMES_S: Final = {
+    "load": 30.0,
+    "mem.free": 30.0,
+    "disk.free": 120.0,
+    "battery": 120.0,
+    "portable": 120.0,
+    OWNER: 60.0,
+}
 LOAD_ACCURACY: Final = 0.01
 """What the kernel shows of it."""
 NODE_NAMES: Final = (
@@ -67,7 +74,7 @@ NODE_NAMES: Final = (
 """What a node says of itself beside what its probe says: no plugin may."""
 MACHINE_NAMES: Final = (
     *("os", "arch", "cpus", "mem.total", "mem.free", "disk.total", "disk.free", "gpu.count", "gpu.mem", "gpu.model"),
-    *("python", "load", "battery", "owner.present", "bandwidth"),
+    *("python", "load", "battery", "portable", "owner.present", "bandwidth"),
 )
 """What a plugin may say instead of this probe."""
 CHILD_NAMES: Final = ("gpu.count", "gpu.mem", "gpu.model", "python")
@@ -292,6 +299,7 @@ class RealProbe:
                 "load": lambda: float(os.getloadavg()[0]),
                 "disk.free": lambda: int(_psutil().disk_usage(str(self._directory)).free),
                 "battery": _is_on_battery,
+                "portable": _has_battery,
             }
         )
         wall = time.time()
@@ -388,6 +396,13 @@ def _is_on_battery() -> bool | None:
     battery = _psutil().sensors_battery()
     if battery is not None:
         return None if battery.power_plugged is None else not battery.power_plugged
+    return _has_battery()
+
+
+def _has_battery() -> bool | None:
+    """None when that cannot be told."""
+    if _psutil().sensors_battery() is not None:
+        return True
     return False if _POWER_SUPPLIES.is_dir() else None  # the kernel lists what there is, and it lists no battery
 
 

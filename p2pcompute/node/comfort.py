@@ -138,7 +138,7 @@ def profile_for(senses: Senses) -> str:
     One with a battery is carried about; one that cannot tell whether somebody is there, or never sees anybody, is left
     to its work.
     """
-    if senses.on_battery is not None:
+    if senses.has_battery or senses.on_battery:
         return "laptop"
     return "always" if senses.is_present is None else "desktop"
 
@@ -178,6 +178,8 @@ class Senses:
     on_battery: bool | None = None
     is_present: bool | None = None
     """Somebody has touched keyboard, mouse or a terminal within minutes."""
+    has_battery: bool | None = None
+    """Whether there is one, charged or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +221,13 @@ def slots_of(share: float, cores: float, slot_count: int) -> tuple[int, float]:
     return min(slot_count, whole), 1.0
 
 
-def judge(rules: Rules, senses: Senses, pause: Pause | None, *, wall_s: float, local: datetime) -> Verdict:
+def judge(
+    rules: Rules, senses: Senses, pause: Pause | None, *, wall_s: float, local: datetime, group_share: float = 1.0
+) -> Verdict:
     """Return how much runs now.
 
     Args:
+        group_share: part of the machine for this group, where others have nodes on it, too; 0: its weight is 0.
         wall_s: wall clock, Unix seconds.
         local: the same in the machine's time zone.
     """
@@ -234,6 +239,8 @@ def judge(rules: Rules, senses: Senses, pause: Pause | None, *, wall_s: float, l
             ("by you", "You resume it: p2pc resume." if pause.until_s is None else _until(pause.until_s, local))
         )
     battery = {True: "on battery", False: "on mains", None: "cannot be seen"}[senses.on_battery]
+    if senses.on_battery is False and senses.has_battery is False:
+        battery = "there is none"
     has_stopped = not rules.on_battery and senses.on_battery is True
     lines.append(
         RuleLine(f"battery = {'on' if rules.on_battery else 'off'}", battery, "PAUSE" if has_stopped else "ok")
@@ -257,9 +264,15 @@ def judge(rules: Rules, senses: Senses, pause: Pause | None, *, wall_s: float, l
             if in_use
             else ("nobody is there", "Resumes when you are active.")
         )
+    if group_share < 1.0:
+        now = "other groups work here" if group_share else "0"
+        lines.append(RuleLine("weight", now, f"part {group_share:.0%}" if group_share else "PAUSE"))
+    if group_share == 0.0:
+        stops.append(("its weight is 0", "Resumes with another one: p2pc node set weight=1, and p2pc node restart."))
     if stops:
         return Verdict(0.0, not is_paused, stops[0][0], stops[0][1], tuple(lines))
-    best = max(rules.in_use, rules.idle)
+    best = max(rules.in_use, rules.idle) * group_share
+    share *= group_share
     why = "" if share >= best else "you are active" if in_use else "you are away"
     return Verdict(
         share, True, why, f"{best:.0%} when you are {'away' if in_use else 'active'}." if why else "", tuple(lines)

@@ -164,13 +164,13 @@ class Comfort:
 
     async def look(self) -> None:
         """See how the machine is, and apply the rules to it."""
-        seen = await self._host.probe.attributes(("battery", "owner.present", "cpus"))
+        seen = await self._host.probe.attributes(("battery", "portable", "owner.present", "cpus"))
 
         def flag(name: str) -> bool | None:
             found: Any = seen[name].value if name in seen else None
             return found if isinstance(found, bool) else None
 
-        self.senses = Senses(flag("battery"), flag("owner.present"))
+        self.senses = Senses(flag("battery"), flag("owner.present"), flag("portable"))
         cores: Any = seen["cpus"].value if "cpus" in seen else None
         self._cores = float(cores) if isinstance(cores, int | float) else float(self._host.runner.slot_count)
         self._apply()
@@ -185,11 +185,12 @@ class Comfort:
         if self.pause is not None and self.pause.until_s is not None:
             self._end = self._host.clock.call_later(self.pause.until_s - wall_s, self._apply)
         self.profile, rules = self.settings.rules(self.senses)
-        verdict = judge(rules, self.senses, self.pause, wall_s=wall_s, local=self._local_time(wall_s))
+        local, share = self._local_time(wall_s), self._share()
+        verdict = judge(rules, self.senses, self.pause, wall_s=wall_s, local=local, group_share=share)
         if self.verdict is None or verdict.why != self.verdict.why:
             self.since_s = wall_s
         self.verdict = verdict
-        slots, self._duty = slots_of(verdict.others_share * self._share(), self._cores, self._host.runner.slot_count)
+        slots, self._duty = slots_of(verdict.others_share, self._cores, self._host.runner.slot_count)
         is_all = slots >= self._host.runner.slot_count
         self._scheduler.allow(None if is_all else slots, own_runs=verdict.own_runs)
         self._hold_beyond(slots)

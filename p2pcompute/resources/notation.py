@@ -70,6 +70,7 @@ NODE_EXAMPLES: Final[Mapping[str, Value]] = {
     "network": "full",
     "paused": "on battery",
     "battery": False,
+    "portable": True,
     "owner.present": False,
     "bandwidth": 1e8,
 }

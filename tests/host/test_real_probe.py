@@ -88,7 +88,7 @@ async def test_the_probe_says_what_this_machine_is(tmp_path: Path) -> None:
     assert 0 < value(found, "mem.free") <= value(found, "mem.total")
     assert 0 < value(found, "disk.free") <= value(found, "disk.total")
     for name, attribute in found.items():
-        assert (attribute.lifetime_s is None) == (name not in ("load", "mem.free", "disk.free", "battery"))
+        assert (attribute.lifetime_s is None) == (name not in ("load", "mem.free", "disk.free", "battery", "portable"))
     decode_attributes(encode_attributes(found, found["load"].measured_s))
     gone = await alone(tmp_path / "gone").attributes()
     assert "disk.free" not in gone and "disk.total" not in gone
@@ -103,7 +103,12 @@ async def test_what_cannot_be_measured_is_left_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(real_probe, "_psutil", Broken)
     found = await alone(tmp_path).attributes()
-    assert {"os", "arch", "cpus", "load"} <= set(found) and not {"mem.free", "disk.free", "battery"} & set(found)
+    assert {"os", "arch", "cpus", "load"} <= set(found) and not {
+        "mem.free",
+        "disk.free",
+        "battery",
+        "portable",
+    } & set(found)
 
 
 @pytest.mark.parametrize(("plugged", "expected"), [(True, False), (False, True), (None, None)])
@@ -118,7 +123,12 @@ async def test_batteries(
             return types.SimpleNamespace(percent=50, power_plugged=plugged)
 
     monkeypatch.setattr(real_probe, "_psutil", Psutil)
-    assert value(await alone(tmp_path).attributes(), "battery") is expected
+    found = await alone(tmp_path).attributes()
+    assert value(found, "battery") is expected and value(found, "portable") is True
+    monkeypatch.setattr(Psutil, "sensors_battery", staticmethod(lambda: None))
+    monkeypatch.setattr(real_probe, "_POWER_SUPPLIES", tmp_path)
+    found = await alone(tmp_path).attributes()
+    assert value(found, "battery") is False and value(found, "portable") is False
 
 
 async def test_what_was_just_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,23 @@ def test_profiles_are_what_was_not_set() -> None:
     assert rules_of("laptop", in_use="", idle="", battery="", hours="") == Rules(on_battery=False)
     assert rules_of("laptop", in_use="", idle="", battery="on", hours="").on_battery
     assert all(rules_of(name, in_use="", idle="", battery="", hours="") for name in PROFILES)
-    assert [profile_for(one) for one in (Senses(True, None), Senses(None, False), Senses())] == [
-        "laptop",
-        "desktop",
-        "always",
-    ]
+    charging, server = Senses(False, None, has_battery=True), Senses(False, None, has_battery=False)
+    seen = (Senses(True, None), charging, Senses(None, False), server, Senses())
+    assert [profile_for(one) for one in seen] == ["laptop", "laptop", "desktop", "always", "always"]
+
+
+def test_the_weight_of_a_group_is_said() -> None:
+    """If it broke: a node of weight 0 says that it works for others, and none of their work ever runs."""
+    now = NOON.timestamp()
+    none = judge(Rules(), AWAY, None, wall_s=now, local=NOON, group_share=0.0)
+    assert (none.others_share, none.own_runs, none.why) == (
+        0.0,
+        True,
+        "its weight is 0",
+    ) and "set weight" in none.resumes
+    half = judge(Rules(), ACTIVE, None, wall_s=now, local=NOON, group_share=0.5)
+    assert (half.others_share, half.why, half.resumes) == (0.125, "you are active", "45% when you are away.")
+    assert half.lines[-1].result == "part 50%"
 
 
 @pytest.mark.parametrize(
