@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.environments import find_uv
-from p2pcompute.execution.locks import Lock, read_pylock
+from p2pcompute.execution.locks import Lock, is_possible, read_pylock
 
 AUTO: Final = "auto"
 NONE: Final = "none"
@@ -88,8 +88,27 @@ def _read(path: Path) -> Requirements:
         raise UsageError(
             f"the script block of {path} is not understood", "dependencies is a list of texts", code="deps"
         )
+    _check_python(path, str(block.get("requires-python") or ""))
     text = repr((listed, block.get("requires-python"), block.get("tool")))
     return Requirements(path, hashlib.blake2b(text.encode(), digest_size=16).digest(), tuple(listed))
+
+
+def _check_python(path: Path, wanted: str) -> None:
+    """Refuse a script for another Python: its tasks run with the minor of the one that submits them.
+
+    Raises:
+        UsageError: it is.
+    """
+    specifiers = re.findall(r"(<=|>=|<|>|==|!=)\s*([0-9.*]+)", wanted)
+    marker = " and ".join(f"python_full_version {op} '{version}'" for op, version in specifiers)
+    if marker and not is_possible(marker, sys.version_info[:2]):
+        here = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise UsageError(
+            f"{path} asks for Python {wanted}, and this is {here}",
+            "tasks run with the version that p2pc has where it submits them",
+            "install p2pcompute with such a Python here, or change requires-python",
+            code="deps-python",
+        )
 
 
 def _block_of(path: Path, text: str) -> dict[str, Any] | None:

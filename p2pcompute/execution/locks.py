@@ -14,6 +14,7 @@ Source: PEP 508 (names, markers), PEP 440 (versions), PEP 425 (tags of wheels), 
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,45 @@ def check_lock(data: bytes) -> None:
             raise RemoteProtocolError(f"not a locked package: {line[:80]!r}")
 
 
+def is_possible(marker: str, python: tuple[int, int]) -> bool:
+    """Return whether a marker may be true with this minor of Python, on some system; what is no marker may be.
+
+    Source: PEP 508, whose markers without ``~=`` and ``===`` are expressions of Python.
+    """
+    try:
+        return _truth(ast.parse(marker.strip(), mode="eval").body, python) is not False
+    except (SyntaxError, ValueError, RecursionError):
+        return True
+
+
+def _truth(node: ast.expr, python: tuple[int, int]) -> bool | None:
+    match node:
+        case ast.BoolOp(op, parts):
+            found = [_truth(part, python) for part in parts]
+            decides = isinstance(op, ast.Or)
+            return decides if decides in found else None if None in found else not decides
+        case ast.Compare(ast.Name("python_version" | "python_full_version"), [op], [ast.Constant(str(version))]):
+            return _compare(python, type(op), version)
+    return None
+
+
+def _compare(python: tuple[int, int], op: type[ast.cmpop], version: str) -> bool | None:
+    """Compare all releases of a minor with a version; None when that depends on which of them it is."""
+    numbers = tuple(int(part) for part in version.removesuffix(".*").split(".") if part.isdigit())
+    if len(numbers) < 2 and version.endswith("*"):
+        return None
+    minor, is_whole = (*numbers, 0)[:2], not any(numbers[2:])
+    match op:
+        case ast.Lt | ast.GtE:
+            is_less = python < minor if is_whole or python != minor else None
+            return is_less if is_less is None or op is ast.Lt else not is_less
+        case ast.Gt | ast.LtE:
+            return None if python == minor else (python > minor) == (op is ast.Gt)
+        case ast.Eq | ast.NotEq if python != minor:
+            return op is ast.NotEq
+    return None
+
+
 def read_pylock(document: bytes, python: tuple[int, int]) -> Lock:
     """Return the lock in a pylock.toml.
 
@@ -81,6 +121,8 @@ def read_pylock(document: bytes, python: tuple[int, int]) -> Lock:
     everywhere: set[str] | None = None
     for package in sorted(packages, key=lambda item: str(item["name"])):
         name = str(package["name"])
+        if not is_possible(str(package.get("marker") or ""), python):
+            continue  # another version of it, or nothing, stands in for it
         if any(place in package for place in ("directory", "vcs", "archive")):
             raise UsageError(
                 f"the package {name} cannot be sent",

@@ -22,7 +22,7 @@ from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.functions import load_value, ship
 from p2pcompute.execution.locking import AUTO, NONE, find_requirements, make_lock
-from p2pcompute.execution.locks import Lock, check_lock, read_pylock
+from p2pcompute.execution.locks import Lock, check_lock, is_possible, read_pylock
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.execution.sources import ship_source
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload
@@ -334,6 +334,56 @@ def test_platforms() -> None:
     with pytest.raises(UsageError, match="no file of a"):
         other = package("a", "any").replace(f"cp{PYTHON[0]}{PYTHON[1]}", "cp27")
         read_pylock(other.encode(), PYTHON)
+
+
+@pytest.mark.parametrize(
+    ("marker", "is_there"),
+    [
+        ("", True),
+        ("python_full_version < '3.12'", True),
+        ("python_full_version >= '3.12'", False),
+        ("python_version >= '3.12' and sys_platform == 'win32'", False),
+        ("python_version >= '3.12' or sys_platform == 'win32'", True),
+        ("python_full_version >= '3.11.4'", True),
+        ("python_full_version < '3.11'", False),
+        ("python_version != '3.11'", True),
+        ("python_version == '3.10.*'", False),
+        ("python_version == '3.*'", True),
+        ("python_version > '3.11' and implementation_name == 'pypy'", True),
+        ("python_version <= '3.10'", False),
+        ("python_version ~= '3.12'", True),
+    ],
+)
+def test_which_packages_this_python_may_want(marker: str, is_there: bool) -> None:
+    """If it broke: numpy is named as a package without a wheel, since its newest version is for newer Pythons."""
+    assert is_possible(marker, (3, 11)) is is_there
+
+
+def test_versions_for_other_pythons_are_left_out() -> None:
+    def package(version: str, marker: str, wheel: str) -> str:
+        digest = f"hashes = {{ sha256 = '{'0' * 64}' }}"
+        wheels = f"wheels = [{{ name = 'n-{version}-{wheel}-manylinux_2_28_x86_64.whl', {digest} }}]"
+        source = f"sdist = {{ name = 'n-{version}.tar.gz', {digest} }}"
+        return f"[[packages]]\nname = 'n'\nversion = '{version}'\nmarker = \"{marker}\"\n{wheels}\n{source}\n"
+
+    text = package("2.4", "python_version < '3.12'", "cp311-cp311")
+    text += package("2.5", "python_version >= '3.12'", "cp312-cp312")
+    lock = read_pylock(text.encode(), (3, 11))
+    assert lock.names == ("n 2.4",) and not lock.built
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_here"), [(">=3.8", True), (">=3.8,<4", True), (">=9.1", False), ("==2.7.*", False)]
+)
+def test_a_script_for_another_python_is_refused(wanted: str, is_here: bool, tmp_path: Path) -> None:
+    """If it broke: it runs with a Python that it says it cannot run with."""
+    script = tmp_path / "s.py"
+    script.write_text(f'# /// script\n# requires-python = "{wanted}"\n# dependencies = []\n# ///\n')
+    if is_here:
+        assert find_requirements(AUTO, script, is_beside=False) is not None
+        return
+    with pytest.raises(UsageError, match="asks for Python"):
+        find_requirements(AUTO, script, is_beside=False)
 
 
 def test_where_requirements_are(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
