@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import re
-import sys
 import threading
 import warnings
 from collections import deque
@@ -25,32 +24,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
-from p2pcompute.api.explanations import Explanation, explanation_of, never
-from p2pcompute.api.functions import Shipment, requirements_of
+from p2pcompute.api.explanations import Explanation, explanation_of
+from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
 from p2pcompute.api.open_jobs import OpenJob
-from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.pickling import load_value
 from p2pcompute.api.result_content import Content, place_file
 from p2pcompute.api.result_folder import Note, ResultFolder
+from p2pcompute.api.submitting import Submitter, explain_job
 from p2pcompute.errors import P2pcError, ResultDisputed, ResultRevoked, UsageError
 from p2pcompute.execution.calls import PackedCall
-from p2pcompute.execution.locking import make_lock
-from p2pcompute.execution.locks import Lock
-from p2pcompute.execution.spec import JobSpec, TaskKind, decode_payload
+from p2pcompute.execution.spec import decode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import JOB_NAME_CHARS_MAX
-from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.node import Node
-from p2pcompute.node.views import find_nodes
 from p2pcompute.scheduler.acceptance import DISPUTED
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL
-from p2pcompute.scheduler.terms import JobTerms
 
 DRAIN_MAX: Final = 512
 """Items taken from the deque before results get their turn."""
@@ -61,9 +54,6 @@ VALUE_KEPT_BYTES_MAX: Final = 1024
 
 _serials: Final = itertools.count()
 _ENDED_BADLY: Final = (OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
-BEGIN_S_MAX: Final = 5.0
-"""Who asks about a job that was just begun waits so long for its first inputs."""
-BEGIN_LOOK_S: Final = 0.02
 _SEAL: Final = b"seal"
 _CANCEL: Final = b"cancel"
 _KILL: Final = b"kill"
@@ -98,11 +88,10 @@ class Desk:
         self._names: dict[bytes, str] = {}
         self.results: ResultFolder | None = None
         """Where calls are written as they end."""
-        self._locks: dict[Path, Lock] = {}
-        """Packages by the file that lists them: the same versions for as long as this lives."""
         self._loop: asyncio.AbstractEventLoop
         self._node: Node
         self.blobs: FileBlobs
+        self._submitter: Submitter
         self._scope: TaskScope
         self._idle = asyncio.Event()
         self.flow = Dataflow(self)
@@ -201,6 +190,7 @@ class Desk:
         """Start to work for `node`."""
         self._loop = asyncio.get_running_loop()
         self._node, self.blobs, self._scope = node, blobs, scope
+        self._submitter = Submitter(node, blobs)
         self._loop.call_soon(self._drain)
 
     @property
@@ -401,43 +391,10 @@ class Desk:
 
     async def _open_job(self, job: OpenJob) -> None:
         """Submit a job and the tasks that wait for it."""
-        shipment, options = job.shipment, job.shipment.options
         try:
-            for content in (shipment.code, shipment.modules_zip):
-                if content:
-                    job.code_refs.append(await self.blobs.put(content))
-            lock = await self._lock(options, job.kind)
-            packages = None if lock is None else await self.blobs.put(lock.text)
-            if packages is not None:
-                job.code_refs.append(packages)
-            self.blobs.pin(job.code_refs)
-            spec = JobSpec(
-                kind=job.kind,
-                code=job.code_refs[0] if shipment.code else None,
-                modules=job.code_refs[1] if shipment.modules_zip else None,
-                env=dict(options.env),
-                cpus=float(options.cpus),
-                mem_bytes=options.mem_bytes,
-                gpus=float(options.gpus),
-                disk_bytes=options.disk_bytes,
-                timeout_s=options.timeout_s,
-                network=options.network == "full",
-                sandbox="" if options.sandbox == "auto" else options.sandbox,
-                digits=options.digits,
-                fuel=job.fuel,
-                packages=packages,
-                platforms=() if lock is None else lock.platforms,
-                is_built=lock is not None and bool(lock.built),
-            )
-            is_python = job.kind is TaskKind.FUNCTION or packages is not None
-            python = (sys.version_info.major, sys.version_info.minor) if is_python else None
-            name = shipment.name[:JOB_NAME_CHARS_MAX]
-            terms = JobTerms(name=name, retries=options.retries, python=python, **options.demands)
-            if options.is_choosy or packages is not None:
-                terms = await self._choose(terms, spec, options)
-            job.job_id = await self._node.submit_job(terms, spec)
+            await self._submitter.submit(job)
         except Exception as error:
-            self._jobs.pop(shipment.key, None)
+            self._jobs.pop(job.shipment.key, None)
             what = f"a bug in p2pcompute: {type(error).__name__}: {error}"
             job.error = error if isinstance(error, P2pcError) else P2pcError(what, "", "please report it", code="bug")
             waiting, job.waiting = job.waiting, []
@@ -454,58 +411,13 @@ class Desk:
         if job.is_sealing:
             await self._node.seal_job(job.job_id)
 
-    async def _lock(self, options: TaskOptions, kind: TaskKind) -> Lock | None:
-        """Return the packages of a job; None: it has none of its own.
-
-        Raises:
-            UsageError: they cannot be had.
-        """
-        requirements = requirements_of(options, is_of_script=kind is TaskKind.FUNCTION)
-        if requirements is None:
-            return None
-        lock = self._locks.get(requirements.path)
-        if lock is None:
-            lock = self._locks[requirements.path] = await asyncio.to_thread(make_lock, requirements)
-        return lock
-
-    async def _choose(self, terms: JobTerms, spec: JobSpec, options: TaskOptions) -> JobTerms:
-        """Return the terms with what is asked of nodes.
-
-        Raises:
-            UsageError: a node that is named is not known.
-            NoEligibleNode: every node that is known will never run it.
-        """
-        terms = replace(
-            terms,
-            require=tuple(options.require),
-            prefer=tuple(options.prefer),
-            on=find_nodes(self._node.peers(), options.on, self._node.trust()),
-            not_on=find_nodes(self._node.peers(), options.not_on, self._node.trust(), is_to_avoid=True),
-        )
-        view = await self._node.explain((terms, spec), until_possible=True)
-        if view.report.can_never_run and not view.left_out:
-            raise never(explanation_of(view))
-        return terms
-
     def explain(self, job: OpenJob) -> Explanation:
         """Ask the nodes why a job does not run.
 
         Raises:
             UsageError: nothing of it was submitted.
         """
-
-        async def question(node: Node) -> ExplanationView:
-            until_s = node.clock.now() + BEGIN_S_MAX
-            while not job.job_id and job.error is None and node.clock.now() < until_s:
-                await node.clock.sleep(BEGIN_LOOK_S)  # its first inputs are on their way
-            if not job.job_id:
-                none = UsageError("this job has not begun", "no task of it was submitted", "submit one", code="no-job")
-                raise job.error or none
-            if job.job_id not in node.scheduler.owner.books:
-                raise UsageError("this job is over", "a program's node forgets its jobs then", code="job-over")
-            return await node.explain(job.job_id)
-
-        return explanation_of(self.ask(question))
+        return explanation_of(self.ask(lambda node: explain_job(node, job)))
 
     # --- orders -----------------------------------------------------------------------------------
 

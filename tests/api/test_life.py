@@ -17,7 +17,7 @@ import pytest
 
 import p2pcompute
 from p2pcompute import MeshExecutor, P2pcError, UsageError
-from p2pcompute.api import desk
+from p2pcompute.api import submitting
 from tests.api.conftest import run_script, wait_until
 
 
@@ -232,7 +232,7 @@ def test_killed_program(tmp_path: Path) -> None:
 FORKED = """
 import os, sys
 from p2pcompute import MeshExecutor, P2pcError, UsageError
-from p2pcompute.api import desk
+from p2pcompute.api import submitting
 
 ex = MeshExecutor(max_workers=1)
 assert ex.submit(abs, -1).result() == 1
@@ -280,9 +280,9 @@ def test_node_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bug_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Broken: whatever nobody expected while a job is begun leaves its futures open for ever."""
     broken = {"is": True}
-    real = desk.requirements_of
+    real = submitting.requirements_of
     monkeypatch.setattr(
-        desk, "requirements_of", lambda *args, **more: {}["key"] if broken["is"] else real(*args, **more)
+        submitting, "requirements_of", lambda *args, **more: {}["key"] if broken["is"] else real(*args, **more)
     )
     with MeshExecutor(max_workers=1, local=True) as executor:
         error = executor.submit(abs, -1).exception(timeout=20)
