@@ -148,6 +148,7 @@ def test_cancel(executor: MeshExecutor, tmp_path: Path) -> None:
     with pytest.raises(cf.CancelledError):
         queued[0].result()
     assert cf.wait(queued, timeout=5).done == set(queued)
+    wait_until(lambda: not executor._desk._withdrawn, "the node has heard it; until then they may run for a moment")
     gate.touch()
     assert all(future.result(timeout=20) for future in running)
     assert executor.submit(add, 1).result() == 1
