@@ -7,6 +7,8 @@ has no network, no capabilities and no way to get any, and nothing of the node's
 An engine's own process may be killed without its container, so each container has a name, and is removed by it; what a
 worker process that was killed has left is removed by the next one of its slot.
 
+The first engine that works is used: a client without its daemon does not count, nor one that may not do what is asked.
+
 Deviations: apptainer has no names and no list of containers; its containers are its children.  It was not tried.
 
 Source: podman-run(1), docker-run(1), apptainer-exec(1).
@@ -23,18 +25,19 @@ from p2pcompute.execution.child_commands import Commands
 from p2pcompute.execution.child_space import TaskDirectory, Workplace
 from p2pcompute.execution.child_tasks import Job, Stop, Task
 from p2pcompute.execution.messages import Result
+from p2pcompute.host.container_engines import APPTAINER, TRIALS
 
-ENGINES = ("podman", "docker", "apptainer")
 _WORK = "/work"
 _USER = 61184
 """What a root node's containers run as: a number that no person and no service has."""
 _FILES, _PROCESSES = 1024, 512
-_LOAD_S, _REMOVE_S = 600.0, 30.0
+_TRIAL_S, _LOAD_S, _REMOVE_S = 30.0, 600.0, 30.0
 _LOADED_MAX = 8
 """Images of archives that are kept, those used last."""
 _ENGINE_FAILED, _NOT_STARTED, _NOT_FOUND = 125, 126, 127
 _TAIL_BYTES = 2000
-_NO_ENGINE = "this node has no container engine; install podman there: apt-get install podman"
+_WHY_CHARS = 300
+_NO_ENGINE = "this node has no container engine that works; install podman there: apt-get install podman"
 
 
 class Containers(Commands):
@@ -44,8 +47,7 @@ class Containers(Commands):
 
     def __init__(self, workplace: Workplace, channel: Channel) -> None:
         super().__init__(workplace, channel)
-        found = [name for name in ENGINES if shutil.which(name)]
-        self._engine = found[0] if found else ""
+        self._engine, self._why_none = _find_engine()
         self._label = f"p2pc={self._settings.shared_directory}/{self._settings.slot}"
         self._name = ""
         self._loaded: dict[str, str] = {}
@@ -56,7 +58,7 @@ class Containers(Commands):
 
     def _execute(self, job: Job, task: Task, directory: TaskDirectory, result: Result) -> None:
         if not self._engine:
-            raise Stop("refused", _NO_ENGINE)
+            raise Stop("refused", self._why_none)
         try:
             super()._execute(job, task, directory, result)
         finally:
@@ -70,8 +72,7 @@ class Containers(Commands):
         image = self._load(job.code_path) if job.code_path is not None else job.container[0]
         variables = {**job.env, **task.environment(), "TMPDIR": "/tmp", "P2PC_SCRATCH": "/tmp"}
         if self._engine == "apptainer":
-            words = ["apptainer", "--quiet", "exec", "--containall", "--net", "--network", "none"]
-            words += ["--bind", f"{directory.work}:{_WORK}", "--pwd", _WORK]
+            words = [*APPTAINER, "--bind", f"{directory.work}:{_WORK}", "--pwd", _WORK]
             for name, value in variables.items():
                 words += ["--env", f"{name}={value}"]
             source = image if job.code_path is not None else f"docker://{image}"
@@ -152,6 +153,25 @@ class Containers(Commands):
         except (OSError, subprocess.TimeoutExpired):
             return ""
         return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def _find_engine() -> tuple[str, str]:
+    """Return the name of the first engine that works here, or "" and why there is none."""
+    why = []
+    for name, words in TRIALS.items():
+        if shutil.which(name) is None:
+            continue
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TRIAL_S, check=False, errors="replace"
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            why.append(f"{name}: {error}")
+            continue
+        if done.returncode == 0:
+            return name, ""
+        why.append(f"{name}: {done.stderr.strip()[-_WHY_CHARS:] or f'exit code {done.returncode}'}")
+    return "", f"{_NO_ENGINE} ({'; '.join(why)})" if why else _NO_ENGINE
 
 
 def _limits(job: Job) -> list[str]:

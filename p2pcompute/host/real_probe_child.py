@@ -31,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from p2pcompute.host.container_engines import TRIALS
+
 TRY_S: Final = 3.0
 """Time for one program that is tried; all are tried side by side."""
 PLUGIN_GROUP: Final = "p2pc.probes"
@@ -129,10 +131,10 @@ def _wasm_works() -> bool:
 
 
 RUNTIME_TRIALS: Final[Mapping[str, Callable[[], bool]]] = {
-    "apptainer": lambda: _succeeds("apptainer", "--version") or _succeeds("singularity", "--version"),
+    "apptainer": lambda: _succeeds(*TRIALS["apptainer"]),
     "bubblewrap": lambda: _succeeds("bwrap", "--ro-bind", "/", "/", "--unshare-all", "--", "/bin/sh", "-c", ":"),
-    "docker": lambda: _succeeds("docker", "info", "--format", "{{.ServerVersion}}"),
-    "podman": lambda: _succeeds("podman", "--version"),  # it has no daemon that might not run; info takes a second
+    "docker": lambda: _succeeds(*TRIALS["docker"]),
+    "podman": lambda: _succeeds(*TRIALS["podman"]),
     "uv": lambda: _succeeds(str(_beside("uv")) if _beside("uv").exists() else "uv", "--version"),
     "wasm": _wasm_works,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.execution import sandbox
+from p2pcompute.execution import child_containers, sandbox
 from p2pcompute.execution.processes import ProcessRunner
 from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
 from p2pcompute.host.real_clock import RealClock
@@ -188,3 +188,26 @@ async def test_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert outcome.status is OutcomeStatus.REFUSED and "no container engine" in outcome.error
     await rig.runner.close()
     rig.blobs.shut()
+
+
+async def test_an_engine_that_does_not_work_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client without its daemon, and one that may not do what we ask: the next one is taken, or it is said why none
+    is."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+
+    def program(name: str, text: str) -> None:
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+
+    program("docker", "echo cannot connect to the daemon >&2; exit 1")
+    program("apptainer", "echo no network without privileges >&2; exit 255")
+    monkeypatch.setattr("shutil.which", lambda name: str(programs / name) if (programs / name).exists() else None)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    engine, why = child_containers._find_engine()
+    assert not engine and "docker: cannot connect to the daemon; apptainer: no network without privileges" in why
+    program("apptainer", "exit 0")
+    assert child_containers._find_engine() == ("apptainer", "")
+    for name in ("docker", "apptainer"):
+        (programs / name).unlink()
+    assert child_containers._find_engine()[1] == child_containers._NO_ENGINE
