@@ -354,6 +354,7 @@ def test_a_node_that_is_stopped_and_started_again_goes_on(
     """Broken: futures are lost when the node hangs for a while, or is another process then."""
     monkeypatch.setattr("p2pcompute.api.control.REQUEST_S", 0.3)
     monkeypatch.setattr("p2pcompute.api.control._SILENT_S", 0.3)
+    monkeypatch.setattr(presence, "RETRY_S_MAX", 0.5)
     daemon = start_daemon("alpha", 2)
     monkeypatch.setenv("P2PC_HOME", str(daemon.home))
     monkeypatch.setenv("P2PC_NODE__INTERFACES", "lo")
