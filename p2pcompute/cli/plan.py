@@ -422,6 +422,13 @@ def _renamed(row: Row, patterns: Sequence[str], send: Sequence[Mapping[str, str]
 
 def _fetch_name(name: str) -> str:
     clean = name.removeprefix("./")
+    if clean.endswith("/") and clean.strip("/"):
+        raise UsageError(
+            f"--fetch {name!r} names a directory",
+            "files are brought back",
+            f"--fetch '{clean.rstrip('/')}/**'",
+            code="fetch-name",
+        )
     if not clean or clean.startswith("/") or any(part in ("", ".", "..") for part in clean.split("/")):
         raise UsageError(
             f"--fetch {name!r} is not below the task's directory",

@@ -17,6 +17,7 @@ Source: podman-run(1), docker-run(1), apptainer-exec(1).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -35,6 +36,10 @@ _TRIAL_S, _LOAD_S, _REMOVE_S = 30.0, 600.0, 30.0
 _LOADED_MAX = 8
 """Images of archives that are kept, those used last."""
 _ENGINE_FAILED, _NOT_STARTED, _NOT_FOUND = 125, 126, 127
+_ENGINE_SAYS = re.compile(r"^(Error|docker|FATAL): ", re.MULTILINE)
+"""What an engine says itself begins so."""
+_ABOUT_PROGRAM = re.compile(r"\bexec|Permission denied: OCI|: no such file", re.IGNORECASE)
+"""It speaks of the program that it was to start, not of namespaces, control groups or limits."""
 _TAIL_BYTES = 2000
 _WHY_CHARS = 300
 _NO_ENGINE = "this node has no container engine that works; install podman there: apt-get install podman"
@@ -101,10 +106,16 @@ class Containers(Commands):
     def _explain(self, job: Job, task: Task, result: Result) -> None:
         """Say what an exit code of the engine means."""
         said = result.stderr.decode("utf-8", "replace").strip()[-_TAIL_BYTES:]
+        if result.exit_code != _ENGINE_FAILED and not _ENGINE_SAYS.search(said):
+            return  # it is the command's, as a shell has it that does not find a program
         if result.exit_code == _ENGINE_FAILED:
             what = f"{self._engine} could not run the image {job.container[0] or 'of the job'} here"
             fix = "check that this node has the image, or send it as an archive: podman save -o image.tar NAME"
             result.exit_code = None  # it is not the command's
+        elif result.exit_code == _NOT_STARTED and not _ABOUT_PROGRAM.search(said):
+            what = f"{self._engine} cannot start containers on this node"
+            fix = f"see there: {self._engine} run --rm IMAGE COMMAND"
+            result.exit_code = None
         else:
             what = f"the image has no program {task.argv[0] if task.argv else 'to run by itself'!r} that can be started"
             fix = "check its name, and that it is for this machine"

@@ -117,6 +117,12 @@ def test_files_to_fetch_must_be_below_the_tasks_directory(pattern: str) -> None:
         TaskMaker("command", ["x"], Files(fetch=[pattern])).line(Row(("a",)), 1)
 
 
+def test_a_directory_to_fetch_is_put_right() -> None:
+    with pytest.raises(UsageError) as caught:
+        TaskMaker("command", ["x"], Files(fetch=["{}/frames/"])).line(Row(("a",)), 1)
+    assert caught.value.fix == "--fetch 'a/frames/**'"
+
+
 def test_a_missing_file_to_send_is_named(here: Path) -> None:
     with pytest.raises(UsageError, match=r"'gone\.tif'"):
         TaskMaker("command", ["x", "{}"], Files(send=["{}"])).line(Row(("gone.tif",)), 1)

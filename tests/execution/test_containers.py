@@ -179,6 +179,49 @@ async def test_whose_containers_are_run(rig: Contained, engine: tuple[str, Path]
     assert outcome.status is OutcomeStatus.OK, outcome.error
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "what", "exit_code", "cause"),
+    [
+        ("Error: OCI runtime error: crun: cgroups in hybrid mode not supported", 126, "cannot start con", None, ""),
+        (
+            "Error: runc: unable to start container process: error setting rlimit type 7: OCI permission denied",
+            *(126, "cannot start con", None, ""),
+        ),
+        (
+            "Error: crun: open executable: Permission denied: OCI permission denied",
+            126,
+            "no program",
+            126,
+            FAILS_ALWAYS,
+        ),
+        ("Error: crun: executable file `go` not found in $PATH", 127, "no program", 127, FAILS_ALWAYS),
+        ("sh: go: not found", 127, "ended with exit code 127", 127, ""),
+        ("sh: ./go: Permission denied", 126, "ended with exit code 126", 126, ""),
+        ("Error: short-name did not resolve", 125, "could not run the image", None, ""),
+    ],
+)
+async def test_whose_fault_it_is(
+    said: str,
+    code: int,
+    what: str,
+    exit_code: int | None,
+    cause: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If it broke: a node whose engine does not work fails tasks for good, and their images are blamed."""
+    (tmp_path / "podman").write_text(f"#!/bin/sh\n[ $1 = run ] || exit 0\necho '{said}' >&2\nexit {code}\n")
+    (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    rig = Rig(tmp_path)
+    await rig.runner.start()
+    (outcome,) = await rig.run(JobSpec(kind=TaskKind.CONTAINER, image="debian"), TaskPayload(argv=("go",)))
+    assert outcome.status is OutcomeStatus.FAILED and what in outcome.error
+    assert (outcome.exit_code, outcome.cause) == (exit_code, cause)
+    await rig.runner.close()
+    rig.blobs.shut()
+
+
 async def test_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     rig = Rig(tmp_path)
