@@ -171,6 +171,21 @@ def test_what_must_be_ended(hostile_pair: list[Daemon]) -> None:
     assert not left, f"{left} ran on when the results were told"
 
 
+def test_who_uses_up_its_cpu_time(hostile_pair: list[Daemon]) -> None:
+    """A limit of CPU time ends what computes, however long it may take otherwise."""
+    ada, _ = hostile_pair
+    connection = ada.connection()
+    terms = {"on": ["bob"], "retries": 0, "timeout_s": 60.0}
+    job = connection.request("POST", "/v1/jobs", {"kind": "command", "terms": terms, "spec": {"cpu_s": 1.0}})["id"]
+    argv = [sys.executable, "hostile_tasks.py", "burn", "-"]
+    send = [{"name": "hostile_tasks.py", "path": str(ada.home / "hostile_tasks.py")}]
+    connection.upload_lines(f"/v1/jobs/{job}/tasks", [{"argv": argv, "send": send}])
+    connection.request("POST", f"/v1/jobs/{job}/seal", {})
+    ada.wait_over(40, job)
+    (task,) = ada.tasks(job)
+    assert (task["node"], task["status"], task["cause"]) == ("bob", "timeout", "cpu"), task
+
+
 def _is_attack(process: psutil.Process) -> bool:
     words = process.info["cmdline"] or []
     return "hostile_tasks.py" in words and "p2pc" not in "".join(words[:2])

@@ -222,6 +222,24 @@ async def test_what_cannot_be_had(outfitted: Outfitted, tmp_path: Path, wheels: 
     assert "not in that node's package index" in outcome.error, "tried again at once"
 
 
+async def test_packages_that_would_leave_their_place(outfitted: Outfitted, tmp_path: Path, wheels: Path) -> None:
+    """A wheel whose files have names that lead out of it puts none there, for this user's jobs and for others'."""
+    outside = f"/tmp/p2pc-escaped-{os.getpid()}"
+    files = {"evil/__init__.py": "", "../../../../../escaped-up.py": "x", outside: "x"}
+    make_wheel(wheels, "evil", "1.0", files)
+    lock = locked(tmp_path, "evil")
+    for submitter in (b"", ADA):
+        outfitted.submitter = submitter
+        outfitted.runner.trusts = lambda _submitter: True
+        (outcome,) = await outfitted.run(await outfitted.with_packages(None, lock.text), TaskPayload(argv=("true",)))
+        assert outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED), outcome
+        assert not list(tmp_path.rglob("escaped-up*")) and not Path(outside).exists(), outcome
+    (fine,) = await outfitted.run(
+        await outfitted.with_packages(None, locked(tmp_path, "tiny==1.0").text), TaskPayload(argv=("true",))
+    )
+    assert fine.status is OutcomeStatus.OK, fine
+
+
 async def test_hostile_lists(outfitted: Outfitted) -> None:
     """Nothing that reaches a node as a list of packages can be an option, an address or a path."""
     spec = await outfitted.with_packages(look, b"--index-url=x\n")

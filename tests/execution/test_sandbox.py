@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import platform
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +115,32 @@ async def test_a_fork_imports_nothing_of_ours(boxed: Boxed) -> None:
 
     outcome = await boxed.call(work, digits=4)
     assert load_value(outcome.value) == 0.3333 and outcome.stderr == b"", outcome
+
+
+async def test_archives_stay_where_they_are(boxed: Boxed) -> None:
+    """The zip of a job's modules is read in its sandbox and unpacked nowhere: neither names that lead out of it nor a
+    module of gigabytes do any harm."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("good.py", "VALUE = 7\n")
+        for name in ("../escaped.py", "../../../../tmp/escaped.py", "/tmp/escaped.py"):
+            archive.writestr(name, "VALUE = 8\n")
+        with archive.open("bomb.py", "w", force_zip64=True) as bomb:
+            for _ in range(1024):
+                bomb.write(b"#" * MIB)
+    assert len(made.getvalue()) < 4 * MIB
+
+    def work(name: str) -> object:
+        import importlib
+
+        return importlib.import_module(name).VALUE
+
+    spec = replace(await boxed.function(work, mem_bytes=256 * MIB), modules=await boxed.blobs.put(made.getvalue()))
+    good, bomb_end, escaped, again = await boxed.run(spec, *map(call, ("good", "bomb", "escaped", "good")))
+    assert load_value(good.value) == load_value(again.value) == 7, (good, again)
+    assert bomb_end.status is OutcomeStatus.FAILED and bomb_end.runtime_s < 15, bomb_end
+    assert escaped.status is OutcomeStatus.FAILED and "ModuleNotFoundError" in escaped.error, escaped
+    assert not list(boxed.directory.parent.rglob("escaped*")) and not Path("/tmp/escaped.py").exists()
 
 
 async def test_functions(boxed: Boxed) -> None:
