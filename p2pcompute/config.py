@@ -543,7 +543,7 @@ def convert(key: str, value: Any) -> Any:
         if key == "node.labels":
             parse_labels(result)
         if "choices" in item.metadata and result not in item.metadata["choices"]:
-            raise ConfigError(f"it is one of {', '.join(item.metadata['choices'])}")
+            raise ConfigError(f"it is one of {', '.join(one or '(empty)' for one in item.metadata['choices'])}")
     except UsageError as error:
         raise ConfigError(
             f"{key} cannot be {value!r}",

@@ -536,8 +536,7 @@ def _freed_text(report: Mapping[str, Any]) -> str:
     "--keep-results/--drop-results",
     "keep",
     default=True,
-    show_default="keep",
-    help="Keep results that nobody has written to disk yet.",
+    help="Keep results that nobody has written to disk yet.  [default: keep them]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be freed, free nothing.")
 def prune(*, json_: bool, yes: bool, older_than: str, keep: bool, dry_run: bool) -> int:

@@ -576,6 +576,17 @@ def _joined(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # --- checks before anything starts --------------------------------------------------------------------------------
 
 
+def _how_to_run(program: str, words: Sequence[str]) -> str:
+    """Return what to type instead, where a command is a file here."""
+    rest = f" {shlex.join(words[1:])}" if words[1:] else ""
+    if os.access(program, os.X_OK):
+        return f"p2pc run {shlex.quote(program)}{rest}"
+    path = shlex.quote(program.removeprefix("./"))
+    if program.endswith(".py"):
+        return f"p2pc run python3 {path}{rest}, or a function in it: p2pc run {path}::NAME"
+    return f"chmod +x {shlex.quote(program)}, or name its interpreter: sh {path}"
+
+
 def check_executable(words: Sequence[str], files: Files, *, only_here: bool) -> None:
     """Check the command's program as far as this machine can say.
 
@@ -596,7 +607,7 @@ def check_executable(words: Sequence[str], files: Files, *, only_here: bool) -> 
             raise UsageError(
                 f"{program!r} is a file here, not a command",
                 "commands are looked for in PATH",
-                f"p2pc run ./{shlex.join(words)}",
+                _how_to_run(f"./{program}", words),
                 code="not-executable",
             )
         if only_here:
@@ -618,7 +629,7 @@ def check_executable(words: Sequence[str], files: Files, *, only_here: bool) -> 
         raise UsageError(
             f"{program!r} is not executable",
             "",
-            f"chmod +x {shlex.quote(program)}, or name its interpreter: python3 …",
+            _how_to_run(program, words),
             code="not-executable",
         )
     if files.needs_directory and not os.path.isabs(program) and name_in_task(program) not in sent:

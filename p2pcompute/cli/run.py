@@ -73,6 +73,8 @@ UPLOAD_LINES: Final = 512
 UPLOAD_BYTES: Final = 1024 * 1024
 """Tasks sent in one request: kept until the node has them."""
 JOB_NAME_CHARS: Final = 40
+MEM_BYTES_MIN: Final = 2**20
+"""Who says less has left out the unit."""
 COUNT_DIGITS_MAX: Final = 6
 COUNT_MAX: Final = 10**COUNT_DIGITS_MAX - 1
 """Largest -j, -n and --batch."""
@@ -564,6 +566,10 @@ def _needs(flags: Mapping[str, Any], mem_bytes: int | None) -> Needs | None:
     """
     from p2pcompute.config import parse_size
 
+    if mem_bytes is not None and mem_bytes < MEM_BYTES_MIN:
+        raise UsageError(
+            f"--mem is only {mem_bytes} bytes", "no program runs in that", "say the unit, like --mem 500M or --mem 2G"
+        )
     asked = any(flags[name] for name in ("require", "prefer", "gpus", "disk")) or mem_bytes or flags["cpus"] != 1
     if not asked:
         return None

@@ -555,3 +555,5 @@ def judge_signal(job: Job, result: Result, ooms: int, what: str) -> None:
     else:
         result.status = "failed"
         result.error = f"the {what} was ended by {name}"
+        if job.mem_bytes is not None and result.signal in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+            result.error += f"; it may have met its memory limit of {job.mem_bytes / 2**20:g} MiB (--mem)"

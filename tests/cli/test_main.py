@@ -361,10 +361,11 @@ def test_errors_cannot_command_the_terminal() -> None:
         (("-n", "9" * 30), "not in the range"),
         (("--timeout", "99999999999h"), "is too long"),
         (("--mem", "9999999T"), "is too large"),
+        (("--mem", "4"), "say the unit"),
         (("--range", "1.." + "9" * 30), "its numbers are too long"),
     ],
 )
-def test_a_number_that_is_too_large_is_called_so(
+def test_a_number_that_is_too_large_or_small_is_called_so(
     flags: tuple[str, ...], words: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else people look for the mistake in how they wrote it, or read that p2pc has a bug."""

@@ -251,6 +251,19 @@ def test_programs_are_checked_as_far_as_this_machine_can_say(here: Path) -> None
     check_executable(["./x.sh"], Files(share=["x.sh"]), only_here=False)
 
 
+def test_a_script_that_is_no_program_is_put_right_at_once(here: Path) -> None:
+    """If it broke: the first hint leads to the next error."""
+    Path("sim.py").write_text("x")
+    for name in ("sim.py", "./sim.py"):
+        with pytest.raises(UsageError) as caught:
+            check_executable([name, "{}"], Files(), only_here=False)
+        assert caught.value.fix == "p2pc run python3 sim.py '{}', or a function in it: p2pc run sim.py::NAME"
+    Path("sim.py").chmod(0o755)
+    with pytest.raises(UsageError) as caught:
+        check_executable(["sim.py"], Files(), only_here=False)
+    assert caught.value.fix == "p2pc run ./sim.py"
+
+
 def test_inputs_that_are_files_only_here_stop_the_run_before_it_starts(here: Path) -> None:
     """Otherwise every task on another machine fails for want of its file."""
     Path("a.tif").write_text("x")

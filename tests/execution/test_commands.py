@@ -122,7 +122,9 @@ async def test_shell_reports_its_own_not_found(rig: Rig) -> None:
 async def test_signals_are_reported(rig: Rig) -> None:
     outcome = await rig.shell("kill -SEGV $$")
     assert (outcome.status, outcome.signal, outcome.exit_code) == (OutcomeStatus.FAILED, signal.SIGSEGV, None)
-    assert "SIGSEGV" in outcome.error
+    assert "SIGSEGV" in outcome.error and "limit" not in outcome.error
+    limited = await rig.shell("kill -SEGV $$", mem_bytes=256 << 20)
+    assert "may have met its memory limit of 256 MiB (--mem)" in limited.error
     died = await rig.shell("kill -KILL $$")
     assert (died.status, died.cause, died.signal) == (OutcomeStatus.DIED, "signal", signal.SIGKILL)
 
