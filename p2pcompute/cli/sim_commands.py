@@ -32,6 +32,7 @@ from p2pcompute.cli.output import (
 from p2pcompute.cli.sim_figures import print_summary
 from p2pcompute.cli.sim_watching import EVENT_COLUMNS_MAX, Onlooker, Progress, Stop, event_sink
 from p2pcompute.errors import UsageError
+from p2pcompute.version import VERSION
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.archive import Archive
@@ -319,8 +320,11 @@ def _run(
     watch: Any = None
     if on == "mesh":
         from p2pcompute.api.executor import MeshExecutor
+        from p2pcompute.api.options import TaskOptions
 
-        open_executor = functools.partial(MeshExecutor, name="p2pc sim")
+        # Another version may give other results, and who is not believed would seem to lie.
+        options = TaskOptions(require=[f"node.version == '{VERSION}'"])
+        open_executor = functools.partial(MeshExecutor, name="p2pc sim", options=options)
     elif events or min(jobs, missing) <= 1:
         watch = Onlooker(progress, event_sink(study) if events else None, node)
         open_executor = functools.partial(InProcess, watch)
@@ -337,6 +341,7 @@ def _run(
             on_result=on_result,
             on_tick=progress.tick,
             on_stop=on_stop if on == "mesh" else None,
+            is_elsewhere=on == "mesh",
         )
     finally:
         stop.is_polled = stop.is_waiting = False

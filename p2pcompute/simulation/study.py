@@ -20,9 +20,11 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from p2pcompute.errors import UsageError
 from p2pcompute.plots import records
@@ -154,6 +156,26 @@ def _attempt(run: str, scenario: Scenario, seed: int, until_s: float | None, onl
     except Exception as error:  # noqa: BLE001 - a seed that fails must not lose the others
         text = "".join(traceback.format_exception(error))[-PROBLEM_CHARS_MAX:]
         return _failed(scenario, seed, text)
+
+
+def run_elsewhere(*call: Any) -> dict[str, Any]:
+    """As `run_one`, on the computer of somebody who is not believed: what it gives is data, and equal from every node.
+
+    The time that it took is no part of it: the task says that.
+    """
+    data: dict[str, Any] = msgspec.to_builtins(replace(run_one(*call), wall_s=0.0))
+    return data
+
+
+def _given(future: cf.Future[Any]) -> RunResult:
+    """Return the result of a run, wherever it was."""
+    from p2pcompute.simulation.world import RunResult
+
+    value = future.result()
+    if isinstance(value, RunResult):
+        return value
+    info = getattr(future, "info", None)
+    return replace(msgspec.convert(value, RunResult), wall_s=(info and info.runtime_s) or 0.0)
 
 
 def trace_path(folder: Path, point: Point, seed: int) -> Path:
@@ -343,6 +365,7 @@ def run_study(
     on_result: Callable[[Point, RunResult], object] | None = None,
     on_tick: Callable[[], object] | None = None,
     on_stop: Callable[[], bool] | None = None,
+    is_elsewhere: bool = False,
 ) -> None:
     """Run what `study` lacks.  Ctrl-C stops it and keeps what is done: see `is_interrupted`.
 
@@ -353,12 +376,13 @@ def run_study(
         on_tick: called at least every TICK_S, or as often as there are results; what it raises stops the study.
         on_stop: for runs in other places: called when Ctrl-C came while some are under way; returns whether they may
             end, which a second Ctrl-C ends.  What has not begun is given up at once.
+        is_elsewhere: the executor's calls run on other computers, whose results may be compared with one another.
 
     Raises:
         UsageError: the scenario cannot be run.
         OutputError: a trace cannot be written.
     """
-    rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick, on_stop)
+    rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick, on_stop, is_elsewhere)
     left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
     try:
         while left and not study.is_interrupted:
@@ -385,7 +409,8 @@ class _Rounds:
     on_result: Callable[[Point, RunResult], object] | None
     on_tick: Callable[[], object] | None
     on_stop: Callable[[], bool] | None
-    pending: dict[cf.Future[RunResult], tuple[Point, int]] = field(default_factory=dict)
+    is_elsewhere: bool
+    pending: dict[cf.Future[Any], tuple[Point, int]] = field(default_factory=dict)
     """Runs that an executor has."""
 
     def take(self, point: Point, result: RunResult) -> None:
@@ -422,13 +447,14 @@ class _Rounds:
                 for future in done:
                     point, _seed = self.pending.pop(future)
                     if not future.cancelled() and future.exception() is None:
-                        self.take(point, future.result())
+                        self.take(point, _given(future))
             executor.shutdown(wait=True)
         except KeyboardInterrupt as error:
             executor.__exit__(KeyboardInterrupt, error, None)
 
     def _run(self, executor: cf.Executor, work: _Work) -> tuple[_Work, _Work]:
         run = EXPERIMENTS[self.study.scenario.experiment].run
+        call: Callable[..., Any] = run_elsewhere if self.is_elsewhere else run_one
         left, lost = deque(work), list[tuple[Point, int]]()
         pending = self.pending = {}
         while left or pending:
@@ -440,9 +466,7 @@ class _Rounds:
                 point, seed = left[0]
                 trace = self.study.traces and trace_path(self.study.traces, point, seed)
                 try:
-                    future = executor.submit(
-                        run_one, run, point.scenario, seed, self.study.until_s, trace, point.swept()
-                    )
+                    future = executor.submit(call, run, point.scenario, seed, self.study.until_s, trace, point.swept())
                 except (cf.BrokenExecutor, BrokenPipeError):  # the latter: a process died while it was started
                     if not pending:
                         return [left.popleft()], list(left)
@@ -456,7 +480,7 @@ class _Rounds:
             for future in [one for one in pending if one in done]:
                 point, seed = pending.pop(future)
                 try:
-                    result = future.result()
+                    result = _given(future)
                 except cf.BrokenExecutor:
                     lost.append((point, seed))
                 except (UsageError, OutputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures as cf
 import contextlib
 import io
 import json
@@ -20,10 +21,11 @@ from typing import Any
 import psutil
 import pytest
 
+from p2pcompute.api.options import TaskOptions
 from p2pcompute.cli.main import run_command
 from p2pcompute.plots import records
 from p2pcompute.simulation.archive import alone_in
-from p2pcompute.simulation.study import InProcess
+from p2pcompute.version import VERSION
 from tests.simulation import tiny
 
 pytestmark = pytest.mark.usefixtures("pool_tracker")
@@ -234,9 +236,10 @@ def test_a_directory_holds_one_scenario_and_nothing_stale(mine: str, capsys: pyt
 def test_what_is_not_written_is_said(
     mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Elsewhere(InProcess):
-        def __init__(self, name: str) -> None:
-            super().__init__()
+    class Elsewhere(cf.ThreadPoolExecutor):
+        def __init__(self, name: str, options: TaskOptions) -> None:
+            assert options.require == [f"node.version == '{VERSION}'"]
+            super().__init__(1)
 
     monkeypatch.setattr("p2pcompute.api.executor.MeshExecutor", Elsewhere)
     code, _, err = run(capsys, "run", mine, "--on", "mesh", "-o", "out", "--no-plot")

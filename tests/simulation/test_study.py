@@ -10,12 +10,15 @@ import json
 import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from p2pcompute.errors import UsageError
+from p2pcompute.execution.codec import decode, encode
 from p2pcompute.plots import records
 from p2pcompute.simulation.archive import Archive, OutputError, alone_in, code_version
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
@@ -144,6 +147,25 @@ def test_ctrl_c_lets_runs_in_other_places_end(
     assert study.is_interrupted and seeds_of(study) == ([0] if is_waiting else [])
     with pytest.raises(RuntimeError):
         pools[0].submit(began.set)
+
+
+def test_runs_elsewhere_give_the_same_data_on_every_node(scenario: Scenario) -> None:
+    """Else nodes that are not believed seem to lie: no two measure one time, and sandboxes let out only data."""
+
+    class Elsewhere(cf.Executor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+            one, other = (encode(fn(*args, **kwargs)) for _ in range(2))
+            assert one == other
+            future: Any = cf.Future()
+            future.info = SimpleNamespace(runtime_s=2.5)
+            future.set_result(decode(one))
+            return cast("cf.Future[Any]", future)
+
+    here, there = study_of(scenario, bad_seeds="[1]", mode="fail"), study_of(scenario, bad_seeds="[1]", mode="fail")
+    run_study(here, InProcess)
+    run_study(there, Elsewhere, is_elsewhere=True)
+    [mine], [theirs] = here.points, there.points
+    assert {seed: replace(result, wall_s=2.5) for seed, result in mine.results.items()} == theirs.results
 
 
 def test_ctrl_c_ends_the_processes_of_a_pool(scenario: Scenario) -> None:
