@@ -265,7 +265,7 @@ INDEX_LEVELS_MAX: Final = 10
 INDEX_ADS_PER_NODE_MAX: Final = 4
 """Features that a node advertises: each costs some thirty messages in each half of an ad's life."""
 INDEX_ADS_MAX: Final = 2048
-"""Ads kept for others (200 bytes each); a further one is refused."""
+"""Ads kept for others (500 bytes each); of further ones some are refused."""
 INDEX_ADS_PER_KEY_MAX: Final = 128
 """Ads under one key: a feature that more have is not rare, and a full table answers any search."""
 INDEX_ADS_PER_SOURCE_MAX: Final = 16

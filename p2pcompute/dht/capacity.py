@@ -63,6 +63,10 @@ class Feature:
         return self.bits <= CLASS_MASK
 
 
+def _unknown(_key: bytes) -> bool | None:
+    return None
+
+
 class CapacityIndex:
     """One node's part in the index of one group."""
 
@@ -156,8 +160,16 @@ class CapacityIndex:
 
     # --- what we ask ------------------------------------------------------------------------------
 
-    async def search(self, features: Sequence[Feature], want: int, time_s: float = SEARCH_S) -> list[Contact]:
-        """Return up to `want` nodes that seem to have all of these features, own contacts first.
+    async def search(
+        self,
+        features: Sequence[Feature],
+        want: int,
+        time_s: float = SEARCH_S,
+        *,
+        standing: Callable[[bytes], bool | None] = _unknown,
+    ) -> list[Contact]:
+        """Return up to `want` nodes that seem to have all of these features: first those that have shown it, then own
+        contacts.  Where some have shown that they lie, more, so that `want` of them may be expected to have it.
 
         Those that others name count when they answer a PING, and do not say themselves that they lack a feature of the
         class: else two liars, with nodes that they have made up, end a search.  In an open group few of one address
@@ -167,6 +179,8 @@ class CapacityIndex:
 
         Args:
             time_s: after it, what was found until then is returned.
+            standing: what the node with a key has shown of having these features when it was given something to do;
+                None: nothing.
         """
         if not features or not self.is_used:
             return []
@@ -176,13 +190,14 @@ class CapacityIndex:
         level_walk = self._walk(self._rarest(features).key, INDEX_QUERY_PER_LEVEL, want)
         if mask <= CLASS_MASK:
             for contact in self._table.having(mask):
-                level_walk.know(contact)
+                level_walk.know(contact, standing=standing(contact.key))
         self._counters.searches += 1
         question = Query(level_walk.target, mask)
         tried: dict[bytes, None] = {}
 
         def know(contact: Contact) -> None:
-            level_walk.know(contact, range_of(contact.address.host) if self._is_open else "")
+            source = range_of(contact.address.host) if self._is_open else ""
+            level_walk.know(contact, source, standing=standing(contact.key))
 
         def ask(contact: Contact, answer: Answer) -> None:
             def done(reply: Message | None) -> None:

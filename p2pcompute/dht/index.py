@@ -17,14 +17,18 @@ advertising everything.
 
 What a registrar names is hearsay: the searcher looks at each itself before it counts, and where identities cost nothing
 only a few of one address range count for the end of a search.  Even so a node may say of itself what is not true: only
-what it is given to do shows that.  So a search finds those that have something among those that say so, in proportion.
+what it is given to do shows that.  Who has shown that it has something comes first, who has shown that it has not is
+left out, and the more have not, the less each other one counts, so that a search goes on until as many as are wanted
+can be expected to have it.  Without such experience those that have something are found among those that say so, in
+proportion.
 
 Properties of `LevelWalk`, each of them tested:
  1. it ends, whatever peers answer, after at most INDEX_REQUESTS_MAX requests;
  2. it asks nobody twice and never its own node;
  3. it never goes back to a farther distance;
  4. while it waits for answers, it does not ask more at one distance than it needs there, and INDEX_ALPHA in all;
- 5. it ends once it has as many nodes as it wants, of which no more than a few are from one source;
+ 5. it ends once it has as many nodes as it wants, of which no more than a few are from one source: those that have
+    shown that they have it, and of the others as many as are expected to, by the share of those that have shown either;
  6. when all answer truthfully, and know who is near them, a search finds every ad of the nearest distances.
 
 Source: Król et al., "DISC-NG: Robust Service Discovery in the Ethereum Global Network" (TopDisc), and discv5's topic
@@ -57,6 +61,7 @@ from p2pcompute.limits import (
     INDEX_LEVELS_MAX,
     INDEX_RARE_SHARE,
     INDEX_REQUESTS_MAX,
+    INDEX_WANT_MAX,
 )
 
 if TYPE_CHECKING:
@@ -353,7 +358,10 @@ class LevelWalk:
         self._answers: dict[int, int] = {}
         self._found: dict[bytes, Contact] = {}
         self._counted: dict[bytes, None] = {}
-        """Of those found, the ones that count for the end."""
+        """Of those found, the ones that count for the end, without those that have proved it."""
+        self._proved: dict[bytes, None] = {}
+        self._disproved: dict[bytes, None] = {}
+        """Those that have shown that they have it, or that they have not."""
         self._shares: dict[str, int] = {}
         """How many of these are from each source."""
         self._share_max = max(_NAMED_MIN, (want or 0) // _NAMED_SHARE)
@@ -409,16 +417,23 @@ class LevelWalk:
         if peer is not None:
             peer.is_waiting = False
 
-    def know(self, contact: Contact, source: str = "") -> None:
-        """Take in a node that has what is looked for: known to, or looked at by, this node itself.
+    def know(self, contact: Contact, source: str = "", *, standing: bool | None = None) -> None:
+        """Take in a node that says that it has what is looked for: known to, or looked at by, this node itself.
 
         Args:
             source: of what only a few count; "" when that does not matter.
+            standing: what it has shown when it was given something to do: that it has it, or not; None: nothing.
         """
-        if contact.id == self._own_id or contact.key in self._found or self._is_enough():
+        is_known = contact.key in self._found or contact.key in self._disproved
+        if contact.id == self._own_id or is_known or self._is_enough():
+            return
+        if standing is False:
+            self._disproved[contact.key] = None
             return
         self._found[contact.key] = contact
-        if not source or self._shares.get(source, 0) < self._share_max:
+        if standing:
+            self._proved[contact.key] = None
+        elif not source or self._shares.get(source, 0) < self._share_max:
             self._counted[contact.key] = None
             self._shares[source] = self._shares.get(source, 0) + 1
 
@@ -438,10 +453,17 @@ class LevelWalk:
         return min((due for due in self._timeouts() if self._now < due), default=None)
 
     def result(self) -> list[Contact]:
-        """The nodes found so far, at most as many as are wanted: in the order in which they were, but
-        those of a source of which there are many last."""
-        found = [*self._counted, *(key for key in self._found if key not in self._counted)]
-        return [self._found[key] for key in found[: self._want]]
+        """The nodes found so far: first those that have proved it, then in the order in which they were found, but
+        those of a source of which there are many last; as many as are wanted, and more where some are expected to lie.
+        """
+        first = [*self._proved, *self._counted]
+        found = [*first, *(key for key in self._found if key not in self._counted and key not in self._proved)]
+        return [self._found[key] for key in found[: None if self._want is None else max(self._want, len(first))]]
+
+    @property
+    def belief(self) -> float:
+        """The share of those that have shown nothing that is expected to have what they say (Laplace's rule)."""
+        return (len(self._proved) + 1) / (len(self._proved) + len(self._disproved) + 1)
 
     @property
     def asked_count(self) -> int:
@@ -465,15 +487,20 @@ class LevelWalk:
             raise InvariantViolation(f"walk: asked at levels {levels}, now at {self._level}")
         if self._own_id in self._asked or any(self._own_id == contact.id for contact in self._found.values()):
             raise InvariantViolation("walk: the own node was asked or found")
-        if self._want is not None and len(self._counted) > max(0, self._want):
-            raise InvariantViolation(f"walk: {len(self._counted)} counted, {self._want} wanted")
-        if not self._counted.keys() <= self._found.keys():
-            raise InvariantViolation(f"walk: {len(self._counted)} of {len(self._found)} counted")
+        counted = len(self._proved) + len(self._counted)
+        if self._want is not None and counted > (max(0, self._want) if not self._disproved else INDEX_WANT_MAX):
+            raise InvariantViolation(f"walk: {counted} counted, {self._want} wanted")
+        known = self._proved.keys() | self._counted.keys()
+        if not known <= self._found.keys() or len(known) != counted or known & self._disproved.keys():
+            raise InvariantViolation(f"walk: {len(known)} of {len(self._found)} counted")
 
     # --- parts ---
 
     def _is_enough(self) -> bool:
-        return self._want is not None and len(self._counted) >= self._want
+        if self._want is None:
+            return False
+        proved, counted = len(self._proved), len(self._counted)
+        return proved + counted >= INDEX_WANT_MAX or proved + counted * self.belief >= self._want
 
     def _timeouts(self) -> Iterator[float]:
         """When the walk looks past those that have not answered, and when it does not wait for them any more."""

@@ -7,7 +7,7 @@ names are hints: each node is asked itself.  When the index is out of reach, kno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from p2pcompute.dht.capacity import Feature
@@ -17,11 +17,15 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import INDEX_WANT_MAX, SEEK_CHANNELS_MAX
 from p2pcompute.node.network import Network
+from p2pcompute.node.placement import JobFit
 from p2pcompute.resources.attributes import values
-from p2pcompute.resources.classes import bits_of, features_asked, features_of, tuple_of
+from p2pcompute.resources.classes import bits_of, features_asked, features_of, mask_of, tuple_of
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import Requirement
 from p2pcompute.resources.service import Candidate, Resources
+from p2pcompute.scheduler.owner_service import JobBook
+from p2pcompute.scheduler.stealing import Fit
+from p2pcompute.scheduler.terms import JobEnvelope
 
 DESCRIBE_AGAIN_S: Final = 3600.0
 """What changes the features of a machine is rare: a GPU is added, an engine is installed."""
@@ -36,6 +40,10 @@ GOLDEN: Final = 0.6180339887498949
 """Step from one place to the next, as a part of all keys: however many there are, they lie evenly spread."""
 
 
+Work = tuple[int, Iterable[bytes], Iterable[bytes]]
+"""Bits of the features that a job asks for, who has done tasks of it, and who has refused some."""
+
+
 class Capacity:
     """One node's view of what its group has."""
 
@@ -47,6 +55,8 @@ class Capacity:
         self._place = host.rng.stream("seek").random()
         """Where nodes were looked for last, as a part of all keys."""
         self._described: Dht | None = None
+        self.worked: Callable[[], Iterable[Work]] = tuple
+        """Returns what others have shown by the tasks that they were given."""
 
     def peers_changed(self) -> None:
         """Look whether the group has become so large that the index is of use."""
@@ -60,8 +70,19 @@ class Capacity:
         features = _features(features_asked(expressions))
         if self._network.dht is None or not features:
             return []
-        found = await self._network.dht.index.search(features, min(want, INDEX_WANT_MAX), time_s)
+        standing = self._standing(mask_of([feature.name for feature in features]))
+        found = await self._network.dht.index.search(features, min(want, INDEX_WANT_MAX), time_s, standing=standing)
         return [(contact.key, (contact.address,)) for contact in found]
+
+    def _standing(self, mask: int) -> Callable[[bytes], bool | None]:
+        """What nodes have shown of having these features, by key: done with work that asked for them, or refused it."""
+        has_done: dict[bytes, None] = {}
+        has_refused: dict[bytes, None] = {}
+        for asked, done, refused in self.worked():
+            if asked & mask == mask:
+                has_done.update(dict.fromkeys(done))
+                has_refused.update(dict.fromkeys(refused))
+        return lambda key: True if key in has_done else False if key in has_refused else None
 
     def class_of(self, key: bytes) -> int | None:
         """Return the class of a contact, which is not verified; None where none is known."""
@@ -130,6 +151,14 @@ class Capacity:
                 said = now
                 dht.describe_capacity(now[0], _features(now[1]))
             await self._host.clock.sleep(DESCRIBE_AGAIN_S)
+
+
+def work_shown(books: Iterable[JobBook], fit_of: Callable[[JobEnvelope], Fit | None]) -> Iterator[Work]:
+    """Return what other nodes have shown by the tasks of jobs: see `Capacity.worked`."""
+    for book in books:
+        fit = fit_of(book.job.envelope) if book.took or book.refused else None
+        if isinstance(fit, JobFit):
+            yield fit.mask, book.took, book.refused
 
 
 def _features(names: Sequence[str]) -> list[Feature]:

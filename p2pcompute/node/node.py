@@ -20,7 +20,7 @@ from p2pcompute.limits import CUSTODIANS, GROUP_ACCEPT_CHARS_MAX, TICKET_TTL_S
 from p2pcompute.node import views
 from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
 from p2pcompute.node.blob_exchange import BlobExchange
-from p2pcompute.node.capacity import Capacity
+from p2pcompute.node.capacity import Capacity, work_shown
 from p2pcompute.node.comfort_service import Comfort, ComfortSettings
 from p2pcompute.node.evidence import EvidenceExchange
 from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
@@ -260,6 +260,7 @@ class Node:
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
         self.scheduler.look_further = self.capacity.seek_any
+        self.capacity.worked = lambda: work_shown(self.scheduler.owner.books.values(), self.placement.fit_of)
         self.placement.class_of = self.capacity.class_of
         self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
         self.placement.is_own_strange = lambda: self.credentials.is_stranger(self._identity.installation)

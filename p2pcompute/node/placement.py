@@ -313,6 +313,11 @@ class JobFit:
         self._mask = mask_of(asked)
 
     @property
+    def mask(self) -> int:
+        """Bits of the features that it asks for."""
+        return self._mask
+
+    @property
     def has_preference(self) -> bool:
         return bool(self._terms.prefer)
 

@@ -117,6 +117,8 @@ class JobBook:
     rates: dict[bytes, Rate] = field(default_factory=dict)
     took: dict[bytes, tuple[int, float]] = field(default_factory=dict)
     """Node → good ends there in this life of the node, and their run time together."""
+    refused: dict[bytes, None] = field(default_factory=dict)
+    """Other nodes that have refused tasks of it in this life of the node."""
     usage: Usage = field(default_factory=Usage)
     """Slot time of tasks that ended lately, of each at most what counts as lately."""
     room: asyncio.Event = field(default_factory=asyncio.Event)
@@ -665,6 +667,8 @@ class OwnerService:
                 boot=boot,
             ):
                 taken += 1
+                if outcome.status is OutcomeStatus.REFUSED and thief != LOCAL:
+                    self.books[job_id].refused[thief] = None
                 self._keep_output(self.books[job_id], index, digest, thief, outcome)
             elif outcome.status is not OutcomeStatus.OK:
                 void.append([index, generation, attempt])

@@ -62,6 +62,10 @@ class IndexSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "ask next; boast: says that it has it, as all of its kind, advertises it, and names only these"
         ),
     ] = "withhold"
+    met: Annotated[
+        _Share,
+        Meta(description="share of the nodes that a searcher has given such work: it knows whether they have it"),
+    ] = 0.0
 
 
 class _Node:
@@ -120,6 +124,8 @@ class _Run:
         """Positions of the nodes that lie; those that have the feature do not."""
         self._looked_at: dict[bytes, None] = {}
         """Those that the search under way has pinged."""
+        self._met: dict[int, None] = {}
+        """Positions of those to whom the present searcher has given work."""
         self.gang = [self.contacts[position] for position in self.liars]
         self.dead: dict[bytes, None] = {}
         self.key = index_key(f"run {seed}")
@@ -178,8 +184,12 @@ class _Run:
         settings, node = self.settings, self.node(position)
         walk = node.walk(self.key, INDEX_QUERY_PER_LEVEL, settings.want)
         boasters = [one for one in node.table if self.positions[one.key] in self.liars]
+        self._met = {}
+        if settings.met:
+            count = round(settings.met * settings.nodes)
+            self._met = dict.fromkeys(node.rng.sample(range(settings.nodes), count))
         for contact in [*node.having, *(boasters if settings.lie == "boast" else ())]:
-            walk.know(contact)
+            walk.know(contact, standing=self._standing(contact))
         now = 0.0
         self._looked_at = {}
         while not walk.is_done:
@@ -220,7 +230,12 @@ class _Run:
                 position = self.positions.get(contact.key)
                 is_boaster = position in self.liars and self.settings.lie == "boast"
                 if is_boaster or self._has(contact):
-                    walk.know(contact)
+                    walk.know(contact, standing=self._standing(contact))
+
+    def _standing(self, contact: Contact) -> bool | None:
+        """What a node has shown to the searcher."""
+        position = self.positions[contact.key]
+        return position in self.having if position in self._met else None
 
     def _has(self, contact: Contact) -> bool:
         """Whether a node that was named has the feature and is up: what it says when it is asked itself."""

@@ -31,6 +31,7 @@ from p2pcompute.limits import (
     INDEX_REGISTER_PER_LEVEL,
     INDEX_REQUESTS_MAX,
     INDEX_TAKEN_MAX,
+    INDEX_WANT_MAX,
 )
 
 SOFT_S = 0.25
@@ -178,6 +179,7 @@ def test_a_walk_ends_and_goes_from_far_to_near_whatever_peers_answer(data: st.Da
     first, per_level = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 6))
     want = data.draw(st.none() | st.integers(1, 40))
     silent = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
+    shown = data.draw(st.sampled_from([(None,), (None, True), (None, None, False, True)]))
     walk = walk_of(rng.sample(CONTACTS, 30), per_level=per_level, first=first, want=want)
     asked: list[bytes] = []
     events: list[tuple[float, int, Contact, bool]] = []
@@ -198,14 +200,14 @@ def test_a_walk_ends_and_goes_from_far_to_near_whatever_peers_answer(data: st.Da
                 walk.on_failure(peer.id)
             else:
                 for found in rng.choices(CONTACTS, k=rng.choice([0, 2, 50])):
-                    walk.know(found)
+                    walk.know(found, standing=shown[found.key[0] % len(shown)])
                 walk.on_answer(peer.id, rng.choices(CONTACTS, k=rng.choice([0, 5, 60])))
         else:
             assert deadline is not None and deadline > now
             now = deadline
     assert len(asked) == len(set(asked)) == walk.asked_count <= INDEX_REQUESTS_MAX
     assert walk.asked_levels == sorted(walk.asked_levels)
-    assert walk.is_done and (want is None or len(walk.result()) <= want)
+    assert walk.is_done and (want is None or len(walk.result()) <= (INDEX_WANT_MAX if False in shown else want))
 
 
 def test_a_walk_does_not_ask_more_at_a_level_than_it_needs_there() -> None:
@@ -246,6 +248,23 @@ def test_many_of_one_source_do_not_end_a_search_and_come_last() -> None:
         walk.know(other, f"198.51.{number}.0/24")
     walk.check_invariants()
     assert walk.poll(0.0) == [] and walk.result() == [*CONTACTS[100:103], *CONTACTS[200:227]]
+
+
+def test_who_has_shown_that_it_has_it_comes_first_and_who_has_not_makes_the_others_count_less() -> None:
+    """Else nodes that only say that they have something, however often they have refused, end each search."""
+    walk = walk_of(CONTACTS[:60], want=10)
+    for liar in CONTACTS[100:104]:
+        walk.know(liar, standing=False)
+    for other in CONTACTS[200:210]:
+        walk.know(other)
+    assert not walk.is_done and walk.belief == 1 / 5
+    walk.know(CONTACTS[299], standing=True)
+    assert walk.belief == 2 / 6
+    for other in CONTACTS[210:227]:
+        assert not walk.is_done
+        walk.know(other)
+    walk.check_invariants()
+    assert walk.poll(0.0) == [] and walk.result() == [CONTACTS[299], *CONTACTS[200:227]]
 
 
 class Group:

@@ -15,6 +15,9 @@ from tests.dht.test_real import RealPeer
 
 COUNT = 40
 HOGS = 2
+CPU_S_MAX = 80.0
+"""Processor time of all nodes together until they know one another: four minutes at a third of a core.  How long that
+takes is up to others who use the machine."""
 
 
 def test_a_request_that_was_lost_stretches_nothing_and_one_that_is_answered_twice_does() -> None:
@@ -88,15 +91,18 @@ async def test_forty_real_nodes_on_a_core_that_others_use_too_know_one_another()
     try:
         await peers[0].start(0, [])
         await asyncio.gather(*(peer.start(number, [peers[0].address]) for number, peer in enumerate(peers) if number))
-        deadline = time.monotonic() + 240
-        while min(known := [peer.dht.contact_count for peer in peers]) < 0.8 * COUNT:
+        cpu_s = time.process_time() + CPU_S_MAX
+
+        def check_time() -> None:
+            known = sorted(peer.dht.contact_count for peer in peers)
             stretch = max(peer.dht._stretch for peer in peers)
-            assert time.monotonic() < deadline, (
-                f"{sorted(known)} known, {stretch:.1f} stretched, {time.process_time():.0f} s of CPU time"
-            )
+            assert time.process_time() < cpu_s, f"{known} known, {stretch:.1f} stretched"
+
+        while min(peer.dht.contact_count for peer in peers) < 0.8 * COUNT:
+            check_time()
             await asyncio.sleep(0.2)
-        found = await peers[7].dht.find(peers[8].dht._own_id)
-        assert found[0].name == "peer-8"
+        while [contact.name for contact in (await peers[7].dht.find(peers[8].dht._own_id))[:1]] != ["peer-8"]:
+            check_time()  # a lookup looks past who does not keep up
     finally:
         for hog in hogs:
             hog.kill()

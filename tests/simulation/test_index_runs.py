@@ -61,6 +61,13 @@ def test_boasters_take_no_more_than_their_share_of_what_a_search_finds(f: float)
     assert metrics["found"] >= min(19.5, 30 * honest / (honest + boasters))
 
 
+def test_who_has_given_work_to_a_few_finds_most_among_boasters() -> None:
+    """Experience with a tenth of all nodes: what it shows of some is expected of the others."""
+    naive = run(nodes=2000, share=0.01, f=0.1, lie="boast", asks=20).metrics
+    wise = run(nodes=2000, share=0.01, f=0.1, lie="boast", asks=20, met=0.1).metrics
+    assert wise["found"] > 2 * naive["found"] and wise["queries"] <= 60
+
+
 def test_whoever_says_himself_that_he_has_it_is_found_by_the_index() -> None:
     """The oracle of the experiment: lies are told; only who is asked to do something shows this one."""
     assert run(share=0.01, f=0.2, lie="boast").metrics["false"] > 10
