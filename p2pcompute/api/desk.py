@@ -353,7 +353,7 @@ class Desk:
             futures[index] = future
             index += 1
         if self._node.scheduler.peers:
-            self._node.scheduler.offer()
+            self._node.scheduler.offers.offer()
 
     def put_held(self, waiting: Waiting, payload: bytes) -> None:
         """Make a task of a call that was held."""

@@ -164,7 +164,7 @@ class EmbeddedNode:
         """Return the slots of the node, once it is ready, and of its peers; 0 while nobody is known who has any."""
         node = self.wait_ready()
         own = node.scheduler.worker.core.slot_count
-        return own + sum(node.scheduler.slots_of(key) for key in list(node.scheduler.peers))
+        return own + sum(node.scheduler.victim.slots_of(key) for key in list(node.scheduler.peers))
 
     def close(self, *, cancel: bool = False, kill: bool = False) -> None:
         """Ask the node to end once nothing is open any more.  Returns at once; safe to repeat.

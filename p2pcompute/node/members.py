@@ -79,7 +79,7 @@ class Members:
         self.records = LogRecords(host, credentials, channels, network, self.exchange, scope)
         self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
         scheduler.may_submit = self._may_submit
-        scheduler.may_work = self._may_work
+        scheduler.victim.may_work = self._may_work
         scheduler.introduce = self.exchange.introduce
         channels.on_refused = self._on_refused
         channels.on_message(LEVEL, self._on_level)

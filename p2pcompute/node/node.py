@@ -230,7 +230,7 @@ class Node:
         self.scheduler.owner.are_outputs = are_outputs
         self.scheduler.worker.locate = self.network.locate
         self.placement.trusts = lambda who: self.credentials.levels.level_of(who) is Level.TRUSTED
-        self.scheduler.policy = options.policy
+        self.scheduler.victim.policy = options.policy
         self.comfort: Comfort | None = None
         if options.comfort is not None:
             self.comfort = Comfort(
@@ -259,7 +259,7 @@ class Node:
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
-        self.scheduler.look_further = self.capacity.seek_any
+        self.scheduler.offers.look_further = self.capacity.seek_any
         self.capacity.worked = lambda: work_shown(self.scheduler.owner.books.values(), self.placement.fit_of)
         self.placement.class_of = self.capacity.class_of
         self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
@@ -630,7 +630,7 @@ class Node:
 
     async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
         first = await self.scheduler.owner.add_tasks(job_id, payloads)
-        self.scheduler.offer()
+        self.scheduler.offers.offer()
         return first
 
     async def seal_job(self, job_id: bytes) -> None:
@@ -641,7 +641,7 @@ class Node:
 
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
         count = await self.scheduler.owner.retry(job_id, indices, failed_only=failed_only)
-        self.scheduler.offer()
+        self.scheduler.offers.offer()
         return count
 
     async def evidence(self, key: bytes) -> EvidenceView:
@@ -704,7 +704,7 @@ class Node:
         return self._job_view(book)
 
     def _job_view(self, book: JobBook) -> JobView:
-        view = views.job(book, self._host.clock.now(), self.name_of, self.scheduler.slots_of, self._identity)
+        view = views.job(book, self._host.clock.now(), self.name_of, self.scheduler.victim.slots_of, self._identity)
         if book.job.is_own:
             return view
         # What its submitter's programs noted stays there; how to show the tasks is known.

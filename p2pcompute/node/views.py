@@ -308,7 +308,7 @@ def peers(
                 state="not seen" if not is_up else "up" if network.is_met(key) else "not met",
                 seen_s=0.0 if channel is not None else seen_s,
                 slots=slots if type(slots) is int else None,
-                busy=min(slots, sum(scheduler.leased_to(key))) if type(slots) is int else None,
+                busy=min(slots, sum(scheduler.victim.leased_to(key))) if type(slots) is int else None,
                 path=_path(rtt_s, address, is_client=key in clients) if address is not None and is_up else "",
                 address=str(address) if address is not None else "",
                 version=str(hello.get("build", ""))[:32],

@@ -1,7 +1,8 @@
 """The scheduler of one node: owner, worker, thief and victim wired to channels.
 
-One loop, `_pump`, runs after every event and asks the cores in this order: local work first, then the thieves that
-wait here, then the slots, then (when there is still room) other nodes.  It makes no decision of its own.
+One loop, `_pump`, runs after every event and asks in this order: our own worker and the thieves that wait here get what
+there is (`victim_service`), then slots get what waits for them, then (when there is still room) other nodes are asked
+(`thief_service`).  It makes no decision of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
@@ -19,39 +19,26 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
-    DHT_K,
-    GRANT_ACK_S,
-    GRANT_BYTES_MAX,
-    GRANT_ENVELOPE_BYTES_MAX,
-    GRANT_TASKS_MAX,
-    JOBS_KNOWN_MAX,
     KILL_GRACE_S,
-    LEASE_S_MIN,
-    OFFER_AGAIN_S,
-    OFFER_S_MIN,
-    OFFER_SLOTS_PER_TASK,
-    OFFERS_MIN,
     PEER_LOST_GRACE_S,
     RECOVERY_GRACE_S,
-    SEEK_AGAIN_S,
     TAIL_S,
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.acceptance import Acceptance, LevelOf, everybody_is_trusted
 from p2pcompute.scheduler.custody_service import CustodyService
 from p2pcompute.scheduler.messages import Message
-from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
+from p2pcompute.scheduler.offers import Offers
 from p2pcompute.scheduler.owner_service import OwnerService
-from p2pcompute.scheduler.policies import Element, Policy
 from p2pcompute.scheduler.receipt_service import ReceiptService
-from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief, holders_first
+from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.scheduler.thief_service import ThiefService
+from p2pcompute.scheduler.victim_service import VictimService
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import Fetch, Inputs, WorkerService
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import MADE_ROOM, Channel, Channels
-from p2pcompute.trust.levels import Level
 
 TICK_S = 1.0
 """Period of the timer that ends leases, grants and parked requests while there are any."""
@@ -59,25 +46,12 @@ IDLE_TICK_S = 60.0
 """Its period while there is nothing that could end."""
 BENCH_S = 60.0
 """How long a worker whose results broke the protocol is given nothing."""
-PREFERRED_MAX = 256
-"""Nodes that are looked at for the sake of a job that prefers some."""
-GIVEN_ID = 1 << 62
-"""Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
 DRAIN_LOOK_S = 0.05
 HAND_OVER_S = KILL_GRACE_S + 2.0
 """How long a leaving node waits for tasks that it has ended, and for their owners to be told."""
 COMMIT_AT_END_S = 3.0
 """How long a stopping node tries to write what is not in its store."""
 EARLIER_LIVES_MAX = 4096
-
-
-@dataclass(slots=True)
-class _Given:
-    """Tasks handed from our queue to a thief that has not acknowledged."""
-
-    thief: bytes
-    held: list[Held]
-    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +72,6 @@ class Printed:
 class SchedulerCounters:
     """Every message that was refused is counted by its reason."""
 
-    grants_given_count: int = 0
-    steals_refused_full_count: int = 0
-    offers_sent_count: int = 0
-    looked_further_count: int = 0
-    """Searches for nodes of any kind, because those that are known did not suffice."""
     benched_count: int = 0
     """Workers whose results broke the protocol."""
 
@@ -198,12 +167,8 @@ class Scheduler:
         self.may_submit: Callable[[JobEnvelope], bool | None] = lambda _job: True
         """Says whether the submitter of a job may have it run here; whoever coordinates it, this node looks itself.
         None: it does not know him."""
-        self.look_further: Callable[[int], None] = lambda _count: None
-        """Looks for so many nodes that are not known here, whatever they have, in the background."""
         self.introduce: Callable[[Channel, bytes], Awaitable[None]] = _know_nobody
         """Asks a peer who an installation is that is not known here."""
-        self.may_work: Callable[[bytes], bool] = lambda _installation: True
-        """Says whether an installation may be given tasks of ours."""
         self.thief = ThiefService(
             host,
             identity.public_key,
@@ -222,29 +187,33 @@ class Scheduler:
             pump_now=self.pump_now,
         )
         self.worker.on_ended = self.thief.note_hot
-        self.parking = Parking()
-        self.policy: Policy | None = None
-        """Which of several thieves is served first; None: in turn."""
+        self.victim = VictimService(
+            host,
+            channels,
+            scope,
+            self._rng,
+            self.owner,
+            self.worker,
+            self.thief,
+            installation=identity.installation,
+            boot=boot,
+            python=python,
+            peers=peers,
+            own_addresses=own_addresses,
+            fit_of=self._fit_of,
+            hand_back=self._hand_back,
+            wake=self.wake,
+        )
+        self.victim.is_benched = self._is_benched
+        self.parking = self.victim.parking
+        self.offers = Offers(host, channels, self._rng, self.owner, self.worker, self.thief, self.parking, peers)
         self.counters = SchedulerCounters()
         self.peers = peers
-        self._given: dict[int, _Given] = {}
-        self._next_given = GIVEN_ID
-        self._unfit: dict[tuple[bytes, bytes], float] = {}
-        """(job of another owner, node that declined its tasks because it does not fit) → until when."""
         self._benched: dict[bytes, float] = {}
         """Worker → until when it gets nothing."""
-        self._offered: dict[bytes, float] = {}
-        self._looked = -SEEK_AGAIN_S
-        """When nodes that are not known here were looked for last."""
-        self._knows_job: dict[bytes, dict[bytes, None]] = {}
-        """Channel peer → jobs whose envelope it has from us in its present life."""
         self._boots: dict[bytes, bytes] = {}
         self._timer: Timer | None = None
         self._timer_at = 0.0
-        self._held: Timer | None = None
-        """Wakes the pump when jobs need not wait for the nodes that they prefer any longer."""
-        self._turn: Timer | None = None
-        """Wakes it when the next of a crowd is served."""
         self._due: asyncio.Handle | None = None
         """The pump's next run."""
         self._may_grant_at = 0.0
@@ -254,9 +223,6 @@ class Scheduler:
     def _register(self) -> None:
         channels = self._channels
         channels.is_needed = self._is_needed
-        channels.on_message(Message.STEAL, self._on_steal)
-        channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
-        channels.on_message(Message.GRANT_ACK, self._on_grant_ack)
         channels.on_message(Message.LEAVING, self._on_leaving)
         channels.on_message(Message.COORDINATOR, self._on_coordinator)
         channels.on_request(Message.RESULTS, self._on_results)
@@ -296,11 +262,9 @@ class Scheduler:
         self.receipts.tick(now)
         if self.custody is not None:
             self.custody.tick(now)
-        for grant_id in [gid for gid, given in self._given.items() if given.deadline <= now]:
-            self._put_back(self._given.pop(grant_id))
+        self.victim.tick(now)
         self._forget_old(now)
-        if (self.owner.core.has_ready or self.owner.core.has_overdue) and len(self.peers) > DHT_K:
-            self.offer(OFFER_AGAIN_S)
+        self.offers.tick(now)
         self.wake()
 
     def _arm_timer(self, now: float) -> None:
@@ -318,10 +282,10 @@ class Scheduler:
     def _has_business(self) -> bool:
         """Whether anything is under way that time could end."""
         return bool(
-            self._given
+            self.victim.given
             or self.thief.is_busy
             or self._benched
-            or self._offered
+            or self.offers.is_busy
             or self.owner.is_busy
             or self.worker.is_busy
             or self.receipts.core.is_due
@@ -331,11 +295,7 @@ class Scheduler:
     def _forget_old(self, now: float) -> None:
         """Drop what is remembered of peers that are no longer there."""
         self._benched = {key: until for key, until in self._benched.items() if until > now}
-        self._unfit = {key: until for key, until in self._unfit.items() if until > now}
-        self._offered = {key: at for key, at in self._offered.items() if now - at < OFFER_AGAIN_S}
         self.thief.forget_old(now)
-        for key in [key for key in self._knows_job if self._channels.get(key) is None]:
-            del self._knows_job[key]
         self.worker.forget_old()
 
     def allow(self, foreign_slots: int | None, *, own_runs: bool) -> None:
@@ -393,10 +353,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for timer in (self._held, self._turn):
-            if timer is not None:
-                timer.cancel()
-        self._held = self._turn = None
+        self.victim.close()
         self.thief.close()
         if self.custody is not None:
             self.custody.close()
@@ -425,18 +382,8 @@ class Scheduler:
             return
         now = self._host.clock.now()
         self._apply()  # stops leave before grants: a task that was started again may go where its former run is
-        if self._has_something_to_give() and self.owner.trouble is None and now >= self._may_grant_at:
-            waiting = self.parking.waiting(now)
-            for thief in waiting:
-                self.owner.core.remember(now, thief)
-            if self.owner.core.has_preferring:
-                waiting = self._serve_preferred(now, waiting)
-            if self.policy is not None:
-                waiting = self._in_order(self.policy, waiting)
-            if len(waiting) > 1 and (jobs := self.owner.with_files()):
-                waiting = holders_first(waiting, jobs, self._knows_job)
-            self._feed_local(now)
-            self._serve(now, waiting)
+        if self.owner.trouble is None and now >= self._may_grant_at:
+            self.victim.serve(now)
         self._mind_rest(now)
         self.worker.start_batches()
         self._apply()
@@ -464,47 +411,6 @@ class Scheduler:
             self._send_stops()
             self.owner.apply_effects()
 
-    def _feed_local(self, now: float) -> None:
-        core, taken = self.worker.core, 0
-        while want := core.want():
-            is_idle = bool(core.free_slots) and not core.queued_count
-            thief = Thief(
-                LOCAL, self._identity.installation, self._boot, self._python, core.slot_count, want, is_idle=is_idle
-            )
-            grant = self.owner.core.choose(now, thief) or self.owner.core.copy(now, thief)
-            if grant is None:
-                return
-            self.worker.take_local(grant)
-            taken += 1
-        if taken and not core.free_slots and self.owner.core.has_ready:
-            # What waits here of others would wait for all of our own.
-            surrendered = core.surrender(only_foreign=True)
-            if surrendered:
-                self._scope.spawn(self._hand_back(surrendered), "hand-back")
-
-    def _serve_preferred(self, now: float, waiting: list[Thief]) -> list[Thief]:
-        """Give tasks of jobs that prefer some nodes; return the thieves that still wait."""
-        core, thieves = self.owner.core, list(waiting)
-        if want := self.worker.core.want():
-            slots = self.worker.core.slot_count
-            thieves.append(Thief(LOCAL, self._identity.installation, self._boot, self._python, slots, want))
-        others = [*([LOCAL] if self.worker.core.slot_count else ()), *islice(self.peers, PREFERRED_MAX)]
-        served: dict[bytes, None] = {}
-        for grant in core.choose_preferred(now, thieves, others):
-            if grant.thief == LOCAL:
-                self.worker.take_local(grant)
-            elif (channel := self._channels.get(grant.thief)) is not None:
-                self._send_grant(channel, grant, core.jobs[grant.job_id].envelope, b"", ())
-                self.parking.remove(grant.thief)
-                served[grant.thief] = None
-        if self._held is None and core.is_holding(now):
-            self._held = self._host.clock.call_later(PREFER_S, self._end_hold)
-        return [thief for thief in waiting if thief.key not in served]
-
-    def _end_hold(self) -> None:
-        self._held = None
-        self.wake()
-
     def _slots_taken(self, job_id: bytes) -> int:
         """Return how many slots a task of a job that is held here takes."""
         own = self.owner.core.jobs.get(job_id)
@@ -516,140 +422,6 @@ class Scheduler:
         return (
             key in self.parking or key in self.thief.asked or (self.custody is not None and self.custody.is_needed(key))
         )
-
-    def _has_something_to_give(self) -> bool:
-        """Whether any task here could go to a slot or a thief: while there is none, nobody needs to be asked."""
-        return (
-            self.owner.core.has_ready
-            or self.worker.core.can_give(self._host.clock.now())
-            or self.owner.core.has_overdue
-        )
-
-    def _serve(self, now: float, waiting: Sequence[Thief]) -> None:
-        for thief in waiting:
-            if not self._has_something_to_give():
-                return
-            if pause_s := self.owner.core.pause_s(now):
-                if self._turn is None:
-                    self._turn = self._host.clock.call_later(pause_s, self._next_turn)
-                return
-            channel = self._channels.get(thief.key)
-            if channel is None:
-                self.parking.remove(thief.key)
-                continue
-            grant = self.owner.core.choose(now, thief)
-            if grant is None and self._take_back(now, thief):
-                grant = self.owner.core.choose(now, thief)
-            if grant is None and not self._give_queued(now, channel, thief):
-                grant = self.owner.core.copy(now, thief)
-                if grant is None:
-                    continue
-            if grant is not None:
-                self._send_grant(channel, grant, self.owner.core.jobs[grant.job_id].envelope, b"", ())
-            if self.policy is not None:
-                self.policy.selected(self._element(thief))
-            self.parking.remove(thief.key)
-
-    def _next_turn(self) -> None:
-        self._turn = None
-        self.wake()
-
-    def _in_order(self, policy: Policy, waiting: Sequence[Thief]) -> list[Thief]:
-        """Return those that wait in the order of a pool policy."""
-        thieves = {thief.key: thief for thief in waiting}
-        ordered = policy.order([self._element(thief) for thief in waiting], self._rng)
-        return [thieves[element.key] for element in ordered]
-
-    def _element(self, thief: Thief) -> Element:
-        """Return what a pool policy may know of a thief: its load is what it holds of our tasks."""
-        channel = self._channels.get(thief.key)
-        return Element(
-            thief.key,
-            weight=thief.slots,
-            priority=thief.slots,
-            load=min(1.0, sum(self.leased_to(thief.key)) / thief.slots),
-            degradation=1 / thief.slots,
-            delay_s=0.0 if channel is None else channel.rtt_s,
-            report=thief.request_id,
-        )
-
-    def _take_back(self, now: float, thief: Thief) -> bool:
-        """Take tasks of our jobs back from our own worker, which has not started them, for an idle thief."""
-        if not thief.is_idle:
-            return False
-
-        def may_give(held: Held) -> bool:
-            job = self.owner.core.jobs.get(held.job_id)
-            if job is None or held.owner != LOCAL or self.owner.core.is_confined(job) or job.held_until is not None:
-                return False
-            if job.fit is not None and not job.fit.may_have(thief.key, thief.installation):
-                return False
-            return job.envelope.terms.python is None or job.envelope.terms.python == thief.python
-
-        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give, now)
-        if held:
-            self.owner.core.returned(now, LOCAL, held[0].job_id, sorted(one.task.index for one in held))
-        return bool(held)
-
-    def _give_queued(self, now: float, channel: Channel, thief: Thief) -> bool:
-        """Let an idle thief steal from what this node holds for others and has not started."""
-        if not thief.is_idle:
-            return False
-        is_stranger = self.acceptance.level_of(thief.installation) is Level.STRANGER
-
-        def may_give(held: Held) -> bool:
-            job = self.worker.jobs.get(held.job_id)
-            if job is None or held.owner == LOCAL or held.job_id in self.thief.bound:
-                return False
-            if self._unfit.get((held.job_id, thief.key), now) > now:
-                return False
-            if is_stranger and job.terms.trust != "any":
-                return False
-            if (fit := self._fit_of(job)) is not None and not fit.may_have(thief.key, thief.installation):
-                return False
-            return job.terms.python is None or job.terms.python == thief.python
-
-        held = self.worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give, now)
-        while held and sum(one.task.size for one in held) > GRANT_BYTES_MAX:
-            self.worker.core.put_back(held.pop())
-        if not held:
-            return False
-        first = held[0]
-        if first.owner == thief.key:  # it gets its own tasks back
-            indices = [one.task.index for one in held]
-            self._scope.spawn(self.worker.hand_back({(first.owner, first.job_id): indices}), "hand-back")
-            return True
-        grant = Grant(
-            self._next_given,
-            thief.request_id,
-            thief.key,
-            first.job_id,
-            first.owner,
-            LEASE_S_MIN,
-            tuple(one.task for one in held),
-            self.worker.epochs.get(first.job_id, 0),
-        )
-        self._next_given += 1
-        self._given[grant.grant_id] = _Given(thief.key, held, now + GRANT_ACK_S)
-        link = self.worker.link(first.owner)
-        self._send_grant(channel, grant, self.worker.jobs[first.job_id], first.owner, link.addresses)
-        return True
-
-    def _send_grant(
-        self, channel: Channel, grant: Grant, job: JobEnvelope, owner: bytes, addresses: Sequence[Address]
-    ) -> None:
-        known = self._knows_job.setdefault(channel.peer.key, {})
-        raw = b"" if grant.job_id in known or len(job.raw) > GRANT_ENVELOPE_BYTES_MAX else job.raw
-        if len(known) >= JOBS_KNOWN_MAX:
-            known.clear()  # sent again when they are granted again
-        known[grant.job_id] = None
-        self.counters.grants_given_count += 1
-        channel.send(Message.GRANT, messages.grant_body(grant, raw, owner, addresses or self._own_addresses()))
-
-    def _put_back(self, given: _Given) -> None:
-        for held in given.held:
-            self.worker.put_back(held)
-        self.wake()
 
     def _send_stops(self) -> None:
         stops, self.owner.stops = self.owner.stops, []
@@ -671,7 +443,7 @@ class Scheduler:
         so many slots."""
         channel = self._channels.get(key)
         if channel is not None:
-            cpu_s = min(outcome.cpu_s, outcome.runtime_s * self.slots_of(key))
+            cpu_s = min(outcome.cpu_s, outcome.runtime_s * self.victim.slots_of(key))
             self.receipts.core.worked(channel.peer.installation, cpu_s)
 
     def shares_job_with(self, key: bytes) -> bool:
@@ -683,35 +455,7 @@ class Scheduler:
             for book in self.owner.books.values()
         )
 
-    # --- victim and owner -------------------------------------------------------------------------
-
-    def _on_steal(self, channel: Channel, body: Any) -> None:
-        peer = channel.peer
-        thief = messages.parse_steal(body, peer.key, peer.installation)
-        if self._is_benched(peer.key) or not self.may_work(peer.installation):
-            return
-        if not self.parking.park(self._host.clock.now(), thief):
-            self.counters.steals_refused_full_count += 1
-            return
-        self.owner.core.remember(self._host.clock.now(), thief)
-        if self._has_something_to_give():
-            self.wake()
-
-    def _on_grant_ack(self, channel: Channel, body: Any) -> None:
-        grant_id, is_accepted, is_unfit = messages.parse_ack(body)
-        now = self._host.clock.now()
-        if grant_id >= GIVEN_ID:
-            given = self._given.get(grant_id)
-            if given is not None and given.thief == channel.peer.key:
-                del self._given[grant_id]
-                if is_unfit:
-                    self._unfit[given.held[0].job_id, given.thief] = now + UNFIT_S
-                if not is_accepted:
-                    self._put_back(given)
-            return
-        self.owner.core.acknowledged(now, channel.peer.key, grant_id, is_accepted, is_unfit=is_unfit)
-        if not is_accepted:
-            self.wake()
+    # --- owner -------------------------------------------------------------------------------
 
     async def _on_results(self, channel: Channel, body: Any) -> Any:
         try:
@@ -898,64 +642,6 @@ class Scheduler:
         if self.custody is not None:
             self.custody.leaving(channel.peer.key)
 
-    def offer(self, pause_s: float = OFFER_S_MIN) -> None:
-        """Hint to peers that may run our tasks that there are some, at most every `pause_s` to each.
-
-        All of up to OFFERS_MIN peers are told, of more those of which is heard that they fit, with an open channel
-        first, until they have slots enough.  When all that are known have not, others are looked for.
-        """
-        demands = self.owner.core.demands()
-        if not demands:
-            return
-        now = self._host.clock.now()
-        slots = [self._own_slots(fit) for fit, _count in demands]
-        told = 0
-        for key in self._near_first():
-            fitting = [True if fit is None else fit.is_candidate(key) for fit, _count in demands]
-            if not any(fits is not False for fits in fitting) or (told >= OFFERS_MIN and not any(fitting)):
-                continue
-            if told >= OFFERS_MIN and all(
-                have >= OFFER_SLOTS_PER_TASK * count for have, (_fit, count) in zip(slots, demands, strict=True)
-            ):
-                return
-            told += 1
-            channel = self._channels.get(key)
-            has = 1 if channel is None else channel.peer.hello.get("slots")
-            slots = [
-                have + (has if type(has) is int else 1) * (fits is True)
-                for have, fits in zip(slots, fitting, strict=True)
-            ]
-            if key in self.parking or now - self._offered.get(key, -pause_s) < pause_s:
-                continue
-            if channel is None:
-                self.thief.open_channel(key)
-                continue
-            self._offered[key] = now
-            self.counters.offers_sent_count += 1
-            channel.send(Message.OFFER, [])
-        missing = 0
-        for have, (fit, count) in zip(slots, demands, strict=True):
-            if fit is not None and have < count:
-                fit.look_further()
-            elif have < count:
-                missing = max(missing, count - have)
-        if missing and len(self.peers) > DHT_K and now - self._looked >= SEEK_AGAIN_S:
-            self._looked = now
-            self.counters.looked_further_count += 1
-            self.look_further(missing)
-
-    def _own_slots(self, fit: Fit | None) -> int:
-        """Slots of this node for a job."""
-        return self.worker.core.slot_count if fit is None or fit.known_here() is not False else 0
-
-    def _near_first(self) -> list[bytes]:
-        """Return the peers, in a large group those with an open channel first, others at random."""
-        peers = list(self.peers)
-        if len(peers) <= OFFERS_MIN:
-            return peers
-        self._rng.shuffle(peers)
-        return sorted(peers, key=lambda key: self._channels.get(key) is None)
-
     # --- peers ------------------------------------------------------------------------------------
 
     def peer_known(self, key: bytes) -> None:
@@ -972,7 +658,7 @@ class Scheduler:
 
     def peer_gone(self, key: bytes) -> None:
         """A member is no longer reachable; leases it holds end by themselves."""
-        self._offered.pop(key, None)
+        self.offers.peer_gone(key)
         self.thief.peer_gone(key)
 
     def channel_opened(self, channel: Channel) -> None:
@@ -980,7 +666,7 @@ class Scheduler:
         self.thief.channel_opened(key)
         boot = channel.peer.hello.get("boot")
         if isinstance(boot, bytes) and self._boots.get(key, boot) != boot:
-            self._knows_job.pop(key, None)
+            self.victim.restarted(key)
             self.on_restarted(key)
             self.owner.core.peer_lost(self._host.clock.now(), key, boot=boot)
         if isinstance(boot, bytes):
@@ -988,8 +674,7 @@ class Scheduler:
             if len(self._boots) > EARLIER_LIVES_MAX:
                 del self._boots[next(iter(self._boots))]
         if self.owner.core.has_ready:
-            self.counters.offers_sent_count += 1
-            channel.send(Message.OFFER, [])
+            self.offers.tell(channel)
         self.worker.heard_of(key)
         if self.custody is not None:
             self.custody.channel_opened(channel)
@@ -1047,13 +732,6 @@ class Scheduler:
     def now(self) -> float:
         return self._host.clock.now()
 
-    def slots_of(self, key: bytes) -> int:
-        """Slots of a node that holds tasks of ours, as it last said."""
-        if key == LOCAL:
-            return self.worker.core.slot_count
-        known = self.owner.core.thieves.get(key)
-        return known[0].slots if known is not None else 1
-
     def outlook(self) -> tuple[float | None, float | None]:
         """Return in how many seconds the next task here ends, and in how many a slot is free: see `WorkerCore`."""
 
@@ -1062,10 +740,6 @@ class Scheduler:
             return None if own is None else own.task_s
 
         return self.worker.core.outlook(self.now(), task_s_of)
-
-    def leased_to(self, key: bytes) -> list[int]:
-        """Tasks of our jobs that this node holds, per job."""
-        return [job.by_thief[key][0] for job in self.owner.core.jobs.values() if key in job.by_thief]
 
 
 async def _know_nobody(_channel: Channel, _installation: bytes) -> None:

@@ -9,7 +9,7 @@ Whatever an owner believes, a node takes only tasks that may run on it: their su
 Two idle nodes that have just heard of each other would both dial, and have two channels where one is enough: the one
 with the larger key lets the other one go first for DIAL_COURTESY_S.  Who has work for a peer dials at once.
 
-The victim's side, which decides what is given to whom, is `service` and `owner`.
+The victim's side, which decides what is given to whom, is `victim_service` and `owner`.
 """
 
 from __future__ import annotations

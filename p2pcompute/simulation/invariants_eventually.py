@@ -151,7 +151,7 @@ def _unrest(checks: Checks) -> list[str]:
             found.append(f"{name}: results wait")
         if owner._facts or owner._writes or owner._committed or owner._is_flushing:
             found.append(f"{name}: commits wait")
-        if scheduler._given or owner.core._pending:
+        if scheduler.victim.given or owner.core._pending:
             found.append(f"{name}: grants wait")
         if held and member.host.runner.busy_count:
             found.append(f"{name}: the runner works")

@@ -130,7 +130,7 @@ def test_nodes_of_a_crowd_get_their_turn_one_after_the_other(monkeypatch: pytest
             await asyncio.sleep(5)
             owner = mesh.members[0]
             job_id = await mesh.submit(owner, [3.0] * 32)
-            given = owner.running.scheduler.counters
+            given = owner.running.scheduler.victim.counters
             for _ in range(5):
                 before = given.grants_given_count
                 await asyncio.sleep(1)

@@ -524,7 +524,7 @@ class World:
                 found.append(f"{name}: {worker.unsent_bytes} unsent bytes of nothing")
             if owner._facts or owner._writes or owner._committed or owner._is_flushing:
                 found.append(f"{name}: commits wait")
-            if scheduler._given or owner.core._pending:
+            if scheduler.victim.given or owner.core._pending:
                 found.append(f"{name}: grants wait")
             if member.host.runner.busy_count:
                 found.append(f"{name}: the runner works")

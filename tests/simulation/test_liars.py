@@ -109,7 +109,7 @@ def test_an_owner_that_leases_a_task_twice_gets_no_second_signature() -> None:
                 return taken
 
             framing.owner.intake = note  # type: ignore[method-assign]
-            framing._feed_local = lambda now: None  # type: ignore[method-assign]
+            framing.victim._feed_local = lambda now: None  # type: ignore[method-assign]
             await mesh.submit(owner, [0.5])
             await asyncio.sleep(60)
             assert worker.running.scheduler.worker.counters.second_results_count > 0

@@ -263,7 +263,7 @@ def test_strangers_are_out_when_the_door_is_closed_until_somebody_invites_them()
             for member in others(mesh, eve):
                 assert key(eve) not in member.running.credentials.roster
                 assert member.running.credentials.is_stranger(key(eve))
-                assert not member.running.scheduler.may_work(key(eve))
+                assert not member.running.scheduler.victim.may_work(key(eve))
             await founder.host.call(_let_in(founder, eve))
             await until(lambda: _channels_to(mesh, eve) >= 3, 60.0)
             assert (

@@ -158,7 +158,7 @@ def test_a_node_that_holds_unstarted_tasks_is_stolen_from() -> None:
             assert view.done == len(works) and view.failed == 0
             ideal_s = sum(works) / 4
             assert simulation.now - began < 1.25 * ideal_s, f"{simulation.now - began:.0f} s, ideal {ideal_s:.0f} s"
-            given = [member.running.scheduler.counters.grants_given_count for member in mesh.members[1:]]
+            given = [member.running.scheduler.victim.counters.grants_given_count for member in mesh.members[1:]]
             assert any(given), "no worker was stolen from"
             await mesh.check_values(owner, job_id, len(works))
 

@@ -32,7 +32,7 @@ def test_all_nodes_of_a_large_group_work_and_nobody_is_looked_for_in_vain() -> N
             await mesh.start_warm()
             await asyncio.sleep(5)
             owner = mesh.members[0]
-            counters, dht = owner.running.scheduler.counters, owner.running.network.dht
+            counters, dht = owner.running.scheduler.offers.counters, owner.running.network.dht
             assert dht is not None and len(owner.running.network.peers) < NODES - 20, "else nobody is unknown here"
             assert counters.looked_further_count == 0
             job_id = await mesh.submit(owner, [40.0] * 4 * NODES)
