@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.errors import RemoteProtocolError, StoreError
-from p2pcompute.host import blob_digest, real_blobs
+from p2pcompute.host import blob_digest, real_blob_directory, real_blobs
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.limits import BLOB_CHUNK_BYTES, BLOB_SMALL_BYTES
@@ -320,8 +320,8 @@ async def test_a_blob_is_hashed_once_and_again_when_its_file_has_changed(
     before.shut()
     blobs = FileBlobs(tmp_path)
     hashed: list[object] = []
-    hash_file = real_blobs._hash
-    monkeypatch.setattr(real_blobs, "_hash", lambda file: (hashed.append(file), hash_file(file))[1])
+    hash_file = real_blob_directory.hash_file
+    monkeypatch.setattr(real_blob_directory, "hash_file", lambda file: (hashed.append(file), hash_file(file))[1])
     name = blobs.path(ref)
     assert name is not None
     os.utime(name, (1, 1))
