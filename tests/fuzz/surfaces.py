@@ -15,6 +15,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from p2pcompute.dht.contacts import Contact
 from p2pcompute.dht.records import make_ad, make_record, open_record, unpack_records
 from p2pcompute.dht.seeds import groups_named, in_order, is_usable
 from p2pcompute.errors import P2pcError
+from p2pcompute.execution.codec import CannotDecode, decode, encode
 from p2pcompute.execution.spec import (
     JobSpec,
     TaskKind,
@@ -48,6 +50,7 @@ from p2pcompute.node.own_machines import OWN_MACHINES, OwnMachines
 from p2pcompute.resources.attributes import decode_attributes
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.bundles import check_evidence, check_file, make_bundle, make_evidence
+from p2pcompute.scheduler.receipts import RECEIPT_CONTENT_TYPE, open_receipt, seal_receipt
 from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
 from p2pcompute.scheduler.tickets import Ticket, format_ticket, parse_ticket, sign_ticket
 from p2pcompute.transport import handshake
@@ -334,6 +337,20 @@ def _of_members() -> Iterator[Surface]:
         )
         for digest in (b"1", b"2")
     ]
+    receipt = seal_receipt(program, KEY, 5, 6, int(WALL * 1000))
+    yield Surface(
+        "signed receipts",
+        "member",
+        _signed(lambda data: open_receipt(CRYPTO, data), RECEIPT_CONTENT_TYPE),
+        [_payload(receipt), _payload(seal_receipt(BOB, KEY, 5, 6, 7))],
+    )
+
+    def value(data: bytes) -> None:
+        with contextlib.suppress(CannotDecode):
+            decode(data)
+
+    some = [1, 2.5, "x", b"y", None, (True, {1}), {"a": [datetime(2026, 1, 2, tzinfo=UTC)]}, 10**30]
+    yield Surface("values", "member", value, [encode(some), encode({"k": [1.5] * 9})])
     yield Surface("proofs", "member", lambda data: check_evidence(CRYPTO, data), [make_evidence(twice)])
     yield Surface(
         "bundles",
