@@ -78,7 +78,10 @@ MEM_BYTES_MIN: Final = 2**20
 COUNT_DIGITS_MAX: Final = 6
 COUNT_MAX: Final = 10**COUNT_DIGITS_MAX - 1
 """Largest -j, -n and --batch."""
-NEEDS: Final = ("cpus", "mem_bytes", "gpus", "disk_bytes", "packages_b64", "platforms", "is_built")
+NEEDS: Final = (
+    *("cpus", "mem_bytes", "gpus", "disk_bytes", "packages_b64", "platforms", "is_built"),
+    *("sandbox", "network"),
+)
 """Of a job's spec: what a task asks of a node."""
 INPUT_FLAGS: Final = ("-a", "--arg-file", "--range", "--from-json")
 

@@ -40,6 +40,8 @@ def test_what_cannot_run_is_explained(pair: list[Daemon]) -> None:
     assert "error[no-node-fits]: no node can ever run this" in refused.err and "drop has=no-such-tool" in refused.err
     assert not [job for job in ada.p2pc("jobs", "--all", "--json").json()["items"] if job["state"] == "waiting"]
 
+    refused = ada.p2pc("run", "--network", "full", "--not-on", ada.name, "true", ":::", "1").check(4)
+    assert "it gives tasks of others no network" in refused.err, refused.err
     document = ada.p2pc("run", "--explain", "--json", *words).check(4).json()
     flags = document["would_help"][0]["flags"]
     assert ada.p2pc("run", *flags, "echo $P2PC_NODE", ":::", "1").check().lines == [f"{bob.name} 1"]
