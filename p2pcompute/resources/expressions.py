@@ -43,6 +43,7 @@ _NEAR_IN_GROUP: Final = 0.85
 """The same in a group like ``gpu.``, to which plugins may add."""
 _NEAR_UNHEARD: Final = 0.6
 """The same of a name that no node has."""
+_MIXED: Final = "this mixes different kinds of values"
 _GROUPS: Final = tuple(dict.fromkeys(name.partition(".")[0] for name in NODE_EXAMPLES if "." in name))
 
 
@@ -254,16 +255,28 @@ def check_condition(expression: Expression) -> None:
     view = View(NODE_EXAMPLES, JOB_EXAMPLES)
     for part in expression.parts():
         assert part.clause is not None
+        _check_equality(expression.text, part.clause.comparison)
         value = part._run(view)
         if isinstance(value, bool) or any(name not in NODE_EXAMPLES for name in part.names):
             continue
         if isinstance(value, TypeError):
-            kinds = ", ".join(f"{name} is {_kind(NODE_EXAMPLES[name])}" for name in part.names)
-            refuse(expression.text, _start(expression, part), "this mixes different kinds of values", kinds or None)
+            fix = ", ".join(f"{name} is {_kind(NODE_EXAMPLES[name])}" for name in part.names)
+            if "%" in part.clause.cel:
+                fix = "% takes whole numbers: int(cpus) % int(2) == 0"
+            refuse(expression.text, _start(expression, part), _MIXED, fix or None)
         if isinstance(value, BaseException):
             refuse(expression.text, _start(expression, part), f"this cannot be computed: {str(value)[:100]}")
         what = f"this gives {_kind(value)}, not true or false"
         refuse(expression.text, _start(expression, part), what, "compare it with something, like cpus>=8")
+
+
+def _check_equality(text: str, comparison: Comparison | None) -> None:
+    """Refuse a value that an attribute never equals: CEL calls them different, and so no node would fit, or each."""
+    if comparison is None or comparison.op not in ("==", "!=") or comparison.name not in NODE_EXAMPLES:
+        return
+    kind = _kind(NODE_EXAMPLES[comparison.name])
+    if _kind(comparison.value) != kind:
+        refuse(text, comparison.start, _MIXED, f"{comparison.name} is {kind}")
 
 
 def check_rank(expression: Expression) -> None:

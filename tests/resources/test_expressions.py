@@ -199,6 +199,10 @@ def test_error_in_a_long_expression_shows_the_place() -> None:
         ("job.nam == 'x'", "no node could have job.nam", "did you mean job.name?"),
         ("job.zzz == 1", "no node could have job.zzz", "there are: job.name, job.kind, job.submitter, job.cpus, "),
         ("cpus > '8'", "this mixes different kinds of values", "cpus is a number"),
+        ("os=linux && cpus=many", "this mixes different kinds of values", "cpus is a number"),
+        ("battery=yes", "this mixes different kinds of values", "battery is true or false"),
+        ("battery!=1", "this mixes different kinds of values", "battery is true or false"),
+        ("cpus%2==0", "this mixes different kinds of values", "% takes whole numbers: int(cpus) % int(2) == 0"),
         ("cpus", "this gives a number, not true or false", "compare it with something, like cpus>=8"),
         ("has", "this gives a list, not true or false", "compare it with something, like cpus>=8"),
     ],
@@ -210,7 +214,18 @@ def test_what_no_node_could_answer_is_refused(text: str, what: str, fix: str) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["fpga.count>3", "label.room=b12", "has(node.gpu)", "has(mem)", "gpu>0", "job.kind=='shell'"]
+    "text",
+    [
+        "fpga.count>3",
+        "label.room=b12",
+        "int(cpus) % int(2) == 0",
+        "python!=3.12",
+        "name=5",
+        "has(node.gpu)",
+        "has(mem)",
+        "gpu>0",
+        "job.kind=='shell'",
+    ],
 )
 def test_what_a_node_could_answer_is_accepted(text: str) -> None:
     check_condition(compile_expression(text))
