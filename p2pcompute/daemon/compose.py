@@ -158,7 +158,7 @@ async def build_node(
         if offered.level is Level.SANDBOX:
             with contextlib.suppress(NoCgroup, OSError):
                 runner.cgroups = Cgroups(find_own())
-        runner.allows_network = settings.node.network == "full" and _has_pasta()
+        runner.rules.allows_network = settings.node.network == "full" and _has_pasta()
         contacts: list[Address] = []
         seeds = [parse_seed(seed) for seed in settings.node.seeds]
         for peer in settings.node.peers if not is_onlooker else ():
@@ -183,7 +183,7 @@ async def build_node(
                 accept_if=_accepted(settings.node.accept_if, is_only_wasm=offered.only_wasm),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
-                gives_network=runner.allows_network,
+                gives_network=runner.rules.allows_network,
                 grace_s=settings.node.grace_s,
                 policy=find_policy(settings.node.policy),
                 is_networked=not is_onlooker,
@@ -200,7 +200,7 @@ async def build_node(
             ),
             logs=FileLogs(paths.data),
         )
-        runner.trusts = node.placement.trusts
+        runner.rules.trusts = node.placement.trusts
         node.on_warning = log.warning
         return node, undo.pop_all().aclose
     raise AssertionError("unreachable")

@@ -13,23 +13,22 @@ import asyncio
 import contextlib
 import os
 import signal
-import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from p2pcompute.errors import LocalProtocolError, P2pcError, RemoteProtocolError
+from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.cgroups import Cgroups
 from p2pcompute.execution.child_os import oom_kills
-from p2pcompute.execution.codec import HEAD, is_encoded
 from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.outcomes import died, not_started, outcome_of, printed_in
 from p2pcompute.execution.progress import read as read_progress
+from p2pcompute.execution.result_files import keep_data, stored
 from p2pcompute.execution.results import (
     RawResult,
     Tail,
@@ -39,8 +38,10 @@ from p2pcompute.execution.results import (
     parse_started,
     parse_tail,
 )
+from p2pcompute.execution.rules import Rules
 from p2pcompute.execution.sandbox_process import SandboxProcess, close_all
-from p2pcompute.execution.spec import TaskKind, fence_of, kind_of
+from p2pcompute.execution.slots import OnOutcomes, Pending, Slot, settings_of
+from p2pcompute.execution.spec import TaskKind
 from p2pcompute.execution.standstill import go_on, stand_still
 from p2pcompute.execution.task_messages import (
     KnownJob,
@@ -54,15 +55,12 @@ from p2pcompute.execution.task_messages import (
 )
 from p2pcompute.execution.trees import empty_directory, remove_tree
 from p2pcompute.execution.worker_process import WorkerProcess, group_exists, inherited_environment, is_command_of
-from p2pcompute.host.interfaces import BlobStore, Clock, Timer
-from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus, OutputFile, TaskRun
+from p2pcompute.host.interfaces import BlobStore, Clock
+from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
     ENVIRONMENT_WORKERS_MAX,
-    ERROR_TEXT_BYTES_MAX,
-    INLINE_BYTES_MAX,
     KILL_GRACE_S,
-    OUTPUT_FILES_MAX,
     RUNNER_JOBS_MAX,
     RUNNER_READ_PAUSE_S,
     RUNNER_SAVED_BYTES_PER_S,
@@ -73,65 +71,12 @@ from p2pcompute.limits import (
     TAIL_S,
 )
 
-OnOutcomes = Callable[[Sequence[tuple[int, Outcome]]], None]
-
 _GROUP_GONE_S: Final = 2.0
 """How long `close` waits for killed processes that are not our children (a zombie that nobody reaps stays)."""
 _OOM_LOOK_S: Final = 1.0
 """How often the kernel's count of processes killed for want of memory is read: it costs more than a small task."""
 _PAUSE_S_MIN: Final = 0.001
 """Timers of an event loop have this resolution; shorter pauses are not worth one."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A run that was handed to the worker process and has not been reported."""
-
-    run_id: int
-    is_function: bool
-    is_ours_to_end: bool
-    """The node itself ends it, with the worker process: a function that runs in there, without a sandbox."""
-    timeout_s: float | None
-    is_data_only: bool = False
-    """What it returns comes from a sandbox that its own submitter wanted: nothing of it may be a pickle."""
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A slot and its batch."""
-
-    index: int
-    worker: WorkerProcess | None = None
-    """Of the present or last batch; one of the following."""
-    own: WorkerProcess | None = None
-    """Runs tasks of this installation's user."""
-    warm: dict[Path, WorkerProcess] = field(default_factory=dict)
-    """The same in Python environments of their jobs, by their paths, the one used last at the end."""
-    preparing: tuple[int, ...] = ()
-    """Runs of its batch while their environment is being built."""
-    box: SandboxProcess | FencedProcess | None = None
-    """Runs tasks of one job of somebody else."""
-    box_timer: Timer | None = None
-    """Ends a sandbox that is not needed any more."""
-    on_outcomes: OnOutcomes | None = None
-    open_count: int = 0
-    """Runs of the batch whose outcome was not yet given to `on_outcomes`."""
-    pending: dict[int, _Pending] = field(default_factory=dict)
-    """In the order of execution: the first one is running."""
-    killing: dict[int, None] = field(default_factory=dict)
-    timed_out: int | None = None
-    head_since: float = 0.0
-    batch_since: float = 0.0
-    done_count: int = 0
-    watch: Timer | None = None
-    reaper: Timer | None = None
-    """Ends the grace after SIGTERM."""
-    held_since: float | None = None
-    """Since when its processes stand still."""
-
-    def head(self) -> _Pending | None:
-        """Return the run that is being executed."""
-        return next(iter(self.pending.values()), None)
 
 
 class ProcessRunner:
@@ -160,10 +105,7 @@ class ProcessRunner:
         self._environments = environments
         if environments is not None:
             environments.in_use = self._environments_in_use
-        self.trusts: Callable[[bytes], bool] = lambda _submitter: False
-        """Whether packages may be built for another installation, which runs their code."""
-        self._others = others
-        self._only_wasm = only_wasm or others is Level.WASM
+        self.rules = Rules(others, only_wasm=only_wasm)
         self._hidden = (directory, *hidden)
         self._node_name = node_name
         self._bubblewrap = ""
@@ -172,11 +114,9 @@ class ProcessRunner:
         self._shared = directory / "shared"
         self._clock = clock
         self._scope = TaskScope("runner")
-        self._slots = [_Slot(index) for index in range(slot_count)]
+        self._slots = [Slot(index) for index in range(slot_count)]
         self.cgroups: Cgroups | None = None
         """Where the kernel limits sandboxes; None: they are watched."""
-        self.allows_network = False
-        """Whether tasks of others may reach public addresses, as the machine's owner says."""
         self.on_saved: Callable[[int, bytes], None] = lambda _run_id, _cookie: None
         self._translator = Translator(blobs, inherited_environment(), node_name)
         self._box_translator = Translator(blobs, sandbox.environment(), node_name)
@@ -218,14 +158,13 @@ class ProcessRunner:
         tasks: list[tuple[Any, ...]] = []
         unfit: list[tuple[int, Outcome]] = []
         first: KnownJob | None = None
-        is_boxed = bool(runs) and self._is_boxed(runs[0])
+        is_boxed = bool(runs) and self.rules.is_boxed(runs[0])
         translator = self._box_translator if is_boxed else self._translator
         for run in runs:
             try:
-                self._check_level(run)
+                self.rules.check_level(run)
                 job = translator.job(run)
-                self._check_kind(run, job)
-                self._check_network(run, job)
+                self.rules.check(run, job)
                 tasks.append(translator.task(run, job))
             except Unfit as reason:
                 unfit.append((run.run_id, reason.outcome))
@@ -233,7 +172,7 @@ class ProcessRunner:
             jobs[job.number] = job.definition
             first = first or job
             is_function = job.spec.kind == TaskKind.FUNCTION
-            state.pending[run.run_id] = _Pending(
+            state.pending[run.run_id] = Pending(
                 run.run_id,
                 is_function,
                 is_function and not is_boxed,
@@ -251,7 +190,7 @@ class ProcessRunner:
         self._remove_forgotten()
 
     async def _prepare(
-        self, state: _Slot, run: TaskRun, job: KnownJob, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
+        self, state: Slot, run: TaskRun, job: KnownJob, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
     ) -> None:
         """Hand a batch over once the environment of its job is there."""
         mine = state.preparing
@@ -289,7 +228,7 @@ class ProcessRunner:
         if lock_path is None:
             raise Unfit(Outcome(OutcomeStatus.NOT_RUN, error="the list of its packages is not on this node"))
         owner = run.submitter.hex() or OWN
-        may_build = not run.submitter or self.trusts(run.submitter)
+        may_build = not run.submitter or self.rules.trusts(run.submitter)
         return await self._environments.get(packages.digest, lock_path, owner, may_build=may_build)
 
     def _environments_in_use(self) -> list[Path]:
@@ -297,7 +236,7 @@ class ProcessRunner:
 
     def _begin(
         self,
-        state: _Slot,
+        state: Slot,
         run: TaskRun,
         first: KnownJob,
         jobs: dict[int, tuple[Any, ...]],
@@ -310,7 +249,7 @@ class ProcessRunner:
             run: one of it.
             environment: of its job.
         """
-        is_boxed = self._is_boxed(run)
+        is_boxed = self.rules.is_boxed(run)
         if environment is not None:
             place = box_places.ENVIRONMENT if is_boxed else str(environment.path)
             jobs = {number: in_environment(definition, place) for number, definition in jobs.items()}
@@ -330,77 +269,14 @@ class ProcessRunner:
             state.pending.clear()
             asyncio.get_running_loop().call_soon(self._report, state, waiting)
 
-    def _is_boxed(self, run: TaskRun) -> bool:
-        """Whether a batch runs in a sandbox; one of several submitters or jobs never does.  A container is one itself,
-        and cannot be made in one."""
-        if fence_of(run.spec)[0] == "sandbox":
-            return kind_of(run.spec) is not TaskKind.CONTAINER
-        if not run.submitter or self._others not in (Level.SANDBOX, Level.WASM):
-            return False
-        return not (self.trusts(run.submitter) and kind_of(run.spec) is TaskKind.CONTAINER)
-
-    def _check_level(self, run: TaskRun) -> None:
-        """Refuse what cannot be isolated as it must be.
-
-        Raises:
-            Unfit: this node may not run it.
-        """
-        if run.submitter and self._others is Level.NONE:
-            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs no work of others"))
-        wanted = fence_of(run.spec)[0]
-        if wanted == "process" and self._is_boxed(run):
-            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs work of others in sandboxes only"))
-        if wanted == "sandbox" and self._needs_bubblewrap(run):
-            try:
-                sandbox.find_bubblewrap()
-            except sandbox.NoSandbox as error:
-                raise Unfit(Outcome(OutcomeStatus.REFUSED, error=f"this node has no sandbox: {error}")) from None
-
-    def _needs_bubblewrap(self, run: TaskRun) -> bool:
-        """Whether what has to be shut in is so by bubblewrap: a container is its own sandbox, and where others' modules
-        run in a fence all do."""
-        kind = kind_of(run.spec)
-        return kind is not TaskKind.CONTAINER and not (kind is TaskKind.WASM and self._others is Level.WASM)
-
-    def _check_kind(self, run: TaskRun, job: KnownJob) -> None:
-        """Refuse what is no WASI module, where nothing else of others runs.
-
-        Raises:
-            Unfit: this node may not run it.
-        """
-        if run.submitter and self._only_wasm and job.spec.kind is not TaskKind.WASM:
-            raise Unfit(Outcome(OutcomeStatus.REFUSED, error="this node runs WASI modules of others, and nothing else"))
-        if run.submitter and job.spec.kind is TaskKind.CONTAINER and not self.trusts(run.submitter):
-            error = (
-                "this node runs containers of installations that it trusts; say so there: p2pc trust set NODE trusted"
-            )
-            raise Unfit(Outcome(OutcomeStatus.REFUSED, error=error))
-
-    def _check_network(self, run: TaskRun, job: KnownJob) -> None:
-        """Refuse what needs a network where it gets none.
-
-        Raises:
-            Unfit: this node may not run it.
-        """
-        if not job.spec.network or not (run.submitter or self._is_boxed(run)):
-            return
-        is_allowed = self.allows_network or not run.submitter
-        why = "" if is_allowed else "its owner lets tasks of others reach no network (node.network)"
-        try:
-            sandbox.find_pasta()
-        except sandbox.NoSandbox as error:
-            why = why or f"it has no network for sandboxes: {error}"
-        if why:
-            raise Unfit(Outcome(OutcomeStatus.REFUSED, error=f"this node cannot give the task a network: {why}"))
-
-    def _own_worker(self, slot: _Slot, environment: Environment | None = None) -> WorkerProcess:
+    def _own_worker(self, slot: Slot, environment: Environment | None = None) -> WorkerProcess:
         if environment is not None:
             return self._warm_worker(slot, environment)
         if slot.own is None or not slot.own.is_usable:
             slot.own = self._start_worker(slot)
         return slot.own
 
-    def _warm_worker(self, slot: _Slot, environment: Environment) -> WorkerProcess:
+    def _warm_worker(self, slot: Slot, environment: Environment) -> WorkerProcess:
         """Return the worker process of a slot in an environment; of those for other ones only the last few stay."""
         worker = slot.warm.pop(environment.path, None)
         if worker is None or not worker.is_usable:
@@ -412,7 +288,7 @@ class ProcessRunner:
 
     def _box_for(
         self,
-        slot: _Slot,
+        slot: Slot,
         submitter: bytes,
         job: KnownJob,
         tasks: Sequence[tuple[Any, ...]],
@@ -437,7 +313,7 @@ class ProcessRunner:
             return box
         if box is not None:
             box.kill()
-        if self._others is Level.WASM and job.spec.kind is TaskKind.WASM:
+        if self.rules.is_fenced(job.spec.kind):
             slot.box = self._start_fenced(slot, owner, limits)
             return slot.box
         if not self._bubblewrap:
@@ -450,7 +326,7 @@ class ProcessRunner:
         return slot.box
 
     def _hand_over(
-        self, slot: _Slot, worker: WorkerProcess, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
+        self, slot: Slot, worker: WorkerProcess, jobs: dict[int, tuple[Any, ...]], tasks: list[tuple[Any, ...]]
     ) -> None:
         slot.worker = worker
         known = worker.known_jobs
@@ -478,11 +354,11 @@ class ProcessRunner:
             worker.send(messages.pack_down((messages.BATCH, new_jobs, forgotten, tasks[start:])))
         self._watch(slot)
 
-    def _start_worker(self, slot: _Slot, environment: Environment | None = None) -> WorkerProcess:
+    def _start_worker(self, slot: Slot, environment: Environment | None = None) -> WorkerProcess:
         directory = self._next_directory()
         worker = WorkerProcess(
             directory,
-            {"directory": str(directory), "shared_directory": str(self._shared), **_settings(slot)},
+            {"directory": str(directory), "shared_directory": str(self._shared), **settings_of(slot)},
             lambda bodies: self._heard(slot, worker, bodies),
             lambda returncode: self._gone(slot, worker, returncode),
             environment,
@@ -492,7 +368,7 @@ class ProcessRunner:
 
     def _start_box(
         self,
-        slot: _Slot,
+        slot: Slot,
         owner: tuple[bytes, bytes],
         limits: sandbox.BoxLimits,
         environment: Environment | None,
@@ -502,7 +378,7 @@ class ProcessRunner:
         place = {"directory": box_places.PLACE, "shared_directory": f"{box_places.PLACE}/shared"}
         box = SandboxProcess(
             self._next_directory(),
-            {**place, **_settings(slot), "box": sandbox.box_settings(limits, user)},
+            {**place, **settings_of(slot), "box": sandbox.box_settings(limits, user)},
             lambda bodies: self._heard(slot, box, bodies),
             lambda returncode: self._gone(slot, box, returncode),
             bubblewrap=self._bubblewrap,
@@ -518,13 +394,13 @@ class ProcessRunner:
         self._launch(box)
         return box
 
-    def _start_fenced(self, slot: _Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits) -> FencedProcess:
+    def _start_fenced(self, slot: Slot, owner: tuple[bytes, bytes], limits: sandbox.BoxLimits) -> FencedProcess:
         directory = self._next_directory()
         user = sandbox.user_of_slot(self._directory, slot.index)
         place = {"directory": str(directory), "shared_directory": str(directory / "shared")}
         fenced = FencedProcess(
             directory,
-            {**place, **_settings(slot), "box": {**sandbox.box_settings(limits, user), "is_fence": True}},
+            {**place, **settings_of(slot), "box": {**sandbox.box_settings(limits, user), "is_fence": True}},
             lambda bodies: self._heard(slot, fenced, bodies),
             lambda returncode: self._gone(slot, fenced, returncode),
             owner=owner,
@@ -554,7 +430,7 @@ class ProcessRunner:
 
     # --- hearing back ---------------------------------------------------------------------------------
 
-    def _heard(self, slot: _Slot, worker: WorkerProcess, bodies: list[bytes]) -> None:
+    def _heard(self, slot: Slot, worker: WorkerProcess, bodies: list[bytes]) -> None:
         """Take what a worker process said.
 
         Raises:
@@ -601,7 +477,7 @@ class ProcessRunner:
                 self._watch(slot)
                 self._report(slot, outcomes)
 
-    def _hello(self, slot: _Slot, worker: WorkerProcess, body: bytes) -> None:
+    def _hello(self, slot: Slot, worker: WorkerProcess, body: bytes) -> None:
         worker.is_ready = True
         if isinstance(worker, SandboxProcess):
             worker.landlock = body[1] if len(body) == 2 else 0
@@ -629,11 +505,11 @@ class ProcessRunner:
 
         self._takes[box] = [*before, self._scope.spawn(copy(), "copy")]
 
-    def _result(self, slot: _Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]) -> None:
+    def _result(self, slot: Slot, worker: WorkerProcess, raw: RawResult, outcomes: list[tuple[int, Outcome]]) -> None:
         if raw.run_id != next(iter(slot.pending), None):
             raise RemoteProtocolError("a result that is not its turn")
         if slot.pending.pop(raw.run_id).is_data_only:
-            _keep_data(worker, raw)
+            keep_data(worker, raw)
         worker.groups.clear()
         if raw.status != OutcomeStatus.OK and raw.run_id in slot.killing:
             raw.status = OutcomeStatus.KILLED
@@ -649,7 +525,7 @@ class ProcessRunner:
         else:
             outcomes.append((raw.run_id, outcome_of(raw)))
 
-    def _saved(self, slot: _Slot, worker: WorkerProcess, body: bytes) -> None:
+    def _saved(self, slot: Slot, worker: WorkerProcess, body: bytes) -> None:
         """Take what the running task has saved; one that saves all the time, or much, is read the more slowly.
 
         Raises:
@@ -674,7 +550,7 @@ class ProcessRunner:
             return await worker.peek(run_id, offsets, TAIL_S)
         return None
 
-    def _coalesce(self, slot: _Slot, worker: WorkerProcess) -> None:
+    def _coalesce(self, slot: Slot, worker: WorkerProcess) -> None:
         """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""
         expected_s = len(slot.pending) * (slot.head_since - slot.batch_since) / slot.done_count
         pause_s = min(RUNNER_READ_PAUSE_S, expected_s * 0.7)
@@ -682,7 +558,7 @@ class ProcessRunner:
             worker.pause()
             self._clock.call_later(pause_s, worker.resume)
 
-    def _report(self, slot: _Slot, outcomes: list[tuple[int, Outcome]]) -> None:
+    def _report(self, slot: Slot, outcomes: list[tuple[int, Outcome]]) -> None:
         slot.open_count -= len(outcomes)
         if not slot.open_count and slot.box is not None and slot.box_timer is None:
             box = slot.box
@@ -690,56 +566,23 @@ class ProcessRunner:
         if slot.on_outcomes is not None:
             slot.on_outcomes(outcomes)
 
-    def _end_box(self, slot: _Slot, box: SandboxProcess | FencedProcess) -> None:
+    def _end_box(self, slot: Slot, box: SandboxProcess | FencedProcess) -> None:
         """End a sandbox whose job has had nothing to do here for a while."""
         slot.box_timer = None
         if slot.box is box and not (slot.worker is box and slot.open_count):
             box.kill()
 
-    async def _take(self, slot: _Slot, worker: WorkerProcess, raw: RawResult) -> None:
+    async def _take(self, slot: Slot, worker: WorkerProcess, raw: RawResult) -> None:
         """Take a result's files into the blob store, then report it.  Cancelled: reported as not run."""
         outcome = Outcome(OutcomeStatus.NOT_RUN, error="the node stopped before the result was stored")
         try:
-            outcome = outcome_of(
-                raw,
-                value_blob=await self._take_file(worker, raw.value_file),
-                stdout_blob=await self._take_file(worker, raw.stdout_file),
-                stderr_blob=await self._take_file(worker, raw.stderr_file),
-                files=tuple(
-                    [
-                        OutputFile(name, *(await self._take_file(worker, number) or (b"", 0)), mode)
-                        for number, mode, name in raw.files
-                    ]
-                ),
-            )
-        except (P2pcError, OSError) as error:
-            text = f"the result could not be stored on this node: {error}"
-            outcome = outcome_of(raw)
-            if outcome.status is OutcomeStatus.OK:
-                outcome = Outcome(OutcomeStatus.NOT_RUN, error=text)
-            else:
-                outcome = replace(outcome, error=f"{outcome.error}; {text}")
+            outcome = await stored(self._blobs, worker, raw)
         finally:
             self._report(slot, [(raw.run_id, outcome)])
 
-    async def _take_file(self, worker: WorkerProcess, number: int) -> tuple[bytes, int] | None:
-        if not number:
-            return None
-        path = worker.directory / "out" / str(number)
-        try:
-            entry = path.lstat()
-            if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
-                raise RemoteProtocolError("a result file that is no plain file")
-            ref = await self._blobs.put_path(str(path), move=True, pin=True)
-            worker.taken(entry.st_size)
-        finally:
-            with contextlib.suppress(OSError):  # also when there was no room for it: then this makes some
-                path.unlink()
-        return ref.digest, ref.size
-
     # --- time limits and kills ------------------------------------------------------------------------
 
-    def _watch(self, slot: _Slot) -> None:
+    def _watch(self, slot: Slot) -> None:
         """Keep one timer for the time limit of the running task."""
         head = slot.head()
         if head is None:
@@ -749,7 +592,7 @@ class ProcessRunner:
         elif head.timeout_s is not None and slot.watch is None:
             self._check_time(slot)
 
-    def _check_time(self, slot: _Slot) -> None:
+    def _check_time(self, slot: Slot) -> None:
         slot.watch = None
         head = slot.head()
         if head is None or head.timeout_s is None or slot.worker is None or slot.timed_out is not None:
@@ -779,7 +622,7 @@ class ProcessRunner:
             else:
                 self._go_on(slot)
 
-    def _go_on(self, slot: _Slot) -> None:
+    def _go_on(self, slot: Slot) -> None:
         if slot.held_since is None:
             return
         held_s, slot.held_since = self._clock.now() - slot.held_since, None
@@ -836,7 +679,7 @@ class ProcessRunner:
                     taken += wanted
         return taken
 
-    def _terminate(self, slot: _Slot, worker: WorkerProcess) -> None:
+    def _terminate(self, slot: Slot, worker: WorkerProcess) -> None:
         """SIGTERM to the worker process and what its function started; SIGKILL after the grace.  It is of no use
         afterwards: the rest of its batch is reported as not run."""
         worker.is_usable = False
@@ -845,12 +688,12 @@ class ProcessRunner:
         worker.signal(signal.SIGCONT)
         self._reap_after(slot, worker, KILL_GRACE_S)
 
-    def _reap_after(self, slot: _Slot, worker: WorkerProcess, delay_s: float) -> None:
+    def _reap_after(self, slot: Slot, worker: WorkerProcess, delay_s: float) -> None:
         if slot.reaper is not None:
             slot.reaper.cancel()
         slot.reaper = self._clock.call_later(delay_s, worker.kill)
 
-    def _end_grace(self, slot: _Slot) -> None:
+    def _end_grace(self, slot: Slot) -> None:
         """The run that we were stopping has ended by itself."""
         if slot.reaper is not None:
             slot.reaper.cancel()
@@ -860,7 +703,7 @@ class ProcessRunner:
 
     # --- death ----------------------------------------------------------------------------------------
 
-    def _gone(self, slot: _Slot, worker: WorkerProcess, returncode: int) -> None:
+    def _gone(self, slot: Slot, worker: WorkerProcess, returncode: int) -> None:
         """A worker process has died: report its batch and clean up."""
         self._scope.spawn(self._remove(worker, self._alive[worker]), "remove")
         if slot.own is worker:
@@ -941,36 +784,6 @@ class ProcessRunner:
         await self._scope.close()
 
 
-def _keep_data(worker: WorkerProcess, raw: RawResult) -> None:
-    """Drop from the result of a function what could run code where it is read: a pickle of its value or exception."""
-    path = worker.directory / "out" / str(raw.value_file)
-    is_ok = raw.status == OutcomeStatus.OK
-    if is_ok and is_encoded(_head(path) if raw.value_file else raw.value):
-        return
-    if raw.value_file:
-        with contextlib.suppress(OSError):
-            size = path.lstat().st_size
-            path.unlink()
-            worker.taken(size)
-    raw.value, raw.value_file = b"", 0
-    if is_ok:
-        why = raw.error or "an object that could run code here"
-        raw.status = OutcomeStatus.FAILED
-        raw.error = f"its value cannot leave the sandbox as data: {why}; return numbers, text, lists or arrays"
-
-
-def _head(path: Path) -> bytes:
-    """Return how a file begins; b"" when it cannot be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.pread(fd, len(HEAD), 0)
-    finally:
-        os.close(fd)
-
-
 def _printed(directory: Path, offsets: tuple[int, int]) -> Tail | None:
     """Return what the function has printed that runs in the worker process of a directory."""
     found = []
@@ -984,14 +797,3 @@ def _printed(directory: Path, offsets: tuple[int, int]) -> Tail | None:
         finally:
             os.close(fd)
     return found[0], found[1], read_progress(str(directory))
-
-
-def _settings(slot: _Slot) -> dict[str, Any]:
-    """Return what every worker process is told."""
-    return {
-        "slot": slot.index,
-        "inline_bytes_max": INLINE_BYTES_MAX,
-        "files_max": OUTPUT_FILES_MAX,
-        "error_bytes_max": ERROR_TEXT_BYTES_MAX,
-        "kill_grace_s": KILL_GRACE_S,
-    }

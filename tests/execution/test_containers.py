@@ -174,7 +174,7 @@ async def test_whose_containers_are_run(rig: Contained, engine: tuple[str, Path]
     rig.submitter = ADA
     (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
     assert outcome.status is OutcomeStatus.REFUSED and "trust set NODE trusted" in outcome.error
-    rig.runner.trusts = lambda submitter: submitter == ADA
+    rig.runner.rules.trusts = lambda submitter: submitter == ADA
     (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
     assert outcome.status is OutcomeStatus.OK, outcome.error
 

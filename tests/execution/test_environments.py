@@ -230,7 +230,7 @@ async def test_packages_that_would_leave_their_place(outfitted: Outfitted, tmp_p
     lock = locked(tmp_path, "evil")
     for submitter in (b"", ADA):
         outfitted.submitter = submitter
-        outfitted.runner.trusts = lambda _submitter: True
+        outfitted.runner.rules.trusts = lambda _submitter: True
         (outcome,) = await outfitted.run(await outfitted.with_packages(None, lock.text), TaskPayload(argv=("true",)))
         assert outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED), outcome
         assert not list(tmp_path.rglob("escaped-up*")) and not Path(outside).exists(), outcome

@@ -64,7 +64,7 @@ for host in sys.argv[1:]:
 
 async def main():
     rig = Rig(Path(sys.argv[1]))
-    rig.runner.allows_network = sys.argv[3] == "full"
+    rig.runner.rules.allows_network = sys.argv[3] == "full"
     await rig.runner.start()
     try:
         payload = TaskPayload(argv=("python3", "-c", "import sys" + LOOK, *sys.argv[4:]))
