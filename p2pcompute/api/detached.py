@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+LEAVE_S: Final = 10.0
+"""Who interrupts a program waits no longer for a node that does not answer."""
 FEEDS_MAX: Final = 64
 """Functions whose jobs are open for further calls; the job that was begun first is closed for another."""
 
@@ -123,11 +125,12 @@ class KeptCalls:
                 self._feeds.pop(next(iter(self._feeds))).seal()
             return self._feeds.setdefault(shipment.key, made)
 
-    def flush(self, *, cancel: bool = False) -> None:
+    def flush(self, *, cancel: bool = False, limit_s: float | None = None) -> None:
         """Seal all jobs, and wait until everything is at the node.
 
         Args:
             cancel: what has not started then is cancelled.
+            limit_s: it is waited for so long at most.
 
         Raises:
             P2pcError: something could not be handed in.
@@ -137,11 +140,16 @@ class KeptCalls:
             self._feeds.clear()
         for feed in feeds:
             feed.seal()
+        end = None if limit_s is None else time.monotonic() + limit_s
         try:
             for feed in feeds:
-                feed.handed_in.wait()
+                if not feed.handed_in.wait(None if end is None else max(0.0, end - time.monotonic())):
+                    raise NodeUnavailable(
+                        "this machine's node does not answer", "", "p2pc node start, and run it again"
+                    )
         except KeyboardInterrupt:
-            print("p2pcompute: interrupted, and not everything was handed in", file=sys.stderr)
+            print("p2pcompute: interrupted before everything was handed in", file=sys.stderr)
+            self._say_what_goes_on()
             raise
         for feed in list(self._living) if cancel else ():
             feed.cancel()
@@ -150,29 +158,31 @@ class KeptCalls:
                 raise feed.error
 
     def leave(self) -> None:
-        """The program is interrupted: hand in what there is, and say what goes on."""
-        try:
-            self._end()
-        finally:
-            for feed in list(self._living):
-                if feed.is_open:
-                    alias = feed.document["alias"]
-                    print(
-                        f"p2pcompute: job {alias} goes on at this machine's node: "
-                        f"p2pc attach {alias} shows it, p2pc cancel {alias} ends it",
-                        file=sys.stderr,
-                    )
+        """The program is interrupted: hand in what there is, within LEAVE_S, and say what goes on."""
+        if self._end(LEAVE_S):
+            self._say_what_goes_on()
 
-    def _end(self) -> None:
-        """The interpreter ends; that of a forked child has no threads that hand in."""
+    def _say_what_goes_on(self) -> None:
+        for feed in list(self._living):
+            if feed.is_open:
+                alias = feed.document["alias"]
+                print(
+                    f"p2pcompute: job {alias} goes on at this machine's node: "
+                    f"p2pc attach {alias} shows it, p2pc cancel {alias} ends it",
+                    file=sys.stderr,
+                )
+
+    def _end(self, limit_s: float | None = None) -> bool:
+        """The interpreter ends; that of a forked child has no threads that hand in.  False: it was interrupted."""
         if self._pid != os.getpid():
-            return
+            return True
         try:
-            self.flush()
+            self.flush(limit_s=limit_s)
         except KeyboardInterrupt:
-            return
+            return False
         except P2pcError as error:
             print(f"p2pcompute: not everything was handed in: {error}", file=sys.stderr)
+        return True
 
 
 class DetachedJob(Job[R]):

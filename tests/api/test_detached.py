@@ -315,6 +315,21 @@ def test_a_node_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp
     assert "ConnectionRefusedError" in error.why
 
 
+def test_ctrl_c_does_not_wait_for_a_node_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken: who interrupts a program waits an hour for a node that somebody has stopped."""
+    monkeypatch.setattr(detached, "LEAVE_S", 0.1)
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    node.is_away = True
+    future = node.submit(kept, SHIPMENT)
+    kept.leave()
+    assert "not everything was handed in: this machine's node does not answer" in capsys.readouterr().err
+    kept._end()  # and the end of the interpreter does not either
+    node.is_away = False
+    assert future.result(timeout=10) == 0, "its thread has ended for the next test"
+
+
 def test_ctrl_c_leaves_what_was_handed_in_to_the_node(
     start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -322,11 +337,14 @@ def test_ctrl_c_leaves_what_was_handed_in_to_the_node(
     daemon = start_daemon("alpha", 1)
     monkeypatch.setenv("P2PC_HOME", str(daemon.home))
     (tmp_path / "program.py").write_text(
-        "import time\n"
+        "import os, time\n"
         "from p2pcompute import MeshExecutor\n"
+        "def wait(path):\n"
+        "    while not os.path.exists(path):\n"
+        "        time.sleep(0.02)\n"
         "with MeshExecutor(detach=True) as ex:\n"
-        "    job = ex.start_map(time.sleep, [0.5] * 4)\n"
         "    done = ex.submit(abs, -1).result()\n"
+        "    job = ex.start_map(wait, [os.path.abspath('gate')] * 4)\n"
         "    print(job.id, flush=True)\n"
         "    job.wait(progress=False)\n"
     )
@@ -345,6 +363,8 @@ def test_ctrl_c_leaves_what_was_handed_in_to_the_node(
         f"p2pcompute: job {job.alias} goes on at this machine's node: "
         f"p2pc attach {job.alias} shows it, p2pc cancel {job.alias} ends it"
     ]
+    assert job.status.done == 0
+    (tmp_path / "gate").touch()
     assert job.wait(30).status.done == 4
 
 
