@@ -26,16 +26,18 @@ the empirical quantiles of the height.  Their round trips (ms) against those of 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 import statistics
+import zlib
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from p2pcompute.errors import UsageError
-from p2pcompute.simulation.avt import why_unread
+from p2pcompute.simulation.avt import bounded_lines, open_lines, why_unread
 
 LATENCIES: Final = ("lan", "lognormal", "king", "meridian", "regions")
 """The models that need no file."""
@@ -301,14 +303,15 @@ def read_coordinates(path: Path) -> tuple[Coordinate, ...]:
         UsageError: it cannot be read or is no such file; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with open_lines(str(path), "utf-8") as file:
+            lines = list(itertools.islice(bounded_lines(file), COORDINATES_MAX))
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise UsageError(
             f"the coordinates {path} cannot be read", why_unread(error, 0), "name a .syscoord file", code="scenario"
         ) from error
     found = [
         _read_coordinate(line.split(), f"{path}, line {number}")
-        for number, line in enumerate(lines[:COORDINATES_MAX], 1)
+        for number, line in enumerate(lines, 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
     if len(found) < 2:

@@ -30,6 +30,8 @@ from p2pcompute.errors import UsageError
 from p2pcompute.limits import MIB
 
 FILE_BYTES_MAX: Final = MIB
+DEPTH_MAX: Final = 32
+"""Tables and lists of a scenario inside one another."""
 SUFFIX: Final = ".toml"
 _OWN_KEYS: Final = ("question", "experiment", "keys")
 NEAR_MAX: Final = 3
@@ -245,17 +247,30 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
             raise _wrong(f"{path} is no scenario", "it is not a regular file", "name a TOML file")
         if path.stat().st_size > FILE_BYTES_MAX:
             raise _wrong(f"{path} is no scenario", f"it has more than {FILE_BYTES_MAX} bytes", "name a TOML file")
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text), text
+        text = path.read_text(encoding="utf-8-sig")  # editors of some systems put a mark of UTF-8 at the beginning
+        data = tomllib.loads(text)
+        if _depth(data) > DEPTH_MAX:
+            raise RecursionError
+        return data, text
     except OSError as error:
         raise _wrong(f"{path} cannot be read", error.strerror or str(error), "see: p2pc sim list") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise _wrong(f"{path}, line {line}: not TOML", "it is not UTF-8 text", "correct the file") from error
     except RecursionError as error:
-        raise _wrong(f"{path} is not TOML", "brackets are nested too deeply", "correct the file") from error
+        raise _wrong(f"{path} is not TOML", "tables or brackets are nested too deeply", "correct the file") from error
     except ValueError as error:  # no TOML, or a number of thousands of digits
         raise _wrong(f"{path} is not TOML", str(error), "correct the file") from error
+
+
+def _depth(data: Any) -> int:
+    """Return how deep tables and lists are inside one another."""
+    depth, level = 0, [data]
+    while level:
+        depth += 1
+        level = [one for item in level for one in (item.values() if isinstance(item, dict) else item)]
+        level = [one for one in level if isinstance(one, dict | list)]
+    return depth
 
 
 def _lines_of(text: str) -> dict[_Path, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import tracemalloc
@@ -188,3 +189,6 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.syscoord").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):
         read_coordinates(tmp_path / "binary.syscoord")
+    os.mkfifo(tmp_path / "pipe.syscoord")
+    with pytest.raises(UsageError, match="not a regular file"):  # it would be waited for, for ever
+        read_coordinates(tmp_path / "pipe.syscoord")

@@ -100,6 +100,8 @@ def test_what_is_wrong_is_said_with_line_and_what_is_allowed(
         ("#" + "x" * FILE_BYTES_MAX, ["more than"]),
         ("question = " + "[" * 5000, ["not TOML", "nested too deeply"]),
         ("question = " + "[" * 5000 + "]" * 5000, ["not TOML", "nested too deeply"]),
+        ("[" + ".".join("a" * 3000) + "]", ["not TOML", "nested too deeply"]),
+        ("x" + ".a" * 3000 + " = 1", ["not TOML", "nested too deeply"]),
         ("nodes = " + "9" * 5000, ["not TOML", "digits"]),
     ],
 )
@@ -117,6 +119,9 @@ def test_a_scenario_that_is_not_there(tmp_path: Path) -> None:
         load_scenario(str(tmp_path / "none.toml"))
     with pytest.raises(UsageError, match="cannot be read"):
         load_scenario(f"{tmp_path}/")
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbfquestion = 'Q?'\nexperiment = 'mesh'\nnodes = 7\n")
+    assert value_at(load_scenario(str(path)), "nodes") == 7, "a mark of UTF-8 at the beginning is no part of it"
     path = tmp_path / "bytes.toml"
     path.write_bytes(b"question = 'Q?'\nnodes = \xff\xfe")
     with pytest.raises(UsageError, match=r"line 2: not TOML"):
