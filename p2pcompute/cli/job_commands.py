@@ -12,6 +12,7 @@ import click
 
 from p2pcompute.cli.command import (
     TICKET_PREFIX,
+    Amount,
     Command,
     Reference,
     ReferenceOrTicketType,
@@ -87,7 +88,7 @@ def _took_s(job: Mapping[str, Any]) -> float | None:
 )
 @json_option
 @click.option("-w", "--watch", is_flag=True, help="Refresh until interrupted.")
-@click.option("--interval", type=click.FloatRange(0.1), default=1.0, metavar="SECS", help="Refresh period for --watch.")
+@click.option("--interval", type=Amount(0.1), default=1.0, metavar="SECS", help="Refresh period for --watch.")
 @click.option("-a", "--all", "all_", is_flag=True, help="Also jobs that ended more than a day ago.")
 @click.option("--state", multiple=True, type=click.Choice(STATES), help="Only in this state (repeatable).")
 @click.option("--since", metavar="DURATION", help="Only submitted within this, like 2h.")

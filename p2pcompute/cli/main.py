@@ -445,7 +445,7 @@ _OUTPUT_FULL: Final = P2pcError(
 _OUTPUT_CLOSED: Final = P2pcError(
     "the output cannot be written",
     "standard output is closed",
-    "print it again: p2pc result last; to have none: >/dev/null",
+    "to have none: >/dev/null; what a job gave is printed again by: p2pc result last",
     code="output",
 )
 _OUTPUT_LOST: Final = {errno.ENOSPC: _OUTPUT_FULL, errno.EDQUOT: _OUTPUT_FULL, errno.EBADF: _OUTPUT_CLOSED}

@@ -17,7 +17,7 @@ import click
 
 from p2pcompute.cli import joining
 from p2pcompute.cli.comfort_commands import idle, set_node
-from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
+from p2pcompute.cli.command import CONTEXT, Amount, Command, CommandGroup, json_option
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import (
     count_text,
@@ -58,7 +58,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 def _watch_options(command: _Decorated) -> _Decorated:
     command = click.option(
         "--interval",
-        type=click.FloatRange(min=0.1),
+        type=Amount(min=0.1),
         default=1.0,
         show_default=True,
         metavar="SECS",

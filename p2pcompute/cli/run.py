@@ -23,7 +23,7 @@ import click
 
 from p2pcompute.api.result_keys import DoneKeys, read_done_keys
 from p2pcompute.api.result_target import ResultsTarget, check_target, is_results_file
-from p2pcompute.cli.command import Command, Reference, check_text, json_option
+from p2pcompute.cli.command import Amount, Command, Reference, check_text, json_option
 from p2pcompute.cli.inputs import BLOCK_BYTES_MAX, Inputs, Reading, Row
 from p2pcompute.cli.output import (
     EXIT_INTERRUPTED,
@@ -207,9 +207,9 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 )
 @click.option("-j", "--jobs", metavar="N|N%", help="At most N tasks at once over the whole group.")
 @click.option("--batch", metavar="auto|N", default="1", help="Calls of a function in one task; a failed one fails it.")
-@click.option("--cpus", type=click.FloatRange(0, 4096), default=1.0, metavar="N", help="Cores that a task uses.")
+@click.option("--cpus", type=Amount(0, 4096), default=1.0, metavar="N", help="Cores that a task uses.")
 @click.option("--mem", metavar="SIZE", help="Memory of a task, like 2G: its limit, and so much must be free.")
-@click.option("--gpus", type=click.FloatRange(0, 1024), default=0.0, metavar="N", help="GPUs that a task uses.")
+@click.option("--gpus", type=Amount(0, 1024), default=0.0, metavar="N", help="GPUs that a task uses.")
 @click.option("--disk", metavar="SIZE", help="Disk that must be free, like 20G.")
 @click.option(
     "--require",

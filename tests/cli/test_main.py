@@ -313,6 +313,15 @@ def test_flags_that_are_not_there_are_answered_with_sense(home: Path, capsys: py
         assert code == 2 and "did you mean" not in err, err
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "--cpus", "nan", "true"], ["run", "--gpus", "NaN", "true"], ["status", "--interval", "nan"]]
+)
+def test_not_a_number_is_in_no_range(words: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would travel as JSON that nobody can read."""
+    code, _, err = run(capsys, *words)
+    assert code == 2 and f"invalid value for '{words[1]}': {words[2]} is not a number" in err
+
+
 def test_flags_after_the_target_are_put_right(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "sim.py").write_text("def f(x):\n    return x\n")
     code, _, err = run(capsys, "run", "sim.py::f", "--range", "1..500", "--tag")
