@@ -62,7 +62,7 @@ def test_what_the_owner_of_a_machine_says_ends_what_runs_there(mesh: Mesh) -> No
     ada, bob = members(mesh, "ada", "bob")
     for number, setting in enumerate(('accept_if=job.name!="job-0"', "accept=none")):
         command = ("run", "--verify", "none", "--name", f"job-{number}", "--prefer", "node.name=='bob'")
-        job = ada.begin(*command, "[ $P2PC_NODE = ada ] || sleep 600", ":::", "1", "2", "3")
+        job = ada.begin(*command, "[ $P2PC_NODE = ada ] && sleep 3 || sleep 600", ":::", *"123456")
         until(lambda: bob.get("/v1/status")["slots"]["busy"] > 0, 30, "it runs at bob")
         said = {"P2PC_NODE__ACCEPT": "none"} if setting == "accept=none" else {}
         ran = bob.p2pc("node", "set", setting, env=said).check()
