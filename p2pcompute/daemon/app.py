@@ -413,6 +413,10 @@ class Api:
 
     async def set_policy(self, request: Request) -> Response:
         body = decode_body(await read_body(request), PolicyBody)
+        if body.own_accept is not None:
+            own = self._node.set_own_accept(body.own_accept.strip())
+            if (body.accept, body.open, body.puzzle) == (None, None, None):
+                return JsonResponse(policy_json(own))
         policy = self._node.policy().in_force
         if body.accept is not None:
             policy = replace(policy, accept=body.accept.strip())

@@ -68,6 +68,8 @@ class PolicyBody(msgspec.Struct, forbid_unknown_fields=True):
     open: bool | None = None
     puzzle: int | None = None
     """Bits of the work at the door of an open group."""
+    own_accept: str | None = None
+    """This node's own condition, until it is started again; None: as it is."""
 
 
 class RolesBody(msgspec.Struct, forbid_unknown_fields=True):
