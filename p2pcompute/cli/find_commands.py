@@ -119,6 +119,8 @@ def _say_unheard(items: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_expressions(*expressions: str) -> None:
     check_text(expressions, "an expression is text", "write it in UTF-8")
+    if not all(map(str.strip, expressions)):
+        raise UsageError("an expression is empty", "", "for example: 'os=linux && mem>=8GiB'", code="expression")
 
 
 def _seconds(text: str) -> float:
@@ -161,7 +163,7 @@ def find(
     """
     from urllib.parse import urlencode
 
-    _check_expressions(expr, rank or "")
+    _check_expressions(expr, *([] if rank is None else [rank]))
     time_s = _seconds(max_time)
     if time_s > FIND_S_MAX:
         raise UsageError(

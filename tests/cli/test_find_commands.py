@@ -133,3 +133,10 @@ def test_when_ends_as_it_is_told(node: Node, capsys: pytest.CaptureFixture[str])
     node.events = []
     assert run_command(["when", "cpus>=4"]) == 5
     assert run_command(["when", "cpus>=4", "--timeout", "soon"]) == 2
+
+
+@pytest.mark.parametrize("words", [["find", ""], ["find", "os=linux", "--rank", " "], ["when", ""]])
+def test_an_empty_expression_is_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As from an unset variable: it is not missing, and ranks nothing."""
+    assert run_command(words) == 2
+    assert "an expression is empty" in capsys.readouterr().err
