@@ -13,6 +13,7 @@ Source: RFC 3708 for telling by what comes twice that nothing was lost; RFC 3522
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -250,6 +251,8 @@ class Exchange:
         self._on_timeout = on_timeout
         self._on_rtt = on_rtt
         self._pending: dict[bytes, _Pending] = {}
+        self._asked: dict[tuple[bytes | None, Address], float] = {}
+        """Key and address of those requests, and when the last one was first sent."""
         self._answered: dict[str, None] = {}
         """Sources that have answered a request: what is sent there is wanted.  The last DHT_ANSWERED_MAX."""
         self._unasked = TokenBuckets(
@@ -322,9 +325,15 @@ class Exchange:
             done=done,
         )
         self._pending[transaction] = pending
+        self._asked[key, address] = now
         self._counters.requests_sent += 1
         self._send(pending)
         self._arm(transaction, pending, now)
+
+    def is_answering(self, key: bytes, address: Address) -> bool:
+        """Whether an answer of this peer, or of whoever is at this address, is to be expected right now."""
+        soft_ago = self._clock.now() - self._estimate(address).soft_s
+        return any(self._asked.get((one, address), -math.inf) > soft_ago for one in (key, None))
 
     def answer(self, request: Verified, message: Message) -> None:
         """Send the reply to a request, to where it came from."""
@@ -346,6 +355,7 @@ class Exchange:
         """Forget all requests: those that wait get no reply."""
         self._is_closed = True
         pending, self._pending = self._pending, {}
+        self._asked.clear()
         for request in pending.values():
             if request.timer is not None:
                 request.timer.cancel()
@@ -387,7 +397,7 @@ class Exchange:
             self._on_answered(address)
             self._on_reply(Verified(message, statement, address))
             return
-        del self._pending[statement.transaction]
+        self._drop(statement.transaction, pending)
         self._on_answered(address)
         if pending.timer is not None:
             pending.timer.cancel()
@@ -490,6 +500,12 @@ class Exchange:
         if len(self._answered) > DHT_ANSWERED_MAX:
             del self._answered[next(iter(self._answered))]
 
+    def _drop(self, transaction: bytes, pending: _Pending) -> None:
+        """Wait no longer for an answer."""
+        del self._pending[transaction]
+        if self._asked.get((pending.key, pending.address)) == pending.sent:
+            del self._asked[pending.key, pending.address]
+
     def _arm(self, transaction: bytes, pending: _Pending, now: float) -> None:
         delay_s = max(0.0, min(pending.gap_s, pending.hard_at - now))
         pending.timer = self._clock.call_later(delay_s, partial(self._on_timer, transaction))
@@ -506,7 +522,7 @@ class Exchange:
             self._send(pending)
             self._arm(transaction, pending, now)
             return
-        del self._pending[transaction]
+        self._drop(transaction, pending)
         self._counters.requests_timed_out += 1
         self._end(transaction, pending, None)
         if pending.key is not None:

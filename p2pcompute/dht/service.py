@@ -808,8 +808,10 @@ class Dht:
 
     def _verify(self, key: bytes, address: Address, *, is_client: bool = False) -> None:
         """Ping a sender that is not where it says that it belongs, or not at this address, so that its reply brings it
-        there."""
+        there; one that was asked something just now will reply to that."""
         if key in self._verifying or not self._is_misplaced(key, address, is_client=is_client):
+            return
+        if self._exchange is not None and self._exchange.is_answering(key, address):
             return
         if self._is_verifying_enough():
             self.counters.verifications_skipped += 1

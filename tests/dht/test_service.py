@@ -13,6 +13,7 @@ import pytest
 from mesh import GROUP, Mesh, Peer
 
 from p2pcompute.dht.contacts import Contact
+from p2pcompute.dht.exchange import Exchange
 from p2pcompute.dht.messages import (
     ANYONE,
     Ack,
@@ -80,6 +81,27 @@ def test_all_know_all_soon_and_a_newcomer_within_two_seconds(count: int) -> None
         assert sorted(newcomer.came) == sorted(names.keys() - {newcomer.key})
 
     simulate(main, seed=count)
+
+
+def test_of_each_pair_one_is_pinged_by_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it broke: pings that overtake an answer are pinged back, half as many again for each who joins."""
+    count, pinged = 10, 0
+    ask = Exchange.ask
+
+    def counted(self: Exchange, key: bytes | None, address: Address, messages: Any, done: Any, **how: Any) -> None:
+        nonlocal pinged
+        pinged += key is not None and isinstance(messages[0], Ping)
+        ask(self, key, address, messages, done, **how)
+
+    monkeypatch.setattr(Exchange, "ask", counted)
+    with Mesh() as mesh:
+
+        async def main() -> None:
+            await mesh.grow(count, gap_s=0.1)
+            await mesh.wait(mesh.all_know_all, 2, "everybody knowing everybody")
+
+        mesh.simulation.run(main())
+    assert pinged <= 1.1 * count * (count - 1) / 2
 
 
 def test_fifty_know_one_another_too() -> None:
