@@ -41,8 +41,9 @@ MEMBERS_CACHED_MAX: Final = 4096
 def clean_name(value: Any) -> str:
     """Return a node's name as it may be shown: printable, bounded, never empty."""
     text = value if isinstance(value, str) else ""
-    text = "".join(char for char in text if char.isprintable()).strip()[:NODE_NAME_CHARS_MAX]
-    return text or "unnamed"
+    if not text.isprintable():
+        text = "".join(char for char in text if char.isprintable())
+    return text.strip()[:NODE_NAME_CHARS_MAX] or "unnamed"
 
 
 def _contacts(value: Any) -> list[Address]:

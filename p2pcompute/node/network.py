@@ -94,7 +94,9 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
 
     def __len__(self) -> int:
         count = len(self._others()) + (0 if self.dht is None else self.dht.contact_count)
-        return count if self.dht is None else count - sum(key in self.dht for key in self.refused)
+        if self.dht is None or not self.refused:
+            return count
+        return count - sum(key in self.dht for key in self.refused)
 
     def _others(self) -> tuple[bytes, ...]:
         if self._only_met is None:

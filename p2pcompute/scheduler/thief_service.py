@@ -238,12 +238,12 @@ class ThiefService:
         # Where a channel is open already first: what is parked there costs nothing.
         near = [key for key in others if self._channels.get(key) is not None]
         if near:
-            for key in self._rng.sample(near, min(room, len(near))):
+            for key in near if len(near) <= room else self._rng.sample(near, room):
                 self._ask(now, key, want)
                 room -= 1
         if room > 0 and len(near) < len(others):
             cold = [key for key in others if key not in self.asked]
-            for key in self._rng.sample(cold, min(room, len(cold))):
+            for key in cold if len(cold) <= room else self._rng.sample(cold, room):
                 self.open_channel(key)
 
     def _ask(self, now: float, key: bytes, want: int) -> None:

@@ -197,14 +197,15 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     yield "nodes nearby", len(network.lan.nearby), NEARBY_MAX
     yield "names", len(network._names), PEERS_MAX
     yield "members away", len(network._away), PEERS_MAX
-    yield "peers", len(scheduler.peers), PEERS_MAX
+    peers = len(scheduler.peers)
+    yield "peers", peers, PEERS_MAX
     if scheduler.custody is not None:
         others = sum(not book.job.is_own for book in scheduler.owner.books.values())
         yield "jobs of others", others, CUSTODY_JOBS_MAX
         yield "questions that wait for news", scheduler.custody._waiting_count, SYNC_WAITING_MAX
     yield "parked requests", len(scheduler.parking), PARKED_MAX
     yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
-    yield "asked and not a peer", len(scheduler.thief.asked) - len(scheduler.peers), 64
+    yield "asked and not a peer", len(scheduler.thief.asked) - peers, 64
     unsent = sum([len(done.outcome) for link in scheduler.worker.links.values() for done in link.results])
     yield "bytes of unsent results", unsent, UNACKED_RESULTS_BYTES_MAX + CHANNEL_WRITE_BYTES_MAX
     yield "unsent bytes that are not there", abs(unsent - scheduler.worker.unsent_bytes), 0

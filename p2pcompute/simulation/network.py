@@ -195,6 +195,8 @@ class Network:
         self.stalled: dict[SimStream, None] = {}
         """Streams whose peer cannot be heard."""
         self.has_loss = False
+        self.is_plain = False
+        """There is nothing but delay on the way from one machine to another, unless one of them is unplugged."""
         self.draw_loss = random.Random(f"{seed}:loss").random
         self._draw_jitter = random.Random(f"{seed}:jitter").random
         self._draw_odd = random.Random(f"{seed}:odd").random
@@ -257,7 +259,8 @@ class Network:
         is_odd = settings.duplicate > 0.0 or settings.reorder > 0.0 or settings.handling_s > 0.0
         is_clear = not (self.has_loss or self._cuts or self._partitions or self._homes.gates)
         has_lines = settings.up_bytes_per_s > 0.0 or settings.down_bytes_per_s > 0.0 or bool(self._own_lines)
-        self.send_datagram = self._send_plainly if is_clear and not (is_odd or has_lines) else self._send_modelled
+        self.is_plain = is_clear and not (is_odd or has_lines)
+        self.send_datagram = self._send_plainly if self.is_plain else self._send_modelled
 
     def _place(self, number: int, lan: str) -> Spot:
         """Where a machine is: at the place of its LAN."""

@@ -278,8 +278,14 @@ class SimStream:
 
     def _transmit(self, arrival: _Arrival) -> None:
         """Let something happen at the peer, after everything sent before."""
-        network, here, there = self.net.network, self.net.machine, self.there
-        now = network.loop.time()
+        network, here, there = self.net.network, self.net.machine, self._peer.net.machine
+        loop = network.loop
+        now = loop.time()
+        is_awake = not (here.is_unplugged or there.is_unplugged or self._is_detached)
+        if network.is_plain and is_awake and not self._held and self._at_line is None:
+            at = self._last_arrival = max(now + here.lag_s + network.delay_s(here, there), self._last_arrival)
+            loop.post(at, arrival[0], arrival[1])
+            return
         if self._held or self._is_blocked():
             if not self._held:
                 self._held_since = now

@@ -209,6 +209,7 @@ class World:
         self._doomed: dict[int, bool] = {}
         """Members that crash when the present moment is over, and whether in silence."""
         self._joining: dict[int, float] = {}
+        self._has_joiner = asyncio.Event()
         self._up_since: dict[int, float] = {}
         self._past = _Sums()
         """Lives that have ended."""
@@ -354,6 +355,7 @@ class World:
         self._up_most = max(self._up_most, len(self._up_since))
         if len(self._up_since) > 1:  # else there is nobody to meet
             self._joining[number] = self.now
+            self._has_joiner.set()
         self.metrics.count("starts")
         self.record("start", node=member.host.name)
 
@@ -594,6 +596,9 @@ class World:
         """Measure how long a node takes from its start to its first peer, and to a table that is full."""
         met: dict[int, float] = {}
         while True:
+            if not self._joining:
+                self._has_joiner.clear()
+                await self._has_joiner.wait()
             await asyncio.sleep(JOIN_LOOK_S)
             enough = 0
             for number, since in list(self._joining.items()):

@@ -454,6 +454,10 @@ class Channel:
         if self._stream.unsent_bytes == 0:
             self._progress = (self._written_bytes, self._shared.clock.now())
         self._written_bytes += self._out_bytes
+        if self._out_bytes <= _JOINED_BYTES_MAX:
+            self._stream.write(b"".join(parts))
+            self._out_bytes = 0
+            return
         small: list[bytes] = []
         for part in parts:
             if len(part) <= _JOINED_BYTES_MAX:

@@ -7,7 +7,7 @@ it is idle.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -253,8 +253,10 @@ class Channels:
         for channel in list(self._open):
             channel.close()
 
-    def _preamble_keys(self) -> list[bytes]:
-        return [*self._credentials.network_keys(), *self._credentials.invite_keys()]
+    def _preamble_keys(self) -> Iterator[bytes]:
+        """Those of invitations are looked up only for who has none of the network."""
+        yield from self._credentials.network_keys()
+        yield from self._credentials.invite_keys()
 
     def _admit(self, preamble: bytes, source: Address) -> bool:
         if not self._gate.admit(preamble, self._preamble_keys(), self._host.clock.wall()):

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from p2pcompute.host.interfaces import Address
 from p2pcompute.identity.keys import Identity
 
 HINT_BYTES: Final = 4
+_HINTS_MAX: Final = 64
+"""Network keys, and keys of invitations, whose hint is remembered."""
 WORDS_KEY: Final = hashlib.blake2b(b"", digest_size=32, person=b"p2pc words").digest()
 """Key of the preamble of those who were invited by words: no secret.  It opens the joining exchange, rate-limited,
 while such an invitation is open."""
@@ -65,6 +68,7 @@ class Credentials(Protocol):
         """Preamble keys of the open invitations; see `invite_key`."""
 
 
+@lru_cache(maxsize=_HINTS_MAX)
 def group_hint(network_key: bytes) -> bytes:
     """Return the 4 bytes by which members recognise the key that a datagram or connection is for."""
     return hashlib.blake2b(network_key, digest_size=HINT_BYTES, person=b"p2pc hint").digest()

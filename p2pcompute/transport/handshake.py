@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,6 +48,7 @@ _TIME_BYTES: Final = 8
 _SIGNED_BYTES: Final = HINT_BYTES + _TIME_BYTES + PREAMBLE_NONCE_BYTES
 _VERSION_LIMIT: Final = 2**16
 _SIGNATURE_BYTES: Final = 64
+_TEXT: Final = frozenset([str])
 
 assert _SIGNED_BYTES + _MAC_BYTES == PREAMBLE_BYTES
 
@@ -74,7 +75,7 @@ def _preamble_mac(key: bytes, head: bytes, listener: bytes) -> bytes:
     return hashlib.blake2b(head + listener, key=key, digest_size=_MAC_BYTES, person=b"p2pc preamble").digest()
 
 
-def match_preamble(preamble: bytes, keys: Sequence[bytes], listener: bytes) -> bytes | None:
+def match_preamble(preamble: bytes, keys: Iterable[bytes], listener: bytes) -> bytes | None:
     """Return the one of `keys` under which the preamble was made for `listener`."""
     if len(preamble) != PREAMBLE_BYTES:
         return None
@@ -107,7 +108,7 @@ class PreambleGate:
     def __len__(self) -> int:
         return len(self._expiry)
 
-    def admit(self, preamble: bytes, keys: Sequence[bytes], wall: float) -> bool:
+    def admit(self, preamble: bytes, keys: Iterable[bytes], wall: float) -> bool:
         """Say whether the connection may go on.
 
         Args:
@@ -332,7 +333,7 @@ def check_welcome(body: Any, version: int) -> None:
 
 
 def _map(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not {*map(type, value)} <= _TEXT:
         raise RemoteProtocolError("not a map with text keys")
     return value
 

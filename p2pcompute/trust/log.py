@@ -229,6 +229,8 @@ class GroupLog:
         return all("admin" in limit.roles or self._known[limit.id] & self._bit[entry.id] for limit in limits_of[-1])
 
     def roles_left(self, steps: Sequence[Admission]) -> tuple[str, ...]:
+        if not self._entries:
+            return _left(steps[-1], ())
         ranks = ranks_of(steps)
         for parent, rank, step in zip(steps, ranks, steps[1:], strict=False):
             if why := _voids(parent, self._all_limits(parent, rank), step):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from p2pcompute.errors import RemoteProtocolError, TrustError
@@ -213,10 +214,7 @@ class Roster:
         """Return 16 bytes for each member: whose chain, and which."""
         if not self.is_shared:
             return []
-        return [
-            installation[:8] + hashlib.sha256(chain[-1]).digest()[:8]
-            for installation, (chain, _member) in self._known.items()
-        ]
+        return [_mark(installation, chain[-1]) for installation, (chain, _member) in self._known.items()]
 
     def missing_of(self, marks: Collection[bytes], *, bytes_max: int) -> list[Chain]:
         """Return the chains that are not among `marks`, as many as fit."""
@@ -243,6 +241,12 @@ class Roster:
         self._digest = b""
         _each(lambda entry: self.log.add(entry, wall=wall), kept.entries)
         _each(lambda chain: self.learn(chain, wall), kept.chains)
+
+
+@lru_cache(maxsize=2 * ROSTER_SHARED_MAX)
+def _mark(installation: bytes, admission: bytes) -> bytes:
+    """Whose chain, and which."""
+    return installation[:8] + hashlib.sha256(admission).digest()[:8]
 
 
 def _worth(chain: Chain, member: Membership, wall: float) -> tuple[bool, bool, int, int, float, bytes]:

@@ -88,7 +88,8 @@ def _head(major: int, argument: int) -> bytes:
 
 
 _ORDERS: Final[dict[tuple[Any, ...], list[tuple[bytes, Any]]]] = {}
-"""Keys of a map, all of them plain text → each as it is written and as it is, in the order in which they are written."""
+"""Keys of a map, all of them plain text → each as it is written and as it is, in the order in which they are
+written."""
 
 
 def _dumps(value: Any) -> bytes:
@@ -207,7 +208,8 @@ def _scan(data: bytes, allow_float: bool, depth_max: int) -> bool:
                 if major > 3:
                     raise RemoteProtocolError("a CBOR map key that is not int, bytes or text")
                 key = data[start:position]
-                if len(key) < len(last_key) or (len(key) == len(last_key) and key <= last_key):
+                more = position - start - len(last_key)
+                if more < 0 or (more == 0 and key <= last_key):
                     raise RemoteProtocolError(_NOT_CANONICAL)
                 last_key = key
             expected -= 1
