@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcompute.cli.run import _needs, run
+from p2pcompute.cli.run import run
+from p2pcompute.cli.run_request import needs_of
 from p2pcompute.config import parse_size
 from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Attribute, Value
@@ -213,7 +214,7 @@ def test_matching_goes_both_ways() -> None:
 def pasted(flags: tuple[str, ...]) -> Needs:
     """Read flags as `p2pc run` is given them."""
     given = run.make_context("run", [*flags, "true", ":::", "a"]).params
-    needs = _needs(given, parse_size(given["mem"]) if given["mem"] else None)
+    needs = needs_of(given, parse_size(given["mem"]) if given["mem"] else None)
     return needs or Needs()
 
 
