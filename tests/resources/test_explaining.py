@@ -220,13 +220,13 @@ def pasted(flags: tuple[str, ...]) -> Needs:
 
 def _machine(rng: Random) -> Known:
     """A node of any kind; it may not say everything of itself."""
-    size = 1 << rng.randint(10, 40)
+    size = 1 << rng.randint(24, 40)
     values: dict[str, Value] = {
         "os": rng.choice(["linux", "darwin"]),
         "cpus": float(rng.randint(1, 128)) if rng.random() < 0.8 else rng.uniform(0.1, 8),
         "arch": rng.choice(["x86_64", "aarch64"]),
         "mem.total": size,
-        "mem.free": rng.randint(0, size),
+        "mem.free": rng.randint(1 << 22, size),
         "disk.total": (disk := 1 << rng.randint(1, 40)),
         "disk.free": rng.randint(0, disk),
         "gpu.count": rng.randint(0, 8),
@@ -271,7 +271,7 @@ _NEEDS = st.builds(
         st.tuples(st.builds("{} && ({} && {})".format, _CLAUSES, _CLAUSES, _CLAUSES), _CLAUSES, _CLAUSES),
     ),
     cpus=st.sampled_from([1.0, 4.0]),
-    mem_bytes=st.none() | st.integers(1, 1 << 36),
+    mem_bytes=st.none() | st.integers(1 << 20, 1 << 36),
     gpus=st.sampled_from([0.0, 0.0, 2.0]),
     disk_bytes=st.none() | st.integers(1, 1 << 36),
 )
