@@ -7,7 +7,8 @@ When a job has nothing more to give, an idle node may be given a task that anoth
     - one that this node should end much sooner, although it begins anew, because it is faster.
 
 How long a task still takes is not known.  It is assumed to take as long again as it has, and no less than a task of its
-job does: what has run for long will run for long, as measured run times do.  How fast a node is comes from the tasks of
+job does: what has run for long will run for long, as measured run times do.  One that was given together with others
+may have to wait for all of them.  How fast a node is comes from the tasks of
 the same job that ended there.
 
 Pure.
@@ -50,10 +51,12 @@ class Straggler:
     is_late: bool
     is_copied: bool
     """Two nodes have it already."""
+    waits_s: float = 0.0
+    """Work that comes before it where it is."""
 
     @property
     def ends_in_s(self) -> float:
-        return self.left_s * self.slowness
+        return (self.waits_s + self.left_s) * self.slowness
 
     @property
     def slowness_max(self) -> float:
@@ -98,8 +101,9 @@ def straggler(
     late = is_late(held_s, attempt, depth, patience_s(task_s))
     if task_s is None:
         return Straggler(index, 0.0, 0.0, slowness, late, is_copied)
-    done_s = max(0.0, held_s / slowness - (depth - 1) * task_s)
-    return Straggler(index, done_s, max(task_s, done_s), slowness, late, is_copied)
+    worked_s, before_s = held_s / slowness, (depth - 1) * task_s
+    done_s = max(0.0, worked_s - before_s)
+    return Straggler(index, done_s, max(task_s, done_s), slowness, late, is_copied, max(0.0, before_s - worked_s))
 
 
 class Slowness:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import OwnerCore
@@ -40,6 +42,36 @@ def test_a_late_task_is_for_any_node() -> None:
     assert not straggler(0, 60.0, 2, 1, task_s=20.0, slowness=1.0, is_copied=False).is_late, "each copy has more time"
     assert not straggler(0, STRAGGLER_S_MIN - 1, 1, 1, task_s=0.1, slowness=1.0, is_copied=False).is_late
     assert STRAGGLER_FACTOR * 20.0 == 60.0
+
+
+def test_what_waits_behind_others_is_given_to_who_is_idle() -> None:
+    """Else what a node was given in one piece is done there, one after the other, while all others have nothing."""
+    queued = straggler(0, 10.0, 1, 6, task_s=20.0, slowness=1.0, is_copied=False)
+    assert queued.waits_s == 90.0 and queued.done_s == 0.0
+    assert queued.is_for(1.0) and queued.is_for(5.0) and not queued.is_for(5.5), "it begins with nothing before it"
+    assert queued.slowness_max >= 5.0
+    assert straggler(0, 110.0, 1, 6, task_s=20.0, slowness=1.0, is_copied=False).done_s == 10.0
+
+
+def test_the_first_ends_of_a_job_do_not_tell_how_long_its_tasks_take() -> None:
+    """They are the short ones: whoever asks next would get hundreds that take far longer."""
+    core = OwnerCore()
+    core.add_job(JobEnvelope(JOB, JobTerms(), b"", SUBMITTER, SUBMITTER, b"raw"))
+    core.add_tasks(JOB, [b"x"] * 5000)
+    wanting = [replace(thief(str(number)), want=500) for number in range(20)]
+    held = []
+    for who in wanting:
+        grant = core.choose(0.0, who)
+        assert grant is not None and len(grant.tasks) == 1
+        core.acknowledged(0.0, who.key, grant.grant_id, True)
+        held.append(grant.tasks[0])
+    for count, (who, task) in enumerate(zip(wanting, held, strict=True), 1):
+        good = Outcome(OutcomeStatus.OK, runtime_s=0.01 * count)
+        core.result(0.01 * count, who.key, who.installation, JOB, task.index, 0, task.attempt, good, b"d" * 32)
+        grant = core.choose(0.01 * count, who)
+        assert grant is not None and (len(grant.tasks) > 1) == (count >= len(wanting) / 2)
+        core.acknowledged(0.01 * count, who.key, grant.grant_id, True)
+    core.check_invariants()
 
 
 def test_slowness_is_learned_from_run_times() -> None:

@@ -151,6 +151,9 @@ class OwnedJob:
         """Installation → tasks that failed there since one ended well there."""
         self.stories: dict[int, deque[tuple[float, str]]] = {}
         self.task_s: float | None = None
+        """How long tasks took (EWMA)."""
+        self.timed_count = 0
+        """Of how many that is known."""
         self.slowness = Slowness()
         self.halt: Halt | None = parse_halt(envelope.terms.halt)
         self.halted = ""

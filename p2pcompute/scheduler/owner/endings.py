@@ -110,6 +110,7 @@ class Endings:
     def _note_duration(job: OwnedJob, outcome: Outcome, thief: bytes) -> None:
         runtime_s = max(outcome.runtime_s, TASK_S_MIN)
         job.task_s = runtime_s if job.task_s is None else job.task_s + DURATION_WEIGHT * (runtime_s - job.task_s)
+        job.timed_count += 1
         job.slowness.note(thief, runtime_s, job.task_s)
 
     def _fail(self, job: OwnedJob, index: int, outcome: Outcome | None, thief: bytes, why: str) -> None:

@@ -4,7 +4,8 @@ whose turn     jobs in the order of `fairness`: slot time had, by weight; priori
                prefer some nodes wait for these for a second (`choose_preferred`).
 who may        the job's own conditions (`_may_run`), and whether this node has failed what others did well
                (`_is_broken`).
-how many       a task per slot at first, then a second of work, at most half of what is ready (`batch_size`).
+how many       a task per slot until it is known how long they take, then a second of work, at most half of what is
+               ready (`batch_size`).
 which          the first that are ready, those before others whose inputs the node has; not those that failed there
                while there is another node for them (`_pick_ready`).
 nothing left   an idle node is given a task that takes too long elsewhere (`copy`).
@@ -115,7 +116,8 @@ class Rule(Leases):
         if self.crowd > 1:  # the thief does not know how many there are; not all may come back at once
             spread = self.crowd * (0.5 + int.from_bytes(thief.key[-2:]) / 65536)
             batch_s, want = batch_s * spread, max(want, round(want * spread))
-        if job.task_s is not None:
+        # Those that end first are the short ones: what they took says little until half of the slots have ended one.
+        if job.task_s is not None and 2 * job.timed_count >= len(job.by_thief) * slots:
             tasks = batch_s * slots / (job.task_s * job.slowness.of(thief.key))
             size = max(slots, ceil(tasks) if self.crowd > 1 else int(tasks))
         if thief.installation in self._breakers and self._breakers[thief.installation].until:
