@@ -300,7 +300,7 @@ def _drop(hostile: _Hostile) -> None:
         if held.owner == LOCAL:
             finish(held, outcome)
             return
-        worker._unpin(held)
+        worker._unpin(held.run_id)
         hostile.fire()
 
     _swap(worker, "_finish", swallow)
