@@ -75,6 +75,8 @@ _EXIT_BY_CODE: Final = {
 _JOBS: Final = "p2pcompute.cli.job_commands"
 _OUTPUT: Final = "p2pcompute.cli.job_output"
 _NODE: Final = "p2pcompute.cli.node_commands"
+_WATCH: Final = "p2pcompute.cli.watch_commands"
+_INVITE: Final = "p2pcompute.cli.invite_commands"
 _COMFORT: Final = "p2pcompute.cli.comfort_commands"
 _FIND: Final = "p2pcompute.cli.find_commands"
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
@@ -93,7 +95,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "retry": (_JOBS, "Run failed tasks of a job again."),
         "prune": (_JOBS, "Free disk space used by finished jobs."),
     },
-    "Watch": {"status": (_NODE, "This node, its group, and anything that needs attention.")},
+    "Watch": {"status": (_WATCH, "This node, its group, and anything that needs attention.")},
     "This machine": {
         "node": (_NODE, "Run this machine's node in the foreground; subcommands control it."),
         "pause": (_COMFORT, "Stop taking work."),
@@ -101,10 +103,10 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "service": ("p2pcompute.cli.service_commands", "Start the node with the computer."),
     },
     "Group": {
-        "invite": (_NODE, "Let another computer join the group."),
-        "join": (_NODE, "Join a group."),
+        "invite": (_INVITE, "Let another computer join the group."),
+        "join": (_INVITE, "Join a group."),
         "leave": ("p2pcompute.cli.group_commands", "Give up membership of the group."),
-        "peers": (_NODE, "Members, how they are reached, and what they offer."),
+        "peers": (_WATCH, "Members, how they are reached, and what they offer."),
         "group": ("p2pcompute.cli.group_commands", "Groups of this computer, their members, and what they may do."),
         "trust": ("p2pcompute.cli.trust_commands", "How far this computer trusts others."),
         "find": (_FIND, "Nodes that match an expression, with the age of what is known."),
@@ -114,7 +116,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "config": ("p2pcompute.cli.config_commands", "Settings files."),
         "doctor": ("p2pcompute.cli.doctor", "Check this machine and say what to do."),
         "completion": ("p2pcompute.cli.completion", "Shell completion script."),
-        "version": (_NODE, "Versions of command and node, and whether they fit."),
+        "version": (_WATCH, "Versions of command and node, and whether they fit."),
         "sim": ("p2pcompute.cli.sim_commands", "Simulate a mesh on this machine, in virtual time."),
     },
 }

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from p2pcompute.cli import daemon_start, node_commands
+from p2pcompute.cli import daemon_start, node_commands, watch_commands
 from p2pcompute.cli.daemon_start import ensure_node, is_container, is_running, is_throwaway, running_pid, why_embedded
 from p2pcompute.cli.main import run_command
 from p2pcompute.errors import NodeUnavailable
@@ -197,7 +197,8 @@ def test_stuck_node_is_named_and_can_be_ended(home: MakeHome, monkeypatch: pytes
     assert one.p2pc("node", "start") == 0
     pid = running_pid(one.paths)
     assert pid is not None
-    monkeypatch.setattr(node_commands, "STATUS_S_MAX", 0.3)
+    for module in (node_commands, watch_commands):
+        monkeypatch.setattr(module, "STATUS_S_MAX", 0.3)
     os.kill(pid, signal.SIGSTOP)
     assert one.p2pc("status") == 5 and "does not answer" in one.err
     assert one.p2pc("node", "stop") == 5 and f"pid {pid}" in one.err and "p2pc node stop --now" in one.err
@@ -328,14 +329,14 @@ def test_status_names_what_to_look_at() -> None:
         "jobs": {"running": 1, "waiting": 0},
         "notes": ["the store takes nothing: disk full; make room"],
     }
-    text = node_commands.status_text(document, with_peers=True)
+    text = watch_commands.status_text(document, with_peers=True)
     lines = text.splitlines()
     assert lines[0] == "nova is working in group home-lab: 2 of 3 nodes up, 9 of 12 slots busy."
     assert "not seen for 12.0 s" in text and "1.4.0 !" in text
     assert "2 things to look at" in lines and "\x1b" not in text, "a peer's name must not move our cursor"
     assert lines[-1] == "Jobs: 1 running, 0 waiting"
     removed = {**document, "group": {**document["group"], "is_removed": True}, "peers": document["peers"][:1]}
-    lines = node_commands.status_text(removed, with_peers=True).splitlines()
+    lines = watch_commands.status_text(removed, with_peers=True).splitlines()
     assert lines[0] == "nova is working, removed from group home-lab: it works for itself, 8 of 8 slots busy."
 
 
