@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.e2e.mesh import Daemon, Mesh, until
 
-
 TALKING = """
 import os, time
 
