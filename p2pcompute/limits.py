@@ -573,14 +573,14 @@ PEERS_MET_MAX: Final = 64
 PEERS_MAX: Final = 8192
 """Members that a node can name, ask for work or offer some."""
 JOB_NAME_CHARS_MAX: Final = 200
+NO_OUTPUT: Final = 1 << 58
+"""What comes after so many bytes of output: nothing."""
 REQUEST_NAME_BYTES: Final = 16
 """Random bytes that name a submission: so many that no two are alike."""
 REQUEST_NAME_CHARS_MAX: Final = 64
 SUBMISSIONS_REMEMBERED: Final = 10_000
 """The newest; who repeats one does so within minutes."""
 PRINTED_TAIL_BYTES_MAX: Final = 16 * KIB
-NO_OUTPUT: Final = 1 << 58
-"""What comes after so many bytes of output: nothing."""
 """Of what an attempt printed to one stream, so much of the end is told with heartbeats, and kept when it is lost."""
 PRINTED_BYTES_MAX: Final = 32 * MIB
 """The same of all tasks of an owner that run now; of who was not heard of for longest nothing is kept."""
