@@ -252,7 +252,7 @@ class Node:
         self.joining.is_out = lambda: bool(self.members.removed_text)
         self.scheduler.owner.on_banned = self._banned
         self.members.on_policy = self._policy_changed
-        self._policy_changed(self.members.policy().in_force)
+        self._set_conditions(self.members.policy().in_force)
         self.channels.on_open = self._channel_opened
         self.channels.on_lost = self._channel_lost
         self.channels.on_replaced = self._key_used_elsewhere
@@ -298,10 +298,14 @@ class Node:
         await owner.committed()
         await self.evidence_exchange.prove(installation, dict.fromkeys([*told, *checked]))
 
-    def _policy_changed(self, policy: GroupPolicy) -> None:
-        """Let the policy of the group hold here, also for jobs that are known already."""
+    def _set_conditions(self, policy: GroupPolicy) -> None:
+        """Take over what this machine's owner and the group say of jobs."""
         self._accepts = "false" if self.members.policy().is_beyond else self._own_accepts
         self.placement.accepts, self.placement.group_accepts = self._accepts, policy.accept
+
+    def _policy_changed(self, policy: GroupPolicy) -> None:
+        """Let the policy of the group hold here, also for jobs that are known already."""
+        self._set_conditions(policy)
         if not self._is_reopening and self.network.is_open not in (None, self.credentials.is_open):
             self._is_reopening = True
             self._scope.spawn(self._reopen(), "open")
