@@ -191,13 +191,13 @@ def hold(target: ResultsTarget) -> Hold:
         UsageError: somebody else writes there.
         StoreError: the disk refuses.
     """
-    with disk_errors(target, {}):
+    with disk_errors(target, None):
         return Hold(target.claims())
 
 
 @contextlib.contextmanager
-def disk_errors(target: ResultsTarget, job: Mapping[str, Any]) -> Iterator[None]:
-    """Turn OSError into StoreError with the path and the way out."""
+def disk_errors(target: ResultsTarget, job: Mapping[str, Any] | None) -> Iterator[None]:
+    """Turn OSError into StoreError with the path and the way out; `job` is None before there is one."""
     try:
         yield
     except OSError as error:
@@ -205,7 +205,9 @@ def disk_errors(target: ResultsTarget, job: Mapping[str, Any]) -> Iterator[None]
         raise StoreError(
             f"results cannot be written to {where}",
             error.strerror or str(error),
-            "make room or give permission, and they are written then; nothing is lost, elsewhere: "
+            "make room or give permission, and begin again: nothing has run"
+            if job is None
+            else "make room or give permission, and they are written then; nothing is lost, elsewhere: "
             f"p2pc result {job.get('alias') or 'JOB'} -o DIR",
             code="results-disk",
         ) from error

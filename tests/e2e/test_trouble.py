@@ -177,12 +177,27 @@ def test_a_second_node_of_one_home_is_refused(mesh: Mesh) -> None:
 
 
 def test_results_that_cannot_be_written_are_kept(mesh: Mesh, short_path: Path, small_disk: Path) -> None:
-    """The disk of --results is full: the job's own results stay in the node, and are written once there is room."""
+    """The disk of --results fills up: the job's own results stay in the node, and are written once there is room."""
     ada = mesh.add("ada").start()
+    gate, out = short_path / "gate", small_disk / "out"
+    command = f"while [ ! -e {gate} ]; do sleep 0.05; done; echo {{}}"
+    running = ada.begin("run", "--results", str(out), command, ":::", *map(str, range(20)))
+    until(lambda: list(out.glob("*")), 20, "the folder is claimed")
     ballast = fill(small_disk)
-    running = ada.begin("run", "--results", str(small_disk / "out"), "echo {}", ":::", *map(str, range(20)))
+    gate.touch()
     first = running.finish(60)
     assert first.code != 0 and "No space left" in first.err, first.err
     ballast.unlink()
-    until((small_disk / "out/summary.json").exists, 20, "it is tried again by itself")
-    assert sorted(row[8] for row in joblog_rows(small_disk / "out/joblog")) == sorted(f"echo {i}" for i in range(20))
+    until((out / "summary.json").exists, 20, "it is tried again by itself")
+    said = [row[8].rpartition("; ")[2] for row in joblog_rows(out / "joblog")]
+    assert sorted(said) == sorted(f"echo {i}" for i in range(20))
+
+
+def test_a_job_whose_results_have_no_room_is_not_begun(mesh: Mesh, small_disk: Path) -> None:
+    ada = mesh.add("ada").start()
+    ballast = fill(small_disk)
+    refused = ada.p2pc("run", "--results", str(small_disk / "out"), "echo {}", ":::", "a")
+    assert refused.code == 5 and "No space left" in refused.err and "nothing has run" in refused.err, refused.err
+    assert ada.get("/v1/jobs?all=true")["items"] == []
+    ballast.unlink()
+    ada.p2pc("run", "--results", str(small_disk / "out"), "echo {}", ":::", "a").check()
