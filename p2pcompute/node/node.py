@@ -255,6 +255,7 @@ class Node:
         self._set_conditions(self.members.policy().in_force)
         self.channels.on_open = self._channel_opened
         self.channels.on_lost = self._channel_lost
+        self.channels.is_awaited = self.scheduler.worker.is_awaited
         self.channels.on_replaced = self._key_used_elsewhere
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake

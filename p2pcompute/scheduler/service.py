@@ -714,7 +714,8 @@ class Scheduler:
         if self._channels.get(key) is not None:
             return
         self.parking.remove(key)
-        if channel.lost_reason != MADE_ROOM:  # else it is not gone, and tells us as long as its leases last
+        if channel.lost_reason != MADE_ROOM and channel.was_heard:
+            # Else it is not gone as far as we know, and tells us as long as its leases last.
             self._host.clock.call_later(PEER_LOST_GRACE_S, lambda: self._judge_lost(key))
         link = self.worker.links.get(key)
         if link is not None and link.heartbeat_due:

@@ -655,6 +655,11 @@ class WorkerService:
         """Whether a task is held here, or something of one has not reached its owner."""
         return bool(self.core.held) or self._storing_count > 0 or any(link.results for link in self.links.values())
 
+    def is_awaited(self, key: bytes) -> bool:
+        """Whether this node does something for an owner, or has results for it."""
+        link = self.links.get(key)
+        return link is not None and bool(link.heartbeat_due or link.results)
+
     @property
     def is_full(self) -> bool:
         """True while so many results wait for absent owners that no new work should be taken."""

@@ -161,6 +161,7 @@ class Channel:
         self._replying = asyncio.Lock()
         self._written_bytes = 0
         now = shared.clock.now()
+        self._begun = now
         self._heard = now
         self._used = now
         self._ping: tuple[int, float] | None = None
@@ -182,6 +183,11 @@ class Channel:
     def is_idle(self) -> bool:
         """Whether nothing is asked on it in either direction and nothing was sent lately."""
         return not self._pending and not self._serving_count and self.quiet_s >= CHANNEL_PING_S
+
+    @property
+    def was_heard(self) -> bool:
+        """Whether anything has come on it: else it may have ended because the peer had no room for it."""
+        return self._heard > self._begun
 
     @property
     def quiet_s(self) -> float:

@@ -147,6 +147,8 @@ class Channels:
         """Called with each new control channel, before anything that comes on it is handled."""
         self.on_lost: Callable[[Channel], None] = _ignore
         """Called once with each control channel that ended, whoever ended it."""
+        self.is_awaited: Callable[[bytes], bool] = lambda _key: False
+        """Says whether a peer waits for something that this node does."""
         self.on_refused: Callable[[bytes, TrustError], None] = lambda _key, _refusal: None
         """Called with the key of a node that was dialled and did not take this one for a member, and what it said."""
 
@@ -537,11 +539,13 @@ class Channels:
         return len(self._open) < CHANNELS_MAX or self._close_one(list(self._open))
 
     def _close_one(self, channels: Sequence[Channel]) -> bool:
-        """Close one of several idle channels to a peer, which nobody misses, or else the least recently used one."""
-        idle = [channel for channel in channels if channel.is_idle]
+        """Close an idle channel: one of several to a peer, which nobody misses, or else the least recently used one.
+        The only one to a peer that waits for something from here stays: it would take this node for dead."""
+        doubles = {channel for channel in channels if self._is_double(channel)}
+        idle = [one for one in channels if one.is_idle and (one in doubles or not self.is_awaited(one.peer.key))]
         if not idle:
             return False
-        max(idle, key=lambda channel: (self._is_double(channel), channel.quiet_s)).close(MADE_ROOM)
+        max(idle, key=lambda channel: (channel in doubles, channel.quiet_s)).close(MADE_ROOM)
         return True
 
     def _is_double(self, channel: Channel) -> bool:

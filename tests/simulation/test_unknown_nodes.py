@@ -59,10 +59,11 @@ def note_reasons(table: channels.Channels, reasons: list[str]) -> None:
     table.on_lost = note
 
 
-def test_who_makes_room_for_others_keeps_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", [1, 4, 5])
+def test_who_makes_room_for_others_keeps_its_tasks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an owner with more workers than channels has their tasks done twice."""
     monkeypatch.setattr(channels, "CHANNELS_MAX", 4)
-    with Simulation(1) as simulation:
+    with Simulation(seed) as simulation:
         mesh = Mesh(simulation, 8, runner=RunnerModel(slot_count=1), custodians=0)
 
         async def main() -> None:
