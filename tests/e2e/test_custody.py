@@ -57,8 +57,7 @@ def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_pa
     until(lambda: (bob.job(job)["done"], bob.job(job)["claimed"]) == (TASKS, 0), 20, "its verdicts are told")
     until((tmp_path / "out/summary.json").exists, 20, "results are written")
     times = check_results(ada, tmp_path, TASKS)
-    # On a busy machine the two that grant overlap for longer than RECOVERY_GRACE_S, and a part is run twice.
-    assert times["1"] >= TASKS // 3, times
+    assert times["1"] >= TASKS - 20, times
 
 
 def test_files_go_along_while_the_owner_is_away(mesh: Mesh, tmp_path: Path) -> None:
