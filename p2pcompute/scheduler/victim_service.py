@@ -113,7 +113,7 @@ class VictimService:
         self.may_work: Callable[[bytes], bool] = lambda _installation: True
         """Says whether an installation may be given tasks of ours."""
         self.is_benched: Callable[[bytes], bool] = lambda _key: False
-        """Says whether a node rests because its results broke the protocol: for BENCH_S, since the next ones would too."""
+        """Says whether a node rests for BENCH_S: its results broke the protocol, and the next ones would too."""
         self.counters = VictimCounters()
         self.given: dict[int, _Given] = {}
         self._next_given = GIVEN_ID
