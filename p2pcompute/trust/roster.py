@@ -183,8 +183,8 @@ class Roster:
         same members draw the same ones."""
         if self._drawn is None or self._drawn[0] != count:
             members = (key for key, (_chain, member) in self._known.items() if not member.is_stranger)
-            place = lambda key: hashlib.sha256(self._group_id + key).digest()  # noqa: E731
-            self._drawn = count, heapq.nsmallest(count, members, key=place)
+            places = ((hashlib.sha256(self._group_id + key).digest(), key) for key in members)
+            self._drawn = count, [key for _place, key in heapq.nsmallest(count, places)]
         return self._drawn[1]
 
     # --- sharing ----------------------------------------------------------------------------------

@@ -181,7 +181,8 @@ def test_custodians_keep_no_more_than_their_people_give(monkeypatch: pytest.Monk
             mesh.crash(owner)
             for keeper in found:
                 await keeper.host.call(keeper.running.scheduler.owner.drop_replica(job_id))
-                assert keeper.running.scheduler.custody.kept_bytes == 0, "room comes back with the job's end"  # type: ignore[union-attr]
+                custody = keeper.running.scheduler.custody
+                assert custody is not None and custody.kept_bytes == 0, "room comes back with the job's end"
 
         simulation.run(main(), time_s_max=2000)
         mesh.check_errors()

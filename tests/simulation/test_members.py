@@ -208,7 +208,7 @@ def test_what_runs_and_would_be_refused_now_ends_and_runs_elsewhere() -> None:
             await until(lambda: holds_of(mesh, bob) > 4, 20.0)
             for policy in ('job.name != "simulated"', ""):
                 await founder.host.call(_set_policy(founder, GroupPolicy(accept=policy)))
-                await until(lambda: (holds_of(mesh, bob) == 0) is bool(policy), 30.0)  # noqa: B023
+                await until(lambda ends=bool(policy): (holds_of(mesh, bob) == 0) is ends, 30.0)
             await founder.host.call(_write(founder, {"kind": "vote", "critical": True}))
             await until(lambda: holds_of(mesh, bob) == 0, 3.0)
             await asyncio.sleep(30)
