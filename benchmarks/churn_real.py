@@ -27,7 +27,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +35,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from report import conclude
 from tier0 import Daemon, make_group, stopping, until
 
 from p2pcompute.errors import P2pcError
@@ -295,12 +295,7 @@ def main() -> int:
         "retried": job and job["retried"],
         "problems": problems,
     }
-    print(json.dumps(report, indent=2))
-    if problems:
-        print(f"the homes are in {directory}", file=sys.stderr)
-        return 1
-    shutil.rmtree(directory, ignore_errors=True)
-    return 0
+    return conclude(report, directory)
 
 
 def _faults_of(nodes: list[Node], job: dict[str, Any] | None) -> dict[str, dict[str, int]]:

@@ -36,10 +36,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from dht_node import RealDht, commit, identity_of, machine, nearest
+from dht_node import RealDht, identity_of, machine, nearest
 from kademlia.crawling import NodeSpiderCrawl
 from kademlia.network import Server
 from kademlia.node import Node as TheirNode
+from report import commit, write
 
 from p2pcompute.dht.contacts import id_of
 from p2pcompute.host.interfaces import Address
@@ -414,11 +415,7 @@ def main() -> int:
         "results": results,
         "theirs_over_ours": _ratios(results),
     }
-    text = json.dumps(document, indent=2) + "\n"
-    if given.output is not None:
-        given.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    write(document, given.output)
     return 0
 
 

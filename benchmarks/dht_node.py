@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import platform
-import subprocess
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final, cast
 
 from p2pcompute.dht.contacts import id_of
@@ -103,15 +100,6 @@ def nearest(ids: list[bytes], key: bytes, count: int) -> list[bytes]:
     """The ids nearest to a key, nearest first."""
     target = int.from_bytes(key, "big")
     return sorted(ids, key=lambda one: int.from_bytes(one, "big") ^ target)[:count]
-
-
-def commit() -> str | None:
-    """The commit of the work tree, if there is one."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        asked = ["git", "rev-parse", "HEAD"]
-        here = Path(__file__).parent
-        return subprocess.run(asked, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    return None
 
 
 def machine() -> dict[str, Any]:

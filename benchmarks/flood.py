@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import socket
@@ -29,7 +28,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dht import Kind
-from dht_node import GROUP, commit, identity_of, key_of, machine, nearest
+from dht_node import GROUP, identity_of, key_of, machine, nearest
+from report import commit, write
 
 from p2pcompute.dht.contacts import id_of
 from p2pcompute.dht.messages import RUN_BYTES, TRANSACTION_BYTES, Find, encode_statement
@@ -201,11 +201,7 @@ def main() -> int:
         "seed": given.seed,
     }
     document |= asyncio.run(measure(nodes=given.nodes, minutes=given.minutes, rate=given.rate, seed=given.seed))
-    text = json.dumps(document, indent=2) + "\n"
-    if given.output is not None:
-        given.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    write(document, given.output)
     return 0
 
 

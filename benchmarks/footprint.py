@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from report import commit
+
 GOALS = {"pss_mib": 80.0, "idle_core_percent": 0.5, "status_cpu_ms": 150.0}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -112,12 +114,6 @@ def command_cpu_ms(command: Sequence[str], env: dict[str, str], runs: int = 11) 
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
     return {"median": round(statistics.median(times), 1), "min": round(min(times), 1), "max": round(max(times), 1)}
-
-
-def commit() -> str | None:
-    tree = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "-C", str(tree), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def measure(root: Path, idle_s: float, settle_s: float) -> dict[str, Any]:

@@ -13,10 +13,7 @@ often tasks ran.  Exit code 1 and the reasons, and the homes kept, when anything
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from churn_real import _looked, executions, problems_of, submit
+from report import conclude
 from tier0 import Daemon, make_group, stopping, until
 
 NODES: Final = 8
@@ -54,17 +52,9 @@ sys.exit(main())
 class Liar(Daemon):
     """A daemon that runs `LYING`."""
 
-    def spawn(self) -> None:
-        with open(self.home / "stderr", "ab") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(self.home / "lying.py")],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env=self.env,
-                cwd=self.home,
-                start_new_session=True,
-            )
+    @property
+    def program(self) -> list[str]:
+        return [str(self.home / "lying.py")]
 
 
 def banned_at(owner: Daemon) -> list[str]:
@@ -117,12 +107,7 @@ def main() -> int:
         "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 1),
         "problems": problems,
     }
-    print(json.dumps(report, indent=2))
-    if problems:
-        print(f"the homes are in {directory}", file=sys.stderr)
-        return 1
-    shutil.rmtree(directory, ignore_errors=True)
-    return 0
+    return conclude(report, directory)
 
 
 if __name__ == "__main__":

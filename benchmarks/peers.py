@@ -34,6 +34,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from report import write
+
 WORKERS = 2
 NOOPS = 5000
 MAP_ITEMS = 100_000
@@ -566,11 +568,7 @@ def main() -> int:
         "results": results,
         "ratios": ratios(results),
     }
-    text = json.dumps(document, indent=2) + "\n"
-    if given.output is not None:
-        given.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    write(document, given.output)
     print(table(results), file=sys.stderr)
     return 0
 

@@ -38,6 +38,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from report import commit
+
 GOALS = {
     "ping_messages_per_cpu_s": 30_000.0,
     "whole_node_messages_per_cpu_s": 6_000.0,
@@ -481,12 +483,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def commit() -> str | None:
-    tree = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "-C", str(tree), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def version_of(python: str, package: str) -> str | None:

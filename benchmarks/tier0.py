@@ -40,6 +40,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from report import commit
+
 from p2pcompute.cli.connection import Connection
 from p2pcompute.host.paths import prepare_directories, resolve_paths
 from p2pcompute.host.real_crypto import RealCrypto
@@ -107,11 +109,16 @@ class Daemon:
         self.spawn()
         until(self._is_ready, START_S_MAX, f"{self.name} is up")
 
+    @property
+    def program(self) -> list[str]:
+        """What Python is to run."""
+        return ["-m", "p2pcompute.daemon"]
+
     def spawn(self) -> None:
         """Start the process."""
         with open(self.home / "stderr", "ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "p2pcompute.daemon"],
+                [sys.executable, "-P", *self.program],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -468,12 +475,6 @@ def cores_busy() -> float:
     before, began = ticks(), time.monotonic()
     time.sleep(LOAD_S)
     return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - began)
-
-
-def commit() -> str | None:
-    tree = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "-C", str(tree), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def main() -> int:

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import ConfigError, UsageError
-from p2pcompute.limits import CUSTODIANS, CUSTODIANS_MAX, DNS_SERVERS_MAX, GRACE_S_MAX, SEEDS_MAX
+from p2pcompute.limits import (
+    CUSTODIANS,
+    CUSTODIANS_MAX,
+    DNS_SERVERS_MAX,
+    GRACE_S_MAX,
+    NODE_NAME_CHARS_MAX,
+    SEEDS_MAX,
+)
 from p2pcompute.places import Paths
 
 PROJECT_FILE: Final = "p2pc.toml"
@@ -542,13 +549,15 @@ def convert(key: str, value: Any) -> Any:
             raise ConfigError(f"there may be {_COUNTS_MAX[key]} of them")
         if key == "node.labels":
             parse_labels(result)
+        if key == "node.name" and len(result) > NODE_NAME_CHARS_MAX:
+            raise ConfigError(f"it may have {NODE_NAME_CHARS_MAX} characters", f"it has {len(result):,}")
         if "choices" in item.metadata and result not in item.metadata["choices"]:
             raise ConfigError(f"it is one of {', '.join(one or '(empty)' for one in item.metadata['choices'])}")
     except UsageError as error:
         raise ConfigError(
             f"{key} cannot be {value!r}",
             error.what if not error.why else f"{error.what}; {error.why}",
-            error.fix or help_of(key),
+            error.fix or f"give it another value; what it says: {help_of(key)}",
         ) from error
     return result
 

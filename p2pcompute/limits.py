@@ -44,6 +44,8 @@ FILES_OPEN_WANTED: Final = 4 * CHANNELS_MAX
 """Open files that a node asks its system for: many systems allow 1,024 or 256 unless they are asked."""
 CHANNEL_IDLE_S: Final = 300.0
 """A channel without traffic that nobody needs is closed after this; it opens again when needed."""
+CHANNEL_SPARE_S: Final = 10.0
+"""The same of one of two to a peer that is not used: both nodes have dialled."""
 CHANNEL_WRITE_BYTES_MAX: Final = 8 * MIB
 """Unsent bytes of one channel; a peer that does not read is cut off beyond it."""
 CHANNEL_PING_S: Final = 10.0
@@ -457,6 +459,8 @@ VERIFY_RULES_MAX: Final = 64
 tasks of jobs with further ones."""
 VERIFY_HELD_BYTES_MAX: Final = 256 * MIB
 """Results of members that wait to be believed; then members begin no further tasks."""
+VERIFY_UNASKED_BYTES_MAX: Final = 32 * MIB
+"""When so much of these waits, results of tasks that a member was not lent, or no longer, are refused, and counted."""
 VERIFY_KEPT_BYTES_MAX: Final = 64 * MIB
 """Inputs of tasks whose results were accepted and may still be revoked; the oldest are read from the journal again."""
 ANSWERED_MAX: Final = 20_000
@@ -556,6 +560,15 @@ POISON_NODES: Final = 3
 """A task whose runner died on so many nodes (or attempts, when there are fewer nodes) has failed."""
 ATTEMPTS_MAX: Final = 100
 """Attempts of one task over its life, whatever ended them."""
+REFUSALS_FREE: Final = 4
+"""A node that has not begun so many tasks of a job in a row (it refuses them, or cannot) is given none of it for a
+while: fewer may have to do with those tasks alone."""
+REFUSED_S_MIN: Final = 1.0
+REFUSED_S_MAX: Final = 60.0
+"""How long: doubled each time that the next one is not begun either, up to this."""
+REFUSALS_MAX: Final = 10
+"""A task that is refused as one of so many in a row, which takes a minute, has failed where no other node may run
+it."""
 JOB_TASKS_MAX: Final = 100_000_000
 TASK_PAYLOAD_BYTES_MAX: Final = 256 * KIB
 """Inline part of a task.  Larger arguments travel as blobs."""
@@ -563,6 +576,8 @@ INLINE_BYTES_MAX: Final = 64 * KIB
 """Arguments, values and output up to this travel in the message; larger ones are blobs."""
 RESULTS_BATCH_BYTES_MAX: Final = 768 * KIB
 RESULTS_BATCH_MAX: Final = 512
+CLAIMS_BYTES_MAX: Final = 32 * KIB - 128
+"""A worker's signature under so many claims of up to 61 bytes; two of them are a proof, whatever else is in them."""
 JOBS_ACTIVE_MAX: Final = 4096
 PRIORITY_MAX: Final = 1000
 """Priorities of jobs lie between this and its negative."""
@@ -623,6 +638,10 @@ CLAIM_BYTES_MAX: Final = 640 * KIB
 """One encoded outcome; keeps a results message inside a frame."""
 THIEVES_MAX: Final = 16384
 """Thieves that an owner remembers; the one not seen for longest is forgotten."""
+JOB_NODES_MAX: Final = THIEVES_MAX
+"""Nodes of which an owner knows, for one job, how many tasks they hold and have done, how fast they are, and whether
+they fail or refuse: as many as it remembers at all, for one member can have any number of keys.  The one that came
+first is forgotten, of those that hold no task: it is to this job as if it had never had a task of it."""
 UNACKED_RESULTS_BYTES_MAX: Final = 1024 * MIB
 """Results a worker keeps for an owner that is away; beyond it no new tasks are taken."""
 UNSENT_BLOBS_CACHE_SHARE: Final = 0.5
@@ -857,7 +876,11 @@ LIST_ITEMS_MAX: Final = 10_000
 LIST_CONTENT_BYTES_MAX: Final = 4 * MIB
 """What tasks in one answer printed and returned; that of further ones is fetched task by task."""
 API_CONNECTIONS_MAX: Final = 128
-"""Control connections at once; further ones are answered 503."""
+"""Control connections that are listened to at once; further ones wait for one of them to end."""
+API_WAITING_MAX: Final = 1024
+"""Control connections that wait; further ones are answered 503."""
+API_WAIT_S_MAX: Final = 4.0
+"""They wait so long, then they are answered 503: less than a command waits for an answer."""
 STOP_GRACE_S: Final = 60.0
 """A draining node waits this long for its running tasks, then stops them; they run again elsewhere or later."""
 GRACE_S_MAX: Final = 50.0
@@ -883,6 +906,8 @@ assert ENVELOPE_BYTES_MAX < FRAME_BYTES_MAX
 assert GROUP_LOG_BYTES_MAX + ROSTER_SHARED_MAX * ADMIT_CHAIN_MAX * ADMIT_ENTRY_BYTES_MAX < TRUST_FILE_BYTES_MAX
 assert LOG_ENTRY_BYTES_MAX + ADMIT_CHAIN_MAX * ADMIT_ENTRY_BYTES_MAX < FRAME_BYTES_MAX
 assert LOG_FOUNDER_ENTRIES < LOG_ENTRIES_MAX
+assert VERIFY_UNASKED_BYTES_MAX < VERIFY_HELD_BYTES_MAX, "who was not asked keeps nobody from working"
+assert 61 * RESULTS_BATCH_MAX + 512 <= CLAIMS_BYTES_MAX and 2 * CLAIMS_BYTES_MAX + 128 <= PROOF_BYTES_MAX
 assert PROOFS_BYTES_MAX + 16 * PROOFS_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + GRANT_ENVELOPE_BYTES_MAX + 32 * GRANT_TASKS_MAX + 4 * KIB <= FRAME_BYTES_MAX

@@ -11,6 +11,8 @@ from p2pcompute.errors import TrustError
 
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
+_TIMEVAL: Final = struct.Struct("@ll")
+"""struct timeval: seconds, microseconds."""
 
 
 def peer_uid(connection: socket.socket) -> int | None:
@@ -22,6 +24,29 @@ def peer_uid(connection: socket.socket) -> int | None:
         raw = connection.getsockopt(0, socket.LOCAL_PEERCRED, 76)
         return int(struct.unpack_from("2I", raw)[1])
     return None
+
+
+def connect(path: str, wait_s: float) -> socket.socket:
+    """Return a connection to our node, without a timeout of its own.
+
+    Args:
+        path: of the node's socket.
+        wait_s: how long to wait when many connect at the same time, for the node to take ours.
+
+    Raises:
+        OSError: nobody listens there, or the time is over (BlockingIOError).
+        TrustError: neither we nor root listen there.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Not `settimeout`: a socket that does not block is refused at once when the queue of the other is full.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(wait_s), 0))
+        connection.connect(path)
+        check_peer_is_ours(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def check_peer_is_ours(connection: socket.socket, path: str) -> None:

@@ -1,4 +1,4 @@
-"""scikit-learn's grid search on the mesh, by joblib's backend.  Needs: pip install 'p2pcompute[joblib]' scikit-learn"""
+"""scikit-learn's grid search on the mesh, by joblib's backend.  Needs: pip install joblib scikit-learn"""
 
 from __future__ import annotations
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.limits import EVENT_KEEPALIVE_S
-from p2pcompute.socket_peer import check_peer_is_ours
+from p2pcompute.socket_peer import connect
 
 REQUEST_S: Final = 60.0
 _SILENT_S: Final = 3 * EVENT_KEEPALIVE_S
@@ -87,14 +86,8 @@ def events(path: Path, target: str) -> Iterator[tuple[str, int | None, dict[str,
 
 def _connected(path: Path, timeout_s: float) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("p2pc", timeout=timeout_s)
-    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.sock.settimeout(timeout_s)
-        connection.sock.connect(str(path))
-        check_peer_is_ours(connection.sock, str(path))
-    except BaseException:
-        connection.close()
-        raise
+    connection.sock = connect(str(path), timeout_s)
+    connection.sock.settimeout(timeout_s)
     return connection
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
-from p2pcompute.api.explanations import Explanation, explanation_of
+from p2pcompute.api.explanations import OVER, Explanation, explanation_of
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
 from p2pcompute.api.open_jobs import OpenJob
@@ -41,8 +41,8 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler.acceptance import DISPUTED
+from p2pcompute.scheduler.books import TaskEnd
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import TaskEnd
 from p2pcompute.scheduler.stealing import LOCAL
 
 DRAIN_MAX: Final = 512
@@ -417,7 +417,8 @@ class Desk:
         Raises:
             UsageError: nothing of it was submitted.
         """
-        return explanation_of(self.ask(lambda node: explain_job(node, job)))
+        view = self.ask(lambda node: explain_job(node, job))
+        return OVER if view is None else explanation_of(view)
 
     # --- orders -----------------------------------------------------------------------------------
 

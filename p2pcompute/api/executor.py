@@ -140,32 +140,33 @@ class MeshExecutor(cf.Executor):
         resume: bool = False,
         detach: bool = False,
         patience: float | str | None = None,
-        _core: _Core | None = None,
     ) -> None:
         _check_group_name(group)
         if max_workers is not None and (type(max_workers) is not int or max_workers < 0):
             raise BadValue(f"max_workers={max_workers!r} cannot be used", "it is a count from 0", "change it")
         if local and max_workers == 0:
             raise BadValue("an executor that stays local needs workers", "max_workers is 0", "leave one of both out")
-        self._options = options or TaskOptions()
         if patience is not None and not detach:
             raise BadValue("patience goes with detach", "other calls end with this program", "leave it out")
         if resume and results is None:
             raise UsageError("resume needs to know what was done", "results= is not given", 'add results="out"')
-        if _core is None:
-            chosen = EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or "", group=group)
-            check_group(chosen)
-            target = None if results is None else results_target(results, resume=resume)
-            if detach:
-                _check_detached(chosen)
-                away_s = AWAY_S if patience is None else seconds("patience", patience)
-                kept = KeptCalls(find_paths(os.environ, group=group).socket, target, away_s)
-                _core = _Core(replace(chosen, worker_count=0), None, progress, kept)
-            else:
-                _core = _Core(chosen, None if target is None else ResultFolder(target, name or ""), progress)
-        self._core = _core
-        self._is_noted = self._core.is_noted or self._options.has_files
-        self._node = self._core.node
+        chosen = EmbeddedOptions(worker_count=max_workers, is_local=local, name=name or "", group=group)
+        check_group(chosen)
+        target = None if results is None else results_target(results, resume=resume)
+        if detach:
+            _check_detached(chosen)
+            away_s = AWAY_S if patience is None else seconds("patience", patience)
+            kept = KeptCalls(find_paths(os.environ, group=group).socket, target, away_s)
+            core = _Core(replace(chosen, worker_count=0), None, progress, kept)
+        else:
+            core = _Core(chosen, None if target is None else ResultFolder(target, name or ""), progress)
+        self._begin(core, options or TaskOptions())
+
+    def _begin(self, core: _Core, options: TaskOptions) -> None:
+        """Be an executor on this node, perhaps one of several."""
+        self._core, self._options = core, options
+        self._is_noted = core.is_noted or options.has_files
+        self._node = core.node
         self._desk = self._node.desk
         self._put = self._desk.put
         self._pid = os.getpid()
@@ -412,9 +413,16 @@ class MeshExecutor(cf.Executor):
 
     def with_task_options(self, options: TaskOptions) -> MeshExecutor:
         """Return an executor on the same node whose tasks run with these options."""
-        return MeshExecutor(options=options, _core=self._core)
+        other = MeshExecutor.__new__(MeshExecutor)
+        other._begin(self._core, options)
+        return other
 
     # --- state ------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        options = self._core.node.options
+        where = "alone" if options.is_local else f"group {options.group}" if options.group else "this machine's group"
+        return f"<MeshExecutor: {'closed' if self.is_closed else 'open'}, {where}>"
 
     @property
     def _max_workers(self) -> int:

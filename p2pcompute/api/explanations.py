@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import NoEligibleNode
 
 if TYPE_CHECKING:
-    from p2pcompute.node.explanations import ExplanationView
+    from p2pcompute.node.facade import ExplanationView
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Explanation:
     """Changes of what the job asks for, as flags of `p2pc run`, each tried; the smallest first."""
 
     def __str__(self) -> str:
+        if self == OVER:
+            return self.reasons[0].what
         count = f"{len(self.eligible)} node{'s' * (len(self.eligible) != 1)} could run it now"
         counts = [f"{count}: {', '.join(self.eligible)}" if self.eligible else count]
         worst: dict[str, str] = {}
@@ -59,6 +61,8 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
+        if self == OVER:
+            return f"<p>{self.reasons[0].what}</p>"
         rows = "".join(
             f"<tr><td>{html.escape(reason.node or '')}</td><td>{html.escape(reason.what)}</td>"
             f"<td>{html.escape(reason.fix or '')}</td></tr>"
@@ -68,6 +72,12 @@ class Explanation:
         eligible = html.escape(", ".join(self.eligible)) or "none"
         table = f"<table><tr><th>node</th><th>because</th><th>fix</th></tr>{rows}</table>" if rows else ""
         return f"<p>nodes that could run it now: {eligible}</p>{table}" + (f"<ul>{helps}</ul>" if helps else "")
+
+
+OVER: Final = Explanation(
+    (), (Reason("over", None, "every call has ended", "see its status, failures() and plot()"),), ()
+)
+"""Of a job that nothing keeps any more."""
 
 
 def explanation_of(view: ExplanationView) -> Explanation:

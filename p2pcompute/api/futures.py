@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from p2pcompute.api.options import TaskInfo, moment
+from p2pcompute.api.options import State, TaskInfo, moment
 from p2pcompute.api.pickling import load_exception, load_value
 from p2pcompute.api.printed import Stream, printed_lines
 from p2pcompute.errors import P2pcError, TaskError, UsageError, WorkerDied
@@ -163,7 +164,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
         """Where the files are that the task has brought back (`TaskOptions.fetch`), by their names there."""
         return self._files
 
-    def _state_now(self) -> str:
+    def _state_now(self) -> State:
         if self.cancelled():
             return "cancelled"
         if self.done():
@@ -175,7 +176,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
         outcome = None if self._report is None else self._report[2]
         return outcome is not None and outcome.status is OutcomeStatus.FAILED
 
-    def standing(self) -> tuple[str, str | None, float]:
+    def standing(self) -> tuple[State, str | None, float]:
         """Return (state, node, when it ended by that node's clock in Unix time, 0 if it has not): `info` for less."""
         state, report = self._state_now(), self._report
         if report is not None:
@@ -185,7 +186,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
             return state, self._desk.holder_of(self._job, self._index)[0], 0.0
         return state, None, 0.0
 
-    def _info(self, state: str) -> TaskInfo:
+    def _info(self, state: State) -> TaskInfo:
         job, report = self._job, self._report
         node, attempts, outcome, bytes_out = report if report is not None else (None, 0, None, 0)
         if report is None and job is not None:
@@ -351,7 +352,7 @@ def failure(outcome: Outcome | None, reason: str, node: str | None, data: bytes)
     if outcome is None:
         return TaskError("a task was given up", reason, node=node)
     if outcome.status is OutcomeStatus.FAILED and data:
-        return load_exception(data)
+        return _hinted(load_exception(data), node)
     stderr = outcome.stderr[-OUTPUT_SHOWN_BYTES:].decode("utf-8", "replace")
     text = outcome.error.strip() or reason or str(outcome.status)
     error: TaskError
@@ -381,6 +382,18 @@ def failure(outcome: Outcome | None, reason: str, node: str | None, data: bytes)
         case _:
             error = TaskError(text, reason if reason != text else "", node=node, remote_traceback=outcome.error)
     error.stderr_tail = stderr
+    return error
+
+
+def _hinted(error: BaseException, node: str | None) -> BaseException:
+    """Say of a file that a call has not found that it is here: the commonest mistake of all."""
+    name = getattr(error, "filename", None)
+    with contextlib.suppress(OSError, ValueError):  # of a name that no file can have
+        if isinstance(error, FileNotFoundError) and isinstance(name, str) and os.path.exists(name):
+            error.add_note(
+                f"This file is here, and the call ran on {node or 'another node'}: send it along, with_options(send="
+                '["{}"]) where its name is the first argument, or stay here, MeshExecutor(local=True).'
+            )
     return error
 
 

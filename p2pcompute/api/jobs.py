@@ -19,6 +19,7 @@ from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.job_status import PROGRESS_S, JobStatus, Progress, Shown, as_html, status_of
 from p2pcompute.api.open_jobs import OpenJob, Read
+from p2pcompute.api.options import check_errors
 from p2pcompute.api.saved import save_futures
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.spec import TaskKind
@@ -124,8 +125,10 @@ class Job(Generic[R]):
             timeout: seconds for all together.
 
         Raises:
+            BadValue: `errors` is none of these.
             TimeoutError: not all have ended in time.
         """
+        check_errors(errors)
         end = None if timeout is None else time.monotonic() + timeout
         found: list[R | BaseException] = []
         for future in self._futures:

@@ -15,7 +15,9 @@ from urllib.parse import quote
 from p2pcompute.api.control import ask, call
 from p2pcompute.api.explanations import Explanation, explanation_from
 from p2pcompute.api.job_status import JobStatus, NodeShare
+from p2pcompute.api.options import check_errors
 from p2pcompute.api.result_folder import results_target
+from p2pcompute.api.result_target import hold
 from p2pcompute.api.results import ResultsWriter
 from p2pcompute.api.shell import Completed
 from p2pcompute.errors import TaskError
@@ -35,8 +37,8 @@ class KeptJob:
         self.alias: str = document["alias"]
         self.name: str = document["name"]
         self.is_function: bool = document["kind"] == "function"
-        self._is_own = not document.get("owner")
         """Values are what the function returned; else they are `Completed` commands."""
+        self._is_own = not document.get("owner")
 
     def __repr__(self) -> str:
         status = self.status
@@ -84,7 +86,7 @@ class KeptJob:
         return self.status.total
 
     def __iter__(self) -> Iterator[Any]:
-        yield from self.wait().results()
+        yield from self.results()
 
     def wait(self, timeout: float | None = None) -> KeptJob:
         """Wait until every task has ended; returns the job itself.
@@ -101,16 +103,23 @@ class KeptJob:
             pause_s = min(longest_s, pause_s * 1.5)
         return self
 
-    def results(self, *, errors: Literal["raise", "skip", "return"] = "raise") -> list[Any]:
-        """Return the values of the tasks that have ended, in the order of the inputs.
+    def results(
+        self, *, errors: Literal["raise", "skip", "return"] = "raise", timeout: float | None = None
+    ) -> list[Any]:
+        """Wait and return the values in the order of the inputs, as those of a `Job`.
 
         Args:
             errors: of tasks that failed or were cancelled: raise the first, leave them out, or return them.
+            timeout: seconds for all together.
 
         Raises:
+            BadValue: `errors` is none of these.
+            TimeoutError: not all have ended in time.
             Exception: what the first failed call raised.
             TaskError: a command could not be run, or a task was cancelled.
         """
+        check_errors(errors)
+        self.wait(timeout)
         found: list[Any] = []
         for task in self._tasks():
             value, error = self._outcome(task)
@@ -135,10 +144,14 @@ class KeptJob:
         """Write what has ended until now to a folder, or a .jsonl, .csv or .tsv file, as `p2pc run --results` does it.
 
         Raises:
-            UsageError: other results are there.
+            UsageError: other results are there, or somebody else writes there.
         """
         job = self._ask("GET", "")
-        writer = ResultsWriter.create(results_target(directory, resume=False, can_resume=False), job)
+        target = results_target(directory, resume=False, can_resume=False)
+        with hold(target):
+            self._write(job, ResultsWriter.create(target, job))
+
+    def _write(self, job: Mapping[str, Any], writer: ResultsWriter) -> None:
         try:
             for task in self._tasks():
                 if task["state"] != "cancelled":

@@ -76,8 +76,7 @@ async def find_nodes(
     node: Node, expr: str, *, rank: str | None, answers_max: int, time_s: float, age_s: float
 ) -> tuple[list[NodeInfo], list[str]]:
     """Return nodes of which an expression is true, and a note for each name that none has; see `MeshExecutor.find`."""
-    from p2pcompute.resources.expressions import unheard_names
-    from p2pcompute.resources.questions import Query, condition, ranking
+    from p2pcompute.resources.questions import Query, condition, ranking, unheard_names
 
     query = Query(
         expression=condition(expr),
@@ -88,8 +87,10 @@ async def find_nodes(
     )
     findings = await node.find(query)
     peers = {peer.public_key: peer for peer in node.peers()}
-    unheard = unheard_names(query.names, answered=findings.answered, unknown=findings.unknown)
-    notes = [f"no node that answers has {name}" + (f"; did you mean {near}?" if near else "") for name, near in unheard]
+    notes = [
+        f"no node that answers has {name}" + (f"; did you mean {near}?" if near else "")
+        for name, near in unheard_names(query, findings)
+    ]
     return [_found(node, peers, found) for found in findings.found], notes
 
 

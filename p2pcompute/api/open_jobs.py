@@ -12,7 +12,7 @@ from p2pcompute.errors import P2pcError
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome
-from p2pcompute.scheduler.owner_service import JobBook
+from p2pcompute.scheduler.job_book import JobBook
 
 if TYPE_CHECKING:
     from p2pcompute.api.dataflow import Waiting

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TrustLevel = Literal["trusted", "member", "any"]
 Sandbox = Literal["auto", "process", "sandbox"]
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
 VerifyMethod = Literal["arbitrate", "credibility", "spotcheck", "majority", "boinc", "none"]
 
 
@@ -241,6 +242,16 @@ def _bad(name: str, value: object, wanted: str, fix: str = "change it") -> BadVa
     return BadValue(what, f"it takes {wanted}", fix, code="option")
 
 
+def check_errors(errors: str) -> None:
+    """Check what is to become of errors among results.
+
+    Raises:
+        BadValue: it is no such word.
+    """
+    if errors not in ("raise", "skip", "return"):
+        raise BadValue(f"errors={errors!r} cannot be used", 'it is "raise", "skip" or "return"', "change it")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInfo:
     """A task as it stands: a value of the moment at which it was asked for."""
@@ -249,8 +260,7 @@ class TaskInfo:
     """32 hex digits; empty until it was given to the node."""
     index: int
     """Its place in its job, from 0; -1 until then."""
-    state: str
-    """waiting, running, done, failed or cancelled."""
+    state: State
     node: str | None
     """Name of the node that ran it."""
     attempt: int

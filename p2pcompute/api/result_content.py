@@ -61,7 +61,7 @@ def place_file(directory: Path, name: str, content: Content, mode: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{secrets.token_hex(4)}.p2pc-part")  # short: the name may be as long as names can be
     try:
-        write_content(part, content, mode & 0o777)
+        write_content(part, content, mode & 0o777 | 0o400)  # its owner is to read it
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -21,12 +21,15 @@ def map(fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iter
     """Call `fn` for the items of the iterables, in parallel; yield the results in their order, lazily.
 
     Args:
-        options: `timeout`, `chunksize` and `buffersize` as for `MeshExecutor.map`.
+        options: `timeout`, `chunksize` and `buffersize` as for `MeshExecutor.map`, and fields of `TaskOptions`.
 
     Raises:
+        UsageError: an option cannot mean anything.
         Exception: (while iterating) what a call raised.
     """
-    return shared_executor().map(fn, *iterables, **options)
+    how = {name: options.pop(name) for name in ("timeout", "chunksize", "buffersize") if name in options}
+    executor = shared_executor()
+    return (executor.with_options(**options) if options else executor).map(fn, *iterables, **how)
 
 
 def sh(

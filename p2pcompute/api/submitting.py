@@ -18,7 +18,7 @@ from p2pcompute.execution.locks import Lock
 from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.limits import JOB_NAME_CHARS_MAX
-from p2pcompute.node.explanations import ExplanationView
+from p2pcompute.node.facade import ExplanationView
 from p2pcompute.node.node import Node
 from p2pcompute.node.views import find_nodes
 from p2pcompute.scheduler.terms import JobTerms
@@ -112,11 +112,11 @@ class Submitter:
         return terms
 
 
-async def explain_job(node: Node, job: OpenJob) -> ExplanationView:
-    """Ask the nodes why a job does not run, once it has begun.
+async def explain_job(node: Node, job: OpenJob) -> ExplanationView | None:
+    """Ask the nodes why a job does not run, once it has begun.  None: it is over, and forgotten.
 
     Raises:
-        UsageError: nothing of it was submitted, or it is over.
+        UsageError: nothing of it was submitted.
     """
     until_s = node.clock.now() + BEGIN_S_MAX
     while not job.job_id and job.error is None and node.clock.now() < until_s:
@@ -125,5 +125,5 @@ async def explain_job(node: Node, job: OpenJob) -> ExplanationView:
         none = UsageError("this job has not begun", "no task of it was submitted", "submit one", code="no-job")
         raise job.error or none
     if job.job_id not in node.scheduler.owner.books:
-        raise UsageError("this job is over", "a program's node forgets its jobs then", code="job-over")
+        return None
     return await node.explain(job.job_id)

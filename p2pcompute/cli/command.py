@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from p2pcompute.cli.completing import complete_groups, complete_jobs
 from p2pcompute.cli.output import Options
 from p2pcompute.errors import UsageError
 
@@ -19,16 +22,66 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
-def _counted(name: str) -> click.Option:
-    """-q or -v after the command too: it adds to the one before it."""
+def global_options() -> list[click.Option]:
+    """Return the flags of all commands, as they stand before the command."""
+    return [
+        click.Option(
+            ["-g", "--group"],
+            metavar="NAME",
+            envvar="P2PC_GROUP",
+            shell_complete=complete_groups,
+            help="Group to use.  [env: P2PC_GROUP]",
+        ),
+        click.Option(
+            ["--config"], metavar="FILE", envvar="P2PC_CONFIG", help="Use this config file only.  [env: P2PC_CONFIG]"
+        ),
+        click.Option(
+            ["--socket"], metavar="PATH", envvar="P2PC_SOCKET", help="Socket of the node.  [env: P2PC_SOCKET]"
+        ),
+        click.Option(
+            ["--color"],
+            type=click.Choice(["auto", "always", "never"]),
+            default="auto",
+            envvar="P2PC_COLOR",
+            help="[env: P2PC_COLOR, NO_COLOR, FORCE_COLOR]",
+        ),
+        click.Option(["-q", "--quiet"], count=True, help="Less on stderr (repeat: errors only)."),
+        click.Option(["-v", "--verbose"], count=True, help="More on stderr, and tracebacks."),
+        click.Option(["--no-input"], is_flag=True, envvar="P2PC_NO_INPUT", help="Never ask; fail instead."),
+    ]
 
-    def add(context: click.Context, _: click.Parameter, value: int) -> None:
-        flags = context.ensure_object(Options)
+
+def set_global(context: click.Context, param: click.Parameter, value: Any) -> None:
+    """Take the value of a flag of all commands.
+
+    Raises:
+        UsageError: a settings file was named that is not there.
+    """
+    flags, name = context.ensure_object(Options), str(param.name)
+    source = context.get_parameter_source(name)
+    is_typed = source is ParameterSource.COMMANDLINE
+    if name in ("quiet", "verbose"):
         setattr(flags, name, getattr(flags, name) + value)
+    elif name in ("color", "no_input"):
+        if value is not None and (is_typed or source is ParameterSource.ENVIRONMENT):
+            setattr(flags, name, value)
+    elif value:
+        if name == "config" and is_typed and not os.path.isfile(value):
+            raise UsageError(f"there is no settings file {value}", "", "check the path of --config", code="no-file")
+        # The settings, the connection and a node that is started for the user find them there.
+        os.environ[f"P2PC_{name.upper()}"] = value if name == "group" else os.path.abspath(value)
+        if name == "group" and is_typed:
+            flags.group = value
 
-    return click.Option(
-        [f"-{name[0]}", f"--{name}"], count=True, expose_value=False, is_eager=True, hidden=True, callback=add
-    )
+
+def _hidden_globals() -> list[click.Parameter]:
+    """Return the flags of all commands as they may stand behind the command, too: hands put them there."""
+    found: list[click.Parameter] = []
+    for option in global_options():
+        option.envvar, option.hidden, option.expose_value = None, True, False
+        option.is_eager, option.callback = True, set_global
+        found.append(option)
+    return found
 
 
 class Command(click.Command):
@@ -48,7 +101,7 @@ class Command(click.Command):
     ) -> None:
         named["context_settings"] = {**CONTEXT, **named.get("context_settings", {})}
         super().__init__(*args, **named)
-        self.params += [_counted("quiet"), _counted("verbose")]
+        self.params += _hidden_globals()
         self.examples = examples
         self.sections = sections or {}
         if self.epilog is None and any("/TASKS" in (param.metavar or "") for param in self.params):
@@ -222,8 +275,6 @@ class ReferenceType(_ParamType):
         return value if isinstance(value, Reference) else parse_reference(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from p2pcompute.cli.job_names import complete_jobs
-
         return complete_jobs(incomplete)
 
 

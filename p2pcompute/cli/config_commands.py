@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, check_text, json_option
+from p2pcompute.cli.completing import complete_settings
 from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.output import is_terminal, options, print_json, say, table
 from p2pcompute.errors import ConfigError, P2pcError
@@ -47,7 +48,7 @@ def _json_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@config.command(cls=Command)
+@config.command(cls=Command, examples=[("p2pc config show", "")])
 @json_option
 def show(json_: bool) -> int:
     """Show every setting, its value and where it comes from."""
@@ -76,7 +77,7 @@ def show(json_: bool) -> int:
 
 
 @config.command(cls=Command, examples=[("p2pc config get node.slots", "")])
-@click.argument("key")
+@click.argument("key", shell_complete=complete_settings)
 @json_option
 def get(key: str, json_: bool) -> int:
     """Print one value."""
@@ -97,7 +98,7 @@ def get(key: str, json_: bool) -> int:
 
 
 @config.command("set", cls=Command, examples=[("p2pc config set node.slots 50%", "")])
-@click.argument("key")
+@click.argument("key", shell_complete=complete_settings)
 @click.argument("value")
 @json_option
 def set_(key: str, value: str, json_: bool) -> int:
@@ -117,7 +118,7 @@ def set_(key: str, value: str, json_: bool) -> int:
 
 
 @config.command(cls=Command, examples=[("p2pc config unset node.slots", "the default again")])
-@click.argument("key")
+@click.argument("key", shell_complete=complete_settings)
 @json_option
 def unset(key: str, json_: bool) -> int:
     """Remove one value: the default holds again."""
@@ -239,7 +240,7 @@ def schema(json_: bool) -> int:
     return 0
 
 
-@config.command(cls=Command)
+@config.command(cls=Command, examples=[("p2pc config path", "")])
 @json_option
 def path(json_: bool) -> int:
     """Print where the files are."""

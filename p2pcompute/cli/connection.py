@@ -18,11 +18,12 @@ from typing import Any, Final, Protocol
 
 from p2pcompute.errors import NodeUnavailable, P2pcError, StoreError, TrustError, UsageError, VersionMismatch
 from p2pcompute.limits import PROTOCOL_MAX, PROTOCOL_MIN
-from p2pcompute.socket_peer import check_peer_is_ours
+from p2pcompute.socket_peer import connect
 
 REQUEST_S_MAX: Final = 60.0
 """A node that says nothing for this long is taken for dead; quiet event streams are never quiet so long."""
-CONNECT_S_MAX: Final = 5.0
+CONNECT_S_MAX: Final = 10.0
+"""Wait for a node to take a connection while many connect."""
 _SEND_BYTES: Final = 64 * 1024
 _UNSENT_BYTES_MAX: Final = 1024 * 1024
 """Lines gathered ahead of the socket; the source of the lines is not read further."""
@@ -36,10 +37,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(CONNECT_S_MAX)
-        self.sock.connect(self._path)
-        check_peer_is_ours(self.sock, self._path)
+        self.sock = connect(self._path, CONNECT_S_MAX)
         self.sock.settimeout(self.timeout)
 
 
@@ -64,8 +62,8 @@ class Connection:
             probe.settimeout(CONNECT_S_MAX)
             try:
                 probe.connect(self.path)
-            except OSError:
-                return False
+            except OSError as error:
+                return isinstance(error, BlockingIOError)  # so many connect that it has not taken them all
         return True
 
     def request(
@@ -179,15 +177,16 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> P2pcError:
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            return NodeUnavailable("no node is running here", "", "start one: p2pc node start")
+            why = f"nobody answers on {self.path}" if os.environ.get("P2PC_SOCKET") else ""
+            return NodeUnavailable("no node is running here", why, "start one: p2pc node start")
         if isinstance(error, PermissionError):
             return NodeUnavailable(
                 "the node here belongs to another user", f"{self.path} is not yours", "set P2PC_HOME to your own"
             )
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError | BlockingIOError):  # the latter: it takes no connection
             return NodeUnavailable(
                 "the node does not answer",
-                f"nothing for {self._timeout_s:g} s",
+                f"nothing for {CONNECT_S_MAX if isinstance(error, BlockingIOError) else self._timeout_s:g} s",
                 "restart it: p2pc node restart --now",
                 code="node-silent",
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pcompute.cli.connection import Connection, error_of
-from p2pcompute.errors import NodeUnavailable
+from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import Paths, find_paths, read_run_file
 
 AUTOSTART_S_MAX: Final = 5.0
@@ -113,12 +113,18 @@ def look_connection(*, timeout_s: float) -> Connection:
     unfinished jobs rest.  It has a socket of its own: no job can be given to it.
 
     Raises:
-        NodeUnavailable: none runs and nothing is kept here, or it did not start.
+        UsageError: none runs, and nothing is kept here.
+        NodeUnavailable: it did not start.
     """
     paths = find_paths(os.environ)
     connection = Connection(paths.socket, timeout_s=timeout_s)
-    if connection.is_answering() or os.environ.get("P2PC_NO_AUTOSTART") or not paths.store.is_dir():
+    if connection.is_answering() or os.environ.get("P2PC_NO_AUTOSTART"):
         return connection
+    if not paths.store.is_dir():
+        if os.environ.get("P2PC_SOCKET"):  # another node is meant than this installation's
+            return connection
+        why, fix = "none was submitted on this computer", "start one: p2pc run"
+        raise UsageError("there is no job here", why, fix, code="no-job")
     socket = paths.socket.with_name(_LOOK_SOCKET)
     try:
         looking = Connection(socket, timeout_s=timeout_s)

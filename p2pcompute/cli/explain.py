@@ -10,9 +10,10 @@ from urllib.parse import quote
 import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
+from p2pcompute.cli.completing import complete_nodes
 from p2pcompute.cli.job_views import find_job, find_tasks, reference_argument
 from p2pcompute.cli.kept_connection import open_kept
-from p2pcompute.cli.output import duration_text, moment_of, node_labels, one_line, plural, print_json, table
+from p2pcompute.cli.output import duration_text, in_group, moment_of, node_labels, one_line, plural, print_json, table
 from p2pcompute.errors import NodeUnavailable, NoEligibleNode
 
 DAY_S: Final = 86400
@@ -32,7 +33,7 @@ AWAY_SHOWN_MAX: Final = 3
     ],
 )
 @json_option
-@click.option("--node", metavar="NODE", help="Only about this node.")
+@click.option("--node", shell_complete=complete_nodes, metavar="NODE", help="Only about this node.")
 @reference_argument
 def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
     """Why is it not running, or not faster?"""
@@ -48,7 +49,7 @@ def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
     if json_:
         print_json({**document, "task": task and {name: task.get(name) for name in ("index", "state", "node")}})
     else:
-        print("\n".join([_sentence(document, task), *_details(document), *unheard_lines(document)]))
+        print(in_group("\n".join([_sentence(document, task), *_details(document), *unheard_lines(document)])))
     return 4 if document["can_never_run"] and job["state"] == "waiting" else 0
 
 
@@ -123,7 +124,8 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
     name = job["alias"] if task is None else f"{job['alias']}/{task['index']}"
     state = job["state"] if task is None else task["state"]
     if state in ("done", "failed", "cancelled"):
-        return f"{name} is over: {state}.  As nodes are now: {_counts(document)}"
+        why = f"  Why: p2pc logs {name} --failed." if state == "failed" else ""
+        return f"{name} is over: {state}.{why}  As nodes are now: {_counts(document)}"
     if state == "running" and task is not None:
         return f"{name} runs on {task.get('node')}."
     if state == "running" and job["running"]:
@@ -132,7 +134,9 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
         return f"{name} runs: {plural(job['running'], 'task')} on {', '.join(nodes)}{rest}.  {_counts(document)}"
     began = moment_of(job.get("submitted"))
     waited = "" if began is None else f" has waited {duration_text(max(0.0, time.time() - began.timestamp()))}"
-    return f"{name}{waited}: {_counts(document)}"
+    owner = one_line(str(job.get("owner") or ""))
+    away = f"  {owner} hands out its tasks; when that is away, a node that keeps the job does, within a minute or so."
+    return f"{name}{waited}: {_counts(document)}{away if owner else ''}"
 
 
 def _reason(reason: Mapping[str, Any], verdict: str) -> str:

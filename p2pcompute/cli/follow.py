@@ -22,7 +22,8 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, EXIT_TERMINATED, count_text, options, say
+from p2pcompute.cli.job_views import doubt_lines
+from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, EXIT_TERMINATED, count_text, one_line, options, say
 from p2pcompute.cli.printing import Contents, Errors, Printer
 from p2pcompute.cli.progress import Display, Progress
 from p2pcompute.errors import NodeUnavailable, P2pcError
@@ -169,6 +170,25 @@ class Stall:
 
 
 @dataclass(slots=True)
+class Doubt:
+    """Whether results have waited for long for somebody to believe them, and a person can help."""
+
+    _since: float | None = None
+    _is_said: bool = False
+
+    def is_due(self, job: Mapping[str, Any], now: float) -> bool:
+        """Return whether it is time to say so; once."""
+        if not (job.get("doubt") or {}).get("fix"):  # it goes on by itself
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= STALL_S and not self._is_said:
+            self._is_said = True
+            return True
+        return False
+
+
+@dataclass(slots=True)
 class View:
     """The live view of one job.
 
@@ -194,6 +214,7 @@ class View:
     """1 = no new tasks, 2 = kill."""
     _kill_by: float | None = None
     _is_away_said: bool = False
+    _doubt: Doubt = field(default_factory=Doubt)
     _stall: Stall = field(default_factory=lambda: Stall(time.monotonic()))
     _reader: EventReader = field(init=False)
 
@@ -249,6 +270,10 @@ class View:
             self.display.update(self.progress)
             if self._stall.is_due(time.monotonic()):
                 self._say_why()
+            if self._doubt.is_due(self.progress.data, time.monotonic()):
+                what, fix = doubt_lines(self.progress.data)
+                with self.display.aside():
+                    say(f"note: {what}\n  fix:  {fix}", level=1)
 
     def _say_why(self) -> None:
         """Nothing has moved for a while: say what the nodes say."""
@@ -597,6 +622,23 @@ def disputes_hint(job: Mapping[str, Any]) -> str:
     return (
         "disputed: results of members differed from others, and who is contradicted loses its members' credit here; "
         "does the output depend on the node, the time or chance?  Then: --verify none, or --trust trusted"
+    )
+
+
+def bans_hint(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return who was banned while a job ran, what that means and how it ends; empty: nobody.
+
+    Args:
+        before, after: STATUS.
+    """
+    known = {peer["id"] for peer in before.get("peers") or () if peer.get("banned")}
+    found = [peer for peer in after.get("peers") or () if peer.get("banned") and peer["id"] not in known]
+    if not found:
+        return ""
+    names = ", ".join(one_line(peer["name"], 24) for peer in found)
+    return (
+        f"banned, and given no more work from here: {names}; what each did: p2pc trust show NODE.  "
+        "Does the output depend on the node, the time or chance?  Then nobody lied: p2pc trust set NODE member"
     )
 
 

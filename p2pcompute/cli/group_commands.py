@@ -14,9 +14,10 @@ from typing import Any, Final
 import click
 
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
+from p2pcompute.cli.completing import complete_groups, complete_nodes
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import is_terminal, one_line, options, plural, print_json, say, table, time_text
-from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text
+from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text, typed_name
 from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import (
     DEFAULT_FILE,
@@ -53,7 +54,7 @@ def group() -> None:
     """Groups of this computer, their members, and what they may do."""
 
 
-@group.command("list", cls=Command)
+@group.command("list", cls=Command, examples=[("p2pc group list", "")])
 @json_option
 def list_(json_: bool) -> int:
     """Groups that this computer is in."""
@@ -122,8 +123,8 @@ def create(name: str, json_: bool) -> int:
     return 0
 
 
-@group.command(cls=Command)
-@click.argument("name")
+@group.command(cls=Command, examples=[("p2pc group use lab", "from now on, without -g lab")])
+@click.argument("name", shell_complete=complete_groups)
 @json_option
 def use(name: str, json_: bool) -> int:
     """Make a group the one that commands mean when they name none."""
@@ -147,8 +148,8 @@ def _write_default(base: Path, name: str) -> None:
         raise UsageError("the choice cannot be kept", str(error), f"look at it: ls -ld {base}") from error
 
 
-@group.command(cls=Command)
-@click.argument("name")
+@group.command(cls=Command, examples=[("p2pc group rename lab uni", "")])
+@click.argument("name", shell_complete=complete_groups)
 @click.argument("new_name")
 @json_option
 def rename(name: str, new_name: str, json_: bool) -> int:
@@ -180,7 +181,7 @@ def rename(name: str, new_name: str, json_: bool) -> int:
     return 0
 
 
-@group.command(cls=Command)
+@group.command(cls=Command, examples=[("p2pc group members", ""), ("p2pc -g lab group members", "")])
 @json_option
 def members(json_: bool) -> int:
     """Members and roles."""
@@ -272,13 +273,14 @@ def _changes(settings: Sequence[str]) -> dict[str, Any]:
     cls=Command,
     examples=[("p2pc group heir nova", "nova goes on with the group, should the founder's key be lost")],
 )
-@click.argument("node")
+@click.argument("node", shell_complete=complete_nodes)
 @yes_option
 @json_option
 def heir(node: str, yes: bool, json_: bool) -> int:
     """Let a member act as the founder of the group does, for when the founder's key is lost."""
     connection = open_connection(timeout_s=LOOK_S_MAX)
-    item = named(connection.request("GET", "/v1/trust")["items"], node)
+    items = connection.request("GET", "/v1/trust")["items"]
+    item = named(items, node)
     name = one_line(item["name"])
     if not yes:
         powers = "it can remove anybody but the founder, name further heirs, and its membership does not end"
@@ -294,7 +296,8 @@ def heir(node: str, yes: bool, json_: bool) -> int:
         print_json({"schema": "p2pc.trust-node/1", **changed})
     else:
         print(f"{name} ({item['short_id']}) is an heir of the group now")
-        say("To take that back: p2pc trust set NODE member --may submit --may work --may invite", level=1)
+        called = typed_name(items, item["name"], item["id"])
+        say(f"To take that back: p2pc trust set {called} member --may submit --may work --may invite", level=1)
     return 0
 
 
@@ -302,7 +305,7 @@ def heir(node: str, yes: bool, json_: bool) -> int:
     cls=Command,
     examples=[("p2pc group remove atlas --reason 'stolen'", "for all members, until somebody invites it again")],
 )
-@click.argument("node")
+@click.argument("node", shell_complete=complete_nodes)
 @click.option("--reason", default="", metavar="TEXT", help="Told to all members, and to the removed one.")
 @yes_option
 @json_option
@@ -348,8 +351,10 @@ def leave(forget_keys: bool, yes: bool, json_: bool) -> int:
     if forget_keys:
         return _forget(yes=yes, json_=json_)
     connection = open_connection()
-    left = connection.request("GET", "/v1/status")["group"]
     is_first = paths.group == FIRST_GROUP
+    left: dict[str, Any] = {"name": paths.group, "is_alone": True}
+    if is_first or not _is_unused(paths):
+        left = connection.request("GET", "/v1/status")["group"]
     if left["is_alone"] and is_first:
         raise UsageError("this computer is alone in its group", "there is nothing to leave", None, code="alone")
     what = f"Leave {left['name']}? Only a new invitation brings you back."
@@ -378,6 +383,12 @@ def _agreed(question: str, why: str, fix: str, *, yes: bool, json_: bool) -> boo
     if options().no_input or json_ or not is_terminal(sys.stdin):
         raise UsageError("leaving needs a yes", why, fix)
     return click.confirm(question, default=False, err=True)
+
+
+def _is_unused(paths: Paths) -> bool:
+    """True when no node of a group has been here: it was made and nothing else."""
+    directories = [directory for directory in (paths.data, paths.state) if directory.is_dir()]
+    return all(left.name == "config.toml" for directory in directories for left in directory.iterdir())
 
 
 def _end(paths: Paths) -> None:

@@ -23,6 +23,7 @@ from p2pcompute.cli.output import (
     print_json,
     say,
 )
+from p2pcompute.cli.trust_commands import typed_name
 from p2pcompute.errors import NodeUnavailable, TrustError, UsageError
 from p2pcompute.limits import INVITE_WORDS_MAX, INVITE_WORDS_MIN
 
@@ -100,7 +101,8 @@ def invite(
         print_json({"schema": "p2pc.invite/1", **made})
         return 0
     if token:
-        say(f"{who} may join {made['group']} within {expires}; there, run p2pc join with this token:", level=1)
+        what = f"{who} may join {made['group']} within {expires}; there, run p2pc join with this token:"
+        say(what, level=1, is_elsewhere=True)
         print(made["token"], flush=True)
         say(careful)
         return 0
@@ -120,7 +122,7 @@ def _show_code(made: Mapping[str, Any], *, qr: bool) -> None:
     print(f"    p2pc join {made['code']}", flush=True)
     addresses = [address for address in made["addresses"] if not address.startswith(("127.", "[::1]"))]
     if addresses:
-        say(f"\nIf it is on another network: p2pc join {made['code']}@{addresses[0]}", level=1)
+        say(f"\nIf it is on another network: p2pc join {made['code']}@{addresses[0]}", level=1, is_elsewhere=True)
     if qr:
         import segno
 
@@ -146,7 +148,8 @@ def _wait_for_joiners(connection: Connection, made: Mapping[str, Any], uses: int
                     say(f"{name} joined: {one['id'][:9]}, {one['address']}", level=1)
                     if not mine:
                         say("Its results are checked until they have earned belief, which takes a thousand tasks or")
-                        say(f"more; is it yours too?  p2pc trust set {name} trusted")
+                        called = typed_name(connection.request("GET", "/v1/trust")["items"], one["name"], one["id"])
+                        say(f"more; is it yours too?  p2pc trust set {called} trusted")
             if state["ending"] is not None:
                 break
             time.sleep(INVITE_LOOK_S)
@@ -248,7 +251,7 @@ def join(
     if accept is None:
         power = consent.power(consent.accepted())
         if options().no_input or json_ or not is_terminal(sys.stdin):
-            fix = f"p2pc join --accept {consent.accepted()} {'CODE' if standing is None else '…'}"
+            fix = f"p2pc join --accept {consent.accepted()} {' '.join(code) if standing is None else '…'}"
             raise TrustError("joining needs your consent", power, fix, code="consent")
         say(f"Joined, {power}.")
         if not click.confirm("Join?", default=False, err=True):
@@ -285,9 +288,10 @@ def join(
         )
     if joined["mine"]:
         inviter_name = one_line(joined["inviter"])
+        called = typed_name(connection.request("GET", "/v1/trust")["items"], joined["inviter"], joined["inviter_id"])
         say(
             f"It was invited as a computer of {inviter_name}'s owner: they trust each other fully."
-            f"\nNot yours? p2pc trust set {inviter_name} member"
+            f"\nNot yours? p2pc trust set {called} member"
         )
     if connection.embedded is not None:
         reason = why_embedded(os.environ)

@@ -23,6 +23,7 @@ from p2pcompute.cli.command import (
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.job_views import (
     counts_text,
+    doubt_lines,
     exit_text,
     find_job,
     find_tasks,
@@ -38,6 +39,7 @@ from p2pcompute.cli.output import (
     in_group,
     is_terminal,
     moment_of,
+    node_labels,
     one_line,
     options,
     plural,
@@ -47,15 +49,19 @@ from p2pcompute.cli.output import (
     table,
     time_text,
 )
+from p2pcompute.cli.task_filters import SECTION, STATES, TaskFilter, filter_options
 from p2pcompute.errors import NodeUnavailable, P2pcError, UsageError
 from p2pcompute.limits import NO_OUTPUT
 
 WAIT_LOOK_S: Final = (0.05, 0.5)
 """First and longest pause between looks at a job that is waited for."""
 NODE_AWAY_S_MAX: Final = 60.0
+QUIET_SHOWN_S: Final = 60.0
+"""A running task that has printed nothing for so long is said to be silent."""
 RECENT_S: Final = 86400.0
 """`jobs` without -a shows jobs that ended within this."""
-STATES: Final = ("waiting", "running", "done", "failed", "cancelled")
+SORTED_BY: Final = {"took": "runtime_s", "cpu": "cpu_s", "memory": "peak_rss_bytes", "tries": "attempts"}
+"""--sort of `show`, and the field of p2pc.task/1."""
 
 
 def _confirm(question: str, *, yes: bool) -> bool:
@@ -100,9 +106,16 @@ def jobs(
     from p2pcompute.config import parse_duration
 
     since_s = parse_duration(since) if since else None
-    connection = open_kept()
+    connection = None
+    try:
+        connection = open_kept()
+    except UsageError as error:
+        if watch or error.code != "no-job":
+            raise
     while True:
-        items = _recent_jobs(connection, is_all=all_ or bool(state), since_s=since_s, states=state, limit=limit)
+        items = []
+        if connection is not None:
+            items = _recent_jobs(connection, is_all=all_ or bool(state), since_s=since_s, states=state, limit=limit)
         document = {"schema": "p2pc.jobs/1", "items": items}
         if json_ and watch:
             print_json_line(document)
@@ -137,7 +150,7 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
         [
             job["alias"],
             one_line(job["name"], 24),
-            job["state"] + (f", {count_text(job['revoked'])} revoked" if job.get("revoked") else ""),
+            _state_text(job),
             counts_text(job),
             count_text(job["failed"]) if job["failed"] else "",
             "" if job.get("share") is None else f"{job['share']:.0%}",
@@ -147,12 +160,19 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
         ]
         for job in items
     ]
-    return table(
+    notes = [f"{job['alias']}: {line}" for job in items if job.get("doubt") for line in doubt_lines(job)]
+    found = table(
         ["JOB", "NAME", "STATE", "DONE", "FAILED", "SHARE", "PRIORITY", "SUBMITTED", "TOOK"],
         rows,
         right=["DONE", "FAILED", "SHARE", "PRIORITY", "TOOK"],
         indent=0,
     )
+    return "\n".join([found, *notes])
+
+
+def _state_text(job: Mapping[str, Any]) -> str:
+    more = [(job.get("revoked"), "revoked"), (job.get("checking"), "not believed yet")]
+    return ", ".join([str(job["state"]), *(f"{count_text(count)} {what}" for count, what in more if count)])
 
 
 @click.command(
@@ -161,15 +181,32 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
         ("p2pc show", "the newest job"),
         ("p2pc show j7k3/17", "one task"),
         ("p2pc show j7k3/3-9,12", ""),
+        ("p2pc show --state failed --on atlas", "the tasks of the newest job that failed there"),
+        ("p2pc show --sort took -l 10", "the ten longest"),
         ("p2pc show j7k3 --trace j7k3.jsonl", "when its tasks ran where, in the form of simulated ones"),
     ],
+    sections={"Which tasks": ("with_tasks", *SECTION["Which tasks"], "sort", "limit")},
 )
 @json_option
+@click.option("--tasks", "with_tasks", is_flag=True, help="A line for each task, as each of the following gives.")
+@filter_options
+@click.option("--sort", type=click.Choice([*SORTED_BY]), help="The largest first; else by number.")
+@click.option("-l", "--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
 @click.option("--trace", metavar="FILE", help="Also write when tasks ran where, as p2pc.trace/1 lines.")
 @click.option("--ticket", is_flag=True, help="A signed ticket with which another machine can attach.")
 @reference_argument
-def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int:
-    """Everything about one job or task."""
+def show(
+    *,
+    json_: bool,
+    with_tasks: bool,
+    only: TaskFilter,
+    sort: str | None,
+    limit: int | None,
+    trace: str | None,
+    ticket: bool,
+    ref: Reference,
+) -> int:
+    """Everything about one job or task, or a list of its tasks."""
     connection = open_kept()
     job = find_job(connection, ref)
     if ticket:
@@ -182,28 +219,35 @@ def show(*, json_: bool, trace: str | None, ticket: bool, ref: Reference) -> int
         return 0
     if trace is not None:
         _write_trace(connection, job, ref, trace)
-    if ref.ranges is None:
+    is_list = bool(with_tasks or only or sort or limit)
+    if ref.ranges is None and not is_list:
         if json_:
             print_json(job)
         else:
             print(in_group(_job_text(job)))
         return 0
-    if ref.task is not None:
+    if ref.task is not None and not is_list:
         place = f"/v1/jobs/{job['id']}/tasks/{ref.task}"
         task = connection.request("GET", place)
         if task["state"] == "running":
             tail = connection.request("GET", f"{place}/tail?stdout={NO_OUTPUT}&stderr={NO_OUTPUT}")
-            task["progress"] = tail.get("progress")
+            task["progress"], task["quiet_s"] = tail.get("progress"), tail.get("quiet_s")
         if json_:
             print_json(task)
         else:
             print(_task_text(job, task))
         return 0
-    tasks = list(find_tasks(connection, job["id"], ref))
+    found = list(find_tasks(connection, job["id"], ref, only=only))
+    if sort is not None:
+        found.sort(key=lambda task: -(task.get(SORTED_BY[sort]) or 0))
+    tasks = found[:limit]
     if json_:
         print_json({"schema": "p2pc.tasks/1", "items": tasks, "next": None})
-    else:
-        print(_tasks_table(tasks) or "no such tasks")
+        return 0
+    print(_tasks_table(tasks) or "no such tasks")
+    if is_list and ref.ranges is None:
+        shown = "" if len(tasks) == len(found) else f", {count_text(len(tasks))} of them here"
+        say(f"{count_text(len(found))} of {plural(int(job.get('added') or 0), 'task')}{shown}", level=1)
     return 0
 
 
@@ -248,10 +292,11 @@ def _job_text(job: Mapping[str, Any]) -> str:
     lines += [f"  {label:<10} {text}" for label, text in facts if text]
     if job.get("by_node"):
         lines += ["", shares_table(job)]
-    if job.get("checking"):
-        lines += ["", f"results of members that are not believed yet wait for checks: p2pc explain {job['alias']}"]
+    if job.get("doubt"):
+        lines += ["", *doubt_lines(job)]
     if job.get("failed"):
-        lines += ["", f"why they failed: p2pc logs {job['alias']} --failed"]
+        alias = job["alias"]
+        lines += ["", f"why they failed: p2pc logs {alias} --failed; which: p2pc show {alias} --state failed"]
     return "\n".join(lines)
 
 
@@ -275,6 +320,7 @@ def _task_text(job: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         ("CPU", duration_text(task["cpu_s"]) if task.get("cpu_s") else ""),
         ("memory", bytes_text(task["peak_rss_bytes"]) + " at most" if task.get("peak_rss_bytes") else ""),
         ("says", _progress_text(task.get("progress"))),
+        ("silent", _quiet_text(task.get("quiet_s"))),
         ("output", _output_text(task)),
         ("error", str(task.get("error") or "").rstrip().replace("\n", "\n" + " " * 13)),
     ]
@@ -294,17 +340,25 @@ def _progress_text(said: Mapping[str, Any] | None) -> str:
     return f"{count} {one_line(said['note'])}".rstrip()
 
 
+def _quiet_text(quiet_s: float | None) -> str:
+    """For how long a running task has said nothing, when that is worth a word."""
+    return "" if quiet_s is None or quiet_s < QUIET_SHOWN_S else f"nothing printed for {duration_text(quiet_s)}"
+
+
 def _output_text(task: Mapping[str, Any]) -> str:
     sizes = {name: task.get(f"{name}_bytes") for name in ("stdout", "stderr")}
     return ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items() if size)
 
 
 def _tasks_table(tasks: Sequence[Mapping[str, Any]]) -> str:
+    nodes = {(str(task.get("node") or ""), str(task.get("node_id") or "")): None for task in tasks}
+    shares = [{"node": name, "short_id": key} for name, key in nodes]
+    labels = dict(zip(nodes, node_labels(shares), strict=True))
     rows = [
         [
             str(task["index"]),
             task["state"],
-            str(task.get("node") or ""),
+            one_line(labels[str(task.get("node") or ""), str(task.get("node_id") or "")]),
             str(task.get("attempts") or ""),
             exit_text(task),
             duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else "",

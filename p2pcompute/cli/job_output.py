@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
 import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.connection import Connection, open_connection
-from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument
+from p2pcompute.cli.job_views import counts_text, exit_text, find_job, find_tasks, reference_argument, said_if_none
 from p2pcompute.cli.kept_connection import open_kept
 from p2pcompute.cli.live_output import LiveOutput, node_tag
 from p2pcompute.cli.output import (
@@ -31,9 +31,13 @@ from p2pcompute.cli.output import (
     time_text,
 )
 from p2pcompute.cli.printing import Contents, Printer, record_of, values_of
+from p2pcompute.cli.task_filters import SECTION, TaskFilter, filter_options
 from p2pcompute.cli.terminal_text import SafeStream
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.plain_files import check_plain
+
+if TYPE_CHECKING:
+    from p2pcompute.api.result_target import ResultsTarget
 
 TAIL_LINES: Final = 10
 """Lines of each failed task that `logs --failed` shows."""
@@ -50,11 +54,14 @@ SAME_NAMED_MAX: Final = 10
         ("p2pc logs", "of the newest job"),
         ("p2pc logs --failed", "the end of what failed tasks said"),
         ("p2pc logs j7k3/17 --stderr", ""),
+        ("p2pc logs j7k3 --input atlas.tif", "of the tasks that had this input"),
         ("p2pc logs -f j7k3", "what tasks print, while they run"),
     ],
+    sections=SECTION,
 )
 @json_option
 @reference_argument
+@filter_options
 @click.option("-f", "--follow", is_flag=True, help="Show what tasks print as they run, until the job is over.")
 @click.option("--failed", is_flag=True, help="Only of failed tasks, equal ones once.")
 @click.option("--stderr/--stdout", "is_stderr", default=None, help="Only this stream.")
@@ -67,6 +74,7 @@ def logs(
     *,
     json_: bool,
     ref: Reference,
+    only: TaskFilter,
     follow: bool,
     failed: bool,
     is_stderr: bool | None,
@@ -95,10 +103,12 @@ def logs(
     tail = lines or (TAIL_LINES if failed and not raw else None)
     printer = _LogPrinter(job, contents, streams, tail=tail, timestamps=timestamps, raw=raw)
     last: Mapping[str, Any] = job
-    lost = {} if follow or raw else _lost_attempts(connection, job, ref, since_s)
+    lost = {} if follow or raw or only else _lost_attempts(connection, job, ref, since_s)
 
     def take(task: Mapping[str, Any]) -> None:
-        if task["state"] not in states or task["index"] not in ref or not _is_since(task, since_s):
+        if task["state"] not in states or task["index"] not in ref or not only.takes(task):
+            return
+        if not _is_since(task, since_s):
             return
         if json_:
             print_json_line(record_of(task, contents, str(job.get("kind"))))
@@ -108,7 +118,11 @@ def logs(
             printer.take(task, merge=failed and not follow)
 
     if follow:
-        live = None if json_ or failed else _live(connection, job, ref, streams, is_tagged=not raw and ref.task is None)
+        live = (
+            None
+            if json_ or failed or only
+            else _live(connection, job, ref, streams, is_tagged=not raw and ref.task is None)
+        )
         try:
             for event, data in connection.stream_lines(f"/v1/jobs/{job['id']}/events?after=0"):
                 if event == "task":
@@ -126,13 +140,14 @@ def logs(
     elif json_ and not follow:
         items = [
             record_of(task, contents, str(job.get("kind")))
-            for task in find_tasks(connection, job["id"], ref, states, with_content=True)
+            for task in find_tasks(connection, job["id"], ref, states, only=only, with_content=True)
             if _is_since(task, since_s)
         ]
         attempts = [_lost_record(attempt) for index in sorted(lost) for attempt in lost[index]]
         print_json({"schema": "p2pc.tasks/1", "items": items, "lost": attempts})
     else:
-        for task in find_tasks(connection, job["id"], ref, states, with_content=True):
+        tasks = find_tasks(connection, job["id"], ref, states, only=only, with_content=True)
+        for task in said_if_none(tasks, job, only):
             take(task)
         for index in sorted(lost) if not failed else ():
             printer.lost(lost[index])
@@ -302,10 +317,13 @@ class _LogPrinter:
         ("p2pc result", "print what the tasks of the newest job gave, in input order"),
         ("p2pc result j7k3 -o out", "write a results directory"),
         ("p2pc result j7k3 --format jsonl > all.jsonl", ""),
+        ("p2pc result j7k3 --state done --longer 1m -o slow.csv", "a row for each task that took a minute or more"),
     ],
+    sections=SECTION,
 )
 @json_option
 @reference_argument
+@filter_options
 @click.option("-o", "--out", metavar="DIR|FILE", help="Write there: a directory, or a .jsonl, .csv or .tsv file.")
 @click.option(
     "--format",
@@ -316,7 +334,16 @@ class _LogPrinter:
 )
 @click.option("--partial", is_flag=True, help="What there is of a job that is not over.")
 @click.option("--bundle", metavar="FILE", help="Signed, offline-verifiable bundle of envelope, claims and verdicts.")
-def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partial: bool, bundle: str | None) -> int:
+def result(
+    *,
+    json_: bool,
+    ref: Reference,
+    only: TaskFilter,
+    out: str | None,
+    format_: str,
+    partial: bool,
+    bundle: str | None,
+) -> int:
     """Print or export results."""
     from p2pcompute.cli.follow import job_exit_code
 
@@ -330,37 +357,40 @@ def result(*, json_: bool, ref: Reference, out: str | None, format_: str, partia
             code="not-finished",
         )
     if bundle is not None:
+        if only:
+            raise UsageError("a bundle is of a whole job", "its signatures cover all tasks", "leave the choice out")
         _write_bundle(connection, job, Path(bundle))
     elif json_:
         contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
         items = [
             record_of(task, contents, str(job.get("kind")))
-            for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True)
+            for task in find_tasks(connection, job["id"], ref, ("done", "failed"), only=only, with_content=True)
         ]
         print_json({"schema": "p2pc.result/1", "job": job, "items": items})
     elif out is not None:
-        _export(connection, job, ref, Path(out).absolute())
+        _export(connection, job, ref, only, Path(out).absolute())
     elif format_ == "pickle":
-        _print_pickle(connection, job, ref)
+        _print_pickle(connection, job, ref, only)
     elif format_ == "csv":
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "out.csv")
-            _export(connection, job, ref, path, is_quiet=True)
+            _export(connection, job, ref, only, path, is_quiet=True)
             content = path.read_bytes() if path.exists() else b""
             SafeStream(sys.stdout.buffer).write(content)
     else:
-        _print_results(connection, job, ref, format_)
+        _print_results(connection, job, ref, only, format_)
     return job_exit_code(job) if job["state"] not in ("waiting", "running") else 7
 
 
 def _write_bundle(connection: Connection, job: Mapping[str, Any], path: Path) -> None:
     """Write the bundle of a job: all or nothing."""
+    import secrets
     import shutil
 
     check_plain(path)
-    draft = path.with_name(path.name + ".part")
+    draft = path.with_name(f".{secrets.token_hex(4)}.p2pc-part")  # two at once do not write into one another's
     try:
         with connection.download(f"/v1/jobs/{job['id']}/bundle") as download, draft.open("wb") as content:
             shutil.copyfileobj(download, content)
@@ -373,7 +403,7 @@ def _write_bundle(connection: Connection, job: Mapping[str, Any], path: Path) ->
     say(f"wrote {path}; anybody can check it: p2pc trust verify {path}", level=1)
 
 
-def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, mode: str) -> None:
+def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, only: TaskFilter, mode: str) -> None:
     printer = Printer(
         Contents(connection, job["id"], is_trusted=not job.get("owner")),
         mode=mode,
@@ -383,12 +413,13 @@ def _print_results(connection: Connection, job: Mapping[str, Any], ref: Referenc
         out=sys.stdout.buffer,
         err=sys.stderr.buffer,
     )
-    for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True):
+    tasks = find_tasks(connection, job["id"], ref, ("done", "failed"), only=only, with_content=True)
+    for task in said_if_none(tasks, job, only):
         printer.take(task)
     sys.stdout.buffer.flush()
 
 
-def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference) -> None:
+def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference, only: TaskFilter) -> None:
     import pickle
 
     from p2pcompute.execution.functions import load_exception, load_value
@@ -397,7 +428,7 @@ def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference
         raise UsageError(f"{job['alias']} ran commands, which have no values", "", "--format jsonl")
     contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
     values: list[Any] = []
-    for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True):
+    for task in find_tasks(connection, job["id"], ref, ("done", "failed"), only=only, with_content=True):
         data = contents.read(task, "value")
         if task["state"] == "done":
             values.append(load_value(data, is_trusted=contents.is_trusted))
@@ -408,26 +439,44 @@ def _print_pickle(connection: Connection, job: Mapping[str, Any], ref: Reference
 
 
 def _export(
-    connection: Connection, job: Mapping[str, Any], ref: Reference, path: Path, *, is_quiet: bool = False
+    connection: Connection,
+    job: Mapping[str, Any],
+    ref: Reference,
+    only: TaskFilter,
+    path: Path,
+    *,
+    is_quiet: bool = False,
 ) -> None:
-    """Write the results of a job into a directory or a file, as --results would have."""
-    import shutil
-    import tempfile
-
-    from p2pcompute.api.result_content import Content
-    from p2pcompute.api.result_target import ResultsTarget, is_results_file
-    from p2pcompute.api.results import ResultsWriter
+    """Write the results of a job into a directory or a file, as --results would have; nobody else writes there then."""
+    from p2pcompute.api.result_target import ResultsTarget, check_target, hold, is_results_file
 
     target = ResultsTarget(file=path) if is_results_file(path.name) else ResultsTarget(dir=path)
-    contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
     try:
-        writer = ResultsWriter.create(target, job)
+        check_target(target)
+        with hold(target):
+            count = _write_results(connection, job, ref, only, target)
     except UsageError as error:
         if error.code == "results-exist":
             raise UsageError(
                 error.what, error.why, f"remove {path.name} or name another with -o", code=error.code
             ) from error
         raise
+    if not is_quiet:
+        say(f"wrote {plural(count, 'task')} to {path}")
+
+
+def _write_results(
+    connection: Connection, job: Mapping[str, Any], ref: Reference, only: TaskFilter, target: ResultsTarget
+) -> int:
+    """Write results where nobody else writes; return of how many tasks."""
+    import shutil
+    import tempfile
+
+    from p2pcompute.api.result_content import Content
+    from p2pcompute.api.results import ResultsWriter
+
+    contents = Contents(connection, job["id"], is_trusted=not job.get("owner"))
+    writer = ResultsWriter.create(target, job)
     count = 0
     numbers = itertools.count()
     with tempfile.TemporaryDirectory(prefix="p2pc-") as folder:
@@ -443,7 +492,7 @@ def _export(
                         shutil.copyfileobj(download, content, 256 * 1024)
             return place
 
-        for task in find_tasks(connection, job["id"], ref, ("done", "failed"), with_content=True):
+        for task in find_tasks(connection, job["id"], ref, ("done", "failed"), only=only, with_content=True):
             files: list[tuple[str, Content, int]] = [
                 (file["name"], fetch(task, f"files/{file['name']}"), int(file.get("mode") or 0o644))
                 for file in task.get("files") or ()
@@ -464,5 +513,4 @@ def _export(
                 place.unlink()
     is_over = job["state"] not in ("waiting", "running")
     writer.close(job if is_over else None)
-    if not is_quiet:
-        say(f"wrote {plural(count, 'task')} to {path}")
+    return count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -11,11 +11,13 @@ import click
 
 from p2pcompute.cli.command import Reference, ReferenceType
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import count_text, node_labels, one_line, plural, rate_text, table
+from p2pcompute.cli.output import count_text, node_labels, one_line, plural, rate_text, say, table
+from p2pcompute.cli.task_filters import ALL, TaskFilter
 from p2pcompute.errors import UsageError
 
 PAGE: Final = 500
 """Tasks asked for at once."""
+DOUBT_CHARS_MAX: Final = 300
 
 reference_argument = click.argument("ref", type=ReferenceType(), metavar="[JOB[/TASKS]]", default="last")
 
@@ -59,26 +61,45 @@ def _find_job(connection: Connection, reference: Reference) -> dict[str, Any]:
 
 
 def find_tasks(
-    connection: Connection, job: str, reference: Reference, states: Sequence[str] = (), *, with_content: bool = False
+    connection: Connection,
+    job: str,
+    reference: Reference,
+    states: tuple[str, ...] = (),
+    *,
+    only: TaskFilter = ALL,
+    with_content: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the tasks that a reference names, by index, page by page.
 
     Args:
+        states: that the command is about; empty: all.
         with_content: what they printed and returned comes along where it is short.
     """
-    for low, high in reference.ranges or ((0, sys.maxsize),):
+    wanted = only.within(states)
+    for low, high in (reference.ranges or ((0, sys.maxsize),)) if wanted is not None else ():
         after: int | None = low - 1
         while after is not None:
-            query = f"after={after}&limit={PAGE}" + (f"&state={','.join(states)}" if states else "")
+            query = f"after={after}&limit={PAGE}" + (f"&state={','.join(wanted)}" if wanted else "")
             query += "&content=1" * with_content
             page = connection.request("GET", f"/v1/jobs/{job}/tasks?{query}")
             for task in page["items"]:
                 if task["index"] > high:
                     break
-                yield task
+                if only.takes(task):
+                    yield task
             after = page.get("next")
             if after is not None and after >= high:
                 break
+
+
+def said_if_none(tasks: Iterable[dict[str, Any]], job: Mapping[str, Any], only: TaskFilter) -> Iterator[dict[str, Any]]:
+    """Yield the tasks; where a choice leaves none, say so."""
+    is_none = True
+    for task in tasks:
+        is_none = False
+        yield task
+    if is_none and only:
+        say(f"no such tasks; all: p2pc show {job['alias']} --tasks", level=1)
 
 
 def counts_text(job: Mapping[str, Any]) -> str:
@@ -117,3 +138,9 @@ def shares_table(job: Mapping[str, Any], this_node: str = "") -> str:
         for label, share in zip(node_labels(shares), shares, strict=True)
     ]
     return table(["NODE", "RUN", "DONE", "FAIL", "RATE", "NOTE"], rows, right=["RUN", "DONE", "FAIL", "RATE"])
+
+
+def doubt_lines(job: Mapping[str, Any]) -> list[str]:
+    """Return why results of members are not believed yet, and what helps."""
+    doubt = job.get("doubt") or {}
+    return [one_line(str(doubt[part]), DOUBT_CHARS_MAX) for part in ("what", "fix") if doubt.get(part)]

@@ -9,7 +9,7 @@ def open_kept(*, timeout_s: float = REQUEST_S_MAX) -> Connection:
     """Return the connection of a command about jobs that are kept: it works where no node runs as well.
 
     Raises:
-        NodeUnavailable: at the first call, when none is running and nothing is kept.
+        UsageError: none is running, and nothing is kept.
     """
     connection = open_connection(timeout_s=timeout_s)
     if connection.is_answering():

@@ -22,9 +22,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import click
-from click.core import ParameterSource
 
-from p2pcompute.cli.command import CONTEXT
+from p2pcompute.cli.command import CONTEXT, Command, global_options, set_global
 from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, Options, has_color, in_group, print_json
 from p2pcompute.errors import (
     ChannelLost,
@@ -42,6 +41,9 @@ from p2pcompute.errors import (
 
 EXIT_BUG: Final = 70
 EXIT_PIPE: Final = 141
+_WORD_CHARS_MAX: Final = 512
+_LINE_CHARS_MAX: Final = 8192
+_LONG_CHARS_SHOWN: Final = 60
 
 _EXIT_BY_CLASS: Final[tuple[tuple[type[P2pcError], int], ...]] = (
     (UsageError, 2),
@@ -120,6 +122,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "sim": ("p2pcompute.cli.sim_commands", "Simulate a mesh on this machine, in virtual time."),
     },
 }
+"""Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""
 MEANT: Final = {
     **dict.fromkeys(("start", "up", "daemon"), "p2pc node start"),
     **dict.fromkeys(("stop", "down", "quit", "shutdown"), "p2pc node stop"),
@@ -132,15 +135,30 @@ MEANT: Final = {
     **dict.fromkeys(("submit", "exec", "map", "batch", "qsub", "sbatch"), "p2pc run"),
     **dict.fromkeys(("kill", "abort", "rm", "del", "qdel", "scancel"), "p2pc cancel"),
     **dict.fromkeys(("log", "output", "tail"), "p2pc logs"),
-    **dict.fromkeys(("nodes", "members"), "p2pc peers"),
-    "fetch": "p2pc result",
+    **dict.fromkeys(("nodes", "members", "workers", "hosts"), "p2pc peers"),
+    **dict.fromkeys(("fetch", "results", "get"), "p2pc result"),
+    **dict.fromkeys(("task", "tasks"), "p2pc show JOB --tasks"),
+    **dict.fromkeys(("history", "q"), "p2pc jobs"),
+    **dict.fromkeys(("hold", "suspend", "freeze"), "p2pc pause, for this machine, or p2pc cancel, for a job"),
+    **dict.fromkeys(("release", "continue", "unpause"), "p2pc resume, for this machine, or p2pc retry, for a job"),
+    **dict.fromkeys(("rerun", "requeue", "resubmit"), "p2pc retry"),
+    **dict.fromkeys(("analyze", "why"), "p2pc explain"),
+    **dict.fromkeys(
+        ("info", "inspect", "describe", "stat", "stats"), "p2pc show, for a job, or p2pc status, for nodes"
+    ),
+    "search": "p2pc find",
+    "init": "p2pc run, which needs nothing before, or p2pc invite, for a second computer",
+    "settings": "p2pc node set, for this machine, or p2pc config show",
+    "simulate": "p2pc sim",
+    "uninstall": "p2pc service uninstall; p2pc leave --forget-keys; then pip or pipx uninstall p2pcompute",
+    "help": "p2pc --help, or p2pc COMMAND --help",
+    "parallel": "p2pc run",
 }
 """Words that people bring along from other programs, and what they are here."""
-"""Section → command → (module, short help).  A command is the module's attribute of that name, or NAME_command."""
 
 
 EDITS_MAX: Final = 2
-"""Typing errors in a flag that is still recognised."""
+"""Typing errors in a command or flag that is still recognised."""
 _NOT_YET: Final = "GNU parallel has it; it is not there yet"
 _PARALLEL_FLAGS: Final = {
     "--bar": "progress is shown by itself",
@@ -154,6 +172,8 @@ _PARALLEL_FLAGS: Final = {
     "-u": "output comes task by task",
     "--group": "output comes task by task anyway",
     "--keeporder": 'it is "--keep-order"',
+    "--xapply": 'it is "--link"',
+    "--quote": "words run without a shell anyway; one quoted string runs in sh",
     "-S": "use p2pc join on the other computer; it then takes part by itself",
     "--sshlogin": "use p2pc join on the other computer; it then takes part by itself",
     "--sshloginfile": "use p2pc join on the other computers; they then take part by themselves",
@@ -168,8 +188,6 @@ _PARALLEL_FLAGS: Final = {
             "-X",
             "-m",
             "-I",
-            "--line-buffer",
-            "--lb",
             "--trim",
             "--nice",
             "--load",
@@ -210,9 +228,9 @@ class LazyGroup(click.Group):
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
             if name in MEANT:
                 raise UsageError(f"there is no command {name!r}", "", MEANT[name])
-            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            near = _near_command(name, self.list_commands(ctx))
             raise UsageError(
-                f"there is no command {name!r}", f'did you mean "{near[0]}"?' if near else "", "see: p2pc --help"
+                f"there is no command {name!r}", f'did you mean "{near}"?' if near else "", "see: p2pc --help"
             )
         return super().resolve_command(ctx, args)
 
@@ -248,46 +266,23 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(name="p2pc", cls=LazyGroup, context_settings=CONTEXT, invoke_without_command=True)
-@click.option("-g", "--group", metavar="NAME", envvar="P2PC_GROUP", help="Group to use.  [env: P2PC_GROUP]")
-@click.option("--config", metavar="FILE", envvar="P2PC_CONFIG", help="Use this config file only.  [env: P2PC_CONFIG]")
-@click.option("--socket", metavar="PATH", envvar="P2PC_SOCKET", help="Socket of the node.  [env: P2PC_SOCKET]")
-@click.option(
-    "--color",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    envvar="P2PC_COLOR",
-    help="[env: P2PC_COLOR, NO_COLOR, FORCE_COLOR]",
-)
-@click.option("-q", "--quiet", count=True, help="Less on stderr (repeat: errors only).")
-@click.option("-v", "--verbose", count=True, help="More on stderr, and tracebacks.")
-@click.option("--no-input", is_flag=True, envvar="P2PC_NO_INPUT", help="Never ask; fail instead.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
-def p2pc(
-    context: click.Context,
-    *,
-    group: str | None,
-    config: str | None,
-    socket: str | None,
-    color: str,
-    quiet: int,
-    verbose: int,
-    no_input: bool,
-) -> int | None:
+def p2pc(context: click.Context) -> int | None:
     """Run work on every computer you own."""
-    flags = context.ensure_object(Options)
-    flags.color, flags.quiet, flags.verbose, flags.no_input = color, quiet, verbose, no_input
-    # The settings, the connection and a node that is started for the user find them there.
-    for name, value in (("P2PC_CONFIG", config), ("P2PC_SOCKET", socket)):
-        if value:
-            os.environ[name] = os.path.abspath(value)
-    if group:
-        os.environ["P2PC_GROUP"] = group
-        if context.get_parameter_source("group") is ParameterSource.COMMANDLINE:
-            flags.group = group
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
     return None
+
+
+def _root_options() -> list[click.Option]:
+    options = global_options()
+    for option in options:
+        option.expose_value, option.callback = False, set_global
+    return options
+
+
+p2pc.params[:0] = _root_options()
 
 
 def exit_code_of(error: P2pcError) -> int:
@@ -304,10 +299,10 @@ def error_document(error: P2pcError, group: str = "") -> dict[str, Any]:
     return {"schema": "p2pc.error/1", "code": error.code, "what": error.what, "why": error.why, "fix": fix}
 
 
-def format_error(error: P2pcError, more: str = "", group: str = "") -> str:
+def format_error(error: P2pcError, more: str = "", group: str = "", color: str | None = None) -> str:
     """Return the text of an error: what, why, fix, where to read more; the most useful line last."""
     head = f"error[{_plain(error.code)}]:"
-    if has_color(sys.stderr):
+    if has_color(sys.stderr, color):
         head = click.style(head, fg="red", bold=True)
     lines = [f"{head} {_plain(error.what)}"]
     for label, text in (("why: ", error.why), ("fix: ", in_group(error.fix or "", group)), ("more:", more)):
@@ -317,8 +312,16 @@ def format_error(error: P2pcError, more: str = "", group: str = "") -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text without what a terminal takes for a command: it may have come from a peer, or from a link."""
-    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    """Return text without what a terminal takes for a command: it may have come from a peer, or from a link.
+
+    Of a very long word, or line, which only repeats what was given, there is the beginning.
+    """
+    plain = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    if len(plain) <= _WORD_CHARS_MAX:
+        return plain
+    for pattern in (rf"\S{{{_WORD_CHARS_MAX},}}", rf"[^\n]{{{_LINE_CHARS_MAX},}}"):
+        plain = re.sub(pattern, lambda long: f"{long[0][:_LONG_CHARS_SHOWN]}… ({len(long[0]):,} characters)", plain)
+    return plain
 
 
 def _wants_json(context: click.Context | None, arguments: Sequence[str]) -> bool:
@@ -348,6 +351,12 @@ def _wants_json(context: click.Context | None, arguments: Sequence[str]) -> bool
     return False
 
 
+def _near_command(name: str, known: Sequence[str]) -> str | None:
+    """Return the command that was probably meant: nothing is better than nonsense."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return near[0] if near and _edits(near[0], name) <= EDITS_MAX else None
+
+
 def _near_flag(name: str, known: Sequence[str]) -> str | None:
     """Return the flag that was probably meant: nothing is better than nonsense."""
     if len(name) < 5:
@@ -368,6 +377,10 @@ def _edits(one: str, other: str) -> int:
     return row[-1]
 
 
+_IS_HELP: Final = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What Click 8.2 and later raises for a group without a command: the error is the help."""
+
+
 def _from_click(error: click.ClickException) -> tuple[P2pcError, str]:
     """Return our form of an error of the command line, and where to read more."""
     context = getattr(error, "ctx", None)
@@ -379,6 +392,10 @@ def _from_click(error: click.ClickException) -> tuple[P2pcError, str]:
             return UsageError(what, _PARALLEL_FLAGS[error.option_name]), more
         near = _near_flag(error.option_name, known)
         return UsageError(what, f'did you mean "{near}"?' if near else ""), more
+    if isinstance(error, click.MissingParameter) and error.param is not None and context is not None:
+        examples = context.command.examples if isinstance(context.command, Command) else ()
+        typed = f"for example: {examples[0][0]}" if examples else ""
+        return UsageError(f"{error.param.human_readable_name} is missing", "", typed), more
     text = error.format_message().rstrip(".")
     if (missing := re.match(r"No such command '(.+?)'", text)) is not None and context is not None:
         what, name = f"there is no command '{context.command_path} {missing[1]}'", missing[1]
@@ -393,7 +410,7 @@ def _show(error: P2pcError, more: str, *, as_json: bool, flags: Options) -> int:
     if as_json:
         print_json(error_document(error, flags.group))
     else:
-        print(format_error(error, more, flags.group), file=sys.stderr)
+        print(format_error(error, more, flags.group, flags.color), file=sys.stderr)
     if flags.verbose or os.environ.get("P2PC_TRACEBACK"):
         import traceback
 
@@ -413,6 +430,9 @@ def run_command(arguments: Sequence[str]) -> int:
         return code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
+        if isinstance(error, _IS_HELP):
+            print(error.format_message(), file=sys.stderr)
+            return 2
         ours, more = _from_click(error)
         return _show(ours, more, as_json=flags.json or _wants_json(context, arguments), flags=flags)
     except P2pcError as error:

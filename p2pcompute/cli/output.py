@@ -74,12 +74,13 @@ def style(text: str, stream: IO[Any] | None = None, **attributes: Any) -> str:
     return click.style(text, **attributes) if has_color(stream or sys.stdout) else text
 
 
-def say(text: str, *, level: int = 0) -> None:
+def say(text: str, *, level: int = 0, is_elsewhere: bool = False) -> None:
     """Print a line of talk to stderr.
 
     Args:
         text: one or more lines.
         level: 0 = always unless -q -q, 1 = unless -q, 2 = with -v.
+        is_elsewhere: its commands are for another computer, which calls its groups as it likes.
     """
     flags = options()
     if level == 2 and not flags.verbose:
@@ -87,7 +88,7 @@ def say(text: str, *, level: int = 0) -> None:
     if flags.quiet > (0 if level else 1):
         return
     fresh_line()
-    print(in_group(text), file=sys.stderr, flush=True)
+    print(text if is_elsewhere else in_group(text), file=sys.stderr, flush=True)
 
 
 def in_group(text: str, group: str | None = None) -> str:
@@ -100,7 +101,8 @@ def in_group(text: str, group: str | None = None) -> str:
     return _OWN_COMMAND.sub(lambda found: f"{found[0]}-g {shlex.quote(group)} ", text) if group else text
 
 
-_OWN_COMMAND: Final = re.compile(r"(?<![\w/.-])p2pc (?=[a-z])")
+_OWN_COMMAND: Final = re.compile(r"(?<![\w/.-])p2pc (?=[a-z])(?!group (?:create|list|rename|use)\b)")
+"""Those commands name groups themselves."""
 
 
 _is_line_open = False

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.api.result_keys import DoneKeys, command_key, content_key
+from p2pcompute.cli.command import check_text
 from p2pcompute.cli.inputs import Row, Source, SourceKind, parse_range, split_arguments
 from p2pcompute.cli.output import count_text, one_line
 from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, parse
@@ -421,6 +422,7 @@ def _renamed(row: Row, patterns: Sequence[str], send: Sequence[Mapping[str, str]
 
 
 def _fetch_name(name: str) -> str:
+    check_text([name], "names of files travel as text", "let the task rename the file")
     clean = name.removeprefix("./")
     if clean.endswith("/") and clean.strip("/"):
         raise UsageError(

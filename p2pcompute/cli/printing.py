@@ -269,13 +269,17 @@ class Failures:
             group.indices.append(task["index"])
             group.nodes[str(task.get("node") or "")] = None
 
-    def lines(self) -> list[str]:
-        """Return a line for each group, the largest first, each with the last lines of stderr below it."""
+    def lines(self, alias: str) -> list[str]:
+        """Return a line for each group, the largest first, each with the last lines of stderr below it.
+
+        Args:
+            alias: of the job; the tasks are named so that `show` and `logs` take them.
+        """
         out: list[str] = []
         groups = sorted(self._groups.items(), key=lambda item: -item[1].count)
         for (reason, _), group in groups[:ERRORS_SHOWN_MAX]:
             more = " …" if group.count > len(group.indices) else ""
-            named = ", ".join(map(str, sorted(group.indices))) + more
+            named = f"{alias}/{','.join(map(str, sorted(group.indices)))}{more}"
             nodes = ", ".join(node for node in group.nodes if node)
             what = f"{count_text(group.count)} {'task' if group.count == 1 else 'tasks'}"
             out.append(f"{reason} on {what} ({named})" + (f", run by {nodes}" if nodes else ""))

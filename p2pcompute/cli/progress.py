@@ -140,6 +140,8 @@ class Progress:
             for name in ("failed", "cancelled", "running", "waiting")
             if self.number(name)
         ]
+        if self.number("checking"):
+            parts.append(f"{count_text(self.number('checking'))} not believed yet")
         if self.number("retried"):
             parts.append(f"{count_text(self.number('retried'))} retried")
         running = self.number("running")

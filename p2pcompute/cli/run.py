@@ -14,6 +14,7 @@ import click
 
 from p2pcompute.api.result_target import check_target
 from p2pcompute.cli.command import Amount, Command, check_text, json_option
+from p2pcompute.cli.completing import complete_nodes
 from p2pcompute.cli.inputs import Inputs
 from p2pcompute.cli.output import (
     is_terminal,
@@ -135,8 +136,10 @@ meanwhile, which is said.  --resume onto the results of an unfinished job carrie
 @click.option(
     "--prefer", multiple=True, metavar="EXPR", help="Nodes where this is higher (or true) go first: cpus, -load."
 )
-@click.option("--on", multiple=True, metavar="NODE", help="Only these nodes, by name or ID.")
-@click.option("--not-on", multiple=True, metavar="NODE", help="Not these nodes.")
+@click.option(
+    "--on", multiple=True, shell_complete=complete_nodes, metavar="NODE", help="Only these nodes, by name or ID."
+)
+@click.option("--not-on", multiple=True, shell_complete=complete_nodes, metavar="NODE", help="Not these nodes.")
 @click.option("--local", is_flag=True, help="Only this machine.")
 @click.option(
     "--send", "--transferfile", multiple=True, metavar="PATTERN", help="Send these files with each task: --send {}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,6 +83,8 @@ class Run:
     _is_new: bool = False
     """The node was started for this run."""
     _failures: Any = None
+    _bans_hint: str = ""
+    """Who was banned meanwhile."""
     _is_stopping: bool = False
     _is_tallied: bool = False
     """What was done before has been said."""
@@ -297,11 +300,11 @@ class Run:
             check_local_files(peeked, request.inputs.count, request.files, " ".join(request.words))
         elif not others and request.kind == "command":
             check_executable(request.words, request.files, only_here=True)
+        if not request.local:
+            _leave_out_where_varying(request, status)
         self._check_can_run(connection, status)
         if self._is_new:
             _say_alone(status)
-        if not request.local:
-            _say_varying(request, others)
         if request.batch != "1":
             lines = self._chunker.chunks(lines, self._wait)
         body = self._job_body(status)
@@ -419,7 +422,7 @@ class Run:
     def _follow(
         self, connection: Any, status: Mapping[str, Any], source: Any, job: Mapping[str, Any], signals: Any
     ) -> int:
-        from p2pcompute.cli.follow import View, make_printer
+        from p2pcompute.cli.follow import View, bans_hint, make_printer
         from p2pcompute.cli.printing import Contents, Failures
         from p2pcompute.cli.progress import Progress, choose_display
 
@@ -472,6 +475,9 @@ class Run:
         self._is_stopping = True
         if errors is not None and outcome.exit_code != 129:
             errors.close()
+        if any(peer.get("trust") in ("member", "stranger") for peer in status.get("peers") or ()):
+            with contextlib.suppress(P2pcError):  # the node may be gone
+                self._bans_hint = bans_hint(status, connection.request("GET", "/v1/status"))
         return self._finish(outcome.job, outcome.exit_code)
 
     def _finish(self, job: Mapping[str, Any] | None, signal_code: int | None) -> int:
@@ -486,14 +492,18 @@ class Run:
         if request.resume and not self._is_tallied:
             say(tally.text(), level=1)
         if hint := failures_hint(job):
-            for line in self._failures.lines():
+            for line in self._failures.lines(str(job.get("alias"))):
                 say(line, level=1)
             say(hint, level=1)
         _say_kept(tally)
-        if hint := disputes_hint(job):
-            say(hint, level=1)
+        for hint in (disputes_hint(job), self._bans_hint):
+            if hint:
+                say(hint, level=1)
         before = {"done_before": tally.done_before, "failed_before": tally.failed_kept}
         say(summary_text(job, elapsed_s, **before, where=where_results(job)))
+        if signal_code is not None and job.get("cancelled"):
+            again = "the same command with --resume" if request.results else f"p2pc retry {job['alias']}"
+            say(f"to run what was not: {again}", level=1)
         if not report_results(job) and code == 0:
             code = 1
         if signal_code is not None:
@@ -515,14 +525,21 @@ def _say_kept(tally: Tally) -> None:
         say(f"{count_text(tally.failed_kept)} failed before and not tried now; again: --resume-failed", level=1)
 
 
-def _say_varying(request: Request, others: Sequence[Mapping[str, Any]]) -> None:
-    """Say that the output of a command seems to depend on the node or the time, where results are compared."""
+def _leave_out_where_varying(request: Request, status: Mapping[str, Any]) -> None:
+    """Ask no members where the output of a command seems to depend on the node or the time, and say so: their results
+    are compared, and honest ones that differ would be banned.  What was asked for is done, but said too."""
     varying = what_varies(request.words) if request.kind in ("command", "shell") else ""
     terms = request.demands
     is_compared = terms.get("trust") != "trusted" and terms.get("verify") != "none" and terms.get("replicas") != 1
-    if varying and is_compared and any(peer.get("trust") == "member" for peer in others):
-        say(f"note: {varying} gives something else on each node or each time; results of members are compared, and an")
+    has_members = any(peer.get("trust") == "member" for peer in status.get("peers") or ())  # also who is away now
+    if not varying or not is_compared or not has_members:
+        return
+    say(f"note: {varying} gives something else on each node or each time; results of members are compared, and an")
+    if terms or request.on:
         say("honest one that differs looks like a lie: --verify none believes them, --trust trusted leaves them out")
+    else:
+        terms["trust"] = "trusted"
+        say("honest one that differs looks like a lie.  So members are left out; --verify none takes and believes them")
 
 
 def _say_awake(status: Mapping[str, Any]) -> None:

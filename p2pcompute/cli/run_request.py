@@ -434,8 +434,9 @@ def _results_target(flags: Mapping[str, Any], files: Files, *, resume: bool) -> 
     """Return where results go."""
     results, joblog = flags["results"], flags["joblog"]
     if resume and not results and not joblog:
+        flag = "--resume-failed" if flags["resume_failed"] else "--resume"
         raise UsageError(
-            "--resume needs to know what was done", "neither --results nor --joblog is given", "--results out --resume"
+            f"{flag} needs to know what was done", "neither --results nor --joblog is given", f"--results out {flag}"
         )
     if not results and not joblog and not files.fetch:
         return None

@@ -423,7 +423,7 @@ def _start_again(flags: Mapping[str, str]) -> None:
     say(f"the node runs again as before, pid {pid}", level=1)
 
 
-@service.command(cls=Command)
+@service.command(cls=Command, examples=[("p2pc service uninstall", "")])
 @_service_options
 def uninstall(system: bool, dry_run: bool) -> int:
     """Stop it and remove it; identity, group and jobs stay."""
@@ -444,7 +444,7 @@ def uninstall(system: bool, dry_run: bool) -> int:
     return 0
 
 
-@service.command(cls=Command, epilog="Exit codes: 0 it runs, 5 it does not.")
+@service.command(cls=Command, examples=[("p2pc service status", "")], epilog="Exit codes: 0 it runs, 5 it does not.")
 @_service_options
 @json_option
 def status(system: bool, dry_run: bool, json_: bool) -> int:

@@ -16,6 +16,7 @@ import click
 
 from p2pcompute.cli import sim_settings
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option
+from p2pcompute.cli.completing import complete_scenarios
 from p2pcompute.cli.output import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -107,7 +108,7 @@ sim.add_command(sim_settings.keys)
         "Output": ["json_", "out", "plot"],
     },
 )
-@click.argument("scenario")
+@click.argument("scenario", shell_complete=complete_scenarios)
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Number of nodes.")
 @click.option("--hours", type=click.FloatRange(0, min_open=True), metavar="H", help="Simulated time.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="S", help="The first seed.")
@@ -288,7 +289,7 @@ def _run(
     Raises:
         KeyboardInterrupt: it was stopped outside of the runs.
     """
-    from p2pcompute.simulation.study import IN_FLIGHT_MAX, InProcess, make_meter, open_pool, run_study
+    from p2pcompute.simulation.running import IN_FLIGHT_MAX, InProcess, make_meter, open_pool, run_study
 
     # Events are not kept, so they need a run.
     if archive is not None and not events and (found := archive.fill(study)):
@@ -360,9 +361,9 @@ def _cores() -> int:
 
 def _shrink(study: Study, point: Point, failed: RunResult, stop: Stop) -> tuple[Point, Shrunk] | None:
     """Make the first failing run small."""
+    from p2pcompute.simulation.running import run_one
     from p2pcompute.simulation.scenario import EXPERIMENTS
     from p2pcompute.simulation.shrink import WALL_S_MAX, shrink
-    from p2pcompute.simulation.study import run_one
 
     if any(problem.startswith("lost: ") for problem in failed.problems):
         return None

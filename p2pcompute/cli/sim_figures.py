@@ -48,6 +48,8 @@ def print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> Non
         for note, count in part["notes"].items():
             often = f" ({count} of {plural(len(part['seeds']), 'seed')})" if len(part["seeds"]) > 1 else ""
             print(f"note: {f'{where}: ' if where else ''}{note}{often}", file=stream)
+    if not any(part["problems"] for part in points):
+        print("every check has passed; what the figures mean: docs/simulation.md, Glossary", file=stream)
     if len(points) == 1:
         print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.completing import complete_scenarios
 from p2pcompute.cli.output import print_json, say
 
 
@@ -16,7 +17,7 @@ from p2pcompute.cli.output import print_json, say
     cls=Command,
     examples=[("p2pc sim show churn-job", ""), ("p2pc sim show -q churn-job > mine.toml", "to start one of your own")],
 )
-@click.argument("scenario")
+@click.argument("scenario", shell_complete=complete_scenarios)
 @json_option
 def show(scenario: str, json_: bool) -> int:
     """Show a scenario: its file, with comments, and where that is."""

@@ -14,7 +14,8 @@ from p2pcompute.cli.output import count_text, duration_text, is_terminal, one_li
 
 if TYPE_CHECKING:
     from p2pcompute.plots.records import Writer
-    from p2pcompute.simulation.study import Meter, Study
+    from p2pcompute.simulation.running import Meter
+    from p2pcompute.simulation.study import Study
     from p2pcompute.simulation.world import RunResult
 
 EVENT_COLUMNS_MAX: Final = 300
@@ -183,7 +184,7 @@ def _event_value(value: object) -> str:
 
 def event_sink(study: Study) -> Writer:
     from p2pcompute.plots.records import Writer
-    from p2pcompute.simulation.study import trace_header
+    from p2pcompute.simulation.running import trace_header
 
     head = trace_header(study.scenario, study.seeds[0], study.points[0].swept())
     file: Any = sys.stdout if options().json else _Readable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import click
 
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
+from p2pcompute.cli.completing import complete_nodes
 from p2pcompute.cli.connection import open_connection
 from p2pcompute.cli.output import is_terminal, one_line, options, print_json, say, table, time_text
 from p2pcompute.errors import UsageError
@@ -16,6 +18,8 @@ from p2pcompute.errors import UsageError
 LOOK_S_MAX: Final = 5.0
 """A node that does not answer a look within this is said to be stuck."""
 EVENTS_SHOWN: Final = 10
+SHORT_ID_CHARS: Final = 9
+"""Of a device id, as people see and type it."""
 POWERS: Final = {
     "trusted": (
         "its results are believed without a check",
@@ -48,7 +52,7 @@ def named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
     if len(found) == 1:
         return found[0]
     if found:
-        ids = ", ".join(item["short_id"] for item in found)
+        ids = ", ".join(item["short_id"] + (" (this one)" if item.get("level") == "self" else "") for item in found)
         raise UsageError(f'several nodes are called "{name}"', ids, "name one by its id", code="no-such-node")
     import difflib
 
@@ -57,13 +61,21 @@ def named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
     raise UsageError(f'no node "{name}" is known here', why, "see: p2pc trust list", code="no-such-node")
 
 
+def typed_name(items: list[dict[str, Any]], name: str, device_id: str) -> str:
+    """Return what to call an installation in a command: its name, or its id where the name is not its alone."""
+    others = [item for item in items if not item["id"].startswith(device_id)]
+    is_plain = shlex.quote(name) == name and not name.startswith("-")
+    is_taken = any(item["name"] == name for item in others)
+    return name if is_plain and not is_taken else device_id[:SHORT_ID_CHARS]
+
+
 def known() -> list[dict[str, Any]]:
     """Return what every installation is to this one, this one first."""
     items: list[dict[str, Any]] = open_connection(timeout_s=LOOK_S_MAX).request("GET", "/v1/trust")["items"]
     return items
 
 
-@trust.command("list", cls=Command)
+@trust.command("list", cls=Command, examples=[("p2pc trust list", "")])
 @json_option
 def list_(json_: bool) -> int:
     """Levels and roles of every node that is known."""
@@ -75,16 +87,19 @@ def list_(json_: bool) -> int:
         (
             one_line(item["name"], 24) + (" (this)" if item["level"] == "self" else ""),
             item["short_id"],
-            "removed" if item["removed"] else item["level"],
+            "removed" if item["removed"] else "banned" if item.get("banned") else item["level"],
             roles_text(item),
             one_line(item["invited_by"] or "–", 24),
-            one_line(item["reason"] or "", 40),
+            one_line(item.get("banned") or item["reason"] or "", 40),
         )
         for item in document["items"]
     ]
     print(table(("NODE", "ID", "LEVEL", "MAY", "INVITED BY", "REASON"), rows))
     if any(item["removed"] for item in document["items"]):
         say("Removed from the group by a member with the role admin; only a new invitation brings those back.", level=1)
+    if any(item.get("banned") for item in document["items"]):
+        say("Banned because of their results, which p2pc trust show NODE lists; p2pc trust set NODE member", level=1)
+        say("gives them work again.", level=1)
     return 0
 
 
@@ -99,10 +114,10 @@ def roles_text(item: Mapping[str, Any]) -> str:
     examples=[
         ("p2pc trust set atlas trusted", "as good as this computer"),
         ("p2pc trust set atlas blocked --reason 'sends nonsense'", "nothing to do with it any more"),
-        ("p2pc trust set atlas member", "as any other again"),
+        ("p2pc trust set atlas member", "as any other again, also after a ban"),
     ],
 )
-@click.argument("node")
+@click.argument("node", shell_complete=complete_nodes)
 @click.argument("level", type=click.Choice(["trusted", "member", "blocked"]))
 @click.option(
     "--may",
@@ -125,7 +140,9 @@ def set_(node: str, level: str, may: tuple[str, ...], reason: str, yes: bool, js
     if json_:
         print_json({"schema": "p2pc.trust-node/1", **changed})
     else:
-        print(f"{one_line(changed['name'])} ({changed['short_id']}) is {changed['level']} here now")
+        roles = f", and in the group it may {roles_text(changed)}" if may else ""
+        over = "; its ban is over" if item.get("banned") and not changed.get("banned") else ""
+        print(f"{one_line(changed['name'])} ({changed['short_id']}) is {changed['level']} here now{roles}{over}")
     return 0
 
 
@@ -150,13 +167,14 @@ def _ask(item: Mapping[str, Any], level: str, *, is_mute: bool) -> None:
     cls=Command,
     examples=[("p2pc trust show atlas --proof atlas.proof", "then, anywhere: p2pc trust verify atlas.proof")],
 )
-@click.argument("node")
+@click.argument("node", shell_complete=complete_nodes)
 @click.option("--proof", metavar="FILE", type=click.Path(), help="Write the proof that it lied, if there is one.")
 @json_option
 def show(node: str, proof: str | None, json_: bool) -> int:
     """What is known of a node and its level."""
     connection = open_connection(timeout_s=LOOK_S_MAX)
-    item = named(connection.request("GET", "/v1/trust")["items"], node)
+    items = connection.request("GET", "/v1/trust")["items"]
+    item = named(items, node)
     evidence = connection.request("GET", f"/v1/trust/{item['id']}/evidence")
     if proof is not None:
         _write_proof(proof, one_line(item["name"]), evidence["proof_b64"])
@@ -174,10 +192,11 @@ def show(node: str, proof: str | None, json_: bool) -> int:
     )
     print("\n".join([one_line(item["name"]), *(f"  {label:11} {text}" for label, text in facts)]))
     for event in evidence["events"][-EVENTS_SHOWN:]:
-        task = f"{event['job']}/{event['index'] + 1}" if event["job"] else "of a job that was forgotten"
+        task = f"{event['job']}/{event['index']}" if event["job"] else "of a job that was forgotten"
         print(f"  {time_text(event['at']) if event['at'] else '':11}  task {task}: {one_line(event['what'])}")
     if evidence["banned"]:
-        say(f"To give it work again without checks: p2pc trust set {one_line(item['name'])} trusted", level=1)
+        called = typed_name(items, item["name"], item["id"])
+        say(f"To give it work again, checked as a newcomer's: p2pc trust set {called} member", level=1)
     return 0
 
 
@@ -192,7 +211,9 @@ def _write_proof(file: str, name: str, proof: str | None) -> None:
 
     if not proof:
         why = "two different results that it signed under one lease would be one"
-        raise UsageError(f"there is no proof that {name} lied", why, "what is known: p2pc trust show", code="no-proof")
+        raise UsageError(
+            f"there is no proof that {name} lied", why, f"what is known: p2pc trust show {name}", code="no-proof"
+        )
     try:
         Path(file).write_bytes(base64.b64decode(proof))
     except OSError as error:
@@ -225,7 +246,8 @@ def verify(file: str, json_: bool) -> int:
     try:
         data = Path(file).read_bytes()
     except OSError as error:
-        raise UsageError(f"{file} cannot be read", str(error.strerror or error), None, code="file") from error
+        fix = f"to compare the keys of two computers: p2pc trust compare {file}" if "/" not in file else None
+        raise UsageError(f"{file} cannot be read", str(error.strerror or error), fix, code="file") from error
     report = check_file(RealCrypto(), data)
     if json_:
         print_json(report_json(report))
@@ -235,7 +257,7 @@ def verify(file: str, json_: bool) -> int:
 
 
 @trust.command(cls=Command, examples=[("p2pc trust compare atlas", "there: p2pc trust compare nova")])
-@click.argument("node")
+@click.argument("node", shell_complete=complete_nodes)
 @json_option
 def compare(node: str, json_: bool) -> int:
     """Words that are the same on both screens when each computer takes the other for what it is."""
@@ -246,7 +268,8 @@ def compare(node: str, json_: bool) -> int:
         print_json({"schema": "p2pc.comparison/1", "id": item["id"], "own_id": items[0]["id"], "words": list(words)})
         return 0
     print(" ".join(words))
-    say(f"On {one_line(item['name'])}: p2pc trust compare {one_line(items[0]['name'])}", level=1)
+    own = typed_name(items, items[0]["name"], items[0]["id"])
+    say(f"On {one_line(item['name'])}: p2pc trust compare {own}", level=1, is_elsewhere=True)
     say(f"Other words there mean that one of them has another key: {item['id']}", level=1)
     return 0
 

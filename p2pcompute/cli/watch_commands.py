@@ -10,11 +10,13 @@ from typing import Any, Final, TypeVar
 import click
 
 from p2pcompute.cli.command import Amount, Command, json_option
+from p2pcompute.cli.completing import complete_nodes
 from p2pcompute.cli.connection import open_connection
 from p2pcompute.cli.node_commands import STATUS_S_MAX
 from p2pcompute.cli.output import (
     duration_text,
     in_group,
+    node_labels,
     one_line,
     options,
     plural,
@@ -110,7 +112,7 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
             )
     if with_peers and not group["is_alone"] and not group.get("is_removed"):
         lines += ["", peers_table(peers, node), ""]
-    notes = [*document["notes"], *version_notes(peers, node)]
+    notes = [*document["notes"], *ban_notes(peers), *version_notes(peers, node)]
     if node.get("paused_because"):
         since, because = time_text(node["paused_since"]), node["paused_because"]
         what = "nothing runs" if because == PAUSED_BY_OWNER else "no work of others runs"
@@ -128,6 +130,15 @@ def status_text(document: Mapping[str, Any], *, with_peers: bool) -> str:
     return "\n".join(lines)
 
 
+def ban_notes(peers: list[Mapping[str, Any]]) -> list[str]:
+    """Return one sentence for each node that gets no more work from here because of its results."""
+    return [
+        f"{label} is banned: no more work from here, {one_line(peer['banned'])}; see: p2pc trust show {label}"
+        for label, peer in zip(_labels(peers), peers, strict=True)
+        if peer.get("banned")
+    ]
+
+
 def version_notes(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each node of another build than this one."""
     return [
@@ -138,10 +149,15 @@ def version_notes(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> li
     ]
 
 
+def _labels(peers: list[Mapping[str, Any]]) -> list[str]:
+    """Return the nodes' names as one tells them apart."""
+    return node_labels([{"node": one_line(peer["name"], 24), "short_id": peer.get("short_id")} for peer in peers])
+
+
 def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
     """Return one line for each node; versions that differ from this node's carry a "!"."""
     rows = []
-    for peer in peers:
+    for label, peer in zip(_labels(peers), peers, strict=True):
         is_self = peer["state"] == "self"
         state = str(node["state"]) if is_self and "state" in node else one_line(peer["state"])
         if peer["state"] == "not seen":
@@ -150,11 +166,11 @@ def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
         differs = peer["version"] and node.get("version") and peer["version"] != node["version"]
         rows.append(
             (
-                one_line(peer["name"], 24) + (" (this)" if is_self else ""),
+                label + (" (this)" if is_self else ""),
                 state,
                 slots,
                 rate_text(peer.get("rate")),
-                one_line(peer["trust"]),
+                "banned" if peer.get("banned") else one_line(peer["trust"]),
                 "–" if is_self else one_line(peer["path"]) or "–",
                 one_line(peer["version"]) + (" !" if differs else ""),
             )
@@ -173,7 +189,7 @@ def peers_table(peers: list[Mapping[str, Any]], node: Mapping[str, Any]) -> str:
 @json_option
 @_watch_options
 @click.option("--nearby", is_flag=True, help="Also nodes on this network that are not members.")
-@click.argument("node", required=False)
+@click.argument("node", shell_complete=complete_nodes, required=False)
 def peers(json_: bool, watch: bool, interval: float, nearby: bool, node: str | None) -> int:
     """Members, how they are reached, and what they offer."""
     connection = open_connection(timeout_s=STATUS_S_MAX)
@@ -202,17 +218,23 @@ def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
     Raises:
         UsageError: none, or several.
     """
-    wanted = name.upper()
+    fix, code = "list them: p2pc peers", "no-such-node"
+    if not name.strip():
+        raise UsageError("no node is named", "the name is empty", fix, code=code)
+    prefix = name.upper().replace("-", "")
     found = [item for item in items if item["name"] == name] or [
-        item for item in items if item["id"].startswith(wanted)
+        item for item in items if prefix and item["id"].replace("-", "").startswith(prefix)
     ]
     if len(found) == 1:
         return found[0]
+    if found:
+        ids = ", ".join(item["short_id"] for item in found[:4])
+        raise UsageError(f'"{name}" names {len(found)} nodes', f"they are {ids}", "give the id", code=code)
     import difflib
 
     near = difflib.get_close_matches(name, [item["name"] for item in items], n=1)
-    why = "several nodes match" if found else f'did you mean "{near[0]}"?' if near else ""
-    raise UsageError(f'there is no node "{name}" in the group', why, "see: p2pc peers", code="no-such-node")
+    why = f'did you mean "{near[0]}"?' if near else ""
+    raise UsageError(f'there is no node "{name}" in the group', why, fix, code=code)
 
 
 def _peer_text(peer: Mapping[str, Any]) -> str:
@@ -277,7 +299,7 @@ def _peers_text(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=[("p2pc version", "")])
 @json_option
 def version(json_: bool) -> int:
     """Versions of command and node, and whether they fit."""

@@ -92,8 +92,7 @@ from p2pcompute.limits import (
     QUESTION_ASKED_MAX,
     SUBMISSIONS_REMEMBERED,
 )
-from p2pcompute.node.explanations import ExplanationView
-from p2pcompute.node.facade import JobView, NodeFacade, TaskView
+from p2pcompute.node.facade import ExplanationView, JobView, NodeFacade, TaskView
 from p2pcompute.node.views import find_node
 from p2pcompute.resources.questions import Query, condition, ranking
 from p2pcompute.trust.admission import PSK, STANDING, Entry, check_psk
@@ -663,6 +662,7 @@ class Api:
                 "stderr_start": 0 if found is None else found.stderr_start,
                 "stderr_b64": "" if found is None else base64.b64encode(found.stderr).decode(),
                 "progress": None if found is None else progress_of(found.progress),
+                "quiet_s": None if found is None else found.quiet_s,
             }
         )
 

@@ -239,7 +239,7 @@ class Triggers:
             yield b":\n\n"  # the follower learns that it was understood
             if names_of_some(expression.names):
                 query = Query(expression=expression, answers_max=1, time_s=min(NAMES_S, until - clock.now()))
-                unheard = unheard_json(await self._node.find(query), expression.names)
+                unheard = unheard_json(query, await self._node.find(query))
                 if unheard:
                     yield format_event("unheard", {"items": unheard})
             while not self._is_closing and not watching.done() and clock.now() < until:

@@ -9,25 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import os
 import socket
 import stat
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from p2pcompute.errors import NodeUnavailable
-from p2pcompute.limits import API_CONNECTIONS_MAX, PROTOCOL_MAX, PROTOCOL_MIN
+from p2pcompute.limits import API_CONNECTIONS_MAX, API_WAIT_S_MAX, API_WAITING_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.socket_peer import peer_uid
 
 log = logging.getLogger("p2pcompute.daemon")
 
-_BACKLOG: Final = 128
+_BACKLOG: Final = 512
+"""Connections that the kernel keeps until they are taken; whoever connects beyond it waits."""
 _CONNECT_S_MAX: Final = 2.0
 """A socket that accepts within this is alive."""
 _LISTEN_FD: Final = 3
@@ -37,8 +40,22 @@ _ACCEPT_LOG_S: Final = 60.0
 _CUT_S: Final = 2
 """After the node has stopped: how long open answers may still take."""
 
-_REFUSAL: Final = (
-    b'{"schema":"p2pc.error/1","code":"refused","what":"this node belongs to another user","why":"","fix":""}'
+
+def _refusal(status: bytes, code: str, what: str, why: str = "", fix: str = "") -> bytes:
+    """Return a whole answer, for a connection on which nothing was read."""
+    document = {"schema": "p2pc.error/1", "code": code, "what": what, "why": why, "fix": fix}
+    content = json.dumps(document, separators=(",", ":")).encode()
+    head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    return head % (status, len(content)) + content
+
+
+_NOT_YOURS: Final = _refusal(b"403 Forbidden", "refused", "this node belongs to another user")
+_TOO_MANY: Final = _refusal(
+    b"503 Service Unavailable",
+    "busy",
+    "too many programs speak to this node at once",
+    f"{API_CONNECTIONS_MAX} connections are open, and others wait",
+    "end some of them, then try again",
 )
 
 
@@ -158,33 +175,68 @@ class PrivateProtocol(H11Protocol):
     """HTTP for this user and root; anyone else gets one refusal and is cut off before a byte is read.
 
     The mode of the socket keeps others out already; this holds where a file system or a moved directory does not.
+
+    Connections beyond API_CONNECTIONS_MAX wait, unread, in the order in which they came.
     """
 
-    _is_refused = False
+    def __init__(self, *args: Any, waiting: dict[PrivateProtocol, asyncio.Transport], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting = waiting
+        """Those of all connections of a listener."""
+        self._is_heard = False
+        self._give_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         uid = peer_uid(transport.get_extra_info("socket"))
-        if uid in (os.geteuid(), 0):
-            super().connection_made(transport)
-            return
-        self._is_refused = True
-        transport.write(
-            b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%s" % (len(_REFUSAL), _REFUSAL)
-        )
-        transport.close()
+        if uid not in (os.geteuid(), 0):
+            _answer(transport, _NOT_YOURS)
+        elif len(self.connections) < API_CONNECTIONS_MAX:
+            self._hear(transport)
+        elif len(self._waiting) < API_WAITING_MAX:
+            self._waiting[self] = transport
+            # Not at once: up to Python 3.11.3 the loop begins to read after this, paused or not.
+            self.loop.call_soon(self._pause)
+            self._give_up = self.loop.call_later(API_WAIT_S_MAX, _answer, transport, _TOO_MANY)
+        else:
+            _answer(transport, _TOO_MANY)
+
+    def _pause(self) -> None:
+        if (transport := self._waiting.get(self)) is not None:
+            transport.pause_reading()
+
+    def _hear(self, transport: asyncio.Transport) -> None:
+        self._is_heard = True
+        super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._is_refused:
+        if self._is_heard:
             super().connection_lost(exc)
+        else:
+            self._stop_waiting()
+        while self._waiting and len(self.connections) < API_CONNECTIONS_MAX:
+            first, transport = next(iter(self._waiting.items()))
+            first._stop_waiting()
+            first._hear(transport)
+            transport.resume_reading()
+
+    def _stop_waiting(self) -> None:
+        self._waiting.pop(self, None)
+        if self._give_up is not None:
+            self._give_up.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_refused:
+        if self._is_heard:
             super().data_received(data)
 
     def eof_received(self) -> None:
-        if not self._is_refused:
+        if self._is_heard:
             super().eof_received()
+
+
+def _answer(transport: asyncio.Transport, content: bytes) -> None:
+    """Answer a connection that is not listened to, and end it."""
+    transport.write(content)
+    transport.close()
 
 
 class AcceptTrouble:
@@ -220,10 +272,11 @@ class Listener(uvicorn.Server):
     """Serves an application on a socket until `stop`."""
 
     def __init__(self, app: Any, version: str) -> None:
+        self._waiting: dict[PrivateProtocol, asyncio.Transport] = {}
         super().__init__(
             uvicorn.Config(
                 app,
-                http=PrivateProtocol,
+                http=cast("type[asyncio.Protocol]", partial(PrivateProtocol, waiting=self._waiting)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -232,7 +285,6 @@ class Listener(uvicorn.Server):
                 date_header=False,
                 headers=[("p2pc-version", version), ("p2pc-protocol", f"{PROTOCOL_MIN}-{PROTOCOL_MAX}")],
                 backlog=_BACKLOG,
-                limit_concurrency=API_CONNECTIONS_MAX,
                 timeout_keep_alive=60,
                 timeout_graceful_shutdown=_CUT_S,
             )
@@ -251,4 +303,6 @@ class Listener(uvicorn.Server):
     def stop(self) -> None:
         """Take no more connections, end the open ones."""
         self.should_exit = True
+        while self._waiting:
+            self._waiting.popitem()[1].close()
         self._stopping.set()

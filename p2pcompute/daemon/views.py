@@ -9,7 +9,7 @@ import base64
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -21,10 +21,10 @@ from p2pcompute.execution.spec import TaskPayload, decode_payload
 from p2pcompute.host.runs import Outcome
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
-from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import (
     DescribedView,
     EvidenceView,
+    ExplanationView,
     IdleView,
     JobView,
     NodeFacade,
@@ -37,9 +37,9 @@ from p2pcompute.node.facade import (
 )
 from p2pcompute.resources.attributes import Attributes, age_s
 from p2pcompute.resources.explaining import flags_of
-from p2pcompute.resources.expressions import compile_expression, unheard_names
+from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.matching import Verdict
-from p2pcompute.resources.questions import Findings, Found, Query
+from p2pcompute.resources.questions import Findings, Found, Query, unheard_names
 from p2pcompute.version import VERSION
 
 
@@ -153,6 +153,7 @@ def peer_json(peer: PeerView) -> dict[str, Any]:
         "python": platform.python_version() if is_self else peer.python,
         "invited_by": peer.invited_by,
         "trust": peer.level,
+        "banned": peer.ban or None,
     }
 
 
@@ -215,16 +216,15 @@ def findings_json(findings: Findings, query: Query, node: NodeFacade) -> dict[st
         "too_old": findings.too_old,
         "not_asked": findings.not_asked,
         "asked": findings.asked,
-        "unheard": unheard_json(findings, query.names),
+        "unheard": unheard_json(query, findings),
         "took_s": round(findings.took_s, 3),
         "is_cut_off": findings.is_cut_off,
     }
 
 
-def unheard_json(findings: Findings, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return those among names that probably no node has, each with what may be meant: nobody could tell."""
-    found = unheard_names(names, answered=findings.answered, unknown=findings.unknown)
-    return [{"name": name, "near": near or None} for name, near in found]
+def unheard_json(query: Query, findings: Findings) -> list[dict[str, Any]]:
+    """Return what a question names and probably no node has, each with what may be meant."""
+    return [{"name": name, "near": near or None} for name, near in unheard_names(query, findings)]
 
 
 def explanation_json(explained: ExplanationView, job: JobView | None, only: bytes | None) -> dict[str, Any]:
@@ -316,6 +316,7 @@ def trust_json(view: TrustView) -> dict[str, Any]:
         "invited_by": view.inviter or None,
         "reason": view.reason or None,
         "set": time_text(view.set_at),
+        "banned": view.banned or None,
     }
 
 
@@ -387,6 +388,8 @@ def progress_json(job: JobView) -> dict[str, Any]:
         "waiting": job.waiting,
         "cancelled": job.cancelled,
         "retried": job.retried,
+        "checking": job.checking,
+        "doubt": {"what": job.doubt, "fix": job.doubt_fix or None} if job.doubt else None,
         "by_node": [share_json(share) for share in job.by_node],
     }
 
@@ -413,7 +416,6 @@ def job_json(job: JobView) -> dict[str, Any]:
         "owner": job.owner or None,
         "custodians": list(job.custodians),
         "claimed": job.claimed,
-        "checking": job.checking,
         "revoked": job.revoked,
         "disputed": job.disputed,
     }

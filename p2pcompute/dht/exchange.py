@@ -254,7 +254,8 @@ class Exchange:
         self._asked: dict[tuple[bytes | None, Address], float] = {}
         """Key and address of those requests, and when the last one was first sent."""
         self._answered: dict[str, None] = {}
-        """Sources that have answered a request: what is sent there is wanted.  The last DHT_ANSWERED_MAX."""
+        """Sources that have answered a request: what is sent there is wanted.  The last DHT_ANSWERED_MAX that began to;
+        one that was forgotten begins anew."""
         self._unasked = TokenBuckets(
             rate_per_s=DHT_UNASKED_PER_S, burst=DHT_UNASKED_BURST, sources_max=DHT_ANSWERED_MAX
         )
@@ -495,7 +496,8 @@ class Exchange:
 
     def _on_answered(self, address: Address) -> None:
         source = source_of(address.host, address.port)
-        self._answered.pop(source, None)
+        if source in self._answered:
+            return  # to move it to the end at each answer makes a dict of twice the size
         self._answered[source] = None
         if len(self._answered) > DHT_ANSWERED_MAX:
             del self._answered[next(iter(self._answered))]

@@ -31,6 +31,8 @@ No answer is longer than three times its question, so nobody can have a node flo
 GET are padded with zeros, and are malformed without; so are REGISTER and QUERY.  A token is empty or 8 bytes; see
 `tokens`.  Class, tuple and mask are big-endian; see `index`.
 
+Fields behind those of the table, in a body or a contact, are of a later version and passed over (`wire.fields`).
+
 Deviations: Kademlia's FIND_VALUE returns one value; here a holder's records are read in pages at offsets.
 
 The canonical form of a statement's head, and of a contact with an IPv4 address, has its fields at fixed places: they
@@ -65,6 +67,7 @@ from p2pcompute.limits import (
     TUPLE_BYTES,
 )
 from p2pcompute.wire import cbor
+from p2pcompute.wire.fields import listed
 
 VERSION: Final = 1
 TRANSACTION_BYTES: Final = 8
@@ -520,7 +523,7 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
     """Return the message of a statement.
 
     Raises:
-        RemoteProtocolError: not canonical, or a field is missing, superfluous, of another type or out of bounds.
+        RemoteProtocolError: not canonical, or a field is missing, of another type or out of bounds.
     """
     if raw == _EMPTY:
         if kind is MessageType.PING:
@@ -536,61 +539,59 @@ def decode_body(kind: MessageType, raw: bytes) -> Message:
         if nodes is not None:
             return nodes
     body = cbor.decode(raw)
-    if not isinstance(body, list):
-        raise RemoteProtocolError("the body is not a list")
     match kind:
         case MessageType.PING:
-            _fields(body, 0)
+            listed(body, 0, "body")
             return _PING
         case MessageType.PONG:
-            observed, name, *rest = _fields(body, 2, optional=1)
+            observed, name, *rest = listed(body, 2, "body", optional=1)
             return Pong(unpack_address(observed), _name(name), _class(rest))
         case MessageType.FIND:
-            key, padding = _fields(body, 2)
+            key, padding = listed(body, 2, "body")
             return Find(_padded(key, padding))
         case MessageType.NODES:
-            name, contacts, token, *rest = _fields(body, 3, optional=1)
+            name, contacts, token, *rest = listed(body, 3, "body", optional=1)
             return Nodes(_name(name), _contacts(contacts), _sized(token, TOKEN_BYTES), _class(rest))
         case MessageType.GET:
-            key, offset, padding = _fields(body, 3)
+            key, offset, padding = listed(body, 3, "body")
             return Get(_padded(key, padding), _count(offset, RECORDS_REPLY_BYTES_MAX))
         case MessageType.VALUES:
             return _values(body)
         case MessageType.PUT:
-            key, token, part, parts, chunk = _fields(body, 5)
+            key, token, part, parts, chunk = listed(body, 5, "body")
             parts = _count(parts, DHT_PUT_PARTS_MAX)
             part = _count(part, DHT_PUT_PARTS_MAX - 1)
             if part >= parts or not isinstance(chunk, bytes) or not 0 < len(chunk) <= DHT_CHUNK_BYTES:
                 raise RemoteProtocolError("a part of a record that cannot be")
             return Put(_sized(key, DHT_ID_BYTES), _token(token), part, parts, chunk)
         case MessageType.ACK:
-            status, seq, token = _fields(body, 3)
+            status, seq, token = listed(body, 3, "body")
             return Ack(_STATUSES[_count(status, len(_STATUSES) - 1)], _count(seq, _SEQ_MAX), _token(token))
         case MessageType.BYE:
-            _fields(body, 0)
+            listed(body, 0, "body")
             return _BYE
         case MessageType.REGISTER:
-            key, token, life_s, bits, padding = _fields(body, 5)
+            key, token, life_s, bits, padding = listed(body, 5, "body")
             if padding != _REGISTER_PADDING:
                 raise RemoteProtocolError("a registration that is shorter than a third of its answer")
             life_s = _count(life_s, int(RECORD_TTL_S_MAX))
             return Register(_sized(key, DHT_ID_BYTES), _token(token), life_s, _bits(bits, TUPLE_BYTES))
         case MessageType.REGISTERED:
-            outcome, contacts, token = _fields(body, 3)
+            outcome, contacts, token = listed(body, 3, "body")
             outcome = _OUTCOMES[_count(outcome, len(_OUTCOMES) - 1)]
             return Registered(outcome, _contacts(contacts), _token(token))
         case MessageType.QUERY:
-            key, mask, padding = _fields(body, 3)
+            key, mask, padding = listed(body, 3, "body")
             return Query(_padded(key, padding), _bits(mask, TUPLE_BYTES))
         case MessageType.ADS:
-            found, contacts = _fields(body, 2)
+            found, contacts = listed(body, 2, "body")
             return Ads(_contacts(found), _contacts(contacts))
         case MessageType.CALL:
-            if _fields(body, 1) != [_CALL_PADDING]:
+            if listed(body, 1, "body") != [_CALL_PADDING]:
                 raise RemoteProtocolError("a question that is shorter than a third of its answer")
             return _CALL
         case MessageType.CALLED:
-            (contacts,) = _fields(body, 1)
+            (contacts,) = listed(body, 1, "body")
             return Called(_contacts(contacts)[:DHT_CALLERS])
         case MessageType.RING:
             return Ring(*_contacts([body]))
@@ -716,19 +717,13 @@ def _bits(value: object, size: int) -> int:
 
 
 def _class(rest: list[Any]) -> int | None:
-    return _class_of(_sized(rest[0], CLASS_BYTES)) if rest else None
+    return _class_of(_sized(rest[0], CLASS_BYTES)) if rest and rest[0] is not None else None
 
 
 @lru_cache(maxsize=_CLASSES_CACHED_MAX)
 def _class_of(raw: bytes) -> int:
     """The same number for all who have the same."""
     return int.from_bytes(raw, "big")
-
-
-def _fields(body: list[Any], count: int, *, optional: int = 0) -> list[Any]:
-    if not count <= len(body) <= count + optional:
-        raise RemoteProtocolError(f"a body of {count} fields was expected")
-    return body
 
 
 def _name(value: object) -> str:
@@ -742,9 +737,7 @@ def _contacts(value: object) -> tuple[Contact, ...]:
         raise RemoteProtocolError("a list of contacts was expected")
     contacts = []
     for item in value:
-        if not isinstance(item, list) or len(item) != 2:
-            raise RemoteProtocolError("a contact is a key and an address")
-        key, packed = item
+        key, packed = listed(item, 2, "contact")
         if not isinstance(packed, bytes):
             raise RemoteProtocolError("an address is bytes")
         contacts.append(_hearsay(_sized(key, PUBLIC_KEY_BYTES), packed))
@@ -758,7 +751,7 @@ def _hearsay(key: bytes, packed: bytes) -> Contact:
 
 
 def _values(body: list[Any]) -> Values:
-    digest, total, offset, chunk = _fields(body, 4)
+    digest, total, offset, chunk = listed(body, 4, "body")
     total = _count(total, RECORDS_REPLY_BYTES_MAX)
     offset = _count(offset, RECORDS_REPLY_BYTES_MAX)
     if not isinstance(chunk, bytes) or not len(chunk) <= min(DHT_CHUNK_BYTES, max(0, total - offset)):

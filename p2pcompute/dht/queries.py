@@ -61,7 +61,13 @@ class Ask(Protocol):
         messages: Sequence[Message],
         done: Callable[[Message | None], None],
         timeout_s: float | None = None,
+        *,
+        is_once: bool = False,
     ) -> None: ...
+
+
+def ignore(reply: Message | None) -> None:
+    """Do nothing more with a reply: the table has been told already."""
 
 
 class Queries:
@@ -99,9 +105,7 @@ class Queries:
         """Estimated number of nodes; None with up to k contacts, who are all there are."""
         if len(self._table) <= DHT_K:
             return None
-        own = int.from_bytes(self._table.own_id, "big")
-        near = self._table.nearest(self._table.own_id, DHT_K)
-        return self._size.estimate(size_by(contact.number ^ own for contact in near))
+        return self._size.estimate(size_by(self._table.distances(DHT_K)))
 
     def radius(self) -> int:
         """Distance from a key within which every node keeps its records; 0 in a group of up to k contacts."""

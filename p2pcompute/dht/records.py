@@ -39,6 +39,7 @@ from p2pcompute.limits import (
     RECORDS_REPLY_BYTES_MAX,
 )
 from p2pcompute.wire import cbor, envelope
+from p2pcompute.wire.fields import listed
 
 _KEY_DOMAIN: Final = b"p2pc record key"
 _INTEGER_MAX: Final = 2**63 - 1
@@ -194,9 +195,7 @@ def _kind_of(raw: bytes) -> RecordKind:
 
 
 def _record(kind: RecordKind, signer: bytes, fields: Any, raw: bytes) -> Record:
-    if not (isinstance(fields, list) and len(fields) == 7):
-        raise RemoteProtocolError("a record has 7 fields")
-    publisher, key, salt, seq, issued, ttl_s, value = fields
+    publisher, key, salt, seq, issued, ttl_s, value = listed(fields, 7, "record")
     if publisher != signer or not isinstance(publisher, bytes) or len(publisher) != PUBLIC_KEY_BYTES:
         raise RemoteProtocolError("a record signed by another than its publisher", code=Refusal.FORGED)
     if not isinstance(key, bytes) or len(key) != DHT_ID_BYTES:

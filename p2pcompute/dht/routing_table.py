@@ -4,7 +4,7 @@ From the `kademlia` package: `KBucket` (its nodes, and the replacement cache beh
 ordered ones (48 bytes less for each contact) and without its `time.monotonic` for a field that is not used here, so
 that the table knows no clock.  Entries know when they were heard of: moving them to the end of their bucket at each
 reply, to find the stalest at its head, makes a dict of twice the size (20 bytes for each contact).  `Node` holds up
-but takes 154 bytes before any field of ours, `Entry` 112 with all; `Entry` has the same fields where `KBucket` looks.
+but takes 154 bytes before any field of ours, `Entry` 80 with all; `Entry` has the same fields where `KBucket` looks.
 `kademlia.routing` imports asyncio, which every node has loaded; beyond it the import costs 2 ms and 128 KiB, and
 neither rpcudp nor sockets of its own.
 
@@ -36,15 +36,17 @@ Source: Kademlia, sections 2.2 and 2.4; pymdht for not evicting while the link i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import nsmallest
 from operator import attrgetter
+from sys import intern
 from typing import NamedTuple
 
+import msgspec
 from kademlia.routing import KBucket
 
-from p2pcompute.dht.contacts import Contact, number_of, place_of, range_of
+from p2pcompute.dht.contacts import Contact, Place, number_of, place_of, range_of
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.host.interfaces import Address
 from p2pcompute.ids import DHT_ID_BYTES
@@ -76,27 +78,28 @@ _new = tuple.__new__
 """Makes a named tuple without a call of Python's: twenty for each answer to a FIND."""
 
 
-class Entry:
-    """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is."""
+class Entry(msgspec.Struct, gc=False, eq=False):
+    """A contact in a bucket, and how it is doing.  There are millions in a large simulation: what can be shared is, and
+    as it refers to nothing that could refer back, the collector of garbage need not know it."""
 
-    __slots__ = (
-        "checked", "class_bits", "failures", "host", "name", "place", "port", "rtt_s", "run", "seen",
-    )  # fmt: skip
+    place: Place
+    host: str
+    port: int
+    """Of its address, as a tuple for each contact takes 56 bytes more."""
+    run: bytes
+    """Drawn by the peer at its start: another one means that it restarted."""
+    seen: float
+    """Time of the last verified reply."""
+    checked: float
+    """Time of the last reply or probe."""
+    name: str | None = None
+    class_bits: int | None = None
+    rtt_s: float | None = None
 
-    def __init__(self, key: bytes, address: Address, *, run: bytes, now: float) -> None:
-        self.place = place_of(key)
-        self.host, self.port = address
-        self.name: str | None = None
-        self.class_bits: int | None = None
-        self.rtt_s: float | None = None
-        self.run = run
-        """Drawn by the peer at its start: another one means that it restarted."""
-        self.seen = now
-        """Time of the last verified reply."""
-        self.checked = now
-        """Time of the last reply or probe."""
-        self.failures = 0
-        """Probes in a row without an answer."""
+    @classmethod
+    def of(cls, key: bytes, address: Address, *, run: bytes, now: float) -> Entry:
+        """Return that of a contact of which nothing more is known."""
+        return cls(place_of(key), address.host, address.port, run, now, now)
 
     @property
     def number(self) -> int:
@@ -115,15 +118,15 @@ class Entry:
     def address(self) -> Address:
         return Address(self.host, self.port)
 
+    def is_at(self, address: Address) -> bool:
+        """Whether this is its address."""
+        return self.port == address.port and self.host == address.host
+
     @property
     def contact(self) -> Contact:
         """What others may know of it."""
         address = _new(Address, (self.host, self.port))
         return _new(Contact, (self.place.key, address, self.name, self.rtt_s, self.seen, self.class_bits))
-
-    def is_at(self, address: Address) -> bool:
-        """Whether this is its address."""
-        return self.port == address.port and self.host == address.host
 
     def measured(self, rtt_s: float) -> None:
         """Note a round trip."""
@@ -134,11 +137,10 @@ class Entry:
         if rtt_s is not None:
             self.measured(rtt_s)
         if name is not None and name != self.name:
-            self.name = name
+            self.name = intern(name)
         if run != self.run:
             self.run = run
         self.seen = self.checked = now
-        self.failures = 0
 
 
 _CHECKED = attrgetter("checked")
@@ -152,9 +154,11 @@ class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no type
     replacement_nodes: dict[int, Entry]
     ksize: int
 
-    def __init__(self, lowest: int, highest: int, size: int) -> None:
-        super().__init__(lowest, highest, size)
-        self.max_replacement_nodes = DHT_REPLACEMENTS_MAX
+    range = (0, 0)
+    """Which ids belong here the table knows; the package's buckets ask for it only when they split."""
+
+    def __init__(self, size: int) -> None:
+        self.ksize, self.max_replacement_nodes = size, DHT_REPLACEMENTS_MAX
         self.nodes, self.replacement_nodes = {}, {}
 
     def touch_last_updated(self) -> None:
@@ -199,6 +203,8 @@ class _Lost:
 class _Failing(NamedTuple):
     entry: Entry
     failed_at: float
+    failures: int
+    """Probes in a row without an answer."""
 
 
 _NOTHING = Change()
@@ -276,10 +282,11 @@ class RoutingTable:
             live_only: leave out those whose last probe was not answered.
         """
         number = int.from_bytes(target, "big")
+        failing: Mapping[int, _Failing] = self._failing if live_only else {}
         found: list[tuple[int, Entry]] = []
         for group in self._groups(number):
             # Distances differ, so entries are never compared; a tuple is built faster than a key function is called.
-            ready = [(e.place.number ^ number, e) for e in group if not (live_only and e.failures)]
+            ready = [(e.place.number ^ number, e) for e in group if e.place.number not in failing]
             ready.sort()
             found += ready
             if len(found) > count:
@@ -287,12 +294,22 @@ class RoutingTable:
         excluded = int.from_bytes(exclude, "big") if exclude else -1
         return [entry.contact for _, entry in found[: count + 1] if entry.number != excluded][:count]
 
+    def distances(self, count: int) -> list[int]:
+        """Return the distances of the `count` contacts nearest to the own id, ascending."""
+        own = self._own
+        found: list[int] = []
+        for group in self._groups(own):
+            found += sorted([entry.place.number ^ own for entry in group])
+            if len(found) >= count:
+                break
+        return found[:count]
+
     def having(self, bits: int) -> list[Contact]:
         """Return the live contacts whose class has all these bits, in no particular order."""
         return [
             entry.contact
             for entry in self._entries()
-            if entry.class_bits is not None and entry.class_bits & bits == bits and not entry.failures
+            if entry.class_bits is not None and entry.class_bits & bits == bits and entry.number not in self._failing
         ]
 
     def wants(self, key: bytes, address: Address) -> bool:
@@ -363,11 +380,11 @@ class RoutingTable:
             self._silent.clear()
         entry = self._entry(number)
         if entry is None:
-            entry = Entry(key, address, run=run, now=now)
+            entry = Entry.of(key, address, run=run, now=now)
             entry.answered(run, now, name, rtt_s)
             return self._enter(entry)
         if not entry.is_at(address):
-            is_live = entry.run == run and entry.failures == 0 and now - entry.seen <= 2 * DHT_PING_S
+            is_live = entry.run == run and number not in self._failing and now - entry.seen <= 2 * DHT_PING_S
             if is_live:
                 is_new = self._alternatives.get(number) != address
                 self._alternatives[number] = address
@@ -375,8 +392,7 @@ class RoutingTable:
             if self._is_crowded(self._index(number), address, besides=entry):
                 return self._remove(entry)
             self._move(entry, address)
-        if entry.failures:
-            self._failing.pop(number, None)
+        self._failing.pop(number, None)
         entry.answered(run, now, name, rtt_s)
         self._gap_s = min(self._gap_s * _GAP_GROWTH, _ROUND_S_MAX)
         return _NOTHING
@@ -398,11 +414,12 @@ class RoutingTable:
         entry = self._entry(number_of(key))
         if entry is None or not entry.is_at(address) or sent < entry.seen:
             return _NOTHING
-        if entry.failures and sent < self._failing[entry.number].failed_at:
+        failing = self._failing.get(entry.number)
+        if failing is not None and sent < failing.failed_at:
             return _NOTHING  # the same silence, seen by requests that overlap
-        entry.failures += 1
-        self._failing[entry.number] = _Failing(entry, now)
-        if entry.failures == 1:
+        count = 1 if failing is None else failing.failures + 1
+        self._failing[entry.number] = _Failing(entry, now, count)
+        if count == 1:
             self._gap_s = max(_PROBE_GAP_S_MIN, min(self._gap_s, self._gap_s_max()) * _GAP_SHRINK)
         alternative = self._alternatives.get(entry.number)
         if alternative is not None and not self._is_crowded(self._index(entry.number), alternative, besides=entry):
@@ -411,7 +428,7 @@ class RoutingTable:
         self._silent[entry.number] = None
         while len(self._silent) > DHT_LINK_DOWN_CONTACTS:
             del self._silent[next(iter(self._silent))]
-        if entry.failures < DHT_FAILURES_MAX:
+        if count < DHT_FAILURES_MAX:
             return _NOTHING
         if self.is_link_down:
             self.withheld_count += 1
@@ -464,7 +481,7 @@ class RoutingTable:
         if self._count <= self._k:
             chosen = [entry for entry in self._entries() if entry.checked <= before]
         else:
-            for entry, _ in self._failing.values():
+            for entry, _, _ in self._failing.values():
                 if entry.checked <= before and len(chosen) < self._k:
                     chosen.append(entry)
             if not chosen and self._looked_at + self._gap_now() * stretch <= now + _ROUNDING_S:
@@ -481,7 +498,7 @@ class RoutingTable:
         ping_s = DHT_PING_S * stretch
         if self._count <= self._k:
             return min((entry.checked + ping_s for entry in self._entries()), default=None)
-        times = [entry.checked + ping_s for entry, _ in self._failing.values()]
+        times = [failing.entry.checked + ping_s for failing in self._failing.values()]
         if len(self._failing) < self._count:
             times.append(self._looked_at + self._gap_now() * stretch)  # then it is seen who is stalest
         return min(times, default=None)
@@ -496,10 +513,10 @@ class RoutingTable:
                 continue
             bucket = self._buckets.get(index)
             if bucket is None:
-                bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
+                bucket = self._buckets[index] = Bucket(self._size(index))
             if number in bucket.nodes or len(bucket.nodes) >= bucket.ksize or number == self._own:
                 continue
-            entry = bucket.nodes[number] = Entry(contact.key, contact.address, run=run, now=now)
+            entry = bucket.nodes[number] = Entry.of(contact.key, contact.address, run=run, now=now)
             entry.name, entry.rtt_s, entry.class_bits = contact.name, contact.rtt_s, contact.class_bits
             self._count += 1
             if self._is_open and self._count == self._k:
@@ -531,17 +548,18 @@ class RoutingTable:
             if bucket.replacement_nodes and len(bucket) < bucket.ksize:
                 raise InvariantViolation(f"routing table: bucket {index} has room and replacements")
             for number, entry in [*bucket.nodes.items(), *bucket.replacement_nodes.items()]:
-                if number != entry.number or number == self._own or self._index(number) != index:
+                lowest, highest = self._range(index)
+                if number != entry.number or not lowest <= number <= highest:
                     raise InvariantViolation(f"routing table: {number:040x} in bucket {index}")
-                if not bucket.has_in_range(entry) or number in self._lost:
-                    raise InvariantViolation(f"routing table: {number:040x} out of range or lost as well")
+                if number in self._lost:
+                    raise InvariantViolation(f"routing table: {number:040x} is lost as well")
             if bucket.nodes.keys() & bucket.replacement_nodes.keys():
                 raise InvariantViolation(f"routing table: bucket {index} holds a contact twice")
         if seen != self._count:
             raise InvariantViolation(f"routing table: {self._count} counted, {seen} held")
-        failing = {entry.number for entry in self._entries() if entry.failures}
-        if failing != self._failing.keys():
-            raise InvariantViolation(f"routing table: {len(failing)} are failing, {len(self._failing)} are listed")
+        gone = [number for number, failing in self._failing.items() if self._entry(number) is not failing.entry]
+        if gone:
+            raise InvariantViolation(f"routing table: {len(gone)} are failing that are not in it")
         strangers = [number for number in self._alternatives if self._entry(number) is None]
         if strangers:
             raise InvariantViolation(f"routing table: other addresses of {len(strangers)} that are not in it")
@@ -562,10 +580,13 @@ class RoutingTable:
         """
         while self._stale:
             entry, checked = self._stale[-1]
-            if entry.checked == checked and not entry.failures and self._entry(entry.number) is entry:
+            is_listed = self._entry(entry.number) is entry and entry.number not in self._failing
+            if entry.checked == checked and is_listed:
                 return entry
             self._stale.pop()
-        stalest = nsmallest(_STALE_COUNT, (entry for entry in self._entries() if not entry.failures), key=_CHECKED)
+        failing = self._failing
+        live = self._entries() if not failing else (entry for entry in self._entries() if entry.number not in failing)
+        stalest = nsmallest(_STALE_COUNT, live, key=_CHECKED)
         self._stale = [(entry, entry.checked) for entry in reversed(stalest)]
         return stalest[0] if stalest else None
 
@@ -611,7 +632,7 @@ class RoutingTable:
             return _NOTHING
         bucket = self._buckets.get(index)
         if bucket is None:
-            bucket = self._buckets[index] = Bucket(*self._range(index), self._size(index))
+            bucket = self._buckets[index] = Bucket(self._size(index))
         self._lost.pop(entry.number, None)
         if not bucket.add_node(entry):
             return _NOTHING
@@ -638,7 +659,7 @@ class RoutingTable:
         here = total = 0
         for number, bucket in self._buckets.items():
             for entry in (*bucket.nodes.values(), *bucket.replacement_nodes.values()):
-                if entry is not besides and range_of(entry.address.host) == sought:
+                if entry is not besides and range_of(entry.host) == sought:
                     total += 1
                     here += number == index
         return here >= DHT_RANGE_PER_BUCKET_MAX or total >= DHT_RANGE_PER_TABLE_MAX

@@ -1,15 +1,11 @@
 """The DHT of one group as the node uses it: joins, keeps the table alive, finds, puts and gets.
 
-Performs what the cores decide, on the host's clock and a datagram port.  A newcomer looks itself up; whoever it
-asks pings it back and so learns it; lookups in the far buckets complete the table.  Up to k contacts, everybody
-is pinged every DHT_PING_S; above, see `routing_table`.
-
-Of those that cannot be reached from outside (`reach`), a node of a group of up to k servers knows the clients that call
-it themselves, so that a small group is still everybody; they are told to nobody and asked nothing.
+Performs what the cores decide, on the host's clock and a datagram port: answers what peers ask, pings whom the
+cores say, and tells of those who come and go (`peers`).  Whom to look for besides is in `joining`, whether others can
+reach this node in `calls`, lookups in `queries`.  One timer waits for whatever is due first.
 
 At rest a node of a large group sends about one message in ten seconds: what is rare of it is advertised for as long as
-it has been up (within bounds; old nodes stay longest), what is common not at all, and one timer waits for whatever is
-due first.
+it has been up (within bounds; old nodes stay longest), what is common not at all.
 """
 
 from __future__ import annotations
@@ -19,10 +15,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from p2pcompute.dht.calls import Calls
 from p2pcompute.dht.capacity import CapacityIndex, Feature
-from p2pcompute.dht.contacts import Contact, id_of, range_of
+from p2pcompute.dht.contacts import Contact, id_of, place_of
 from p2pcompute.dht.exchange import DatagramPort, DhtCounters, Exchange, Verified
 from p2pcompute.dht.index import Outcome
+from p2pcompute.dht.joining import Joining, Place, jittered
 from p2pcompute.dht.keeper import Keeper
 from p2pcompute.dht.lookup import Lookup
 from p2pcompute.dht.messages import (
@@ -31,7 +29,6 @@ from p2pcompute.dht.messages import (
     AckStatus,
     Bye,
     Call,
-    Called,
     Find,
     Get,
     Message,
@@ -46,51 +43,30 @@ from p2pcompute.dht.messages import (
     cut_contacts,
     shown_name,
 )
+from p2pcompute.dht.peers import Peers, PeersChange
 from p2pcompute.dht.publications import Publications
-from p2pcompute.dht.queries import Queries, reachable
+from p2pcompute.dht.queries import Queries, ignore, reachable
 from p2pcompute.dht.reach import Reach
 from p2pcompute.dht.records import Record, RecordStore, make_record
-from p2pcompute.dht.routing_table import Change, RoutingTable
 from p2pcompute.dht.tokens import WriteTokens
 from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import (
     AD_TTL_S,
-    DHT_CALL_WAIT_S,
-    DHT_CALLERS,
-    DHT_CALLS_MAX,
-    DHT_CLIENTS_MAX,
     DHT_GOODBYE_S,
     DHT_HAND_ON_S,
-    DHT_JOIN_ADDRESSES_MAX,
     DHT_K,
     DHT_NEWCOMERS_MAX,
     DHT_PING_S,
-    DHT_REFRESH_S,
-    DHT_REFRESH_SMALL_S,
     DHT_REQUEST_S,
-    DHT_STRAY_S,
-    DHT_STRAY_S_MAX,
     DHT_VERIFICATIONS_MAX,
     RECORD_TTL_S_MAX,
 )
 
-_FOLLOW_UPS_S = (1.0, 3.0, 10.0)
-"""Refreshes after a join: two nodes that joined at the same moment may have missed each other."""
-_STEP_IF_GROWN = 2
-_STRETCH_HARD = 2.0
-"""Beyond it the last of them is made again, and once more when it is over: it has not seen everybody."""
-_JITTER = 0.1
 _PAUSE_S_MAX = 300.0
-_EXPLORE_K = 4
-"""Peers that answer when a bucket is looked into, or the own neighbourhood once more: each tells k contacts.  With k of
-them 60 nodes that start at once sent 900 datagrams each."""
 _EXPIRE_S = 60.0
 """Records are dropped at most so long after they have ended; they are not told from then on in any case."""
-_ALONE_TRIES = 4
-"""Addresses that a node without contacts tries every DHT_PING_S, in turn: it may remember hundreds."""
 _ADVERTISE_AFTER_S = 60.0
 """What this node has is advertised so long after it was said: then what most contacts have is known."""
 _OBSERVED_MAX = 32
@@ -99,6 +75,15 @@ _OBSERVED_MAX = 32
 
 class Dht:
     """This node in the DHT of one group."""
+
+    __slots__ = (
+        "_advertise_at", "_began", "_calls", "_clock", "_crypto", "_exchange", "_expire_at",
+        "_first_contact_at", "_group_id", "_identity", "_is_advertising", "_is_founder", "_is_publishing", "_joining",
+        "_keeper", "_last_contact_at", "_name", "_net", "_newcomers", "_observed", "_own_id", "_peers", "_port",
+        "_publications", "_puzzle_bits", "_queries", "_reach", "_rng", "_run", "_scope", "_started", "_stopped",
+        "_table", "_timer", "_timer_at", "_tokens", "_verifying", "counters", "index", "is_open", "on_contact",
+        "on_contact_gone", "on_contact_silent",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -151,16 +136,10 @@ class Dht:
         self._exchange: Exchange | None = None
         self._run = b""
         self._reach = Reach(self._net.local_addresses(), is_presumed=self._is_founder)
-        self._table = RoutingTable(self._own_id, is_open=self.is_open)
+        self._peers = Peers(self._own_id, is_open=self.is_open)
+        self._table = self._peers.servers
         self._publications = Publications()
         self._is_publishing = False
-        self._clients = RoutingTable(self._own_id)
-        """Those that are not in the table because they cannot be reached from outside."""
-        self._is_checking = False
-        self._called: asyncio.Future[None] | None = None
-        """Done when others have called this node."""
-        self._calls_until = float("-inf")
-        self._calls_count = 0
         self._queries = Queries(
             self._clock, self._scope, self._ask, self._timeouts, self._table, self._keeper, self.counters
         )
@@ -174,21 +153,41 @@ class Dht:
             self.counters,
             is_open=self.is_open,
         )
+        self._calls = Calls(
+            self._clock,
+            self._net,
+            self._rng,
+            self._ask,
+            self._ping,
+            self._reach,
+            self._peers,
+            self._queries,
+            self.counters,
+        )
+        self._joining = Joining(
+            self._clock,
+            self._rng,
+            self._ask,
+            self._table,
+            self._queries,
+            self.counters,
+            stretch=self._stretch,
+            check_reach=self._calls.check,
+            verify_heard=self._verify_heard,
+        )
         self._verifying: dict[bytes, None] = {}
         self._stopped: asyncio.Future[None]
         self._newcomers: dict[bytes, Contact] = {}
         self._observed: dict[bytes, Address] = {}
-        self._join_addresses: dict[Address, None] = {}
         self._timer: Timer | None = None
         self._timer_at = 0.0
-        self._refresh_step = self._joins_count = self._added_count = self._removed_count = 0
-        self._is_refreshing = self._is_advertising = self._was_hard = False
+        self._is_advertising = False
         self._advertise_at = math.inf
         self._began = 0.0
         self._started = 0.0
         self._first_contact_at: float | None = None
         self._last_contact_at: float | None = None
-        self._refresh_at = self._retry_at = self._stray_at = self._expire_at = 0.0
+        self._expire_at = 0.0
 
     # --- life ---
 
@@ -210,22 +209,21 @@ class Dht:
             run=self._run,
             reach=self._reach,
             puzzle_bits=self._puzzle_bits,
-            is_contact=self._is_contact,
+            is_contact=self._peers.is_at,
             on_request=self._on_request,
             on_reply=self._on_reply,
             on_timeout=self._on_timeout,
-            on_rtt=self._on_rtt,
+            on_rtt=self._peers.on_rtt,
         )
         now = self._clock.now()
         self._began = self._started = now
-        self._refresh_at = now + DHT_REFRESH_SMALL_S
-        self._retry_at = now + DHT_PING_S
-        self._stray_at = now + DHT_STRAY_S
         self._expire_at = now + DHT_PING_S
-        self._remember(addresses)
+        self._joining.remember(addresses)
         self._scope.spawn(self._live(self._exchange), "live")
         self._on_timer()
-        self._scope.spawn(self._first_join(list(contacts)), "join")
+        own_key = self._identity.public_key
+        saved = [(contact.key, contact.address) for contact in contacts if contact.key != own_key]
+        self._scope.spawn(self._joining.first_join(saved), "join")
 
     def adopt(self, contacts: Iterable[tuple[Contact, bytes]], *, uptime_s: float, is_reachable: bool = True) -> None:
         """Take contacts (with the run of each) as verified just now, their round trips as measured, and this node as up
@@ -245,9 +243,7 @@ class Dht:
         if is_reachable:
             self._reach.presume()
         self._began = now - uptime_s
-        self._refresh_step = len(_FOLLOW_UPS_S) + 1
-        self._refresh_at = now + self._rng.uniform(0, DHT_REFRESH_S)
-        self._stray_at = now + self._rng.uniform(0, DHT_STRAY_S_MAX)
+        self._joining.be_at_rest()
         self._wake()
 
     @property
@@ -265,8 +261,7 @@ class Dht:
         if self._exchange is None:
             return
         try:
-            everybody = [*self._table.contacts(), *self._clients.contacts()]
-            await self._queries.ask_all(everybody, [Bye()], timeout_s=DHT_GOODBYE_S)
+            await self._queries.ask_all(self._peers.all(), [Bye()], timeout_s=DHT_GOODBYE_S)
         finally:
             self._stop()
 
@@ -293,7 +288,7 @@ class Dht:
 
     def clients(self) -> list[Contact]:
         """Return the verified peers that cannot be reached from outside and call this node; nearest first."""
-        return self._clients.contacts()
+        return self._peers.clients.contacts()
 
     @property
     def is_client(self) -> bool:
@@ -327,20 +322,19 @@ class Dht:
 
     def keys(self) -> list[bytes]:
         """Return the keys of all contacts and clients, in no particular order."""
-        return [*self._table.keys(), *self._clients.keys()]
+        return self._peers.keys()
 
     @property
     def contact_count(self) -> int:
         """How many contacts and clients there are."""
-        return len(self._table) + len(self._clients)
+        return len(self._peers)
 
     def __contains__(self, key: bytes) -> bool:
-        return self._table.has(key) or self._clients.has(key)
+        return key in self._peers
 
     def knows(self, key: bytes) -> Contact | None:
         """Return the verified contact, or client, with this key."""
-        contact_id = id_of(key)
-        return self._table.get(contact_id) or self._clients.get(contact_id)
+        return self._peers.get(key)
 
     @property
     def records(self) -> RecordStore:
@@ -359,8 +353,7 @@ class Dht:
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation unless table and records are consistent."""
-        self._table.check_invariants()
-        self._clients.check_invariants()
+        self._peers.check_invariants()
         self._reach.check_invariants()
         self.records.check_invariants()
         self.index.check_invariants()
@@ -368,7 +361,7 @@ class Dht:
     def describe_capacity(self, bits: int, features: Sequence[Feature]) -> None:
         """Say what this node has from now on (see `CapacityIndex.describe`), and advertise what is rare of it."""
         self.index.describe(bits, features)
-        self._advertise_at = min(self._advertise_at, self._clock.now() + self._jittered(_ADVERTISE_AFTER_S))
+        self._advertise_at = min(self._advertise_at, self._clock.now() + jittered(self._rng, _ADVERTISE_AFTER_S))
         self._wake()
 
     async def join(self, addresses: Sequence[Address]) -> int:
@@ -378,9 +371,9 @@ class Dht:
             The number of contacts verified during this call.  At most DHT_REQUEST_S when nobody answers.
         """
         began = self._clock.now()
-        self._remember(addresses)
-        places: list[tuple[bytes | None, Address]] = [(None, address) for address in dict.fromkeys(addresses)]
-        if not await self._join(places, only_if_small=True):
+        self._joining.remember(addresses)
+        places: list[Place] = [(None, address) for address in dict.fromkeys(addresses)]
+        if not await self._joining.join(places, only_if_small=True):
             return 0
         return sum(contact.seen >= began for contact in self._table.contacts())
 
@@ -418,130 +411,7 @@ class Dht:
         """
         return await self._queries.get(key)
 
-    # --- joining and upkeep ---
-
-    def _remember(self, addresses: Sequence[Address]) -> None:
-        for address in addresses:
-            self._join_addresses.pop(address, None)
-            self._join_addresses[address] = None
-        while len(self._join_addresses) > DHT_JOIN_ADDRESSES_MAX:
-            del self._join_addresses[next(iter(self._join_addresses))]
-
-    async def _first_join(self, contacts: list[Contact]) -> None:
-        saved: list[tuple[bytes | None, Address]] = [
-            (contact.key, contact.address) for contact in contacts if contact.key != self._identity.public_key
-        ]
-        if not saved or not await self._join(saved):
-            await self._join([(None, address) for address in self._join_addresses])
-
-    async def _join(self, places: Sequence[tuple[bytes | None, Address]], *, only_if_small: bool = False) -> bool:
-        """Ping all places and look around once one has answered; without places, just look around.
-
-        Args:
-            only_if_small: look around only when at most k are known; a larger table needs nothing from one member more.
-        """
-        self._joins_count += 1
-        try:
-            if places and not await self._knock(places[:DHT_JOIN_ADDRESSES_MAX]):
-                return False
-            if not only_if_small or len(self._table) <= DHT_K:
-                await self._look_around()
-            return True
-        finally:
-            self._joins_count -= 1
-
-    async def _knock(self, places: Sequence[tuple[bytes | None, Address]]) -> bool:
-        """Ping all, at least one; return True at the first answer, False when none has come."""
-        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        left = len(places)
-
-        def done(reply: Message | None) -> None:
-            nonlocal left
-            left -= 1
-            if not answered.done() and (reply is not None or left == 0):
-                answered.set_result(reply is not None)
-
-        for key, address in places:
-            self._ask(key, address, [Ping()], done)
-        return await answered
-
-    async def _look_around(self, step: int = 0) -> None:
-        """Look up the own id and, in a group of more than k, both halves of each far bucket that has room.
-
-        Args:
-            step: 0 for a join; then the follow-ups, which ask a handful for who is near, and look into far buckets
-                when the table has grown since the last time (the second one does nothing otherwise) or everybody was
-                too busy to be heard of; later ones do so when it has lost somebody.
-        """
-        is_follow_up = 0 < step <= len(_FOLLOW_UPS_S)
-        counters = self.counters
-        has_grown = counters.contacts_added > self._added_count
-        has_shrunk = counters.contacts_removed > self._removed_count
-        self._added_count, self._removed_count = counters.contacts_added, counters.contacts_removed
-        await self._check_reach()
-        if step == _STEP_IF_GROWN and not has_grown:
-            return
-        lookup = await self._queries.find(self._own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1)
-        self._verify_heard(lookup)
-        is_over = self._was_hard and self._stretch < _STRETCH_HARD
-        is_wanted = step == 0 or (has_grown or is_over if is_follow_up else has_shrunk)
-        nearest = self._table.nearest(self._own_id, DHT_K)
-        if len(nearest) >= DHT_K and is_wanted:
-            for lowest, highest in self._table.far_buckets(self._table.shared_bits(nearest[-1].id) + 1):
-                middle = (lowest + highest) // 2
-                for low, high in ((lowest, middle), (middle + 1, highest)):
-                    target = self._rng.randint(low, high).to_bytes(DHT_ID_BYTES, "big")
-                    self._verify_heard(await self._queries.find(target, k=_EXPLORE_K, paths=1))
-
-    async def _check_reach(self) -> None:
-        """Have this node called by others, if that is due, and wait until they have, or DHT_CALL_WAIT_S."""
-        self._reach.on_own_hosts(self._net.local_addresses())
-        began = self._clock.now()
-        if self._is_checking or not self._reach.wants_check(began) or not len(self._table):
-            return
-        self._is_checking = True
-        try:
-            self.counters.checks += 1
-            self._called = asyncio.get_running_loop().create_future()
-            (reply,) = await self._queries.ask_all([self._rng.choice(self._table.contacts())], [Call()])
-            if not isinstance(reply, Called):
-                return
-            if reply.contacts:
-                try:
-                    async with self._clock.timeout(DHT_CALL_WAIT_S):
-                        await self._called
-                except TimeoutError:
-                    pass
-            hosts = [contact.address.host for contact in reply.contacts]
-            if self._reach.on_checked(hosts, began, self._clock.now()):
-                self._became_server()
-        finally:
-            self._is_checking = False
-
-    def _became_server(self) -> None:
-        """Tell the others: they take this node in when they hear from it."""
-        if self._called is not None and not self._called.done():
-            self._called.set_result(None)
-        for contact in self._table.nearest(self._own_id, DHT_K):
-            self._ping(contact)
-
-    async def _refresh(self) -> None:
-        try:
-            await self._look_around(self._refresh_step)
-        finally:
-            self._is_refreshing = False
-            is_hard = self._stretch >= _STRETCH_HARD
-            if self._refresh_step >= len(_FOLLOW_UPS_S) and (is_hard or self._was_hard):
-                self._refresh_step = len(_FOLLOW_UPS_S) - 1  # who was too busy to be heard of may be missing
-            self._was_hard = is_hard
-            if self._refresh_step < len(_FOLLOW_UPS_S):
-                delay_s = _FOLLOW_UPS_S[self._refresh_step]
-            else:
-                delay_s = DHT_REFRESH_SMALL_S if len(self._table) < DHT_K else DHT_REFRESH_S
-            self._refresh_step += 1
-            now = self._clock.now()
-            self._refresh_at = now + self._jittered(delay_s * self._stretch)
-            self._wake()
+    # --- upkeep ---
 
     async def _live(self, exchange: Exchange) -> None:
         """Last until this life ends.  Leaves no timer and no request behind when cancelled."""
@@ -556,7 +426,7 @@ class Dht:
         """Do what is due, and come back when the next thing is."""
         self._timer = None
         if self._exchange is not None:
-            self._upkeep(self._clock.now(), self._stretch)
+            self._upkeep(self._clock.now(), self._stretch())
             self._wake()
 
     def _wake(self) -> None:
@@ -564,13 +434,10 @@ class Dht:
         if self._exchange is None:
             return
         now = self._clock.now()
-        due = min(self._refresh_at, self._retry_due(), self._advertise_at)
-        stretch = self._stretch
-        due = min(due, self._table.next_due(stretch=stretch) or now + _PAUSE_S_MAX)
+        due = min(self._joining.next_due(), self._advertise_at)
+        due = min(due, self._peers.next_due(stretch=self._stretch()) or now + _PAUSE_S_MAX)
         if len(self._publications) and not self._is_publishing:
             due = min(due, self._publications.next_due() or due)
-        if len(self._clients):
-            due = min(due, self._clients.next_due(stretch=stretch) or due)
         due = min(max(due, now), now + _PAUSE_S_MAX)
         if self._timer is not None:
             if self._timer_at <= due:
@@ -579,27 +446,15 @@ class Dht:
         self._timer_at = due
         self._timer = self._clock.call_later(due - now, self._on_timer)
 
-    def _retry_due(self) -> float:
-        """When somebody who is not in the table is to be tried again."""
-        return self._retry_at if self._table.has_lost or not len(self._table) else max(self._retry_at, self._stray_at)
-
     def _upkeep(self, now: float, stretch: float) -> None:
         """Do what is due; all of it more rarely while others cannot keep up."""
-        for contact in self._table.due(now, stretch=stretch):
+        for contact in self._peers.due(now, stretch=stretch):
             self._ping(contact)
-        if len(self._clients):
-            for contact in self._clients.due(now, stretch=stretch):
-                self._ping(contact)
-        if now >= self._retry_due():
-            self._retry_at = now + self._jittered(DHT_PING_S * stretch)
-            self._retry(now)
-        if now >= self._refresh_at:
-            self._refresh_at = now + DHT_REFRESH_S
-            if not self._is_refreshing and len(self._table):
-                self._is_refreshing = True
-                self._scope.spawn(self._refresh(), "refresh")
+        self._joining.retry(now, self._ping)
+        if self._joining.take_refresh(now):
+            self._scope.spawn(self._refresh(), "refresh")
         if now >= self._advertise_at:
-            self._advertise_at = now + self._jittered(self._ad_ttl_s() / 2)
+            self._advertise_at = now + jittered(self._rng, self._ad_ttl_s() / 2)
             if not self._is_advertising and self.index.is_used and not self.is_client:
                 self._is_advertising = True
                 self._scope.spawn(self._advertise(), "advertise")
@@ -618,24 +473,11 @@ class Dht:
             return AD_TTL_S
         return min(RECORD_TTL_S_MAX, max(AD_TTL_S, self._clock.now() - self._began))
 
-    def _retry(self, now: float) -> None:
-        """Try a lost contact again, and addresses at which somebody was once: all when nobody is known, else one now
-        and then, or two parts of a group whose nodes have forgotten one another would never meet again."""
-        lost = self._table.lost_due(now)
-        if lost is not None:
-            self._ping(lost)
-        if not len(self._table):
-            tried = list(self._join_addresses)[:_ALONE_TRIES]
-            self._remember(tried)  # the others come before them the next time
-            for address in tried:
-                self._ask(None, address, [Ping()], _ignore)
-        elif now >= self._stray_at:
-            self._stray_at = now + self._jittered(min(DHT_STRAY_S * self._table.patience, DHT_STRAY_S_MAX))
-            known = {contact.address for contact in self._table.contacts()}
-            stray = next((address for address in self._join_addresses if address not in known), None)
-            if stray is not None:
-                self._remember([stray])  # the others come before it
-                self._ask(None, stray, [Ping()], _ignore)
+    async def _refresh(self) -> None:
+        try:
+            await self._joining.refresh()
+        finally:
+            self._wake()
 
     async def _advertise(self) -> None:
         try:
@@ -666,20 +508,15 @@ class Dht:
             self._is_publishing = False
             self._wake()
 
-    def _jittered(self, delay_s: float) -> float:
-        return delay_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
-
     # --- what peers ask ---
 
     def _on_request(self, request: Verified) -> None:
         sender, run = request.statement.sender, request.statement.run
         message = request.message
-        if self._reach.is_watching and self._reach.on_request(request.address.host, self._clock.now()):
-            self._became_server()
+        self._calls.on_request(request.address.host)
         if isinstance(message, Bye):
             self.counters.goodbyes_received += 1
-            self._apply(self._table.on_goodbye(sender, run))
-            self._apply(self._clients.on_goodbye(sender, run), is_client=True)
+            self._apply(self._peers.on_goodbye(sender, run))
             self._answer(request, Ack(AckStatus.OK))
             return
         if self._table.has_left(sender, run):
@@ -708,50 +545,12 @@ class Dht:
             case Query():
                 self._answer(request, self.index.on_query(request, message))
             case Call():
-                self._answer(request, Called(self._have_called(request)))
+                self._answer(request, self._calls.on_call(request))
             case Ring():
-                self._answer(request, self._call(sender, message.contact))
+                self._answer(request, self._calls.on_ring(sender, message))
             case _:
                 raise AssertionError(f"{message} is no request")
         self._verify(sender, request.address, is_client=request.statement.is_client)
-
-    def _may_serve_call(self) -> bool:
-        now = self._clock.now()
-        if now >= self._calls_until:
-            self._calls_until, self._calls_count = now + DHT_PING_S, 0
-        self._calls_count += 1
-        is_allowed = self._calls_count <= DHT_CALLS_MAX
-        self.counters.calls_served += is_allowed
-        self.counters.calls_refused += not is_allowed
-        return is_allowed
-
-    def _have_called(self, request: Verified) -> tuple[Contact, ...]:
-        """Ask others to call whoever sent a request, each in another range of addresses; return whom.
-
-        Clients first: those to whom they have not spoken are many.
-        """
-        if not self._may_serve_call():
-            return ()
-        sender, address = request.statement.sender, request.address
-        chosen: dict[str, Contact] = {}
-        for table in (self._clients, self._table):
-            known = table.nearest(self._own_id, len(table), exclude=id_of(sender), live_only=True)
-            self._rng.shuffle(known)
-            for contact in known:
-                place = range_of(contact.address.host)
-                if len(chosen) < DHT_CALLERS and place != range_of(address.host):
-                    chosen.setdefault(place, contact)
-        for contact in chosen.values():
-            self._ask(contact.key, contact.address, [Ring(Contact(sender, address))], _ignore)
-        return tuple(chosen.values())
-
-    def _call(self, by: bytes, contact: Contact) -> Ack:
-        """Ping somebody once, for a contact that asks for it."""
-        if by not in self or contact.id == self._own_id or not self._may_serve_call():
-            return Ack(AckStatus.REFUSED)
-        if self._exchange is not None:
-            self._exchange.ask(contact.key, contact.address, [Ping()], _ignore, is_once=True)
-        return Ack(AckStatus.OK)
 
     def _answer(self, request: Verified, message: Message) -> None:
         if self._exchange is not None:
@@ -765,14 +564,10 @@ class Dht:
     def _token(self, request: Verified, key: bytes) -> bytes:
         return self._tokens.issue(request.address, request.statement.sender, key, now=self._clock.now())
 
-    def _is_contact(self, key: bytes, address: Address) -> bool:
-        """Whether it is the key of a contact, or client, at this address."""
-        return self._table.is_at(key, address) or self._clients.is_at(key, address)
-
     def _may_put(self, request: Verified, put: Put | Register) -> bool:
         """Whether what is sent to the sender's address reaches it: it is a contact there, or has a token."""
         sender, address = request.statement.sender, request.address
-        if self._is_contact(sender, address):
+        if self._peers.is_at(sender, address):
             return True
         return self._tokens.accepts(put.token, address, sender, put.key, now=self._clock.now())
 
@@ -785,13 +580,14 @@ class Dht:
         messages: Sequence[Message],
         done: Callable[[Message | None], None],
         timeout_s: float | None = None,
+        *,
+        is_once: bool = False,
     ) -> None:
         if self._exchange is None:
             done(None)
         else:
-            self._exchange.ask(key, address, messages, done, timeout_s=timeout_s)
+            self._exchange.ask(key, address, messages, done, timeout_s=timeout_s, is_once=is_once)
 
-    @property
     def _stretch(self) -> float:
         """By how much longer than usual to wait, and how much more rarely to ask, while others cannot keep up."""
         return 1.0 if self._exchange is None else self._exchange.stretch
@@ -804,12 +600,14 @@ class Dht:
         return exchange.soft_s(loopback=only_loopback), exchange.hard_s
 
     def _ping(self, contact: Contact) -> None:
-        self._ask(contact.key, contact.address, [Ping()], _ignore)
+        self._ask(contact.key, contact.address, [Ping()], ignore)
 
     def _verify(self, key: bytes, address: Address, *, is_client: bool = False) -> None:
         """Ping a sender that is not where it says that it belongs, or not at this address, so that its reply brings it
         there; one that was asked something just now will reply to that."""
-        if key in self._verifying or not self._is_misplaced(key, address, is_client=is_client):
+        if key in self._verifying:
+            return
+        if not self._peers.wants(key, address, is_client=is_client, is_self_client=self.is_client):
             return
         if self._exchange is not None and self._exchange.is_answering(key, address):
             return
@@ -825,19 +623,7 @@ class Dht:
 
     def _is_verifying_enough(self) -> bool:
         """Fewer at once while others cannot keep up: each of those who are asked asks back."""
-        return len(self._verifying) * self._stretch >= DHT_VERIFICATIONS_MAX
-
-    def _is_misplaced(self, key: bytes, address: Address, *, is_client: bool) -> bool:
-        """Whether a reply of this sender could change who is known."""
-        if not is_client:
-            return self._table.wants(key, address)
-        if self._table.has(key):
-            return True
-        return self._takes_client(key) and self._clients.wants(key, address)
-
-    def _takes_client(self, key: bytes) -> bool:
-        is_small = len(self._table) <= DHT_K and len(self._clients) < DHT_CLIENTS_MAX
-        return (is_small and not self.is_client) or self._clients.has(key)
+        return len(self._verifying) * self._stretch() >= DHT_VERIFICATIONS_MAX
 
     def _verify_heard(self, lookup: Lookup) -> None:
         for contact in lookup.unasked():
@@ -854,83 +640,67 @@ class Dht:
     def _on_reply(self, reply: Verified) -> None:
         statement, message = reply.statement, reply.message
         if isinstance(message, Pong):
-            self._observed.pop(statement.sender, None)
-            self._observed[statement.sender] = message.observed
+            self._note_observed(place_of(statement.sender).key, message.observed)
             if self._reach.on_word(reply.address, message.observed) and self._reach.is_seen_afar:
-                self._ask(statement.sender, reply.address, [Ping()], _ignore)  # it has to hear that we are near
-            if len(self._observed) > _OBSERVED_MAX:
-                del self._observed[next(iter(self._observed))]
+                self._ask(statement.sender, reply.address, [Ping()], ignore)  # it has to hear that we are near
         was_alone = not len(self._table)
-        to, other = (self._clients, self._table) if statement.is_client else (self._table, self._clients)
-        left = other.forget(statement.sender)
-        change = Change()
-        if not statement.is_client or self._takes_client(statement.sender):
-            change = to.on_reply(
-                statement.sender,
-                reply.address,
-                run=statement.run,
-                now=self._clock.now(),
-                name=message.name if isinstance(message, Pong | Nodes) else None,
-                rtt_s=reply.rtt_s,
-            )
+        changes = self._peers.on_reply(
+            statement.sender,
+            reply.address,
+            is_client=statement.is_client,
+            is_self_client=self.is_client,
+            run=statement.run,
+            now=self._clock.now(),
+            name=message.name if isinstance(message, Pong | Nodes) else None,
+            rtt_s=reply.rtt_s,
+        )
         if isinstance(message, Pong | Nodes) and message.class_bits is not None:
             self._table.on_class(statement.sender, message.class_bits)
-        moved = statement.sender if left.removed and statement.sender in self else None
-        self._apply(left, moved=moved, is_client=not statement.is_client)
-        self._apply(change, moved=moved, is_client=statement.is_client)
-        if change.added:
+        self._apply(changes)
+        if changes[1].change.added:
             self._wake()
         if was_alone and len(self._table):
-            now = self._clock.now()
-            self._refresh_step = 1 if self._joins_count else 0
-            self._refresh_at = now + _FOLLOW_UPS_S[0] if self._joins_count else now  # a join looks around by itself
+            self._joining.on_first_contact()
             self._wake()
         if self._observed and statement.sender not in self:
             self._observed.pop(statement.sender, None)
 
-    def _on_rtt(self, key: bytes, rtt_s: float) -> None:
-        self._table.on_rtt(key, rtt_s)
-        self._clients.on_rtt(key, rtt_s)
+    def _note_observed(self, key: bytes, address: Address) -> None:
+        """Keep at which address a peer sees this node: the same object for all who see it there."""
+        self._observed.pop(key, None)
+        self._observed[key] = next((known for known in self._observed.values() if known == address), address)
+        if len(self._observed) > _OBSERVED_MAX:
+            del self._observed[next(iter(self._observed))]
 
     def _on_timeout(self, key: bytes, address: Address, sent: float) -> None:
-        now = self._clock.now()
-        change = self._table.on_failure(key, address, sent=sent, now=now)
-        self._remember([contact.address for contact in change.removed])
-        self._apply(change)
-        removed = change.removed
-        if len(self._clients):
-            change = self._clients.on_failure(key, address, sent=sent, now=now)
-            self._apply(change, is_client=True)
-            removed += change.removed
-        for contact in removed:
-            self.on_contact_silent(contact)
+        changes = self._peers.on_failure(key, address, sent=sent, now=self._clock.now())
+        self._joining.remember([contact.address for contact in changes[0].change.removed])
+        self._apply(changes)
+        for one in changes:
+            for contact in one.change.removed:
+                self.on_contact_silent(contact)
         self._wake()  # who is silent is tried again before the others
 
-    def _apply(self, change: Change, *, moved: bytes | None = None, is_client: bool = False) -> None:
-        """Perform what a change asks for and tell of it.
-
-        Args:
-            moved: key of a peer that was a server and is a client now, or the other way round: nobody came or went.
-            is_client: the change is of the clients.
-        """
-        if change.probe is not None:
-            self._ping(change.probe)
-        for contact in change.removed:
-            if contact.key == moved:
-                continue
-            self.counters.contacts_removed += 1
-            self._observed.pop(contact.key, None)
-            self.on_contact_gone(contact)
-        if change.added:
-            self._last_contact_at = self._clock.now()
-            if self._first_contact_at is None:
-                self._first_contact_at = self._last_contact_at
-        for contact in change.added:
-            if not is_client:
-                self._welcome(contact)
-            if contact.key != moved:
-                self.counters.contacts_added += 1
-                self.on_contact(contact)
+    def _apply(self, changes: Iterable[PeersChange]) -> None:
+        """Perform what changes ask for and tell of them."""
+        for one in changes:
+            if one.change.probe is not None:
+                self._ping(one.change.probe)
+            for contact in one.change.removed:
+                if contact.key != one.moved:
+                    self.counters.contacts_removed += 1
+                    self._observed.pop(contact.key, None)
+                    self.on_contact_gone(contact)
+            if one.change.added:
+                self._last_contact_at = self._clock.now()
+                if self._first_contact_at is None:
+                    self._first_contact_at = self._last_contact_at
+            for contact in one.change.added:
+                if not one.is_client:
+                    self._welcome(contact)
+                if contact.key != one.moved:
+                    self.counters.contacts_added += 1
+                    self.on_contact(contact)
 
     def _welcome(self, newcomer: Contact) -> None:
         """See to it that a newcomer gets the records that belong to it."""
@@ -941,12 +711,8 @@ class Dht:
             self._scope.spawn(self._hand_on(), "hand on")
 
     async def _hand_on(self) -> None:
-        await self._clock.sleep(self._jittered(DHT_HAND_ON_S))
+        await self._clock.sleep(jittered(self._rng, DHT_HAND_ON_S))
         while self._newcomers:
             key = next(iter(self._newcomers))
             await self._queries.hand_on(self._newcomers[key])
             self._newcomers.pop(key, None)
-
-
-def _ignore(reply: Message | None) -> None:
-    """The table has been told already."""

@@ -91,21 +91,22 @@ class Box(Worker):
     def _report(self, result: Result) -> None:
         numbers = [number for number in (result.value_file, result.stdout_file, result.stderr_file) if number]
         numbers += [number for number, _mode, _name in result.files]
-        error = ""
+        error, is_nodes = "", False
         for start in range(0, len(numbers), messages.OUTPUTS_MAX):
-            error = error or self._offer(numbers[start : start + messages.OUTPUTS_MAX])
+            if not error:
+                error, is_nodes = self._offer(numbers[start : start + messages.OUTPUTS_MAX])
         if error:
             result.value_file = result.stdout_file = result.stderr_file = 0
             result.files = ()
             result.value = b""
             if result.status == "ok":
-                result.status = "not-run"
+                result.status = "not-run" if is_nodes else "failed"
             result.error = f"{result.error}; {error}" if result.error else error
         super()._report(result)
         self._wipe()
 
-    def _offer(self, numbers: list[int]) -> str:
-        """Let the node copy files; return why that failed."""
+    def _offer(self, numbers: list[int]) -> tuple[str, bool]:
+        """Let the node copy files; return why that failed, and whether the node is to blame and not the task."""
         descriptors: list[int] = []
         try:
             for number in numbers:
@@ -114,20 +115,21 @@ class Box(Worker):
                 descriptors.append(descriptor)
                 entry = os.fstat(descriptor)
                 if not stat.S_ISREG(entry.st_mode) or entry.st_nlink != 1:
-                    return "a file of the result is no plain file"
+                    return "a file of the result is no plain file", False
             frame = messages.pack_outputs(numbers)
             rights = struct.pack(f"={len(descriptors)}i", *descriptors)
             sent = self._socket.sendmsg([frame], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
             if sent < len(frame):
                 self._channel.send(frame[sent:])
         except FileNotFoundError:
-            return "a file of the result is gone"
+            return "a file of the result is gone", False
         except OSError as error:
             raise ChannelClosed from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return str(self._channel.wait_for(messages.TAKEN)[1])
+        _, why, is_nodes = self._channel.wait_for(messages.TAKEN)
+        return str(why), bool(is_nodes)
 
     def _wipe(self) -> None:
         """Remove what the task has left; a directory of ours that is not what it was goes, too."""

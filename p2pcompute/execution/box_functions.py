@@ -163,6 +163,8 @@ class BoxedFunctions:
                 status, cpu_s = gone[0], gone[1].ru_utime + gone[1].ru_stime
         self._workplace.sweep()
         peak_bytes = max(peak_bytes, self._watch.peak_bytes)
+        if result is not None and result.status == "not-run":  # says the task: it has begun
+            result.status, result.cause = "failed", ""
         if result is None or (cause and result.status != "ok"):
             result = Result(task.run_id)
             result.cpu_s, result.peak_rss_bytes = cpu_s, peak_bytes

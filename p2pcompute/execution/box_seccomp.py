@@ -2,8 +2,8 @@
 
 A list of what is refused, on top of namespaces, dropped capabilities and no_new_privs: calls that reach what is not
 divided by namespaces (keyrings, BPF, perf, io_uring, other address families), that would make new namespaces or mounts,
-that look into other processes, that take memory which nobody counts (memfd, System V IPC) or other cores than the task
-was given.  Calls that are newer than this list do not exist for tasks.
+that look into other processes, that take memory which nobody counts (memfd, System V IPC, rules of Landlock) or other
+cores than the task was given.  Calls that are newer than this list do not exist for tasks.
 
 Imported by the first process of a sandbox: imports only `struct`.
 
@@ -83,6 +83,7 @@ REFUSED = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    "landlock_create_ruleset": (444, 444),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 T = TypeVar("T")
@@ -65,6 +65,14 @@ class Spread:
 
     def __call__(self, row: Sequence[Any]) -> Any:
         return self.func(*row)
+
+
+def cached(function: Callable[..., Any], parameters: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return a function under `functools.lru_cache`, with a cache of its own on each node."""
+    import functools
+
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = functools.lru_cache(**parameters)
+    return decorate(function)
 
 
 def _attach(error: BaseException, results: list[Any]) -> None:

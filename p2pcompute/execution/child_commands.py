@@ -215,6 +215,8 @@ class Commands:
         self._serial = 0
         self._cpu_s_before = 0.0
         self._saved: _Saved | None = None
+        self._has_begun = False
+        """The command has been started: what is wrong from then on is its own doing."""
         self._directory: TaskDirectory | None = None
         """Of the command before, empty."""
 
@@ -230,6 +232,7 @@ class Commands:
         if self._workplace.watch is not None:
             self._workplace.watch.begin(job.cpu_s)
         directory = self._take_directory()
+        self._has_begun = False
         try:
             self._workplace.place_inputs(directory, job, task)
             self._saved = _Saved(directory.saved, task.cookie())
@@ -238,7 +241,11 @@ class Commands:
         except Stop as stop:
             result.status, result.error, result.cause = stop.status, stop.error, stop.cause
         except OSError as error:
-            result.status, result.error = "not-run", f"the command could not be set up here: {error}"
+            if self._has_begun:  # what is ours was there before
+                result.status, result.cause = "failed", ""
+                result.error = f"the {self.what} has changed files that are not its own, as its result: {error}"
+            else:
+                result.status, result.error = "not-run", f"the {self.what} could not be set up here: {error}"
         watch = self._workplace.watch
         if result.status == "failed" and watch is not None and (full := watch.what_is_full()):
             result.error = f"{result.error}; {full}"
@@ -280,6 +287,7 @@ class Commands:
                 if here == directory.work and fails_everywhere(argv[0], error, here):
                     result.cause = "always"
                 return
+            self._has_begun = True
             command = Running(pid)
             cause = self._watch(job, task, command, fds[1:])
             self._judge(job, result, command, cause, ooms)
@@ -466,15 +474,17 @@ class Commands:
     def _take_output(self, result: Result, fds: list[int], outputs: list[tuple[int, str]]) -> None:
         inline_bytes_max = self._settings.inline_bytes_max
         taken = []
-        for fd, (number, path) in zip(fds[1:], outputs, strict=False):
-            size = os.fstat(fd).st_size
-            data = os.pread(fd, inline_bytes_max, max(0, size - inline_bytes_max)) if size else b""
-            if size <= inline_bytes_max:
-                os.unlink(path)
-                number = 0
-            taken.append((data, number))
-        for fd in fds:
-            os.close(fd)
+        try:
+            for fd, (number, path) in zip(fds[1:], outputs, strict=False):
+                size = os.fstat(fd).st_size
+                data = os.pread(fd, inline_bytes_max, max(0, size - inline_bytes_max)) if size else b""
+                if size <= inline_bytes_max:
+                    os.unlink(path)
+                    number = 0
+                taken.append((data, number))
+        finally:
+            for fd in fds:
+                os.close(fd)
         if len(taken) == 2:
             (result.stdout, result.stdout_file), (result.stderr, result.stderr_file) = taken
 

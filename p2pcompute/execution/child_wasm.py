@@ -196,6 +196,7 @@ class WasmTasks(Commands):
                 self._hand_over(directory, outputs)
             engine = self._engine = self._engine or _Engine(job, here, self._fence)
             engine.go_on()
+            self._has_begun = True
             engine.say(words)
             cause = self._watch(job, task, engine, fds[1:])
             answer = None if cause else engine.answer()
@@ -266,4 +267,5 @@ def _judge(result: Result, answer: tuple[int, int, int, float, str]) -> None:
         result.exit_code = code
         text = f"the module ended with exit code {code}" if code else ""
     if text:
-        result.status, result.cause, result.error = "failed", "always", text
+        result.status, result.error = "failed", text
+        result.cause = "" if how == messages.WASM_SHORT else "always"

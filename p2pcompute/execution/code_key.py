@@ -15,7 +15,7 @@ import hashlib
 import pickle
 import struct
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import _lru_cache_wrapper, partial
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
@@ -114,6 +114,9 @@ class _Walker:
                 self._put("partial")
                 for part in (value.func, value.args, value.keywords):
                     self.add(part, depth)
+            case _lru_cache_wrapper():
+                self._put("cached")  # its pickle is its name; how much it remembers changes no result
+                self.add(value.__wrapped__, depth)
             case type():
                 self._add_class(value, depth)
             case ModuleType():

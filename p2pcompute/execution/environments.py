@@ -235,7 +235,7 @@ class Environments:
         """
         uv = find_uv()
         if uv is None:
-            raise EnvironmentFailed("this node has no uv, which installs packages", "pip install 'p2pcompute[uv]'")
+            raise EnvironmentFailed("this node has no uv, which installs packages", "pip install 'uv>=0.9'")
         turn = self._begin_build(path)
         assert turn is not None
         try:

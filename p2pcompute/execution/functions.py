@@ -7,16 +7,20 @@ when they are large, when a function imports one while it runs, or when one hold
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import sys
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import _lru_cache_wrapper
+from typing import Any, ClassVar, Final
 
 import cloudpickle
 
 from p2pcompute.errors import TaskError, UsageError
+from p2pcompute.execution.calls import cached
 from p2pcompute.execution.code_key import key_of
 from p2pcompute.execution.codec import CannotDecode, decode, is_encoded
 from p2pcompute.execution.loading import is_script_module, load_file_function
@@ -104,6 +108,25 @@ def _by_value(names: Sequence[str]) -> Iterator[None]:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
+def _reduce_cached(value: Any) -> Any:
+    """Reduce what `functools.lru_cache` makes, which is pickled by its name: nobody else finds that in a script."""
+    module = getattr(value, "__module__", None) or "__main__"
+    packages = [module[:end] for end, letter in enumerate(f"{module}.") if letter == "."]
+    found: Any = sys.modules.get(module)
+    for name in getattr(value, "__qualname__", "").split("."):
+        found = getattr(found, name, None)
+    by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    if found is value and by_value.isdisjoint(packages):
+        return value.__qualname__
+    return cached, (value.__wrapped__, value.cache_parameters())
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    dispatch_table: ClassVar[ChainMap[Any, Any]] = ChainMap(
+        {_lru_cache_wrapper: _reduce_cached}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 def _mentions(data: bytes, name: str) -> bool:
     encoded = name.encode()
     return len(encoded) < 256 and _NAME_OPCODE + bytes([len(encoded)]) + encoded in data
@@ -119,7 +142,9 @@ def _dump(value: Any, own: Mapping[str, UserModule], first: Sequence[str] = ()) 
     names = list(first)
     while True:
         with _by_value(names):
-            data: bytes = cloudpickle.dumps(value)
+            buffer = io.BytesIO()
+            _Pickler(buffer).dump(value)
+        data = buffer.getvalue()
         more = [name for name in own if name not in names and _mentions(data, name)]
         if not more:
             return data, names
@@ -264,18 +289,34 @@ def load_value(data: bytes, *, is_trusted: bool = True) -> Any:
         ) from error
 
 
+def _headline(text: str) -> str:
+    """Return the line of a formatted traceback that says what was raised, the outermost of a group of exceptions."""
+    found, is_inside = "", False
+    lines = [line.removeprefix("  + ").removeprefix("  | ") for line in text.rstrip().splitlines()]
+    for line in lines:
+        if line.endswith("Traceback (most recent call last):"):
+            is_inside = True
+        elif is_inside and not line.startswith(" "):
+            found, is_inside = line, False
+    return found or "".join(lines[-1:])
+
+
 def load_exception(data: bytes) -> BaseException:
     """Return the exception that a function raised, its remote traceback attached as the cause.  It is a pickle.
 
-    Where the exception itself could not travel, a TaskError with the traceback text stands for it.
+    Where the exception itself could not travel, a TaskError stands for it: with the traceback text, which is also its
+    cause, so that whoever prints it sees where the call has failed.
     """
     try:
         error, text = pickle.loads(data)
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - unpickling runs the exception's own code
         why = f"{type(caught).__name__}: {caught}"
         return TaskError("a task failed, and its exception cannot be rebuilt here", why)
-    if not isinstance(error, BaseException):
-        last = str(text).rstrip().rpartition("\n")[2]
-        return TaskError("a task failed", last, remote_traceback=str(text))
-    error.__cause__ = RemoteTraceback(str(text))
-    return error
+    why = "the exception itself cannot travel: it cannot be pickled, or not be made again from its arguments"
+    found: BaseException = (
+        error
+        if isinstance(error, BaseException)
+        else TaskError(f"a call has raised {_headline(str(text))}", why, remote_traceback=str(text))
+    )
+    found.__cause__ = RemoteTraceback(str(text))
+    return found

@@ -137,7 +137,7 @@ def make_lock(requirements: Requirements) -> Lock:
         raise UsageError(
             "the job needs packages, and there is no uv here",
             f"{requirements.path} lists them, and uv finds their versions",
-            "pip install 'p2pcompute[uv]', or --deps none",
+            "pip install 'uv>=0.9', or --deps none",
             code="no-uv",
         )
     minor = f"{sys.version_info.major}.{sys.version_info.minor}"

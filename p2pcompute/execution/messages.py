@@ -28,7 +28,7 @@ BATCH = 2
 KILL = 3
 """(KILL, run ids)."""
 TAKEN = 4
-"""(TAKEN, error): the files of an OUTPUTS message were copied; else why not."""
+"""(TAKEN, error, is_ours): the files of an OUTPUTS message were copied; else why not, and whether that is our fault."""
 PEEK = 5
 """(PEEK, serial number, run id, offset of stdout, of stderr): what has it printed from there on?"""
 
@@ -68,8 +68,9 @@ FILE_HEAD = struct.Struct(">IHH")
 """File number, permission bits, bytes of the name."""
 
 # --- the process that runs WASI modules → worker process -----------------------------------------------
-WASM_EXIT, WASM_TRAP, WASM_BAD, WASM_BROKEN = range(4)
-"""A task ended with an exit code; a trap stopped it; no node can run the module; this one cannot."""
+WASM_EXIT, WASM_TRAP, WASM_BAD, WASM_SHORT, WASM_BROKEN = range(5)
+"""A task ended with an exit code; a trap stopped it; no node can run the module; this one has not what the module
+wants; this one runs none."""
 WASM_ANSWER = struct.Struct(">BiQdI")
 """One of these, exit code, bytes of memory, CPU s, bytes of the text that follows."""
 WASM_TEXT_BYTES_MAX = 1 << 14

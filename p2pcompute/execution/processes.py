@@ -500,8 +500,8 @@ class ProcessRunner:
             except asyncio.CancelledError:
                 close_all(descriptors)
                 raise
-            error = await asyncio.to_thread(box.copy_out, numbers, descriptors)
-            box.send(messages.pack_down((messages.TAKEN, error)))
+            error, is_ours = await asyncio.to_thread(box.copy_out, numbers, descriptors)
+            box.send(messages.pack_down((messages.TAKEN, error, is_ours)))
 
         self._takes[box] = [*before, self._scope.spawn(copy(), "copy")]
 

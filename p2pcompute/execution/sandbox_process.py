@@ -154,13 +154,14 @@ class SandboxProcess(WorkerProcess):
         taken, self._received = self._received, []
         return taken
 
-    def copy_out(self, numbers: Sequence[int], descriptors: Sequence[int]) -> str:
-        """Copy files into `out`, in a thread; return why that failed.  The descriptors are closed."""
+    def copy_out(self, numbers: Sequence[int], descriptors: Sequence[int]) -> tuple[str, bool]:
+        """Copy files into `out`, in a thread; return why that failed, and whether that is this node's doing.  The
+        descriptors are closed."""
         try:
             for number, descriptor in zip(numbers, descriptors, strict=True):
                 entry = os.fstat(descriptor)
                 if not stat.S_ISREG(entry.st_mode) or entry.st_size > self._left_bytes:
-                    return "a file of the result is no plain file, or larger than the sandbox"
+                    return "a file of the result is no plain file, or larger than the sandbox", False
                 self._left_bytes -= entry.st_size
                 with open(self.directory / "out" / str(number), "xb") as target:
                     position = 0
@@ -171,10 +172,10 @@ class SandboxProcess(WorkerProcess):
                         target.write(data)
                         position += len(data)
         except OSError as error:
-            return f"the result could not be stored on this node: {error.strerror}"
+            return f"the result could not be stored on this node: {error.strerror}", True
         finally:
             close_all(descriptors)
-        return ""
+        return "", False
 
     def taken(self, size: int) -> None:
         """A file of `out` was taken over: there is room for as much again."""

@@ -91,7 +91,7 @@ def try_fence() -> None:
         NoSandbox: it does not work here; says why and what helps.
     """
     if find_spec("wasmtime") is None:
-        raise sandbox.NoSandbox("wasmtime is not installed", "pip install 'p2pcompute[wasm]'")
+        raise sandbox.NoSandbox("wasmtime is not installed", "pip install 'wasmtime>=50'")
     with tempfile.TemporaryDirectory(prefix="p2pc-trial-") as name, contextlib.ExitStack() as undo:
         directory = Path(name)
         user = sandbox.user_of_slot(directory, 0)
@@ -121,7 +121,7 @@ def try_fence() -> None:
         except (OSError, struct.error):
             how, code, said = messages.WASM_BROKEN, 0, (directory / "log").read_text("utf-8", "replace")[-2 * KIB :]
     if (how, code) != (messages.WASM_EXIT, 0):
-        raise sandbox.NoSandbox(f"a WASI module could not be run: {said.strip()}", "pip install -U 'p2pcompute[wasm]'")
+        raise sandbox.NoSandbox(f"a WASI module could not be run: {said.strip()}", "pip install -U 'wasmtime>=50'")
 
 
 def _furnish(directory: Path, user: int | None) -> None:

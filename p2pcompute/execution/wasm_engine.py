@@ -129,9 +129,8 @@ class Engine:
             return messages.WASM_TRAP, 0, 0, self._trap_text(error)
         except wasmtime.WasmtimeError as error:
             why = _first_line(error)
-            if not any(reason in why for reason in _OF_THE_MODULE):
-                raise
-            return messages.WASM_BAD, 0, 0, self._instance_text(why)
+            is_always = any(reason in why for reason in _OF_THE_MODULE)
+            return messages.WASM_BAD if is_always else messages.WASM_SHORT, 0, 0, self._instance_text(why)
         exports = instance.exports(store)
         code, how, text = 0, messages.WASM_EXIT, ""
         try:
@@ -165,6 +164,7 @@ def _configuration(wasmtime: Any, *, has_fuel: bool) -> Any:
     config.wasm_relaxed_simd_deterministic = True
     config.wasm_threads = False
     config.wasm_memory64 = False
+    config.wasm_multi_memory = False  # each would have the limit of memory for itself
     config.max_wasm_stack = _STACK_BYTES
     config.parallel_compilation = False
     config.memory_init_cow = False  # a sandbox lets nobody make files in memory
@@ -232,9 +232,11 @@ def _missing_text(missing: list[tuple[str, str]]) -> str:
 
 def _first_line(error: Exception) -> str:
     """Return what an error of wasmtime is about, without its chain of contexts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line.partition(": ")[2] for line in lines if line[:1].isdigit()]
-    return (reasons[-1] if reasons else lines[0] if lines else type(error).__name__)[:300]
+    head, _, causes = str(error).partition("Caused by:")
+    lines = [line.strip() for line in (causes or head).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    number, _, reason = last.partition(": ")
+    return (reason if number.isdigit() else last)[:300]
 
 
 def _used_cpu_s() -> float:

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,8 @@ EXECUTABLES_MAX: Final = 1024
 """Executables that are remembered; the one looked for first is forgotten."""
 MACHINE_S: Final = 600.0
 """How often the machine is looked over again, while somebody asks: an engine may have been started since."""
+INSTALLED_S: Final = 5.0
+"""How often it is seen whether a runtime was installed or removed; then the machine is looked over again at once."""
 PLUGINS_S: Final = 10.0
 """The same for plugins, some value of which may not be believed any more."""
 FIRST_S: Final = 1.0
@@ -126,6 +129,9 @@ class RealProbe:
         self._owner_at = -OWNER_S
         self._measuring = asyncio.Lock()
         self._executables: dict[str, tuple[float, bool]] = {}
+        self._installed: tuple[object, ...] = ()
+        """What stood where the runtimes are looked for when the machine was last looked over for them."""
+        self._installed_at = -INSTALLED_S
 
     # --- the seam ---------------------------------------------------------------------------------
 
@@ -147,6 +153,7 @@ class RealProbe:
         now = time.monotonic()
         runtimes = [word for word in words if word in RUNTIMES]
         if runtimes:
+            await self._see_installed(now)
             await self._look_over()
         found = {word: self._found.runtimes[word] for word in runtimes if word in self._found.runtimes}
         others = [word for word in words if word not in RUNTIMES]
@@ -170,6 +177,18 @@ class RealProbe:
 
     def _is_known(self, word: str, now: float) -> bool:
         return word in self._executables and now - self._executables[word][0] < EXECUTABLE_S
+
+    async def _see_installed(self, now: float) -> None:
+        """Have the machine looked over again, and waited for, when a runtime has come or gone."""
+        if now - self._installed_at < INSTALLED_S:
+            return
+        self._installed_at = now
+        installed = await asyncio.to_thread(_installed)
+        if self._looking is not None and not self._looking.done():
+            return  # what comes of it may be of before
+        before, self._installed = self._installed, installed
+        if before and before != installed:
+            self._found.machine_at, self._looking = None, None
 
     # --- the child process ------------------------------------------------------------------------
 
@@ -335,6 +354,22 @@ class RealProbe:
             return (self._cgroup / name).read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             return ""
+
+
+def _installed() -> tuple[object, ...]:
+    """Return where the programs of the runtimes are, and which files these are; they are not started."""
+    beside = str(Path(sys.executable).with_name("uv"))
+    programs = (beside, "uv", "apptainer", "bwrap", "docker", "podman")
+    return (*map(_which_file, programs), find_spec("wasmtime") is not None)
+
+
+def _which_file(program: str) -> tuple[str, float, int] | None:
+    path = shutil.which(program)
+    try:
+        entry = None if path is None else os.stat(path)
+    except OSError:
+        return None
+    return None if path is None or entry is None else (path, entry.st_mtime, entry.st_size)
 
 
 def _is_found_by_a_child(name: str) -> bool:

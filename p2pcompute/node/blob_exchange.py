@@ -45,6 +45,7 @@ from p2pcompute.limits import (
 from p2pcompute.node.bandwidth import BandwidthMeter
 from p2pcompute.transport.channels import Channel, Channels, Purpose
 from p2pcompute.transport.credentials import PeerInfo
+from p2pcompute.wire.fields import listed
 
 _NOT_FOUND: Final = "not-found"
 READ_GRACE_S: Final = 2.0
@@ -601,9 +602,7 @@ def _read_request(body: Any, chunks_per_number: int) -> tuple[BlobRef, int]:
     Raises:
         RemoteProtocolError: malformed or out of range.
     """
-    if not (isinstance(body, list) and len(body) == 3):
-        raise RemoteProtocolError("not a blob request")
-    digest, size, number = body
+    digest, size, number = listed(body, 3, "blob request")
     if not (isinstance(digest, bytes) and len(digest) == HASH_BYTES and type(size) is int and type(number) is int):
         raise RemoteProtocolError("not a blob request")
     if not (0 <= size <= BLOB_CHUNKS_MAX * BLOB_CHUNK_BYTES and 0 <= number * chunks_per_number < chunk_count(size)):

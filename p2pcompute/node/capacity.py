@@ -23,7 +23,7 @@ from p2pcompute.resources.classes import bits_of, features_asked, features_of, m
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import Requirement
 from p2pcompute.resources.service import Candidate, Resources
-from p2pcompute.scheduler.owner_service import JobBook
+from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.stealing import Fit
 from p2pcompute.scheduler.terms import JobEnvelope
 

@@ -16,7 +16,7 @@ from p2pcompute.errors import P2pcError
 from p2pcompute.execution.spec import JobSpec, TaskKind
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import EXPLAINED_NODES_MAX, QUESTION_LANES, QUESTION_WORDS_MAX
-from p2pcompute.node.facade import PeerView
+from p2pcompute.node.facade import ExplanationView, PeerView
 from p2pcompute.node.placement import ACCEPTS, Placement, job_values, known_of, needs_of, what_it_withholds
 from p2pcompute.node.slowness import Course, NodeCourse, Slowness, why_slow
 from p2pcompute.resources.explaining import NOT_SEEN, Edit, Finding, Machine, Report, explain
@@ -48,30 +48,6 @@ _WITHHELD: Final = {
     "network": ("it gives tasks of others no network (--network full)", "there: p2pc node set network=full"),
     "isolation": ("it runs work of others in sandboxes (--sandbox process)", "there: p2pc node set accept=all"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplanationView:
-    """A report, and the nodes that it is about."""
-
-    needs: Needs
-    peers: tuple[PeerView, ...]
-    """One for each account of the report, in its order."""
-    report: Report
-    machines: tuple[Machine, ...]
-    """What the report was made from, in its order."""
-    left_out: int = 0
-    """Nodes beyond EXPLAINED_NODES_MAX, of which nothing is said."""
-    unheard: tuple[tuple[str, str], ...] = ()
-    """Attributes that the job is about and that none of the nodes has, each with what is probably meant, if anything:
-    a label or a plugin of a node that comes later may bring them."""
-    slow: tuple[Slowness, ...] = ()
-    """Of a job under way: why it is not done sooner."""
-
-    def about(self, key: bytes) -> Report:
-        """Return the report on one of the nodes alone: what would help there."""
-        shown = zip(self.peers, self.machines, strict=True)
-        return explain(self.needs, [machine for peer, machine in shown if peer.public_key == key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +234,7 @@ def _findings(subject: Subject, placement: Placement, peer: PeerView, known: Kno
     if peer.public_key in terms.not_on:
         found.append(Finding("not-on", Verdict.NEVER, "left out (--not-on)", edit=Edit("--not-on", 0, "", "")))
     if peer.ban:
-        fix = f"p2pc trust show {peer.name} has the evidence; p2pc trust set {peer.name} trusted ends the ban"
+        fix = f"p2pc trust show {peer.name} has the evidence; p2pc trust set {peer.name} member ends the ban"
         found.append(Finding("banned", Verdict.NEVER, f"banned here: {peer.ban}", fix))
     if peer.refusal:
         found.append(Finding("role", Verdict.NEVER, peer.refusal, "roles are in: p2pc group members"))

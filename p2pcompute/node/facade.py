@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from p2pcompute.execution.spec import JobSpec
 from p2pcompute.host.interfaces import Attributes, BlobStore, Clock
 from p2pcompute.host.runs import Outcome
+from p2pcompute.node.slowness import Slowness
+from p2pcompute.resources.explaining import Machine, Report, explain
 from p2pcompute.resources.expressions import Expression
+from p2pcompute.resources.matching import Needs
 from p2pcompute.resources.questions import Findings, Found, Query
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.trust.admission import Entry
 from p2pcompute.trust.groups import MEMBER_ROLES
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.policy import GroupPolicy
-
-if TYPE_CHECKING:
-    from p2pcompute.node.explanations import ExplanationView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +187,8 @@ class TailView:
     stderr_start: int
     stderr: bytes
     progress: TaskProgress | None = None
+    quiet_s: float | None = None
+    """For how long it has printed nothing and has not said how far it is; None where its node does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +258,9 @@ class JobView:
     """Of those done and failed: ends that its owner has not judged."""
     checking: int = 0
     """Of those waiting: claimed by nodes that are not trusted, and not believed yet."""
+    doubt: str = ""
+    """Whose results these are and what they wait for; empty when there are none."""
+    doubt_fix: str = ""
     revoked: int = 0
     """Results that were believed until the job had ended, and no longer then."""
     disputed: int = 0
@@ -401,6 +406,8 @@ class TrustView:
     reason: str = ""
     set_at: float | None = None
     """Wall clock: when its level was set; None: nobody did."""
+    banned: str = ""
+    """Why it gets no more work from here, because of its results; empty: it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -454,6 +461,30 @@ class EvidenceView:
     events: tuple[EvidenceEvent, ...] = ()
     proof: bytes = b""
     """Evidence file that it signed two results under one lease; empty: there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationView:
+    """A report, and the nodes that it is about."""
+
+    needs: Needs
+    peers: tuple[PeerView, ...]
+    """One for each account of the report, in its order."""
+    report: Report
+    machines: tuple[Machine, ...]
+    """What the report was made from, in its order."""
+    left_out: int = 0
+    """Nodes beyond EXPLAINED_NODES_MAX, of which nothing is said."""
+    unheard: tuple[tuple[str, str], ...] = ()
+    """Attributes that the job is about and that none of the nodes has, each with what is probably meant, if anything:
+    a label or a plugin of a node that comes later may bring them."""
+    slow: tuple[Slowness, ...] = ()
+    """Of a job under way: why it is not done sooner."""
+
+    def about(self, key: bytes) -> Report:
+        """Return the report on one of the nodes alone: what would help there."""
+        shown = zip(self.peers, self.machines, strict=True)
+        return explain(self.needs, [machine for peer, machine in shown if peer.public_key == key])
 
 
 class NodeFacade(Protocol):

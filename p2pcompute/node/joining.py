@@ -7,6 +7,7 @@ as long as a member's settings say so; it announces them too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from p2pcompute.node.membership import Admitted, GroupCredentials, Joined
 from p2pcompute.node.network import Network
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.messages import Purpose
-from p2pcompute.trust.admission import OPEN, PSK, Entry
+from p2pcompute.trust.admission import KEY, NEARBY, OPEN, PSK, Entry
 from p2pcompute.trust.groups import MEMBER_ROLES, Group, check_may_admit, check_may_grant
 from p2pcompute.trust.invites import Invite, Token, format_token, parse_token
 from p2pcompute.trust.levels import Level, LevelNote
@@ -34,6 +35,13 @@ FIND_INVITER_S_MAX: Final = 10.0
 """How long the local network is searched for the number of an invitation."""
 ENTRIES_TRIED_MAX: Final = 8
 """Members at which a pre-shared key is tried: those of other groups have another one."""
+_WAYS: Final = {
+    PSK: "p2pc config set admit.psk FILE; p2pc node restart",
+    KEY: "p2pc config set admit.keys FILE; p2pc node restart",
+    NEARBY: "p2pc config set admit.nearby true; p2pc node restart",
+    OPEN: "p2pc group policy open=true",
+}
+"""What a member's owner does so that others may come in by a method."""
 MEET_ATTEMPTS: Final = 5
 """Connections to an inviter that are made when it cuts them off."""
 
@@ -153,6 +161,18 @@ class Joining:
             refused=tuple(text for at, text in self._refused if at >= invite.created),
         )
 
+    def notes(self) -> list[str]:
+        """Say what is open: whoever has such a code or token comes in."""
+        now = self._host.clock.now()
+        found = self._credentials.invites.open_invites(now)
+        if not found:
+            return []
+        many = "1 invitation is" if len(found) == 1 else f"{len(found)} invitations are"
+        places = sum(invite.uses - len(invite.admitted) for invite in found)
+        minutes = math.ceil(max(invite.expires - now for invite in found) / 60)
+        mine = ", some as your own" if any(invite.is_mine for invite in found) else ""
+        return [f"{many} open: {places} may join{mine}, within {minutes} min; p2pc node restart takes all back"]
+
     def withdraw(self, invitation: bytes) -> bool:
         """Take an invitation back; returns whether it was open."""
         was_open = self._credentials.invites.withdraw(self._host.clock.now(), invitation)
@@ -266,7 +286,7 @@ class Joining:
             try:
                 channel = await self._channels.meet(addresses)
             except (ChannelLost, TimeoutError) as error:
-                raise self._silent(via, addresses, error) from error
+                raise _silent(via, addresses, error, method) from error
             channel.close()
             return [(channel.peer.name, channel.peer.key, addresses)]
         found = await self._network.lan.look_around(lambda said: method in said.admits, time_s_max=FIND_INVITER_S_MAX)
@@ -274,7 +294,7 @@ class Joining:
             raise NodeUnavailable(
                 "nobody on this network lets others in that way",
                 f"looked for {FIND_INVITER_S_MAX:.0f} s by multicast DNS",
-                "if the other computer is elsewhere, give its address: --via HOST:PORT",
+                f"is it elsewhere, give its address: --via HOST:PORT; else let others in there: {_WAYS[method]}",
                 code="no-inviter",
             )
         return [(one.announcement.name, one.announcement.public_key, _addresses(one)) for one in found]
@@ -310,7 +330,7 @@ class Joining:
         try:
             channel = await self._channels.meet(addresses, key)
         except (ChannelLost, TimeoutError) as error:
-            raise self._silent(name, addresses, error) from error
+            raise _silent(name, addresses, error, entry.method) from error
         try:
             if entry.method == PSK:
                 joined = await self._visitor.join_by_psk(channel, entry.proof)
@@ -343,7 +363,7 @@ class Joining:
             )
         except (ChannelLost, TimeoutError) as error:
             token.check_expiry(self._host.clock.wall())
-            raise self._silent(f"the inviter of group {token.group_name!r}", addresses, error) from error
+            raise _silent(f"the inviter of group {token.group_name!r}", addresses, error) from error
         try:
             joined = await self._visitor.join_by_token(channel, token)
         finally:
@@ -356,7 +376,7 @@ class Joining:
             try:
                 channel = await self._channels.meet(addresses, key)
             except (ChannelLost, TimeoutError) as error:
-                raise self._silent("the inviter", addresses, error) from error
+                raise _silent("the inviter", addresses, error) from error
             try:
                 joined = await self._visitor.join_by_words(channel, code)
                 return await self._enter(joined, channel, addresses)
@@ -378,8 +398,10 @@ class Joining:
         if not inviters:
             raise NodeUnavailable(
                 f"nobody on this network has an open invitation {code.number}",
-                f"looked for {FIND_INVITER_S_MAX:.0f} s by multicast DNS; nothing was tried, the code is still good",
-                f"if the other computer is elsewhere, give its address: p2pc join {code.number}-…@HOST:PORT",
+                f"looked for {FIND_INVITER_S_MAX:.0f} s by multicast DNS, and tried nothing; one that was used, "
+                "taken back or has expired is not open any more",
+                "if it is open there still and that computer is elsewhere, give its address: "
+                f"p2pc join {code.number}-…@HOST:PORT; else make a NEW one there: p2pc invite",
                 code="no-inviter",
             )
         if len(inviters) > 1:
@@ -399,15 +421,6 @@ class Joining:
             raise NodeUnavailable(f"{host} has no address", "", "check the name, or give an address")
         return found
 
-    def _silent(self, who: str, addresses: Sequence[Address], error: Exception) -> NodeUnavailable:
-        return NodeUnavailable(
-            f"{who} does not answer",
-            f"tried {', '.join(str(address) for address in addresses) or 'no address'}: {error}."
-            " A node answers only while the invitation is open",
-            "check that it runs and can be reached, or make a new one there: p2pc invite",
-            code="no-inviter",
-        )
-
     async def _enter(self, joined: Joined, channel: Channel, addresses: Sequence[Address]) -> JoinView:
         inviter = channel.peer
         if joined.is_mine:
@@ -426,6 +439,23 @@ class Joining:
         wall = self._host.clock.wall()
         note = LevelNote(level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=wall, is_mine=True)
         self._credentials.levels.set(key, note)
+
+
+def _silent(who: str, addresses: Sequence[Address], error: Exception, method: str = "") -> NodeUnavailable:
+    """Say that nobody answered; a node answers those who are no members only as long as there is a way in.
+
+    Args:
+        method: the standing way in that was tried; empty: an invitation.
+    """
+    only = "while it lets others in" if method else "while the invitation is open"
+    remedy = f"let others in there: {_WAYS[method]}" if method else "make a new one there: p2pc invite"
+    return NodeUnavailable(
+        f"{who} does not answer",
+        f"tried {', '.join(str(address) for address in addresses) or 'no address'}: {error}."
+        f" A node answers only {only}",
+        f"check that it runs and can be reached, or {remedy}",
+        code="no-inviter",
+    )
 
 
 def _addresses(sighting: LanSighting) -> list[Address]:

@@ -80,6 +80,8 @@ class Members:
         self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
         scheduler.may_submit = self._may_submit
         scheduler.victim.may_work = self._may_work
+        if scheduler.custody is not None:
+            scheduler.custody.installation_of = credentials.installation_of
         scheduler.introduce = self.exchange.introduce
         channels.on_refused = self._on_refused
         channels.on_message(LEVEL, self._on_level)
@@ -409,7 +411,7 @@ class Members:
     # --- levels -----------------------------------------------------------------------------------
 
     def set_level(self, key: bytes, level: Level, *, reason: str = "") -> TrustView:
-        """Set how far an installation is trusted; one that is blocked is cut off.
+        """Set how far an installation is trusted; one that is blocked is cut off, for any other a ban is over.
 
         Raises:
             UsageError, IdentityError: as `Levels.set`; nothing was changed.
@@ -423,7 +425,7 @@ class Members:
             is_mine=known is not None and known.is_mine,
         )
         self._levels.set(key, note)
-        self._pardon(key, before, level)
+        self._pardon(key, before, Level.TRUSTED if level is Level.MEMBER else level)
         self._apply()
         for channel in self._channels.all():
             self._tell_program(channel, [key])
@@ -452,7 +454,7 @@ class Members:
     def _on_level(self, channel: Channel, body: Any) -> None:
         """Take over what was set at the node of this program's installation."""
         match body:
-            case [bytes(key), str(level)] if len(key) == PUBLIC_KEY_BYTES and level in set(Level):
+            case [bytes(key), str(level), *_] if len(key) == PUBLIC_KEY_BYTES and level in set(Level):
                 if channel.peer.key == self._own and key != self._own:
                     before = self._levels.level_of(key)
                     self._levels.set(key, LevelNote(level=Level(level)))
@@ -478,6 +480,7 @@ class Members:
         if is_self and member is None:
             member = self._credentials.own_membership_if_any()
         inviter = b"" if member is None or member.inviter == key else member.inviter
+        reason = "" if note is None else note.reason
         return TrustView(
             key=key,
             name=self._name(key),
@@ -488,8 +491,9 @@ class Members:
             inviter=self._name(inviter) if inviter else "",
             inviter_key=inviter,
             is_removed=removal is not None,
-            reason="" if note is None else note.reason,
+            reason=reason if removal is None else removal.reason,
             set_at=None if note is None else note.set_at,
+            banned=self._scheduler.acceptance.ban_of(key),
         )
 
     def _name(self, key: bytes) -> str:

@@ -200,12 +200,13 @@ class GroupCredentials:
             RemoteProtocolError: malformed.
         """
         wall = self._host.clock.wall()
-        installation = key
+        installation, may_work = key, True
         delegation = hello.get("delegation")
         if delegation is not None:
             if not isinstance(delegation, bytes):
                 raise RemoteProtocolError("not a delegation")
-            _key, installation, _roles = check_delegation(self._host.crypto, delegation, wall=wall, session_key=key)
+            _key, installation, roles = check_delegation(self._host.crypto, delegation, wall=wall, session_key=key)
+            may_work = "work" in roles
         if self.levels.is_blocked(installation):
             raise TrustError("refused: that node has blocked this one", "its owner said so", None, code=BLOCKED)
         chain = hello.get("chain")
@@ -217,7 +218,7 @@ class GroupCredentials:
         if len(self._met) > MEMBERS_CACHED_MAX:
             del self._met[next(iter(self._met))]
         about = {sys.intern(word): value for word, value in hello.items() if word in _ABOUT}
-        return PeerInfo(key, installation, clean_name(hello.get("name")), about)
+        return PeerInfo(key, installation, clean_name(hello.get("name")), about, may_work=may_work)
 
     def level_of(self, installation: bytes, /) -> Level:
         """How far an installation is trusted here; of whom nobody vouches for it is a stranger unless somebody says
@@ -329,7 +330,7 @@ class GroupCredentials:
 
     def joined(self, answer: Any, inviter: bytes) -> Joined:
         """Return what an inviter let us into."""
-        if not (isinstance(answer, list) and len(answer) == 4 and isinstance(answer[1], list)):
+        if not (isinstance(answer, list) and len(answer) >= 4 and isinstance(answer[1], list)):
             raise RemoteProtocolError("not an answer to a request to join")
         group = group_of_joiner(
             self._host.crypto,

@@ -105,9 +105,10 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
             self._only_met = tuple(key for key in others if dht is None or key not in dht)
         return self._only_met
 
-    def contacts_changed(self) -> None:
-        """Be told that the DHT has other contacts than before."""
-        self._only_met = None
+    def contacts_changed(self, key: bytes | None = None) -> None:
+        """Be told that a peer has become a contact of the DHT or is none any more; None: any of them."""
+        if key is None or key in self._met:
+            self._only_met = None
 
     def refuse(self, keys: Iterable[bytes]) -> None:
         """Pass these over from now on, and no others."""
@@ -119,11 +120,14 @@ class Peers(Mapping[bytes, tuple[Address, ...]]):
         self._met[key] = address
         if len(self._met) > PEERS_MET_MAX:
             del self._met[next(iter(self._met))]
-        self._only_met = None
+            self._only_met = None
+        elif self._only_met is not None:
+            is_other = key not in self.refused and (self.dht is None or key not in self.dht)
+            self._only_met = (*[one for one in self._only_met if one != key], *([key] if is_other else ()))
 
     def forget(self, key: bytes) -> None:
-        self._met.pop(key, None)
-        self._only_met = None
+        if self._met.pop(key, None) is not None:
+            self._only_met = None
 
     def clear(self) -> None:
         self.dht = None
@@ -161,8 +165,8 @@ class Network:
         self._dht_scope = TaskScope("dht")
         self.dht: Dht | None = None
         self.port = 0
-        self._own: list[Address] = []
-        self._own_until = 0.0
+        self._own: tuple[float, list[Address]] = (0.0, [])
+        """Addresses of this machine, and until when they are taken for them."""
         self.is_on_network = False
         self.was_here = False
         """It had contacts in this group in an earlier life."""
@@ -387,7 +391,7 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
-        self.peers.contacts_changed()
+        self.peers.contacts_changed(contact.key)
         if contact.key not in self.peers.refused:
             self.on_peer(contact.key)
         if self.dht is not None and self.dht.contact_count <= DHT_K and not self.is_met(contact.key):
@@ -411,7 +415,7 @@ class Network:
 
     def _contact_gone(self, contact: Contact) -> None:
         self.silent_since.pop(contact.key, None)
-        self.peers.contacts_changed()
+        self.peers.contacts_changed(contact.key)
         self.peers.forget(contact.key)
         channel = self.channels.get(contact.key)
         if channel is not None:
@@ -501,7 +505,7 @@ class Network:
         if not self.is_on_network:
             return [Address(LOOPBACK, self.port)]
         now = self._host.clock.now()
-        if now >= self._own_until:  # asking the system takes longer than granting a task
-            self._own_until = now + OWN_ADDRESSES_S
-            self._own = [Address(host, self.port) for host in self._host.net.local_addresses()]
-        return self._own
+        if now >= self._own[0]:  # asking the system takes longer than granting a task
+            addresses = [Address(host, self.port) for host in self._host.net.local_addresses()]
+            self._own = (now + OWN_ADDRESSES_S, addresses)
+        return self._own[1]

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteError, TrustError, UsageError
+from p2pcompute.execution.neighbours import are_alike
 from p2pcompute.execution.progress import parse as parse_progress
 from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
 from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
@@ -23,11 +24,12 @@ from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity, work_shown
 from p2pcompute.node.comfort_service import Comfort, ComfortSettings
 from p2pcompute.node.evidence import EvidenceExchange
-from p2pcompute.node.explanations import ExplanationView, Subject, explain_job
+from p2pcompute.node.explanations import Subject, explain_job
 from p2pcompute.node.facade import (
     DescribedView,
     DoorView,
     EvidenceView,
+    ExplanationView,
     IdleView,
     InviteState,
     InviteView,
@@ -59,10 +61,10 @@ from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import ONLY_WASM, Verdict, check_acceptance, only_wasm
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
+from p2pcompute.scheduler.books import Refusals, TaskEnd
+from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.messages import decode_outcome
-from p2pcompute.scheduler.owner import TaskEnd
-from p2pcompute.scheduler.owner_service import JobBook
 from p2pcompute.scheduler.policies import Policy
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
@@ -261,6 +263,7 @@ class Node:
         self.placement.on_news = self.scheduler.wake
         self.placement.on_needs = self.capacity.seek
         self.scheduler.offers.look_further = self.capacity.seek_any
+        self.scheduler.acceptance.are_alike = are_alike
         self.capacity.worked = lambda: work_shown(self.scheduler.owner.books.values(), self.placement.fit_of)
         self.placement.class_of = self.capacity.class_of
         self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
@@ -439,7 +442,7 @@ class Node:
         books = self.scheduler.owner.books.values()
         jobs = [book.job for book in books if book.job.is_own and not book.job.ledger.is_complete]
         running = sum(bool(job.leases) for job in jobs)
-        notes = self.members.notes()
+        notes = [*self.members.notes(), *self.joining.notes()]
         if self._twin_note:
             notes.append(self._twin_note)
         trouble = self.scheduler.owner.trouble or self._host.store.blobs.trouble()
@@ -558,11 +561,12 @@ class Node:
         """Return how a job of this node goes."""
         book, view = self.scheduler.owner.book(job_id), self.job(job_id.hex())
         core, now, nodes = self.scheduler.owner.core, self._host.clock.now(), []
-        former = list(book.job.former.values())
+        former = [lease.thief for leases in book.job.former.values() for lease in leases]
         for share in view.by_node:
             thief = LOCAL if share.public_key == self._identity.public_key else share.public_key
             ended, took_s = book.took.get(thief, (0, 0.0))
             known = core.thieves.get(thief)
+            refusals = book.job.refusals.get(thief, Refusals())
             nodes.append(
                 NodeCourse(
                     key=share.public_key,
@@ -571,6 +575,9 @@ class Node:
                     took_s=took_s,
                     copied=former.count(thief),
                     rests_s=0.0 if known is None else core.rests_s(now, known[0]),
+                    refused=refusals.count,
+                    refused_why=refusals.why,
+                    refused_rests_s=max(0.0, book.job.unfit.get(thief, now) - now),
                 )
             )
         checked = book.job.checked
@@ -710,6 +717,9 @@ class Node:
 
     def _job_view(self, book: JobBook) -> JobView:
         view = views.job(book, self._host.clock.now(), self.name_of, self.scheduler.victim.slots_of, self._identity)
+        if view.checking:
+            doubt, fix = views.doubt(book.job, self.scheduler.owner.core, self._host.clock.now(), self.name_of)
+            view = replace(view, doubt=doubt, doubt_fix=fix)
         if book.job.is_own:
             return view
         # What its submitter's programs noted stays there; how to show the tasks is known.
@@ -730,17 +740,20 @@ class Node:
                 chosen.append(await self._task_view(book.job.envelope.job_id, index, state, ledger.seq(index)))
         return chosen
 
+    def _key_of(self, thief: bytes) -> bytes:
+        return self._identity.public_key if thief == LOCAL else thief
+
     async def _task_view(self, job_id: bytes, index: int, state: str, seq: int) -> TaskView:
         owner = self.scheduler.owner
         job = owner.book(job_id).job
         payload = job.payloads.get(index)
         if payload is not None:
-            lease = job.leases.get(index)
+            lease = next(iter(owner.core.holders(job_id, index)), None)
             return TaskView(
                 index,
                 job.ledger.generation(index),
                 state,
-                node_key=b"" if lease is None or lease.thief == LOCAL else lease.thief,
+                node_key=b"" if lease is None else self._key_of(lease.thief),
                 node_name="" if lease is None else self.name_of(lease.thief),
                 attempts=job.attempts.get(index, 0),
                 payload=payload,
@@ -757,7 +770,7 @@ class Node:
             job.ledger.generation(index),
             state,
             outcome=decode_outcome(record.outcome) if record.outcome else None,
-            node_key=record.node_key,
+            node_key=record.node_key or (self._identity.public_key if record.node_name else b""),
             node_name=record.node_name,
             attempts=record.attempts,
             payload=payload,
@@ -779,6 +792,7 @@ class Node:
             stderr_start=stderr_start,
             stderr=stderr,
             progress=None if said is None else TaskProgress(*said),
+            quiet_s=found.quiet_s,
         )
 
     async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:
@@ -824,7 +838,7 @@ class Node:
                         end.generation,
                         views.STATE_NAMES[end.state],
                         end.outcome,
-                        b"" if end.thief == LOCAL else end.thief,
+                        self._key_of(end.thief) if end.attempts else b"",
                         self.name_of(end.thief),
                         end.attempts,
                         end.payload,

@@ -8,8 +8,9 @@ from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Host
 from p2pcompute.node.facade import EvidenceEvent, EvidenceView
 from p2pcompute.scheduler.bundles import Ended, find_equivocation, make_bundle
+from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner_service import JobBook, OwnerService
+from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.store.journal import Journal
 from p2pcompute.trust.verification.arbitrate import Arbitrate
 from p2pcompute.trust.verification.book import Why

@@ -34,7 +34,8 @@ class Slowness:
     """One reason why it takes so long."""
 
     code: str
-    """disputed, checks, limit, nodes, files, busy, load, slow-node, copies, failing, retries, tail, small or inputs."""
+    """disputed, checks, limit, nodes, files, busy, load, slow-node, copies, refusing, failing, retries, tail, small or
+    inputs."""
     what: str
     fix: str = ""
 
@@ -69,6 +70,10 @@ class NodeCourse:
     """Tasks that took too long there and run a second time elsewhere."""
     rests_s: float = 0.0
     """For how long it gets nothing, because it failed what others did well."""
+    refused: int = 0
+    """Tasks that it has not begun in a row, why, and for how long it gets none of this job."""
+    refused_why: str = ""
+    refused_rests_s: float = 0.0
 
     @property
     def task_s(self) -> float:
@@ -101,7 +106,8 @@ class Course:
 
 def why_slow(course: Course) -> tuple[Slowness, ...]:
     """Return what keeps a job from being done sooner, what weighs most first; nothing before anything has run."""
-    if not (course.ended or course.running or course.disputed or course.unchecked):
+    has_begun = course.ended or course.running or course.disputed or course.unchecked
+    if not has_begun and not any(node.refused for node in course.nodes):
         return ()
     return tuple(_reasons(course))
 
@@ -136,6 +142,10 @@ def _reasons(course: Course) -> Iterator[Slowness]:
             one = node.copied == 1
             late = f"{node.copied} {'task takes' if one else 'tasks take'} too long on {node.name}"
             yield Slowness("copies", f"{late} and {'runs' if one else 'run'} a second time elsewhere")
+        if node.refused:
+            tasks = "a task" if node.refused == 1 else f"{node.refused} tasks in a row"
+            again = f"; it gets none for {_seconds(node.refused_rests_s)}" if node.refused_rests_s else ""
+            yield Slowness("refusing", f"{node.name} has not begun {tasks}: {node.refused_why}{again}")
         if node.rests_s:
             what = f"{node.name} failed what others did well, and gets nothing for {_seconds(node.rests_s)}"
             yield Slowness("failing", what)

@@ -18,10 +18,12 @@ from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView, Trus
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
 from p2pcompute.scheduler.acceptance import DISPUTED
+from p2pcompute.scheduler.books import OwnedJob
 from p2pcompute.scheduler.fairness import USAGE_TAU_S
+from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import DEADLINE, OwnedJob
-from p2pcompute.scheduler.owner_service import JobBook, OwnerService
+from p2pcompute.scheduler.owner import DEADLINE, OwnerCore
+from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.trust.groups import Membership
@@ -35,6 +37,9 @@ STATE_NAMES: Final = {
     TaskState.CLAIMED: "done",
     TaskState.CLAIMED_FAILED: "failed",
 }
+DOUBTED_LOOKED_MAX: Final = 64
+"""Tasks with results that are not believed yet, of which it is said whose they are."""
+DOUBTED_NAMED_MAX: Final = 3
 RATE_SHOWN_MIN: Final = 0.005
 ID_CHARS_MIN: Final = 4
 """Of an id that names a node: one group."""
@@ -47,9 +52,22 @@ def outcome_refs(outcome: Outcome) -> list[BlobRef]:
     return [BlobRef(*blob) for blob in blobs if blob] + [BlobRef(file.digest, file.size) for file in outcome.files]
 
 
+def waiting_count(open_count: int, slots_at_work: int, computed_count: int) -> int:
+    """Return how many tasks wait for a node.
+
+    Args:
+        open_count: tasks that have not ended.
+        slots_at_work: for the job; several may compute one task, to compare or because one is slow.
+        computed_count: tasks that were given to somebody, who may have others before them.
+    """
+    return max(0, open_count - min(slots_at_work, computed_count))
+
+
 def task_state(job: OwnedJob, index: int) -> str:
     state = job.ledger.state(index)
-    if state is TaskState.OPEN and index in job.leases:
+    if state is TaskState.OPEN and (
+        index in job.leases or (job.checked is not None and job.checked.is_computed(index))
+    ):
         return "running"
     return STATE_NAMES[state]
 
@@ -95,6 +113,8 @@ def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
     Raises:
         UsageError: none or several.
     """
+    if not ref.strip():
+        raise UsageError("no node is named", "the name is empty", "list them: p2pc peers", code="no-such-node")
     found = [peer for peer in peers if peer.name == ref]
     if not found and len(ref) == 2 * PUBLIC_KEY_BYTES:
         found = [peer for peer in peers if peer.public_key.hex() == ref.lower()]
@@ -158,6 +178,7 @@ def job(
     cancelled = counts[TaskState.CANCELLED]
     by_thief = {key: min(share[0], slots_of(key)) for key, share in owned.by_thief.items()}
     running = sum(by_thief.values())
+    checks = owned.checked.leases.keys() if owned.checked is not None else frozenset()
     is_over = ledger.is_complete
     if is_over:
         state = "failed" if failed else "cancelled" if cancelled else "done"
@@ -190,7 +211,7 @@ def job(
         done=done,
         failed=failed,
         running=running,
-        waiting=counts[TaskState.OPEN] - running,
+        waiting=waiting_count(counts[TaskState.OPEN], running, len(owned.leases.keys() | checks)),
         cancelled=cancelled,
         retried=owned.retried,
         submitted=record.submitted,
@@ -210,6 +231,27 @@ def job(
         deadline=owned.envelope.terms.deadline_ms / 1000 or None,
         lately_s=0.0 if is_over else _lately_s(book, now, running),
     )
+
+
+def doubt(job: OwnedJob, core: OwnerCore, now: float, name_of: Callable[[bytes], str]) -> tuple[str, str]:
+    """Return whose results are not believed yet and what they wait for, and what a person can do about it."""
+    checked = job.checked
+    waiting = [] if checked is None else [index for index in checked.held if index in checked.outputs]
+    if checked is None or not waiting:
+        return "", ""
+    looked = waiting[:DOUBTED_LOOKED_MAX]
+    keys = list(dict.fromkeys(one.thief for index in looked for one in checked.outputs[index].values()))
+    names = [name_of(key) for key in keys[:DOUBTED_NAMED_MAX]]
+    more = f" and {len(keys) - len(names)} more" if len(keys) > len(names) else ""
+    what = f"{len(waiting)} {'result' if len(waiting) == 1 else 'results'} of {', '.join(names)}{more}"
+    what += f" {'is' if len(waiting) == 1 else 'are'} not believed yet"
+    claimants = {worker for index in looked if index in checked.numbers for worker in checked.claims_of(index)}
+    if core.acceptance.has_arbiter(now):
+        return f"{what}: a trusted node computes them again when nothing else is to do", ""
+    fix = f"is it yours?  p2pc trust set {names[0] if len(names) == 1 else 'NODE'} trusted"
+    if not core.has_other(now, job, claimants):
+        return f"{what}: no trusted node works here, and no other member to find the same", f"{fix}, or invite another"
+    return f"{what}: no trusted node works here; they wait until another member finds the same", fix
 
 
 def _is_disputed(job: OwnedJob) -> bool:
@@ -288,6 +330,7 @@ def peers(
     contacts = {**away, **servers, **clients}
     now = scheduler.now()
     own_member = credentials.own_membership_if_any()
+    own_keys = (identity.public_key, credentials.installation_of(identity.public_key))
     views = []
     for key, addresses in [*scheduler.peers.items(), *((key, ()) for key in away)]:
         contact = contacts.get(key)
@@ -299,6 +342,7 @@ def peers(
         installation = credentials.installation_of(key) or key
         member = credentials.membership_of(installation)
         inviter = b"" if member is None or member.inviter == installation else member.inviter
+        inviter_name = own_name if inviter in own_keys else network.name_of(inviter) if inviter else ""
         address = addresses[0] if addresses else (contact.address if contact else None)
         rtt_s = contact.rtt_s if contact is not None else None
         views.append(
@@ -316,7 +360,7 @@ def peers(
                 level=str(credentials.level_of(installation)),
                 ban=scheduler.acceptance.ban_of(installation),
                 refusal=_refusal(own_member, member),
-                invited_by="" if not inviter else network.name_of(inviter) or short_device_id(inviter),
+                invited_by=inviter_name or (short_device_id(inviter) if inviter else ""),
             )
         )
     if identity.public_key in [view.public_key for view in views]:

@@ -85,7 +85,7 @@ def check_picture(path: Path) -> str:
 
 
 def _no_matplotlib() -> UsageError:
-    return UsageError("matplotlib is not installed", "", "install it: pip install 'p2pcompute[plot]', or draw .csv")
+    return UsageError("matplotlib is not installed", "", "install it: pip install 'matplotlib>=3.9', or draw .csv")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -18,6 +18,7 @@ from p2pcompute.host.attribute_rules import check_name, check_value
 from p2pcompute.host.interfaces import Attribute, Attributes, Value
 from p2pcompute.limits import ATTRIBUTE_LIFETIME_S_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX
 from p2pcompute.wire import cbor
+from p2pcompute.wire.fields import listed
 
 __all__ = [
     "Attribute",
@@ -75,7 +76,7 @@ def decode_attributes(data: bytes, received_s: float | None = None) -> dict[str,
     if len(data) > ATTRIBUTES_BYTES_MAX:
         raise RemoteProtocolError("too many bytes of attributes")
     match cbor.decode(data, allow_float=True):
-        case [int() as now, dict() as body] if type(now) is int and 0 <= now <= _WALL_MS_MAX:
+        case [int() as now, dict() as body, *_] if type(now) is int and 0 <= now <= _WALL_MS_MAX:
             pass
         case _:
             raise RemoteProtocolError("not attributes")
@@ -96,9 +97,7 @@ def decode_attributes(data: bytes, received_s: float | None = None) -> dict[str,
 
 
 def _attribute(item: Any, wall_s: float) -> Attribute:
-    if not isinstance(item, list) or len(item) != 4:
-        raise ValueError("not an attribute")
-    value, age, lifetime, accuracy = item
+    value, age, lifetime, accuracy = listed(item, 4, "attribute")
     if type(age) is not int or not 0 <= age <= _WALL_MS_MAX:
         raise ValueError("not the age of an attribute")
     if lifetime is not None and not (type(lifetime) is int and 0 <= lifetime <= ATTRIBUTE_LIFETIME_S_MAX * 1000):

@@ -20,6 +20,7 @@ from typing import Any, Final
 from p2pcompute.config import parse_size
 from p2pcompute.errors import UsageError
 from p2pcompute.host.interfaces import Value
+from p2pcompute.limits import MIB
 from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.matching import (
     CONTAINER_ENGINES,
@@ -46,11 +47,13 @@ NOT_SEEN: Final = "not-seen"
 """Code of the reason that a node has fallen silent."""
 ROOM: Final = 0.1
 """Part of a value that changes by which a suggested bound is kept away from it: what is pasted is true then too."""
+SIZE_SUGGESTED_MIN: Final = 1 * MIB
+"""Of memory and disk: no task can do with less, so a node that has less is not helped by asking for so little."""
 _BYTES: Final = ("mem.", "disk.", "gpu.mem", "bandwidth")
 _FREED: Final = frozenset({"mem.free", "slots.busy", "queue"})
 """What a task gives back at its end."""
 _AMOUNT_OF: Final = {"--cpus": "cpus", "--mem": "mem", "--gpus": "gpus", "--disk": "disk"}
-_INSTALLED: Final = {"wasm": "p2pcompute[wasm]", "uv": "p2pcompute[uv]"}
+_INSTALLED: Final = {"wasm": "wasmtime>=50", "uv": "uv>=0.9"}
 _CAUSES: Final = {
     "requirements": (REQUIRE, KIND, DEPS),
     "amounts": tuple(_AMOUNT_OF),
@@ -394,6 +397,8 @@ def _relaxed(clause: Clause, requirement: Requirement, known: Known) -> str:
         is_count = isinstance(have, int) and not as_size
         room = 0.0 if is_count or known.is_lasting(one.name) else ROOM * (abs(have) or 1.0)
         bounds.append(have + room if comparison.op in ("<", "<=") else have - room)
+    if clause.flag != REQUIRE and as_size and min(bounds) < SIZE_SUGGESTED_MIN:
+        return ""
     bound = _bound(comparison, min(bounds), has_room=room > 0, as_size=as_size)
     if not bound or clause.flag != REQUIRE:
         return bound

@@ -27,6 +27,7 @@ from p2pcompute.host.interfaces import Value
 from p2pcompute.resources.notation import (
     ALIASES,
     JOB_EXAMPLES,
+    LABEL_EXAMPLE,
     MEANT,
     NODE_EXAMPLES,
     Clause,
@@ -252,15 +253,21 @@ def check_condition(expression: Expression) -> None:
         UsageError: it gives something else, on a machine of which everything is known.
     """
     check_names(expression)
-    view = View(NODE_EXAMPLES, JOB_EXAMPLES)
+    examples = _examples(expression)
+    view = View(examples, JOB_EXAMPLES)
     for part in expression.parts():
         assert part.clause is not None
-        _check_equality(expression.text, part.clause.comparison)
+        _check_equality(expression.text, part.clause.comparison, examples)
         value = part._run(view)
-        if isinstance(value, bool) or any(name not in NODE_EXAMPLES for name in part.names):
+        if isinstance(value, bool) or any(name not in examples for name in part.names):
             continue
         if isinstance(value, TypeError):
-            fix = ", ".join(f"{name} is {_kind(NODE_EXAMPLES[name])}" for name in part.names)
+            kinds = [(name, examples[name]) for name in part.names]
+            kinds += [(f"job.{name}", JOB_EXAMPLES[name]) for name in part.job_names]
+            fix = ", ".join(f"{name} is {_kind(value)}" for name, value in kinds)
+            label = next((name for name in part.names if name.startswith("label.")), "")
+            if label:
+                fix += f"; as a number: double({label})"
             if "%" in part.clause.cel:
                 fix = "% takes whole numbers: int(cpus) % int(2) == 0"
             refuse(expression.text, _start(expression, part), _MIXED, fix or None)
@@ -270,11 +277,17 @@ def check_condition(expression: Expression) -> None:
         refuse(expression.text, _start(expression, part), what, "compare it with something, like cpus>=8")
 
 
-def _check_equality(text: str, comparison: Comparison | None) -> None:
+def _examples(expression: Expression) -> dict[str, Value]:
+    """Return what a machine says of which everything is known that an expression names, but for what plugins bring."""
+    labels = [name for name in expression.names if name.startswith("label.")]
+    return {**NODE_EXAMPLES, **dict.fromkeys(labels, LABEL_EXAMPLE)}
+
+
+def _check_equality(text: str, comparison: Comparison | None, examples: Mapping[str, Value]) -> None:
     """Refuse a value that an attribute never equals: CEL calls them different, and so no node would fit, or each."""
-    if comparison is None or comparison.op not in ("==", "!=") or comparison.name not in NODE_EXAMPLES:
+    if comparison is None or comparison.op not in ("==", "!=") or comparison.name not in examples:
         return
-    kind = _kind(NODE_EXAMPLES[comparison.name])
+    kind = _kind(examples[comparison.name])
     if _kind(comparison.value) != kind:
         refuse(text, comparison.start, _MIXED, f"{comparison.name} is {kind}")
 
@@ -286,8 +299,9 @@ def check_rank(expression: Expression) -> None:
         UsageError: it gives something else, on a machine of which everything is known.
     """
     check_names(expression)
-    is_known = all(name in NODE_EXAMPLES for name in expression.names)
-    if is_known and expression.rank(View(NODE_EXAMPLES, JOB_EXAMPLES)) is None:
+    examples = _examples(expression)
+    is_known = all(name in examples for name in expression.names)
+    if is_known and expression.rank(View(examples, JOB_EXAMPLES)) is None:
         refuse(expression.text, 0, "a preference is a number or a condition", "for example: cpus, -load, or has=ffmpeg")
 
 
@@ -338,7 +352,7 @@ def nearest_name(name: str, heard: Iterable[str]) -> str:
     """
     root, dot, _ = name.partition(".")
     for word in (name, root):
-        if word in MEANT:
+        if word in MEANT and not (dot and MEANT[word].startswith("label.")):  # site.rack may come with a plugin
             return MEANT[word]
     known = [*NODE_EXAMPLES, *ALIASES, *heard]
     if dot:  # every group may have a count: what comes first must be alike too
@@ -346,16 +360,6 @@ def nearest_name(name: str, heard: Iterable[str]) -> str:
             one for one in known if difflib.SequenceMatcher(None, root, one.partition(".")[0]).ratio() >= _NEAR_UNHEARD
         ]
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR_UNHEARD)), "")
-
-
-def unheard_names(names: Iterable[str], *, answered: int, unknown: int) -> list[tuple[str, str]]:
-    """Return those among the names of a question that probably no node has, each with what may be meant, or "".
-
-    Args:
-        answered: nodes that could say whether they match.
-        unknown: nodes that could not.
-    """
-    return [] if answered or not unknown else [(name, nearest_name(name, ())) for name in names_of_some(names)]
 
 
 def refuse_unheard(text: str, name: str, near: str) -> NoReturn:

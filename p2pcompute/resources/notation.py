@@ -85,6 +85,8 @@ JOB_EXAMPLES: Final[Mapping[str, Value]] = {
     "disk": 2**30,
 }
 """Every ``job.`` name, with a value of its type; `mem` and `disk` are 0 when the job does not say."""
+LABEL_EXAMPLE: Final = "1"
+"""A label is text; this one can be read as a number."""
 ALIASES: Final[Mapping[str, str]] = {
     "mem": "mem.total",
     "disk": "disk.free",
@@ -458,7 +460,7 @@ def _translate(text: str, tokens: Sequence[Token], first: int, end: int, partner
             after += 1
             if after < end and tokens[after].kind != "op":
                 value = tokens[after]
-                literal = _value(text, value, root, name)
+                literal = _value(text, value, op, root, name)
                 if literal is not None:
                     writer.add(_literal(literal), value.start)
                     if first == index and after + 1 == end and root == "node":
@@ -536,11 +538,15 @@ def _asks_membership(
     return ("!" if op.text == "!=" else "", value, after + 2) if is_word else None
 
 
-def _value(text: str, token: Token, root: str, name: str) -> Value | None:
-    """Return the literal that a token after a comparison is; None when it is an expression of its own."""
+def _value(text: str, token: Token, op: str, root: str, name: str) -> Value | None:
+    """Return the literal that a token after a comparison is; None when it is an expression of its own.
+
+    What text equals is text, also when it looks like a number (``name=7``); more than a number it is never.
+    """
     example = (NODE_EXAMPLES if root == "node" else JOB_EXAMPLES).get(name)
-    wants_text = isinstance(example, str) or name.startswith("label.")
-    if token.kind == "text" or (token.kind in ("bare", "number") and wants_text):
+    wants_text = op in ("==", "!=") and (isinstance(example, str) or (root == "node" and name.startswith("label.")))
+    is_word = token.kind in ("bare", "number") or token.text in ("true", "false")
+    if token.kind == "text" or (is_word and wants_text):
         return token.text
     if token.kind == "number" or (token.kind == "bare" and token.text[0].isdigit()):
         try:

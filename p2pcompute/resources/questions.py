@@ -5,8 +5,9 @@ second one may wait at the asked node until it becomes true, so that a trigger c
 applications a node has it looks up when it is asked about them: a question names them, and nobody sends lists of
 programs around.
 
-Every `parse_*` takes a decoded body from a peer and raises RemoteProtocolError unless it is exactly what is documented
-here.  A peer of an earlier build answers with the error "unknown".
+Every `parse_*` takes a decoded body from a peer and raises RemoteProtocolError unless it is what is documented here;
+further fields are of a later version and passed over (`wire.fields`).  A peer of an earlier build answers with
+the error "unknown".
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from p2pcompute.limits import (
     QUESTION_WORDS_MAX,
 )
 from p2pcompute.resources.attributes import Attributes
-from p2pcompute.resources.expressions import Expression, check_condition, check_rank, compile_expression
+from p2pcompute.resources.expressions import (
+    Expression,
+    check_condition,
+    check_rank,
+    compile_expression,
+    is_heard,
+    names_of_some,
+    nearest_name,
+)
+from p2pcompute.wire.fields import listed
 
 
 class Message(IntEnum):
@@ -62,11 +72,11 @@ def describe_body(words: Collection[str]) -> list[Any]:
 
 def parse_describe(body: Any) -> tuple[str, ...]:
     """Return the words."""
-    if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], list)):
-        raise RemoteProtocolError("not a request for a description")
-    words = body[0]
-    if len(words) > QUESTION_WORDS_MAX or not all(
-        isinstance(word, str) and len(word) <= QUESTION_WORD_CHARS_MAX for word in words
+    (words,) = listed(body, 1, "describe")
+    if (
+        not isinstance(words, list)
+        or len(words) > QUESTION_WORDS_MAX
+        or not all(isinstance(word, str) and len(word) <= QUESTION_WORD_CHARS_MAX for word in words)
     ):
         raise RemoteProtocolError("not the words of a question")
     return tuple(words)
@@ -74,10 +84,10 @@ def parse_describe(body: Any) -> tuple[str, ...]:
 
 def parse_description(body: Any) -> bytes:
     """Return encoded attributes."""
-    if not (isinstance(body, list) and len(body) == 1 and _is_attributes(body[0])):
+    (data,) = listed(body, 1, "description")
+    if not _is_attributes(data):
         raise RemoteProtocolError("not a description")
-    data: bytes = body[0]
-    return data
+    return bytes(data)
 
 
 def query_body(query: Query, wait_s: float) -> list[Any]:
@@ -86,25 +96,25 @@ def query_body(query: Query, wait_s: float) -> list[Any]:
 
 def parse_query(body: Any) -> tuple[str, str, float]:
     """Return the texts of an expression and of a rank, not compiled, and the wait in seconds."""
+    expression, rank, wait_ms = listed(body, 3, "query")
     if not (
-        isinstance(body, list)
-        and len(body) == 3
-        and all(isinstance(text, str) and len(text) <= EXPRESSION_CHARS_MAX for text in body[:2])
-        and type(body[2]) is int
-        and 0 <= body[2] <= QUESTION_WAIT_S_MAX * 1000
+        all(isinstance(text, str) and len(text) <= EXPRESSION_CHARS_MAX for text in (expression, rank))
+        and type(wait_ms) is int
+        and 0 <= wait_ms <= QUESTION_WAIT_S_MAX * 1000
     ):
         raise RemoteProtocolError("not a query")
-    return body[0], body[1], body[2] / 1000
+    return expression, rank, wait_ms / 1000
 
 
 def parse_verdict(body: Any) -> tuple[Verdict, bytes]:
     """Return the verdict and, when it is TRUE, encoded attributes."""
-    if not (isinstance(body, list) and len(body) == 2 and type(body[0]) is int and body[0] in set(Verdict)):
+    number, attributes = listed(body, 2, "verdict")
+    if type(number) is not int or number not in set(Verdict):
         raise RemoteProtocolError("not a verdict")
-    verdict = Verdict(body[0])
-    if not _is_attributes(body[1]) or bool(body[1]) != (verdict is Verdict.TRUE):
+    verdict = Verdict(number)
+    if not _is_attributes(attributes) or bool(attributes) != (verdict is Verdict.TRUE):
         raise RemoteProtocolError("not the attributes of a verdict")
-    return verdict, body[1]
+    return verdict, attributes
 
 
 def _is_attributes(value: Any) -> bool:
@@ -197,6 +207,21 @@ class Findings:
     took_s: float = 0.0
     is_cut_off: bool = False
     """None of those that were asked has answered: those that fit by what they said earlier are in here, silent."""
+
+
+def unheard_names(query: Query, findings: Findings) -> list[tuple[str, str]]:
+    """Return what a question names and probably no node has, each with what may be meant, or "".
+
+    Of a condition: when nobody could tell whether it is true.  Of a rank: when it is unknown of all that were found.
+    """
+    names: list[str] = []
+    if findings.unknown and not findings.answered:
+        names += names_of_some(query.expression.names)
+    if query.rank is not None and findings.found and all(one.rank is None for one in findings.found):
+        said = dict.fromkeys(name for one in findings.found for name in one.attributes)
+        names += [name for name in query.rank.names if not is_heard(name, said)]
+    unusual = names_of_some(names)
+    return [(name, nearest_name(name, ()) if name in unusual else "") for name in dict.fromkeys(names)]
 
 
 @dataclass(slots=True)

@@ -55,6 +55,8 @@ DESCRIBE_S: Final = 5.0
 """Wait for a description: the first one of a node tries its container engines."""
 QUERY_S: Final = 5.0
 """The same for a verdict, beyond the wait that was asked for."""
+OWN_S_MIN: Final = 0.5
+"""This node is waited for at least so long: however little time there is, it costs no message to know of it."""
 WATCH_S: Final = 1.0
 """How often a waiting query is evaluated again."""
 WATCH_AGAIN_S: Final = 2.0
@@ -70,10 +72,9 @@ HAS_LIFETIME_S: Final = 300.0
 
 Peers = Mapping[bytes, Sequence[Address]]
 Candidate = tuple[bytes, Sequence[Address]]
+"""A node that may be asked, and where."""
 Index = Callable[[Sequence[Expression], int, float], Awaitable[list[Candidate]]]
 """Names up to so many nodes, within so many seconds, of which conditions may all be true: those worth asking first."""
-"""A node that may be asked, and where."""
-
 
 assert QUESTION_WORDS_MAX + len(RUNTIMES) <= ATTRIBUTE_WORDS_MAX, "what is asked for fits an answer"
 
@@ -336,17 +337,19 @@ class Resources:
             candidates = list({**dict(lost), **dict(named)}.items())
             candidates.sort(key=lambda candidate: candidate[0] in silent)
             rest = [candidate for candidate in candidates if candidate[0] not in judged]
-        waiting = deque(rest[: min(query.asked_max, QUESTION_ASKED_MAX)])
+        waiting = deque(rest[: min(query.asked_max, QUESTION_ASKED_MAX)] if query.time_s > 0 else ())
         lane_count = min(QUESTION_LANES, len(waiting))
         scope = TaskScope("find")
         try:
-            async with self._host.clock.timeout(began + query.time_s - self._host.clock.now()):
-                lanes = [scope.spawn(self._ask_self(query, tally), "own")]
-                lanes += [scope.spawn(self._lane(query, waiting, tally), "lane") for _ in range(lane_count)]
-                for lane in lanes:
-                    await lane
-        except TimeoutError:
-            pass
+            own = scope.spawn(self._ask_self(query, tally), "own")
+            lanes = [scope.spawn(self._lane(query, waiting, tally), "lane") for _ in range(lane_count)]
+            with contextlib.suppress(TimeoutError):
+                async with self._host.clock.timeout(began + query.time_s - self._host.clock.now()):
+                    for lane in lanes:
+                        await lane
+            with contextlib.suppress(TimeoutError):
+                async with self._host.clock.timeout(max(OWN_S_MIN, began + query.time_s - self._host.clock.now())):
+                    await own
         finally:
             await scope.close()
         is_cut_off = tally.asked > 0 and not tally.heard and not knows_others

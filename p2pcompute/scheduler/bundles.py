@@ -23,6 +23,7 @@ from p2pcompute.scheduler.ledger import FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     FACT_CONTENT_TYPE,
+    FACT_KEYS,
     Claim,
     decode_outcome,
     output_digest,
@@ -31,6 +32,7 @@ from p2pcompute.scheduler.messages import (
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope
+from p2pcompute.wire.fields import named
 
 BUNDLE: Final = "p2pc/bundle/1"
 EVIDENCE: Final = "p2pc/evidence/1"
@@ -143,9 +145,9 @@ def check_file(crypto: Crypto, data: bytes) -> Report:
         value = cbor.decode(data)
         if not isinstance(value, dict):
             raise RemoteProtocolError("it is not a bundle")
-        if value.get("type") == EVIDENCE and set(value) == {"type", "claims"}:
+        if value.get("type") == EVIDENCE:
             return _check_evidence(crypto, value["claims"])
-        if value.get("type") != BUNDLE or set(value) != {"type", "envelope", "facts", "results"}:
+        if value.get("type") != BUNDLE:
             raise RemoteProtocolError("it is neither a bundle nor evidence of this format")
         return _check_bundle(crypto, value)
     except (RemoteProtocolError, TypeError, ValueError, LookupError) as error:
@@ -218,8 +220,8 @@ def _check_bundle(crypto: Crypto, value: dict[str, Any]) -> Report:
                 raise RemoteProtocolError("claims of another job")
             claims.add(*opened)
             continue
-        payload = open_envelope(crypto, raw, FACT_CONTENT_TYPE, signer=job.signer).payload
-        if not isinstance(payload, dict) or set(payload) != {"job", "kind", "body"} or payload["job"] != job.job_id:
+        payload = named(open_envelope(crypto, raw, FACT_CONTENT_TYPE, signer=job.signer).payload, FACT_KEYS, "fact")
+        if payload["job"] != job.job_id:
             raise RemoteProtocolError("not a fact of this job")
         kind, body = payload["kind"], payload["body"]
         ledger.fold(kind, body)

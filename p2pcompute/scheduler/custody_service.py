@@ -33,6 +33,7 @@ from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import job_alias
 from p2pcompute.limits import (
     ATTEMPTS_MAX,
+    CLAIMS_BYTES_MAX,
     CUSTODY_AFTER_S,
     CUSTODY_BEAT_S,
     CUSTODY_BYTES_MAX,
@@ -54,10 +55,12 @@ from p2pcompute.limits import (
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, coordinator_of, next_epoch
+from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
     FACT_CONTENT_TYPE,
+    FACT_KEYS,
     Message,
     Row,
     SyncAsked,
@@ -66,8 +69,9 @@ from p2pcompute.scheduler.messages import (
     outcome_blobs,
     output_digest,
     parse_claims,
+    parse_job,
 )
-from p2pcompute.scheduler.owner_service import JobBook, OwnerService
+from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
 from p2pcompute.scheduler.tickets import Ticket, check_ticket, format_ticket, sign_ticket
 from p2pcompute.scheduler.worker_service import Fetch, Inputs
@@ -75,6 +79,7 @@ from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope
+from p2pcompute.wire.fields import named
 
 SYNC_TIMEOUT_S: Final = CUSTODY_BEAT_S + 10.0
 JOB_S: Final = 10.0
@@ -151,9 +156,11 @@ class CustodyService:
         """Job → questions that wait for news of it."""
         self._waiting_count = 0
         self._is_closed = False
-        owner.on_kept = self._kept
+        owner.commits.on_kept = self._kept
         self.may_keep: Callable[[JobEnvelope], bool] = lambda _job: True
         """Says whether the submitter of a job may have it kept here."""
+        self.installation_of: Callable[[bytes], bytes | None] = lambda key: key
+        """Whose a key is; None: it was not met."""
         channels.on_message(Message.CUSTODY, self._on_custody)
         channels.on_request(Message.SYNC, self._on_sync)
 
@@ -331,9 +338,7 @@ class CustodyService:
         """Begin to keep another node's job; None when we are not to."""
         try:
             answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
-            if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
-                raise RemoteProtocolError("not a job envelope")
-            job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall(), is_new=not ticket)
+            job = open_job(self._host.crypto, parse_job(answer), wall=self._host.clock.wall(), is_new=not ticket)
             if job.job_id != job_id or not (ticket or self._key in job.terms.custodians):
                 raise RemoteProtocolError("not a job to be kept here")
             if not ticket and not self.may_keep(job):
@@ -724,14 +729,14 @@ class CustodyService:
         """
         payload = _payload_of(raw)
         if isinstance(payload, dict) and "claims" in payload:
-            opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE)
+            opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE, bytes_max=CLAIMS_BYTES_MAX)
             job_id, claims = parse_claims(opened.payload)
             if job_id != job.job_id:
                 raise RemoteProtocolError("claims of another job")
             return FactKind.CLAIMS, [[*claim, opened.signer] for claim in claims]
         opened = open_envelope(self._host.crypto, raw, FACT_CONTENT_TYPE, signer=job.signer)
-        payload = opened.payload
-        if not isinstance(payload, dict) or set(payload) != {"job", "kind", "body"} or payload["job"] != job.job_id:
+        payload = named(opened.payload, FACT_KEYS, "fact")
+        if payload["job"] != job.job_id:
             raise RemoteProtocolError("not a fact of this job")
         if payload["kind"] not in _BY_OWNER:
             raise RemoteProtocolError("a fact of an unknown kind")
@@ -753,7 +758,7 @@ class CustodyService:
         """Take results that another keeper took; they are judged here, if anywhere."""
         rows = {(row.index, row.generation): row for row in synced.claimed}
         for raw in synced.claims:
-            opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE)
+            opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE, bytes_max=CLAIMS_BYTES_MAX)
             job_id, claims = parse_claims(opened.payload)
             if job_id != charge.job.job_id:
                 raise RemoteProtocolError("claims of another job")
@@ -776,11 +781,12 @@ class CustodyService:
                 missing = [ref for ref in refs if not await blobs.has(ref)]
                 if missing:
                     await self._fetch(missing, key, self._peers.get(key, ()))
-                good = await self._owner.readable(job_id, opened.signer, good)
-                bad = await self._owner.readable(job_id, opened.signer, bad)
+                by = self.installation_of(opened.signer) or opened.signer
+                good = await self._owner.readable(job_id, by, good)
+                bad = await self._owner.readable(job_id, by, bad)
                 if good:
                     self.counters.relayed_count += self._owner.intake(
-                        opened.signer, opened.signer, job_id, raw, good, relayed_by=key
+                        opened.signer, by, job_id, raw, good, relayed_by=key
                     )
                 if book.job.is_own:
                     for claim, outcome in bad:

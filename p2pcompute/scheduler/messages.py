@@ -1,7 +1,8 @@
 """Messages of the scheduler on a control channel, and the stored form of an outcome.
 
-Every `parse_*` takes a decoded body from a peer and raises RemoteProtocolError unless it is exactly what is
-documented here.  Times on the wire are whole milliseconds; only an encoded outcome holds floats.
+Every `parse_*` takes a decoded body from a peer and raises RemoteProtocolError unless it is what is documented here;
+further fields are of a later version and passed over (`wire.fields`).  Times on the wire are whole milliseconds; only
+an encoded outcome holds floats.
 """
 
 from __future__ import annotations
@@ -38,16 +39,18 @@ from p2pcompute.limits import (
     RUNTIME_S_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.printed import Tail as PrintedTail
 from p2pcompute.scheduler.printed import Tails
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.wire import cbor
+from p2pcompute.wire.fields import listed, named
 
 CLAIMS_CONTENT_TYPE: Final = "p2pc/claims"
 FACT_CONTENT_TYPE: Final = "p2pc/fact"
+FACT_KEYS: Final = frozenset({"job", "kind", "body"})
 HELD_MAX: Final = 16 * GRANT_TASKS_MAX
 """Tasks in one heartbeat."""
 PRINTED_MAX: Final = RESULTS_BATCH_BYTES_MAX // (2 * PRINTED_TAIL_BYTES_MAX)
@@ -65,9 +68,10 @@ class Message(IntEnum):
     """thief → victim: [] — I have enough."""
     GRANT = 35
     """victim → thief: [grant id, request id, job, envelope or b"", owner or b"", owner's addresses, lease ms, tasks,
-    epoch, may others steal them]; the owner is who coordinates the job"""
+    epoch, may others steal them, ms between results]; the owner is who coordinates the job.  A task is
+    [index, generation, attempt, payload], and what it goes on from, a cookie as in CHECKPOINT."""
     GRANT_ACK = 36
-    """thief → victim: [grant id, accepted]"""
+    """thief → victim: [grant id, accepted]; declined because the node does not fit the job: [grant id, False, True]"""
     RESULTS = 37
     """request, worker → owner: [claims envelope, [outcome, …]] → [taken]; answered once they are durable."""
     HEARTBEAT = 38
@@ -100,7 +104,8 @@ class Message(IntEnum):
 
     TAIL = 47
     """request, owner → holder: [job, index, attempt, offset of stdout, of stderr] → [] when it does not run, else
-    [where the bytes of stdout begin, bytes, the same of stderr]: what it has printed, the last 64 KiB of each."""
+    [where the bytes of stdout begin, bytes, the same of stderr, how far it says that it is or b"", for how many whole
+    seconds it has said no more]: what it has printed, the last 64 KiB of each."""
 
     RECEIPT = 48
     """owner → worker: [receipt envelope]: how much CPU time it has given so far."""
@@ -123,11 +128,6 @@ def _is_bytes(value: Any, size: int) -> bool:
     return isinstance(value, bytes) and len(value) == size
 
 
-def _list(value: Any, size: int, what: str) -> list[Any]:
-    _check(isinstance(value, list) and len(value) == size, what)
-    return value  # type: ignore[no-any-return]
-
-
 # --- stealing -------------------------------------------------------------------------------------
 
 
@@ -136,9 +136,10 @@ def steal_body(thief: Thief) -> list[Any]:
 
 
 def parse_steal(body: Any, key: bytes, installation: bytes) -> Thief:
-    request_id, slots, want, python, boot, is_idle = _list(body, 6, "steal")
+    request_id, slots, want, python, boot, is_idle = listed(body, 6, "steal")
     _check(_is_int(request_id) and _is_int(slots, 1 << 16) and slots > 0 and _is_int(want, 1 << 20), "steal")
-    _check(isinstance(python, list) and len(python) == 2 and all(_is_int(n, 1 << 16) for n in python), "steal")
+    python = listed(python, 2, "steal")
+    _check(all(_is_int(n, 1 << 16) for n in python), "steal")
     _check(isinstance(boot, bytes) and len(boot) <= 16 and isinstance(is_idle, bool), "steal")
     return Thief(key, installation, boot, (python[0], python[1]), slots, max(1, want), request_id, is_idle)
 
@@ -166,7 +167,7 @@ Tail = tuple[tuple[int, bytes], tuple[int, bytes], bytes]
 
 def parse_tail_asked(body: Any) -> tuple[bytes, int, int, tuple[int, int]]:
     """Return (job, index, attempt, offsets)."""
-    job_id, index, attempt, stdout, stderr = _list(body, 5, "tail")
+    job_id, index, attempt, stdout, stderr = listed(body, 5, "tail")
     _check(_is_bytes(job_id, JOB_ID_BYTES), "tail")
     _check(all(_is_int(number, INT_MAX >> 1) for number in (index, attempt, stdout, stderr)), "tail")
     return job_id, index, attempt, (stdout, stderr)
@@ -177,31 +178,33 @@ def parse_printed(body: Any) -> list[tuple[bytes, int, int, Tails]]:
     _check(isinstance(body, list) and len(body) <= PRINTED_MAX, "printed")
     parsed = []
     for entry in body:
-        _check(isinstance(entry, list) and len(entry) == 7, "printed")
-        job_id, index, attempt, *tails = entry
+        job_id, index, attempt, *tails = listed(entry, 7, "printed")
         _check(_is_bytes(job_id, JOB_ID_BYTES) and _is_int(index) and _is_int(attempt, 1 << 31), "printed")
         parsed.append((job_id, index, attempt, parse_tails(tails)))
     return parsed
 
 
 def parse_tails(body: Any) -> Tails:
-    stdout_start, stdout, stderr_start, stderr = _list(body, 4, "tails")
+    stdout_start, stdout, stderr_start, stderr = listed(body, 4, "tails")
     for start, data in ((stdout_start, stdout), (stderr_start, stderr)):
         _check(_is_int(start, INT_MAX >> 1) and isinstance(data, bytes), "tails")
         _check(len(data) <= PRINTED_TAIL_BYTES_MAX, "tails")
     return PrintedTail(stdout_start, stdout), PrintedTail(stderr_start, stderr)
 
 
-def parse_tail(body: Any) -> Tail | None:
-    """Return what a task has printed; None: it does not run there."""
+def parse_tail(body: Any) -> tuple[Tail, float | None] | None:
+    """Return what a task has printed, and for how many seconds it has said no more, where that is told; None: it does
+    not run there."""
     if body == []:
         return None
-    said = body.pop() if isinstance(body, list) and len(body) == 5 else b""
+    stdout_start, stdout, stderr_start, stderr, *rest = listed(body, 4, "tail", optional=2)
+    said = rest[0] if rest else b""
+    quiet_s = rest[1] if len(rest) > 1 else None
+    _check(quiet_s is None or _is_int(quiet_s, INT_MAX >> 1), "tail")
     _check(isinstance(said, bytes) and len(said) <= PROGRESS_BYTES_MAX, "tail")
-    stdout_start, stdout, stderr_start, stderr = _list(body, 4, "tail")
     for start, data in ((stdout_start, stdout), (stderr_start, stderr)):
         _check(_is_int(start, INT_MAX >> 1) and isinstance(data, bytes) and len(data) <= INLINE_BYTES_MAX, "tail")
-    return (stdout_start, stdout), (stderr_start, stderr), said
+    return ((stdout_start, stdout), (stderr_start, stderr), said), quiet_s
 
 
 def _granted_body(task: GrantedTask) -> list[Any]:
@@ -221,7 +224,7 @@ def parse_checkpoint(body: Any) -> list[tuple[bytes, int, Saved]]:
     _check(isinstance(body, list) and len(body) <= CHECKPOINTS_BATCH_MAX, "checkpoint")
     parsed = []
     for entry in body:
-        job_id, index, generation, attempt, value = _list(entry, 5, "checkpoint")
+        job_id, index, generation, attempt, value = listed(entry, 5, "checkpoint")
         _check(_is_bytes(job_id, JOB_ID_BYTES) and _is_int(index), "checkpoint")
         _check(_is_int(generation, 255) and _is_int(attempt, 1 << 31), "checkpoint")
         cookie, blob = _parse_cookie(value)
@@ -233,7 +236,7 @@ def parse_addresses(value: Any) -> list[Address]:
     _check(isinstance(value, list) and len(value) <= ADDRESSES_MAX, "addresses")
     out = []
     for item in value:
-        host, port = _list(item, 2, "address")
+        host, port = listed(item, 2, "address")
         _check(isinstance(host, str) and _is_literal(host) and _is_int(port, 65535) and port > 0, "address")
         out.append(Address(host, port))
     return out
@@ -249,7 +252,7 @@ def _is_literal(host: str) -> bool:
 
 def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     """Return (grant, envelope or b"", owner's addresses); the grant's owner is a real key."""
-    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass, pace_ms = _list(
+    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass, pace_ms = listed(
         body, 11, "grant"
     )
     _check(isinstance(may_pass, bool) and _is_int(pace_ms, int(LEASE_S_MIN * 1000)), "grant")
@@ -259,9 +262,8 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     _check(isinstance(tasks, list) and 0 < len(tasks) <= GRANT_TASKS_MAX, "grant")
     parsed = []
     for task in tasks:
-        _check(isinstance(task, list) and len(task) in (4, 5), "granted task")
-        index, generation, attempt, payload = task[:4]
-        cookie, blob = _parse_cookie(task[4]) if len(task) == 5 else (b"", None)
+        index, generation, attempt, payload, *rest = listed(task, 4, "granted task", optional=1)
+        cookie, blob = _parse_cookie(rest[0]) if rest and rest[0] is not None else (b"", None)
         _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "granted task")
         _check(isinstance(payload, bytes) and len(payload) <= TASK_PAYLOAD_BYTES_MAX, "granted task")
         parsed.append(GrantedTask(index, generation, attempt, payload, cookie, blob))
@@ -273,11 +275,10 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
 
 def parse_ack(body: Any) -> tuple[int, bool, bool]:
     """Return (grant id, whether it is accepted, whether it is declined because the node does not fit the job)."""
-    _check(isinstance(body, list) and len(body) in (2, 3), "grant ack")
-    grant_id, accepted = body[:2]
-    is_unfit = len(body) == 3
-    _check(_is_int(grant_id) and isinstance(accepted, bool), "grant ack")
-    _check(not is_unfit or (body[2] is True and not accepted), "grant ack")
+    grant_id, accepted, *rest = listed(body, 2, "grant ack", optional=1)
+    is_unfit = rest[0] if rest else False
+    _check(_is_int(grant_id) and isinstance(accepted, bool) and isinstance(is_unfit, bool), "grant ack")
+    _check(not (is_unfit and accepted), "grant ack")
     return grant_id, accepted, is_unfit
 
 
@@ -285,18 +286,18 @@ def parse_ack(body: Any) -> tuple[int, bool, bool]:
 
 
 def parse_heartbeat(body: Any) -> tuple[bytes, bytes, list[tuple[bytes, list[tuple[int, int, int]]]]]:
-    boot, moved_from, jobs = _list(body, 3, "heartbeat")
+    boot, moved_from, jobs = listed(body, 3, "heartbeat")
     _check(isinstance(boot, bytes) and len(boot) <= 16 and isinstance(jobs, list), "heartbeat")
     _check(moved_from == b"" or _is_bytes(moved_from, PUBLIC_KEY_BYTES), "heartbeat")
     parsed, total = [], 0
     for item in jobs:
-        job_id, held = _list(item, 2, "heartbeat job")
+        job_id, held = listed(item, 2, "heartbeat job")
         _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(held, list), "heartbeat job")
         total += len(held)
         _check(total <= HELD_MAX, "heartbeat is too long")
-        for entry in held:
-            _check(isinstance(entry, list) and len(entry) == 3 and all(_is_int(n) for n in entry), "heartbeat task")
-        parsed.append((job_id, [(entry[0], entry[1], entry[2]) for entry in held]))
+        tasks = [listed(entry, 3, "heartbeat task") for entry in held]
+        _check(all(_is_int(number) for task in tasks for number in task), "heartbeat task")
+        parsed.append((job_id, [(task[0], task[1], task[2]) for task in tasks]))
     return boot, moved_from, parsed
 
 
@@ -305,7 +306,7 @@ def parse_job_indices(body: Any) -> list[tuple[bytes, list[int]]]:
     _check(isinstance(body, list), "list of jobs")
     parsed, total = [], 0
     for item in body:
-        job_id, indices = _list(item, 2, "job and indices")
+        job_id, indices = listed(item, 2, "job and indices")
         _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(indices, list), "job and indices")
         total += len(indices)
         _check(total <= HELD_MAX and all(_is_int(index) for index in indices), "indices")
@@ -314,7 +315,7 @@ def parse_job_indices(body: Any) -> list[tuple[bytes, list[int]]]:
 
 
 def parse_stop(body: Any) -> tuple[bytes, list[int], bool]:
-    job_id, indices, kill = _list(body, 3, "stop")
+    job_id, indices, kill = listed(body, 3, "stop")
     _check(isinstance(kill, bool), "stop")
     (parsed,) = parse_job_indices([[job_id, indices]])
     return parsed[0], parsed[1], kill
@@ -414,7 +415,7 @@ class Synced:
 
 
 def parse_sync(body: Any) -> SyncAsked:
-    job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, saved, wait_ms = _list(body, 11, "sync")
+    job_id, ticket, facts, rows, claims, claim_rows, epoch, is_acting, taken, saved, wait_ms = listed(body, 11, "sync")
     _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(ticket, bytes) and len(ticket) <= 1024, "sync")
     numbers = (facts, rows, claims, claim_rows, epoch, taken, saved, wait_ms)
     _check(all(_is_int(number, INT_MAX >> 1) for number in numbers), "sync")
@@ -424,7 +425,7 @@ def parse_sync(body: Any) -> SyncAsked:
 
 
 def parse_synced(body: Any) -> Synced:
-    epoch, is_acting, facts, rows, rows_next, claims, claimed, claim_rows_next, saved, saved_next, is_all = _list(
+    epoch, is_acting, facts, rows, rows_next, claims, claimed, claim_rows_next, saved, saved_next, is_all = listed(
         body, 11, "synced"
     )
     _check(_is_int(epoch, INT_MAX >> 1) and _is_int(rows_next) and _is_int(claim_rows_next), "synced")
@@ -458,7 +459,7 @@ def parse_saved(body: Any) -> Saved | None:
     """Return what a task has saved; None: nothing any more."""
     if body == []:
         return None
-    generation, attempt, by, value = _list(body, 4, "saved")
+    generation, attempt, by, value = listed(body, 4, "saved")
     _check(_is_int(generation, 255) and _is_int(attempt, 1 << 31), "saved")
     _check(isinstance(by, list) and len(by) <= ATTEMPTS_MAX, "saved")
     _check(all(_is_bytes(installation, PUBLIC_KEY_BYTES) for installation in by), "saved")
@@ -467,7 +468,7 @@ def parse_saved(body: Any) -> Saved | None:
 
 
 def _parse_saved(entry: Any) -> tuple[int, Saved | None]:
-    index, body = _list(entry, 2, "saved")
+    index, body = listed(entry, 2, "saved")
     _check(_is_int(index), "saved")
     return index, parse_saved(body)
 
@@ -476,7 +477,7 @@ def _parse_rows(value: Any) -> list[Row]:
     _check(isinstance(value, list), "rows")
     parsed = []
     for item in value:
-        index, generation, state, node_key, node_name, attempts, outcome, payload = _list(item, 8, "row")
+        index, generation, state, node_key, node_name, attempts, outcome, payload = listed(item, 8, "row")
         _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempts, 1 << 31), "row")
         _check(type(state) is int and 0 < state < len(TaskState), "row")
         _check(isinstance(outcome, bytes) and isinstance(payload, bytes), "row")
@@ -488,13 +489,36 @@ def _parse_rows(value: Any) -> list[Row]:
 
 def parse_coordinator(body: Any) -> tuple[bytes, int]:
     """Return (job, epoch)."""
-    job_id, epoch = _list(body, 2, "coordinator")
+    job_id, epoch = listed(body, 2, "coordinator")
     _check(_is_bytes(job_id, JOB_ID_BYTES) and _is_int(epoch, INT_MAX >> 1), "coordinator")
     return job_id, epoch
 
 
+def parse_job(body: Any) -> bytes:
+    """Return the envelope in the answer to JOB, unread."""
+    return _envelope(body, "job")
+
+
+def parse_receipt(body: Any) -> bytes:
+    """Return the envelope of a RECEIPT, unread."""
+    return _envelope(body, "receipt")
+
+
+def _envelope(body: Any, what: str) -> bytes:
+    (raw,) = listed(body, 1, what)
+    _check(isinstance(raw, bytes), what)
+    return bytes(raw)
+
+
+def parse_results(body: Any) -> tuple[bytes, Any]:
+    """Return (claims envelope, outcomes) of a RESULTS, both unread."""
+    raw, outcomes = listed(body, 2, "results")
+    _check(isinstance(raw, bytes), "results")
+    return raw, outcomes
+
+
 def parse_job_id(body: Any) -> bytes:
-    (job_id,) = _list(body, 1, "job")
+    (job_id,) = listed(body, 1, "job")
     _check(_is_bytes(job_id, JOB_ID_BYTES), "job")
     return bytes(job_id)
 
@@ -533,7 +557,7 @@ def _pair(blob: tuple[bytes, int] | None) -> list[Any] | None:
 def _parse_blob(value: Any) -> tuple[bytes, int] | None:
     if value is None:
         return None
-    digest, size = _list(value, 2, "blob")
+    digest, size = listed(value, 2, "blob")
     _check(_is_bytes(digest, 32) and _is_int(size), "blob")
     return digest, size
 
@@ -550,7 +574,7 @@ def decode_outcome(raw: bytes) -> Outcome:
         RemoteProtocolError: malformed or over a limit.
     """
     _check(isinstance(raw, bytes) and len(raw) <= CLAIM_BYTES_MAX, "outcome")
-    fields = _list(cbor.decode(raw, allow_float=True), 16, "outcome")
+    fields = listed(cbor.decode(raw, allow_float=True), 16, "outcome")
     (
         status,
         value,
@@ -578,7 +602,7 @@ def decode_outcome(raw: bytes) -> Outcome:
     _check(isinstance(files, list) and len(files) <= OUTPUT_FILES_MAX, "output files")
     parsed = []
     for file in files:
-        name, digest, size, mode = _list(file, 4, "output file")
+        name, digest, size, mode = listed(file, 4, "output file")
         _check(isinstance(name, str) and _is_bytes(digest, 32) and _is_int(size) and _is_int(mode, 0o777), "file")
         _check(_is_file_name(name), "file name")
         parsed.append(OutputFile(name, digest, size, mode))
@@ -654,6 +678,7 @@ def output_digest(outcome: Outcome) -> bytes:
     ).digest()
 
 
+_CLAIMS_KEYS: Final = frozenset({"job", "claims"})
 Claim = tuple[int, int, int, str, bytes]
 """(index, generation, attempt, status, digest)"""
 
@@ -663,15 +688,14 @@ def parse_claims(payload: Any) -> tuple[bytes, list[Claim]]:
 
     The boot is that of the worker (see `claims_boot`); the owner's own claims have none.
     """
-    _check(isinstance(payload, dict) and set(payload) in ({"job", "claims"}, {"job", "claims", "boot"}), "claims")
-    boot = payload.get("boot", b"")
+    boot = named(payload, _CLAIMS_KEYS, "claims").get("boot", b"")
     _check(isinstance(boot, bytes) and len(boot) <= 16, "claims")
     job_id, claims = payload["job"], payload["claims"]
     _check(_is_bytes(job_id, JOB_ID_BYTES) and isinstance(claims, list), "claims")
     _check(0 < len(claims) <= RESULTS_BATCH_MAX, "claims")
     parsed: list[Claim] = []
     for claim in claims:
-        index, generation, attempt, status, digest = _list(claim, 5, "claim")
+        index, generation, attempt, status, digest = listed(claim, 5, "claim")
         _check(_is_int(index) and _is_int(generation, 255) and _is_int(attempt, 1 << 31), "claim")
         _check(isinstance(status, str) and _is_bytes(digest, 32), "claim")
         parsed.append((index, generation, attempt, status, digest))

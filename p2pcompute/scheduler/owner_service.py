@@ -1,39 +1,38 @@
-"""The owner's side, performed: journal, results intake, watchers.
+"""The owner's side, performed: submissions, results intake, watchers.
 
-Everything that `OwnerCore` decides is signed and journaled here in groups: one envelope per kind of fact and flush,
-one store commit at a time, so that the cost of a signature and a disk sync is shared by all tasks of that moment.
-When the store cannot take a commit nothing is forgotten: it is tried again, and no new work is given out until then.
+Everything that `OwnerCore` decides goes to the store by `commits`; what is kept of each job beside the core's books is
+in `job_book`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError, StoreError, TrustError, UsageError
-from p2pcompute.host.interfaces import BlobRef, Host, Write
+from p2pcompute.host.interfaces import BlobRef, Host
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
-from p2pcompute.ids import JOB_ID_BYTES, job_alias
+from p2pcompute.ids import job_alias
 from p2pcompute.limits import (
+    CLAIMS_BYTES_MAX,
     ENVELOPE_BYTES_MAX,
     JOBS_ACTIVE_MAX,
     LOST_OUTPUT_JOB_BYTES_MAX,
-    RESULTS_BATCH_MAX,
     TASK_PAYLOAD_BYTES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.books import OwnedJob, TaskEnd
 from p2pcompute.scheduler.checked import Record
 from p2pcompute.scheduler.checkpoints import Saved
-from p2pcompute.scheduler.fairness import USAGE_TAU_S, Usage
+from p2pcompute.scheduler.commits import FACT_ENTRIES_MAX, Commits
+from p2pcompute.scheduler.fairness import USAGE_TAU_S
+from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
-    FACT_CONTENT_TYPE,
     Claim,
     claims_boot,
     decode_outcome,
@@ -45,11 +44,11 @@ from p2pcompute.scheduler.messages import (
     parse_tails,
     saved_body,
 )
-from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore, TaskEnd
+from p2pcompute.scheduler.owner import DEADLINE, OwnerCore
 from p2pcompute.scheduler.printed import LostAttempt, Printed, Tails, tails_body, tails_of
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
-from p2pcompute.store.journal import EVIDENCE, JobRecord, Journal, ResultRecord
+from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.trust.levels import Level
 from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope, signer_of
@@ -57,82 +56,19 @@ from p2pcompute.wire.envelope import open_envelope, signer_of
 LOST_WHY_CHARS_MAX: Final = 200
 VALUE_HEAD_BYTES: Final = 16
 """Of a value: enough to tell what form it has."""
-FACT_ENTRIES_MAX = 2000
-"""Entries in one fact."""
-_ENTRIES_MAX: Final = {FactKind.CLAIMS: RESULTS_BATCH_MAX, FactKind.FAIL: 500}
-"""Of some kinds: what others send in one message, and reasons are long."""
 FACT_BYTES_MAX = 512 * 1024
 """Task payloads in one fact."""
 PAYLOAD_KEPT_BYTES_MAX = 4096
 """A payload up to this is kept beside the result too, so that lists of tasks need not search the facts."""
-RETRY_COMMIT_S = 2.0
-"""Pause before a failed commit is tried again."""
-RATE_TAU_S = 10.0
-"""Time constant of the rates that people see."""
 EVIDENCE_S = 1.0
 """How often what is known of nodes is stored while it changes."""
 OPEN_TASKS_MAX = 200_000
 """Open tasks of a job above which `add_tasks` waits: bounds memory, not the job."""
 
 
-def _stopping() -> StoreError:
-    return StoreError("this node is stopping", "what was asked last may not be in its store", None, code="stopping")
-
-
 def _row(saved: Saved | None) -> list[Any] | None:
     """Return the stored form of what a task has saved."""
     return None if saved is None else saved_body(saved)
-
-
-Listener = Callable[[Sequence[TaskEnd]], None]
-
-
-class Rate:
-    """Events per second, exponentially averaged over RATE_TAU_S."""
-
-    __slots__ = ("_at", "_value")
-
-    def __init__(self) -> None:
-        self._at = 0.0
-        self._value = 0.0
-
-    def add(self, now: float) -> None:
-        self._value = self.at(now) + 1 / RATE_TAU_S
-        self._at = now
-
-    def at(self, now: float) -> float:
-        return self._value * max(0.0, 1 - (now - self._at) / RATE_TAU_S) if self._value else 0.0
-
-
-@dataclass(slots=True)
-class JobBook:
-    """What the service keeps beside the core's books."""
-
-    record: JobRecord
-    job: OwnedJob
-    next_fact: int = 0
-    next_relay: int = 0
-    """Of another node's job: claims that were taken for it."""
-    listeners: list[Listener] = field(default_factory=list)
-    rates: dict[bytes, Rate] = field(default_factory=dict)
-    took: dict[bytes, tuple[int, float]] = field(default_factory=dict)
-    """Node → good ends there in this life of the node, and their run time together."""
-    refused: dict[bytes, None] = field(default_factory=dict)
-    """Other nodes that have refused tasks of it in this life of the node."""
-    usage: Usage = field(default_factory=Usage)
-    """Slot time of tasks that ended lately, of each at most what counts as lately."""
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while more tasks may be added."""
-    kept: dict[BlobRef, None] = field(default_factory=dict)
-    """Blobs pinned for it in this life of the node."""
-    unfetched: dict[BlobRef, None] = field(default_factory=dict)
-    """Of another node's job: blobs that may have to be brought here."""
-    kept_bytes: int = 0
-    """Of another node's job: what is kept of it here, but for cookies."""
-    readers: dict[bytes, None] = field(default_factory=dict)
-    """Nodes that have shown a ticket for it; the last READERS_MAX."""
-    lost_bytes: int = 0
-    """Of what is kept of attempts that were lost."""
 
 
 @dataclass(slots=True)
@@ -151,7 +87,6 @@ class OwnerCounters:
     odd_times_count: int = 0
     """Results that, as their nodes say, began or took what cannot be."""
     forged_claims_count: int = 0
-    commit_failures_count: int = 0
 
 
 class OwnerService:
@@ -189,13 +124,7 @@ class OwnerService:
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
         self.counters = OwnerCounters()
-        self.trouble: StoreError | None = None
-        """Why the store takes nothing just now."""
-        self._facts: deque[tuple[bytes, FactKind, list[Any]]] = deque()
-        self._writes: list[Write] = []
-        self._committed: list[asyncio.Future[None]] = []
-        self._is_flushing = False
-        self._is_closed = False
+        self.commits = Commits(host, identity, journal, scope, self.books, wake=wake)
         self._evidence_at = 0.0
         self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
         """(holder, job, indices, kill) to be sent by the scheduler."""
@@ -208,8 +137,6 @@ class OwnerService:
         self.on_banned: Callable[[bytes, str], None] = lambda _installation, _why: None
         """Called with who gets no more work, and why."""
         self._printed = Printed()
-        self.on_kept: Callable[[bytes], None] = lambda _job_id: None
-        """Called with a job when more of it is durable."""
 
     # --- start ------------------------------------------------------------------------------------
 
@@ -296,7 +223,7 @@ class OwnerService:
         if "claims" in payload:
             signer = signer_of(protected)
             thief = LOCAL if signer == self._identity.public_key else signer
-            return FactKind.CLAIMS, [[*claim, thief] for claim in payload["claims"]]
+            return FactKind.CLAIMS, [[*claim, thief] for claim in parse_claims(payload)[1]]
         return payload["kind"], payload["body"]
 
     # --- submission -------------------------------------------------------------------------------
@@ -387,7 +314,7 @@ class OwnerService:
             book.unfetched.update(dict.fromkeys(new))
         self._host.store.blobs.pin(new)
         if self._journal is not None:
-            self._writes += [self._journal.pin_write(book.job.envelope.job_id, ref) for ref in new]
+            self.commits.writes += [self._journal.pin_write(book.job.envelope.job_id, ref) for ref in new]
 
     async def seal(self, job_id: bytes) -> None:
         book = self.own_book(job_id)
@@ -450,7 +377,7 @@ class OwnerService:
         count = self.core.retry(job_id, [index for index in chosen if index in payloads], payloads)
         if count:
             book.record = book.record.with_finished(None)
-            self._writes.append(self._journal.job_write(book.record))
+            self.commits.writes.append(self._journal.job_write(book.record))
         self._wake()
         await self.committed()
         return count
@@ -522,16 +449,17 @@ class OwnerService:
 
     def _claim_fact(self, job_id: bytes, claim: list[Any]) -> None:
         if self._journal is not None:
-            self._facts.append((job_id, FactKind.CLAIMS, [claim]))
+            self.commits.facts.append((job_id, FactKind.CLAIMS, [claim]))
 
-    def open_claims(self, raw: bytes, signer: bytes, bodies: Any) -> tuple[bytes, list[tuple[Claim, Outcome]]]:
+    def open_claims(self, signer: bytes, raw: bytes, bodies: Any) -> tuple[bytes, list[tuple[Claim, Outcome]]]:
         """Return (job, claims with their outcomes) of a RESULTS message.
 
         Raises:
             RemoteProtocolError: forged, malformed, or an outcome is not the one that was signed.
         """
         try:
-            envelope = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE, signer=signer)
+            crypto = self._host.crypto
+            envelope = open_envelope(crypto, raw, CLAIMS_CONTENT_TYPE, signer=signer, bytes_max=CLAIMS_BYTES_MAX)
             job_id, claims = parse_claims(envelope.payload)
             if not envelope.payload.get("boot"):
                 raise RemoteProtocolError("claims of a worker that does not say in which life it signs")
@@ -668,7 +596,7 @@ class OwnerService:
             ):
                 taken += 1
                 if outcome.status is OutcomeStatus.REFUSED and thief != LOCAL:
-                    self.books[job_id].refused[thief] = None
+                    self.books[job_id].note_refused(thief)
                 self._keep_output(self.books[job_id], index, digest, thief, outcome)
             elif outcome.status is not OutcomeStatus.OK:
                 void.append([index, generation, attempt])
@@ -678,10 +606,10 @@ class OwnerService:
             if not book.job.is_own:
                 self._relay(self._journal, book, raw)
                 return taken
-            self._writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
+            self.commits.writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
             book.next_fact += 1
             if void:  # the worker signed them all together
-                self._facts.append((job_id, FactKind.VOID, void))
+                self.commits.facts.append((job_id, FactKind.VOID, void))
         return taken
 
     def _as_seen(
@@ -701,7 +629,9 @@ class OwnerService:
         self._keep_blobs(book, outcome_blobs(outcome))
         if checked.outputs[index][digest].thief == thief:
             job_id = book.job.envelope.job_id
-            self._writes.append(self._journal.output_write(job_id, index, digest, thief, encode_outcome(outcome)))
+            self.commits.writes.append(
+                self._journal.output_write(job_id, index, digest, thief, encode_outcome(outcome))
+            )
 
     def _keep_evidence(self, now: float, *, is_urgent: bool) -> None:
         """Store what more is known of nodes: bans at once, the rest now and then."""
@@ -709,7 +639,7 @@ class OwnerService:
         if acceptance.changed and self._journal is not None and (is_urgent or now >= self._evidence_at):
             self._evidence_at = now + EVIDENCE_S
             for installation, record in acceptance.take_changed().items():
-                self._writes.append(self._journal.evidence_write(installation, record.pack()))
+                self.commits.writes.append(self._journal.evidence_write(installation, record.pack()))
 
     def pardon(self, installation: bytes) -> None:
         """End a ban, and store that at once."""
@@ -727,7 +657,7 @@ class OwnerService:
             self._wake()
 
     def _relay(self, journal: Journal, book: JobBook, raw: bytes) -> None:
-        self._writes.append(journal.relay_write(book.job.envelope.job_id, book.next_relay, raw))
+        self.commits.writes.append(journal.relay_write(book.job.envelope.job_id, book.next_relay, raw))
         book.next_relay += 1
 
     def _keep_claims(self, book: JobBook, thief: bytes, raw: bytes, pairs: Sequence[tuple[Claim, Outcome]]) -> int:
@@ -758,7 +688,7 @@ class OwnerService:
         if self._journal is not None:
             if outcome is not None:
                 self._keep_blobs(book, outcome_blobs(outcome))
-            self._writes.append(self._journal.result_write(job_id, index, generation, row))
+            self.commits.writes.append(self._journal.result_write(job_id, index, generation, row))
         if not job.ledger.is_claimed(index, generation):
             job.share(row.node_key or LOCAL)[1 if state in (TaskState.DONE, TaskState.CLAIMED) else 2] += 1
 
@@ -769,7 +699,7 @@ class OwnerService:
             if kind == FactKind.TASKS:
                 for payload in body[1]:
                     self._keep_blobs(book, self._inputs(spec, payload))
-            self._writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
+            self.commits.writes.append(self._journal.fact_write(job_id, book.next_fact, raw))
         book.next_fact += 1
 
     def replica_changed(self, book: JobBook) -> None:
@@ -791,10 +721,10 @@ class OwnerService:
         """Journal and tell what the core has decided; the stops that holders must be sent gather in `stops`."""
         self._keep_saved()
         if not self.core.has_effects:
-            self._start_flush()
+            self.commits.start()
             return
         effects = self.core.take_effects()
-        self._facts.extend(effects.facts)
+        self.commits.facts.extend(effects.facts)
         now = self._host.clock.now()
         by_job: dict[bytes, list[TaskEnd]] = {}
         for lost in effects.lost:
@@ -807,10 +737,7 @@ class OwnerService:
             if book is None:
                 continue
             for end in ends:
-                rate = book.rates.get(end.thief)
-                if rate is None:
-                    rate = book.rates[end.thief] = Rate()
-                rate.add(now)
+                book.note_end(now, end.thief)
                 if end.outcome is not None:
                     book.usage.add(now, min(end.outcome.runtime_s, USAGE_TAU_S))
                 if end.state is TaskState.DONE:
@@ -818,14 +745,13 @@ class OwnerService:
                     if end.outcome is not None and end.thief != LOCAL:
                         self.on_done(end.thief, end.outcome)
                     if end.outcome is not None:
-                        count, took_s = book.took.get(end.thief, (0, 0.0))
-                        book.took[end.thief] = count + 1, took_s + end.outcome.runtime_s
+                        book.note_good(end.thief, end.outcome)
                 elif end.state is TaskState.FAILED:
                     self.counters.failed_count += 1
                 if self._journal is not None:
                     if end.outcome is not None:
                         self._keep_blobs(book, outcome_blobs(end.outcome))
-                    self._writes.append(
+                    self.commits.writes.append(
                         self._journal.result_write(job_id, end.index, end.generation, self._record(end))
                     )
             if not book.room.is_set() and book.job.ledger.counts[TaskState.OPEN] < OPEN_TASKS_MAX // 2:
@@ -835,7 +761,7 @@ class OwnerService:
             self._revived(job_id)
         if self._journal is not None:
             for job_id, index, digests in effects.settled:
-                self._writes += [self._journal.output_delete(job_id, index, digest) for digest in digests]
+                self.commits.writes += [self._journal.output_delete(job_id, index, digest) for digest in digests]
             for job_id in dict.fromkeys(job_id for job_id, _index in effects.wanted):
                 indices = [index for job, index in effects.wanted if job == job_id]
                 self._scope.spawn(self._load(job_id, indices), "load")
@@ -846,7 +772,7 @@ class OwnerService:
             self._completed(job_id)
         self.stops.extend(effects.stops)
         self._keep_saved()
-        self._start_flush()
+        self.commits.start()
 
     def printed(self, thief: bytes, job_id: bytes, index: int, attempt: int, tails: Tails) -> None:
         """A worker says what an attempt has printed that it has the lease of."""
@@ -874,7 +800,7 @@ class OwnerService:
         book.lost_bytes += size
         key = b"" if lost.thief == LOCAL else lost.thief
         row = [lost.attempt, key, self._name_of(lost.thief), lost.why[-LOST_WHY_CHARS_MAX:], tails_body(tails)]
-        self._writes.append(self._journal.lost_write(lost.job_id, lost.index, lost.attempt, row))
+        self.commits.writes.append(self._journal.lost_write(lost.job_id, lost.index, lost.attempt, row))
 
     async def lost(self, job_id: bytes) -> list[tuple[int, int, str, str, Tails]]:
         """Return (index, attempt, name of the node, why, what it printed) of attempts of a job that were lost, in that
@@ -920,16 +846,16 @@ class OwnerService:
             if change.freed is not None:
                 self._host.store.blobs.unpin([change.freed])
             if self._journal is not None:
-                self._writes.append(self._journal.saved_write(change.job_id, change.index, _row(change.saved)))
+                self.commits.writes.append(self._journal.saved_write(change.job_id, change.index, _row(change.saved)))
         for job_id in dict.fromkeys(change.job_id for change in changes if change.saved is not None):
-            self.on_kept(job_id)
+            self.commits.on_kept(job_id)
 
     async def _recover_saved(self, journal: Journal) -> None:
         """Take up what tasks of unfinished jobs had saved, those of others too."""
         async for job_id, index, row in journal.saved():
             book, saved = self.books.get(job_id), parse_saved(row)
             if book is None or saved is None or not book.job.ledger.is_open(index, saved.generation):
-                self._writes.append(journal.saved_write(job_id, index, None))
+                self.commits.writes.append(journal.saved_write(job_id, index, None))
                 continue
             is_kept = self.core.checkpoints.keep(job_id, index, saved, is_restored=True, is_copy=not book.job.is_own)
             if is_kept and saved.blob is not None:
@@ -951,7 +877,7 @@ class OwnerService:
             return
         book.record = book.record.with_finished(self._host.clock.wall())
         if self._journal is not None:
-            self._writes.append(self._journal.job_write(book.record))
+            self.commits.writes.append(self._journal.job_write(book.record))
         self._notify(book, [])
 
     def _revived(self, job_id: bytes) -> None:
@@ -962,7 +888,7 @@ class OwnerService:
         if book.record.finished is not None:
             book.record = book.record.with_finished(None)
             if self._journal is not None:
-                self._writes.append(self._journal.job_write(book.record))
+                self.commits.writes.append(self._journal.job_write(book.record))
         self._notify(book, [])
 
     def _notify(self, book: JobBook, ends: Sequence[TaskEnd]) -> None:
@@ -971,7 +897,7 @@ class OwnerService:
 
     def _fact(self, job_id: bytes, kind: FactKind, body: list[Any]) -> None:
         if self._journal is not None:
-            self._facts.append((job_id, kind, body))
+            self.commits.facts.append((job_id, kind, body))
 
     def with_files(self) -> list[bytes]:
         """Return the jobs that have something to give, and whose tasks need files."""
@@ -990,14 +916,14 @@ class OwnerService:
         Raises:
             StoreError: the node stops before it is.
         """
-        if self._is_closed:
-            raise _stopping()
-        self.apply_effects()
-        if not self._is_flushing:
-            return
-        waiter = asyncio.get_running_loop().create_future()
-        self._committed.append(waiter)
-        await waiter
+        if not self.commits.is_closed:
+            self.apply_effects()
+        await self.commits.done()
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """Why the store takes nothing just now."""
+        return self.commits.trouble
 
     @property
     def is_busy(self) -> bool:
@@ -1006,94 +932,9 @@ class OwnerService:
 
     def close(self) -> None:
         """Nothing is written any more: tell who waits for it, and for room."""
-        self._is_closed = True
-        self._fail(self._committed)
+        self.commits.close()
         for book in self.books.values():
             book.room.set()
-
-    @staticmethod
-    def _fail(waiters: Sequence[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(_stopping())
-                waiter.exception()  # who waits may be gone as well
-
-    def _start_flush(self) -> None:
-        if (self._facts or self._writes) and not self._is_flushing:
-            if self._journal is None:
-                self._facts.clear()
-                self._writes.clear()
-            else:
-                self._is_flushing = True
-                self._scope.spawn(self._flush(self._journal), "flush")
-
-    async def _flush(self, journal: Journal) -> None:
-        """Sign and commit until nothing waits; acknowledgements go out after the commit that covers them."""
-        waiters: list[asyncio.Future[None]] = []
-        try:
-            while self._facts or self._writes or self._committed:
-                waiters, self._committed = self._committed, []
-                writes = self._sign_facts(journal)
-                await self._commit(writes)
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
-        finally:
-            self._is_flushing = False
-            self._fail(waiters)
-
-    def _sign_facts(self, journal: Journal) -> list[Write]:
-        writes, self._writes = self._writes, []
-        while self._facts:
-            job_id, kind, body = self._facts.popleft()
-            parts = [body]
-            if kind not in (FactKind.TASKS, FactKind.SEAL):
-                most = _ENTRIES_MAX.get(kind, FACT_ENTRIES_MAX)
-                while self._facts and self._facts[0][:2] == (job_id, kind) and len(body) < most:
-                    body = body + self._facts.popleft()[2]
-                parts = [body[start : start + most] for start in range(0, len(body), most)] or [body]
-            book = self.books.get(job_id)
-            if book is None:
-                continue
-            for part in parts:
-                writes += self._sign_fact(journal, book, kind, part)
-        return writes
-
-    def _sign_fact(self, journal: Journal, book: JobBook, kind: FactKind, body: list[Any]) -> list[Write]:
-        job_id = book.job.envelope.job_id
-        if kind is FactKind.CLAIMS:
-            raw = self._identity.sign_envelope(CLAIMS_CONTENT_TYPE, {"job": job_id, "claims": body})
-        elif book.job.is_own:
-            raw = self._identity.sign_envelope(FACT_CONTENT_TYPE, {"job": job_id, "kind": int(kind), "body": body})
-        else:
-            return []
-        if book.job.is_own:
-            write = journal.fact_write(job_id, book.next_fact, raw)
-            book.next_fact += 1
-        else:
-            write = journal.relay_write(job_id, book.next_relay, raw)
-            book.next_relay += 1
-        return [write]
-
-    async def _commit(self, writes: list[Write]) -> None:
-        while writes := [write for write in writes if self._is_wanted(write)]:
-            try:
-                await self._host.store.commit(writes)
-            except StoreError as error:
-                self.trouble = error
-                self.counters.commit_failures_count += 1
-                await self._host.clock.sleep(RETRY_COMMIT_S)
-            else:
-                if self.trouble is not None:
-                    self.trouble = None
-                    self._wake()
-                for job_id in dict.fromkeys(write.key[:JOB_ID_BYTES] for write in writes if write.table != EVIDENCE):
-                    self.on_kept(job_id)
-                return
-
-    def _is_wanted(self, write: Write) -> bool:
-        """Whether a row is stored: not one of a job that was forgotten meanwhile, which it would bring back."""
-        return write.table == EVIDENCE or write.key[:JOB_ID_BYTES] in self.books
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -1103,7 +944,7 @@ class OwnerService:
             return None
         ledger = self.book(job_id).job.ledger
         record = await self._journal.result(job_id, index, ledger.generation(index))
-        if record is None and ledger.state(index) is not TaskState.OPEN and not self._is_closed:
+        if record is None and ledger.state(index) is not TaskState.OPEN and not self.commits.is_closed:
             await self.committed()  # it has ended in this moment
             record = await self._journal.result(job_id, index, ledger.generation(index))
         return record

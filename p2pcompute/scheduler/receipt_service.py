@@ -8,8 +8,7 @@ from p2pcompute.errors import RemoteProtocolError, StoreError
 from p2pcompute.host.interfaces import Host
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
-from p2pcompute.limits import ENVELOPE_BYTES_MAX
-from p2pcompute.scheduler.messages import Message
+from p2pcompute.scheduler.messages import Message, parse_receipt
 from p2pcompute.scheduler.receipts import Receipts, open_receipt, seal_receipt
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
@@ -67,15 +66,14 @@ class ReceiptService:
                 channel.send(Message.RECEIPT, [raw])
 
     def _on_receipt(self, channel: Channel, body: Any) -> None:
-        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], bytes)):
+        try:
+            raw = parse_receipt(body)
+        except RemoteProtocolError:
             self.core.refused_count += 1
-            raise RemoteProtocolError("malformed message: receipt")
-        if len(body[0]) > ENVELOPE_BYTES_MAX:
-            self.core.refused_count += 1
-            raise RemoteProtocolError("a receipt that is too long")
-        receipt = self.core.take(self._host.crypto, body[0], channel.peer.installation)
+            raise
+        receipt = self.core.take(self._host.crypto, raw, channel.peer.installation)
         if self._journal is not None:
-            self._scope.spawn(self._keep(self._journal, receipt.issuer, body[0]), "receipt")
+            self._scope.spawn(self._keep(self._journal, receipt.issuer, raw), "receipt")
 
     async def _keep(self, journal: Journal, issuer: bytes, raw: bytes) -> None:
         try:

@@ -21,11 +21,13 @@ from p2pcompute.host.interfaces import Crypto
 from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.ids import PUBLIC_KEY_BYTES
 from p2pcompute.wire.envelope import open_envelope
+from p2pcompute.wire.fields import named
 
 RECEIPT_CONTENT_TYPE: Final = "p2pc/receipt"
 RECEIPT_S: Final = 60.0
 RECEIPTS_MAX: Final = 4096
 _INT_MAX: Final = 1 << 62
+_KEYS: Final = frozenset({"worker", "cpu_ms", "tasks", "at", "delegation"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,7 @@ def open_receipt(crypto: Crypto, raw: bytes) -> Receipt:
         RemoteProtocolError: forged or malformed.
     """
     envelope = open_envelope(crypto, raw, RECEIPT_CONTENT_TYPE)
-    body: Any = envelope.payload
-    if not isinstance(body, dict) or set(body) != {"worker", "cpu_ms", "tasks", "at", "delegation"}:
-        raise RemoteProtocolError("not a receipt")
+    body: Any = named(envelope.payload, _KEYS, "receipt")
     numbers = [body["cpu_ms"], body["tasks"], body["at"]]
     if not all(type(number) is int and 0 <= number <= _INT_MAX for number in numbers):
         raise RemoteProtocolError("not a receipt: numbers")

@@ -66,6 +66,8 @@ class Printed:
     """Where the bytes begin, and the bytes: the last ones, when there are many."""
     progress: bytes = b""
     """How far the task says that it is; see `execution.progress`."""
+    quiet_s: float | None = None
+    """For how long it has said no more than that; None where its node does not tell."""
 
 
 @dataclass(slots=True)
@@ -116,9 +118,7 @@ class Scheduler:
         self._channels = channels
         self._scope = scope
         self._boot = boot
-        self._python = python
         self._fetch_results = fetch_results
-        self._own_addresses = own_addresses
         self._fit_of = fit_of or (lambda _job: None)
         self._rng = host.rng.stream("scheduler.victims")
         self.acceptance = Acceptance(level_of, host.rng.stream("scheduler.copies"), cluster_of)
@@ -205,8 +205,8 @@ class Scheduler:
             wake=self.wake,
         )
         self.victim.is_benched = self._is_benched
-        self.parking = self.victim.parking
-        self.offers = Offers(host, channels, self._rng, self.owner, self.worker, self.thief, self.parking, peers)
+        parking = self.victim.parking
+        self.offers = Offers(host, channels, self._rng, self.owner, self.worker, self.thief, parking, peers)
         self.counters = SchedulerCounters()
         self.peers = peers
         self._benched: dict[bytes, float] = {}
@@ -419,9 +419,8 @@ class Scheduler:
         return 1 if fit is None else fit.slots(LOCAL, self.worker.core.slot_count)
 
     def _is_needed(self, key: bytes) -> bool:
-        return (
-            key in self.parking or key in self.thief.asked or (self.custody is not None and self.custody.is_needed(key))
-        )
+        is_kept = self.custody is not None and self.custody.is_needed(key)
+        return is_kept or key in self.victim.parking or key in self.thief.asked
 
     def _send_stops(self) -> None:
         stops, self.owner.stops = self.owner.stops, []
@@ -459,9 +458,7 @@ class Scheduler:
 
     async def _on_results(self, channel: Channel, body: Any) -> Any:
         try:
-            if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], bytes)):
-                raise RemoteProtocolError("malformed message: results")
-            job_id, pairs = self.owner.open_claims(body[0], channel.peer.key, body[1])
+            job_id, pairs = self.owner.open_claims(channel.peer.key, *messages.parse_results(body))
         except RemoteProtocolError:
             self._bench(channel.peer.key)
             raise
@@ -518,7 +515,8 @@ class Scheduler:
         found = await self.worker.tail(channel.peer.key, job_id, index, attempt, offsets)
         if found is None:
             return []
-        return [*found[0], *found[1], *([found[2]] if found[2] else [])]
+        (stdout, stderr, said), quiet_s = found
+        return [*stdout, *stderr, said, *([] if quiet_s is None else [int(quiet_s)])]
 
     async def tail(self, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]) -> Printed | None:
         """Return what a running task has printed; None: it does not run, or its node does not answer.
@@ -541,7 +539,8 @@ class Scheduler:
                 except (P2pcError, TimeoutError):
                     continue
             if found is not None:
-                return Printed(lease.thief, lease.attempt, *found)
+                (stdout, stderr, said), quiet_s = found
+                return Printed(lease.thief, lease.attempt, stdout, stderr, said, quiet_s)
         return None
 
     def _bench(self, key: bytes) -> None:
@@ -550,7 +549,7 @@ class Scheduler:
         now = self._host.clock.now()
         self._benched[key] = now + BENCH_S
         self.counters.benched_count += 1
-        self.parking.remove(key)
+        self.victim.parking.remove(key)
         self.owner.core.peer_lost(now, key)
         self.wake()
 
@@ -626,18 +625,17 @@ class Scheduler:
         return []
 
     async def _on_job(self, _channel: Channel, body: Any) -> Any:
-        if not (isinstance(body, list) and len(body) == 1 and isinstance(body[0], bytes)):
-            raise RemoteProtocolError("malformed message: job")
-        owned = self.owner.core.jobs.get(body[0])
-        job = owned.envelope if owned is not None else self.worker.jobs.get(body[0])
-        if job is None and (book := self.owner.books.get(body[0])) is not None:
+        job_id = messages.parse_job_id(body)
+        owned = self.owner.core.jobs.get(job_id)
+        job = owned.envelope if owned is not None else self.worker.jobs.get(job_id)
+        if job is None and (book := self.owner.books.get(job_id)) is not None:
             job = book.job.envelope
         if job is None:
             raise TrustError("no such job here", code="no-job")
         return [job.raw]
 
     def _on_leaving(self, channel: Channel, _body: Any) -> None:
-        self.parking.remove(channel.peer.key)
+        self.victim.parking.remove(channel.peer.key)
         self.thief.peer_leaves(channel.peer.key)
         if self.custody is not None:
             self.custody.leaving(channel.peer.key)
@@ -681,7 +679,11 @@ class Scheduler:
         self.wake()
 
     def drop_refused(self) -> None:
-        """End what runs here, and forget what is kept, of jobs whose submitter may not have them run here any more."""
+        """End what runs here, and forget what is kept, of jobs whose submitter may not have them run here any more; who
+        may not work any more waits here no longer."""
+        for thief in self.victim.parking.waiting(self._host.clock.now()):
+            if not self.victim.may_work(thief.installation):
+                self.victim.parking.remove(thief.key)
         for job_id in [job_id for job_id, job in self.worker.jobs.items() if self.may_submit(job) is False]:
             self.worker.disown(job_id)
         for job_id, entries in self.worker.core.held_of(LOCAL).items():
@@ -713,7 +715,7 @@ class Scheduler:
         self.thief.channel_lost(key)
         if self._channels.get(key) is not None:
             return
-        self.parking.remove(key)
+        self.victim.parking.remove(key)
         if channel.lost_reason != MADE_ROOM and channel.was_heard:
             # Else it is not gone as far as we know, and tells us as long as its leases last.
             self._host.clock.call_later(PEER_LOST_GRACE_S, lambda: self._judge_lost(key))

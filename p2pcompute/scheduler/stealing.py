@@ -32,6 +32,8 @@ class Thief:
     request_id: int = 0
     is_idle: bool = True
     """It has a free slot and nothing waiting; only such a thief is given what other workers hold."""
+    only_own: bool = False
+    """It takes tasks of its own installation's jobs only."""
 
     @property
     def is_local(self) -> bool:

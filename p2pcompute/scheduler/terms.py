@@ -29,6 +29,7 @@ from p2pcompute.limits import (
     REQUIREMENTS_MAX,
 )
 from p2pcompute.wire.envelope import Envelope, open_envelope
+from p2pcompute.wire.fields import named
 
 JOB_CONTENT_TYPE: Final = "p2pc/job"
 GROUP_ID_BYTES: Final = 32
@@ -217,6 +218,7 @@ _KINDS: Final[dict[str, type]] = {
 }
 
 
+_KEYS: Final = frozenset({"terms", "spec", "nonce", "delegation"})
 _LEAST: Final = {"priority": -PRIORITY_MAX}
 """Lowest number where it is not 0."""
 _LISTS: Final[dict[str, type]] = {"require": str, "prefer": str, "on": bytes, "not_on": bytes, "custodians": bytes}
@@ -299,9 +301,7 @@ def open_job(crypto: Crypto, raw: bytes, *, wall: float, is_new: bool = False) -
             not fresh (code STALE).
     """
     envelope: Envelope = open_envelope(crypto, raw, JOB_CONTENT_TYPE)
-    payload = envelope.payload
-    if not isinstance(payload, dict) or set(payload) != {"terms", "spec", "nonce", "delegation"}:
-        raise RemoteProtocolError("not a job")
+    payload = named(envelope.payload, _KEYS, "job")
     spec, delegation = payload["spec"], payload["delegation"]
     if not isinstance(spec, bytes) or not isinstance(payload["nonce"], bytes):
         raise RemoteProtocolError("not a job")

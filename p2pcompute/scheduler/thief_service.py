@@ -23,8 +23,8 @@ from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import DHT_K, DIAL_COURTESY_S, GRANT_ACK_S, PARK_S, VICTIMS_LARGE_MAX, VICTIMS_MAX
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.books import Grant
 from p2pcompute.scheduler.messages import Message
-from p2pcompute.scheduler.owner import Grant
 from p2pcompute.scheduler.stealing import Fit, Thief
 from p2pcompute.scheduler.terms import STALE, JobEnvelope, open_job
 from p2pcompute.scheduler.worker_service import WorkerService
@@ -386,9 +386,7 @@ class ThiefService:
 
     async def _ask_job(self, channel: Channel, job_id: bytes) -> JobEnvelope:
         answer = await channel.request(Message.JOB, [job_id], timeout_s=JOB_S)
-        if not (isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], bytes)):
-            raise RemoteProtocolError("not a job envelope")
-        job = open_job(self._host.crypto, answer[0], wall=self._host.clock.wall(), is_new=True)
+        job = open_job(self._host.crypto, messages.parse_job(answer), wall=self._host.clock.wall(), is_new=True)
         if job.job_id != job_id:
             raise RemoteProtocolError("the envelope of another job")
         return job

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
@@ -28,8 +28,9 @@ from p2pcompute.limits import (
     LEASE_S_MIN,
 )
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.books import Grant
 from p2pcompute.scheduler.messages import Message
-from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S, Grant
+from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S
 from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.policies import Element, Policy
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief, holders_first
@@ -47,6 +48,11 @@ PREFERRED_MAX = 256
 """Nodes that are looked at for the sake of a job that prefers some."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
+
+
+COPIES_PAUSE_S: Final = 0.25
+"""Between two looks at those that wait while there are only copies to be given: hundreds wait at the end of a job, and
+each result that comes would have all of them looked at."""
 
 
 @dataclass(slots=True)
@@ -124,7 +130,9 @@ class VictimService:
         self._held: Timer | None = None
         """Wakes the pump when jobs need not wait for the nodes that they prefer any longer."""
         self._turn: Timer | None = None
-        """Wakes it when the next of a crowd is served."""
+        """Wakes it when the next of a crowd is served, or copies are given again."""
+        self._copies_at = -COPIES_PAUSE_S
+        """When those that wait were looked at last while there were only copies to be given."""
         channels.on_message(Message.STEAL, self._on_steal)
         channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
         channels.on_message(Message.GRANT_ACK, self._on_grant_ack)
@@ -134,6 +142,8 @@ class VictimService:
         for grant_id in [gid for gid, given in self.given.items() if given.deadline <= now]:
             self._put_back(self.given.pop(grant_id))
         self._unfit = {key: until for key, until in self._unfit.items() if until > now}
+        for thief in self.parking.waiting(now):
+            self._owner.core.remember(now, thief)
         for key in [key for key in self._knows_job if self._channels.get(key) is None]:
             del self._knows_job[key]
 
@@ -162,9 +172,12 @@ class VictimService:
         """Give what there is: to our own worker, then to those that wait."""
         if not self.has_something:
             return
+        if pause_s := self._pause_s(now):
+            self._feed_local(now)
+            if self._turn is None:
+                self._turn = self._host.clock.call_later(pause_s, self._next_turn)
+            return
         waiting = self.parking.waiting(now)
-        for thief in waiting:
-            self._owner.core.remember(now, thief)
         if self._owner.core.has_preferring:
             waiting = self._serve_preferred(now, waiting)
         if self.policy is not None:
@@ -174,28 +187,57 @@ class VictimService:
         self._feed_local(now)
         self._serve(now, waiting)
 
+    def _pause_s(self, now: float) -> float:
+        """Return for how long those that wait need not be looked at, however many there are and whatever happens: it is
+        nobody's turn, or there are only copies to be given, of what takes too long."""
+        if (pause_s := self._owner.core.pause_s(now)) > 0:
+            return pause_s
+        if self._owner.core.has_ready or self._worker.core.can_give(now):
+            return 0.0
+        if (pause_s := self._copies_at + COPIES_PAUSE_S - now) > 0:
+            return pause_s
+        self._copies_at = now
+        return 0.0
+
     def _feed_local(self, now: float) -> None:
-        core, taken = self._worker.core, 0
-        while want := core.want():
-            is_idle = bool(core.free_slots) and not core.queued_count
-            thief = Thief(LOCAL, self._installation, self._boot, self._python, core.slot_count, want, is_idle=is_idle)
-            grant = self._owner.core.choose(now, thief) or self._owner.core.copy(now, thief)
-            if grant is None:
-                return
-            self._worker.take_local(grant)
-            taken += 1
-        if taken and not core.free_slots and self._owner.core.has_ready:
+        """Our own jobs first; of those that this node coordinates for others as much as of any other's."""
+        core = self._worker.core
+        if self._take_local(now, only_own=True) and not core.free_slots and self._owner.core.has_ready:
             # What waits here of others would wait for all of our own.
             surrendered = core.surrender(only_foreign=True)
             if surrendered:
                 self._scope.spawn(self._hand_back(surrendered), "hand-back")
+        if not self._worker.is_full:
+            self._take_local(now, only_own=False)
+
+    def _take_local(self, now: float, *, only_own: bool) -> int:
+        """Give our own worker what it wants; returns how many grants it took."""
+        taken = 0
+        while (thief := self._local_thief(only_own=only_own)) is not None:
+            grant = self._owner.core.choose(now, thief) or self._owner.core.copy(now, thief)
+            if grant is None:
+                break
+            self._worker.take_local(grant)
+            taken += 1
+        return taken
+
+    def _local_thief(self, *, only_own: bool) -> Thief | None:
+        """Our own worker, as one that asks; None while it wants nothing."""
+        core = self._worker.core
+        want, slots = core.want(of_others=not only_own), core.slot_count
+        if not want:
+            return None
+        is_idle = bool(core.free_slots) and not core.queued_count
+        return Thief(
+            LOCAL, self._installation, self._boot, self._python, slots, want, is_idle=is_idle, only_own=only_own
+        )
 
     def _serve_preferred(self, now: float, waiting: list[Thief]) -> list[Thief]:
         """Give tasks of jobs that prefer some nodes; return the thieves that still wait."""
         core, thieves = self._owner.core, list(waiting)
-        if want := self._worker.core.want():
-            slots = self._worker.core.slot_count
-            thieves.append(Thief(LOCAL, self._installation, self._boot, self._python, slots, want))
+        local = self._local_thief(only_own=self._worker.is_full) or self._local_thief(only_own=True)
+        if local is not None:
+            thieves.append(local)
         others = [*([LOCAL] if self._worker.core.slot_count else ()), *islice(self._peers, PREFERRED_MAX)]
         served: dict[bytes, None] = {}
         for grant in core.choose_preferred(now, thieves, others):
@@ -357,7 +399,7 @@ class VictimService:
     def _on_steal(self, channel: Channel, body: Any) -> None:
         peer = channel.peer
         thief = messages.parse_steal(body, peer.key, peer.installation)
-        if self.is_benched(peer.key) or not self.may_work(peer.installation):
+        if self.is_benched(peer.key) or not (peer.may_work and self.may_work(peer.installation)):
             return
         if not self.parking.park(self._host.clock.now(), thief):
             self.counters.steals_refused_full_count += 1

@@ -19,9 +19,12 @@ from math import ceil
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.limits import BATCH_TARGET_S, GRANT_TASKS_MAX, RECALL_S, RUN_BATCH_MAX, RUN_BATCH_S
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.fairness import FairOrder, Standing
-from p2pcompute.scheduler.owner import DURATION_WEIGHT, TASK_S_MIN, Grant, GrantedTask
+from p2pcompute.scheduler.owner import TASK_S_MIN
 
+DURATION_WEIGHT = 0.1
+"""Weight of a new duration in the moving average (EWMA) of a job."""
 SPARE_FRACTION = 0.5
 """A worker asks for more when less than this part of a batch is left."""
 
@@ -149,6 +152,10 @@ class WorkerCore:
         """Return a task of this owner that runs here."""
         held = self.held.get(self._by_task.get((job_id, index), 0))
         return held if held is not None and held.state is HeldState.RUNNING and held.owner == owner else None
+
+    def began(self, held: Held) -> float:
+        """Return when the batch of a running task began."""
+        return self._slot_began[held.slot][0]
 
     def foreign_busy(self) -> list[int]:
         """Return the slots whose batch is of a foreign job, those that began first before the others."""

@@ -36,6 +36,7 @@ from p2pcompute.limits import (
     JOBS_KNOWN_MAX,
     LEASE_S_MIN,
     MIB,
+    NO_OUTPUT,
     OUTBOX_DELAY_S,
     RECALL_S,
     REST_S_MAX,
@@ -45,7 +46,9 @@ from p2pcompute.limits import (
     UNACKED_RESULTS_BYTES_MAX,
     UNSENT_BLOBS_CACHE_SHARE,
 )
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body
+from p2pcompute.scheduler.crash_mark import CrashMark
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
 from p2pcompute.scheduler.fairness import Standing
 from p2pcompute.scheduler.input_room import InputRoom
@@ -62,9 +65,10 @@ from p2pcompute.scheduler.messages import (
     output_digest,
     parse_job_indices,
 )
-from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask
+from p2pcompute.scheduler.owner import WITH_NODE
 from p2pcompute.scheduler.printed import Tail as PrintedTail
 from p2pcompute.scheduler.printed import tails_body
+from p2pcompute.scheduler.quiet import Quiet
 from p2pcompute.scheduler.saving import Cookie, Saver
 from p2pcompute.scheduler.stealing import LOCAL, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope
@@ -93,11 +97,6 @@ Fetch = Callable[[Sequence[BlobRef], bytes, Sequence[Address]], Awaitable[None]]
 
 RETURN_S = 5.0
 """Wait for an owner that is to take tasks back."""
-MARK_META = "running"
-MARKED_MAX = 256
-"""Tasks that are noted to run."""
-SAME_BOOT_S = 60.0
-"""A machine has not been restarted when its clocks differ by as much as before, give or take this."""
 REGISTER_TRIES = 4
 """How often a steal is told to its owner; then the lease of the victim runs out."""
 
@@ -182,6 +181,15 @@ class WorkerCounters:
 class WorkerService:
     """Runs what was granted and returns what came out."""
 
+    __slots__ = (
+        "_addresses_of", "_admitted", "_answered", "_boot", "_channels", "_crash_mark", "_deletes", "_fetch", "_host",
+        "_identity", "_ill_count", "_inputs", "_intake_local", "_is_checked_local", "_is_looking", "_job_of_local",
+        "_journal", "_pump_now", "_quiet", "_recall", "_rest_until", "_rng", "_scope", "_storing_count", "_suspect",
+        "_told", "_unsent_blobs", "_wake", "core", "counters", "epochs", "ill_because", "inputs", "is_off", "jobs",
+        "links", "locate", "on_adopted", "on_ended", "save_local", "saver", "take_own", "unsent_blobs_bytes",
+        "unsent_bytes",
+    )  # fmt: skip
+
     def __init__(
         self,
         host: Host,
@@ -256,16 +264,17 @@ class WorkerService:
         self.ill_because = ""
         """Why this node cannot start tasks; empty when it can."""
         self._ill_count = 0
+        self._suspect = b""
+        """The other installation of which alone no task could be started lately: that may be its tasks' own doing."""
         self._rest_until = 0.0
         self._recall: Timer | None = None
+        self._quiet = Quiet()
+        self._is_looking = False
         self._told: dict[int, tuple[int, int]] = {}
         """Run id → how much of stdout and stderr its owner was told."""
         self._deletes: list[Write] = []
         """Results that their owners have and that are still on disk."""
-        self._ran: dict[int, None] = {}
-        """Run ids that ran at the last `tick`."""
-        self._marked: list[list[Any]] = []
-        """What is on disk of tasks that run: see `_mark`."""
+        self._crash_mark = CrashMark(host, journal, scope)
         self.inputs = InputRoom(lambda: int(host.store.blobs.bytes_max * INPUTS_CACHE_SHARE))
         """Inputs that must stay until their tasks have ended: each is pinned for each of them."""
         self._admitted: dict[int, asyncio.Event] = {}
@@ -510,12 +519,14 @@ class WorkerService:
             self._recall = None
 
     def _on_outcomes(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
+        submitter = self._identity.installation
         for run_id, outcome in outcomes:
             ran = outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED)
             held = self.core.ended(run_id, outcome.runtime_s if ran else None, outcome.runtime_s)
             if held is None:
                 self._host.store.blobs.unpin(outcome_blobs(outcome))
                 continue
+            submitter = self._submitter_of(held.job_id)
             if held.owner != LOCAL:
                 self.on_ended(held.owner)
             if held.is_dropped:
@@ -524,17 +535,36 @@ class WorkerService:
                     self._host.store.blobs.unpin(outcome_blobs(outcome))
                     continue
             self._finish_with_saved(held, outcome)
-        self._note_health([outcome for _run_id, outcome in outcomes])
+        self._note_health([outcome for _run_id, outcome in outcomes], submitter)
         self._pump_now()
 
     async def tail(
         self, owner: bytes, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]
-    ) -> Tail | None:
-        """Return what a running task of this owner has printed; None: it does not run here."""
+    ) -> tuple[Tail, float | None] | None:
+        """Return what a running task of this owner has printed, and for how many seconds it has said no more; None: it
+        does not run here."""
         held = self.core.running(job_id, index, owner)
         if held is None or held.task.attempt != attempt:
             return None
-        return await self._host.runner.tail(held.run_id, offsets)
+        return await self._look(held, offsets)
+
+    async def _look(self, held: Held, offsets: tuple[int, int]) -> tuple[Tail, float | None] | None:
+        found = await self._host.runner.tail(held.run_id, offsets)
+        if found is None or held.run_id not in self.core.held:
+            return None
+        (start, stdout), (stderr_start, stderr), said = found
+        ends = start + len(stdout), stderr_start + len(stderr), said
+        return found, self._quiet.look(self._host.clock.now(), held.run_id, ends, self.core.began(held))
+
+    async def _look_at_all(self) -> None:
+        """See which running tasks say nothing: one after the other, however long those take that do not answer."""
+        self._is_looking = True
+        try:
+            self._quiet.keep(self.core.held)
+            for held in [held for held in self.core.held.values() if held.state is HeldState.RUNNING]:
+                await self._look(held, (NO_OUTPUT, NO_OUTPUT))
+        finally:
+            self._is_looking = False
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -582,15 +612,27 @@ class WorkerService:
         else:
             self._finish(held, replace(outcome, value=last.data))
 
-    def _note_health(self, outcomes: Sequence[Outcome]) -> None:
-        """Rest when nothing can be started here.  What was queued behind a task that died is reported along with it."""
+    def _note_health(self, outcomes: Sequence[Outcome], submitter: bytes) -> None:
+        """Rest when nothing can be started here.  What was queued behind a task that died is reported along with it.
+
+        That a single other installation's tasks cannot be started says nothing about this node: nobody shall stop the
+        work of all others by his own.
+
+        Args:
+            submitter: installation whose tasks they were.
+        """
         if all(outcome.status is OutcomeStatus.NOT_RUN for outcome in outcomes):
+            is_known = bool(self._ill_count) or submitter == self._identity.installation
+            if not is_known and self._suspect in (b"", submitter):
+                self._suspect = submitter
+                return
             self.ill_because = outcomes[0].error
             self._ill_count += 1
             rest_s = min(REST_S_MAX, REST_S_MIN * 2.0 ** min(self._ill_count - 1, 16))
             self._rest_until = self._host.clock.now() + rest_s
             self._host.clock.call_later(rest_s, self._wake)
         elif any(outcome.status in _STARTED for outcome in outcomes):
+            self._suspect = b""
             self._ill_count = 0
             self.ill_because = ""
 
@@ -602,15 +644,18 @@ class WorkerService:
             return {} if was_resting else self.core.surrender()
         return self.core.surrender(only_foreign=True) if self.core.foreign_slots == 0 or self.is_full else {}
 
-    def _is_foreign(self, job_id: bytes) -> bool:
-        """Whether a job is another installation's, wherever it is coordinated."""
+    def _submitter_of(self, job_id: bytes) -> bytes:
+        """Return the installation that has submitted a job, wherever it is coordinated; of one forgotten, this one."""
         job = self.jobs.get(job_id)
         if job is None:
             try:
                 job = self._job_of_local(job_id)
             except KeyError:
-                return False
-        return job.submitter != self._identity.installation
+                return self._identity.installation
+        return job.submitter
+
+    def _is_foreign(self, job_id: bytes) -> bool:
+        return self._submitter_of(job_id) != self._identity.installation
 
     def _finish(self, held: Held, outcome: Outcome) -> None:
         task = held.task
@@ -915,9 +960,8 @@ class WorkerService:
 
     async def keep_all(self) -> None:
         """Write all results to disk that their owners have not taken, and that this node ends on purpose."""
-        if self._journal is not None and self._marked:
-            self._marked = []
-            await self._write_mark(self._journal)
+        if self._crash_mark.is_set:
+            await self._crash_mark.clear()
         for link in list(self.links.values()):
             await self._keep(link)
         await self._forget()
@@ -976,7 +1020,7 @@ class WorkerService:
             )
             self.unsent_bytes += len(entry.outcome)
             count += 1
-        await self._read_mark(self._journal)
+        await self._tell_crash()
         self.resume_sending()
         return count
 
@@ -990,42 +1034,30 @@ class WorkerService:
     # --- deaths of the whole node -----------------------------------------------------------------
 
     def _mark(self) -> None:
-        """Note on disk which tasks run, those that have for a second: if this process dies, one of them may be why."""
+        """Note on disk which tasks run."""
         running = [held for held in self.core.held.values() if held.state is HeldState.RUNNING]
-        entries = [
-            [b"" if held.owner == LOCAL else held.owner, held.job_id, *_task_of(held)]
-            for held in running
-            if held.run_id in self._ran
-        ][:MARKED_MAX]
-        self._ran = {held.run_id: None for held in running}
-        if self._journal is not None and entries != self._marked:
-            self._marked = entries
-            self._scope.spawn(self._write_mark(self._journal), "mark")
+        self._crash_mark.note(
+            {
+                held.run_id: [b"" if held.owner == LOCAL else held.owner, held.job_id, *_task_of(held)]
+                for held in running
+            }
+        )
 
-    async def _write_mark(self, journal: Journal) -> None:
-        value = [int(self._host.clock.wall() - self._host.clock.now()), self._marked] if self._marked else None
-        try:
-            await self._host.store.commit([journal.meta_write(MARK_META, value)])
-        except StoreError:
-            self._marked = []  # tried again by the next tick
-
-    async def _read_mark(self, journal: Journal) -> None:
-        """Tell owners which tasks ran when this process died, unless the machine went down with it."""
-        mark = await journal.meta(MARK_META)
-        if mark is None:
+    async def _tell_crash(self) -> None:
+        """Tell owners which tasks ran when this process died."""
+        entries = await self._crash_mark.left()
+        if entries is None:
             return
-        started, entries = mark
-        if abs(self._host.clock.wall() - self._host.clock.now() - started) < SAME_BOOT_S:
-            outcome = Outcome(OutcomeStatus.DIED, cause=WITH_NODE, error="its node's own process ended while it ran")
-            digest, raw = output_digest(outcome), encode_outcome(outcome)
-            for owner, job_id, index, generation, attempt in entries:
-                if not owner:
-                    self._intake_local(job_id, index, generation, attempt, outcome)
-                    continue
-                claim = [index, generation, attempt, str(outcome.status), digest]
-                self.link(owner).results.append(_Finished(job_id, claim, raw, self._host.clock.now()))
-                self.unsent_bytes += len(raw)
-        await self._write_mark(journal)
+        outcome = Outcome(OutcomeStatus.DIED, cause=WITH_NODE, error="its node's own process ended while it ran")
+        digest, raw = output_digest(outcome), encode_outcome(outcome)
+        for owner, job_id, index, generation, attempt in entries:
+            if not owner:
+                self._intake_local(job_id, index, generation, attempt, outcome)
+                continue
+            claim = [index, generation, attempt, str(outcome.status), digest]
+            self.link(owner).results.append(_Finished(job_id, claim, raw, self._host.clock.now()))
+            self.unsent_bytes += len(raw)
+        await self._crash_mark.clear()
 
     # --- heartbeats -------------------------------------------------------------------------------
 
@@ -1034,7 +1066,7 @@ class WorkerService:
         """Whether there is anything that `tick` could be needed for."""
         return bool(
             self.core.held
-            or self._marked
+            or self._crash_mark.is_set
             or self._deletes
             or self.inputs.is_used
             or any(link.heartbeat_due or link.has_unkept for link in self.links.values())
@@ -1044,6 +1076,8 @@ class WorkerService:
         """Send the heartbeats that are due."""
         self._unpin_gone()
         self._mark()
+        if self.core.busy_slots and not self._is_looking and self._quiet.is_due(now):
+            self._scope.spawn(self._look_at_all(), "quiet")
         if self._deletes:
             self._scope.spawn(self._forget(), "forget")
         for link in self.links.values():

@@ -248,7 +248,8 @@ def _swap(owner: object, name: str, piece: Callable[..., Any]) -> None:
         AttributeError: there is no such method: node code has changed, and the attack would do nothing.
     """
     getattr(owner, name)
-    setattr(owner, name, piece)
+    kind = type(owner)  # a class for this one alone: what has slots takes no method of its own
+    owner.__class__ = type(kind.__name__, (kind,), {"__slots__": (), name: staticmethod(piece)})
 
 
 def _contact(member: Member) -> Contact:

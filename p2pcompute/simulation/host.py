@@ -77,8 +77,8 @@ class SimClock:
         wall = EPOCH_WALL + now + self.wall_skew_s
         return wall if self._rate in (0.0, 1.0) else wall + (now - self._set_at) * (self._rate - 1.0)
 
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(self._true_s(delay_s) if self._is_bent else delay_s)
+    def sleep(self, delay_s: float) -> Coroutine[Any, Any, None]:
+        return asyncio.sleep(self._true_s(delay_s) if self._is_bent else delay_s)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         return self._loop.call_later(self._true_s(delay_s) if self._is_bent else delay_s, callback)

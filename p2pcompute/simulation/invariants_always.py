@@ -40,8 +40,8 @@ from p2pcompute.limits import (
     UNACKED_RESULTS_BYTES_MAX,
 )
 from p2pcompute.node.node import Node
+from p2pcompute.scheduler.books import Grant, OwnedJob
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import Grant, OwnedJob
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.simulation.loop import GC_STEP_EVENTS
 from p2pcompute.simulation.mesh import Member
@@ -203,7 +203,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
         others = sum(not book.job.is_own for book in scheduler.owner.books.values())
         yield "jobs of others", others, CUSTODY_JOBS_MAX
         yield "questions that wait for news", scheduler.custody._waiting_count, SYNC_WAITING_MAX
-    yield "parked requests", len(scheduler.parking), PARKED_MAX
+    yield "parked requests", len(scheduler.victim.parking), PARKED_MAX
     yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
     yield "asked and not a peer", len(scheduler.thief.asked) - peers, 64
     unsent = sum([len(done.outcome) for link in scheduler.worker.links.values() for done in link.results])
@@ -215,7 +215,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
         yield "records of a key", max(map(len, dht.records._keys.values()), default=0), RECORDS_PER_KEY_MAX
         yield "parts of records", len(dht._keeper._partial), DHT_PARTIAL_PUTS_MAX
         yield "peers being verified", len(dht._verifying), DHT_VERIFICATIONS_MAX
-        yield "addresses to join by", len(dht._join_addresses), DHT_JOIN_ADDRESSES_MAX
+        yield "addresses to join by", len(dht._joining._places), DHT_JOIN_ADDRESSES_MAX
         yield "lost contacts", len(dht._table._lost), DHT_LOST_MAX
         yield "departed contacts", len(dht._table._departed), DHT_DEPARTED_MAX
         if dht._exchange is not None:

@@ -149,7 +149,7 @@ def _unrest(checks: Checks) -> list[str]:
             found.append(f"{name}: holds {held[:2]}")
         if any(link.results for key, link in worker.links.items() if key in reachable):
             found.append(f"{name}: results wait")
-        if owner._facts or owner._writes or owner._committed or owner._is_flushing:
+        if owner.commits.is_waiting:
             found.append(f"{name}: commits wait")
         if scheduler.victim.given or owner.core._pending:
             found.append(f"{name}: grants wait")

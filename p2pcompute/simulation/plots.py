@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.plots import records
 from p2pcompute.plots.drawing import COLORS, new_figure
 from p2pcompute.simulation.archive import code_version
+from p2pcompute.simulation.running import trace_path
 from p2pcompute.simulation.scenario import value_at, value_text
-from p2pcompute.simulation.study import trace_path
 from p2pcompute.simulation.summary import is_interval
 
 if TYPE_CHECKING:

@@ -49,6 +49,14 @@ class TrustSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seeing: Annotated[
         bool, Meta(description="copycats know as well whether anybody else claimed a task: copies are recognised")
     ] = False
+    choosy: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="tasks that a copycat looks at, and hands back, to find one that others lied about",
+        ),
+    ] = 1
     sleep: Annotated[int, Meta(ge=0, description="results of a saboteur that are right before it begins")] = 0
     whitewash: Annotated[bool, Meta(description="saboteurs that get no more work come back under new names")] = False
     admit: Annotated[float, Meta(ge=0, le=1e6, description="newcomers that are let in, per hour (arbitrate)")] = 60.0
@@ -196,7 +204,7 @@ class _Run:
             held: list[tuple[_Worker, int]] = []
             leaving: list[_Worker] = []
             for worker in workers:
-                index = verifier.take(now, worker.name, self._rng)
+                index = self._take(now, worker)
                 if index is not None:
                     held.append((worker, index))
                 elif self.settings.whitewash and worker.is_saboteur and self._is_under_suspicion(worker.name):
@@ -212,6 +220,18 @@ class _Run:
             if self._watch is not None:
                 self._watch.progress(now, time.perf_counter() - self._began)
         self.trace.update(b"%d %d" % (self.executions, self.trusted))
+
+    def _take(self, now: float, worker: _Worker) -> int | None:
+        """Return the task that a worker computes next; the choosy hand back all but what another of them lied about."""
+        index = self.verifier.take(now, worker.name, self._rng)
+        if not (worker.is_saboteur and self.settings.copycat and worker.done >= self.settings.sleep):
+            return index
+        for _ in range(self.settings.choosy - 1):
+            if index is None or index < 0 or self._shared.get(index) == WRONG:
+                break
+            self.verifier.returned(now, worker.name, index)
+            index = self.verifier.take(now, worker.name, self._rng)
+        return index
 
     def _admit(self, now: float) -> None:
         while self._outside and self.verifier.join(now, self._outside[-1].name):

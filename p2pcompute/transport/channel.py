@@ -20,6 +20,7 @@ from p2pcompute.limits import (
     CHANNEL_IDLE_S,
     CHANNEL_PING_S,
     CHANNEL_PING_S_MAX,
+    CHANNEL_SPARE_S,
     CHANNEL_WRITE_BYTES_MAX,
     ERROR_TEXT_CHARS_MAX,
     FRAME_BYTES_MAX,
@@ -78,18 +79,6 @@ class ChannelCounters:
     """Channels closed because nobody needed them."""
 
 
-@dataclass(frozen=True, slots=True)
-class MessageUse:
-    """What a service registered for a message type."""
-
-    receive: Callable[[Any, Any], None] | None = None
-    serve: Callable[[Any, Any], Awaitable[Any]] | None = None
-    allow_float: bool = False
-
-
-NO_USE: Final = MessageUse()
-
-
 @dataclass(slots=True)
 class _Serving:
     """Requests of one peer that are being served, over all its channels: they outlive a lost channel."""
@@ -104,19 +93,18 @@ class ChannelShared:
 
     clock: Clock
     scope: TaskScope
-    uses: dict[int, MessageUse] = field(default_factory=dict)
+    receivers: dict[int, Callable[[Any, Any], None]] = field(default_factory=dict)
+    """Message type → what the service that knows it does with such a message, one-way,"""
+    responders: dict[int, Callable[[Any, Any], Awaitable[Any]]] = field(default_factory=dict)
+    """and with such a request."""
     counters: ChannelCounters = field(default_factory=ChannelCounters)
     serving: dict[bytes, _Serving] = field(default_factory=dict)
     is_needed: Callable[[bytes], bool] = lambda _key: False
     """Whether a service wants the channel to this peer kept open, quiet as it is."""
+    is_spare: Callable[[Channel], bool] = lambda _channel: False
+    """Whether another channel to its peer is used instead."""
     on_replaced: Callable[[Channel], None] = lambda _channel: None
     """Called with a channel whose peer has one with another process that has this node's key."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    answer: asyncio.Future[Any]
-    allow_float: bool
 
 
 class Channel:
@@ -150,7 +138,7 @@ class Channel:
         self.lost_reason = ""
         self._on_end = on_end
         self._is_ended = False
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, asyncio.Future[Any]] = {}
         self._last_request_id = 0
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -210,11 +198,8 @@ class Channel:
             self._use()
             self._enqueue(encode_message(message_type, 0, body))
 
-    async def request(self, message_type: int, body: Any, *, timeout_s: float, allow_float: bool = False) -> Any:
+    async def request(self, message_type: int, body: Any, *, timeout_s: float) -> Any:
         """Ask and return the reply.  Cancelled: the peer may still do it, its reply is dropped.
-
-        Args:
-            allow_float: whether the reply may hold floats.
 
         Raises:
             ChannelLost: the channel broke, or no answer came within `timeout_s` (code "no-answer"); the peer may
@@ -229,13 +214,12 @@ class Channel:
             raise P2pcError(f"{self.peer.name} has too many open requests", "", "ask again later", code="busy")
         request_id = self._next_request_id()
         data = encode_message(message_type, request_id, body)
-        pending = _Pending(asyncio.get_running_loop().create_future(), allow_float)
-        self._pending[request_id] = pending
+        pending = self._pending[request_id] = asyncio.get_running_loop().create_future()
         try:
             self._use()
             self._enqueue(data)
             async with self._shared.clock.timeout(timeout_s):
-                answer = await pending.answer
+                answer = await pending
         except TimeoutError as error:
             raise ChannelLost(
                 f"{self.peer.name} did not answer", f"waited {timeout_s:g} s", code="no-answer"
@@ -321,23 +305,24 @@ class Channel:
             self._dispatch_own(message_type, request_id, frame)
             return
         self._used = self._heard
-        use = self._shared.uses.get(message_type)
-        if use is None or not is_allowed(self.purpose, message_type):
-            use = NO_USE
+        is_known = is_allowed(self.purpose, message_type)
         if request_id:
-            if use.serve is None:
+            serve = self._shared.responders.get(message_type) if is_known else None
+            if serve is None:
                 counters.unknown += 1
                 self._send_error(request_id, "unknown", "this node does not know that request")
             else:
-                self._begin(request_id, use.serve, decode_body(frame, allow_float=use.allow_float), len(frame))
-        elif use.receive is None:
+                self._begin(request_id, serve, decode_body(frame), len(frame))
+            return
+        receive = self._shared.receivers.get(message_type) if is_known else None
+        if receive is None:
             counters.unknown += 1
-        else:
-            body = decode_body(frame, allow_float=use.allow_float)
-            try:
-                use.receive(self, body)
-            except RemoteProtocolError:
-                counters.refused += 1
+            return
+        body = decode_body(frame)
+        try:
+            receive(self, body)
+        except RemoteProtocolError:
+            counters.refused += 1
 
     def _dispatch_own(self, message_type: int, request_id: int, frame: bytes) -> None:
         """Messages of transport itself.  Unknown ones are of a later version: dropped."""
@@ -345,15 +330,15 @@ class Channel:
             case MessageType.REPLY | MessageType.ERROR:
                 self._used = self._heard
                 pending = self._pending.pop(request_id, None)
-                if pending is None or pending.answer.done():
+                if pending is None or pending.done():
                     self._shared.counters.late += 1
                     return
                 try:
-                    body = decode_body(frame, allow_float=pending.allow_float)
+                    body = decode_body(frame)
                 except RemoteProtocolError:
-                    pending.answer.set_result(_NO_ANSWER)
+                    pending.set_result(_NO_ANSWER)
                     raise
-                pending.answer.set_result(body if message_type == MessageType.REPLY else read_error(body))
+                pending.set_result(body if message_type == MessageType.REPLY else read_error(body))
             case MessageType.PING:
                 self._enqueue(encode_message(MessageType.PONG, request_id, None))
             case MessageType.PONG:
@@ -495,7 +480,8 @@ class Channel:
         if self._is_ended:
             return
         now = self._shared.clock.now()
-        idle_s = JOIN_IDLE_S if self.purpose is Purpose.JOIN else CHANNEL_IDLE_S
+        is_spare = self._shared.is_spare(self)
+        idle_s = JOIN_IDLE_S if self.purpose is Purpose.JOIN else CHANNEL_SPARE_S if is_spare else CHANNEL_IDLE_S
         taken = self._written_bytes - self._stream.unsent_bytes
         if taken > self._progress[0] or self.unsent_bytes == 0:
             self._progress = (taken, now)
@@ -513,7 +499,7 @@ class Channel:
             self._shared.counters.unread += 1
             self.abort("the peer does not read")
             return
-        is_needed = self.purpose is Purpose.CONTROL and self._shared.is_needed(self.peer.key)
+        is_needed = self.purpose is Purpose.CONTROL and not is_spare and self._shared.is_needed(self.peer.key)
         if now - self._used >= idle_s and not self._pending and not self._serving_count and not is_needed:
             self._shared.counters.idle += 1
             self._end("idle", is_abort=False)
@@ -556,8 +542,8 @@ class Channel:
             self._stream.close()
         pending, self._pending = self._pending, {}
         for entry in pending.values():
-            if not entry.answer.done():
-                entry.answer.set_result(_NO_ANSWER)
+            if not entry.done():
+                entry.set_result(_NO_ANSWER)
         self._shared.counters.lost += 1
         self._on_end(self)
 

@@ -1,7 +1,7 @@
 """All channels of a node: listening, dialling, one control channel per peer reused.
 
-If two nodes dial each other at once, both channels live; `get` returns the older one and the other closes when
-it is idle.
+If two nodes dial each other at once, both channels live.  `get` returns at both ends the one that the node with the
+smaller key has dialled, and the other closes when it is idle: if each end used its own, both would stay.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from p2pcompute.errors import (
     ChannelLost,
@@ -39,11 +40,9 @@ from p2pcompute.limits import (
 )
 from p2pcompute.transport import handshake
 from p2pcompute.transport.channel import (
-    NO_USE,
     Channel,
     ChannelCounters,
     ChannelShared,
-    MessageUse,
     make_error,
     read_error,
 )
@@ -54,6 +53,7 @@ from p2pcompute.wire.frames import FrameReader, frame
 
 __all__ = ["Channel", "Channels", "Purpose"]
 
+T = TypeVar("T")
 _READ_BYTES: Final = 64 * 1024
 _BUSY: Final = "busy"
 MADE_ROOM: Final = "closed to make room for another one"
@@ -128,6 +128,7 @@ class Channels:
         self._own_key = credentials.identity.public_key
         self._instance = host.crypto.random_bytes(handshake.INSTANCE_BYTES)
         self._shared = ChannelShared(host.clock, scope)
+        self._shared.is_spare = self._is_spare
         self._listener: StreamListener | None = None
         self._certificate = b""
         self._gate = handshake.PreambleGate(self._own_key)
@@ -181,35 +182,18 @@ class Channels:
 
     # --- services ---------------------------------------------------------------------------------
 
-    def on_request(
-        self, message_type: int, serve: Callable[[Channel, Any], Awaitable[Any]], *, allow_float: bool = False
-    ) -> None:
+    def on_request(self, message_type: int, serve: Callable[[Channel, Any], Awaitable[Any]]) -> None:
         """Serve requests of a type: `serve` returns the reply's body, or raises P2pcError, which is sent as
         an error with its code.  Runs in a task of its own, which a lost channel does not cancel."""
-        self._register_use(message_type, MessageUse(serve=serve, allow_float=allow_float))
+        _register(self._shared.responders, message_type, serve)
 
-    def on_message(
-        self, message_type: int, receive: Callable[[Channel, Any], None], *, allow_float: bool = False
-    ) -> None:
+    def on_message(self, message_type: int, receive: Callable[[Channel, Any], None]) -> None:
         """Receive one-way messages of a type.  `receive` is called in order and must not take long; it may
         raise RemoteProtocolError, which is counted."""
-        self._register_use(message_type, MessageUse(receive=receive, allow_float=allow_float))
-
-    def _register_use(self, message_type: int, use: MessageUse) -> None:
-        message_type = int(message_type)
-        if message_type < 16:
-            raise LocalProtocolError(f"message type {message_type} belongs to transport")
-        known = self._shared.uses.get(message_type, NO_USE)
-        if (use.serve and known.serve) or (use.receive and known.receive):
-            raise LocalProtocolError(f"message type {message_type} has a receiver already")
-        self._shared.uses[message_type] = MessageUse(
-            receive=use.receive or known.receive,
-            serve=use.serve or known.serve,
-            allow_float=use.allow_float or known.allow_float,
-        )
+        _register(self._shared.receivers, message_type, receive)
 
     def get(self, key: bytes) -> Channel | None:
-        """The oldest open control channel to a peer."""
+        """The open control channel to a peer; of several the one that both ends use, of those the oldest."""
         for channel in self._by_key.get(key, ()):
             if channel.purpose is Purpose.CONTROL:
                 return channel
@@ -551,6 +535,9 @@ class Channels:
     def _is_double(self, channel: Channel) -> bool:
         return sum(other.purpose is channel.purpose for other in self._by_key.get(channel.peer.key, ())) > 1
 
+    def _is_spare(self, channel: Channel) -> bool:
+        return channel.purpose is Purpose.CONTROL and self.get(channel.peer.key) not in (channel, None)
+
     def _finish(self, proven: _Proven) -> Channel | None:
         """Make a channel of a finished handshake; None (and the connection closed) when there is no room."""
         if not self._has_room(proven.peer.key):
@@ -572,13 +559,15 @@ class Channels:
         )
         self._drop_former(channel)
         self._open[channel] = None
-        self._by_key.setdefault(channel.peer.key, []).append(channel)
+        channels = self._by_key.setdefault(channel.peer.key, [])
+        channels.append(channel)
+        channels.sort(key=lambda one: one.is_dialler is not (self._own_key < one.peer.key))
         if channel.purpose is Purpose.CONTROL:
             self.on_open(channel)
         elif channel.purpose is Purpose.JOIN:
             self._host.clock.call_later(JOIN_LIFE_S, lambda: channel.abort("joining took too long"))
         task = self._scope.spawn(channel.run(proven.reader, proven.frames), "channel")
-        task.add_done_callback(lambda _: self._channel_ended(channel, proven.stream))
+        task.add_done_callback(partial(self._channel_ended, channel, proven.stream))
         return channel
 
     def _drop_former(self, channel: Channel) -> None:
@@ -589,7 +578,7 @@ class Channels:
             else:
                 other.probe()
 
-    def _channel_ended(self, channel: Channel, stream: ByteStream) -> None:
+    def _channel_ended(self, channel: Channel, stream: ByteStream, _task: asyncio.Task[Any]) -> None:
         channel.abort("this node is shutting down")  # a task cancelled before its first step reaches no `finally`
         self._strangers.discard(stream)
 
@@ -700,6 +689,15 @@ def _stranger(key: bytes, hello: dict[str, Any]) -> PeerInfo:
     if not isinstance(name, str) or len(name) > NODE_NAME_CHARS_MAX or not name.isprintable():
         raise RemoteProtocolError("not a name")
     return PeerInfo(key=key, installation=key, name=name, hello=hello)
+
+
+def _register(used: dict[int, T], message_type: int, use: T) -> None:
+    message_type = int(message_type)
+    if message_type < 16:
+        raise LocalProtocolError(f"message type {message_type} belongs to transport")
+    if message_type in used:
+        raise LocalProtocolError(f"message type {message_type} has a receiver already")
+    used[message_type] = use
 
 
 def _ignore(channel: Channel) -> None:

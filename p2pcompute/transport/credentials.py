@@ -36,6 +36,8 @@ class PeerInfo:
     hello: dict[str, Any] = field(default_factory=dict, compare=False)
     """What it said about itself, checked by `Credentials.check_peer`; unchecked on a joining channel."""
     addresses: tuple[Address, ...] = ()
+    may_work: bool = True
+    """False: a delegate that its installation gave no work to do."""
 
 
 class Credentials(Protocol):

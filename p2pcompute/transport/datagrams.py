@@ -11,6 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
@@ -29,6 +30,8 @@ from p2pcompute.transport.rate import TokenBuckets, source_of
 MAC_BYTES: Final = 8
 HEAD_BYTES: Final = HINT_BYTES + MAC_BYTES
 BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - HEAD_BYTES
+_KEYS_CACHED_MAX: Final = 64
+"""Network keys of which the beginning of a MAC is kept, 450 bytes each: all nodes of a process have the same few."""
 
 
 @dataclass(slots=True)
@@ -52,13 +55,14 @@ class DatagramCounters:
 
 def seal_datagram(network_key: bytes, body: bytes) -> bytes:
     """Return the datagram that carries `body`."""
-    mac = _keyed(network_key)
+    mac = _keyed(network_key).copy()
     mac.update(body)
     return group_hint(network_key) + mac.digest() + body
 
 
+@lru_cache(maxsize=_KEYS_CACHED_MAX)
 def _keyed(network_key: bytes) -> hashlib.blake2b:
-    """Return what becomes the MAC of the bytes that it is fed."""
+    """Return that of which a copy becomes the MAC of the bytes that it is fed."""
     return hashlib.blake2b(key=network_key, digest_size=MAC_BYTES, person=b"p2pc datagram")
 
 

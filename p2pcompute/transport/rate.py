@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,28 +16,35 @@ class _Bucket:
 
 
 class TokenBuckets:
-    """One token bucket per source, for at most `sources_max` sources; the least recently seen is forgotten.
+    """One token bucket per source, for at most `sources_max` sources; those not seen for longest are forgotten.
 
-    A forgotten source starts again with a full bucket, so the table never blocks anybody by being full; and a source
-    whose bucket must be full again by now is forgotten.
+    A forgotten source starts again with a full bucket, so the table never blocks anybody by being full; and who was not
+    seen until its bucket must be full again is forgotten.  That is done by generations: when it takes as long as
+    filling a bucket, or half of the table is full, those who were seen become the former ones, and the former ones who
+    were not seen since are gone.
 
     Args:
         rate_per_s: tokens that a bucket gains per second.
         burst: tokens that a full bucket holds, at least 1.
-        sources_max: sources tracked, at least 1.
+        sources_max: sources tracked, at least 1; where there is but one, what is for all.
     """
+
+    __slots__ = ("_began", "_burst", "_former", "_generation_max", "_rate_per_s", "_recent", "refused")
 
     def __init__(self, *, rate_per_s: float, burst: float, sources_max: int) -> None:
         if rate_per_s <= 0 or burst < 1 or sources_max < 1:
             raise ValueError("a rate above 0, a burst and a size of at least 1 are needed")
         self._rate_per_s = rate_per_s
         self._burst = burst
-        self._sources_max = sources_max
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._generation_max = max(1, sources_max // 2)
+        self._recent: dict[str, _Bucket] = {}
+        self._former: dict[str, _Bucket] = {}
+        self._began = float("-inf")
+        """When the recent ones began to be gathered."""
         self.refused = 0
 
     def __len__(self) -> int:
-        return len(self._buckets)
+        return len(self._recent) + len(self._former)
 
     def take(self, source: str, now: float) -> bool:
         """Take one token of `source`; False when it has none.
@@ -46,30 +53,26 @@ class TokenBuckets:
             source: see `source_of`.
             now: monotonic seconds, never less than at the call before.
         """
-        bucket = self._buckets.get(source)
+        if (now - self._began) * self._rate_per_s >= self._burst:
+            self._age(now)
+        bucket = self._recent.get(source)
         if bucket is None:
-            self._forget(now)
-            bucket = self._buckets[source] = _Bucket(self._burst, now)
-        else:
-            self._buckets.move_to_end(source)
-            bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled) * self._rate_per_s)
-            bucket.filled = now
+            bucket = self._former.pop(source, None) or _Bucket(self._burst, now)
+            if len(self._recent) >= self._generation_max:
+                self._age(now)
+            self._recent[source] = bucket
+        bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled) * self._rate_per_s)
+        bucket.filled = now
         if bucket.tokens < 1:
             self.refused += 1
             return False
         bucket.tokens -= 1
         return True
 
-    def _forget(self, now: float) -> None:
-        """Make room for a source: drop the least recently seen that are full again, or one when there are too many."""
-        for _ in range(2):  # more than is added, so that the table shrinks
-            oldest = next(iter(self._buckets), None)
-            if oldest is None:
-                return
-            is_full = (now - self._buckets[oldest].filled) * self._rate_per_s >= self._burst
-            if not is_full and len(self._buckets) < self._sources_max:
-                return
-            del self._buckets[oldest]
+    def _age(self, now: float) -> None:
+        """Forget the former ones; the recent ones are the former ones from now on."""
+        self._recent, self._former = {}, self._recent
+        self._began = now
 
 
 class Crowd(Generic[T]):

@@ -30,6 +30,7 @@ from p2pcompute.trust.invites import Invite, Invites
 from p2pcompute.trust.meetings import Meetings
 from p2pcompute.trust.pins import Pins
 from p2pcompute.trust.ssh_keys import check_voucher, fingerprint
+from p2pcompute.wire.fields import listed
 
 TOKEN: Final = "token"
 WORDS: Final = "words"
@@ -139,10 +140,9 @@ class TokenAdmission:
         raise _no_first_message()
 
     def admit(self, knock: Knock, proof: Any) -> Grant:
-        if not (isinstance(proof, list) and len(proof) == 2):
-            raise RemoteProtocolError("not a proof of a token")
+        invitation, answer = listed(proof, 2, "proof of a token")
         invite = self._invites.redeem(
-            knock.now, proof[0], proof[1], binding=knock.binding, joiner=knock.joiner, inviter=knock.inviter
+            knock.now, invitation, answer, binding=knock.binding, joiner=knock.joiner, inviter=knock.inviter
         )
         return Grant(roles=invite.roles, invite=invite)
 
@@ -159,10 +159,9 @@ class WordsAdmission:
         return [key for key in self._invites.preamble_keys(now) if key == WORDS_KEY]
 
     def meet(self, knock: Knock, message: Any) -> bytes:
-        if not (isinstance(message, list) and len(message) == 2):
-            raise RemoteProtocolError("not a first message about words")
+        number, first = listed(message, 2, "first message about words")
         return self._invites.meet(
-            knock.now, message[0], message[1], binding=knock.binding, joiner=knock.joiner, inviter=knock.inviter,
+            knock.now, number, first, binding=knock.binding, joiner=knock.joiner, inviter=knock.inviter,
             source=knock.source,
         )  # fmt: skip
 

@@ -491,8 +491,11 @@ def check_chain(
         raise TrustError("refused: the chain of invitations is too long", f"{len(chain)} steps", _ASK_AGAIN)
     root = _open_entry(crypto, chain[0], is_root=True)
     group = group_id_of(root.signer, root.nonce)
-    if group_id is not None and group != group_id:
-        raise TrustError("refused: a member of another group", "the founders differ", _ASK_AGAIN, code="other-group")
+    if group_id is not None:
+        if group != group_id:
+            why = "the founders differ"
+            raise TrustError("refused: a member of another group", why, _ASK_AGAIN, code="other-group")
+        group = group_id  # the same object for all members
     if root.subject != root.signer:
         raise RemoteProtocolError("the founder's entry names somebody else")
     steps = [root]

@@ -283,7 +283,10 @@ _REFUSALS: Final = {
     "key-unknown": ("its owner has not added it", "add the public half there, to the file of the setting admit.keys"),
     "keys-unusable": ("a line or the rights of the file are wrong", "there: p2pc config set admit.keys FILE says what"),
     "not-nearby": ("its setting admit.nearby goes no further", _NEW_ONE),
-    "not-this-way": ("its settings do not say so", "set admit.psk, admit.keys or admit.nearby there, or: p2pc invite"),
+    "not-this-way": (
+        "neither its settings nor its group say so",
+        "set admit.psk, admit.keys or admit.nearby there, for strangers p2pc group policy open=true, or: p2pc invite",
+    ),
     "key-changed": ("it may be this one, set up anew, or somebody is taken for it", "choose another name: --name NAME"),
     "clock": ("the clocks of both machines differ too much", "set them"),
 }

@@ -32,6 +32,8 @@ class Roster:
         """How many members were drawn last, and which; None: others may be known now."""
         self._crypto = crypto
         self._group_id = group.group_id
+        self._root = group.chain[0]
+        """The founder's entry, with which every chain begins: one object for all of them."""
         self.log = GroupLog(crypto, group)
         self._known: dict[bytes, tuple[Chain, Membership]] = {}
         self._digest = b""
@@ -90,7 +92,7 @@ class Roster:
     def _keep(self, installation: bytes, chain: Chain, member: Membership) -> None:
         self._digest = b""
         known = self._known.pop(installation, None)
-        self._known[installation] = (chain, member)
+        self._known[installation] = ((self._root, *chain[1:]) if chain[0] == self._root else chain, member)
         if known is None or known[1].is_stranger is not member.is_stranger:
             self._drawn = None
         if len(self._known) > ROSTER_MAX:

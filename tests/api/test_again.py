@@ -11,6 +11,7 @@ import pytest
 
 import p2pcompute
 from p2pcompute import MeshExecutor, TaskOptions, UsageError
+from p2pcompute.api.result_target import ResultsTarget, hold
 from p2pcompute.api.shell import start_commands
 from tests.api.conftest import wait_until
 from tests.api.test_join import Daemon, short_home, start_daemon
@@ -129,6 +130,8 @@ def test_of_calls_that_a_node_keeps(
         job = executor.start_map(gated, [str(gate)] * 3, range(3))
         assert len(job.wait(30).failures()) == 1
         kept = p2pcompute.get_job(job.id)
+        with hold(ResultsTarget(dir=tmp_path / "kept")), pytest.raises(UsageError, match="being written by another"):
+            kept.save(tmp_path / "kept")
         kept.save(tmp_path / "kept")
         assert (tmp_path / "kept" / "tasks" / "000" / "000002" / "value.pickle").exists()
         talking = executor.submit(talk, str(gate))

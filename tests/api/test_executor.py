@@ -265,6 +265,21 @@ def test_worker_exits(executor: MeshExecutor) -> None:
         executor.submit(os._exit, 3).result(timeout=30)
 
 
+def test_a_file_that_is_only_here_is_said_to_be(executor: MeshExecutor) -> None:
+    """Broken: the commonest mistake on a mesh, a path as the argument and no `send`, ends without a word about it."""
+
+    def elsewhere(name: str) -> None:
+        raise FileNotFoundError(2, "No such file or directory", name)
+
+    with pytest.raises(FileNotFoundError) as caught:
+        executor.submit(elsewhere, __file__).result(timeout=30)
+    assert any("send it along" in note for note in caught.value.__notes__)
+    for missing in ("/no/such/file", "nul\0"):
+        with pytest.raises(FileNotFoundError) as caught:
+            executor.submit(elsewhere, missing).result(timeout=30)
+        assert not hasattr(caught.value, "__notes__")
+
+
 def test_task_timeout(executor: MeshExecutor) -> None:
     """Broken: a time limit is ignored."""
     limited = executor.with_options(timeout=0.2)

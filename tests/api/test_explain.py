@@ -55,6 +55,14 @@ def test_what_comes_after_the_refusal_is_refused_too(executor: MeshExecutor) -> 
     assert [type(error) for error in job.results(errors="return", timeout=30)] == [NoEligibleNode] * 3
 
 
+def test_a_job_that_is_over_says_so(executor: MeshExecutor) -> None:
+    """A program that asks why a job is slow would fail when the job has ended meanwhile."""
+    job = executor.start_map(abs, [-1])
+    assert job.results(timeout=30) == [1]
+    assert str(job.explain()) == "every call has ended" and "every call" in job.explain()._repr_html_()
+    assert not job.explain().eligible
+
+
 def test_a_job_that_waits_explains_itself(executor: MeshExecutor) -> None:
     job = executor.start_map(abs, [-1], options=TaskOptions(require=["load<0"]))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import p2pcompute
-from p2pcompute import Completed, Job, JobStatus, MeshExecutor, TaskOptions, UsageError, WorkerDied
+from p2pcompute import BadValue, Completed, Job, JobStatus, MeshExecutor, TaskOptions, UsageError, WorkerDied
 from p2pcompute.api.shell import start_commands
 from tests.api.conftest import wait_until
 
@@ -58,6 +58,8 @@ def test_failures(executor: MeshExecutor) -> None:
     assert job.results(errors="skip") == [1, 2, 4, 5]
     returned = job.results(errors="return")
     assert isinstance(returned[3], ValueError)
+    with pytest.raises(BadValue, match='"raise", "skip" or "return"'):
+        job.results(errors="ignore")  # type: ignore[arg-type]  # it would leave them out
     with pytest.raises(ValueError, match="0"):
         job.results()
     assert (job.status.failed, job.status.done) == (2, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -188,6 +189,9 @@ def test_module_level_map() -> None:
 
     first = shared.shared_executor()
     assert list(p2pcompute.map(pow, [2], [3], chunksize=1)) == [8]
+    assert list(p2pcompute.map(os.getenv, ["COLOUR"], env={"COLOUR": "red"}, timeout=30)) == ["red"]
+    with pytest.raises(UsageError, match="no task option 'colour'"):
+        p2pcompute.map(pow, [2], [3], colour="red")
     assert shared.shared_executor() is first
     first.shutdown()
     assert list(p2pcompute.map(square, [3])) == [9], "made anew after somebody shut it down"

@@ -35,7 +35,7 @@ def test_missing_bubblewrap(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     run_command(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     at = next(index for index, line in enumerate(lines) if line.split()[1] == "uv")
-    assert lines[at].startswith("--") and "pip install 'p2pcompute[uv]'" in lines[at + 1]
+    assert lines[at].startswith("--") and "pip install 'uv>=0.9'" in lines[at + 1]
     monkeypatch.setenv("P2PC_NODE__ACCEPT", "none")
     assert run_command(["doctor"]) == 0
 

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines, unheard_lines
-from p2pcompute.cli.follow import STALL_S, Stall
+from p2pcompute.cli.follow import STALL_S, Doubt, Stall
+from p2pcompute.cli.job_views import doubt_lines
 from p2pcompute.cli.main import exit_code_of
 
 
@@ -146,3 +147,13 @@ def test_a_stall_is_said_once_and_again_after_work() -> None:
     assert stall.is_due(200.0 + STALL_S)
     stall.take({**waiting, "done": 1}, 300.0)
     assert not stall.is_due(305.0)
+
+
+def test_results_that_nobody_believes_are_spoken_of_once_and_only_if_somebody_can_help() -> None:
+    """Else a job of which one member has done everything stands still, and nobody knows why."""
+    doubt, moving = Doubt(), {"doubt": {"what": "a trusted node computes them again", "fix": None}}
+    waiting = {"doubt": {"what": "3 results of atlas are not believed yet", "fix": "p2pc trust set atlas trusted"}}
+    assert not doubt.is_due({}, 0.0) and not doubt.is_due(moving, 100.0)
+    assert not doubt.is_due(waiting, 200.0) and not doubt.is_due(waiting, 199.9 + STALL_S)
+    assert doubt.is_due(waiting, 200.0 + STALL_S) and not doubt.is_due(waiting, 900.0)
+    assert doubt_lines(waiting) == [waiting["doubt"]["what"], waiting["doubt"]["fix"]]

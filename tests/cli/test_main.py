@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from p2pcompute.cli.command import parse_reference
+from p2pcompute.cli.command import Command, parse_reference
 from p2pcompute.cli.follow import job_exit_code
 from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, format_error, p2pc, run_command
 from p2pcompute.errors import (
@@ -132,6 +132,8 @@ def test_every_command_of_the_table_is_there_with_its_help() -> None:
             assert command is not None and command.help, name
             text = command.get_help(click.Context(command, info_name=name, parent=context))
             assert "Usage:" in text
+            leaves = command.commands.values() if isinstance(command, click.Group) else [command]
+            assert all(leaf.examples for leaf in leaves if isinstance(leaf, Command)), f"{name}: begin with examples"
             if isinstance(command, click.Group):
                 assert "..." not in text.partition("Commands:")[2], f"{name}: what its commands do is cut off"
             if "/TASKS" in text:
@@ -226,6 +228,22 @@ def test_commands_that_look_say_that_no_node_runs(home: Path, capsys: pytest.Cap
     for name in ("jobs", "show", "logs", "result", "wait", "attach", "retry"):
         code, out, err = run(capsys, name)
         assert code == 5 and out == "" and err.startswith("error[no-node]: no node is running here"), name
+
+
+def test_a_name_that_is_no_text_is_said_to_be_none(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", "--dry-run", "--fetch", "\udcff.png", "true", ":::", "1")
+    assert (code, out) == (2, "") and "error[encoding]: " in err and "is not UTF-8" in err
+
+
+def test_where_nothing_was_ever_submitted_there_are_no_jobs(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("P2PC_NO_AUTOSTART")
+    assert run(capsys, "jobs", "--all") == (0, "no jobs\n", "")
+    assert json.loads(run(capsys, "jobs", "--json")[1])["items"] == []
+    for name in ("show", "logs", "result", "explain"):
+        code, out, err = run(capsys, name)
+        assert (code, out) == (2, "") and err.startswith("error[no-job]: there is no job here"), name
 
 
 def test_our_own_errors_show_no_traceback_unless_asked(
@@ -362,6 +380,11 @@ def test_errors_cannot_command_the_terminal() -> None:
     assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "a ]0;title b" in text
 
 
+def test_errors_do_not_repeat_all_that_they_were_given() -> None:
+    text = format_error(P2pcError("x" * 20_000 + " is wrong", "so is " + "a b " * 20_000, "keep this"))
+    assert f"{'x' * 60}… (20,000 characters) is wrong" in text and "keep this" in text and len(text) < 500
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -406,3 +429,70 @@ def test_commands_to_type_name_the_group_that_was_named(
     monkeypatch.setenv("P2PC_GROUP", "home")
     code, out, err = run(capsys, "status")
     assert code == 5 and "fix:  start one: p2pc node start" in err
+
+
+def test_flags_of_all_commands_may_stand_behind_the_command(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it broke: "there is no flag -g", although the page that the user has just read lists it."""
+    monkeypatch.setenv("P2PC_GROUP", "home")  # -g writes there: taken back after the test
+    monkeypatch.delenv("P2PC_CONFIG", raising=False)
+    assert run(capsys, "group", "create", "lab")[0] == 0
+    code, _, err = run(capsys, "status", "-g", "lab", "--color", "never", "--no-input")
+    assert code == 5 and "p2pc -g lab node start" in err
+    monkeypatch.setenv("P2PC_GROUP", "home")
+    assert "\x1b[" in run(capsys, "status", "--color", "always")[2]
+    code, out, _ = run(capsys, "run", "--dry-run", "echo", "-g", "lab", ":::", "1")
+    assert (code, out) == (0, "echo -g lab 1\n"), "behind the target it belongs to the command"
+    for words in (["--config", "nowhere.toml", "jobs"], ["jobs", "--config", "nowhere.toml"]):
+        code, _, err = run(capsys, *words)
+        assert code == 2 and "there is no settings file nowhere.toml" in err
+
+
+def test_commands_that_make_groups_are_not_told_the_group(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`p2pc -g lab group create lab` would be refused: there is no group lab."""
+    monkeypatch.setenv("P2PC_GROUP", "home")
+    assert "fix:  p2pc group create nope" in run(capsys, "-g", "nope", "status")[2]
+
+
+@pytest.mark.parametrize("name", ["group", "trust", "config", "service", "sim"])
+def test_a_group_of_commands_alone_shows_its_help(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, name)
+    assert (code, out) == (2, "") and err.startswith(f"Usage: p2pc {name}") and "error" not in err
+
+
+def test_what_is_missing_is_named_with_an_example(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "find")
+    assert code == 2 and "EXPR is missing" in err and "fix:  for example: p2pc find has=ffmpeg" in err
+    assert "TARGET is missing" in run(capsys, "run")[2]
+
+
+def test_far_fetched_commands_are_not_suggested(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`p2pc help` was answered with "when", `p2pc hold` with "show"."""
+    for word, said in (
+        ("help", "p2pc COMMAND --help"),
+        ("hold", "p2pc pause"),
+        ("history", "p2pc jobs"),
+        ("results", "p2pc result"),
+        ("statuss", 'did you mean "status"?'),
+    ):
+        assert said in run(capsys, word)[2]
+    for word in ("upgrade", "logout", "update"):
+        assert "did you mean" not in run(capsys, word)[2]
+
+
+def test_a_group_that_was_only_made_is_left_without_a_node(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it broke: "no node is running here", and a node would be started to take an empty folder away."""
+    monkeypatch.setenv("P2PC_GROUP", "home")  # -g writes there: taken back after the test
+    assert run(capsys, "group", "create", "lab")[0] == 0
+    assert run(capsys, "-g", "lab", "config", "set", "node.weight", "3")[0] == 0
+    code, out, err = run(capsys, "-g", "lab", "leave", "-y")
+    assert (code, out, err) == (0, "left lab; nothing of it is on this computer any more\n", "")
+    monkeypatch.setenv("P2PC_GROUP", "home")
+    items = json.loads(run(capsys, "group", "list", "--json")[1])["items"]
+    assert [item["name"] for item in items] == ["home"]
+    assert run(capsys, "leave", "-y")[0] == 5

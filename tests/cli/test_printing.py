@@ -341,7 +341,10 @@ def test_failures_are_grouped_by_what_the_command_ended_with() -> None:
         failures.take({"state": "failed", "status": "failed", "exit_code": 3, "index": index, "node": "nova"})
     failures.take({"state": "failed", "status": "timeout", "index": 8, "error": "told already"})
     failures.take({"state": "done", "status": "ok", "exit_code": 0, "index": 9})
-    assert failures.lines() == ["exit 3 on 8 tasks (0, 1, 2, 3, 4 …), run by nova", *(f"  {at}" for at in range(4, 9))]
+    assert failures.lines("ksun") == [
+        "exit 3 on 8 tasks (ksun/0,1,2,3,4 …), run by nova",
+        *(f"  {at}" for at in range(4, 9)),
+    ]
 
 
 def test_what_was_cancelled_is_no_progress() -> None:

@@ -69,6 +69,7 @@ def test_a_run_prints_its_figures_on_stdout(mine: str, capsys: pytest.CaptureFix
     code, out, err = run(capsys, "run", mine, "--seed", "1")
     assert code == 0 and err == ""
     assert "mine  4 nodes · 1 seed" in out and "value" in out and "crash 24" in out
+    assert "every check has passed" in out, "figures below 1 look like failures"
 
 
 def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixture[str]) -> None:

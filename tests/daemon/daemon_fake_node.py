@@ -18,12 +18,12 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.identity.keys import ROLES
 from p2pcompute.ids import job_alias
 from p2pcompute.node.comfort_service import ComfortSettings
-from p2pcompute.node.explanations import ExplanationView
 from p2pcompute.node.facade import (
     AdmittedView,
     DescribedView,
     DhtStatus,
     EvidenceView,
+    ExplanationView,
     IdleView,
     InviteState,
     InviteView,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
 import socket
 import time
+from concurrent import futures
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ import pytest
 from daemon_fake_node import FakeNode, ok
 from daemon_kit import Daemon, running, until
 
-from p2pcompute import __version__
-from p2pcompute.daemon import openapi
+from p2pcompute import __version__, socket_peer
+from p2pcompute.daemon import listener, openapi
 from p2pcompute.daemon.app import OPENAPI_FILE, Api
 from p2pcompute.daemon.calls import CALLS
 from p2pcompute.daemon.uploads import FileTaker
-from p2pcompute.errors import P2pcError, StoreError, TrustError, UsageError
+from p2pcompute.errors import NodeUnavailable, P2pcError, StoreError, TrustError, UsageError
 from p2pcompute.execution.spec import decode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
@@ -530,3 +532,32 @@ async def test_a_file_that_has_just_changed_is_read_again(daemon: Daemon, tmp_pa
     wall += 60.0
     await taker.take(str(place))
     assert len(taker._known) == 1, "one that has settled is read once"
+
+
+def _asked(path: str) -> bytes:
+    """Ask a node for its version on a connection of one's own, and return all that it answers."""
+    with socket_peer.connect(path, 10) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"GET /v1/version HTTP/1.1\r\nhost: p2pc\r\nconnection: close\r\n\r\n")
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+async def test_many_who_ask_at_once_wait_for_their_turn(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that start a hundred commands at once see some of them fail."""
+    monkeypatch.setattr(listener, "API_CONNECTIONS_MAX", 4)
+    with futures.ThreadPoolExecutor(40) as threads:
+        answers = await daemon.call(lambda: list(threads.map(_asked, [daemon.connection.path] * 40)))
+    assert [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200")] == []
+
+
+async def test_who_waits_in_vain_is_told_why(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People restart a node that is only busy."""
+    monkeypatch.setattr(listener, "API_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(listener, "API_WAIT_S_MAX", 0.05)
+    with contextlib.ExitStack() as idle:
+        for _ in range(2):
+            idle.enter_context(await daemon.call(lambda: socket_peer.connect(daemon.connection.path, 10)))
+        with pytest.raises(NodeUnavailable, match="too many programs") as caught:
+            await daemon.call(lambda: daemon.connection.request("GET", "/v1/version"))
+        assert caught.value.code == "busy"
+    assert await daemon.call(lambda: daemon.connection.request("GET", "/v1/version"))

@@ -59,6 +59,7 @@ def test_a_removed_member_is_cut_off_by_all_and_comes_back_by_invitation(mesh: M
     until(lambda: "was lent out" in notes(bob), 5, f"bob is told: {notes(bob)}")
     assert "removed from group home by the founder" in bob.p2pc("status").out
     assert may(cat)["bob"] is None and running.process.poll() is None
+    assert [item["reason"] for item in cat.get("/v1/trust")["items"] if item["name"] == "bob"] == ["was lent out"]
     bob.p2pc("cancel", "last", "--now", "-y").check()
     for daemon in (cat, bob):
         daemon.restart()

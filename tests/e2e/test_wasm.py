@@ -79,11 +79,11 @@ def test_modules_run_where_they_can(trio: list[Daemon]) -> None:
     assert outputs == [b"x.wasm\0a\0x.wasm\0b\0"] * 2
     shown = ada.p2pc("run", "--explain", "x.wasm", ":::", "a").out
     assert "2 of 3 nodes can take it now." in shown, shown
-    assert "needs has=wasm; not installed there (install p2pcompute[wasm] there)" in shown
+    assert "needs has=wasm; not installed there (install wasmtime>=50 there)" in shown
     shown = ada.p2pc("run", "--explain", "--not-on", "ada", "echo {}", ":::", "a").out
     assert shown.count("it takes only jobs with job.kind=='wasm'") == 2, shown
     refused = ada.p2pc("run", "--on", "ada", "x.wasm", ":::", "a").check(4)
-    assert "no node can ever run this" in refused.err and "p2pcompute[wasm]" in refused.err, refused.err
+    assert "no node can ever run this" in refused.err and "wasmtime>=50" in refused.err, refused.err
     ada.p2pc("run", "--local", "x.wasm", ":::", "a").check(4)  # not: waits for ever
 
 

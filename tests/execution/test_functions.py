@@ -101,6 +101,17 @@ async def test_exception_that_cannot_travel_becomes_text(rig: Rig) -> None:
         error = load_exception(outcome.value)
         assert outcome.status == OutcomeStatus.FAILED and text in outcome.error
         assert isinstance(error, TaskError) and text in error.remote_traceback
+        assert text in str(error) and function.__name__ in str(error.__cause__), "whoever prints it sees where it was"
+
+
+async def test_a_group_of_exceptions_that_cannot_travel_is_named(rig: Rig) -> None:
+    """The last line of its traceback, which is a line of dashes, stood for it."""
+
+    def fails() -> None:
+        raise ExceptionGroup("both", [Odd(1, 2), ValueError("inner")])
+
+    error = load_exception((await rig.call(fails)).value)
+    assert "raised ExceptionGroup: both (2 sub-exceptions)" in str(error)
 
 
 async def test_result_that_cannot_be_pickled_is_a_clear_failure(rig: Rig) -> None:

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -240,6 +241,42 @@ async def test_a_full_place_is_named(boxed: Boxed) -> None:
     assert outcome.status is OutcomeStatus.FAILED and "as many files" in outcome.error, outcome
     outcome = await boxed.shell("exec truncate -s 10T x")
     assert outcome.status is OutcomeStatus.FAILED and "larger than it may be here" in outcome.error, outcome
+
+
+@pytest.mark.parametrize(
+    "doing",
+    [
+        "rm out/*",
+        "for file in out/*; do ln $file $file.link; done",
+        "for file in out/*; do rm $file; ln -s /etc/passwd $file; done",
+        "for file in out/*; do rm $file; mkfifo $file; done",
+        "mv out elsewhere",
+        "chmod 0 out",
+        "for number in $(seq 2000); do : > out/$number; done",
+        "mv command-*/work elsewhere",
+        "rm -r command-*",
+    ],
+)
+async def test_what_a_task_does_to_its_result_is_its_own_fault(boxed: Boxed, doing: str) -> None:
+    """That it could not be set up here would say: let this node rest, and try for ever."""
+    script = f"head -c {3 * MIB} /dev/zero; : > a.dat; cd /p2pc; {doing}"
+    (outcome,) = await boxed.run(JobSpec(kind=TaskKind.SHELL), TaskPayload(argv=(script,), fetch=("*.dat",)))
+    assert outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED, OutcomeStatus.DIED), outcome.error
+    (after,) = await boxed.run(JobSpec(kind=TaskKind.SHELL), TaskPayload(argv=("echo on",)))
+    assert (after.status, after.stdout) == (OutcomeStatus.OK, b"on\n")
+
+
+async def test_a_function_that_runs_cannot_say_that_it_was_not_run(boxed: Boxed) -> None:
+    def lie() -> None:
+        frame: Any = sys._getframe()
+        while not hasattr(frame.f_locals.get("task"), "run_id"):
+            frame = frame.f_back
+        result = messages.Result(frame.f_locals["task"].run_id, "not-run", "the disk is full")
+        os.write(3, messages.pack_result(result, 1000))
+        os._exit(0)
+
+    (outcome,) = await boxed.run(await boxed.function(lie), call())
+    assert outcome.status == OutcomeStatus.FAILED and outcome.error == "the disk is full"
 
 
 async def test_kill(boxed: Boxed) -> None:

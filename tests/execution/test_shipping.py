@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,23 @@ async def test_numpy_is_seeded_even_when_a_task_imports_it(
     work = load_file_function(f"{project}/script.py::work")
     first = load_value((await run_shipped(rig, work)).value)
     assert len(first) == 1 and 0 < first[0] < 1 << 32
+
+
+async def test_functions_under_lru_cache_travel(rig: Rig, project: Path) -> None:
+    """They are pickled by their name, which no node finds in a script: AttributeError, from deep inside of ours."""
+    text = """
+        import functools
+        @functools.cache
+        def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+        def use(n): return fib(n), fib.cache_info().maxsize
+    """
+    write(project, memo=text, other=text.replace("n < 2", "n < 3"))
+    use, fib = (load_file_function(f"{project}/memo.py::{name}") for name in ("use", "fib"))
+    assert load_value((await run_shipped(rig, use, 30)).value) == (832040, None)
+    assert load_value((await run_shipped(rig, fib, 30)).value) == 832040
+    assert load_value((await run_shipped(rig, lru_cache(lambda n: -n), 3)).value) == -3
+    assert pickle.loads(ship(lru_cache(textwrap.dedent)).code)(" x") == "x"
+    assert key_of(fib) != key_of(load_file_function(f"{project}/other.py::fib")), "it would not be computed again"
 
 
 async def test_arguments_of_own_classes_travel(rig: Rig, project: Path) -> None:

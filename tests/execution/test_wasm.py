@@ -246,6 +246,21 @@ async def test_limits(level: str, shared_rig: Rig, boxed: Boxed, fenced: Boxed) 
     assert outcome.stderr == b"again"
 
 
+async def test_a_module_has_one_memory(shared_rig: Rig, boxed: Boxed, fenced: Boxed) -> None:
+    """Each would have the limit for itself; and one that cannot be started is not tried for ever."""
+    code = bytes(wasmtime.wat2wasm('(module (memory 8000) (memory 8000) (func (export "_start")))'))
+    for rig in (shared_rig, boxed, fenced):
+        outcome = await one(rig, code)
+        assert (outcome.status, outcome.cause) == (OutcomeStatus.FAILED, FAILS_ALWAYS), outcome.error
+        assert "multiple memories" in outcome.error
+
+
+async def test_a_machine_that_is_short_of_memory_for_a_module_fails_the_task(boxed: Boxed) -> None:
+    code = module("", pages=30000)
+    outcome = await one(boxed, code, mem_bytes=2048 * MIB, disk_bytes=MIB)
+    assert outcome.status in (OutcomeStatus.OK, OutcomeStatus.FAILED), outcome.error
+
+
 async def test_fence(fenced: Boxed) -> None:
     """Where there is no sandbox, the process of a module is nobody's, has given up all rights, and stops between tasks;
     what is no module is refused, and what fills the disk is ended."""

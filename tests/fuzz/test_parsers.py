@@ -43,7 +43,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.resources import questions
 from p2pcompute.scheduler import messages
-from p2pcompute.scheduler.owner import Grant, GrantedTask
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.terms import JobTerms, open_job, parse_halt, seal_job
 from p2pcompute.wire import cbor
@@ -102,7 +102,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "checkpoint": (messages.parse_checkpoint, [[KEY, 3, 0, 2, b"cookie"], [KEY, 4, 0, 1, [KEY, 1 << 20]]]),
     "tail asked": (messages.parse_tail_asked, [KEY, 3, 1, 0, 99]),
     "tail": (messages.parse_tail, [0, b"out", 5, b"err"]),
-    "tail with progress": (messages.parse_tail, [0, b"out", 5, b"err", b"far"]),
+    "tail with progress": (messages.parse_tail, [0, b"out", 5, b"err", b"far", 9]),
     "printed": (messages.parse_printed, [[KEY, 3, 1, 0, b"out", 5, b"err"], [KEY, 4, 2, 0, b"", 0, b"err"]]),
     "coordinator": (messages.parse_coordinator, [KEY, 7]),
     "custody": (messages.parse_job_id, [KEY]),

@@ -206,6 +206,26 @@ async def test_runtimes_are_tried(path: Path, tmp_path: Path) -> None:
         assert value(await probe.attributes(), "python") == ("3.7", "{}.{}".format(*sys.version_info))
 
 
+async def test_a_runtime_that_comes_or_goes_is_seen(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody installs what a job needs, and his node says for ten minutes that it is not there."""
+    monkeypatch.setattr("p2pcompute.host.real_probe.INSTALLED_S", 0.0)
+    async with probing(tmp_path) as probe:
+        assert (await probe.has(["podman"]))["podman"] is False
+        assert probe._looking is not None
+        await probe._looking
+        program(path, "podman", "exit 0")
+        assert (await probe.has(["podman"]))["podman"] is True
+        await probe._looking
+        (path / "podman").unlink()
+        assert (await probe.has(["podman"]))["podman"] is False
+        looked = probe._looking
+        await looked
+        await probe.has(["podman"])
+        assert probe._looking is looked, "it is looked over once for each change"
+
+
 async def test_what_hangs_is_killed_with_the_probe(path: Path, tmp_path: Path) -> None:
     """A node cannot stop, or leaves processes behind, because a container engine does not answer."""
     program(path, "docker", f"echo $$ > {tmp_path}/pid; exec /bin/sleep 600")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from p2pcompute.dht.peers import PeersChange
 from p2pcompute.limits import SEEK_AGAIN_S
 from p2pcompute.node import views
 from p2pcompute.resources.expressions import compile_expression
@@ -36,7 +37,7 @@ def test_a_node_that_is_no_contact_is_found_asked_and_made_known_for_a_job() -> 
             def forget() -> None:
                 entry = dht._table._entry(contact.number)
                 if entry is not None:
-                    dht._apply(dht._table._remove(entry))
+                    dht._apply([PeersChange(dht._table._remove(entry))])
                 asker.running.network.peers.forget(key)
 
             text = "gpu.model=A100 && cpus>=40 && load < 1000000"
@@ -72,7 +73,7 @@ def test_a_job_makes_the_nodes_known_that_it_needs() -> None:
             assert contact is not None
             entry = dht._table._entry(contact.number)
             assert entry is not None
-            owner.host.enter(lambda: dht._apply(dht._table._remove(entry)))
+            owner.host.enter(lambda: dht._apply([PeersChange(dht._table._remove(entry))]))
             needs = compile_needs(Needs(require=("gpu.model=A100",), cpus=40))
             owner.host.enter(lambda: owner.running.capacity.seek(needs))
             await asyncio.sleep(3)

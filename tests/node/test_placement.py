@@ -11,8 +11,7 @@ import pytest
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.host.interfaces import Attributes
-from p2pcompute.node.explanations import ExplanationView
-from p2pcompute.node.facade import JobView
+from p2pcompute.node.facade import ExplanationView, JobView
 from p2pcompute.node.placement import REFUSED_S
 from p2pcompute.node.views import find_node
 from p2pcompute.scheduler.owner import UNFIT_S
@@ -206,7 +205,8 @@ async def _accept(member: Member, condition: str) -> None:
     member.running.set_own_accept(condition)
 
 
-def test_a_ban_is_said_and_ends_with_trust() -> None:
+@pytest.mark.parametrize("level", [Level.TRUSTED, Level.MEMBER])
+def test_a_ban_is_said_and_ends_when_somebody_says_so(level: Level) -> None:
     """Otherwise "it can take it now" is said of a node that never gets a task, and nobody knows how that ends."""
 
     async def scene(mesh: Mesh) -> None:
@@ -219,9 +219,9 @@ def test_a_ban_is_said_and_ends_with_trust() -> None:
         assert report.can_never_run
         [finding] = report.accounts[1].findings
         assert (finding.code, finding.what) == ("banned", "banned here: too many wrong values")
-        assert f"p2pc trust set {name(mesh, 1)} trusted ends the ban" in finding.fix
-        for level in (Level.TRUSTED, Level.MEMBER):
-            owner.running.set_level(other.identity.public_key, level, reason="told")
+        assert f"p2pc trust set {name(mesh, 1)} member ends the ban" in finding.fix
+        assert [view.banned for view in owner.running.trust()] == ["", "too many wrong values"]
+        assert not owner.running.set_level(other.identity.public_key, level, reason="told").banned
         assert not record.banned
         assert list(await done_by(mesh, job_id)) == [name(mesh, 1)]
 

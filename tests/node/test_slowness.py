@@ -56,6 +56,16 @@ def test_nothing_is_said_without_evidence() -> None:
             "disputed",
             "of 2 tasks members found different results; no trusted node can run it, to find which is right",
         ),
+        (
+            {"ended": 0, "running": 0, "nodes": (NodeCourse(name="pi4", refused=1, refused_why="no network"),)},
+            "refusing",
+            "pi4 has not begun a task: no network",
+        ),
+        (
+            {"nodes": (replace(PI4, took_s=12.0, refused=7, refused_why="no network", refused_rests_s=8.0),)},
+            "refusing",
+            "pi4 has not begun 7 tasks in a row: no network; it gets none for 8.0 s",
+        ),
         ({"slots_max": 12}, "limit", "-j 12: so many tasks run, and no more at once"),
         ({"nodes": (NOVA, NodeCourse(name="mac", can_run=False))}, "nodes", "1 of 2 nodes can run it"),
         (

@@ -102,7 +102,6 @@ BAD: list[Any] = [
     [True, {}],
     [2**60, {}],
     [1, []],
-    [1, {}, 1],
     [1, {b"os": ["linux", 0, None, None]}],
     [1, {"Os": ["linux", 0, None, None]}],
     [1, {"a-b": ["linux", 0, None, None]}],

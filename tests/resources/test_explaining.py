@@ -88,6 +88,13 @@ def test_more_disk_than_there_is_is_never_and_less_is_later() -> None:
         assert [one.what for one in report.suggestions] == [helps]
 
 
+def test_no_task_is_told_to_do_with_next_to_nothing() -> None:
+    """People paste `--mem 12K`, and the task is killed as it starts."""
+    now: dict[str, Value] = {"mem_total": 4 * GIB, "mem_free": 600_000}
+    report = explain(Needs(mem_bytes=GIB), [Machine("nova", known(**now))])
+    assert [one.what for one in report.suggestions] == ["drop --mem 1G"]
+
+
 def test_what_changes_is_later_and_what_lasts_is_never() -> None:
     def verdict(*require: str) -> str:
         return explain(Needs(require=require), MESH[:1]).accounts[0].verdict
@@ -315,7 +322,7 @@ def test_packages_and_images() -> None:
     assert [(account.verdict, [one.what for one in account.findings]) for account in report.accounts] == [
         ("now", []),
         ("never", ["its packages have no wheels for linux/aarch64"]),
-        ("never", ["needs has=uv; not installed there (install p2pcompute[uv] there)"]),
+        ("never", ["needs has=uv; not installed there (install uv>=0.9 there)"]),
     ]
     image = Needs(runtime="container")
     report = explain(image, [Machine("a", known(has=("docker",))), Machine("b", known(has=()))])

@@ -203,6 +203,10 @@ def test_error_in_a_long_expression_shows_the_place() -> None:
         ("battery=yes", "this mixes different kinds of values", "battery is true or false"),
         ("battery!=1", "this mixes different kinds of values", "battery is true or false"),
         ("cpus%2==0", "this mixes different kinds of values", "% takes whole numbers: int(cpus) % int(2) == 0"),
+        ("os>5", "this mixes different kinds of values", "os is text"),
+        ("label.room>5", "this mixes different kinds of values", "label.room is text; as a number: double(label.room)"),
+        ("job.name>3", "this mixes different kinds of values", "job.name is text"),
+        ("label.room", "this gives text, not true or false", "compare it with something, like cpus>=8"),
         ("cpus", "this gives a number, not true or false", "compare it with something, like cpus>=8"),
         ("has", "this gives a list, not true or false", "compare it with something, like cpus>=8"),
     ],
@@ -221,6 +225,9 @@ def test_what_no_node_could_answer_is_refused(text: str, what: str, fix: str) ->
         "int(cpus) % int(2) == 0",
         "python!=3.12",
         "name=5",
+        "label.room=5",
+        "label.gpu=true",
+        "double(label.room)>5",
         "has(node.gpu)",
         "has(mem)",
         "gpu>0",
@@ -235,6 +242,7 @@ def test_what_a_node_could_answer_is_accepted(text: str) -> None:
     ("name", "near"),
     [
         *(("foo", ""), ("ram", "mem.total"), ("cpu.count", "cpus"), ("memory.free", "mem.total"), ("fpga.count", "")),
+        ("site.rack", ""),
         *(("memfree", "mem.free"), ("rack.rwo", "rack.row"), ("label.zoen", "label.zone"), ("hostname", "name")),
     ],
 )
@@ -260,8 +268,10 @@ def test_rank(text: str, rank: float | None) -> None:
 
 def test_a_preference_that_is_text_is_refused() -> None:
     check_rank(compile_expression("fpga.speed"))
-    with pytest.raises(UsageError, match="a number or a condition"):
-        check_rank(compile_expression("os"))
+    check_rank(compile_expression("double(label.floor)"))
+    for text in ("os", "label.floor"):
+        with pytest.raises(UsageError, match="a number or a condition"):
+            check_rank(compile_expression(text))
 
 
 def test_parts_of_a_conjunction() -> None:

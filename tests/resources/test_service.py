@@ -13,12 +13,13 @@ from p2pcompute.host.interfaces import Attribute
 from p2pcompute.limits import QUESTIONS_WAITING_PER_PEER_MAX
 from p2pcompute.resources import service
 from p2pcompute.resources.expressions import compile_expression
-from p2pcompute.resources.questions import Findings, Message, Query
+from p2pcompute.resources.questions import Findings, Message, Query, unheard_names
 from p2pcompute.resources.service import Resources
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
 
+NEAR_RAM = [("ram", "mem.total")]
 SMALL = RunnerModel(slot_count=1)
 LARGE = RunnerModel(slot_count=8, attributes={"gpu.count": 2}, has=frozenset({"ffmpeg", "docker"}))
 
@@ -91,6 +92,12 @@ def test_limits_of_answers_and_rank() -> None:
         assert names(best) == ["node-5"] and best.found[0].rank == 1.0, "the rank's words are asked for too"
         assert mesh.members[0].running.resources.counters.asked == asked + 5
 
+        at_once = await find(mesh, "cpus>=3", time_s=0.0, age_s=0.0)
+        assert names(at_once) == ["node-0"] and at_once.not_asked == 5, "this node needs no message to answer"
+        for rank, unheard in (("cpus", []), ("nosuch + gpu.mem", [("nosuch", ""), ("gpu.mem", "")]), ("ram", NEAR_RAM)):
+            query = Query(expression=compile_expression("cpus>=1"), rank=compile_expression(rank))
+            assert unheard_names(query, await find(mesh, "cpus>=1", rank=rank)) == unheard
+
     tool = RunnerModel(slot_count=1, has=frozenset({"ffmpeg"}))
     play([*(RunnerModel(slot_count=count) for count in (3, 5, 1, 9, 2)), tool], scene)
 
@@ -123,8 +130,8 @@ def test_a_node_that_is_silent_or_old_is_counted_as_such() -> None:
     """A question waits for a dead node, or an earlier version is taken for one that does not fit."""
 
     async def scene(mesh: Mesh) -> None:
-        mesh.members[1].running.channels._shared.uses.pop(Message.QUERY)
-        mesh.members[1].running.channels._shared.uses.pop(Message.DESCRIBE)
+        mesh.members[1].running.channels._shared.responders.pop(Message.QUERY)
+        mesh.members[1].running.channels._shared.responders.pop(Message.DESCRIBE)
         mesh.crash(mesh.members[2], is_silent=True)
         found = await find(mesh, "cpus>=1", time_s=2.0)
         assert sorted(names(found)) == ["node-0", "node-3"]
@@ -296,8 +303,7 @@ def test_hostile_questions_and_answers() -> None:
         async def lie(_channel: Any, _body: Any) -> Any:
             return [answer]
 
-        uses = holder.running.channels._shared.uses
-        uses.pop(Message.DESCRIBE)
+        holder.running.channels._shared.responders.pop(Message.DESCRIBE)
         holder.running.channels.on_request(Message.DESCRIBE, lie)
         answer: Any = b"\xff"
         resources = asker.running.resources

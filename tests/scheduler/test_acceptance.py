@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import Any
 
 import pytest
 
+from p2pcompute.execution.codec import encode
+from p2pcompute.execution.neighbours import are_alike
+from p2pcompute.execution.spec import JobSpec, TaskKind, encode_spec
 from p2pcompute.host.runs import Outcome, OutcomeStatus
-from p2pcompute.scheduler.acceptance import DISPUTED, Acceptance
+from p2pcompute.scheduler.acceptance import DISPUTED, Acceptance, claims
+from p2pcompute.scheduler.books import Grant, OwnedJob, TaskEnd
 from p2pcompute.scheduler.checked import Record
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import Grant, OwnedJob, OwnerCore, TaskEnd
+from p2pcompute.scheduler.messages import output_digest
+from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.trust.levels import Level
@@ -543,3 +549,63 @@ def test_what_a_preferred_member_has_computed_is_checked_at_once_by_others() -> 
         play.collect()
     assert play.job.ledger.is_complete and play.now == 0.0
     assert play.delivered == {index: right(index) for index in range(2)}
+
+
+@pytest.mark.parametrize(("digits", "is_forgiven"), [(3, True), (0, False)])
+@pytest.mark.parametrize("is_own", [True, False])
+def test_machines_that_round_to_two_neighbours_are_no_liars(digits: int, is_forgiven: bool, is_own: bool) -> None:
+    """With `equal=`: what a trusted node computes decides, a custodian too, and who is a step away has not erred."""
+    sides = {b"a": 0.333, b"b": 0.334, b"l": 0.334}
+
+    def outcome_of(key: bytes, index: int) -> Outcome:
+        return Outcome(OutcomeStatus.OK, value=encode([index, sides.get(key[:1], 0.334)]), runtime_s=0.25)
+
+    class Nearly(Play):
+        def answer(self, key: bytes, index: int, generation: int, attempt: int, digest: bytes | None = None) -> bool:
+            outcome = outcome_of(key, index)
+            installation = b"me" if key == LOCAL else key
+            said = output_digest(outcome)
+            return self.core.result(
+                self.now, key, installation, JOB, index, generation, attempt, outcome, said, boot=LIFE
+            )
+
+    play = Nearly(40, {"local": honest, "a": honest, "b": honest})
+    spec = encode_spec(JobSpec(kind=TaskKind.FUNCTION, digits=digits))
+    play.job.envelope = replace(play.job.envelope, spec=spec)
+    play.acceptance.are_alike = are_alike
+    play.job.is_own, play.job.is_checked = is_own, not is_own
+    play.play()
+    wrong = {key[:1]: record.wrong for key, record in play.acceptance.records.items()}
+    assert (sum(wrong.values()) == 0) is is_forgiven, wrong
+    assert bool(play.banned()) is not is_forgiven
+
+
+def test_who_tells_a_custodian_and_the_owner_two_results_of_one_lease_is_banned() -> None:
+    play = Play(5, {"a": honest, "b": honest}, trusted=("c",))
+    a, custodian = key_of("a"), key_of("c")
+
+    def told(digest: bytes, **more: Any) -> None:
+        play.core.result(0.0, a, a, JOB, 0, 0, 1, replace(OK, value=digest), digest, boot=LIFE, **more)
+        play.collect()
+
+    told(WRONG, relayed_by=custodian)
+    assert play.banned() == set()
+    told(right(0))
+    assert play.banned() == {"a"} and play.acceptance.records[a].banned == Why.EQUIVOCATION
+
+
+def test_results_that_nobody_asked_for_fill_no_memory_and_keep_nobody_from_working(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A member could tell of every task of a job, 64 KiB each, before anybody has begun it."""
+    monkeypatch.setattr(claims, "VERIFY_UNASKED_BYTES_MAX", 10_000)
+    play = Play(200, {"local": honest, "a": honest, "b": honest})
+    flood, size = key_of("e"), 1000
+    for index in range(200):
+        digest = bytes([7, index]) * 16
+        outcome = replace(OK, value=digest.ljust(size, b"."))
+        play.core.result(0.0, flood, flood, JOB, index, 0, 1, outcome, digest, boot=LIFE)
+    assert play.acceptance.held_bytes < 10_000 + 2 * size
+    play.collect()
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(200)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from p2pcompute.limits import LEASE_S_MIN
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import Grant, GrantedTask, OwnerCore
+from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.worker import WorkerCore
 from tests.scheduler.test_owner_and_worker import FAILED, JOB, OK, envelope, make, report, take, thief
 

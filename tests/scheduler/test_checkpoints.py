@@ -14,9 +14,10 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import ATTEMPTS_MAX, CHECKPOINT_BLOBS_BYTES_MAX, CHECKPOINTS_BYTES_MAX
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.books import Grant
 from p2pcompute.scheduler.checkpoints import Checkpoints, Saved
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import Grant, OwnerCore
+from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.trust.levels import Level

@@ -14,9 +14,10 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.identity.keys import create_identity
 from p2pcompute.limits import PRIORITY_MAX
+from p2pcompute.scheduler.books import OwnedJob
 from p2pcompute.scheduler.fairness import SUBMITTERS_KEPT_MAX, USAGE_TAU_S, FairOrder, Standing, Usage
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import DEADLINE, OwnedJob, OwnerCore
+from p2pcompute.scheduler.owner import DEADLINE, OwnerCore
 from p2pcompute.scheduler.stealing import Thief, holders_first
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from tests.preferring import Preferring

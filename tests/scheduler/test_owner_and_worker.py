@@ -20,8 +20,9 @@ from p2pcompute.limits import (
     POISON_NODES,
     RECALL_S,
 )
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner import WITH_NODE, Grant, GrantedTask, OwnerCore
+from p2pcompute.scheduler.owner import WITH_NODE, OwnerCore
 from p2pcompute.scheduler.owner.results import ELSEWHERE_S
 from p2pcompute.scheduler.owner.rule import AVOID_S, BREAKER_COUNT, BREAKER_S_MIN
 from p2pcompute.scheduler.stealing import LOCAL, Parking, Thief

@@ -11,8 +11,9 @@ import pytest
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import ATTEMPTS_MAX, GRANT_ACK_S, POISON_NODES
+from p2pcompute.scheduler.books import Grant, OwnedJob
 from p2pcompute.scheduler.ledger import FactKind, TaskState
-from p2pcompute.scheduler.owner import WITH_NODE, Grant, OwnedJob, OwnerCore
+from p2pcompute.scheduler.owner import WITH_NODE, OwnerCore
 from p2pcompute.scheduler.owner.results import NODE_DEATHS_MAX
 from p2pcompute.scheduler.owner.rule import AVOID_S
 from p2pcompute.scheduler.stealing import LOCAL, Thief
@@ -120,6 +121,20 @@ def test_a_task_that_always_dies_fails_with_evidence(
     distinct = min(POISON_NODES, len(on or nodes))
     reason = core.jobs[JOB].ledger.reasons[0]
     assert f"on {distinct} node(s)" in reason and "died" in reason
+
+
+def test_a_task_that_always_dies_is_given_up_although_another_node_is_busy_with_something_else() -> None:
+    """Two of three nodes would start its process for ever, 40 times a second, while the third has no time for it."""
+    core = make("a", "b", "busy", retries=0)
+    for step in range(ATTEMPTS_MAX):
+        core.remember(float(step), thief("busy"))
+        name = "ab"[step % 2]
+        grant = core.choose(float(step), thief(name))
+        if grant is not None:
+            core.acknowledged(float(step), key_of(name), grant.grant_id, True)
+            core.result(float(step), key_of(name), name.encode(), JOB, 0, 0, grant.tasks[0].attempt, DIED, b"d" * 32)
+    assert core.jobs[JOB].ledger.state(0) is TaskState.FAILED
+    assert f"died {NODE_DEATHS_MAX} times on 2 node(s)" in core.jobs[JOB].ledger.reasons[0]
 
 
 def test_the_death_of_a_node_told_twice_counts_once() -> None:

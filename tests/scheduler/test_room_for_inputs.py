@@ -18,8 +18,8 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import INPUTS_CACHE_SHARE
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.input_room import InputRoom
-from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker_service import WorkerService
 from tests.scheduler.test_room_for_results import JOB, OWNER, made_worker

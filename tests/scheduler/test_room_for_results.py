@@ -17,8 +17,8 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.host.tasks import TaskScope
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.messages import decode_outcome
-from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.scheduler.worker_service import WorkerService
 

@@ -8,7 +8,15 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.stealing import Thief
-from p2pcompute.scheduler.stragglers import STRAGGLER_FACTOR, STRAGGLER_S_MIN, Slowness, straggler
+from p2pcompute.scheduler.stragglers import (
+    HOLDERS_MAX,
+    STRAGGLER_FACTOR,
+    STRAGGLER_S_MIN,
+    Run,
+    Slowness,
+    Straggler,
+    straggler,
+)
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 
 JOB = b"j" * 32
@@ -19,38 +27,83 @@ def thief(name: str) -> Thief:
     return Thief(name.encode().ljust(32, b"."), name.encode(), b"1", (3, 11), 1, 1)
 
 
+def judged(
+    held_s: float, *, task_s: float = 20.0, slowness: float = 1.0, attempt: int = 1, depth: int = 1
+) -> Straggler:
+    return straggler(0, attempt, Run(held_s, slowness, depth), task_s)
+
+
 def test_a_fast_node_takes_over_from_a_slow_one_and_not_the_other_way_round() -> None:
-    one = straggler(0, 10.0, 1, 1, task_s=20.0, slowness=5.0, is_copied=False)
+    one = judged(10.0, slowness=5.0)
     assert one.is_for(1.0) and not one.is_for(5.0) and not one.is_for(6.0)
-    assert not straggler(0, 10.0, 1, 1, task_s=20.0, slowness=1.0, is_copied=False).is_for(1.0)
-    assert not straggler(0, 10.0, 1, 1, task_s=20.0, slowness=5.0, is_copied=True).is_for(1.0), "two have it"
+    assert not judged(10.0).is_for(1.0)
+
+
+def test_a_node_is_compared_with_whoever_is_done_first_of_all_that_have_a_task() -> None:
+    """Else one that was free a moment too early keeps a task to itself that a faster one would end sooner."""
+    slow, copy = Run(30.0, 5.0), Run(2.0, 2.0)
+    one = straggler(0, 2, copy, 20.0, [slow])
+    assert one.work_s == 6.0 + 20.0 and one.ends_in_s == (26.0 - 1.0) * 2.0
+    assert one.is_for(0.5) and not one.is_for(2.0)
+    assert not straggler(0, 2, copy, 20.0, [Run(30.0, 1.0)]).is_for(0.9), "the first is nearly done"
+    crowd = [Run(30.0, 5.0)] * (HOLDERS_MAX - 1)
+    assert straggler(0, 2, copy, 20.0, crowd[1:]).is_for(0.1)
+    assert not straggler(0, 2, copy, 20.0, crowd).is_for(0.1)
 
 
 def test_what_has_run_for_long_is_not_begun_anew_unless_that_is_much_sooner() -> None:
     """It needs as long again: a node must be more than twice as fast to be there first."""
-    one = straggler(0, 50.0, 1, 1, task_s=20.0, slowness=1.0, is_copied=False)
-    assert one.done_s == one.left_s == 50.0 and not one.is_late
+    one = judged(50.0)
+    assert one.work_s == 100.0 and one.ends_in_s == 50.0 and not one.is_late
     assert one.is_for(0.4) and not one.is_for(0.5)
 
 
 def test_short_tasks_are_not_worth_it() -> None:
-    assert not straggler(0, 0.5, 1, 1, task_s=0.5, slowness=5.0, is_copied=False).is_for(0.1)
+    assert not judged(0.5, task_s=0.5, slowness=5.0).is_for(0.1)
 
 
 def test_a_late_task_is_for_any_node() -> None:
-    assert straggler(0, 60.0, 1, 1, task_s=20.0, slowness=1.0, is_copied=False).is_for(50.0)
-    assert not straggler(0, 60.0, 2, 1, task_s=20.0, slowness=1.0, is_copied=False).is_late, "each copy has more time"
-    assert not straggler(0, STRAGGLER_S_MIN - 1, 1, 1, task_s=0.1, slowness=1.0, is_copied=False).is_late
+    assert judged(60.0).is_for(50.0)
+    assert not judged(60.0, attempt=2).is_late, "each copy has more time"
+    assert not judged(STRAGGLER_S_MIN - 1, task_s=0.1).is_late
     assert STRAGGLER_FACTOR * 20.0 == 60.0
 
 
 def test_what_waits_behind_others_is_given_to_who_is_idle() -> None:
     """Else what a node was given in one piece is done there, one after the other, while all others have nothing."""
-    queued = straggler(0, 10.0, 1, 6, task_s=20.0, slowness=1.0, is_copied=False)
-    assert queued.waits_s == 90.0 and queued.done_s == 0.0
+    queued = judged(10.0, depth=6)
+    assert queued.ends_in_s == 110.0 and queued.work_s == 20.0
     assert queued.is_for(1.0) and queued.is_for(5.0) and not queued.is_for(5.5), "it begins with nothing before it"
-    assert queued.slowness_max >= 5.0
-    assert straggler(0, 110.0, 1, 6, task_s=20.0, slowness=1.0, is_copied=False).done_s == 10.0
+    assert judged(110.0, depth=6).ends_in_s == 20.0
+
+
+def test_of_tasks_that_wait_in_one_place_the_last_is_given_to_who_is_idle() -> None:
+    """Else it is given those that begin there at that moment, and both do them, one after the other."""
+    core = OwnerCore()
+    core.add_job(JobEnvelope(JOB, JobTerms(), b"", SUBMITTER, SUBMITTER, b"raw"))
+    core.add_tasks(JOB, [b"x"] * 40)
+    slow, idle = replace(thief("a"), slots=2, want=40), thief("b")
+    grant = core.choose(0.0, slow)
+    assert grant is not None
+    core.acknowledged(0.0, slow.key, grant.grant_id, True)
+    core.heartbeat(0.0, slow.key, b"1", JOB, [(index, 0, 1) for index in range(40)], installation=b"a")
+    good = Outcome(OutcomeStatus.OK, runtime_s=1.0)
+    core.result(1.0, slow.key, b"a", JOB, 0, 0, 1, good, b"d" * 32)
+    core.tick(2.0)
+    assert {lease.depth for lease in core.jobs[JOB].leases.values() if lease.is_found} == {20}, "two at a time"
+    given = [core.copy(2.0, idle), core.copy(2.0, idle)]
+    assert [grant.tasks[0].index for grant in given if grant is not None] == [39, 38]
+    core.check_invariants()
+
+
+def test_own_jobs_only() -> None:
+    """A worker that has room for its own installation's work, and none for that of others."""
+    core = OwnerCore()
+    core.add_job(JobEnvelope(JOB, JobTerms(), b"", SUBMITTER, SUBMITTER, b"raw"))
+    core.add_tasks(JOB, [b"x"])
+    asking = replace(thief("a"), only_own=True)
+    assert core.choose(0.0, asking) is None
+    assert core.choose(0.0, replace(asking, installation=SUBMITTER)) is not None
 
 
 def test_the_first_ends_of_a_job_do_not_tell_how_long_its_tasks_take() -> None:
@@ -80,6 +133,9 @@ def test_slowness_is_learned_from_run_times() -> None:
     for _ in range(50):
         known.note(b"a", 30.0, 10.0)
     assert abs(known.of(b"a") - 3.0) < 0.01
+    for runtime_s in (10.0, 30.0):
+        known.note(b"b", runtime_s, 20.0)
+    assert known.of(b"b") == 1.0, "the first says no more than the second"
 
 
 def test_the_end_of_a_job_does_not_wait_for_its_slowest_node() -> None:

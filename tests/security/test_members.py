@@ -12,27 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcompute.dht.records import make_ad, make_record, record_key
-from p2pcompute.dht.service import Dht
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload, encode_spec
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.identity.keys import Identity, create_identity
 from p2pcompute.limits import JOB_AGE_S_MAX
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.custody import coordinator_of
 from p2pcompute.scheduler.messages import Message, grant_body
-from p2pcompute.scheduler.owner import Grant, GrantedTask
 from p2pcompute.scheduler.terms import JobTerms, job_id_of, open_job, seal_job
 from p2pcompute.transport.messages import Purpose
 from tests.e2e.mesh import Mesh, until
 from tests.fuzz.attacker import Attacker, encode
 from tests.security.test_joining import port_of
-from tests.security.test_network_key import group_of, stranger_in_the_dht
+from tests.security.test_network_key import ForeignDht, group_of, stranger_in_the_dht
 
 CRYPTO = RealCrypto()
 
 
-def ask(dht: Dht, work: Coroutine[Any, Any, Any]) -> Any:
+def ask(dht: ForeignDht, work: Coroutine[Any, Any, Any]) -> Any:
     """Have something done in the loop of a node of ours."""
-    return asyncio.run_coroutine_threadsafe(work, dht.loop).result(20)  # type: ignore[attr-defined]
+    return asyncio.run_coroutine_threadsafe(work, dht.loop).result(20)
 
 
 def test_nobody_speaks_under_a_jobs_key_but_who_published_it(mesh: Mesh) -> None:

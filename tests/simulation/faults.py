@@ -522,7 +522,7 @@ class World:
                 link.results for link in worker.links.values()
             ):
                 found.append(f"{name}: {worker.unsent_bytes} unsent bytes of nothing")
-            if owner._facts or owner._writes or owner._committed or owner._is_flushing:
+            if owner.commits.is_waiting:
                 found.append(f"{name}: commits wait")
             if scheduler.victim.given or owner.core._pending:
                 found.append(f"{name}: grants wait")

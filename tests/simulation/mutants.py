@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from p2pcompute.dht import exchange, keeper, records
-from p2pcompute.dht import service as dht_service
+from p2pcompute.dht import exchange, joining, keeper, records
 from p2pcompute.dht.lookup import Lookup
 from p2pcompute.dht.records import PutOutcome, Record, RecordStore
 from p2pcompute.dht.routing_table import Change, RoutingTable
@@ -305,7 +304,7 @@ def tables_share_a_dictionary(patch: Patch) -> None:
 
 @_mutant("chatter", CALM)
 def tables_are_refreshed_all_the_time(patch: Patch) -> None:
-    patch.setattr(dht_service, "DHT_REFRESH_SMALL_S", 0.5)
+    patch.setattr(joining, "DHT_REFRESH_SMALL_S", 0.5)
 
 
 @_mutant("chatter", CALM)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from p2pcompute.host.blob_digest import ref_of
+from p2pcompute.identity.keys import delegate
 from p2pcompute.limits import LEASE_S_MIN
+from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.simulation.custody_runs import run_custody
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
@@ -63,6 +66,8 @@ def test_a_custodian_takes_over_and_the_owner_takes_its_job_back(seed: int) -> N
                 assert simulation.now - died < 2 * LEASE_S_MIN
             assert acting(mesh, job_id) == [first]
             await asyncio.sleep(20)
+            held = first.running.scheduler.worker.core.held
+            assert 2 <= len(held) <= 4, f"{len(held)} tasks at the worker of who coordinates them: two run"
             between = done_at(first, job_id)
             assert between > before + 40, "work goes on"
             await mesh.restart(owner)
@@ -213,3 +218,37 @@ def test_an_owner_whose_custodian_never_comes_back_is_worked_for_again() -> None
 
         simulation.run(main(), time_s_max=1000)
         mesh.check_errors()
+
+
+def test_what_a_program_did_for_a_custodian_counts_as_its_installations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an installation agrees with itself under the names of its programs."""
+    told: set[tuple[bytes, bytes]] = set()
+    intake = OwnerService.intake
+
+    def noted(self: OwnerService, thief: bytes, installation: bytes, *rest: Any, **more: Any) -> int:
+        if more.get("relayed_by") is not None:
+            told.add((thief, installation))
+        return intake(self, thief, installation, *rest, **more)
+
+    monkeypatch.setattr(OwnerService, "intake", noted)
+    with Simulation(4) as simulation:
+        mesh = Mesh(simulation, 5, runner=RunnerModel(slot_count=2))
+        owner, installation, program = mesh.members[1], mesh.members[3], mesh.members[4]
+        crypto, wall = program.host.crypto, program.host.clock.wall()
+        program.group = installation.group
+        program.identity = delegate(installation.identity, crypto, expires_wall=wall + 86400, roles=("work",))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            job_id = await mesh.submit(owner, [2.0] * 400)
+            await asyncio.sleep(15)
+            mesh.crash(owner)
+            await asyncio.sleep(60)
+            await mesh.restart(owner)
+            await mesh.wait_for(owner, job_id, limit_s=300)
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+    assert program.identity.public_key in {signer for signer, _by in told}
+    assert all(by == installation.identity.public_key for signer, by in told if signer == program.identity.public_key)

@@ -9,7 +9,7 @@ import pytest
 
 from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.host.real_crypto import RealCrypto
-from p2pcompute.identity.keys import create_identity
+from p2pcompute.identity.keys import create_identity, delegate
 from p2pcompute.limits import LOG_KEEPERS_ASKED, LOG_RECORDS_MAX
 from p2pcompute.node.log_exchange import LOG_NEWS, LogExchange
 from p2pcompute.node.log_records import join_pieces, pieces_of, read_piece
@@ -380,3 +380,51 @@ def test_removal_beats_every_standing_way_in_but_no_new_invitation() -> None:
             assert key(bad) in credentials.roster
 
         simulation.run(main())
+
+
+@pytest.mark.parametrize(
+    ("delegated", "left", "submits", "works"),
+    [
+        (("submit", "work"), ("submit", "work"), True, True),
+        (("submit", "work"), ("work",), False, True),
+        (("submit", "work"), ("submit",), True, False),
+        (("submit",), ("submit", "work"), True, False),
+    ],
+)
+def test_a_program_may_do_what_its_installation_may_and_was_delegated(
+    delegated: tuple[str, ...], left: tuple[str, ...], submits: bool, works: bool
+) -> None:
+    """Embedded nodes have keys of their own: with one, an installation would do what it may not."""
+    with Simulation(9) as simulation:
+        mesh = Mesh(simulation, 4, runner=RunnerModel(slot_count=2))
+        founder, installation, program = mesh.members[0], mesh.members[2], mesh.members[3]
+        crypto, wall = program.host.crypto, program.host.clock.wall()
+        program.group = installation.group
+        program.identity = delegate(installation.identity, crypto, expires_wall=wall + 86400, roles=delegated)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            await founder.host.call(_set_roles(founder, installation, left))
+            await asyncio.sleep(5)
+            await mesh.submit(founder, [20.0] * 12)
+            await asyncio.sleep(10)
+            assert (_held_for(program, key(founder)) > 0) is works, "who has the work looks whom to give it"
+            await asyncio.sleep(120)
+            await mesh.submit(program, [600.0] * 30)
+            await asyncio.sleep(30)
+            assert (_held_for(founder, key(installation)) > 0) is submits, "who is to run it looks whose it is"
+            mesh.check_errors()
+
+        simulation.run(main())
+
+
+def _held_for(one: Member, submitter: bytes) -> int:
+    """Tasks that a node holds for jobs of others by this installation."""
+    worker = one.running.scheduler.worker
+    jobs = {job_id for job_id, job in worker.jobs.items() if job.submitter == submitter}
+    return sum(held.job_id in jobs and not held.is_dropped for held in worker.core.held.values())
+
+
+async def _set_roles(by: Member, whom: Member, roles: tuple[str, ...]) -> None:
+    by.running.set_roles(key(whom), roles, reason="")

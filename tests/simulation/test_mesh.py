@@ -51,7 +51,7 @@ def test_of_two_nodes_that_start_together_one_dials(is_lan: bool) -> None:
         for member in mesh.members:
             channels = member.running.channels
             assert channels.counters.opened == len(channels.all()) == 7
-            assert len(member.running.scheduler.parking) == 7
+            assert len(member.running.scheduler.victim.parking) == 7
         mesh.check_errors()
 
 

@@ -15,8 +15,9 @@ from p2pcompute.plots.drawing import new_figure
 from p2pcompute.plots.records import Writer, header
 from p2pcompute.simulation.archive import Archive
 from p2pcompute.simulation.plots import _PLOTS, SIZE_INCHES, _draw_sweep, _position, draw, write_tables
+from p2pcompute.simulation.running import InProcess, run_study, trace_path
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.study import InProcess, Study, plan_study, run_study, trace_path
+from p2pcompute.simulation.study import Study, plan_study
 from p2pcompute.simulation.summary import summary
 from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
@@ -112,5 +113,5 @@ def test_tables_hold_every_run_and_every_point(tmp_path: Path) -> None:
 def test_without_matplotlib_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     study = study_of(tmp_path, {"nodes": ["4", "16"]})
-    with pytest.raises(UsageError, match="pip install 'p2pcompute\\[plot\\]'"):
+    with pytest.raises(UsageError, match="pip install 'matplotlib>="):
         draw(tmp_path, study, summary(study))

@@ -21,17 +21,9 @@ from p2pcompute.errors import UsageError
 from p2pcompute.execution.codec import decode, encode
 from p2pcompute.plots import records
 from p2pcompute.simulation.archive import Archive, OutputError, alone_in, code_version
+from p2pcompute.simulation.running import InProcess, make_meter, open_pool, run_study
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
-from p2pcompute.simulation.study import (
-    POINTS_MAX,
-    InProcess,
-    Point,
-    Study,
-    make_meter,
-    open_pool,
-    plan_study,
-    run_study,
-)
+from p2pcompute.simulation.study import POINTS_MAX, Point, Study, plan_study
 from p2pcompute.simulation.summary import bounded, interval, replay_command, summary
 from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
@@ -168,15 +160,20 @@ def test_runs_elsewhere_give_the_same_data_on_every_node(scenario: Scenario) -> 
     assert {seed: replace(result, wall_s=2.5) for seed, result in mine.results.items()} == theirs.results
 
 
-def test_ctrl_c_ends_the_processes_of_a_pool(scenario: Scenario) -> None:
+def test_ctrl_c_ends_the_processes_of_a_pool(scenario: Scenario, tmp_path: Path) -> None:
     """Nothing stays behind: the fixture of all tests looks for children."""
 
     def interrupt(point: Point, result: RunResult) -> None:
         raise KeyboardInterrupt
 
     study = study_of(scenario, seeds=range(50))
+    study.traces = tmp_path
+    left = tmp_path / "traces/of-a-process-that-was-killed.part"
+    left.parent.mkdir()
+    left.touch()
     run_study(study, functools.partial(open_pool, 1, make_meter()), on_result=interrupt)
     assert study.is_interrupted and len(seeds_of(study)) == 1
+    assert {path.suffix for path in left.parent.iterdir()} == {".jsonl"}, "a trace is there only when it is whole"
 
 
 def test_sweeps_are_combined(scenario: Scenario) -> None:

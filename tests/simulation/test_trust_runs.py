@@ -47,6 +47,13 @@ def test_at_a_hundred_tasks_a_worker_two_copies_are_enough(collude: bool, s: flo
     assert metrics["error_rate"] <= 3e-4 and metrics["redundancy"] <= 2.3 and metrics["banned_honest"] == 0
 
 
+def test_saboteurs_that_look_for_what_others_of_them_lied_about_gain_nothing_by_it() -> None:
+    """Handing tasks back must cost what it buys: without that this gives ten times the errors that were asked for."""
+    values: dict[str, object] = {"copycat": True, "sleep": 60, "choosy": 30, "s": 0.005, "tasks": 5000, "workers": 50}
+    errors = [run(seed, **values).metrics["error_rate"] for seed in range(2)]
+    assert sum(errors) <= 4e-4, "two wrong results of 10,000"
+
+
 def test_machines_that_rarely_err_are_not_banned() -> None:
     metrics = run(f=0, fault_hosts=0.35, tasks=10_000, workers=100).metrics
     assert metrics["error_rate"] == 0 and metrics["banned_honest"] <= 0.02 and metrics["redundancy"] <= 2.3

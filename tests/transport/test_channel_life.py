@@ -71,6 +71,31 @@ def test_a_channel_that_is_needed_stays_and_is_hardly_ever_probed() -> None:
     SimWorld().run(case)
 
 
+def test_of_two_channels_to_one_peer_one_closes_soon_however_busy_the_two_nodes_are() -> None:
+    """Else an owner whom all others dial, and who dials all of them, has room for half as many."""
+
+    async def case(world: SimWorld) -> None:
+        ann, bob = await pair(world)
+        for node in (ann, bob):
+            node.channels.is_needed = lambda _key: True
+            node.channels.on_request(ASK, echo)
+        await asyncio.gather(ann.connect(bob), bob.connect(ann))
+        assert len(ann.channels.all()) == len(bob.channels.all()) == 2
+        for number in range(40):
+            for node, peer in ((ann, bob), (bob, ann)):
+                used = node.channels.get(peer.key)
+                assert used is not None
+                assert await node.request(used, ASK, number) == number
+            await asyncio.sleep(1.0)
+        assert len(ann.channels.all()) == len(bob.channels.all()) == 1
+        await asyncio.sleep(2 * CHANNEL_IDLE_S)
+        assert len(ann.channels.all()) == 1, "the other one is needed"
+        await ann.stop()
+        await bob.stop()
+
+    SimWorld().run(case)
+
+
 def test_an_open_request_keeps_a_channel() -> None:
     async def case(world: SimWorld) -> None:
         ann, bob = await pair(world)

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from p2pcompute.limits import VERIFY_WINDOWS_KEPT
 from p2pcompute.trust.verification import METHODS, Method, make_verifier
 from p2pcompute.trust.verification.arbitrate import (
+    DRAWS_FREE,
     PROBATION_AGREEMENTS,
     Arbitrate,
     ArbitratePolicy,
@@ -32,6 +33,7 @@ from p2pcompute.trust.verification.book import (
     Why,
     Withdrawn,
 )
+from p2pcompute.trust.verification.formulas import coalition_risk
 
 RIGHT, WRONG = b"right", b"wrong"
 NEVER = 10**9
@@ -255,6 +257,36 @@ def test_who_claims_what_it_was_not_given_adds_no_weight_and_keeps_nobody_from_i
     assert verifier.take(0.0, b"c", RNG) == 0
     assert verifier.claim(0.0, b"c", 0, RIGHT) == [Accepted(0, RIGHT, Basis.AGREED)]
     assert [verifier.workers[worker].k for worker in (b"a", b"b", b"c")] == [0, 1, 1]
+
+
+def test_who_hands_back_most_of_what_it_is_given_is_believed_less() -> None:
+    """It looks for what an accomplice lied about, and keeps from that who would have found him out."""
+    verifier = arbitrate(tasks=200, error_rate=0.07)
+    assert verifier.take(0.0, b"a", RNG) == 0
+    verifier.claim(0.0, b"a", 0, WRONG)
+    for _ in range(2 * DRAWS_FREE):
+        drawn = verifier.take(0.0, b"b", RNG)
+        assert drawn is not None
+        verifier.returned(0.0, b"b", drawn)
+    assert give(verifier, b"b", 0, WRONG) == [], "two who never met would be believed"
+    assert verifier.risk(0, (b"a", b"b")) > 7 * coalition_risk(0.25**2, 2, 0.2)
+    verifier.check_invariants()
+    for _ in range(20 * DRAWS_FREE):  # who goes on to answer is one who comes and goes
+        drawn = verifier.take(0.0, b"b", RNG)
+        if drawn is not None:
+            verifier.claim(0.0, b"b", drawn, RIGHT)
+    assert verifier.workers[b"b"].choice < 1.5
+
+
+def test_what_is_taken_back_from_a_worker_is_not_its_choice() -> None:
+    verifier = arbitrate(tasks=9)
+    for _ in range(5):
+        drawn = verifier.take(0.0, b"a", RNG)
+        assert drawn is not None
+        verifier.taken_back(0.0, b"a", drawn)
+        verifier.taken_back(0.0, b"a", drawn)
+    assert verifier.workers[b"a"].choice == 1.0
+    assert verifier.take(0.0, b"a", RNG) is not None and verifier.workers[b"a"].choice > 1.0, "what it holds counts"
 
 
 def test_windows_that_are_long_over_change_no_more() -> None:

@@ -32,7 +32,8 @@ Layers, each a class that uses those above it:
 Pure, as `OwnerCore`, which calls it and performs what follows.
 
 Bounds: VERIFY_WORKERS_MAX workers of each rule; VERIFY_HELD_BYTES_MAX bytes of outputs and payloads that wait: then
-members begin no further tasks; EVIDENCE_MAX remarkable events of each node.
+members begin no further tasks, and from VERIFY_UNASKED_BYTES_MAX on nobody is listened to about what he was not lent;
+EVIDENCE_MAX remarkable events of each node.
 """
 
 from p2pcompute.scheduler.acceptance.belief import LevelOf, everybody_is_trusted

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Final, Protocol
 
-from p2pcompute.scheduler.checked import CheckedJob, Decider, Event, Record, Rule
+from p2pcompute.scheduler.acceptance.decider import Decider
+from p2pcompute.scheduler.books import CheckedJob, Lease, OwnedJob
+from p2pcompute.scheduler.checked import Event, Record, Rule
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.book import Verifier, Worker
 
 if TYPE_CHECKING:
     import random
-
-    from p2pcompute.scheduler.owner import Lease, OwnedJob
 
 
 CUSTODY_CLAIMS: Final = 2
@@ -50,6 +50,8 @@ class Belief:
         self.level_of = level_of
         self._rng = rng
         self._cluster_of = cluster_of
+        self.are_alike: Callable[[bytes, bytes, bytes], bool] = lambda _spec, _one, _other: False
+        """Whether two values that differ are as good as each other, by a job's encoded spec."""
         self._core: Decider | None = None
         self.verifiers: dict[Rule, Verifier] = {}
         self._joined: dict[Rule, dict[Worker, None]] = {}

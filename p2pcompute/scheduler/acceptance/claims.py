@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import TYPE_CHECKING
+from typing import Any
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.limits import VERIFY_UNASKED_BYTES_MAX
 from p2pcompute.scheduler.acceptance.handing_out import HandingOut
-from p2pcompute.scheduler.checked import CheckedJob, Output, Record
+from p2pcompute.scheduler.books import CheckedJob, Lease, OwnedJob
+from p2pcompute.scheduler.checked import Output, Record
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.arbitrate import Arbitrate
 from p2pcompute.trust.verification.book import Accepted, Basis, Digest, Worker
-
-if TYPE_CHECKING:
-    from p2pcompute.scheduler.owner import Lease, OwnedJob
 
 
 class Claims(HandingOut):
@@ -62,6 +61,8 @@ class Claims(HandingOut):
             self.release(job, index, thief)
             self._could_not(checked, index, lease, outcome)
             return True
+        if lease is None and relayed_by is None and self._is_unasked(checked, index, installation):
+            return False
         if index not in checked.numbers:
             if job.ledger.state(index) is not TaskState.OPEN or index in job.leases:
                 return False  # it is computed by somebody who is believed, or was
@@ -105,6 +106,13 @@ class Claims(HandingOut):
             self._free(checked, index)
         return True
 
+    def _is_unasked(self, checked: CheckedJob, index: int, installation: bytes) -> bool:
+        """Whether there is no room for what a member says of a task that it was not lent, or no longer: others wait for
+        the rest.  What it says for the second time may be proof of a lie."""
+        number = checked.numbers.get(index)
+        is_first = number is None or installation not in checked.verifier.tasks[number].claims
+        return is_first and self.held_bytes >= VERIFY_UNASKED_BYTES_MAX
+
     def _could_not(self, checked: CheckedJob, index: int, lease: Lease, outcome: Outcome) -> None:
         """A member tells that it could not compute a task."""
         number = checked.numbers[index]
@@ -132,7 +140,8 @@ class Claims(HandingOut):
     ) -> bool:
         """Take the good result of a trusted node about a task that members claimed; False: no member did.
 
-        It is accepted here, as a verdict, or asked for once more when it contradicts everybody.
+        It is accepted here, as a verdict, or asked for once more when it contradicts everybody.  Of a job whose numbers
+        are rounded, claims that are a step of rounding away from it are as right.
         """
         checked = job.checked
         number = None if checked is None else checked.numbers.get(index)
@@ -151,10 +160,16 @@ class Claims(HandingOut):
                 self._accepted(checked, index, Accepted(number, digest, Basis.TRUSTED))
             return True
         claims = dict(task.claims)
+        alike = self._alike(checked, index, outcome, digest)
+        if alike and digest not in claims.values():
+            digest = task.accepted if task.accepted in alike else alike[0]
         self._keep_output(checked, index, digest, outcome, thief)
         if index in checked.check_of:
             self._follow(rule, checked.verifier.verdict(now, -checked.check_of[index], digest))
-        self._follow(rule, checked.verifier.verdict(now, number, digest))
+        if alike and isinstance(checked.verifier, Arbitrate):
+            self._follow(rule, checked.verifier.verdict(now, number, digest, alike=alike))
+        else:
+            self._follow(rule, checked.verifier.verdict(now, number, digest))
         if checked.verifier.tasks[number].is_final:
             checked.asked.pop(index, None)
             checked.arbitrations.pop(index, None)
@@ -162,12 +177,25 @@ class Claims(HandingOut):
             for worker, claim in claims.items():
                 record = self.record(worker)
                 self.changed[worker] = None
-                if claim == digest:
+                if claim == digest or claim in alike:
                     record.agreed += 1
                 elif is_known:
                     record.wrong += 1
                     self._tell(worker, checked, index, "its result was wrong")
         return True
+
+    def _alike(self, checked: CheckedJob, index: int, outcome: Outcome, digest: Digest) -> list[Digest]:
+        """Return what was claimed of a task and differs from this result by a step of rounding, first claims first."""
+        if outcome.value_blob is not None:
+            return []
+        spec = checked.job.envelope.spec
+        outputs = checked.outputs.get(index, {})
+        found = []
+        for claim in dict.fromkeys(checked.verifier.tasks[checked.numbers[index]].claims.values()):
+            other = outputs[claim].outcome if claim in outputs and claim != digest else None
+            if other is not None and _beside_value(other) == _beside_value(outcome):
+                found += [claim] * self.are_alike(spec, outcome.value, other.value)
+        return found
 
     def take_changed(self) -> dict[bytes, Record]:
         """Return the records that are to be stored, as they are now."""
@@ -220,3 +248,8 @@ class Claims(HandingOut):
             checked.verifier.restore(number, digests, blind, job.accepted_digests.get(index) if is_done else None)
         if job.checked is not None:
             self._follow(rule, job.checked.verifier.take_effects())
+
+
+def _beside_value(outcome: Outcome) -> tuple[Any, ...]:
+    """Return what else of an outcome is signed."""
+    return outcome.status, outcome.stdout, outcome.stdout_blob, outcome.exit_code, outcome.files

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from p2pcompute.limits import VERIFY_KEPT_BYTES_MAX
 from p2pcompute.scheduler.acceptance.lending import Lending
-from p2pcompute.scheduler.checked import CheckedJob, Rule
+from p2pcompute.scheduler.books import CheckedJob, OwnedJob
+from p2pcompute.scheduler.checked import Rule
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.arbitrate import Arbitrate
@@ -22,9 +22,6 @@ from p2pcompute.trust.verification.book import (
     Why,
     Withdrawn,
 )
-
-if TYPE_CHECKING:
-    from p2pcompute.scheduler.owner import OwnedJob
 
 
 class Consequences(Lending):
@@ -203,7 +200,7 @@ class Consequences(Lending):
             self._checks[checked.rule].pop(checked.check_of.pop(index), None)
         for thief, lease in list(checked.leases.get(index, {}).items()):
             self.release(job, index, thief)
-            checked.verifier.returned(self._now, lease.installation, number)
+            checked.verifier.taken_back(self._now, lease.installation, number)
             self._owner.stop(thief, job, [index], kill=True)
         size = len(checked.payloads.pop(index, b""))
         if self._kept.pop((job.envelope.job_id, index), None) is not None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from p2pcompute.limits import GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_RULES_MAX, VERIFY_WORKERS_MAX
 from p2pcompute.scheduler.acceptance.consequences import Consequences
-from p2pcompute.scheduler.checked import CheckedJob, Rule
+from p2pcompute.scheduler.books import CheckedJob, OwnedJob
+from p2pcompute.scheduler.checked import Rule
 from p2pcompute.scheduler.ledger import TaskState
+from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.trust.verification import make_verifier
 from p2pcompute.trust.verification.arbitrate import NOTHING_KNOWN, Arbitrate, ArbitratePolicy
 from p2pcompute.trust.verification.book import Verifier, Worker
-
-if TYPE_CHECKING:
-    from p2pcompute.scheduler.owner import OwnedJob
-    from p2pcompute.scheduler.stealing import Thief
-
 
 VERDICTS_AT_ONCE: Final = 3
 """Conflicts of one member that a trusted node decides at a time: so many lone wrong values ban it."""
@@ -72,11 +69,11 @@ class HandingOut(Consequences):
                 break
             place = self._places[rule][number] if number >= 0 else self._known_answer(rule, checked, -number, ready)
             if place is None or place[0] is not checked or place[1] not in checked.payloads:
-                verifier.returned(now, thief.installation, number)
+                verifier.taken_back(now, thief.installation, number)
                 break
             index = place[1]
             if checked.is_lent_to(index, thief.key) or index in job.leases:
-                verifier.returned(now, thief.installation, number)
+                verifier.taken_back(now, thief.installation, number)
                 break
             if job.ledger.state(index) is TaskState.OPEN:
                 checked.held[index] = None

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from p2pcompute.scheduler.acceptance.belief import Belief
-from p2pcompute.scheduler.checked import CheckedJob
+from p2pcompute.scheduler.books import CheckedJob, Lease, OwnedJob
 from p2pcompute.scheduler.ledger import TaskState
-
-if TYPE_CHECKING:
-    from p2pcompute.scheduler.owner import Lease, OwnedJob
 
 
 class Lending(Belief):

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.scheduler.acceptance.claims import Claims
-from p2pcompute.scheduler.checked import CheckedJob, Rule
+from p2pcompute.scheduler.books import CheckedJob, Lease, OwnedJob
+from p2pcompute.scheduler.checked import Rule
 from p2pcompute.scheduler.ledger import TaskState
+from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.stragglers import STRAGGLER_FACTOR
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.arbitrate import Arbitrate
 from p2pcompute.trust.verification.book import Worker, votes
-
-if TYPE_CHECKING:
-    from p2pcompute.scheduler.owner import Lease, OwnedJob
-    from p2pcompute.scheduler.stealing import Thief
-
 
 ARBITER_PATIENCE_S: Final = 60.0
 """Without a trusted node for so long, conflicts are decided by more members."""
@@ -108,7 +105,7 @@ class Acceptance(Claims):
         """Where no trusted node decides, more members do; and where these disagree for good, the task has failed."""
         if any(thief.is_local or self.level_of(thief.installation) is Level.TRUSTED for thief, _seen in thieves):
             self._arbiter_at = now
-        has_arbiter = now - self._arbiter_at < ARBITER_PATIENCE_S
+        has_arbiter = self.has_arbiter(now)
         for rule, verifier in self.verifiers.items():
             if isinstance(verifier, Arbitrate):
                 self._follow(rule, verifier.set_arbiter(has_arbiter))
@@ -119,6 +116,10 @@ class Acceptance(Claims):
                 if is_stuck and len(groups := votes(claims)) > 1:
                     said = ", ".join(f"{worker.hex()[:8]}: {digest.hex()[:8]}" for worker, digest in claims.items())
                     self._owner.disputed(checked.job, index, f"{DISPUTED}: {len(groups)} results differ ({said})")
+
+    def has_arbiter(self, now: float) -> bool:
+        """Whether a trusted node has asked for work lately: it decides what members claim."""
+        return now - self._arbiter_at < ARBITER_PATIENCE_S
 
     def check_invariants(self, job: OwnedJob) -> None:
         """Raise InvariantViolation when the books about a job do not agree."""

@@ -6,9 +6,8 @@ the order of `fairness`; everything else keeps the books that it reads.
     open task = leased, or ready.  It is leased from the grant on; the lease ends by a result, by expiry, when its
     node is lost or restarted, or when the grant was not acknowledged.
 
-Layers, each a class that uses those above it:
+Layers, each a class that uses those above it; `scheduler.books` is what they know of jobs:
 
-    books     what is known of a job: data
     endings   how a task ends, and a job; what has to be done about it
     jobs      what submitters want: add, cancel, retry; earlier lives of this node
     leases    who has asked, who has what, and until when; what running tasks have saved
@@ -20,25 +19,17 @@ Invariants: a task has at most one lease; a leased task is open; the number of r
 Losing a node never counts against a task; a failure of the task itself does, `retries` times.
 """
 
-from p2pcompute.scheduler.owner.books import Effects, Grant, GrantedTask, Lease, OwnedJob, TaskEnd
 from p2pcompute.scheduler.owner.core import OwnerCore
-from p2pcompute.scheduler.owner.endings import DEADLINE, DURATION_WEIGHT, TASK_S_MIN
+from p2pcompute.scheduler.owner.endings import DEADLINE, TASK_S_MIN
 from p2pcompute.scheduler.owner.leases import UNFIT_S
 from p2pcompute.scheduler.owner.results import WITH_NODE
 from p2pcompute.scheduler.owner.rule import PREFER_S
 
 __all__ = [
     "DEADLINE",
-    "DURATION_WEIGHT",
     "PREFER_S",
     "TASK_S_MIN",
     "UNFIT_S",
     "WITH_NODE",
-    "Effects",
-    "Grant",
-    "GrantedTask",
-    "Lease",
-    "OwnedJob",
     "OwnerCore",
-    "TaskEnd",
 ]

@@ -12,9 +12,9 @@ from typing import Any
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.books import OwnedJob
 from p2pcompute.scheduler.fairness import Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, TaskState
-from p2pcompute.scheduler.owner.books import OwnedJob
 from p2pcompute.scheduler.owner.endings import Endings
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope
@@ -113,6 +113,8 @@ class Jobs(Endings):
             count += 1
         if count:
             job.is_cancelled, job.halted, job.is_revived = False, "", True
+            job.refusals.clear()
+            job.unfit.clear()
             self.order.add(job_id, Standing.of(job.envelope))
         return count
 
@@ -160,6 +162,7 @@ class Jobs(Endings):
             job.avoid,
             job.failed_in_row,
             job.unfit,
+            job.refusals,
             job.former,
         ):
             books.clear()

@@ -22,8 +22,8 @@ from p2pcompute.limits import (
     THIEVES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.books import Grant, GrantedTask, Lease, OwnedJob
 from p2pcompute.scheduler.checkpoints import Saved
-from p2pcompute.scheduler.owner.books import Grant, GrantedTask, Lease, OwnedJob
 from p2pcompute.scheduler.owner.jobs import Jobs
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope
@@ -211,6 +211,8 @@ class Leases(Jobs):
         is_believed = thief == LOCAL or self.acceptance.believes(job, installation)
         least_s = lease_s_min(self.pace_s)
         lease_s = inf if thief == LOCAL else max(least_s, LEASE_BATCH_FACTOR * (job.task_s or 0.0))
+        known = self.thieves.get(thief)
+        depth = ceil(len(held) / (known[0].slots if known is not None else 1))
         for index, generation, attempt in held:
             lease = job.leases.get(index)
             if self.acceptance.heartbeat(now, job, thief, boot, lease_s, index):
@@ -227,7 +229,7 @@ class Leases(Jobs):
             elif lease is None and job.checked is not None and index in job.checked.held:
                 drop.append(index)
             elif lease is None:
-                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held), is_found=True)
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, depth, is_found=True)
                 job.attempts[index] = max(job.attempts.get(index, 0), attempt)
                 job.share(thief)[0] += 1
             elif lease.thief == thief:
@@ -235,7 +237,7 @@ class Leases(Jobs):
                 lease.boot = boot
             elif lease.thief == moved_from and lease.attempt == attempt:
                 self._release(job, index)
-                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, len(held), is_found=True)
+                job.leases[index] = Lease(thief, boot, attempt, now + lease_s, now, depth, is_found=True)
                 job.share(thief)[0] += 1
             else:
                 drop.append(index)
@@ -253,6 +255,7 @@ class Leases(Jobs):
                 continue
             lease = job.leases.get(index)
             if lease is None or lease.thief != thief:
+                self._forget_former(job, index, thief)
                 continue
             self._release(job, index)
             job.attempts[index] = max(0, job.attempts.get(index, 1) - 1)
@@ -271,12 +274,20 @@ class Leases(Jobs):
                 for index, lease in job.leases.items()
                 if lease.thief == thief and (boot is None or lease.boot != boot)
             ]
+            for index in list(job.former):
+                self._forget_former(job, index, thief)
             for index in reversed(lost):
                 self._lose(now, job, index, "its node is gone")
             returned += len(lost) + self.acceptance.peer_lost(now, job, thief, boot)
         if boot is None:
             self.thieves.pop(thief, None)
         return returned
+
+    @staticmethod
+    def _forget_former(job: OwnedJob, index: int, thief: bytes) -> None:
+        """A node that had a task before does not go on with it."""
+        if index in job.former:
+            job.former[index] = tuple(lease for lease in job.former[index] if lease.thief != thief)
 
     def _lose(self, now: float, job: OwnedJob, index: int, why: str) -> None:
         lease = self._release(job, index)

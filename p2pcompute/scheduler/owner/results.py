@@ -13,14 +13,19 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import FAILS_ALWAYS, Outcome, OutcomeStatus
 from p2pcompute.limits import (
     ATTEMPTS_MAX,
+    JOB_NODES_MAX,
     JOB_SKEW_S_MAX,
     POISON_NODES,
+    REFUSALS_FREE,
+    REFUSALS_MAX,
+    REFUSED_S_MAX,
+    REFUSED_S_MIN,
     RUNTIME_DRIFT_MAX,
 )
+from p2pcompute.scheduler.books import Lease, OwnedJob, Refusals
 from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.fairness import Standing
 from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, TaskState
-from p2pcompute.scheduler.owner.books import Lease, OwnedJob
 from p2pcompute.scheduler.owner.rule import AVOID_S, Rule
 from p2pcompute.scheduler.stealing import LOCAL
 
@@ -106,6 +111,7 @@ class Results(Rule):
             if lease is not None and not is_holder:
                 self._effects.stops.append((lease.thief, job_id, [index], True))
             job.attempts[index] = max(job.attempts.get(index, 0), attempt)
+            self._note_begun(now, job, thief, outcome)
             self._note_good(now, job, index, installation)
             self._accept(job, index, outcome, thief, digest)
             return True
@@ -123,6 +129,7 @@ class Results(Rule):
         job.tell(now, index, f"attempt {attempt}: {said}")
         if outcome.status not in (OutcomeStatus.NOT_RUN, OutcomeStatus.REFUSED):
             self._note_lost(job, index, lease, said, outcome)
+        row = self._note_begun(now, job, thief, outcome)
         match outcome.status:
             case OutcomeStatus.FAILED | OutcomeStatus.TIMEOUT if is_excused:
                 self._again(now, job, index, installation)
@@ -139,16 +146,44 @@ class Results(Rule):
                 else:
                     self._again(now, job, index, installation)
             case OutcomeStatus.REFUSED | OutcomeStatus.NOT_RUN | OutcomeStatus.KILLED:
+                will_not = outcome.status is OutcomeStatus.REFUSED
                 if self._is_spent(job, index):
-                    self._fail(job, index, outcome, thief, f"given up after {ATTEMPTS_MAX} attempts")
-                elif outcome.status is OutcomeStatus.REFUSED:
-                    self._again(now, job, index, installation)
+                    self._fail(job, index, outcome, thief, f"given up after {ATTEMPTS_MAX} attempts; the last: {said}")
+                elif will_not and row >= REFUSALS_MAX and not self.has_other(now, job, [installation]):
+                    job.unfit.pop(thief, None)  # the next one has failed as well
+                    self._fail(job, index, outcome, thief, f"no other node may run it, and this one refuses: {said}")
                 else:
-                    could_not = outcome.status is OutcomeStatus.NOT_RUN
-                    if could_not or outcome.cause == MOVED:
+                    has_not_begun = outcome.status is not OutcomeStatus.KILLED
+                    if has_not_begun or outcome.cause == MOVED:
                         self._avoid(now, job, index, installation)
-                    self._requeue(job, index, is_last=could_not)
+                    job.retried += will_not
+                    self._requeue(job, index, is_last=has_not_begun)
         return True
+
+    @staticmethod
+    def _note_begun(now: float, job: OwnedJob, thief: bytes, outcome: Outcome) -> int:
+        """Count tasks of a job that a node has not begun, in a row; the more they are, the longer it gets none of it.
+
+        What merely waited behind another task, and was not begun because that died, says nothing about the node.
+
+        Returns:
+            How many there are.
+        """
+        if outcome.status not in (OutcomeStatus.REFUSED, OutcomeStatus.NOT_RUN):
+            job.refusals.pop(thief, None)
+            return 0
+        if not outcome.error:
+            return 0
+        known = job.refusals.setdefault(thief, Refusals())
+        if len(job.refusals) > JOB_NODES_MAX:
+            del job.refusals[next(iter(job.refusals))]
+        known.why = outcome.error.strip()[-200:]
+        if job.unfit.get(thief, now) <= now:  # else it was given this one before
+            known.count = min(REFUSALS_MAX, known.count + 1)
+            if known.count >= REFUSALS_FREE:
+                job.unfit = {key: until for key, until in job.unfit.items() if until > now}
+                job.unfit[thief] = now + min(REFUSED_S_MAX, REFUSED_S_MIN * 2.0 ** (known.count - REFUSALS_FREE))
+        return known.count
 
     def _claimed(
         self,
@@ -171,6 +206,7 @@ class Results(Rule):
             self._release(job, index)
             self._requeue(job, index)
         self.order.charge(job.envelope.job_id, max(0.0, outcome.runtime_s))
+        self._note_begun(now, job, thief, outcome)
         if outcome.status is OutcomeStatus.OK:
             self._note_duration(job, outcome, thief)
             job.failed_in_row.pop(installation, None)
@@ -192,6 +228,8 @@ class Results(Rule):
         may be the node that is at fault, and it would fail all of them before the others have ended one.
         """
         row = job.failed_in_row[installation] = job.failed_in_row.get(installation, 0) + 1
+        if len(job.failed_in_row) > JOB_NODES_MAX:
+            del job.failed_in_row[next(iter(job.failed_in_row))]
         is_shared = any(
             leased > 0 and key in self.thieves and self.thieves[key][0].installation != installation
             for key, (leased, _done, _failed) in job.by_thief.items()
@@ -224,13 +262,14 @@ class Results(Rule):
         """Return the evidence that a task kills what runs it; "" while there is too little, and it is tried again.
 
         Deaths on POISON_NODES nodes are enough.  Where fewer nodes may run it, so many deaths of its process are; those
-        of whole nodes have other causes more often, and NODE_DEATHS_MAX of them are.
+        of whole nodes have other causes more often, and NODE_DEATHS_MAX of them are.  So many end it also where other
+        nodes may run it: they may be busy for hours, and it would kill process after process all the while.
         """
         deaths = job.deaths[index]
         nodes = dict.fromkeys(installation for installation, _attempt in deaths)
-        if len(nodes) < POISON_NODES:
-            is_enough = len(deaths) >= NODE_DEATHS_MAX or list(deaths.values()).count(False) >= POISON_NODES
-            if not is_enough or self._has_other(now, job, nodes):
+        if len(nodes) < POISON_NODES and len(deaths) < NODE_DEATHS_MAX:
+            is_enough = list(deaths.values()).count(False) >= POISON_NODES
+            if not is_enough or self.has_other(now, job, nodes):
                 return ""
         with_node = ", which died with it" if all(deaths.values()) else ""
         return f"its process died {len(deaths)} times on {len(nodes)} node(s){with_node}"

@@ -24,13 +24,15 @@ from p2pcompute.limits import (
     THIEVES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
+from p2pcompute.scheduler.books import Grant, Lease, OwnedJob
 from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.owner.books import Grant, Lease, OwnedJob
 from p2pcompute.scheduler.owner.leases import Leases
 from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
 from p2pcompute.scheduler.stragglers import (
+    HOLDERS_MAX,
     SLOWNESS_MIN,
     TRIED_MAX,
+    Run,
     Straggler,
     straggler,
 )
@@ -163,6 +165,8 @@ class Rule(Leases):
         terms = job.envelope.terms
         if now < job.grants_from:
             return False
+        if thief.only_own and job.envelope.submitter != thief.installation:
+            return False
         if job.unfit and job.unfit.get(thief.key, now) > now:
             return False
         if self.is_confined(job) and not thief.is_local:
@@ -182,10 +186,11 @@ class Rule(Leases):
         avoided = job.avoid.get(index)
         if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
             return False
-        return self._has_other(now, job, avoided[0])
+        return self.has_other(now, job, avoided[0])
 
-    def _has_other(self, now: float, job: OwnedJob, nodes: Collection[bytes]) -> bool:
-        """Whether a node besides these may run tasks of a job, and asked for work lately or is at work for it."""
+    def has_other(self, now: float, job: OwnedJob, nodes: Collection[bytes]) -> bool:
+        """Whether a node besides these (installations) may run tasks of a job, and asked for work lately or is at work
+        for it."""
         return any(
             other.installation not in nodes
             and (now - seen < AVOID_S * 2 or job.by_thief.get(other.key, (0,))[0] > 0)
@@ -324,12 +329,13 @@ class Rule(Leases):
                 index, lease = one.index, job.leases.get(one.index)
                 if lease is None or index not in job.payloads or index in job.cancelling or not one.is_for(slowness):
                     continue
-                if lease.thief == thief.key or self._is_avoided(now, job, index, thief):
+                former = job.former.get(index, ())
+                if any(had.thief == thief.key for had in (lease, *former)) or self._is_avoided(now, job, index, thief):
                     continue
                 job.tell(now, index, f"attempt {lease.attempt} takes too long on {lease.thief.hex()[:8]}")
                 self._effects.stops.append((lease.thief, job_id, [index], False))
                 self._release(job, index)
-                job.former[index] = lease.thief
+                job.former[index] = (*former, lease)[-HOLDERS_MAX:]
                 stragglers.remove(one)
                 self.copies_count += 1
                 return self._grant(now, job, thief, [index])
@@ -347,17 +353,19 @@ class Rule(Leases):
                 continue
             if job.ready_count <= 0 and job.leases and job.envelope.terms.slots_max is None:
                 found = [self._straggler(now, job, index, lease) for index, lease in job.leases.items()]
-                # Those first that would end last; what nobody could end much sooner is left out.
-                found = [one for one in found if one.is_for(SLOWNESS_MIN)]
+                # Those first that would end last, of several that were given together those that were named last: the
+                # others may have begun.  What nobody could end much sooner is left out.
+                found = [one for one in reversed(found) if one.is_for(SLOWNESS_MIN)]
                 if found:
                     self._overdue[job_id] = sorted(found, key=lambda one: (not one.is_late, -one.ends_in_s))
                     self._overdue_for[job_id] = max(one.slowness_max for one in found)
 
     @staticmethod
     def _straggler(now: float, job: OwnedJob, index: int, lease: Lease) -> Straggler:
-        held_s, slowness = now - lease.since, job.slowness.of(lease.thief)
-        is_copied = index in job.former
-        return straggler(index, held_s, lease.attempt, lease.depth, job.task_s, slowness, is_copied=is_copied)
+        run, *former = (
+            Run(now - one.since, job.slowness.of(one.thief), one.depth) for one in (lease, *job.former.get(index, ()))
+        )
+        return straggler(index, lease.attempt, run, job.task_s, former)
 
     # --- nodes that fail what others do well ----------------------------------------------------------
 

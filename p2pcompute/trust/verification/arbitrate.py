@@ -17,6 +17,10 @@ not found out for in windows before.
 Newcomers prove themselves on copies that count for nobody.  Suspects rest until the next window and begin as newcomers
 do.  What rests on somebody who turns out to be a suspect is checked again, what rests on somebody banned is erased.
 
+Who answers only some of what he is given chooses his partners: a saboteur would hand back all but what another one lied
+about.  By how many times he drew more than he answered his odds are raised, and once more those of the group, since his
+choice also keeps away the honest who would have found the other one out.
+
 Deviations from Sarmenta: no known-answer checks; h(K) of the whole group in place of a product over its members; no
 phase in which all that is handed out is copies, because who knows that it copies can be honest just then.
 Limit: saboteurs that do know for each task whether anybody else claimed it halve K; then pairs are wrong with at most
@@ -70,6 +74,8 @@ result in a hundred is taken to be wrong.  Rare faults of memory are common: abo
 (Kondo et al., 2007)."""
 HISTORY_FACTOR_MIN: Final = 0.08
 """The least by which past windows multiply a risk: f/(1-f) = .25 becomes .02 with it."""
+DRAWS_FREE: Final = 20
+"""Tasks that a worker may hold, or leave unanswered, in a window before that tells much: nodes come and go."""
 PROBATION_DRAWS_MAX: Final = 32
 """Tasks that are looked at to find one that a newcomer may copy."""
 RETURNED_PENALTY: Final = 2.0
@@ -118,8 +124,8 @@ class ArbitratePolicy:
 class WorkerRecord:
     """What is known about a worker."""
 
-    __slots__ = ("agreed", "checks_before", "claimed", "claims_now", "cluster", "k", "k_past", "odds", "penalty",
-                 "right", "standing", "wrong")  # fmt: skip
+    __slots__ = ("agreed", "answered", "checks_before", "claimed", "claims_now", "cluster", "drawn", "k", "k_past",
+                 "odds", "penalty", "right", "standing", "wrong")  # fmt: skip
 
     def __init__(self, cluster: bytes | None, standing: Standing, odds: float) -> None:
         self.cluster = cluster
@@ -143,6 +149,14 @@ class WorkerRecord:
         self.claims_now = 0
         self.checks_before = 0
         """Claims of this window; checks passed in those before, since it was wrong last."""
+        self.drawn = 0
+        self.answered = 0
+        """Tasks that it was given in this window, and those of them that it claimed."""
+
+    @property
+    def choice(self) -> float:
+        """How many times as many tasks it was given as it answered, at least 1."""
+        return max(1.0, (self.drawn + DRAWS_FREE) / (self.answered + DRAWS_FREE))
 
 
 class _Task(Task):
@@ -325,7 +339,7 @@ class Arbitrate(Verifier):
                 record.standing, record.agreed, record.penalty = Standing.NEWCOMER, 0, RETURNED_PENALTY
             if record.k:
                 record.k_past[self.window] = record.k
-            record.k = record.claims_now = 0
+            record.k = record.claims_now = record.drawn = record.answered = 0
             record.k_past.pop(self.window - VERIFY_WINDOWS_KEPT, None)
             record.claimed = [index for index in record.claimed if not self.tasks[index].is_final]
         self.window += 1
@@ -409,6 +423,7 @@ class Arbitrate(Verifier):
         if index is not None:
             task = self.tasks[index]
             task.lent[worker] = bool(task.claims)
+            self.workers[worker].drawn += 1
             task.is_copied |= standing is Standing.ACTIVE
         return index
 
@@ -448,6 +463,12 @@ class Arbitrate(Verifier):
         if task.lent.pop(worker, None) is not None:
             self._release(worker, task)
             self._put_back(index)
+
+    def taken_back(self, now: float, worker: Worker, index: int) -> None:
+        if worker in self.tasks[index].lent:
+            record = self.workers[worker]
+            record.drawn = max(0, record.drawn - 1)
+        self.returned(now, worker, index)
 
     def late(self, now: float, worker: Worker, index: int) -> None:
         """A worker takes too long for a task that it holds: others may be given it as well.
@@ -492,6 +513,7 @@ class Arbitrate(Verifier):
         is_blind = self.is_blind(worker, index)
         if task.lent.pop(worker, None) is not None:
             self._release(worker, task)
+            record.answered += 1
         if record.standing is Standing.BANNED:
             self._put_back(index)
             return self.take_effects()
@@ -579,19 +601,22 @@ class Arbitrate(Verifier):
         """
         task = self.tasks[index]
         is_now = task.window == self.window
-        odds, checks, history, count = 1.0, 0, 0.0, 0
+        odds, checks, history, count, most = 1.0, 0, 0.0, 0, 1.0
         for worker in task.claims if group is None else group:
             record = self.workers[worker]
             if record.standing is not Standing.ACTIVE or (task.blind and worker in task.blind):
                 continue
             count += 1
-            odds *= record.odds
+            choice = record.choice
+            odds, most = odds * record.odds * choice, max(most, choice)
             checks += record.k if is_now else record.k_past.get(task.window, 0)
             present = max(1, record.claims_now)  # none yet, when it is about a task of a former window
             history = max(history, present / (present + record.checks_before))
         if count < 2:
-            return odds if count else 1.0  # nobody compared it: all that is known is what is known of its worker
-        return coalition_risk(odds, checks, self.policy.saboteurs) * min(1.0, max(HISTORY_FACTOR_MIN, math.e * history))
+            # Nobody compared it: all that is known is what is known of its worker.
+            return min(1.0, odds) if count else 1.0
+        risk = coalition_risk(odds * most, checks, self.policy.saboteurs)
+        return min(1.0, risk * min(1.0, max(HISTORY_FACTOR_MIN, math.e * history)))
 
     def _weigh(self, index: int) -> bool:
         """Accept a task if its claims are enough; returns whether it is accepted now."""
@@ -643,8 +668,12 @@ class Arbitrate(Verifier):
 
     # --- verdicts ---------------------------------------------------------------------------------
 
-    def verdict(self, now: float, index: int, digest: Digest) -> list[Effect]:
-        """Take the answer of a trusted node, to an `AskTrusted` or of its own accord; returns what follows."""
+    def verdict(self, now: float, index: int, digest: Digest, *, alike: Sequence[Digest] = ()) -> list[Effect]:
+        """Take the answer of a trusted node, to an `AskTrusted` or of its own accord; returns what follows.
+
+        Args:
+            alike: other answers that are as right: nobody is to blame for them.
+        """
         self._now = now
         task = self.tasks[index]
         if task.is_final:
@@ -658,20 +687,20 @@ class Arbitrate(Verifier):
             self._effects.append(Revoked(index))
         self._accept(index, digest, Basis.TRUSTED)
         if task.is_known:
-            self._judge(index, tuple(task.claims))
+            self._judge(index, tuple(task.claims), alike)
         else:
             self._effects.append(Nondeterministic(index))
         self._look_further()
         return self.take_effects()
 
-    def _judge(self, index: int, judged: tuple[Worker, ...]) -> None:
+    def _judge(self, index: int, judged: tuple[Worker, ...], alike: Sequence[Digest] = ()) -> None:
         """Hold a final task against some of those who claim it."""
         task = self.tasks[index]
         for digest, group in votes(task.claims).items():
             for worker in group:
                 if worker not in judged or self.is_banned(worker):
                     continue
-                if digest != task.accepted:
+                if digest != task.accepted and digest not in alike:
                     self._ban(worker, Why.SHARED_WRONG) if len(group) > 1 else self._fault(worker)
                     continue
                 self._was_right(self.workers[worker])

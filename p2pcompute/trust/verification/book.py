@@ -273,6 +273,10 @@ class Verifier(ABC):
         if index >= 0 and self.tasks[index].lent.pop(worker, None) is not None:
             self._offer(index)
 
+    def taken_back(self, now: float, worker: Worker, index: int) -> None:
+        """A worker that holds a task, or was to hold it, is not to answer."""
+        self.returned(now, worker, index)
+
     def late(self, now: float, worker: Worker, index: int) -> None:
         """A worker takes too long for a task that it holds: others may be given it as well."""
         self.returned(now, worker, index)

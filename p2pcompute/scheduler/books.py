@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome
-from p2pcompute.limits import (
-    STORY_EVENTS_MAX,
-)
-from p2pcompute.scheduler.checked import CheckedJob
+from p2pcompute.limits import JOB_NODES_MAX, STORY_EVENTS_MAX
+from p2pcompute.scheduler.checked import Output, Rule
 from p2pcompute.scheduler.ledger import FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.printed import LostAttempt
 from p2pcompute.scheduler.stealing import Fit
-from p2pcompute.scheduler.stragglers import (
-    Slowness,
-)
+from p2pcompute.scheduler.stragglers import Slowness
 from p2pcompute.scheduler.terms import Halt, JobEnvelope, parse_halt
+from p2pcompute.trust.verification.book import Digest, Verifier, Worker
 
 
 @dataclass(slots=True)
@@ -120,6 +118,15 @@ class Effects:
     """What these have printed is all that is left of them."""
 
 
+@dataclass(slots=True)
+class Refusals:
+    """Tasks of a job that a node was given in a row and has not begun."""
+
+    count: int = 0
+    why: str = ""
+    """Of the last one."""
+
+
 class OwnedJob:
     """The owner's books about one job."""
 
@@ -130,7 +137,7 @@ class OwnedJob:
         self.held_until: float | None = None
         """Of a job that prefers some nodes: until when others wait for these; None before its first task was ready."""
         self.unfit: dict[bytes, float] = {}
-        """Nodes that declined because they do not fit, and until when they are believed."""
+        """Nodes that declined because they do not fit, and until when they are believed; and those in `refusals`."""
         self.ledger = JobLedger()
         self.payloads: dict[int, bytes] = {}
         """Payloads of open tasks."""
@@ -139,19 +146,22 @@ class OwnedJob:
         self.ready: deque[int] = deque()
         """Open tasks without a lease, head first; may hold stale and repeated entries, checked when popped."""
         self.leases: dict[int, Lease] = {}
-        self.former: dict[int, bytes] = {}
-        """Of a task that was given to another node because it took too long: who may still run it."""
+        self.former: dict[int, tuple[Lease, ...]] = {}
+        """Of a task that was given to another node because it took too long: leases of those who may still run it,
+        up to HOLDERS_MAX."""
         self.attempts: dict[int, int] = {}
         self.failures: dict[int, int] = {}
         """Failures of the task itself, at its current generation."""
         self.deaths: dict[int, dict[tuple[bytes, int], bool]] = {}
         """Where the task's runner died: (installation, attempt) → whether its node died with it."""
         self.avoid: dict[int, tuple[list[bytes], float]] = {}
+        self.refusals: dict[bytes, Refusals] = {}
+        """Node → tasks that it has not begun since it began one; the last JOB_NODES_MAX."""
         self.failed_in_row: dict[bytes, int] = {}
-        """Installation → tasks that failed there since one ended well there."""
+        """Installation → tasks that failed there since one ended well there; the last JOB_NODES_MAX."""
         self.stories: dict[int, deque[tuple[float, str]]] = {}
         self.task_s: float | None = None
-        """How long tasks took (EWMA)."""
+        """How long tasks took, the last ones."""
         self.timed_count = 0
         """Of how many that is known."""
         self.slowness = Slowness()
@@ -175,7 +185,7 @@ class OwnedJob:
         """Nothing is granted before this."""
         self.retried = 0
         self.by_thief: dict[bytes, list[int]] = {}
-        """Key → [leased, done, failed]."""
+        """Key → [leased, done, failed]; JOB_NODES_MAX, and those that hold a task."""
         self.checked: CheckedJob | None = None
         """Books about what members of the group compute; None while none has."""
         self.accepted_digests: dict[int, bytes] = {}
@@ -198,4 +208,70 @@ class OwnedJob:
         story.append((now, what))
 
     def share(self, thief: bytes) -> list[int]:
-        return self.by_thief.setdefault(thief, [0, 0, 0])
+        share = self.by_thief.get(thief)
+        if share is None:
+            if len(self.by_thief) >= JOB_NODES_MAX:
+                idle = next((key for key, (leased, _done, _failed) in self.by_thief.items() if not leased), None)
+                if idle is not None:
+                    del self.by_thief[idle]
+            share = self.by_thief[thief] = [0, 0, 0]
+        return share
+
+
+class CheckedJob:
+    """The books about a job of which members compute tasks."""
+
+    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "failures", "held", "job", "lane",
+                 "leases", "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "verifier")  # fmt: skip
+
+    def __init__(self, job: OwnedJob, rule: Rule, verifier: Verifier, lane: int) -> None:
+        self.job = job
+        self.rule = rule
+        self.verifier = verifier
+        self.lane = lane
+        self.numbers: dict[int, int] = {}
+        """Task → its number in the verifier."""
+        self.held: dict[int, None] = {}
+        """Open tasks that members have begun, the first first."""
+        self.leases: dict[int, dict[bytes, Lease]] = {}
+        """Task → who computes it for the sake of checking, or began it as a member."""
+        self.attempts: dict[tuple[int, bytes], int] = {}
+        """(task, node) → how often it was given to it."""
+        self.outputs: dict[int, dict[Digest, Output]] = {}
+        """What is claimed of tasks that are not accepted."""
+        self.payloads: dict[int, bytes] = {}
+        """Of all numbered tasks: they may have to be computed again."""
+        self.arbitrations: dict[int, None] = {}
+        """Tasks that a trusted node has to compute before anything else."""
+        self.asked: dict[int, None] = {}
+        """Those for which that has not been done."""
+        self.signed: dict[tuple[int, bytes], tuple[int, bytes]] = {}
+        """(task, installation) → under which lease it claimed it first in this life of the owner."""
+        self.check_of: dict[int, int] = {}
+        """Tasks that are known-answer checks, and the numbers of these."""
+        self.claimed_at: dict[int, float] = {}
+        """When a task was claimed last."""
+        self.rechecks: dict[int, None] = {}
+        """Tasks that are done, and checked once more."""
+        self.failures: dict[int, int] = {}
+        """How often members said that a task had failed."""
+
+    def all_leases(self) -> Iterator[Lease]:
+        """Yield the leases that are kept here."""
+        for leases in self.leases.values():
+            yield from leases.values()
+
+    def is_lent_to(self, index: int, thief: bytes) -> bool:
+        return thief in self.leases.get(index, ())
+
+    def claims_of(self, index: int) -> dict[Worker, Digest]:
+        """Return who claims what of a numbered task."""
+        return self.verifier.tasks[self.numbers[index]].claims
+
+    def accused(self) -> Counter[Worker]:
+        """Return how many conflicts that nobody has decided each member is in."""
+        return Counter(worker for index in self.asked for worker in self.claims_of(index))
+
+    def is_computed(self, index: int) -> bool:
+        """Whether somebody computes a task who does not take too long for it."""
+        return any(not lease.is_late for lease in self.leases.get(index, {}).values())
