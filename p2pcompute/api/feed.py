@@ -229,6 +229,7 @@ class Feed:
             stderr_start=said["stderr_start"],
             stderr=base64.b64decode(said["stderr_b64"]),
             progress=TaskProgress(**said["progress"]) if said["progress"] else None,
+            quiet_s=said.get("quiet_s"),
         )
 
     def _place(self, more: str = "") -> str:
@@ -365,6 +366,8 @@ class Feed:
                     elif name == "end" and self._stop_following():
                         return
             except NodeUnavailable as error:
+                if self.handed_in.is_set() and self._stop_following():
+                    return  # everything has ended: nobody waits for the node
                 self._missed(error)
             except Exception as error:  # noqa: BLE001 - nobody else would resolve the futures
                 self._fail(_broken(error))

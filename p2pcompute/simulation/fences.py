@@ -1,9 +1,10 @@
 """Fences around a simulated run: a call that would reach the real world raises and names itself.
 
-Two kinds.  Sockets, threads and processes raise whoever starts them while the loop runs in this thread.
-Clocks and randomness raise only when code of a fenced package calls them: logging, pytest and the like may
-read the real time without changing what nodes do.  What cannot be replaced (`datetime.now` is a C method,
-`from time import monotonic` is already bound) is left to the linter.
+Both kinds hold in the thread that runs the loop: what an application does in others beside it is its own.
+Sockets, threads and processes raise whoever starts them.  Clocks and randomness raise only when code of a
+fenced package calls them: logging, pytest and the like may read the real time without changing what nodes do.
+What cannot be replaced (`datetime.now` is a C method, `from time import monotonic` is already bound) is left
+to the linter.
 """
 
 from __future__ import annotations
@@ -66,10 +67,13 @@ def refuse(call: str) -> RealWorldCall:
 
 
 def _fence_caller(call: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    thread = threading.get_ident()
+
     @wraps(original)
     def fenced(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "") + "."
-        if caller.startswith(FENCED_PACKAGES) and not caller.startswith(FREE_PACKAGES):
+        is_fenced = caller.startswith(FENCED_PACKAGES) and not caller.startswith(FREE_PACKAGES)
+        if is_fenced and threading.get_ident() == thread:
             raise refuse(call)
         return original(*args, **kwargs)
 

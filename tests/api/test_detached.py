@@ -315,6 +315,24 @@ def test_a_node_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp
     assert "ConnectionRefusedError" in error.why
 
 
+def test_whoever_has_everything_waits_for_no_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: a node that goes right after the last result is asked for an hour, by a thread that nobody needs."""
+    node, kept = Node(monkeypatch), KeptCalls(tmp_path, None)
+    events = node.events
+
+    def cut_before_its_end(path: Path, target: str) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+        yield from (event for event in events(path, target) if event[0] == "task")
+        if node.is_sealed:
+            raise NodeUnavailable("no node is running here")
+
+    monkeypatch.setattr(feed, "events", cut_before_its_end)
+    future = node.submit(kept, SHIPMENT)
+    kept.flush()
+    assert future.result(timeout=10) == 0
+    assert future.feed is not None
+    wait_until(lambda: all(thread.name != "p2pc-follow" for thread in threading.enumerate()), "nobody asks any more")
+
+
 def test_ctrl_c_does_not_wait_for_a_node_that_is_away(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -60,3 +61,24 @@ def test_the_simulator_and_libraries_may_read_the_clock() -> None:
     with fences():
         for code in ("p2pcompute.simulation.world", "logging"):
             assert caller(code)(find("time", "perf_counter")) > 0
+
+
+def test_other_threads_of_an_application_are_not_fenced() -> None:
+    """Broken: a thread of the program that embeds both a node and a simulation fails while the simulation runs."""
+    read, start = caller("p2pcompute.api.presence"), threading.Barrier(2, timeout=30)
+    seen: list[Any] = []
+
+    def beside() -> None:
+        start.wait()
+        seen.append(read(find("time", "monotonic")))
+        start.wait()
+
+    thread = threading.Thread(target=beside)
+    thread.start()
+    with fences():
+        start.wait()
+        start.wait()
+        with pytest.raises(RealWorldCall):
+            read(find("time", "monotonic"))
+    thread.join()
+    assert len(seen) == 1 and seen[0] > 0

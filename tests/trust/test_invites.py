@@ -224,9 +224,11 @@ TestInvitesAgainstModel = InvitesAgainstModel.TestCase
 
 # --- tokens ---------------------------------------------------------------------------------------
 
+HOST_NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}\.){0,20}[a-z]{1,10}", fullmatch=True)
+"""Of 231 characters at most; longer ones than names may have are refused."""
 ADDRESSES = st.builds(
     Address,
-    st.one_of(st.ip_addresses().map(str), st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}\.)*[a-z]{1,10}", fullmatch=True)),
+    st.one_of(st.ip_addresses().map(str), HOST_NAMES),
     st.integers(1, 65535),
 )
 TOKENS = st.builds(
@@ -314,6 +316,10 @@ def test_tokens_that_could_not_be_used() -> None:
     with pytest.raises(UsageError):
         format_token(
             Token(addresses=(Address("a b", 1),), inviter=INVITER, secret=bytes(16), group_name="x", expires=1)
+        )
+    with pytest.raises(UsageError, match="not a host name"):
+        format_token(
+            Token(addresses=(Address("a" * 254, 1),), inviter=INVITER, secret=bytes(16), group_name="x", expires=1)
         )
     many = Token(
         addresses=tuple(Address(f"192.0.2.{number}", 7878) for number in range(1, 20)),
