@@ -26,7 +26,8 @@ AUTO: Final = "auto"
 NONE: Final = "none"
 _BLOCK: Final = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 _BESIDE: Final = ("uv.lock", "requirements.txt")
-_OURS: Final = re.compile(r"p2pcompute\b", re.IGNORECASE)
+_OURS: Final = re.compile(r"p2pcompute(?![\w.-])", re.IGNORECASE)
+"""This package: each node has its own, and its worker processes find it."""
 _RESOLVE_S: Final = 300.0
 _SAID_CHARS: Final = 3000
 
@@ -41,9 +42,16 @@ class Requirements:
     listed: tuple[str, ...] | None = None
     """Requirements of a script's block; None: the whole file lists them."""
 
+    def if_any(self) -> Requirements | None:
+        """Return it unless it is a script's block that asks for nothing but p2pcompute."""
+        return None if self.listed is not None and all(map(_OURS.match, self.listed)) else self
+
 
 def find_requirements(deps: str, script: Path | None, *, is_beside: bool) -> Requirements | None:
     """Return where the packages of a job are listed; None when it needs none of its own.
+
+    A script whose block asks for nothing needs none, and so no uv either; a file that lists nothing is a wish to run
+    with the standard library alone.
 
     Args:
         deps: "auto": the block in the script; "none"; or the path of a file.
@@ -61,11 +69,11 @@ def find_requirements(deps: str, script: Path | None, *, is_beside: bool) -> Req
             raise UsageError(
                 f"there is no file {deps!r}", "--deps names a list of packages", "auto, none or a file", code="no-file"
             )
-        return _read(path)
+        return _read(path).if_any()
     if script is None or not script.is_file():
         return None
     if script.suffix == ".py" and (found := _read(script)).listed is not None:
-        return found
+        return found.if_any()
     if is_beside:
         for name in _BESIDE:
             if (beside := script.with_name(name)).is_file():
@@ -150,7 +158,6 @@ def make_lock(requirements: Requirements) -> Lock:
         words = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", minor, "--format", "pylock.toml"]
         words += ["--no-header", "--no-annotate"]
         if listed is not None and any(_OURS.match(item) for item in listed):
-            # Each node has its own p2pcompute, and its worker processes find it.
             given = "".join(f"{item}\n" for item in listed if not _OURS.match(item)).encode()
             path = Path("-")
         words.append(str(path))

@@ -396,7 +396,7 @@ def test_versions_for_other_pythons_are_left_out() -> None:
 def test_a_script_for_another_python_is_refused(wanted: str, is_here: bool, tmp_path: Path) -> None:
     """If it broke: it runs with a Python that it says it cannot run with."""
     script = tmp_path / "s.py"
-    script.write_text(f'# /// script\n# requires-python = "{wanted}"\n# dependencies = []\n# ///\n')
+    script.write_text(f'# /// script\n# requires-python = "{wanted}"\n# dependencies = ["tiny"]\n# ///\n')
     if is_here:
         assert find_requirements(AUTO, script, is_beside=False) is not None
         return
@@ -429,6 +429,21 @@ def test_where_requirements_are(tmp_path: Path, wheels: Path, monkeypatch: pytes
     monkeypatch.setattr("p2pcompute.execution.locking.find_uv", lambda: None)
     with pytest.raises(UsageError, match="no uv here"):
         make_lock(found)
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_needed"),
+    [("[]", False), ("['p2pcompute>=0.1']", False), ("['p2pcompute-more']", True), ("['p2pcompute', 'tiny']", True)],
+)
+def test_a_script_that_needs_nothing_needs_no_uv(listed: str, is_needed: bool, tmp_path: Path) -> None:
+    """If it broke: it is refused where there is no uv, or waits for nodes that have it.  A file that lists nothing asks
+    for the standard library alone."""
+    script = tmp_path / "s.py"
+    script.write_text(f"# /// script\n# dependencies = {listed}\n# ///\n")
+    (tmp_path / "requirements.txt").write_text("")
+    for deps in (AUTO, str(script)):
+        assert (find_requirements(deps, script, is_beside=True) is not None) == is_needed
+    assert find_requirements(str(tmp_path / "requirements.txt"), script, is_beside=True) is not None
 
 
 async def test_function_as_source(outfitted: Outfitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
