@@ -21,9 +21,14 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 P2PC = VENV / "bin" / "p2pc"
 PYTHON_MIN = (3, 11)
-SYSTEM_PACKAGES = ["povray", "povray-examples", "iproute2", "parallel", "bubblewrap", "passt"]
-"""What the tests and examples use: the renderer of examples/povray, network namespaces, a reader of our joblogs,
-sandboxes and their networks."""
+SYSTEM_PACKAGES = [
+    *("povray", "povray-examples", "ffmpeg"),
+    *("iproute2", "parallel", "bubblewrap", "passt"),
+    *("gcc", "libc6-dev", "clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32"),
+    *("podman", "runc"),
+]
+"""What the tests and examples use: the programs of examples/povray and examples/video, network namespaces, a reader of
+our joblogs, sandboxes and their networks, compilers for this machine and for WASI, containers."""
 VERBS = {
     "setup": "make .venv with everything for development",
     "demo": "estimate pi on all cores of this machine",

@@ -130,21 +130,3 @@ def test_scikit_learn(pair: list[Daemon]) -> None:
         assert "in an environment of its own" in ran.err
     finally:
         mesh.close()
-
-
-def test_a_program_of_one_node_on_others(pair: list[Daemon]) -> None:
-    """C is compiled on one node, and the program runs on both."""
-    ada = pair[0]
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
-    (ada.home / "square.c").write_text(
-        "#include <stdio.h>\n#include <stdlib.h>\n"
-        'int main(int c, char **v) { printf("%d\\n", atoi(v[1]) * atoi(v[1])); }\n'
-    )
-    made = ada.p2pc(
-        "run", "--on", "bob", "--send", "{}", "--fetch", "square", "gcc -O2 {} -o square", ":::", "square.c"
-    )
-    made.check()
-    for name in ("ada", "bob"):
-        ran = ada.p2pc("run", "-k", "--on", name, "--share", "square", "./square", "{}", ":::", "3", "12").check()
-        assert ran.out == "9\n144\n"

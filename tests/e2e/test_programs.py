@@ -1,0 +1,85 @@
+"""Programs that people have, between three installations, in the sandboxes of those that run them."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mesh import Daemon, Mesh
+from tests.sandboxes import need_sandbox
+
+C_PROGRAM = r"""
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+  long sum = 0, end = atol(argv[1]);
+  for (long i = 1; i <= end; i++) sum += i * i;
+  printf("%s %ld\n", getenv("P2PC_NODE"), sum);
+  return 0;
+}
+"""
+ELF_MACHINE = 18
+"""Where the number of the machine is that a program is for: elf(5), e_machine."""
+OTHERS = {"x86_64": ("aarch64", 183), "aarch64": ("x86_64", 62)}
+
+
+@pytest.fixture(scope="module")
+def trio() -> Iterator[list[Daemon]]:
+    need_sandbox()
+    path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
+    path.chmod(0o755)
+    mesh = Mesh(path, P2PC_NODE__ACCEPT="sandboxed")
+    try:
+        yield mesh.start("ada", "bob", "cyd")
+    except BaseException:
+        mesh.close(is_failing=True)
+        raise
+    else:
+        mesh.close()
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sum_of_squares(end: int) -> int:
+    return end * (end + 1) * (2 * end + 1) // 6
+
+
+def test_c_compiled_on_one_node_runs_on_others(trio: list[Daemon]) -> None:
+    """The compiler is on one node only as far as the job knows; the program goes where its machine is."""
+    ada, _bob, cyd = trio
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    (ada.home / "squares.c").write_text(C_PROGRAM)
+    made = ("--on", "cyd", "--require", "has=gcc", "--send", "{}", "--fetch", "squares")
+    ada.p2pc("run", *made, "gcc -O2 {} -o squares", ":::", "squares.c").check()
+    assert ada.tasks()[0]["node"] == "cyd"
+    ends = [str(number) for number in range(1000, 1012)]
+    flags = ("--require", f"arch={platform.machine()}", "--not-on", "cyd", "--share", "squares")
+    ran = ada.p2pc("run", "-k", *flags, "./squares", "{}", ":::", *ends).check()
+    words = [line.split() for line in ran.lines]
+    assert [int(number) for _node, number in words] == [sum_of_squares(int(end)) for end in ends]
+    assert {node for node, _number in words} == {"ada", "bob"}, words
+    for name in ("bob", "cyd"):
+        ran = ada.p2pc("run", "--on", name, "--share", "squares", "./squares", "{}", ":::", "3").check()
+        assert ran.out == f"{name} 14\n"
+
+
+def test_a_program_for_another_machine(trio: list[Daemon]) -> None:
+    """Asked for, that machine is missed before anything runs; not asked for, the task says what it is and what to do."""
+    ada = trio[0]
+    if platform.machine() not in OTHERS:
+        pytest.skip("which machine this is, the nodes cannot tell either")
+    other, number = OTHERS[platform.machine()]
+    program = bytearray(Path("/bin/true").read_bytes())
+    program[ELF_MACHINE : ELF_MACHINE + 2] = number.to_bytes(2, "little")
+    (ada.home / "foreign").write_bytes(program)
+    (ada.home / "foreign").chmod(0o755)
+    refused = ada.p2pc("run", "--require", f"arch={other}", "--share", "foreign", "./foreign", ":::", "1").check(4)
+    assert "no node can ever run this" in refused.err and f"arch={other}" in refused.err, refused.err
+    failed = ada.p2pc("run", "--not-on", "ada", "--share", "foreign", "./foreign", ":::", "1").check(1)
+    assert f"it is a program for {other}" in failed.err and f"--require arch={other}" in failed.err, failed.err
