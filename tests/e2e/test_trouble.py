@@ -34,10 +34,9 @@ def small_disk(short_path: Path) -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """Leave no free block."""
     ballast = disk / "ballast"
-    with open(ballast, "wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(64 * 1024))
-            file.flush()
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):  # a buffer is written again at the end
+        while file.write(bytes(64 * 1024)):
+            pass
     with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(512)):
             pass
