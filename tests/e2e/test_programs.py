@@ -51,7 +51,7 @@ def sum_of_squares(end: int) -> int:
 
 def test_c_compiled_on_one_node_runs_on_others(trio: list[Daemon]) -> None:
     """The compiler is on one node only as far as the job knows; the program goes where its machine is."""
-    ada, _bob, cyd = trio
+    ada = trio[0]
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     (ada.home / "squares.c").write_text(C_PROGRAM)
@@ -70,7 +70,7 @@ def test_c_compiled_on_one_node_runs_on_others(trio: list[Daemon]) -> None:
 
 
 def test_a_program_for_another_machine(trio: list[Daemon]) -> None:
-    """Asked for, that machine is missed before anything runs; not asked for, the task says what it is and what to do."""
+    """Asked for, that machine is missed before anything runs; not asked for, the task says what it is and helps."""
     ada = trio[0]
     if platform.machine() not in OTHERS:
         pytest.skip("which machine this is, the nodes cannot tell either")
