@@ -314,6 +314,7 @@ def _task_text(job: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         ("inputs", one_line(" ".join(str(word) for word in task.get("inputs") or ()))),
         ("node", str(task.get("node") or "")),
         ("attempts", str(task.get("attempts") or "")),
+        *_belief_facts(task.get("belief")),
         ("ended", exit_text(task)),
         ("started", time_text(task.get("started")) if task.get("started") else ""),
         ("took", duration_text(task["runtime_s"]) if task.get("runtime_s") is not None else ""),
@@ -330,6 +331,11 @@ def _task_text(job: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     if task.get("stdout_bytes") or task.get("stderr_bytes"):
         lines.append(f"what it printed: p2pc logs {job['alias']}/{task['index']}")
     return "\n".join(lines)
+
+
+def _belief_facts(belief: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Why a result is believed, or what it waits for."""
+    return [("believed" if belief["believed"] else "waits", one_line(belief["why"], 300))] if belief else []
 
 
 def _progress_text(said: Mapping[str, Any] | None) -> str:

@@ -51,6 +51,7 @@ from p2pcompute.daemon.events import JobEvents, Triggers
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, build_terms, decode_body
 from p2pcompute.daemon.views import (
+    belief_json,
     decode_note,
     described_json,
     encode_note,
@@ -636,7 +637,9 @@ class Api:
 
     async def task(self, request: Request) -> Response:
         job, task = await self._task(request)
-        return JsonResponse({"schema": "p2pc.task/1", **task_json(task, decode_note(job.note).kind)})
+        shown = task_json(task, decode_note(job.note).kind)
+        belief = belief_json(self._node.belief(job.job_id, task))
+        return JsonResponse({"schema": "p2pc.task/1", **shown, "belief": belief})
 
     async def stdout(self, request: Request) -> Response:
         return await self._content(request, "stdout")

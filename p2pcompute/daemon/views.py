@@ -22,6 +22,7 @@ from p2pcompute.host.runs import Outcome
 from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.node.facade import (
+    BeliefView,
     DescribedView,
     EvidenceView,
     ExplanationView,
@@ -488,6 +489,10 @@ def task_json(task: TaskView, kind: str) -> dict[str, Any]:
         "key": payload.key.hex() or None,
         "sent_bytes": sum(file.blob.size for file in payload.send) + (payload.stdin_blob or (b"", 0))[1],
     }
+
+
+def belief_json(view: BeliefView | None) -> dict[str, Any] | None:
+    return None if view is None else {"believed": view.is_believed, "why": view.why}
 
 
 def task_event_json(task: TaskView, kind: str) -> dict[str, Any]:

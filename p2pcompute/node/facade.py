@@ -301,6 +301,15 @@ class TaskView:
     restart of the node.  A task that is retried ends again, under a new number."""
 
 
+@dataclass(frozen=True, slots=True)
+class BeliefView:
+    """Whether a result is believed."""
+
+    is_believed: bool
+    why: str
+    """Who ran it and agreed, or what it waits for: one sentence."""
+
+
 TaskDone = TaskView
 """A task that has just ended: `seq` > 0."""
 
@@ -596,6 +605,10 @@ class NodeFacade(Protocol):
         self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000
     ) -> Sequence[TaskView]:
         """Up to `limit` tasks with an index greater than `after`, by index."""
+
+    def belief(self, job_id: bytes, task: TaskView) -> BeliefView | None:
+        """Why the result of a task, seen a moment ago, is believed or not yet; None: it has none, or its owner, which
+        is another node, decides."""
 
     async def tail(self, job_id: bytes, index: int, *, attempt: int, offsets: tuple[int, int]) -> TailView | None:
         """What a running task has printed from these offsets (stdout, stderr) of this attempt on, at most the last 64

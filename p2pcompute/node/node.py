@@ -20,12 +20,14 @@ from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import CUSTODIANS, GROUP_ACCEPT_CHARS_MAX, TICKET_TTL_S
 from p2pcompute.node import views
 from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
+from p2pcompute.node.belief import belief
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity, work_shown
 from p2pcompute.node.comfort_service import Comfort, ComfortSettings
 from p2pcompute.node.evidence import EvidenceExchange
 from p2pcompute.node.explanations import Subject, explain_job
 from p2pcompute.node.facade import (
+    BeliefView,
     DescribedView,
     DoorView,
     EvidenceView,
@@ -776,6 +778,18 @@ class Node:
             payload=payload,
             reason=reason,
             seq=seq,
+        )
+
+    def belief(self, job_id: bytes, task: TaskView) -> BeliefView | None:
+        owner, credentials = self.scheduler.owner, self.credentials
+        return belief(
+            owner.book(job_id).job,
+            task.index,
+            task.node_key,
+            self._identity.public_key,
+            self.name_of,
+            lambda key: credentials.level_of(credentials.installation_of(key) or key),
+            has_arbiter=owner.core.acceptance.has_arbiter(self._host.clock.now()),
         )
 
     async def tail(self, job_id: bytes, index: int, *, attempt: int, offsets: tuple[int, int]) -> TailView | None:

@@ -190,6 +190,8 @@ class OwnedJob:
         """Books about what members of the group compute; None while none has."""
         self.accepted_digests: dict[int, bytes] = {}
         """What was accepted of tasks in there."""
+        self.accepted_why: dict[int, str] = {}
+        """Why, as `trust.verification.book.Basis` has it; of those that are accepted no longer it means nothing."""
         self.revoked_count = 0
         self.revoked_late = 0
         """Of those: when the job had ended before, so that somebody may have used them."""

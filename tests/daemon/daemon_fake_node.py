@@ -20,6 +20,7 @@ from p2pcompute.ids import job_alias
 from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.facade import (
     AdmittedView,
+    BeliefView,
     DescribedView,
     DhtStatus,
     EvidenceView,
@@ -282,6 +283,9 @@ class FakeNode:
             task for task in self.by_id[job_id].tasks if task.index > after and (states is None or task.state in states)
         ]
         return found[:limit]
+
+    def belief(self, job_id: bytes, task: TaskView) -> BeliefView | None:
+        return BeliefView(True, "this node ran it") if task.state == "done" else None
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
         self.finished_calls.append(after)

@@ -50,6 +50,9 @@ def test_no_wrong_result_is_accepted_though_two_of_eight_lie(mesh: list[Daemon],
     }
     assert {name for name, why in banned.items() if why} == set(LIARS), banned
     assert "banned since" in nova.p2pc("trust", "show", "liam").check().out
+    shown = [nova.p2pc("show", f"last/{index}").check().out for index in range(0, 200, 40)]
+    assert all("\n  believed   " in text and "\n  waits" not in text for text in shown), shown
+    assert nova.p2pc("show", "last/0", "--json").check().json()["belief"]["believed"] is True
 
     bundle = tmp_path / "job.bundle"
     nova.p2pc("result", "--bundle", str(bundle)).check()

@@ -76,7 +76,7 @@ class Consequences(Lending):
         self.held_bytes -= sum(other.size for other in outputs.values())
         self._owner.settled_checked(job, index, list(outputs))
         self._keep_payload(checked, index)
-        job.accepted_digests[index] = effect.digest
+        job.accepted_digests[index], job.accepted_why[index] = effect.digest, str(effect.basis)
         self._owner.note(job, FactKind.CHECKED, [index, job.ledger.generation(index), effect.digest, str(effect.basis)])
         for thief, lease in checked.leases.get(index, {}).items():
             self._owner.stop(thief, job, [index], kill=lease.is_late)

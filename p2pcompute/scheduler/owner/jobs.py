@@ -216,6 +216,7 @@ class Jobs(Endings):
                     held.setdefault(index, {})[installation] = (digest, is_blind)
             elif kind == FactKind.CHECKED:
                 job.accepted_digests.update((index, digest) for index, _generation, digest, _why in body)
+                job.accepted_why.update((index, str(why)) for index, _generation, _digest, why in body)
             elif kind == FactKind.REVOKE:
                 job.revoked_count += len(body)
                 job.revoked_late += len(body) if job.has_ended else 0
