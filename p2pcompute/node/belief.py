@@ -1,6 +1,6 @@
 """Why a result is believed, or not yet, in a sentence: from the owner's books, when somebody asks.
 
-Who agreed is known as long as the result can be revoked (`limits.VERIFY_WINDOWS_KEPT` windows), later only that some did.
+Who agreed is known as long as the result can be revoked (`VERIFY_WINDOWS_KEPT` windows), later only that some did.
 """
 
 from __future__ import annotations
