@@ -151,7 +151,7 @@ class OwnedJob:
         up to HOLDERS_MAX."""
         self.attempts: dict[int, int] = {}
         self.failures: dict[int, int] = {}
-        """Failures of the task itself, at its current generation."""
+        """Failures of the task itself, at its current generation, those included that members tell of."""
         self.deaths: dict[int, dict[tuple[bytes, int], bool]] = {}
         """Where the task's runner died: (installation, attempt) → whether its node died with it."""
         self.avoid: dict[int, tuple[list[bytes], float]] = {}
@@ -223,7 +223,7 @@ class OwnedJob:
 class CheckedJob:
     """The books about a job of which members compute tasks."""
 
-    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "failures", "held", "job", "lane",
+    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "held", "job", "lane",
                  "leases", "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "verifier")  # fmt: skip
 
     def __init__(self, job: OwnedJob, rule: Rule, verifier: Verifier, lane: int) -> None:
@@ -255,8 +255,6 @@ class CheckedJob:
         """When a task was claimed last."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
-        self.failures: dict[int, int] = {}
-        """How often members said that a task had failed."""
 
     def all_leases(self) -> Iterator[Lease]:
         """Yield the leases that are kept here."""

@@ -99,3 +99,24 @@ def test_a_job_whose_results_nobody_could_check_is_refused(mesh: list[Daemon]) -
     refused = nova.p2pc("run", "--on", "ada", "echo", "{}", ":::", "1").check(6)
     assert "p2pc trust set ada trusted" in refused.err
     nova.p2pc("run", "--on", "ada", "--verify", "none", "echo", "{}", ":::", "1").check()
+
+
+@pytest.mark.parametrize("retries", [1, 2])
+def test_a_task_that_fails_is_tried_as_often_as_was_asked_for(short_path: Path, retries: int) -> None:
+    """Of two nodes that are not believed alone and the owner's: "retried" counts what was begun again, no more."""
+    mesh = Mesh(short_path)
+    try:
+        nova = start(mesh, ("nova", "ada", "bob"), ())[0]
+        attempts = short_path / "attempts"
+        for _ in range(3):
+            attempts.write_text("")
+            script = f"sleep 0.1; test {{}} != 3 || {{ echo $P2PC_NODE >>{attempts}; exit 1; }}"
+            ran = nova.p2pc("run", "--retries", str(retries), script, ":::", *"1234").check(1)
+            assert ran.err.splitlines()[-1].endswith(f" · 1 failed · {retries} retried"), ran.err
+            job, began = nova.job(), attempts.read_text().splitlines()
+            assert (job["done"], job["failed"], job["retried"]) == (3, 1, retries)
+            assert len(began) == 1 + retries and began[-1] == "nova", began
+    except BaseException:
+        mesh.close(is_failing=True)
+        raise
+    mesh.close()

@@ -17,8 +17,8 @@ node decides conflicts before anything else of the job, begins what nobody has b
 and not credible yet: one run of it settles a task.
 
 A task that a member has begun is *held* until it is accepted: it is neither ready nor leased in `OwnerCore`.  It may
-be computed by several nodes at once, whose leases are here.  Failures that members tell are not believed alone: after
-as many as the job allows, only a trusted node decides whether a task fails.
+be computed by several nodes at once, whose leases are here.  Failures that members tell count, and are not believed
+alone: the last attempt that a job allows is a trusted node's, while there is one.
 
 Layers, each a class that uses those above it:
 

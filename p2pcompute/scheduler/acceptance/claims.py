@@ -124,8 +124,6 @@ class Claims(HandingOut):
             job.avoid[index] = ([*nodes, lease.installation], inf)
             return
         checked.held.pop(index, None)
-        if outcome.status in (OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED):
-            checked.failures[index] = checked.failures.get(index, 0) + 1
         self._owner.failed_checked(self._now, job, index, outcome, lease.thief, lease.installation)
 
     def _keep_output(self, checked: CheckedJob, index: int, digest: Digest, outcome: Outcome, thief: bytes) -> None:

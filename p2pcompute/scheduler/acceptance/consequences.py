@@ -71,7 +71,6 @@ class Consequences(Lending):
         checked.held.pop(index, None)
         checked.arbitrations.pop(index, None)
         checked.asked.pop(index, None)
-        checked.failures.pop(index, None)
         outputs = checked.outputs.pop(index)
         self.held_bytes -= sum(other.size for other in outputs.values())
         self._owner.settled_checked(job, index, list(outputs))
@@ -191,7 +190,6 @@ class Consequences(Lending):
         checked.arbitrations.pop(index, None)
         checked.asked.pop(index, None)
         checked.rechecks.pop(index, None)
-        checked.failures.pop(index, None)
         checked.claimed_at.pop(index, None)
         for output in checked.outputs.pop(index, {}).values():
             self.held_bytes -= output.size

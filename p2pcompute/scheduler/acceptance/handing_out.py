@@ -17,6 +17,8 @@ from p2pcompute.trust.verification import make_verifier
 from p2pcompute.trust.verification.arbitrate import NOTHING_KNOWN, Arbitrate, ArbitratePolicy
 from p2pcompute.trust.verification.book import Verifier, Worker
 
+ARBITER_PATIENCE_S: Final = 60.0
+"""Without a trusted node for so long, members decide alone: conflicts by more of them, and whether a task fails."""
 VERDICTS_AT_ONCE: Final = 3
 """Conflicts of one member that a trusted node decides at a time: so many lone wrong values ban it."""
 
@@ -130,10 +132,18 @@ class HandingOut(Consequences):
                 chosen.append(index)
         return chosen
 
-    def is_for_trusted(self, job: OwnedJob, index: int) -> bool:
-        """Whether members have said so often that a task fails that only a trusted node may say so finally."""
-        checked = job.checked
-        return checked is not None and checked.failures.get(index, 0) > job.envelope.terms.retries
+    def is_for_trusted(self, now: float, job: OwnedJob, index: int) -> bool:
+        """Whether a task has failed so often that its last attempt is next: of that only a trusted node is believed,
+        while there is one.
+
+        What members told counts towards `retries`: a task has no more attempts where there are members.
+        """
+        is_last = job.checked is not None and job.failures.get(index, 0) >= max(1, job.envelope.terms.retries)
+        return is_last and not self.are_members_alone(now)
+
+    def are_members_alone(self, now: float) -> bool:
+        """Whether no trusted node has asked for work for long, although members have."""
+        return now - max(self._arbiter_at, self._began_at) >= ARBITER_PATIENCE_S
 
     def _join(self, now: float, rule: Rule, worker: Worker, *, is_back: bool = False) -> bool:
         """Let a member take part under a rule; False: not now.
@@ -171,6 +181,7 @@ class HandingOut(Consequences):
 
     def _make(self, rule: Rule, now: float) -> Verifier:
         verifier: Verifier
+        self._began_at = min(self._began_at, now)
         if rule.method == "arbitrate":
             policy = ArbitratePolicy(error_rate=rule.error_ppb / 1e9, replicas=rule.replicas)
             verifier = Arbitrate(policy, now=now)

@@ -8,6 +8,7 @@ from typing import Final
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.scheduler.acceptance.claims import Claims
+from p2pcompute.scheduler.acceptance.handing_out import ARBITER_PATIENCE_S
 from p2pcompute.scheduler.books import CheckedJob, Lease, OwnedJob
 from p2pcompute.scheduler.checked import Rule
 from p2pcompute.scheduler.ledger import TaskState
@@ -17,8 +18,6 @@ from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.arbitrate import Arbitrate
 from p2pcompute.trust.verification.book import Worker, votes
 
-ARBITER_PATIENCE_S: Final = 60.0
-"""Without a trusted node for so long, conflicts are decided by more members."""
 DISPUTED_S: Final = 120.0
 """Results differ, nobody else may compute the task, and this has been so for so long: nobody can say what is right."""
 DISPUTED: Final = "disputed"

@@ -147,8 +147,9 @@ class Endings:
         job.avoid.pop(index, None)
         job.cancelling.pop(index, None)
         job.deaths.pop(index, None)
-        job.failures.pop(index, None)
-        attempts = job.attempts.pop(index, 0)
+        # Those of members, who are told that each is the first, are known by their failures only.
+        tried = job.failures.pop(index, 0) + (state is TaskState.DONE)
+        attempts = max(job.attempts.pop(index, 0), tried)
         generation, seq = job.ledger.generation(index), len(job.ledger.finished)
         self._effects.ends.append(
             TaskEnd(job.envelope.job_id, index, generation, state, outcome, thief, attempts, seq, payload)

@@ -308,7 +308,23 @@ class Results(Rule):
     ) -> None:
         """A member says that a task which was held has failed: that is believed as far as others may try it too."""
         job.tell(now, index, f"{thief.hex()[:8]} says: {outcome.status} {outcome.error.strip()[-200:]}".rstrip())
+        if outcome.status in (OutcomeStatus.NOT_RUN, OutcomeStatus.KILLED):
+            self._avoid(now, job, index, installation)
+            self._requeue(job, index)
+            return
+        if outcome.status is not OutcomeStatus.REFUSED:
+            job.failures[index] = job.failures.get(index, 0) + 1
+            if self._have_members_failed(now, job, index, installation):
+                self._fail(job, index, outcome, thief, "")
+                return
         self._again(now, job, index, installation)
+
+    def _have_members_failed(self, now: float, job: OwnedJob, index: int, installation: bytes) -> bool:
+        """Whether a task has failed though no trusted node says so: there is none, and as many members as may try it."""
+        if job.failures[index] <= job.envelope.terms.retries or not self.acceptance.are_members_alone(now):
+            return False
+        nodes = {*job.avoid.get(index, ([], 0.0))[0], installation}
+        return len(nodes) > job.envelope.terms.retries or not self.has_other(now, job, nodes)
 
     def reopen(self, job: OwnedJob, index: int, payload: bytes, why: str) -> bool:
         """Believe an accepted result no longer; False when the task cannot be run again."""

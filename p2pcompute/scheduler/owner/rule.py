@@ -181,20 +181,24 @@ class Rule(Leases):
         return thief.is_local or self.acceptance.believes(job, thief.installation)
 
     def _is_avoided(self, now: float, job: OwnedJob, index: int, thief: Thief) -> bool:
-        if self.acceptance.is_for_trusted(job, index) and not self._believes(job, thief):
+        is_for_trusted = self.acceptance.is_for_trusted(now, job, index)
+        if is_for_trusted and not self._believes(job, thief):
             return True
         avoided = job.avoid.get(index)
         if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
             return False
-        return self.has_other(now, job, avoided[0])
+        return self.has_other(now, job, avoided[0], are_believed=is_for_trusted)
 
-    def has_other(self, now: float, job: OwnedJob, nodes: Collection[bytes]) -> bool:
+    def has_other(
+        self, now: float, job: OwnedJob, nodes: Collection[bytes], *, are_believed: bool = False
+    ) -> bool:
         """Whether a node besides these (installations) may run tasks of a job, and asked for work lately or is at work
-        for it."""
+        for it; with `are_believed` one whose word is believed."""
         return any(
             other.installation not in nodes
             and (now - seen < AVOID_S * 2 or job.by_thief.get(other.key, (0,))[0] > 0)
             and self._may_run(now, job, other)
+            and (not are_believed or self._believes(job, other))
             for other, seen in self.thieves.values()
         )
 
