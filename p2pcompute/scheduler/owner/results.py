@@ -320,7 +320,7 @@ class Results(Rule):
         self._again(now, job, index, installation)
 
     def _have_members_failed(self, now: float, job: OwnedJob, index: int, installation: bytes) -> bool:
-        """Whether a task has failed though no trusted node says so: there is none, and as many members as may try it."""
+        """Whether a task has failed though no trusted node says so: there is none, and members enough have tried it."""
         if job.failures[index] <= job.envelope.terms.retries or not self.acceptance.are_members_alone(now):
             return False
         nodes = {*job.avoid.get(index, ([], 0.0))[0], installation}

@@ -189,9 +189,7 @@ class Rule(Leases):
             return False
         return self.has_other(now, job, avoided[0], are_believed=is_for_trusted)
 
-    def has_other(
-        self, now: float, job: OwnedJob, nodes: Collection[bytes], *, are_believed: bool = False
-    ) -> bool:
+    def has_other(self, now: float, job: OwnedJob, nodes: Collection[bytes], *, are_believed: bool = False) -> bool:
         """Whether a node besides these (installations) may run tasks of a job, and asked for work lately or is at work
         for it; with `are_believed` one whose word is believed."""
         return any(
