@@ -273,8 +273,8 @@ def simpy_timers() -> dict[str, float]:
 
 def seeds(*, values: dict[str, str] | None = None, count: int = SEEDS) -> dict[str, float]:
     """Whole runs of `ten`, after one that is not measured."""
+    from p2pcompute.simulation.mesh_run import run_mesh
     from p2pcompute.simulation.scenario import load_scenario, with_values
-    from p2pcompute.simulation.world import run_mesh
 
     scenario = with_values(load_scenario("ten"), values or {})
     run_mesh(scenario, count)
@@ -305,6 +305,9 @@ PIECES = (
     ("simulation/host.py", "simulation: hosts, crypto, teardown"),
     ("simulation/storage.py", "simulation: disks"),
     ("simulation/world.py", "simulation: world"),
+    ("simulation/mesh_run.py", "simulation: world"),
+    ("simulation/measuring.py", "simulation: world"),
+    ("simulation/oracle.py", "simulation: checks"),
     ("simulation/playing.py", "simulation: world"),
     ("simulation/mesh.py", "simulation: world"),
     ("simulation/runner.py", "simulation: runner"),
@@ -365,8 +368,10 @@ def seeds_shares() -> dict[str, Any]:
 
 
 def _steady(values: dict[str, str], until_s: float | None) -> dict[str, float]:
+    from p2pcompute.simulation.mesh_run import MeshRun
+    from p2pcompute.simulation.mesh_settings import MeshSettings
+    from p2pcompute.simulation.result import Watch
     from p2pcompute.simulation.scenario import load_scenario, with_values
-    from p2pcompute.simulation.world import MeshSettings, Watch, World
 
     started: list[tuple[float, int, int]] = []
 
@@ -381,7 +386,7 @@ def _steady(values: dict[str, str], until_s: float | None) -> dict[str, float]:
     settings = scenario.settings
     assert isinstance(settings, MeshSettings)
     began, before_bytes = cpu_s(), resident_bytes()
-    world = World(settings, 1, watch=Look())
+    world = MeshRun(settings, 1, watch=Look())
     world.run(until_s)
     ended = cpu_s()
     if world.problems:

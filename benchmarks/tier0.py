@@ -47,8 +47,8 @@ from p2pcompute.host.paths import prepare_directories, resolve_paths
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.identity.files import load_or_create_identity
 from p2pcompute.places import find_paths
+from p2pcompute.simulation.mesh_run import run_mesh
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.world import run_mesh
 from p2pcompute.trust.groups import MEMBER_ROLES, admit, found_group, save_group
 from p2pcompute.trust.levels import Level, LevelNote, save_levels
 

@@ -37,10 +37,10 @@ from p2pcompute.version import VERSION
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.archive import Archive
+    from p2pcompute.simulation.result import RunResult
     from p2pcompute.simulation.scenario import Scenario
     from p2pcompute.simulation.shrink import Shrunk
     from p2pcompute.simulation.study import Point, Study
-    from p2pcompute.simulation.world import RunResult
 
 SEEDS_MAX: Final = 1_000_000
 PROBLEMS_SHOWN_MAX: Final = 5

@@ -14,9 +14,9 @@ from p2pcompute.cli.output import count_text, duration_text, is_terminal, one_li
 
 if TYPE_CHECKING:
     from p2pcompute.plots.records import Writer
+    from p2pcompute.simulation.result import RunResult
     from p2pcompute.simulation.running import Meter
     from p2pcompute.simulation.study import Study
-    from p2pcompute.simulation.world import RunResult
 
 EVENT_COLUMNS_MAX: Final = 300
 LINE_S: Final = 10.0

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import zlib
 from asyncio import Future
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from p2pcompute.errors import ChannelLost, DnsError, LocalProtocolError
 from p2pcompute.host.interfaces import Address, ByteStream, DnsAnswer, DnsKind, LanAnnouncement, LanSighting
 from p2pcompute.limits import DATAGRAM_QUEUE_MAX, PREAMBLE_BYTES
-from p2pcompute.simulation.dialling import Dial, SimListener
-from p2pcompute.simulation.machines import LOOPBACK, Machine
+from p2pcompute.simulation.dialling import Dial
+from p2pcompute.simulation.machines import LOOPBACK, Machine, Plug, SimListener
+from p2pcompute.simulation.network import Network
 from p2pcompute.simulation.streams import SimStream
 from p2pcompute.simulation.trace import Kind
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.network import Network
 
 DNS_ANSWER_S: Final = 0.02
 """How long a simulated name server takes."""
@@ -101,26 +100,12 @@ class SimDatagrams:
         self._wake()
 
 
-class SimNet:
-    """One host's access to the network: the simulated `Net`.
-
-    Args:
-        number: of the host, for the trace.
-        context: in which callbacks of the host are called, so that what they start belongs to it.
-    """
+class SimNet(Plug):
+    """One host's access to the network: the simulated `Net`.  See `Plug` for its arguments."""
 
     def __init__(self, network: Network, machine: Machine, number: int, context: Context) -> None:
+        super().__init__(machine, number, context)
         self.network = network
-        self.machine = machine
-        self.number = number
-        self.context = context
-        self.is_dead = False
-        self.datagrams: dict[SimDatagrams, None] = {}
-        self.listeners: dict[SimListener, None] = {}
-        self.streams: dict[SimStream, None] = {}
-        machine.nets[self] = None
-        self._announcement: LanAnnouncement | None = None
-        self._seen: Callable[[LanSighting], None] | None = None
 
     # --- Net --------------------------------------------------------------------------------------
 
@@ -152,7 +137,11 @@ class SimNet:
         """
         self._check_open()
         port = self.machine.take_port(port, taken=self.machine.listeners)
-        listener = SimListener(self, port, loopback_only or self.machine.address == LOOPBACK, admit, accept)
+        network, is_loopback_only = self.network, loopback_only or self.machine.address == LOOPBACK
+        made_at = network.loop.time()
+        name = f"{network.seed}:certificate:{self.machine.number}:{self.number}:{port}:{made_at!r}"
+        binding = hashlib.sha256(name.encode()).digest()
+        listener = SimListener(self, port, is_loopback_only, admit, accept, binding)
         self.machine.listeners[port] = listener
         self.listeners[listener] = None
         return listener
@@ -161,7 +150,7 @@ class SimNet:
         self._check_open()
         if len(preamble) != PREAMBLE_BYTES:
             raise LocalProtocolError(f"a preamble of {len(preamble)} bytes")
-        return await Dial(self, address, preamble).wait(timeout_s)
+        return await Dial(self.network, self, address, preamble).wait(timeout_s)
 
     async def resolve(self, host: str, port: int) -> list[Address]:
         """See `Net`.  Knows literals, "localhost" and the names of the simulation's hosts."""
@@ -195,7 +184,7 @@ class SimNet:
 
     async def announce(self, announcement: LanAnnouncement | None) -> None:
         self._check_open()
-        previous, self._announcement = self._announcement, announcement
+        previous, self.announcement = self.announcement, announcement
         self.network.lan_members(self)[self] = None
         if announcement is not None:
             self._tell(announcement, is_present=True)
@@ -204,19 +193,19 @@ class SimNet:
 
     async def browse(self, seen: Callable[[LanSighting], None] | None) -> None:
         self._check_open()
-        self._seen = seen
+        self.seen = seen
         members = self.network.lan_members(self)
         members[self] = None
         if seen is None:
             return
         for other in members:
-            if other is not self and other._announcement is not None:
-                self._notice(other, other._announcement, is_present=True)
+            if other is not self and other.announcement is not None:
+                self._notify(self, other, other.announcement, is_present=True)
 
     async def close(self) -> None:
         if self.is_dead:
             return
-        if self._announcement is not None:
+        if self.announcement is not None:
             await self.announce(None)
         self._leave()
         for stream in list(self.streams):
@@ -234,7 +223,7 @@ class SimNet:
         self.is_dead = True
         if is_silent:
             self.machine.is_silent = True
-        announcement = self._announcement
+        announcement = self.announcement
         self._leave()
         if announcement is not None:
             self._tell(announcement, is_present=False, after_s=LAN_EXPIRY_S)
@@ -249,7 +238,7 @@ class SimNet:
         for listener in list(self.listeners):
             listener.stop()
         self.network.lan_members(self).pop(self, None)
-        self._seen = self._announcement = None
+        self.seen = self.announcement = None
 
     def _check_open(self) -> None:
         if self.is_dead:
@@ -259,25 +248,25 @@ class SimNet:
 
     def _tell(self, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S) -> None:
         for other in self.network.lan_members(self):
-            if other is not self and other._seen is not None:
-                other._notice(self, announcement, is_present=is_present, after_s=after_s)
+            if other is not self and other.seen is not None:
+                self._notify(other, self, announcement, is_present=is_present, after_s=after_s)
 
-    def _notice(
-        self, other: SimNet, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S
+    def _notify(
+        self, to: Plug, of: Plug, announcement: LanAnnouncement, *, is_present: bool, after_s: float = LAN_NOTICE_S
     ) -> None:
-        if self.network.is_cut(other.machine, self.machine):
+        network, sender, receiver = self.network, of.machine, to.machine
+        if network.is_cut(sender, receiver):
             return
-        addresses = (LOOPBACK,) if other.machine is self.machine else (other.machine.address,)
+        addresses = (LOOPBACK,) if sender is receiver else (sender.address,)
         sighting = LanSighting(announcement=announcement, addresses=addresses, is_present=is_present)
-        network = self.network
-        network.loop.post(
-            network.loop.time() + after_s + network.delay_s(other.machine, self.machine), self._sight, sighting
-        )
+        at = network.loop.time() + after_s + network.delay_s(sender, receiver)
+        network.loop.post(at, self._sight, (to, sighting))
 
-    def _sight(self, sighting: LanSighting) -> None:
-        if self._seen is None or self.is_dead or self.machine.is_unplugged:
+    def _sight(self, notice: tuple[Plug, LanSighting]) -> None:
+        to, sighting = notice
+        if to.seen is None or to.is_dead or to.machine.is_unplugged:
             return
         loop = self.network.loop
         digest = zlib.crc32(sighting.announcement.public_key) ^ sighting.is_present
-        loop.trace.record(loop.time(), self.number, Kind.LAN, digest)
-        self.context.run(self._seen, sighting)
+        loop.trace.record(loop.time(), to.number, Kind.LAN, digest)
+        to.context.run(to.seen, sighting)

@@ -1,6 +1,6 @@
 """Hostile members: ordinary nodes of which somebody has changed the code, from outside.
 
-`draw_hostile` says who is hostile and how, `arm` makes a running member so, after each of its starts.  Node code has no
+`hostile` says who is hostile and how, `arm` makes a running member so, after each of its starts.  Node code has no
 hooks for any of this: pieces of the member's own node are replaced, or it sends by hand what a node would never send,
 with the identity and the keys that it really has.
 
@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Any, Final
 
 from p2pcompute.dht.contacts import Contact
 from p2pcompute.dht.exchange import Verified
@@ -51,20 +48,16 @@ from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.scheduler.worker import Held
 from p2pcompute.scheduler.worker_service import OwnerLink
 from p2pcompute.simulation.host import SimHost
+from p2pcompute.simulation.hostile import HostileSettings
 from p2pcompute.simulation.mesh import PORT, Member
 from p2pcompute.simulation.network import UDP_BYTES_MAX
 from p2pcompute.simulation.runner import simulated_value
+from p2pcompute.simulation.world import World
 from p2pcompute.transport import handshake
 from p2pcompute.transport.channel import Channel
 from p2pcompute.transport.datagrams import Datagrams, seal_datagram
 from p2pcompute.transport.messages import Purpose, encode_message
 from p2pcompute.wire import cbor
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.world import World
-
-Amount = Annotated[float, Meta(ge=0)]
-OF: Final = "share below 1, or number, of nodes that"
 
 CAPTURED_MAX: Final = 256
 """Datagrams and frames that a replayer keeps."""
@@ -86,83 +79,11 @@ GRIND: Final = 64
 """Keys that are tried for an identity near a place in the key space; for a made-up one an eighth of that."""
 
 
-class HostileSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many nodes are hostile in which way."""
-
-    wrong: Annotated[Amount, Meta(description=f"{OF} return random values")] = 0.0
-    colluding: Annotated[Amount, Meta(description=f"{OF} return wrong values, all the same ones")] = 0.0
-    drop: Annotated[
-        Amount, Meta(description=f"{OF} take tasks, never return a result, and do not say that they hold them")
-    ] = 0.0
-    hoard: Annotated[
-        Amount, Meta(description=f"{OF} take tasks, say for ever that they hold them, and never end one")
-    ] = 0.0
-    late: Annotated[Amount, Meta(description=f"{OF} return results long after their leases have ended")] = 0.0
-    free_rider: Annotated[
-        Amount, Meta(description=f"{OF} have their jobs done by others and take no task themselves")
-    ] = 0.0
-    false_find: Annotated[Amount, Meta(description=f"{OF} answer with made-up contacts near the key")] = 0.0
-    eclipse: Annotated[Amount, Meta(description=f"{OF} name nobody but their own kind, keep no record, find none")] = (
-        0.0
-    )
-    sybil: Annotated[
-        Amount,
-        Meta(description=f"{OF} run sybil_identities more identities around one key, on one machine, which eclipse it"),
-    ] = 0.0
-    replay: Annotated[
-        Amount,
-        Meta(description=f"{OF} send again what they have seen: datagrams of others and their own, their own frames"),
-    ] = 0.0
-    malformed: Annotated[
-        Amount, Meta(description=f"{OF} break the protocol, as members and as strangers: malformed, mutated, oversized")
-    ] = 0.0
-    slow_loris: Annotated[Amount, Meta(description=f"{OF} hold connections half open and dribble bytes")] = 0.0
-    equivocation: Annotated[
-        Amount,
-        Meta(description=f"{OF} put different records of one sequence number, older ones again, forged ones of others"),
-    ] = 0.0
-    steal_flood: Annotated[Amount, Meta(description=f"{OF} ask for work without end and decline what they get")] = 0.0
-    sybil_identities: Annotated[int, Meta(ge=1, le=1000, description="identities of each sybil")] = 16
-
-    def __post_init__(self) -> None:
-        for kind, amount in self.amounts().items():
-            if amount > 1 and amount != int(amount):
-                raise ValueError(f"`{kind}` is a share below 1, or a whole number of nodes, not {amount:g}")
-
-    def amounts(self) -> dict[str, float]:
-        """Return kind → share below 1, or number, of nodes."""
-        return {kind: getattr(self, kind) for kind in KINDS}
-
-    def check(self, nodes: int) -> None:
-        """Raises ValueError when more nodes are hostile than there are beside the founder."""
-        amounts = list(self.amounts().values())
-        count, share = sum(amount for amount in amounts if amount >= 1), sum(amount for amount in amounts if amount < 1)
-        if count > nodes - 1 or count + share * nodes > nodes:
-            what = f"{count + share * nodes:.15g} of {nodes} nodes are hostile"
-            raise ValueError(f"{what}: the founder never is, so at most {nodes - 1} can be")
-
-
-def draw_hostile(
-    settings: HostileSettings, rng: random.Random, *, nodes: int, spared: Collection[int] = ()
-) -> dict[int, str]:
-    """Return who is hostile: number of the member → kind.  As many as there are members that are not spared."""
-    free = [number for number in range(nodes) if number not in spared]
-    rng.shuffle(free)
-    drawn: dict[int, str] = {}
-    for kind in KINDS:
-        amount = getattr(settings, kind)
-        count = int(amount) if amount >= 1 else max(round(amount * nodes), amount > 0)
-        for number in free[:count]:
-            drawn[number] = kind
-        del free[:count]
-    return dict(sorted(drawn.items()))
-
-
 def arm(world: World, member: Member, kind: str, settings: HostileSettings | None = None) -> None:
     """Make a running member hostile for the rest of its present life."""
     number = world.mesh.members.index(member)
     world.hostile[number] = kind
-    KINDS[kind](_Hostile(world, member, kind, settings or HostileSettings()))
+    _KINDS[kind](_Hostile(world, member, kind, settings or HostileSettings()))
 
 
 class _Hostile:
@@ -677,7 +598,7 @@ def _steal_flood(hostile: _Hostile) -> None:
     hostile.every(FLOOD_S, attack)
 
 
-KINDS: Final[dict[str, Callable[[_Hostile], None]]] = {
+_KINDS: Final[dict[str, Callable[[_Hostile], None]]] = {
     "wrong": _wrong,
     "colluding": _colluding,
     "drop": _drop,

@@ -18,17 +18,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 import p2pcompute
 from p2pcompute.errors import StoreError, UsageError
+from p2pcompute.simulation.result import RunResult
+from p2pcompute.simulation.study import Point, Study
 from p2pcompute.version import VERSION
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.study import Point, Study
-    from p2pcompute.simulation.world import RunResult
 
 RUN_SCHEMA: Final = "p2pc.sim-run/1"
 RUNS_NAME: Final = "runs.jsonl"
@@ -115,8 +113,6 @@ class Archive:
             self._take(line, number)
 
     def _take(self, line: bytes, number: int) -> None:
-        from p2pcompute.simulation.world import RunResult
-
         try:
             data = json.loads(line)
             if data["schema"] != RUN_SCHEMA:

@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -28,14 +28,12 @@ from p2pcompute.scheduler.ledger import FactKind
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
 from p2pcompute.simulation.metrics import Metrics
+from p2pcompute.simulation.paths import Partition
+from p2pcompute.simulation.result import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
 from p2pcompute.simulation.runner import RunnerModel, simulated_value
-from p2pcompute.simulation.world import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
+from p2pcompute.simulation.scenario import Scenario
 from p2pcompute.store.journal import FACTS
 from p2pcompute.wire import cbor
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.paths import Partition
-    from p2pcompute.simulation.scenario import Scenario
 
 Play: TypeAlias = Literal["owner", "partition", "blackout", "turns"]
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from msgspec import Meta, Struct
 
@@ -38,10 +38,8 @@ from p2pcompute.simulation.host import HostDown, Simulation
 from p2pcompute.simulation.mesh import PORT
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.network import UDP_HEADER_BYTES, NetworkSettings
-from p2pcompute.simulation.world import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.scenario import Scenario
+from p2pcompute.simulation.result import EVENTS_MAX, PROBLEMS_MAX, RunResult, Watch
+from p2pcompute.simulation.scenario import Scenario
 
 RECORD_TTL_S: Final = int(RECORD_TTL_S_MAX)
 VALUE_BYTES: Final = 300

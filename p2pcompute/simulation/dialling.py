@@ -1,62 +1,21 @@
-"""How streams come to be: listeners and dials."""
+"""How streams come to be: dials."""
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from asyncio import CancelledError, Future
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.errors import ChannelLost
-from p2pcompute.host.interfaces import Address, ByteStream
+from p2pcompute.host.interfaces import Address
+from p2pcompute.simulation.machines import Machine, Plug, SimListener
+from p2pcompute.simulation.network import Network
 from p2pcompute.simulation.streams import RETRANSMIT_S, SimStream, retransmission_s
 from p2pcompute.simulation.trace import Kind
 
-if TYPE_CHECKING:
-    from p2pcompute.simulation.access import SimNet
-    from p2pcompute.simulation.machines import Machine
-
 CONNECT_RETRANSMIT_S: Final = 1.0
 """Timeout of a lost connection request."""
-
-
-class SimListener:
-    """A TCP port that listens: the simulated `StreamListener`."""
-
-    __slots__ = ("_port", "accept", "admit", "binding", "is_loopback_only", "is_stopped", "net")
-
-    def __init__(
-        self,
-        net: SimNet,
-        port: int,
-        is_loopback_only: bool,
-        admit: Callable[[bytes, Address], bool],
-        accept: Callable[[ByteStream, bytes], None],
-    ) -> None:
-        self.net = net
-        self.is_loopback_only = is_loopback_only
-        self.is_stopped = False
-        self.admit = admit
-        self.accept = accept
-        self._port = port
-        made_at = net.network.loop.time()
-        name = f"{net.network.seed}:certificate:{net.machine.number}:{net.number}:{port}:{made_at!r}"
-        self.binding = hashlib.sha256(name.encode()).digest()
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def stop(self) -> None:
-        """Accept no more; open streams stay."""
-        if not self.is_stopped:
-            self.is_stopped = True
-            self.net.machine.listeners.pop(self._port, None)
-            self.net.listeners.pop(self, None)
-
-    async def close(self) -> None:
-        self.stop()
 
 
 class Dial:
@@ -66,12 +25,13 @@ class Dial:
     the listener.  In round trips from the start: 0.5, 1.5, 2, 2.5, as with TCP and TLS 1.3.
     """
 
-    def __init__(self, net: SimNet, address: Address, preamble: bytes) -> None:
+    def __init__(self, network: Network, net: Plug, address: Address, preamble: bytes) -> None:
+        self._network = network
         self._net = net
         self._address = address
         self._preamble = preamble
-        self._future: Future[SimStream] = net.network.loop.create_future()
-        machine = net.network.find(net.machine, address.host)
+        self._future: Future[SimStream] = network.loop.create_future()
+        machine = network.find(net.machine, address.host)
         self._machine = machine
         if machine is not None:
             local = "127.0.0.1" if address.host.startswith("127.") else net.machine.address_seen_by(machine)
@@ -84,7 +44,7 @@ class Dial:
         Raises:
             ChannelLost: refused, not admitted, or not ready in time.
         """
-        timer = self._net.network.loop.call_later(timeout_s, self._expire)
+        timer = self._network.loop.call_later(timeout_s, self._expire)
         try:
             return await self._future
         except CancelledError:
@@ -111,7 +71,7 @@ class Dial:
         timeout_s: float = RETRANSMIT_S,
     ) -> None:
         """Do the next step one packet later, unless the pair is cut."""
-        network = self._net.network
+        network = self._network
         if network.is_cut(sender, receiver):
             return
         late_s = retransmission_s(network, sender, receiver, 0, timeout_s=timeout_s)
@@ -123,7 +83,7 @@ class Dial:
             return None
         listener = machine.listeners.get(self._address.port)
         if listener is None or (listener.is_loopback_only and machine is not self._net.machine):
-            self._net.network.counters.streams_refused += 1
+            self._network.counters.streams_refused += 1
             self._after(machine, self._net.machine, self._refuse, f"{self._address} refused the connection")
             return None
         return listener
@@ -133,8 +93,8 @@ class Dial:
         assert machine is not None
         if self._listener(machine) is not None:
             # The confirmation goes back and the preamble comes: one round trip, as one event.
-            back = self._net.network.delay_s(machine, self._net.machine)
-            self._net.network.loop.post(self._net.network.loop.time() + back, self._send_preamble, machine)
+            back = self._network.delay_s(machine, self._net.machine)
+            self._network.loop.post(self._network.loop.time() + back, self._send_preamble, machine)
 
     def _send_preamble(self, machine: Machine) -> None:
         if not self._future.done() and not self._net.is_dead:
@@ -147,14 +107,14 @@ class Dial:
         if listener is None:
             return
         if not listener.net.context.run(listener.admit, self._preamble, self._source):
-            self._net.network.counters.streams_not_admitted += 1
+            self._network.counters.streams_not_admitted += 1
             self._after(machine, self._net.machine, self._refuse, f"{self._address} closed the connection")
             return
         self._work(machine, self._greet, listener)
 
     def _work(self, machine: Machine, step: Callable[[Any], None], argument: Any) -> None:
         """Do the next step when the machine has done its part of the handshake."""
-        network = self._net.network
+        network = self._network
         if network.settings.handshake_s:
             network.loop.post(network.occupy(machine, network.settings.handshake_s), step, argument)
         else:
@@ -169,11 +129,11 @@ class Dial:
     def _ready(self, listener: SimListener) -> None:
         if self._future.done() or self._net.is_dead or listener.net.is_dead:
             return
-        network = self._net.network
+        network = self._network
         now = network.loop.time()
         accepted_at = now + network.delay_s(self._net.machine, listener.net.machine)
-        dialler = SimStream(self._net, self._address, listener.binding)
-        acceptor = SimStream(listener.net, self._source, listener.binding)
+        dialler = SimStream(network, self._net, self._address, listener.binding)
+        acceptor = SimStream(network, listener.net, self._source, listener.binding)
         SimStream.connect(dialler, acceptor, accepted_at=accepted_at, ready_at=now)
         self._future.set_result(dialler)
         network.loop.post(accepted_at, self._accept, (listener, acceptor))
@@ -185,7 +145,7 @@ class Dial:
         if listener.is_stopped:
             stream.abort()
             return
-        network = self._net.network
+        network = self._network
         network.counters.streams_opened += 1
         network.loop.trace.record(network.loop.time(), listener.net.number, Kind.OPENED, zlib.crc32(self._preamble))
         # Not called from here: nothing may run on a host that sleeps.

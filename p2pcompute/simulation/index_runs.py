@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -33,10 +33,8 @@ from p2pcompute.limits import (
 )
 from p2pcompute.simulation.mesh import warm_table
 from p2pcompute.simulation.metrics import Metrics
-from p2pcompute.simulation.world import PROBLEMS_MAX, RunResult, Watch
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.scenario import Scenario
+from p2pcompute.simulation.result import PROBLEMS_MAX, RunResult, Watch
+from p2pcompute.simulation.scenario import Scenario
 
 _FEATURE: Final = 1
 """The bit of the feature."""

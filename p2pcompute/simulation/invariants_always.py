@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.dht.records import PutOutcome, Record
 from p2pcompute.dht.service import Dht
@@ -45,12 +45,10 @@ from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.simulation.loop import GC_STEP_EVENTS
 from p2pcompute.simulation.mesh import Member
+from p2pcompute.simulation.oracle import Check, Oracle
 from p2pcompute.simulation.storage import SimDisk
 from p2pcompute.store.journal import FACTS, JOBS, RESULTS
 from p2pcompute.wire import cbor
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.invariants import Check, Checks
 
 RECORDS_CHECKED_MAX: Final = 100_000
 """Records whose signatures the oracle remembers to have checked."""
@@ -68,7 +66,7 @@ OBJECTS_MAX: Final = 200_000
 # --- always: tasks --------------------------------------------------------------------------------
 
 
-def _books(checks: Checks) -> Iterator[str]:
+def _books(checks: Oracle) -> Iterator[str]:
     """The books of owners and workers agree with themselves."""
     for member in checks.sampled():
         scheduler = member.running.scheduler
@@ -81,7 +79,7 @@ def _books(checks: Checks) -> Iterator[str]:
             yield f"{member.host.name}: {error}"
 
 
-def _conservation(checks: Checks) -> Iterator[str]:
+def _conservation(checks: Oracle) -> Iterator[str]:
     """Every acknowledged task is in its owner's ledger in one state; nobody has invented one."""
     for job in checks.jobs():
         member = checks.world.mesh.members[job.owner]
@@ -98,7 +96,7 @@ def _conservation(checks: Checks) -> Iterator[str]:
             yield f"{member.host.name}: {counts} and {leased} leased make not {ledger.size} of {short(job.job_id)}"
 
 
-def _once(checks: Checks) -> Iterator[str]:
+def _once(checks: Oracle) -> Iterator[str]:
     """A task ends at most once in each generation."""
     for job in checks.jobs():
         member = checks.world.mesh.members[job.owner]
@@ -125,7 +123,7 @@ def dhts(members: Iterable[Member]) -> Iterator[tuple[Member, Dht]]:
             yield member, dht
 
 
-def _buckets(checks: Checks) -> Iterator[str]:
+def _buckets(checks: Oracle) -> Iterator[str]:
     """Every bucket holds contacts of its own prefix, each once, not the node itself, and not too many."""
     if not checks.is_turn("buckets", BUCKET_TURNS):
         return
@@ -147,7 +145,7 @@ def _buckets(checks: Checks) -> Iterator[str]:
                 yield f"{member.host.name} has {size} contacts that share {shared} bits, at most {most}"
 
 
-def _records(checks: Checks) -> Iterator[str]:
+def _records(checks: Oracle) -> Iterator[str]:
     """What is held was signed by its publisher, and is not shown when it has expired; see also `watch_records`."""
     if not checks.is_turn("records", RECORD_TURNS):
         return
@@ -164,7 +162,7 @@ def _records(checks: Checks) -> Iterator[str]:
                     yield f"{member.host.name} holds a record that {publisher.hex()[:8]} never signed"
 
 
-def _is_genuine(checks: Checks, member: Member, raw: bytes, publisher: bytes) -> bool:
+def _is_genuine(checks: Oracle, member: Member, raw: bytes, publisher: bytes) -> bool:
     known = checks.verified.get(raw)
     if known is None:
         protected, _unprotected, body, signature = cbor.decode(raw)
@@ -228,7 +226,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     )
 
 
-def _bounds(checks: Checks) -> Iterator[str]:
+def _bounds(checks: Oracle) -> Iterator[str]:
     """Nothing in a node grows beyond its limit."""
     for member in checks.sampled():
         for what, amount, limit in _measures(member, member.running):
@@ -236,7 +234,7 @@ def _bounds(checks: Checks) -> Iterator[str]:
                 yield f"{member.host.name} has {amount:.0f} {what}, at most {limit:.0f}"
 
 
-def _errors(checks: Checks) -> Iterator[str]:
+def _errors(checks: Oracle) -> Iterator[str]:
     """No exception leaves a background task, whoever sent what."""
     for number, member in enumerate(checks.world.mesh.members):
         if number in checks.world.hostile:
@@ -248,7 +246,7 @@ def _errors(checks: Checks) -> Iterator[str]:
                 yield f"{member.host.name}: {text}"
 
 
-def _livelock(checks: Checks) -> Iterator[str]:
+def _livelock(checks: Oracle) -> Iterator[str]:
     """Nodes are not busy for long without any task being added, started or ended."""
     jobs = [job for one in checks.honest() for job in one.running.scheduler.owner.core.jobs.values()]
     runs = sum(one.host.runner.runs_ended for one in checks.world.up())
@@ -267,7 +265,7 @@ def _livelock(checks: Checks) -> Iterator[str]:
         yield f"{rate:.0f} events per second and node for {now - since:.0f} s, and no task moves"
 
 
-def _memory(checks: Checks) -> Iterator[str]:
+def _memory(checks: Oracle) -> Iterator[str]:
     """No mutable object belongs to two nodes: what they know of each other came as bytes."""
     members = checks.sampled()
     if not checks.is_turn("memory", MEMORY_TURNS):
@@ -348,7 +346,7 @@ ALWAYS: Final[dict[str, Check]] = {
 # --- in calm times --------------------------------------------------------------------------------
 
 
-def _held(checks: Checks) -> Iterator[str]:
+def _held(checks: Oracle) -> Iterator[str]:
     """Every lease has somebody who works on it, or its result is on the way."""
     nodes = {member.identity.public_key: member.running for member in checks.honest()}
     hostile = {checks.world.mesh.members[number].identity.public_key for number in checks.world.hostile}
@@ -364,7 +362,7 @@ def _held(checks: Checks) -> Iterator[str]:
         yield f"nobody has task {index} of {short(job_id)}, which is leased to {thief.hex()[:8]}"
 
 
-def _doubles(checks: Checks) -> Iterator[str]:
+def _doubles(checks: Oracle) -> Iterator[str]:
     """No two nodes keep the same attempt of a task waiting."""
     holders: dict[tuple[bytes, int, int, int], Member] = {}
     double: dict[tuple[bytes, int, int, int], None] = {}
@@ -380,7 +378,7 @@ def _doubles(checks: Checks) -> Iterator[str]:
         yield f"two nodes hold attempt {attempt} of task {index} of {short(job_id)}"
 
 
-def _idle(checks: Checks) -> Iterator[str]:
+def _idle(checks: Oracle) -> Iterator[str]:
     """No node idles while a task could run on it."""
     idle = [
         member

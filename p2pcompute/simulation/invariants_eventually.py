@@ -8,25 +8,23 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.dht.records import make_record
 from p2pcompute.errors import StoreError
 from p2pcompute.ids import PUBLIC_KEY_BYTES, dht_id
 from p2pcompute.limits import DHT_K, POISON_NODES
+from p2pcompute.node.facade import TaskView
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.simulation.host import HostDown
 from p2pcompute.simulation.invariants_always import dhts, short
 from p2pcompute.simulation.loop import OWNER
 from p2pcompute.simulation.mesh import Member
+from p2pcompute.simulation.oracle import AsyncCheck, Oracle
 from p2pcompute.simulation.runner import simulated_value
+from p2pcompute.simulation.world import WorldJob
 from p2pcompute.store.journal import OUTBOX
-
-if TYPE_CHECKING:
-    from p2pcompute.node.facade import TaskView
-    from p2pcompute.simulation.invariants import AsyncCheck, Checks
-    from p2pcompute.simulation.world import WorldJob
 
 PAGE: Final = 1000
 """Tasks read at once."""
@@ -38,7 +36,7 @@ STOP_S: Final = 45.0
 """After a node has stopped, nothing of it may be left for longer: a channel's longest timer is shorter."""
 
 
-async def _until(checks: Checks, limit_s: float, wrong: Callable[[], list[str]]) -> list[str]:
+async def _until(checks: Oracle, limit_s: float, wrong: Callable[[], list[str]]) -> list[str]:
     """Wait until nothing is wrong any more; what is still wrong after `limit_s`."""
     until = checks.now + limit_s
     while True:
@@ -48,7 +46,7 @@ async def _until(checks: Checks, limit_s: float, wrong: Callable[[], list[str]])
         await asyncio.sleep(POLL_S)
 
 
-def _open_jobs(checks: Checks) -> list[str]:
+def _open_jobs(checks: Oracle) -> list[str]:
     found = []
     for job in checks.jobs():
         member = checks.world.mesh.members[job.owner]
@@ -63,12 +61,12 @@ def _open_jobs(checks: Checks) -> list[str]:
     return found
 
 
-async def _over(checks: Checks) -> list[str]:
+async def _over(checks: Oracle) -> list[str]:
     """Every job of an owner that runs comes to its end."""
     return await _until(checks, checks.settings.over_s, lambda: _open_jobs(checks))
 
 
-async def _values(checks: Checks) -> list[str]:
+async def _values(checks: Oracle) -> list[str]:
     """Every acknowledged task has ended, with the right value unless a hostile node returned it; none failed or was
     cancelled without a reason."""
     found: list[str] = []
@@ -84,7 +82,7 @@ async def _values(checks: Checks) -> list[str]:
     return found
 
 
-async def _job_values(checks: Checks, member: Member, job: WorldJob) -> list[str]:
+async def _job_values(checks: Oracle, member: Member, job: WorldJob) -> list[str]:
     node, world = member.running, checks.world
     if job.job_id not in node.scheduler.owner.books:
         return [f"{member.host.name} has lost {short(job.job_id)}"]
@@ -133,7 +131,7 @@ def _shown(view: TaskView) -> str:
     return (f"{what}: {why.strip()}" if why.strip() else what)[:SHOWN_CHARS_MAX]
 
 
-def _unrest(checks: Checks) -> list[str]:
+def _unrest(checks: Oracle) -> list[str]:
     """What is still under way anywhere."""
     found = []
     honest = checks.honest()
@@ -161,7 +159,7 @@ def _unrest(checks: Checks) -> list[str]:
     return found
 
 
-async def _rest(checks: Checks) -> list[str]:
+async def _rest(checks: Oracle) -> list[str]:
     """No leases, queues, results or commits are left over."""
     return await _until(checks, checks.settings.rest_s, lambda: _unrest(checks))
 
@@ -172,7 +170,7 @@ def _messages(members: Iterable[Member]) -> int:
     )
 
 
-async def _chatter(checks: Checks) -> list[str]:
+async def _chatter(checks: Oracle) -> list[str]:
     """Nodes that have nothing to do say little, and leave no timers."""
     members = checks.honest()
     lives = [member.node for member in members]
@@ -195,7 +193,7 @@ async def _chatter(checks: Checks) -> list[str]:
     return found
 
 
-def _timers(checks: Checks) -> Counter[str]:
+def _timers(checks: Oracle) -> Counter[str]:
     """Timers that wait, by host."""
     counts: Counter[str] = Counter()
     for entry in checks.world.simulation.loop._heap:
@@ -207,7 +205,7 @@ def _timers(checks: Checks) -> Counter[str]:
     return counts
 
 
-def _strangers(checks: Checks) -> list[str]:
+def _strangers(checks: Oracle) -> list[str]:
     honest = checks.honest()
     keys = {member.identity.public_key for member in honest}
     up = {member.identity.public_key for member in checks.world.up()}
@@ -223,14 +221,14 @@ def _strangers(checks: Checks) -> list[str]:
     return found
 
 
-async def _known(checks: Checks) -> list[str]:
+async def _known(checks: Oracle) -> list[str]:
     """In a small group all know one another, and nobody who is gone."""
     if len(checks.world.mesh.members) > checks.settings.small_group:
         return []
     return await _until(checks, checks.settings.meet_s, lambda: _strangers(checks))
 
 
-def _islands(checks: Checks) -> list[str]:
+def _islands(checks: Oracle) -> list[str]:
     nodes = {member.identity.public_key: dht for member, dht in dhts(checks.honest()) if not dht.is_client}
     if len(nodes) < 2:
         return []
@@ -256,12 +254,12 @@ def _islands(checks: Checks) -> list[str]:
     return found
 
 
-async def _connected(checks: Checks) -> list[str]:
+async def _connected(checks: Oracle) -> list[str]:
     """The graph of contacts is strongly connected."""
     return await _until(checks, checks.settings.meet_s, lambda: _islands(checks))
 
 
-async def _lookups(checks: Checks) -> list[str]:
+async def _lookups(checks: Oracle) -> list[str]:
     """Lookups return the true nearest live nodes; one that does not is made again, as a burst of losses may outlast it.
     With nodes that lie in their answers it is measured only."""
     right = first_right = wanted = 0
@@ -289,7 +287,7 @@ async def _lookups(checks: Checks) -> list[str]:
     return []
 
 
-async def _retrievable(checks: Checks) -> list[str]:
+async def _retrievable(checks: Oracle) -> list[str]:
     """A record that was put is found by others, and not any more once it has expired.  With hostile nodes it is
     measured only."""
     found: list[str] = []
@@ -332,7 +330,7 @@ async def _retrievable(checks: Checks) -> list[str]:
     return found if not checks.world.hostile else []
 
 
-async def _stopped(checks: Checks) -> list[str]:
+async def _stopped(checks: Oracle) -> list[str]:
     """A node that has stopped leaves no task and no timer behind."""
     found: list[str] = []
     members = checks.some(checks.settings.probes)

@@ -14,14 +14,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
 from p2pcompute.host.interfaces import Address
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.machines import Machine
 
 MAPPINGS_MAX: Final = 4096
 """Of one Nat; the one that was used longest ago goes."""
@@ -31,6 +28,9 @@ _HOME_MAX: Final = 65_000
 _CARRIER_HOMES_MAX: Final = 1 << 22
 _PORT_FIRST: Final = 1024
 _PORT_COUNT: Final = 65536 - _PORT_FIRST
+
+_M = TypeVar("_M")
+"""What is behind a Nat: a machine."""
 
 
 class NatKind(StrEnum):
@@ -92,7 +92,7 @@ class _Mapping:
     """When each was last sent to, oldest first."""
 
 
-class Nat:
+class Nat(Generic[_M]):
     """A translator between what is behind it and the outside.
 
     Args:
@@ -111,13 +111,13 @@ class Nat:
         *,
         mapping_s: float,
         draw: Callable[[], float],
-        outer: Nat | None = None,
+        outer: Nat[_M] | None = None,
         keeps_ports: bool = True,
     ) -> None:
         self.kind = kind
         self.address = address
         self.outer = outer
-        self.behind: dict[str, Machine | Nat] = {}
+        self.behind: dict[str, _M | Nat[_M]] = {}
         """By inside address."""
         self._mapping_s = mapping_s
         self._draw = draw
@@ -129,7 +129,7 @@ class Nat:
             outer.behind[address] = self
 
     @property
-    def public(self) -> Nat:
+    def public(self) -> Nat[_M]:
         """The outermost Nat."""
         return self if self.outer is None else self.outer.public
 
@@ -167,7 +167,7 @@ class Nat:
             mapping.remotes[remote] = now
         return mapping.outside if self.outer is None else self.outer.outbound(mapping.outside, to, now)
 
-    def inbound(self, port: int, source: Address, now: float) -> tuple[Machine, int] | None:
+    def inbound(self, port: int, source: Address, now: float) -> tuple[_M, int] | None:
         """The machine and port behind all Nats that a datagram reaches, or None when it is not let in."""
         mapping = self._by_port.get(port)
         if mapping is None or now - mapping.used_at > self._mapping_s:
@@ -181,7 +181,7 @@ class Nat:
             return behind.inbound(mapping.inside.port, source, now)
         return behind, mapping.inside.port
 
-    def locate(self, port: int) -> Machine | None:
+    def locate(self, port: int) -> _M | None:
         """The machine that a port belongs to, let in or not: where a datagram to it travels."""
         mapping = self._by_port.get(port)
         if mapping is None:
@@ -211,7 +211,7 @@ class Nat:
         return port
 
 
-class Homes:
+class Homes(Generic[_M]):
     """Which LANs are behind which Nat.
 
     Args:
@@ -219,18 +219,18 @@ class Homes:
     """
 
     def __init__(self, seed: str, new_address: Callable[[], str]) -> None:
-        self.gates: dict[str, Nat] = {}
+        self.gates: dict[str, Nat[_M]] = {}
         """Outermost Nats by public address."""
         self._seed = seed
         self._new_address = new_address
         self._draw_port = random.Random(f"{seed}:ports").random
-        self._homes: dict[str, Nat | None] = {}
+        self._homes: dict[str, Nat[_M] | None] = {}
         """By LAN."""
-        self._carrier: Nat | None = None
+        self._carrier: Nat[_M] | None = None
         """The last one, which still takes homes."""
         self._carrier_home_count = 0
 
-    def home(self, lan: str, settings: NatSettings, kind: NatKind | None) -> Nat | None:
+    def home(self, lan: str, settings: NatSettings, kind: NatKind | None) -> Nat[_M] | None:
         """The Nat of a LAN, if it has one; chosen when the LAN is first named.
 
         Args:
@@ -242,14 +242,14 @@ class Homes:
             self._homes[lan] = self._new_home(settings, kind)
         return self._homes[lan]
 
-    def move(self, home: Nat) -> None:
+    def move(self, home: Nat[_M]) -> None:
         """Give a Nat another public address, unless that is its carrier's."""
         if home.outer is None:
             del self.gates[home.address]
             home.address = self._new_address()
             self.gates[home.address] = home
 
-    def _new_home(self, settings: NatSettings, kind: NatKind) -> Nat | None:
+    def _new_home(self, settings: NatSettings, kind: NatKind) -> Nat[_M] | None:
         if kind is NatKind.NONE:
             return None
         if kind is not NatKind.CGNAT:
@@ -269,8 +269,8 @@ class Homes:
             outer=self._carrier,
         )
 
-    def _gate(self, settings: NatSettings, kind: NatKind, *, keeps_ports: bool) -> Nat:
+    def _gate(self, settings: NatSettings, kind: NatKind, *, keeps_ports: bool) -> Nat[_M]:
         address = self._new_address()
-        nat = Nat(kind, address, mapping_s=settings.mapping_s, draw=self._draw_port, keeps_ports=keeps_ports)
+        nat: Nat[_M] = Nat(kind, address, mapping_s=settings.mapping_s, draw=self._draw_port, keeps_ports=keeps_ports)
         self.gates[address] = nat
         return nat

@@ -1,8 +1,9 @@
 """The simulated network: what lies between machines.
 
-A `Machine` (machines.py) has one address and the ports of all hosts on it; a `SimNet` (access.py) is one host's access
-to the network; streams are in streams.py.  `NetworkSettings` say what the network does to packets: delays come from
-latency.py, bursts of loss, access lines and partitions from paths.py, address translation from nat.py.
+A `Machine` (machines.py) has one address and the ports of all hosts on it.  What hosts do here is built on top: a
+`SimNet` (access.py) is one host's access to the network; streams are in streams.py.  `NetworkSettings` say what the
+network does to packets: delays come from latency.py, bursts of loss, access lines and partitions from paths.py, address
+translation from nat.py.
 
 Packets are passed by reference.  Random draws come from one stream per purpose.  What the settings leave out costs
 nothing: which way a datagram is sent is chosen when they are applied.
@@ -23,7 +24,6 @@ import msgspec
 from p2pcompute.errors import DnsError
 from p2pcompute.host.interfaces import Address, DnsAnswer, DnsKind
 from p2pcompute.limits import KIB
-from p2pcompute.simulation.access import SimDatagrams, SimNet
 from p2pcompute.simulation.latency import (
     COORDINATES_SUFFIX,
     LATENCIES,
@@ -36,10 +36,9 @@ from p2pcompute.simulation.latency import (
     pair_hash,
 )
 from p2pcompute.simulation.loop import SimulationLoop
-from p2pcompute.simulation.machines import LOOPBACK, Machine
+from p2pcompute.simulation.machines import LOOPBACK, Endpoint, Machine, Plug, StreamEnd
 from p2pcompute.simulation.nat import Homes, Nat, NatKind, NatSettings
 from p2pcompute.simulation.paths import BurstLoss, Line, Partition
-from p2pcompute.simulation.streams import SimStream
 from p2pcompute.simulation.trace import Kind
 
 LOOPBACK_DELAY_S: Final = 30e-6
@@ -192,7 +191,7 @@ class Network:
         self.names: dict[str, Machine] = {}
         self.zone: dict[tuple[str, DnsKind], DnsAnswer | DnsError] = {}
         """What the simulated DNS says beside the names of hosts."""
-        self.stalled: dict[SimStream, None] = {}
+        self.stalled: dict[StreamEnd, None] = {}
         """Streams whose peer cannot be heard."""
         self.has_loss = False
         self.is_plain = False
@@ -205,8 +204,8 @@ class Network:
         self._address_count = 0
         self.address_step = 256 if any(share for _, share in settings.nat.shares()) else 1  # homes are far apart
         """Between the addresses of two homes; 256: each is in a /24 of its own."""
-        self._lans: dict[str, dict[SimNet, None]] = {}
-        self._homes = Homes(seed, self._new_address)
+        self._lans: dict[str, dict[Plug, None]] = {}
+        self._homes: Homes[Machine] = Homes(seed, self._new_address)
         self._cuts: dict[tuple[int, int], None] = {}
         self._partitions: dict[Partition, None] = {}
         self._own_lines: dict[int, tuple[float, float]] = {}
@@ -214,7 +213,7 @@ class Network:
         self._settings: NetworkSettings | None = None
         self._places: LatencyModel
         self._bursts: BurstLoss | None = None
-        self.send_datagram: Callable[[SimDatagrams, bytes, Address], None]
+        self.send_datagram: Callable[[Endpoint, bytes, Address], None]
         self.apply(settings)
 
     # --- the model --------------------------------------------------------------------------------
@@ -379,7 +378,7 @@ class Network:
     def _separates(self, sender: Machine, receiver: Machine) -> bool:
         if (sender.number, receiver.number) in self._cuts:
             return True
-        return any(partition.cuts(sender, receiver) for partition in self._partitions)
+        return any(partition.cuts(sender.number, receiver.number) for partition in self._partitions)
 
     def unplug(self, machine: Machine) -> None:
         """Let a machine sleep: datagrams to it are lost, its streams stall, nobody is told."""
@@ -422,7 +421,8 @@ class Network:
             is_one_way: packets from a later group to an earlier one pass.
         """
         members = [list(group) for group in groups]
-        partition = Partition(members, is_one_way=is_one_way)
+        numbers = [[machine.number for machine in group] for group in members]
+        partition = Partition(numbers, is_one_way=is_one_way)
         self._partitions[partition] = None
         self._choose()
         for group in members:
@@ -483,7 +483,7 @@ class Network:
 
     # --- datagrams --------------------------------------------------------------------------------
 
-    def _admits(self, sender: Machine, source: SimDatagrams, receiver: Machine, data: bytes) -> bool:
+    def _admits(self, sender: Machine, source: Endpoint, receiver: Machine, data: bytes) -> bool:
         """Whether a datagram gets on its way; drops are counted by reason."""
         counters = self.counters
         if source.is_loopback_only and receiver is not sender:
@@ -498,7 +498,7 @@ class Network:
             return True
         return False
 
-    def _send_plainly(self, source: SimDatagrams, data: bytes, to: Address) -> None:
+    def _send_plainly(self, source: Endpoint, data: bytes, to: Address) -> None:
         """Take a datagram while there is nothing but delay: most of what a simulation does, so every call counts."""
         sender = source.net.machine
         receiver = self.machines.get(to.host)
@@ -518,7 +518,7 @@ class Network:
             (receiver, to.port, data, source.address, False),
         )
 
-    def _send_modelled(self, source: SimDatagrams, data: bytes, to: Address) -> None:
+    def _send_modelled(self, source: Endpoint, data: bytes, to: Address) -> None:
         """Take a datagram, with all that the model has."""
         counters = self.counters
         counters.datagrams_sent += 1
@@ -579,7 +579,7 @@ class Network:
         else:
             self.loop.post(through, arrive, arrival)
 
-    def _pass_gate(self, packet: tuple[Nat, int, bytes, Address]) -> None:
+    def _pass_gate(self, packet: tuple[Nat[Machine], int, bytes, Address]) -> None:
         """At the receiver's Nat."""
         gate, port, data, source = packet
         inside = gate.inbound(port, source, self.loop.time())
@@ -620,6 +620,6 @@ class Network:
 
     # --- LAN --------------------------------------------------------------------------------------
 
-    def lan_members(self, net: SimNet) -> dict[SimNet, None]:
+    def lan_members(self, net: Plug) -> dict[Plug, None]:
         """The hosts on the LAN of `net`, in the order in which they came."""
         return self._lans.setdefault(net.machine.lan, {})

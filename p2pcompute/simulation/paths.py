@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.limits import KIB
 from p2pcompute.simulation.loop import SimulationLoop
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.machines import Machine
 
 BURST_PATHS_MAX: Final = 1 << 16
 """Paths whose state is remembered; of the one that was asked for longest ago it is drawn anew."""
@@ -135,17 +132,17 @@ class Partition:
     """Groups of machines between which nothing passes.  Machines in no group reach all: they are bridges.
 
     Args:
-        groups: of machines, each in at most one.
+        groups: of machines, by their numbers, each in at most one.
         is_one_way: packets from a later group to an earlier one pass.
     """
 
-    def __init__(self, groups: Sequence[Iterable[Machine]], *, is_one_way: bool) -> None:
-        self._sides = {machine.number: side for side, group in enumerate(groups) for machine in group}
+    def __init__(self, groups: Sequence[Iterable[int]], *, is_one_way: bool) -> None:
+        self._sides = {number: side for side, group in enumerate(groups) for number in group}
         self._is_one_way = is_one_way
 
-    def cuts(self, sender: Machine, receiver: Machine) -> bool:
+    def cuts(self, sender: int, receiver: int) -> bool:
         """Whether packets from one to the other are lost."""
-        one, other = self._sides.get(sender.number), self._sides.get(receiver.number)
+        one, other = self._sides.get(sender), self._sides.get(receiver)
         if one is None or other is None:
             return False
         return one < other if self._is_one_way else one != other

@@ -30,7 +30,7 @@ import random
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.dht.records import make_record, record_key
 from p2pcompute.errors import RemoteProtocolError, StoreError, UsageError
@@ -43,10 +43,8 @@ from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import HostDown
 from p2pcompute.simulation.mesh import Member
 from p2pcompute.simulation.workloads import AskPlan, JobPlan, WorkloadPlan
+from p2pcompute.simulation.world import World, WorldJob
 from p2pcompute.wire import cbor
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.world import World, WorldJob
 
 BATCH: Final = 500
 """Tasks added in one call."""
@@ -168,8 +166,6 @@ class _Player:
 
     async def _submitted(self, plan: JobPlan, name: str) -> WorldJob:
         """Submit until somebody has acknowledged it."""
-        from p2pcompute.simulation.world import WorldJob
-
         terms = JobTerms(name=name, retries=plan.retries)
         while True:
             owner = self.someone(plan.owner)

@@ -17,18 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.plots import records
 from p2pcompute.plots.drawing import COLORS, new_figure
-from p2pcompute.simulation.archive import code_version
+from p2pcompute.simulation.archive import Archive, code_version
 from p2pcompute.simulation.running import trace_path
-from p2pcompute.simulation.scenario import value_at, value_text
+from p2pcompute.simulation.scenario import Scenario, value_at, value_text
+from p2pcompute.simulation.study import Study
 from p2pcompute.simulation.summary import is_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from p2pcompute.simulation.archive import Archive
-    from p2pcompute.simulation.scenario import Scenario
-    from p2pcompute.simulation.study import Study
 
 FORMATS: Final = ("svg", "png")
 SIZE_INCHES: Final = (7.0, 4.5)

@@ -23,16 +23,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
 from p2pcompute.scheduler.policies import POLICIES, Element, Policy
 from p2pcompute.simulation.metrics import Metrics
-from p2pcompute.simulation.world import RunResult, Watch
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.scenario import Scenario
+from p2pcompute.simulation.result import RunResult, Watch
+from p2pcompute.simulation.scenario import Scenario
 
 Choice: TypeAlias = Literal[
     "round-robin", "weighted-round-robin", "random", "weighted-random", "priority", "least-used",

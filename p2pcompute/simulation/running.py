@@ -26,13 +26,12 @@ import msgspec
 from p2pcompute.errors import UsageError
 from p2pcompute.plots import records
 from p2pcompute.simulation.archive import OutputError, code_version, unwritable
+from p2pcompute.simulation.result import RunResult, Watch
 from p2pcompute.simulation.scenario import EXPERIMENTS, Scenario, load_named, value_text
 from p2pcompute.simulation.study import Point, Study
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
-
-    from p2pcompute.simulation.world import RunResult, Watch
 
 IN_FLIGHT_MAX: Final = 1000
 """Runs handed to an executor ahead of their results."""
@@ -69,8 +68,6 @@ def run_one(
         UsageError: no seed of this scenario can be run: a file that it names is missing or broken.
         OutputError: the trace cannot be written, which says nothing about the seed.
     """
-    from p2pcompute.simulation.world import Watch
-
     # Somebody always looks on: that takes events, which are counted.
     onlooker: Any = watch or (Watch() if _meter is None else _MeterWatch(_meter))
     if trace is None:
@@ -80,8 +77,6 @@ def run_one(
 
 
 def _attempt(run: str, scenario: Scenario, seed: int, until_s: float | None, onlooker: Any) -> RunResult:
-    from p2pcompute.simulation.world import RunResult
-
     try:
         result = load_named(run)(scenario, seed, until_s=until_s, watch=onlooker)
         assert isinstance(result, RunResult)
@@ -104,8 +99,6 @@ def run_elsewhere(*call: Any) -> dict[str, Any]:
 
 def _given(future: cf.Future[Any]) -> RunResult:
     """Return the result of a run, wherever it was."""
-    from p2pcompute.simulation.world import RunResult
-
     value = future.result()
     if isinstance(value, RunResult):
         return value
@@ -176,8 +169,6 @@ class _Recorder:
 
 
 def _failed(scenario: Scenario, seed: int, problem: str) -> RunResult:
-    from p2pcompute.simulation.world import RunResult
-
     return RunResult(
         scenario=scenario.name,
         seed=seed,
@@ -252,7 +243,7 @@ def _prepare(meter: Meter) -> None:
 
 def _freeze() -> None:
     """Let collections pass over what every run needs: to look through it each time takes 6 % of a short seed."""
-    importlib.import_module("p2pcompute.simulation.world")
+    importlib.import_module("p2pcompute.simulation.mesh_run")
     gc.collect()
     gc.freeze()
 

@@ -61,7 +61,7 @@ class Experiment:
 
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
-    "mesh": Experiment("p2pcompute.simulation.world:MeshSettings", "p2pcompute.simulation.world:run_mesh"),
+    "mesh": Experiment("p2pcompute.simulation.mesh_settings:MeshSettings", "p2pcompute.simulation.mesh_run:run_mesh"),
     "custody": Experiment(
         "p2pcompute.simulation.custody_runs:CustodySettings",
         "p2pcompute.simulation.custody_runs:run_custody",

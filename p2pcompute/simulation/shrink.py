@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from p2pcompute.errors import UsageError
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import Scenario, value_at, with_values
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.world import RunResult
 
 T = TypeVar("T")
 

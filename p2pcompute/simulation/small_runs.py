@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -23,10 +23,8 @@ from p2pcompute.simulation.dht_runs import play_out
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.network import NetworkSettings
-from p2pcompute.simulation.world import RunResult, Watch
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.scenario import Scenario
+from p2pcompute.simulation.result import RunResult, Watch
+from p2pcompute.simulation.scenario import Scenario
 
 REST_S: Final = 15.0
 """Between two that come or go, so that each is seen by a group at rest."""

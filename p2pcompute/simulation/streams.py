@@ -17,18 +17,15 @@ import zlib
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.errors import ChannelLost, LocalProtocolError
 from p2pcompute.host.interfaces import Address
 from p2pcompute.limits import KIB
+from p2pcompute.simulation.machines import Machine, Plug
+from p2pcompute.simulation.network import Network
 from p2pcompute.simulation.paths import PIECE_BYTES
 from p2pcompute.simulation.trace import Kind
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.access import SimNet
-    from p2pcompute.simulation.machines import Machine
-    from p2pcompute.simulation.network import Network
 
 STREAM_WINDOW_BYTES: Final = 256 * KIB
 """Sent but not yet read by the receiver: about a TCP window of today."""
@@ -80,12 +77,13 @@ class SimStream:
 
     __slots__ = (
         "_at_line", "_chunks", "_drainers", "_error", "_held", "_held_since", "_is_closed", "_is_dead", "_is_detached",
-        "_is_ended", "_last_arrival", "_peer", "_peer_address", "_pending", "_pending_bytes", "_read_bytes", "_reader",
-        "_through_at", "_unheard_since", "_window", "binding", "net",
+        "_is_ended", "_last_arrival", "_network", "_peer", "_peer_address", "_pending", "_pending_bytes", "_read_bytes",
+        "_reader", "_through_at", "_unheard_since", "_window", "binding", "net",
     )  # fmt: skip
 
-    def __init__(self, net: SimNet, peer_address: Address, binding: bytes) -> None:
+    def __init__(self, network: Network, net: Plug, peer_address: Address, binding: bytes) -> None:
         self.net = net
+        self._network = network
         self.binding = binding
         self._peer_address = peer_address
         self._peer: SimStream = self
@@ -143,7 +141,7 @@ class SimStream:
                 return b""
             if self._reader is not None:
                 raise LocalProtocolError("two tasks read from one stream")
-            self._reader = self.net.network.loop.create_future()
+            self._reader = self._network.loop.create_future()
             try:
                 await self._reader
             finally:
@@ -159,7 +157,7 @@ class SimStream:
         if data and not (self._is_closed or self._is_ended or self._error or self._is_dead):
             self._pending.append(bytes(data))
             self._pending_bytes += len(data)
-            self.net.network.counters.bytes_sent += len(data)
+            self._network.counters.bytes_sent += len(data)
             self._pump()
 
     async def drain(self) -> None:
@@ -171,7 +169,7 @@ class SimStream:
                 raise ChannelLost("the peer has closed the stream")
             if not waits or self._pending_bytes <= WRITE_LOW_BYTES:
                 return
-            waiter: Future[None] = self.net.network.loop.create_future()
+            waiter: Future[None] = self._network.loop.create_future()
             self._drainers.append(waiter)
             await waiter
 
@@ -204,7 +202,7 @@ class SimStream:
             self._chunks.clear()
             self._pending.clear()
             self._held.clear()
-            self.net.network.stalled.pop(self, None)
+            self._network.stalled.pop(self, None)
             if is_silent:
                 self._peer.suspect()
             else:
@@ -222,7 +220,7 @@ class SimStream:
     def suspect(self) -> None:
         """Something has happened on the way: if the peer cannot be heard, break unless it is again in time."""
         if self._unheard_since is None and not self._is_over() and self._is_unheard():
-            network = self.net.network
+            network = self._network
             self._unheard_since = network.loop.time()
             network.stalled[self] = None
             network.loop.post(
@@ -231,7 +229,7 @@ class SimStream:
 
     def resume(self) -> None:
         """Something was mended: send what was held back, if it may pass now, at the next retransmission."""
-        network = self.net.network
+        network = self._network
         if self._is_over():
             network.stalled.pop(self, None)
             return
@@ -266,11 +264,11 @@ class SimStream:
 
     def _is_blocked(self) -> bool:
         """Nothing that is sent here reaches the peer's machine."""
-        return self._is_detached or self.net.network.is_cut(self.net.machine, self.there)
+        return self._is_detached or self._network.is_cut(self.net.machine, self.there)
 
     def _is_unheard(self) -> bool:
         """No acknowledgement can come."""
-        peer, network = self._peer, self.net.network
+        peer, network = self._peer, self._network
         is_gone = peer._is_dead or bool(peer._error)
         return is_gone or self._is_blocked() or network.is_cut(self.there, self.net.machine)
 
@@ -278,7 +276,7 @@ class SimStream:
 
     def _transmit(self, arrival: _Arrival) -> None:
         """Let something happen at the peer, after everything sent before."""
-        network, here, there = self.net.network, self.net.machine, self._peer.net.machine
+        network, here, there = self._network, self.net.machine, self._peer.net.machine
         loop = network.loop
         now = loop.time()
         is_awake = not (here.is_unplugged or there.is_unplugged or self._is_detached)
@@ -320,7 +318,7 @@ class SimStream:
     def _pass_line(self, *, has_turn: bool = False) -> None:
         """Let pieces pass as the peer's access line has room; they stay in order when it changes or goes away."""
         assert self._at_line is not None
-        loop, line = self.net.network.loop, self.there.down
+        loop, line = self._network.loop, self.there.down
         while self._at_line:
             if line is not None and not has_turn and line.is_busy():
                 line.call_in_turn(self._take_turn_there)
@@ -382,7 +380,7 @@ class SimStream:
     def _arrive_data(self, data: bytes) -> None:
         if self._is_closed or self._is_unreachable():
             return
-        network = self.net.network
+        network = self._network
         network.counters.segments_delivered += 1
         network.loop.trace.record(network.loop.time(), self.net.number, Kind.STREAM, zlib.crc32(data))
         self._chunks.append(data)
@@ -397,7 +395,7 @@ class SimStream:
     def _arrive_end(self, _: Any) -> None:
         if self._is_dead or self._error:
             return
-        network = self.net.network
+        network = self._network
         network.loop.trace.record(network.loop.time(), self.net.number, Kind.ENDED, 0)
         self._is_ended = True
         network.stalled.pop(self, None)
@@ -411,13 +409,13 @@ class SimStream:
     def _arrive_reset(self, reason: str) -> None:
         if self._is_dead or self._error:
             return
-        network = self.net.network
+        network = self._network
         network.loop.trace.record(network.loop.time(), self.net.number, Kind.RESET, 0)
         self._break(reason)
 
     def _break(self, reason: str) -> None:
         self._error = reason
-        self.net.network.stalled.pop(self, None)
+        self._network.stalled.pop(self, None)
         self._held.clear()
         self._chunks.clear()
         self._pending.clear()

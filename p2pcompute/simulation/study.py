@@ -11,13 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.errors import UsageError
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import Scenario, value_at, with_values
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.world import RunResult
 
 POINTS_MAX: Final = 10_000
 

@@ -11,13 +11,11 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from p2pcompute.simulation.archive import code_version
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.scenario import Scenario
-    from p2pcompute.simulation.study import Point, Study
+from p2pcompute.simulation.scenario import Scenario
+from p2pcompute.simulation.study import Point, Study
 
 SCHEMA: Final = "p2pc.sim/1"
 

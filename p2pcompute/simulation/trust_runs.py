@@ -10,19 +10,17 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.simulation.metrics import Metrics
-from p2pcompute.simulation.world import RunResult, Watch
+from p2pcompute.simulation.result import RunResult, Watch
+from p2pcompute.simulation.scenario import Scenario
 from p2pcompute.trust.verification import Method, make_verifier
 from p2pcompute.trust.verification.arbitrate import Arbitrate, ArbitratePolicy, Standing
 from p2pcompute.trust.verification.book import AskTrusted, Banned, Digest, Effect, Recheck, Revoked, Worker
-
-if TYPE_CHECKING:
-    from p2pcompute.simulation.scenario import Scenario
 
 RIGHT: Final = b"right"
 WRONG: Final = b"wrong"

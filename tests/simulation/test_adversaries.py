@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from p2pcompute.simulation.adversaries import KINDS, HostileSettings, draw_hostile
+from p2pcompute.simulation.hostile import KINDS, HostileSettings, draw_hostile
 from tests.simulation.trial import Trial, run_trial
 
 WRONG = ("wrong", "colluding")

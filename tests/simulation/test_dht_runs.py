@@ -8,8 +8,8 @@ from p2pcompute.ids import dht_id
 from p2pcompute.simulation.dht_nodes import DhtNodes, grind
 from p2pcompute.simulation.dht_runs import run_dht
 from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.world import RunResult
 from tests.simulation.test_glossary import glossary
 
 

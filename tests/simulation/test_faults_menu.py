@@ -12,12 +12,14 @@ import pytest
 
 from p2pcompute.errors import StoreError, UsageError
 from p2pcompute.host.interfaces import Address, ByteStream, Write
-from p2pcompute.simulation.faults import KINDS, Fault, FaultKind, FaultSettings, draw_conditions, draw_faults, inject
+from p2pcompute.simulation.faults import KINDS, Fault, FaultKind, FaultSettings, draw_conditions, draw_faults
 from p2pcompute.simulation.host import EPOCH_WALL, HostDown, SimHost, Simulation
+from p2pcompute.simulation.injection import inject
+from p2pcompute.simulation.mesh_run import MeshRun, run_mesh
+from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.population import PopulationSettings
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.workloads import WorkloadSettings
-from p2pcompute.simulation.world import MeshSettings, World, run_mesh
 
 SETTINGS = MeshSettings(
     nodes=5,
@@ -43,7 +45,7 @@ def test_faults_are_drawn_from_the_seed_and_keep_their_numbers() -> None:
     with pytest.raises(UsageError, match=f"no fault {len(some)} .*0 to {len(some) - 1}.*faults.kinds"):
         draw(FaultSettings(per_hour=60, only=(1, len(some))), seed)
     with pytest.raises(UsageError, match=r"no fault 0 .*none"):
-        World(msgspec.structs.replace(SETTINGS, faults=FaultSettings(only=(0,))), 1).run()
+        MeshRun(msgspec.structs.replace(SETTINGS, faults=FaultSettings(only=(0,))), 1).run()
     assert sorted(some, key=lambda fault: fault.at_s) == some and some[0].at_s >= settings.after_s
     assert any(not one for one in faults), "some seeds are calm"
     kinds = [{fault.kind for fault in one} for one in faults]
@@ -64,7 +66,7 @@ def test_conditions_are_drawn_only_when_they_are_asked_for() -> None:
 
 
 def test_every_kind_takes_effect_and_the_mesh_recovers_from_all_of_them() -> None:
-    world = World(SETTINGS, 1)
+    world = MeshRun(SETTINGS, 1)
 
     async def one_after_the_other() -> None:
         for number, kind in enumerate(KINDS):
@@ -89,7 +91,7 @@ def test_every_kind_takes_effect_and_the_mesh_recovers_from_all_of_them() -> Non
 def test_a_fault_ends_when_everything_heals(kind: FaultKind) -> None:
     """If it broke: promises that hold only once all is well again are checked while it is not."""
     settings = MeshSettings(nodes=3, hours=0.004, population=PopulationSettings(cores=1))
-    world = World(settings, 2)
+    world = MeshRun(settings, 2)
     world.spawn(inject(world, Fault(0, 8.0, kind, 1e6, (0.5,), 0.3)), "fault")
     world.run()
     assert world.problems == [] and world.fired[kind] == 1 and world.now < 1000
@@ -326,7 +328,7 @@ def test_a_starved_program_answers_late_and_its_pings_do_not() -> None:
 @pytest.mark.parametrize(("amount", "is_understood"), [(0.2, True), (0.7, False)])
 def test_a_node_of_a_later_version_is_understood_or_refused(amount: float, is_understood: bool) -> None:
     settings = MeshSettings(nodes=3, hours=0.02, population=PopulationSettings(cores=1))
-    world = World(settings, 3)
+    world = MeshRun(settings, 3)
     seen: dict[str, Any] = {}
 
     async def look() -> None:
@@ -344,7 +346,7 @@ def test_a_node_of_a_later_version_is_understood_or_refused(amount: float, is_un
     assert bool(seen["refused"]) != is_understood
 
 
-async def ask(world: World) -> None:
+async def ask(world: MeshRun) -> None:
     """Give all of them a reason to talk."""
     await world.pause(20.0)
     member = world.mesh.members[0]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.simulation.invariants import NAMES
+from p2pcompute.simulation.mesh_run import run_mesh
+from p2pcompute.simulation.mesh_settings import CHECKS
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.summary import SHARES
-from p2pcompute.simulation.world import run_mesh
 
 DOCS = Path(__file__).parents[2] / "docs" / "simulation.md"
 
@@ -47,4 +47,4 @@ def test_shares_are_those_of_the_glossary() -> None:
 def test_every_promise_is_described() -> None:
     """If it broke: whoever reads `leases: …` in a failure finds nowhere what that is."""
     text = DOCS.read_text(encoding="utf-8").partition("## What is checked")[2].partition("\n## ")[0]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(NAMES)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(CHECKS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from p2pcompute.simulation.index_runs import run_index
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.world import RunResult
 from tests.simulation.test_glossary import glossary
 
 

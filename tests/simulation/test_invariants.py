@@ -6,10 +6,12 @@ import pytest
 
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.simulation import invariants_always
-from p2pcompute.simulation.invariants import ALWAYS, CALM, EVENTUALLY, NAMES, CheckSettings, Lasting
+from p2pcompute.simulation.invariants import ALWAYS, AT_START, CALM, EVENTUALLY
+from p2pcompute.simulation.mesh_run import MeshRun
+from p2pcompute.simulation.mesh_settings import CHECKS, CheckSettings, MeshSettings
+from p2pcompute.simulation.oracle import Lasting
 from p2pcompute.simulation.population import PopulationSettings
 from p2pcompute.simulation.storage import SimDisk
-from p2pcompute.simulation.world import MeshSettings, World
 from p2pcompute.store.journal import FACTS, JOBS
 from p2pcompute.wire import cbor
 from tests.simulation.trial import Trial, run_trial
@@ -18,7 +20,8 @@ JOB = bytes(32)
 
 
 def test_names_are_distinct_and_described() -> None:
-    assert len(set(NAMES)) == len(NAMES)
+    assert len(set(CHECKS)) == len(CHECKS)
+    assert set(CHECKS) == {*ALWAYS, *CALM, *AT_START, *EVENTUALLY}, "`checks.off` knows what there is"
     for table in (ALWAYS, CALM, EVENTUALLY):
         assert all(check.__doc__ for check in table.values())
 
@@ -57,7 +60,7 @@ def test_a_large_mesh_is_looked_into_in_turn() -> None:
     settings = MeshSettings(
         nodes=7, hours=0.001, lan=True, checks=CheckSettings(nodes_max=3), population=PopulationSettings(cores=1)
     )
-    world = World(settings, 1)
+    world = MeshRun(settings, 1)
     seen: list[str] = []
 
     async def main() -> None:
@@ -87,7 +90,7 @@ def test_a_check_that_fails_itself_is_a_problem(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_mutable_parts_of_two_nodes_are_theirs_alone() -> None:
-    world = World(MeshSettings(nodes=2, hours=0.001, lan=True, population=PopulationSettings(cores=1)), 1)
+    world = MeshRun(MeshSettings(nodes=2, hours=0.001, lan=True, population=PopulationSettings(cores=1)), 1)
     parts: list[set[int]] = []
 
     async def main() -> None:

@@ -18,9 +18,10 @@ from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
+from p2pcompute.simulation.mesh_run import run_mesh
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.world import RunResult, run_mesh
 from p2pcompute.trust.levels import Level, LevelNote
 
 SMALL = {"nodes": 12, "tasks": 150, "churn": 0.2, "hours": 0.1, "warm": "false", "workload.0.work_s": 2}

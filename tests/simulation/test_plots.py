@@ -15,11 +15,11 @@ from p2pcompute.plots.drawing import new_figure
 from p2pcompute.plots.records import Writer, header
 from p2pcompute.simulation.archive import Archive
 from p2pcompute.simulation.plots import _PLOTS, SIZE_INCHES, _draw_sweep, _position, draw, write_tables
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.running import InProcess, run_study, trace_path
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.study import Study, plan_study
 from p2pcompute.simulation.summary import summary
-from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 
 pytestmark = pytest.mark.usefixtures("fonts")

@@ -9,8 +9,8 @@ import pytest
 
 from p2pcompute.scheduler.policies import POLICIES
 from p2pcompute.simulation.pool_runs import STEAL, Choice, run_pool
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.simulation.world import RunResult
 from tests.simulation.test_glossary import glossary
 
 

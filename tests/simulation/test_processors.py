@@ -8,10 +8,10 @@ import pytest
 
 from p2pcompute.host.interfaces import Address
 from p2pcompute.simulation.host import SimHost, Simulation
+from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.network import NetworkSettings
 from p2pcompute.simulation.population import PopulationSettings
 from p2pcompute.simulation.workloads import WorkloadSettings
-from p2pcompute.simulation.world import MeshSettings
 from tests.simulation.test_network import dial, listen
 from tests.simulation.test_network_model import bind
 from tests.simulation.test_world import run

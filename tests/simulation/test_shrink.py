@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.running import run_one
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
 from p2pcompute.simulation.shrink import ddmin, problem_kinds, shrink, smallest
-from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 
 TEXT = """question = "Does it?"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from p2pcompute.limits import DHT_K
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.small_runs import run_small
-from p2pcompute.simulation.world import RunResult
 
 
 def run(seed: int = 1, **values: object) -> RunResult:

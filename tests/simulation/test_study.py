@@ -21,11 +21,11 @@ from p2pcompute.errors import UsageError
 from p2pcompute.execution.codec import decode, encode
 from p2pcompute.plots import records
 from p2pcompute.simulation.archive import Archive, OutputError, alone_in, code_version
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.running import InProcess, make_meter, open_pool, run_study
 from p2pcompute.simulation.scenario import Scenario, load_scenario, with_values
 from p2pcompute.simulation.study import POINTS_MAX, Point, Study, plan_study
 from p2pcompute.simulation.summary import bounded, interval, replay_command, summary
-from p2pcompute.simulation.world import RunResult
 from tests.simulation import tiny
 
 assert tiny.GUILTY  # registers the experiment

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from p2pcompute.simulation.mesh_run import run_mesh
 from p2pcompute.simulation.scenario import load_scenario
-from p2pcompute.simulation.world import run_mesh
 
 FOUND = (20017, 30000, 70034, 80036, 505098, 900010, 900084, 900147, 900329, 900469, 910138)
 """Seeds that failed once: a task begun on a machine that was slow for a moment kept its owner from rest for minutes;

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.scenario import load_scenario, with_values
 from p2pcompute.simulation.trust_runs import run_trust
-from p2pcompute.simulation.world import RunResult
 from p2pcompute.trust.verification.formulas import checked_error_bound, voting_cost, voting_error
 from tests.simulation.test_glossary import glossary
 

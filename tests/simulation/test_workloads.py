@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from p2pcompute.errors import UsageError
 from p2pcompute.ids import dht_id
+from p2pcompute.simulation.mesh_run import MeshRun
+from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.playing import Capacity, Directory, account, median_rtt_s, play
 from p2pcompute.simulation.population import PopulationSettings
 from p2pcompute.simulation.swf import LoggedJob, read_swf
 from p2pcompute.simulation.workloads import Graph, JobPlan, Kind, WorkloadSettings, Works, graph, plan
-from p2pcompute.simulation.world import MeshSettings, World
 
 HOUR_S = 3600.0
 
@@ -266,14 +267,14 @@ def played(
     seed: int = 1,
     duration_s: float = 60.0,
     failure: float = 0.0,
-    trouble: Callable[[World], Coroutine[Any, Any, None]] | None = None,
-) -> World:
+    trouble: Callable[[MeshRun], Coroutine[Any, Any, None]] | None = None,
+) -> MeshRun:
     """Play one workload on a small mesh, with trouble beside it, to its end.
 
     Args:
         failure: probability that an attempt fails; then not every task has a value.
     """
-    world = World(calm(), seed)
+    world = MeshRun(calm(), seed)
     todo = plan(chosen, world.rng("workload"), duration_s=duration_s)
 
     async def main() -> None:
@@ -362,7 +363,7 @@ def test_queries_find_peers_that_fit() -> None:
     assert nobody["query_success"] == 1, "as many as there are: none"
 
 
-async def crash_owners(world: World) -> None:
+async def crash_owners(world: MeshRun) -> None:
     """Kill whoever owns a job or might be about to, several times, and let them come back."""
     rng = world.rng("trouble")
     for _ in range(8):
@@ -398,7 +399,7 @@ def test_asks_cope_with_nodes_that_go() -> None:
 
 
 def test_a_submission_that_was_lost_is_made_again() -> None:
-    async def kill_on_submit(world: World) -> None:
+    async def kill_on_submit(world: MeshRun) -> None:
         await asyncio.sleep(10.0002 - world.now)  # the submission waits for the disk
         numbers = [number for number, member in enumerate(world.mesh.members) if member.host._calls]
         assert len(numbers) == 1
@@ -412,7 +413,7 @@ def test_a_submission_that_was_lost_is_made_again() -> None:
 
 
 def test_the_median_round_trip_is_that_of_the_network() -> None:
-    world = World(calm(40), 1)
+    world = MeshRun(calm(40), 1)
     with world.simulation:
         network, machines = world.simulation.network, [member.host.machine for member in world.mesh.members]
         rtts = sorted(2 * network.base_delay_s(a, b) for a in machines for b in machines if a is not b)

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from p2pcompute.simulation.adversaries import HostileSettings
 from p2pcompute.simulation.faults import FaultSettings
-from p2pcompute.simulation.invariants import CheckSettings
+from p2pcompute.simulation.hostile import HostileSettings
+from p2pcompute.simulation.mesh_run import MeshRun, run_mesh
+from p2pcompute.simulation.mesh_settings import CheckSettings, MeshSettings
 from p2pcompute.simulation.metrics import SAMPLES_MAX, Metrics
 from p2pcompute.simulation.nat import NatSettings
 from p2pcompute.simulation.network import NetworkSettings
 from p2pcompute.simulation.population import PopulationSettings
+from p2pcompute.simulation.result import RunResult, Watch
 from p2pcompute.simulation.workloads import WorkloadSettings
-from p2pcompute.simulation.world import MeshSettings, RunResult, Watch, World, run_mesh
 
 BAG = WorkloadSettings(tasks=60, work_s=0.5, works="lognormal")
 TROUBLE = MeshSettings(
@@ -115,7 +116,7 @@ def test_a_run_can_be_cut_short_and_watched() -> None:
 
 def test_what_breaks_in_the_background_fails_the_run() -> None:
     """An exception of a node's task, of the world's own, and one that ends the run."""
-    world = World(MeshSettings(nodes=2, hours=0.005), 1)
+    world = MeshRun(MeshSettings(nodes=2, hours=0.005), 1)
 
     async def fail() -> None:
         raise KeyError("the world's")
@@ -156,7 +157,7 @@ def test_an_outage_is_not_counted_as_a_mass_exit() -> None:
 
 @pytest.mark.parametrize(("seed", "is_real", "is_shuffled"), [(6, True, True), (4, False, True), (5, False, False)])
 def test_one_of_some_seeds_has_real_crypto_or_is_shuffled(seed: int, is_real: bool, is_shuffled: bool) -> None:
-    world = World(MeshSettings(nodes=2, hours=0.003, real_crypto_in=3, shuffle_in=2), seed)
+    world = MeshRun(MeshSettings(nodes=2, hours=0.003, real_crypto_in=3, shuffle_in=2), seed)
     assert world.simulation.has_real_crypto == is_real
     assert (world.simulation.loop._shuffle is not None) == is_shuffled
     world.run()

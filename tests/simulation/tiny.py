@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from p2pcompute.simulation.result import RunResult, Watch
 from p2pcompute.simulation.scenario import EXPERIMENTS, Experiment, Scenario
-from p2pcompute.simulation.world import RunResult, Watch
 
 
 class Faults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,12 +10,13 @@ from p2pcompute.dht.records import make_record
 from p2pcompute.errors import StoreError
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
 from p2pcompute.scheduler.terms import JobTerms
-from p2pcompute.simulation.adversaries import HostileSettings
 from p2pcompute.simulation.faults import FaultSettings
 from p2pcompute.simulation.host import HostDown
-from p2pcompute.simulation.invariants import CheckSettings
+from p2pcompute.simulation.hostile import HostileSettings
+from p2pcompute.simulation.mesh_run import MeshRun
+from p2pcompute.simulation.mesh_settings import CheckSettings, MeshSettings
 from p2pcompute.simulation.population import PopulationSettings
-from p2pcompute.simulation.world import MeshSettings, World, WorldJob
+from p2pcompute.simulation.world import WorldJob
 
 CHECKS = {"watch_s": 30.0, "over_s": 200.0, "rest_s": 100.0, "meet_s": 100.0, "lookups": 10, "probes": 2}
 FAULTY_S = 60.0
@@ -53,7 +54,7 @@ class Trial:
         return id(self)
 
 
-def run_trial(trial: Trial, seed: int, *, until: str = "") -> World:
+def run_trial(trial: Trial, seed: int, *, until: str = "") -> MeshRun:
     """Run a trial; what broke is in `problems` of the world, also an exception that ended it.
 
     Args:
@@ -69,7 +70,7 @@ def run_trial(trial: Trial, seed: int, *, until: str = "") -> World:
         hostile=HostileSettings(**trial.hostile),  # type: ignore[arg-type]
         checks=CheckSettings(off=trial.off, **checks),  # type: ignore[arg-type]
     )
-    world = World(settings, seed)
+    world = MeshRun(settings, seed)
     try:
         with world.simulation:
             world.simulation.run(_Run(world, trial).run(until), time_s_max=3000, events_max=EVENTS_MAX)
@@ -84,7 +85,7 @@ def is_of(problem: str, invariant: str) -> bool:
 
 
 class _Run:
-    def __init__(self, world: World, trial: Trial) -> None:
+    def __init__(self, world: MeshRun, trial: Trial) -> None:
         self.world = world
         self.trial = trial
 
