@@ -69,9 +69,9 @@ class Belief:
         self._next_lane = 1
         self._now = 0.0
         self._arbiter_at = -inf
+        """When a trusted node that asks for work was last known."""
         self._began_at = inf
         """When the first member took part in this life."""
-        """When a trusted node that asks for work was last known."""
         self.wall_s = 0.0
         """Unix seconds, as of the last event."""
         self.changed: dict[bytes, None] = {}
