@@ -426,6 +426,8 @@ LOG_KEEPERS_ASKED: Final = 4
 """Of those, how many a node asks at a time that meets no administrator."""
 ROSTER_MAX: Final = 4096
 """Members whose chain is known; the one learned longest ago goes."""
+NAMES_SAVED_MAX: Final = 1024
+"""Members whose last name is stored, about 60 KiB, each ten minutes: more than anybody looks for by name."""
 ROSTER_SHARED_MAX: Final = 64
 """In groups of up to so many all members know all others; in larger ones each knows those that it has met, because
 every one would send some 700 bytes about every other."""
@@ -486,6 +488,9 @@ NODES_KNOWN_BYTES_MAX: Final = 1 * MIB
 ones take ten times as much, the worst eighteen times."""
 QUESTION_WORDS_MAX: Final = 32
 """Applications about which one question may be."""
+TOLD_MAX: Final = 32
+"""Nodes that hear at once when an application has come or gone here about which they had asked: all of their words
+(QUESTION_WORDS_MAX each) are looked for every few seconds, in a thread."""
 QUESTION_WORD_CHARS_MAX: Final = 64
 QUESTION_WAIT_S_MAX: Final = 60.0
 """How long a query may wait for its answer at the asked node; who wants to wait longer asks again."""

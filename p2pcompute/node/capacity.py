@@ -1,12 +1,15 @@
 """Joins what nodes have (`resources`) with the index of the group (`dht`): this node's part in it, and searches.
 
-In a group larger than one table of contacts this node is measured, once an hour, and described to the index; then
-questions and jobs that ask for something are taken to nodes that the index names before those that are known.  What it
-names are hints: each node is asked itself.  When the index is out of reach, known nodes are asked as ever.
+In a group larger than one table of contacts this node is measured, once an hour and when an application has come or
+gone for which somebody asked lately, and described to the index; then questions and jobs that ask for something are
+taken to nodes that the index names before those that are known.  What it names are hints: each node is asked itself.
+When the index is out of reach, known nodes are asked as ever.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -55,6 +58,7 @@ class Capacity:
         self._place = host.rng.stream("seek").random()
         """Where nodes were looked for last, as a part of all keys."""
         self._described: Dht | None = None
+        self._has_changed = asyncio.Event()
         self.worked: Callable[[], Iterable[Work]] = tuple
         """Returns what others have shown by the tasks that they were given."""
 
@@ -64,6 +68,10 @@ class Capacity:
         if dht is not None and dht is not self._described and dht.index.is_used:
             self._described = dht
             self._scope.spawn(self._describe(dht), "describe-to-index")
+
+    def node_changed(self) -> None:
+        """What this node has is not what it was: say so now."""
+        self._has_changed.set()
 
     async def search(self, expressions: Sequence[Expression], want: int, time_s: float) -> list[Candidate]:
         """Return nodes that the index names for conditions that must all be true; empty when it can name none."""
@@ -145,12 +153,15 @@ class Capacity:
         """Measure this node, and again each hour, as long as it is in this group."""
         said: tuple[int, list[str]] | None = None
         while self._network.dht is dht:
+            self._has_changed.clear()
             known = values(await self._resources.own(), self._host.clock.wall())
             now = tuple_of(known), features_of(known)
             if now != said and self._network.dht is dht:
                 said = now
                 dht.describe_capacity(now[0], _features(now[1]))
-            await self._host.clock.sleep(DESCRIBE_AGAIN_S)
+            with contextlib.suppress(TimeoutError):
+                async with self._host.clock.timeout(DESCRIBE_AGAIN_S):
+                    await self._has_changed.wait()
 
 
 def work_shown(books: Iterable[JobBook], fit_of: Callable[[JobEnvelope], Fit | None]) -> Iterator[Work]:

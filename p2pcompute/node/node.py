@@ -263,6 +263,8 @@ class Node:
         self.channels.on_replaced = self._key_used_elsewhere
         self.channels.on_request(RENEW, self._on_renew)
         self.placement.on_news = self.scheduler.wake
+        self.resources.on_news = self.scheduler.wake
+        self.resources.on_own_change = self._has_changed
         self.placement.on_needs = self.capacity.seek
         self.scheduler.offers.look_further = self.capacity.seek_any
         self.scheduler.acceptance.are_alike = are_alike
@@ -971,6 +973,11 @@ class Node:
 
     async def _on_renew(self, channel: Channel, body: Any) -> Any:
         return self.credentials.answer_renew(channel, body)
+
+    def _has_changed(self) -> None:
+        """An application has come or gone on this machine."""
+        self.placement.measure_anew()
+        self.capacity.node_changed()
 
     # --- peers ------------------------------------------------------------------------------------
 

@@ -243,6 +243,13 @@ class Placement:
         fit.is_module = spec.kind is TaskKind.WASM
         return fit
 
+    def measure_anew(self) -> None:
+        """Something that jobs may ask for has come or gone here: what was measured before does not count."""
+        for fit in self._fits.values():
+            if fit is not None:
+                fit.forget_here()
+        self.on_news()
+
     def ask(self, key: bytes, words: tuple[str, ...]) -> None:
         """Ask a node for a description in the background, now and then, a few nodes at a time."""
         now = self.host.clock.now()
@@ -438,6 +445,9 @@ class JobFit:
         finally:
             self._is_measuring = False
         self._placement.on_news()
+
+    def forget_here(self) -> None:
+        self._here = None
 
     async def fits_here(self) -> bool:
         return (await self._measure()) if self._age_s() >= OWN_AGE_S else self._here is not None and self._here[0]

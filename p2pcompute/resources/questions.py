@@ -46,6 +46,9 @@ class Message(IntEnum):
     """request: [expression, rank or "", wait ms] → [verdict, attributes]; answered at once when the expression is true,
     else after the wait.  Attributes (b"" unless the verdict is TRUE) are all that is known without looking for more
     than both expressions name; `has` is complete for their words.  The asker computes the rank."""
+    CHANGED = 84
+    """message: [[word, …], attributes], to a node that was told something about these words lately: an application has
+    come or gone since.  All that a node knows of itself; `has` is complete for these words."""
 
 
 class Verdict(IntEnum):
@@ -72,7 +75,18 @@ def describe_body(words: Collection[str]) -> list[Any]:
 
 def parse_describe(body: Any) -> tuple[str, ...]:
     """Return the words."""
-    (words,) = listed(body, 1, "describe")
+    return _parse_words(listed(body, 1, "describe")[0])
+
+
+def parse_changed(body: Any) -> tuple[tuple[str, ...], bytes]:
+    """Return the words and encoded attributes."""
+    words, data = listed(body, 2, "change")
+    if not _is_attributes(data):
+        raise RemoteProtocolError("not a description")
+    return _parse_words(words), data
+
+
+def _parse_words(words: Any) -> tuple[str, ...]:
     if (
         not isinstance(words, list)
         or len(words) > QUESTION_WORDS_MAX
@@ -235,6 +249,8 @@ class ResourceCounters:
     """Queries whose expression was malformed."""
     busy: int = 0
     """Queries refused because too many wait here already."""
+    changed: int = 0
+    """Peers that were told that an application has come or gone here."""
     asked: int = 0
     """Requests to others, of both kinds."""
     silent: int = 0

@@ -4,6 +4,8 @@ Nothing is measured or sent until somebody asks.  A question goes to the nodes t
 there are enough answers or no more time; what a node says of itself is kept (`known`) and used again while it is fresh
 enough for the next question.  Each node evaluates an expression itself, with values of that moment, so that those of
 which it is not true send two bytes.
+
+When an application comes or goes, those who were told otherwise lately (`told`), and are connected, hear of it.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ from p2pcompute.resources.questions import (
     ResourceCounters,
     Verdict,
     describe_body,
+    parse_changed,
     parse_describe,
     parse_description,
     parse_query,
     parse_verdict,
     query_body,
 )
+from p2pcompute.resources.told import Told
 from p2pcompute.transport.channels import Channel, Channels
 
 DESCRIBE_S: Final = 5.0
@@ -68,7 +72,10 @@ _NAMED_PER_ANSWER: Final = 2
 _INDEX_TIME_SHARE: Final = 0.5
 """Of the time of a question, at most so much goes into finding out whom to ask."""
 HAS_LIFETIME_S: Final = 300.0
-"""How long it may be believed that an application is there, or is not."""
+"""How long it may be believed that an application is there, or is not, where no change is told."""
+CHANGE_LOOK_S: Final = 2.0
+"""How often it is looked whether an application has come or gone, while somebody believes what was said: the probe
+remembers what it found for five seconds."""
 
 Peers = Mapping[bytes, Sequence[Address]]
 Candidate = tuple[bytes, Sequence[Address]]
@@ -77,6 +84,10 @@ Index = Callable[[Sequence[Expression], int, float], Awaitable[list[Candidate]]]
 """Names up to so many nodes, within so many seconds, of which conditions may all be true: those worth asking first."""
 
 assert QUESTION_WORDS_MAX + len(RUNTIMES) <= ATTRIBUTE_WORDS_MAX, "what is asked for fits an answer"
+
+
+def _ignore(*_arguments: object) -> None:
+    """Nobody listens."""
 
 
 async def _no_index(_expressions: Sequence[Expression], _want: int, _time_s: float) -> list[Candidate]:
@@ -132,13 +143,20 @@ class Resources:
         self.index: Index = _no_index
         self.silent: Callable[[], Collection[bytes]] = frozenset
         """Members that were not heard lately, peers or not: what they said holds for none of them without asking."""
+        self.on_news: Callable[[], None] = _ignore
+        """Called when another node says that an application has come or gone there."""
+        self.on_own_change: Callable[[], None] = _ignore
+        """Called when one has come or gone here, of those that somebody asked for lately."""
         self.known = KnownNodes()
+        self._told = Told()
+        self._is_looking = False
         self.counters = ResourceCounters()
         self._waiting: dict[bytes, int] = {}
         """Queries of each peer that wait here."""
         self._describing: dict[bytes, tuple[frozenset[str], asyncio.Task[Knowledge | P2pcError]]] = {}
         channels.on_request(Message.DESCRIBE, self._on_describe)
         channels.on_request(Message.QUERY, self._on_query)
+        channels.on_message(Message.CHANGED, self._on_changed)
 
     # --- this node --------------------------------------------------------------------------------
 
@@ -164,8 +182,10 @@ class Resources:
         return Verdict.of(query.expression.evaluate(view)), attributes
 
     async def _on_describe(self, channel: Channel, body: Any) -> Any:
-        attributes = await self.own(parse_describe(body))
+        words = parse_describe(body)
+        attributes = await self.own(words)
         self.counters.described += 1
+        self._note_told(channel.peer.key, words, attributes)
         return [encode_attributes(attributes, self._host.clock.wall())]
 
     async def _on_query(self, channel: Channel, body: Any) -> Any:
@@ -182,6 +202,7 @@ class Resources:
         self.counters.queried += 1
         if verdict is not Verdict.TRUE:
             return [int(verdict), b""]
+        self._note_told(channel.peer.key, query.words, attributes)
         return [int(verdict), encode_attributes(attributes, self._host.clock.wall())]
 
     async def _wait_until_true(
@@ -196,6 +217,52 @@ class Resources:
             if verdict is Verdict.TRUE or left_s <= 0 or not (channel is None or channel.is_open):
                 return verdict, attributes
             await clock.sleep(min(WATCH_S, left_s))
+
+    # --- telling what has changed -----------------------------------------------------------------
+
+    def _note_told(self, key: bytes, words: Sequence[str], attributes: Attributes) -> None:
+        """A node is told what is here: it hears of changes, as long as it believes that and is connected."""
+        has = attributes.get(HAS)
+        if has is None or not isinstance(has.value, tuple):
+            return
+        self._told.note(key, words, has.value, self._host.clock.now() + HAS_LIFETIME_S)
+        if not self._is_looking:
+            self._is_looking = True
+            self._scope.spawn(self._look_for_changes(), "told")
+
+    async def _look_for_changes(self) -> None:
+        """Look now and then whether what others were told is still so, and tell them what is."""
+        try:
+            while True:
+                await self._host.clock.sleep(CHANGE_LOOK_S)
+                self._told.keep(self._host.clock.now(), lambda key: self._channels.get(key) is not None)
+                if not len(self._told):
+                    return
+                outdated = self._told.outdated(await self._host.probe.has(self._told.words))
+                if outdated:
+                    self.on_own_change()
+                for key, words in outdated:
+                    await self._tell_change(key, words)
+        finally:
+            self._is_looking = False
+
+    async def _tell_change(self, key: bytes, words: Sequence[str]) -> None:
+        attributes = await self.own(words)
+        channel = self._channels.get(key)
+        if channel is None or HAS not in attributes:
+            return
+        self._note_told(key, words, attributes)
+        self.counters.changed += 1
+        channel.send(Message.CHANGED, [list(words), encode_attributes(attributes, self._host.clock.wall())])
+
+    def _on_changed(self, channel: Channel, body: Any) -> None:
+        words, data = parse_changed(body)
+        if self.known.get(channel.peer.key) is None:
+            return  # it is not asked for anything
+        self._learn(channel.peer.key, data, words)
+        self.on_news()
+
+    # --- waiting ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _place(self, channel: Channel) -> Iterator[None]:

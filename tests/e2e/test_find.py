@@ -27,6 +27,7 @@ def three() -> Iterator[list[Daemon]]:
             for name, labels in (("ada", "zone=a"), ("bob", "zone=b,big"), ("cy", "zone=c")):
                 daemons.append(mesh.add(name, P2PC_NODE__LABELS=labels, P2PC_NODE__SLOTS="2"))
             daemons[1].env["PATH"] = f"{tools}{os.pathsep}{daemons[1].env['PATH']}"
+            daemons[2].env["PATH"] = f"{path / 'more'}{os.pathsep}{daemons[2].env['PATH']}"
             for daemon in daemons:
                 daemon.start()
             mesh.join(daemons[0], daemons[1:])
@@ -122,3 +123,25 @@ def test_without_a_node_nothing_is_started(short_path: Path) -> None:
         assert "no node is running here" in alone.p2pc("find", "cpus>=1").check(5).err
         assert alone.p2pc("when", "cpus>=1").code == 5
         assert not alone.processes()
+
+
+def test_a_program_that_is_installed_later(three: list[Daemon]) -> None:
+    """A node that gets what a job asks for has to wait for minutes before it gets any of it."""
+    ada, bob, _cy = three
+    tools = ada.home.parent / "tools"
+    begun, gate = ada.home / "begun", ada.home / "gate"
+    (tools / "late").write_text(f"#!/bin/sh\ntouch {begun}-$P2PC_NODE; while ! test -e {gate}; do sleep 0.05; done\n")
+    (tools / "late").chmod(0o755)
+    running = ada.begin("run", "--require", "has=late", "late", "{}", ":::", *map(str, range(8)))
+    until(lambda: begun.with_name("begun-bob").exists() or None, 20, "bob, who has it, works")
+    assert not begun.with_name("begun-cy").exists()
+    (ada.home.parent / "more").mkdir()
+    shutil.copy2(tools / "late", ada.home.parent / "more" / "late")
+    until(lambda: begun.with_name("begun-cy").exists() or None, 60, "cy has it now, too, and works")
+    gate.touch()
+    assert {task["node"] for task in ada.tasks()} <= {"bob", "cy", None}
+    running.finish().check()
+    ada.close_commands()
+    (tools / "late").unlink()
+    gone = until(lambda: names(ada.p2pc("find", "has=late", "--json").check().json()) == ["cy"] or None, 60, "gone")
+    assert gone and bob.ups() == ["ada", "cy"]

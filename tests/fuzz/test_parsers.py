@@ -123,6 +123,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
             True,
         ],
     ),
+    "changed": (questions.parse_changed, [["ffmpeg"], b"\x82\x00\xa0"]),
     "describe": (questions.parse_describe, [["ffmpeg", "gcc"]]),
     "description": (questions.parse_description, [b"attributes"]),
     "query": (questions.parse_query, ["cpus>=8", "-load", 1500]),

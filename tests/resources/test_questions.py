@@ -24,6 +24,7 @@ from p2pcompute.resources.questions import (
     Verdict,
     condition,
     describe_body,
+    parse_changed,
     parse_describe,
     parse_description,
     parse_query,
@@ -37,7 +38,7 @@ ANY = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
     max_leaves=6,
 )
-PARSERS = (parse_describe, parse_description, parse_query, parse_verdict)
+PARSERS = (parse_changed, parse_describe, parse_description, parse_query, parse_verdict)
 
 
 @given(st.sampled_from(PARSERS), ANY)
@@ -53,6 +54,9 @@ def test_junk_raises_one_error(parse: Any, body: Any) -> None:
         (parse_describe, [["x"] * (QUESTION_WORDS_MAX + 1)]),
         (parse_describe, [["x" * (QUESTION_WORD_CHARS_MAX + 1)]]),
         (parse_describe, [[b"x"]]),
+        (parse_changed, [["x"] * (QUESTION_WORDS_MAX + 1), b""]),
+        (parse_changed, [["x"], bytes(ATTRIBUTES_BYTES_MAX + 1)]),
+        (parse_changed, [["x"]]),
         (parse_description, [bytes(ATTRIBUTES_BYTES_MAX + 1)]),
         (parse_description, [None]),
         (parse_query, ["x" * (EXPRESSION_CHARS_MAX + 1), "", 0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,6 +125,41 @@ def test_what_was_said_lately_is_not_asked_again() -> None:
         assert resources.counters.asked == asked + 6
 
     play([SMALL, SMALL, LARGE], scene)
+
+
+def test_an_application_that_comes_or_goes_is_told() -> None:
+    """Jobs wait five minutes for a program that is there, or nodes talk about what nobody asked."""
+
+    async def scene(mesh: Mesh) -> None:
+        asker, worker = mesh.members[0].running.resources, mesh.members[1]
+        key, counters = worker.identity.public_key, worker.running.resources.counters
+
+        def said() -> Any:
+            knowledge = asker.known.get(key)
+            assert knowledge is not None
+            return knowledge.attributes["has"].value, knowledge.words
+
+        def install(*words: str) -> None:
+            worker.host.runner_model = replace(SMALL, has=frozenset(words))
+
+        await mesh.members[0].host.call(asker.describe(key, ["ffmpeg"]))
+        assert said() == ((), {"ffmpeg"})
+        install("gcc")
+        await asyncio.sleep(10)
+        assert counters.changed == 0, "nobody asked for that"
+        install("ffmpeg", "gcc")
+        await asyncio.sleep(5)
+        assert said() == (("ffmpeg",), {"ffmpeg"}) and counters.changed == 1
+        install()
+        await asyncio.sleep(5)
+        assert said() == ((), {"ffmpeg"}) and counters.changed == 2
+        await asyncio.sleep(service.HAS_LIFETIME_S + 5)
+        install("ffmpeg")
+        await asyncio.sleep(10)
+        assert counters.changed == 2, "it is not believed any more"
+        assert names(await find(mesh, "has=ffmpeg")) == ["node-1"]
+
+    play([SMALL, SMALL], scene)
 
 
 def test_a_node_that_is_silent_or_old_is_counted_as_such() -> None:
