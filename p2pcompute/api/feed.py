@@ -32,10 +32,10 @@ from p2pcompute.execution.functions import load_value
 from p2pcompute.execution.locking import make_lock
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.limits import INLINE_BYTES_MAX, JOB_NAME_CHARS_MAX, REQUEST_NAME_BYTES
-from p2pcompute.node.facade import TailView, TaskProgress
 
 if TYPE_CHECKING:
     from p2pcompute.api.options import TaskOptions
+    from p2pcompute.node.facade import TailView
 
 R = TypeVar("R")
 
@@ -212,6 +212,8 @@ class Feed:
 
     def tail(self, index: int, attempt: int, stdout: int, stderr: int) -> TailView | None:
         """Return what a running task has printed after these positions."""
+        from p2pcompute.node.facade import TailView, TaskProgress  # rarely asked, and it would take half of our import
+
         if index < 0:
             return None
         offsets = f"attempt={attempt}&stdout={stdout}&stderr={stderr}"

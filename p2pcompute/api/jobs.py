@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 
-from p2pcompute.api.desk import Desk
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.futures import MeshFuture
@@ -28,6 +27,7 @@ from p2pcompute.plots.timelines import Attempt, Timeline
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from p2pcompute.api.desk import Desk
     from p2pcompute.plots.drawing import Kind
 
 R = TypeVar("R")

@@ -12,10 +12,10 @@ from p2pcompute.errors import P2pcError
 from p2pcompute.execution.spec import TaskKind
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome
-from p2pcompute.scheduler.job_book import JobBook
 
 if TYPE_CHECKING:
     from p2pcompute.api.dataflow import Waiting
+    from p2pcompute.scheduler.job_book import JobBook
 
 Read = Callable[[MeshFuture[Any], Outcome, Mapping[bytes, bytes]], Any]
 """(future, outcome, content of its blobs by digest) → value, or NotImplemented when it has none."""

@@ -6,10 +6,12 @@ import codecs
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from p2pcompute.host.runs import Outcome
-from p2pcompute.node.facade import TailView
+
+if TYPE_CHECKING:
+    from p2pcompute.node.facade import TailView
 
 Stream = Literal["stdout", "stderr", "both"]
 LOOK_S: Final = 0.5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures as cf
 import dataclasses
 import inspect
+import subprocess
+import sys
 from typing import Any
 
 import p2pcompute
@@ -114,3 +116,22 @@ def test_every_name_is_there_and_no_parameter_is_ours_alone() -> None:
     for line in CALLS.split("\n")[1:-1]:
         assert " _" not in line.partition("(")[2], line
     assert issubclass(p2pcompute.MeshExecutor, cf.Executor) and issubclass(p2pcompute.MeshFuture, cf.Future)
+
+
+HEAVY = {
+    *("cryptography", "dns", "kademlia", "matplotlib", "msgspec", "numpy", "psutil", "uvicorn", "zeroconf"),
+    *("p2pcompute.daemon", "p2pcompute.node", "p2pcompute.scheduler", "p2pcompute.simulation", "p2pcompute.trust"),
+}
+"""Each of them would cost every import of the library; a node that is begun imports what it needs."""
+
+
+def test_importing_the_library_imports_no_node() -> None:
+    """What most programs name is all here; `TaskProgress` is a view of the node."""
+    program = (
+        "import sys, p2pcompute\nfor name in {*p2pcompute.__all__} - {'TaskProgress'}: getattr(p2pcompute, name)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {*done.stdout.split()}
+    assert "p2pcompute.api.executor" in loaded
+    assert not loaded & HEAVY
