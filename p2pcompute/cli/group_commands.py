@@ -17,7 +17,7 @@ from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, 
 from p2pcompute.cli.completing import complete_groups, complete_nodes
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.output import is_terminal, one_line, options, plural, print_json, say, table, time_text
-from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text, typed_name
+from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text, seen_text, typed_name
 from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import (
     DEFAULT_FILE,
@@ -197,7 +197,7 @@ def members(json_: bool) -> int:
             item["short_id"],
             roles_text(item),
             one_line(item["invited_by"] or "–", 24),
-            "up" if item["up"] else "not seen",
+            seen_text(item),
         )
         for item in items
     ]

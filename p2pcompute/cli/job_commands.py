@@ -28,6 +28,7 @@ from p2pcompute.cli.job_views import (
     find_job,
     find_tasks,
     kept_text,
+    none_found,
     reference_argument,
     shares_table,
 )
@@ -244,7 +245,7 @@ def show(
     if json_:
         print_json({"schema": "p2pc.tasks/1", "items": tasks, "next": None})
         return 0
-    print(_tasks_table(tasks) or "no such tasks")
+    print(_tasks_table(tasks) or none_found(job, only))
     if is_list and ref.ranges is None:
         shown = "" if len(tasks) == len(found) else f", {count_text(len(tasks))} of them here"
         say(f"{count_text(len(found))} of {plural(int(job.get('added') or 0), 'task')}{shown}", level=1)

@@ -99,7 +99,24 @@ def said_if_none(tasks: Iterable[dict[str, Any]], job: Mapping[str, Any], only: 
         is_none = False
         yield task
     if is_none and only:
-        say(f"no such tasks; all: p2pc show {job['alias']} --tasks", level=1)
+        say(f"{none_found(job, only)}; all: p2pc show {job['alias']} --tasks", level=1)
+
+
+def none_found(job: Mapping[str, Any], only: TaskFilter) -> str:
+    """Return what to say where a choice leaves no tasks: a node that ran none may be mistyped."""
+    shares = job.get("by_node") or ()
+    ran = [str(share["node"]) for share in shares]
+    misses = []
+    for node in dict.fromkeys(only.nodes):
+        typed = node.upper().replace("-", "")
+        is_id = any(typed.startswith(str(share["short_id"]).replace("-", "")[: len(typed)]) for share in shares)
+        if node not in ran and not is_id:
+            import difflib
+
+            near = difflib.get_close_matches(node, ran, n=1)
+            hint = f"; did you mean {one_line(near[0])}?" if near else ""
+            misses.append(f" (none ran on {one_line(node)}{hint})")
+    return f"no such tasks{''.join(misses)}"
 
 
 def counts_text(job: Mapping[str, Any]) -> str:

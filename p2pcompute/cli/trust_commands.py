@@ -103,6 +103,13 @@ def list_(json_: bool) -> int:
     return 0
 
 
+def seen_text(item: Mapping[str, Any]) -> str:
+    """Whether an installation is up, or when it was heard last."""
+    if item["up"]:
+        return "up"
+    return f"not seen since {time_text(item['heard'])}" if item.get("heard") else "not seen"
+
+
 def roles_text(item: Mapping[str, Any]) -> str:
     """What a member may do in the group."""
     return "–" if item["roles"] is None else ", ".join(item["roles"]) or "nothing"
@@ -187,6 +194,7 @@ def show(node: str, proof: str | None, json_: bool) -> int:
         ("id", item["id"]),
         ("level", f"{item['level']}{since}{reason}"),
         ("may", roles_text(item)),
+        ("state", seen_text(item)),
         ("invited by", one_line(item["invited_by"] or "–")),
         ("results", _results_text(item, evidence)),
     )

@@ -16,6 +16,7 @@ from p2pcompute.cli.node_commands import STATUS_S_MAX
 from p2pcompute.cli.output import (
     duration_text,
     in_group,
+    moment_of,
     node_labels,
     one_line,
     options,
@@ -198,7 +199,7 @@ def peers(json_: bool, watch: bool, interval: float, nearby: bool, node: str | N
         """With NODE, of that one only, and what it answers when it is asked."""
         document = connection.request("GET", "/v1/peers?nearby=1" if nearby else "/v1/peers")
         if node is not None:
-            named = _named(document["items"], node)
+            named = _named(document["items"], node, lambda: connection.request("GET", "/v1/trust")["items"])
             described = connection.request("GET", f"/v1/peers/{named['id']}", timeout_s=DESCRIBE_S_MAX)
             document["items"] = [{**named, **described, "schema": "p2pc.peer/1"}]
         if json_:
@@ -212,8 +213,11 @@ def peers(json_: bool, watch: bool, interval: float, nearby: bool, node: str | N
     return 0
 
 
-def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def _named(items: list[dict[str, Any]], name: str, all_known: Callable[[], list[dict[str, Any]]]) -> dict[str, Any]:
     """Return the node with this name or start of an id.
+
+    Args:
+        all_known: asks for every installation that is known; members that are away are among them.
 
     Raises:
         UsageError: none, or several.
@@ -232,7 +236,17 @@ def _named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
         raise UsageError(f'"{name}" names {len(found)} nodes', f"they are {ids}", "give the id", code=code)
     import difflib
 
-    near = difflib.get_close_matches(name, [item["name"] for item in items], n=1)
+    known = all_known()
+    for away in known:
+        if away["name"] == name and away["roles"] is not None and not away["up"]:
+            heard = moment_of(away.get("heard"))
+            why = "it was not heard in this life of the node here"
+            if heard is not None:
+                why = f"it was heard last {duration_text(max(0.0, time.time() - heard.timestamp()))} ago"
+            raise UsageError(
+                f"{one_line(name)} is a member that is away", why, f"what is known: p2pc trust show {name}", code=code
+            )
+    near = difflib.get_close_matches(name, [item["name"] for item in (*items, *known)], n=1)
     why = f'did you mean "{near[0]}"?' if near else ""
     raise UsageError(f'there is no node "{name}" in the group', why, fix, code=code)
 

@@ -548,7 +548,7 @@ class Api:
 
     def _explanation(self, request: Request, explained: ExplanationView, job: JobView | None) -> Response:
         ref = request.query_params.get("node")
-        only = find_node(explained.peers, ref).public_key if ref else None
+        only = find_node(explained.peers, ref, self._node.trust()).public_key if ref else None
         return JsonResponse(explanation_json(explained, job, only))
 
     async def add(self, request: Request) -> Response:

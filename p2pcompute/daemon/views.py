@@ -317,6 +317,7 @@ def trust_json(view: TrustView) -> dict[str, Any]:
         "invited_by": view.inviter or None,
         "reason": view.reason or None,
         "set": time_text(view.set_at),
+        "heard": time_text(view.heard),
         "banned": view.banned or None,
     }
 

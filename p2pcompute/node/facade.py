@@ -417,6 +417,8 @@ class TrustView:
     """Wall clock: when its level was set; None: nobody did."""
     banned: str = ""
     """Why it gets no more work from here, because of its results; empty: it does."""
+    heard: float | None = None
+    """Wall clock: when it was heard last, under this name; None: it is up, or was never heard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

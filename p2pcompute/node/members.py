@@ -69,6 +69,8 @@ class Members:
         self._scheduler = scheduler
         self._own = credentials.identity.installation
         self._keeping: Timer | None = None
+        self._kept = credentials.roster.digest
+        """Digest of what is known of the group, as it was written down last."""
         self._scope = scope
         self._is_asking = False
         self._told_removed = ""
@@ -95,7 +97,7 @@ class Members:
     def close(self) -> None:
         """Write down what was learned last."""
         self.exchange.close()
-        if self._keeping is not None:
+        if self._keeping is not None or self._kept != self._credentials.roster.digest:
             self._keep_or_retry()
             if self._keeping is not None:
                 self._keeping.cancel()
@@ -116,6 +118,8 @@ class Members:
         """Compare what is known of the group with a new peer; who was not known before is told to the others."""
         self._told_removed = ""
         self._mind_invited()
+        if self._kept != self._credentials.roster.digest:  # or who is away could not be removed after a restart
+            self._keep_soon()
         self.exchange.channel_opened(channel)
         self._own_machines.channel_opened(channel)
         self._mind_key()
@@ -181,9 +185,12 @@ class Members:
             self._keep_or_retry()
             return
         self._mind_invited()
+        self._keep_soon()
+        self._scheduler.wake()
+
+    def _keep_soon(self) -> None:
         if self._keeping is None:
             self._keeping = self._host.clock.call_later(KEEP_S, self._keep_or_retry)
-        self._scheduler.wake()
 
     def _keep_or_retry(self) -> None:
         """Write down what is known, or again in a while when the disk takes nothing: the others know it too."""
@@ -222,6 +229,7 @@ class Members:
             self._keeping.cancel()
             self._keeping = None
         self._credentials.keep_roster()
+        self._kept = self._credentials.roster.digest
 
     def _adopt(self) -> None:
         """Show the chain from now on that an administrator has given us, if it is worth more."""
@@ -476,7 +484,7 @@ class Members:
     def _view(self, key: bytes) -> TrustView:
         note, removal = self._levels.notes.get(key), self._removed.get(key)
         member = self._credentials.membership_of(key)
-        is_self = key == self._own
+        is_self, is_up = key == self._own, self._network.is_up(key)
         if is_self and member is None:
             member = self._credentials.own_membership_if_any()
         inviter = b"" if member is None or member.inviter == key else member.inviter
@@ -486,13 +494,14 @@ class Members:
             name=self._name(key),
             level=self._credentials.level_of(key),
             is_self=is_self,
-            is_up=is_self or self._network.is_up(key),
+            is_up=is_self or is_up,
             roles=None if member is None else member.roles,
             inviter=self._name(inviter) if inviter else "",
             inviter_key=inviter,
             is_removed=removal is not None,
             reason=reason if removal is None else removal.reason,
             set_at=None if note is None else note.set_at,
+            heard=None if is_self or is_up else self._network.heard_s(key),
             banned=self._scheduler.acceptance.ban_of(key),
         )
 

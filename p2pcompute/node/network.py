@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from p2pcompute.dht.contacts import Contact, range_of
 from p2pcompute.dht.service import Dht
@@ -26,6 +27,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.node.lan import LanPresence
 from p2pcompute.node.membership import GroupCredentials, clean_name
+from p2pcompute.node.names import Names
 from p2pcompute.node.seeds import Seed
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
@@ -49,6 +51,9 @@ AWAY_S = 3600.0
 OWN_ADDRESSES_S = 5.0
 """How long this machine's addresses are believed."""
 CONTACTS_META = "contacts"
+NAMES_META = "names"
+NAMES_AGE_S = 3600
+"""A node that rests writes no more often when members were heard."""
 PORT_META = "port"
 LOOPBACK = "127.0.0.1"
 
@@ -173,7 +178,7 @@ class Network:
         self._saved = b""
         """Digest of the contacts that were saved last."""
         self._to_meet: dict[Address, None] = {}
-        self._names: dict[bytes, str] = {}
+        self.names = Names()
         self.silent_since: dict[bytes, float] = {}
         """Contacts whose last channel broke, and when."""
         self._away: dict[bytes, Contact] = {}
@@ -219,6 +224,7 @@ class Network:
         self.dht.on_contact = self._contact
         self.dht.on_contact_gone = self._contact_gone
         self.dht.on_contact_silent = self._contact_silent
+        await self._restore_names()
         saved = await self._saved_contacts()
         self.was_here = bool(saved)
         await self.dht.start([], [*saved, *self._first_contacts, *more_contacts])
@@ -257,7 +263,7 @@ class Network:
         """Say goodbye, withdraw the announcement, close everything."""
         if self.dht is None:
             return
-        await self.save_contacts()
+        await self.save_contacts(is_last=True)
         await self.lan.stop()
         await self.dht.leave()
         await self._dht_scope.close()
@@ -310,21 +316,41 @@ class Network:
             return []
         return [Address(host, port) for host, port in saved[1]]
 
-    async def save_contacts(self) -> None:
-        """Keep who answered, for the next start."""
+    async def _restore_names(self) -> None:
+        """Know again what members are called that may be away now."""
+        kept = None if self._journal is None else await self._journal.meta(NAMES_META)
+        if isinstance(kept, list) and len(kept) == 2 and kept[0] == self._credentials.group.group_id:
+            self.names.restore(kept[1], self._host.clock.wall())
+
+    def _names_kept(self) -> list[Any]:
+        """Return what members are called and when they were heard: those that are up, now."""
+        wall, credentials = self._host.clock.wall(), self._credentials
+        for key in self.peers:
+            if self.is_up(key) and credentials.membership_of(key) is not None and (name := self.name_of(key)):
+                self.names.note(key, name, wall)
+        return self.names.saved(lambda key: credentials.membership_of(key) is not None)
+
+    async def save_contacts(self, *, is_last: bool = False) -> None:
+        """Keep who answered and what members are called, for the next start.
+
+        Args:
+            is_last: the node stops: also when nothing has changed but when members were heard.
+        """
         if self._journal is None or self.dht is None:
             return
-        contacts = self.dht.contacts(CONTACTS_SAVED_MAX)
-        value = [
-            self._credentials.group.group_id,
-            [[contact.address.host, contact.address.port] for contact in contacts],
-        ]
-        write = self._journal.meta_write(CONTACTS_META, value)
-        digest = hashlib.sha256(repr(write).encode()).digest()
-        if digest == self._saved:
+        group_id = self._credentials.group.group_id
+        contacts = [[one.address.host, one.address.port] for one in self.dht.contacts(CONTACTS_SAVED_MAX)]
+        names = self._names_kept()
+        told = [(key, name, wall_s // NAMES_AGE_S) for key, name, wall_s in names]
+        digest = hashlib.sha256(repr((group_id, contacts, sorted(told))).encode()).digest()
+        if digest == self._saved and not is_last:
             return
+        writes = [
+            self._journal.meta_write(CONTACTS_META, [group_id, contacts]),
+            self._journal.meta_write(NAMES_META, [group_id, names]),
+        ]
         try:
-            await self._host.store.commit([write])
+            await self._host.store.commit(writes)
             self._saved = digest
         except StoreError:
             return  # the store's trouble is reported where it matters; contacts are found again
@@ -415,6 +441,7 @@ class Network:
 
     def _contact_gone(self, contact: Contact) -> None:
         self.silent_since.pop(contact.key, None)
+        self._note_name(contact)
         self.peers.contacts_changed(contact.key)
         self.peers.forget(contact.key)
         channel = self.channels.get(contact.key)
@@ -461,14 +488,25 @@ class Network:
         contact = self.dht.knows(key) if self.dht is not None else None
         if contact is not None and contact.name:
             return clean_name(contact.name)
-        return self._names.get(key, "")
+        heard = self.names.get(key)
+        return "" if heard is None else heard.name
 
-    def _name(self, key: bytes, name: str) -> None:
-        """Remember the name of a peer to which there was a channel: whoever ran a task or gave one."""
-        self._names.pop(key, None)
-        self._names[key] = name
-        if len(self._names) > PEERS_MAX:
-            del self._names[next(iter(self._names))]
+    def heard_s(self, key: bytes) -> float | None:
+        """Return when a peer was heard last, in Unix seconds, also in earlier lives; None: that is not known."""
+        wall = self._host.clock.wall()
+        if self.channels.get(key) is not None:
+            return wall
+        contact = self._away.get(key) or (self.dht.knows(key) if self.dht is not None else None)
+        if contact is not None and contact.seen:
+            return wall - (self._host.clock.now() - contact.seen)
+        heard = self.names.get(key)
+        return None if heard is None else heard.wall_s
+
+    def _note_name(self, contact: Contact) -> None:
+        """Remember what a contact was called that is none any more."""
+        if contact.name and contact.seen:
+            wall_s = self._host.clock.wall() - (self._host.clock.now() - contact.seen)
+            self.names.note(contact.key, clean_name(contact.name), wall_s)
 
     def _meet(self, key: bytes, addresses: Sequence[Address]) -> None:
         """Knock at a peer's addresses unless it is a contact already; those of one moment share one look around."""
@@ -487,12 +525,13 @@ class Network:
     def channel_lost(self, channel: Channel) -> None:
         """Doubt a peer whose channel broke until it is heard again."""
         key = channel.peer.key
+        self.names.note(key, channel.peer.name, self._host.clock.wall())
         if self.dht is not None and self.dht.knows(key) is not None and self.channels.get(key) is None:
             self.silent_since[key] = self._host.clock.now()
 
     def channel_opened(self, channel: Channel) -> None:
         """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""
-        self._name(channel.peer.key, channel.peer.name)
+        self.names.note(channel.peer.key, channel.peer.name, self._host.clock.wall())
         port = channel.peer.hello.get("port")
         if type(port) is int and 0 < port < 65536:
             address = Address(channel.address.host, port)

@@ -107,8 +107,11 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
     )
 
 
-def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
+def find_node(peers: Sequence[PeerView], ref: str, known: Sequence[TrustView] = ()) -> PeerView:
     """Return the node that a name, the beginning of an id, or a whole public key in hexadecimal names.
+
+    Args:
+        known: all that were ever met; the blocked, the removed and those long away are among them, and no peers.
 
     Raises:
         UsageError: none or several.
@@ -131,7 +134,10 @@ def find_node(peers: Sequence[PeerView], ref: str) -> PeerView:
         )
     import difflib
 
-    near = difflib.get_close_matches(ref, [peer.name for peer in peers], n=1)
+    for one in known:
+        if one.name == ref and not one.is_self:
+            raise _gets_no_work(one)
+    near = difflib.get_close_matches(ref, [*(one.name for one in peers), *(one.name for one in known)], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     why = "no node of that name or id is known here"
     raise UsageError(f"there is no node {ref!r}", why, f"{hint}list them: p2pc peers", code="no-such-node")
@@ -143,25 +149,33 @@ def find_nodes(
     """Return the keys of the nodes that people name, each once.
 
     Args:
-        known: all that were ever met; the blocked and the removed are among them, and no peers.
+        known: as `find_node` takes it.
         is_to_avoid: nodes that get no work anyway may be named.
 
     Raises:
         UsageError: one names none or several, or a node that gets no work; or there are too many.
     """
     names = [peer.name for peer in peers]
-    for one in known:
-        if one.name not in refs or one.name in names or not (one.is_removed or one.level is Level.BLOCKED):
-            continue
-        if not is_to_avoid:
-            how = "was removed from the group" if one.is_removed else "is blocked here"
-            fix = "invite it again: p2pc invite" if one.is_removed else f"p2pc trust set {one.name} member"
-            raise UsageError(f"{one.name} {how}", "it gets no work", fix, code="no-such-node")
-        refs = [ref for ref in refs if ref != one.name]
+    avoided = []
+    for one in known if is_to_avoid else ():
+        if one.name in refs and one.name not in names and not one.is_self:
+            if not (one.is_removed or one.level is Level.BLOCKED):
+                avoided.append(one.key)
+            refs = [ref for ref in refs if ref != one.name]
     if len(refs) > NODES_CHOSEN_MAX:
         what = f"{len(refs)} nodes are too many to name"
         raise UsageError(what, f"up to {NODES_CHOSEN_MAX}", "tag them, and require tag=NAME", code="too-many-nodes")
-    return tuple(dict.fromkeys(find_node(peers, ref).public_key for ref in refs))
+    return tuple(dict.fromkeys([*avoided, *(find_node(peers, ref, known).public_key for ref in refs)]))
+
+
+def _gets_no_work(one: TrustView) -> UsageError:
+    """Return why a node that is known, and is none of the peers, cannot be chosen."""
+    how, why, fix = "is away", "it was not heard here lately", "start its node, there: p2pc node start"
+    if one.is_removed:
+        how, why, fix = "was removed from the group", "it gets no work", "invite it again: p2pc invite"
+    elif one.level is Level.BLOCKED:
+        how, why, fix = "is blocked here", "it gets no work", f"p2pc trust set {one.name} member"
+    return UsageError(f"{one.name} {how}", why, fix, code="no-such-node")
 
 
 def job(

@@ -193,7 +193,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     yield "requests served", max([one.count for one in served], default=0), REQUESTS_IN_FLIGHT_MAX
     yield "bytes served", max([one.bytes for one in served], default=0), REQUESTS_SERVED_BYTES_MAX
     yield "nodes nearby", len(network.lan.nearby), NEARBY_MAX
-    yield "names", len(network._names), PEERS_MAX
+    yield "names", len(network.names), PEERS_MAX
     yield "members away", len(network._away), PEERS_MAX
     peers = len(scheduler.peers)
     yield "peers", peers, PEERS_MAX
