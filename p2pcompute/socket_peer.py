@@ -31,7 +31,7 @@ def connect(path: str, wait_s: float) -> socket.socket:
 
     Args:
         path: of the node's socket.
-        wait_s: how long to wait when many connect at the same time, for the node to take ours.
+        wait_s: above 0; how long to wait when many connect at the same time, for the node to take ours.
 
     Raises:
         OSError: nobody listens there, or the time is over (BlockingIOError).
@@ -40,7 +40,7 @@ def connect(path: str, wait_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Not `settimeout`: a socket that does not block is refused at once when the queue of the other is full.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(wait_s), 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(wait_s), int(wait_s % 1 * 1e6)))
         connection.connect(path)
         check_peer_is_ours(connection, path)
     except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,49 +18,61 @@ from p2pcompute.errors import P2pcError
 
 _NODE_S_MAX: Final = 0.2
 """A node that does not answer within this gives no names."""
+_NO_NAMES: Final = (P2pcError, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""No node, or one that answers with something else than a list of jobs or nodes."""
 
 
-def _items(path: str) -> list[dict[str, Any]]:
-    """Return the items of a list that the node has; none when no node answers in time."""
+def _items(path: str, made: Callable[[list[dict[str, Any]]], list[CompletionItem]]) -> list[CompletionItem]:
+    """Return what `made` makes of a list that the node has; nothing when no node answers in time, or with nonsense."""
     import http.client
     import json
-    import socket
 
     from p2pcompute.places import find_paths
-    from p2pcompute.socket_peer import check_peer_is_ours
+    from p2pcompute.socket_peer import connect
 
-    try:
-        with socket.socket(socket.AF_UNIX) as stream:
-            stream.settimeout(_NODE_S_MAX)
-            stream.connect(str(find_paths().socket))
-            check_peer_is_ours(stream, "")
-            connection = http.client.HTTPConnection("localhost", timeout=_NODE_S_MAX)
-            connection.sock = stream
-            connection.request("GET", path)
-            items: list[dict[str, Any]] = json.loads(connection.getresponse().read())["items"]
-            return items
-    except (P2pcError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError):  # or it answers nonsense
-        return []
+    connection = http.client.HTTPConnection("p2pc")
+    with contextlib.closing(connection), contextlib.suppress(*_NO_NAMES, http.client.HTTPException):
+        connection.sock = connect(str(find_paths().socket), _NODE_S_MAX)
+        connection.sock.settimeout(_NODE_S_MAX)
+        connection.request("GET", path)
+        return made(json.loads(connection.getresponse().read())["items"])
+    return []
 
 
 def complete_jobs(incomplete: str) -> list[CompletionItem]:
     """Return the jobs whose alias starts with `incomplete`."""
-    items = _items("/v1/jobs?all=1&limit=50")
-    found = [(str(job["alias"]), f"{job['name']} {job['state']}".strip()) for job in items]
-    if found:
-        found.append(("last", "the newest job"))
-    return [CompletionItem(alias, help=text) for alias, text in found if alias.startswith(incomplete)]
+
+    def made(items: list[dict[str, Any]]) -> list[CompletionItem]:
+        found = [(str(job["alias"]), f"{job['name']} {job['state']}".strip()) for job in items]
+        if found:
+            found.append(("last", "the newest job"))
+        return [CompletionItem(alias, help=text) for alias, text in found if alias.startswith(incomplete)]
+
+    return _items("/v1/jobs?all=1&limit=50", made)
 
 
 def complete_nodes(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the nodes whose name starts with `incomplete`; by id where a name is not one's alone."""
-    items = _items("/v1/peers")
-    names = [str(item["name"]) for item in items]
-    found = [
-        (name if names.count(name) == 1 and name.isprintable() and " " not in name else str(item["short_id"]), item)
-        for name, item in zip(names, items, strict=True)
-    ]
-    return [CompletionItem(name, help=str(item["state"])) for name, item in found if name.startswith(incomplete)]
+
+    def made(items: list[dict[str, Any]]) -> list[CompletionItem]:
+        names = [str(item["name"]) for item in items]
+        found = [
+            (name if names.count(name) == 1 and name.isprintable() and " " not in name else str(item["short_id"]), item)
+            for name, item in zip(names, items, strict=True)
+        ]
+        return [CompletionItem(name, help=str(item["state"])) for name, item in found if name.startswith(incomplete)]
+
+    return _items("/v1/peers", made)
+
+
+def complete_invites(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the invitations that are open, and "all"."""
+
+    def made(items: list[dict[str, Any]]) -> list[CompletionItem]:
+        found = [*(str(item["handle"]) for item in items), *(["all"] if items else [])]
+        return [CompletionItem(handle) for handle in found if handle.startswith(incomplete)]
+
+    return _items("/v1/invites", made)
 
 
 def complete_groups(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
