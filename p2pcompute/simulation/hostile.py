@@ -72,7 +72,7 @@ class HostileSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         count, share = sum(amount for amount in amounts if amount >= 1), sum(amount for amount in amounts if amount < 1)
         if count > nodes - 1 or count + share * nodes > nodes:
             what = f"{count + share * nodes:.15g} of {nodes} nodes are hostile"
-            raise ValueError(f"{what}: the founder never is, so at most {nodes - 1} can be")
+            raise ValueError(f"{what}: the founder never is, so at most {nodes - 1} can be; see `hostile`")
 
 
 def draw_hostile(

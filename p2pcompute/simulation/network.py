@@ -125,7 +125,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         if self.latency not in LATENCIES and not self.latency.endswith(COORDINATES_SUFFIX):
             raise ValueError(
-                f"there is no latency model {self.latency!r}: choose {', '.join(LATENCIES)}, "
+                f"there is no `latency` model {self.latency!r}: choose {', '.join(LATENCIES)}, "
                 f"or the path of a {COORDINATES_SUFFIX} file"
             )
 

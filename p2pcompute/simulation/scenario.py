@@ -323,6 +323,8 @@ def _one_of(names: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> str:
 
 _STEP: Final = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`")
+_NAMED: Final = re.compile(r"`(\w+)`")
+"""A key, in what a Struct says of itself."""
 
 
 def _convert(data: Any, kind: type[msgspec.Struct], locate: _Locate) -> msgspec.Struct:
@@ -358,7 +360,9 @@ def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate:
             value = None
             break
     if isinstance(kind, inspect.StructType) and isinstance(value, dict):  # its __post_init__ says what
-        return _wrong(f"{locate(path)}{dotted(path) or 'this'} is impossible", message, "")
+        named = next((name for name in _NAMED.findall(message) if name in value), None)
+        place = locate(path if named is None else (*path, named))
+        return _wrong(f"{place}{dotted(path) or 'this'} is impossible", message, "")
     meaning = f": {help_text}" if help_text else ""
     return _wrong(f"{locate(path)}{dotted(path)} cannot be {_shown(value)}", f"it is {allowed_text(kind)}{meaning}", "")
 

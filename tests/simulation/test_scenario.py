@@ -248,6 +248,24 @@ def test_every_key_of_valid_toml_has_the_line_on_which_it_stands(tables: list[tu
         assert found[key] == line
 
 
+@pytest.mark.parametrize(
+    ("text", "where", "word"),
+    [
+        ("[checks]\nevery_s = 1\noff = ['all']", "line 5: checks", "only books, conservation"),
+        ("[network]\nloss = 0.1\nlatency = 'mars'", "line 5: network", "choose lan, lognormal, king"),
+        ("nodes = 3\n[hostile]\nwrong = 3", "line 4: this", "at most 2"),
+        ("nodes = 3\nhours = 0.1\nstarts_s = [0, 1]", "line 5: this", "2 of 3 nodes"),
+        ("[network.nat]\ncgnat = 0.7\nsymmetric = 0.7", "line 3: network.nat", "exceed 1"),
+    ],
+)
+def test_what_does_not_go_together_is_said_with_the_line_of_the_key_that_is_meant(
+    text: str, where: str, word: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_scenario(write(tmp_path, f'question = "Does it?"\nexperiment = "mesh"\n{text}\n'))
+    assert f"{where} is impossible" in caught.value.what and word in str(caught.value)
+
+
 def test_what_a_scenario_has_to_say_is_named(tmp_path: Path) -> None:
     for text, fix in ((HEAD.splitlines()[1], 'question = "'), (HEAD.splitlines()[0], 'experiment = "mesh"')):
         with pytest.raises(UsageError) as caught:
