@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from p2pcompute.cli import joining
 from p2pcompute.cli.command import Command, json_option
+from p2pcompute.cli.completing import complete_invites
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.node_commands import restart_node
 from p2pcompute.cli.output import (
@@ -39,6 +41,7 @@ INVITE_LOOK_S: Final = 0.5
         ("p2pc invite --uses 20 --expires 1h", "for a classroom"),
         ("p2pc invite --qr", "also as a picture to scan"),
         ("p2pc invite --token", "one line for scripts; does not wait"),
+        ("p2pc invite --withdraw 7", "takes one back that is open; p2pc status says which are"),
     ],
 )
 @click.option("--mine", is_flag=True, help="The other computer is mine: they trust each other fully.")
@@ -69,11 +72,28 @@ INVITE_LOOK_S: Final = 0.5
 @click.option("--expires", default="10m", show_default=True, metavar="DURATION", help="How long it is good.")
 @click.option("--qr/--no-qr", default=False, help="Show the code as a QR code too.")
 @click.option("--no-wait", is_flag=True, help="Print the code and leave; it stays open.")
+@click.option(
+    "--withdraw",
+    metavar="NUMBER|all",
+    shell_complete=complete_invites,
+    help="Take an open invitation back: the number of its code, or what p2pc status calls a token.",
+)
 @json_option
 def invite(
-    mine: bool, role: str, token: bool, words: int, uses: int, expires: str, qr: bool, no_wait: bool, json_: bool
+    mine: bool,
+    role: str,
+    token: bool,
+    words: int,
+    uses: int,
+    expires: str,
+    qr: bool,
+    no_wait: bool,
+    withdraw: str | None,
+    json_: bool,
 ) -> int:
     """Let another computer join the group."""
+    if withdraw is not None:
+        return _withdraw(withdraw, json_=json_)
     if mine and role != "both":
         raise UsageError("--mine and --role exclude each other", "a computer of yours may do what this one may")
     from p2pcompute.cli.daemon_start import ensure_node, why_embedded
@@ -105,14 +125,47 @@ def invite(
         say(what, level=1, is_elsewhere=True)
         print(made["token"], flush=True)
         say(careful)
+        say(f"To take it back: p2pc invite --withdraw {made['handle']}", level=1)
         return 0
     _show_code(made, qr=qr)
     say(careful)
     if no_wait:
-        say(f"{who} may join within {expires}.", level=1)
+        say(f"{who} may join within {expires}.  To take it back: p2pc invite --withdraw {made['handle']}", level=1)
         return 0
     say(f"{who}, within {expires}.  Waiting … (Ctrl-C takes the code back)", level=1)
     return _wait_for_joiners(connection, made, uses, mine=mine)
+
+
+def _withdraw(which: str, *, json_: bool) -> int:
+    """Take one open invitation back, or all.
+
+    Raises:
+        UsageError: another flag was given, or no such invitation is open.
+    """
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if others := sorted(given & {"mine", "role", "token", "words", "uses", "expires", "qr", "no_wait"}):
+        flag = others[0].replace("_", "-")
+        raise UsageError(f"--withdraw and --{flag} exclude each other", "it takes back, and makes none")
+    connection = open_connection()
+    items = connection.request("GET", "/v1/invites")["items"]
+    typed = which.strip().lower()
+    chosen = [item for item in items if typed in ("all", item["handle"], item["id"])]
+    if not chosen and typed != "all":
+        open_ones = ", ".join(item["handle"] for item in items)
+        why = f"open are: {open_ones}" if items else "none is open: it was used, has expired, or the node was restarted"
+        raise UsageError(f'no invitation "{one_line(which)}" is open', why, "see: p2pc status", code="no-invitation")
+    # One that was used in this moment is not among those that were taken back.
+    taken = [
+        item for item in chosen if connection.request("POST", f"/v1/invites/{item['id']}/withdraw", {})["was_open"]
+    ]
+    if json_:
+        print_json({"schema": "p2pc.withdrawal/1", "items": taken})
+    elif not taken:
+        print("no invitation was open")
+    else:
+        print(f"taken back: {', '.join(item['handle'] for item in taken)}; nobody can join by it any more")
+    return 0
 
 
 def _show_code(made: Mapping[str, Any], *, qr: bool) -> None:

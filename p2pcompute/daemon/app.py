@@ -324,8 +324,23 @@ class Api:
                 "expires": time_text(invite.expires),
                 "group": invite.group,
                 "uses": invite.uses,
+                "handle": invite.handle,
             }
         )
+
+    async def invites(self, request: Request) -> Response:
+        items = [
+            {
+                "id": view.id.hex(),
+                "handle": view.handle,
+                "uses_left": view.uses_left,
+                "expires": time_text(view.expires),
+                "mine": view.is_mine,
+                "roles": list(view.roles),
+            }
+            for view in self._node.open_invites()
+        ]
+        return JsonResponse({"schema": "p2pc.invites/1", "items": items})
 
     @staticmethod
     def _invitation(request: Request) -> bytes:

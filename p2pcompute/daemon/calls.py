@@ -273,6 +273,7 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("POST", "/v1/attach", "attach", "Look on at a job of another node", "object", body=AttachBody),
     Call("POST", "/v1/prune", "prune", "Forget jobs that ended long ago", "object", body=PruneBody),
     Call("POST", "/v1/invite", "invite", "Open an invitation", "object", body=InviteBody),
+    Call("GET", "/v1/invites", "invites", "Invitations that can still be used", "p2pc.invites/1"),
     Call("GET", "/v1/invites/{id}", "invite_state", "What has become of an invitation", "object"),
     Call("POST", "/v1/invites/{id}/withdraw", "withdraw_invite", "Take an invitation back", "object", body=EmptyBody),
     Call(

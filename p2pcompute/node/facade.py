@@ -340,6 +340,21 @@ class InviteView:
     uses: int
 
 
+    handle: str
+    """What people call it: see `OpenInviteView`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenInviteView:
+    """An invitation that can still be used."""
+
+    id: bytes
+    handle: str
+    """What people call it: the number of its code, or the beginning of the id of a token."""
+    uses_left: int
+    expires: float
+    is_mine: bool
+    roles: tuple[str, ...]
 @dataclass(frozen=True, slots=True)
 class AdmittedView:
     key: bytes
@@ -415,12 +430,12 @@ class TrustView:
     reason: str = ""
     set_at: float | None = None
     """Wall clock: when its level was set; None: nobody did."""
-    banned: str = ""
-    """Why it gets no more work from here, because of its results; empty: it does."""
     heard: float | None = None
     """Wall clock: when it was heard last, under this name; None: it is up, or was never heard."""
 
 
+    banned: str = ""
+    """Why it gets no more work from here, because of its results; empty: it does."""
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyView:
     """What holds for all members of the group, and who said so."""
@@ -654,6 +669,9 @@ class NodeFacade(Protocol):
 
     def withdraw_invite(self, invitation: bytes) -> bool:
         """Take an invitation back; returns whether it was open."""
+    def open_invites(self) -> Sequence[OpenInviteView]:
+        """Return the invitations that can still be used, oldest first."""
+
 
     async def doors(self, method: str, via: str) -> Sequence[DoorView]:
         """Return the nodes that let others in by a standing way (`trust.admission`), nearby or at HOST:PORT.

@@ -17,7 +17,7 @@ from p2pcompute.host.interfaces import Address, Host, LanSighting, Timer
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import INVITE_NEWS_MAX, INVITES_CLOSED_MAX, INVITES_OPEN_MAX
 from p2pcompute.node.doors import JOIN, MEET, Doors, Visitor
-from p2pcompute.node.facade import AdmittedView, DoorView, InviteState, InviteView, JoinView
+from p2pcompute.node.facade import AdmittedView, DoorView, InviteState, InviteView, JoinView, OpenInviteView
 from p2pcompute.node.membership import Admitted, GroupCredentials, Joined
 from p2pcompute.node.network import Network
 from p2pcompute.transport.channels import Channel, Channels
@@ -42,8 +42,17 @@ _WAYS: Final = {
     OPEN: "p2pc group policy open=true",
 }
 """What a member's owner does so that others may come in by a method."""
+HANDLE_CHARS: Final = 8
+"""Of the id of an invitation by token, as people type it."""
+INVITES_SHOWN_MAX: Final = 6
+"""Invitations that `status` names; `p2pc invite --withdraw` knows all."""
 MEET_ATTEMPTS: Final = 5
 """Connections to an inviter that are made when it cuts them off."""
+
+
+def _handle(invite: Invite) -> str:
+    """Return what people call an invitation: the number of its code, or for a token the beginning of its id."""
+    return str(invite.number) if invite.number else invite.id.hex()[:HANDLE_CHARS]
 
 
 class Joining:
@@ -130,6 +139,7 @@ class Joining:
             expires=float(expires),
             group=self._credentials.group.name,
             uses=invite.uses,
+            handle=_handle(invite),
         )
 
     def _grantable(self, roles: Sequence[str], *, is_mine: bool) -> Sequence[str]:
@@ -168,10 +178,28 @@ class Joining:
         if not found:
             return []
         many = "1 invitation is" if len(found) == 1 else f"{len(found)} invitations are"
+        handles = ", ".join(map(_handle, found[:INVITES_SHOWN_MAX])) + ", …" * (len(found) > INVITES_SHOWN_MAX)
         places = sum(invite.uses - len(invite.admitted) for invite in found)
         minutes = math.ceil(max(invite.expires - now for invite in found) / 60)
         mine = ", some as your own" if any(invite.is_mine for invite in found) else ""
-        return [f"{many} open: {places} may join{mine}, within {minutes} min; p2pc node restart takes all back"]
+        which = _handle(found[0]) if len(found) == 1 else "NUMBER takes one back, --withdraw all"
+        back = f"p2pc invite --withdraw {which} takes {'it' if len(found) == 1 else 'all'} back"
+        return [f"{many} open ({handles}): {places} may join{mine}, within {minutes} min; {back}"]
+
+    def open_invites(self) -> list[OpenInviteView]:
+        """Return the invitations that can still be used, oldest first."""
+        now, wall = self._host.clock.now(), self._host.clock.wall()
+        return [
+            OpenInviteView(
+                id=invite.id,
+                handle=_handle(invite),
+                uses_left=invite.uses_left,
+                expires=wall + invite.expires - now,
+                is_mine=invite.is_mine,
+                roles=invite.roles,
+            )
+            for invite in self._credentials.invites.open_invites(now)
+        ]
 
     def withdraw(self, invitation: bytes) -> bool:
         """Take an invitation back; returns whether it was open."""

@@ -40,6 +40,7 @@ from p2pcompute.node.facade import (
     LostAttemptView,
     NearbyView,
     NodeStatus,
+    OpenInviteView,
     PeerView,
     PolicyView,
     PruneReport,
@@ -884,6 +885,9 @@ class Node:
         return self.joining.state(invitation)
 
     def withdraw_invite(self, invitation: bytes) -> bool:
+    def open_invites(self) -> Sequence[OpenInviteView]:
+        return self.joining.open_invites()
+
         return self.joining.withdraw(invitation)
 
     async def doors(self, method: str, via: str) -> Sequence[DoorView]:

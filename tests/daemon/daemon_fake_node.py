@@ -33,6 +33,7 @@ from p2pcompute.node.facade import (
     NearbyView,
     NodeShare,
     NodeStatus,
+    OpenInviteView,
     PeerView,
     PolicyView,
     PruneReport,
@@ -320,6 +321,7 @@ class FakeNode:
             expires=1_700_000_600.0,
             group=self.group,
             uses=uses,
+            handle="7",
         )
 
     def invite_state(self, invitation: bytes) -> InviteState:
@@ -331,6 +333,13 @@ class FakeNode:
             tries_left=2,
             refused=("192.0.2.66:1: these are not the words of this invitation, 2 more wrong attempts",),
         )
+
+    def open_invites(self) -> Sequence[OpenInviteView]:
+        return [
+            OpenInviteView(
+                id=b"\1" * 8, handle="7", uses_left=1, expires=1_700_000_600.0, is_mine=False, roles=MEMBER_ROLES
+            )
+        ]
 
     def withdraw_invite(self, invitation: bytes) -> bool:
         return invitation == b"\1" * 8

@@ -80,6 +80,30 @@ def test_token_is_single_use_and_says_so(mesh: Mesh) -> None:
     assert own.code != 0 and "error[" in own.err, own.err
 
 
+def test_an_open_invitation_can_be_taken_back(mesh: Mesh) -> None:
+    """Or one that went to the wrong person is good until it expires, or all others are lost with it."""
+    ada, bob = mesh.add("ada").start(), mesh.add("bob").start()
+    code = ada.p2pc("invite", "--no-wait").check().out.split()[-1]
+    number = code.partition("-")[0]
+    wrong, right = (ada.p2pc("invite", "--token") for _ in range(2))
+    handle = wrong.check().err.rpartition("--withdraw ")[2].strip()
+    status = ada.p2pc("status").check().out
+    assert f"3 invitations are open ({number}, {handle}, " in status
+    words = {"_P2PC_COMPLETE": "bash_complete", "COMP_WORDS": "p2pc invite --withdraw ", "COMP_CWORD": "3"}
+    offered = [line.rpartition(",")[2] for line in ada.p2pc(env=words).lines]
+    assert offered[:2] == [number, handle] and offered[-1] == "all"
+    assert ada.p2pc("invite", "--withdraw", "999").check(2).err.startswith('error[no-invitation]: no invitation "999"')
+    assert "exclude each other" in ada.p2pc("invite", "--withdraw", "all", "--mine").check(2).err
+    taken = ada.p2pc("invite", "--withdraw", handle).check().out
+    assert taken == f"taken back: {handle}; nobody can join by it any more\n"
+    refused = bob.p2pc("join", "--accept", "all", wrong.out.strip()).check(6)
+    assert "this invitation is void" in refused.err and "it was withdrawn" in refused.err
+    rest = ada.p2pc("invite", "--withdraw", "all", "--json").check().json()["items"]
+    assert rest[0]["handle"] == number and len(rest) == 2
+    assert "void" in bob.p2pc("join", "--accept", "all", right.out.strip()).check(6).err
+    assert ada.p2pc("invite", "--withdraw", "all").check().out == "no invitation was open\n"
+
+
 def test_expired_and_mistyped_tokens_are_named(mesh: Mesh) -> None:
     ada, bob = mesh.add("ada").start(), mesh.add("bob").start()
     short = mesh.token(ada, expires_s=1.0)

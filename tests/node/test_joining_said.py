@@ -10,8 +10,10 @@ import pytest
 
 from p2pcompute.errors import ChannelLost, NodeUnavailable
 from p2pcompute.host.interfaces import Address
+from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.node.joining import Joining, _silent
 from p2pcompute.trust.admission import STANDING
+from p2pcompute.trust.invites import Invites
 from p2pcompute.trust.words import parse_code
 
 
@@ -38,13 +40,21 @@ def test_of_a_code_that_nobody_announces_it_is_not_said_that_it_is_good() -> Non
 def test_open_invitations_are_said() -> None:
     """One that went to the wrong person is good for a day, and nothing else shows it."""
     joining = alone()
-    joining._host = cast("Any", SimpleNamespace(clock=SimpleNamespace(now=lambda: 100.0)))
-    found: list[Any] = []
-    joining._credentials.invites = cast("Any", SimpleNamespace(open_invites=lambda _now: found))
-    assert joining.notes() == []
-    found.append(SimpleNamespace(uses=20, admitted={b"a": None}, expires=3700.0, is_mine=True))
+    joining._host = cast("Any", SimpleNamespace(clock=SimpleNamespace(now=lambda: 100.0, wall=lambda: 5000.0)))
+    invites = joining._credentials.invites = Invites(RealCrypto())
+    assert joining.notes() == [] and joining.open_invites() == []
+    token = invites.create(100.0, uses=20, expires_s=3600.0, is_mine=True)
+    token.admitted[b"a" * 32] = None
+    handle = token.id.hex()[:8]
     [note] = joining.notes()
-    assert "1 invitation is open: 19 may join, some as your own, within 60 min" in note and "takes all back" in note
+    assert f"1 invitation is open ({handle}): 19 may join, some as your own, within 60 min" in note
+    assert f"p2pc invite --withdraw {handle} takes it back" in note
+    code = invites.create(100.0, words=3)
+    assert [view.handle for view in joining.open_invites()] == [handle, str(code.number)]
+    assert [view.expires for view in joining.open_invites()] == [8600.0, 5600.0]
+    [note] = joining.notes()
+    assert f"2 invitations are open ({handle}, {code.number}): 20 may join" in note
+    assert "--withdraw NUMBER takes one back, --withdraw all takes all back" in note
 
 
 @pytest.mark.parametrize("method", STANDING)
