@@ -338,8 +338,6 @@ class InviteView:
     expires: float
     group: str
     uses: int
-
-
     handle: str
     """What people call it: see `OpenInviteView`."""
 
@@ -355,6 +353,8 @@ class OpenInviteView:
     expires: float
     is_mine: bool
     roles: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class AdmittedView:
     key: bytes
@@ -432,10 +432,10 @@ class TrustView:
     """Wall clock: when its level was set; None: nobody did."""
     heard: float | None = None
     """Wall clock: when it was heard last, under this name; None: it is up, or was never heard."""
-
-
     banned: str = ""
     """Why it gets no more work from here, because of its results; empty: it does."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyView:
     """What holds for all members of the group, and who said so."""
@@ -667,11 +667,11 @@ class NodeFacade(Protocol):
             UsageError: it is not known, or no longer.
         """
 
-    def withdraw_invite(self, invitation: bytes) -> bool:
-        """Take an invitation back; returns whether it was open."""
     def open_invites(self) -> Sequence[OpenInviteView]:
         """Return the invitations that can still be used, oldest first."""
 
+    def withdraw_invite(self, invitation: bytes) -> bool:
+        """Take an invitation back; returns whether it was open."""
 
     async def doors(self, method: str, via: str) -> Sequence[DoorView]:
         """Return the nodes that let others in by a standing way (`trust.admission`), nearby or at HOST:PORT.

@@ -884,10 +884,10 @@ class Node:
     def invite_state(self, invitation: bytes) -> InviteState:
         return self.joining.state(invitation)
 
-    def withdraw_invite(self, invitation: bytes) -> bool:
     def open_invites(self) -> Sequence[OpenInviteView]:
         return self.joining.open_invites()
 
+    def withdraw_invite(self, invitation: bytes) -> bool:
         return self.joining.withdraw(invitation)
 
     async def doors(self, method: str, via: str) -> Sequence[DoorView]:
