@@ -6,6 +6,7 @@ __version__ = "0.1.0"  # as in pyproject.toml; importlib.metadata would cost eve
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from p2pcompute.api.async_executor import AsyncMeshExecutor
+    from p2pcompute.api.completed import Completed
     from p2pcompute.api.executor import MeshExecutor
     from p2pcompute.api.explanations import Explanation, Reason
     from p2pcompute.api.futures import MeshFuture
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from p2pcompute.api.nodes import NodeInfo
     from p2pcompute.api.options import TaskInfo, TaskOptions
     from p2pcompute.api.remote_function import RemoteFunction
-    from p2pcompute.api.shell import Completed
     from p2pcompute.api.shortcuts import function, map, sh, wasm
     from p2pcompute.errors import (
         BadValue,
@@ -78,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     "p2pcompute.api.async_executor": ("AsyncMeshExecutor",),
+    "p2pcompute.api.completed": ("Completed",),
     "p2pcompute.api.executor": ("MeshExecutor",),
     "p2pcompute.api.explanations": ("Explanation", "Reason"),
     "p2pcompute.api.futures": ("MeshFuture",),
@@ -86,7 +87,6 @@ _HOMES = {
     "p2pcompute.api.kept_jobs": ("KeptJob", "get_job"),
     "p2pcompute.api.nodes": ("NodeInfo",),
     "p2pcompute.api.options": ("TaskInfo", "TaskOptions"),
-    "p2pcompute.api.shell": ("Completed",),
     "p2pcompute.api.remote_function": ("RemoteFunction",),
     "p2pcompute.api.shortcuts": ("function", "map", "sh", "wasm"),
     "p2pcompute.execution.calls": ("Shared", "call"),

@@ -32,7 +32,7 @@ class AsyncMeshExecutor:
         self._made = MeshExecutor(**self._options)
         try:
             await asyncio.to_thread(self._made._node.wait_ready)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             self._made.shutdown(wait=False, cancel_futures=True)
             raise
         return self

@@ -16,13 +16,13 @@ import hashlib
 import pickle
 import weakref
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from p2pcompute.api.functions import CHANGES_MAX, CODE_BESIDE_ARGUMENTS_BYTES_MAX, KNOWN_MAX, Shipment
-from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.futures import Bound, FutureDesk, MeshFuture, OpenJob, Waiting
 from p2pcompute.api.pickling import dump_value
 from p2pcompute.errors import InputFailed, P2pcError
 from p2pcompute.execution.calls import (
@@ -33,13 +33,9 @@ from p2pcompute.execution.calls import (
     Shared,
     call_shipped,
 )
-from p2pcompute.execution.spec import InputFile, TaskPayload, encode_payload
+from p2pcompute.execution.spec import InputFile, encode_payload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.limits import INLINE_BYTES_MAX
-
-if TYPE_CHECKING:
-    from p2pcompute.api.desk import Desk
-    from p2pcompute.api.open_jobs import OpenJob
 
 CALL_MARK: Final = PackedCall.__name__.encode()
 CALL_MARK_WITHIN_BYTES: Final = 128
@@ -51,49 +47,24 @@ CHAIN_NAMES_MAX: Final = 20
 _CALL_SHIPPED: Final = pickle.dumps(call_shipped, 5)
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """Pickled arguments that refer to parts."""
+class HoldingDesk(FutureDesk, Protocol):
+    """What else is needed of it where calls are held."""
 
-    data: bytes
-    parts: tuple[Any, ...]
-    """Futures, shared objects, calls to be made."""
-    code: bytes = b""
-    """Of the function, when it travels with the arguments."""
-    task: TaskPayload = TaskPayload()
-    """The rest of the task."""
+    def wake(self) -> None: ...
 
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str, /) -> None: ...
 
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A call that is held."""
+    def put(self, future: MeshFuture[Any], target: Shipment, payload: Bound, /) -> None: ...
 
-    job: OpenJob
-    future: MeshFuture[Any]
-    bound: Bound
-    parts: list[MeshFuture[Any] | Shared[Any]]
-    left: int = 0
-    """Inputs that have not ended."""
+    def put_held(self, waiting: Waiting, payload: bytes, /) -> None: ...
 
-    def near(self) -> bytes | None:
-        """Return the node that has made the largest of the inputs that are blobs."""
-        made = [
-            (part._content.size, part._maker)
-            for part in self.parts
-            if isinstance(part, MeshFuture) and isinstance(part._content, BlobRef) and part._maker is not None
-        ]
-        return max(made, key=itemgetter(0))[1] if made else None
-
-    def let_go(self) -> None:
-        """Refer to no input any more: their callbacks refer to this for as long as they live."""
-        self.bound = Bound(b"", ())
-        self.parts = []
+    def drop_held(self, waiting: Waiting, error: BaseException | None, /) -> None: ...
 
 
 class Dataflow:
     """What a desk holds back.  Called by the loop's thread, except where it says otherwise."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: HoldingDesk) -> None:
         self._desk = desk
         self._arrivals: deque[Waiting] = deque()
         self._dropped: deque[BlobRef] = deque()
@@ -164,14 +135,16 @@ class Dataflow:
         blobs = self._desk.blobs
         pinned: list[BlobRef] = []
         try:
-            for number, content in enumerate(contents):
-                if content is None:
-                    content = await asyncio.to_thread(dump_value, waiting.parts[number].result())  # type: ignore[union-attr]
+            for number, (part, content) in enumerate(zip(waiting.parts, contents, strict=True)):
+                if content is None and isinstance(part, MeshFuture):
+                    content = await asyncio.to_thread(dump_value, part.result())
                 if isinstance(content, bytes) and len(content) > INLINE_BYTES_MAX // 8:
                     content = await blobs.put(content)
                     blobs.pin([content])
                     pinned.append(content)
                 contents[number] = content
+            if waiting not in waiting.job.held:  # it was cancelled, and has let its inputs go
+                return
             args = _bound(waiting, contents)
             ref = await blobs.put(args) if len(args) > INLINE_BYTES_MAX else None
             if waiting in waiting.job.held:
@@ -216,8 +189,7 @@ class Dataflow:
     def read_all(self) -> None:
         """Read the values that nobody has asked for yet: the blobs go with the node.  In a thread."""
         for future in list(self._unread):
-            # Unpickling runs the user's code, which may raise anything; the future keeps it and raises it to who asks.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # of the user's code, and raised again to who asks for it
                 future._read_value()
 
     # --- calls that follow ------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Bound, Dataflow, Waiting, is_call
+from p2pcompute.api.dataflow import CALL_MARK_WITHIN_BYTES, Dataflow, is_call
 from p2pcompute.api.explanations import OVER, Explanation, explanation_of
+from p2pcompute.api.failures import failure, forked, lost
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture, Unread, failure, forked, lost, set_cancelled, set_exception
-from p2pcompute.api.open_jobs import OpenJob
+from p2pcompute.api.futures import Bound, MeshFuture, OpenJob, Unread, Waiting, set_cancelled, set_exception
 from p2pcompute.api.pickling import load_value
 from p2pcompute.api.result_content import Content, place_file
 from p2pcompute.api.result_folder import Note, ResultFolder
@@ -264,7 +264,7 @@ class Desk:
                 break
             if target is not last:
                 last = target
-                job = target if type(target) is OpenJob else self._job_of(target)  # type: ignore[arg-type]
+                job = target if type(target) is OpenJob else self._job_of(target)  # type: ignore[arg-type]  # a Shipment
                 if job.is_single and job.shipment.key not in self._jobs:
                     self._jobs[job.shipment.key] = job
                 batch = batches.setdefault(job, [])
@@ -272,9 +272,9 @@ class Desk:
                 assert future is not None
                 held.append((job, future, payload))
             elif future is None:
-                orders.append((job, payload))  # type: ignore[arg-type]
+                orders.append((job, payload))  # type: ignore[arg-type]  # bytes: see Item
             else:
-                batch.append((future, payload))  # type: ignore[arg-type]
+                batch.append((future, payload))  # type: ignore[arg-type]  # bytes: see Item
         else:
             if inbox and not self._is_woken:
                 self._is_woken = True
@@ -393,7 +393,7 @@ class Desk:
         """Submit a job and the tasks that wait for it."""
         try:
             await self._submitter.submit(job)
-        except Exception as error:
+        except Exception as error:  # nobody else would resolve the futures; a bug of ours is raised again
             self._jobs.pop(job.shipment.key, None)
             what = f"a bug in p2pcompute: {type(error).__name__}: {error}"
             job.error = error if isinstance(error, P2pcError) else P2pcError(what, "", "please report it", code="bug")

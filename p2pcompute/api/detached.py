@@ -21,9 +21,10 @@ from weakref import WeakSet
 
 from p2pcompute.api.control import ask
 from p2pcompute.api.explanations import Explanation
+from p2pcompute.api.failures import closed
 from p2pcompute.api.feed import Feed, KeptFuture
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture, closed
+from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.job_status import JobStatus, Progress, status_of
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.noted import Prepared
@@ -69,8 +70,8 @@ class KeptCalls:
         self._living: WeakSet[Feed] = WeakSet()
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        # Before the threads of `concurrent.futures` are told to end, as its own executors do it; it has no public name.
-        threading._register_atexit(self._end)  # type: ignore[attr-defined]
+        # Before the threads of `concurrent.futures` are told to end, as its own executors do it.
+        threading._register_atexit(self._end)  # type: ignore[attr-defined]  # it has no public name
 
     def find(self, key: bytes) -> Earlier | None:
         """Return what an earlier program has had done under this key."""

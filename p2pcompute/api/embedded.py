@@ -200,7 +200,7 @@ class EmbeddedNode:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._live())
-        except BaseException as error:
+        except BaseException as error:  # the thread ends with it: whoever waits for the node is told
             self._error = error
             if not isinstance(error, P2pcError):
                 log.error("the embedded node has failed", exc_info=error)
@@ -372,7 +372,7 @@ def _register(node: EmbeddedNode) -> None:
     if not _is_registered:
         _is_registered = True
         # Before the threads of `concurrent.futures` are told to end, as its own executors do it.
-        threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+        threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # it has no public name
     _nodes.add(node)
 
 

@@ -4,100 +4,36 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import os
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from p2pcompute.api.dataflow import Bound
 from p2pcompute.api.detached import DetachedJob, KeptCalls
-from p2pcompute.api.embedded import EmbeddedNode, check_group
-from p2pcompute.api.feed import Feed, KeptFuture
-from p2pcompute.api.files import Taker, digest_of_file
-from p2pcompute.api.functions import Functions, Shipment, name_of
-from p2pcompute.api.futures import MeshFuture, closed, settle
+from p2pcompute.api.embedded import check_group
+from p2pcompute.api.feed import Feed
+from p2pcompute.api.functions import Functions, name_of
+from p2pcompute.api.futures import MeshFuture, OpenJob
 from p2pcompute.api.job_status import Progress
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.maps import Mapping
 from p2pcompute.api.nodes import NodeInfo, find_nodes, known_nodes, seconds, wait_for_node
-from p2pcompute.api.noted import Noting
-from p2pcompute.api.open_jobs import OpenJob
 from p2pcompute.api.options import EmbeddedOptions, TaskOptions
 from p2pcompute.api.pickling import dump_call, dump_value
 from p2pcompute.api.presence import AWAY_S
 from p2pcompute.api.result_folder import ResultFolder, results_target
+from p2pcompute.api.sending import Core, Sender
 from p2pcompute.errors import BadValue, UsageError
-from p2pcompute.execution.calls import Call, Shared, Spread
-from p2pcompute.execution.spec import TaskPayload, encode_call, encode_payload
-from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.limits import INLINE_BYTES_MAX, TASK_PAYLOAD_BYTES_MAX
+from p2pcompute.execution.calls import Shared, Spread
 from p2pcompute.places import find_paths
-
-if TYPE_CHECKING:
-    from p2pcompute.node.node import Node
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
 
-class _Core:
-    """What an executor shares with the ones that `with_options` makes of it.
-
-    The node does not hold it: when the last executor is dropped the node ends, after the open tasks.
-    """
-
-    def __init__(
-        self,
-        options: EmbeddedOptions,
-        results: ResultFolder | None,
-        progress: Progress,
-        kept: KeptCalls | None = None,
-    ) -> None:
-        self.node = EmbeddedNode(options)
-        self.lock = threading.Lock()
-        self.is_closed = False
-        self.mappings: dict[Mapping[Any], None] = {}
-        """Maps whose inputs are of a known number and have not all been handed in."""
-        self.results = results
-        self.kept = kept
-        """Where calls go that this machine's node keeps; None: to the embedded node."""
-        self.is_noted = results is not None or kept is not None
-        self.noting = Noting(self.is_noted, digest_of_file)
-        self.progress: Progress = progress
-        self.node.desk.results = results
-        self._taker: Taker | None = None
-        self._finalizer = weakref.finalize(self, self.node.close)
-        self._finalizer.atexit = False
-
-    def taker(self) -> Taker:
-        """Return what takes files in; waits until the node has started."""
-        if self._taker is None:
-            blobs = self.node.blobs()
-
-            def put(path: str) -> BlobRef:
-                async def take(_node: Node) -> BlobRef:
-                    return await blobs.put_path(path, pin=True)
-
-                return self.node.ask(take)
-
-            self._taker = Taker(put, lambda ref: blobs.unpin([ref]))
-        return self._taker
-
-    def close(self, *, cancel: bool, kill: bool) -> None:
-        with self.lock:
-            mappings, self.mappings = list(self.mappings), {}
-        if not (cancel or kill):
-            for mapping in mappings:
-                mapping.finish()
-        self.is_closed = True
-        self.node.close(cancel=cancel, kill=kill)
-
-
-class MeshExecutor(cf.Executor):
+class MeshExecutor(Sender, cf.Executor):
     """A drop-in `concurrent.futures.Executor`.
 
     When this machine's node runs (`p2pc node start`) calls run on it and on all members of its group; without one they
@@ -157,21 +93,10 @@ class MeshExecutor(cf.Executor):
             _check_detached(chosen)
             away_s = AWAY_S if patience is None else seconds("patience", patience)
             kept = KeptCalls(find_paths(os.environ, group=group).socket, target, away_s)
-            core = _Core(replace(chosen, worker_count=0), None, progress, kept)
+            core = Core(replace(chosen, worker_count=0), None, progress, kept)
         else:
-            core = _Core(chosen, None if target is None else ResultFolder(target, name or ""), progress)
+            core = Core(chosen, None if target is None else ResultFolder(target, name or ""), progress)
         self._begin(core, options or TaskOptions())
-
-    def _begin(self, core: _Core, options: TaskOptions) -> None:
-        """Be an executor on this node, perhaps one of several."""
-        self._core, self._options = core, options
-        self._is_noted = core.is_noted or options.has_files
-        self._node = core.node
-        self._desk = self._node.desk
-        self._put = self._desk.put
-        self._pid = os.getpid()
-        self._functions = Functions(self._options)
-        self._lock = threading.Lock()
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -193,92 +118,6 @@ class MeshExecutor(cf.Executor):
         data, parts = dump_call((beside, *args) if beside else args, kwargs, shipment.zipped_names)
         return self._send(shipment, data, parts)
 
-    def _check_open(self) -> None:
-        if self._pid != os.getpid():
-            self._desk.check_process()
-        if self.is_closed:
-            raise closed()
-
-    def _send(self, target: Shipment | OpenJob, data: bytes, parts: Sequence[Any]) -> MeshFuture[Any]:
-        """Hand in one call whose arguments are pickled, all but these parts of them."""
-        future: MeshFuture[Any] = MeshFuture(self._desk, len(data))
-        if parts:
-            self._desk.put(future, target, Bound(data, tuple(self._part(part) for part in parts)))
-            return future
-        if len(data) <= INLINE_BYTES_MAX:
-            payload = encode_call(data)
-        else:
-            ref = self._node.blobs().put_now(data, pin=True)
-            future._blobs = (ref,)
-            payload = encode_payload(TaskPayload(args_blob=ref))
-        self._put(future, target, payload)
-        return future
-
-    def _send_noted(
-        self,
-        target: Shipment | OpenJob | Feed,
-        shipment: Shipment,
-        beside: bytes,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> MeshFuture[Any]:
-        """Hand in a call that has files, or whose result is kept; or find that it was done."""
-        core = self._core
-        call = core.noting.prepare(shipment, beside, fn, args, kwargs, shipment.options)
-        kind: type[MeshFuture[Any]] = MeshFuture if core.kept is None else KeptFuture
-        future = kind(self._desk, len(call.data))
-        future._note = call.note
-        keeper = core.kept or core.results
-        earlier = None if keeper is None else keeper.find(call.note.key)
-        if earlier is not None:
-            future._files, future._report = earlier.files, (earlier.node, 0, None, 0)
-            settle(future, earlier.value)
-            return future
-        if isinstance(future, KeptFuture):
-            assert core.kept is not None and not isinstance(target, OpenJob)
-            core.kept.send(future, target, call)
-            return future
-        assert not isinstance(target, Feed)
-        if core.results is not None:
-            call.note.number = core.results.next_number()
-        blobs = self._node.blobs()
-        files = tuple(core.taker().take(file, blobs.pin) for file in call.files) if call.files else ()
-        call.note.sent_bytes = sum(file.blob.size for file in files)
-        future._blobs = tuple(file.blob for file in files)
-        task = TaskPayload(send=files, fetch=call.fetch, key=call.note.key)
-        if call.parts:
-            bound = Bound(call.data, tuple(self._part(part) for part in call.parts), task=task)
-            self._desk.put(future, target, bound)
-            return future
-        if len(call.data) <= INLINE_BYTES_MAX:
-            task = replace(task, args=call.data)
-        else:
-            ref = blobs.put_now(call.data, pin=True)
-            future._blobs = (*future._blobs, ref)
-            task = replace(task, args_blob=ref)
-        self._put(future, target, encode_payload(task))
-        return future
-
-    def _part(self, part: Any) -> Any:
-        """Return a part of arguments as the desk takes it.
-
-        Raises:
-            TypeError: it is a call with a future among its arguments.
-            UsageError: it belongs to another executor.
-            ValueError: it is a call that is among its own arguments.
-        """
-        if isinstance(part, Call):
-            return part.packed()
-        home = part.home if isinstance(part, Shared) else getattr(part, "_desk", self._desk)
-        if home is not self._desk:
-            raise UsageError(
-                f"a {type(part).__name__} of another executor cannot be an argument",
-                "its value is known to that one only",
-                "give its value: future.result(), or share the object with this executor",
-            )
-        return part
-
     def share(self, obj: T) -> Shared[T]:
         """Return a stand-in for an object that many calls use.
 
@@ -295,17 +134,6 @@ class MeshExecutor(cf.Executor):
         shared = Shared(obj, self._desk, ref)
         self._desk.flow.drop_with(shared, ref)
         return shared
-
-    def _send_payload(
-        self, target: OpenJob, payload: bytes, blobs: tuple[BlobRef, ...], words: tuple[str, ...]
-    ) -> MeshFuture[Any]:
-        """Hand in one command."""
-        if len(payload) > TASK_PAYLOAD_BYTES_MAX:
-            raise UsageError("a command is too long", f"its words have {len(payload)} bytes", "send a file instead")
-        future: MeshFuture[Any] = MeshFuture(self._desk, len(payload))
-        future._blobs, future._words = blobs, words
-        self._put(future, target, payload)
-        return future
 
     def map(
         self,
@@ -428,11 +256,6 @@ class MeshExecutor(cf.Executor):
     def _max_workers(self) -> int:
         """Tasks that run at once, as far as known: how others (Dask) ask an executor for it."""
         return self._node.slot_count()
-
-    @property
-    def is_closed(self) -> bool:
-        """True after `shutdown`, and while the interpreter ends."""
-        return self._core.is_closed or self._node.is_closing
 
     # --- nodes ------------------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ from urllib.parse import quote
 
 from p2pcompute.api.control import REQUEST_S, ask, call, events
 from p2pcompute.api.explanations import Explanation
+from p2pcompute.api.failures import failure
 from p2pcompute.api.functions import Shipment, requirements_of
-from p2pcompute.api.futures import MeshFuture, check_failed, failure, set_cancelled, set_exception, settle
+from p2pcompute.api.futures import MeshFuture, check_failed, set_cancelled, set_exception, settle
 from p2pcompute.api.kept_jobs import KeptJob
 from p2pcompute.api.presence import RETRY_S, Presence, longer
 from p2pcompute.api.result_content import place_file

@@ -1,34 +1,38 @@
-"""The future of one task, and what becomes of an outcome in the user's process."""
+"""The future of one task, the job that it is in, and the calls of a job that are held: they refer to one another."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
 import contextlib
-import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
+from p2pcompute.api.functions import Shipment
 from p2pcompute.api.options import State, TaskInfo, moment
-from p2pcompute.api.pickling import load_exception, load_value
+from p2pcompute.api.pickling import load_value
 from p2pcompute.api.printed import Stream, printed_lines
-from p2pcompute.errors import P2pcError, TaskError, UsageError, WorkerDied
-from p2pcompute.execution.calls import Collected
+from p2pcompute.errors import P2pcError, UsageError
+from p2pcompute.execution.calls import Collected, Shared
+from p2pcompute.execution.spec import TaskKind, TaskPayload
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.ids import task_id
 from p2pcompute.limits import NO_OUTPUT
 
 if TYPE_CHECKING:
-    from p2pcompute.api.desk import Desk
     from p2pcompute.api.explanations import Explanation
-    from p2pcompute.api.open_jobs import OpenJob
     from p2pcompute.api.result_folder import Note
+    from p2pcompute.host.real_blobs import FileBlobs
     from p2pcompute.node.facade import TailView, TaskProgress
+    from p2pcompute.node.node import Node
+    from p2pcompute.scheduler.job_book import JobBook
 
 R = TypeVar("R")
 SIGNAL_S: Final = 0.5
@@ -36,8 +40,6 @@ SIGNAL_S: Final = 0.5
 _reading: Final = threading.RLock()
 """Held while a large value is unpickled that several threads may ask for."""
 _ENDED: Final = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
-OUTPUT_SHOWN_BYTES: Final = 2048
-"""End of a task's standard error in an exception."""
 
 
 class Unread:
@@ -62,6 +64,27 @@ class _Sleeper:
             self._lock.release()
 
     add_exception = add_cancelled = add_result
+
+
+class FutureDesk(Protocol):
+    """What a future needs of whoever runs its call."""
+
+    condition: threading.Condition
+    """The lock of all futures that it has made."""
+    ask: Callable[[Callable[[Node], Coroutine[Any, Any, Any]]], Any]
+    blobs: FileBlobs
+
+    def check_process(self) -> None: ...
+
+    def is_started(self, future: MeshFuture[Any], /) -> bool: ...
+
+    def holder_of(self, job: OpenJob, index: int, /) -> tuple[str | None, int]: ...
+
+    def explain(self, job: OpenJob, /) -> Explanation: ...
+
+    def again(self, futures: Sequence[MeshFuture[Any]], /) -> list[MeshFuture[Any]]: ...
+
+    def withdraw(self, future: MeshFuture[Any], /) -> None: ...
 
 
 class MeshFuture(cf.Future[R], Generic[R]):
@@ -99,7 +122,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
     """(node, attempts, outcome without its value, bytes of the value)"""
     # Defaults of the class: a future is made for every call, and most of these are set later or never.
 
-    def __init__(self, desk: Desk, payload_bytes: int) -> None:
+    def __init__(self, desk: FutureDesk, payload_bytes: int) -> None:
         # Not `super().__init__()`: see above.
         self._condition = desk.condition
         self._desk = desk
@@ -298,8 +321,7 @@ class MeshFuture(cf.Future[R], Generic[R]):
         with _reading:
             if type(self._result) is Unread and isinstance(self._content, BlobRef):
                 self._result = load_value(self._desk.blobs.read_now(self._content))
-            value: Any = self._result
-            return value  # type: ignore[no-any-return]
+            return cast("R", self._result)
 
     def __reduce__(self) -> Any:
         """Among the arguments of a call a future stands for its value; nowhere else can it be sent."""
@@ -341,86 +363,79 @@ class MeshFuture(cf.Future[R], Generic[R]):
         return asyncio.wrap_future(self).__await__()
 
 
-def failure(outcome: Outcome | None, reason: str, node: str | None, data: bytes) -> BaseException:
-    """Return the exception for a task that has failed for good.
-
-    Args:
-        outcome: of its last attempt, where there was one.
-        reason: why it was given up.
-        data: the outcome's value, read from its blob where it was one.
-    """
-    if outcome is None:
-        return TaskError("a task was given up", reason, node=node)
-    if outcome.status is OutcomeStatus.FAILED and data:
-        return _hinted(load_exception(data), node)
-    stderr = outcome.stderr[-OUTPUT_SHOWN_BYTES:].decode("utf-8", "replace")
-    text = outcome.error.strip() or reason or str(outcome.status)
-    error: TaskError
-    match outcome.status:
-        case OutcomeStatus.TIMEOUT:
-            error = WorkerDied(
-                text,
-                "the time limit of the task",
-                "give it more: TaskOptions(timeout=…)",
-                code="timeout",
-                node=node,
-                cause="timeout",
-                signal=outcome.signal,
-                peak_rss=outcome.peak_rss_bytes or None,
-            )
-        case OutcomeStatus.DIED:
-            cause = outcome.cause or "signal"
-            error = WorkerDied(
-                text,
-                "out of memory" if cause == "oom" else reason,
-                "limit it with TaskOptions(mem=…), or split the work" if cause == "oom" else None,
-                node=node,
-                cause=cause,
-                signal=outcome.signal,
-                peak_rss=outcome.peak_rss_bytes or None,
-            )
-        case _:
-            error = TaskError(text, reason if reason != text else "", node=node, remote_traceback=outcome.error)
-    error.stderr_tail = stderr
-    return error
+Read = Callable[[MeshFuture[Any], Outcome, Mapping[bytes, bytes]], Any]
+"""(future, outcome, content of its blobs by digest) → value, or NotImplemented when it has none."""
 
 
-def _hinted(error: BaseException, node: str | None) -> BaseException:
-    """Say of a file that a call has not found that it is here: the commonest mistake of all."""
-    name = getattr(error, "filename", None)
-    with contextlib.suppress(OSError, ValueError):  # of a name that no file can have
-        if isinstance(error, FileNotFoundError) and isinstance(name, str) and os.path.exists(name):
-            error.add_note(
-                f"This file is here, and the call ran on {node or 'another node'}: send it along, with_options(send="
-                '["{}"]) where its name is the first argument, or stay here, MeshExecutor(local=True).'
-            )
-    return error
+@dataclass(slots=True, eq=False)
+class OpenJob:
+    """A job that takes tasks."""
+
+    shipment: Shipment
+    kind: TaskKind = TaskKind.FUNCTION
+    read: Read | None = None
+    """Makes the value of an outcome; None unpickles it."""
+    fuel: int | None = None
+    """Of WASI modules: instructions that a task may execute."""
+    is_single: bool = False
+    """Of one `start_map` or `sh`: sealed when its inputs are in, cancelled as a whole."""
+    job_id: bytes = b""
+    book: JobBook | None = None
+    is_opening: bool = False
+    error: P2pcError | None = None
+    """Why it could not be opened: what comes later is refused as well."""
+    waiting: list[tuple[MeshFuture[Any], bytes]] = field(default_factory=list)
+    """Items that came before the job was there."""
+    is_sealing: bool = False
+    """No more items come."""
+    is_cancelled: bool = False
+    revoked_count: int = 0
+    """Results of it that were revoked, as far as the application was told."""
+    held: dict[Waiting, None] = field(default_factory=dict)
+    """Calls that wait for their inputs."""
+    is_seal_due: bool = False
+    """Sealed as soon as nothing is held any more."""
+    futures: dict[int, MeshFuture[Any]] = field(default_factory=dict)
+    code_refs: list[BlobRef] = field(default_factory=list)
 
 
-def lost(why: BaseException | None) -> P2pcError:
-    """Return the error of futures whose node is gone."""
-    if isinstance(why, P2pcError):
-        return why
-    return P2pcError(
-        "the embedded node has ended before this task",
-        "" if why is None else f"{type(why).__name__}: {why}",
-        "make a new executor",
-        code="node-ended",
-    )
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Pickled arguments that refer to parts."""
+
+    data: bytes
+    parts: tuple[Any, ...]
+    """Futures, shared objects, calls to be made."""
+    code: bytes = b""
+    """Of the function, when it travels with the arguments."""
+    task: TaskPayload = TaskPayload()
+    """The rest of the task."""
 
 
-def closed() -> RuntimeError:
-    """Return what `concurrent.futures` raises in this case."""
-    return RuntimeError("cannot schedule new futures after shutdown")
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A call that is held."""
 
+    job: OpenJob
+    future: MeshFuture[Any]
+    bound: Bound
+    parts: list[MeshFuture[Any] | Shared[Any]]
+    left: int = 0
+    """Inputs that have not ended."""
 
-def forked() -> UsageError:
-    return UsageError(
-        "this executor belongs to another process",
-        "it was made before a fork, and its node lives in the parent",
-        "make a new MeshExecutor in the child",
-        code="forked",
-    )
+    def near(self) -> bytes | None:
+        """Return the node that has made the largest of the inputs that are blobs."""
+        made = [
+            (part._content.size, part._maker)
+            for part in self.parts
+            if isinstance(part, MeshFuture) and isinstance(part._content, BlobRef) and part._maker is not None
+        ]
+        return max(made, key=itemgetter(0))[1] if made else None
+
+    def let_go(self) -> None:
+        """Refer to no input any more: their callbacks refer to this for as long as they live."""
+        self.bound = Bound(b"", ())
+        self.parts = []
 
 
 def check_failed(future: MeshFuture[Any]) -> None:
@@ -442,7 +457,7 @@ def set_exception(future: MeshFuture[Any], error: BaseException) -> None:
     """Fail a future that has not ended."""
     if future._state == "PENDING":
         with contextlib.suppress(AttributeError, TypeError):  # not every exception takes attributes
-            error.p2pc = future._info("failed")  # type: ignore[attr-defined]
+            error.p2pc = future._info("failed")  # type: ignore[attr-defined]  # ours, for who catches it
         with contextlib.suppress(cf.InvalidStateError):
             future.set_exception(error)
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 
 from p2pcompute.api.explanations import Explanation
 from p2pcompute.api.functions import Shipment
-from p2pcompute.api.futures import MeshFuture
+from p2pcompute.api.futures import MeshFuture, OpenJob, Read
 from p2pcompute.api.job_status import PROGRESS_S, JobStatus, Progress, Shown, as_html, status_of
-from p2pcompute.api.open_jobs import OpenJob, Read
 from p2pcompute.api.options import check_errors
 from p2pcompute.api.saved import save_futures
 from p2pcompute.errors import UsageError
@@ -70,7 +69,7 @@ class Job(Generic[R]):
         """Take tasks in, and seal the job in the end; what goes wrong cancels it; for the executor."""
         try:
             yield
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             self.cancel(now=True)
             raise
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from p2pcompute.api.completed import Completed
 from p2pcompute.api.control import ask, call
 from p2pcompute.api.explanations import Explanation, explanation_from
 from p2pcompute.api.job_status import JobStatus, NodeShare
@@ -19,7 +20,6 @@ from p2pcompute.api.options import check_errors
 from p2pcompute.api.result_folder import results_target
 from p2pcompute.api.result_target import hold
 from p2pcompute.api.results import ResultsWriter
-from p2pcompute.api.shell import Completed
 from p2pcompute.errors import TaskError
 from p2pcompute.execution.functions import load_exception, load_value
 

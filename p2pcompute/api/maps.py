@@ -17,13 +17,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from p2pcompute.api.futures import MeshFuture, closed
+from p2pcompute.api.failures import closed
+from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.job_status import PROGRESS_S, Shown, status_of
 from p2pcompute.api.pickling import dump_call
 from p2pcompute.execution.calls import PARTIAL_RESULTS
 
 if TYPE_CHECKING:
-    from p2pcompute.api.executor import MeshExecutor
+    from p2pcompute.api.sending import Sender
 
 R = TypeVar("R")
 
@@ -49,7 +50,7 @@ class Mapping(Generic[R]):
 
     def __init__(
         self,
-        executor: MeshExecutor,
+        executor: Sender,
         function: Callable[..., R],
         iterables: tuple[Iterable[Any], ...],
         *,
@@ -186,7 +187,7 @@ class Mapping(Generic[R]):
         partial: list[R] = []
         data = error.__dict__.pop(PARTIAL_RESULTS, None) if hasattr(error, "__dict__") else None
         if isinstance(data, bytes):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # values of the user's classes: the error is what counts
                 partial = pickle.loads(data)
         return partial, error
 
@@ -314,6 +315,6 @@ class Mapping(Generic[R]):
 def _known_length(iterables: tuple[Iterable[Any], ...]) -> int | None:
     """Return how many calls there will be, when all iterables can say."""
     try:
-        return min(len(iterable) for iterable in iterables)  # type: ignore[arg-type]
+        return min(len(iterable) for iterable in iterables)  # type: ignore[arg-type]  # or a TypeError
     except TypeError:
         return None

@@ -118,7 +118,7 @@ class Hold:
             for marker, path in places:
                 marker.parent.mkdir(parents=True, exist_ok=True)
                 self._held.append((marker, _lock(marker, path)))
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             self.release()
             raise
 
@@ -131,7 +131,7 @@ class Hold:
         try:
             for _marker, descriptor in self._held:
                 _write(descriptor, {"job": job, "home": home, "host": os.uname().nodename})
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             self.release()
             raise
         for _marker, descriptor in self._held:
@@ -160,7 +160,7 @@ def _lock(marker: Path, path: Path) -> int:
                     return descriptor
             elif time.monotonic() >= deadline:
                 raise (_read(descriptor, marker) or Claim("", "", os.uname().nodename, marker)).refusal(path)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             os.close(descriptor)
             raise
         os.close(descriptor)

@@ -63,7 +63,7 @@ def place_file(directory: Path, name: str, content: Content, mode: int) -> Path:
     try:
         write_content(part, content, mode & 0o777 | 0o400)  # its owner is to read it
         part.replace(path)
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         part.unlink(missing_ok=True)
         raise
     return path

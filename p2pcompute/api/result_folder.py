@@ -158,7 +158,7 @@ class ResultFolder:
         self._hold = hold(self.target)
         try:
             self._open()
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             self._hold.release()
             raise
 

@@ -149,7 +149,7 @@ class ResultsWriter:
                 self._open_file(target.file)
             if target.joblog is not None:
                 self._open_joblog(target.joblog)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             for out in (self._truth, self._joblog, self._second_joblog, self._file):
                 if out is not None:
                     out.close()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from p2pcompute.api.completed import Completed
 from p2pcompute.api.futures import MeshFuture
 from p2pcompute.api.pickling import dump_value
 from p2pcompute.api.result_content import Content
@@ -32,8 +33,6 @@ def save_futures(name: str, futures: Sequence[MeshFuture[Any]], path: str | os.P
 
 
 def _save(folder: ResultFolder, name: str, number: int, future: MeshFuture[Any]) -> None:
-    from p2pcompute.api.shell import Completed
-
     node, attempts, outcome, _size = future._report or (None, 0, None, 0)
     is_done = future._exception is None
     if outcome is None:

@@ -1,14 +1,14 @@
-"""Commands as jobs of the library: `sh`, and what it returns."""
+"""Commands as jobs of the library: `sh`."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from p2pcompute.api.completed import Completed
 from p2pcompute.api.files import PLACE, Taker, filled, sent_files
 from p2pcompute.api.functions import Shipment
 from p2pcompute.api.jobs import Job
@@ -20,27 +20,13 @@ from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 
 if TYPE_CHECKING:
-    from p2pcompute.api.executor import MeshExecutor
     from p2pcompute.api.futures import MeshFuture
+    from p2pcompute.api.sending import Sender
     from p2pcompute.host.real_blobs import FileBlobs
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """A command that has ended, whatever its exit code was."""
-
-    args: Sequence[str]
-    """The words; a single one when the shell ran it."""
-    returncode: int
-    """Negative: it was ended by that signal."""
-    stdout: bytes = field(repr=False)
-    stderr: bytes = field(repr=False)
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Where the fetched files are, by the name that they had in the task's directory."""
-
-
 def start_commands(
-    executor: MeshExecutor,
+    executor: Sender,
     command: str | Sequence[str],
     inputs: Iterable[Any] | None,
     *,

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
+from p2pcompute.api.completed import Completed
 from p2pcompute.api.jobs import Job
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.api.remote_function import RemoteFunction
 from p2pcompute.api.shared import shared_executor
-from p2pcompute.api.shell import Completed, start_commands
+from p2pcompute.api.shell import start_commands
 from p2pcompute.api.wasm import start_modules
 
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ from typing import Final
 
 from p2pcompute.api.explanations import explanation_of, never
 from p2pcompute.api.functions import requirements_of
-from p2pcompute.api.open_jobs import OpenJob
+from p2pcompute.api.futures import OpenJob
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.locking import make_lock

@@ -17,8 +17,8 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import INLINE_BYTES_MAX, WASM_MODULE_BYTES_MAX
 
 if TYPE_CHECKING:
-    from p2pcompute.api.executor import MeshExecutor
     from p2pcompute.api.futures import MeshFuture
+    from p2pcompute.api.sending import Sender
 
 _HEAD: Final = b"\0asm"
 ENTRY: Final = "_start"
@@ -26,7 +26,7 @@ ENTRY: Final = "_start"
 
 
 def start_modules(
-    executor: MeshExecutor,
+    executor: Sender,
     module: str | os.PathLike[str] | bytes,
     inputs: Iterable[bytes],
     *,
