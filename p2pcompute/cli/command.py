@@ -181,7 +181,11 @@ def json_option(command: _Decorated) -> _Decorated:
     )(command)
 
 
-def check_text(words: Sequence[str], why: str = "inputs travel as text", fix: str = "rename the file") -> None:
+def check_text(
+    words: Sequence[str],
+    why: str = "words and inputs travel as text",
+    fix: str = "write it in UTF-8, or rename the file",
+) -> None:
     """Refuse words that are not text, as file names in another encoding are.
 
     Raises:
@@ -192,7 +196,7 @@ def check_text(words: Sequence[str], why: str = "inputs travel as text", fix: st
             word.encode()
         except UnicodeEncodeError:
             shown = word.encode("utf-8", "backslashreplace").decode()
-            raise UsageError(f"{shown!r} is not UTF-8", why, fix, code="encoding") from None
+            raise UsageError(f'"{shown}" is not UTF-8', why, fix, code="encoding") from None
 
 
 def yes_option(command: _Decorated) -> _Decorated:

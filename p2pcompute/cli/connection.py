@@ -74,8 +74,9 @@ class Connection:
         Raises:
             NodeUnavailable: no node answers.
             P2pcError: the node refused; the class fits the reason.
+            UsageError: something in the body, as typed, is not text.
         """
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else _body_bytes(body)
         headers = {} if data is None else {"Content-Type": "application/json"}
         with self._open(timeout_s) as link:
             with contextlib.suppress(BrokenPipeError):  # refused before the body was read: the answer says why
@@ -151,7 +152,7 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             link.close()
             raise self._unreachable(error) from error
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             link.close()
             raise
 
@@ -337,6 +338,22 @@ def _line_bytes(line: bytes | str | Mapping[str, Any]) -> bytes:
         line = json.dumps(line, ensure_ascii=False)
     data = line.encode() if isinstance(line, str) else line
     return data if data.endswith(b"\n") else data + b"\n"
+
+
+def _body_bytes(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON.
+
+    Raises:
+        UsageError: a word in it is not UTF-8, as the shell handed it over.
+    """
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        text: str = error.object
+        word = text[: error.start].rpartition('"')[2] + text[error.start :].partition('"')[0]
+        shown = word.encode("utf-8", "backslashreplace").decode()
+        why = "p2pc takes names and values as text"
+        raise UsageError(f'"{shown}" is not UTF-8', why, "write it in UTF-8", code="encoding") from None
 
 
 def _json_of(response: http.client.HTTPResponse) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from p2pcompute.cli.command import Command, parse_reference
+from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.follow import job_exit_code
 from p2pcompute.cli.main import COMMANDS, LazyGroup, exit_code_of, format_error, p2pc, run_command
 from p2pcompute.errors import (
@@ -99,6 +100,14 @@ def in_shell(line: str) -> tuple[int, str]:
 def test_odd_surroundings_are_said_and_are_no_bug(line: str, said: str, home: Path) -> None:
     code, err = in_shell(line)
     assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_a_word_that_is_not_utf_8_is_named_before_a_node_is_asked() -> None:
+    """As the shell hands over --name, --on, --results and others; the node would call it malformed JSON."""
+    body = {"name": "fine", "terms": {"on": ["fine", "a\udcffb \\ c"]}, "more": "fine"}
+    with pytest.raises(UsageError, match=r"a\\udcffb") as caught:
+        Connection(Path("/nowhere")).request("POST", "/v1/jobs", body)
+    assert caught.value.code == "encoding" and "fine" not in caught.value.what
 
 
 def test_ctrl_c_while_modules_are_imported_ends_a_command_like_any_other() -> None:
