@@ -161,7 +161,7 @@ def start_embedded(paths: Paths, *, settings: Sequence[str] = (), look_socket: P
     inner, lifeline = os.pipe()
     try:
         process, ready = _spawn(paths, settings, inner, look_socket)
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         os.close(lifeline)
         raise
     finally:
@@ -169,7 +169,7 @@ def start_embedded(paths: Paths, *, settings: Sequence[str] = (), look_socket: P
     node = EmbeddedNode(process, lifeline)
     try:
         _wait_ready(paths, process, ready, AUTOSTART_S_MAX)
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         node.close()
         raise
     return node
@@ -204,7 +204,7 @@ def _spawn(
                 env=environment,
                 cwd=paths.state if paths.state.is_dir() else "/",
             )
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         os.close(ready)
         raise
     finally:

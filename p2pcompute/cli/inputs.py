@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import IO, Any, Final
 
 from p2pcompute.errors import UsageError
@@ -428,9 +429,9 @@ class Inputs:
         for group in groups[1:]:
             if any(self._sources[index].is_stdin for index in group):
                 kept = list(self._together(group))
-                readers.append(lambda kept=kept: kept)  # type: ignore[misc]
+                readers.append(partial(iter, kept))
             else:
-                readers.append(lambda group=group: self._together(group))  # type: ignore[misc]
+                readers.append(partial(self._together, group))
         if self._reading.header is not None:
             # The header of each source must be known before the first row is made.
             for reader in readers:

@@ -512,7 +512,7 @@ def main() -> NoReturn:
         os.open(os.devnull, os.O_RDONLY)
     # What cannot be written must fail, not vanish: a descriptor for reading.
     sys.stdout = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115 - ours until the end
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - likewise
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="p2pc" if stream.encoding.lower() != "utf-8" else "backslashreplace")

@@ -789,7 +789,7 @@ def _guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reque
         except ClientDisconnect:
             log.debug("%s %s was cut off", request.method, request.url.path)
             return Response(status_code=400)
-        except Exception as error:
+        except Exception as error:  # a bug of ours: it is logged, and the caller is told
             log.exception("%s %s failed", request.method, request.url.path)
             return _error_response(
                 P2pcError(

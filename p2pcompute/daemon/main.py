@@ -128,7 +128,7 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
             except P2pcError as error:
                 log.error("the node did not start: %s", error)
                 raise
-            except Exception:
+            except Exception:  # a bug of ours: it is logged or reported, and raised again
                 log.exception("the node has failed")
                 raise
             finally:
@@ -138,7 +138,7 @@ def run_daemon(options: DaemonOptions, build: Build | None = None) -> int:
             raise
         _report(options.ready_fd, error_json(error))
         return EXIT_NO_NODE if isinstance(error, NodeUnavailable) else EXIT_USAGE
-    except Exception as error:
+    except Exception as error:  # a bug of ours: whoever starts the node is told
         if options.ready_fd is None:
             raise
         bug = P2pcError(

@@ -320,7 +320,7 @@ def _reserve(target: ResultsTarget, home: str) -> Reserved:
     held = hold(target)
     try:
         return Reserved((target.numbered() if target.resume else target).to_json(), held, home)
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         held.release()
         raise
 

@@ -391,7 +391,7 @@ class BlobDirectory:
                 file.flush()
                 self._sync(file)
             os.rename(file.name, target)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             discard(file)
             raise
 

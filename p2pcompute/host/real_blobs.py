@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -210,7 +211,7 @@ class FileBlobs(BlobDirectory):
 
         for item in group:
             if item.ref not in written and item.ref not in failed:
-                guarded(item.ref, lambda ref=item.ref, data=item.data: write(ref, data))  # type: ignore[misc]
+                guarded(item.ref, partial(write, item.ref, item.data))
         # Several at once, so that the file system commits its journal once for all of them.
         whole = [ref for ref in written if ref not in failed and self._is_durable]
 
@@ -224,7 +225,7 @@ class FileBlobs(BlobDirectory):
                 sync(ref)
         for ref, file in written.items():
             if ref not in failed:
-                guarded(ref, lambda ref=ref, file=file: self._rename(file.name, ref, b""))  # type: ignore[misc]
+                guarded(ref, partial(self._rename, file.name, ref, b""))
             file.close()
             if ref in failed:
                 unlink(file.name)
@@ -233,7 +234,7 @@ class FileBlobs(BlobDirectory):
             if ref not in failed:
                 directories.setdefault(os.path.dirname(self._name(ref.digest)), []).append(ref)
         for directory, refs in directories.items():
-            guarded(refs[0], lambda directory=directory: self._sync_directory(directory))  # type: ignore[misc]
+            guarded(refs[0], partial(self._sync_directory, directory))
             failed.update((ref, failed[refs[0]]) for ref in refs if refs[0] in failed)
         for item in group:
             item.error = failed.get(item.ref)
@@ -251,7 +252,7 @@ class FileBlobs(BlobDirectory):
         file = self._open_temporary()
         try:
             file.write(data)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             discard(file)
             raise
         return self._install_file(file, hasher)
@@ -292,7 +293,7 @@ class FileBlobs(BlobDirectory):
             file = self._open_temporary()
             try:
                 hasher = _share_or_copy(source, file)
-            except BaseException:
+            except BaseException:  # tidied up after, and raised again
                 discard(file)
                 raise
         with self._pinning(hasher.finish(), pin):
@@ -305,7 +306,7 @@ class FileBlobs(BlobDirectory):
             self.pin([ref])
         try:
             yield
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             if pin:
                 self.unpin([ref])
             raise
@@ -333,7 +334,7 @@ class FileBlobs(BlobDirectory):
                 self._sync(file)
             with self._pinning(hasher.finish(), pin):
                 self._finish(name, hasher)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             with contextlib.suppress(OSError):
                 os.chmod(name, mode)
                 os.rename(name, path)
@@ -348,7 +349,7 @@ class FileBlobs(BlobDirectory):
                 self._sync(file)
             file.close()
             self._finish(file.name, hasher)
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             discard(file)
             raise
         return hasher.finish()

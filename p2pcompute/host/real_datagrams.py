@@ -279,7 +279,7 @@ def _bound(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         sock.close()
         raise
     return sock

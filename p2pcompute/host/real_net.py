@@ -145,7 +145,7 @@ class RealNet:
                 ssl_handshake_timeout=HANDSHAKE_S_MAX,
                 ssl_shutdown_timeout=STREAM_CLOSE_S,
             )
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             sock.close()
             raise
         if transport.is_closing():
@@ -436,7 +436,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
         sock.listen(_BACKLOG)
-    except BaseException:
+    except BaseException:  # tidied up after, and raised again
         sock.close()
         raise
     return sock

@@ -288,7 +288,7 @@ def migrate(connection: sqlite3.Connection, path: Path, version: int, target: in
             migrations[step](connection)
             connection.execute(f"PRAGMA user_version={step + 1}")
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise

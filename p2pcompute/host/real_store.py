@@ -354,7 +354,7 @@ class SqliteStore:
                 if drops := [(key,) for key, value in rows.items() if value is None]:
                     connection.executemany(f'DELETE FROM "t_{table}" WHERE key=?', drops)
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             if connection.in_transaction:  # SQLite has rolled back by itself after some failures
                 connection.execute("ROLLBACK")
             raise

@@ -331,7 +331,7 @@ class BlobExchange:
             await self._budget.acquire()
             try:
                 data = await self._request_chunk(link, ref, 0, ref.digest)
-            except BaseException:
+            except BaseException:  # tidied up after, and raised again
                 self._budget.release()
                 raise
         try:

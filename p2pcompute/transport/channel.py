@@ -387,7 +387,7 @@ class Channel:
                 self._shared.counters.refused += 1
             self._send_error(request_id, error.code, error.what)
             return
-        except Exception:
+        except Exception:  # a bug of ours: the peer is told, and it is raised again
             self._send_error(request_id, "internal", "this node failed to serve the request")
             raise
         await self._send_reply(request_id, reply)

@@ -625,7 +625,7 @@ class _Attempts:
             while self._winner is None and self._running:
                 await self._wait(None)
             await self._scope.close()
-        except BaseException:
+        except BaseException:  # tidied up after, and raised again
             await self._scope.close()
             if self._winner is not None:
                 self._winner.stream.abort()
