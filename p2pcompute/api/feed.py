@@ -233,6 +233,7 @@ class Feed:
             stderr=base64.b64decode(said["stderr_b64"]),
             progress=TaskProgress(**said["progress"]) if said["progress"] else None,
             quiet_s=said.get("quiet_s"),
+            idle_s=said.get("idle_s"),
         )
 
     def _place(self, more: str = "") -> str:

@@ -59,6 +59,8 @@ WAIT_LOOK_S: Final = (0.05, 0.5)
 NODE_AWAY_S_MAX: Final = 60.0
 QUIET_SHOWN_S: Final = 60.0
 """A running task that has printed nothing for so long is said to be silent."""
+IDLE_SHOWN_S: Final = 30.0
+"""The same of one that uses no CPU: nodes look every 10 s, and a task that waits for a file may be idle that long."""
 RECENT_S: Final = 86400.0
 """`jobs` without -a shows jobs that ended within this."""
 SORTED_BY: Final = {"took": "runtime_s", "cpu": "cpu_s", "memory": "peak_rss_bytes", "tries": "attempts"}
@@ -232,7 +234,7 @@ def show(
         task = connection.request("GET", place)
         if task["state"] == "running":
             tail = connection.request("GET", f"{place}/tail?stdout={NO_OUTPUT}&stderr={NO_OUTPUT}")
-            task["progress"], task["quiet_s"] = tail.get("progress"), tail.get("quiet_s")
+            task |= {name: tail.get(name) for name in ("progress", "quiet_s", "idle_s")}
         if json_:
             print_json(task)
         else:
@@ -322,7 +324,7 @@ def _task_text(job: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         ("CPU", duration_text(task["cpu_s"]) if task.get("cpu_s") else ""),
         ("memory", bytes_text(task["peak_rss_bytes"]) + " at most" if task.get("peak_rss_bytes") else ""),
         ("says", _progress_text(task.get("progress"))),
-        ("silent", _quiet_text(task.get("quiet_s"))),
+        ("silent", _quiet_text(task.get("quiet_s"), task.get("idle_s"))),
         ("output", _output_text(task)),
         ("error", str(task.get("error") or "").rstrip().replace("\n", "\n" + " " * 13)),
     ]
@@ -347,9 +349,15 @@ def _progress_text(said: Mapping[str, Any] | None) -> str:
     return f"{count} {one_line(said['note'])}".rstrip()
 
 
-def _quiet_text(quiet_s: float | None) -> str:
-    """For how long a running task has said nothing, when that is worth a word."""
-    return "" if quiet_s is None or quiet_s < QUIET_SHOWN_S else f"nothing printed for {duration_text(quiet_s)}"
+def _quiet_text(quiet_s: float | None, idle_s: float | None) -> str:
+    """For how long a running task has said nothing, and whether it computes, when that is worth a word."""
+    if quiet_s is None or quiet_s < QUIET_SHOWN_S:
+        return ""
+    said = f"nothing printed for {duration_text(quiet_s)}"
+    if idle_s is None:
+        return said
+    used = "but it uses CPU" if idle_s < IDLE_SHOWN_S else f"and no CPU used for {duration_text(idle_s)}"
+    return f"{said}, {used}"
 
 
 def _output_text(task: Mapping[str, Any]) -> str:

@@ -681,6 +681,7 @@ class Api:
                 "stderr_b64": "" if found is None else base64.b64encode(found.stderr).decode(),
                 "progress": None if found is None else progress_of(found.progress),
                 "quiet_s": None if found is None else found.quiet_s,
+                "idle_s": None if found is None else found.idle_s,
             }
         )
 

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.cgroups import Cgroups
 from p2pcompute.execution.child_os import oom_kills
+from p2pcompute.execution.cpu_used import used_by_trees
 from p2pcompute.execution.environment_failures import EnvironmentFailed
 from p2pcompute.execution.environments import OWN, Environment, Environments
 from p2pcompute.execution.fenced_process import FencedProcess
@@ -178,6 +179,7 @@ class ProcessRunner:
                 is_function and not is_boxed,
                 job.spec.timeout_s,
                 is_function and job.spec.sandbox == "sandbox",
+                job.spec.kind is TaskKind.CONTAINER,
             )
         if first is not None:
             if first.spec.packages is None:
@@ -549,6 +551,16 @@ class ProcessRunner:
                 return await asyncio.to_thread(_printed, worker.directory, offsets)
             return await worker.peek(run_id, offsets, TAIL_S)
         return None
+
+    async def cpu_used_s(self) -> Mapping[int, float]:
+        """Return what running tasks have used of the CPU; see `host.runs.Runner`."""
+        running = {}
+        for slot in self._slots:
+            head, worker = slot.head(), slot.worker
+            if head is not None and worker is not None and worker.is_ready and not head.is_elsewhere:
+                running[worker.pid] = head.run_id
+        used = await asyncio.to_thread(used_by_trees, list(running)) if running else {}
+        return {running[pid]: cpu_s for pid, cpu_s in used.items()}
 
     def _coalesce(self, slot: Slot, worker: WorkerProcess) -> None:
         """Leave the results of tiny tasks in the socket for a moment, but not the last ones of a batch."""

@@ -28,6 +28,8 @@ class Pending:
     timeout_s: float | None
     is_data_only: bool = False
     """What it returns comes from a sandbox that its own submitter wanted: nothing of it may be a pickle."""
+    is_elsewhere: bool = False
+    """Its processes are an engine's: nothing below the worker process is the task."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ The scheduler treats `Job.spec` and `TaskRun.payload` as opaque; only execution 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -129,6 +129,10 @@ class Runner(Protocol):
         """Return what a running task has printed to stdout and stderr from these offsets on: where the bytes begin, at
         most the last 64 KiB of each, and the bytes; and how far it says that it is (at most PROGRESS_BYTES_MAX).
         None: it does not run, or did not answer in time."""
+
+    async def cpu_used_s(self) -> Mapping[int, float]:
+        """Return by running task what its processes have used of the CPU, seconds from a beginning of their own: what
+        matters is by how much it has grown.  Tasks of which that is not known are left out."""
 
     def hold(self, slots: Collection[int]) -> None:
         """Let what runs in these slots stand still, and what runs in all others go on.  Time limits wait meanwhile."""

@@ -189,6 +189,8 @@ class TailView:
     progress: TaskProgress | None = None
     quiet_s: float | None = None
     """For how long it has printed nothing and has not said how far it is; None where its node does not tell."""
+    idle_s: float | None = None
+    """For how long it has used no CPU, up to 10 s while it does; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -809,7 +809,8 @@ class Node:
             stderr_start=stderr_start,
             stderr=stderr,
             progress=None if said is None else TaskProgress(*said),
-            quiet_s=found.quiet_s,
+            quiet_s=None if found.silence is None else found.silence.quiet_s,
+            idle_s=None if found.silence is None else found.silence.idle_s,
         )
 
     async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:

@@ -44,6 +44,7 @@ from p2pcompute.scheduler.checkpoints import Saved, cookie_body, parse_cookie
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.printed import Tail as PrintedTail
 from p2pcompute.scheduler.printed import Tails
+from p2pcompute.scheduler.quiet import Silence
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.wire import cbor
 from p2pcompute.wire.fields import listed, named
@@ -105,7 +106,8 @@ class Message(IntEnum):
     TAIL = 47
     """request, owner → holder: [job, index, attempt, offset of stdout, of stderr] → [] when it does not run, else
     [where the bytes of stdout begin, bytes, the same of stderr, how far it says that it is or b"", for how many whole
-    seconds it has said no more]: what it has printed, the last 64 KiB of each."""
+    seconds it has said no more, and for how many it has used no CPU, where that is known]: what it has printed, the
+    last 64 KiB of each."""
 
     RECEIPT = 48
     """owner → worker: [receipt envelope]: how much CPU time it has given so far."""
@@ -192,19 +194,18 @@ def parse_tails(body: Any) -> Tails:
     return PrintedTail(stdout_start, stdout), PrintedTail(stderr_start, stderr)
 
 
-def parse_tail(body: Any) -> tuple[Tail, float | None] | None:
-    """Return what a task has printed, and for how many seconds it has said no more, where that is told; None: it does
-    not run there."""
+def parse_tail(body: Any) -> tuple[Tail, Silence | None] | None:
+    """Return what a task has printed, and how silent it is, where that is told; None: it does not run there."""
     if body == []:
         return None
-    stdout_start, stdout, stderr_start, stderr, *rest = listed(body, 4, "tail", optional=2)
+    stdout_start, stdout, stderr_start, stderr, *rest = listed(body, 4, "tail", optional=3)
     said = rest[0] if rest else b""
-    quiet_s = rest[1] if len(rest) > 1 else None
-    _check(quiet_s is None or _is_int(quiet_s, INT_MAX >> 1), "tail")
+    quiet_s, idle_s = (*rest[1:], None, None)[:2]
+    _check(all(time_s is None or _is_int(time_s, INT_MAX >> 1) for time_s in (quiet_s, idle_s)), "tail")
     _check(isinstance(said, bytes) and len(said) <= PROGRESS_BYTES_MAX, "tail")
     for start, data in ((stdout_start, stdout), (stderr_start, stderr)):
         _check(_is_int(start, INT_MAX >> 1) and isinstance(data, bytes) and len(data) <= INLINE_BYTES_MAX, "tail")
-    return ((stdout_start, stdout), (stderr_start, stderr), said), quiet_s
+    return ((stdout_start, stdout), (stderr_start, stderr), said), None if quiet_s is None else Silence(quiet_s, idle_s)
 
 
 def _granted_body(task: GrantedTask) -> list[Any]:

@@ -45,7 +45,7 @@ from p2pcompute.scheduler.messages import (
     saved_body,
 )
 from p2pcompute.scheduler.owner import DEADLINE, OwnerCore
-from p2pcompute.scheduler.printed import LostAttempt, Printed, Tails, tails_body, tails_of
+from p2pcompute.scheduler.printed import LostAttempt, Printed, Tails, size_of, tails_body, tails_of
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
@@ -54,6 +54,8 @@ from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import open_envelope, signer_of
 
 LOST_WHY_CHARS_MAX: Final = 200
+KILLED_HERE: Final = "its node was killed"
+"""Why an attempt was lost that ran on this node when it ended without a word."""
 VALUE_HEAD_BYTES: Final = 16
 """Of a value: enough to tell what form it has."""
 FACT_BYTES_MAX = 512 * 1024
@@ -137,6 +139,9 @@ class OwnerService:
         self.on_banned: Callable[[bytes, str], None] = lambda _installation, _why: None
         """Called with who gets no more work, and why."""
         self._printed = Printed()
+        self._printed_here: dict[tuple[bytes, int], int] = {}
+        """(job, task) → its attempt, of those that run here and whose output is on disk as if they were lost: so they
+        are if this node is killed."""
 
     # --- start ------------------------------------------------------------------------------------
 
@@ -169,8 +174,9 @@ class OwnerService:
             book = self.books[envelope.job_id] = JobBook(record, job, next_fact=count)
             book.room.set()
             if not job.ledger.is_complete:
-                async for _index, row in self._journal.lost(envelope.job_id):
+                async for index, row in self._journal.lost(envelope.job_id):
                     book.lost_bytes += len(row[4][1]) + len(row[4][3])
+                    job.attempts[index] = max(job.attempts.get(index, 0), row[0])  # the next one is another one
             self.aliases[record.alias] = envelope.job_id
             unfinished += not job.ledger.is_complete
         self._host.store.blobs.pin([ref async for ref in self._journal.pins()])
@@ -731,6 +737,7 @@ class OwnerService:
             self._keep_lost(lost)
         for end in effects.ends:
             self._printed.take(end.job_id, end.index, end.attempts)
+            self._not_lost(end.job_id, end.index)
             by_job.setdefault(end.job_id, []).append(end)
         for job_id, ends in by_job.items():
             book = self.books.get(job_id)
@@ -780,27 +787,52 @@ class OwnerService:
             if lease.thief == thief and lease.attempt == attempt:
                 self._printed.heard(job_id, index, attempt, tails)
 
+    def printed_here(self, job_id: bytes, index: int, attempt: int, tails: Tails) -> None:
+        """A task on this node says what it has printed since it said so last: that much of it outlives this node."""
+        self.printed(LOCAL, job_id, index, attempt, tails)
+        lost = LostAttempt(job_id=job_id, index=index, generation=0, attempt=attempt, thief=LOCAL, why=KILLED_HERE)
+        if self._keep_printed(lost, self._printed.get(job_id, index, attempt), is_counted=False):
+            self._printed_here[job_id, index] = attempt
+            self.commits.start()
+
+    def _not_lost(self, job_id: bytes, index: int) -> None:
+        """A task has ended: what an attempt on this node has printed came with that."""
+        attempt = self._printed_here.pop((job_id, index), None)
+        if attempt is not None and self._journal is not None:
+            self.commits.writes.append(self._journal.lost_delete(job_id, index, attempt))
+
     def _keep_lost(self, lost: LostAttempt) -> None:
         """Keep what an attempt has printed; where it was the last one, that came with its end."""
         tails = self._printed.take(lost.job_id, lost.index, lost.attempt)
         book = self.books.get(lost.job_id)
-        if book is None or self._journal is None:
+        if self._printed_here.get((lost.job_id, lost.index)) == lost.attempt:
+            self._not_lost(lost.job_id, lost.index)  # as it was written; now it is known how it ended
+        if book is None:
             return
         if lost.outcome is not None:
             if not book.job.ledger.is_open(lost.index, lost.generation):
                 return
             if lost.outcome.stdout or lost.outcome.stderr:
                 tails = tails_of(lost.outcome)
-        size = len(tails[0].data) + len(tails[1].data)
-        if not size:
-            return
+        self._keep_printed(lost, tails, is_counted=True)
+
+    def _keep_printed(self, lost: LostAttempt, tails: Tails, *, is_counted: bool) -> bool:
+        """Write what an attempt has printed; False where it is nothing, or there is no room.
+
+        Args:
+            is_counted: it stays; else it is of an attempt that runs, and goes with its end.
+        """
+        book, size = self.books.get(lost.job_id), size_of(tails)
+        if book is None or self._journal is None or not size:
+            return False
         if book.lost_bytes + size > LOST_OUTPUT_JOB_BYTES_MAX:
-            self.counters.lost_output_refused_count += 1
-            return
-        book.lost_bytes += size
+            self.counters.lost_output_refused_count += is_counted
+            return False
+        book.lost_bytes += size if is_counted else 0
         key = b"" if lost.thief == LOCAL else lost.thief
         row = [lost.attempt, key, self._name_of(lost.thief), lost.why[-LOST_WHY_CHARS_MAX:], tails_body(tails)]
         self.commits.writes.append(self._journal.lost_write(lost.job_id, lost.index, lost.attempt, row))
+        return True
 
     async def lost(self, job_id: bytes) -> list[tuple[int, int, str, str, Tails]]:
         """Return (index, attempt, name of the node, why, what it printed) of attempts of a job that were lost, in that
@@ -810,7 +842,8 @@ class OwnerService:
         await self.committed()
         found = []
         async for index, (attempt, _key, name, why, tails) in self._journal.lost(job_id):
-            found.append((index, attempt, name, why, parse_tails(tails)))
+            if self._printed_here.get((job_id, index)) != attempt:  # else it runs
+                found.append((index, attempt, name, why, parse_tails(tails)))
         return sorted(found)
 
     def save_local(self, job_id: bytes, index: int, saved: Saved) -> None:

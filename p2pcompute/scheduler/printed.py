@@ -1,7 +1,8 @@
 """What attempts have printed that came to no end that counts: their node was lost, they were evicted, or tried again.
 
 While a task runs, its worker tells the owner with its heartbeats what it has printed lately.  When the attempt is lost,
-what came that way, or with its end, is kept beside the job.  Pure.
+what came that way, or with its end, is kept beside the job.  What tasks on the owner's own node print is kept there
+while they run, since after a kill -9 nobody else could tell.  Pure.
 
 Bounds: the last PRINTED_TAIL_BYTES_MAX of a stream; of running attempts PRINTED_BYTES_MAX in all, then the one not
 heard of for longest goes.
@@ -77,20 +78,25 @@ class Printed:
         before = self.take(job_id, index, attempt)
         after = (before[0].then(tails[0]), before[1].then(tails[1]))
         self._attempts[job_id, index] = (attempt, after)
-        self._bytes += _size(after)
+        self._bytes += size_of(after)
         while self._bytes > PRINTED_BYTES_MAX:
             oldest = next(iter(self._attempts))
-            self._bytes -= _size(self._attempts.pop(oldest)[1])
+            self._bytes -= size_of(self._attempts.pop(oldest)[1])
             self.dropped_count += 1
+
+    def get(self, job_id: bytes, index: int, attempt: int) -> Tails:
+        """Return what an attempt has printed; nothing when another one was heard of last."""
+        known, tails = self._attempts.get((job_id, index), (attempt, NOTHING))
+        return tails if known == attempt else NOTHING
 
     def take(self, job_id: bytes, index: int, attempt: int) -> Tails:
         """Return what an attempt has printed, and forget it; nothing when another one was heard of last."""
         known, tails = self._attempts.pop((job_id, index), (attempt, NOTHING))
-        self._bytes -= _size(tails)
+        self._bytes -= size_of(tails)
         return tails if known == attempt else NOTHING
 
 
-def _size(tails: Tails) -> int:
+def size_of(tails: Tails) -> int:
     return len(tails[0].data) + len(tails[1].data)
 
 

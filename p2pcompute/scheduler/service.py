@@ -30,6 +30,7 @@ from p2pcompute.scheduler.custody_service import CustodyService
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.offers import Offers
 from p2pcompute.scheduler.owner_service import OwnerService
+from p2pcompute.scheduler.quiet import Silence
 from p2pcompute.scheduler.receipt_service import ReceiptService
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope
@@ -66,7 +67,7 @@ class Printed:
     """Where the bytes begin, and the bytes: the last ones, when there are many."""
     progress: bytes = b""
     """How far the task says that it is; see `execution.progress`."""
-    quiet_s: float | None = None
+    silence: Silence | None = None
     """For how long it has said no more than that; None where its node does not tell."""
 
 
@@ -142,6 +143,7 @@ class Scheduler:
             addresses_of=lambda key: self.peers.get(key, ()),
             slots_of=self._slots_taken if fit_of is not None else None,
         )
+        self.worker.on_printed = self.owner.printed_here
         self.worker.take_own, self.worker.on_adopted = self._take_own, self._adopted
         self.worker.save_local = self.owner.save_local
         self.custody: CustodyService | None = None
@@ -515,8 +517,9 @@ class Scheduler:
         found = await self.worker.tail(channel.peer.key, job_id, index, attempt, offsets)
         if found is None:
             return []
-        (stdout, stderr, said), quiet_s = found
-        return [*stdout, *stderr, said, *([] if quiet_s is None else [int(quiet_s)])]
+        (stdout, stderr, said), silence = found
+        times = [silence.quiet_s, *([] if silence.idle_s is None else [silence.idle_s])] if silence is not None else []
+        return [*stdout, *stderr, said, *map(int, times)]
 
     async def tail(self, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]) -> Printed | None:
         """Return what a running task has printed; None: it does not run, or its node does not answer.
@@ -539,8 +542,8 @@ class Scheduler:
                 except (P2pcError, TimeoutError):
                     continue
             if found is not None:
-                (stdout, stderr, said), quiet_s = found
-                return Printed(lease.thief, lease.attempt, stdout, stderr, said, quiet_s)
+                (stdout, stderr, said), silence = found
+                return Printed(lease.thief, lease.attempt, stdout, stderr, said, silence)
         return None
 
     def _bench(self, key: bytes) -> None:

@@ -67,8 +67,8 @@ from p2pcompute.scheduler.messages import (
 )
 from p2pcompute.scheduler.owner import WITH_NODE
 from p2pcompute.scheduler.printed import Tail as PrintedTail
-from p2pcompute.scheduler.printed import tails_body
-from p2pcompute.scheduler.quiet import Quiet
+from p2pcompute.scheduler.printed import Tails, tails_body
+from p2pcompute.scheduler.quiet import Quiet, Silence
 from p2pcompute.scheduler.saving import Cookie, Saver
 from p2pcompute.scheduler.stealing import LOCAL, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope
@@ -186,8 +186,8 @@ class WorkerService:
         "_identity", "_ill_count", "_inputs", "_intake_local", "_is_checked_local", "_is_looking", "_job_of_local",
         "_journal", "_pump_now", "_quiet", "_recall", "_rest_until", "_rng", "_scope", "_storing_count", "_suspect",
         "_told", "_unsent_blobs", "_wake", "core", "counters", "epochs", "ill_because", "inputs", "is_off", "jobs",
-        "links", "locate", "on_adopted", "on_ended", "save_local", "saver", "take_own", "unsent_blobs_bytes",
-        "unsent_bytes",
+        "links", "locate", "on_adopted", "on_ended", "on_printed", "save_local", "saver", "take_own",
+        "unsent_blobs_bytes", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -269,6 +269,8 @@ class WorkerService:
         self._rest_until = 0.0
         self._recall: Timer | None = None
         self._quiet = Quiet()
+        self.on_printed: Callable[[bytes, int, int, Tails], None] = lambda *_printed: None
+        """Called with job, task, attempt and what a task of this node's own jobs has printed since the last call."""
         self._is_looking = False
         self._told: dict[int, tuple[int, int]] = {}
         """Run id → how much of stdout and stderr its owner was told."""
@@ -540,31 +542,49 @@ class WorkerService:
 
     async def tail(
         self, owner: bytes, job_id: bytes, index: int, attempt: int, offsets: tuple[int, int]
-    ) -> tuple[Tail, float | None] | None:
-        """Return what a running task of this owner has printed, and for how many seconds it has said no more; None: it
-        does not run here."""
+    ) -> tuple[Tail, Silence | None] | None:
+        """Return what a running task of this owner has printed, and how silent it is; None: it does not run here."""
         held = self.core.running(job_id, index, owner)
         if held is None or held.task.attempt != attempt:
             return None
         return await self._look(held, offsets)
 
-    async def _look(self, held: Held, offsets: tuple[int, int]) -> tuple[Tail, float | None] | None:
+    async def _look(self, held: Held, offsets: tuple[int, int]) -> tuple[Tail, Silence] | None:
         found = await self._host.runner.tail(held.run_id, offsets)
         if found is None or held.run_id not in self.core.held:
             return None
         (start, stdout), (stderr_start, stderr), said = found
         ends = start + len(stdout), stderr_start + len(stderr), said
-        return found, self._quiet.look(self._host.clock.now(), held.run_id, ends, self.core.began(held))
+        now = self._host.clock.now()
+        quiet_s = self._quiet.look(now, held.run_id, ends, self.core.began(held))
+        return found, Silence(quiet_s, self._quiet.idle_s(now, held.run_id))
 
     async def _look_at_all(self) -> None:
         """See which running tasks say nothing: one after the other, however long those take that do not answer."""
         self._is_looking = True
         try:
             self._quiet.keep(self.core.held)
+            self._told = {run_id: told for run_id, told in self._told.items() if run_id in self.core.held}
+            for run_id, cpu_s in (await self._host.runner.cpu_used_s()).items():
+                self._quiet.note_used(self._host.clock.now(), run_id, cpu_s)
             for held in [held for held in self.core.held.values() if held.state is HeldState.RUNNING]:
-                await self._look(held, (NO_OUTPUT, NO_OUTPUT))
+                if held.owner == LOCAL:
+                    await self._keep_printed(held)
+                else:  # its owner is told with the heartbeats
+                    await self._look(held, (NO_OUTPUT, NO_OUTPUT))
         finally:
             self._is_looking = False
+
+    async def _keep_printed(self, held: Held) -> None:
+        """Let this node keep what a task of its own has printed since the last look: it may be all that is left."""
+        offsets = self._told.get(held.run_id, (0, 0))
+        found = await self._look(held, offsets)
+        if found is None or held.is_dropped:
+            return
+        stdout, stderr = (PrintedTail(*tail).cut() for tail in found[0][:2])
+        if (stdout.end, stderr.end) != offsets:
+            self._told[held.run_id] = (stdout.end, stderr.end)
+            self.on_printed(held.job_id, held.task.index, held.task.attempt, (stdout, stderr))
 
     # --- checkpoints ------------------------------------------------------------------------------
 

@@ -168,6 +168,10 @@ class SimRunner:
     async def tail(self, run_id: int, offsets: tuple[int, int]) -> None:
         """Simulated tasks print nothing."""
 
+    async def cpu_used_s(self) -> Mapping[int, float]:
+        """Nor do they use any CPU."""
+        return {}
+
     def kill(self, run_ids: Sequence[int]) -> None:
         wanted = frozenset(run_ids)
         for batch in self._slots:

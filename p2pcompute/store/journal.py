@@ -198,6 +198,10 @@ class Journal:
         place = (attempt % LOST_ATTEMPTS_MAX).to_bytes(_COUNT_BYTES, "big")
         return Write(LOST, _job_key(job_id) + index.to_bytes(_INDEX_BYTES, "big") + place, cbor.encode(value))
 
+    def lost_delete(self, job_id: bytes, index: int, attempt: int) -> Write:
+        """Forget what an attempt has printed: it was not lost."""
+        return Write(LOST, self.lost_write(job_id, index, attempt, None).key, None)
+
     async def lost(self, job_id: bytes) -> AsyncIterator[tuple[int, Any]]:
         """Yield (index, value) of a job, by index."""
         async for key, value in self._rows(LOST, job_id):

@@ -84,6 +84,46 @@ def test_the_log_of_a_node(pair: list[Daemon]) -> None:
     ada.p2pc("logs", "--node", "ada", "--failed").check(2)
 
 
+SILENT = """
+import os, time
+
+def work(kind, gate):
+    print(kind, "begins", flush=True)
+    while not os.path.exists(gate):
+        if kind == "busy":
+            sum(range(100000))
+        else:
+            time.sleep(0.05)
+"""
+
+
+def test_silent_tasks_on_a_node_that_is_killed(mesh: Mesh) -> None:
+    """Of two that print nothing, one computes and one does not: both are said.  What they had printed outlives their
+    node, though nobody else has heard of it; while they run it is not among what was lost, nor once they ended well."""
+    (ada,) = mesh.start("ada")
+    (ada.home / "silent.py").write_text(SILENT)
+    gate = mesh.directory / "gate"
+    ada.p2pc("run", "--detach", "silent.py::work", ":::", "busy", "idle", ":::", str(gate)).check()
+
+    def idle_s() -> list[float] | None:
+        found = [ada.p2pc("show", "--json", f"last/{index}").check().json().get("idle_s") for index in (0, 1)]
+        return None if None in found else found
+
+    until(lambda: (found := idle_s()) is not None and found[0] < 12.0 and found[1] > 15.0, 60, "one uses CPU, one not")
+    assert ada.p2pc("logs", "last", "--json").check().json()["lost"] == []
+    ada.kill()
+    ada.start()
+    lost = ada.p2pc("logs", "last", "--json").check().json()["lost"]
+    assert [(one["attempt"], one["stdout"]) for one in lost] == [(1, "busy begins\n"), (1, "idle begins\n")], lost
+    shown = ada.p2pc("logs", "last").check().out
+    assert "attempt 1  its node was killed" in shown and "  busy begins\n" in shown, shown
+    until(lambda: ada.job()["running"] == 2 or None, 20, "they run again")
+    gate.touch()
+    ada.wait_done(2, 30)
+    lost = ada.p2pc("logs", "last", "--json").check().json()["lost"]
+    assert [one["attempt"] for one in lost] == [1, 1], "the second one was not lost"
+
+
 def test_what_a_lost_attempt_had_printed(mesh: Mesh) -> None:
     """Of a task whose node stops, is killed, or ends it for its time, what had come is shown, and said whose it is."""
     ada, bob, cat = mesh.start("ada", "bob", "cat", slots=1)

@@ -9,7 +9,7 @@ import pytest
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.scheduler.messages import parse_tail
-from p2pcompute.scheduler.quiet import NOTHING, QUIET_LOOK_S, Quiet
+from p2pcompute.scheduler.quiet import NOTHING, QUIET_LOOK_S, Quiet, Silence
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
@@ -27,6 +27,20 @@ def test_output_and_progress_end_a_silence() -> None:
     assert quiet.look(100.0, 1, (5, 0, b"half"), 99.0) == 0.0
 
 
+def test_who_computes_is_told_from_who_waits() -> None:
+    """The watching of a sandbox counts as the work of its task, or a task that uses half a core seems to hang."""
+    quiet = Quiet()
+    for look in range(7):
+        now = 100.0 + 10 * look
+        quiet.note_used(now, 1, 5.0 + 5.0 * look)
+        quiet.note_used(now, 2, 5.0 + 0.06 * look)
+        quiet.note_used(now, 3, 5.0 + 5.0 * min(look, 3))
+        idle = [quiet.idle_s(now + 4, run_id) for run_id in (1, 2, 3, 4)]
+        assert idle == ([None] * 4 if look == 0 else [4.0, 4.0 + 10 * look, 4.0 + 10 * max(0, look - 3), None])
+    quiet.keep([2])
+    assert quiet.idle_s(200.0, 1) is None
+
+
 def test_nodes_look_now_and_then() -> None:
     quiet = Quiet()
     assert quiet.is_due(100.0) and not quiet.is_due(100.0 + QUIET_LOOK_S - 1) and quiet.is_due(100.0 + QUIET_LOOK_S)
@@ -42,7 +56,15 @@ def test_nodes_that_tell_nonsense_are_refused_or_not_believed(quiet_s: Any) -> N
         parse_tail(body)
 
 
+@pytest.mark.parametrize("idle_s", [-1, 0.5, "5"])
+def test_so_are_those_that_tell_nonsense_of_cpu(idle_s: Any) -> None:
+    with pytest.raises(RemoteProtocolError):
+        parse_tail([0, b"", 0, b"", b"", 5, idle_s])
+
+
 def test_nodes_that_do_not_tell_are_understood() -> None:
+    assert parse_tail([0, b"", 0, b"", b"", 5]) == (((0, b""), (0, b""), b""), Silence(5))
+    assert parse_tail([0, b"", 0, b"", b"", 5, 3, "later"]) == (((0, b""), (0, b""), b""), Silence(5, 3))
     assert parse_tail([0, b"o", 0, b"e", b"far"]) == (((0, b"o"), (0, b"e"), b"far"), None)
 
 
