@@ -26,6 +26,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.acceptance import Acceptance, LevelOf, everybody_is_trusted
+from p2pcompute.scheduler.custody import coordinator_of
 from p2pcompute.scheduler.custody_service import CustodyService
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.offers import Offers
@@ -603,6 +604,9 @@ class Scheduler:
         job = self.worker.jobs.get(job_id)
         if job is not None and channel.peer.key in job.coordinators and epoch > self.worker.epochs.get(job_id, 0):
             self.worker.redirect(job, epoch)
+            if coordinator_of(job, epoch) == channel.peer.key:  # it has work: it says so when it begins to act
+                self.thief.note_hot(channel.peer.key)
+                self.wake()
 
     def _adopted(self, job_id: bytes, held: Sequence[Held]) -> None:
         """What our own worker holds of a job that we coordinate now is leased to it."""
