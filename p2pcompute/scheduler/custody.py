@@ -48,6 +48,15 @@ def patience_s(rank: int) -> float:
     return LEASE_S_MIN * min(1.0 + 0.4 * (rank - 1), 1.8)
 
 
+def first_task(size: int, rank: int, custodians: int) -> int:
+    """Return with which task of a job the custodian of this rank begins; it goes on downwards, and from 0 to the last.
+
+    Coordinators that are cut off from one another do not begin with the same ones: the owner goes upwards from 0, the
+    first custodian begins with the last task, the second of two in the middle.
+    """
+    return max(0, size - 1 - size * (rank - 1) // max(1, custodians))
+
+
 @dataclass(slots=True, kw_only=True)
 class Charge:
     """A job with several coordinators, as one of its keepers sees it."""
@@ -107,6 +116,14 @@ class Charge:
         if key == self.coordinator:
             self.heard = now
         return is_news
+
+    def goes_before(self, epoch: int) -> bool:
+        """Whether this node, which coordinates the job, has no less right to than whom a higher epoch names.
+
+        It takes a higher one yet when it cannot hear of that node and workers do.  Not the other way round: each would
+        do so in turn while a worker is in reach of both.
+        """
+        return self.is_acting and self.rank is not None and self.rank <= epoch % len(self.job.coordinators)
 
     def leaving(self, now: float) -> None:
         """The coordinator has said goodbye: it may come back at once, and is not waited for long."""

@@ -54,7 +54,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.checkpoints import Saved
-from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, coordinator_of, next_epoch
+from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, coordinator_of, first_task, next_epoch
 from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
@@ -442,15 +442,17 @@ class CustodyService:
         if key in charge.job.coordinators:
             is_acting = coordinator_of(charge.job, epoch) == key
             self._heard(charge, key, epoch, is_acting=is_acting)
-        elif charge.rank == 0 and charge.epoch < epoch <= charge.epoch + EPOCH_JUMP_MAX:
+        elif charge.epoch < epoch <= charge.epoch + EPOCH_JUMP_MAX and charge.goes_before(epoch):
             # A worker that has worked for a custodian refuses our grants: that custodian may never come back.
             self._reclaim(charge, epoch)
 
     def _reclaim(self, charge: Charge, epoch: int) -> None:
-        """Coordinate our own job again, after an epoch that was not ours."""
-        charge.epoch = next_epoch(epoch, 0, len(charge.job.coordinators))
+        """Coordinate a job in spite of an epoch that is not ours."""
+        charge.epoch = next_epoch(epoch, charge.rank or 0, len(charge.job.coordinators))
         self._owner.books[charge.job.job_id].job.epoch = charge.epoch
         self.counters.returns_count += 1
+        if charge.rank:
+            self._redirect(charge.job, charge.epoch)
         self._announce(charge)
 
     def _heard(self, charge: Charge, key: bytes, epoch: int, *, is_acting: bool) -> None:
@@ -502,7 +504,8 @@ class CustodyService:
             book.job.epoch = charge.take_over()
             charge.beat = now
             self.counters.takeovers_count += 1
-            self._owner.core.adopt(now, book.job, payloads, claims, now + RECOVERY_GRACE_S)
+            begin_at = first_task(ledger.size, charge.rank or 1, len(charge.job.terms.custodians))
+            self._owner.core.adopt(now, book.job, payloads, claims, now + RECOVERY_GRACE_S, begin_at=begin_at)
             self._announce(charge)
             self._redirect(charge.job, charge.epoch)
             self._collect_all(charge)

@@ -12,6 +12,8 @@ Figures (`world.metrics`), with what they mean beyond their names:
 * makespan_s: from the decision to submit to the end of a job of which every task was done; first_result_s likewise.
 * makespan_ratio: makespan over its lower bound, the larger of: when the cores that were up could have done the work;
   the critical path on the fastest core.
+* computed_s, computed_ratio: the same until every task had ended, as its owner or who coordinates for it knows: an
+  owner that is away accepts nothing, however soon the work is done.
 * tasks_done, tasks_failed: as their owners told; accepted_work_s: of those done, seconds at speed 1.
 * wasted_work: executed beyond accepted work, over accepted work; duplicate_runs: tasks that ended well once too often.
 * lookup_success: the nearest live node was found; lookup_recall: share of the k nearest.
@@ -158,11 +160,14 @@ class _Player:
         self.world.record("job.ended", job=job.job_id.hex(), makespan_s=makespan_s)
         if not following.is_whole:
             return
+        computed_s = makespan_s if following.computed_at is None else following.computed_at - began_s
         metrics.sample("makespan_s", makespan_s)
+        metrics.sample("computed_s", computed_s)
         self._look_at_capacity()
         bound_s = self.capacity.bound_s(began_s, plan.work_s, plan.critical_s)
         if bound_s > 0:
             metrics.sample("makespan_ratio", makespan_s / bound_s)
+            metrics.sample("computed_ratio", computed_s / bound_s)
 
     async def _submitted(self, plan: JobPlan, name: str) -> WorldJob:
         """Submit until somebody has acknowledged it."""
@@ -400,6 +405,8 @@ class _Following:
         """A task failed for good: those behind it will never be added."""
         self._has_result = False
         self._is_sealed = False
+        self.computed_at: float | None = None
+        """When a custodian knew of every task how it ended, while the owner was away."""
 
     async def follow(self) -> bool:
         """Add the tasks, seal the job and wait for its end; False when its owner's disk has forgotten it."""
@@ -440,7 +447,13 @@ class _Following:
             node = self._member.node
             if node is not None:
                 return node
+            if self.computed_at is None and self._is_computed():
+                self.computed_at = self._world.now
             await asyncio.sleep(LOOK_S / 4)
+
+    def _is_computed(self) -> bool:
+        books = (member.running.scheduler.owner.books.get(self._job.job_id) for member in self._world.up())
+        return any(book is not None and book.job.ledger.is_complete for book in books)
 
     async def _wait(self, node: Node) -> None:
         """Until something was told, the node is another, or VIEW_S is over."""

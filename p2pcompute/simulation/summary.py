@@ -60,7 +60,7 @@ def bounded(name: str, found: Mapping[str, float], values: Sequence[float]) -> d
     return {"mean": found["mean"], "low": low, "high": high}
 
 
-RATIOS: Final = ("makespan_ratio",)
+RATIOS: Final = ("makespan_ratio", "computed_ratio")
 """Figures that are 1 at least."""
 
 

@@ -11,7 +11,10 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.identity.keys import Identity, create_identity
 from p2pcompute.limits import CUSTODIANS_MAX, CUSTODY_LEAVING_S, LEASE_S_MIN
-from p2pcompute.scheduler.custody import Charge, coordinator_of, next_epoch, patience_s
+from p2pcompute.scheduler.books import OwnedJob
+from p2pcompute.scheduler.custody import Charge, coordinator_of, first_task, next_epoch, patience_s
+from p2pcompute.scheduler.ledger import FactKind
+from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.scheduler.tickets import Ticket, check_ticket, format_ticket, parse_ticket, sign_ticket
 
@@ -41,6 +44,34 @@ def test_a_custodian_acts_until_it_hears_of_a_higher_epoch() -> None:
     assert not charge.hear(50.0, KEYS[1], 1), "a lower one is no news"
     assert charge.coordinator == KEYS[2]
     assert charge.hear(60.0, KEYS[0], next_epoch(2, 0, 4)) and charge.coordinator == KEYS[0]
+
+
+def test_a_custodian_passes_over_later_ones_that_it_cannot_hear_and_over_no_earlier_one() -> None:
+    """Where workers know a higher epoch: each of two in their reach would take the next one, in turn, for ever."""
+    charge = Charge(job=JOB, rank=2, heard=0.0)
+    assert not charge.goes_before(3), "it does not coordinate"
+    charge.take_over()
+    assert [charge.goes_before(epoch) for epoch in (4, 5, 6, 7)] == [False, False, True, True]
+    owner, onlooker = (Charge(job=JOB, rank=rank, heard=0.0, is_acting=True) for rank in (0, None))
+    assert all(owner.goes_before(epoch) for epoch in range(1, 8))
+    assert not any(onlooker.goes_before(epoch) for epoch in range(1, 8))
+
+
+@given(st.integers(1, CUSTODIANS_MAX), st.integers(1, 10_000))
+def test_custodians_begin_with_different_tasks(custodians: int, size: int) -> None:
+    begins = [first_task(size, rank, custodians) for rank in range(1, custodians + 1)]
+    assert begins[0] == size - 1 and begins == sorted(begins, reverse=True)
+    assert begins[-1] >= size // custodians - 1 >= -1, "the first part is the owner's"
+    assert len(set(begins)) == custodians or size < custodians
+
+
+def test_a_custodian_goes_downwards_from_where_it_begins_and_on_from_the_other_end() -> None:
+    job = OwnedJob(JOB)
+    job.is_own = False
+    job.ledger.fold(FactKind.TASKS, [0, [b"x"] * 6])
+    job.ledger.claim(1, 0, is_good=True)
+    OwnerCore().adopt(0.0, job, dict.fromkeys(range(6), b"x"), [], 0.0, begin_at=first_task(6, 2, 2))
+    assert list(job.ready) == [2, 0, 5, 4, 3]
 
 
 def test_only_the_coordinator_is_waited_for() -> None:

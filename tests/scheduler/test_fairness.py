@@ -219,7 +219,7 @@ def test_a_custodian_gives_nothing_out_after_the_deadline() -> None:
     job.is_own = False
     job.ledger.fold(FactKind.TASKS, [0, [b"x"] * 3])
     core, node = OwnerCore(), thief("n")
-    core.adopt(0.0, job, dict.fromkeys(range(3), b"x"), [], 0.0)
+    core.adopt(0.0, job, dict.fromkeys(range(3), b"x"), [], 0.0, begin_at=2)
     core.tick(1.0, wall_ms=1000)
     assert core.choose(1.0, node) is None and job.ledger.counts[TaskState.OPEN] == 3
 

@@ -172,7 +172,7 @@ def adopt(count: int, halt: str, claimed: int = 0) -> OwnerCore:
     for index in range(claimed):
         job.ledger.claim(index, 0, is_good=True)
     core = OwnerCore()
-    core.adopt(0.0, job, dict.fromkeys(range(count), b"x"), [], 0.0)
+    core.adopt(0.0, job, dict.fromkeys(range(count), b"x"), [], 0.0, begin_at=count)
     return core
 
 

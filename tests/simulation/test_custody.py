@@ -220,6 +220,38 @@ def test_an_owner_whose_custodian_never_comes_back_is_worked_for_again() -> None
         mesh.check_errors()
 
 
+def test_a_custodian_of_which_workers_know_a_later_one_is_worked_for() -> None:
+    """It comes back after another has coordinated, and that one is gone: only workers know of its epoch."""
+    with Simulation(6) as simulation:
+        mesh = Mesh(simulation, 6, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await mesh.submit(owner, [2.0] * 500)
+            await asyncio.sleep(10)
+            first, second = keepers(mesh, owner, job_id)
+            mesh.crash(owner, first)
+            await asyncio.sleep(2 * LEASE_S_MIN)
+            assert acting(mesh, job_id) == [second]
+            mesh.crash(second, is_silent=True)
+            await asyncio.sleep(5)
+            await mesh.restart(first)
+            await asyncio.sleep(LEASE_S_MIN + 15)
+            assert acting(mesh, job_id) == [first]
+            before = runs(mesh)
+            await asyncio.sleep(30)
+            assert runs(mesh) - before > 40, "four slots, two seconds a task"
+            await mesh.restart(owner)
+            view = await mesh.wait_for(owner, job_id, limit_s=500)
+            assert (view.done, view.failed) == (500, 0)
+            await mesh.check_values(owner, job_id, 500)
+
+        simulation.run(main(), time_s_max=1000)
+        mesh.check_errors()
+
+
 def test_what_a_program_did_for_a_custodian_counts_as_its_installations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise an installation agrees with itself under the names of its programs."""
     told: set[tuple[bytes, bytes]] = set()

@@ -310,6 +310,20 @@ def test_a_bag_ends_near_its_bound_without_waste() -> None:
     assert 1 < figures["first_result_s"] < figures["makespan_s"]
 
 
+def test_what_custodians_computed_is_told_apart_from_what_an_owner_that_is_away_accepts() -> None:
+    async def owner_is_away(world: MeshRun) -> None:
+        await asyncio.sleep(12)
+        (job,) = world.jobs
+        await world.crash(job.owner)
+        await asyncio.sleep(150)
+        await world.start(job.owner)
+
+    figures = played(settings_of(tasks=400, owners=1), trouble=owner_is_away).metrics.result()
+    assert figures["makespan_s"] > 150
+    assert 60 < figures["computed_s"] < 145, "a takeover, and about 30 s of work"
+    assert 1 < figures["computed_ratio"] < figures["makespan_ratio"]
+
+
 @pytest.mark.parametrize("shape", get_args(Graph))
 def test_a_dataflow_graph_runs_in_its_order(shape: str) -> None:
     """A task that was added before what it waits for is done would end too early."""

@@ -121,18 +121,26 @@ class Jobs(Endings):
     # --- jobs of other nodes that are kept here -------------------------------------------------------
 
     def adopt(
-        self, now: float, job: OwnedJob, payloads: dict[int, bytes], claims: Sequence[Any], grants_from: float
+        self,
+        now: float,
+        job: OwnedJob,
+        payloads: dict[int, bytes],
+        claims: Sequence[Any],
+        grants_from: float,
+        *,
+        begin_at: int,
     ) -> None:
-        """Coordinate another node's job that is kept here; its open tasks are ready, the last first: if the owner is
-        not dead but cut off, it goes on from the other end.
+        """Coordinate another node's job that is kept here; its open tasks are ready.
 
         Args:
+            begin_at: the task that comes first, then those before it, and at last those behind it: other coordinators
+                that are not dead but cut off go on from another one (`custody.first_task`).
             claims: [index, generation, attempt, status, …] of ends that were told: what failed before is counted.
             grants_from: until when holders of leases that we do not know may say so.
         """
         ledger = job.ledger
         job.payloads = {i: payload for i, payload in payloads.items() if ledger.state(i) is TaskState.OPEN}
-        job.ready = deque(sorted(job.payloads, reverse=True))
+        job.ready = deque(sorted(job.payloads, key=lambda index: (index > begin_at, -index)))
         self._count_claims(job, claims)
         for index in self.checkpoints.tasks(job.envelope.job_id):
             reached = self.checkpoints.attempt(job.envelope.job_id, index)
