@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -37,7 +37,7 @@ from p2pcompute.version import VERSION
 
 if TYPE_CHECKING:
     from p2pcompute.simulation.archive import Archive
-    from p2pcompute.simulation.result import RunResult
+    from p2pcompute.simulation.result import RunResult, Watch
     from p2pcompute.simulation.scenario import Scenario
     from p2pcompute.simulation.shrink import Shrunk
     from p2pcompute.simulation.study import Point, Study
@@ -376,7 +376,8 @@ def _shrink(study: Study, point: Point, failed: RunResult, stop: Stop) -> tuple[
 
     def attempt(scenario: Scenario, onlooker: Onlooker | None = None) -> RunResult:
         stop.check()
-        return run_one(run, scenario, failed.seed, study.until_s, watch=onlooker or Onlooker(None))  # type: ignore[arg-type]
+        watch = cast("Watch", onlooker or Onlooker(None))  # no subclass of it: importing the simulation takes too long
+        return run_one(run, scenario, failed.seed, study.until_s, watch=watch)
 
     try:
         again = attempt(point.scenario, first)

@@ -180,7 +180,7 @@ def _guarded(call: Callable[[Any], Any], argument: Any) -> Any:
         return call(argument)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # noqa: BLE001 (see above)
+    except BaseException as error:  # noqa: BLE001 - a panic of the library is one: no text of a peer may end a node
         return error
 
 

@@ -184,8 +184,8 @@ class Scheduler:
             peers=peers,
             accepts_others=accepts_others,
             fit_of=self._fit_of,
-            may_submit=lambda job: self.may_submit(job),  # noqa: PLW0108 (both are set later)
-            introduce=lambda channel, installation: self.introduce(channel, installation),  # noqa: PLW0108
+            may_submit=lambda job: self.may_submit(job),  # noqa: PLW0108 - set later
+            introduce=lambda channel, installation: self.introduce(channel, installation),  # noqa: PLW0108 - too
             wake=self.wake,
             pump_now=self.pump_now,
         )

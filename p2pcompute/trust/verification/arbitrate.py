@@ -191,7 +191,7 @@ class Arbitrate(Verifier):
     that credit it; what is accepted and not final is claimed by all alike.
     """
 
-    tasks: list[_Task]  # type: ignore[assignment]
+    tasks: list[_Task]  # type: ignore[assignment]  # of `Verifier`: its tasks are all made here
 
     def __init__(self, policy: ArbitratePolicy, *, now: float = 0.0) -> None:
         super().__init__()
