@@ -12,6 +12,7 @@ libraries imported (`import_s` apart); PSS: all of its processes but the driver,
 
 Engines take turns, each in a process of its own.  Numbers of one sitting may be compared, others not: the ratios to
 ProcessPoolExecutor are the result.  Dask inspects every list that it is given, so it gets chunks as opaque objects.
+Ray and Parsl, which make a task of each item, get the same.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
+from psutil import Error as PsutilError
+from psutil import Process, net_if_addrs, process_iter
 from report import write
 
 WORKERS = 2
@@ -248,6 +252,14 @@ def _token(text: str) -> str:
     return max(text.split(), key=len)
 
 
+class Chunking(Engine):
+    """One whose own `map` makes a task of each item: it gets chunks."""
+
+    def map(self, items: range, chunk: int) -> int:
+        chunks = [Chunk(list(items[start : start + chunk])) for start in range(0, len(items), chunk)]
+        return sum(len(part.items) for part in self.gather([self.submit(call_chunk, part) for part in chunks]))
+
+
 class Dask(Engine):
     libraries = ("distributed",)
 
@@ -283,14 +295,97 @@ class Dask(Engine):
         self._cluster.close()
 
 
-class Ray(Engine):
+class Loky(Engine):
+    libraries = ("loky",)
+
+    def start(self) -> None:
+        from loky import get_reusable_executor  # type: ignore[import-not-found, unused-ignore]
+
+        self.executor = get_reusable_executor(max_workers=WORKERS)
+
+
+class Parsl(Chunking):
+    """Its executor for many small tasks, with CurveZMQ between its processes."""
+
+    libraries = ("parsl", "parsl.concurrent")
+
+    def prepare(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="p2pc-peers-")
+
+    def start(self) -> None:
+        from parsl.concurrent import ParslPoolExecutor  # type: ignore[import-not-found, unused-ignore]
+        from parsl.config import Config  # type: ignore[import-not-found, unused-ignore]
+        from parsl.executors import HighThroughputExecutor  # type: ignore[import-not-found, unused-ignore]
+
+        workers = HighThroughputExecutor(
+            encrypted=True, address="127.0.0.1", max_workers_per_node=WORKERS, worker_debug=False
+        )
+        config = Config(
+            executors=[workers],
+            strategy="none",
+            run_dir=self._directory.name,
+            initialize_logging=False,
+            usage_tracking=0,
+        )
+        self.executor = ParslPoolExecutor(config)
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        importable = getattr(import_module("peers"), function.__name__)  # of a script's functions it sends no globals
+        return self.executor.submit(importable, *args)
+
+    def close(self) -> None:
+        super().close()
+        self._directory.cleanup()
+
+    def roots(self) -> list[int]:
+        """Its workers are children of a shell that has ended."""
+        workers = [process.pid for process in process_iter() if self._directory.name in " ".join(_words(process))]
+        return [os.getpid(), *workers]
+
+
+def _words(process: Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except PsutilError:
+        return []
+
+
+class Ray(Chunking):
     libraries = ("ray",)
+
+    def __init__(self, *, is_secure: bool) -> None:
+        self._is_secure = is_secure
+        if is_secure:
+            self._directory = tempfile.TemporaryDirectory(prefix="p2pc-peers-")
+            os.environ.update(self._tls(Path(self._directory.name)))  # read when the library is imported
+
+    def _tls(self, directory: Path) -> dict[str, str]:
+        """Make a certificate for all processes of this machine; return the variables that name it."""
+        key, certificate = str(directory / "key.pem"), str(directory / "certificate.pem")
+        addresses = [
+            entry.address for entries in net_if_addrs().values() for entry in entries if entry.family == AF_INET
+        ]
+        names = ",".join(["DNS:localhost", *(f"IP:{address}" for address in addresses)])
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        command += ["-addext", f"subjectAltName={names}", "-keyout", key, "-out", certificate]
+        subprocess.run(command, check=True, capture_output=True)
+        return {
+            "RAY_USE_TLS": "1",
+            "RAY_TLS_SERVER_CERT": certificate,
+            "RAY_TLS_SERVER_KEY": key,
+            "RAY_TLS_CA_CERT": certificate,
+        }
 
     def start(self) -> None:
         import ray  # type: ignore[import-not-found, unused-ignore]
 
         self._ray = ray
-        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(
+            num_cpus=WORKERS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
         self._remote: dict[Any, Any] = {}
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -302,12 +397,10 @@ class Ray(Engine):
         found: list[Any] = self._ray.get(futures)
         return found
 
-    def map(self, items: range, chunk: int) -> int:
-        chunks = [Chunk(list(items[start : start + chunk])) for start in range(0, len(items), chunk)]
-        return sum(len(part.items) for part in self.gather([self.submit(call_chunk, part) for part in chunks]))
-
     def close(self) -> None:
         self._ray.shutdown()
+        if self._is_secure:
+            self._directory.cleanup()
 
 
 ENGINES: dict[str, tuple[Callable[[], Engine], str]] = {
@@ -315,9 +408,12 @@ ENGINES: dict[str, tuple[Callable[[], Engine], str]] = {
     "mesh": (Mesh, "p2pcompute"),
     "pool-fork": (lambda: Pool("fork"), ""),
     "pool-spawn": (lambda: Pool("spawn"), ""),
+    "loky": (Loky, "loky"),
     "dask": (lambda: Dask(is_secure=False), "distributed"),
     "dask-tls": (lambda: Dask(is_secure=True), "distributed"),
-    "ray": (Ray, "ray"),
+    "ray": (lambda: Ray(is_secure=False), "ray"),
+    "ray-tls": (lambda: Ray(is_secure=True), "ray"),
+    "parsl": (Parsl, "parsl"),
 }
 """Name → (engine, distribution whose version is reported)."""
 UNITS = {
@@ -438,7 +534,8 @@ def measure(engine: Engine) -> dict[str, float]:
 def run_engine(name: str) -> dict[str, Any]:
     """Measure an engine in a process of its own: {metrics}, or {missing} or {error} with the reason."""
     with tempfile.TemporaryDirectory(prefix="p2pc-peers-home-") as home:
-        env = {**os.environ, "P2PC_HOME": home, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # Parsl's programs
+        env = {**os.environ, "PATH": path, "P2PC_HOME": home, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(
                 [sys.executable, __file__, "--run", name],
