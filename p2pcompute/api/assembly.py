@@ -116,7 +116,7 @@ async def build_delegate(
 
     crypto, clock = RealCrypto(), RealClock()
     installation = load_or_create_identity(paths.base, crypto, machine_id=paths.machine_id)
-    group = load_group(paths.data)
+    group = load_group(paths.data, crypto, installation.installation)
     if group is None:
         raise NodeUnavailable("this machine's node has no group yet", "it is starting", "try again")
     identity = delegate(installation, crypto, expires_wall=clock.wall() + DELEGATION_S, roles=("submit", "work"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from p2pcompute.config import AdmitSettings
 from p2pcompute.dht.reach import is_private
-from p2pcompute.errors import IdentityError, P2pcError
+from p2pcompute.errors import IdentityError, P2pcError, UsageError
 from p2pcompute.host.interfaces import Crypto
 from p2pcompute.identity.files import read_private
 from p2pcompute.trust.admission import Admission, KeyAdmission, NearbyAdmission, PskAdmission, check_psk
@@ -24,7 +24,7 @@ def read_psk(path: Path) -> bytes:
         IdentityError: there is none, or others may read it.
         UsageError: it is too short to be safe.
     """
-    data = read_private(path)
+    data = read_private(path, power="can join the group, and be taken for one of its members by who joins")
     if data is None:
         raise IdentityError(f"there is no file {path}", "", f"make one: (umask 077; openssl rand -base64 32 > {path})")
     return check_psk(data, str(path))
@@ -36,6 +36,9 @@ def check_admission(key: str, value: str | bool) -> None:
     Raises:
         IdentityError, UsageError: what is wrong with it.
     """
+    if key in ("admit.psk", "admit.keys") and value and not Path(str(value)).expanduser().is_absolute():
+        what, why = f"{key} is {str(value)!r}, not a whole path", "the node looks for it from another directory"
+        raise UsageError(what, why, f"p2pc config set {key} {Path(str(value)).absolute()}", code="config")
     if key == "admit.psk" and value:
         read_psk(Path(str(value)).expanduser())
     if key == "admit.keys" and value:

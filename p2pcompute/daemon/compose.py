@@ -110,7 +110,7 @@ async def build_node(
     clock, crypto = RealClock(), RealCrypto()
     _check_key_is_there(paths.base, paths.data)
     identity = load_or_create_identity(paths.base, crypto, machine_id=paths.machine_id)
-    group = load_group(paths.data)
+    group = load_group(paths.data, crypto, identity.installation)
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
     hidden = (paths.base, paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
     accept = "none" if is_onlooker else settings.node.accept

@@ -89,8 +89,13 @@ def _parse(path: Path, data: bytes, crypto: Crypto, machine_id: str) -> Identity
     return identity
 
 
-def read_private(path: Path, *, bytes_max: int = PRIVATE_FILE_BYTES_MAX) -> bytes | None:
+def read_private(
+    path: Path, *, bytes_max: int = PRIVATE_FILE_BYTES_MAX, power: str = "can act as this node"
+) -> bytes | None:
     """Return the content of a file that only we may read; None when there is none.
+
+    Args:
+        power: what somebody else could do with the content.
 
     Raises:
         IdentityError: it cannot be read, is not a plain file, is too large, or others have rights on it.
@@ -102,7 +107,7 @@ def read_private(path: Path, *, bytes_max: int = PRIVATE_FILE_BYTES_MAX) -> byte
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
-        _check_private(path, os.fstat(descriptor), bytes_max)
+        _check_private(path, os.fstat(descriptor), bytes_max, power)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(bytes_max)
     except OSError as error:
@@ -111,7 +116,7 @@ def read_private(path: Path, *, bytes_max: int = PRIVATE_FILE_BYTES_MAX) -> byte
         os.close(descriptor)
 
 
-def _check_private(path: Path, status: os.stat_result, bytes_max: int) -> None:
+def _check_private(path: Path, status: os.stat_result, bytes_max: int, power: str) -> None:
     """Refuse what is not a small plain file of ours alone."""
     if not stat.S_ISREG(status.st_mode):
         raise IdentityError(f"{path} is not a plain file", "something else has its name", f"run: ls -ld {path}")
@@ -124,7 +129,7 @@ def _check_private(path: Path, status: os.stat_result, bytes_max: int) -> None:
     if status.st_mode & 0o077:
         raise IdentityError(
             f"others may read or change {path}",
-            f"its mode is {stat.S_IMODE(status.st_mode):04o}; whoever has its content can act as this node",
+            f"its mode is {stat.S_IMODE(status.st_mode):04o}; whoever has its content {power}",
             f"run: chmod 600 {path}",
         )
     if status.st_size > bytes_max:

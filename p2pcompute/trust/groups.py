@@ -721,27 +721,35 @@ def save_group(directory: Path, group: Group) -> None:
     replace_private(directory / GROUP_FILE, cbor.encode(body), unique=group.group_id.hex()[:16])
 
 
-def load_group(directory: Path) -> Group | None:
+def load_group(directory: Path, crypto: Crypto, installation: bytes) -> Group | None:
     """Return the group kept in the installation's directory, None before the first start.
 
-    The chain is not checked here: it may have ended and be renewable.
+    Of the chain only the signatures are checked, and that it is of this installation: it may have ended and be
+    renewable.
 
     Raises:
-        IdentityError: damaged, of another user, or readable by others.
+        IdentityError: damaged, of another key or user, or readable by others.
     """
     path = directory / GROUP_FILE
     data = read_private(path)
     if data is None:
         return None
     try:
-        return _group_from(cbor.decode(data))
-    except ProtocolError as error:
+        group = _group_from(cbor.decode(data))
+        subject = steps_of(crypto, group.chain, group_id=group.group_id)[-1].subject
+    except (ProtocolError, TrustError) as error:
         raise IdentityError(
             f"the group file {path} is damaged",
-            error.what,
+            f"{error.what}; the membership of this computer is in it",
             f"restore it from a backup, or move it away and join again: mv {path} {path}.damaged",
-            code="group",
         ) from error
+    if subject != installation:
+        raise IdentityError(
+            f"the group file {path} belongs to another key",
+            f"it is the membership of {short_device_id(subject)}, and this computer is {short_device_id(installation)}",
+            f"put the key file back that belongs to it, or move it away and join again: mv {path} {path}.other-key",
+        )
+    return group
 
 
 def _group_from(body: Any) -> Group:

@@ -147,7 +147,6 @@ def load_levels(directory: Path) -> dict[bytes, LevelNote]:
             f"the file {path} is damaged",
             f"{error.what}; whom you have blocked is in it, so it is not passed over",
             f"restore it from a backup, or move it away and set the levels again: mv {path} {path}.damaged",
-            code="levels",
         ) from error
 
 

@@ -77,7 +77,6 @@ class FileLogs:
                 f"the group's log {path} is damaged",
                 f"{error.what}; who was removed from the group is in it, so it is not passed over",
                 f"restore it from a backup, or move it away (other members have it too): mv {path} {path}.damaged",
-                code="group",
             ) from error
         return KeptLog(body["entries"], body["chains"])
 

@@ -97,6 +97,5 @@ def load_pins(directory: Path) -> dict[str, bytes]:
             f"the file of known nodes {path} is damaged",
             "a line of it is not an id and a name",
             f"repair it, or move it away to believe whoever comes first again: mv {path} {path}.damaged",
-            code="pins",
         ) from error
     return known

@@ -138,6 +138,10 @@ def _parse_line(line: str, refusal: Callable[..., UsageError]) -> tuple[bytes, s
                 f"it begins with options ({first[:40]}), which would not be kept here",
                 "remove the options, or the line, or use a list of its own for p2pc",
             )
+        if line.startswith("-----BEGIN") and "PRIVATE KEY" in line:
+            raise refusal(
+                "it is a private key, which stays where it is", "name the public half: the file ending in .pub"
+            )
         raise refusal("it is not a key")
     text, _, comment = rest.strip().partition(" ")
     try:
@@ -171,7 +175,7 @@ def read_private_key(path: Path, ask_passphrase: Callable[[], str | None]) -> by
     Raises:
         IdentityError: it cannot be read, others may read it, or it is no such key; nothing was changed.
     """
-    data = read_private(path)
+    data = read_private(path, power="can log in, and join groups, as its owner")
     if data is None:
         raise IdentityError(f"there is no key file {path}", "", "make one: ssh-keygen -t ed25519")
     if data.startswith((b"ssh-", b"ecdsa-", b"sk-")):

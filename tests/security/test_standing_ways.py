@@ -45,6 +45,9 @@ def test_key_files_that_others_may_read_or_that_are_too_short_are_refused(mesh: 
     for words in (("join", "--psk", str(wide), "--accept", "all"), ("config", "set", "admit.psk", str(wide))):
         refused = bob.p2pc(*words)
         assert refused.code == 5 and f"chmod 600 {wide}" in refused.err, (words, refused.err)
+        assert "whoever has its content can join the group" in refused.err
+    elsewhere = bob.p2pc("config", "set", "admit.psk", "group.key")
+    assert elsewhere.code == 2 and f"p2pc config set admit.psk {bob.home}/group.key" in elsewhere.err, elsewhere.err
     short = key_file(tmp_path / "short.key", "secret")
     refused = bob.p2pc("join", "--psk", str(short), "--accept", "all")
     assert refused.code == 2 and "16 to 1024" in refused.err and "openssl rand" in refused.err, refused.err

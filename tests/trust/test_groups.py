@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from p2pcompute.errors import IdentityError, P2pcError, RemoteProtocolError, TrustError, UsageError
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.identity.keys import ROLES, Identity, delegate
+from p2pcompute.ids import short_device_id
 from p2pcompute.limits import (
     ADMIT_CHAIN_MAX,
     ADMIT_ENTRY_BYTES_MAX,
@@ -332,10 +333,10 @@ def test_the_hint_tells_nothing_but_the_group() -> None:
 
 def test_the_file(tmp_path: Path) -> None:
     """A restart forgets the group, or others read its key."""
-    assert load_group(tmp_path) is None
-    for group in (GROUP, BERTS, CORAS):
+    assert load_group(tmp_path, CRYPTO, ANNA.public_key) is None
+    for group, person in ((GROUP, ANNA), (BERTS, BERT), (CORAS, CORA)):
         save_group(tmp_path, group)
-        assert load_group(tmp_path) == group
+        assert load_group(tmp_path, CRYPTO, person.public_key) == group
     assert (tmp_path / GROUP_FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -347,12 +348,29 @@ def test_a_damaged_file_is_refused_and_kept(tmp_path: Path) -> None:
     for wrong in (b"", good[:-1], good + b"x", b"\xa0", b"\x80"):
         path.write_bytes(wrong)
         with pytest.raises(IdentityError) as caught:
-            load_group(tmp_path)
+            load_group(tmp_path, CRYPTO, BERT.public_key)
         assert caught.value.fix and str(path) in caught.value.what and path.read_bytes() == wrong
     path.write_bytes(good)
     path.chmod(0o644)
     with pytest.raises(P2pcError, match="others may read"):
-        load_group(tmp_path)
+        load_group(tmp_path, CRYPTO, BERT.public_key)
+
+
+def test_a_forged_membership_and_that_of_another_key_are_refused_and_kept(tmp_path: Path) -> None:
+    """A node with one starts, nobody talks to it, and it says that its membership has ended."""
+    path = tmp_path / GROUP_FILE
+    forged = bytearray(BERTS.chain[-1])
+    forged[-1] ^= 1
+    save_group(tmp_path, replace(BERTS, chain=(BERTS.chain[0], bytes(forged))))
+    kept = path.read_bytes()
+    with pytest.raises(IdentityError, match="is damaged") as caught:
+        load_group(tmp_path, CRYPTO, BERT.public_key)
+    assert "wrong signature" in caught.value.why and caught.value.fix and caught.value.code == "identity"
+    assert path.read_bytes() == kept
+    save_group(tmp_path, BERTS)
+    with pytest.raises(IdentityError, match="belongs to another key") as caught:
+        load_group(tmp_path, CRYPTO, CORA.public_key)
+    assert short_device_id(BERT.public_key) in caught.value.why and f"mv {path}" in str(caught.value.fix)
 
 
 def test_any_damage_raises_only_the_documented_error(tmp_path: Path) -> None:
@@ -365,6 +383,6 @@ def test_any_damage_raises_only_the_documented_error(tmp_path: Path) -> None:
         changed[place] ^= 0x41
         path.write_bytes(changed)
         try:
-            load_group(tmp_path)
+            load_group(tmp_path, CRYPTO, BERT.public_key)
         except IdentityError:
             continue

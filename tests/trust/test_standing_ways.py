@@ -79,6 +79,7 @@ def test_a_list_as_ssh_has_it() -> None:
         ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEf5iZ5WPzqE9i3yLgvb0p7mOVWzVd0a9eW1Wg0Yh1r x", "damaged"),
         ("ssh-ed25519", "damaged"),
         ("-----BEGIN CERTIFICATE-----", "not a key"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----", "it is a private key"),
         ("\udcff", "not text"),
     ],
 )
