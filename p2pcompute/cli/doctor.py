@@ -17,6 +17,7 @@ from p2pcompute.cli.output import print_json, say
 from p2pcompute.config import Settings, load_settings
 from p2pcompute.execution.cgroups import NoCgroup, find_own
 from p2pcompute.execution.environments import find_uv
+from p2pcompute.execution.installing import install_command
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.sandbox import NoSandbox, find_bubblewrap, find_pasta
 from p2pcompute.execution.sandbox_trial import Isolation, isolation
@@ -95,13 +96,13 @@ def _checks(paths: Paths, settings: Settings) -> Iterator[Check]:
         else:
             yield Check("sandbox", False if is_needed else None, tried.why, tried.fix)
     is_there = find_spec("wasmtime") is not None
-    fix = "" if is_there else "pip install 'wasmtime>=50'"
+    fix = "" if is_there else install_command("wasmtime>=50")
     what = "runs WASM modules" if is_there else "is not installed: this node runs no WASM modules, its user's neither"
     yield Check("wasmtime", True if is_there else False if accept == "wasm" else None, what, fix)
     uv = find_uv()
     what = f"installs the Python packages of jobs that bring some: {uv}"
     missing = "is not installed: jobs with Python packages of their own (run --deps) do not run here, nor start here"
-    yield Check("uv", None if uv is None else True, what if uv else missing, "" if uv else "pip install 'uv>=0.9'")
+    yield Check("uv", None if uv is None else True, what if uv else missing, "" if uv else install_command("uv>=0.9"))
     if works:
         has_landlock = tried.landlock > 0
         what = f"version {tried.landlock}" if has_landlock else "this kernel has none; mounts alone decide what is seen"

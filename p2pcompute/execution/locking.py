@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from p2pcompute.errors import UsageError
 from p2pcompute.execution.environments import find_uv
+from p2pcompute.execution.installing import install_command
 from p2pcompute.execution.locks import Lock, is_possible, read_pylock
 
 AUTO: Final = "auto"
@@ -145,7 +146,7 @@ def make_lock(requirements: Requirements) -> Lock:
         raise UsageError(
             "the job needs packages, and there is no uv here",
             f"{requirements.path} lists them, and uv finds their versions",
-            "pip install 'uv>=0.9', or --deps none",
+            f"{install_command('uv>=0.9')}, or --deps none",
             code="no-uv",
         )
     minor = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -24,6 +24,7 @@ import p2pcompute
 from p2pcompute.execution import box_places, messages, sandbox
 from p2pcompute.execution.child_fence import given_up
 from p2pcompute.execution.child_tasks import BoxSettings
+from p2pcompute.execution.installing import install_command
 from p2pcompute.execution.levels import Level
 from p2pcompute.limits import (
     ERROR_TEXT_BYTES_MAX,
@@ -91,7 +92,7 @@ def try_fence() -> None:
         NoSandbox: it does not work here; says why and what helps.
     """
     if find_spec("wasmtime") is None:
-        raise sandbox.NoSandbox("wasmtime is not installed", "pip install 'wasmtime>=50'")
+        raise sandbox.NoSandbox("wasmtime is not installed", install_command("wasmtime>=50"))
     with tempfile.TemporaryDirectory(prefix="p2pc-trial-") as name, contextlib.ExitStack() as undo:
         directory = Path(name)
         user = sandbox.user_of_slot(directory, 0)
@@ -121,7 +122,9 @@ def try_fence() -> None:
         except (OSError, struct.error):
             how, code, said = messages.WASM_BROKEN, 0, (directory / "log").read_text("utf-8", "replace")[-2 * KIB :]
     if (how, code) != (messages.WASM_EXIT, 0):
-        raise sandbox.NoSandbox(f"a WASI module could not be run: {said.strip()}", "pip install -U 'wasmtime>=50'")
+        raise sandbox.NoSandbox(
+            f"a WASI module could not be run: {said.strip()}", f"{install_command('wasmtime>=50')} --upgrade"
+        )
 
 
 def _furnish(directory: Path, user: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from p2pcompute.cli import doctor
 from p2pcompute.cli.main import run_command
+from p2pcompute.execution import installing
+from p2pcompute.execution.installing import install_command
 from tests.e2e.test_hostile import why_no_sandbox
 
 
@@ -35,7 +38,7 @@ def test_missing_bubblewrap(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     run_command(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     at = next(index for index, line in enumerate(lines) if line.split()[1] == "uv")
-    assert lines[at].startswith("--") and "pip install 'uv>=0.9'" in lines[at + 1]
+    assert lines[at].startswith("--") and f"{sys.executable} -m pip install 'uv>=0.9'" in lines[at + 1]
     monkeypatch.setenv("P2PC_NODE__ACCEPT", "none")
     assert run_command(["doctor"]) == 0
 
@@ -55,3 +58,21 @@ def test_all_is_well(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "uv",
     }
     assert not list(home.iterdir()), "it changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "has_pip", "command"),
+    [
+        ("/home/x/.venv", True, "{python} -m pip install 'wasmtime>=50'"),
+        ("/home/x/.venv", False, "uv pip install --python {python} 'wasmtime>=50'"),
+        ("/home/x/.local/share/pipx/venvs/p2pcompute", True, "pipx inject p2pcompute 'wasmtime>=50'"),
+        ("/home/x/.local/share/uv/tools/p2pcompute", False, "uv pip install --python {python} 'wasmtime>=50'"),
+    ],
+)
+def test_a_package_is_installed_where_this_program_runs(
+    prefix: str, has_pip: bool, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or `pip` puts it into another environment, and doctor says the same again."""
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(installing, "find_spec", lambda _name: object() if has_pip else None)
+    assert install_command("wasmtime>=50") == command.format(python=sys.executable)
