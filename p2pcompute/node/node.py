@@ -6,21 +6,18 @@ import asyncio
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
-from p2pcompute.errors import P2pcError, RemoteError, TrustError, UsageError
+from p2pcompute.errors import P2pcError, RemoteError, UsageError
 from p2pcompute.execution.neighbours import are_alike
-from p2pcompute.execution.progress import parse as parse_progress
-from p2pcompute.execution.spec import JobSpec, TaskPayload, blobs_of, decode_payload, decode_spec, encode_spec
+from p2pcompute.execution.spec import JobSpec, decode_spec
 from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, BlobStore, Clock, Host, Value
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
-from p2pcompute.limits import CUSTODIANS, GROUP_ACCEPT_CHARS_MAX, TICKET_TTL_S
+from p2pcompute.limits import CUSTODIANS, GROUP_ACCEPT_CHARS_MAX
 from p2pcompute.node import views
 from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
-from p2pcompute.node.belief import belief
 from p2pcompute.node.blob_exchange import BlobExchange
 from p2pcompute.node.capacity import Capacity, work_shown
 from p2pcompute.node.comfort_service import Comfort, ComfortSettings
@@ -46,33 +43,27 @@ from p2pcompute.node.facade import (
     PruneReport,
     TailView,
     TaskDone,
-    TaskProgress,
     TaskView,
     TicketView,
     TrustView,
 )
+from p2pcompute.node.inputs import inputs_of
+from p2pcompute.node.job_desk import JobDesk
 from p2pcompute.node.joining import Joining
 from p2pcompute.node.members import Members
 from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
+from p2pcompute.node.notes import notes_of
 from p2pcompute.node.placement import ACCEPTS, Placement, are_outputs, is_data
-from p2pcompute.node.proofs import bundle_of, evidence_of
-from p2pcompute.node.seeds import note as seed_note
-from p2pcompute.node.slowness import Course, NodeCourse
 from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import ONLY_WASM, Verdict, check_acceptance, only_wasm
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
-from p2pcompute.scheduler.books import Refusals, TaskEnd
-from p2pcompute.scheduler.job_book import JobBook
-from p2pcompute.scheduler.ledger import TaskState
-from p2pcompute.scheduler.messages import decode_outcome
 from p2pcompute.scheduler.policies import Policy
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
-from p2pcompute.scheduler.tickets import parse_ticket
 from p2pcompute.store.journal import Journal
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.transport.credentials import PeerInfo, group_hint
@@ -87,7 +78,6 @@ from p2pcompute.version import VERSION
 
 BOOT_BYTES = 8
 SOLO_GROUP_NAME = "home"
-NO_INPUTS = TaskPayload()
 STATE_LIFETIME_S = 10.0
 """How long it may be believed how busy this node is."""
 
@@ -247,6 +237,18 @@ class Node:
         self.members = Members(host, self.credentials, self.channels, self.network, self.scheduler, self._scope)
         self.evidence_exchange = EvidenceExchange(
             host, self.credentials, self.channels, self._journal, self._scope, self._convict
+        )
+        self.job_desk = JobDesk(
+            host,
+            identity,
+            self.credentials,
+            self.channels,
+            self.network,
+            self.scheduler,
+            self._journal,
+            self.evidence_exchange,
+            self.name_of,
+            custodians=options.custodians,
         )
         self._twin_note = ""
         self.on_warning: Callable[[str], None] = lambda _text: None
@@ -450,24 +452,8 @@ class Node:
         notes = [*self.members.notes(), *self.joining.notes()]
         if self._twin_note:
             notes.append(self._twin_note)
-        trouble = self.scheduler.owner.trouble or self._host.store.blobs.trouble()
-        if trouble is not None:
-            what = f"{trouble.what} ({trouble.why})" if trouble.why else trouble.what
-            notes.append(f"the store takes nothing: {what}; {trouble.fix or 'work goes on when it does'}")
-        if self.scheduler.worker.ill_because:
-            notes.append(f"no task can run here: {self.scheduler.worker.ill_because}; it is tried again now and then")
-        if self.network.dht is not None and self.network.dht.is_link_down:
-            notes.append("no peer answers: this machine's network seems to be down")
-        elif self.network.dht is not None and self.network.dht.index.is_degraded:
-            notes.append("the index of the group is out of reach: questions and jobs go to the nodes known here")
-        if self.network.dht is not None and self.network.dht.is_client:
-            notes.append(
-                "nobody can call this node from outside (NAT or firewall): it works with those that it has called; "
-                f"to be reached, forward port {self.network.port} (UDP and TCP) to this machine"
-            )
         seeds = tuple(seed.view() for seed in self.network.seeds)
-        if self.network.is_lost and self.network.is_on_network:
-            notes += filter(None, map(seed_note, seeds))
+        notes += notes_of(self.scheduler, self.network, self._host.store.blobs.trouble(), seeds)
         comfort = self.comfort
         verdict = comfort.verdict if comfort is not None else None
         is_paused = verdict is not None and verdict.others_share == 0.0
@@ -547,7 +533,7 @@ class Node:
             is_limited = limit is not None and len(owned.leases) >= limit
             reached = Finding("jobs", Verdict.LATER, f"{limit} tasks run, and no more at once (-j)")
             spec, reasons = decode_spec(envelope.spec), (reached,) if is_limited else ()
-            subject = Subject(envelope.terms, spec, envelope.submitter, reasons, self._course(job))
+            subject = Subject(envelope.terms, spec, envelope.submitter, reasons, self.job_desk.course(job))
         else:
             subject = Subject(*job, self._identity.installation)
         owner, worker = self.scheduler.owner, self.scheduler.worker
@@ -562,318 +548,63 @@ class Node:
             findings.append(Finding("node", Verdict.LATER, f"no task can start: {worker.ill_because}"))
         return await explain_job(self.placement, subject, self.peers(), findings, until_possible=until_possible)
 
-    def _course(self, job_id: bytes) -> Course:
-        """Return how a job of this node goes."""
-        book, view = self.scheduler.owner.book(job_id), self.job(job_id.hex())
-        core, now, nodes = self.scheduler.owner.core, self._host.clock.now(), []
-        former = [lease.thief for leases in book.job.former.values() for lease in leases]
-        for share in view.by_node:
-            thief = LOCAL if share.public_key == self._identity.public_key else share.public_key
-            ended, took_s = book.took.get(thief, (0, 0.0))
-            known = core.thieves.get(thief)
-            refusals = book.job.refusals.get(thief, Refusals())
-            nodes.append(
-                NodeCourse(
-                    key=share.public_key,
-                    running=share.running,
-                    ended=ended,
-                    took_s=took_s,
-                    copied=former.count(thief),
-                    rests_s=0.0 if known is None else core.rests_s(now, known[0]),
-                    refused=refusals.count,
-                    refused_why=refusals.why,
-                    refused_rests_s=max(0.0, book.job.unfit.get(thief, now) - now),
-                )
-            )
-        checked = book.job.checked
-        claimed = [] if checked is None else [index for index in checked.held if index in checked.outputs]
-        unchecked = [] if checked is None else [index for index in claimed if index not in checked.asked]
-        return Course(
-            disputed=0 if checked is None else len(checked.asked),
-            unchecked=len(unchecked),
-            checks=0 if checked is None else sum(map(checked.is_computed, unchecked)),
-            agreed=0 if checked is None else sum(len(checked.claims_of(index)) > 1 for index in unchecked),
-            nodes=nodes,
-            ended=view.done + view.failed,
-            running=view.running,
-            waiting=view.waiting,
-            retried=view.retried,
-            is_sealed=view.total is not None,
-            slots_max=book.job.envelope.terms.slots_max,
-        )
-
     # --- facade: jobs -----------------------------------------------------------------------------
 
     async def submit_job(self, terms: JobTerms, spec: JobSpec, *, client_note: str = "") -> bytes:
-        if not terms.custodians and not terms.local_only and self._journal is not None:
-            terms = replace(terms, custodians=self._custodians())
-        terms = replace(terms, group=self.credentials.group.group_id)
-        self._check_believable(terms)
-        return await self.scheduler.owner.submit(terms, encode_spec(spec), client_note)
-
-    def _check_believable(self, terms: JobTerms) -> None:
-        """Refuse a job of whose results none could ever be believed.
-
-        Raises:
-            TrustError: it may run on one node only, which is not trusted.
-        """
-        if len(terms.on) != 1 or terms.verify == "none" or terms.replicas == 1:
-            return
-        (key,) = terms.on
-        installation = self.credentials.installation_of(key) or key
-        if key == self._identity.public_key or self.credentials.levels.level_of(installation) is Level.TRUSTED:
-            return
-        name = self.name_of(key)
-        raise TrustError(
-            f"{name} is not trusted, and no other node may check its results",
-            "a result of a member is accepted when another one, or a trusted node, finds the same",
-            f"p2pc trust set {name} trusted, or believe it this time: --verify none, or name more nodes",
-            code="unchecked",
-        )
-
-    def _custodians(self) -> tuple[bytes, ...]:
-        """Choose who keeps a new job too: installations of the group that are connected, may submit and keep things."""
-        able = [channel.peer.key for channel in self.channels.all() if self._may_keep(channel)]
-        able = list(dict.fromkeys(able))
-        rng = self._host.rng.stream("custodians")
-        return tuple(rng.sample(able, min(self._options.custodians, len(able))))
-
-    def _may_keep(self, channel: Channel) -> bool:
-        peer = channel.peer
-        member = self.credentials.membership_of(peer.installation)
-        may_submit = member is not None and "submit" in member.roles
-        is_trusted = self.credentials.levels.level_of(peer.installation) is Level.TRUSTED  # it reads all of the job
-        return may_submit and is_trusted and peer.key == peer.installation and peer.hello.get("keeps") is True
+        return await self.job_desk.submit_job(terms, spec, client_note=client_note)
 
     async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
-        first = await self.scheduler.owner.add_tasks(job_id, payloads)
-        self.scheduler.offers.offer()
-        return first
+        return await self.job_desk.add_tasks(job_id, payloads)
 
     async def seal_job(self, job_id: bytes) -> None:
-        await self.scheduler.owner.seal(job_id)
+        await self.job_desk.seal_job(job_id)
 
     async def cancel(self, job_id: bytes, *, indices: Sequence[int] | None = None, now: bool = False) -> None:
-        await self.scheduler.owner.cancel(job_id, indices, kill=now)
+        await self.job_desk.cancel(job_id, indices=indices, now=now)
 
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
-        count = await self.scheduler.owner.retry(job_id, indices, failed_only=failed_only)
-        self.scheduler.offers.offer()
-        return count
+        return await self.job_desk.retry(job_id, indices=indices, failed_only=failed_only)
 
     async def evidence(self, key: bytes) -> EvidenceView:
-        found = await evidence_of(self._host, self._journal, self.scheduler.owner, key)
-        return replace(found, proof=found.proof or self.evidence_exchange.get(key))
+        return await self.job_desk.evidence(key)
 
     async def bundle(self, job_id: bytes) -> bytes:
-        await self.scheduler.owner.committed()
-        return await bundle_of(self._journal, self.scheduler.owner.book(job_id))
+        return await self.job_desk.bundle(job_id)
 
     def ticket(self, job_id: bytes) -> TicketView:
-        custody = self.scheduler.custody
-        if custody is None:
-            raise UsageError("this node keeps no jobs", "it is embedded without a store", None, code="no-store")
-        expires = self._host.clock.wall() + TICKET_TTL_S
-        addresses = self.network.own_addresses()
-        return TicketView(
-            text=custody.ticket(job_id, expires_wall=expires, own_addresses=addresses), expires=float(int(expires))
-        )
+        return self.job_desk.ticket(job_id)
 
     async def attach(self, ticket: str) -> JobView:
-        parsed, custody = parse_ticket(ticket), self.scheduler.custody
-        if custody is None:
-            raise UsageError("this node keeps no jobs", "it is embedded without a store", None, code="no-store")
-        await custody.attach(parsed)
-        return self.job(parsed.job_id.hex())
+        return await self.job_desk.attach(ticket)
 
     async def prune(self, *, older_than_s: float, drop_results: bool, dry_run: bool) -> PruneReport:
-        """Forget jobs that ended longer ago than this, with the files that only they name.
-
-        `drop_results` removes the result files of the jobs; without it only the records go.
-        """
-        owner = self.scheduler.owner
-        limit = self._host.clock.wall() - older_than_s
-        old = [
-            job_id
-            for job_id, book in owner.books.items()
-            if book.record.finished is not None and book.record.finished <= limit
-        ]
-        freed = 0
-        for job_id in old:
-            if dry_run:
-                freed += await self._named_bytes(job_id) if drop_results else 0
-                continue
-            refs = await owner.forget(job_id)
-            if drop_results:
-                freed += await self.blobs.delete(refs)
-        return PruneReport(jobs=len(old), freed_bytes=freed)
-
-    async def _named_bytes(self, job_id: bytes) -> int:
-        return 0 if self._journal is None else sum([ref.size async for ref in self._journal.pins(job_id)])
+        return await self.job_desk.prune(older_than_s=older_than_s, drop_results=drop_results, dry_run=dry_run)
 
     def jobs(self) -> Sequence[JobView]:
-        own = [book for book in self.scheduler.owner.books.values() if book.job.is_own]
-        books = sorted(own, key=lambda book: book.record.submitted, reverse=True)
-        return views.with_shares([self._job_view(book) for book in books])
+        return self.job_desk.jobs()
 
     def job(self, ref: str) -> JobView:
-        book = views.find_job(self.scheduler.owner, ref)
-        return self._job_view(book)
-
-    def _job_view(self, book: JobBook) -> JobView:
-        view = views.job(book, self._host.clock.now(), self.name_of, self.scheduler.victim.slots_of, self._identity)
-        if view.checking:
-            doubt, fix = views.doubt(book.job, self.scheduler.owner.core, self._host.clock.now(), self.name_of)
-            view = replace(view, doubt=doubt, doubt_fix=fix)
-        if book.job.is_own:
-            return view
-        # What its submitter's programs noted stays there; how to show the tasks is known.
-        return replace(view, note=f'{{"kind": "{_spec(book.job.envelope.spec).kind}"}}')
+        return self.job_desk.job(ref)
 
     async def tasks(
         self, job_id: bytes, *, states: Collection[str] | None = None, after: int = -1, limit: int = 1000
     ) -> Sequence[TaskView]:
-        owner = self.scheduler.owner
-        book = owner.book(job_id)
-        ledger = book.job.ledger
-        chosen: list[TaskView] = []
-        for index in range(after + 1, ledger.size):
-            if len(chosen) >= limit:
-                break
-            state = views.task_state(book.job, index)
-            if states is None or state in states:
-                chosen.append(await self._task_view(book.job.envelope.job_id, index, state, ledger.seq(index)))
-        return chosen
-
-    def _key_of(self, thief: bytes) -> bytes:
-        return self._identity.public_key if thief == LOCAL else thief
-
-    async def _task_view(self, job_id: bytes, index: int, state: str, seq: int) -> TaskView:
-        owner = self.scheduler.owner
-        job = owner.book(job_id).job
-        payload = job.payloads.get(index)
-        if payload is not None:
-            lease = next(iter(owner.core.holders(job_id, index)), None)
-            return TaskView(
-                index,
-                job.ledger.generation(index),
-                state,
-                node_key=b"" if lease is None else self._key_of(lease.thief),
-                node_name="" if lease is None else self.name_of(lease.thief),
-                attempts=job.attempts.get(index, 0),
-                payload=payload,
-            )
-        record = await owner.result_of(job_id, index)
-        reason = job.ledger.reasons.get(index, "")
-        if record is None:
-            return TaskView(index, job.ledger.generation(index), state, reason=reason, seq=seq)
-        payload = record.payload
-        if not payload:
-            payload = (await owner.payloads(job_id, [index])).get(index, b"")
-        return TaskView(
-            index,
-            job.ledger.generation(index),
-            state,
-            outcome=decode_outcome(record.outcome) if record.outcome else None,
-            node_key=record.node_key or (self._identity.public_key if record.node_name else b""),
-            node_name=record.node_name,
-            attempts=record.attempts,
-            payload=payload,
-            reason=reason,
-            seq=seq,
-        )
+        return await self.job_desk.tasks(job_id, states=states, after=after, limit=limit)
 
     def belief(self, job_id: bytes, task: TaskView) -> BeliefView | None:
-        owner, credentials = self.scheduler.owner, self.credentials
-        return belief(
-            owner.book(job_id).job,
-            task.index,
-            task.node_key,
-            self._identity.public_key,
-            self.name_of,
-            lambda key: credentials.level_of(credentials.installation_of(key) or key),
-            has_arbiter=owner.core.acceptance.has_arbiter(self._host.clock.now()),
-        )
+        return self.job_desk.belief(job_id, task)
 
     async def tail(self, job_id: bytes, index: int, *, attempt: int, offsets: tuple[int, int]) -> TailView | None:
-        found = await self.scheduler.tail(job_id, index, attempt, offsets)
-        if found is None:
-            return None
-        (stdout_start, stdout), (stderr_start, stderr) = found.stdout, found.stderr
-        said = parse_progress(found.progress)
-        return TailView(
-            node=self.name_of(found.node),
-            attempt=found.attempt,
-            stdout_start=stdout_start,
-            stdout=stdout,
-            stderr_start=stderr_start,
-            stderr=stderr,
-            progress=None if said is None else TaskProgress(*said),
-            quiet_s=None if found.silence is None else found.silence.quiet_s,
-            idle_s=None if found.silence is None else found.silence.idle_s,
-        )
+        return await self.job_desk.tail(job_id, index, attempt=attempt, offsets=offsets)
 
     async def lost_attempts(self, job_id: bytes) -> Sequence[LostAttemptView]:
-        return [
-            LostAttemptView(
-                index=index,
-                attempt=attempt,
-                node=name,
-                why=why,
-                stdout_start=stdout.start,
-                stdout=stdout.data,
-                stderr_start=stderr.start,
-                stderr=stderr.data,
-            )
-            for index, attempt, name, why, (stdout, stderr) in await self.scheduler.owner.lost(job_id)
-        ]
+        return await self.job_desk.lost_attempts(job_id)
 
     async def finished(self, job_id: bytes, *, after: int, limit: int) -> Sequence[TaskDone]:
-        ledger = self.scheduler.owner.book(job_id).job.ledger
-        found: list[TaskDone] = []
-        for seq in range(after + 1, len(ledger.finished) + 1):
-            if len(found) >= limit:
-                break
-            index = ledger.finished[seq - 1]
-            if ledger.state(index) is TaskState.OPEN or ledger.seq(index) != seq:
-                continue  # it was retried and ends again under another number
-            state = views.STATE_NAMES[ledger.state(index)]
-            end = await self._task_view(job_id, index, state, seq)
-            if not end.payload:
-                break  # its record, which holds or leads to its payload, is on the way to the store
-            found.append(end)
-        return found
+        return await self.job_desk.finished(job_id, after=after, limit=limit)
 
     def watch(self, job_id: bytes, listener: Callable[[Sequence[TaskDone]], None]) -> Callable[[], None]:
-        book = self.scheduler.owner.book(job_id)
-        job = book.job
-
-        def tell(ends: Sequence[TaskEnd]) -> None:
-            listener(
-                [
-                    TaskView(
-                        end.index,
-                        end.generation,
-                        views.STATE_NAMES[end.state],
-                        end.outcome,
-                        self._key_of(end.thief) if end.attempts else b"",
-                        self.name_of(end.thief),
-                        end.attempts,
-                        end.payload,
-                        job.ledger.reasons.get(end.index, ""),
-                        end.seq,
-                    )
-                    for end in ends
-                ]
-            )
-
-        book.listeners.append(tell)
-
-        def stop() -> None:
-            if tell in book.listeners:
-                book.listeners.remove(tell)
-
-        return stop
+        return self.job_desk.watch(job_id, listener)
 
     # --- facade: group ----------------------------------------------------------------------------
 
@@ -1018,21 +749,3 @@ class Node:
     def _may_read(self, peer: PeerInfo, _ref: BlobRef) -> bool:
         """Only those with whom this node has a job in common: to others there is nothing here."""
         return peer.installation == self._identity.installation or self.scheduler.shares_job_with(peer.key)
-
-
-@lru_cache(maxsize=64)
-def _spec(raw: bytes) -> JobSpec:
-    return decode_spec(raw)
-
-
-def inputs_of(spec: bytes, payload: bytes) -> list[BlobRef]:
-    """Return the blobs that a task needs on the node before it starts.
-
-    A payload that holds neither key under which it could name one is not decoded: that is most of them.
-
-    Raises:
-        RemoteProtocolError: the description is malformed.
-    """
-    if b"_blob" in payload or b"send" in payload:
-        return blobs_of(_spec(spec), decode_payload(payload))
-    return blobs_of(_spec(spec), NO_INPUTS)
