@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.job_views import doubt_lines
+from p2pcompute.cli.job_views import coordinator_text, doubt_lines
 from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, EXIT_TERMINATED, count_text, one_line, options, say
 from p2pcompute.cli.printing import Contents, Errors, Printer
 from p2pcompute.cli.progress import Display, Progress
@@ -214,6 +214,7 @@ class View:
     """1 = no new tasks, 2 = kill."""
     _kill_by: float | None = None
     _is_away_said: bool = False
+    _is_absence_said: bool = False
     _doubt: Doubt = field(default_factory=Doubt)
     _stall: Stall = field(default_factory=lambda: Stall(time.monotonic()))
     _reader: EventReader = field(init=False)
@@ -270,6 +271,11 @@ class View:
             self.display.update(self.progress)
             if self._stall.is_due(time.monotonic()):
                 self._say_why()
+            absence = coordinator_text(self.progress.data, time.time())
+            if absence and not self._is_absence_said:
+                with self.display.aside():
+                    say(f"note: {absence}", level=1)
+            self._is_absence_said = bool(absence)
             if self._doubt.is_due(self.progress.data, time.monotonic()):
                 what, fix = doubt_lines(self.progress.data)
                 with self.display.aside():

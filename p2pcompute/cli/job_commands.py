@@ -22,6 +22,7 @@ from p2pcompute.cli.command import (
 )
 from p2pcompute.cli.connection import Connection, open_connection
 from p2pcompute.cli.job_views import (
+    coordinator_text,
     counts_text,
     doubt_lines,
     exit_text,
@@ -295,6 +296,8 @@ def _job_text(job: Mapping[str, Any]) -> str:
     lines += [f"  {label:<10} {text}" for label, text in facts if text]
     if job.get("by_node"):
         lines += ["", shares_table(job)]
+    if waits := coordinator_text(job, time.time()):
+        lines += ["", waits]
     if job.get("doubt"):
         lines += ["", *doubt_lines(job)]
     if job.get("failed"):

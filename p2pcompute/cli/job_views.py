@@ -11,7 +11,17 @@ import click
 
 from p2pcompute.cli.command import Reference, ReferenceType
 from p2pcompute.cli.connection import Connection
-from p2pcompute.cli.output import count_text, node_labels, one_line, plural, rate_text, say, table
+from p2pcompute.cli.output import (
+    count_text,
+    duration_text,
+    moment_of,
+    node_labels,
+    one_line,
+    plural,
+    rate_text,
+    say,
+    table,
+)
 from p2pcompute.cli.task_filters import ALL, TaskFilter
 from p2pcompute.errors import UsageError
 
@@ -131,6 +141,29 @@ def kept_text(job: Mapping[str, Any]) -> str:
         waits = f"; {plural(int(job.get('claimed') or 0), 'result')} for it to accept" if job.get("claimed") else ""
         return f"{one_line(owner)}, which submitted it" + "".join(f", {name}" for name in others) + waits
     return ", ".join(["this node", *others]) + ("" if others else " only: it waits while this node is away")
+
+
+def coordinator_text(job: Mapping[str, Any], now: float) -> str:
+    """Say that a job waits for another coordinator, and for how long, or who gives out its tasks instead of its owner;
+    empty where nothing needs to be said.
+
+    Args:
+        now: Unix seconds.
+    """
+    found = job.get("coordinator")
+    if not found:
+        return ""
+    node, since = one_line(str(found["node"])), moment_of(found["away_since"])
+    if since is None:
+        return "" if found["is_owner"] else f"its owner is away: {node} gives out its tasks"
+    which = "its owner" if found["is_owner"] else "which gave out its tasks"
+    away = f"{node}, {which}, is away for {duration_text(round(max(0.0, now - since.timestamp())))}"
+    at = moment_of(found["next_at"])
+    if at is None:
+        return f"{away}, and nobody else who keeps the job is here: it waits"
+    left_s = round(at.timestamp() - now)
+    when = f"in {duration_text(left_s)}" if left_s >= 1 else "now"
+    return f"{away}; {one_line(str(found['next']))} takes over {when}"
 
 
 def exit_text(task: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 
+from p2pcompute.cli.job_views import coordinator_text
 from p2pcompute.cli.output import (
     clock_text,
     count_text,
@@ -144,6 +145,7 @@ class Progress:
             parts.append(f"{count_text(self.number('checking'))} not believed yet")
         if self.number("retried"):
             parts.append(f"{count_text(self.number('retried'))} retried")
+        parts.append(coordinator_text(self.data, time.time()))
         running = self.number("running")
         if running and running <= TAIL_TASKS and not self.number("waiting") and self.data.get("total") is not None:
             labels = node_labels(self.nodes)

@@ -23,6 +23,7 @@ from p2pcompute.ids import format_device_id, short_device_id
 from p2pcompute.limits import INLINE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN
 from p2pcompute.node.facade import (
     BeliefView,
+    CoordinatorView,
     DescribedView,
     EvidenceView,
     ExplanationView,
@@ -378,6 +379,19 @@ def progress_of(said: TaskProgress | None) -> dict[str, Any] | None:
     return None if said is None else {"done": said.done, "total": said.total, "note": said.note}
 
 
+def coordinator_json(found: CoordinatorView | None) -> dict[str, Any] | None:
+    """Return who gives out the tasks of another node's job, and who will when that one is away."""
+    if found is None:
+        return None
+    return {
+        "node": found.name,
+        "is_owner": found.is_owner,
+        "away_since": time_text(found.away_since),
+        "next": found.next_name or None,
+        "next_at": time_text(found.next_at),
+    }
+
+
 def progress_json(job: JobView) -> dict[str, Any]:
     """The part of a job that moves."""
     return {
@@ -392,6 +406,7 @@ def progress_json(job: JobView) -> dict[str, Any]:
         "retried": job.retried,
         "checking": job.checking,
         "doubt": {"what": job.doubt, "fix": job.doubt_fix or None} if job.doubt else None,
+        "coordinator": coordinator_json(job.coordinator),
         "by_node": [share_json(share) for share in job.by_node],
     }
 

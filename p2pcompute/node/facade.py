@@ -222,6 +222,20 @@ class NodeShare:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CoordinatorView:
+    """Who gives out the tasks of a job that is kept here for another node."""
+
+    name: str
+    is_owner: bool
+    away_since: float | None = None
+    """Unix seconds: when it was heard last; None: it is there."""
+    next_name: str = ""
+    """Who takes over; empty: nobody who could is there."""
+    next_at: float | None = None
+    """Unix seconds: when."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """A job owned by this node."""
@@ -256,6 +270,8 @@ class JobView:
     """Name of the node that submitted it, when it is only kept here."""
     custodians: tuple[str, ...] = ()
     """Names of the nodes that keep it too, by rank."""
+    coordinator: CoordinatorView | None = None
+    """None: this node submitted it, or it is over."""
     claimed: int = 0
     """Of those done and failed: ends that its owner has not judged."""
     checking: int = 0

@@ -9,16 +9,17 @@ from typing import Final
 
 from p2pcompute.dht.service import Dht
 from p2pcompute.errors import UsageError
-from p2pcompute.host.interfaces import Address, BlobRef
+from p2pcompute.host.interfaces import Address, BlobRef, Clock
 from p2pcompute.host.runs import Outcome
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import PUBLIC_KEY_BYTES, format_device_id, short_device_id
 from p2pcompute.limits import NODES_CHOSEN_MAX
-from p2pcompute.node.facade import DhtStatus, JobView, NodeShare, PeerView, TrustView
+from p2pcompute.node.facade import CoordinatorView, DhtStatus, JobView, NodeShare, PeerView, TrustView
 from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.network import Network
 from p2pcompute.scheduler.acceptance import DISPUTED
 from p2pcompute.scheduler.books import OwnedJob
+from p2pcompute.scheduler.custody import Outlook
 from p2pcompute.scheduler.fairness import USAGE_TAU_S
 from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import TaskState
@@ -247,6 +248,25 @@ def job(
     )
 
 
+def coordinator(found: Outlook | None, clock: Clock, name_of: Callable[[bytes], str]) -> CoordinatorView | None:
+    """Return who gives out the tasks of a job that is kept here for another node.
+
+    Moments are whole seconds, so that what has not changed looks the same a moment later.
+    """
+    if found is None:
+        return None
+    if found.away_since is None:
+        return CoordinatorView(name_of(found.coordinator), found.is_owner)
+    since_boot = clock.wall() - clock.now()
+    return CoordinatorView(
+        name_of(found.coordinator),
+        found.is_owner,
+        round(found.away_since + since_boot),
+        "" if found.next is None else name_of(found.next),
+        None if found.next is None else round(found.next_at + since_boot),
+    )
+
+
 def doubt(job: OwnedJob, core: OwnerCore, now: float, name_of: Callable[[bytes], str]) -> tuple[str, str]:
     """Return whose results are not believed yet and what they wait for, and what a person can do about it."""
     checked = job.checked
@@ -260,7 +280,7 @@ def doubt(job: OwnedJob, core: OwnerCore, now: float, name_of: Callable[[bytes],
     what = f"{len(waiting)} {'result' if len(waiting) == 1 else 'results'} of {', '.join(names)}{more}"
     what += f" {'is' if len(waiting) == 1 else 'are'} not believed yet"
     claimants = {worker for index in looked if index in checked.numbers for worker in checked.claims_of(index)}
-    if core.acceptance.has_arbiter(now):
+    if core.has_other(now, job, (), are_believed=True):
         return f"{what}: a trusted node computes them again when nothing else is to do", ""
     fix = f"is it yours?  p2pc trust set {names[0] if len(names) == 1 else 'NODE'} trusted"
     if not core.has_other(now, job, claimants):

@@ -16,14 +16,17 @@ their proposer as in Paxos (Lamport 1998).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pcompute.host.interfaces import Address
-from p2pcompute.limits import CUSTODY_LEAVING_S, LEASE_S_MIN
+from p2pcompute.limits import CUSTODY_BEAT_S, CUSTODY_LEAVING_S, LEASE_S_MIN
 from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.terms import JobEnvelope
 
 NEVER = float("-inf")
+SILENT_S = CUSTODY_BEAT_S + 2.0
+"""A coordinator of which nothing has come for so long is away although there is a channel: it says something sooner."""
 EPOCH_JUMP_MAX = 10_000
 """An epoch so far above what is known is made up: takeovers take half a minute each."""
 
@@ -55,6 +58,20 @@ def first_task(size: int, rank: int, custodians: int) -> int:
     first custodian begins with the last task, the second of two in the middle.
     """
     return max(0, size - 1 - size * (rank - 1) // max(1, custodians))
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Who coordinates a job that is kept here for another node, and who will."""
+
+    coordinator: bytes
+    is_owner: bool
+    away_since: float | None = None
+    """When it was heard last; None: it is there."""
+    next: bytes | None = None
+    """Who takes over, of those that can be heard here; None: it is not away, or nobody is there."""
+    next_at: float = 0.0
+    """When."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +146,16 @@ class Charge:
         """The coordinator has said goodbye: it may come back at once, and is not waited for long."""
         if self.rank:
             self.heard = min(self.heard, now - patience_s(self.rank) + CUSTODY_LEAVING_S * self.rank)
+
+    def outlook(self, now: float, own_key: bytes, is_up: Callable[[bytes], bool]) -> Outlook:
+        """Say who coordinates the job, and whom everybody waits for when that node is away."""
+        coordinator, is_owner = self.coordinator, self.coordinator == self.job.signer
+        if coordinator == own_key or (is_up(coordinator) and now - self.heard < SILENT_S):
+            return Outlook(coordinator, is_owner)
+        for rank, key in enumerate(self.job.coordinators):
+            if rank and key != coordinator and (key == own_key or is_up(key)):
+                return Outlook(coordinator, is_owner, self.heard, key, self.heard + patience_s(rank))
+        return Outlook(coordinator, is_owner, self.heard)
 
     def is_overdue(self, now: float) -> bool:
         """Whether this custodian should take over."""

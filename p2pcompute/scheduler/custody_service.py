@@ -54,7 +54,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.checkpoints import Saved
-from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, coordinator_of, first_task, next_epoch
+from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, Outlook, coordinator_of, first_task, next_epoch
 from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
@@ -217,6 +217,14 @@ class CustodyService:
         return any(
             key in charge.job.coordinators and not self._is_over(job_id) for job_id, charge in self.charges.items()
         )
+
+    def outlook(self, job_id: bytes) -> Outlook | None:
+        """Say who coordinates a job that is kept here for another node; None: it is our own, or over."""
+        charge, book = self.charges.get(job_id), self._owner.books.get(job_id)
+        if charge is None or book is None or book.job.is_own or book.job.ledger.is_complete:
+            return None
+        now = self._host.clock.now()
+        return charge.outlook(now, self._key, lambda key: self._channels.get(key) is not None)
 
     def _charge(self, job_id: bytes) -> Charge | None:
         """Return the charge of a job that is kept here; None when nobody else keeps it."""

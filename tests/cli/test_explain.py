@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines, unheard_lines
 from p2pcompute.cli.follow import STALL_S, Doubt, Stall
-from p2pcompute.cli.job_views import doubt_lines
+from p2pcompute.cli.job_views import coordinator_text, doubt_lines
 from p2pcompute.cli.main import exit_code_of
 
 
@@ -157,3 +157,25 @@ def test_results_that_nobody_believes_are_spoken_of_once_and_only_if_somebody_ca
     assert not doubt.is_due(waiting, 200.0) and not doubt.is_due(waiting, 199.9 + STALL_S)
     assert doubt.is_due(waiting, 200.0 + STALL_S) and not doubt.is_due(waiting, 900.0)
     assert doubt_lines(waiting) == [waiting["doubt"]["what"], waiting["doubt"]["fix"]]
+
+
+def test_who_waits_for_a_custodian_is_told_for_how_long() -> None:
+    """Else a job stands still for half a minute, and nobody who looks at it knows why."""
+    away = {"node": "ada", "is_owner": True, "away_since": "2026-11-23T10:00:00Z", "next": "pi4",
+            "next_at": "2026-11-23T10:00:30Z"}  # fmt: skip
+    now = datetime(2026, 11, 23, 10, 0, 12, tzinfo=UTC).timestamp()
+    job: dict[str, Any] = {"alias": "j7k3", "state": "waiting", "submitted": None, "owner": "ada", "coordinator": away}
+    text = "ada, its owner, is away for 12.0 s; pi4 takes over in 18.0 s"
+    assert coordinator_text(job, now) == text
+    assert coordinator_text(job, now + 60).endswith("is away for 1 min 12 s; pi4 takes over now")
+    nobody = {**away, "next": None, "next_at": None}
+    assert coordinator_text({"coordinator": nobody}, now).endswith("nobody else who keeps the job is here: it waits")
+    acting = {**nobody, "node": "pi4", "is_owner": False, "away_since": None}
+    assert coordinator_text({"coordinator": acting}, now) == "its owner is away: pi4 gives out its tasks"
+    assert not coordinator_text({"coordinator": {**acting, "node": "ada", "is_owner": True}}, now)
+    assert not coordinator_text({"coordinator": None}, now) and not coordinator_text({}, now)
+    assert "ada, its owner, is away for" in stalled_lines(document(node("nova", "now"), job=job))[0]
+    job["coordinator"] = {**acting, "node": "ada", "is_owner": True}
+    assert stalled_lines(document(node("nova", "now"), job=job))[0].endswith(
+        "ada hands out its tasks; when that is away, a node that keeps the job does."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from p2pcompute.limits import LEASE_S_MIN
 from tests.e2e.mesh import Daemon, Mesh, until
 from tests.e2e.test_drill import check_results, words_of_drill
 
+WAITS = r"ada, its owner, is away for \d+\.\d s; (\w+) takes over in \d+\.\d s"
 TASKS = 700
 """About a minute for six slots."""
 
@@ -44,7 +46,10 @@ def test_a_job_goes_on_without_its_owner_and_comes_back_to_it(mesh: Mesh, tmp_pa
     assert f"{job}" not in first.p2pc("jobs", "-a").check().out, "it is not its own"
     ada.kill()
     before = first.job(job)["done"]
+    said = until(lambda: re.search(WAITS, second.p2pc("show", job).check().out), 20, "the second says who takes over")
+    assert said[1] == first.name
     until(lambda: first.job(job)["claimed"] > 10, 2 * LEASE_S_MIN, "the first custodian takes over")
+    assert f"its owner is away: {first.name} gives out its tasks" in second.p2pc("show", job).check().out
     shown = first.p2pc("show", job).check().out
     assert "ada, which submitted it" in shown and "for it to accept" in shown
     assert "only the node that submitted" in first.p2pc("cancel", "-y", job).err

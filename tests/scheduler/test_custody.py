@@ -12,7 +12,7 @@ from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.identity.keys import Identity, create_identity
 from p2pcompute.limits import CUSTODIANS_MAX, CUSTODY_LEAVING_S, LEASE_S_MIN
 from p2pcompute.scheduler.books import OwnedJob
-from p2pcompute.scheduler.custody import Charge, coordinator_of, first_task, next_epoch, patience_s
+from p2pcompute.scheduler.custody import SILENT_S, Charge, Outlook, coordinator_of, first_task, next_epoch, patience_s
 from p2pcompute.scheduler.ledger import FactKind
 from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
@@ -82,6 +82,19 @@ def test_only_the_coordinator_is_waited_for() -> None:
     assert charge.heard == 20.0
     charge.leaving(21.0)
     assert not charge.is_overdue(21.0) and charge.is_overdue(21.0 + CUSTODY_LEAVING_S), "it said goodbye"
+
+
+def test_who_waits_for_a_coordinator_is_told_for_whom_and_how_long() -> None:
+    charge = Charge(job=JOB, rank=2, heard=100.0)
+    assert charge.outlook(105.0, KEYS[2], lambda _key: True) == Outlook(KEYS[0], True)
+    lost = charge.outlook(105.0, KEYS[2], lambda key: key == KEYS[1])
+    assert lost == Outlook(KEYS[0], True, 100.0, KEYS[1], 100.0 + patience_s(1)), "the first of those who are there"
+    silent = charge.outlook(100.0 + SILENT_S, KEYS[2], lambda key: key != KEYS[1])
+    assert silent == Outlook(KEYS[0], True, 100.0, KEYS[2], 100.0 + patience_s(2)), "this one, when the first is away"
+    onlooker = Charge(job=JOB, rank=None, heard=100.0)
+    assert onlooker.outlook(105.0, b"x" * 32, lambda _key: False) == Outlook(KEYS[0], True, 100.0)
+    charge.take_over()
+    assert charge.outlook(500.0, KEYS[2], lambda _key: False) == Outlook(KEYS[2], False)
 
 
 def test_an_envelope_names_its_coordinators_by_rank() -> None:

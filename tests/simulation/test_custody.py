@@ -57,15 +57,23 @@ def test_a_custodian_takes_over_and_the_owner_takes_its_job_back(seed: int) -> N
             owner = mesh.members[1]
             job_id = await mesh.submit(owner, [2.0] * 400)
             await asyncio.sleep(15)
-            first, _second = keepers(mesh, owner, job_id)
+            first, second = keepers(mesh, owner, job_id)
             before = done_at(owner, job_id)
             mesh.crash(owner)
             died = simulation.now
+            await asyncio.sleep(10)
+            for keeper in (first, second):
+                told = keeper.running.job(job_id.hex()).coordinator
+                assert told is not None and told.is_owner and told.away_since is not None and told.next_at is not None
+                assert (told.name, told.next_name) == (owner.host.name, first.host.name)
+                assert abs(told.next_at - told.away_since - LEASE_S_MIN) <= 1
             while not acting(mesh, job_id):
                 await asyncio.sleep(0.5)
                 assert simulation.now - died < 2 * LEASE_S_MIN
             assert acting(mesh, job_id) == [first]
             await asyncio.sleep(20)
+            told = second.running.job(job_id.hex()).coordinator
+            assert told is not None and (told.name, told.away_since) == (first.host.name, None)
             held = first.running.scheduler.worker.core.held
             assert 2 <= len(held) <= 4, f"{len(held)} tasks at the worker of who coordinates them: two run"
             between = done_at(first, job_id)
