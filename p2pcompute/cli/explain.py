@@ -11,7 +11,7 @@ import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.completing import complete_nodes
-from p2pcompute.cli.job_views import find_job, find_tasks, reference_argument
+from p2pcompute.cli.job_views import coordinator_text, find_job, find_tasks, reference_argument
 from p2pcompute.cli.kept_connection import open_kept
 from p2pcompute.cli.output import duration_text, in_group, moment_of, node_labels, one_line, plural, print_json, table
 from p2pcompute.errors import NodeUnavailable, NoEligibleNode
@@ -134,9 +134,12 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
         return f"{name} runs: {plural(job['running'], 'task')} on {', '.join(nodes)}{rest}.  {_counts(document)}"
     began = moment_of(job.get("submitted"))
     waited = "" if began is None else f" has waited {duration_text(max(0.0, time.time() - began.timestamp()))}"
+    text = f"{name}{waited}: {_counts(document)}"
     owner = one_line(str(job.get("owner") or ""))
-    away = f"  {owner} hands out its tasks; when that is away, a node that keeps the job does, within a minute or so."
-    return f"{name}{waited}: {_counts(document)}{away if owner else ''}"
+    if not owner:
+        return text
+    away = coordinator_text(job, time.time())
+    return f"{text}  {away or f'{owner} hands out its tasks; when that is away, a node that keeps the job does'}."
 
 
 def _reason(reason: Mapping[str, Any], verdict: str) -> str:
