@@ -27,7 +27,8 @@ from p2pcompute.identity.files import load_or_create_identity
 from p2pcompute.identity.keys import Identity, create_identity, delegate
 from p2pcompute.limits import DELEGATION_TTL_S_MAX
 from p2pcompute.node.membership import clean_name
-from p2pcompute.node.node import Node, NodeOptions
+from p2pcompute.node.node import Node
+from p2pcompute.node.options import NodeOptions
 from p2pcompute.places import find_paths
 from p2pcompute.trust.groups import Group, load_group
 from p2pcompute.trust.levels import Levels, load_levels

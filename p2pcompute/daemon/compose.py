@@ -39,7 +39,8 @@ from p2pcompute.host.real_store import SqliteStore
 from p2pcompute.identity.files import KEY_FILE, load_or_create_identity
 from p2pcompute.node.comfort_service import ComfortSettings
 from p2pcompute.node.membership import clean_name
-from p2pcompute.node.node import Node, NodeOptions
+from p2pcompute.node.node import Node
+from p2pcompute.node.options import NodeOptions
 from p2pcompute.resources.matching import check_acceptance, only_wasm
 from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
 from p2pcompute.trust.levels import Levels, load_levels, save_levels

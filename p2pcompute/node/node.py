@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteError, UsageError
@@ -15,7 +15,7 @@ from p2pcompute.host.interfaces import Address, Attribute, Attributes, BlobRef, 
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import format_device_id, short_device_id
-from p2pcompute.limits import CUSTODIANS, GROUP_ACCEPT_CHARS_MAX
+from p2pcompute.limits import GROUP_ACCEPT_CHARS_MAX
 from p2pcompute.node import views
 from p2pcompute.node.bandwidth import LIFETIME_S as BANDWIDTH_LIFETIME_S
 from p2pcompute.node.blob_exchange import BlobExchange
@@ -54,13 +54,13 @@ from p2pcompute.node.members import Members
 from p2pcompute.node.membership import RENEW, GroupCredentials, clean_name
 from p2pcompute.node.network import Network
 from p2pcompute.node.notes import notes_of
+from p2pcompute.node.options import NodeOptions
 from p2pcompute.node.placement import ACCEPTS, Placement, are_outputs, is_data
 from p2pcompute.resources.explaining import Finding
 from p2pcompute.resources.expressions import Expression
 from p2pcompute.resources.matching import ONLY_WASM, Verdict, check_acceptance, only_wasm
 from p2pcompute.resources.questions import UNKNOWN_REQUEST, Findings, Found, Query
 from p2pcompute.resources.service import Resources
-from p2pcompute.scheduler.policies import Policy
 from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.stealing import LOCAL
 from p2pcompute.scheduler.terms import JobTerms
@@ -77,48 +77,8 @@ from p2pcompute.trust.verification.book import Why
 from p2pcompute.version import VERSION
 
 BOOT_BYTES = 8
-SOLO_GROUP_NAME = "home"
 STATE_LIFETIME_S = 10.0
 """How long it may be believed how busy this node is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeOptions:
-    """What a person may choose about a node."""
-
-    name: str
-    group_name: str = SOLO_GROUP_NAME
-    """Of the group that is founded where there is none."""
-    port: int = 0
-    """0: chosen at the first start and kept."""
-    first_contacts: tuple[Address, ...] = ()
-    seeds: tuple[tuple[str, int | None], ...] = ()
-    """Domains, or hosts with ports: looked up for first contacts while nobody answers."""
-    discover: bool = True
-    accepts_others: bool = True
-    """False: only this node's own jobs run here."""
-    isolation: str = ""
-    """How work of others is run: the attribute of this name; empty: nothing is said."""
-    accept_if: str = ""
-    """Condition over ``job.*`` on which work of others is taken; empty: always."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """What its owner says of it: ``label.KEY``, and tags where the value is empty."""
-    is_durable: bool = True
-    """False for an embedded node that keeps nothing: no journal, no result rows."""
-    custodians: int = CUSTODIANS
-    """How many nodes keep a job that is submitted here too, where there are so many."""
-    policy: Policy | None = None
-    """Which of several nodes that wait is given tasks first; None: in turn."""
-    is_networked: bool = True
-    """False for an embedded node on its own: no socket, no port."""
-    gives_network: bool = False
-    """Whether tasks of others may reach public addresses from here."""
-    grace_s: float = 30.0
-    """How long running tasks may take to finish when the node stops."""
-    share: Callable[[], float] = lambda: 1.0
-    """What part of the cores is for the work of others in this group, where this machine is in several."""
-    comfort: ComfortSettings | None = None
-    """When the work of others runs; None: always, because nobody sits at this machine."""
 
 
 class Node:

@@ -22,7 +22,8 @@ from p2pcompute.identity.keys import Identity, create_identity
 from p2pcompute.ids import DHT_ID_BYTES
 from p2pcompute.limits import CUSTODIANS, DHT_BUCKET_SIZES, DHT_K
 from p2pcompute.node.facade import JobView
-from p2pcompute.node.node import Node, NodeOptions
+from p2pcompute.node.node import Node
+from p2pcompute.node.options import NodeOptions
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import SimHost, Simulation
 from p2pcompute.simulation.nat import NatKind
