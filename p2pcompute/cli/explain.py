@@ -11,7 +11,7 @@ import click
 
 from p2pcompute.cli.command import Command, Reference, json_option
 from p2pcompute.cli.completing import complete_nodes
-from p2pcompute.cli.job_views import coordinator_text, find_job, find_tasks, reference_argument
+from p2pcompute.cli.job_views import coordinator_text, find_job, reference_argument
 from p2pcompute.cli.kept_connection import open_kept
 from p2pcompute.cli.output import duration_text, in_group, moment_of, node_labels, one_line, plural, print_json, table
 from p2pcompute.errors import NodeUnavailable, NoEligibleNode
@@ -45,7 +45,7 @@ def explain(*, json_: bool, node: str | None, ref: Reference) -> int:
     document = connection.request("GET", f"/v1/jobs/{job['id']}/explanation{query}")
     task = None
     if ref.task is not None:
-        task = next(iter(find_tasks(connection, job["id"], ref)), None)
+        task = connection.request("GET", f"/v1/jobs/{job['id']}/tasks/{ref.task}")
     if json_:
         print_json({**document, "task": task and {name: task.get(name) for name in ("index", "state", "node")}})
     else:
@@ -132,6 +132,8 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
         rest = f", {plural(job['waiting'], 'task')} waiting" if job["waiting"] else ""
         nodes = [share["node"] for share in job["by_node"] if share["running"]]
         return f"{name} runs: {plural(job['running'], 'task')} on {', '.join(nodes)}{rest}.  {_counts(document)}"
+    if doubt := _doubt(job, task):
+        return f"{name} {doubt}"
     began = moment_of(job.get("submitted"))
     waited = "" if began is None else f" has waited {duration_text(max(0.0, time.time() - began.timestamp()))}"
     text = f"{name}{waited}: {_counts(document)}"
@@ -140,6 +142,18 @@ def _sentence(document: Mapping[str, Any], task: Mapping[str, Any] | None) -> st
         return text
     away = coordinator_text(job, time.time())
     return f"{text}  {away or f'{owner} hands out its tasks; when that is away, a node that keeps the job does'}."
+
+
+def _doubt(job: Mapping[str, Any], task: Mapping[str, Any] | None) -> str:
+    """Return what is waited for where everything was computed and is not believed yet; empty: a node is waited for."""
+    if task is not None:
+        belief = task.get("belief") or {"believed": True}
+        return "" if belief["believed"] else f"was computed and waits to be believed: {one_line(belief['why'], 300)}."
+    doubt = job.get("doubt")
+    if not doubt or job["waiting"] > job.get("checking", 0):
+        return ""
+    fix = f"; {one_line(doubt['fix'])}" if doubt["fix"] else ""
+    return f"was computed and waits to be believed: {one_line(doubt['what'], 300)}{fix}."
 
 
 def _reason(reason: Mapping[str, Any], verdict: str) -> str:

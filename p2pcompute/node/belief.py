@@ -31,7 +31,7 @@ def belief(
     Args:
         ran: key of the node whose result it is; b"": it has none.
         own_key: of this node.
-        has_arbiter: a trusted node asks for work here, so that it can decide.
+        has_arbiter: a trusted node that may run the job asks for work here, so that it can decide.
     """
     if not job.is_own:  # only its owner knows
         return None
@@ -99,7 +99,7 @@ def _what_for(checked: CheckedJob, index: int, name_of: NameOf, *, has_arbiter: 
     claims, rule, verifier = checked.claims_of(index), checked.rule, checked.verifier
     groups = votes(claims)
     if len(groups) > 1 or index in checked.asked:
-        decides = "a trusted node decides" if has_arbiter else "no trusted node works here, so more members decide"
+        decides = "a trusted node decides" if has_arbiter else "no trusted node may run it here, so more members decide"
         return f"{_names([name_of(worker) for worker in claims])} found different results; {decides}"
     new = _new(checked, claims)
     counting = [name_of(worker) for worker in claims if worker not in new]

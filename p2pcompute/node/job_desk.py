@@ -272,7 +272,7 @@ class JobDesk:
             self._identity.public_key,
             self._name_of,
             lambda key: credentials.level_of(credentials.installation_of(key) or key),
-            has_arbiter=owner.core.acceptance.has_arbiter(self._host.clock.now()),
+            has_arbiter=owner.core.has_other(self._host.clock.now(), owner.book(job_id).job, (), are_believed=True),
         )
 
     async def tail(self, job_id: bytes, index: int, *, attempt: int, offsets: tuple[int, int]) -> TailView | None:

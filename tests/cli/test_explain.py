@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from p2pcompute.cli.explain import never_error, print_explanation, stalled_lines, unheard_lines
+from p2pcompute.cli.explain import _sentence, never_error, print_explanation, stalled_lines, unheard_lines
 from p2pcompute.cli.follow import STALL_S, Doubt, Stall
 from p2pcompute.cli.job_views import coordinator_text, doubt_lines
 from p2pcompute.cli.main import exit_code_of
@@ -133,6 +133,22 @@ def test_sentence_says_how_long_and_for_how_many() -> None:
     assert stalled_lines(document(node("nova", "later", "busy"), job=job))[0] == (
         "j7k3: 0 of 1 node can take it now, 1 can later."
     )
+
+
+def test_what_was_computed_waits_for_belief_and_not_for_a_node() -> None:
+    """If it broke: "3 of 3 nodes can take it now" of a job that nobody can take any more."""
+    doubt = {"what": "3 results of ada are not believed yet: no trusted node works", "fix": "invite another"}
+    job = {"alias": "j7k3", "state": "waiting", "submitted": None, "running": 0, "waiting": 3, "checking": 3}
+    assert stalled_lines(document(node("nova", "now"), job={**job, "doubt": doubt}))[0] == (
+        "j7k3 was computed and waits to be believed: 3 results of ada are not believed yet: no trusted node works; "
+        "invite another."
+    )
+    for other in ({**job, "doubt": None}, {**job, "doubt": doubt, "waiting": 4}):
+        assert "1 of 1 node can take it now" in stalled_lines(document(node("nova", "now"), job=other))[0]
+    task = {"index": 1, "state": "waiting", "belief": {"believed": False, "why": "only ada ran it"}}
+    shown = document(node("nova", "now"), job={**job, "doubt": doubt})
+    assert _sentence(shown, task) == "j7k3/1 was computed and waits to be believed: only ada ran it."
+    assert "can take it now" in _sentence(shown, {**task, "belief": None})
 
 
 def test_a_stall_is_said_once_and_again_after_work() -> None:

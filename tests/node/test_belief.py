@@ -79,7 +79,7 @@ def test_what_a_claim_waits_for_is_said() -> None:
     for _ in range(10):
         play.turn()
     (text,) = why(play, believed=False)
-    assert text == "ada and bob found different results; no trusted node works here, so more members decide"
+    assert text == "ada and bob found different results; no trusted node may run it here, so more members decide"
     view = said(play, 0, has_arbiter=True)
     assert view is not None and view.why == "ada and bob found different results; a trusted node decides"
 

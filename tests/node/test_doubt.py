@@ -18,7 +18,7 @@ from p2pcompute.trust.levels import Level
 from tests.node.test_placement import name, submit
 
 
-def waiting(models: Sequence[RunnerModel]) -> tuple[JobView, list[str], list[str]]:
+def waiting(models: Sequence[RunnerModel], *, is_owner_left_out: bool = False) -> tuple[JobView, list[str], list[str]]:
     """Return a job of members half a minute after its submission, their names, and where its tasks were at first."""
     with Simulation(1) as simulation:
         mesh = Mesh(simulation, len(models), runner=models, level=Level.MEMBER, custodians=0)
@@ -27,7 +27,8 @@ def waiting(models: Sequence[RunnerModel]) -> tuple[JobView, list[str], list[str
         async def main() -> None:
             await mesh.start()
             await asyncio.sleep(5)
-            job_id = await submit(mesh.members[0], [1.0] * 4)
+            left_out = (mesh.members[0].identity.public_key,) * is_owner_left_out
+            job_id = await submit(mesh.members[0], [1.0] * 4, not_on=left_out)
             await asyncio.sleep(2.0)
             node = mesh.members[0].running
             tasks = await mesh.members[0].host.call(node.tasks(job_id))
@@ -52,6 +53,14 @@ def test_the_only_member_is_named_and_both_ways_out() -> None:
 def test_where_a_trusted_node_works_nothing_is_asked_of_anybody() -> None:
     view, _names, _places = waiting([RunnerModel(slot_count=1), RunnerModel(slot_count=2)])
     assert view.done == 4 and not view.doubt and progress_json(view)["doubt"] is None
+
+
+def test_a_trusted_node_that_may_not_run_it_is_no_judge() -> None:
+    """With --not-on, as here, or another system than it asks for."""
+    models = [RunnerModel(slot_count=1), RunnerModel(slot_count=2)]
+    view, names, _places = waiting(models, is_owner_left_out=True)
+    no_other = "no trusted node works here, and no other member to find the same"
+    assert view.doubt == f"4 results of {names[1]} are not believed yet: {no_other}"
 
 
 def test_a_task_that_a_member_computes_is_shown_as_running_there() -> None:
