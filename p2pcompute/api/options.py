@@ -65,7 +65,8 @@ class TaskOptions:
     equal: Literal["exact"] | int = "exact"
     """When results of two nodes are the same: bit for bit, or when their numbers, rounded to so many significant
     digits (1 to 15), are; then the values of functions come back rounded, wherever they were computed.  Numbers in
-    containers, data classes, arrays and frames count, those in other objects do not."""
+    containers, data classes, arrays and frames count, those in other objects do not.  Of values over 64 KiB only the
+    rounded bytes are compared: two that lie on two sides of a rounding step differ, and one of them counts as wrong."""
     sandbox: Sandbox = "auto"
     """"sandbox": in one on your own computers too, where what a function returns has to be data; "process": only where
     there is none; "auto": as the owner of each node says."""

@@ -56,10 +56,28 @@ def _are_near(one: Any, other: Any, digits: int) -> bool:
         if one.dtype != other.dtype or one.shape != other.shape or one.dtype.kind not in "fc":
             return one.dtype == other.dtype and bool(numpy.array_equal(one, other))
         return _are_near(one.reshape(-1).tolist(), other.reshape(-1).tolist(), digits)
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(one, pandas.DataFrame | pandas.Series):
+        return _are_near_frames(one, other, digits)
     try:
         return bool(one == other)
-    except ValueError:  # a frame, which compares column by column
+    except ValueError:  # what is compared part by part, and is none of the above
         return False
+
+
+def _are_near_frames(one: Any, other: Any, digits: int) -> bool:
+    """Whether two tables, or columns, have the same labels and types, and numbers that are near."""
+    if one.shape != other.shape or not one.index.equals(other.index):
+        return False
+    if one.ndim == 2:
+        places = range(one.shape[1])
+        is_same = one.columns.equals(other.columns)
+        return is_same and all(_are_near_frames(one.iloc[:, at], other.iloc[:, at], digits) for at in places)
+    if one.dtype != other.dtype or one.name != other.name:
+        return False
+    if getattr(one.dtype, "kind", "") not in "fc" or not hasattr(one.dtype, "newbyteorder"):  # pandas' own types
+        return bool(one.equals(other))
+    return _are_near(one.to_numpy().tolist(), other.to_numpy().tolist(), digits)
 
 
 def _is_step(one: float, other: float, digits: int) -> bool:

@@ -61,3 +61,28 @@ def test_whatever_two_machines_round_that_is_nearly_the_same_is_a_step_apart() -
         for digits in (2, 6, 12):
             low, high = rounded(border * (1 - 1e-15), digits), rounded(border * (1 + 1e-15), digits)
             assert are_neighbours(encode(low), encode(high), digits), (border, digits)
+
+
+def test_frames_a_step_apart_are_as_good_as_each_other() -> None:
+    """Broken: an honest member is a suspect because a number in its table was rounded the other way."""
+    pandas = pytest.importorskip("pandas")
+
+    def table(x: float, **more: Any) -> Any:
+        columns = {"x": [x, 2.0, float("nan")], "n": [1, 2, 3], "t": ["a", "b", "c"], **more}
+        return pandas.DataFrame(columns, index=[5, 6, 7])
+
+    one = table(1.234)
+    assert are_neighbours(encode(one), encode(table(1.235)), 4)
+    assert are_neighbours(encode([one]), encode([table(1.235)]), 4)
+    assert are_neighbours(encode(one["x"]), encode(table(1.235)["x"]), 4)
+    other_index = table(1.235)
+    other_index.index = [5, 6, 8]
+    for other in (
+        table(1.237),
+        table(1.235, n=[1, 2, 4]),
+        table(1.235, t=["a", "b", "d"]),
+        table(1.235, n=[1.0, 2.0, 3.0]),
+        table(1.235).rename(columns={"x": "y"}),
+        other_index,
+    ):
+        assert not are_neighbours(encode(one), encode(other), 4)
