@@ -31,7 +31,7 @@ from p2pcompute.scheduler.messages import (
 )
 from p2pcompute.scheduler.terms import JobEnvelope, open_job
 from p2pcompute.wire import cbor
-from p2pcompute.wire.envelope import open_envelope
+from p2pcompute.wire.envelope import open_envelope, unverified_payload
 from p2pcompute.wire.fields import named
 
 BUNDLE: Final = "p2pc/bundle/1"
@@ -125,10 +125,7 @@ def _claims(crypto: Crypto, raw: bytes) -> tuple[bytes, bytes, bytes, list[Claim
     Raises:
         RemoteProtocolError: forged or malformed.
     """
-    outer = cbor.decode(raw)
-    if not (isinstance(outer, list) and len(outer) == 4 and isinstance(outer[2], bytes)):
-        raise RemoteProtocolError("not a COSE_Sign1 array")
-    payload = cbor.decode(outer[2])
+    payload = unverified_payload(raw)
     if not (isinstance(payload, dict) and "claims" in payload):
         return None
     opened = open_envelope(crypto, raw, CLAIMS_CONTENT_TYPE)

@@ -42,7 +42,7 @@ class Commits:
 
     __slots__ = (
         "_books", "_host", "_identity", "_is_at_it", "_journal", "_scope", "_waiters", "_wake", "facts",
-        "failures_count", "is_closed", "on_kept", "trouble", "writes",
+        "is_closed", "on_kept", "trouble", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -77,7 +77,6 @@ class Commits:
         self.is_closed = False
         self.trouble: StoreError | None = None
         """Why the store takes nothing just now."""
-        self.failures_count = 0
 
     @property
     def is_waiting(self) -> bool:
@@ -177,7 +176,6 @@ class Commits:
                 await self._host.store.commit(writes)
             except StoreError as error:
                 self.trouble = error
-                self.failures_count += 1
                 await self._host.clock.sleep(RETRY_COMMIT_S)
             else:
                 if self.trouble is not None:

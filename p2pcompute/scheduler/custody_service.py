@@ -77,8 +77,7 @@ from p2pcompute.scheduler.tickets import Ticket, check_ticket, format_ticket, si
 from p2pcompute.scheduler.worker_service import Fetch, Inputs
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.transport.channels import Channel, Channels
-from p2pcompute.wire import cbor
-from p2pcompute.wire.envelope import open_envelope
+from p2pcompute.wire.envelope import open_envelope, unverified_payload
 from p2pcompute.wire.fields import named
 
 SYNC_TIMEOUT_S: Final = CUSTODY_BEAT_S + 10.0
@@ -738,7 +737,7 @@ class CustodyService:
         Raises:
             RemoteProtocolError: signed by nobody who may, or malformed.
         """
-        payload = _payload_of(raw)
+        payload = unverified_payload(raw)
         if isinstance(payload, dict) and "claims" in payload:
             opened = open_envelope(self._host.crypto, raw, CLAIMS_CONTENT_TYPE, bytes_max=CLAIMS_BYTES_MAX)
             job_id, claims = parse_claims(opened.payload)
@@ -1000,21 +999,9 @@ class _Page:
         return self.size >= SYNC_BYTES_MAX or self.count >= SYNC_ITEMS_MAX
 
 
-def _payload_of(raw: bytes) -> Any:
-    """Return what an envelope says, unchecked.
-
-    Raises:
-        RemoteProtocolError: it is none.
-    """
-    outer = cbor.decode(raw)
-    if not (isinstance(outer, list) and len(outer) == 4 and isinstance(outer[2], bytes)):
-        raise RemoteProtocolError("not a COSE_Sign1 array")
-    return cbor.decode(outer[2])
-
-
 def _read_fact(raw: bytes) -> tuple[int, Any]:
     """Return (kind, body) of a fact in our own journal, which was checked when it was written."""
-    payload = _payload_of(raw)
+    payload = unverified_payload(raw)
     return (FactKind.CLAIMS, payload["claims"]) if "claims" in payload else (payload["kind"], payload["body"])
 
 

@@ -95,13 +95,13 @@ def _uint(data: bytes, position: int) -> tuple[int, int]:
     return int.from_bytes(data[position + 1 : end], "big"), end
 
 
-def decode_body(data: bytes, *, allow_float: bool = False) -> Any:
+def decode_body(data: bytes) -> Any:
     """Return the body of a frame that `peek` accepted.
 
     Raises:
         RemoteProtocolError: not canonical, not three items, or with values that are not allowed.
     """
-    message = cbor.decode(data, allow_float=allow_float)
+    message = cbor.decode(data)
     if not isinstance(message, list) or len(message) != 3:
         raise RemoteProtocolError("a frame is not a message")
     return message[2]

@@ -96,6 +96,18 @@ def open_envelope(
     return Envelope(content_type, key, cbor.decode(body, allow_float=allow_float), raw)
 
 
+def unverified_payload(raw: bytes) -> Any:
+    """Return what an envelope says, unchecked: to see what it is about, or because it was verified before.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    outer = cbor.decode(raw)
+    if not (isinstance(outer, list) and len(outer) == 4 and isinstance(outer[2], bytes)):
+        raise RemoteProtocolError("not a COSE_Sign1 array")
+    return cbor.decode(outer[2])
+
+
 def signer_of(protected: bytes) -> bytes:
     """Return the key named in the protected header of an envelope that was verified before."""
     key: bytes = cbor.decode(protected)[_KEY_ID]

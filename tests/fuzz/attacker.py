@@ -128,7 +128,7 @@ class Raw:
                     raise ChannelLost("closed by the other side")
                 self._frames += self._reader.feed(data)
         frame = self._frames.pop(0)
-        return peek(frame)[0], decode_body(frame, allow_float=True)
+        return peek(frame)[0], decode_body(frame)
 
     async def is_open(self) -> bool:
         """Read what has come; false when the other side has closed."""

@@ -143,7 +143,7 @@ def _of_joiners() -> Iterator[Surface]:
     def read(data: bytes) -> None:
         for one in FrameReader(65536).feed(data):
             peek(one)
-            decode_body(one, allow_float=True)
+            decode_body(one)
 
     yield Surface("frames", "joiner", read, [frame(encode_message(16, 1, ["token", [b"x" * 8], "bob"])) * 2])
     binding, nonce = bytes(32), b"n" * 32
