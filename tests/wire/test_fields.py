@@ -75,7 +75,7 @@ BODIES: list[tuple[Callable[[Any], Any], Any, Any]] = [
     (messages.parse_stop, [KEY, [1], False], [KEY, [1], False, *LATER]),
     (messages.parse_checkpoint, [[KEY, 3, 0, 2, b"c"]], [[KEY, 3, 0, 2, b"c", *LATER]]),
     (messages.parse_tail_asked, [KEY, 3, 1, 0, 9], [KEY, 3, 1, 0, 9, *LATER]),
-    (messages.parse_tail, [0, b"out", 5, b"err", b"far", 9], [0, b"out", 5, b"err", b"far", 9, *LATER]),
+    (messages.parse_tail, [0, b"out", 5, b"err", b"far", 9, 4], [0, b"out", 5, b"err", b"far", 9, 4, *LATER]),
     (messages.parse_printed, [[KEY, 3, 1, 0, b"o", 5, b"e"]], [[KEY, 3, 1, 0, b"o", 5, b"e", *LATER]]),
     (messages.parse_coordinator, [KEY, 7], [KEY, 7, *LATER]),
     (messages.parse_job_id, [KEY], [KEY, *LATER]),
