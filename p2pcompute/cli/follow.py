@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.job_views import coordinator_text, doubt_lines
 from p2pcompute.cli.output import EXIT_HANGUP, EXIT_INTERRUPTED, EXIT_TERMINATED, count_text, one_line, options, say
-from p2pcompute.cli.printing import Contents, Errors, Printer
+from p2pcompute.cli.printing import Errors, Printer
 from p2pcompute.cli.progress import Display, Progress
 from p2pcompute.errors import NodeUnavailable, P2pcError
 from p2pcompute.limits import REQUEST_NAME_BYTES
@@ -686,14 +686,4 @@ def make_printer(
             say(text)
 
     errors = Errors(str(job["alias"]), kind, tell) if options().quiet < 2 and mode != "jsonl" else None
-    printer = Printer(
-        Contents(connection, str(job["id"]), is_trusted=not job.get("owner")),
-        mode=mode,
-        kind=kind,
-        keep_order=keep_order,
-        tag=tag,
-        out=sys.stdout.buffer,
-        err=sys.stderr.buffer,
-        errors=errors,
-    )
-    return printer, errors
+    return Printer.of_job(connection, job, kind, mode=mode, keep_order=keep_order, tag=tag, errors=errors), errors

@@ -404,14 +404,8 @@ def _write_bundle(connection: Connection, job: Mapping[str, Any], path: Path) ->
 
 
 def _print_results(connection: Connection, job: Mapping[str, Any], ref: Reference, only: TaskFilter, mode: str) -> None:
-    printer = Printer(
-        Contents(connection, job["id"], is_trusted=not job.get("owner")),
-        mode=mode,
-        kind=str(job.get("kind")),
-        keep_order=False,
-        tag=bool((job.get("note") or {}).get("tag")),
-        out=sys.stdout.buffer,
-        err=sys.stderr.buffer,
+    printer = Printer.of_job(
+        connection, job, str(job.get("kind")), mode=mode, tag=bool((job.get("note") or {}).get("tag"))
     )
     tasks = find_tasks(connection, job["id"], ref, ("done", "failed"), only=only, with_content=True)
     for task in said_if_none(tasks, job, only):

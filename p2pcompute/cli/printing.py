@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -342,6 +343,30 @@ class Printer:
         self.live: LiveOutput | None = None
         """Shows what tasks print while they run; its lines wait here until they can be printed."""
         self._live_lines: deque[tuple[str, bytes]] = deque()
+
+    @classmethod
+    def of_job(
+        cls,
+        connection: Connection,
+        job: Mapping[str, Any],
+        kind: str,
+        *,
+        mode: str,
+        keep_order: bool = False,
+        tag: bool = False,
+        errors: Errors | None = None,
+    ) -> Printer:
+        """Return what prints the tasks of a job (JOB) on standard output."""
+        return cls(
+            Contents(connection, str(job["id"]), is_trusted=not job.get("owner")),
+            mode=mode,
+            kind=kind,
+            keep_order=keep_order,
+            tag=tag,
+            out=sys.stdout.buffer,
+            err=sys.stderr.buffer,
+            errors=errors,
+        )
 
     def tag_line(self, task: Task) -> bytes:
         """Return what lines of a task begin with."""

@@ -407,7 +407,7 @@ def test_tasks_are_chosen_by_state_input_and_time(p2pc: Shell) -> None:
     assert task["node_id"] == status["id"], "names are not unique"
     assert len(json.loads(p2pc("show", "chosen", "--on", status["short_id"], "--json")[1])["items"]) == 4
     code, out, err = p2pc("show", "chosen", "--on", "nobody")
-    assert out == "no such tasks\n" and err == "0 of 4 tasks\n"
+    assert out == "no such tasks (none ran on nobody)\n" and err == "0 of 4 tasks\n"
     out = p2pc("logs", "chosen", "--input", "41")[1]
     assert "/2 " in out and "/3 " not in out
     code, out, err = p2pc("result", "chosen", "--state", "done", "--format", "csv")
