@@ -463,6 +463,10 @@ VERIFY_HELD_BYTES_MAX: Final = 256 * MIB
 """Results of members that wait to be believed; then members begin no further tasks."""
 VERIFY_UNASKED_BYTES_MAX: Final = 32 * MIB
 """When so much of these waits, results of tasks that a member was not lent, or no longer, are refused, and counted."""
+VERIFY_LENDS_PER_TASK: Final = 64
+VERIFY_LENDS_FREE: Final = 10_000
+"""So many lendings to members, and claims of them, are remembered of a job: the first for each of its tasks, the second
+besides.  Then members get no more of it, and trusted nodes go on.  Two a task are usual, REPLICAS_MAX possible."""
 VERIFY_KEPT_BYTES_MAX: Final = 64 * MIB
 """Inputs of tasks whose results were accepted and may still be revoked; the oldest are read from the journal again."""
 ANSWERED_MAX: Final = 20_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.runs import Outcome
-from p2pcompute.limits import JOB_NODES_MAX, STORY_EVENTS_MAX
+from p2pcompute.limits import JOB_NODES_MAX, STORY_EVENTS_MAX, VERIFY_LENDS_FREE, VERIFY_LENDS_PER_TASK
 from p2pcompute.scheduler.checked import Output, Rule
 from p2pcompute.scheduler.ledger import FactKind, JobLedger, TaskState
 from p2pcompute.scheduler.printed import LostAttempt
@@ -238,7 +238,7 @@ class CheckedJob:
         self.leases: dict[int, dict[bytes, Lease]] = {}
         """Task → who computes it for the sake of checking, or began it as a member."""
         self.attempts: dict[tuple[int, bytes], int] = {}
-        """(task, node) → how often it was given to it."""
+        """(task, node) → how often it was given to it; up to `lends_max`."""
         self.outputs: dict[int, dict[Digest, Output]] = {}
         """What is claimed of tasks that are not accepted."""
         self.payloads: dict[int, bytes] = {}
@@ -248,13 +248,23 @@ class CheckedJob:
         self.asked: dict[int, None] = {}
         """Those for which that has not been done."""
         self.signed: dict[tuple[int, bytes], tuple[int, bytes]] = {}
-        """(task, installation) → under which lease it claimed it first in this life of the owner."""
+        """(task, installation) → under which lease it claimed it first in this life of the owner; of those who were not
+        asked up to `lends_max`."""
         self.check_of: dict[int, int] = {}
         """Tasks that are known-answer checks, and the numbers of these."""
         self.claimed_at: dict[int, float] = {}
         """When a task was claimed last."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
+
+    @property
+    def lends_max(self) -> int:
+        """How many attempts of members, and claims, are remembered.
+
+        None is forgotten before its job: a node that got a number a second time would seem to have signed two results
+        under one lease.
+        """
+        return VERIFY_LENDS_FREE + VERIFY_LENDS_PER_TASK * self.job.ledger.size
 
     def all_leases(self) -> Iterator[Lease]:
         """Yield the leases that are kept here."""

@@ -14,6 +14,7 @@ from p2pcompute.execution.codec import encode
 from p2pcompute.execution.neighbours import are_alike
 from p2pcompute.execution.spec import JobSpec, TaskKind, encode_spec
 from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.scheduler import books
 from p2pcompute.scheduler.acceptance import DISPUTED, Acceptance, claims
 from p2pcompute.scheduler.books import Grant, OwnedJob, TaskEnd
 from p2pcompute.scheduler.checked import Record
@@ -474,6 +475,33 @@ def test_a_failure_that_only_members_tell_of_is_tried_by_a_trusted_node() -> Non
     play.nodes = {LOCAL: honest}
     play.play()
     assert play.delivered == {index: right(index) for index in range(3)}
+
+
+def test_members_that_take_tasks_and_give_them_back_for_ever_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time under another key: a session key costs nothing."""
+    monkeypatch.setattr(books, "VERIFY_LENDS_FREE", 20)
+    monkeypatch.setattr(books, "VERIFY_LENDS_PER_TASK", 4)
+    play = Play(5, {"local": honest, "a": honest})
+    for number in range(200):
+        key = key_of(f"k{number}")
+        for task in () if (grant := play.ask(key)) is None else grant.tasks:
+            play.core.returned(play.now, key, JOB, [task.index])
+        play.collect()
+    checked = play.job.checked
+    assert checked is not None and len(checked.attempts) == checked.lends_max == 40
+    play.play()
+    assert play.delivered == {index: right(index) for index in range(5)}
+
+
+def test_who_was_not_asked_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "VERIFY_LENDS_FREE", 3)
+    monkeypatch.setattr(books, "VERIFY_LENDS_PER_TASK", 0)
+    play = Play(1, {"local": honest, "a": honest} | {f"m{number}": honest for number in range(50)})
+    for number in range(50):
+        play.answer(key_of(f"m{number}"), 0, 0, 1)
+        play.collect()
+    checked = play.job.checked
+    assert checked is not None and 1 <= len(checked.signed) <= 3
 
 
 # --- nobody trusted -------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ Pure, as `OwnerCore`, which calls it and performs what follows.
 
 Bounds: VERIFY_WORKERS_MAX workers of each rule; VERIFY_HELD_BYTES_MAX bytes of outputs and payloads that wait: then
 members begin no further tasks, and from VERIFY_UNASKED_BYTES_MAX on nobody is listened to about what he was not lent;
+VERIFY_LENDS_PER_TASK lendings and claims for each task of a job, with the same consequence;
 EVIDENCE_MAX remarkable events of each node.
 """
 

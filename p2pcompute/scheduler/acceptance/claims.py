@@ -111,7 +111,7 @@ class Claims(HandingOut):
         the rest.  What it says for the second time may be proof of a lie."""
         number = checked.numbers.get(index)
         is_first = number is None or installation not in checked.verifier.tasks[number].claims
-        return is_first and self.held_bytes >= VERIFY_UNASKED_BYTES_MAX
+        return is_first and (self.held_bytes >= VERIFY_UNASKED_BYTES_MAX or len(checked.signed) >= checked.lends_max)
 
     def _could_not(self, checked: CheckedJob, index: int, lease: Lease, outcome: Outcome) -> None:
         """A member tells that it could not compute a task."""

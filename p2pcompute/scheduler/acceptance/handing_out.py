@@ -64,6 +64,7 @@ class HandingOut(Consequences):
                 return None
             return self._number(rule, checked, found[0])
 
+        count = min(count, checked.lends_max - len(checked.attempts))
         while len(chosen) < count and size <= GRANT_BYTES_MAX // 2:
             number = verifier.take(now, thief.installation, self._rng, checked.lane, begin)
             self._follow(rule, verifier.take_effects())
