@@ -137,11 +137,6 @@ def parse(text: str) -> list[Part]:
     return parts
 
 
-def expand_text(text: str, row: Row, seq: int) -> str:
-    """Return `text` (a tag, a file name) with everything replaced and nothing quoted; columns joined by spaces."""
-    return _fill(parse(text), row, seq)
-
-
 def expand_list(text: str, row: Row, seq: int) -> list[str]:
     """Return the texts that `text` stands for: one for each column when it is only ``{}`` or ``{.}`` …"""
     parts = parse(text)

@@ -9,8 +9,7 @@ from typing import Final
 
 from p2pcompute.dht.service import Dht
 from p2pcompute.errors import UsageError
-from p2pcompute.host.interfaces import Address, BlobRef, Clock
-from p2pcompute.host.runs import Outcome
+from p2pcompute.host.interfaces import Address, Clock
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import PUBLIC_KEY_BYTES, format_device_id, short_device_id
 from p2pcompute.limits import NODES_CHOSEN_MAX
@@ -45,12 +44,6 @@ RATE_SHOWN_MIN: Final = 0.005
 ID_CHARS_MIN: Final = 4
 """Of an id that names a node: one group."""
 _WHOLE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
-
-
-def outcome_refs(outcome: Outcome) -> list[BlobRef]:
-    """Return the blobs that an outcome names."""
-    blobs = (outcome.value_blob, outcome.stdout_blob, outcome.stderr_blob)
-    return [BlobRef(*blob) for blob in blobs if blob] + [BlobRef(file.digest, file.size) for file in outcome.files]
 
 
 def waiting_count(open_count: int, slots_at_work: int, computed_count: int) -> int:

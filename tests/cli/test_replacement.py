@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.cli.inputs import Row
-from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, expand_text, unknown_names
+from p2pcompute.cli.replacement import Form, Template, choose_form, expand_list, unknown_names
 from p2pcompute.errors import UsageError
 
 PATHS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("parallel_cases.json").read_text())["paths"]
@@ -20,8 +20,10 @@ PATHS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("parallel
 @pytest.mark.parametrize("text", PATHS)
 def test_path_operations_are_those_of_gnu_parallel(text: str) -> None:
     row = Row((text,))
-    assert {field: expand_text(field, row, 1) for field in PATHS[text]} == PATHS[text]
-    assert expand_text("{1.}", row, 1) == PATHS[text]["{.}"]
+    assert {field: expand_list(field, row, 1) for field in PATHS[text]} == {
+        field: [path] for field, path in PATHS[text].items()
+    }
+    assert expand_list("{1.}", row, 1) == [PATHS[text]["{.}"]]
 
 
 def argv(words: list[str], *columns: str, seq: int = 1, names: dict[str, str] | None = None) -> list[str]:
