@@ -1,9 +1,11 @@
-"""The first process of a sandbox: ``python -m p2pcompute.execution.box CHANNEL_FD``.
+"""The first process of a sandbox: ``python -m p2pcompute.execution.box CHANNEL_FD ENVIRONMENT``.
 
 It shuts itself in (`box_setup`) and then runs the tasks of one job as a worker process does, with these differences:
 functions run in processes of their own (`box_functions`); nothing that a task has started is alive when its result is
 told, but the process that holds the job's function; files leave as descriptors, which the node copies; whatever a task
 has left in the writable place is removed before the next one.
+
+ENVIRONMENT is that of the job's packages, or "": this process has nothing of it, and only those that it has shut in do.
 
 It is process 1 of its namespace: no signal from inside ends or stops it, and with it everything ends.
 """
@@ -47,19 +49,20 @@ class _NoLifeLine(LifeLine):
 class Box(Worker):
     """Runs what the channel brings, one task after the other, and cleans up behind each."""
 
-    def __init__(self, channel: Channel, settings: Settings, box: BoxSettings) -> None:
+    def __init__(self, channel: Channel, settings: Settings, box: BoxSettings, environment: str) -> None:
         super().__init__(channel, _NoLifeLine(), settings)
         self._watch = Watch(box.mem_bytes, box.output_bytes_max)
         self._socket = _socket.socket(fileno=channel.fd)
         self._boxed: BoxedFunctions | None = None
         self._directory = settings.directory
         self._kept_in_tmp = box.kept_in_tmp
+        self._environment = environment
 
     def _make_workplace(self) -> Workplace:
         return Workplace(self._settings, _NoLifeLine(), watch=self._watch, sweep=self._sweep)
 
     def _make_functions(self, workplace: Workplace) -> RunsFunctions:
-        self._boxed = BoxedFunctions(workplace, self._channel)
+        self._boxed = BoxedFunctions(workplace, self._channel, self._environment)
         return self._boxed
 
     def _sweep(self) -> None:
@@ -158,7 +161,7 @@ def _remove(path: str) -> None:
 
 def main() -> None:
     """Shut this process in, say hello, then run tasks until the node's end of the socket closes."""
-    channel_fd = int(sys.argv[1])
+    channel_fd, environment = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(channel_fd, False)
     channel = Channel(channel_fd)
     try:
@@ -179,7 +182,7 @@ def main() -> None:
         os.chdir("/tmp")
         sys.argv[:] = ["p2pc-task"]
         channel.send(messages.pack_hello(min(version, 255)))
-        Box(channel, settings, box).serve()
+        Box(channel, settings, box, environment).serve()
     except ChannelClosed:
         os._exit(messages.EXIT_CHANNEL_CLOSED)
     except (box_setup.Broken, OSError) as error:

@@ -50,7 +50,7 @@ class _Broken(Exception):
 class _Zygote:
     """The process that holds a job's function, as the first process of the sandbox sees it."""
 
-    def __init__(self, workplace: Workplace, job: Job, channel_fd: int) -> None:
+    def __init__(self, workplace: Workplace, job: Job, channel_fd: int, environment: str) -> None:
         self.job = job
         ours, theirs = _socket.socketpair()
         self.pid = os.fork()
@@ -58,7 +58,7 @@ class _Zygote:
             try:
                 os.close(channel_fd)
                 ours.close()
-                _hold(workplace, job, theirs.detach())
+                _hold(workplace, job, theirs.detach(), environment)
             finally:
                 os._exit(1)
         theirs.close()
@@ -120,11 +120,15 @@ class _Zygote:
 class BoxedFunctions:
     """Runs function tasks, as the first process of a sandbox."""
 
-    def __init__(self, workplace: Workplace, channel: Channel) -> None:
+    def __init__(self, workplace: Workplace, channel: Channel, environment: str) -> None:
+        """Args:
+        environment: where the packages of the job are; "": it has none of its own.
+        """
         assert workplace.watch is not None
         self._workplace = workplace
         self._watch = workplace.watch
         self._channel = channel
+        self._environment = environment
         self._zygote: _Zygote | None = None
         self._ooms = 0
         self._ooms_at = float("-inf")
@@ -152,7 +156,7 @@ class BoxedFunctions:
         if self._zygote is not None and self._zygote.job is not job:
             self._drop()
         if self._zygote is None:
-            self._zygote = _Zygote(self._workplace, job, self._channel.fd)
+            self._zygote = _Zygote(self._workplace, job, self._channel.fd, self._environment)
         cause, result, end = self._wait(self._zygote, job, task)
         status, cpu_s, peak_bytes = None, 0.0, 0
         if end is not None:
@@ -347,12 +351,27 @@ class _Course:
 # --- in the processes of the job ----------------------------------------------------------------------
 
 
-def _hold(workplace: Workplace, job: Job, fd: int) -> None:
+def _enter(environment: str) -> None:
+    """Find the packages of an environment, as its own interpreter would: that runs what they have put into .pth files.
+
+    Source: PEP 405; the module site.
+    """
+    import site
+    import sys
+
+    sys.prefix = sys.exec_prefix = environment
+    sys.executable = f"{environment}/bin/python"
+    site.main()
+
+
+def _hold(workplace: Workplace, job: Job, fd: int, environment: str) -> None:
     """Load the job's function and fork for each task that comes; never returns but with an error."""
     os.setsid()
     os.dup2(fd, _OWN_FD, inheritable=False)
     os.closerange(_OWN_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     box_setup.allow_dumping()
+    if environment:
+        _enter(environment)
     from p2pcompute.execution.child_functions import Functions
 
     functions = Functions(workplace, _write)

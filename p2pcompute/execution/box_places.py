@@ -10,3 +10,6 @@ BOUND = (("tmp", "/tmp"), ("shm", "/dev/shm"))
 """Directories of PLACE that are seen under another name, so that all share its limits."""
 ENVIRONMENT = "/p2pc-env"
 """The Python environment of a job that has one, read-only."""
+BARE = "/p2pc-python"
+"""An environment without packages, in which the first process of a sandbox with an ENVIRONMENT starts: packages may run
+code as soon as an interpreter of theirs begins (site's .pth files), and may be that interpreter (bin/python)."""

@@ -258,7 +258,8 @@ class Environments:
                 raise explain(said, may_build=may_build)
             size = _size(path)
             remove_tree(str(path / "tmp"))
-            (path / _READY).write_text(str(size))
+            (path / _READY).unlink(missing_ok=True)  # a package may have put something there
+            _note_ready(path, size)
             _protect(path)
         except RemoteProtocolError as error:
             raise EnvironmentFailed(f"its packages are not listed as they must be: {error}", is_final=True) from error
@@ -407,7 +408,7 @@ class Environments:
                 os.chown(path / "tmp", user, user)
             self._run(_compiling, path, owner, user)
             remove_tree(str(path / "tmp"))
-            (path / _READY).write_text(str(_size(path)))
+            _note_ready(path, _size(path))
         with contextlib.suppress(OSError):
             _protect(path)
 
@@ -471,7 +472,9 @@ def _words(uv: str, place: str, may_build: bool, *, has_packages: bool) -> list[
 
 
 def _compiling(place: str) -> list[str]:
-    return [f"{place}/bin/python", "-I", "-m", "compileall", "-q", f"{place}/lib"]
+    """Return the command that compiles bytecode; the interpreter is this node's own, without any packages: those of the
+    environment may run code when theirs begins."""
+    return [sys.executable, "-I", "-S", "-m", "compileall", "-q", f"{place}/lib"]
 
 
 def _variables(place: str, cache: str) -> dict[str, str]:
@@ -545,6 +548,18 @@ def _size(path: Path, enough: int | None = None) -> int:
         except OSError:
             continue  # it went while we looked
     return total
+
+
+def _note_ready(path: Path, size: int) -> None:
+    """Mark an environment as complete, or note its size anew: the file stays, since its locks are others'.
+
+    Raises:
+        OSError: that cannot be.
+    """
+    with open(os.open(path / _READY, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)) as mark:
+        os.fchmod(mark.fileno(), 0o644)
+    with open(os.open(path / _READY, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC), "w") as mark:
+        mark.write(str(size))
 
 
 def _protect(path: Path, *, is_open: bool = False) -> None:

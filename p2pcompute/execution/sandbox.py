@@ -57,6 +57,7 @@ _CONFIGURATION: Final = (
 )
 """Below /etc: what programs need to run, and nothing that says who uses the machine."""
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
+_CONFIGURATION_OF_PYTHON: Final = "pyvenv.cfg"
 _CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_CHOWN")
 """Of the first process, until it has given them up."""
 _USERS: Final = range(61184, 65520)
@@ -285,11 +286,14 @@ def command(
     for path in _hidden(hidden, [*_roots(), str(Path(p2pcompute.__file__).parent)]):
         words += ["--perms", "0000", "--tmpfs", path, "--remount-ro", path]
     words += ["--ro-bind", str(directory / "in"), box_places.INBOX, "--proc", "/proc"]
+    interpreter, inside = sys.executable, ""
     if environment_path is not None:
-        words += ["--ro-bind", str(environment_path), box_places.ENVIRONMENT]
+        interpreter, inside = f"{box_places.BARE}/bin/python", box_places.ENVIRONMENT
+        words += ["--ro-bind", str(environment_path), inside, *places([f"{box_places.BARE}/bin"], made)]
+        words += ["--symlink", os.path.realpath(sys.executable), interpreter]
+        words += ["--ro-bind", str(directory / _CONFIGURATION_OF_PYTHON), f"{box_places.BARE}/pyvenv.cfg"]
     words += ["--chdir", "/", "--remount-ro", "/", "--"]
-    interpreter = sys.executable if environment_path is None else f"{box_places.ENVIRONMENT}/bin/python"
-    words += [interpreter, "-P", "-m", "p2pcompute.execution.box", str(channel_fd)]
+    words += [interpreter, "-P", "-m", "p2pcompute.execution.box", str(channel_fd), inside]
     has_packages = environment_path is None and site.ENABLE_USER_SITE
     search = [LIBRARY, site.getusersitepackages() if has_packages else ""]
     python = {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -373,7 +377,9 @@ def prepare(directory: Path, user: int | None) -> None:
     number, group = (os.getuid(), os.getgid()) if user is None else (user, user)
     (directory / "in").mkdir(mode=0o755)
     (directory / "in").chmod(0o755)
+    home = os.path.dirname(os.path.realpath(sys.executable))
     for name, text in (
+        (_CONFIGURATION_OF_PYTHON, f"home = {home}\ninclude-system-site-packages = false\n"),
         ("passwd", f"root:x:0:0::/:/bin/false\ntask:x:{number}:{group}::/tmp:/bin/sh\n"),
         ("group", f"root:x:0:\ntask:x:{group}:\n"),
         ("resolv.conf", f"nameserver {box_network.NAME_SERVERS[box_network.families() == (False, True)]}\n"),

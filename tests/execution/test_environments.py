@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from tests.execution.conftest import Rig, call, wait_for
 from tests.sandboxes import need_sandbox
 from tests.wheels import make_source, make_wheel
 
-ADA = b"a" * 32
+ADA, BOB = b"a" * 32, b"b" * 32
 NO_COMPILER = """
 def build_wheel(*args, **kwargs):
     raise SystemExit("error: command 'gcc' failed: no such file or directory")
@@ -469,3 +471,164 @@ async def test_function_as_source(outfitted: Outfitted, tmp_path: Path, monkeypa
     for target, match in (("job.py::nothing", "no function"), ("gone.py::f", "no file"), ("gone::f", "no module")):
         with pytest.raises(UsageError, match=match):
             ship_source(target)
+
+
+SAYS_WHO = """
+import os, socket, sys
+found = dict(line.split(":", 1) for line in open("/proc/self/status"))
+who = [os.getuid(), os.getpid(), int(found["Seccomp"]), int(found["CapEff"], 16)]
+sys.__dict__.setdefault("ran_as", []).append(who)
+with socket.socket() as there:
+    there.settimeout(1)
+    if there.connect_ex(("127.0.0.1", PORT)) == 0:
+        there.sendall(repr([*who, sys.argv]).encode())
+"""
+"""What a package runs by itself: who it is, and a call to somebody outside of any sandbox."""
+
+
+def saw() -> object:
+    import sys
+
+    import evil  # type: ignore[import-not-found]
+
+    return sys.__dict__.get("ran_as"), sys.prefix, evil.__file__
+
+
+@pytest.fixture
+def evil(wheels: Path) -> Iterator[socket.socket]:
+    """A wheel that wants to run wherever an interpreter begins in its environment; it calls this socket."""
+    with socket.create_server(("127.0.0.1", 0)) as called:
+        called.setblocking(False)
+        code = SAYS_WHO.replace("PORT", str(called.getsockname()[1]))
+        data = "evil-1.0.data"
+        program = f"#!python\n{code}\n"
+        files = {
+            "evil.pth": f"import sys; exec({code!r})\n",
+            "sitecustomize.py": code,
+            "evil.py": "",
+            **{f"{data}/data/bin/{name}": program for name in ("uv", "env", "sh")},
+            f"{data}/data/pyvenv.cfg": "home = /tmp\ninclude-system-site-packages = true\n",
+            f"{data}/data/.p2pc-ready": "none",
+        }
+        make_wheel(wheels, "evil", "1.0", files)
+        make_wheel(wheels, "mine", "1.0", {"mine-1.0.data/data/bin/python": program})
+        yield called
+
+
+def calls(called: socket.socket) -> list[bytes]:
+    """Return who has called."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            caller, _address = called.accept()
+            with caller:
+                caller.settimeout(2.0)
+                found.append(caller.recv(4096))
+    return found
+
+
+async def test_what_packages_run_by_themselves(outfitted: Outfitted, tmp_path: Path, evil: socket.socket) -> None:
+    """Of another installation's: .pth files, sitecustomize and programs called python run where its task is shut in,
+    and nowhere else: not while they are installed or compiled, and not in the first process of the sandbox."""
+    need_sandbox()
+    rig = outfitted
+    rig.submitter = ADA
+    lock = locked(tmp_path, "evil").text
+    spec = await rig.with_packages(saw, lock)
+    (outcome,) = await rig.run(spec, call())
+    ran, prefix, place = value_of(outcome)
+    assert prefix == "/p2pc-env" and place.startswith("/p2pc-env/lib/"), "its packages are not found"
+    assert ran, "it did not even run: this test shows nothing"
+    for uid, pid, seccomp, capabilities in ran:
+        assert (uid != 0, pid > 1, seccomp, capabilities) == (True, True, 2, 0), ran
+    command = await rig.with_packages(None, locked(tmp_path, "mine").text)
+    (outcome,) = await rig.run(command, TaskPayload(argv=("python -c 'print(1)'; id -u",)))
+    assert outcome.stdout.splitlines()[-1:] != [b"0"], outcome  # uv may refuse it
+    await wait_for(lambda: not rig.environments._finishing, "its bytecode is compiled")
+    assert not calls(evil), "it has run with the network of the machine"
+    ready = tmp_path / "environments" / ADA.hex()
+    (mark,) = ready.glob("*/.p2pc-ready")
+    assert mark.read_text().isdigit()
+
+
+async def test_what_packages_of_one_do_to_those_of_another(
+    outfitted: Outfitted, tmp_path: Path, evil: socket.socket
+) -> None:
+    """Nothing: each installation has environments and fetched files of its own, that no task of it can write to."""
+    need_sandbox()
+    rig = outfitted
+    rig.submitter = ADA
+    locks = {name: locked(tmp_path, name).text for name in ("evil", "tiny==1.0")}
+    (outcome,) = await rig.run(await rig.with_packages(saw, locks["evil"]), call())
+    value_of(outcome)
+    for who in (ADA, BOB, b""):
+        rig.submitter = who
+        (outcome,) = await rig.run(await rig.with_packages(look, locks["tiny==1.0"]), call())
+        assert value_of(outcome)[0] == "1.0"
+        (outcome,) = await rig.run(await rig.with_packages(vandalise, locks["tiny==1.0"]), call())
+        if who:
+            assert value_of(outcome) == []
+    await wait_for(lambda: not rig.environments._finishing, "bytecode is compiled")
+    for who in (ADA, BOB):
+        rig.submitter = who
+        (outcome,) = await rig.run(await rig.with_packages(look, locks["tiny==1.0"]), call())
+        assert value_of(outcome)[0] == "1.0"
+
+
+def vandalise() -> list[str]:
+    """Try to change everything that a later task would read; returns what could be."""
+    import contextlib
+    import os
+    import stat
+    import sys
+
+    if sys.prefix != "/p2pc-env":
+        return []
+    done = []
+    roots = [sys.prefix, "/in", os.path.dirname(os.__file__), "/p2pc-lib", "/p2pc-fetched", "/p2pc-python"]
+    roots += [path for path in sys.path if os.path.isdir(path)]
+    for root in roots:
+        for place, folders, names in os.walk(root):
+            if root != sys.prefix:
+                folders.clear()
+            for name in [*names[:10], "sitecustomize.py", "new.pth"]:
+                path = os.path.join(place, name)
+                with contextlib.suppress(OSError):
+                    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+                    done.append(f"opened {path}")
+                with contextlib.suppress(OSError):
+                    os.chmod(path, stat.S_IRWXU | stat.S_IRWXO)
+                    done.append(f"changed {path}")
+                with contextlib.suppress(OSError):
+                    os.rename(path, path + ".old")
+                    done.append(f"renamed {path}")
+    return done
+
+
+async def test_builds_of_those_that_are_trusted_leave_nothing_where_the_node_writes(
+    outfitted: Outfitted, tmp_path: Path, wheels: Path
+) -> None:
+    """A build runs code; what it leaves in the environment in place of a file of the node leads nowhere."""
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    planted = f"""
+import os, glob
+def build_wheel(directory, *args, **kwargs):
+    for place in glob.glob("/p2pc-env") + [os.path.dirname(os.environ["TMPDIR"])]:
+        for name in (".p2pc-ready", "tmp/link"):
+            try:
+                os.symlink({str(target)!r}, os.path.join(place, name))
+            except OSError:
+                pass
+    raise SystemExit("error: command 'gcc' failed")
+"""
+    make_source(wheels, "sly", "1.0", planted)
+    rig = outfitted
+    (outcome,) = await rig.run(await rig.with_packages(look, locked(tmp_path, "sly==1.0").text), call())
+    assert outcome.status is OutcomeStatus.FAILED
+    environment = tmp_path / "planted"
+    environment.mkdir()
+    (environment / environments._READY).symlink_to(target)
+    with pytest.raises(OSError):
+        environments._note_ready(environment, 5)
+    assert target.read_text() == "precious"
