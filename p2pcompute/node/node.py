@@ -504,8 +504,8 @@ class Node:
             findings.append(Finding("paused", Verdict.LATER, f"paused: {verdict.why}"))
         if owner.trouble is not None:
             findings.append(Finding("node", Verdict.LATER, f"its store takes nothing: {owner.trouble.what}"))
-        if worker.ill_because:
-            findings.append(Finding("node", Verdict.LATER, f"no task can start: {worker.ill_because}"))
+        if worker.health.ill_because:
+            findings.append(Finding("node", Verdict.LATER, f"no task can start: {worker.health.ill_because}"))
         return await explain_job(self.placement, subject, self.peers(), findings, until_possible=until_possible)
 
     # --- facade: jobs -----------------------------------------------------------------------------

@@ -24,8 +24,8 @@ def notes_of(
     if (trouble := scheduler.owner.trouble or trouble) is not None:
         what = f"{trouble.what} ({trouble.why})" if trouble.why else trouble.what
         notes.append(f"the store takes nothing: {what}; {trouble.fix or 'work goes on when it does'}")
-    if scheduler.worker.ill_because:
-        notes.append(f"no task can run here: {scheduler.worker.ill_because}; it is tried again now and then")
+    if scheduler.worker.health.ill_because:
+        notes.append(f"no task can run here: {scheduler.worker.health.ill_because}; it is tried again now and then")
     if network.dht is not None and network.dht.is_link_down:
         notes.append("no peer answers: this machine's network seems to be down")
     elif network.dht is not None and network.dht.index.is_degraded:

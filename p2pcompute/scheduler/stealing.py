@@ -6,7 +6,7 @@ polling follows from "new work leaves in one message" (docs/decisions.md).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -14,6 +14,9 @@ from p2pcompute.limits import HEARTBEAT_FRACTION, HEARTBEAT_PACES, LEASE_S_MIN, 
 
 LOCAL: Final = b"local"
 """Key of the node's own worker as a thief of its own jobs."""
+COPIES_PAUSE_S: Final = 0.25
+"""Between two looks at those that wait while there are only copies to be given: hundreds wait at the end of a job, and
+each result that comes would have all of them looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +127,28 @@ class Parking:
         for key in expired:
             del self._parked[key]
         return [thief for thief, _until in self._parked.values()]
+
+
+class Pacing:
+    """When those that wait for work are looked at."""
+
+    def __init__(self) -> None:
+        self._copies_at = -COPIES_PAUSE_S
+        """When they were last while there were only copies to be given."""
+
+    def pause_s(self, now: float, crowd_s: float, has_work: Callable[[], bool]) -> float:
+        """Return for how long they need not be looked at, however many there are and whatever happens: it is nobody's
+        turn, or there are only copies to be given, of what takes too long.  0: they are looked at now.
+
+        Args:
+            crowd_s: until it is the turn of the next one, because there is a crowd.
+            has_work: whether there is more than copies.
+        """
+        if crowd_s > 0:
+            return crowd_s
+        if has_work():
+            return 0.0
+        if (pause_s := self._copies_at + COPIES_PAUSE_S - now) > 0:
+            return pause_s
+        self._copies_at = now
+        return 0.0

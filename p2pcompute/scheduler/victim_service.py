@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
@@ -33,7 +33,7 @@ from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S
 from p2pcompute.scheduler.owner_service import OwnerService
 from p2pcompute.scheduler.policies import Element, Policy
-from p2pcompute.scheduler.stealing import LOCAL, Fit, Parking, Thief, holders_first
+from p2pcompute.scheduler.stealing import LOCAL, Fit, Pacing, Parking, Thief, holders_first
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.scheduler.thief_service import ThiefService
 from p2pcompute.scheduler.worker import Held
@@ -48,11 +48,6 @@ PREFERRED_MAX = 256
 """Nodes that are looked at for the sake of a job that prefers some."""
 GIVEN_ID = 1 << 62
 """Grant ids of tasks given from the worker's queue start here, those of the owner at 1."""
-
-
-COPIES_PAUSE_S: Final = 0.25
-"""Between two looks at those that wait while there are only copies to be given: hundreds wait at the end of a job, and
-each result that comes would have all of them looked at."""
 
 
 @dataclass(slots=True)
@@ -131,8 +126,7 @@ class VictimService:
         """Wakes the pump when jobs need not wait for the nodes that they prefer any longer."""
         self._turn: Timer | None = None
         """Wakes it when the next of a crowd is served, or copies are given again."""
-        self._copies_at = -COPIES_PAUSE_S
-        """When those that wait were looked at last while there were only copies to be given."""
+        self._pacing = Pacing()
         channels.on_message(Message.STEAL, self._on_steal)
         channels.on_message(Message.UNPARK, lambda channel, _body: self.parking.remove(channel.peer.key))
         channels.on_message(Message.GRANT_ACK, self._on_grant_ack)
@@ -172,7 +166,8 @@ class VictimService:
         """Give what there is: to our own worker, then to those that wait."""
         if not self.has_something:
             return
-        if pause_s := self._pause_s(now):
+        core, worker = self._owner.core, self._worker.core
+        if pause_s := self._pacing.pause_s(now, core.pause_s(now), lambda: core.has_ready or worker.can_give(now)):
             self._feed_local(now)
             if self._turn is None:
                 self._turn = self._host.clock.call_later(pause_s, self._next_turn)
@@ -186,18 +181,6 @@ class VictimService:
             waiting = holders_first(waiting, jobs, self._knows_job)
         self._feed_local(now)
         self._serve(now, waiting)
-
-    def _pause_s(self, now: float) -> float:
-        """Return for how long those that wait need not be looked at, however many there are and whatever happens: it is
-        nobody's turn, or there are only copies to be given, of what takes too long."""
-        if (pause_s := self._owner.core.pause_s(now)) > 0:
-            return pause_s
-        if self._owner.core.has_ready or self._worker.core.can_give(now):
-            return 0.0
-        if (pause_s := self._copies_at + COPIES_PAUSE_S - now) > 0:
-            return pause_s
-        self._copies_at = now
-        return 0.0
 
     def _feed_local(self, now: float) -> None:
         """Our own jobs first; of those that this node coordinates for others as much as of any other's."""

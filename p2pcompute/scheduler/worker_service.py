@@ -39,8 +39,6 @@ from p2pcompute.limits import (
     NO_OUTPUT,
     OUTBOX_DELAY_S,
     RECALL_S,
-    REST_S_MAX,
-    REST_S_MIN,
     RESULTS_BATCH_BYTES_MAX,
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
@@ -51,6 +49,7 @@ from p2pcompute.scheduler.checkpoints import Saved, cookie_body
 from p2pcompute.scheduler.crash_mark import CrashMark
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
 from p2pcompute.scheduler.fairness import Standing
+from p2pcompute.scheduler.health import Health
 from p2pcompute.scheduler.input_room import InputRoom
 from p2pcompute.scheduler.messages import (
     CLAIMS_CONTENT_TYPE,
@@ -78,7 +77,6 @@ from p2pcompute.transport.channels import Channel, Channels
 
 RESULTS_TIMEOUT_S = 60.0
 """An owner that has not answered a RESULTS request by then is asked again."""
-_STARTED = (OutcomeStatus.OK, OutcomeStatus.FAILED, OutcomeStatus.TIMEOUT, OutcomeStatus.DIED)
 PACE_LOOK_S = 1.0
 """How often a worker that waits to send results looks whether it still should."""
 RECONNECT_S_MIN = 0.5
@@ -183,9 +181,9 @@ class WorkerService:
 
     __slots__ = (
         "_addresses_of", "_admitted", "_answered", "_boot", "_channels", "_crash_mark", "_deletes", "_fetch", "_host",
-        "_identity", "_ill_count", "_inputs", "_intake_local", "_is_checked_local", "_is_looking", "_job_of_local",
-        "_journal", "_pump_now", "_quiet", "_recall", "_rest_until", "_rng", "_scope", "_storing_count", "_suspect",
-        "_told", "_unsent_blobs", "_wake", "core", "counters", "epochs", "ill_because", "inputs", "is_off", "jobs",
+        "_identity", "_inputs", "_intake_local", "_is_checked_local", "_is_looking", "_job_of_local",
+        "_journal", "_pump_now", "_quiet", "_recall", "_rng", "_scope", "_storing_count",
+        "_told", "_unsent_blobs", "_wake", "core", "counters", "epochs", "health", "inputs", "is_off", "jobs",
         "links", "locate", "on_adopted", "on_ended", "on_printed", "save_local", "saver", "take_own",
         "unsent_blobs_bytes", "unsent_bytes",
     )  # fmt: skip
@@ -261,12 +259,7 @@ class WorkerService:
         """Of their files and other blobs, each once."""
         self._unsent_blobs: dict[BlobRef, int] = {}
         """Blob → unsent results that name it."""
-        self.ill_because = ""
-        """Why this node cannot start tasks; empty when it can."""
-        self._ill_count = 0
-        self._suspect = b""
-        """The other installation of which alone no task could be started lately: that may be its tasks' own doing."""
-        self._rest_until = 0.0
+        self.health = Health(identity.installation)
         self._recall: Timer | None = None
         self._quiet = Quiet()
         self.on_printed: Callable[[bytes, int, int, Tails], None] = lambda *_printed: None
@@ -633,33 +626,14 @@ class WorkerService:
             self._finish(held, replace(outcome, value=last.data))
 
     def _note_health(self, outcomes: Sequence[Outcome], submitter: bytes) -> None:
-        """Rest when nothing can be started here.  What was queued behind a task that died is reported along with it.
-
-        That a single other installation's tasks cannot be started says nothing about this node: nobody shall stop the
-        work of all others by his own.
-
-        Args:
-            submitter: installation whose tasks they were.
-        """
-        if all(outcome.status is OutcomeStatus.NOT_RUN for outcome in outcomes):
-            is_known = bool(self._ill_count) or submitter == self._identity.installation
-            if not is_known and self._suspect in (b"", submitter):
-                self._suspect = submitter
-                return
-            self.ill_because = outcomes[0].error
-            self._ill_count += 1
-            rest_s = min(REST_S_MAX, REST_S_MIN * 2.0 ** min(self._ill_count - 1, 16))
-            self._rest_until = self._host.clock.now() + rest_s
+        """Rest when nothing can be started here."""
+        if rest_s := self.health.note(self._host.clock.now(), outcomes, submitter):
             self._host.clock.call_later(rest_s, self._wake)
-        elif any(outcome.status in _STARTED for outcome in outcomes):
-            self._suspect = b""
-            self._ill_count = 0
-            self.ill_because = ""
 
     def rest(self, now: float, *, is_store_full: bool) -> dict[tuple[bytes, bytes], list[int]]:
         """Begin or end a rest; returns what has not started, by (owner, job), at its beginning."""
         was_resting = self.core.is_resting
-        self.core.is_resting = is_store_full or self.is_off or now < self._rest_until
+        self.core.is_resting = is_store_full or self.is_off or self.health.is_resting(now)
         if self.core.is_resting:
             return {} if was_resting else self.core.surrender()
         return self.core.surrender(only_foreign=True) if self.core.foreign_slots == 0 or self.is_full else {}

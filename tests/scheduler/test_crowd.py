@@ -12,7 +12,7 @@ import pytest
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.limits import BATCH_TARGET_S, HEARTBEAT_FRACTION, LEASE_S_MIN, THIEVES_MAX
 from p2pcompute.scheduler.owner import OwnerCore, leases
-from p2pcompute.scheduler.stealing import Thief, lease_s_min
+from p2pcompute.scheduler.stealing import COPIES_PAUSE_S, Pacing, Thief, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
@@ -140,3 +140,17 @@ def test_nodes_of_a_crowd_get_their_turn_one_after_the_other(monkeypatch: pytest
 
         simulation.run(main(), time_s_max=100)
         mesh.check_errors()
+
+
+def test_those_that_wait_are_looked_at_at_once_for_work_and_now_and_then_for_copies() -> None:
+    pacing, looked = Pacing(), []
+
+    def has_work() -> bool:
+        looked.append(None)
+        return False
+
+    assert pacing.pause_s(10.0, 0.5, has_work) == 0.5 and not looked, "it is nobody's turn, whatever there is"
+    assert pacing.pause_s(10.0, 0.0, has_work) == 0.0, "the first copies"
+    assert pacing.pause_s(10.1, 0.0, has_work) == pytest.approx(COPIES_PAUSE_S - 0.1)
+    assert pacing.pause_s(10.1, 0.0, lambda: True) == 0.0
+    assert pacing.pause_s(10.0 + COPIES_PAUSE_S, 0.0, has_work) == 0.0

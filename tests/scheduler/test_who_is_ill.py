@@ -35,4 +35,4 @@ async def test_a_node_rests_when_it_cannot_start_tasks(
         for submitter, outcome in course:
             worker._note_health([outcome], submitter)
         worker.rest(0.0, is_store_full=False)
-        assert (worker.core.is_resting, bool(worker.ill_because)) == (is_ill, is_ill)
+        assert (worker.core.is_resting, bool(worker.health.ill_because)) == (is_ill, is_ill)
