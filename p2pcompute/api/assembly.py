@@ -30,7 +30,7 @@ from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node
 from p2pcompute.node.options import NodeOptions
 from p2pcompute.places import find_paths
-from p2pcompute.trust.groups import Group, load_group
+from p2pcompute.trust.groups import Group, load_own_group
 from p2pcompute.trust.levels import Levels, load_levels
 from p2pcompute.trust.log_file import FileLogs, LogKeeper, MemoryLogs
 
@@ -117,7 +117,7 @@ async def build_delegate(
 
     crypto, clock = RealCrypto(), RealClock()
     installation = load_or_create_identity(paths.base, crypto, machine_id=paths.machine_id)
-    group = load_group(paths.data, crypto, installation.installation)
+    group = load_own_group(paths.data, crypto, installation.installation)
     if group is None:
         raise NodeUnavailable("this machine's node has no group yet", "it is starting", "try again")
     identity = delegate(installation, crypto, expires_wall=clock.wall() + DELEGATION_S, roles=("submit", "work"))

@@ -42,7 +42,7 @@ from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node
 from p2pcompute.node.options import NodeOptions
 from p2pcompute.resources.matching import check_acceptance, only_wasm
-from p2pcompute.trust.groups import GROUP_FILE, load_group, save_group
+from p2pcompute.trust.groups import GROUP_FILE, load_own_group, save_group
 from p2pcompute.trust.levels import Levels, load_levels, save_levels
 from p2pcompute.trust.log_file import FileLogs
 from p2pcompute.trust.pins import PINS_FILE, Pins, load_pins, save_pins
@@ -111,7 +111,7 @@ async def build_node(
     clock, crypto = RealClock(), RealCrypto()
     _check_key_is_there(paths.base, paths.data)
     identity = load_or_create_identity(paths.base, crypto, machine_id=paths.machine_id)
-    group = load_group(paths.data, crypto, identity.installation)
+    group = load_own_group(paths.data, crypto, identity.installation)
     name = clean_name(settings.node.name or socket.gethostname().split(".")[0])
     hidden = (paths.base, paths.data, paths.store, paths.state, paths.config_file.parent, paths.socket.parent)
     accept = "none" if is_onlooker else settings.node.accept

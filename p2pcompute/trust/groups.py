@@ -67,6 +67,7 @@ __all__ = [
     "group_id_of",
     "group_of_joiner",
     "load_group",
+    "load_own_group",
     "name_heir",
     "ranks_of",
     "renew",
@@ -721,28 +722,39 @@ def save_group(directory: Path, group: Group) -> None:
     replace_private(directory / GROUP_FILE, cbor.encode(body), unique=group.group_id.hex()[:16])
 
 
-def load_group(directory: Path, crypto: Crypto, installation: bytes) -> Group | None:
+def load_group(directory: Path) -> Group | None:
     """Return the group kept in the installation's directory, None before the first start.
 
-    Of the chain only the signatures are checked, and that it is of this installation: it may have ended and be
-    renewable.
+    The chain is not looked at here: see `load_own_group`.
 
     Raises:
-        IdentityError: damaged, of another key or user, or readable by others.
+        IdentityError: damaged, of another user, or readable by others.
     """
     path = directory / GROUP_FILE
     data = read_private(path)
     if data is None:
         return None
     try:
-        group = _group_from(cbor.decode(data))
+        return _group_from(cbor.decode(data))
+    except ProtocolError as error:
+        raise _damaged(path, error.what) from error
+
+
+def load_own_group(directory: Path, crypto: Crypto, installation: bytes) -> Group | None:
+    """Return the group that `load_group` finds, as one in which this installation is, or was, a member.
+
+    Of the chain only the signatures are checked, and whose it is: it may have ended and be renewable.
+
+    Raises:
+        IdentityError: as `load_group`; or the membership is forged, or that of another key.
+    """
+    group, path = load_group(directory), directory / GROUP_FILE
+    if group is None:
+        return None
+    try:
         subject = steps_of(crypto, group.chain, group_id=group.group_id)[-1].subject
-    except (ProtocolError, TrustError) as error:
-        raise IdentityError(
-            f"the group file {path} is damaged",
-            f"{error.what}; the membership of this computer is in it",
-            f"restore it from a backup, or move it away and join again: mv {path} {path}.damaged",
-        ) from error
+    except RemoteProtocolError as error:
+        raise _damaged(path, error.what) from error
     if subject != installation:
         raise IdentityError(
             f"the group file {path} belongs to another key",
@@ -750,6 +762,14 @@ def load_group(directory: Path, crypto: Crypto, installation: bytes) -> Group | 
             f"put the key file back that belongs to it, or move it away and join again: mv {path} {path}.other-key",
         )
     return group
+
+
+def _damaged(path: Path, why: str) -> IdentityError:
+    return IdentityError(
+        f"the group file {path} is damaged",
+        f"{why}; the membership of this computer is in it",
+        f"restore it from a backup, or move it away and join again: mv {path} {path}.damaged",
+    )
 
 
 def _group_from(body: Any) -> Group:
@@ -760,13 +780,16 @@ def _group_from(body: Any) -> Group:
         raise RemoteProtocolError("it has no name")
     if not isinstance(chain, list) or not all(isinstance(item, bytes) for item in chain) or not chain:
         raise RemoteProtocolError("it has no chain of admit entries")
+    former = body.get("former", [])
+    if not isinstance(former, list):
+        raise RemoteProtocolError("it has no list of former network keys")
     return Group(
         group_id=_bytes_of(body, "group", GROUP_ID_BYTES),
         name=name,
         network_key=_bytes_of(body, "network_key", NETWORK_KEY_BYTES),
         founder=_bytes_of(body, "founder", PUBLIC_KEY_BYTES),
         chain=tuple(chain),
-        former_keys=tuple(_former_key(item) for item in body.get("former", [])),
+        former_keys=tuple(_former_key(item) for item in former),
         is_open_to_others=is_open,
     )
 

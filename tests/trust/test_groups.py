@@ -37,7 +37,7 @@ from p2pcompute.trust.groups import (
     found_group,
     group_hint,
     group_of_joiner,
-    load_group,
+    load_own_group,
     renew,
     save_group,
 )
@@ -333,10 +333,10 @@ def test_the_hint_tells_nothing_but_the_group() -> None:
 
 def test_the_file(tmp_path: Path) -> None:
     """A restart forgets the group, or others read its key."""
-    assert load_group(tmp_path, CRYPTO, ANNA.public_key) is None
+    assert load_own_group(tmp_path, CRYPTO, ANNA.public_key) is None
     for group, person in ((GROUP, ANNA), (BERTS, BERT), (CORAS, CORA)):
         save_group(tmp_path, group)
-        assert load_group(tmp_path, CRYPTO, person.public_key) == group
+        assert load_own_group(tmp_path, CRYPTO, person.public_key) == group
     assert (tmp_path / GROUP_FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -348,12 +348,12 @@ def test_a_damaged_file_is_refused_and_kept(tmp_path: Path) -> None:
     for wrong in (b"", good[:-1], good + b"x", b"\xa0", b"\x80"):
         path.write_bytes(wrong)
         with pytest.raises(IdentityError) as caught:
-            load_group(tmp_path, CRYPTO, BERT.public_key)
+            load_own_group(tmp_path, CRYPTO, BERT.public_key)
         assert caught.value.fix and str(path) in caught.value.what and path.read_bytes() == wrong
     path.write_bytes(good)
     path.chmod(0o644)
     with pytest.raises(P2pcError, match="others may read"):
-        load_group(tmp_path, CRYPTO, BERT.public_key)
+        load_own_group(tmp_path, CRYPTO, BERT.public_key)
 
 
 def test_a_forged_membership_and_that_of_another_key_are_refused_and_kept(tmp_path: Path) -> None:
@@ -364,25 +364,26 @@ def test_a_forged_membership_and_that_of_another_key_are_refused_and_kept(tmp_pa
     save_group(tmp_path, replace(BERTS, chain=(BERTS.chain[0], bytes(forged))))
     kept = path.read_bytes()
     with pytest.raises(IdentityError, match="is damaged") as caught:
-        load_group(tmp_path, CRYPTO, BERT.public_key)
+        load_own_group(tmp_path, CRYPTO, BERT.public_key)
     assert "wrong signature" in caught.value.why and caught.value.fix and caught.value.code == "identity"
     assert path.read_bytes() == kept
     save_group(tmp_path, BERTS)
     with pytest.raises(IdentityError, match="belongs to another key") as caught:
-        load_group(tmp_path, CRYPTO, CORA.public_key)
+        load_own_group(tmp_path, CRYPTO, CORA.public_key)
     assert short_device_id(BERT.public_key) in caught.value.why and f"mv {path}" in str(caught.value.fix)
 
 
-def test_any_damage_raises_only_the_documented_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flip", [0x01, 0x41, 0x80])
+def test_any_damage_raises_only_the_documented_error(tmp_path: Path, flip: int) -> None:
     """A flipped bit in the group file ends in a traceback."""
-    save_group(tmp_path, replace(GROUP, chain=(b"entry",)))
+    save_group(tmp_path, replace(BERTS, former_keys=((bytes(32), WALL),)))
     path = tmp_path / GROUP_FILE
     good = path.read_bytes()
     for place in range(len(good)):
         changed = bytearray(good)
-        changed[place] ^= 0x41
+        changed[place] ^= flip
         path.write_bytes(changed)
         try:
-            load_group(tmp_path, CRYPTO, BERT.public_key)
+            load_own_group(tmp_path, CRYPTO, BERT.public_key)
         except IdentityError:
             continue
