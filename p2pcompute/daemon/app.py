@@ -17,12 +17,10 @@ import itertools
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -33,21 +31,23 @@ from p2pcompute.daemon.calls import (
     CALLS,
     AttachBody,
     CancelBody,
-    ComfortBody,
     EmptyBody,
-    EntryBody,
-    InviteBody,
-    JoinBody,
-    LevelBody,
-    PauseBody,
-    PolicyBody,
     PruneBody,
-    RemoveBody,
     RetryBody,
-    RolesBody,
     ShutdownBody,
 )
 from p2pcompute.daemon.events import JobEvents, Triggers
+from p2pcompute.daemon.group_api import GroupApi
+from p2pcompute.daemon.requests import (
+    WAIT_S_MAX,
+    JsonResponse,
+    query_flag,
+    query_int,
+    query_number,
+    query_states,
+    query_text,
+    read_body,
+)
 from p2pcompute.daemon.sink import ResultsSink
 from p2pcompute.daemon.uploads import JobBody, Upload, UploadError, build_job, build_terms, decode_body
 from p2pcompute.daemon.views import (
@@ -56,19 +56,15 @@ from p2pcompute.daemon.views import (
     described_json,
     encode_note,
     error_json,
-    evidence_json,
     explanation_json,
     findings_json,
-    idle_json,
     job_json,
     peers_json,
-    policy_json,
     progress_of,
     status_json,
     task_event_json,
     task_json,
     time_text,
-    trust_json,
     version_json,
 )
 from p2pcompute.errors import (
@@ -81,33 +77,22 @@ from p2pcompute.errors import (
     VersionMismatch,
 )
 from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.ids import format_device_id, parse_device_id
+from p2pcompute.ids import parse_device_id
 from p2pcompute.limits import (
-    API_BODY_BYTES_MAX,
     FIND_S_MAX,
-    INVITE_USES_MAX,
     LIST_CONTENT_BYTES_MAX,
     LIST_ITEMS_MAX,
-    OPEN_PUZZLE_BITS,
-    OPEN_PUZZLE_BITS_MAX,
     QUESTION_ASKED_MAX,
     SUBMISSIONS_REMEMBERED,
 )
 from p2pcompute.node.facade import ExplanationView, JobView, NodeFacade, TaskView
 from p2pcompute.node.views import find_node
 from p2pcompute.resources.questions import Query, condition, ranking
-from p2pcompute.trust.admission import PSK, STANDING, Entry, check_psk
-from p2pcompute.trust.groups import MEMBER_ROLES
-from p2pcompute.trust.levels import Level
 
 log = logging.getLogger("p2pcompute.daemon")
 
 TASK_STATES: Final = ("waiting", "running", "done", "failed", "cancelled")
 JOB_STATES: Final = TASK_STATES
-
-WAIT_S_MAX: Final = 366 * 86400.0
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Control(Protocol):
@@ -115,9 +100,6 @@ class Control(Protocol):
 
     def request_stop(self, *, drain: bool) -> None: ...
 
-
-_ROLES: Final[dict[str, tuple[str, ...]]] = {"both": MEMBER_ROLES, "worker": ("work",), "submitter": ("submit",)}
-"""What an invitation grants, by the word of `p2pc invite --role`."""
 
 _STATUS_BY_CODE: Final = {
     "no-job": 404,
@@ -150,89 +132,12 @@ def status_of(error: P2pcError) -> int:
     return 500
 
 
-class JsonResponse(Response):
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return _encode(content)
-
-
 def _error_response(error: P2pcError) -> Response:
     more: dict[str, Any] = {}
     if isinstance(error, UploadError):
         more = {"line": error.line, "first": error.first, "count": error.count}
     # A body that was not read to its end would otherwise be received and thrown away.
     return JsonResponse(error_json(error, **more), status_code=status_of(error), headers={"connection": "close"})
-
-
-async def read_body(request: Request) -> bytes:
-    """Return the whole body.
-
-    Raises:
-        UsageError: longer than API_BODY_BYTES_MAX.
-    """
-    too_large = UsageError("the request is too large", f"it may have {API_BODY_BYTES_MAX} bytes", code="too-large")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > API_BODY_BYTES_MAX:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > API_BODY_BYTES_MAX:
-            raise too_large
-    return bytes(body)
-
-
-def _query_int(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 18):
-        raise UsageError(f"{name}={text} is not a number", code="bad-request")
-    return int(text)
-
-
-def _query_number(request: Request, name: str, default: float, most: float) -> float:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= most:
-        raise UsageError(f"{name}={text[:40]} cannot be used", f"it is a number from 0 to {most:g}", code="bad-request")
-    return number
-
-
-def _query_text(request: Request, name: str) -> str:
-    text = request.query_params.get(name)
-    if not text:
-        raise UsageError(f"{name} is missing", code="bad-request")
-    return text
-
-
-def _entry(body: EntryBody) -> Entry:
-    try:
-        proof = bytes.fromhex(body.proof)
-    except ValueError:
-        raise UsageError("this is no proof", "it is hexadecimal", code="bad-request") from None
-    if body.method == PSK:
-        check_psk(proof, "this")
-    inviter = None if body.inviter_id is None else parse_device_id(body.inviter_id)
-    return Entry(method=body.method, proof=proof, via=body.via, inviter=inviter)
-
-
-def _query_flag(request: Request, name: str) -> bool:
-    return request.query_params.get(name, "") not in ("", "0", "false", "no")
-
-
-def _query_states(request: Request, known: tuple[str, ...]) -> tuple[str, ...] | None:
-    states = tuple(word for text in request.query_params.getlist("state") for word in text.split(",") if word)
-    for state in states:
-        if state not in known:
-            raise UsageError(f'"{state}" is not a state', f"states are {', '.join(known)}", code="bad-request")
-    return states or None
 
 
 def _check_indices(indices: list[int] | None, job: JobView) -> list[int] | None:
@@ -242,11 +147,11 @@ def _check_indices(indices: list[int] | None, job: JobView) -> list[int] | None:
     return indices
 
 
-class Api:
+class Api(GroupApi):
     """Serves the calls of `CALLS`; each method answers one."""
 
     def __init__(self, node: NodeFacade, control: Control, sink: ResultsSink, *, takes_jobs: bool = True) -> None:
-        self._node = node
+        super().__init__(node)
         self._takes_jobs = takes_jobs
         self._control = control
         self._sink = sink
@@ -269,30 +174,30 @@ class Api:
         return JsonResponse(status_json(self._node))
 
     async def peers(self, request: Request) -> Response:
-        return JsonResponse(peers_json(self._node, with_nearby=_query_flag(request, "nearby")))
+        return JsonResponse(peers_json(self._node, with_nearby=query_flag(request, "nearby")))
 
     async def peer(self, request: Request) -> Response:
         key = parse_device_id(request.path_params["ref"])
-        described = await self._node.describe(key, age_s=_query_number(request, "max_age_s", 0.0, WAIT_S_MAX))
+        described = await self._node.describe(key, age_s=query_number(request, "max_age_s", 0.0, WAIT_S_MAX))
         return JsonResponse(described_json(described, self._node.clock.wall()))
 
     async def find(self, request: Request) -> Response:
         rank = request.query_params.get("rank")
         query = Query(
-            expression=condition(_query_text(request, "expr")),
+            expression=condition(query_text(request, "expr")),
             rank=ranking(rank) if rank else None,
-            answers_max=min(max(1, _query_int(request, "max_answers", 20)), LIST_ITEMS_MAX),
-            time_s=_query_number(request, "max_time_s", 2.0, FIND_S_MAX),
-            age_s=_query_number(request, "max_age_s", 60.0, WAIT_S_MAX),
-            asked_max=max(0, _query_int(request, "max_asked", QUESTION_ASKED_MAX)),
+            answers_max=min(max(1, query_int(request, "max_answers", 20)), LIST_ITEMS_MAX),
+            time_s=query_number(request, "max_time_s", 2.0, FIND_S_MAX),
+            age_s=query_number(request, "max_age_s", 60.0, WAIT_S_MAX),
+            asked_max=max(0, query_int(request, "max_asked", QUESTION_ASKED_MAX)),
         )
         return JsonResponse(findings_json(await self._node.find(query), query, self._node))
 
     async def when(self, request: Request) -> Response:
-        expression = condition(_query_text(request, "expr"))
+        expression = condition(query_text(request, "expr"))
         limit_s = None
         if "timeout_s" in request.query_params:
-            limit_s = _query_number(request, "timeout_s", 0.0, WAIT_S_MAX)
+            limit_s = query_number(request, "timeout_s", 0.0, WAIT_S_MAX)
         return StreamingResponse(
             self.triggers.follow(expression, limit_s),
             media_type="text/event-stream",
@@ -303,175 +208,6 @@ class Api:
         body = decode_body(await read_body(request), ShutdownBody)
         self._control.request_stop(drain=body.drain)
         return JsonResponse({}, status_code=202)
-
-    # --- group ------------------------------------------------------------------------------------
-
-    async def invite(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), InviteBody)
-        if not 1 <= body.uses <= INVITE_USES_MAX:
-            raise UsageError(f"an invitation has 1 to {INVITE_USES_MAX} uses", code="bad-request")
-        if not 1 <= body.expires_s <= 86400 * 365:
-            raise UsageError("an invitation lives from a second to a year", code="bad-request")
-        invite = await self._node.invite(
-            uses=body.uses, expires_s=body.expires_s, words=body.words, roles=_ROLES[body.role], is_mine=body.mine
-        )
-        return JsonResponse(
-            {
-                "id": invite.id.hex(),
-                "token": invite.token or None,
-                "code": invite.code or None,
-                "addresses": list(invite.addresses),
-                "expires": time_text(invite.expires),
-                "group": invite.group,
-                "uses": invite.uses,
-                "handle": invite.handle,
-            }
-        )
-
-    async def invites(self, request: Request) -> Response:
-        items = [
-            {
-                "id": view.id.hex(),
-                "handle": view.handle,
-                "uses_left": view.uses_left,
-                "expires": time_text(view.expires),
-                "mine": view.is_mine,
-                "roles": list(view.roles),
-            }
-            for view in self._node.open_invites()
-        ]
-        return JsonResponse({"schema": "p2pc.invites/1", "items": items})
-
-    @staticmethod
-    def _invitation(request: Request) -> bytes:
-        try:
-            return bytes.fromhex(request.path_params["id"])
-        except ValueError:
-            raise UsageError("this is no invitation", "its id is hexadecimal", code="bad-request") from None
-
-    async def invite_state(self, request: Request) -> Response:
-        state = self._node.invite_state(self._invitation(request))
-        return JsonResponse(
-            {
-                "ending": state.ending or None,
-                "admitted": [
-                    {"id": format_device_id(one.key), "name": one.name, "address": one.address}
-                    for one in state.admitted
-                ],
-                "tries_left": state.tries_left,
-                "refused": list(state.refused),
-            }
-        )
-
-    async def withdraw_invite(self, request: Request) -> Response:
-        decode_body(await read_body(request), EmptyBody)
-        return JsonResponse({"was_open": self._node.withdraw_invite(self._invitation(request))})
-
-    async def doors(self, request: Request) -> Response:
-        method = _query_text(request, "method")
-        if method not in STANDING:
-            raise UsageError(f"{method!r} is no standing way", f"they are {', '.join(STANDING)}", code="bad-request")
-        items = [
-            {
-                "name": door.name,
-                "id": format_device_id(door.key),
-                "address": door.address,
-                "known": None if door.pinned is None else door.pinned == door.key,
-            }
-            for door in await self._node.doors(method, request.query_params.get("via", ""))
-        ]
-        return JsonResponse({"schema": "p2pc.doors/1", "items": items})
-
-    async def join(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), JoinBody)
-        if bool(body.token) == (body.entry is not None):
-            raise UsageError("either an invitation or a standing way", "", code="bad-request")
-        joined = await self._node.join(body.token if body.entry is None else _entry(body.entry), name=body.name)
-        return JsonResponse(
-            {
-                "group": joined.group,
-                "inviter": joined.inviter,
-                "inviter_id": format_device_id(joined.inviter_key),
-                "address": joined.address,
-                "mine": joined.is_mine,
-            }
-        )
-
-    async def trust(self, request: Request) -> Response:
-        return JsonResponse({"schema": "p2pc.trust/1", "items": [trust_json(view) for view in self._node.trust()]})
-
-    async def evidence(self, request: Request) -> Response:
-        key = parse_device_id(request.path_params["ref"])
-        return JsonResponse(evidence_json(await self._node.evidence(key)))
-
-    async def set_level(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), LevelBody)
-        key = parse_device_id(request.path_params["ref"])
-        return JsonResponse(trust_json(self._node.set_level(key, Level(body.level), reason=body.reason)))
-
-    async def remove(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), RemoveBody)
-        key = parse_device_id(request.path_params["ref"])
-        return JsonResponse(trust_json(self._node.remove(key, reason=body.reason)))
-
-    async def set_roles(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), RolesBody)
-        key = parse_device_id(request.path_params["ref"])
-        return JsonResponse(trust_json(self._node.set_roles(key, body.roles, reason=body.reason)))
-
-    async def name_heir(self, request: Request) -> Response:
-        decode_body(await read_body(request), EmptyBody)
-        return JsonResponse(trust_json(self._node.name_heir(parse_device_id(request.path_params["ref"]))))
-
-    async def policy(self, _request: Request) -> Response:
-        return JsonResponse(policy_json(self._node.policy()))
-
-    async def set_policy(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), PolicyBody)
-        if body.own_accept is not None:
-            own = self._node.set_own_accept(body.own_accept.strip())
-            if (body.accept, body.open, body.puzzle) == (None, None, None):
-                return JsonResponse(policy_json(own))
-        policy = self._node.policy().in_force
-        if body.accept is not None:
-            policy = replace(policy, accept=body.accept.strip())
-        if body.puzzle is not None and not 0 <= body.puzzle <= OPEN_PUZZLE_BITS_MAX:
-            raise UsageError(f"the work at the door has 0 to {OPEN_PUZZLE_BITS_MAX} bits", "", code="bad-request")
-        if body.open is False:
-            policy = replace(policy, open_bits=None)
-        elif body.open or (policy.is_open and body.puzzle is not None):
-            known = OPEN_PUZZLE_BITS if policy.open_bits is None else policy.open_bits
-            policy = replace(policy, open_bits=known if body.puzzle is None else body.puzzle)
-        elif body.puzzle is not None:
-            raise UsageError("there is no door to work at", "the group is not open", "p2pc group policy open=true")
-        return JsonResponse(policy_json(self._node.set_policy(policy)))
-
-    async def leave(self, request: Request) -> Response:
-        decode_body(await read_body(request), EmptyBody)
-        await self._node.leave()
-        return JsonResponse({})
-
-    # --- the machine's owner ----------------------------------------------------------------------
-
-    async def idle(self, request: Request) -> Response:
-        return JsonResponse(idle_json(await self._node.idle()))
-
-    async def pause(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), PauseBody)
-        if body.for_s is not None and not 0 < body.for_s <= WAIT_S_MAX:
-            raise UsageError("a pause lasts from a moment to a year", code="bad-request")
-        return JsonResponse(idle_json(await self._node.pause(body.for_s, now=body.now)))
-
-    async def resume(self, request: Request) -> Response:
-        decode_body(await read_body(request), EmptyBody)
-        return JsonResponse({"was_paused": await self._node.resume()})
-
-    async def set_comfort(self, request: Request) -> Response:
-        body = decode_body(await read_body(request), ComfortBody)
-        view = await self._node.set_comfort(
-            profile=body.profile, in_use=body.in_use, idle=body.idle, battery=body.battery, hours=body.hours
-        )
-        return JsonResponse(idle_json(view))
 
     # --- jobs -------------------------------------------------------------------------------------
 
@@ -537,9 +273,9 @@ class Api:
         return job
 
     async def jobs(self, request: Request) -> Response:
-        states = _query_states(request, JOB_STATES)
-        limit = min(_query_int(request, "limit", 1000), LIST_ITEMS_MAX)
-        with_all = _query_flag(request, "all") or states is not None
+        states = query_states(request, JOB_STATES)
+        limit = min(query_int(request, "limit", 1000), LIST_ITEMS_MAX)
+        with_all = query_flag(request, "all") or states is not None
         items: list[dict[str, Any]] = []
         for job in self._node.jobs():
             if len(items) >= limit:
@@ -558,7 +294,7 @@ class Api:
     async def explain(self, request: Request) -> Response:
         body = decode_body(await read_body(request), JobBody)
         job = build_terms(body, self._node.clock.wall(), self._node.peers(), self._node.trust())
-        is_check = _query_flag(request, "check")
+        is_check = query_flag(request, "check")
         return self._explanation(request, await self._node.explain(job, until_possible=is_check), None)
 
     def _explanation(self, request: Request, explained: ExplanationView, job: JobView | None) -> Response:
@@ -568,7 +304,7 @@ class Api:
 
     async def add(self, request: Request) -> Response:
         job = self._job(request)
-        at = _query_int(request, "at", -1)
+        at = query_int(request, "at", -1)
         lock = self._uploads.setdefault(job.job_id, asyncio.Lock())
         async with lock:
             upload = Upload(self._node, job.job_id, decode_note(job.note).kind, at=at if at >= 0 else None)
@@ -623,12 +359,12 @@ class Api:
 
     async def tasks(self, request: Request) -> Response:
         job = self._job(request)
-        limit = min(max(1, _query_int(request, "limit", 1000)), LIST_ITEMS_MAX)
+        limit = min(max(1, query_int(request, "limit", 1000)), LIST_ITEMS_MAX)
         found = await self._node.tasks(
-            job.job_id, states=_query_states(request, TASK_STATES), after=_query_int(request, "after", -1), limit=limit
+            job.job_id, states=query_states(request, TASK_STATES), after=query_int(request, "after", -1), limit=limit
         )
         kind = decode_note(job.note).kind
-        room = LIST_CONTENT_BYTES_MAX if _query_int(request, "content", 0) else 0
+        room = LIST_CONTENT_BYTES_MAX if query_int(request, "content", 0) else 0
         items = []
         for task in found:
             outcome = task.outcome
@@ -667,7 +403,7 @@ class Api:
 
     async def tail(self, request: Request) -> Response:
         job, index = self._job(request), request.path_params["index"]
-        attempt, *offsets = (max(0, _query_int(request, name, 0)) for name in ("attempt", "stdout", "stderr"))
+        attempt, *offsets = (max(0, query_int(request, name, 0)) for name in ("attempt", "stdout", "stderr"))
         found = await self._node.tail(job.job_id, index, attempt=attempt, offsets=(offsets[0], offsets[1]))
         return JsonResponse(
             {
@@ -740,7 +476,7 @@ class Api:
 
     async def events(self, request: Request) -> Response:
         job = self._job(request)
-        after = max(0, _query_int(request, "after", _last_event_id(request)))
+        after = max(0, query_int(request, "after", _last_event_id(request)))
         return StreamingResponse(
             self.job_events.follow(job, after),
             media_type="text/event-stream",
