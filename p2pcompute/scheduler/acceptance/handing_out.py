@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain
+from heapq import nlargest
+from itertools import chain, islice
 from typing import Final
 
 from p2pcompute.limits import GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_RULES_MAX, VERIFY_WORKERS_MAX
@@ -14,13 +15,15 @@ from p2pcompute.scheduler.checked import Rule
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.trust.verification import make_verifier
-from p2pcompute.trust.verification.arbitrate import NOTHING_KNOWN, Arbitrate, ArbitratePolicy
+from p2pcompute.trust.verification.arbitrate import DRAWS_AT, DRAWS_FREE, NOTHING_KNOWN, Arbitrate, ArbitratePolicy
 from p2pcompute.trust.verification.book import Verifier, Worker
 
 ARBITER_PATIENCE_S: Final = 60.0
 """Without a trusted node for so long, members decide alone: conflicts by more of them, and whether a task fails."""
 VERDICTS_AT_ONCE: Final = 3
 """Conflicts of one member that a trusted node decides at a time: so many lone wrong values ban it."""
+LOOKED_AT_MAX: Final = 1024
+"""Claimed tasks among which the longest are looked for, for one trusted node."""
 
 
 class HandingOut(Consequences):
@@ -82,7 +85,17 @@ class HandingOut(Consequences):
                 checked.held[index] = None
             chosen.append(index)
             size += len(checked.payloads[index])
+        if chosen:
+            self._mind_draws(rule, verifier, thief.installation)
         return chosen
+
+    def _mind_draws(self, rule: Rule, verifier: Verifier, worker: Worker) -> None:
+        """Have stored what a member was given, when that is so much more than was stored that it tells something."""
+        if isinstance(verifier, Arbitrate):
+            known = self.records.get(worker)
+            stored = [] if known is None else known.memory.get(rule, [])[DRAWS_AT:]
+            if verifier.workers[worker].drawn - (stored[0] if stored else 0) >= DRAWS_FREE:
+                self.changed[worker] = None
 
     def _known_answer(
         self, rule: Rule, checked: CheckedJob, number: int, ready: Callable[[int], list[int]]
@@ -119,19 +132,22 @@ class HandingOut(Consequences):
         return chosen
 
     def pick_claimed(self, job: OwnedJob, thief: Thief, count: int) -> list[int]:
-        """Return tasks that are claimed and not accepted, for a trusted node that has nothing else to do."""
+        """Return tasks that are claimed and not accepted, for a trusted node that has nothing else to do.
+
+        The longest first, as those say who claim them: one run of it ends a task for which members need another two,
+        one after the other, and the job lasts as long as the last of these.
+        """
         checked = job.checked
         if checked is None:
             return []
-        chosen: list[int] = []
-        for index in chain(checked.held, checked.rechecks):
-            if len(chosen) >= count:
-                break
-            task = checked.verifier.tasks[checked.numbers[index]]
+        found: dict[int, float] = {}
+        for index in islice(chain(checked.held, checked.rechecks), LOOKED_AT_MAX):
             is_settled_now = index in checked.arbitrations or self._is_being_settled(checked, index)
-            if task.claims and not is_settled_now and not checked.is_lent_to(index, thief.key):
-                chosen.append(index)
-        return chosen
+            if checked.claims_of(index) and not is_settled_now and not checked.is_lent_to(index, thief.key):
+                outputs = checked.outputs.get(index, {}).values()
+                runs_s = (one.outcome.runtime_s / job.slowness.of(one.thief) for one in outputs)
+                found[index] = max(runs_s, default=0.0)  # none: it is done, and checked once more
+        return nlargest(count, found, key=found.__getitem__)
 
     def is_for_trusted(self, now: float, job: OwnedJob, index: int) -> bool:
         """Whether a task has failed so often that its last attempt is next: of that only a trusted node is believed,

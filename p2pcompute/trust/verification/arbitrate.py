@@ -91,8 +91,10 @@ class Standing(IntEnum):
     BANNED = 4
 
 
-NOTHING_KNOWN: Final = (int(Standing.NEWCOMER), 0, 0, 0, 1000, 0)
+NOTHING_KNOWN: Final = (int(Standing.NEWCOMER), 0, 0, 0, 1000, 0, 0, 0)
 """What is remembered of a newcomer (`Arbitrate.remember`)."""
+DRAWS_AT: Final = 6
+"""Where in what is remembered it stands how many tasks a worker was given; older builds stored nothing there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,15 +294,21 @@ class Arbitrate(Verifier):
     def memory_of(self, worker: Worker) -> list[int]:
         """Return what is worth knowing of a worker in later lives, for `remember`: small whole numbers."""
         record = self.workers[worker]
-        checks = record.checks_before + record.k
-        return [int(record.standing), record.agreed, record.right, record.wrong, round(record.penalty * 1000), checks]
+        checks, penalty = record.checks_before + record.k, round(record.penalty * 1000)
+        known = [int(record.standing), record.agreed, record.right, record.wrong, penalty, checks]
+        return [*known, record.drawn, record.answered]
 
     def remember(self, worker: Worker, memory: Sequence[int], *, cluster: bytes | None = None) -> None:
-        """Know a worker again as it was in an earlier life; its checks are history until `restore` says otherwise."""
-        standing, agreed, right, wrong, penalty, checks = memory
+        """Know a worker again as it was in an earlier life; its checks are history until `restore` says otherwise.
+
+        What it was given and did not answer counts on: claims that wait because those who agree chose them would be
+        believed at once after a restart.
+        """
+        standing, agreed, right, wrong, penalty, checks, *draws = memory
         record = WorkerRecord(cluster, Standing(standing), 1.0)
         record.agreed, record.right, record.wrong = agreed, right, wrong
         record.penalty, record.checks_before = penalty / 1000, checks
+        record.drawn, record.answered = draws or (0, 0)  # of before there were any: an older build stored none
         if record.standing is not Standing.NEWCOMER:
             record.odds = min(1.0, self.policy.odds * record.penalty)
         self.workers[worker] = record
@@ -657,12 +665,15 @@ class Arbitrate(Verifier):
                 self._fault(worker)
         self._look_further()
 
-    def settle(self) -> list[Effect]:
+    def settle(self, indices: Iterable[int] | None = None) -> list[Effect]:
         """Accept what has become credible since it was last looked at; returns what follows.
 
         `take` does the same for each task before it is copied once more, which may be much later.
+
+        Args:
+            indices: the tasks that are looked at; None: all of the window.
         """
-        for index in range(self._window_begins[-1], self._window_end):
+        for index in range(self._window_begins[-1], self._window_end) if indices is None else indices:
             self._weigh(index)
         return self.take_effects()
 
