@@ -69,6 +69,18 @@ def test_a_trusted_verdict_names_who_found_the_same_and_who_did_not() -> None:
     assert any(", bob something else" in text for text in texts), texts
 
 
+@pytest.mark.parametrize("trusted", [(), ("nova",)])
+def test_no_more_of_a_nodes_results_were_found_by_others_than_were_checked(trusted: tuple[str, ...]) -> None:
+    """ "26 checked, 41 found by others too", as `trust show` said: each claim counts once, whoever confirms it."""
+    nodes = {"ada": honest, "bob": honest, "cyd": honest, **dict.fromkeys(trusted, honest)}
+    play = Play(60, nodes, trusted=trusted, replicas=2)
+    play.play()
+    records = [play.acceptance.record(key_of(name)) for name in ("ada", "bob", "cyd")]
+    assert all(0 < record.agreed <= record.claims for record in records), records
+    if not trusted:
+        assert all(record.agreed == record.claims for record in records), "each task has two claims that agree"
+
+
 def test_what_a_claim_waits_for_is_said() -> None:
     play = Play(2, {"ada": honest})
     for _ in range(10):

@@ -98,7 +98,10 @@ class Claims(HandingOut):
                 [index, job.ledger.generation(index), attempt, thief, installation, digest, is_blind],
             )
             self._keep_output(checked, index, digest, outcome, thief)
-            record.agreed += digest in task.claims.values()
+            same = [worker for worker, claim in task.claims.items() if claim == digest]
+            for worker in [installation, *same] if len(same) == 1 else [installation] * bool(same):
+                self.record(worker).agreed += 1  # once for each claim: of two that agree, both did
+                self.changed[worker] = None
         if index in checked.check_of:
             number = -checked.check_of[index]
         self._follow(rule, checked.verifier.claim(now, installation, number, digest))
@@ -176,7 +179,7 @@ class Claims(HandingOut):
                 record = self.record(worker)
                 self.changed[worker] = None
                 if claim == digest or claim in alike:
-                    record.agreed += 1
+                    record.agreed += list(claims.values()).count(claim) == 1  # else it was found by another one before
                 elif is_known:
                     record.wrong += 1
                     self._tell(worker, checked, index, "its result was wrong")
