@@ -223,8 +223,8 @@ class OwnedJob:
 class CheckedJob:
     """The books about a job of which members compute tasks."""
 
-    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "held", "job", "lane",
-                 "leases", "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "verifier")  # fmt: skip
+    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "held", "job", "lane", "leases",
+                 "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "verifier", "weighed")  # fmt: skip
 
     def __init__(self, job: OwnedJob, rule: Rule, verifier: Verifier, lane: int) -> None:
         self.job = job
@@ -256,6 +256,8 @@ class CheckedJob:
         """When a task was claimed last."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
+        self.weighed = 0
+        """Up to which of those that are held claims were weighed last, at the end of the job."""
 
     @property
     def lends_max(self) -> int:

@@ -22,6 +22,7 @@ from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import output_digest
 from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.stealing import LOCAL, Thief
+from p2pcompute.scheduler.stragglers import Slowness
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms
 from p2pcompute.trust.levels import Level
 from p2pcompute.trust.verification.arbitrate import Arbitrate, Standing
@@ -207,6 +208,26 @@ def test_a_member_that_takes_long_holds_up_nobody_and_its_result_counts() -> Non
     assert play.core.heartbeat(play.now, slow, b"1", JOB, [(first.index, 0, 1)], installation=slow) == []
 
 
+def test_a_member_that_takes_long_is_not_given_the_same_task_again() -> None:
+    """With a slot free it would take it from the others, and nobody would compute it."""
+    play = Play(3, {"a": honest, "b": honest}, replicas=2)
+    slow = key_of("a")
+    first = play.ask(slow, 1)
+    assert first is not None
+    index = first.tasks[0].index
+    for _ in range(20):
+        play.now += 30.0
+        play.core.heartbeat(play.now, slow, b"1", JOB, [(index, 0, 1)], installation=slow)
+        for key in (slow, key_of("b")):
+            for task in grant.tasks if (grant := play.ask(key, 1)) is not None else ():
+                assert (key, task.index) != (slow, index)
+                play.answer(key, task.index, 0, task.attempt)
+        play.core.tick(play.now)
+        play.collect()
+    checked = play.job.checked
+    assert checked is not None and list(checked.claims_of(index)) == [key_of("b")]
+
+
 def test_conflicts_of_those_who_have_most_are_decided_first_and_they_wait_meanwhile() -> None:
     """One slow trusted node would decide for hours what liars say in minutes."""
     nodes: dict[str, Answer] = {"evil": lambda key, _index: key, **dict.fromkeys("abcde", honest)}
@@ -243,6 +264,41 @@ def test_a_trusted_node_is_not_given_what_it_is_computing() -> None:
     play.answer(key_of("evil"), settling.tasks[0].index, 0, 1)
     play.ask(LOCAL, 2)
     play.collect()
+
+
+def test_trusted_nodes_settle_what_takes_longest_and_the_rest_is_weighed_again() -> None:
+    """The last long task would be computed by members one after the other, with all other nodes idle; and claims would
+    wait for checks that they do not need any more."""
+    members = [key_of(name) for name in "ab"]
+    play = Play(8, dict.fromkeys("ab", honest))
+    play.job.slowness = Slowness()
+    runs_s = {index: float(1 + (index * 5) % 8) for index in range(8)}
+    for key in members:
+        while (grant := play.ask(key, 1)) is not None:
+            for task in grant.tasks:
+                outcome = replace(OK, runtime_s=runs_s[task.index])
+                play.now += 10.0
+                play.core.result(
+                    play.now, key, key, JOB, task.index, 0, task.attempt, outcome, right(task.index), boot=LIFE
+                )
+    checked = play.job.checked
+    assert checked is not None and len(checked.held) == 8, "each was claimed twice, and that is not enough"
+    boss = key_of("boss")
+    play.levels[boss] = Level.TRUSTED
+    play.nodes[boss] = honest
+    settled = []
+    for _ in range(3):
+        grant = play.ask(boss, 1)
+        assert grant is not None
+        settled += [task.index for task in grant.tasks]
+    assert [runs_s[index] for index in settled] == [8.0, 7.0, 6.0]
+    assert isinstance(checked.verifier, Arbitrate)
+    play.core.tick(play.now)
+    assert not play.job.ledger.counts[TaskState.DONE]
+    for key in members:
+        checked.verifier.workers[key].k += 1000
+    play.core.tick(play.now)
+    assert play.job.ledger.counts[TaskState.DONE] == 8, "nobody else has to compute anything"
 
 
 @pytest.mark.parametrize("method", ["arbitrate", "spotcheck"])

@@ -225,7 +225,8 @@ class Rule(Leases):
                 continue
             if job.checked is not None and index in job.checked.held:
                 continue
-            if self._is_avoided(now, job, index, thief):
+            is_held_there = job.checked is not None and job.checked.is_lent_to(index, thief.key)  # it takes too long
+            if is_held_there or self._is_avoided(now, job, index, thief):
                 skipped[index] = None
                 continue
             saved = self.checkpoints.get(job.envelope.job_id, index, job.ledger.generation(index))
