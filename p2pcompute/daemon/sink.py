@@ -31,7 +31,14 @@ from p2pcompute.daemon.views import decode_note, error_json, job_json, task_json
 from p2pcompute.errors import P2pcError, UsageError
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.tasks import TaskScope
-from p2pcompute.limits import SINK_PAGE_MAX, SINK_RETRY_S, SINK_RETRY_S_MAX, SINK_TRIES_S, UNCOMMITTED_S
+from p2pcompute.limits import (
+    SINK_PAGE_MAX,
+    SINK_RETRY_S,
+    SINK_RETRY_S_MAX,
+    SINK_TRIES_S,
+    SINKS_REMEMBERED,
+    UNCOMMITTED_S,
+)
 from p2pcompute.node.facade import JobView, NodeFacade, TaskDone
 
 log = logging.getLogger("p2pcompute.daemon")
@@ -95,8 +102,8 @@ class ResultsSink:
         places = {path for _, path in target.claims()}
         in_the_way: dict[bytes, _State] = {}
         for job_id, state in self._states.items():
-            taken = [path for _, path in state.target.claims() if path in places]
-            if state.is_done or not taken:
+            taken = [] if state.is_done else [path for _, path in state.target.claims() if path in places]
+            if not taken:
                 continue
             if state.error is None or not self._is_over(job_id):
                 raise self._busy(taken[0], job_id)
@@ -147,12 +154,21 @@ class ResultsSink:
         except UsageError as error:
             log.warning("job %s: %s", job.alias, error)
             return
+        if len(self._states) >= SINKS_REMEMBERED:
+            self._forget_one()
+        self._states.pop(job.job_id, None)
         self._states[job.job_id] = state = _State(target)
         state.tries = self._scope.spawn(self._run(job, target, state, is_new), f"sink {job.alias}")
 
+    def _forget_one(self) -> None:
+        """Forget the oldest sink that is done; open ones are as many as their jobs."""
+        done = next((job_id for job_id, state in self._states.items() if state.is_done), None)
+        if done is not None:
+            del self._states[done]
+
     def describe(self, job: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON of a job with what became of its results: `state` is writing, written, failing, or
-        failed when that is tried no more."""
+        failed when that is tried no more; without one they were written long ago, or in an earlier life of the node."""
         state = self._states.get(bytes.fromhex(job["id"]))
         if state is not None and job["results"] is not None:
             name = "written" if state.is_done else "writing"

@@ -102,6 +102,28 @@ async def test_finished_jobs_get_no_sink_at_the_next_start(tmp_path: Path) -> No
     await node.close()
 
 
+async def test_what_was_written_long_ago_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that runs for months has hundreds of thousands of jobs; one whose results are open is never forgotten."""
+    monkeypatch.setattr("p2pcompute.daemon.sink.SINKS_REMEMBERED", 2)
+    node = FakeNode(tmp_path)
+    async with running(node, tmp_path) as daemon:
+
+        def state(job_id: bytes) -> str | None:
+            return daemon.connection.request("GET", f"/v1/jobs/{job_id.hex()}")["results"].get("state")
+
+        job_ids = [
+            await daemon.new_job(1, seal=True, results={"joblog": str(tmp_path / f"log{number}")})
+            for number in range(2)
+        ]
+        node.end(job_ids[1], 0, ok())
+        await until(lambda: len(list((tmp_path / "sinks").iterdir())) == 1)
+        assert [await daemon.call(lambda one=one: state(one)) for one in job_ids] == ["writing", "written"]
+        job_ids.append(await daemon.new_job(1, seal=True, results={"joblog": str(tmp_path / "log2")}))
+        found = [await daemon.call(lambda one=one: state(one)) for one in job_ids]
+        assert found == ["writing", None, "writing"]
+    await node.close()
+
+
 async def test_disk_that_refuses_stops_the_sink_not_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
