@@ -183,7 +183,7 @@ class Node:
         )
         self.scheduler.owner.is_data = is_data
         self.scheduler.owner.are_outputs = are_outputs
-        self.scheduler.worker.locate = self.network.locate
+        self.scheduler.worker.sender.locate = self.network.locate
         self.placement.trusts = lambda who: self.credentials.levels.level_of(who) is Level.TRUSTED
         self.scheduler.victim.policy = options.policy
         self.comfort: Comfort | None = None

@@ -1,34 +1,22 @@
-"""The worker's side, performed: inputs, runs, results on their way to their owners, heartbeats.
-
-A result stays here until its owner has acknowledged it: in memory at first, on disk when that takes longer than
-OUTBOX_DELAY_S (an owner that is away, a slow link), so that a restart of this node does not lose finished work.
-"""
+"""The worker's side, performed: inputs, runs, heartbeats.  Results go to their owners by `result_sender`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any, TypeGuard
+from dataclasses import dataclass, replace
+from typing import Any
 
 from p2pcompute.errors import (
-    ChannelLost,
-    LocalProtocolError,
     P2pcError,
-    ProtocolError,
-    RemoteError,
     RemoteProtocolError,
-    StoreError,
 )
-from p2pcompute.host.interfaces import Address, BlobRef, Host, Timer, Write
+from p2pcompute.host.interfaces import Address, BlobRef, Host, Timer
 from p2pcompute.host.runs import Outcome, OutcomeStatus, TaskRun
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
-    ANSWERED_MAX,
     CLAIM_BYTES_MAX,
     HEARTBEAT_FRACTION,
     INLINE_BYTES_MAX,
@@ -39,12 +27,8 @@ from p2pcompute.limits import (
     NO_OUTPUT,
     OUTBOX_DELAY_S,
     RECALL_S,
-    RESULTS_BATCH_BYTES_MAX,
-    RESULTS_BATCH_MAX,
-    UNACKED_RESULTS_BYTES_MAX,
-    UNSENT_BLOBS_CACHE_SHARE,
 )
-from p2pcompute.scheduler.books import Grant, GrantedTask
+from p2pcompute.scheduler.books import Grant
 from p2pcompute.scheduler.checkpoints import Saved, cookie_body
 from p2pcompute.scheduler.crash_mark import CrashMark
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, coordinator_of
@@ -52,12 +36,10 @@ from p2pcompute.scheduler.fairness import Standing
 from p2pcompute.scheduler.health import Health
 from p2pcompute.scheduler.input_room import InputRoom
 from p2pcompute.scheduler.messages import (
-    CLAIMS_CONTENT_TYPE,
     HELD_MAX,
     PRINTED_MAX,
     Message,
     Tail,
-    decode_outcome,
     encode_outcome,
     is_sendable,
     outcome_blobs,
@@ -65,27 +47,17 @@ from p2pcompute.scheduler.messages import (
     parse_job_indices,
 )
 from p2pcompute.scheduler.owner import WITH_NODE
+from p2pcompute.scheduler.owner_link import Finished, Move, OwnerLink
 from p2pcompute.scheduler.printed import Tail as PrintedTail
 from p2pcompute.scheduler.printed import Tails, tails_body
 from p2pcompute.scheduler.quiet import Quiet, Silence
+from p2pcompute.scheduler.result_sender import RECONNECT_S_MIN, RESULTS_TIMEOUT_S, ResultCounters, ResultSender
 from p2pcompute.scheduler.saving import Cookie, Saver
 from p2pcompute.scheduler.stealing import LOCAL, lease_s_min
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.scheduler.worker import Held, HeldState, WorkerCore
-from p2pcompute.store.journal import Journal, OutboxEntry
-from p2pcompute.transport.channels import Channel, Channels
-
-RESULTS_TIMEOUT_S = 60.0
-"""An owner that has not answered a RESULTS request by then is asked again."""
-PACE_LOOK_S = 1.0
-"""How often a worker that waits to send results looks whether it still should."""
-RECONNECT_S_MIN = 0.5
-RECONNECT_S_MAX = 30.0
-LOCATE_S = 60.0
-"""Between two questions to the group where an owner is that cannot be reached: it may have moved, or be off."""
-"""Pause between attempts to reach an owner: doubled up to this, with jitter."""
-OUTBOX_KEEP_S = 7 * 86400.0
-"""Results whose owner has not been reached for so long are given up."""
+from p2pcompute.store.journal import Journal
+from p2pcompute.transport.channels import Channels
 
 Inputs = Callable[[bytes, bytes], list[BlobRef]]
 """(spec, payload) → blobs that must be here before the task starts; raises RemoteProtocolError."""
@@ -102,62 +74,8 @@ HeldTasks = Mapping[bytes, Sequence[tuple[int, int, int]]]
 """Job → (index, generation, attempt)."""
 
 
-@dataclass(slots=True, eq=False)
-class _Finished:
-    """A result on its way."""
-
-    job_id: bytes
-    claim: Sequence[Any]
-    outcome: bytes
-    born: float
-    blobs: Sequence[BlobRef] = ()
-    is_on_disk: bool = False
-    is_replaced: bool = False
-    """The owner did not understand it; what is sent now says so."""
-    is_let_go: bool = False
-    """Its bytes are not counted and its blobs not pinned any more."""
-
-
 @dataclass(slots=True)
-class _Move:
-    """Tasks that came from another worker and whose owner does not know it yet."""
-
-    moved_from: bytes
-    job_id: bytes
-    tasks: list[GrantedTask]
-
-
-@dataclass(slots=True)
-class OwnerLink:
-    """What this node knows of an owner it works for."""
-
-    key: bytes
-    addresses: list[Address] = field(default_factory=list)
-    results: deque[_Finished] = field(default_factory=deque)
-    is_sending: bool = False
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)
-    """The owner has been heard of: worth a try at once."""
-    alone_count: int = 0
-    """So many results are sent one by one, because the owner refused a message with all of them."""
-    pace_s: float = 0.0
-    """Least time between two messages with results while more are to come: an owner of very many workers wants that."""
-    sent_at: float = 0.0
-    located_at: float = -inf
-    """When the group was asked last where the owner is."""
-    heartbeat_due: float = 0.0
-    is_telling_printed: bool = False
-    is_beating: bool = False
-    moves: list[_Move] = field(default_factory=list)
-    is_registering: bool = False
-
-    @property
-    def has_unkept(self) -> bool:
-        """Whether the youngest result is only in memory; older ones are written with it, or before."""
-        return bool(self.results) and not self.results[-1].is_on_disk
-
-
-@dataclass(slots=True)
-class WorkerCounters:
+class WorkerCounters(ResultCounters):
     """`late_runs_count`: outcomes of tasks that their owner had dropped."""
 
     runs_count: int = 0
@@ -165,27 +83,17 @@ class WorkerCounters:
     fetch_failures_count: int = 0
     waited_for_room_count: int = 0
     """Tasks whose inputs had to wait until those of others were not needed any more."""
-    given_up_results_count: int = 0
-    second_results_count: int = 0
-    """Results of leases that had been answered with another one."""
-    no_room_results_count: int = 0
-    """Results whose files were not kept, because too many wait for their owners already."""
-    too_large_results_count: int = 0
-    """Results whose files alone are larger than what is kept for others."""
-    refused_results_count: int = 0
-    """Results messages that their owner answered with an error."""
 
 
 class WorkerService:
     """Runs what was granted and returns what came out."""
 
     __slots__ = (
-        "_addresses_of", "_admitted", "_answered", "_boot", "_channels", "_crash_mark", "_deletes", "_fetch", "_host",
-        "_identity", "_inputs", "_intake_local", "_is_checked_local", "_is_looking", "_job_of_local",
-        "_journal", "_pump_now", "_quiet", "_recall", "_rng", "_scope", "_storing_count",
-        "_told", "_unsent_blobs", "_wake", "core", "counters", "epochs", "health", "inputs", "is_off", "jobs",
-        "links", "locate", "on_adopted", "on_ended", "on_printed", "save_local", "saver", "take_own",
-        "unsent_blobs_bytes", "unsent_bytes",
+        "_addresses_of", "_admitted", "_boot", "_channels", "_crash_mark", "_fetch", "_host", "_identity", "_inputs",
+        "_intake_local", "_is_checked_local", "_is_looking", "_job_of_local", "_journal", "_pump_now", "_quiet",
+        "_recall", "_scope", "_storing_count", "_told", "_wake", "core", "counters", "epochs", "health", "inputs",
+        "is_off", "jobs", "links", "on_adopted", "on_ended", "on_printed", "save_local", "saver", "sender",
+        "take_own",
     )  # fmt: skip
 
     def __init__(
@@ -221,9 +129,6 @@ class WorkerService:
         self._job_of_local = job_of_local
         self._is_checked_local = is_checked_local
         self._addresses_of = addresses_of
-        self._rng = host.rng.stream("scheduler.backoff")
-        self.locate: Callable[[bytes], Awaitable[Sequence[Address]]] | None = None
-        """Asks the group where a node is now: in a large one this node knows few of the others."""
         self.saver = Saver(host, scope, self._tell_saved)
         self.save_local: Callable[[bytes, int, Saved], None] = lambda _job, _index, _saved: None
         """Takes what tasks of our own jobs have saved."""
@@ -251,14 +156,21 @@ class WorkerService:
         """Takes (claim, outcome) of a job that this node coordinates now for its owner."""
         self.links: dict[bytes, OwnerLink] = {}
         self.counters = WorkerCounters()
-        self._answered: dict[tuple[bytes, int, int, int], bytes] = {}
-        """(job, task, generation, attempt) → digest of the good result that was signed for it in this life."""
-        self.unsent_bytes = 0
-        """Of encoded results."""
-        self.unsent_blobs_bytes = 0
-        """Of their files and other blobs, each once."""
-        self._unsent_blobs: dict[BlobRef, int] = {}
-        """Blob → unsent results that name it."""
+        self.sender = ResultSender(
+            host,
+            identity,
+            channels,
+            journal,
+            scope,
+            self.core,
+            self.links,
+            self.counters,
+            boot=boot,
+            addresses_of=addresses_of,
+            link_of=self.link,
+            sort_out=self._sort_out,
+            seek_coordinators=self._seek_coordinators,
+        )
         self.health = Health(identity.installation)
         self._recall: Timer | None = None
         self._quiet = Quiet()
@@ -267,8 +179,6 @@ class WorkerService:
         self._is_looking = False
         self._told: dict[int, tuple[int, int]] = {}
         """Run id → how much of stdout and stderr its owner was told."""
-        self._deletes: list[Write] = []
-        """Results that their owners have and that are still on disk."""
         self._crash_mark = CrashMark(host, journal, scope)
         self.inputs = InputRoom(lambda: int(host.store.blobs.bytes_max * INPUTS_CACHE_SHARE))
         """Inputs that must stay until their tasks have ended: each is pinned for each of them."""
@@ -303,7 +213,7 @@ class WorkerService:
         )
         taken = self.core.take(grant, grant.owner, is_staged=False, is_moving=bool(moved_from))
         if moved_from and taken:
-            self._register(link, _Move(moved_from, grant.job_id, [held.task for held in taken]))
+            self._register(link, Move(moved_from, grant.job_id, [held.task for held in taken]))
         ready: list[int] = []
         waiting: list[tuple[Held, list[BlobRef], bool]] = []
         for held in taken:
@@ -386,15 +296,15 @@ class WorkerService:
                 continue
             results = [done for done in link.results if done.job_id == job_id]
             link.results = deque(done for done in link.results if done.job_id != job_id)
-            self._delete(link, results)
+            self.sender.delete(link, results)
             for done in results:
                 done.is_on_disk = False
             if to == self._identity.public_key:
                 self.take_own(job_id, [(done.claim, done.outcome) for done in results])
-                self._let_go(results)
+                self.sender.let_go(results)
             else:
                 self.link(to).results.extend(results)
-        self.resume_sending()
+        self.sender.resume()
 
     def _seek_coordinators(self, link: OwnerLink) -> None:
         """Open channels to the other coordinators of what waits for a node that is away: who acts says so."""
@@ -594,7 +504,7 @@ class WorkerService:
                 saved = Saved(cookie=one.data, blob=one.blob, generation=task.generation, attempt=task.attempt)
                 self.save_local(job_id, task.index, saved)
             return
-        channel = await self._reach(self.link(owner))
+        channel = await self.sender.reach(self.link(owner))
         body = [
             [job_id, task.index, task.generation, task.attempt, cookie_body(one.data, one.blob)]
             for job_id, task, one in tasks
@@ -667,7 +577,7 @@ class WorkerService:
         if not is_sendable(outcome):
             self._host.store.blobs.unpin(outcome_blobs(outcome))
             outcome = Outcome(OutcomeStatus.FAILED, error="a result that cannot be sent: a bug of its node")
-        outcome = self._with_room(outcome)
+        outcome = self.sender.with_room(outcome)
         body = encode_outcome(outcome)
         if len(body) > CLAIM_BYTES_MAX:
             self._host.store.blobs.unpin(outcome_blobs(outcome))
@@ -680,14 +590,10 @@ class WorkerService:
         claim = [task.index, task.generation, task.attempt, str(outcome.status), output_digest(outcome)]
         link = self.link(held.owner)
         blobs = outcome_blobs(outcome)  # pinned since they were put
-        link.results.append(_Finished(held.job_id, claim, body, self._host.clock.now(), blobs))
-        self.unsent_bytes += len(body)
-        self._count_blobs(blobs)
+        self.sender.add(link, Finished(held.job_id, claim, body, self._host.clock.now(), blobs))
         if link.pace_s and not self.core.holds_of(held.owner):
             link.nudge.set()
-        if not link.is_sending:
-            link.is_sending = True
-            self._scope.spawn(self._send_results(link), "results")
+        self.sender.send(link)
 
     @property
     def has_work(self) -> bool:
@@ -702,50 +608,22 @@ class WorkerService:
     @property
     def is_full(self) -> bool:
         """True while so many results wait for absent owners that no new work should be taken."""
-        return self.unsent_bytes > UNACKED_RESULTS_BYTES_MAX or self.unsent_blobs_bytes * 2 > self._unsent_blobs_max
+        return self.sender.is_full
 
-    @property
-    def _unsent_blobs_max(self) -> int:
-        return int(self._host.store.blobs.bytes_max * UNSENT_BLOBS_CACHE_SHARE)
+    async def keep_all(self) -> None:
+        """Write all results to disk that their owners have not taken, and that this node ends on purpose."""
+        if self._crash_mark.is_set:
+            await self._crash_mark.clear()
+        await self.sender.keep_all()
 
-    def _with_room(self, outcome: Outcome) -> Outcome:
-        """Return an outcome whose blobs can be kept for its owner: without them, and why, when there is no room."""
-        blobs = outcome_blobs(outcome)
-        size = sum(ref.size for ref in blobs)
-        kept_max = self._unsent_blobs_max
-        if self.unsent_blobs_bytes + sum(ref.size for ref in blobs if ref not in self._unsent_blobs) <= kept_max:
-            return outcome
-        self._host.store.blobs.unpin(blobs)
-        self._trim(blobs)
-        limit = f"this node keeps at most {kept_max / MIB:.4g} MiB of results for others (half of its store.cache)"
-        if size > kept_max:
-            self.counters.too_large_results_count += 1
-            error = f"its output has {size / MIB:.4g} MiB; {limit}"
-            return _without_output(outcome, OutcomeStatus.FAILED, error, cause="disk")
-        self.counters.no_room_results_count += 1
-        return _without_output(outcome, OutcomeStatus.NOT_RUN, f"no room for its output: {limit}")
-
-    def _trim(self, blobs: Sequence[BlobRef]) -> None:
-        """Remove blobs that nobody here needs, when more is stored than the cap allows."""
-        if blobs and self._host.store.blobs.is_over:
-            self._scope.spawn(self._trim_now(blobs), "trim")
-
-    async def _trim_now(self, blobs: Sequence[BlobRef]) -> None:
-        with contextlib.suppress(StoreError):  # tried again by the next eviction
-            await self._host.store.blobs.trim(blobs)
-
-    def _count_blobs(self, blobs: Sequence[BlobRef]) -> None:
-        for ref in blobs:
-            count = self._unsent_blobs.get(ref, 0)
-            self._unsent_blobs[ref] = count + 1
-            self.unsent_blobs_bytes += 0 if count else ref.size
-
-    def _discount_blobs(self, blobs: Sequence[BlobRef]) -> None:
-        for ref in blobs:
-            self._unsent_blobs[ref] -= 1
-            if not self._unsent_blobs[ref]:
-                del self._unsent_blobs[ref]
-                self.unsent_blobs_bytes -= ref.size
+    async def recover(self) -> int:
+        """Take up results of an earlier life that their owners do not have; returns how many."""
+        if self._journal is None:
+            return 0
+        count = await self.sender.recover()
+        await self._tell_crash()
+        self.sender.resume()
+        return count
 
     def forget_old(self) -> None:
         """Forget jobs and owners that nothing is held for, when there are many."""
@@ -760,270 +638,6 @@ class WorkerService:
             for key, link in list(self.links.items()):
                 if key not in owners and not link.results and not link.is_sending and not link.is_beating:
                     del self.links[key]
-
-    # --- results ----------------------------------------------------------------------------------
-
-    async def _send_results(self, link: OwnerLink) -> None:
-        """Send until nothing is left: one message at a time, so that they grow when the owner is slow."""
-        pause_s = RECONNECT_S_MIN
-        try:
-            while link.results:
-                self._sort_out(link)
-                if not link.results:
-                    break
-                link.nudge.clear()
-                await self._keep_pace(link)
-                batch = self._next_results(link)
-                self._drop_second(link, batch)
-                link.nudge.clear()
-                if not batch:
-                    await self._pause(link, RECONNECT_S_MIN)
-                    continue
-                try:
-                    await self._deliver(link, batch)
-                except (P2pcError, TimeoutError) as error:
-                    if self._is_refusal(error):
-                        self.counters.refused_results_count += 1
-                        if len(batch) > 1:
-                            link.alone_count = len(batch)
-                            continue
-                        await self._refused(link, batch[0], error)
-                    await self._keep(link)
-                    self._give_up_old(link)
-                    self._seek_coordinators(link)
-                    pause_s = RECONNECT_S_MIN if await self._pause(link, pause_s) else min(RECONNECT_S_MAX, pause_s * 2)
-                    continue
-                pause_s = RECONNECT_S_MIN
-                link.alone_count = max(0, link.alone_count - 1)
-                self._settle(link, batch)
-        finally:
-            link.is_sending = False
-
-    @staticmethod
-    def _is_refusal(error: BaseException) -> TypeGuard[P2pcError]:
-        """True when the owner is there and will not take this message as it is."""
-        return isinstance(error, RemoteError | LocalProtocolError) and error.code != "busy"
-
-    async def _refused(self, link: OwnerLink, done: _Finished, error: P2pcError) -> None:
-        """Put a single result that was refused behind the others.
-
-        One that the owner does not understand becomes a failure; one whose files are no longer here was never made.
-        """
-        link.alone_count = max(0, link.alone_count - 1)
-        is_gone = False
-        for ref in done.blobs:
-            is_gone = is_gone or not await self._host.store.blobs.has(ref)
-        if done not in link.results:
-            return
-        link.results.remove(done)
-        if is_gone or error.code == ProtocolError.default_code:
-            self._let_go([done])
-            if done.is_replaced:
-                self.counters.given_up_results_count += 1
-                return
-            if is_gone:
-                outcome = Outcome(OutcomeStatus.NOT_RUN, error="the result's files are no longer on its node")
-            else:
-                outcome = Outcome(OutcomeStatus.FAILED, error="the task's owner does not understand its result")
-            index, generation, attempt = done.claim[:3]
-            done.claim = [index, generation, attempt, str(outcome.status), output_digest(outcome)]
-            done.outcome, done.blobs, done.is_replaced, done.is_let_go = encode_outcome(outcome), (), True, False
-            done.is_on_disk = False  # written anew, under the same key
-            self.unsent_bytes += len(done.outcome)
-        link.results.append(done)
-
-    async def _keep_pace(self, link: OwnerLink) -> None:
-        """Wait for more results to send together, if the owner wants that and there will be some."""
-        if not link.pace_s:
-            return
-        until = link.sent_at + link.pace_s
-        while not self.core.is_paused and self.core.holds_of(link.key):
-            wait_s = until - self._host.clock.now()
-            if wait_s <= 0 or await self._pause(link, min(wait_s, PACE_LOOK_S)):
-                break
-        link.sent_at = self._host.clock.now()
-
-    async def _pause(self, link: OwnerLink, pause_s: float) -> bool:
-        """Wait before the next try; True when the owner was heard of meanwhile."""
-        try:
-            async with self._host.clock.timeout(pause_s * (0.5 + self._rng.random())):
-                await link.nudge.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _settle(self, link: OwnerLink, batch: Sequence[_Finished]) -> None:
-        """The owner has these."""
-        sent = {id(done) for done in batch}
-        while link.results and id(link.results[0]) in sent:
-            sent.discard(id(link.results.popleft()))
-        if sent:
-            link.results = deque(done for done in link.results if id(done) not in sent)
-        self._let_go(batch)
-        self._delete(link, batch)
-
-    def _delete(self, link: OwnerLink, results: Sequence[_Finished]) -> None:
-        """Have the next tick take these off the disk."""
-        if self._journal is not None:
-            self._deletes += [
-                self._journal.outbox_delete(link.key, done.job_id, done.claim[0], done.claim[2])
-                for done in results
-                if done.is_on_disk
-            ]
-
-    def _let_go(self, batch: Sequence[_Finished]) -> None:
-        for done in batch:
-            if not done.is_let_go:  # else its job was disowned while it was on its way
-                done.is_let_go = True
-                self.unsent_bytes -= len(done.outcome)
-                self._discount_blobs(done.blobs)
-                self._host.store.blobs.unpin(done.blobs)
-                self._trim(done.blobs)
-
-    def _forget_results(self, link: OwnerLink, job_id: bytes) -> None:
-        gone = [done for done in link.results if done.job_id == job_id]
-        link.results = deque(done for done in link.results if done.job_id != job_id)
-        self._delete(link, gone)
-        self._let_go(gone)
-
-    def _next_results(self, link: OwnerLink) -> list[_Finished]:
-        """The oldest results of one job, as many as fit one message.
-
-        Not those of tasks that came from another worker while the owner does not know it: it would not take a failure
-        from who does not have the lease.
-        """
-        moving = {(move.job_id, task.index) for move in link.moves for task in move.tasks}
-        size = 0
-        batch: list[_Finished] = []
-        for done in link.results:
-            if (batch and done.job_id != batch[0].job_id) or (moving and (done.job_id, done.claim[0]) in moving):
-                continue
-            size += len(done.outcome)
-            if batch and (size > RESULTS_BATCH_BYTES_MAX or len(batch) >= RESULTS_BATCH_MAX or link.alone_count):
-                break
-            batch.append(done)
-        return batch
-
-    def _drop_second(self, link: OwnerLink, batch: list[_Finished]) -> None:
-        """Leave out good results of leases that were answered otherwise before.
-
-        Two signed results under one lease prove that somebody lies.  An owner that grants a task again as the same
-        attempt, though its result is on the way or told, must not make a liar of a node whose task has more than one.
-        """
-        for done in list(batch):
-            index, generation, attempt, status, digest = done.claim
-            if status != OutcomeStatus.OK:
-                continue
-            first = self._answered.setdefault((done.job_id, index, generation, attempt), digest)
-            if first != digest:
-                self.counters.second_results_count += 1
-                batch.remove(done)
-                link.results.remove(done)
-                self._let_go([done])
-                if done.is_on_disk and self._journal is not None:
-                    self._deletes.append(self._journal.outbox_delete(link.key, done.job_id, index, attempt))
-        while len(self._answered) > ANSWERED_MAX:
-            del self._answered[next(iter(self._answered))]
-
-    async def _deliver(self, link: OwnerLink, batch: list[_Finished]) -> None:
-        channel = await self._reach(link)
-        claims = self._identity.sign_envelope(
-            CLAIMS_CONTENT_TYPE,
-            {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch], "boot": self._boot},
-        )
-        body = [claims, [done.outcome for done in batch]]
-        await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)
-
-    async def _reach(self, link: OwnerLink) -> Channel:
-        channel = self._channels.get(link.key)
-        if channel is not None:
-            return channel
-        try:
-            return await self._channels.connect(link.key, [*link.addresses, *self._addresses_of(link.key)])
-        except ChannelLost:
-            now = self._host.clock.now()
-            if self.locate is None or now < link.located_at + LOCATE_S:
-                raise
-            link.located_at = now
-            found = await self.locate(link.key)
-            if not found:
-                raise
-            channel = await self._channels.connect(link.key, found)
-            link.addresses = list(found)
-            return channel
-
-    async def keep_all(self) -> None:
-        """Write all results to disk that their owners have not taken, and that this node ends on purpose."""
-        if self._crash_mark.is_set:
-            await self._crash_mark.clear()
-        for link in list(self.links.values()):
-            await self._keep(link)
-        await self._forget()
-
-    async def _keep(self, link: OwnerLink, waited_s: float = 0.0) -> None:
-        """Write results to disk that their owner has not taken within `waited_s`."""
-        if self._journal is None:
-            return
-        since = self._host.clock.now() - waited_s
-        unkept = [done for done in link.results if done.born <= since and not done.is_on_disk]
-        entries = [
-            OutboxEntry(link.key, done.job_id, done.claim[0], done.claim[2], done.claim, done.outcome, link.addresses)
-            for done in unkept
-        ]
-        writes = [self._journal.outbox_write(entry) for entry in entries]
-        if not writes:
-            return
-        for done in unkept:
-            done.is_on_disk = True
-        deletes, self._deletes = self._deletes, []  # before: the same task may have another result now
-        try:
-            await self._host.store.commit([*deletes, *writes])
-        except StoreError:  # still in memory; written with the next attempt
-            self._deletes = deletes + self._deletes
-            for done in unkept:
-                done.is_on_disk = False
-
-    async def _forget(self) -> None:
-        """Take results off the disk that their owners have.  What is not deleted when this node dies is sent again."""
-        writes, self._deletes = self._deletes, []
-        if writes:
-            try:
-                await self._host.store.commit(writes)
-            except StoreError:
-                self._deletes = writes + self._deletes
-
-    def _give_up_old(self, link: OwnerLink) -> None:
-        limit = self._host.clock.now() - OUTBOX_KEEP_S
-        old = [done for done in link.results if done.born < limit]
-        if old:
-            self.counters.given_up_results_count += len(old)
-            self._settle(link, old)
-
-    async def recover(self) -> int:
-        """Take up results of an earlier life that their owners do not have; returns how many."""
-        if self._journal is None:
-            return 0
-        count = 0
-        async for entry in self._journal.outbox():
-            link = self.link(entry.owner, entry.addresses)
-            blobs = outcome_blobs(decode_outcome(entry.outcome))
-            self._host.store.blobs.pin(blobs)
-            self._count_blobs(blobs)
-            link.results.append(
-                _Finished(entry.job_id, entry.claim, entry.outcome, self._host.clock.now(), blobs, is_on_disk=True)
-            )
-            self.unsent_bytes += len(entry.outcome)
-            count += 1
-        await self._tell_crash()
-        self.resume_sending()
-        return count
-
-    def resume_sending(self) -> None:
-        """Send what waits to every owner that is not being sent to."""
-        for link in self.links.values():
-            if link.results and not link.is_sending:
-                link.is_sending = True
-                self._scope.spawn(self._send_results(link), "results")
 
     # --- deaths of the whole node -----------------------------------------------------------------
 
@@ -1049,8 +663,7 @@ class WorkerService:
                 self._intake_local(job_id, index, generation, attempt, outcome)
                 continue
             claim = [index, generation, attempt, str(outcome.status), digest]
-            self.link(owner).results.append(_Finished(job_id, claim, raw, self._host.clock.now()))
-            self.unsent_bytes += len(raw)
+            self.sender.add(self.link(owner), Finished(job_id, claim, raw, self._host.clock.now()))
         await self._crash_mark.clear()
 
     # --- heartbeats -------------------------------------------------------------------------------
@@ -1061,7 +674,7 @@ class WorkerService:
         return bool(
             self.core.held
             or self._crash_mark.is_set
-            or self._deletes
+            or self.sender.deletes
             or self.inputs.is_used
             or any(link.heartbeat_due or link.has_unkept for link in self.links.values())
         )
@@ -1072,11 +685,11 @@ class WorkerService:
         self._mark()
         if self.core.busy_slots and not self._is_looking and self._quiet.is_due(now):
             self._scope.spawn(self._look_at_all(), "quiet")
-        if self._deletes:
-            self._scope.spawn(self._forget(), "forget")
+        if self.sender.deletes:
+            self._scope.spawn(self.sender.forget(), "forget")
         for link in self.links.values():
             if link.has_unkept and self._journal is not None:
-                self._scope.spawn(self._keep(link, OUTBOX_DELAY_S), "keep")
+                self._scope.spawn(self.sender.keep(link, OUTBOX_DELAY_S), "keep")
             if link.heartbeat_due and link.heartbeat_due <= now and not link.is_beating:
                 if self.core.holds_of(link.key):
                     link.is_beating = True
@@ -1136,14 +749,14 @@ class WorkerService:
     async def _tell_held(self, link: OwnerLink, held: HeldTasks, moved_from: bytes) -> None:
         """Tell the owner what this node holds, and drop what the owner gave to somebody else."""
         for portion in _portions(held, HELD_MAX):
-            channel = await self._reach(link)
+            channel = await self.sender.reach(link)
             answer = await channel.request(
                 Message.HEARTBEAT, [self._boot, moved_from, portion], timeout_s=LEASE_S_MIN * HEARTBEAT_FRACTION
             )
             for job_id, indices in parse_job_indices(answer):
                 self.core.drop(job_id, indices, owner=link.key, kill=False)
 
-    def _register(self, link: OwnerLink, move: _Move) -> None:
+    def _register(self, link: OwnerLink, move: Move) -> None:
         """Tell the owner that these tasks came here from another worker."""
         link.moves.append(move)
         if not link.is_registering:
@@ -1189,7 +802,7 @@ class WorkerService:
             indices = [index for index, _generation, _attempt in self.core.held_of(link.key).get(job_id, ())]
             self.stop(link.key, job_id, indices, kill=True)
             link.moves = [move for move in link.moves if move.job_id != job_id]
-            self._forget_results(link, job_id)
+            self.sender.forget_results(link, job_id)
 
     async def hand_back(self, returned: dict[tuple[bytes, bytes], list[int]]) -> None:
         """Return unstarted tasks to their owners (not LOCAL); an owner that is away will let their leases expire."""
@@ -1199,25 +812,12 @@ class WorkerService:
                 async with self._host.clock.timeout(RETURN_S):
                     while link.is_registering:  # it takes nothing back from who does not have the lease
                         await self._host.clock.sleep(RECONNECT_S_MIN / 10)
-                channel = await self._reach(link)
+                channel = await self.sender.reach(link)
                 for start in range(0, len(indices), HELD_MAX):
                     part = indices[start : start + HELD_MAX]
                     await channel.request(Message.RETURNED, [[job_id, part]], timeout_s=RETURN_S)
             except (P2pcError, TimeoutError):
                 continue
-
-
-def _without_output(outcome: Outcome, status: OutcomeStatus, error: str, *, cause: str = "") -> Outcome:
-    """Return the end of a task whose output is not kept; what it has used stays known, and counts."""
-    return Outcome(
-        status,
-        error=error,
-        cause=cause,
-        started_wall=outcome.started_wall,
-        runtime_s=outcome.runtime_s,
-        cpu_s=outcome.cpu_s,
-        peak_rss_bytes=outcome.peak_rss_bytes,
-    )
 
 
 def _task_of(held: Held) -> tuple[int, int, int]:

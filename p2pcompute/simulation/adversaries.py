@@ -43,10 +43,10 @@ from p2pcompute.ids import DHT_ID_BYTES, dht_id
 from p2pcompute.limits import DATAGRAM_BYTES_MAX, DHT_K, FRAME_BYTES_MAX, HANDSHAKE_S_MAX, HANDSHAKES_MAX
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.owner_link import OwnerLink
 from p2pcompute.scheduler.stealing import LOCAL, Thief
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.scheduler.worker import Held
-from p2pcompute.scheduler.worker_service import OwnerLink
 from p2pcompute.simulation.host import SimHost
 from p2pcompute.simulation.hostile import HostileSettings
 from p2pcompute.simulation.mesh import PORT, Member

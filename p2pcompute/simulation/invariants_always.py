@@ -206,7 +206,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     yield "asked and not a peer", len(scheduler.thief.asked) - peers, 64
     unsent = sum([len(done.outcome) for link in scheduler.worker.links.values() for done in link.results])
     yield "bytes of unsent results", unsent, UNACKED_RESULTS_BYTES_MAX + CHANNEL_WRITE_BYTES_MAX
-    yield "unsent bytes that are not there", abs(unsent - scheduler.worker.unsent_bytes), 0
+    yield "unsent bytes that are not there", abs(unsent - scheduler.worker.sender.unsent_bytes), 0
     if network.dht is not None:
         dht = network.dht
         yield "records", len(dht.records), RECORDS_MAX

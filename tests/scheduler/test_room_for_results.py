@@ -86,9 +86,9 @@ async def test_files_of_results_that_wait_are_bounded(worker: WorkerService) -> 
     assert worker.is_full, "no more tasks of others"
     refused = await finish(worker, 2, 200_000)
     assert refused.status is OutcomeStatus.NOT_RUN and "store.cache" in refused.error
-    assert worker.unsent_blobs_bytes == 400_000
-    worker._settle(worker.links[OWNER], list(worker.links[OWNER].results))
-    assert worker.unsent_blobs_bytes == 0
+    assert worker.sender.unsent_blobs_bytes == 400_000
+    worker.sender._settle(worker.links[OWNER], list(worker.links[OWNER].results))
+    assert worker.sender.unsent_blobs_bytes == 0
     assert (await finish(worker, 3, 200_000)).status is OutcomeStatus.OK
 
 
@@ -97,7 +97,7 @@ async def test_an_output_that_never_fits_fails_with_its_cause(worker: WorkerServ
     assert outcome.status is OutcomeStatus.FAILED and outcome.cause == "disk"
     assert "0.5722 MiB" in outcome.error and "half of its store.cache" in outcome.error
     assert outcome.runtime_s == 7.0, "what it has used is charged all the same"
-    assert worker.unsent_blobs_bytes == 0 and worker.counters.too_large_results_count == 1
+    assert worker.sender.unsent_blobs_bytes == 0 and worker.counters.too_large_results_count == 1
 
 
 async def test_inputs_that_never_fit_are_not_fetched(worker: WorkerService) -> None:
@@ -113,9 +113,9 @@ async def test_equal_files_take_their_room_once(worker: WorkerService) -> None:
     blob = worker._host.store.blobs
     assert isinstance(blob, FileBlobs)
     ref = BlobRef(b"x" * 32, 300_000)
-    worker._count_blobs([ref])
-    worker._count_blobs([ref])
-    assert worker.unsent_blobs_bytes == 300_000
-    worker._discount_blobs([ref])
-    worker._discount_blobs([ref])
-    assert worker.unsent_blobs_bytes == 0 and not worker._unsent_blobs
+    worker.sender._count_blobs([ref])
+    worker.sender._count_blobs([ref])
+    assert worker.sender.unsent_blobs_bytes == 300_000
+    worker.sender._discount_blobs([ref])
+    worker.sender._discount_blobs([ref])
+    assert worker.sender.unsent_blobs_bytes == 0 and not worker.sender._unsent_blobs

@@ -518,10 +518,10 @@ class World:
                 found.append(f"{name}: holds {list(worker.core.held.values())[:3]}")
             if any(link.results or link.is_sending for link in worker.links.values()):
                 found.append(f"{name}: results wait")
-            if (worker.unsent_bytes or worker.unsent_blobs_bytes) and not any(
+            if (worker.sender.unsent_bytes or worker.sender.unsent_blobs_bytes) and not any(
                 link.results for link in worker.links.values()
             ):
-                found.append(f"{name}: {worker.unsent_bytes} unsent bytes of nothing")
+                found.append(f"{name}: {worker.sender.unsent_bytes} unsent bytes of nothing")
             if owner.commits.is_waiting:
                 found.append(f"{name}: commits wait")
             if scheduler.victim.given or owner.core._pending:

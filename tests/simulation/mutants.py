@@ -20,6 +20,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.scheduler.ledger import JobLedger, TaskState
 from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.owner_service import OwnerService
+from p2pcompute.scheduler.result_sender import ResultSender
 from p2pcompute.scheduler.stealing import Parking
 from p2pcompute.scheduler.thief_service import ThiefService
 from p2pcompute.scheduler.worker import WorkerCore
@@ -177,10 +178,10 @@ def outcomes_are_mixed_up(patch: Patch) -> None:
 
 @_mutant("rest", PLAIN, seeds=3)
 def kept_results_stay_on_disk(patch: Patch) -> None:
-    async def forget(_self: WorkerService) -> None:
+    async def forget(_self: ResultSender) -> None:
         return
 
-    patch.setattr(WorkerService, "_forget", forget)
+    patch.setattr(ResultSender, "forget", forget)
 
 
 @_mutant("livelock", FEW)
@@ -270,7 +271,7 @@ def a_record_never_expires(patch: Patch) -> None:
 
 @_mutant("bounds", CALM)
 def bytes_of_sent_results_are_not_given_back(patch: Patch) -> None:
-    patch.setattr(WorkerService, "_let_go", lambda *_args: None)
+    patch.setattr(ResultSender, "let_go", lambda *_args: None)
 
 
 @_mutant("bounds", LORIS)
