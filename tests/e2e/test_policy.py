@@ -94,3 +94,24 @@ def test_an_heir_removes_administrators_when_the_founder_is_gone(mesh: Mesh, is_
         until(lambda: "cat" not in bob.peers(), 10, "cat is cut off")
         bob.restart()
         assert may(bob)["cat"] is None and "admin" in (may(bob)["bob"] or ())
+
+
+def test_a_condition_on_what_no_job_has_is_refused_wherever_it_is_set(mesh: Mesh) -> None:
+    """One with `job.submiter` would be false, or unknown, of every job: the node would take nothing and not say why."""
+    ada = mesh.add("ada").start()
+    wrong = 'job.cpus<9 && job.submiter=="x"'
+    said = ("no node could have job.submiter", "column 15 of this expression:", "did you mean job.submitter?")
+    for words in (
+        ("config", "set", "node.accept_if", wrong),
+        ("node", "set", f"accept_if={wrong}"),
+        ("group", "policy", f"accept={wrong}"),
+    ):
+        refused = ada.p2pc(*words).check(2)
+        assert all(text in refused.err for text in said), (words, refused.err)
+    assert ada.p2pc("config", "get", "node.accept_if").check().out.strip() in ("", "–")
+    policy = ada.get("/v1/policy")
+    assert policy["accept"] is None and policy["own_accept"] is None
+    ada.stop()
+    ada.expected_errors.append("the node did not start: node.accept_if")
+    refused = ada.p2pc("node", "start", env={"P2PC_NODE__ACCEPT_IF": wrong}).check(2)
+    assert all(text in refused.err for text in said), refused.err
