@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, cast
@@ -43,7 +43,10 @@ TAIL_LINES: Final = 10
 """Lines of each failed task that `logs --failed` shows."""
 LOST_WHY_CHARS: Final = 60
 LOST_STREAMS: Final = ("stdout", "stderr")
+FAILURES_HELD_MAX: Final = 10_000
+"""Different failures that `logs --failed` holds, to print equal ones once; further ones are printed as they come."""
 SAME_NAMED_MAX: Final = 10
+"""Tasks with an equal failure that are named."""
 
 # --- logs ---------------------------------------------------------------------------------------------------------
 
@@ -242,14 +245,15 @@ class _LogPrinter:
                     out.writelines(self._tail(task, name))
             return
         if not merge:
-            out.write(self._heading(task).encode("utf-8", "backslashreplace") + b"\n")
-            for text in self._body(task):
-                out.write(b"  " + text)
+            self._print(self._heading(task), self._body(task))
             return
         import hashlib
 
         body = list(self._body(task))
         digest = hashlib.blake2b(b"".join(body), digest_size=16).digest()
+        if digest not in self._same and len(self._same) >= FAILURES_HELD_MAX:
+            self._print(self._heading(task), body)
+            return
         known = self._same.setdefault(digest, [self._heading(task), body, [], 0])
         if known[3]:
             known[2] = [*known[2], task["index"]][:SAME_NAMED_MAX]
@@ -274,13 +278,16 @@ class _LogPrinter:
     def finish(self) -> None:
         out = self._out
         for heading, body, others, times in self._same.values():
-            out.write(heading.encode("utf-8", "backslashreplace") + b"\n")
-            for text in body:
-                out.write(b"  " + text)
+            self._print(heading, body)
             if times > 1:
                 named = ", ".join(str(index) for index in others) + (" …" if times - 1 > len(others) else "")
                 out.write(f"  (the same error on {plural(times - 1, 'more task', 'more tasks')}: {named})\n".encode())
         out.flush()
+
+    def _print(self, heading: str, body: Iterable[bytes]) -> None:
+        self._out.write(heading.encode("utf-8", "backslashreplace") + b"\n")
+        for text in body:
+            self._out.write(b"  " + text)
 
     def _heading(self, task: Mapping[str, Any]) -> str:
         parts = [

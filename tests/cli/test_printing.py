@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcompute.cli import output, printing
+from p2pcompute.cli import job_output, output, printing
 from p2pcompute.cli.follow import batches_of, job_exit_code
 from p2pcompute.cli.printing import Contents, Errors, Failures, Printer, format_value
 from p2pcompute.cli.progress import Bar, JsonLines, Plain, Progress, summary_text
@@ -350,3 +350,18 @@ def test_failures_are_grouped_by_what_the_command_ended_with() -> None:
 def test_what_was_cancelled_is_no_progress() -> None:
     progress = Progress("job", data={"total": 10, "done": 2, "failed": 0, "cancelled": 8})
     assert (progress.percent(), progress.ended) == ("20 %", 10)
+
+
+def test_many_different_failures_are_not_all_held(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """A million tasks that each fail in their own way would fill the memory before a line is shown."""
+    monkeypatch.setattr(job_output, "FAILURES_HELD_MAX", 2)
+    tasks = {index: task(index, b"%d\n" % (index % 3), state="failed") for index in range(6)}
+    shown = job_output._LogPrinter({"alias": "j7k3"}, Kept(tasks), ("stdout",), tail=None, timestamps=False, raw=False)
+    for one in tasks.values():
+        shown.take(one, merge=True)
+    shown.finish()
+    said = [line.split(b"  nova")[0].strip() for line in capfdbinary.readouterr().out.splitlines()]
+    assert said[:4] == [b"j7k3/2", b"2", b"j7k3/5", b"2"], "there was no room to hold it"
+    assert said[4:7] == [b"j7k3/0", b"0", b"(the same error on 1 more task: 3)"]
