@@ -49,7 +49,8 @@ from p2pcompute.identity.files import load_or_create_identity
 from p2pcompute.places import find_paths
 from p2pcompute.simulation.mesh_run import run_mesh
 from p2pcompute.simulation.scenario import load_scenario, with_values
-from p2pcompute.trust.groups import MEMBER_ROLES, admit, found_group, save_group
+from p2pcompute.trust.group_file import save_group
+from p2pcompute.trust.groups import MEMBER_ROLES, admit, found_group
 from p2pcompute.trust.levels import Level, LevelNote, save_levels
 
 T = TypeVar("T")

@@ -33,7 +33,8 @@ from p2pcompute.limits import SEEDS_MAX
 from p2pcompute.node.seeds import Seed
 from p2pcompute.transport.credentials import group_hint
 from p2pcompute.transport.datagrams import Datagrams
-from p2pcompute.trust.groups import Group, load_group
+from p2pcompute.trust.group_file import load_group
+from p2pcompute.trust.groups import Group
 
 
 def read_seeds(text: str) -> list[tuple[str, int | None]]:

@@ -30,7 +30,8 @@ from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node
 from p2pcompute.node.options import NodeOptions
 from p2pcompute.places import find_paths
-from p2pcompute.trust.groups import Group, load_own_group
+from p2pcompute.trust.group_file import load_own_group
+from p2pcompute.trust.groups import Group
 from p2pcompute.trust.levels import Levels, load_levels
 from p2pcompute.trust.log_file import FileLogs, LogKeeper, MemoryLogs
 

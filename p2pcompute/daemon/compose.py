@@ -42,7 +42,7 @@ from p2pcompute.node.membership import clean_name
 from p2pcompute.node.node import Node
 from p2pcompute.node.options import NodeOptions
 from p2pcompute.resources.matching import check_acceptance, only_wasm
-from p2pcompute.trust.groups import GROUP_FILE, load_own_group, save_group
+from p2pcompute.trust.group_file import GROUP_FILE, load_own_group, save_group
 from p2pcompute.trust.levels import Levels, load_levels, save_levels
 from p2pcompute.trust.log_file import FileLogs
 from p2pcompute.trust.pins import PINS_FILE, Pins, load_pins, save_pins

@@ -5,6 +5,6 @@ entries that make a member, and the open invitations.  It promises that nobody i
 signatures that ends at the founder, whose key is part of the group's id, and that nobody grants a role that
 he lacks.
 
-`groups` and `invites` decide; `save_group` and `load_group` are the only I/O.  What travels between the two
+`groups` and `invites` decide; `group_file` is the only I/O of both.  What travels between the two
 sides of a join is done in `p2pcompute.node`.
 """

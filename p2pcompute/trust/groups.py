@@ -1,4 +1,4 @@
-"""Groups: the founder, admit entries, chains of them, and the group file.
+"""Groups: the founder, admit entries, and chains of them.
 
 A member shows a *chain*: the founder's entry, then one entry for each step from the founder to the member,
 each signed by the subject of the one before and naming its hash.  The group's id is a hash of the founder's
@@ -23,12 +23,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-from p2pcompute.errors import IdentityError, ProtocolError, RemoteProtocolError, TrustError, UsageError
+from p2pcompute.errors import RemoteProtocolError, TrustError, UsageError
 from p2pcompute.host.interfaces import Crypto
-from p2pcompute.identity.files import read_private, replace_private
 from p2pcompute.identity.keys import ROLES, Identity, ordered_roles, roles_from_wire
 from p2pcompute.ids import PUBLIC_KEY_BYTES, short_device_id
 from p2pcompute.limits import (
@@ -43,13 +41,12 @@ from p2pcompute.limits import (
     LOG_HEADS_MAX,
 )
 from p2pcompute.transport.credentials import group_hint
-from p2pcompute.wire import cbor, envelope
+from p2pcompute.wire import envelope
 
 __all__ = [
     "ADMIN_RANK",
     "ADMIT_TYPE",
     "FOUNDER_RANK",
-    "GROUP_FILE",
     "MEMBER_RANK",
     "MEMBER_ROLES",
     "Admission",
@@ -57,6 +54,7 @@ __all__ = [
     "Judge",
     "Membership",
     "admit",
+    "bytes_of",
     "check_chain",
     "check_group_name",
     "check_may_admit",
@@ -66,12 +64,9 @@ __all__ = [
     "group_hint",
     "group_id_of",
     "group_of_joiner",
-    "load_group",
-    "load_own_group",
     "name_heir",
     "ranks_of",
     "renew",
-    "save_group",
     "steps_of",
 ]
 
@@ -80,7 +75,6 @@ FOUNDER_RANK: Final = 0
 ADMIN_RANK: Final = ADMIT_CHAIN_MAX
 """Between them: heirs, by the number of their steps from the founder."""
 MEMBER_RANK: Final = ADMIN_RANK + 1
-GROUP_FILE: Final = "group.cbor"
 MEMBER_ROLES: Final = ("submit", "work", "invite")
 """What a new member may do unless the inviter says otherwise."""
 STRANGER_ROLES: Final = ("submit", "work")
@@ -92,7 +86,6 @@ _DIGEST_BYTES: Final = 32
 _WALL_MAX: Final = 1 << 40
 _OPENED_MAX: Final = 512
 """Admit entries whose signature is not checked again: half a mebibyte."""
-_FORMAT: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -589,13 +582,13 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
     body = opened.payload
     if not isinstance(body, dict):
         raise RemoteProtocolError("not an admit entry")
-    subject = _bytes_of(body, "subject", PUBLIC_KEY_BYTES)
+    subject = bytes_of(body, "subject", PUBLIC_KEY_BYTES)
     issued = _seconds_of(body, "issued")
     roles = roles_from_wire(body.get("roles"))
-    group = _bytes_of(body, "group", GROUP_ID_BYTES)
+    group = bytes_of(body, "group", GROUP_ID_BYTES)
     digest = hashlib.sha256(raw).digest()
     if is_root:
-        nonce = _bytes_of(body, "nonce", _NONCE_BYTES)
+        nonce = bytes_of(body, "nonce", _NONCE_BYTES)
         name = body.get("name")
         if not isinstance(name, str) or not _is_group_name(name):
             raise RemoteProtocolError("a group without a name")
@@ -612,7 +605,7 @@ def _opened(crypto: Crypto, raw: bytes, is_root: bool, signer: bytes | None, gro
     expires = math.inf if is_heir else _seconds_of(body, "expires")
     if not is_heir and not issued < expires <= issued + ADMIT_TTL_S:
         raise RemoteProtocolError("an admit entry that lives too long")
-    previous = _bytes_of(body, "previous", _DIGEST_BYTES)
+    previous = bytes_of(body, "previous", _DIGEST_BYTES)
     is_stranger, is_unasked = _is_stranger(body, roles), body.get("unasked", False) is True
     said = _let_in(group, subject, is_stranger, is_unasked)
     inviter, invited = _inviter_of(crypto, body, said, opened.signer)
@@ -649,7 +642,7 @@ def _inviter_of(crypto: Crypto, body: dict[Any, Any], said: bytes, signer: bytes
     Who renews a member may not say that somebody else let it in, but by that one's signature: members are counted by
     who is answerable for them, and whoever may invite could otherwise invite himself in the founder's name.
     """
-    inviter = _bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else signer
+    inviter = bytes_of(body, "inviter", PUBLIC_KEY_BYTES) if "inviter" in body else signer
     invited = body.get("invited", b"")
     if isinstance(invited, bytes) and invited and crypto.verify(inviter, said, invited):
         return inviter, invited
@@ -676,7 +669,7 @@ def digests_of(value: Any, count_max: int) -> tuple[bytes, ...]:
     return tuple(value)
 
 
-def _bytes_of(body: dict[Any, Any], name: str, count: int) -> bytes:
+def bytes_of(body: dict[Any, Any], name: str, count: int) -> bytes:
     value = body.get(name)
     if not isinstance(value, bytes) or len(value) != count:
         raise RemoteProtocolError(f"an admit entry without {name}")
@@ -698,104 +691,3 @@ def _must_be_installation(identity: Identity) -> None:
             "run: p2pc invite",
             code="not-allowed",
         )
-
-
-# --- the group file -------------------------------------------------------------------------------
-
-
-def save_group(directory: Path, group: Group) -> None:
-    """Write the group file (mode 0600) into the installation's directory, whole or not at all.
-
-    Raises:
-        IdentityError: it cannot be written; the old one stays.
-    """
-    body = {
-        "format": _FORMAT,
-        "group": group.group_id,
-        "name": group.name,
-        "network_key": group.network_key,
-        "founder": group.founder,
-        "chain": list(group.chain),
-        "open": group.is_open_to_others,
-        "former": [[key, int(until)] for key, until in group.former_keys],
-    }
-    replace_private(directory / GROUP_FILE, cbor.encode(body), unique=group.group_id.hex()[:16])
-
-
-def load_group(directory: Path) -> Group | None:
-    """Return the group kept in the installation's directory, None before the first start.
-
-    The chain is not looked at here: see `load_own_group`.
-
-    Raises:
-        IdentityError: damaged, of another user, or readable by others.
-    """
-    path = directory / GROUP_FILE
-    data = read_private(path)
-    if data is None:
-        return None
-    try:
-        return _group_from(cbor.decode(data))
-    except ProtocolError as error:
-        raise _damaged(path, error.what) from error
-
-
-def load_own_group(directory: Path, crypto: Crypto, installation: bytes) -> Group | None:
-    """Return the group that `load_group` finds, as one in which this installation is, or was, a member.
-
-    Of the chain only the signatures are checked, and whose it is: it may have ended and be renewable.
-
-    Raises:
-        IdentityError: as `load_group`; or the membership is forged, or that of another key.
-    """
-    group, path = load_group(directory), directory / GROUP_FILE
-    if group is None:
-        return None
-    try:
-        subject = steps_of(crypto, group.chain, group_id=group.group_id)[-1].subject
-    except RemoteProtocolError as error:
-        raise _damaged(path, error.what) from error
-    if subject != installation:
-        raise IdentityError(
-            f"the group file {path} belongs to another key",
-            f"it is the membership of {short_device_id(subject)}, and this computer is {short_device_id(installation)}",
-            f"put the key file back that belongs to it, or move it away and join again: mv {path} {path}.other-key",
-        )
-    return group
-
-
-def _damaged(path: Path, why: str) -> IdentityError:
-    return IdentityError(
-        f"the group file {path} is damaged",
-        f"{why}; the membership of this computer is in it",
-        f"restore it from a backup, or move it away and join again: mv {path} {path}.damaged",
-    )
-
-
-def _group_from(body: Any) -> Group:
-    if not isinstance(body, dict) or body.get("format") != _FORMAT:
-        raise RemoteProtocolError("its format is unknown to this build")
-    name, chain, is_open = body.get("name"), body.get("chain"), body.get("open")
-    if not isinstance(name, str) or not isinstance(is_open, bool):
-        raise RemoteProtocolError("it has no name")
-    if not isinstance(chain, list) or not all(isinstance(item, bytes) for item in chain) or not chain:
-        raise RemoteProtocolError("it has no chain of admit entries")
-    former = body.get("former", [])
-    if not isinstance(former, list):
-        raise RemoteProtocolError("it has no list of former network keys")
-    return Group(
-        group_id=_bytes_of(body, "group", GROUP_ID_BYTES),
-        name=name,
-        network_key=_bytes_of(body, "network_key", NETWORK_KEY_BYTES),
-        founder=_bytes_of(body, "founder", PUBLIC_KEY_BYTES),
-        chain=tuple(chain),
-        former_keys=tuple(_former_key(item) for item in former),
-        is_open_to_others=is_open,
-    )
-
-
-def _former_key(item: Any) -> tuple[bytes, float]:
-    match item:
-        case [bytes(key), int(until)] if len(key) == NETWORK_KEY_BYTES:
-            return key, float(until)
-    raise RemoteProtocolError("a former network key that cannot be read")

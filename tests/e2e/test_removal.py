@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from p2pcompute.trust.groups import load_group
+from p2pcompute.trust.group_file import load_group
 from tests.e2e.mesh import Daemon, Mesh, until
 from tests.e2e.namespaces import two_machines, why_not
 from tests.e2e.test_words import invite

@@ -22,7 +22,8 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import create_identity
 from p2pcompute.limits import DHT_UNASKED_BURST, DHT_UNASKED_PER_S
 from p2pcompute.transport.datagrams import HEAD_BYTES, Datagrams, seal_datagram
-from p2pcompute.trust.groups import Group, load_group
+from p2pcompute.trust.group_file import load_group
+from p2pcompute.trust.groups import Group
 from tests.e2e.mesh import Mesh, until
 from tests.security.test_joining import port_of
 

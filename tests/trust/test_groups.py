@@ -26,9 +26,9 @@ from p2pcompute.limits import (
     ADMIT_TTL_S,
     GROUP_NAME_CHARS_MAX,
 )
+from p2pcompute.trust.group_file import GROUP_FILE, load_own_group, save_group
 from p2pcompute.trust.groups import (
     ADMIT_TYPE,
-    GROUP_FILE,
     MEMBER_ROLES,
     Group,
     Membership,
@@ -37,9 +37,7 @@ from p2pcompute.trust.groups import (
     found_group,
     group_hint,
     group_of_joiner,
-    load_own_group,
     renew,
-    save_group,
 )
 from p2pcompute.wire.envelope import open_envelope
 
