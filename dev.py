@@ -23,12 +23,12 @@ P2PC = VENV / "bin" / "p2pc"
 PYTHON_MIN = (3, 11)
 SYSTEM_PACKAGES = [
     *("povray", "povray-examples", "ffmpeg"),
-    *("iproute2", "parallel", "bubblewrap", "passt"),
+    *("iproute2", "parallel", "bubblewrap", "passt", "libfaketime"),
     *("gcc", "libc6-dev", "clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32"),
     *("podman", "runc"),
 ]
 """What the tests and examples use: the programs of examples/povray and examples/video, network namespaces, a reader of
-our joblogs, sandboxes and their networks, compilers for this machine and for WASI, containers."""
+our joblogs, sandboxes and their networks, a clock that jumps, compilers for this machine and for WASI, containers."""
 VERBS = {
     "setup": "make .venv with everything for development",
     "demo": "estimate pi on all cores of this machine",
