@@ -11,7 +11,6 @@ its worker's signature.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import job_alias
 from p2pcompute.limits import (
-    ATTEMPTS_MAX,
     CLAIMS_BYTES_MAX,
     CUSTODY_AFTER_S,
     CUSTODY_BEAT_S,
@@ -41,20 +39,13 @@ from p2pcompute.limits import (
     CUSTODY_GRACE_S,
     CUSTODY_JOBS_MAX,
     CUSTODY_KEEP_S,
-    FRAME_BYTES_MAX,
-    INLINE_BYTES_MAX,
-    NODE_NAME_CHARS_MAX,
     READERS_MAX,
     RECOVERY_GRACE_S,
-    SYNC_BYTES_MAX,
-    SYNC_ITEMS_MAX,
     SYNC_PAUSE_S,
-    SYNC_SAVED_BYTES_MAX,
-    SYNC_WAITING_MAX,
 )
 from p2pcompute.scheduler import messages
-from p2pcompute.scheduler.checkpoints import Saved
 from p2pcompute.scheduler.custody import EPOCH_JUMP_MAX, NEVER, Charge, Outlook, coordinator_of, first_task, next_epoch
+from p2pcompute.scheduler.custody_news import News, Waiters, read_fact
 from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
@@ -151,11 +142,10 @@ class CustodyService:
         self.charges: dict[bytes, Charge] = {}
         """Jobs that others keep too, our own and theirs."""
         self.counters = CustodyCounters()
-        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
-        """Job → questions that wait for news of it."""
-        self._waiting_count = 0
+        self.waiters = Waiters(host.clock)
+        self._news = News(journal, owner.core.checkpoints, self._key)
         self._is_closed = False
-        owner.commits.on_kept = self._kept
+        owner.commits.on_kept = self.waiters.wake
         self.may_keep: Callable[[JobEnvelope], bool] = lambda _job: True
         """Says whether the submitter of a job may have it kept here."""
         self.installation_of: Callable[[bytes], bytes | None] = lambda key: key
@@ -199,8 +189,7 @@ class CustodyService:
 
     def close(self) -> None:
         self._is_closed = True
-        for waiters in self._waiting.values():
-            self._release(waiters)
+        self.waiters.wake_all()
 
     @property
     def is_busy(self) -> bool:
@@ -495,7 +484,7 @@ class CustodyService:
             payloads: dict[int, bytes] = {}
             claims: list[Any] = []
             async for raw in self._journal.facts(job_id):
-                kind, body = _read_fact(raw)
+                kind, body = read_fact(raw)
                 if kind == FactKind.TASKS:
                     for index, payload in enumerate(body[1], body[0]):
                         if index < ledger.size and ledger.state(index) is TaskState.OPEN:
@@ -503,7 +492,7 @@ class CustodyService:
                 elif kind == FactKind.CLAIMS:
                     claims += body
             async for raw in self._journal.relays(job_id):
-                claims += _read_fact(raw)[1]
+                claims += read_fact(raw)[1]
             payloads = await self._runnable(charge, payloads)
             now = self._host.clock.now()
             if not charge.is_overdue(now) or ledger.is_complete or self._is_closed:
@@ -850,162 +839,13 @@ class CustodyService:
             self._heard(charge, key, asked.epoch, is_acting=asked.is_acting)
             if charge.is_acting and asked.taken > charge.relays.get(key, (0, 0))[0]:
                 self._collect(charge, key)
-        answer = await self._news(charge, book, asked, is_keeper)
-        if asked.wait_s and not answer.has_news and await self._wait(asked):
-            answer = await self._news(charge, book, asked, is_keeper)
+        answer = await self._answer(charge, book, asked, is_keeper=is_keeper)
+        is_waiting = asked.wait_s and not answer.has_news and not self._is_closed
+        if is_waiting and await self.waiters.wait(asked.job_id, asked.wait_s):
+            answer = await self._answer(charge, book, asked, is_keeper=is_keeper)
         return answer.body()
 
-    async def _wait(self, asked: SyncAsked) -> bool:
-        """Wait for news of a job; False when there was none in time."""
-        if self._waiting_count >= SYNC_WAITING_MAX or self._is_closed:
-            return False
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(asked.job_id, []).append(waiter)
-        self._waiting_count += 1
-        try:
-            async with self._host.clock.timeout(asked.wait_s):
-                await waiter
-            return True
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting_count -= 1
-            waiters = self._waiting.get(asked.job_id, [])
-            if waiter in waiters:
-                waiters.remove(waiter)
-            if not waiters:
-                self._waiting.pop(asked.job_id, None)
-
-    def _kept(self, job_id: bytes) -> None:
-        if job_id in self._waiting:
-            self._release(self._waiting.pop(job_id))
-
-    @staticmethod
-    def _release(waiters: Sequence[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _news(self, charge: Charge | None, book: JobBook, asked: SyncAsked, is_keeper: bool) -> Synced:
-        """Return what is durable here and the other does not have, as much as fits."""
-        page = _Page()
-        facts: list[bytes] = []
-        rows: list[Row] = []
-        rows_next = asked.rows
-        async for raw in self._journal.facts(asked.job_id, asked.facts):
-            rows_next = await self._add_rows(page, book, _ends_of(raw), rows_next, rows)
-            if page.is_full():
-                break
-            page.add(len(raw))
-            facts.append(raw)
-            rows_next = 0
-        claims: list[bytes] = []
-        claimed: list[Row] = []
-        claim_rows_next = asked.claim_rows
-        if not book.job.is_own and not page.is_full():
-            async for raw in self._journal.relays(asked.job_id, asked.claims):
-                ends = [(claim[0], claim[1]) for claim in _read_fact(raw)[1]]
-                claim_rows_next = await self._add_rows(page, book, ends, claim_rows_next, claimed, has_claims=True)
-                claims.append(raw)
-                page.add(len(raw))
-                if claim_rows_next < len(ends):
-                    break
-                claim_rows_next = 0
-                if page.is_full():
-                    break
-        saved, saved_next, is_all_saved = self._saved_since(asked, page) if is_keeper else ([], 0, True)
-        return Synced(
-            epoch=0 if charge is None else charge.epoch,
-            is_acting=book.job.is_own or (charge is not None and charge.is_acting),
-            facts=facts,
-            rows=rows,
-            rows_next=rows_next,
-            claims=claims,
-            claimed=claimed,
-            claim_rows_next=claim_rows_next,
-            saved=saved,
-            saved_next=saved_next,
-            is_all=is_all_saved and not page.is_full(),
-        )
-
-    def _saved_since(self, asked: SyncAsked, page: _Page) -> tuple[list[tuple[int, Saved | None]], int, bool]:
-        """Return (what tasks have saved since, the number of the last change of it, is that all)."""
-        saved: list[tuple[int, Saved | None]] = []
-        number = asked.saved
-        room = max(SYNC_SAVED_BYTES_MAX, SYNC_BYTES_MAX - page.size)
-        room = min(room, FRAME_BYTES_MAX - page.size - 2 * INLINE_BYTES_MAX)
-        for changed, index, kept in self._owner.core.checkpoints.since(asked.job_id, number):
-            if room <= 0:
-                return saved, number, False
-            if kept is not None and len(kept.by) > ATTEMPTS_MAX:
-                kept = None
-            room -= 64 if kept is None else 64 + len(kept.cookie) + 40 * len(kept.by)
-            saved.append((index, kept))
-            number = changed
-        return saved, number, True
-
-    async def _add_rows(
-        self,
-        page: _Page,
-        book: JobBook,
-        ends: Sequence[tuple[int, int]],
-        first: int,
-        rows: list[Row],
-        *,
-        has_claims: bool = False,
-    ) -> int:
-        """Add how these tasks ended, from position `first` on; returns the position of the next that did not fit.
-
-        Args:
-            has_claims: also what is claimed of those that wait for a further claim.
-        """
-        job_id = book.job.envelope.job_id
-        position = first
-        for index, generation in ends[first:]:
-            if page.is_full():
-                break
-            position += 1
-            kept = await self._journal.result(job_id, index, generation)
-            if kept is None and has_claims:
-                kept = await self._claimed(job_id, index)
-            if kept is None:
-                continue
-            key = kept.node_key or self._key
-            name = kept.node_name[:NODE_NAME_CHARS_MAX]
-            rows.append(Row(index, generation, kept.state, key, name, kept.attempts, kept.outcome, kept.payload))
-            page.add(len(kept.outcome) + len(kept.payload))
-        return position
-
-    async def _claimed(self, job_id: bytes, index: int) -> ResultRecord | None:
-        """Return what somebody claims of a task that has not ended here, as if it had."""
-        async for _index, _digest, node, outcome in self._journal.outputs(job_id, index):
-            state = int(TaskState.CLAIMED)
-            return ResultRecord(state=state, node_key=node, node_name="", attempts=1, outcome=outcome, payload=b"")
-        return None
-
-
-@dataclass(slots=True)
-class _Page:
-    """How much an answer holds."""
-
-    size: int = 0
-    count: int = 0
-
-    def add(self, size: int) -> None:
-        self.size += size + 100  # what is beside it
-        self.count += 1
-
-    def is_full(self) -> bool:
-        return self.size >= SYNC_BYTES_MAX or self.count >= SYNC_ITEMS_MAX
-
-
-def _read_fact(raw: bytes) -> tuple[int, Any]:
-    """Return (kind, body) of a fact in our own journal, which was checked when it was written."""
-    payload = unverified_payload(raw)
-    return (FactKind.CLAIMS, payload["claims"]) if "claims" in payload else (payload["kind"], payload["body"])
-
-
-def _ends_of(raw: bytes) -> list[tuple[int, int]]:
-    """Return (index, generation) of the ends that a fact in our own journal tells."""
-    kind, body = _read_fact(raw)
-    return [(entry[0], entry[1]) for entry in body] if kind in (FactKind.ACCEPT, FactKind.FAIL) else []
+    async def _answer(self, charge: Charge | None, book: JobBook, asked: SyncAsked, *, is_keeper: bool) -> Synced:
+        is_acting = book.job.is_own or (charge is not None and charge.is_acting)
+        epoch = 0 if charge is None else charge.epoch
+        return await self._news.of(book, asked, epoch=epoch, is_acting=is_acting, is_keeper=is_keeper)

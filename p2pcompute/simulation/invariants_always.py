@@ -200,7 +200,7 @@ def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
     if scheduler.custody is not None:
         others = sum(not book.job.is_own for book in scheduler.owner.books.values())
         yield "jobs of others", others, CUSTODY_JOBS_MAX
-        yield "questions that wait for news", scheduler.custody._waiting_count, SYNC_WAITING_MAX
+        yield "questions that wait for news", scheduler.custody.waiters.count, SYNC_WAITING_MAX
     yield "parked requests", len(scheduler.victim.parking), PARKED_MAX
     yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
     yield "asked and not a peer", len(scheduler.thief.asked) - peers, 64
