@@ -66,6 +66,9 @@ class MeshSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hours: Annotated[float, Meta(gt=0, le=10_000, description="simulated time before everything heals, hours")] = 0.1
     lan: Annotated[bool, Meta(description="all machines on one LAN instead of spread over the world")] = False
     warm: Annotated[bool, Meta(description="tables filled by the oracle instead of by joining")] = False
+    contacts: Annotated[
+        int, Meta(ge=0, le=100, description="members beside the founder whose address a node knows from the beginning")
+    ] = 0
     join_s: Annotated[
         float, Meta(ge=0, description="the nodes that are up at the beginning start within this time, seconds")
     ] = 5.0

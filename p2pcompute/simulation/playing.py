@@ -171,7 +171,7 @@ class _Player:
 
     async def _submitted(self, plan: JobPlan, name: str) -> WorldJob:
         """Submit until somebody has acknowledged it."""
-        terms = JobTerms(name=name, retries=plan.retries)
+        terms = JobTerms(name=name, retries=plan.retries, verify="" if self.settings.verify else "none")
         while True:
             owner = self.someone(plan.owner)
             if owner is None:

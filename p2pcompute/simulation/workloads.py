@@ -53,6 +53,7 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owners: Annotated[int, Meta(ge=0, description="members that submit, in turn; 0: any member, at random")] = 0
     tasks: Annotated[int, Meta(ge=1, le=TASKS_MAX, description="bag, dataflow: of each job")] = 100
     retries: Annotated[int, Meta(ge=0, le=100, description="of a task that fails")] = 2
+    verify: Annotated[bool, Meta(description="check what members compute; false: believe it")] = True
     work_s: Annotated[
         float, Meta(gt=0, le=WORK_S_MAX, description="bag, dataflow: mean seconds of a task on a core of speed 1")
     ] = 1.0
@@ -105,7 +106,7 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 _JOBS, _GRAPHS, _ASKS = ("bag", "dataflow"), ("dataflow",), ("lookups", "puts", "queries")
 _KINDS: Final[dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("jobs", "owners", "retries"), ("bag", "dataflow", "swf")),
+    **dict.fromkeys(("jobs", "owners", "retries", "verify"), ("bag", "dataflow", "swf")),
     **dict.fromkeys(("jobs_per_hour", "tasks", "work_s", "works"), _JOBS),
     **dict.fromkeys(("work_sigma", "work_alpha", "long_share", "long_factor"), _JOBS),
     **dict.fromkeys(("graph", "width", "fan_in"), _GRAPHS),

@@ -23,11 +23,12 @@ from typing import Any, Final
 from msgspec import structs
 
 from p2pcompute.errors import StoreError
+from p2pcompute.host.interfaces import Address
 from p2pcompute.node.node import Node
 from p2pcompute.simulation.faults import draw_conditions
 from p2pcompute.simulation.host import HostDown, SimHost, Simulation
 from p2pcompute.simulation.hostile import draw_hostile
-from p2pcompute.simulation.mesh import Member, Mesh
+from p2pcompute.simulation.mesh import PORT, Member, Mesh
 from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.metrics import Metrics
 from p2pcompute.simulation.population import machine
@@ -208,11 +209,23 @@ class World:
             self.dress[number](member.host)
         self._starts(member)
         try:
-            await self.mesh.start_one(member)
+            await self.mesh.start_one(member, contacts=self._first_contacts(number))
         except StoreError:
             self.simulation.crash(member.host)
             return False
         return True
+
+    def _first_contacts(self, number: int) -> tuple[Address, ...] | None:
+        """Addresses of the founder and of others that a member met before all this; None: of the founder alone.
+
+        Who comes for the first time while the founder is away finds nobody through it.
+        """
+        count = min(self.settings.contacts, self.settings.nodes)
+        if not count:
+            return None
+        met = self.rng(f"contacts {number}").sample(range(self.settings.nodes), count)
+        members = [self.mesh.members[other] for other in dict.fromkeys([0, *met]) if other != number]
+        return tuple(Address(one.host.address, PORT) for one in members)
 
     async def _start_warm(self, numbers: list[int]) -> None:
         """Start installations as if they had been up for long."""

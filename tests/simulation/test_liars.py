@@ -18,7 +18,8 @@ from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Member, Mesh
-from p2pcompute.simulation.mesh_run import run_mesh
+from p2pcompute.simulation.mesh_run import MeshRun, run_mesh
+from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.result import RunResult
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.simulation.scenario import load_scenario, with_values
@@ -42,6 +43,40 @@ def test_no_wrong_result_is_accepted_while_nodes_come_and_go(seed: int) -> None:
 def test_without_checks_they_would_be() -> None:
     result = run(1, colluding=2, wrong=1, trust="trusted", **{"checks.wrong_values": "false"})
     assert result.metrics["wrong_accepted"] > 0
+
+
+def test_what_belief_costs_is_measured_by_one_setting() -> None:
+    """Or nothing would tell what checks cost; nor that nodes which are trusted pay nothing for them."""
+    off = {"checks.wrong_values": "false", "colluding": 0, "wrong": 0, "churn": 1000, "nodes": 6}
+    runs = {(trust, verify): run(1, trust=trust, verify=verify, **off).metrics["runs"]
+            for trust in ("trusted", "member") for verify in ("true", "false")}  # fmt: skip
+    assert runs["trusted", "true"] == runs["trusted", "false"] < 165
+    assert runs["member", "false"] < 165 and runs["member", "true"] > 280
+
+
+def test_who_comes_first_while_the_founder_is_away_finds_the_others() -> None:
+    """Through the founder alone it would not, and a job that takes longer would be done by ever fewer nodes."""
+    scenario = with_values(load_scenario("liars"), {**{key: str(v) for key, v in SMALL.items()}, "contacts": "3"})
+    assert isinstance(scenario.settings, MeshSettings)
+    found: list[int] = []
+
+    class WithoutFounder(MeshRun):
+        async def _main(self, until_s: float | None, faults: Any, plans: Any) -> None:
+            self.spawn(self.leave_and_come(), "test")
+            await super()._main(until_s, faults, plans)
+
+        async def leave_and_come(self) -> None:
+            await asyncio.sleep(20)
+            await self.stop(0)
+            down = [number for number, member in enumerate(self.mesh.members) if member.node is None and number]
+            for number in down:
+                await self.start(number)
+            await asyncio.sleep(60)
+            found.extend(len(self.mesh.members[number].running.channels.all()) for number in down)
+
+    world = WithoutFounder(scenario.settings, 1)
+    world.run(100.0)
+    assert world.problems == [] and found and all(found)
 
 
 def test_an_owner_that_was_away_knows_whom_it_has_banned() -> None:
