@@ -392,5 +392,6 @@ class JobDesk:
             waiting=view.waiting,
             retried=view.retried,
             is_sealed=view.total is not None,
+            alias=view.alias,
             slots_max=book.job.envelope.terms.slots_max,
         )

@@ -91,6 +91,8 @@ class Course:
     retried: int
     is_sealed: bool
     """All its tasks are known."""
+    alias: str = "JOB"
+    """What commands call it."""
     slots_max: int | None = None
     cpus: float = 1.0
     """Of one task."""
@@ -152,7 +154,7 @@ def _reasons(course: Course) -> Iterator[Slowness]:
     attempts = course.ended + course.retried
     if course.retried and course.retried >= RETRIED_SHARE * attempts:
         what = f"{course.retried} of {attempts} attempts were made again"
-        yield Slowness("retries", what, "why: p2pc show JOB/TASK")
+        yield Slowness("retries", what, f"why: p2pc show {course.alias}/TASK")
     yield from _rest(course)
 
 

@@ -100,6 +100,12 @@ def test_each_reason_has_its_evidence(changes: dict[str, Any], code: str, what: 
     assert told(replace(EVEN, **changes)) == [(code, what)]
 
 
+def test_what_is_to_be_typed_names_the_job() -> None:
+    """Or the line is copied, and nothing is called JOB."""
+    [reason] = why_slow(replace(EVEN, retried=14, alias="j7k3"))
+    assert reason.fix == "why: p2pc show j7k3/TASK"
+
+
 def test_a_busy_node_says_when_it_has_room_and_a_slow_one_is_named() -> None:
     """People are told "later", and not when; or the estimate is far from what happens."""
     slow = RunnerModel(slot_count=2, speed=0.25)
