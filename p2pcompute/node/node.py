@@ -181,8 +181,8 @@ class Node:
             level_of=self.credentials.level_of,
             cluster_of=self.credentials.cluster_of,
         )
-        self.scheduler.owner.is_data = is_data
-        self.scheduler.owner.are_outputs = are_outputs
+        self.scheduler.owner.checks.is_data = is_data
+        self.scheduler.owner.checks.are_outputs = are_outputs
         self.scheduler.worker.sender.locate = self.network.locate
         self.placement.trusts = lambda who: self.credentials.levels.level_of(who) is Level.TRUSTED
         self.scheduler.victim.policy = options.policy

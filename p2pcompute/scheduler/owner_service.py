@@ -17,7 +17,6 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.ids import job_alias
 from p2pcompute.limits import (
-    CLAIMS_BYTES_MAX,
     ENVELOPE_BYTES_MAX,
     JOBS_ACTIVE_MAX,
     LOST_OUTPUT_JOB_BYTES_MAX,
@@ -32,7 +31,6 @@ from p2pcompute.scheduler.fairness import USAGE_TAU_S
 from p2pcompute.scheduler.job_book import JobBook
 from p2pcompute.scheduler.ledger import FactKind, TaskState
 from p2pcompute.scheduler.messages import (
-    CLAIMS_CONTENT_TYPE,
     Claim,
     claims_boot,
     decode_outcome,
@@ -46,18 +44,17 @@ from p2pcompute.scheduler.messages import (
 )
 from p2pcompute.scheduler.owner import DEADLINE, OwnerCore
 from p2pcompute.scheduler.printed import LostAttempt, Printed, Tails, size_of, tails_body, tails_of
+from p2pcompute.scheduler.result_checks import CheckCounters, ResultChecks
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope, JobTerms, open_job, seal_job
 from p2pcompute.store.journal import JobRecord, Journal, ResultRecord
 from p2pcompute.trust.levels import Level
 from p2pcompute.wire import cbor
-from p2pcompute.wire.envelope import open_envelope, signer_of
+from p2pcompute.wire.envelope import signer_of
 
 LOST_WHY_CHARS_MAX: Final = 200
 KILLED_HERE: Final = "its node was killed"
 """Why an attempt was lost that ran on this node when it ended without a word."""
-VALUE_HEAD_BYTES: Final = 16
-"""Of a value: enough to tell what form it has."""
 FACT_BYTES_MAX = 512 * 1024
 """Task payloads in one fact."""
 PAYLOAD_KEPT_BYTES_MAX = 4096
@@ -74,21 +71,16 @@ def _row(saved: Saved | None) -> list[Any] | None:
 
 
 @dataclass(slots=True)
-class OwnerCounters:
+class OwnerCounters(CheckCounters):
     """`refused_claims_count`: results for tasks or jobs that are not open here (late, repeated, unknown)."""
 
     accepted_count: int = 0
     failed_count: int = 0
     refused_claims_count: int = 0
-    refused_files_count: int = 0
-    """Results with files that their tasks were not asked for."""
-    refused_pickles_count: int = 0
-    """Values that were no data, of nodes that are not trusted."""
     lost_output_refused_count: int = 0
     """Attempts that were lost, and of whose output nothing is kept because there is so much of their job already."""
     odd_times_count: int = 0
     """Results that, as their nodes say, began or took what cannot be."""
-    forged_claims_count: int = 0
 
 
 class OwnerService:
@@ -126,14 +118,11 @@ class OwnerService:
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
         self.counters = OwnerCounters()
+        self.checks = ResultChecks(host, self.counters)
         self.commits = Commits(host, identity, journal, scope, self.books, wake=wake)
         self._evidence_at = 0.0
         self.stops: list[tuple[bytes, bytes, list[int], bool]] = []
         """(holder, job, indices, kill) to be sent by the scheduler."""
-        self.is_data: Callable[[bytes, bytes], bool] = lambda _spec, _head: True
-        """Whether a value that begins so, of a job with this spec, can be read without running code."""
-        self.are_outputs: Callable[[bytes, Sequence[str]], bool] = lambda _payload, _names: True
-        """Whether a task with this payload may bring back files of these names."""
         self.on_done: Callable[[bytes, Outcome], None] = lambda _node, _outcome: None
         """Called with each result of another node that was accepted."""
         self.on_banned: Callable[[bytes, str], None] = lambda _installation, _why: None
@@ -457,31 +446,6 @@ class OwnerService:
         if self._journal is not None:
             self.commits.facts.append((job_id, FactKind.CLAIMS, [claim]))
 
-    def open_claims(self, signer: bytes, raw: bytes, bodies: Any) -> tuple[bytes, list[tuple[Claim, Outcome]]]:
-        """Return (job, claims with their outcomes) of a RESULTS message.
-
-        Raises:
-            RemoteProtocolError: forged, malformed, or an outcome is not the one that was signed.
-        """
-        try:
-            crypto = self._host.crypto
-            envelope = open_envelope(crypto, raw, CLAIMS_CONTENT_TYPE, signer=signer, bytes_max=CLAIMS_BYTES_MAX)
-            job_id, claims = parse_claims(envelope.payload)
-            if not envelope.payload.get("boot"):
-                raise RemoteProtocolError("claims of a worker that does not say in which life it signs")
-            if not isinstance(bodies, list) or len(bodies) != len(claims):
-                raise RemoteProtocolError("claims and outcomes differ in number")
-            pairs = []
-            for claim, body in zip(claims, bodies, strict=True):
-                outcome = decode_outcome(body)
-                if str(outcome.status) != claim[3] or output_digest(outcome) != claim[4]:
-                    raise RemoteProtocolError("an outcome is not the one that was claimed")
-                pairs.append((claim, outcome))
-        except RemoteProtocolError:
-            self.counters.forged_claims_count += 1
-            raise
-        return job_id, pairs
-
     async def readable(
         self, job_id: bytes, installation: bytes, pairs: Sequence[tuple[Claim, Outcome]]
     ) -> list[tuple[Claim, Outcome]]:
@@ -490,7 +454,8 @@ class OwnerService:
         far as they are wanted."""
         book = self.books.get(job_id)
         if book is not None and any(outcome.files for _claim, outcome in pairs):
-            pairs = await self._with_files_asked_for(job_id, pairs)
+            payloads = await self.payloads(job_id, [claim[0] for claim, outcome in pairs if outcome.files])
+            pairs = self.checks.with_files_asked_for(payloads, pairs)
         if book is None or self.core.acceptance.level_of(installation) is Level.TRUSTED:
             return [
                 (claim, replace(outcome, error=""))  # why it is a pickle
@@ -499,44 +464,7 @@ class OwnerService:
                 for claim, outcome in pairs
             ]
         spec = book.job.envelope.spec
-        return [(claim, await self._readable(spec, outcome)) for claim, outcome in pairs]
-
-    async def _with_files_asked_for(
-        self, job_id: bytes, pairs: Sequence[tuple[Claim, Outcome]]
-    ) -> list[tuple[Claim, Outcome]]:
-        """Return results of which those with other files than their tasks name have failed.
-
-        Files are put where the submitter works: what a worker could add or choose there would be a program of its own
-        before long, so it does not depend on trust.
-        """
-        payloads = await self.payloads(job_id, [claim[0] for claim, outcome in pairs if outcome.files])
-        checked = []
-        for claim, outcome in pairs:
-            names = [file.name for file in outcome.files]
-            if names and not self.are_outputs(payloads.get(claim[0], b""), names):
-                self.counters.refused_files_count += 1
-                outcome = _refused(outcome, "its node sent files that the task was not asked for")
-            checked.append((claim, outcome))
-        return checked
-
-    async def _readable(self, spec: bytes, outcome: Outcome) -> Outcome:
-        if outcome.status is not OutcomeStatus.OK:
-            return replace(outcome, value=b"", value_blob=None)
-        head = outcome.value[:VALUE_HEAD_BYTES]
-        if outcome.value_blob is not None:
-            ref = BlobRef(*outcome.value_blob)
-            if not await self._host.store.blobs.has(ref):
-                return outcome  # it is only compared
-            head = await self._host.store.blobs.read(ref, 0, VALUE_HEAD_BYTES)
-        if self.is_data(spec, head):
-            return outcome
-        self.counters.refused_pickles_count += 1
-        why = f": {outcome.error}" if outcome.error else ""
-        return _refused(
-            outcome,
-            f"its value came as a pickle, which could run code here, and its node is not trusted{why}; "
-            "or run it on nodes that you trust: p2pc trust set NODE trusted",
-        )
+        return [(claim, await self.checks.as_data(spec, outcome)) for claim, outcome in pairs]
 
     def wants(self, job_id: bytes, claim: Claim, installation: bytes = b"") -> bool:
         """True while this result would still change something.
@@ -981,17 +909,3 @@ class OwnerService:
             await self.committed()  # it has ended in this moment
             record = await self._journal.result(job_id, index, ledger.generation(index))
         return record
-
-
-def _refused(outcome: Outcome, why: str) -> Outcome:
-    """Return a result that is not taken: it has failed, and what it cost and printed is as it was."""
-    return Outcome(
-        OutcomeStatus.FAILED,
-        stdout=outcome.stdout,
-        stderr=outcome.stderr,
-        error=why,
-        started_wall=outcome.started_wall,
-        runtime_s=outcome.runtime_s,
-        cpu_s=outcome.cpu_s,
-        peak_rss_bytes=outcome.peak_rss_bytes,
-    )

@@ -461,7 +461,7 @@ class Scheduler:
 
     async def _on_results(self, channel: Channel, body: Any) -> Any:
         try:
-            job_id, pairs = self.owner.open_claims(channel.peer.key, *messages.parse_results(body))
+            job_id, pairs = self.owner.checks.open_claims(channel.peer.key, *messages.parse_results(body))
         except RemoteProtocolError:
             self._bench(channel.peer.key)
             raise
