@@ -901,6 +901,8 @@ SINK_PAGE_MAX: Final = 64
 """Results on their way to the files of `--results`; no more are read from the store before these are written."""
 RESULT_LINE_BYTES_MAX: Final = 8 * MIB
 """Of a line of results that is read again, so much is held: a task's record, but not always what it printed."""
+NUMBER_DIGITS_MAX: Final = 18
+"""Of a whole number in a request or a file of results: what fits into 64 bits."""
 SINKS_REMEMBERED: Final = 10_000
 """Jobs of which a node says what became of their results, after these are written; the oldest is forgotten, as all
 are at the next start."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from p2pcompute.config import parse_duration, parse_size
 from p2pcompute.errors import BadValue, UsageError
@@ -20,6 +20,8 @@ TrustLevel = Literal["trusted", "member", "any"]
 Sandbox = Literal["auto", "process", "sandbox"]
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 VerifyMethod = Literal["arbitrate", "credibility", "spotcheck", "majority", "boinc", "none"]
+COUNT_LIMIT: Final = 1e6
+"""Below this are CPUs and GPUs of one task: more is a mistake, and no machine has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,7 @@ class TaskOptions:
             raise _bad("disk", self.disk, "bytes, or text like '20G'")
         for name in ("cpus", "gpus"):
             number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e6:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < COUNT_LIMIT:
                 raise _bad(name, number, "a number from 0")
         self._check_demands()
         if not isinstance(self.deps, str | os.PathLike):

@@ -18,7 +18,7 @@ from typing import IO, Any, Final, Literal
 
 from p2pcompute.errors import UsageError
 from p2pcompute.host.plain_files import read_plain, shown, whole_lines
-from p2pcompute.limits import RESULT_LINE_BYTES_MAX
+from p2pcompute.limits import NUMBER_DIGITS_MAX, RESULT_LINE_BYTES_MAX
 
 KEY_BYTES: Final = 16
 """A resume key.  A task of N calls carries N of them, joined."""
@@ -195,4 +195,4 @@ def _row_heads(source: IO[bytes]) -> Iterator[bytes]:
 
 def is_number(text: str) -> bool:
     """True for what `int` takes and a number of a task may be."""
-    return text.isascii() and text.isdigit() and len(text) <= 18
+    return text.isascii() and text.isdigit() and len(text) <= NUMBER_DIGITS_MAX

@@ -33,6 +33,10 @@ _FILE_FUNCTION: Final = re.compile(r"(?P<file>.+\.py)::(?P<name>[^\W\d]\w*(?:\.[
 _MODULE_FUNCTION: Final = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)::(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 _MODULE_FILE: Final = re.compile(r"[^\s{}]+\.wasm")
 _HASH_BYTES: Final = 1 << 20
+HASHES_HELD_MAX: Final = 100_000
+"""Files whose digests are kept, so that one sent with each task is read once; some 20 MiB."""
+RUNTIMES_MAX: Final = 1000
+"""Calls that --batch auto learns from."""
 _MODULE_HEAD: Final = b"\0asm"
 _VARYING: Final = re.compile(
     r"\$\{?(?:S?RANDOM|EPOCHSECONDS|HOSTNAME|P2PC_NODE|P2PC_SCRATCH|PARALLEL_JOBSLOT|TMPDIR)\b\}?|\$\$|\{%\}"
@@ -300,7 +304,7 @@ class FileHashes:
         with open(path, "rb") as content:
             while chunk := content.read(_HASH_BYTES):
                 digest.update(chunk)
-        if len(self._known) < 100_000:
+        if len(self._known) < HASHES_HELD_MAX:
             self._known[path] = (mark, digest.digest())
         return digest.digest()
 
@@ -505,7 +509,7 @@ class Chunker:
     def took(self, task: Mapping[str, Any]) -> None:
         """Learn from a task that ended."""
         runtime = task.get("runtime_s")
-        if self.size is None and isinstance(runtime, int | float) and len(self.runtimes) < 1000:
+        if self.size is None and isinstance(runtime, int | float) and len(self.runtimes) < RUNTIMES_MAX:
             self.runtimes.append(float(runtime) / max(1, int(task.get("chunk") or 1)))
 
     def _next_size(self) -> int:

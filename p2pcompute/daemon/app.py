@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from p2pcompute.api.result_keys import is_number
 from p2pcompute.daemon.calls import (
     CALLS,
     AttachBody,
@@ -486,7 +487,7 @@ class Api(GroupApi):
 
 def _last_event_id(request: Request) -> int:
     text = request.headers.get("last-event-id", "0")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
+    return int(text) if is_number(text) else 0
 
 
 OPENAPI_FILE: Final = Path(__file__).with_name("openapi.json")

@@ -9,13 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from p2pcompute.errors import UsageError
-from p2pcompute.limits import API_BODY_BYTES_MAX
+from p2pcompute.limits import API_BODY_BYTES_MAX, NUMBER_DIGITS_MAX
 
 WAIT_S_MAX: Final = 366 * 86400.0
 """The longest that somebody may want to wait, or a pause may last: a year."""
-
-_DIGITS_MAX: Final = 18
-"""Of a whole number: what fits into 64 bits."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,7 +51,7 @@ def query_int(request: Request, name: str, default: int) -> int:
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= _DIGITS_MAX):
+    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= NUMBER_DIGITS_MAX):
         raise UsageError(f"{name}={text} is not a number", code="bad-request")
     return int(text)
 

@@ -31,6 +31,7 @@ from p2pcompute.limits import (
 from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.transport.messages import (
     REQUEST_ID_MAX,
+    SERVICE_TYPE_MIN,
     MessageType,
     Purpose,
     decode_body,
@@ -301,7 +302,7 @@ class Channel:
         counters = self._shared.counters
         counters.frames_received += 1
         message_type, request_id = peek(frame)
-        if message_type < 16:
+        if message_type < SERVICE_TYPE_MIN:
             self._dispatch_own(message_type, request_id, frame)
             return
         self._used = self._heard

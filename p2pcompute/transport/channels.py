@@ -47,7 +47,7 @@ from p2pcompute.transport.channel import (
     read_error,
 )
 from p2pcompute.transport.credentials import ANYBODY, WORDS_KEY, Credentials, PeerInfo, invite_key
-from p2pcompute.transport.messages import MessageType, Purpose, decode_body, encode_message, peek
+from p2pcompute.transport.messages import SERVICE_TYPE_MIN, MessageType, Purpose, decode_body, encode_message, peek
 from p2pcompute.transport.rate import Crowd, TokenBuckets, source_of
 from p2pcompute.wire.frames import FrameReader, frame
 
@@ -693,7 +693,7 @@ def _stranger(key: bytes, hello: dict[str, Any]) -> PeerInfo:
 
 def _register(used: dict[int, T], message_type: int, use: T) -> None:
     message_type = int(message_type)
-    if message_type < 16:
+    if message_type < SERVICE_TYPE_MIN:
         raise LocalProtocolError(f"message type {message_type} belongs to transport")
     if message_type in used:
         raise LocalProtocolError(f"message type {message_type} has a receiver already")

@@ -15,6 +15,8 @@ from p2pcompute.wire import cbor
 JOIN_TYPES: Final = range(16, 20)
 BLOB_TYPES: Final = range(64, 72)
 REQUEST_ID_MAX: Final = 2**32 - 1
+SERVICE_TYPE_MIN: Final = 16
+"""The first type of message that a service may use."""
 
 
 class MessageType(IntEnum):
