@@ -233,13 +233,20 @@ def run_command(
         if failed and is_shrinking and stop.by is None:
             shrunk = _shrink(study, *failed[0], stop)
     _add_commands(document, study, changes, shrunk)
-    if json_ and not events:
-        print_json(document)
-    elif study.done_count:
-        print_summary(document, study, sys.stderr if events else sys.stdout)
-    _tell_failures(study, changes, shrunk)
-    if archive is not None and study.done_count:
-        _write(archive, study, document, is_plotting=plot is not False)
+    written: list[str] = []
+    try:
+        if archive is not None and study.done_count:  # who reads this may go away, and then printing it ends us
+            written = _write(archive, study, document)
+    finally:
+        if json_ and not events:
+            print_json(document)
+        elif study.done_count:
+            print_summary(document, study, sys.stderr if events else sys.stdout)
+        _tell_failures(study, changes, shrunk)
+    if archive is not None and written:
+        if plot is not False:
+            written += _draw(archive, study, document)
+        say(f"results in {archive.folder}: {', '.join(written)}", level=1)
     if study.is_interrupted:
         missing = seeds * len(study.points) - study.done_count
         more = f"; the same command goes on from there ({out})" if out else ""
@@ -304,9 +311,10 @@ def _run(
     progress = Progress(study, stop)
 
     def on_result(point: Point, result: RunResult) -> None:
-        progress.take(result)
         if archive is not None:
-            archive.keep(study, point, result)
+            with stop.held():  # what counts as done is kept, and the other way round
+                archive.keep(study, point, result)
+        progress.take(result)
 
     def on_stop() -> bool:
         if stop.by == signal.SIGTERM:
@@ -442,16 +450,21 @@ def _shortened(lines: Sequence[str]) -> str:
 # --- keeping --------------------------------------------------------------------------------------
 
 
-def _write(archive: Archive, study: Study, document: Mapping[str, Any], *, is_plotting: bool) -> None:
-    """Write the summary, the tables and the plots."""
-    from p2pcompute.simulation.plots import clear, draw, write_tables
+def _write(archive: Archive, study: Study, document: Mapping[str, Any]) -> list[str]:
+    """Write the summary and the tables, and remove what is of another study; return the names of the files."""
+    from p2pcompute.simulation.plots import clear, write_tables
 
     clear(archive)
     archive.write("summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    written = write_tables(archive, study, document)
-    if is_plotting:
-        try:
-            written += draw(archive.folder, study, document)
-        except UsageError as error:  # no matplotlib
-            say(f"no plots: {error.what}; {error.fix}")
-    say(f"results in {archive.folder}: summary.json, runs.jsonl, {', '.join(written)}", level=1)
+    return ["summary.json", "runs.jsonl", *write_tables(archive, study, document)]
+
+
+def _draw(archive: Archive, study: Study, document: Mapping[str, Any]) -> list[str]:
+    """Draw the plots, if that can be; return the names of the files."""
+    from p2pcompute.simulation.plots import draw
+
+    try:
+        return draw(archive.folder, study, document)
+    except UsageError as error:  # no matplotlib
+        say(f"no plots: {error.what}; {error.fix}")
+        return []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.cli.output import count_text, duration_text, plural, table
 
 if TYPE_CHECKING:
-    from p2pcompute.simulation.study import Study
+    from p2pcompute.simulation.study import Point, Study
 
 TABLE_COLUMNS_MAX: Final = 120
 
@@ -49,9 +49,16 @@ def print_summary(document: Mapping[str, Any], study: Study, stream: Any) -> Non
             often = f" ({count} of {plural(len(part['seeds']), 'seed')})" if len(part["seeds"]) > 1 else ""
             print(f"note: {f'{where}: ' if where else ''}{note}{often}", file=stream)
     if not any(part["problems"] for part in points):
-        print("every check has passed; what the figures mean: docs/simulation.md, Glossary", file=stream)
+        off = sorted({name for point in study.points for name in _checks_off(point)})
+        but = f"; off: {', '.join(off)}" if off else ""
+        print(f"every check has passed{but}; what the figures mean: docs/simulation.md, Glossary", file=stream)
     if len(points) == 1:
         print(f"trace {points[0]['trace_hash'][:16]}", file=stream)
+
+
+def _checks_off(point: Point) -> Sequence[str]:
+    """Checks that the settings of a point leave out; other experiments than `mesh` have none to leave out."""
+    return getattr(getattr(point.scenario.settings, "checks", None), "off", ())
 
 
 _SPREAD: Final = {"_p50": "MEDIAN", "_p95": "p95", "_max": "MAX"}

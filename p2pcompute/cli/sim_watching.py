@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from time import monotonic  # bound here: the simulator's fences refuse what is looked up while it runs
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -54,6 +56,15 @@ class Stop:
         self.by = number
         if not self.is_polled:
             raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While in it, a signal does not break in: it waits for the next `check`."""
+        before, self.is_polled = self.is_polled, True
+        try:
+            yield
+        finally:
+            self.is_polled = before
 
     def _on_unraisable(self, dropped: Any) -> None:
         if dropped.exc_type is not KeyboardInterrupt:

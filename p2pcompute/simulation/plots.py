@@ -99,6 +99,10 @@ def clear(archive: Archive) -> None:
 # --- tables ---------------------------------------------------------------------------------------
 
 
+_COLUMNS: Final = ("seed", "nodes", "events", "messages", "simulated_s", "wall_s", "problems")
+"""Of `runs.csv`, between swept values and figures: what a `RunResult` says of itself."""
+
+
 def write_tables(archive: Archive, study: Study, document: Mapping[str, Any]) -> list[str]:
     """Write `runs.csv`, a line for each run, and for a sweep `points.csv`, a line for each metric of each point.
 
@@ -107,17 +111,17 @@ def write_tables(archive: Archive, study: Study, document: Mapping[str, Any]) ->
     """
     swept = list(study.points[0].values)
     names = sorted({name for point in study.points for result in point.results.values() for name in result.metrics})
-    rows: list[Sequence[object]] = [
-        [*swept, "seed", "nodes", "events", "messages", "simulated_s", "wall_s", "problems", *names]
-    ]
+    # A key that is swept is there once, and so is a figure that is called as a column is (`messages` of `dht`).
+    columns = [name for name in _COLUMNS if name not in swept]
+    figures = [f"metrics.{name}" if name in (*swept, *columns) else name for name in names]
+    rows: list[Sequence[object]] = [[*swept, *columns, *figures]]
     for point in study.points:
         values = [value_text(value_at(point.scenario, key)) for key in swept]
         for seed in study.seeds:
             if (result := point.results.get(seed)) is None:
                 continue
-            own = [result.nodes, result.events, result.messages, result.simulated_s, result.wall_s]
-            figures = [result.metrics.get(name, "") for name in names]
-            rows.append([*values, seed, *own, len(result.problems), *figures])
+            own = [len(result.problems) if name == "problems" else getattr(result, name) for name in columns]
+            rows.append([*values, *own, *(result.metrics.get(name, "") for name in names)])
     archive.write("runs.csv", _csv(rows))
     if "points" not in document:
         return ["runs.csv"]
@@ -146,7 +150,7 @@ def draw(folder: Path, study: Study, document: Mapping[str, Any]) -> list[str]:
         UsageError: matplotlib is not installed.
     """
     names: list[str] = []
-    caption = _caption(study)
+    caption = _caption(study, document["seeds"])
 
     def save(figure: Figure, name: str) -> None:
         figure.text(0.01, 0.01, caption, fontsize=7, color="0.35")
@@ -167,8 +171,8 @@ def draw(folder: Path, study: Study, document: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _caption(study: Study) -> str:
-    code, seeds = code_version(), study.seeds
+def _caption(study: Study, seeds: Sequence[int]) -> str:
+    code = code_version()
     of = f"seeds {seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"\n{study.scenario.name} · {of} · p2pcompute {code['version']} {code.get('commit', code['digest'])}"
 

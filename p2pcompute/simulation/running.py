@@ -310,7 +310,8 @@ def run_study(
         OutputError: a trace cannot be written.
     """
     rounds = _Rounds(study, open_executor, in_flight, on_result, on_tick, on_stop, is_elsewhere)
-    left = [(point, seed) for point in study.points for seed in study.seeds if seed not in point.results]
+    # Seeds in turn over the points: what is done when it is stopped compares all of them.
+    left = [(point, seed) for seed in study.seeds for point in study.points if seed not in point.results]
     try:
         while left and not study.is_interrupted:
             lost, left = rounds.run(left)

@@ -73,7 +73,8 @@ def summary(study: Study) -> dict[str, Any]:
     """Return the p2pc.sim/1 document: of the one point, or with `points` of each of several."""
     if len(study.points) == 1 and not study.points[0].values:
         return {"schema": SCHEMA, **_point_summary(study, study.points[0])}
-    shared = {"schema": SCHEMA, "scenario": study.scenario.name, "seeds": list(study.seeds), "code": code_version()}
+    done = [seed for seed in study.seeds if any(seed in point.results for point in study.points)]
+    shared = {"schema": SCHEMA, "scenario": study.scenario.name, "seeds": done, "code": code_version()}
     points = [{"set": point.swept(), **_point_summary(study, point)} for point in study.points]
     return {**shared, "points": points}
 
@@ -96,7 +97,7 @@ def _point_summary(study: Study, point: Point) -> dict[str, Any]:
         "scenario": study.scenario.name,
         "seeds": [result.seed for result in results],
         "nodes": int(getattr(point.scenario.settings, "nodes", 0)),
-        "trace_hash": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "trace_hash": _hash_of(hashes),
         "events": sum(result.events for result in results),
         "messages": sum(result.messages for result in results),
         "wall_s": round(sum(result.wall_s for result in results), 3),
@@ -107,6 +108,13 @@ def _point_summary(study: Study, point: Point) -> dict[str, Any]:
         "notes": dict(Counter(note for result in results for note in result.notes)),
         "code": code_version(),
     }
+
+
+def _hash_of(hashes: Sequence[str]) -> str | None:
+    """One hash for those of the runs, in the order of seeds; None: there are none."""
+    if len(hashes) < 2:
+        return hashes[0] if hashes else None
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 TRACE_VALUES: Final = {

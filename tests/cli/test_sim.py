@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import contextlib
+import csv
 import io
 import json
 import os
@@ -23,8 +24,11 @@ import pytest
 
 from p2pcompute.api.options import TaskOptions
 from p2pcompute.cli.main import run_command
+from p2pcompute.cli.sim_watching import Progress
 from p2pcompute.plots import records
-from p2pcompute.simulation.archive import alone_in
+from p2pcompute.simulation.archive import Archive, alone_in
+from p2pcompute.simulation.result import RunResult
+from p2pcompute.simulation.study import Point, Study
 from p2pcompute.version import VERSION
 from tests.simulation import tiny
 
@@ -307,6 +311,70 @@ def test_a_signal_that_came_where_nothing_can_be_raised_still_ends_it(
     monkeypatch.setattr(tiny, "run_tiny", run_tiny)
     ended, _, err = run(capsys, "run", mine, "--seeds", "50", "--jobs", "1", "--no-shrink")
     assert ended == code and "stopped: " in err and "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_is_done_when_ctrl_c_comes_is_in_all_files(
+    jobs: str, mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever run it meets between its end and its line."""
+    really, sent = Archive.keep, list[int]()
+
+    def keep(self: Archive, study: Study, point: Point, result: RunResult) -> None:
+        sent.append(result.seed)
+        if len(sent) == 3:
+            signal.raise_signal(signal.SIGINT)
+        really(self, study, point, result)
+
+    monkeypatch.setattr(Archive, "keep", keep)
+    arguments = ["run", mine, "--seeds", "40", "--sweep", "nodes=3,5", "--jobs", jobs, "-o", "out", "--no-plot"]
+    code, _, err = run(capsys, *arguments)
+    kept = [json.loads(line) for line in Path("out/runs.jsonl").read_text().splitlines()]
+    runs = list(csv.DictReader(Path("out/runs.csv").read_text().splitlines()))
+    points = json.loads(Path("out/summary.json").read_text())["points"]
+    assert code == 130 and len(kept) == len(runs) == sum(len(point["seeds"]) for point in points) == 3
+    assert "77 runs not done" in err
+
+
+def test_ctrl_c_while_progress_is_shown_loses_no_line(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(self: Progress, result: RunResult) -> None:
+        if result.seed == 2:
+            self._stop.by = signal.SIGINT
+        really(self, result)
+
+    really = Progress.take
+    monkeypatch.setattr(Progress, "take", take)
+    code, _, _ = run(capsys, "run", mine, "--seeds", "9", "--jobs", "1", "-o", "out", "--no-plot")
+    done = json.loads(Path("out/summary.json").read_text())["seeds"]
+    kept = [json.loads(line)["run"]["seed"] for line in Path("out/runs.jsonl").read_text().splitlines()]
+    assert code == 130 and done == kept == [0, 1, 2]
+
+
+def test_results_are_kept_before_they_are_shown(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads them may have gone, and that ends us."""
+
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("p2pcompute.cli.sim_commands.print_summary", gone)
+    monkeypatch.setattr("p2pcompute.cli.sim_commands.print_json", gone)
+    for more in ([], ["--json"]):
+        run(capsys, "run", mine, "-o", f"out{len(more)}", "--no-plot", *more)
+        assert {"summary.json", "runs.csv"} <= {path.name for path in Path(f"out{len(more)}").iterdir()}
+
+
+def test_checks_that_are_off_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pair.toml").write_text(PAIR)
+    monkeypatch.chdir(tmp_path)
+    values = ["--set", "checks.off=known,chatter", "--until", "1"]
+    code, out, _ = run(capsys, "run", "./pair.toml", *values)
+    assert code == 0 and "every check has passed; off: chatter, known; what the figures mean" in out
 
 
 def test_two_runs_do_not_keep_results_in_one_directory(mine: str, capsys: pytest.CaptureFixture[str]) -> None:

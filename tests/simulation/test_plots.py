@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,22 @@ def test_tables_hold_every_run_and_every_point(tmp_path: Path) -> None:
     assert write_tables(Archive(tmp_path / "out"), study, document) == ["runs.csv", "points.csv"]
     runs = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
     assert len(runs) == 6 and runs[-1]["nodes"] == "16" and runs[-1]["makespan_ratio"] == "2.2"
+    head = (tmp_path / "out" / "runs.csv").read_text().splitlines()[0].split(",")
+    assert len(set(head)) == len(head), "no two columns have one name"
     points = list(csv.DictReader((tmp_path / "out" / "points.csv").read_text().splitlines()))
     assert [row["metric"] for row in points] == sorted(row["metric"] for row in points[:3]) * 2
     json.dumps(document, allow_nan=False)
+
+
+def test_a_figure_that_is_called_as_a_column_is_keeps_apart(tmp_path: Path) -> None:
+    """`dht` counts `messages` of an ask."""
+    study = study_of(tmp_path, {"nodes": ["4"]})
+    for point in study.points:
+        for seed, result in point.results.items():
+            point.results[seed] = replace(result, messages=70, metrics={"messages": 3.5})
+    write_tables(Archive(tmp_path / "out"), study, summary(study))
+    row = next(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
+    assert row["messages"] == "70" and row["metrics.messages"] == "3.5"
 
 
 def test_without_matplotlib_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

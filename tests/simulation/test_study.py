@@ -109,6 +109,26 @@ def test_ctrl_c_keeps_what_is_done(scenario: Scenario) -> None:
     assert summary(study)["seeds"] == [0, 1]
 
 
+def test_a_sweep_that_is_stopped_compares_its_points(scenario: Scenario) -> None:
+    """Seeds in turn over the points; else the last ones have nothing."""
+
+    class Interrupted(InProcess):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+            if args[2] == 2:
+                raise KeyboardInterrupt
+            return super().submit(fn, *args, **kwargs)
+
+    study = study_of(scenario, sweep={"loss": ["0", "0.5"]})
+    run_study(study, Interrupted)
+    assert [sorted(point.results) for point in study.points] == [[0, 1], [0, 1]]
+    assert summary(study)["seeds"] == [0, 1], "those that were done, not those asked for"
+
+
+def test_of_no_run_there_is_no_hash(scenario: Scenario) -> None:
+    document = summary(study_of(scenario))
+    assert document["trace_hash"] is None and document["metrics"] == {} and document["seeds"] == []
+
+
 @pytest.mark.parametrize("is_waiting", [True, False])
 def test_ctrl_c_lets_runs_in_other_places_end(
     is_waiting: bool, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
