@@ -175,7 +175,7 @@ def test_a_crash_between_signing_and_sending_frames_nobody() -> None:
                         mesh.crash(victim)
                 return raw
 
-            worker = victim.running.scheduler.worker
+            worker = victim.running.scheduler.worker.sender
 
             class Crasher:
                 def __getattr__(self, name: str) -> Any:

@@ -221,7 +221,7 @@ def test_a_worker_whose_claims_are_not_its_results_does_not_hold_the_job_up() ->
         async def main() -> None:
             await mesh.start()
             await asyncio.sleep(5)
-            liar = mesh.members[2].running.scheduler.worker
+            liar = mesh.members[2].running.scheduler.worker.sender
             sign = liar._identity.sign_envelope
 
             class Forger:
@@ -256,19 +256,19 @@ def test_results_find_an_owner_of_whom_nothing_is_known() -> None:
             for number, owner in itertools.product((7, 23), mesh.members[30:34]):
                 worker = mesh.members[number].running.scheduler.worker
                 key = owner.identity.public_key
-                worker._addresses_of = lambda _key: ()
+                worker.sender._addresses_of = lambda _key: ()
                 link = worker.link(key)
                 link.addresses.clear()
                 if channel := mesh.members[number].running.channels.get(key):
                     channel.abort("the test")
-                assert (await worker._reach(link)).peer.key == key and link.addresses
+                assert (await worker.sender.reach(link)).peer.key == key and link.addresses
             stranger = worker.link(b"\1" * 32)
             with pytest.raises(ChannelLost):
-                await worker._reach(stranger)
+                await worker.sender.reach(stranger)
             asked_at = stranger.located_at
             await asyncio.sleep(1)
             with pytest.raises(ChannelLost):
-                await worker._reach(stranger)
+                await worker.sender.reach(stranger)
             assert stranger.located_at == asked_at, "not asked again at once"
 
         simulation.run(main(), time_s_max=1000)
