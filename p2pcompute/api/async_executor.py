@@ -63,7 +63,7 @@ class AsyncMeshExecutor:
 
     async def run(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn` on the mesh and return its value.  When the task that waits is cancelled, so is a call that has
-        not started.
+        not started; one that runs goes on, as in `loop.run_in_executor`, and the end of the block waits for it.
 
         Raises:
             Exception: what the call raised.

@@ -147,6 +147,10 @@ class MeshFuture(cf.Future[R], Generic[R]):
         if self._called is not None:
             super()._invoke_callbacks()  # type: ignore[misc]  # typeshed does not know it
 
+    def __repr__(self) -> str:
+        kind = "" if self._exception is None else f" raised {type(self._exception).__name__}"
+        return f"<{type(self).__name__} at {id(self):#x} state={self._state_now()}{kind}>"
+
     def done(self) -> bool:
         """True when it has ended, or was cancelled."""
         return self._state in _ENDED

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from p2pcompute.api.completed import Completed
 from p2pcompute.api.control import ask, call
 from p2pcompute.api.explanations import Explanation, explanation_from
-from p2pcompute.api.job_status import JobStatus, NodeShare
+from p2pcompute.api.job_status import JobStatus, NodeShare, Progress, Shown
 from p2pcompute.api.options import check_errors
 from p2pcompute.api.result_folder import results_target
 from p2pcompute.api.result_target import hold
@@ -88,15 +88,25 @@ class KeptJob:
     def __iter__(self) -> Iterator[Any]:
         yield from self.results()
 
-    def wait(self, timeout: float | None = None) -> KeptJob:
+    def wait(self, timeout: float | None = None, *, progress: Progress = "auto") -> KeptJob:
         """Wait until every task has ended; returns the job itself.
+
+        Args:
+            progress: how it is shown meanwhile, as of `Job.wait`.
 
         Raises:
             TimeoutError: it had not after so many seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         pause_s, longest_s = LOOK_S
-        while self._ask("GET", "")["finished"] is None:
+        shown = Shown(progress)
+        is_over = False
+        while not is_over:
+            is_over = self._ask("GET", "")["finished"] is not None
+            if shown.is_wanted:
+                shown.show(self.status, is_last=is_over)
+            if is_over:
+                break
             if end is not None and time.monotonic() >= end:
                 raise TimeoutError(f"job {self.alias} runs still")
             time.sleep(pause_s)
@@ -119,7 +129,7 @@ class KeptJob:
             TaskError: a command could not be run, or a task was cancelled.
         """
         check_errors(errors)
-        self.wait(timeout)
+        self.wait(timeout, progress="none")
         found: list[Any] = []
         for task in self._tasks():
             value, error = self._outcome(task)

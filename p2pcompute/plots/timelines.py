@@ -163,8 +163,9 @@ def summary(line: Timeline) -> list[str]:
     done = arrival(line.attempts)
     said = [f"{done.values[-1]} of {line.total} tasks done, on {len(line.nodes)} node{'s' * (len(line.nodes) != 1)}."]
     marks = [(name, arrived_s(done, share)) for name, share in (("t50", 0.5), ("t90", 0.9), ("t100", 1.0))]
-    said += [", ".join(f"{name} {moment:.3g} s" for name, moment in marks if moment is not None) + "."]
     t90, t100 = marks[1][1], marks[2][1]
+    if done.values[-1]:
+        said += [", ".join(f"{name} {moment:.3g} s" for name, moment in marks if moment is not None) + "."]
     if t90 is not None and t100 is not None:
         said[-1] += f"  The last tenth took {t100 - t90:.3g} s."
     slots = sum(len(own) for own in lanes(line.attempts).values())

@@ -120,6 +120,24 @@ async def test_asyncio(executor: MeshExecutor) -> None:
         await executor.submit(fail, "deliberately")
 
 
+def test_a_future_shows_the_state_that_its_info_has(executor: MeshExecutor, tmp_path: Path) -> None:
+    """Broken: one that runs calls itself pending."""
+    gate = tmp_path / "gate"
+
+    def wait() -> None:
+        while not gate.exists():
+            time.sleep(0.02)
+
+    future = executor.submit(wait)
+    wait_until(future.running, "it runs")
+    assert repr(future).endswith("state=running>")
+    gate.touch()
+    future.result(30)
+    assert repr(future).endswith("state=done>")
+    failed = executor.submit(fail, "deliberately")
+    assert failed.exception(30) is not None and repr(failed).endswith("state=failed raised ValueError>")
+
+
 def test_result_timeout(executor: MeshExecutor, tmp_path: Path) -> None:
     """Broken: a bounded wait lasts for ever."""
     gate = tmp_path / "gate"

@@ -203,6 +203,9 @@ def test_jobs_that_the_node_keeps(
     with pytest.raises(ZeroDivisionError):
         list(halves)
     assert p2pcompute.get_job(job.id).alias == job.alias
+    told: list[p2pcompute.JobStatus] = []
+    assert job.wait(progress=False) is job and job.wait(1.0, progress=told.append) is job
+    assert told[-1].ended == 2, "a job of either kind takes the same arguments"
     daemon.p2pc("run", "--detach", "sleep {}", ":::", "60", "60", "60")
     long = p2pcompute.get_job()
     explanation = long.explain()
