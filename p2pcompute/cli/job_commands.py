@@ -82,11 +82,11 @@ def _confirm(question: str, *, yes: bool) -> bool:
 
 
 def _took_s(job: Mapping[str, Any]) -> float | None:
-    """Seconds from submission to the end, or to now."""
+    """Seconds from submission to the end, or to now; where no node runs, until what is known last."""
     began = moment_of(job.get("submitted"))
     if began is None:
         return None
-    ended = moment_of(job.get("finished"))
+    ended = moment_of(job.get("finished")) or moment_of(job.get("as_of"))
     return ended.timestamp() - began.timestamp() if ended else max(0.0, time.time() - began.timestamp())
 
 
@@ -129,6 +129,8 @@ def jobs(
             if watch and is_terminal(sys.stdout):
                 click.clear()
             print(_jobs_table(items) if items else "no jobs" + ("" if all_ or state else " today; all: p2pc jobs -a"))
+            if any(job.get("as_of") for job in items):
+                say("no node runs here: unfinished jobs are as they were then; start one: p2pc node start", level=1)
         if not watch:
             return 0
         time.sleep(interval)
@@ -174,9 +176,20 @@ def _jobs_table(items: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([found, *notes])
 
 
+def _as_of_text(job: Mapping[str, Any]) -> str:
+    """Say of when an unfinished job is shown where no node runs, and who may go on with it; else empty."""
+    if not job.get("as_of"):
+        return ""
+    text = f"no node runs here; as of {time_text(job['as_of'])}: "
+    others = [] if job.get("owner") else [one_line(name) for name in job.get("custodians") or ()]
+    goes_on = f"; {', '.join(others)} may go on with it meanwhile" if others else ""
+    return f"{text}{job['state']}{goes_on} (p2pc node start)"
+
+
 def _state_text(job: Mapping[str, Any]) -> str:
     more = [(job.get("revoked"), "revoked"), (job.get("checking"), "not believed yet")]
-    return ", ".join([str(job["state"]), *(f"{count_text(count)} {what}" for count, what in more if count)])
+    state = f"{job['state']} at {time_text(job['as_of'])}" if job.get("as_of") else str(job["state"])
+    return ", ".join([state, *(f"{count_text(count)} {what}" for count, what in more if count)])
 
 
 @click.command(
@@ -272,8 +285,9 @@ def _write_trace(connection: Connection, job: Mapping[str, Any], ref: Reference,
 
 
 def _job_text(job: Mapping[str, Any]) -> str:
+    early = f", stopped early: {job['halted']}" if job.get("halted") else ""
     facts = [
-        ("state", str(job["state"]) + (f", stopped early: {job['halted']}" if job.get("halted") else "")),
+        ("state", (_as_of_text(job) or str(job["state"])) + early),
         ("tasks", _task_counts(job)),
         ("submitted", time_text(job.get("submitted"))),
         ("finished", time_text(job.get("finished")) if job.get("finished") else ""),

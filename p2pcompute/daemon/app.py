@@ -227,6 +227,20 @@ class Api(GroupApi):
         if not self._takes_jobs:
             raise NodeUnavailable("no node is running here", "what is kept is only being looked at", "p2pc node start")
 
+    def _check_is_ours_alone(self, job: JobView) -> None:
+        """Refuse to cancel what others go on with and would not hear of: the job would have two ends.
+
+        Raises:
+            NodeUnavailable: this node only shows what is kept, and others keep the job too.
+        """
+        if not self._takes_jobs and not job.owner and job.custodians and not job.is_over:
+            raise NodeUnavailable(
+                f"{job.alias} was not cancelled: no node is running here to tell the others who keep it",
+                f"{', '.join(job.custodians)} may go on with it meanwhile",
+                f"p2pc node start, then: p2pc cancel {job.alias}",
+                code="kept-elsewhere",
+            )
+
     async def submit(self, request: Request) -> Response:
         self._check_takes_jobs()
         body = decode_body(await read_body(request), JobBody)
@@ -282,11 +296,22 @@ class Api(GroupApi):
             if len(items) >= limit:
                 break
             if (with_all or not job.is_over) and (states is None or job.state in states):
-                items.append(self._job_json(job))
+                items.append(self._job_json(job) | await self._as_of(job))
         return JsonResponse({"schema": "p2pc.jobs/1", "items": items})
 
     async def job(self, request: Request) -> Response:
-        return JsonResponse(self._job_json(self._job(request)))
+        job = self._job(request)
+        return JsonResponse(self._job_json(job) | await self._as_of(job))
+
+    async def _as_of(self, job: JobView) -> dict[str, Any]:
+        """Return until when it is known what became of a job, where no node runs: until its last task ended."""
+        if self._takes_jobs or job.is_over:
+            return {}
+        last = job.submitted
+        for end in await self._node.finished(job.job_id, after=max(0, job.last_seq - 1), limit=1):
+            if end.outcome is not None and end.outcome.started_wall:
+                last = max(last, end.outcome.started_wall + end.outcome.runtime_s)
+        return {"as_of": time_text(last)}
 
     async def explain_job(self, request: Request) -> Response:
         job = self._job(request)
@@ -320,6 +345,7 @@ class Api(GroupApi):
     async def cancel(self, request: Request) -> Response:
         body = decode_body(await read_body(request), CancelBody)
         job = self._job(request)
+        self._check_is_ours_alone(job)
         await self._node.cancel(job.job_id, indices=_check_indices(body.indices, job), now=body.now)
         return JsonResponse(self._job_json(self._job(request)))
 

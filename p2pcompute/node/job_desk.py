@@ -131,6 +131,8 @@ class JobDesk:
         await self._scheduler.owner.seal(job_id)
 
     async def cancel(self, job_id: bytes, *, indices: Sequence[int] | None = None, now: bool = False) -> None:
+        if self._scheduler.custody is not None:  # what custodians took while this node was away stays done
+            await self._scheduler.custody.all_heard(job_id)
         await self._scheduler.owner.cancel(job_id, indices, kill=now)
 
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:

@@ -224,7 +224,7 @@ class Network:
         self.dht.on_contact = self._contact
         self.dht.on_contact_gone = self._contact_gone
         self.dht.on_contact_silent = self._contact_silent
-        await self._restore_names()
+        await self.restore_names()
         saved = await self._saved_contacts()
         self.was_here = bool(saved)
         await self.dht.start([], [*saved, *self._first_contacts, *more_contacts])
@@ -316,7 +316,7 @@ class Network:
             return []
         return [Address(host, port) for host, port in saved[1]]
 
-    async def _restore_names(self) -> None:
+    async def restore_names(self) -> None:
         """Know again what members are called that may be away now."""
         kept = None if self._journal is None else await self._journal.meta(NAMES_META)
         if isinstance(kept, list) and len(kept) == 2 and kept[0] == self._credentials.group.group_id:

@@ -363,6 +363,8 @@ class Node:
             async with self._changing:
                 await self.network.start()
             self.members.records.start()
+        else:
+            await self.network.restore_names()  # who keeps a job is shown by name
         await self.scheduler.start()
 
     async def stop(self, *, drain: bool = True) -> None:

@@ -80,6 +80,8 @@ RETRY_S_MAX: Final = 10.0
 """Pause between attempts to reach a keeper: doubled up to this, with jitter."""
 RETRY_OVER_S_MAX: Final = 60.0
 """The same when only the owner's word is missing."""
+HEARD_LOOK_S: Final = 0.1
+"""Pause between looks at whether custodians have told what they took: a cancellation waits for it."""
 KNOCK_S: Final = 2.0
 """A coordinator that is to be replaced gets so long to answer."""
 CLAIMED_STATES: Final = (TaskState.CLAIMED, TaskState.CLAIMED_FAILED)
@@ -582,6 +584,20 @@ class CustodyService:
             return True
         ledger = book.job.ledger
         return ledger.is_complete and not any(ledger.counts[state] for state in CLAIMED_STATES)
+
+    async def all_heard(self, job_id: bytes) -> None:
+        """Wait until the custodians of our job have told what they took while this node was away; those who do not are
+        waited for no longer than before tasks are given out again.
+        """
+        clock = self._host.clock
+        limit = clock.now() + CUSTODY_GRACE_S
+        while not self._is_closed and clock.now() < limit:
+            charge, book = self.charges.get(job_id), self._owner.books.get(job_id)
+            if charge is None or book is None or not book.job.is_own:
+                return
+            if not charge.collecting and (not charge.unheard or clock.now() >= book.job.grants_from):
+                return
+            await clock.sleep(HEARD_LOOK_S)
 
     def _collect_all(self, charge: Charge) -> None:
         for key in charge.others(self._key):
