@@ -58,6 +58,8 @@ from p2pcompute.limits import NO_OUTPUT
 WAIT_LOOK_S: Final = (0.05, 0.5)
 """First and longest pause between looks at a job that is waited for."""
 NODE_AWAY_S_MAX: Final = 60.0
+WORDS_SHOWN_MAX: Final = 60
+"""A longer list of tasks is not written into a command that is only proposed."""
 QUIET_SHOWN_S: Final = 60.0
 """A running task that has printed nothing for so long is said to be silent."""
 IDLE_SHOWN_S: Final = 30.0
@@ -579,12 +581,30 @@ def cancel(json_: bool, yes: bool, refs: tuple[Reference, ...], now: bool) -> in
             # Its submitter may be gone: without an end of its tasks it would never be over.
             with contextlib.suppress(P2pcError):
                 connection.request("POST", f"/v1/jobs/{job['id']}/seal", {})
-        done.append(connection.request("GET", f"/v1/jobs/{job['id']}"))
+        after = connection.request("GET", f"/v1/jobs/{job['id']}")
+        done.append(after)
+        if not now:
+            _say_what_goes_on(connection, after, ref)
     if json_:
         print_json({"schema": "p2pc.jobs/1", "items": done})
     for job in done:
         say(f"{job['alias']}: {_task_counts(job)}", level=1)
     return 0
+
+
+def _say_what_goes_on(connection: Connection, job: Mapping[str, Any], ref: Reference) -> None:
+    """Say which of the tasks that were to be cancelled run, and so come to their end."""
+    name = job["alias"]
+    count = int(job["running"])
+    if ref.ranges is not None:
+        running = [str(task["index"]) for task in find_tasks(connection, job["id"], ref, ("running",))]
+        count = len(running)
+        name += "/" + ",".join(running)
+    if count:
+        what = name if ref.ranges is not None and count == 1 else f"{plural(count, 'task')} of {job['alias']}"
+        does = "runs and finishes" if count == 1 else "run and finish"
+        how = f"p2pc cancel --now {name if len(name) <= WORDS_SHOWN_MAX else job['alias'] + '/…'}"
+        say(f"{what} {does}; to kill {'it' if count == 1 else 'them'}: {how}", level=1)
 
 
 @click.command(cls=Command, examples=[("p2pc retry", "failed tasks of the newest job"), ("p2pc retry j7k3/17", "")])
@@ -598,6 +618,12 @@ def retry(json_: bool, ref: Reference, failed: bool) -> int:
     body: dict[str, Any] = {"failed": failed}
     if ref.ranges is not None:
         body["indices"] = ref.indices(int(job.get("added") or job.get("total") or 0))
+    if not failed:
+        done = int(job["done"])
+        if ref.ranges is not None:
+            done = sum(1 for _ in find_tasks(connection, job["id"], ref, ("done",)))
+        if done:
+            say(f"{plural(done, 'result')} of {job['alias']} given up for new ones, also if those never come", level=1)
     answer = connection.request("POST", f"/v1/jobs/{job['id']}/retry", body)
     if json_:
         print_json({"schema": "p2pc.retry/1", "job": job["alias"], **answer})

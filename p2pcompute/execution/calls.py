@@ -220,6 +220,10 @@ class Shared(Generic[T]):
 # --- calls that follow --------------------------------------------------------------------------------
 
 
+class CallCycle(ValueError):
+    """A call is among its own arguments, or among those of a call that it waits for."""
+
+
 class Call:
     """A call that is to be made.  A function that runs on the mesh and returns one has the value of that call.
 
@@ -239,13 +243,13 @@ class Call:
         """Return it as it travels.
 
         Raises:
-            ValueError: it is among its own arguments.
+            CallCycle: it is among its own arguments.
             TypeError: a future is: it is known to its executor only.
         """
         import cloudpickle
 
         if self._is_packing:
-            raise ValueError("a call waits for its own value")
+            raise CallCycle("a call waits for its own value")
         self._is_packing = True
         try:
             with Collected() as collected:

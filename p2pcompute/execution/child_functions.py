@@ -10,6 +10,7 @@ import sys
 from _pickle import PicklingError
 from time import perf_counter, process_time, time
 
+from p2pcompute.execution.calls import CallCycle
 from p2pcompute.execution.checkpoints import MOVED, Moved, Saving, use
 from p2pcompute.execution.child_os import Capture, restore_limits, set_limits, sweep_children
 from p2pcompute.execution.child_space import Environment, TaskDirectory, Workplace, current_directory
@@ -268,14 +269,7 @@ class Functions:
             if not data:
                 data = self._dumps_plain(value, 5) if type(value) in _PLAIN else self._dumps_any(value)
         except Exception as error:
-            kind = PicklingError if isinstance(error, PicklingError) else TypeError
-            self._fail(
-                result,
-                kind(
-                    f"the result, of type {type(value).__qualname__}, cannot be pickled "
-                    f"({type(error).__name__}: {error}); return plain data such as numbers, text, lists or arrays"
-                ),
-            )
+            self._fail(result, _unsendable(value, error))
             return
         except BaseException as error:  # its own code ends the process
             self._fail(result, error)
@@ -327,7 +321,8 @@ class Functions:
 
         result.status = "failed"
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        here = os.path.dirname(__file__)  # what calls the function is no part of its story
+        while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == here:
             trace = trace.tb_next
         try:
             text = "".join(traceback.format_exception(type(error), error, trace))
@@ -340,6 +335,17 @@ class Functions:
         except BaseException:
             data = self._dumps_any((None, text))
         self._out_files.put_value(result, data, self._inline_bytes_max)
+
+
+def _unsendable(value: Any, error: Exception) -> Exception:
+    """Return what to raise for a result that could not be pickled because of `error`."""
+    if isinstance(error, CallCycle):
+        return TypeError("the call that was returned waits for its own value: it is among its own arguments")
+    kind = PicklingError if isinstance(error, PicklingError) else TypeError
+    return kind(
+        f"the result, of type {type(value).__qualname__}, cannot be pickled "
+        f"({type(error).__name__}: {error}); return plain data such as numbers, text, lists or arrays"
+    )
 
 
 def _read(path: str) -> bytes:

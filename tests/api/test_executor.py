@@ -67,6 +67,10 @@ def test_exception_is_itself_with_the_remote_traceback(executor: MeshExecutor) -
     with pytest.raises(ValueError, match="deliberately") as caught:
         future.result()
     assert "in fail" in str(caught.value.__cause__)
+    with pytest.raises(ValueError, match="deliberately") as mapped:
+        list(executor.map(fail, ["deliberately"]))
+    assert "in fail" in str(mapped.value.__cause__)
+    assert "calls.py" not in str(mapped.value.__cause__), "what calls the function is no part of its story"
     assert caught.value.p2pc.state == "failed"  # type: ignore[attr-defined]
     assert isinstance(future.exception(), ValueError)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -407,6 +408,8 @@ def test_cancel_and_retry(ada: Daemon, tmp_path: Path) -> None:
     ada.p2pc("retry", alias).check()
     assert ada.p2pc("wait", alias).code == 0
     assert sorted(ada.p2pc("result", alias).check().lines) == ["1", "2"]
+    assert f"2 results of {alias} given up" in ada.p2pc("retry", "--all", alias).check().err
+    assert ada.p2pc("wait", alias).code == 0
     one = ada.p2pc("run", "--detach", "sleep {}", ":::", "0.1", "40", "0.2").lines[0]
     ada.p2pc("cancel", f"{one}/1", "--now", "-y").check()
     job = ada.wait_over(20, one)
@@ -416,7 +419,10 @@ def test_cancel_and_retry(ada: Daemon, tmp_path: Path) -> None:
 def test_cancel_of_a_detached_job_lets_running_tasks_finish(ada: Daemon, tmp_path: Path) -> None:
     alias = ada.p2pc("run", "--detach", "sleep 1; echo {} >> ran", ":::", *map(str, range(50)), cwd=tmp_path).lines[0]
     until(lambda: ada.job(alias)["running"] == 4, 20, "four run")
-    ada.p2pc("cancel", alias, "-y").check()
+    said = ada.p2pc("cancel", alias, "-y").check().err
+    assert re.search(
+        rf"[1-4] tasks? of {alias} runs? and finish(es)?; to kill (it|them): p2pc cancel --now {alias}", said
+    )
     job = ada.wait_over(20, alias)
     ran = (tmp_path / "ran").read_text().split()
     assert job["done"] == len(ran) == 4, "what ran was finished, and nothing was started after"

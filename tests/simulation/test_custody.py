@@ -96,6 +96,32 @@ def test_a_custodian_takes_over_and_the_owner_takes_its_job_back(seed: int) -> N
         mesh.check_errors()
 
 
+def test_an_owner_that_is_just_back_cancels_only_what_nobody_has_done() -> None:
+    """Broken: results that a custodian took are thrown away, because their owner heard of them after the command."""
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, 5, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[1]
+            job_id = await mesh.submit(owner, [2.0] * 400)
+            await asyncio.sleep(15)
+            first, _second = keepers(mesh, owner, job_id)
+            before = done_at(owner, job_id)
+            mesh.crash(owner)
+            await asyncio.sleep(2 * LEASE_S_MIN + 20)
+            between = done_at(first, job_id)
+            assert before < between < 400
+            await mesh.restart(owner)
+            await owner.running.cancel(job_id, now=True)
+            view = await mesh.wait_for(owner, job_id, limit_s=10)
+            assert view.state == "cancelled" and view.done >= between and view.done + view.cancelled == 400
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
 @pytest.mark.parametrize(("play", "seed"), [("partition", 1), ("blackout", 2), ("turns", 3), ("turns", 4)])
 def test_nothing_is_lost_or_accepted_twice(play: str, seed: int) -> None:
     """Two halves that both work, all coordinators gone, and two that crash and return in turn: see `custody_runs`."""
