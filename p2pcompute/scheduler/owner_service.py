@@ -53,6 +53,10 @@ from p2pcompute.wire import cbor
 from p2pcompute.wire.envelope import signer_of
 
 LOST_WHY_CHARS_MAX: Final = 200
+DEADLINE_TIMED_S: Final = 3600.0
+"""A deadline further away is seen to by the tick alone, which is a second late at most: it means nothing then."""
+CLOCKS_DIFFER_S: Final = 0.01
+"""Deadlines are times of day, timers are not: one that fires a moment early would find that nothing is due."""
 KILLED_HERE: Final = "its node was killed"
 """Why an attempt was lost that ran on this node when it ended without a word."""
 FACT_BYTES_MAX = 512 * 1024
@@ -254,7 +258,15 @@ class OwnerService:
         book = self.books[envelope.job_id] = JobBook(record, self.core.add_job(envelope))
         book.room.set()
         self.aliases[alias] = envelope.job_id
+        left_s = terms.deadline_ms / 1000 - wall
+        if 0 < left_s < DEADLINE_TIMED_S:
+            self._host.clock.call_later(left_s + CLOCKS_DIFFER_S, self._at_deadline)
         return envelope.job_id
+
+    def _at_deadline(self) -> None:
+        """Stop the job whose deadline this is now, rather than with the next tick: a second is long for short tasks."""
+        self.core.tick(self._host.clock.now(), self._host.clock.wall() * 1000)
+        self._wake()
 
     async def add_tasks(self, job_id: bytes, payloads: Sequence[bytes]) -> int:
         """Add tasks; waits for room; durable on return (they may have started before)."""

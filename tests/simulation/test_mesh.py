@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from p2pcompute.errors import ChannelLost
+from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload
+from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
@@ -272,4 +274,27 @@ def test_results_find_an_owner_of_whom_nothing_is_known() -> None:
             assert stranger.located_at == asked_at, "not asked again at once"
 
         simulation.run(main(), time_s_max=1000)
+        mesh.check_errors()
+
+
+def test_a_job_ends_at_its_deadline_and_not_with_the_next_look_at_the_clock() -> None:
+    """Broken: tasks of less than a second end, and are begun, after the moment at which all was to be over."""
+    with Simulation(7) as simulation:
+        mesh = Mesh(simulation, 1, runner=RunnerModel(slot_count=1))
+
+        async def main() -> None:
+            await mesh.start()
+            (member,) = mesh.members
+            node = member.running
+            for left_ms in (1300, 1500, 1700):
+                deadline_ms = int(node.clock.wall() * 1000) + left_ms
+                terms = JobTerms(name="late", deadline_ms=deadline_ms)
+                job_id = await node.submit_job(terms, JobSpec(kind=TaskKind.SIMULATED))
+                await node.add_tasks(job_id, [encode_payload(TaskPayload(work_s=0.4))] * 20)
+                await node.seal_job(job_id)
+                view = await mesh.wait_for(member, job_id, limit_s=10)
+                assert view.exit_code == 124 and view.finished is not None
+                assert 0 <= view.finished - deadline_ms / 1000 < 0.1, "seconds"
+
+        simulation.run(main(), time_s_max=100)
         mesh.check_errors()
