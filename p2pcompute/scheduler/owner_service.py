@@ -380,8 +380,10 @@ class OwnerService:
             i for i in wanted if i < ledger.size and ledger.state(i) in states and ledger.state(i) != TaskState.OPEN
         ]
         payloads = await self.payloads(job_id, chosen)
+        ends = {index: await self.result_of(job_id, index) for index in chosen}
+        by = {index: record.node_key or LOCAL for index, record in ends.items() if record is not None}
         book = self.book(job_id)  # it may have been pruned meanwhile
-        count = self.core.retry(job_id, [index for index in chosen if index in payloads], payloads)
+        count = self.core.retry(job_id, [index for index in chosen if index in payloads], payloads, by)
         if count:
             book.record = book.record.with_finished(None)
             self.commits.writes.append(self._journal.job_write(book.record))

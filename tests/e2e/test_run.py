@@ -408,6 +408,8 @@ def test_cancel_and_retry(ada: Daemon, tmp_path: Path) -> None:
     ada.p2pc("retry", alias).check()
     assert ada.p2pc("wait", alias).code == 0
     assert sorted(ada.p2pc("result", alias).check().lines) == ["1", "2"]
+    shares = ada.job(alias)["by_node"]
+    assert sum(share["failed"] for share in shares) == 0 and sum(share["done"] for share in shares) == 2
     assert f"2 results of {alias} given up" in ada.p2pc("retry", "--all", alias).check().err
     assert ada.p2pc("wait", alias).code == 0
     one = ada.p2pc("run", "--detach", "sleep {}", ":::", "0.1", "40", "0.2").lines[0]

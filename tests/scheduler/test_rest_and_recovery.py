@@ -90,3 +90,7 @@ def test_who_did_what_is_known_after_a_restart() -> None:
     assert job.retried == 1, "of two failures one was the last"
     assert job.ledger.counts[TaskState.OPEN] == 1
     core.check_invariants()
+    again = OwnerCore().recover(envelope(), [*facts, (FactKind.RETRY, [[1, 1], [2, 1]])])
+    assert again.by_thief == {bob: [0, 1, 0], LOCAL: [0, 0, 0]}, "what runs again has been ended by nobody"
+    core.retry(JOB, [1, 2], {1: b"1", 2: b"2"}, {1: LOCAL, 2: bob})
+    assert job.by_thief == again.by_thief, "before a restart and after it"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.scheduler.acceptance import Acceptance
@@ -18,6 +18,9 @@ from p2pcompute.scheduler.ledger import GENERATION_MAX, FactKind, TaskState
 from p2pcompute.scheduler.owner.endings import Endings
 from p2pcompute.scheduler.stealing import LOCAL, Fit
 from p2pcompute.scheduler.terms import JobEnvelope
+
+_SHARE_COLUMN: Final = {TaskState.DONE: 1, TaskState.FAILED: 2}
+"""Where a node's ends are counted in its share of a job."""
 
 
 class Jobs(Endings):
@@ -95,16 +98,28 @@ class Jobs(Endings):
             indices = job.ledger.open_indices()
         return self._cancel_indices(job, indices, kill=kill)
 
-    def retry(self, job_id: bytes, indices: Sequence[int], payloads: dict[int, bytes]) -> int:
-        """Start ended tasks again under a new generation; returns how many."""
+    def retry(
+        self,
+        job_id: bytes,
+        indices: Sequence[int],
+        payloads: dict[int, bytes],
+        by: Mapping[int, bytes] | None = None,
+    ) -> int:
+        """Start ended tasks again under a new generation; returns how many.
+
+        Args:
+            by: who ended them, where that is known: it has not any more.
+        """
         job = self.jobs[job_id]
         count = 0
         for index in indices:
             if index >= job.ledger.size or job.ledger.state(index) is TaskState.OPEN:
                 continue
-            generation = job.ledger.generation(index) + 1
+            generation, state = job.ledger.generation(index) + 1, job.ledger.state(index)
             if generation > GENERATION_MAX or job.ledger.retry(index, generation) is None:
                 continue
+            if by and index in by and state in _SHARE_COLUMN:
+                _uncount(job, by[index], _SHARE_COLUMN[state])
             self.acceptance.ended_otherwise(job, index)
             job.accepted_digests.pop(index, None)
             job.payloads[index] = payloads[index]
@@ -276,14 +291,27 @@ class Jobs(Endings):
             elif status not in (OutcomeStatus.NOT_RUN, OutcomeStatus.KILLED):
                 bad[index, generation] = thief
                 job.retried += 1
+        ended: dict[int, tuple[bytes, int]] = {}
         for kind, body in facts:
             if kind == FactKind.ACCEPT:
                 for index, generation, digest in body:
-                    job.share(good.get((index, generation, digest), LOCAL))[1] += 1
+                    ended[index] = (good.get((index, generation, digest), LOCAL), 1)
+                    job.share(ended[index][0])[1] += 1
             elif kind == FactKind.FAIL:
                 for index, generation, _reason in body:
-                    job.share(bad.get((index, generation), LOCAL))[2] += 1
+                    ended[index] = (bad.get((index, generation), LOCAL), 2)
+                    job.share(ended[index][0])[2] += 1
                     job.retried -= (index, generation) in bad
+            elif kind == FactKind.RETRY:
+                for index, _generation in body:
+                    if index in ended:
+                        _uncount(job, *ended.pop(index))
+
+
+def _uncount(job: OwnedJob, thief: bytes, column: int) -> None:
+    """A task that a node has ended is to run again: the nodes' counts are those of the job, in sum."""
+    share = job.share(thief)
+    share[column] = max(0, share[column] - 1)
 
 
 def _valid(claims: Sequence[Any], void: Counter[tuple[int, int, int]]) -> list[Any]:
