@@ -118,7 +118,7 @@ sim.add_command(sim_settings.keys)
 )
 @click.option("--sweep", multiple=True, metavar="KEY=A,B,C", help="Try these values; several sweeps: all combinations.")
 @click.option("--trace", metavar="FILE", help="Replay when nodes were up, from an AVT file.")
-@click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes.  [default: one a core]")
+@click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes here.  [default: one a core]")
 @click.option(
     "--on",
     type=click.Choice(["local", "mesh"]),
@@ -157,7 +157,7 @@ def run_command(
     Exit code 1 when a seed failed: then its problems, and the command that replays it.
     """
     from p2pcompute.simulation.archive import Archive, alone_in
-    from p2pcompute.simulation.scenario import EXPERIMENTS, load_scenario, split_values, with_values
+    from p2pcompute.simulation.scenario import EXPERIMENTS, load_scenario, split_values
     from p2pcompute.simulation.study import plan_study
     from p2pcompute.simulation.summary import TRACE_VALUES, summary
 
@@ -188,18 +188,17 @@ def run_command(
     words = {key: text for key, text in said.items() if not text.startswith("--set ")}
     if trace is not None:
         words |= {key: f"--trace {trace}" for key in TRACE_VALUES if changes[key] == TRACE_VALUES[key]}
-    chosen = with_values(loaded, changes, words=words)
-    study = plan_study(chosen, range(seed, seed + seeds), swept)
+    study = plan_study(loaded, range(seed, seed + seeds), swept, changes, words=words)
     if until is not None and not math.isfinite(until):
         raise UsageError(
             f"--until cannot be {until}", "it is a finite number of seconds", "leave it out to see the end"
         )
-    about = EXPERIMENTS[chosen.experiment]
+    about = EXPERIMENTS[loaded.experiment]
     if until is not None and not about.has_moments:
-        why = f"a run of experiment {chosen.experiment} goes on to its end"
+        why = f"a run of experiment {loaded.experiment} goes on to its end"
         raise UsageError(f"--until says nothing to {scenario}", why, "leave it out; smaller runs: p2pc sim keys")
     if events and not about.has_events:
-        why = f"a run of experiment {chosen.experiment} tells of none"
+        why = f"a run of experiment {loaded.experiment} tells of none"
         raise UsageError(f"--events shows nothing of {scenario}", why, "leave it out; its figures: --json")
     study.until_s = until
     if out == "":
@@ -212,7 +211,10 @@ def run_command(
         node = _node_name(node, int(getattr(study.points[0].scenario.settings, "nodes", 0)))
     if events and (seeds > 1 or len(study.points) > 1 or on == "mesh"):
         raise UsageError("--events shows one run", "this is several, or runs elsewhere", "name one seed and no --sweep")
-    if on == "mesh" and (files := chosen.files()):
+    if on == "mesh" and jobs is not None:
+        why = "the nodes of the group take as many runs as they have room for"
+        raise UsageError("--jobs says nothing to --on mesh", why, "leave it out")
+    if on == "mesh" and (files := study.points[0].scenario.files()):
         raise UsageError(
             f"the scenario reads {files[0]}", "other nodes do not have that file", "run it here: --on local"
         )

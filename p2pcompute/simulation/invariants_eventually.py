@@ -183,8 +183,12 @@ async def _chatter(checks: Oracle) -> list[str]:
     links = sum(len(one.running.scheduler.peers or range(6)) + len(one.running.channels._open) + 1 for one in members)
     checks.world.metrics.sample("rest_messages_per_node_s", rate / max(1, len(members)))
     found = []
-    if rate > checks.settings.chatter * links and not checks.world.hostile:
-        found.append(f"{rate:.1f} messages/s at rest among {len(members)} nodes with {links} links")
+    bound = checks.settings.chatter * links
+    if rate > bound and not checks.world.hostile:
+        found.append(
+            f"{rate:.1f} messages/s at rest among {len(members)} nodes with {links} links: more than {bound:.1f}, "
+            f"which is checks.chatter = {checks.settings.chatter:g} for each link"
+        )
     timers = _timers(checks)
     for member in members:
         peers = len(member.running.scheduler.peers) + len(member.running.channels._open)

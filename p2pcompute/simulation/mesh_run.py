@@ -23,7 +23,7 @@ from p2pcompute.simulation.measuring import Figures
 from p2pcompute.simulation.mesh import Member
 from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.playing import account, play
-from p2pcompute.simulation.population import Event, Leaving, Session, draw_events, draw_rows, sessions
+from p2pcompute.simulation.population import Event, Leaving, Session, draw_events, draw_rows, sessions, trace_note
 from p2pcompute.simulation.result import EVENTS_MAX, RunResult, Watch
 from p2pcompute.simulation.scenario import Scenario
 from p2pcompute.simulation.workloads import WorkloadPlan, plan
@@ -83,7 +83,8 @@ class MeshRun(World):
                     self.problem(f"{member.host.name}: {text}")
 
     async def _main(self, until_s: float | None, faults: Sequence[Fault], plans: Sequence[WorkloadPlan]) -> None:
-        self.notes += [one.note for one in plans if one.note]
+        notes = [trace_note(self.settings.population), *(one.note for one in plans)]
+        self.notes += [note for note in notes if note]
         population = self.spawn(self._populate(), "population")
         work = [self.spawn(play(self, one), f"workload {number}") for number, one in enumerate(plans)]
         trouble = [self.spawn(inject(self, fault), f"fault {fault.number}") for fault in faults]

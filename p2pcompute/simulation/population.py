@@ -108,17 +108,18 @@ class PopulationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         custom = [self.sessions, *(one.sessions for one in self.classes)].count("custom")
         if bool(custom) != (self.up is not None and self.down is not None) or (self.up is None) != (self.down is None):
             raise ValueError("`up` and `down` go with sessions = 'custom', and it needs both")
-        for pair in (self.up, self.down):
+        for key, pair in (("up", self.up), ("down", self.down)):
             is_log = self.family == "lognormal"
             if pair is not None and not (pair[1] > 0 and (is_log or pair[0] > 0) and all(map(math.isfinite, pair))):
-                raise ValueError(f"impossible parameters of a {self.family} law: {pair}")
+                need = "sigma above 0" if is_log else "shape and scale above 0"
+                raise ValueError(f"`{key}` cannot be {list(pair)}: a {self.family} law has {need}")
         for name in (self.sessions, *(one.sessions for one in self.classes)):
             if name not in ("none", "custom") and self.family not in FITS[name]:
-                raise ValueError(f"there is no {self.family} fit of {name!r}, only {', '.join(FITS[name])}")
+                raise ValueError(f"`family`: there is no {self.family} fit of {name!r}, only {', '.join(FITS[name])}")
         if self.graceful + self.silent > 1:
             raise ValueError("`graceful` and `silent` are shares of one whole: together at most 1")
         if sum(one.share for one in self.classes) > 1 + 1e-9:
-            raise ValueError("the shares of the classes are more than 1 together")
+            raise ValueError("the shares of the `classes` are more than 1 together")
         if self.trace and (self.sessions != "none" or self.classes or self.correlation or self.day_amplitude):
             raise ValueError(
                 "`trace` replaces the session model, classes, correlation and day wave: give one or the other"
@@ -317,6 +318,18 @@ def draw_rows(settings: PopulationSettings, rng: random.Random, nodes: int) -> l
         return []
     count = len(read_avt(settings.trace).rows)
     return rng.sample(range(count), nodes) if count >= nodes else rng.choices(range(count), k=nodes)
+
+
+def trace_note(settings: PopulationSettings) -> str:
+    """Say that the run does not start where its settings say, as the trace is shorter; "" when it does."""
+    from_s = settings.trace_from_hours * HOUR_S
+    if not from_s or from_s < (length_s := (trace := read_avt(settings.trace)).end_s - trace.begin_s):
+        return ""
+    return (
+        f"trace_from_hours = {settings.trace_from_hours:g} is behind the end of the trace, which has "
+        f"{length_s / HOUR_S:.3g} h: it began again {int(from_s // length_s)} times, and the run starts "
+        f"{from_s % length_s / HOUR_S:.3g} h into it"
+    )
 
 
 def sessions(

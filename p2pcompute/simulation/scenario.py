@@ -17,8 +17,8 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -102,6 +102,8 @@ class Scenario:
     """Short name → dotted key, for --set and --sweep."""
     source: str
     """What to type to load it again: its name, or the path of its file."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """File that it names → where it does so: "mine.toml, line 4: "."""
 
     def digest(self) -> str:
         """SHA-256 of experiment, settings and the files that they name, in hex: what a run depends on besides seed and
@@ -122,7 +124,11 @@ class Scenario:
         """Raises UsageError when a trace that the settings name cannot be read; its line is named."""
         for place, value in _files(msgspec.to_builtins(self.settings)):
             if reader := _FILE_KEYS.get(str(place[-1])):
-                load_named(reader)(value)
+                try:
+                    load_named(reader)(value)
+                except UsageError as error:
+                    origin = self.origins.get(value, "")
+                    raise UsageError(f"{origin}{error.what}", error.why, error.fix, code=error.code) from error
 
     def files(self) -> list[str]:
         """Files beside the scenario that its settings name."""
@@ -216,9 +222,12 @@ def load_scenario(name_or_path: str) -> Scenario:
         why = f"it is {_one_of(EXPERIMENTS)}"
         raise _wrong(f"{locate(('experiment',))}{what}", why, 'name one: experiment = "mesh" is of whole nodes')
     kind = EXPERIMENTS[experiment].settings_type()
+    origins: dict[str, str] = {}
     for key, file in list(_files(data)):
         _put(data, key, str(path.parent / file), "")
+        origins[str(path.parent / file)] = locate(key)
     settings = _convert(data, kind, locate)
+    _check_effect(settings, _leaves(data), locate)
     if not isinstance(keys, dict):
         raise _wrong(f"{locate(('keys',))}keys is not a table", "it gives keys short names: short = 'long.key'", "")
     for short, long in keys.items():
@@ -237,6 +246,7 @@ def load_scenario(name_or_path: str) -> Scenario:
         settings=settings,
         keys=keys,
         source=name_or_path,
+        origins=origins,
     )
 
 
@@ -260,7 +270,21 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     except RecursionError as error:
         raise _wrong(f"{path} is not TOML", "tables or brackets are nested too deeply", "correct the file") from error
     except ValueError as error:  # no TOML, or a number of thousands of digits
-        raise _wrong(f"{path} is not TOML", str(error), "correct the file") from error
+        raise _wrong(f"{path} is not TOML", _why_no_toml(str(error), text), "correct the file") from error
+
+
+_LINE_IN: Final = re.compile(r"Cannot overwrite a value \(at (?:line (\d+), |end of document)")
+
+
+def _why_no_toml(why: str, text: str) -> str:
+    """What the parser says, and of a key that is there twice which one that is."""
+    if found := _LINE_IN.match(why):
+        lines = text.splitlines()
+        for line in reversed(lines[: int(found[1] or len(lines))]):  # a value may have several lines
+            key, equals, _ = line.partition("=")
+            if equals and (name := key.strip()) and not name.startswith(("#", "[", "{")):
+                return f"the key {name} is given twice: {why}"
+    return why
 
 
 def _depth(data: Any) -> int:
@@ -335,7 +359,9 @@ def _convert(data: Any, kind: type[msgspec.Struct], locate: _Locate) -> msgspec.
     """
     for place, value in _numbers(data):
         if not math.isfinite(value):
-            raise _wrong(f"{locate(place)}{dotted(place)} cannot be {value}", "it is a finite number", "")
+            found, _ = _type_at(inspect.type_info(kind), place, locate(place), {})
+            allowed = allowed_text(found).replace("a number", "a finite number", 1)
+            raise _wrong(f"{locate(place)}{dotted(place)} cannot be {value}", f"it is {allowed}", "")
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -343,6 +369,25 @@ def _convert(data: Any, kind: type[msgspec.Struct], locate: _Locate) -> msgspec.
         raw = _STEP.findall(where)
         path: _Path = tuple(name or (int(index) if index.isdigit() else index) for name, index in raw)
         raise _explained(message, path, data, inspect.type_info(kind), locate) from error
+
+
+def _leaves(data: Any, place: _Path = ()) -> Iterator[_Path]:
+    """Yield the places of all values that are no tables and no lists of them."""
+    items: Any = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        inner = list(_leaves(value, (*place, key)))
+        yield from inner or [(*place, key)]
+
+
+def _check_effect(settings: msgspec.Struct, places: Iterable[_Path], locate: _Locate) -> None:
+    """Raises UsageError when something is said, if only its default, that means nothing beside the rest; a Struct that
+    knows such fields has a method `without_effect`."""
+    for place in places:
+        owner: Any = settings
+        for step in place[:-1]:
+            owner = getattr(owner, str(step)) if isinstance(owner, msgspec.Struct) else owner[step]
+        if (judge := getattr(owner, "without_effect", None)) and (why := judge(place[-1])):
+            raise _wrong(f"{locate(place)}{dotted(place[:-1])} is impossible", why, "leave it out")
 
 
 def _explained(message: str, path: _Path, data: Any, root: inspect.Type, locate: _Locate) -> UsageError:
@@ -450,8 +495,10 @@ def _type_at(root: inspect.Type, path: _Path, place: str, short: Mapping[str, An
     for depth, step in enumerate(path):
         if isinstance(kind, inspect.UnionType):
             kind, text = bare_type(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
-        if isinstance(kind, inspect.VarTupleType | inspect.ListType):
-            kind, text = bare_type(kind.item_type)
+        if isinstance(kind, inspect.VarTupleType | inspect.ListType) or (
+            isinstance(kind, inspect.TupleType) and not isinstance(step, str)
+        ):
+            kind, text = bare_type(_item_type(kind))
             if not isinstance(step, str):
                 continue
         if isinstance(kind, inspect.DictType):
@@ -496,6 +543,8 @@ def allowed_text(kind: inspect.Type) -> str:
             return _one_of(values)
         case inspect.VarTupleType(item_type) | inspect.ListType(item_type):
             return f"a list, each of it {allowed_text(item_type)}"
+        case inspect.TupleType(item_types):
+            return _tuple_text(item_types)
         case inspect.StructType() | inspect.DictType():
             return "a table"
         case inspect.UnionType(types):
@@ -504,6 +553,19 @@ def allowed_text(kind: inspect.Type) -> str:
             return "none"
         case _:
             return type(kind).__name__.removesuffix("Type").lower()
+
+
+_EXAMPLES: Final = ("0.5", "0.01", "0.2", "2")
+_COUNTS: Final = {1: "one", 2: "two", 3: "three", 4: "four"}
+assert len(_EXAMPLES) == len(_COUNTS)
+
+
+def _tuple_text(item_types: tuple[inspect.Type, ...]) -> str:
+    """What a list of a certain length allows: so many numbers; no settings have another one."""
+    count, example = len(item_types), _EXAMPLES[: len(item_types)]
+    assert all(isinstance(bare_type(one)[0], inspect.FloatType) for one in item_types)
+    # A file and a sweep, whose values have commas between them, take no other form than that of TOML.
+    return f"{_COUNTS[count]} numbers, as {','.join(example)} (in a file and in --sweep [{', '.join(example)}])"
 
 
 # --- changing -------------------------------------------------------------------------------------
@@ -547,7 +609,9 @@ def with_values(
             (text for path, text in typed.items() if path[: len(place)] == place or place[: len(path)] == path), ""
         )
 
-    return replace(scenario, settings=_convert(data, kind, locate))
+    settings = _convert(data, kind, locate)
+    _check_effect(settings, typed, locate)
+    return replace(scenario, settings=settings)
 
 
 def _nothing_there(place: str, path: _Path, data: Any) -> UsageError:
@@ -611,9 +675,9 @@ def _parsed(text: str, kind: inspect.Type) -> Any:
     kinds = [bare_type(one)[0] for one in kind.types] if isinstance(kind, inspect.UnionType) else [kind]
     if text == "none" and any(isinstance(one, inspect.NoneType) for one in kinds):
         return None
-    lists = [one for one in kinds if isinstance(one, inspect.VarTupleType | inspect.ListType)]
+    lists = [one for one in kinds if isinstance(one, _LISTS)]
     if lists and not text.startswith("["):
-        return [_parsed(part, lists[0].item_type) for part in split_values(text)]
+        return [_parsed(part, _item_type(lists[0])) for part in split_values(text)]
     is_text = any(isinstance(one, inspect.StrType | inspect.LiteralType) for one in kinds)
     if is_text and not text.startswith(('"', "'")):
         return text
@@ -621,6 +685,15 @@ def _parsed(text: str, kind: inspect.Type) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # no TOML, thousands of digits, or of brackets
         return text
+
+
+_List = inspect.VarTupleType | inspect.ListType | inspect.TupleType
+_LISTS: Final = (inspect.VarTupleType, inspect.ListType, inspect.TupleType)
+
+
+def _item_type(kind: _List) -> inspect.Type:
+    """The type of what is in a list; the items of one of a certain length are all of one type."""
+    return kind.item_types[0] if isinstance(kind, inspect.TupleType) else kind.item_type
 
 
 def split_values(text: str) -> list[str]:

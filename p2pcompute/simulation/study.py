@@ -63,8 +63,19 @@ class Study:
         ]
 
 
-def plan_study(scenario: Scenario, seeds: Sequence[int], sweep: Mapping[str, Sequence[str]]) -> Study:
+def plan_study(
+    scenario: Scenario,
+    seeds: Sequence[int],
+    sweep: Mapping[str, Sequence[str]],
+    changes: Mapping[str, str] | None = None,
+    *,
+    words: Mapping[str, str] | None = None,
+) -> Study:
     """Return the study of every seed at every combination of the swept values; nothing has run yet.
+
+    Args:
+        changes: key → value as typed, of all points; one may need what is swept, as `up` needs `down`.
+        words: key → how a change was typed, where that was not with --set.
 
     Raises:
         UsageError: a key, a value or a file that is named is wrong, or they are too many.
@@ -73,7 +84,10 @@ def plan_study(scenario: Scenario, seeds: Sequence[int], sweep: Mapping[str, Seq
     if count > POINTS_MAX:
         raise UsageError(f"a sweep of {count} combinations is too much", f"at most {POINTS_MAX}", "sweep fewer values")
     combinations = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
-    points = [Point(values, with_values(scenario, values, flag="--sweep")) for values in combinations]
+    points = []
+    for values in combinations:
+        typed = {**(words or {}), **{key: f"--sweep {key}={value}" for key, value in values.items()}}
+        points.append(Point(values, with_values(scenario, {**(changes or {}), **values}, words=typed)))
     checked: dict[tuple[str, ...], None] = {}
     for point in points:
         if (files := tuple(point.scenario.files())) not in checked:

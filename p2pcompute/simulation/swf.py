@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,8 @@ from typing import Final
 from p2pcompute.errors import UsageError
 from p2pcompute.simulation.avt import WORD_CHARS_MAX, bounded_lines, open_lines, why_unread
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+"""Characters that no text has; others of them count as spaces."""
 _FIELDS: Final = 18
 _SUBMIT, _RUN_TIME, _ALLOCATED, _REQUESTED, _USER = 1, 3, 4, 7, 11
 """Positions of the fields that are read, from 0."""
@@ -76,6 +79,8 @@ def read_swf(path: str) -> Log:
                 words = line.split()
                 if not words or words[0].startswith(";"):
                     continue
+                if control := _CONTROL.search(line):  # each byte is a character of latin-1
+                    raise _refuse(path, number, f"it is no plain text: a byte is {ord(control[0]):#04x}")
                 job = _job(path, number, words)
                 if job.submit_s < last:
                     raise _refuse(path, number, f"submitted at {job.submit_s:g}, before the job above it ({last:g})")

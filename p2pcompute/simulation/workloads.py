@@ -90,18 +90,22 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            kinds, default = _KINDS.get(name), _DEFAULTS.get(name)
-            if kinds is not None and self.kind not in kinds and getattr(self, name) != default:
-                raise ValueError(f"`{name}` means nothing for kind {self.kind!r}, only for {', '.join(kinds)}")
-        for name, choice in _CHOICES.items():
-            if self.works not in choice and getattr(self, name) != _DEFAULTS[name]:
-                raise ValueError(f"`{name}` means nothing for works {self.works!r}, only for {', '.join(choice)}")
+            if getattr(self, name) != _DEFAULTS[name] and (why := self.without_effect(name)):
+                raise ValueError(why)
         if self.kind == "swf" and not self.file:
             raise ValueError("kind 'swf' needs a `file`")
         if self.kind in ("bag", "dataflow") and (self.jobs or 1) * self.tasks > TASKS_MAX:
             raise ValueError(f"{self.jobs or 1} jobs of {self.tasks} tasks are more than {TASKS_MAX} tasks")
         if self.kind == "dataflow" and self.graph == "tree" and self.fan_in < 2:
             raise ValueError("a tree needs `fan_in` of at least 2")
+
+    def without_effect(self, name: str) -> str:
+        """Why a field means nothing beside the others, also where its default is said; "" when it means something."""
+        if self.kind not in (kinds := _KINDS.get(name, (self.kind,))):
+            return f"`{name}` means nothing for kind {self.kind!r}, only for {', '.join(kinds)}"
+        if self.works not in (choice := _CHOICES.get(name, (self.works,))):
+            return f"`{name}` means nothing for works {self.works!r}, only for {', '.join(choice)}"
+        return ""
 
 
 _JOBS, _GRAPHS, _ASKS = ("bag", "dataflow"), ("dataflow",), ("lookups", "puts", "queries")

@@ -92,6 +92,8 @@ def test_with_json_stdout_is_one_document(mine: str, capsys: pytest.CaptureFixtu
         (["./mine.toml", "--sweep", "nodes"], ["--sweep KEY=A,B,C"]),
         (["./mine.toml", "--nodes", "100000"], ["--nodes 100000: nodes cannot be", "a whole number from 1 to 1000"]),
         (["./mine.toml", "--hours", "nan"], ["--hours nan: hours cannot be nan", "a finite number"]),
+        (["./mine.toml", "--set", "loss=nan"], ["--set loss=nan: loss cannot be nan", "finite number from 0 below 1"]),
+        (["./mine.toml", "--on", "mesh", "--jobs", "2"], ["--jobs says nothing to --on mesh", "leave it out"]),
         (["./mine.toml", "--sweep", "loss="], ["has no values"]),
         (["./mine.toml", "--sweep", "loss=0,2"], ["--sweep loss=2", "0 below 1"]),
         (["./mine.toml", "--sweep", "foo=1"], ["--sweep foo=1: there is no key", "p2pc sim keys"]),
@@ -377,6 +379,18 @@ def test_checks_that_are_off_are_named(
     assert code == 0 and "every check has passed; off: chatter, known; what the figures mean" in out
 
 
+def test_a_sweep_may_need_what_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pair.toml").write_text(PAIR)
+    monkeypatch.chdir(tmp_path)
+    values = ["--set", "population.sessions=custom", "--set", "population.down=0.5,0.1", "--until", "1"]
+    code, out, err = run(capsys, "run", "./pair.toml", *values, "--sweep", "population.up=[0.5,0.2],[0.6,0.2]")
+    assert code == 0 and "population.up=0.6,0.2" in out, err
+    code, _, err = run(capsys, "run", "./pair.toml", *values[2:], "--sweep", "population.up=[0.5,0.2],[0.6,0.2]")
+    assert code == 2 and "`up` and `down` go with sessions = 'custom'" in err and "--sweep population.up=[0.5" in err
+
+
 def test_two_runs_do_not_keep_results_in_one_directory(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     """They would write the same traces, and one would cut off the line that the other is writing."""
     arguments = ["run", mine, "--jobs", "1", "-o", "out", "--no-plot"]
@@ -475,6 +489,8 @@ def test_settings_can_be_looked_up_without_the_source(mine: str, capsys: pytest.
     assert code == 0 and "network.loss = 0.0\n" in out and "network.nat.symmetric" in out and "[population]" not in out
     code, out, err = run(capsys, "keys", "workload.tasks")
     assert code == 0 and "of each job (a whole number from 1 to 5000000)" in out and "workload.0.tasks" in err
+    code, out, err = run(capsys, "keys", "population.up")
+    assert code == 0 and "two numbers, as 0.5,0.01" in out
     code, out, err = run(capsys, "keys", "--json")
     items = json.loads(out)["items"]
     assert err == "" and all(item["text"] and item["allowed"] for item in items), "every setting says what it means"

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from p2pcompute.errors import UsageError
 from p2pcompute.simulation.avt import LINE_CHARS_MAX, read_avt, replay
+from p2pcompute.simulation.mesh_run import MeshRun
+from p2pcompute.simulation.mesh_settings import MeshSettings
 from p2pcompute.simulation.population import (
     CORES,
     FITS,
@@ -36,6 +38,7 @@ from p2pcompute.simulation.population import (
     laws,
     machine,
     sessions,
+    trace_note,
 )
 
 LAWS: list[Law] = [
@@ -359,6 +362,16 @@ def test_each_line_of_a_trace_is_taken_once_when_there_are_enough(tmp_path: Path
     assert rows == draw_rows(chosen, rng_of(1), 20) != draw_rows(chosen, rng_of(2), 20)
     assert len(draw_rows(chosen, rng_of(1), 50)) == 50 and draw_rows(PopulationSettings(), rng_of(1), 5) == []
     assert next(sessions(chosen, rng_of(1), 0, row=7))[:2] == (0, 8)
+
+
+def test_a_start_behind_the_end_of_a_trace_is_noted(tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "short.avt", GOOD)  # 400 s
+    assert trace_note(PopulationSettings(trace=path, trace_from_hours=0.1)) == ""
+    note = trace_note(PopulationSettings(trace=path, trace_from_hours=0.25))
+    assert "trace_from_hours = 0.25" in note and "0.111 h: it began again 2 times" in note and "0.0278 h into" in note
+    run = MeshRun(MeshSettings(nodes=2, population=PopulationSettings(trace=path, trace_from_hours=0.25)), 1)
+    run.run(1.0)
+    assert note in run.notes
 
 
 def test_a_node_that_is_up_at_both_ends_of_the_trace_stays_up(tmp_path: Path) -> None:

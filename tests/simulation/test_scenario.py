@@ -66,7 +66,9 @@ def test_the_scenario_for_a_first_look_is_listed_with_its_question() -> None:
         ("loss = 1", "line 3", ["loss cannot be 1", "a number from 0 below 1: share of packets lost"]),
         ("mode = 'fin'", "line 3", ['mode cannot be "fin"', "one of die, fail, fine, raise"]),
         ("workload = 3", "line 3", ["workload cannot be 3", "a list"]),
-        ("span = [1.0]", "line 3", ["span cannot be [1.0]"]),
+        ("loss = 1e400", "line 3", ["loss cannot be inf", "a finite number from 0 below 1"]),
+        ("span = [1.0]", "line 3", ["span cannot be [1.0]", "two numbers, as 0.5,0.01 (in a file", "[0.5, 0.01]"]),
+        ("span = [1.0, 'x']", "line 3", ["span.1 cannot be", "a number"]),
         ("[[workload]]\nkind = 'bag'\n\n[[workload]]\ntasks = 0", "line 7", ["workload.1.tasks cannot be 0"]),
         ("[[workload]]\nkind = 'bag'\n[[workload]]\nkinds = 1", "line 6", ['"kinds" in [workload.1]', "kind, tasks"]),
         ("[faults]\nonly = [\n  1,\n  'x',\n]", "line 4", ["faults.only.1 cannot be", "a whole number"]),
@@ -93,6 +95,8 @@ def test_what_is_wrong_is_said_with_line_and_what_is_allowed(
     ("text", "words"),
     [
         ("nodes = = 3", ["not TOML", "line 1"]),
+        ("nodes = 3\nhours = 1\nnodes = 4", ["not TOML", "the key nodes is given twice"]),
+        ("a.b = 3\na.b = [\n  4,\n]\nc = 1", ["not TOML", "the key a.b is given twice", "line 4,"]),
         ("experiment = 'tiny'", ["there is no question"]),
         ("question = 'Q?'", ["there is no experiment", "mesh", "tiny"]),
         ("question = 'Q?'\nexperiment = 'mash'", ["line 2", "mash", "mesh"]),
@@ -110,6 +114,46 @@ def test_a_file_that_is_no_scenario_is_refused(text: str, words: list[str], tmp_
         load_scenario(write(tmp_path, text))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[[workload]]\nkind = 'bag'\nwanted = 3", 5, "`wanted` means nothing for kind 'bag', only for queries"),
+        ("[[workload]]\nwork_alpha = 1.5", 4, "`work_alpha` means nothing for works 'fixed', only for pareto"),
+        ("[population]\nsessions = 'custom'\nup = [0.5, -0.01]\ndown = [0.5, 1]", 5, "`up` cannot be [0.5, -0.01]"),
+        ("[population]\nsessions = 'kad'\nfamily = 'lognormal'", 5, "there is no lognormal fit of 'kad'"),
+    ],
+)
+def test_a_wrong_value_of_a_mesh_is_found_on_its_line(text: str, line: int, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"question = 'Q?'\nexperiment = 'mesh'\n{text}")
+    with pytest.raises(UsageError, match=f"line {line}: ") as caught:
+        load_scenario(path)
+    assert words in str(caught.value)
+
+
+def test_what_is_set_without_effect_is_refused_even_if_it_is_the_default(tmp_path: Path) -> None:
+    mesh = load_scenario(write(tmp_path, "question = 'Q?'\nexperiment = 'mesh'\n[[workload]]\nkind = 'bag'"))
+    with pytest.raises(UsageError, match=r"--set workload\.0\.wanted=3: .*impossible"):
+        with_values(mesh, {"workload.0.wanted": "3"})
+    again = with_values(mesh, {"workload.0.kind": "queries", "workload.0.wanted": "3"})
+    assert value_at(again, "workload.0.wanted") == 3
+
+
+def test_a_trace_that_is_missing_is_named_with_its_line(tmp_path: Path) -> None:
+    text = "question = 'Q?'\nexperiment = 'mesh'\n[population]\ntrace = 'missing.avt'"
+    scenario = load_scenario(write(tmp_path, text))
+    with pytest.raises(UsageError, match=r"mine\.toml, line 4: .*missing\.avt: the trace cannot be read"):
+        scenario.check_files()
+
+
+def test_a_list_of_two_is_written_with_a_comma(tmp_path: Path) -> None:
+    tiny_one = load(tmp_path, "")
+    assert value_at(with_values(tiny_one, {"span": "0.5,0.01"}), "span") == (0.5, 0.01)
+    assert value_at(with_values(tiny_one, {"span": "none"}), "span") is None
+    for wrong in ("0.5", "0.5,0.01,3"):
+        with pytest.raises(UsageError, match=r"--set span=.* two numbers, as 0\.5,0\.01"):
+            with_values(tiny_one, {"span": wrong})
 
 
 def test_a_scenario_that_is_not_there(tmp_path: Path) -> None:

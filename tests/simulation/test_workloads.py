@@ -209,6 +209,7 @@ def test_a_log_becomes_jobs(tmp_path: Path, name: str) -> None:
         (LOG + line(6, -1, 10, 1), "line 8: no submit time"),
         (LOG + line(6, 6000, 10, 1.5), "line 8: field 5"),
         (LOG + line(6, 4999, 10, 1), "line 8: submitted at 4999, before"),
+        (LOG + "\x00\x01 \x7fELF\n", "line 8: it is no plain text: a byte is 0x00"),
         ("; nothing\n", "no job that ran"),
     ],
 )
