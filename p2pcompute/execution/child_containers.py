@@ -1,8 +1,8 @@
 """Containers in a worker process: a command in the file system of an image, run by podman, docker or apptainer.
 
 The engine is this machine's owner's, and so are the images that it has and where it fetches others from.  An image may
-also come as an archive with the job.  The task's directory is the container's /work and where its command starts; it
-has no network, no capabilities and no way to get any, and nothing of the node's environment.
+also come as an archive with the job (`container_images`).  The task's directory is the container's /work and where its
+command starts; it has no network, no capabilities and no way to get any, and nothing of the node's environment.
 
 An engine's own process may be killed without its container, so each container has a name, and is removed by it; what a
 worker process that was killed has left is removed by the next one of its slot.
@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 
+from p2pcompute.execution import container_images
 from p2pcompute.execution.child_channel import Channel
 from p2pcompute.execution.child_commands import Commands
 from p2pcompute.execution.child_space import TaskDirectory, Workplace
@@ -134,7 +135,7 @@ class Containers(Commands):
             return f"docker-archive:{path}"
         image = self._loaded.pop(path, "")
         if not image:
-            said = self._call("load", "--quiet", "--input", path, limit_s=_LOAD_S)
+            said = container_images.load(self._engine, path, limit_s=_LOAD_S)
             name = said.strip().rpartition("\n")[2].rpartition(" ")[2].removesuffix(",")
             image = (
                 self._call("image", "inspect", "--format", "{{.Id}}", name, limit_s=_REMOVE_S).strip() if name else ""

@@ -22,7 +22,13 @@ from p2pcompute.wire import cbor
 GLOB_CHARS: Final = frozenset("*?[")
 """What makes a pattern of a part of a name."""
 SANDBOXES: Final = ("process", "sandbox")
-IMAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}")
+IMAGE_NAME: Final = re.compile(
+    r"(?!(?:dir|docker|docker-archive|docker-daemon|oci|oci-archive|containers-storage|ostree|sif|tarball):)"
+    r"(?=.{1,501}$)[A-Za-z0-9][A-Za-z0-9._-]*(?::[0-9]+(?=/))?(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?(?:@[a-z0-9]+:[0-9a-f]+)?"
+)
+"""[HOST[:PORT]/]NAME[:TAG][@DIGEST].  Engines take more: what stands before a colon is the name of a transport
+to podman first, which would read files of the machine (containers-transports(5))."""
 _PLATFORM: Final = re.compile(r"[a-z]{1,16}/[a-z0-9_]{1,16}")
 
 
@@ -385,7 +391,10 @@ def decode_spec(data: bytes) -> JobSpec:
     fields = _decode(data, _SPEC_FIELDS)
     if "kind" not in fields:
         raise RemoteProtocolError("a job without a kind")
-    return JobSpec(**fields)
+    spec = JobSpec(**fields)
+    if spec.kind is TaskKind.CONTAINER and not spec.image and spec.code is None:
+        raise RemoteProtocolError("a container job without an image")
+    return spec
 
 
 def kind_of(data: bytes) -> TaskKind | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from p2pcompute.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute.execution import child_containers, sandbox
 from p2pcompute.execution.processes import ProcessRunner
-from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload
+from p2pcompute.execution.spec import InputFile, JobSpec, TaskKind, TaskPayload, decode_spec, encode_spec
 from p2pcompute.host.real_clock import RealClock
 from p2pcompute.host.runs import FAILS_ALWAYS, OutcomeStatus, TaskRun
 from tests.execution.conftest import Rig, wait_for
@@ -177,6 +179,86 @@ async def test_whose_containers_are_run(rig: Contained, engine: tuple[str, Path]
     rig.runner.rules.trusts = lambda submitter: submitter == ADA
     (outcome,) = await rig.run(spec, TaskPayload(argv=("go",)))
     assert outcome.status is OutcomeStatus.OK, outcome.error
+
+
+async def test_an_image_that_comes_with_a_job_takes_no_name(
+    rig: Contained, engine: tuple[str, Path], tmp_path: Path
+) -> None:
+    """Broken: whoever is trusted to run containers changes what others get under the name of an image, or gives one to
+    what the machine's owner never fetched."""
+    name, archive = engine
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nLABEL whose=ours\n")
+    mine, new = (f"localhost/p2pc-{what}-{os.getpid()}" for what in ("mine", "new"))
+
+    def ident(image: str) -> str:
+        done = subprocess.run(
+            [name, "image", "inspect", "--format", "{{.Id}}", image], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    try:
+        _engine(name, "build", "--quiet", "--tag", mine, str(tmp_path))
+        before = ident(mine)
+        for form, changes in (("docker", "manifest.json"), ("oci", "index.json")):
+            forged = tmp_path / f"{form}.tar"
+            image = subprocess.run([name, "load", "--input", str(archive)], capture_output=True, text=True, check=True)
+            theirs = image.stdout.split()[-1]
+            for called in (mine, new):
+                _engine(name, "tag", theirs, called)
+            extra = ("--format", f"{form}-archive") if name == "podman" else ()
+            _engine(name, "save", *extra, "--output", str(forged), mine, *([new] if form == "docker" else []))
+            subprocess.run([name, "tag", before, mine], check=True)
+            subprocess.run([name, "rmi", new], capture_output=True, check=True)
+            assert ident(mine) == before and not ident(new)
+            with tarfile.open(forged) as inside:
+                assert mine.encode() in inside.extractfile(changes).read(), "this test forges nothing"  # type: ignore[union-attr]  # it is a file
+            code = await rig.blobs.put(forged.read_bytes())
+            (outcome,) = await rig.run(JobSpec(kind=TaskKind.CONTAINER, code=code), TaskPayload(argv=("go",)))
+            assert outcome.status is OutcomeStatus.OK, (form, outcome.error)
+            assert ident(mine) == before and not ident(new), form
+    finally:
+        for called in (mine, new):
+            subprocess.run([name, "rmi", "--force", called], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "--privileged",
+        "-v/:/host",
+        "",
+        "a b",
+        "debian\n--privileged",
+        "docker-archive:/etc",
+        "dir:x",
+        "a:/b",
+        "..",
+        "/etc",
+        "a//b",
+        "x" * 600,
+    ],
+)
+def test_names_that_are_options_or_paths(image: str) -> None:
+    """Broken: the name of an image is a flag of the engine, or a file of the machine."""
+    spec = JobSpec(kind=TaskKind.CONTAINER, image=image)
+    with pytest.raises((RemoteProtocolError, LocalProtocolError)):
+        decode_spec(encode_spec(spec))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "debian",
+        "debian:12",
+        "docker.io/library/debian:12",
+        "host:5000/a/b:1.0_x",
+        "h/a@sha256:" + "0f" * 32,
+        "a:1@sha256:0f",
+    ],
+)
+def test_names_of_images(image: str) -> None:
+    spec = JobSpec(kind=TaskKind.CONTAINER, image=image)
+    assert decode_spec(encode_spec(spec)).image == image
 
 
 @pytest.mark.parametrize(
