@@ -37,8 +37,9 @@ from p2pcompute.limits import ATTRIBUTE_LIFETIME_S_MAX
 FRESH_S: Final = 2.0
 """What was measured within this time is not measured again."""
 OWNER: Final = "owner.present"
-OWNER_S: Final = 15.0
-"""The same of whether somebody is there: programs of the system are asked."""
+OWNER_S: Final = 1.0
+"""The same of whether somebody is there: programs of the system are asked.  Less than between two looks of
+`node.comfort` while work of others runs, so that whoever comes has the machine within 5 s."""
 EXECUTABLE_S: Final = 4.0
 """How long it is remembered whether an executable was found: looking for one takes some 20 µs."""
 EXECUTABLES_MAX: Final = 1024

@@ -83,6 +83,8 @@ class Charge:
     """Of this node; None: it only looks on, by a ticket."""
     heard: float
     """When the coordinator was last heard of."""
+    goodbye: float = NEVER
+    """When it last said that it leaves."""
     epoch: int = 0
     """The highest that was heard of."""
     is_acting: bool = False
@@ -129,8 +131,9 @@ class Charge:
         """Note that a keeper knows this epoch; True when it is news."""
         is_news = epoch > self.epoch
         if is_news:
-            self.epoch = epoch
-        if key == self.coordinator:
+            self.epoch, self.goodbye = epoch, NEVER
+        # What was on its way when it said goodbye says nothing; if it is there all the same, it answers a knock.
+        if key == self.coordinator and now - self.goodbye >= CUSTODY_LEAVING_S * (self.rank or 0):
             self.heard = now
         return is_news
 
@@ -144,6 +147,7 @@ class Charge:
 
     def leaving(self, now: float) -> None:
         """The coordinator has said goodbye: it may come back at once, and is not waited for long."""
+        self.goodbye = now
         if self.rank:
             self.heard = min(self.heard, now - patience_s(self.rank) + CUSTODY_LEAVING_S * self.rank)
 

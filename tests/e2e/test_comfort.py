@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import psutil
 import pytest
@@ -74,8 +77,10 @@ def test_a_pause_now_frees_the_machine_and_the_task_runs_elsewhere(mesh_of_two: 
     ada, bob = mesh_of_two
     ada.p2pc("pause").check()
     command = begin(ada, "21.7", "--retries", "0")
+    paused = time.monotonic()
     bob.p2pc("pause", "--now").check()
     until(lambda: not sleeping("21.7"), 10, "nothing is left of it")
+    print(f"free {time.monotonic() - paused:.1f} s after pause --now")
     ada.p2pc("resume").check()
     until(lambda: sleeping("21.7"), 30, "it runs again")
     bob.p2pc("resume").check()
@@ -98,6 +103,47 @@ def test_outside_its_hours_the_work_of_others_stands_still_and_goes_on(mesh_of_t
     bob.p2pc("node", "set", "hours=any").check()
     done = command.finish()
     assert done.code == 0 and b"slept 1 on bob" in done.raw
+
+
+LOGINCTL = """#!/bin/sh
+case $1 in
+list-sessions) echo '1 1000 nova seat0 pts' ;;
+*) printf 'Class=user\\nState=active\\nType=tty\\nTTY=%s\\nIdleHint=no\\nIdleSinceHint=0\\n' "$P2PC_TEST_TTY" ;;
+esac
+"""
+"""What logind says of one person at one terminal."""
+
+
+def test_who_touches_a_terminal_has_the_machine_and_gives_it_back(mesh: Mesh, tmp_path: Path) -> None:
+    """A real terminal, of which its last use is read; who sits there is what loginctl says."""
+    login = tmp_path / "bin" / "loginctl"
+    login.parent.mkdir()
+    login.write_text(LOGINCTL)
+    login.chmod(0o755)
+    keyboard, screen = os.openpty()
+    terminal = os.ttyname(screen)
+    left = time.time() - 3600
+    os.utime(terminal, (left, left))
+    path = f"{login.parent}:{mesh.env['PATH']}"
+    ada = mesh.add("ada").start()
+    bob = mesh.add("bob", PATH=path, P2PC_TEST_TTY=terminal.removeprefix("/dev/")).start()
+    mesh.join(ada, [bob])
+    try:
+        bob.p2pc("node", "set", "cpu.in_use=0%", "cpu.idle=100%").check()
+        command = begin(ada, "17.3", "--on", "bob")
+        assert states("17.3") == [psutil.STATUS_SLEEPING]
+        os.utime(terminal)
+        touched = time.monotonic()
+        until(lambda: states("17.3") == [psutil.STATUS_STOPPED], 20, "it stands still")
+        print(f"stands still {time.monotonic() - touched:.1f} s after a key")
+        assert bob.get("/v1/idle")["why"] == "you are active"
+        os.utime(terminal, (left, left))
+        until(lambda: states("17.3") == [psutil.STATUS_SLEEPING], 20, "it goes on")
+        ada.p2pc("cancel", ada.job()["alias"], "--now", "-y").check()
+        command.finish()
+    finally:
+        os.close(keyboard)
+        os.close(screen)
 
 
 def test_less_than_a_core_is_a_part_of_the_time(mesh_of_two: tuple[Daemon, Daemon]) -> None:

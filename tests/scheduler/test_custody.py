@@ -82,6 +82,10 @@ def test_only_the_coordinator_is_waited_for() -> None:
     assert charge.heard == 20.0
     charge.leaving(21.0)
     assert not charge.is_overdue(21.0) and charge.is_overdue(21.0 + CUSTODY_LEAVING_S), "it said goodbye"
+    charge.hear(21.1, KEYS[0], 0)
+    assert charge.is_overdue(21.0 + CUSTODY_LEAVING_S), "answers that were on their way do not take that back"
+    charge.hear(21.0 + CUSTODY_LEAVING_S, KEYS[0], 0)
+    assert not charge.is_overdue(22.0 + CUSTODY_LEAVING_S), "it answers a knock: it is there"
 
 
 def test_who_waits_for_a_coordinator_is_told_for_whom_and_how_long() -> None:
