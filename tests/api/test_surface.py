@@ -29,7 +29,7 @@ KeptJob.explain(self)
 KeptJob.results(self, *, errors='raise', timeout=None)
 KeptJob.retry_failed(self)
 KeptJob.save(self, directory)
-KeptJob.wait(self, timeout=None)
+KeptJob.wait(self, timeout=None, *, progress='auto')
 MeshExecutor(group=None, *, max_workers=None, local=False, name=None, options=None, progress='auto', results=None, \
 resume=False, detach=False, patience=None)
 MeshExecutor.find(self, expr, *, max_answers=20, max_time=2.0, max_age=60.0, rank=None)

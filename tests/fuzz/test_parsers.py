@@ -243,12 +243,15 @@ def test_an_outcome_over_a_limit_is_refused() -> None:
 
 # --- jobs and tasks -------------------------------------------------------------------------------
 
-SPECS = st.builds(
+ANY_SPECS = st.builds(
     JobSpec, kind=st.sampled_from(TaskKind), code=st.one_of(st.none(), BLOBS), modules=st.one_of(st.none(), BLOBS),
     share=FILES, env=ENVIRONMENTS, cpus=LIMITS, mem_bytes=st.one_of(st.none(), COUNTS),
     cpu_s=st.one_of(st.none(), LIMITS), timeout_s=st.one_of(st.none(), LIMITS),
     output_bytes_max=st.one_of(st.none(), COUNTS),
 )  # fmt: skip
+SPECS = ANY_SPECS.map(
+    lambda spec: replace(spec, image="debian:12") if spec.kind is TaskKind.CONTAINER and spec.code is None else spec
+)
 PAYLOADS = st.builds(
     TaskPayload, args=st.binary(max_size=50), args_blob=st.one_of(st.none(), BLOBS), chunk=st.integers(0, 2**20),
     argv=st.lists(WORDS, max_size=4).map(tuple), stdin=st.binary(max_size=50), stdin_blob=st.one_of(st.none(), BLOBS),
