@@ -267,7 +267,7 @@ class Dask(Engine):
         self._is_secure = is_secure
 
     def start(self) -> None:
-        from distributed import Client, LocalCluster  # type: ignore[import-not-found, unused-ignore]
+        from distributed import Client, LocalCluster
 
         self._cluster = LocalCluster(
             n_workers=WORKERS,
@@ -299,7 +299,7 @@ class Loky(Engine):
     libraries = ("loky",)
 
     def start(self) -> None:
-        from loky import get_reusable_executor  # type: ignore[import-not-found, unused-ignore]
+        from loky import get_reusable_executor
 
         self.executor = get_reusable_executor(max_workers=WORKERS)
 
@@ -313,9 +313,9 @@ class Parsl(Chunking):
         self._directory = tempfile.TemporaryDirectory(prefix="p2pc-peers-")
 
     def start(self) -> None:
-        from parsl.concurrent import ParslPoolExecutor  # type: ignore[import-not-found, unused-ignore]
-        from parsl.config import Config  # type: ignore[import-not-found, unused-ignore]
-        from parsl.executors import HighThroughputExecutor  # type: ignore[import-not-found, unused-ignore]
+        from parsl.concurrent import ParslPoolExecutor
+        from parsl.config import Config
+        from parsl.executors import HighThroughputExecutor
 
         workers = HighThroughputExecutor(
             encrypted=True, address="127.0.0.1", max_workers_per_node=WORKERS, worker_debug=False
@@ -377,7 +377,7 @@ class Ray(Chunking):
         }
 
     def start(self) -> None:
-        import ray  # type: ignore[import-not-found, unused-ignore]
+        import ray
 
         self._ray = ray
         ray.init(

@@ -53,7 +53,7 @@ def test_c_compiled_on_one_node_runs_on_others(trio: list[Daemon]) -> None:
     """The compiler is on one node only as far as the job knows; the program goes where its machine is."""
     ada = trio[0]
     if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
+        pytest.skip("runs with gcc, which dev.py test installs on Debian as root")
     (ada.home / "squares.c").write_text(C_PROGRAM)
     made = ("--on", "cyd", "--require", "has=gcc", "--send", "{}", "--fetch", "squares")
     ada.p2pc("run", *made, "gcc -O2 {} -o squares", ":::", "squares.c").check()
@@ -73,7 +73,7 @@ def test_a_program_for_another_machine(trio: list[Daemon]) -> None:
     """Asked for, that machine is missed before anything runs; not asked for, the task says what it is and helps."""
     ada = trio[0]
     if platform.machine() not in OTHERS:
-        pytest.skip("which machine this is, the nodes cannot tell either")
+        pytest.skip(f"runs on {' and '.join(OTHERS)}: of others the number in an ELF header is not written down here")
     other, number = OTHERS[platform.machine()]
     program = bytearray(Path("/bin/true").read_bytes())
     program[ELF_MACHINE : ELF_MACHINE + 2] = number.to_bytes(2, "little")

@@ -31,7 +31,7 @@ def python_with(tmp_path: Path) -> Callable[..., Path]:
         words = [uv, "pip", "install", "--quiet", "--python", str(python), *packages]
         done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode != 0:
-            pytest.skip(f"no package index has {' '.join(packages)}: {done.stderr.strip()[-200:]}")
+            pytest.skip(f"runs where a package index has {' '.join(packages)}: {done.stderr.strip()[-200:]}")
         (library,) = (tmp_path / "venv" / "lib").glob("python3.*/site-packages")
         (library / "of_these_tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # what p2pcompute needs
         return python

@@ -17,7 +17,9 @@ SECONDS, RATE, CHUNK_S = 24, 25, 2
 ALIKE_DB = 30.0
 """Of frames that were encoded with a loss and are the same; testsrc's counter makes those of other seconds differ."""
 
-pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("ffmpeg"), reason="runs with ffmpeg, which dev.py test installs on Debian as root"
+)
 
 
 def ffmpeg(*words: str, cwd: Path) -> str:

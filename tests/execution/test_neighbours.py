@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from p2pcompute.execution.codec import encode
@@ -65,7 +66,6 @@ def test_whatever_two_machines_round_that_is_nearly_the_same_is_a_step_apart() -
 
 def test_frames_a_step_apart_are_as_good_as_each_other() -> None:
     """Broken: an honest member is a suspect because a number in its table was rounded the other way."""
-    pandas = pytest.importorskip("pandas")
 
     def table(x: float, **more: Any) -> Any:
         columns = {"x": [x, 2.0, float("nan")], "n": [1, 2, 3], "t": ["a", "b", "c"], **more}
