@@ -75,7 +75,7 @@ HAS_LIFETIME_S: Final = 300.0
 """How long it may be believed that an application is there, or is not, where no change is told."""
 CHANGE_LOOK_S: Final = 2.0
 """How often it is looked whether an application has come or gone, while somebody believes what was said: the probe
-remembers what it found for five seconds."""
+remembers for four seconds what it found."""
 
 Peers = Mapping[bytes, Sequence[Address]]
 Candidate = tuple[bytes, Sequence[Address]]
