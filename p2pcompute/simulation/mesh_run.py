@@ -200,6 +200,8 @@ class MeshRun(World):
             await self.start(number)
 
     async def _go(self, number: int, leaving: Leaving) -> None:
+        if self.settings.population.owners_stay and any(job.owner == number for job in self.jobs):
+            return
         self._wanted[number] = False
         if number in self.claimed:
             return

@@ -67,6 +67,7 @@ class PopulationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         float, Meta(ge=0, lt=1, description="of the normal scores of a node's consecutive session lengths")
     ] = 0.0
     classes: Annotated[tuple[NodeClass, ...], Meta(description="nodes with sessions of their own")] = ()
+    owners_stay: Annotated[bool, Meta(description="who has submitted a job does not leave any more")] = False
     graceful: Annotated[float, Meta(ge=0, le=1, description="share of sessions that end with a goodbye")] = 0.5
     silent: Annotated[
         float, Meta(ge=0, le=1, description="share of sessions that end in silence (power, link); the rest crash")

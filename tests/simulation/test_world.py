@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from p2pcompute.simulation.faults import FaultSettings
 from p2pcompute.simulation.hostile import HostileSettings
@@ -29,7 +30,6 @@ TROUBLE = MeshSettings(
     faults=FaultSettings(per_hour=600, conditions=True),
     workload=(BAG, WorkloadSettings(kind="puts", rate_per_s=0.5)),
 )
-
 """Faults."""
 HOSTILE = MeshSettings(
     nodes=9,
@@ -146,6 +146,25 @@ def test_the_population_comes_and_goes() -> None:
     assert result.metrics["starts"] > 8 and result.metrics["stops"] > 0 and result.metrics["crashes"] > 0
     assert result.fired["mass exit"] == 1
     assert 0.1 < result.metrics["up_share"] < 0.9
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_an_owner_stays_when_it_shall(stays: bool) -> None:
+    """Or what checks cost could not be told from what the owner's absence costs."""
+    population = PopulationSettings(cores=1, sessions="overnet", time_scale=0.002, owners_stay=stays)
+    lives: dict[str, list[float]] = {}
+
+    class Looking(MeshRun):
+        def record(self, kind: str, *, node: str = "", **fields: Any) -> None:
+            lives.setdefault(f"{kind} {node}", []).append(self.now)
+            super().record(kind, node=node, **fields)
+
+    world = Looking(MeshSettings(nodes=8, hours=0.05, population=population, workload=(replace(BAG, tasks=500),)), 5)
+    world.run()
+    owner = world.mesh.members[world.jobs[0].owner].host.name
+    submitted_s = next(times[0] for kind, times in lives.items() if kind.startswith("job.submitted"))
+    lost = [at_s for kind in ("stop", "crash") for at_s in lives.get(f"{kind} {owner}", ())]
+    assert world.problems == [] and stays is not any(submitted_s < at_s < 180.0 for at_s in lost)
 
 
 def test_an_outage_is_not_counted_as_a_mass_exit() -> None:
