@@ -181,13 +181,13 @@ def p2pc(daemon: Daemon, *words: str) -> subprocess.Popen[bytes]:
         )
 
 
-def submit(owner: Daemon, directory: Path, tasks: int, task_s: float) -> dict[str, Any]:
-    """Give the owner the job, and return it as soon as the first tasks have ended."""
+def submit(owner: Daemon, directory: Path, tasks: int, task_s: float, *options: str) -> dict[str, Any]:
+    """Give the owner the job, and return it when the first tasks have ended; `options` are those of `p2pc run`."""
     names = f"directory, task_s = {str(directory / 'ran')!r}, {task_s!r}\n"
     (directory / "program.py").write_text(names + PROGRAM)
     (directory / "ran").mkdir()
     (directory / "inputs").write_text("".join(f"{number}\n" for number in range(tasks)))
-    words = ["run", "--detach", "--name", "churn", "--retries", "50", f"{directory}/program.py::work"]
+    words = ["run", "--detach", "--name", "churn", "--retries", "50", *options, f"{directory}/program.py::work"]
     if p2pc(owner, *words, "::::", str(directory / "inputs")).wait(120):
         sys.exit(said(owner, "run").read_text())
     return until(lambda: _looked(owner, 20), 120, "the first tasks have ended")

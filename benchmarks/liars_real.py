@@ -3,6 +3,7 @@
 
     python benchmarks/liars_real.py                  # whatever they compute for others is wrong
     python benchmarks/liars_real.py --lies 0.05      # a twentieth of it, the same tasks for both
+    python benchmarks/liars_real.py --compare        # then with honest nodes, and with results that are believed
 
 The nodes are of one group on loopback and nobody trusts anybody: the owner checks what members compute.  The liars
 agree on every wrong value, which is the hardest to find out.  Then every value must be the right one, both liars be
@@ -17,8 +18,9 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from churn_real import _looked, executions, problems_of, submit
 from report import conclude
@@ -64,17 +66,15 @@ def banned_at(owner: Daemon) -> list[str]:
     return sorted(name for name, evidence in shown.items() if evidence["banned"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tasks", type=int, default=20_000)
-    parser.add_argument("--lies", type=float, default=1.0, help="part of the tasks about which they lie")
-    given = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="p2pc-liars-"))
+def play(
+    directory: Path, given: argparse.Namespace, *, is_lied_to: bool, options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One job in a group of its own: what it took, and what was not as it must be."""
     daemons = make_group(directory, NODES)
-    for number in LIARS:
-        (daemons[number].home / "lying.py").write_text(f"LIES = {given.lies!r}\n{LYING}")
-        daemons[number].__class__ = Liar
-    liars = [daemons[number] for number in LIARS]
+    liars = [daemons[number] for number in LIARS] if is_lied_to else []
+    for liar in liars:
+        (liar.home / "lying.py").write_text(f"LIES = {given.lies!r}\n{LYING}")
+        liar.__class__ = Liar
     with stopping(daemons):
         for daemon in daemons:
             daemon.start()
@@ -84,7 +84,7 @@ def main() -> int:
             "all have met",
         )
         began = time.monotonic()
-        submit(daemons[0], directory, given.tasks, TASK_S)
+        submit(daemons[0], directory, given.tasks, given.task_s, *options)
         try:
             job = until(lambda: _looked(daemons[0], given.tasks), JOB_S_MAX, "done")
         except SystemExit:
@@ -96,17 +96,39 @@ def main() -> int:
             problems.append(f"banned: {banned}")
     told = [len((liar.home / "lies").read_text().split()) if (liar.home / "lies").exists() else 0 for liar in liars]
     ran = executions(directory)
-    report = {
-        "tasks": given.tasks,
-        "lies": given.lies,
+    return {
         "wrong_results_told": told,
         "banned": banned,
         "executions": ran,
         "executions_per_task": round(sum(int(times) * count for times, count in ran.items()) / given.tasks, 3),
         "took_s": round(took_s, 1),
-        "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 1),
         "problems": problems,
     }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--task-s", type=float, default=TASK_S, help="seconds that a task sleeps")
+    parser.add_argument("--lies", type=float, default=1.0, help="part of the tasks about which they lie")
+    parser.add_argument("--compare", action="store_true", help="run it also with honest nodes, checked and unchecked")
+    given = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="p2pc-liars-"))
+    plays: dict[str, dict[str, Any]] = {"is_lied_to": {"is_lied_to": True}}
+    if given.compare:
+        plays["honest"] = {"is_lied_to": False}
+        plays["unchecked"] = {"is_lied_to": False, "options": ("--verify", "none")}
+    runs = {}
+    for name, how in plays.items():
+        (directory / name).mkdir()
+        runs[name] = play(directory / name, given, **how)
+    report: dict[str, Any] = {"tasks": given.tasks, "task_s": given.task_s, "lies": given.lies, "runs": runs}
+    if given.compare:
+        report["times_unchecked"] = {
+            n: round(run["took_s"] / runs["unchecked"]["took_s"], 2) for n, run in runs.items()
+        }
+    report["cpu_s"] = round(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 1)
+    report["problems"] = [f"{name}: {problem}" for name, run in runs.items() for problem in run.pop("problems")]
     return conclude(report, directory)
 
 
