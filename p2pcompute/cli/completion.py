@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
+from p2pcompute.cli.asking import ask
 from p2pcompute.cli.command import Command, yes_option
-from p2pcompute.cli.output import options, say
+from p2pcompute.cli.output import say
 from p2pcompute.errors import UsageError
 
 
@@ -55,10 +56,7 @@ def completion(shell: str | None, install: bool, yes: bool) -> int:
     path = _place(shell)
     print(f"{path} will hold:\n\n{script}\n", file=sys.stderr)
     if not yes:
-        if options().no_input:
-            raise UsageError("nothing was written", "--no-input forbids to ask", "p2pc completion --install -y")
-        if not click.confirm("Write it?", default=False, err=True):
-            return 0
+        ask("Write it?", needs="writing it needs a yes", otherwise="nothing was written")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(script + "\n", encoding="utf-8")
     say(f"wrote {path}; it works in new shells")

@@ -6,17 +6,17 @@ Each group of a computer has a node of its own, with its own store; all act unde
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from p2pcompute.cli.asking import ask
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
 from p2pcompute.cli.completing import complete_groups, complete_nodes
 from p2pcompute.cli.connection import Connection, open_connection
-from p2pcompute.cli.output import is_terminal, one_line, options, plural, print_json, say, table, time_text
+from p2pcompute.cli.output import one_line, plural, print_json, say, table, time_text
 from p2pcompute.cli.trust_commands import LOOK_S_MAX, named, roles_text, seen_text, typed_name
 from p2pcompute.errors import NodeUnavailable, UsageError
 from p2pcompute.places import (
@@ -284,13 +284,8 @@ def heir(node: str, yes: bool, json_: bool) -> int:
     name = one_line(item["name"])
     if not yes:
         powers = "it can remove anybody but the founder, name further heirs, and its membership does not end"
-        if options().no_input or json_ or not is_terminal(sys.stdin):
-            raise UsageError(
-                f"naming {name} an heir needs a yes", powers, f"p2pc group heir {item['id']} -y", code="consent"
-            )
-        say(f"{name} ({item['short_id']}) an heir means: {powers}.")
-        if not click.confirm("Do it?", default=False, err=True):
-            raise UsageError("nothing was changed", "you said no", None, code="consent")
+        means = f"{name} ({item['short_id']}) an heir means: {powers}."
+        ask("Do it?", needs=f"naming {name} an heir needs a yes", why=powers, is_mute=json_, before=[means])
     changed = connection.request("POST", f"/v1/members/{item['id']}/heir", {})
     if json_:
         print_json({"schema": "p2pc.trust-node/1", **changed})
@@ -315,14 +310,9 @@ def remove(node: str, reason: str, yes: bool, json_: bool) -> int:
     item = named(connection.request("GET", "/v1/trust")["items"], node)
     name = one_line(item["name"])
     if not yes:
-        if options().no_input or json_ or not is_terminal(sys.stdin):
-            fix = f"p2pc group remove {item['id']} -y"
-            raise UsageError(
-                f"removing {name} needs a yes", "only a new invitation brings it back", fix, code="consent"
-            )
-        say(f"{name} ({item['short_id']}) is cut off by all members; only a new invitation brings it back.")
-        if not click.confirm("Remove it?", default=False, err=True):
-            raise UsageError("nothing was changed", "you said no", None, code="consent")
+        back = "only a new invitation brings it back"
+        means = f"{name} ({item['short_id']}) is cut off by all members; {back}."
+        ask("Remove it?", needs=f"removing {name} needs a yes", why=back, is_mute=json_, before=[means])
     connection.request("POST", f"/v1/members/{item['id']}/remove", {"reason": reason})
     if json_:
         print_json({"schema": "p2pc.removal/1", "id": item["id"], "name": item["name"], "reason": reason or None})
@@ -360,8 +350,8 @@ def leave(forget_keys: bool, yes: bool, json_: bool) -> int:
     what = f"Leave {left['name']}? Only a new invitation brings you back."
     if not is_first:
         what = f"Leave {left['name']}? Its jobs and results on this computer go with it."
-    if not _agreed(what, "it can be undone only by a new invitation", "p2pc leave -y", yes=yes, json_=json_):
-        return 0
+    if not yes:
+        ask(what, needs="leaving needs a yes", why="it can be undone only by a new invitation", is_mute=json_)
     if not left["is_alone"]:
         connection.request("POST", "/v1/leave", {}, timeout_s=LEAVE_S_MAX)
     if not is_first:
@@ -375,14 +365,6 @@ def leave(forget_keys: bool, yes: bool, json_: bool) -> int:
     else:
         print(f"left {left['name']}; nothing of it is on this computer any more")
     return 0
-
-
-def _agreed(question: str, why: str, fix: str, *, yes: bool, json_: bool) -> bool:
-    if yes:
-        return True
-    if options().no_input or json_ or not is_terminal(sys.stdin):
-        raise UsageError("leaving needs a yes", why, fix)
-    return click.confirm(question, default=False, err=True)
 
 
 def _is_unused(paths: Paths) -> bool:
@@ -408,11 +390,9 @@ def _end(paths: Paths) -> None:
 def _forget(*, yes: bool, json_: bool) -> int:
     """Leave all groups and remove the key and all that is kept."""
     base = _paths(FIRST_GROUP).base
-    question = f"Remove the key of this computer, its memberships, jobs and results ({base})?"
-    if not _agreed(
-        question, "its key, jobs and results are gone then", "p2pc leave --forget-keys -y", yes=yes, json_=json_
-    ):
-        return 0
+    if not yes:
+        question = f"Remove the key of this computer, its memberships, jobs and results ({base})?"
+        ask(question, needs="leaving needs a yes", why="its key, jobs and results are gone then", is_mute=json_)
     for name in reversed(groups_here(base)):
         paths = _paths(name)
         connection = Connection(paths.socket, timeout_s=LEAVE_S_MAX)

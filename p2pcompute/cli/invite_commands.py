@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from p2pcompute.cli import joining
+from p2pcompute.cli.asking import ask
 from p2pcompute.cli.command import Command, json_option
 from p2pcompute.cli.completing import complete_invites
 from p2pcompute.cli.connection import Connection, open_connection
@@ -303,12 +304,16 @@ def join(
 
     if accept is None:
         power = consent.power(consent.accepted())
-        if options().no_input or json_ or not is_terminal(sys.stdin):
-            fix = f"p2pc join --accept {consent.accepted()} {' '.join(code) if standing is None else '…'}"
-            raise TrustError("joining needs your consent", power, fix, code="consent")
-        say(f"Joined, {power}.")
-        if not click.confirm("Join?", default=False, err=True):
-            raise TrustError("not joined", "you said no; the invitation is still good", None, code="consent")
+        ask(
+            "Join?",
+            needs="joining needs your consent",
+            why=power,
+            is_mute=json_,
+            before=[f"Joined, {power}."],
+            yes=("--accept", consent.accepted()),
+            otherwise="not joined; the invitation is still good",
+            error=TrustError,
+        )
     from p2pcompute.cli.daemon_start import ensure_node, forget_flag, why_embedded
     from p2pcompute.config import convert, write_setting
     from p2pcompute.places import find_paths

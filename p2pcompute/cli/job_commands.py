@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from p2pcompute.cli.asking import ask
 from p2pcompute.cli.command import (
     TICKET_PREFIX,
     Amount,
@@ -43,7 +44,6 @@ from p2pcompute.cli.output import (
     moment_of,
     node_labels,
     one_line,
-    options,
     plural,
     print_json,
     print_json_line,
@@ -68,19 +68,6 @@ RECENT_S: Final = 86400.0
 """`jobs` without -a shows jobs that ended within this."""
 SORTED_BY: Final = {"took": "runtime_s", "cpu": "cpu_s", "memory": "peak_rss_bytes", "tries": "attempts"}
 """--sort of `show`, and the field of p2pc.task/1."""
-
-
-def _confirm(question: str, *, yes: bool) -> bool:
-    """Ask, default No.
-
-    Raises:
-        UsageError: nobody can be asked.
-    """
-    if yes:
-        return True
-    if options().no_input or not is_terminal(sys.stdin):
-        raise UsageError("nothing was done", "this asks first, and nobody can answer here", "add -y", code="confirm")
-    return click.confirm(question, default=False, err=True)
 
 
 def _took_s(job: Mapping[str, Any]) -> float | None:
@@ -568,9 +555,8 @@ def cancel(json_: bool, yes: bool, refs: tuple[Reference, ...], now: bool) -> in
             + f" ({one_line(job['name'], 24)}, {_task_counts(job)})"
             for ref, job in open_jobs
         )
-        if not _confirm(f"Cancel {names}?", yes=yes):
-            say("nothing was cancelled")
-            return 1
+        if not yes:
+            ask(f"Cancel {names}?", needs="cancelling needs a yes", otherwise="nothing was cancelled")
     done: list[dict[str, Any]] = []
     for ref, job in open_jobs:
         body: dict[str, Any] = {"now": now}
@@ -661,9 +647,8 @@ def prune(*, json_: bool, yes: bool, older_than: str, keep: bool, dry_run: bool)
     report = connection.request("POST", "/v1/prune", body)
     text = _freed_text(report)
     if not dry_run and report["jobs"]:
-        if not _confirm(f"Forget {text}?", yes=yes):
-            say("nothing was freed")
-            return 1
+        if not yes:
+            ask(f"Forget {text}?", needs="forgetting needs a yes", otherwise="nothing was freed")
         report = connection.request("POST", "/v1/prune", body | {"dry_run": False})
         text = _freed_text(report)
     if json_:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from p2pcompute.cli.asking import can_ask, typed_with
 from p2pcompute.cli.connection import Connection
 from p2pcompute.cli.output import is_terminal, one_line, options, say
 from p2pcompute.errors import TrustError, UsageError
@@ -136,11 +137,11 @@ def _agreed(way: StandingWay, connection: Connection) -> str:
             code="key-changed",
         )
     if door["known"] is None:
-        if options().no_input or not is_terminal(sys.stdin) or os.environ.get("TERM") == "dumb":
+        if not can_ask() or os.environ.get("TERM") == "dumb":
             raise UsageError(
                 f"{who} was never met before, and there is nobody to ask",
                 f"its id is {door['id']}",
-                f"compare it with p2pc status --json there, then: --inviter {door['id']}",
+                f"compare it with p2pc status --json there, then: {typed_with('--inviter', door['id'])}",
                 code="which-inviter",
             )
         say(f"{who} was never met before.  Its id is\n    {door['id']}\n(there, p2pc status --json shows it)")

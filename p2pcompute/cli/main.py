@@ -420,7 +420,7 @@ def _show(error: P2pcError, more: str, *, as_json: bool, flags: Options) -> int:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are printed."""
-    flags = Options()
+    flags = Options(typed=tuple(arguments))
     context: click.Context | None = None
     try:
         result = p2pc.main(list(arguments), prog_name="p2pc", standalone_mode=False, obj=flags)

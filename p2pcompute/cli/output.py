@@ -36,6 +36,8 @@ class Options:
     """Set by the command's own --json."""
     group: str = ""
     """What -g named; empty: nothing did."""
+    typed: tuple[str, ...] = ()
+    """The words after `p2pc`."""
 
 
 def options() -> Options:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
+from p2pcompute.cli.asking import ask
 from p2pcompute.cli.command import CONTEXT, Command, CommandGroup, json_option, yes_option
 from p2pcompute.cli.completing import complete_nodes
 from p2pcompute.cli.connection import open_connection
-from p2pcompute.cli.output import is_terminal, one_line, options, print_json, say, table, time_text
+from p2pcompute.cli.output import one_line, print_json, say, table, time_text
 from p2pcompute.errors import UsageError
 
 LOOK_S_MAX: Final = 5.0
@@ -140,7 +140,14 @@ def set_(node: str, level: str, may: tuple[str, ...], reason: str, yes: bool, js
     connection = open_connection(timeout_s=LOOK_S_MAX)
     item = named(connection.request("GET", "/v1/trust")["items"], node)
     if level in POWERS and item["level"] != level and not yes:
-        _ask(item, level, is_mute=json_)
+        name = one_line(item["name"])
+        ask(
+            "Do it?",
+            needs=f"making {name} {level} needs a yes",
+            why="; ".join(POWERS[level]),
+            is_mute=json_,
+            before=[f"{name} ({item['short_id']}) {level} means:", *(f"  {power}" for power in POWERS[level])],
+        )
     if may:
         connection.request("POST", f"/v1/members/{item['id']}/roles", {"roles": list(may), "reason": reason})
     changed = connection.request("POST", f"/v1/trust/{item['id']}", {"level": level, "reason": reason})
@@ -151,23 +158,6 @@ def set_(node: str, level: str, may: tuple[str, ...], reason: str, yes: bool, js
         over = "; its ban is over" if item.get("banned") and not changed.get("banned") else ""
         print(f"{one_line(changed['name'])} ({changed['short_id']}) is {changed['level']} here now{roles}{over}")
     return 0
-
-
-def _ask(item: Mapping[str, Any], level: str, *, is_mute: bool) -> None:
-    """Name the powers of a level, and ask.
-
-    Raises:
-        UsageError: nobody can be asked.
-    """
-    name = one_line(item["name"])
-    if options().no_input or is_mute or not is_terminal(sys.stdin):
-        fix = f"p2pc trust set {item['id']} {level} -y"
-        raise UsageError(f"making {name} {level} needs a yes", "; ".join(POWERS[level]), fix, code="consent")
-    say(f"{name} ({item['short_id']}) {level} means:")
-    for power in POWERS[level]:
-        say(f"  {power}")
-    if not click.confirm("Do it?", default=False, err=True):
-        raise UsageError("nothing was changed", "you said no", None, code="consent")
 
 
 @trust.command(
