@@ -17,6 +17,7 @@ from p2pcompute.errors import ChannelLost, NodeUnavailable
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.programs import this_machine
 from p2pcompute.host.interfaces import Address, DnsAnswer, DnsKind, Host, LanAnnouncement
 from p2pcompute.host.memory_store import MemoryStore
 from p2pcompute.host.real_blobs import FileBlobs
@@ -199,6 +200,7 @@ async def _start(
             accepts_others=False,
             is_durable=False,
             is_networked=group is not None,
+            machine=this_machine(),
         ),
         keep_group=lambda _group: None,
         on_error=report_bug,

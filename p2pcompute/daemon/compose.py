@@ -27,6 +27,7 @@ from p2pcompute.execution.cgroups import Cgroups, NoCgroup, find_own
 from p2pcompute.execution.environments import Environments
 from p2pcompute.execution.levels import Level
 from p2pcompute.execution.processes import ProcessRunner
+from p2pcompute.execution.programs import this_machine
 from p2pcompute.execution.sandbox import NoSandbox, find_pasta
 from p2pcompute.execution.sandbox_trial import isolation
 from p2pcompute.host.interfaces import Address, Host
@@ -182,6 +183,7 @@ async def build_node(
                 accepts_others=offered.level is not Level.NONE,
                 isolation=offered.level.value,
                 accept_if=_accepted(settings.node.accept_if, is_only_wasm=offered.only_wasm),
+                machine=this_machine(),
                 labels=parse_labels(settings.node.labels),
                 custodians=settings.node.custodians,
                 gives_network=runner.rules.allows_network,

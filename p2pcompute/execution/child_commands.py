@@ -7,6 +7,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import sys
 from time import monotonic, time
 
@@ -26,7 +27,7 @@ from p2pcompute.execution.child_os import SIGKILL, SIGTERM, oom_kills, set_comma
 from p2pcompute.execution.child_space import TaskDirectory, Workplace, current_directory
 from p2pcompute.execution.child_tasks import ChannelClosed, Job, Settings, Stop, Task
 from p2pcompute.execution.messages import Result
-from p2pcompute.execution.programs import HEAD_BYTES, made_for
+from p2pcompute.execution.programs import HEAD_BYTES, loader_of, machine_name, made_for
 from p2pcompute.execution.trees import empty_directory
 
 _POLL_S = 0.01
@@ -38,6 +39,8 @@ SAVED_LOOK_S = 0.5
 """How often we look whether a command has saved its state."""
 _FAILED_BEFORE_EXEC = 126
 _NOT_FOUND = 127
+_ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le", "loongarch64")
+"""Machines that nodes call in their attribute `arch` as programs for them are called here."""
 
 
 def _candidates(word: str, path: str) -> list[str]:
@@ -52,6 +55,11 @@ def explain_exec_error(word: str, number: int, path: str, directory: str) -> tup
     present = [name for name in _candidates(word, path) if os.path.exists(os.path.join(directory, name))]
     if number in (errno.ENOENT, errno.ENOTDIR):
         if present:
+            if loader := loader_of(_head(os.path.join(directory, present[0]))):
+                return _FAILED_BEFORE_EXEC, (
+                    f"the command {word!r} cannot be started (it asks for the loader {loader}, which is not on this "
+                    "node); link it statically, or let nodes run it that have that system: --on"
+                )
             return _FAILED_BEFORE_EXEC, (
                 f"the command {word!r} cannot be started (the interpreter named in its first line is not on this "
                 "node); install it there, or name the interpreter: python3 SCRIPT"
@@ -62,14 +70,8 @@ def explain_exec_error(word: str, number: int, path: str, directory: str) -> tup
             "install it there, send it along with --send, or check the spelling"
         )
     if number == errno.ENOEXEC:
-        machine = _made_for(os.path.join(directory, present[0])) if present else ""
-        if machine:
-            fix = f"--require arch={machine}" if machine in ("x86_64", "aarch64") else "send one for these machines"
-            here = f"{sys.platform} {os.uname().machine}"
-            return _FAILED_BEFORE_EXEC, (
-                f"the command {word!r} cannot be started (it is a program for {machine}, and this node is {here}); "
-                f"let nodes run it that can: {fix}"
-            )
+        if machine := made_for(_head(os.path.join(directory, present[0]))) if present else "":
+            return _FAILED_BEFORE_EXEC, f"the command {word!r} cannot be started {_wrong_machine(machine)}"
         return _FAILED_BEFORE_EXEC, (
             f"the command {word!r} cannot be started (it is no program for this machine and has no '#!' line); "
             "run it with its interpreter: sh SCRIPT"
@@ -87,22 +89,45 @@ def explain_exec_error(word: str, number: int, path: str, directory: str) -> tup
     return _FAILED_BEFORE_EXEC, f"the command {word!r} cannot be started ({why}); check the limits on that node"
 
 
-def fails_everywhere(word: str, number: int, directory: str) -> bool:
-    """Whether a command that could not be started is a file of its task, which is the same on every node."""
+def _wrong_machine(machine: str) -> str:
+    """Return why a program for a machine is none for this one, and what to do."""
+    here = os.uname().machine
+    if machine == machine_name(here):
+        return (
+            f"(its first bytes are those of a program for {machine}, which this node is, but the system does not take "
+            "it: it is damaged or cut off); build it anew, and run it once on your own machine"
+        )
+    fix = f"--require arch={machine}" if machine in _ARCHES else "send one for these machines"
+    return f"(it is a program for {machine}, and this node is {sys.platform} {here}); let nodes run it that can: {fix}"
+
+
+def where_it_fails(word: str, number: int, directory: str) -> str:
+    """Return the cause of a command that could not be started where it is a file of its task, the same on every node.
+
+    Returns:
+        "always": it fails everywhere. "machine": on machines like this one. "": another node may have what it lacks.
+    """
     if "/" not in word or os.path.isabs(word):
-        return False
+        return ""
     path = os.path.join(directory, word)
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return not os.path.exists(path)  # else its interpreter is missing on this node
-    return number == errno.EACCES or (number == errno.ENOEXEC and not _made_for(path))
+        return "" if os.path.exists(path) else "always"  # else its interpreter is missing on this node
+    if number == errno.ENOEXEC:
+        machine = made_for(_head(path))
+        return "machine" if machine and machine != machine_name(os.uname().machine) else "always"
+    return "always" if number == errno.EACCES else ""
 
 
-def _made_for(path: str) -> str:
+def _head(path: str) -> bytes:
+    """Return the first bytes of a regular file; b"" when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return made_for(file.read(HEAD_BYTES))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return b""
+    try:
+        return os.pread(fd, HEAD_BYTES, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
 
 
 class _Start:
@@ -284,13 +309,15 @@ class Commands:
                 result.status = "failed"
                 path = env.get("PATH", os.defpath)
                 result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
-                if here == directory.work and fails_everywhere(argv[0], error, here):
-                    result.cause = "always"
+                if here == directory.work:
+                    result.cause = where_it_fails(argv[0], error, here)
                 return
             self._has_begun = True
             command = Running(pid)
             cause = self._watch(job, task, command, fds[1:])
             self._judge(job, result, command, cause, ooms)
+            if job.kind == "shell" and result.exit_code == _FAILED_BEFORE_EXEC and not cause:
+                _explain_shell(result, task.argv[0], here, is_own=here == directory.work)
             if cause == "killed" or (not cause and result.exit_code == EXIT_MOVED):
                 self._save_last(task, result, cause)
         finally:
@@ -487,6 +514,17 @@ class Commands:
                 os.close(fd)
         if len(taken) == 2:
             (result.stdout, result.stdout_file), (result.stderr, result.stderr_file) = taken
+
+
+def _explain_shell(result: Result, script: str, directory: str, *, is_own: bool) -> None:
+    """Say of a shell's "Exec format error" what it is about: the program that its script begins with."""
+    word = script.split(maxsplit=1)[0] if script.strip() else ""
+    if "/" not in word or not made_for(_head(os.path.join(directory, word))):
+        return
+    _, said = explain_exec_error(word, errno.ENOEXEC, "", directory)
+    result.error = f"{result.error}: {said}"
+    if is_own:
+        result.cause = where_it_fails(word, errno.ENOEXEC, directory)
 
 
 def stood_still_s(before: float, wait_s: float) -> float:

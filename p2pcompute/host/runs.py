@@ -28,6 +28,8 @@ class OutcomeStatus(StrEnum):
 
 FAILS_ALWAYS: Final = "always"
 """Cause of a failure that would be the same on every node: the task is not tried again."""
+FAILS_ON_LIKE: Final = "machine"
+"""Cause of a failure that would be the same on every machine of this kind: other kinds may try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Outcome:
     cause: str = ""
     """Of DIED: oom, signal, exit (it ended the worker process or broke its connection), with-node (the
     node's own process died while it ran).  Of TIMEOUT: wall, cpu.
-    Of FAILED: oom, output, disk (its limits), always (`FAILS_ALWAYS`)."""
+    Of FAILED: oom, output, disk (its limits), always (`FAILS_ALWAYS`), machine (`FAILS_ON_LIKE`)."""
     started_wall: float = 0.0
     runtime_s: float = 0.0
     cpu_s: float = 0.0

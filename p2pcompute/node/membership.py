@@ -32,7 +32,7 @@ RENEW: Final = 72
 BLOCKED: Final = "blocked"
 """Code of the refusal of an installation that was blocked here."""
 CONTACTS_IN_ANSWER_MAX: Final = 32
-_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps", "log", "proofs")
+_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps", "log", "proofs", "machine")
 """What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
 MEMBERS_CACHED_MAX: Final = 4096
 """Members whose checked chain is remembered."""
@@ -88,7 +88,7 @@ class GroupCredentials:
         levels: Levels | None = None,
         logs: LogKeeper | None = None,
     ) -> None:
-        """`about` adds what peers should know of this node: boot, build, python, slots, port."""
+        """`about` adds what peers should know of this node: boot, build, python, machine, slots, port."""
         self._host = host
         self._identity = identity
         self._logs = logs or MemoryLogs()

@@ -231,6 +231,7 @@ class Node:
         self.placement.on_needs = self.capacity.seek
         self.scheduler.offers.look_further = self.capacity.seek_any
         self.scheduler.acceptance.are_alike = are_alike
+        self.scheduler.owner.core.machine_of = self._machine_of
         self.capacity.worked = lambda: work_shown(self.scheduler.owner.books.values(), self.placement.fit_of)
         self.placement.class_of = self.capacity.class_of
         self.placement.is_stranger = lambda who: self.credentials.level_of(who) is Level.STRANGER
@@ -307,7 +308,16 @@ class Node:
             "port": self.network.port,
             "keeps": self._journal is not None,
             "proofs": self.evidence_exchange.digest,
+            **({"machine": self._options.machine} if self._options.machine else {}),
         }
+
+    def _machine_of(self, key: bytes) -> str:
+        """Return what a node said of its machine."""
+        if key == LOCAL:
+            return self._options.machine
+        channel = self.channels.get(key)
+        said = channel.peer.hello.get("machine", "") if channel is not None else ""
+        return said if isinstance(said, str) else ""
 
     def _facts(self) -> Attributes:
         """What this node knows of itself without measuring."""

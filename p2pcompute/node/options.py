@@ -33,6 +33,8 @@ class NodeOptions:
     """How work of others is run: the attribute of this name; empty: nothing is said."""
     accept_if: str = ""
     """Condition over ``job.*`` on which work of others is taken; empty: always."""
+    machine: str = ""
+    """What programs this machine takes, like "linux x86_64"; empty: nothing is said."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What its owner says of it: ``label.KEY``, and tags where the value is empty."""
     is_durable: bool = True

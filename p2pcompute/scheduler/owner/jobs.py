@@ -183,6 +183,7 @@ class Jobs(Endings):
             job.failures,
             job.deaths,
             job.avoid,
+            job.wrong_machines,
             job.failed_in_row,
             job.unfit,
             job.refusals,

@@ -50,6 +50,8 @@ class Leases(Jobs):
         super().__init__(fit_of, acceptance)
         self.thieves: dict[bytes, tuple[Thief, float]] = {}
         """Key → last request and when; the candidates for "another node"."""
+        self.machine_of: Callable[[bytes], str] = lambda _key: ""
+        """What programs a node's machine takes ("linux x86_64"), by its key or LOCAL; empty: not known."""
         self._pending: dict[int, _PendingGrant] = {}
         self._next_grant = 1
         self._turn_at = 0.0
