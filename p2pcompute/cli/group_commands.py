@@ -118,7 +118,7 @@ def create(name: str, json_: bool) -> int:
     if json_:
         print_json({"schema": "p2pc.group/1", **_item(name, default_group(base))})
     else:
-        print(f"made group {name}; its node starts when it is needed")
+        print(f"made group {name}; its node starts with your first p2pc -g {name} run, invite or join")
         say(f"Use it in one command: p2pc -g {name} …   From now on: p2pc group use {name}", level=1)
     return 0
 
