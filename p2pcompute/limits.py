@@ -119,6 +119,9 @@ DHT_PUT_ENOUGH: Final = 0.75
 """A put to k nodes or more ends when this share of them have confirmed it: the last few are not waited for."""
 DHT_PING_S: Final = 10.0
 """Below k peers everybody is pinged this often, so that a dead peer is gone within a minute."""
+DHT_NEWS_ASKED: Final = 2
+"""Peers that a lookup among up to k contacts asks, of those that were heard of within DHT_PING_S: each of them knows
+everybody, and one may lie or be a newcomer itself."""
 DHT_FAILURES_MAX: Final = 2
 """Unanswered probes after which a contact is evicted."""
 DHT_REQUEST_S: Final = 2.0

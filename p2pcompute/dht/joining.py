@@ -175,7 +175,9 @@ class Joining:
         await self._check_reach()
         if step == _STEP_IF_GROWN and not has_grown:
             return
-        lookup = await self._queries.find(own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1)
+        lookup = await self._queries.find(
+            own_id, k=_EXPLORE_K if is_follow_up else DHT_K, paths=1, is_everybody_asked=step == 0
+        )
         self._verify_heard(lookup)
         is_over = self._was_hard and self._stretch() < _STRETCH_HARD
         is_wanted = step == 0 or (has_grown or is_over if is_follow_up else has_shrunk)

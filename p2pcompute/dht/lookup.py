@@ -16,7 +16,7 @@ Properties, each of them tested:
  2. it asks nobody twice and never asks its own node;
  3. at most α peers are within their soft timeout at once; α is as many as have answered, within its bounds, less those
     that confirmed just now;
- 4. the result holds only peers that answered, nearest first, at most k;
+ 4. the result holds only peers that answered (or did so just before: `credit`), nearest first, at most k;
  5. when every peer answers truthfully, the result is the k nearest of all that can be reached from the seeds;
  6. where no more than k peers are known it waits for late ones: in a small group it ends when all have answered or
     failed;
@@ -196,6 +196,8 @@ class Lookup:
         self._seen: tuple[dict[int, int], bool] | None = None
         """What `_windows` has found, until something changes."""
         self._asked_count = 0
+        self._credited: list[_Peer] = []
+        """Those that count as having answered though they were not asked."""
         self._answered_count = 0
         self._held_count = 0
         """Places in which nobody is asked before `_held_until`."""
@@ -209,6 +211,15 @@ class Lookup:
         self._roots = [peer for peer in self._peers.values() if peer.is_root]
 
     # --- events ---
+
+    def credit(self, contact_ids: Iterable[bytes]) -> None:
+        """Take seeds for having answered without asking them, until somebody who is asked does not answer in time: it
+        may be our link that is down.  Only before the first `poll`."""
+        for contact_id in contact_ids:
+            peer = self._peers.get(self._distance(contact_id))
+            if peer is not None and peer.state is _HEARD:
+                peer.state = _ANSWERED
+                self._credited.append(peer)
 
     def poll(self, now: float) -> list[Contact]:
         """Return the contacts to ask now; they count as asked."""
@@ -258,6 +269,7 @@ class Lookup:
         if peer is not None:
             peer.state = _FAILED
             self._seen = None
+            self._distrust()
 
     def confirm(self, now: float) -> None:
         """Note that an answer had what is looked for, though not enough of it: those who are asked already may have the
@@ -330,7 +342,7 @@ class Lookup:
     def check_invariants(self) -> None:
         """Raise InvariantViolation unless the object is consistent."""
         states = [peer.state for peer in self._peers.values()]
-        asked = sum(state is not PeerState.HEARD for state in states)
+        asked = sum(state is not PeerState.HEARD for state in states) - len(self._credited)
         under_way = {one: peer for one, peer in self._peers.items() if peer.state in (_WAITING, _LATE, _OVERDUE)}
         if under_way != self._under_way:
             raise InvariantViolation(f"lookup: {len(self._under_way)} of {len(under_way)} under way")
@@ -345,6 +357,12 @@ class Lookup:
             raise InvariantViolation(f"lookup: {self._asked_count} asked, {self._allowances} left")
 
     # --- parts ---
+
+    def _distrust(self) -> None:
+        """Ask those as well that were taken for having answered."""
+        for peer in self._credited:
+            peer.state = _HEARD
+        self._credited.clear()
 
     def _distance(self, contact_id: bytes) -> int:
         return int.from_bytes(contact_id, "big") ^ self._number
@@ -449,6 +467,7 @@ class Lookup:
                 del self._under_way[distance]
             if peer.state is not before:
                 self._seen = None
+                self._distrust()
 
 
 assert DHT_LOOKUP_REQUESTS_MAX < DHT_LOOKUP_CANDIDATES_MAX

@@ -33,7 +33,9 @@ from p2pcompute.limits import (
     DHT_HAND_ON_MAX,
     DHT_HANDERS,
     DHT_K,
+    DHT_NEWS_ASKED,
     DHT_PATHS,
+    DHT_PING_S,
     DHT_PUT_ALPHA,
     DHT_PUT_ENOUGH,
     DHT_PUT_K,
@@ -134,9 +136,20 @@ class Queries:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    async def find(self, key: bytes, *, k: int = DHT_K, paths: int = DHT_PATHS) -> Lookup:
-        """Look up the k nearest peers; returns the lookup, which has ended."""
+    async def find(
+        self, key: bytes, *, k: int = DHT_K, paths: int = DHT_PATHS, is_everybody_asked: bool = False
+    ) -> Lookup:
+        """Look up the k nearest peers; returns the lookup, which has ended.
+
+        Args:
+            is_everybody_asked: also in a group of up to k contacts.  Else those that were heard of within DHT_PING_S
+                have answered, and only the nearest of them are asked, for news, as long as they answer.
+        """
         lookup = self._lookup(key, k=k, paths=paths)
+        if len(self._table) <= DHT_K and not is_everybody_asked:
+            since = self._clock.now() - DHT_PING_S
+            fresh = [one.id for one in self._table.nearest(key, DHT_K, live_only=True) if one.seen >= since]
+            lookup.credit(fresh[DHT_NEWS_ASKED:])
         await self._walk(lookup, partial(self._ask_find, key))
         return lookup
 

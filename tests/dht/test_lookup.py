@@ -407,3 +407,26 @@ def test_on_this_machine_a_peer_is_looked_past_sooner_and_asked_again_while_it_i
         estimate.add(0.001)
     assert estimate.soft_s == DHT_LOOPBACK_SOFT_S_MIN
     assert estimate.soft_s < estimate.resend_s < 3 * estimate.soft_s
+
+
+def test_who_answered_just_before_is_not_asked_as_long_as_those_who_are_asked_answer() -> None:
+    target = contact(999).id
+    peers = near(target, CONTACTS, 8)
+    knows = {peer.id: peers for peer in peers}
+
+    def run(*silent: Contact, knows: dict[bytes, list[Contact]] = knows) -> tuple[list[Contact], list[bytes]]:
+        lookup = Lookup(target, peers, own_id=contact(998).id, soft_s=SOFT_S)
+        lookup.credit([peer.id for peer in peers[2:]])
+        world = World(knows, {peer.id: DHT_REQUEST_S for peer in silent}, target)
+        found = world.run(lookup)
+        lookup.check_invariants()
+        return found, world.asked
+
+    assert run() == (peers, [peer.id for peer in peers[:2]])
+    found, asked = run(peers[0])
+    assert found == peers[1:], "one that is silent is in the result"
+    assert sorted(asked) == sorted(peer.id for peer in peers), "the link may be down: all are asked"
+    newcomer = next(one for one in CONTACTS if one not in peers)
+    found, asked = run(knows={**knows, peers[1].id: [newcomer]})
+    assert found == near(target, [*peers, newcomer], DHT_K), "what they tell is lost"
+    assert asked == [peers[0].id, peers[1].id, newcomer.id]

@@ -711,6 +711,19 @@ def test_an_idle_small_group_costs_one_ping_per_contact_and_ten_seconds() -> Non
     simulate(main)
 
 
+def test_a_lookup_in_a_small_group_at_rest_asks_two_and_names_everybody() -> None:
+    async def main(mesh: Mesh) -> None:
+        peers = await mesh.grow(8)
+        await asyncio.sleep(60)
+        for peer in peers:
+            before = peer.dht.counters.lookup_requests
+            found = await mesh.on(peer, peer.dht.find(peers[0].key[:20]))
+            assert {contact.key for contact in found} == {other.key for other in peers if other is not peer}
+            assert peer.dht.counters.lookup_requests - before < 4, "everybody was asked"
+
+    simulate(main)
+
+
 def test_closing_the_scope_ends_everything_and_fails_what_waits() -> None:
     async def main(mesh: Mesh) -> None:
         one, two = await mesh.grow(2)
