@@ -355,7 +355,7 @@ def test_lookups_find_the_nearest() -> None:
     figures = played(settings_of(kind="lookups", rate_per_s=2.0)).metrics.result()
     assert figures["lookups"] > 60
     assert figures["lookup_success"] == figures["lookup_recall"] == 1
-    assert figures["lookup_requests"] == 5, "all others, in a group of six"
+    assert 2 <= figures["lookup_requests"] < 3, "two of the five others, and all when one of them is late"
     assert figures["lookup_hops"] == 1
     assert figures["lookup_s"] > 0
     assert 0.5 < figures["lookup_rtts"] < 10
