@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from p2pcompute.errors import RemoteProtocolError
@@ -575,6 +576,10 @@ def decode_outcome(raw: bytes) -> Outcome:
         RemoteProtocolError: malformed or over a limit.
     """
     _check(isinstance(raw, bytes) and len(raw) <= CLAIM_BYTES_MAX, "outcome")
+    return _decode_short_outcome(raw) if len(raw) <= _SHORT_OUTCOME_BYTES_MAX else _decode_outcome(raw)
+
+
+def _decode_outcome(raw: bytes) -> Outcome:
     fields = listed(cbor.decode(raw, allow_float=True), 16, "outcome")
     (
         status,
@@ -631,6 +636,12 @@ def decode_outcome(raw: bytes) -> Outcome:
         min(cpu_s, runtime_s * CORES_MAX),
         peak,
     )
+
+
+_SHORT_OUTCOME_BYTES_MAX: Final = 512
+_OUTCOMES_CACHED_MAX: Final = 512
+_decode_short_outcome = lru_cache(maxsize=_OUTCOMES_CACHED_MAX)(_decode_outcome)
+"""Its owner reads one when it comes, when it is shown and when it is handed out: at most 1 MB is kept for that."""
 
 
 def is_sendable(outcome: Outcome) -> bool:

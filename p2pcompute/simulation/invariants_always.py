@@ -177,53 +177,56 @@ def _is_genuine(checks: Oracle, member: Member, raw: bytes, publisher: bytes) ->
 # --- always: bounds, errors, progress, memory -----------------------------------------------------
 
 
-def _measures(member: Member, node: Node) -> Iterator[tuple[str, float, float]]:
+def _measures(member: Member, node: Node) -> list[tuple[str, float, float]]:
     """(what, how much, limit) of everything in a node that grows with what others send."""
     channels, network, scheduler = node.channels, node.network, node.scheduler
-    yield "channels", len(channels._open), CHANNELS_MAX
-    yield "channels of a peer", max(map(len, channels._by_key.values()), default=0), CHANNELS_PER_PEER_MAX
-    yield "unproven connections", channels._inbound_count, HANDSHAKES_MAX
-    yield "preamble nonces", len(channels._gate), REPLAY_NONCES_MAX
-    yield "sources of connections", len(channels._rates), RATE_SOURCES_MAX
-    yield "sources of datagrams", len(network.datagrams._rates), RATE_SOURCES_MAX
     open_requests = [len(one._pending) for one in channels._open]
-    yield "open requests", max(open_requests, default=0), REQUESTS_IN_FLIGHT_MAX
-    yield "unsent bytes", max([one.unsent_bytes for one in channels._open], default=0), CHANNEL_WRITE_BYTES_MAX
     served = channels._shared.serving.values()
-    yield "requests served", max([one.count for one in served], default=0), REQUESTS_IN_FLIGHT_MAX
-    yield "bytes served", max([one.bytes for one in served], default=0), REQUESTS_SERVED_BYTES_MAX
-    yield "nodes nearby", len(network.lan.nearby), NEARBY_MAX
-    yield "names", len(network.names), PEERS_MAX
-    yield "members away", len(network._away), PEERS_MAX
-    peers = len(scheduler.peers)
-    yield "peers", peers, PEERS_MAX
-    if scheduler.custody is not None:
-        others = sum(not book.job.is_own for book in scheduler.owner.books.values())
-        yield "jobs of others", others, CUSTODY_JOBS_MAX
-        yield "questions that wait for news", scheduler.custody.waiters.count, SYNC_WAITING_MAX
-    yield "parked requests", len(scheduler.victim.parking), PARKED_MAX
-    yield "thieves", len(scheduler.owner.core.thieves), THIEVES_MAX
-    yield "asked and not a peer", len(scheduler.thief.asked) - peers, 64
-    unsent = sum([len(done.outcome) for link in scheduler.worker.links.values() for done in link.results])
-    yield "bytes of unsent results", unsent, UNACKED_RESULTS_BYTES_MAX + CHANNEL_WRITE_BYTES_MAX
-    yield "unsent bytes that are not there", abs(unsent - scheduler.worker.sender.unsent_bytes), 0
-    if network.dht is not None:
-        dht = network.dht
-        yield "records", len(dht.records), RECORDS_MAX
-        yield "records of a key", max(map(len, dht.records._keys.values()), default=0), RECORDS_PER_KEY_MAX
-        yield "parts of records", len(dht._keeper._partial), DHT_PARTIAL_PUTS_MAX
-        yield "peers being verified", len(dht._verifying), DHT_VERIFICATIONS_MAX
-        yield "addresses to join by", len(dht._joining._places), DHT_JOIN_ADDRESSES_MAX
-        yield "lost contacts", len(dht._table._lost), DHT_LOST_MAX
-        yield "departed contacts", len(dht._table._departed), DHT_DEPARTED_MAX
-        if dht._exchange is not None:
-            yield "open DHT requests", len(dht._exchange._pending), DHT_REQUESTS_MAX
     tasks = len([task for task in member.host.tasks if not task.done()])
-    yield (
-        "tasks",
-        tasks,
-        256 + 4 * len(channels._open) + sum(open_requests) + sum([one.count for one in served]) + HANDSHAKES_MAX,
-    )
+    answering = sum([one.count for one in served])
+    peers = len(scheduler.peers)
+    unsent = sum([len(done.outcome) for link in scheduler.worker.links.values() for done in link.results])
+    found: list[tuple[str, float, float]] = [
+        ("channels", len(channels._open), CHANNELS_MAX),
+        ("channels of a peer", max(map(len, channels._by_key.values()), default=0), CHANNELS_PER_PEER_MAX),
+        ("unproven connections", channels._inbound_count, HANDSHAKES_MAX),
+        ("preamble nonces", len(channels._gate), REPLAY_NONCES_MAX),
+        ("sources of connections", len(channels._rates), RATE_SOURCES_MAX),
+        ("sources of datagrams", len(network.datagrams._rates), RATE_SOURCES_MAX),
+        ("open requests", max(open_requests, default=0), REQUESTS_IN_FLIGHT_MAX),
+        ("unsent bytes", max([one.unsent_bytes for one in channels._open], default=0), CHANNEL_WRITE_BYTES_MAX),
+        ("requests served", max([one.count for one in served], default=0), REQUESTS_IN_FLIGHT_MAX),
+        ("bytes served", max([one.bytes for one in served], default=0), REQUESTS_SERVED_BYTES_MAX),
+        ("nodes nearby", len(network.lan.nearby), NEARBY_MAX),
+        ("names", len(network.names), PEERS_MAX),
+        ("members away", len(network._away), PEERS_MAX),
+        ("peers", peers, PEERS_MAX),
+        ("parked requests", len(scheduler.victim.parking), PARKED_MAX),
+        ("thieves", len(scheduler.owner.core.thieves), THIEVES_MAX),
+        ("asked and not a peer", len(scheduler.thief.asked) - peers, 64),
+        ("bytes of unsent results", unsent, UNACKED_RESULTS_BYTES_MAX + CHANNEL_WRITE_BYTES_MAX),
+        ("unsent bytes that are not there", abs(unsent - scheduler.worker.sender.unsent_bytes), 0),
+        ("tasks", tasks, 256 + 4 * len(channels._open) + sum(open_requests) + answering + HANDSHAKES_MAX),
+    ]
+    if scheduler.custody is not None:
+        others = sum([not book.job.is_own for book in scheduler.owner.books.values()])
+        found += [
+            ("jobs of others", others, CUSTODY_JOBS_MAX),
+            ("questions that wait for news", scheduler.custody.waiters.count, SYNC_WAITING_MAX),
+        ]
+    dht = network.dht
+    if dht is not None:
+        found += [
+            ("records", len(dht.records), RECORDS_MAX),
+            ("records of a key", max(map(len, dht.records._keys.values()), default=0), RECORDS_PER_KEY_MAX),
+            ("parts of records", len(dht._keeper._partial), DHT_PARTIAL_PUTS_MAX),
+            ("peers being verified", len(dht._verifying), DHT_VERIFICATIONS_MAX),
+            ("addresses to join by", len(dht._joining._places), DHT_JOIN_ADDRESSES_MAX),
+            ("lost contacts", len(dht._table._lost), DHT_LOST_MAX),
+            ("departed contacts", len(dht._table._departed), DHT_DEPARTED_MAX),
+            ("open DHT requests", 0 if dht._exchange is None else len(dht._exchange._pending), DHT_REQUESTS_MAX),
+        ]
+    return found
 
 
 def _bounds(checks: Oracle) -> Iterator[str]:

@@ -27,11 +27,12 @@ Source of the bound: Graham 1969 for identical machines, with capacity that chan
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import statistics
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from p2pcompute.dht.records import make_record, record_key
@@ -43,6 +44,7 @@ from p2pcompute.node.facade import TaskView
 from p2pcompute.node.node import Node
 from p2pcompute.scheduler.terms import JobTerms
 from p2pcompute.simulation.host import HostDown
+from p2pcompute.simulation.machines import Machine
 from p2pcompute.simulation.mesh import Member
 from p2pcompute.simulation.workloads import AskPlan, JobPlan, WorkloadPlan
 from p2pcompute.simulation.world import World, WorldJob
@@ -57,7 +59,7 @@ VIEW_S: Final = 10.0
 NEAR_SPARE: Final = 12
 """Nodes beyond the k nearest that are remembered during a lookup, in case some of those leave."""
 RTT_PAIRS: Final = 301
-"""Pairs of machines from which the median round trip is taken."""
+"""Pairs of machines from which the median round trip is taken, when there are more than these."""
 
 
 async def play(world: World, plan: WorkloadPlan) -> None:
@@ -597,10 +599,12 @@ class Directory:
 
 
 def median_rtt_s(world: World) -> float:
-    """Median round trip between two machines of the world, without jitter, by a sample of pairs."""
+    """Median round trip between two machines of the world, without jitter; of many pairs by a sample."""
     rng: random.Random = world.rng("median rtt")
     machines = [member.host.machine for member in world.mesh.members]
     if len(machines) < 2:
         return 1.0
-    pairs = [rng.sample(machines, 2) for _ in range(RTT_PAIRS)]
+    pairs: Iterable[Sequence[Machine]] = itertools.combinations(machines, 2)
+    if math.comb(len(machines), 2) > RTT_PAIRS:
+        pairs = [rng.sample(machines, 2) for _ in range(RTT_PAIRS)]
     return statistics.median(2 * world.simulation.network.base_delay_s(one, other) for one, other in pairs)
