@@ -192,7 +192,7 @@ class JobDesk:
 
     def jobs(self) -> Sequence[JobView]:
         own = [book for book in self._scheduler.owner.books.values() if book.job.is_own]
-        books = sorted(own, key=lambda book: book.record.submitted, reverse=True)
+        books = sorted(own, key=lambda book: book.record.order, reverse=True)
         return views.with_shares([self._job_view(book) for book in books])
 
     def job(self, ref: str) -> JobView:

@@ -77,7 +77,7 @@ def find_job(owner: OwnerService, ref: str) -> JobBook:
             raise UsageError(
                 "there is no job here", "none was submitted on this node", "start one: p2pc run", code="no-job"
             )
-        return max(owner.books.values(), key=lambda book: (book.job.is_own, book.record.submitted))
+        return max(owner.books.values(), key=lambda book: (book.job.is_own, book.record.order))
     if ref in owner.aliases:
         return owner.books[owner.aliases[ref]]
     if _WHOLE_ID.fullmatch(ref):

@@ -121,6 +121,8 @@ class OwnerService:
         self.core = OwnerCore(fit_of, acceptance)
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
+        self._serial = 0
+        """Of the job that was submitted here last."""
         self.counters = OwnerCounters()
         self.checks = ResultChecks(host, self.counters)
         self.commits = Commits(host, identity, journal, scope, self.books, wake=wake)
@@ -171,6 +173,7 @@ class OwnerService:
                     book.lost_bytes += len(row[4][1]) + len(row[4][3])
                     job.attempts[index] = max(job.attempts.get(index, 0), row[0])  # the next one is another one
             self.aliases[record.alias] = envelope.job_id
+            self._serial = max(self._serial, record.serial)
             unfinished += not job.ledger.is_complete
         self._host.store.blobs.pin([ref async for ref in self._journal.pins()])
         await self._recover_saved(self._journal)
@@ -252,7 +255,10 @@ class OwnerService:
         except RemoteProtocolError as error:
             raise UsageError("the job cannot be submitted", error.what, None, code="job") from error
         alias = job_alias(envelope.job_id, self.aliases)
-        record = JobRecord(job_id=envelope.job_id, envelope=raw, alias=alias, note=note, submitted=wall)
+        record = JobRecord(
+            job_id=envelope.job_id, envelope=raw, alias=alias, note=note, submitted=wall, serial=self._serial + 1
+        )
+        self._serial += 1
         if self._journal is not None:
             await self._host.store.commit([self._journal.job_write(record)])
         book = self.books[envelope.job_id] = JobBook(record, self.core.add_job(envelope))

@@ -77,6 +77,13 @@ class JobRecord:
     """Wall time in seconds."""
     finished: float | None = None
     """Wall time in seconds at which the last task ended."""
+    serial: int = 0
+    """Jobs of this node in the order in which they were submitted, from 1, whatever the clock said; 0: not known."""
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Sorts the jobs of a node, the newest one last."""
+        return self.serial, self.submitted
 
     def with_finished(self, finished: float | None) -> JobRecord:
         """Return the record with another end."""
@@ -124,7 +131,7 @@ class Journal:
 
     def job_write(self, record: JobRecord) -> Write:
         """Set a job's record."""
-        value = [record.envelope, record.alias, record.note, record.submitted, record.finished]
+        value = [record.envelope, record.alias, record.note, record.submitted, record.finished, record.serial]
         return Write(JOBS, record.job_id, cbor.encode(value))
 
     async def load_jobs(self) -> list[JobRecord]:
@@ -362,9 +369,15 @@ def _read(table: str, parse: Callable[[bytes, Any], _T], key: bytes, value: byte
 
 
 def _job(key: bytes, value: Any) -> JobRecord:
-    envelope, alias, note, submitted, finished = value
+    envelope, alias, note, submitted, finished, *more = value
     return JobRecord(
-        job_id=key, envelope=envelope, alias=alias, note=note, submitted=float(submitted), finished=finished
+        job_id=key,
+        envelope=envelope,
+        alias=alias,
+        note=note,
+        submitted=float(submitted),
+        finished=finished,
+        serial=int(more[0]) if more else 0,  # of older versions
     )
 
 

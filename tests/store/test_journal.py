@@ -26,7 +26,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 
 def job(job_id: bytes = JOB) -> JobRecord:
-    return JobRecord(job_id=job_id, envelope=b"envelope", alias="abcd", note="note", submitted=1.5)
+    return JobRecord(job_id=job_id, envelope=b"envelope", alias="abcd", note="note", submitted=1.5, serial=7)
 
 
 def result(outcome: bytes = b"outcome") -> ResultRecord:
