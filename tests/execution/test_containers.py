@@ -115,6 +115,79 @@ async def test_a_command_in_an_image(rig: Contained, engine: tuple[str, Path], m
     assert again.status is OutcomeStatus.OK and again.stdout.startswith(b" root=0"), again
 
 
+TOOL = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+  for (int i = 1; i < argc; i++) printf("%s%s", i > 1 ? " " : "", argv[i]);
+  char *names[] = {"OF_IMAGE", "OF_BOTH", "OF_JOB", "P2PC_TASK_ID", "PATH"}, directory[256];
+  for (int i = 0; i < 5; i++) printf("\n%s=%s", names[i], getenv(names[i]) ? getenv(names[i]) : "");
+  printf("\nin %s\n", getcwd(directory, sizeof directory));
+  char line[64] = "";
+  FILE *sent = fopen("sub/sent.txt", "r"), *shared = fopen("shared.txt", "r");
+  if (sent && fgets(line, sizeof line, sent)) printf("sent %s", line);
+  if (shared && fgets(line, sizeof line, shared)) printf("shared %s", line);
+  mkdir("made", 0755);
+  FILE *out = fopen("made/of.txt", "w");
+  if (out) fprintf(out, "made with %d words\n", argc - 1);
+  printf("outside %s\n", fopen("/outside", "w") ? "written" : "refused");
+  return 0;
+}
+"""
+TOOLS = """FROM scratch
+COPY tool /bin/tool
+ENV OF_IMAGE=image OF_BOTH=image PATH=/bin
+WORKDIR /elsewhere
+ENTRYPOINT ["tool", "entry"]
+CMD ["by", "itself"]
+"""
+
+
+@pytest.fixture(scope="module")
+def tools(engine: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An archive of an image with an entry point, words of its own, variables and a working directory."""
+    directory, tag = tmp_path_factory.mktemp("tools"), f"p2pc-tools-{os.getpid()}"
+    (directory / "tool.c").write_text(TOOL)
+    subprocess.run(["gcc", "-static", "-O1", "-w", "tool.c", "-o", "tool"], cwd=directory, check=True)
+    (directory / "Dockerfile").write_text(TOOLS)
+    try:
+        _engine(engine[0], "build", "--quiet", "--tag", tag, str(directory))
+        _engine(engine[0], "save", "--output", str(directory / "image.tar"), tag)
+        yield directory / "image.tar"
+    finally:
+        subprocess.run([engine[0], "rmi", "--force", tag], capture_output=True, check=False)
+
+
+async def test_what_an_image_says_and_what_a_job_says(rig: Contained, tools: Path) -> None:
+    """The entry point is the image's, words replace its own, variables of the job come before those of the image, and
+    it starts in the task's directory: there are the inputs, from there outputs are fetched, elsewhere nothing stays."""
+    code, text = await rig.blobs.put(tools.read_bytes()), await rig.blobs.put(b"of the task\n")
+    spec = JobSpec(
+        kind=TaskKind.CONTAINER,
+        code=code,
+        env={"OF_JOB": "job", "OF_BOTH": "job"},
+        share=(InputFile("shared.txt", await rig.blobs.put(b"of the job\n")),),
+    )
+    sent, fetch = (InputFile("sub/sent.txt", text),), ("made/*.txt",)
+    own, given = await rig.run(
+        spec, TaskPayload(send=sent, fetch=fetch), TaskPayload(argv=("a b", "$HOME"), send=sent, fetch=fetch)
+    )
+    for outcome, words in ((own, "entry by itself"), (given, "entry a b $HOME")):
+        assert outcome.status is OutcomeStatus.OK, (outcome.error, outcome.stderr)
+        shown = outcome.stdout.decode().splitlines()
+        said = dict(line.split("=", 1) for line in shown[1:6])
+        assert shown[0] == words
+        assert (said["OF_IMAGE"], said["OF_BOTH"], said["OF_JOB"]) == ("image", "job", "job")
+        assert said["P2PC_TASK_ID"]
+        assert said["PATH"] == "/bin", "the node's PATH names nothing in there"
+        assert shown[6:] == ["in /work", "sent of the task", "shared of the job", "outside refused"]
+        assert [file.name for file in outcome.files] == ["made/of.txt"]
+        made = await rig.content((outcome.files[0].digest, outcome.files[0].size))
+        assert made == b"made with 3 words\n"
+
+
 async def test_how_they_fail(rig: Contained, engine: tuple[str, Path]) -> None:
     """Exit codes are the command's; what cannot be started says why and is not tried everywhere."""
     spec = await _image(rig, engine)
