@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -88,6 +89,65 @@ def test_a_pause_now_frees_the_machine_and_the_task_runs_elsewhere(mesh_of_two: 
     assert job["failed"] == 0, "leaving was not its fault"
     ada.p2pc("cancel", job["alias"], "--now", "-y").check()
     command.finish()
+
+
+BURN = """
+import signal, sys
+if sys.argv[1] == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    pass
+"""
+WINDOW_S = 0.25
+FREE_CORES = 0.2
+"""What the tree of a node without tasks uses at most, in a window: the daemon's own turns."""
+
+
+def cpu_of_tree(daemon: Daemon) -> dict[int, float]:
+    """CPU seconds of each process of a node: daemon, worker processes, tasks."""
+    assert daemon.process is not None
+    found = {}
+    root = psutil.Process(daemon.process.pid)
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        found[process.pid] = times.user + times.system
+    return found
+
+
+def cores_used(daemon: Daemon) -> float:
+    """How many cores the processes of a node use, over a window."""
+    before, began = cpu_of_tree(daemon), time.monotonic()
+    time.sleep(WINDOW_S)
+    used = sum(cpu_s - before.get(pid, 0.0) for pid, cpu_s in cpu_of_tree(daemon).items())
+    return used / (time.monotonic() - began)
+
+
+def test_a_pause_now_frees_the_cpu(mesh_of_two: tuple[Daemon, Daemon]) -> None:
+    """Of tasks that compute without end, one of which ignores SIGTERM, nothing uses the CPU any more.
+
+    P2PC_TEST_PAUSES=10: so often, and -s prints how long each took.
+    """
+    ada, bob = mesh_of_two
+    ada.p2pc("pause").check()
+    (ada.home / "burn.py").write_text(BURN)
+    words = ("--retries", "0", "--share", "burn.py", f"exec {sys.executable} burn.py {{}}", ":::", "polite", "stubborn")
+    job = ada.p2pc("run", "--detach", *words).check().out.strip()
+    took = []
+    for _ in range(int(os.environ.get("P2PC_TEST_PAUSES", "2"))):
+        until(lambda: cores_used(bob) > 3 * FREE_CORES and ada.job(job)["running"] == 2, 30, "both compute")
+        began = time.monotonic()
+        bob.p2pc("pause", "--now").check()
+        until(lambda: cores_used(bob) < FREE_CORES, 20, "the CPU is free")
+        took.append(time.monotonic() - began - WINDOW_S)
+        assert max(cores_used(bob) for _ in range(4)) < FREE_CORES, "and stays free"
+        assert not [one for one in bob.processes() if "burn.py" in one.cmdline()], "no task is left"
+        bob.p2pc("resume").check()
+    print(f"the CPU was free {sorted(round(one, 2) for one in took)} s after pause --now")
+    assert ada.job(job)["failed"] == 0, "leaving was not its fault"
+    ada.p2pc("cancel", job, "--now", "-y").check()
 
 
 def test_outside_its_hours_the_work_of_others_stands_still_and_goes_on(mesh_of_two: tuple[Daemon, Daemon]) -> None:
