@@ -28,7 +28,9 @@ SESSIONS_MAX: Final = 64
 _UTMP: Final = (Path("/run/utmp"), Path("/var/run/utmp"))
 _TERMINAL: Final = re.compile(r"(tty|pts/)[A-Za-z0-9]{1,8}")
 _SESSION: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
-_PROPERTIES: Final = ("Class", "State", "Type", "TTY", "IdleHint", "IdleSinceHint")
+_PROPERTIES: Final = ("Class", "State", "Type", "TTY", "IdleHint", "IdleSinceHint", "IdleSinceHintMonotonic")
+_touched: dict[str, tuple[float, float]] = {}
+"""Terminal → its access time, and when (monotonic) that was seen first: the last SESSIONS_MAX."""
 
 
 def is_present() -> bool | None:
@@ -92,9 +94,11 @@ def _session_idle_s(devices: Path) -> list[float] | None:
 
 
 def _idle_of(session: dict[str, str], devices: Path) -> list[float]:
-    since = session.get("IdleSinceHint", "")
-    if session.get("IdleHint") == "yes" and since.isdigit():
-        return [max(0.0, time.time() - int(since) / 1e6)]
+    clocks = (("IdleSinceHintMonotonic", time.monotonic), ("IdleSinceHint", time.time))
+    for name, clock in clocks if session.get("IdleHint") == "yes" else ():
+        since = session.get(name, "")
+        if since.isdigit() and int(since):
+            return [max(0.0, clock() - int(since) / 1e6)]
     if session.get("Type") in ("x11", "wayland", "mir"):
         return [0.0]
     return list(_terminal_idle_s(devices, [session.get("TTY", "")]))  # logind calls it idle after half an hour only
@@ -111,9 +115,21 @@ def _terminal_idle_s(devices: Path, terminals: Sequence[str]) -> Iterator[float]
     for name in terminals:
         if _TERMINAL.fullmatch(name):
             try:
-                yield max(0.0, time.time() - os.stat(devices / name).st_atime)
+                yield _since(name, os.stat(devices / name).st_atime)
             except OSError:
                 continue  # it was closed meanwhile
+
+
+def _since(terminal: str, touched_wall: float) -> float:
+    """Return how long ago a terminal was touched; where the clock was set back since, how long ago that was seen."""
+    known = _touched.pop(terminal, None)
+    if known is None or known[0] != touched_wall:
+        known = touched_wall, time.monotonic()
+    _touched[terminal] = known
+    if len(_touched) > SESSIONS_MAX:
+        del _touched[next(iter(_touched))]
+    idle_s = time.time() - touched_wall
+    return idle_s if idle_s >= 0.0 else time.monotonic() - known[1]
 
 
 def _hid_idle_s() -> float | None:

@@ -82,6 +82,24 @@ def test_a_terminal_is_as_idle_as_its_last_input(system: Path) -> None:
     assert idle(system) == float("inf"), "nobody is logged in"
 
 
+def test_a_clock_that_was_set_back_makes_nobody_present(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: whoever touched the machine before its clock was set back by a day is there for another day."""
+    terminal(system, "pts/3", -86400)
+    sessions(system, session(TTY="pts/3"))
+    assert idle(system) == pytest.approx(0.0, abs=5.0)
+    later = time.monotonic() + 1000
+    monkeypatch.setattr(real_owner.time, "monotonic", lambda: later)  # type: ignore[attr-defined]
+    assert idle(system) == pytest.approx(1000.0, abs=5.0)
+    terminal(system, "pts/3", -86000)
+    assert idle(system) == pytest.approx(0.0, abs=5.0), "touched again"
+    since = {
+        "IdleSinceHint": str(int((time.time() + 86400) * 1e6)),
+        "IdleSinceHintMonotonic": str(int(later - 7) * 10**6),
+    }
+    sessions(system, session(Type="wayland", IdleHint="yes", **since))
+    assert idle(system) == pytest.approx(7.0, abs=2.0)
+
+
 def test_without_logind_those_of_utmp_count(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal(system, "pts/3", 40)
     (system / "utmp").touch()
