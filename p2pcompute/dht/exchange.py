@@ -15,9 +15,12 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from p2pcompute.dht.contacts import Contact, id_of, is_loopback
 from p2pcompute.dht.lookup import RttEstimate
@@ -166,8 +169,7 @@ class DhtCounters:
     """Requests for it beyond DHT_CALLS_MAX."""
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     datagrams: list[bytes]
     address: Address
     key: bytes | None
@@ -190,7 +192,7 @@ class _Ended(NamedTuple):
     """From its first sending to its answer; None when it was given up."""
 
 
-class Verified(NamedTuple):
+class Verified(Struct, frozen=True):
     """A message that is its sender's, and its source."""
 
     message: Message

@@ -33,8 +33,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from p2pcompute.dht.contacts import Contact, place_of
 from p2pcompute.errors import InvariantViolation
@@ -79,8 +80,7 @@ but then 3.02 median round trips instead of 2.93 (p95)."""
 _PATHS_OF = tuple(tuple(path for path in range(DHT_PATHS) if bits >> path & 1) for bits in range(1 << DHT_PATHS))
 
 
-@dataclass(slots=True)
-class _Peer:
+class _Peer(Struct, gc=False):
     contact: Contact
     depth: int
     paths: int

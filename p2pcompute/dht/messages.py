@@ -43,10 +43,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias, assert_never
+from typing import Any, Final, TypeAlias, assert_never
+
+from msgspec import Struct
 
 from p2pcompute.dht.contacts import Contact, pack_address, packed_size, unpack_address
 from p2pcompute.dht.index import Outcome
@@ -155,13 +156,11 @@ _STATUSES: Final = tuple(AckStatus)
 _OUTCOMES: Final = tuple(Outcome)
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(Struct, frozen=True, gc=False):
     """Is somebody there, and who?"""
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Struct, frozen=True, gc=False):
     """The answer to a ping."""
 
     observed: Address
@@ -172,15 +171,13 @@ class Pong:
     """What the sender has; None: it has not said so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Find:
+class Find(Struct, frozen=True, gc=False):
     """Who is near this key?"""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Nodes:
+class Nodes(Struct, frozen=True, gc=False):
     """Contacts near a key, nearest first."""
 
     name: str
@@ -191,16 +188,14 @@ class Nodes:
     """As in `Pong`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Get:
+class Get(Struct, frozen=True, gc=False):
     """What is held under this key, from this offset on?"""
 
     key: bytes
     offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(Struct, frozen=True, gc=False):
     """A page of the canonical CBOR list of records held under a key."""
 
     digest: bytes
@@ -210,8 +205,7 @@ class Values:
     chunk: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Struct, frozen=True, gc=False):
     """A part of a record to be held."""
 
     key: bytes
@@ -222,8 +216,7 @@ class Put:
     chunk: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True, gc=False):
     """The answer to a put or a goodbye."""
 
     status: AckStatus
@@ -232,13 +225,11 @@ class Ack:
     token: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Bye:
+class Bye(Struct, frozen=True, gc=False):
     """The sender is leaving."""
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(Struct, frozen=True, gc=False):
     """Keep an ad of the sender."""
 
     key: bytes
@@ -249,8 +240,7 @@ class Register:
     """The sender's tuple."""
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(Struct, frozen=True, gc=False):
     """The answer to a registration."""
 
     outcome: Outcome
@@ -258,8 +248,7 @@ class Registered:
     token: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True, gc=False):
     """Who has this?"""
 
     key: bytes
@@ -268,8 +257,7 @@ class Query:
     """Bits of the tuples of those that are meant."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ads:
+class Ads(Struct, frozen=True, gc=False):
     """The answer to a query."""
 
     found: tuple[Contact, ...]
@@ -277,21 +265,18 @@ class Ads:
     contacts: tuple[Contact, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True, gc=False):
     """Have others call me, so that I see whether I can be reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class Called:
+class Called(Struct, frozen=True, gc=False):
     """The answer to a call."""
 
     contacts: tuple[Contact, ...]
     """Those that were asked to; at most DHT_CALLERS."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
+class Ring(Struct, frozen=True, gc=False):
     """Ping this peer there, once."""
 
     contact: Contact
@@ -352,7 +337,7 @@ REPLIES: Final[dict[MessageType, tuple[MessageType, ...]]] = {
 """The requests, and what may answer each."""
 
 
-class Statement(NamedTuple):
+class Statement(Struct, frozen=True, gc=False):
     """The outer fields of a datagram; the proof is not checked yet."""
 
     type: MessageType

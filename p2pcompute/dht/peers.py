@@ -10,7 +10,7 @@ gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from p2pcompute.dht.contacts import Contact, id_of
 from p2pcompute.dht.routing_table import Change, RoutingTable
@@ -19,8 +19,7 @@ from p2pcompute.host.interfaces import Address
 from p2pcompute.limits import DHT_CLIENTS_MAX, DHT_K
 
 
-@dataclass(frozen=True, slots=True)
-class PeersChange:
+class PeersChange(Struct, frozen=True, gc=False):
     """What an event did to who is known in one role."""
 
     change: Change

@@ -45,6 +45,7 @@ from typing import NamedTuple
 
 import msgspec
 from kademlia.routing import KBucket
+from msgspec import Struct
 
 from p2pcompute.dht.contacts import Contact, Place, number_of, place_of, range_of
 from p2pcompute.errors import InvariantViolation
@@ -182,8 +183,7 @@ class Bucket(KBucket):  # type: ignore[misc]  # the kademlia package has no type
         return before if before is not None and before.id in self.nodes else None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True, gc=False):
     """What an event did to the table."""
 
     added: tuple[Contact, ...] = ()

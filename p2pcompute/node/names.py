@@ -6,16 +6,16 @@ Names are what nodes say of themselves: for people to read, never proof of who i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from p2pcompute.ids import PUBLIC_KEY_BYTES
 from p2pcompute.limits import NAMES_SAVED_MAX, PEERS_MAX
 from p2pcompute.node.membership import clean_name
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(Struct, frozen=True, gc=False):
     """A node as it was heard last."""
 
     name: str

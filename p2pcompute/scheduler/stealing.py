@@ -7,8 +7,9 @@ polling follows from "new work leaves in one message" (docs/decisions.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from p2pcompute.limits import HEARTBEAT_FRACTION, HEARTBEAT_PACES, LEASE_S_MIN, PARK_S, PARKED_MAX
 
@@ -19,8 +20,7 @@ COPIES_PAUSE_S: Final = 0.25
 each result that comes would have all of them looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Thief:
+class Thief(Struct, frozen=True, gc=False):
     """A node that asks for work."""
 
     key: bytes

@@ -315,9 +315,8 @@ def _mutable_parts(root: Node) -> Iterator[Any]:
             yield item
             stack.extend(item)
         else:
-            parameters = getattr(kind, "__dataclass_params__", None)
-            is_value = (parameters is not None and parameters.frozen) or isinstance(item, tuple)
-            if not is_value:
+            config = getattr(kind, "__dataclass_params__", None) or getattr(kind, "__struct_config__", None)
+            if not (isinstance(item, tuple) or (config is not None and config.frozen)):
                 yield item
             stack.extend(_attributes(item))
 
@@ -328,6 +327,8 @@ def _attributes(item: Any) -> Iterator[Any]:
             yield getattr(item, field.name, None)
         return
     yield from getattr(item, "__dict__", {}).values()
+    for name in getattr(item, "__struct_fields__", ()):
+        yield getattr(item, name)
     for kind in type(item).__mro__:
         for name in getattr(kind, "__slots__", ()):
             yield getattr(item, name, None)

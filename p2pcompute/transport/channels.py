@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from msgspec import Struct
+
 from p2pcompute.errors import (
     ChannelLost,
     LocalProtocolError,
@@ -77,8 +79,7 @@ class HandshakeCounters:
     """Not admitted: above the rate of its source."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Proven:
+class _Proven(Struct, frozen=True, kw_only=True):
     """A finished handshake."""
 
     stream: ByteStream

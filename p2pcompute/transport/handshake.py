@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from msgspec import Struct
+
 from p2pcompute.errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
 from p2pcompute.host.interfaces import Crypto
 from p2pcompute.identity.keys import Identity
@@ -178,8 +180,7 @@ def _versions(value: Any) -> tuple[int, int]:
 # --- listener's HELLO -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(Struct, frozen=True, kw_only=True):
     """A checked HELLO."""
 
     key: bytes
@@ -239,8 +240,7 @@ def check_hello(crypto: Crypto, body: Any, *, binding: bytes, listener: bytes | 
 # --- dialler's AUTH -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Auth:
+class Auth(Struct, frozen=True, kw_only=True):
     """A checked AUTH."""
 
     key: bytes

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Bucket:
+class _Bucket(Struct, gc=False):
     tokens: float
     filled: float
 

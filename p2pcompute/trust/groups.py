@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
+from msgspec import Struct
+
 from p2pcompute.errors import RemoteProtocolError, TrustError, UsageError
 from p2pcompute.host.interfaces import Crypto
 from p2pcompute.identity.keys import ROLES, Identity, ordered_roles, roles_from_wire
@@ -126,8 +128,7 @@ class Group:
         return replace(self, chain=tuple(chain))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
+class Membership(Struct, frozen=True, kw_only=True, gc=False):
     """What a checked chain says about its subject."""
 
     installation: bytes

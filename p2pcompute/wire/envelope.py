@@ -10,8 +10,9 @@ Deviations: no unprotected header, no external AAD, no tag 18; anything else is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from p2pcompute.errors import RemoteProtocolError
 from p2pcompute.host.interfaces import Crypto
@@ -28,8 +29,7 @@ FORGED: Final = "forged"
 """Code of the error when the signature is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """A verified envelope."""
 
     content_type: str

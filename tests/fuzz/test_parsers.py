@@ -178,7 +178,7 @@ def test_a_grant_arrives_as_it_was_sent(
 
 @given(slots=st.integers(1, 2**16), want=st.integers(1, 2**20), boot=st.binary(max_size=16))
 def test_a_steal_arrives_as_it_was_sent(slots: int, want: int, boot: bytes) -> None:
-    thief = replace(THIEF, boot=boot, slots=slots, want=want)
+    thief = msgspec.structs.replace(THIEF, boot=boot, slots=slots, want=want)
     assert messages.parse_steal(cbor.decode(cbor.encode(messages.steal_body(thief))), KEY, KEY) == thief
 
 

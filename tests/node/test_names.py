@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from p2pcompute.errors import UsageError
 from p2pcompute.limits import NAMES_SAVED_MAX, NODE_NAME_CHARS_MAX
