@@ -39,6 +39,9 @@ SAVED_LOOK_S = 0.5
 """How often we look whether a command has saved its state."""
 _FAILED_BEFORE_EXEC = 126
 _NOT_FOUND = 127
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+_LASTING = (*_MISSING, errno.ENOEXEC, errno.EACCES, errno.E2BIG, errno.ELOOP, errno.ENAMETOOLONG)
+"""Why a command could not be started, where it is the same for the next attempt on this node."""
 _ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le", "loongarch64")
 """Machines that nodes call in their attribute `arch` as programs for them are called here."""
 
@@ -53,7 +56,7 @@ def _candidates(word: str, path: str) -> list[str]:
 def explain_exec_error(word: str, number: int, path: str, directory: str) -> tuple[int, str]:
     """Return the exit code of a shell for a command that could not be started, and what / why / fix."""
     present = [name for name in _candidates(word, path) if os.path.exists(os.path.join(directory, name))]
-    if number in (errno.ENOENT, errno.ENOTDIR):
+    if number in _MISSING:
         if present:
             if loader := loader_of(_head(os.path.join(directory, present[0]))):
                 return _FAILED_BEFORE_EXEC, (
@@ -101,21 +104,27 @@ def _wrong_machine(machine: str) -> str:
     return f"(it is a program for {machine}, and this node is {sys.platform} {here}); let nodes run it that can: {fix}"
 
 
-def where_it_fails(word: str, number: int, directory: str) -> str:
-    """Return the cause of a command that could not be started where it is a file of its task, the same on every node.
+def where_it_fails(word: str, number: int, directory: str, *, is_own: bool) -> str:
+    """Return the cause of a command that could not be started.
+
+    Args:
+        is_own: it started in its task's directory, whose files are the same on every node.
 
     Returns:
-        "always": it fails everywhere. "machine": on machines like this one. "": another node may have what it lacks.
+        "always": it fails everywhere. "machine": on machines like this one. "here": on this node, until somebody
+        installs something. "": it may have been chance.
     """
-    if "/" not in word or os.path.isabs(word):
+    if number not in _LASTING:
         return ""
     path = os.path.join(directory, word)
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return "" if os.path.exists(path) else "always"  # else its interpreter is missing on this node
+    if not is_own or "/" not in word or os.path.isabs(word):
+        return "here"
+    if number in _MISSING:
+        return "here" if os.path.exists(path) else "always"  # its interpreter is missing on this node
     if number == errno.ENOEXEC:
         machine = made_for(_head(path))
         return "machine" if machine and machine != machine_name(os.uname().machine) else "always"
-    return "always" if number == errno.EACCES else ""
+    return "always" if number == errno.EACCES else "here"
 
 
 def _head(path: str) -> bytes:
@@ -309,8 +318,7 @@ class Commands:
                 result.status = "failed"
                 path = env.get("PATH", os.defpath)
                 result.exit_code, result.error = explain_exec_error(argv[0], error, path, here)
-                if here == directory.work:
-                    result.cause = where_it_fails(argv[0], error, here)
+                result.cause = where_it_fails(argv[0], error, here, is_own=here == directory.work)
                 return
             self._has_begun = True
             command = Running(pid)
@@ -523,8 +531,7 @@ def _explain_shell(result: Result, script: str, directory: str, *, is_own: bool)
         return
     _, said = explain_exec_error(word, errno.ENOEXEC, "", directory)
     result.error = f"{result.error}: {said}"
-    if is_own:
-        result.cause = where_it_fails(word, errno.ENOEXEC, directory)
+    result.cause = where_it_fails(word, errno.ENOEXEC, directory, is_own=is_own)
 
 
 def stood_still_s(before: float, wait_s: float) -> float:

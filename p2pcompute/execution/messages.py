@@ -48,7 +48,7 @@ SAVED = 6
 
 STATUSES = ("ok", "failed", "timeout", "died", "killed", "not-run", "refused")
 """Values of OutcomeStatus in the order of their codes."""
-CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit", "always", "disk", "moved", "machine")
+CAUSES = ("", "oom", "signal", "wall", "cpu", "output", "exit", "always", "disk", "moved", "machine", "here")
 EXIT_CHANNEL_CLOSED = 97
 """Exit code of a worker process that found its socket closed."""
 NO_EXIT_CODE = -(1 << 31)

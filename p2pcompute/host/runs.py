@@ -30,6 +30,8 @@ FAILS_ALWAYS: Final = "always"
 """Cause of a failure that would be the same on every node: the task is not tried again."""
 FAILS_ON_LIKE: Final = "machine"
 """Cause of a failure that would be the same on every machine of this kind: other kinds may try."""
+FAILS_HERE: Final = "here"
+"""Cause of a failure that would be the same on this node the next time: others may try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class Outcome:
     cause: str = ""
     """Of DIED: oom, signal, exit (it ended the worker process or broke its connection), with-node (the
     node's own process died while it ran).  Of TIMEOUT: wall, cpu.
-    Of FAILED: oom, output, disk (its limits), always (`FAILS_ALWAYS`), machine (`FAILS_ON_LIKE`)."""
+    Of FAILED: oom, output, disk (its limits), always (`FAILS_ALWAYS`), machine (`FAILS_ON_LIKE`),
+    here (`FAILS_HERE`)."""
     started_wall: float = 0.0
     runtime_s: float = 0.0
     cpu_s: float = 0.0

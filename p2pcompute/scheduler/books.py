@@ -155,8 +155,9 @@ class OwnedJob:
         self.deaths: dict[int, dict[tuple[bytes, int], bool]] = {}
         """Where the task's runner died: (installation, attempt) → whether its node died with it."""
         self.avoid: dict[int, tuple[list[bytes], float]] = {}
-        self.wrong_machines: dict[int, set[str]] = {}
-        """Open tasks whose program is not for machines of these kinds, as `Leases.machine_of` names them."""
+        self.wrong_for: dict[int, set[str | bytes]] = {}
+        """Open tasks that fail the same way whenever they are tried: on these installations, and on machines of these
+        kinds, as `Leases.machine_of` names them."""
         self.refusals: dict[bytes, Refusals] = {}
         """Node → tasks that it has not begun since it began one; the last JOB_NODES_MAX."""
         self.failed_in_row: dict[bytes, int] = {}

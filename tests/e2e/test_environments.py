@@ -97,6 +97,7 @@ def test_what_cannot_be_had(pair: list[Daemon]) -> None:
     failed = ada.p2pc("run", "--deps", "hard.txt", "v1.py::version", ":::", "x").check(1)
     assert "no wheel of hard: only nodes of this installation build" in failed.err
     assert "there is no compiler here" in failed.err and "retried" not in failed.err
+    assert ada.p2pc("show", "--json", "last/0").json()["attempts"] == 1
     refused = ada.p2pc("run", "--explain", "--on", "bob", "--deps", "hard.txt", "v1.py::version", ":::", "x")
     assert refused.code in (0, 4)
 

@@ -145,7 +145,7 @@ class Endings:
         job.near.pop(index, None)
         self.checkpoints.ended(job.envelope.job_id, index)
         job.avoid.pop(index, None)
-        job.wrong_machines.pop(index, None)
+        job.wrong_for.pop(index, None)
         job.cancelling.pop(index, None)
         job.deaths.pop(index, None)
         # Those of members, who are told that each is the first, are known by their failures only.

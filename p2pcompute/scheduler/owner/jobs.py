@@ -183,7 +183,7 @@ class Jobs(Endings):
             job.failures,
             job.deaths,
             job.avoid,
-            job.wrong_machines,
+            job.wrong_for,
             job.failed_in_row,
             job.unfit,
             job.refusals,

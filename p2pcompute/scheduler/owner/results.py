@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from p2pcompute.host.interfaces import BlobRef
-from p2pcompute.host.runs import FAILS_ALWAYS, FAILS_ON_LIKE, Outcome, OutcomeStatus
+from p2pcompute.host.runs import FAILS_ALWAYS, FAILS_HERE, FAILS_ON_LIKE, Outcome, OutcomeStatus
 from p2pcompute.limits import (
     ATTEMPTS_MAX,
     JOB_NODES_MAX,
@@ -136,9 +136,10 @@ class Results(Rule):
             case OutcomeStatus.FAILED | OutcomeStatus.TIMEOUT:
                 job.failures[index] = job.failures.get(index, 0) + 1
                 is_final = outcome.cause == FAILS_ALWAYS
-                if outcome.cause == FAILS_ON_LIKE and (machine := self.machine_of(thief)):
-                    job.wrong_machines.setdefault(index, set()).add(machine)
-                    is_final = not self.has_other_machine(now, job, index)
+                if outcome.cause in (FAILS_HERE, FAILS_ON_LIKE):
+                    machine = self.machine_of(thief) if outcome.cause == FAILS_ON_LIKE else ""
+                    job.wrong_for.setdefault(index, set()).add(machine or installation)
+                    is_final = not self.has_right_one(now, job, index)
                 if job.failures[index] > job.envelope.terms.retries or is_final:
                     self._fail(job, index, outcome, thief, "")
                 else:

@@ -184,8 +184,8 @@ class Rule(Leases):
         is_for_trusted = self.acceptance.is_for_trusted(now, job, index)
         if is_for_trusted and not self._believes(job, thief):
             return True
-        if index in job.wrong_machines and self.machine_of(thief.key) in job.wrong_machines[index]:
-            return self.has_other_machine(now, job, index)
+        if index in job.wrong_for and self._is_wrong(thief, job.wrong_for[index]):
+            return self.has_right_one(now, job, index)
         avoided = job.avoid.get(index)
         if avoided is None or thief.installation not in avoided[0] or now >= avoided[1]:
             return False
@@ -202,10 +202,14 @@ class Rule(Leases):
             for other, seen in self.thieves.values()
         )
 
-    def has_other_machine(self, now: float, job: OwnedJob, index: int) -> bool:
-        """Whether a node may run a task that is of none of the kinds which its program is not for, as far as known."""
-        wrong = job.wrong_machines[index]
-        like = {one.installation for one, _seen in self.thieves.values() if self.machine_of(one.key) in wrong}
+    def _is_wrong(self, thief: Thief, wrong: Collection[str | bytes]) -> bool:
+        """Whether a task would fail on a node as it has on others like it, or there."""
+        return thief.installation in wrong or self.machine_of(thief.key) in wrong
+
+    def has_right_one(self, now: float, job: OwnedJob, index: int) -> bool:
+        """Whether a node may run a task on which it need not fail as it has on others."""
+        wrong = job.wrong_for[index]
+        like = {one.installation for one, _seen in self.thieves.values() if self._is_wrong(one, wrong)}
         return self.has_other(now, job, like)
 
     # --- which ----------------------------------------------------------------------------------------
