@@ -28,9 +28,23 @@ def stand_still(pid: int) -> bool:
 
 
 def _runs(process: psutil.Process) -> bool:
+    """Whether a process may still do something; not one that was told to stop and has had no turn since: it stops
+    before its next step.  On a busy machine that may take a while, since work of others has the lowest priority."""
+    if _is_told_to_stop(process.pid):
+        return False
     with contextlib.suppress(psutil.Error):
         return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return False
+
+
+def _is_told_to_stop(pid: int) -> bool:
+    """Whether SIGSTOP waits for a process, as proc(5) says."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            pending = [line for line in file if line.startswith(b"ShdPnd:")]
+    except OSError:
+        return False
+    return any(int(line.split()[1], 16) >> signal.SIGSTOP - 1 & 1 for line in pending)
 
 
 def go_on(pid: int) -> None:
