@@ -10,6 +10,8 @@ gone.
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
 from p2pcompute.dht.contacts import Contact, id_of
@@ -27,6 +29,9 @@ class PeersChange(Struct, frozen=True, gc=False):
     """It is the clients that changed."""
     moved: bytes | None = None
     """Key of a peer that has changed its role."""
+
+
+_NOTHING: Final = Change()
 
 
 class Peers:
@@ -103,8 +108,8 @@ class Peers:
             is_client, is_self_client: as for `wants`; the others as for `RoutingTable.on_reply`.
         """
         to, other = (self.clients, self.servers) if is_client else (self.servers, self.clients)
-        left = other.forget(key)
-        change = Change()
+        left = other.forget(key) if len(other) else _NOTHING
+        change = _NOTHING
         if not is_client or self._takes_client(key, is_self_client=is_self_client):
             change = to.on_reply(key, address, run=run, now=now, name=name, rtt_s=rtt_s)
         moved = key if left.removed and key in self else None

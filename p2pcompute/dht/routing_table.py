@@ -284,7 +284,7 @@ class RoutingTable:
         number = int.from_bytes(target, "big")
         failing: Mapping[int, _Failing] = self._failing if live_only else {}
         found: list[tuple[int, Entry]] = []
-        for group in self._groups(number):
+        for group in self._groups(number) if self._count > count else (self._entries(),):
             # Distances differ, so entries are never compared; a tuple is built faster than a key function is called.
             ready = [(e.place.number ^ number, e) for e in group if e.place.number not in failing]
             ready.sort()

@@ -446,6 +446,11 @@ class Dht:
         self._timer_at = due
         self._timer = self._clock.call_later(due - now, self._on_timer)
 
+    def _wakes_for_newcomer(self) -> bool:
+        """Whether `_on_timer` comes in time for a contact that has just come: of up to k each has its own time."""
+        is_soon = self._timer is not None and self._timer_at <= self._clock.now() + DHT_PING_S
+        return is_soon and len(self._table) <= DHT_K
+
     def _upkeep(self, now: float, stretch: float) -> None:
         """Do what is due; all of it more rarely while others cannot keep up."""
         for contact in self._peers.due(now, stretch=stretch):
@@ -657,7 +662,7 @@ class Dht:
         if isinstance(message, Pong | Nodes) and message.class_bits is not None:
             self._table.on_class(statement.sender, message.class_bits)
         self._apply(changes)
-        if changes[1].change.added:
+        if changes[1].change.added and not self._wakes_for_newcomer():
             self._wake()
         if was_alone and len(self._table):
             self._joining.on_first_contact()

@@ -821,6 +821,8 @@ class OwnerService:
     def _keep_saved(self) -> None:
         """Write what tasks have saved, and hold their blobs."""
         changes = self.core.checkpoints.take_changes()
+        if not changes:
+            return
         for change in changes:
             if change.saved is not None and change.saved.blob is not None:
                 self._host.store.blobs.pin([change.saved.blob])
