@@ -703,7 +703,13 @@ class ProcessRunner:
     def _reap_after(self, slot: Slot, worker: WorkerProcess, delay_s: float) -> None:
         if slot.reaper is not None:
             slot.reaper.cancel()
-        slot.reaper = self._clock.call_later(delay_s, worker.kill)
+        slot.reaper = self._clock.call_later(delay_s, lambda: self._reap(worker))
+
+    @staticmethod
+    def _reap(worker: WorkerProcess) -> None:
+        """Kill a worker process of which we want no more: a task that it begins in this moment has not died."""
+        worker.is_condemned = True
+        worker.kill()
 
     def _end_grace(self, slot: Slot) -> None:
         """The run that we were stopping has ended by itself."""
@@ -783,7 +789,7 @@ class ProcessRunner:
         for slot in self._slots:
             slot.killing.update(dict.fromkeys(list(slot.pending)[:1]))
         for worker, _ in waiting:
-            worker.kill()
+            self._reap(worker)
         for _, gone in waiting:
             await asyncio.shield(gone)  # a stop that is cut short is followed by another one, which waits for the same
         deadline = self._clock.now() + _GROUP_GONE_S

@@ -336,7 +336,7 @@ class WorkerProcess:
             self._kill_groups()
 
     def _kill_groups(self) -> None:
-        for group in (*self.groups, self.pid):
+        for group in (self.pid, *self.groups):  # it would see its command end, and begin the next task
             _kill_group(group, SIGKILL)
 
     def _exited(self) -> None:

@@ -232,6 +232,22 @@ async def test_close_while_busy_reports_everything_once(tmp_path: Path) -> None:
     await wait_for(lambda: not any(is_running(pid) for pid in pids), "nothing is left")
 
 
+async def test_no_task_has_died_because_the_runner_was_closed(tmp_path: Path) -> None:
+    """The task before it ended in this moment, and nobody has read that yet."""
+    rig = Rig(tmp_path)
+    await rig.runner.start()
+    begun = tmp_path / "begun"
+    texts = ("echo $$ > pid; echo $$ >> pid; sleep 300", f"touch {begun}; sleep 300")
+    runs = rig.batch(JobSpec(kind=TaskKind.SHELL), [TaskPayload(argv=(text,)) for text in texts])
+    outcomes = rig.begin(runs)
+    pids = await _pids_of_command(rig)
+    os.killpg(pids[0], signal.SIGKILL)
+    wait_until(begun.exists, "the next task begins")
+    await rig.runner.close()
+    rig.blobs.shut()
+    assert [outcomes[run.run_id].status for run in runs] == [OutcomeStatus.KILLED, OutcomeStatus.NOT_RUN]
+
+
 async def test_a_command_dies_also_when_nobody_has_read_that_it_started(tmp_path: Path) -> None:
     """Its process says so and is killed at once; the children of the command would be nobody's."""
     rig = Rig(tmp_path)
