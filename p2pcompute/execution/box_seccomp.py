@@ -117,6 +117,10 @@ _CLONE3 = (435, 435)
 _SOCKET = (41, 198)
 _IOCTL = (16, 29)
 _PERSONALITY = (135, 92)
+_SETSOCKOPT = (54, 208)
+_SOL_SOCKET = 1
+_BUFFER_SIZES = (7, 8, 32, 33)
+"""SO_SNDBUF, SO_RCVBUF, and both with force: what waits in a socket is memory of no process."""
 
 
 def _step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
@@ -163,5 +167,15 @@ def build(machine: str, families: tuple[int, ...] = FAMILIES) -> bytes:
         terminal += [_step(_EQUAL, value, 0, 1), _refuse(EPERM)]
     terminal.append(_step(_RETURN, _ALLOW))
     steps += [_step(_EQUAL, _IOCTL[column], 0, len(terminal)), *terminal]
+    sizes = [_step(_LOAD, _ARGUMENT + 2 * _WORD)]
+    for value in _BUFFER_SIZES:
+        sizes += [_step(_EQUAL, value, 0, 1), _refuse(0)]  # as if done: a size is a wish, and few programs look
+    option = [
+        _step(_LOAD, _ARGUMENT + _WORD),
+        _step(_EQUAL, _SOL_SOCKET, 0, len(sizes)),
+        *sizes,
+        _step(_RETURN, _ALLOW),
+    ]
+    steps += [_step(_EQUAL, _SETSOCKOPT[column], 0, len(option)), *option]
     steps.append(_step(_RETURN, _ALLOW))
     return b"".join(steps)

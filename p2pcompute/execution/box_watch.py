@@ -1,4 +1,5 @@
-"""What a task in a sandbox uses, looked at by the sandbox's first process: memory of all its processes, and output.
+"""What a task in a sandbox uses, looked at by the sandbox's first process: memory of all its processes and of the
+local sockets between them, and output.
 
 In the sandbox's own /proc there is nobody else.  Where the machine has cgroups for us they are the hard limit, and this
 is what names the cause.
@@ -21,6 +22,10 @@ _FULL_BYTES = 1 << 16
 """Less room than this is none: a write has failed for want of it."""
 _FEW_FILES = 8
 """The same in files; those of its output are gone already."""
+_SOCKETS_FREE = 64
+"""Local sockets that cost nothing: programs have a few, and what they hold is little."""
+_SOCKET_BYTES = 212_992
+"""What may wait in a socket whose buffer nobody has changed (net.core.wmem_default), which tasks cannot."""
 _CPU_SLACK_S = 0.5
 """A single process that uses too much is ended by its own limit, with a signal that it may handle."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -50,6 +55,19 @@ def _share_bytes(pid: int) -> int:
     except OSError:
         return _resident_bytes(pid)
     return 0
+
+
+def _waiting_bytes() -> int:
+    """Return what may wait in the local sockets of the sandbox: memory of the kernel, which counts for no process."""
+    count = 0
+    try:
+        with open("/proc/self/net/protocols", "rb") as file:
+            for line in file:
+                if line.startswith(b"UNIX"):
+                    count += int(line.split()[2])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return max(0, count - _SOCKETS_FREE) * _SOCKET_BYTES
 
 
 def _cpu_s(pid: int) -> float:
@@ -120,9 +138,10 @@ class Watch:
             output_bytes: what the task has written to its standard output or error, whichever is more.
         """
         pids = processes()
-        used = sum(map(_resident_bytes, pids))
+        waiting = _waiting_bytes()
+        used = waiting + sum(map(_resident_bytes, pids))
         if used > self._mem_bytes_max:
-            used = sum(map(_share_bytes, pids))
+            used = waiting + sum(map(_share_bytes, pids))
         self.peak_bytes = max(self.peak_bytes, used)
         if used > self._mem_bytes_max:
             return "oom"

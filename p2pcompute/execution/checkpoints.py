@@ -33,6 +33,8 @@ SEND_S = 0.2
 """A function hands over no more than one in this time, but the last one."""
 FILES_MAX = 64
 """Most files of a command's cookie."""
+_NAME_BYTES_MAX = 255
+"""Most that file systems take."""
 _FILE = struct.Struct(">HHQ")
 """Bytes of the name, permission bits, bytes of the file."""
 
@@ -198,6 +200,7 @@ def unpack_directory(cookie: bytes, path: str) -> None:
         OSError: they cannot be written.
     """
     position = count = 0
+    names: set[bytes] = set()
     while position < len(cookie):
         try:
             name_size, mode, size = _FILE.unpack_from(cookie, position)
@@ -206,8 +209,9 @@ def unpack_directory(cookie: bytes, path: str) -> None:
         position += _FILE.size
         encoded, end = cookie[position : position + name_size], position + name_size + size
         count += 1
-        if end > len(cookie) or count > FILES_MAX or not _is_name(encoded):
+        if end > len(cookie) or count > FILES_MAX or not _is_name(encoded) or encoded in names:
             raise ValueError("not the files of a checkpoint")
+        names.add(encoded)
         fd = os.open(
             os.path.join(os.fsencode(path), encoded), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
@@ -236,4 +240,6 @@ def _is_utf8(name: bytes) -> bool:
 
 
 def _is_name(name: bytes) -> bool:
-    return bool(name) and b"/" not in name and b"\0" not in name and not name.startswith(b".") and _is_utf8(name)
+    if not 0 < len(name) <= _NAME_BYTES_MAX or name.startswith(b"."):
+        return False
+    return b"/" not in name and b"\0" not in name and _is_utf8(name)

@@ -145,6 +145,35 @@ def hog_shared(_word: str) -> None:
     signal.pause()
 
 
+def hog_sockets(_word: str) -> None:
+    """Memory of the kernel, in which what was sent waits; of no process's."""
+    kept = []
+    for _ in range(16):
+        if os.fork() == 0:
+            while True:
+                with contextlib.suppress(OSError):
+                    pair = socket.socketpair()
+                    kept.append(pair)
+                    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
+                    pair[0].setblocking(False)
+                    while pair[0].send(bytes(65536)):
+                        pass
+                time.sleep(0.001)
+    signal.pause()
+
+
+def one_socket(_word: str) -> None:
+    left, _right = socket.socketpair()
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
+    left.setblocking(False)
+    total = 0
+    with contextlib.suppress(BlockingIOError):
+        while total < 4 * MIB:
+            total += left.send(bytes(65536))
+    assert total < MIB, total
+    print("bytes that wait:", total)
+
+
 def uncounted_memory(_word: str) -> None:
     for name, arguments in (("memfd_create", (0, 0)), ("shmget", (0, MIB, 0o1600))):
         number = call(name, *arguments)

@@ -32,7 +32,17 @@ ORDINARY = 61000
 HERE = Path(__file__).parent
 
 REPELLED = (
-    *("fork_bomb", "thread_bomb", "pipe_bomb", "heap_hog", "uncounted_memory", "fill_disk", "is_clean", "inode_flood"),
+    *(
+        "fork_bomb",
+        "thread_bomb",
+        "pipe_bomb",
+        "heap_hog",
+        "uncounted_memory",
+        "one_socket",
+        "fill_disk",
+        "is_clean",
+        "inode_flood",
+    ),
     *("is_clean", "sparse_output", "look_into_first", "spy", "kill_all", "is_clean", "gain_rights", "kernel_doors"),
     *("push_input", "leaked", "time_bomb", "is_clean"),
 )
@@ -40,6 +50,7 @@ REPELLED = (
 ENDED = {
     "hog_in_many": ("failed", "oom"),
     "hog_shared": ("failed", "oom"),
+    "hog_sockets": ("failed", "oom"),
     "endless_forks": ("timeout", "wall"),
     "ignore_signals": ("timeout", "wall"),
     "talk": ("failed", "output"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -190,6 +191,17 @@ def test_files_come_back_as_they_were(files: dict[str, bytes], tmp_path_factory:
         (source / name).write_bytes(data)
     unpack_directory(pack_directory(str(source)), str(target))
     assert {path.name: path.read_bytes() for path in target.iterdir()} == files
+
+
+FORGED = [(b"a", b"a"), (b"n" * 256,), (b"../a",), (b".",), (b"a/b",), (b"a\0b",), (b"\xff",), (b"",)]
+
+
+@pytest.mark.parametrize("names", FORGED)
+def test_forged_files_are_no_checkpoint(names: tuple[bytes, ...], tmp_path: Path) -> None:
+    """Broken: names that no node can write let a task begin on none of them, and so never."""
+    cookie = b"".join(struct.pack(">HHQ", len(name), 0o644, 1) + name + b"x" for name in names)
+    with pytest.raises(ValueError, match="not the files"):
+        unpack_directory(cookie, str(tmp_path))
 
 
 @given(junk=st.binary(max_size=200))
