@@ -133,7 +133,8 @@ class JobDesk:
     async def cancel(self, job_id: bytes, *, indices: Sequence[int] | None = None, now: bool = False) -> None:
         if self._scheduler.custody is not None:  # what custodians took while this node was away stays done
             await self._scheduler.custody.all_heard(job_id)
-        await self._scheduler.owner.cancel(job_id, indices, kill=now)
+        # Who only looks on cannot hear what runs elsewhere: to wait for it would leave the job open.
+        await self._scheduler.owner.cancel(job_id, indices, kill=now or self._scheduler.is_onlooker)
 
     async def retry(self, job_id: bytes, *, indices: Sequence[int] | None = None, failed_only: bool = True) -> int:
         count = await self._scheduler.owner.retry(job_id, indices, failed_only=failed_only)

@@ -375,7 +375,7 @@ class Node:
             self.members.records.start()
         else:
             await self.network.restore_names()  # who keeps a job is shown by name
-        await self.scheduler.start()
+        await self.scheduler.start(is_onlooker=self._options.is_durable and not self._options.is_networked)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Leave gracefully: hand back what has not started, finish what runs (for `grace_s`), say goodbye.

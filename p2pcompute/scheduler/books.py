@@ -30,6 +30,8 @@ class Lease:
     attempt: int
     expires: float
     since: float = inf
+    heard: float = field(default=-inf, kw_only=True)
+    """When its holder last said that it has it."""
     depth: int = 1
     """Tasks that its slot does one after the other, as far as we know."""
     width: int = 1
@@ -175,7 +177,9 @@ class OwnedJob:
         """Tasks of it were started again: its deadline does not count any more."""
         self.is_cancelled = False
         self.cancelling: dict[int, None] = {}
-        """Leased tasks that end as cancelled unless their running attempt succeeds."""
+        """Tasks that end as cancelled unless their running attempt succeeds: leased ones; all while `is_unheard`."""
+        self.is_unheard = False
+        """It comes from an earlier life: who holds its tasks has not had the time to say so."""
         self.generation = 0
         """In which new tasks begin."""
         self.is_own = True

@@ -485,6 +485,7 @@ class CustodyService:
             await self._owner.committed()
             payloads: dict[int, bytes] = {}
             claims: list[Any] = []
+            is_cancelled = False
             async for raw in self._journal.facts(job_id):
                 kind, body = read_fact(raw)
                 if kind == FactKind.TASKS:
@@ -493,6 +494,8 @@ class CustodyService:
                             payloads[index] = payload
                 elif kind == FactKind.CLAIMS:
                     claims += body
+                elif kind in (FactKind.CANCEL_ALL, FactKind.RETRY):
+                    is_cancelled = kind == FactKind.CANCEL_ALL
             async for raw in self._journal.relays(job_id):
                 claims += read_fact(raw)[1]
             payloads = await self._runnable(charge, payloads)
@@ -503,7 +506,15 @@ class CustodyService:
             charge.beat = now
             self.counters.takeovers_count += 1
             begin_at = first_task(ledger.size, charge.rank or 1, len(charge.job.terms.custodians))
-            self._owner.core.adopt(now, book.job, payloads, claims, now + RECOVERY_GRACE_S, begin_at=begin_at)
+            self._owner.core.adopt(
+                now,
+                book.job,
+                payloads,
+                claims,
+                now + RECOVERY_GRACE_S,
+                begin_at=begin_at,
+                is_cancelled=is_cancelled,
+            )
             self._announce(charge)
             self._redirect(charge.job, charge.epoch)
             self._collect_all(charge)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from p2pcompute.errors import P2pcError, RemoteProtocolError, StoreError, TrustError
@@ -220,6 +221,7 @@ class Scheduler:
         self._due: asyncio.Handle | None = None
         """The pump's next run."""
         self._may_grant_at = 0.0
+        self.is_onlooker = False
         self._is_closed = self._is_leaving = False
         self._register()
 
@@ -238,14 +240,19 @@ class Scheduler:
 
     # --- life -------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, *, is_onlooker: bool = False) -> None:
         """Take up what earlier lives left: jobs to finish, results to return.
 
         After a restart with unfinished jobs nothing is granted for RECOVERY_GRACE_S, so that workers can say what
         they still hold.
+
+        Args:
+            is_onlooker: nobody can be heard and nothing runs here; so nothing is granted, and nothing is decided about
+                tasks that may run elsewhere.
         """
+        self.is_onlooker = is_onlooker
         if await self.owner.recover():
-            self._may_grant_at = self._host.clock.now() + RECOVERY_GRACE_S
+            self._may_grant_at = inf if is_onlooker else self._host.clock.now() + RECOVERY_GRACE_S
             self._host.clock.call_later(RECOVERY_GRACE_S, self.wake)
         if self.custody is not None:
             await self.custody.recover()
@@ -386,6 +393,7 @@ class Scheduler:
         now = self._host.clock.now()
         self._apply()  # stops leave before grants: a task that was started again may go where its former run is
         if self.owner.trouble is None and now >= self._may_grant_at:
+            self.owner.core.settle(now)
             self.victim.serve(now)
         self._mind_rest(now)
         self.worker.start_batches()

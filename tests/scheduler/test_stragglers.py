@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.scheduler.ledger import TaskState

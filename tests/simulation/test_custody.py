@@ -122,6 +122,32 @@ def test_an_owner_that_is_just_back_cancels_only_what_nobody_has_done() -> None:
         mesh.check_errors()
 
 
+@pytest.mark.parametrize("away_s", [1.0, 90.0])
+def test_what_ran_when_a_job_was_cancelled_ends_although_its_owners_node_is_killed(away_s: float) -> None:
+    """So it was promised.  In a minute and a half a custodian has taken over, and the results are there."""
+    with Simulation(3) as simulation:
+        mesh = Mesh(simulation, 5, runner=RunnerModel(slot_count=2))
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[1]
+            job_id = await mesh.submit(owner, [20.0] * 100)
+            await asyncio.sleep(15)
+            await owner.running.cancel(job_id)
+            view = owner.running.job(job_id.hex())
+            there = sum(share.running for share in view.by_node if share.public_key != owner.identity.public_key)
+            assert there >= 6 and view.done == 0
+            mesh.crash(owner)
+            await asyncio.sleep(away_s)
+            await mesh.restart(owner)
+            view = await mesh.wait_for(owner, job_id, limit_s=60)
+            assert view.state == "cancelled" and view.done == there and view.done + view.cancelled == 100
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
+
+
 @pytest.mark.parametrize(("play", "seed"), [("partition", 1), ("blackout", 2), ("turns", 3), ("turns", 4)])
 def test_nothing_is_lost_or_accepted_twice(play: str, seed: int) -> None:
     """Two halves that both work, all coordinators gone, and two that crash and return in turn: see `custody_runs`."""

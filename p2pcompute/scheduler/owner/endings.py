@@ -212,9 +212,9 @@ class Endings:
             lease = job.leases.get(index)
             if lease is not None:
                 by_thief.setdefault(lease.thief, []).append(index)
-                if not kill:
-                    job.cancelling[index] = None
-                    continue
+            if not kill and (lease is not None or job.is_unheard):
+                job.cancelling[index] = None
+                continue
             self.cancel_one(job, index)
             cancelled += 1
         for thief, held in by_thief.items():

@@ -37,6 +37,8 @@ class Jobs(Endings):
         self._fit_of = fit_of
         self.group = b""
         """Id of the group that the thieves belong to."""
+        self._unheard: dict[bytes, None] = {}
+        """Jobs of earlier lives whose tasks somebody may hold who has not said so yet."""
 
     def add_job(self, envelope: JobEnvelope) -> OwnedJob:
         job = self.jobs.get(envelope.job_id)
@@ -144,6 +146,7 @@ class Jobs(Endings):
         grants_from: float,
         *,
         begin_at: int,
+        is_cancelled: bool = False,
     ) -> None:
         """Coordinate another node's job that is kept here; its open tasks are ready.
 
@@ -152,6 +155,7 @@ class Jobs(Endings):
                 that are not dead but cut off go on from another one (`custody.first_task`).
             claims: [index, generation, attempt, status, …] of ends that were told: what failed before is counted.
             grants_from: until when holders of leases that we do not know may say so.
+            is_cancelled: its owner has given it up, and what is open was running then: it may end, and no more.
         """
         ledger = job.ledger
         job.payloads = {i: payload for i, payload in payloads.items() if ledger.state(i) is TaskState.OPEN}
@@ -168,6 +172,9 @@ class Jobs(Endings):
             self._preferring[job.envelope.job_id] = None
         if not ledger.is_complete:
             self.order.add(job.envelope.job_id, Standing.of(job.envelope))
+        job.is_cancelled = is_cancelled
+        if is_cancelled:
+            self._rest(job, kill=False)
         self._check_halt(job)
 
     def release(self, job_id: bytes) -> None:
@@ -190,7 +197,7 @@ class Jobs(Endings):
             job.former,
         ):
             books.clear()
-        job.held_until, job.halted = None, ""
+        job.held_until, job.halted, job.is_cancelled = None, "", False
 
     def judge_failed(
         self, job_id: bytes, index: int, generation: int, attempts: int, outcome: Outcome | None, thief: bytes
@@ -216,6 +223,9 @@ class Jobs(Endings):
         outputs: Mapping[tuple[int, bytes], tuple[bytes, Outcome]] | None = None,
     ) -> OwnedJob:
         """Rebuild a job from its journal; its open tasks are ready again, but for those that members have claimed.
+
+        Those of a job that was cancelled, or halted, ran then, and may end: their holders, and custodians who have
+        taken their results, have until `settle` to say so.
 
         Args:
             facts: (kind, body) in the order in which they were written; an entry of CLAIMS ends in its thief.
@@ -263,11 +273,29 @@ class Jobs(Endings):
         job.ready = deque(i for i in job.ledger.open_indices() if job.checked is None or i not in job.checked.held)
         for index in [index for index in job.payloads if index not in open_now]:
             del job.payloads[index]
+        if open_now:
+            job.is_unheard, self._unheard[envelope.job_id] = True, None
         if job.is_cancelled:
-            self._cancel_indices(job, job.ledger.open_indices(), kill=True)
+            self._cancel_indices(job, job.ledger.open_indices(), kill=False)
         self._check_halt(job)
         self._check_complete(job)
         return job
+
+    def settle(self, now: float) -> None:
+        """Cancel what is to be cancelled of jobs of earlier lives, and which nobody has said that he holds in time.
+
+        For the time from which tasks are granted: what is cancelled here must not be.
+        """
+        for job_id in [job_id for job_id in self._unheard if self._is_heard(now, job_id)]:
+            del self._unheard[job_id]
+            job = self.jobs.get(job_id)
+            if job is not None:
+                job.is_unheard = False
+                for index in [index for index in job.cancelling if index not in job.leases]:
+                    self.cancel_one(job, index)
+
+    def _is_heard(self, now: float, job_id: bytes) -> bool:
+        return job_id not in self.jobs or now >= self.jobs[job_id].grants_from
 
     @staticmethod
     def _count_claims(job: OwnedJob, claims: Sequence[Any]) -> None:

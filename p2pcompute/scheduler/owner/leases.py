@@ -235,7 +235,7 @@ class Leases(Jobs):
                 job.attempts[index] = max(job.attempts.get(index, 0), attempt)
                 job.share(thief)[0] += 1
             elif lease.thief == thief:
-                lease.expires = now + lease_s
+                lease.expires, lease.heard = now + lease_s, now
                 lease.boot = boot
             elif lease.thief == moved_from and lease.attempt == attempt:
                 self._release(job, index)
@@ -243,6 +243,9 @@ class Leases(Jobs):
                 job.share(thief)[0] += 1
             else:
                 drop.append(index)
+                for former in job.former.get(index, ()):
+                    if former.thief == thief:
+                        former.heard = now
         if ended:
             self._effects.stops.append((thief, job_id, ended, True))
         return drop

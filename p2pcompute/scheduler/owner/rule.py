@@ -21,14 +21,16 @@ from p2pcompute.limits import (
     BATCH_TARGET_S,
     GRANT_BYTES_MAX,
     GRANT_TASKS_MAX,
+    HEARTBEAT_FRACTION,
     THIEVES_MAX,
 )
 from p2pcompute.scheduler.acceptance import Acceptance
 from p2pcompute.scheduler.books import Grant, Lease, OwnedJob
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner.leases import Leases
-from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief
+from p2pcompute.scheduler.stealing import LOCAL, Fit, Thief, lease_s_min
 from p2pcompute.scheduler.stragglers import (
+    HEARTBEATS_MISSED,
     HOLDERS_MAX,
     SLOWNESS_MIN,
     TRIED_MAX,
@@ -375,10 +377,16 @@ class Rule(Leases):
                     self._overdue[job_id] = sorted(found, key=lambda one: (not one.is_late, -one.ends_in_s))
                     self._overdue_for[job_id] = max(one.slowness_max for one in found)
 
-    @staticmethod
-    def _straggler(now: float, job: OwnedJob, index: int, lease: Lease) -> Straggler:
+    def _straggler(self, now: float, job: OwnedJob, index: int, lease: Lease) -> Straggler:
+        silent_s = HEARTBEATS_MISSED * HEARTBEAT_FRACTION * lease_s_min(self.pace_s)
         run, *former = (
-            Run(now - one.since, job.slowness.of(one.thief), one.depth) for one in (lease, *job.former.get(index, ()))
+            Run(
+                now - one.since,
+                job.slowness.of(one.thief),
+                one.depth,
+                one.thief == LOCAL or now - max(one.since, one.heard) < silent_s,
+            )
+            for one in (lease, *job.former.get(index, ()))
         )
         return straggler(index, lease.attempt, run, job.task_s, former)
 
