@@ -213,8 +213,8 @@ class Lookup:
     # --- events ---
 
     def credit(self, contact_ids: Iterable[bytes]) -> None:
-        """Take seeds for having answered without asking them, until somebody who is asked does not answer in time: it
-        may be our link that is down.  Only before the first `poll`."""
+        """Take seeds for having answered without asking them, as long as those who are asked do.  Only before the first
+        `poll`."""
         for contact_id in contact_ids:
             peer = self._peers.get(self._distance(contact_id))
             if peer is not None and peer.state is _HEARD:
@@ -267,9 +267,10 @@ class Lookup:
         """Note that a peer that was asked will not answer."""
         peer = self._under_way.pop(self._distance(contact_id), None)
         if peer is not None:
+            if peer.state is _WAITING:
+                self._distrust()
             peer.state = _FAILED
             self._seen = None
-            self._distrust()
 
     def confirm(self, now: float) -> None:
         """Note that an answer had what is looked for, though not enough of it: those who are asked already may have the
@@ -359,10 +360,12 @@ class Lookup:
     # --- parts ---
 
     def _distrust(self) -> None:
-        """Ask those as well that were taken for having answered."""
-        for peer in self._credited:
+        """Somebody does not answer in time: ask another one of those that were taken for having answered; all of them
+        when nobody has answered, as it may be our link that is down."""
+        count = 1 if self._answered_count else len(self._credited)
+        for peer in self._credited[:count]:
             peer.state = _HEARD
-        self._credited.clear()
+        del self._credited[:count]
 
     def _distance(self, contact_id: bytes) -> int:
         return int.from_bytes(contact_id, "big") ^ self._number
@@ -467,7 +470,8 @@ class Lookup:
                 del self._under_way[distance]
             if peer.state is not before:
                 self._seen = None
-                self._distrust()
+                if before is _WAITING:
+                    self._distrust()
 
 
 assert DHT_LOOKUP_REQUESTS_MAX < DHT_LOOKUP_CANDIDATES_MAX

@@ -425,6 +425,9 @@ def test_who_answered_just_before_is_not_asked_as_long_as_those_who_are_asked_an
     assert run() == (peers, [peer.id for peer in peers[:2]])
     found, asked = run(peers[0])
     assert found == peers[1:], "one that is silent is in the result"
+    assert 3 <= len(asked) < len(peers), "another one is asked in its place"
+    found, asked = run(*peers[:2])
+    assert found == peers[2:]
     assert sorted(asked) == sorted(peer.id for peer in peers), "the link may be down: all are asked"
     newcomer = next(one for one in CONTACTS if one not in peers)
     found, asked = run(knows={**knows, peers[1].id: [newcomer]})
