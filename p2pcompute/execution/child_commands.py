@@ -205,7 +205,8 @@ class _Saved:
         if cookie:
             try:
                 unpack_directory(cookie, path)
-            except ValueError:
+                self._seen = hash(pack_directory(path))  # the same once more is no progress
+            except (ValueError, TooLarge):
                 empty_directory(path)
         self._changed_at = os.stat(path).st_mtime_ns
         self.has_any = False

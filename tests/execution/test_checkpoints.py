@@ -144,8 +144,12 @@ async def test_a_command_goes_on_elsewhere(saving: Saving) -> None:
     outcome, cookies = await saving.once(spec, shell(text))
     assert (outcome.status, outcome.cause, outcome.exit_code) == (OutcomeStatus.KILLED, "moved", 85), outcome
     assert len(cookies) == 1 and b"passwd" not in cookies[0]
+    first = cookies[0]
     outcome, cookies = await saving.once(spec, shell(text), cookies[0])
     assert (outcome.status, outcome.stdout, cookies) == (OutcomeStatus.OK, b"one\n", []), outcome
+    again = 'cd "$P2PC_CHECKPOINT"; cp at .at; mv .at at; exit 85'
+    outcome, same = await saving.once(spec, shell(again), first)
+    assert (outcome.cause, same) == ("moved", []), "the same state again is no progress: that has an end"
     outcome, cookies = await saving.once(spec, shell("exit 85"))
     assert outcome.status is OutcomeStatus.FAILED and not cookies, "nothing was saved: an exit code like others"
     assert "no file in P2PC_CHECKPOINT" in outcome.error
