@@ -12,6 +12,9 @@ may have to wait for all of them.  How fast a node is comes from the tasks of th
 
 Nodes that had a task before go on with it, up to HOLDERS_MAX together.  So a node is compared with whoever of them
 should be done first: at the end of a job nodes have nothing else to do, and the first result ends the others' runs.
+Each one more must promise more, or slow ones that were free a moment earlier would take all places: the third is to
+end within 4/5 of the time that is left, the fourth within 3/5, the fifth within 2/5.  A node whose heartbeat is overdue
+is not reckoned with: it may be gone, although its lease lasts for long yet.
 
 Pure.
 
@@ -34,6 +37,8 @@ STRAGGLER_FACTOR: Final = 3.0
 STRAGGLER_S_MIN: Final = 5.0
 """A lease is late after so many times the time that its tasks should take, and no earlier than this; a copy must end so
 much sooner than the original to be worth it."""
+HEARTBEATS_MISSED: Final = 1.5
+"""A node is not reckoned with when it has not been heard of for so many times what passes between two heartbeats."""
 UNKNOWN_TASK_S: Final = 3600.0
 """How long a task may take while none of its job has ended."""
 SLOWNESS_WEIGHT: Final = 0.1
@@ -58,6 +63,8 @@ class Run:
     """Of the node, over that of a mean one."""
     depth: int = 1
     """Tasks that its slot does one after the other, this one last."""
+    is_heard: bool = True
+    """Its last heartbeat came when it was due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +77,19 @@ class Straggler:
     ends_in_s: float
     """On the node that should have it first."""
     is_late: bool
-    is_full: bool
-    """HOLDERS_MAX nodes have it already."""
+    """Any node may have it."""
+    holders: int
+    """Nodes that have it."""
 
     @property
     def slowness_max(self) -> float:
         """A bound: it is for no node that is slower."""
         if self.is_late:
             return math.inf
-        return -math.inf if self.is_full or self.work_s <= 0 else (self.ends_in_s - STRAGGLER_S_MIN) / self.work_s
+        if self.holders >= HOLDERS_MAX or self.work_s <= 0:
+            return -math.inf
+        promised_s = self.ends_in_s * (HOLDERS_MAX - self.holders + 1) / HOLDERS_MAX
+        return min(self.ends_in_s - STRAGGLER_S_MIN, promised_s) / self.work_s
 
     def is_for(self, slowness: float) -> bool:
         """Whether a node of this slowness should have it too."""
@@ -114,10 +125,10 @@ def straggler(index: int, attempt: int, run: Run, task_s: float | None, former: 
         task_s: mean run time of the tasks of its job; None: none has ended.
         former: of nodes that had it before, and go on with it.
     """
-    late, is_full = is_late(run.held_s, attempt, run.depth, patience_s(task_s)), len(former) >= HOLDERS_MAX - 1
-    if task_s is None:
-        return Straggler(index, 0.0, 0.0, late, is_full)
-    runs = (run, *former)
+    runs = [one for one in (run, *former) if one.is_heard]
+    late = not runs or is_late(run.held_s, attempt, run.depth, patience_s(task_s))
+    if task_s is None or not runs:
+        return Straggler(index, 0.0, 0.0, late, len(runs))
     before_s = [(one.depth - 1) * task_s for one in runs]
     spent_s = [one.held_s / one.slowness for one in runs]
     done_s = max(0.0, *(spent - before for spent, before in zip(spent_s, before_s, strict=True)))
@@ -125,7 +136,7 @@ def straggler(index: int, attempt: int, run: Run, task_s: float | None, former: 
     ends_in_s = min(
         (before + work_s - spent) * one.slowness for one, spent, before in zip(runs, spent_s, before_s, strict=True)
     )
-    return Straggler(index, work_s, ends_in_s, late, is_full)
+    return Straggler(index, work_s, ends_in_s, late, len(runs))
 
 
 class Slowness:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.limits import HEARTBEAT_FRACTION, LEASE_S_MIN
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import OwnerCore
 from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.scheduler.stragglers import (
+    HEARTBEATS_MISSED,
     HOLDERS_MAX,
     STRAGGLER_FACTOR,
     STRAGGLER_S_MIN,
@@ -49,6 +51,51 @@ def test_a_node_is_compared_with_whoever_is_done_first_of_all_that_have_a_task()
     crowd = [Run(30.0, 5.0)] * (HOLDERS_MAX - 1)
     assert straggler(0, 2, copy, 20.0, crowd[1:]).is_for(0.1)
     assert not straggler(0, 2, copy, 20.0, crowd).is_for(0.1)
+
+
+def test_each_one_more_must_promise_more() -> None:
+    """Else five slow nodes that were free a moment earlier keep a task to themselves while hundreds of fast ones idle:
+    so the last task of a job on 1,000 nodes ended 24 s after the others."""
+    holders = [Run(10.0, 4.0 - 0.2 * number) for number in range(4)]
+    found = [straggler(0, 2, holders[0], 20.0, holders[1:count]) for count in (1, 2, 3, 4)]
+    assert found[0].slowness_max * found[0].work_s == found[0].ends_in_s - STRAGGLER_S_MIN
+    shares = [one.slowness_max * one.work_s / one.ends_in_s for one in found[1:]]
+    assert [round(share, 6) for share in shares] == [0.8, 0.6, 0.4]
+
+
+def test_a_node_that_is_not_heard_of_is_not_reckoned_with() -> None:
+    """Else all wait for the lease of one that is gone, which was the fastest and should have been done long ago."""
+    gone, slow = Run(30.0, 0.3, is_heard=False), Run(10.0, 4.0)
+    assert straggler(0, 1, gone, 20.0).is_late
+    one = straggler(0, 2, gone, 20.0, [slow])
+    assert one.holders == 1 and one.ends_in_s == straggler(0, 2, slow, 20.0).ends_in_s
+    assert one.is_for(1.0) and not straggler(0, 2, replaced(gone), 20.0, [slow]).is_for(1.0)
+
+
+def replaced(run: Run) -> Run:
+    return Run(run.held_s, run.slowness, run.depth)
+
+
+def test_a_heartbeat_that_is_overdue_makes_room_for_another() -> None:
+    core = OwnerCore()
+    core.add_job(JobEnvelope(JOB, JobTerms(), b"", SUBMITTER, SUBMITTER, b"raw"))
+    core.add_tasks(JOB, [b"x"] * 11)
+    core.seal(JOB)
+    for number in range(11):
+        grant = core.choose(0.0, thief("b"))
+        assert grant is not None
+        core.acknowledged(0.0, b"b".ljust(32, b"."), grant.grant_id, True)
+        if number < 10:
+            good = Outcome(OutcomeStatus.OK, runtime_s=20.0)
+            core.result(0.0, grant.thief, b"b", JOB, grant.tasks[0].index, 0, 1, good, b"d" * 32)
+    beat_s = HEARTBEAT_FRACTION * LEASE_S_MIN
+    core.heartbeat(beat_s, grant.thief, b"1", JOB, [(grant.tasks[0].index, 0, 1)], installation=b"b")
+    for now in (beat_s, beat_s * (1 + 0.9 * HEARTBEATS_MISSED)):
+        core.tick(now)
+        assert core.copy(now, thief("idle")) is None
+    core.tick(beat_s * (1 + HEARTBEATS_MISSED))
+    assert core.copy(beat_s * (1 + HEARTBEATS_MISSED), thief("idle")) is not None
+    core.check_invariants()
 
 
 def test_what_has_run_for_long_is_not_begun_anew_unless_that_is_much_sooner() -> None:
