@@ -52,6 +52,9 @@ CHANNEL_PING_S: Final = 10.0
 """Quiet time after which a channel is probed."""
 CHANNEL_PING_S_MAX: Final = 900.0
 """While only probes pass, the time to the next doubles up to this."""
+CHANNEL_ANSWER_S: Final = 3.0
+"""A sign of life that was asked for on a channel so long ago is overdue, and the peer is shown as not seen: ten times
+the round trip of a bad path, and what a busy machine may be late."""
 CHANNEL_DEAD_S: Final = 30.0
 """Nothing heard on a channel for this long, nor since it was probed CHANNEL_PING_S after its start: it is closed."""
 REQUESTS_IN_FLIGHT_MAX: Final = 1024

@@ -16,6 +16,7 @@ from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.ids import dht_id
 from p2pcompute.limits import (
+    CHANNEL_PING_S,
     CONTACTS_SAVED_MAX,
     DHT_K,
     NEARBY_MAX,
@@ -417,6 +418,7 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
+        self._away.pop(contact.key, None)  # whoever says goodbye next time is not away
         self.peers.contacts_changed(contact.key)
         if contact.key not in self.peers.refused:
             self.on_peer(contact.key)
@@ -470,14 +472,32 @@ class Network:
         return self._away
 
     def is_up(self, key: bytes) -> bool:
-        """Whether a peer was heard lately."""
-        if self.channels.get(key) is not None:
+        """Whether a peer was heard lately, and has not left a sign of life owing on its channel."""
+        channel = self.channels.get(key)
+        silent_since = self.silent_since.get(key, 0.0) if channel is None else channel.unanswered_since
+        if silent_since is None:
             return True
         contact = self.dht.knows(key) if self.dht is not None else None
         if self.dht is None or contact is None or not contact.seen:
             return False
         is_late = self._host.clock.now() - contact.seen >= NOT_SEEN_S * self.dht.patience
-        return not is_late and contact.seen > self.silent_since.get(key, 0.0)
+        return not is_late and contact.seen > silent_since
+
+    def seen_s(self, key: bytes) -> float | None:
+        """Return how many seconds ago a peer was heard last, in this life of the node; None: never."""
+        channel, contact = self.channels.get(key), self._away.get(key)
+        if contact is None and self.dht is not None:
+            contact = self.dht.knows(key)
+        ages = [] if channel is None else [channel.heard_s]
+        if contact is not None and contact.seen:
+            ages.append(self._host.clock.now() - contact.seen)
+        return min(ages, default=None)
+
+    def ask_for_signs(self) -> None:
+        """Have peers of which nothing has come for CHANNEL_PING_S say that they are there: somebody looks."""
+        for channel in self.channels.all():
+            if channel.heard_s >= CHANNEL_PING_S:
+                channel.probe()
 
     def silent(self) -> set[bytes]:
         """Return the members that are known and were not heard lately."""
@@ -493,12 +513,9 @@ class Network:
 
     def heard_s(self, key: bytes) -> float | None:
         """Return when a peer was heard last, in Unix seconds, also in earlier lives; None: that is not known."""
-        wall = self._host.clock.wall()
-        if self.channels.get(key) is not None:
-            return wall
-        contact = self._away.get(key) or (self.dht.knows(key) if self.dht is not None else None)
-        if contact is not None and contact.seen:
-            return wall - (self._host.clock.now() - contact.seen)
+        seen_s = self.seen_s(key)
+        if seen_s is not None:
+            return self._host.clock.wall() - seen_s
         heard = self.names.get(key)
         return None if heard is None else heard.wall_s
 

@@ -457,6 +457,7 @@ class Node:
         )
 
     def peers(self) -> Sequence[PeerView]:
+        self.network.ask_for_signs()
         found = views.peers(self._options.name, self._identity, self.scheduler, self.network, self.credentials)
         return found[:1] if self.members.removed_text else found  # the others are none of its group's any more
 

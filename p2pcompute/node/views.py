@@ -355,7 +355,6 @@ def peers(
     away = network.away()
     servers = {} if dht is None else {contact.key: contact for contact in dht.contacts()}
     contacts = {**away, **servers, **clients}
-    now = scheduler.now()
     own_member = credentials.own_membership_if_any()
     own_keys = (identity.public_key, credentials.installation_of(identity.public_key))
     views = []
@@ -363,7 +362,6 @@ def peers(
         contact = contacts.get(key)
         channel = network.channels.get(key)
         hello = channel.peer.hello if channel is not None else {}
-        seen_s = now - contact.seen if contact is not None and contact.seen else None
         slots, python = hello.get("slots"), hello.get("python")
         is_up = network.is_up(key)
         installation = credentials.installation_of(key) or key
@@ -377,7 +375,7 @@ def peers(
                 name=network.name_of(key) or short_device_id(key),
                 public_key=key,
                 state="not seen" if not is_up else "up" if network.is_met(key) else "not met",
-                seen_s=0.0 if channel is not None else seen_s,
+                seen_s=network.seen_s(key),
                 slots=slots if type(slots) is int else None,
                 busy=min(slots, sum(scheduler.victim.leased_to(key))) if type(slots) is int else None,
                 path=_path(rtt_s, address, is_client=key in clients) if address is not None and is_up else "",

@@ -16,6 +16,7 @@ from p2pcompute.errors import ChannelLost, LocalProtocolError, P2pcError, Remote
 from p2pcompute.host.interfaces import Address, ByteStream, Clock, Timer
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import (
+    CHANNEL_ANSWER_S,
     CHANNEL_DEAD_S,
     CHANNEL_IDLE_S,
     CHANNEL_PING_S,
@@ -177,6 +178,18 @@ class Channel:
     def was_heard(self) -> bool:
         """Whether anything has come on it: else it may have ended because the peer had no room for it."""
         return self._heard > self._begun
+
+    @property
+    def heard_s(self) -> float:
+        """Seconds since anything came on it."""
+        return self._shared.clock.now() - self._heard
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """When a sign of life was asked for that is overdue and has not come; None: nothing is overdue."""
+        if self._ping is None or self._ping[1] < self._heard:
+            return None
+        return self._ping[1] if self._shared.clock.now() - self._ping[1] >= CHANNEL_ANSWER_S else None
 
     @property
     def quiet_s(self) -> float:
