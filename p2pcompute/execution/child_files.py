@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _COPY_BYTES = 1 << 20
 _SHARED_TIME_NS = 1_000_000_000 * 10**9
 """Modification time of every shared file, so that a write to one shows."""
+_SENT_TIME_NS = _SHARED_TIME_NS + 1
+"""The same of every file that is sent along with a task whose outputs are what it has changed."""
 _MAGIC = "*?["
 
 
@@ -74,7 +76,10 @@ class Inputs:
             for name, source, mode, copy_name in job.share:
                 self._share(self._target(directory, name), source, mode, copy_name)
             for name, source, mode in task.send:
-                copy_file(source, self._target(directory, name), mode)
+                target = self._target(directory, name)
+                copy_file(source, target, mode)
+                if has_pattern(task.fetch):
+                    os.utime(target, ns=(_SENT_TIME_NS, _SENT_TIME_NS))
         except FileNotFoundError as error:
             raise Stop("not-run", f"an input file is not on this node any more: {error.filename}") from error
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -176,10 +181,18 @@ def _unfit(name: str, mode: int) -> str:
     return f"the output {name!r} is {kind} (only regular files are brought back); let the task write a file"
 
 
-def find_outputs(directory: str, patterns: tuple[str, ...], files_max: int) -> dict[str, os.stat_result]:
+def has_pattern(names: tuple[str, ...]) -> bool:
+    """Return whether any of these is a glob."""
+    return any(char in name for name in names for char in _MAGIC)
+
+
+def find_outputs(
+    directory: str, patterns: tuple[str, ...], files_max: int, *, inputs: frozenset[str] = frozenset()
+) -> dict[str, os.stat_result]:
     """Return the regular files that the patterns name, by name relative to `directory`.
 
-    A pattern is a name or a glob with `*`, `?`, `[…]` and `**`; as in a shell, `*` does not match a leading dot.
+    A pattern is a name or a glob with `*`, `?`, `[…]` and `**`; as in a shell, `*` does not match a leading dot.  Of
+    the `inputs` a glob names those that the task has changed: ``**`` is what the task has made of its directory.
 
     Raises:
         Stop: a pattern leaves the directory, matches nothing or too much, or names something else than a file.
@@ -200,6 +213,8 @@ def find_outputs(directory: str, patterns: tuple[str, ...], files_max: int) -> d
             has_match = False
             try:
                 for name, entry in _matches(root, parts, ""):
+                    if not is_name and name in inputs and entry.st_mtime_ns in (_SHARED_TIME_NS, _SENT_TIME_NS):
+                        continue
                     if stat.S_ISREG(entry.st_mode):
                         has_match = True
                         found[name] = entry

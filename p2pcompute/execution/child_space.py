@@ -165,7 +165,9 @@ class Workplace:
         if result.status != "ok" or not task.fetch:
             return
         files = []
-        for name, entry in find_outputs(directory.work, task.fetch, self.settings.files_max).items():
+        inputs = frozenset([*(shared[0] for shared in job.share), *(sent[0] for sent in task.send)])
+        found = find_outputs(directory.work, task.fetch, self.settings.files_max, inputs=inputs)
+        for name, entry in found.items():
             encoded = _encoded(name)
             number, path = self.out_files.new()
             move_out(directory.work, name, entry, path)

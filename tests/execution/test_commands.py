@@ -224,6 +224,21 @@ async def test_fetch_by_name_and_pattern(rig: Rig) -> None:
     assert hidden.name == ".secret"
 
 
+async def test_a_pattern_is_what_a_task_has_made_of_its_directory(rig: Rig) -> None:
+    """Inputs come back when they were changed, be it at once and to the same size, or when they are named."""
+    names = ("kept", "sub/kept", "sub/changed", "gone", "written")
+    send = tuple([InputFile(name, await rig.blobs.put(f"{name}\n".encode())) for name in names])
+    share = (InputFile("shared", await rig.blobs.put(b"shared\n")),)
+    text = "printf WRITTEN > written; echo more >> sub/changed; rm gone; mkdir new; echo new > new/file; touch empty"
+    outcome = await rig.shell(text, send=send, fetch=("**",), share=share)
+    assert outcome.status is OutcomeStatus.OK, outcome.error
+    assert sorted(file.name for file in outcome.files) == ["empty", "new/file", "sub/changed", "written"]
+    named = await rig.shell(text, send=send, fetch=("kept", "new/*"), share=share)
+    assert sorted(file.name for file in named.files) == ["kept", "new/file"]
+    nothing = await rig.shell("true", send=send, fetch=("**",))
+    assert nothing.status is OutcomeStatus.FAILED and "no output file matches '**'" in nothing.error
+
+
 CANNOT_FETCH = [
     ("true", "result.txt", "no output file matches 'result.txt'"),
     ("true", "*.png", "no output file matches '*.png'"),
