@@ -37,6 +37,9 @@ from p2pcompute.transport.datagrams import Datagrams, KeyedPort
 
 SAVE_CONTACTS_S = 600.0
 SAVE_FIRST_S = 5.0
+"""After the start, and after a member was met that is new here: others of that moment are written with it."""
+SAVE_PAUSE_S = 30.0
+"""Between two writes because of new members: a crash forgets those of half a minute at most."""
 """After the start: who crashes early finds the group again."""
 RENEW_CHECK_S = 3600.0
 MEET_DELAY_S = 0.1
@@ -178,6 +181,8 @@ class Network:
         """It had contacts in this group in an earlier life."""
         self._saved = b""
         """Digest of the contacts that were saved last."""
+        self._saved_at = -SAVE_PAUSE_S
+        self._is_saving = False
         self._to_meet: dict[Address, None] = {}
         self.names = Names()
         self.silent_since: dict[bytes, float] = {}
@@ -352,9 +357,24 @@ class Network:
         ]
         try:
             await self._host.store.commit(writes)
-            self._saved = digest
+            self._saved, self._saved_at = digest, self._host.clock.now()
         except StoreError:
             return  # the store's trouble is reported where it matters; contacts are found again
+
+    def _note_news(self, key: bytes, name: str) -> None:
+        """Have a member's name written soon that is new here: a crash would make it a number that nobody knows."""
+        known = self.names.get(key)
+        is_news = bool(name) and (known is None or known.name != name) and self.dht is not None
+        if is_news and not self._is_saving and self._credentials.membership_of(key) is not None:
+            self._is_saving = True
+            self._dht_scope.spawn(self._save_news(), "save names")
+
+    async def _save_news(self) -> None:
+        try:
+            await self._host.clock.sleep(max(SAVE_FIRST_S, self._saved_at + SAVE_PAUSE_S - self._host.clock.now()))
+        finally:
+            self._is_saving = False
+        await self.save_contacts()
 
     async def _upkeep(self) -> None:
         since_renewal = RENEW_CHECK_S
@@ -418,6 +438,7 @@ class Network:
         return False
 
     def _contact(self, contact: Contact) -> None:
+        self._note_news(contact.key, clean_name(contact.name))
         self._away.pop(contact.key, None)  # whoever says goodbye next time is not away
         self.peers.contacts_changed(contact.key)
         if contact.key not in self.peers.refused:
@@ -548,6 +569,7 @@ class Network:
 
     def channel_opened(self, channel: Channel) -> None:
         """Learn a peer's name and address from a channel: a peer whose datagrams do not come through is met too."""
+        self._note_news(channel.peer.key, channel.peer.name)
         self.names.note(channel.peer.key, channel.peer.name, self._host.clock.wall())
         port = channel.peer.hello.get("port")
         if type(port) is int and 0 < port < 65536:

@@ -11,6 +11,7 @@ from p2pcompute.errors import UsageError
 from p2pcompute.limits import NAMES_SAVED_MAX, NODE_NAME_CHARS_MAX
 from p2pcompute.node.facade import PeerView, TrustView
 from p2pcompute.node.names import Names
+from p2pcompute.node.network import SAVE_FIRST_S, SAVE_PAUSE_S
 from p2pcompute.node.views import find_node, find_nodes
 from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
@@ -52,6 +53,28 @@ def test_who_is_away_keeps_its_name_when_the_node_restarts(is_crash: bool) -> No
         assert [view.name for view in seen] == [mesh.members[1].host.name] * 2
         assert [view.is_up for view in seen] == [False, True]
         assert seen[1].heard is None, "who is up has no age"
+
+
+def test_who_came_lately_keeps_its_name_when_the_node_crashes() -> None:
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, 3)
+
+        async def main() -> None:
+            owner, other, late = mesh.members
+            await mesh.start([owner, other])
+            await asyncio.sleep(60)
+            await mesh.start([late])
+            await asyncio.sleep(SAVE_FIRST_S + SAVE_PAUSE_S + 5)
+            key = late.identity.public_key
+            assert owner.running.name_of(key) == late.host.name
+            await mesh.stop(late)
+            mesh.crash(owner)
+            await mesh.restart(owner)
+            await asyncio.sleep(5)
+            assert owner.running.name_of(key) == late.host.name
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
 
 
 def test_who_was_let_in_is_known_after_a_restart_though_it_is_away() -> None:
