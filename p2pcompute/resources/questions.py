@@ -251,6 +251,8 @@ class ResourceCounters:
     """Queries refused because too many wait here already."""
     changed: int = 0
     """Peers that were told that an application has come or gone here."""
+    flooded: int = 0
+    """Changes of which peers told more often than they may: they are not listened to."""
     asked: int = 0
     """Requests to others, of both kinds."""
     silent: int = 0

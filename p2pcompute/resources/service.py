@@ -32,6 +32,7 @@ from p2pcompute.limits import (
     QUESTION_WORDS_MAX,
     QUESTIONS_WAITING_MAX,
     QUESTIONS_WAITING_PER_PEER_MAX,
+    RATE_SOURCES_MAX,
 )
 from p2pcompute.resources.attributes import decode_attributes, encode_attributes, values
 from p2pcompute.resources.expressions import Expression, compile_expression
@@ -54,6 +55,7 @@ from p2pcompute.resources.questions import (
 )
 from p2pcompute.resources.told import Told
 from p2pcompute.transport.channels import Channel, Channels
+from p2pcompute.transport.rate import TokenBuckets
 
 DESCRIBE_S: Final = 5.0
 """Wait for a description: the first one of a node tries its container engines."""
@@ -76,6 +78,9 @@ HAS_LIFETIME_S: Final = 300.0
 CHANGE_LOOK_S: Final = 2.0
 """How often it is looked whether an application has come or gone, while somebody believes what was said: the probe
 remembers for four seconds what it found."""
+CHANGES_BURST: Final = 4
+"""A node tells of changes once in CHANGE_LOOK_S: that often it is listened to, and so many at once where they were held
+up on the way.  Each has the scheduler look for work."""
 
 Peers = Mapping[bytes, Sequence[Address]]
 Candidate = tuple[bytes, Sequence[Address]]
@@ -149,6 +154,7 @@ class Resources:
         """Called when one has come or gone here, of those that somebody asked for lately."""
         self.known = KnownNodes()
         self._told = Told()
+        self._changes = TokenBuckets(rate_per_s=1 / CHANGE_LOOK_S, burst=CHANGES_BURST, sources_max=RATE_SOURCES_MAX)
         self._is_looking = False
         self.counters = ResourceCounters()
         self._waiting: dict[bytes, int] = {}
@@ -259,6 +265,9 @@ class Resources:
         words, data = parse_changed(body)
         if self.known.get(channel.peer.key) is None:
             return  # it is not asked for anything
+        if not self._changes.take(channel.peer.installation.hex(), self._host.clock.now()):
+            self.counters.flooded += 1
+            return
         self._learn(channel.peer.key, data, words)
         self.on_news()
 

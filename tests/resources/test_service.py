@@ -13,6 +13,7 @@ from p2pcompute.errors import ChannelLost, P2pcError, RemoteError
 from p2pcompute.host.interfaces import Attribute
 from p2pcompute.limits import QUESTIONS_WAITING_PER_PEER_MAX
 from p2pcompute.resources import service
+from p2pcompute.resources.attributes import encode_attributes
 from p2pcompute.resources.expressions import compile_expression
 from p2pcompute.resources.questions import Findings, Message, Query, unheard_names
 from p2pcompute.resources.service import Resources
@@ -158,6 +159,29 @@ def test_an_application_that_comes_or_goes_is_told() -> None:
         await asyncio.sleep(10)
         assert counters.changed == 2, "it is not believed any more"
         assert names(await find(mesh, "has=ffmpeg")) == ["node-1"]
+
+    play([SMALL, SMALL], scene)
+
+
+def test_a_node_that_tells_of_changes_without_end_wakes_nobody() -> None:
+    """Whoever was asked once could have the scheduler look for work as often as messages fit on the channel."""
+
+    async def scene(mesh: Mesh) -> None:
+        asker, worker = mesh.members[0], mesh.members[1]
+        key, resources = worker.identity.public_key, asker.running.resources
+        await asker.host.call(resources.describe(key, ["ffmpeg"]))
+        woken: list[float] = []
+        resources.on_news = lambda: woken.append(asker.host.clock.now())
+        channel = worker.running.channels.get(asker.identity.public_key)
+        assert channel is not None
+        attributes = await worker.host.call(worker.running.resources.own(["ffmpeg"]))
+        body = [["ffmpeg"], encode_attributes(attributes, worker.host.clock.wall())]
+        for _ in range(100):
+            for _ in range(50):
+                worker.host.enter(lambda: channel.send(Message.CHANGED, body))
+            await asyncio.sleep(0.1)
+        assert len(woken) <= service.CHANGES_BURST + 10 / service.CHANGE_LOOK_S + 1
+        assert resources.counters.flooded == 5000 - len(woken)
 
     play([SMALL, SMALL], scene)
 
