@@ -476,7 +476,8 @@ besides.  Then members get no more of it, and trusted nodes go on.  Two a task a
 VERIFY_KEPT_BYTES_MAX: Final = 64 * MIB
 """Inputs of tasks whose results were accepted and may still be revoked; the oldest are read from the journal again."""
 ANSWERED_MAX: Final = 20_000
-"""Leases of which a worker remembers how it answered them; the oldest is forgotten."""
+"""Leases of which a worker remembers how it answered them, 6 MiB of memory; then all are forgotten, and it signs as in
+another life (`scheduler/answers.py`)."""
 EVIDENCE_MAX: Final = 64
 """Remarkable events that are kept of one node."""
 REPLICAS_MAX: Final = 32
@@ -554,6 +555,10 @@ GRANT_BURST_S: Final = 0.1
 GRANT_ACK_S: Final = 1.0
 """A grant that is not acknowledged within this returns to the victim."""
 GRANT_TASKS_MAX: Final = 512
+MANIFEST_S: Final = 3600.0
+"""For how long workers may give on what a coordinator has given them; what waits longer is done where it is."""
+MANIFEST_BYTES_MAX: Final = 24 * KIB
+"""Of GRANT_TASKS_MAX tasks: 40 bytes each, and the signature."""
 GRANT_BYTES_MAX: Final = 768 * KIB
 """Task payloads in one grant; keeps it inside a frame."""
 GRANT_ENVELOPE_BYTES_MAX: Final = 192 * KIB
@@ -930,7 +935,9 @@ assert VERIFY_UNASKED_BYTES_MAX < VERIFY_HELD_BYTES_MAX, "who was not asked keep
 assert 61 * RESULTS_BATCH_MAX + 512 <= CLAIMS_BYTES_MAX and 2 * CLAIMS_BYTES_MAX + 128 <= PROOF_BYTES_MAX
 assert PROOFS_BYTES_MAX + 16 * PROOFS_MAX < FRAME_BYTES_MAX
 assert GRANT_BYTES_MAX + TASK_PAYLOAD_BYTES_MAX <= FRAME_BYTES_MAX
-assert GRANT_BYTES_MAX + GRANT_ENVELOPE_BYTES_MAX + 32 * GRANT_TASKS_MAX + 4 * KIB <= FRAME_BYTES_MAX
+assert (
+    GRANT_BYTES_MAX + GRANT_ENVELOPE_BYTES_MAX + MANIFEST_BYTES_MAX + 32 * GRANT_TASKS_MAX + 4 * KIB <= FRAME_BYTES_MAX
+)
 assert BLOB_CHUNK_BYTES < FRAME_BYTES_MAX and BLOB_MANIFEST_PAGE * 32 < FRAME_BYTES_MAX
 assert BLOB_WINDOW_CHUNKS * (BLOB_CHUNK_BYTES + KIB) < CHANNEL_WRITE_BYTES_MAX, "a full window is never cut off"
 assert INLINE_BYTES_MAX <= TASK_PAYLOAD_BYTES_MAX

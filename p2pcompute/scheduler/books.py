@@ -78,6 +78,8 @@ class Grant:
     """Whether the thief may let others steal them: not where it matters who computes what."""
     pace_s: float = 0.0
     """The thief sends results at most once in this time, while it has more of them to come."""
+    manifest: bytes = b""
+    """The owner's word for these tasks (`manifests`), without which they cannot be given on."""
 
 
 @dataclass(frozen=True, slots=True)

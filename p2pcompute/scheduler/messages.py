@@ -29,6 +29,7 @@ from p2pcompute.limits import (
     GRANT_TASKS_MAX,
     INLINE_BYTES_MAX,
     LEASE_S_MIN,
+    MANIFEST_BYTES_MAX,
     MOMENT_S_MAX,
     MOMENT_S_MIN,
     NODE_NAME_CHARS_MAX,
@@ -149,7 +150,7 @@ def parse_steal(body: Any, key: bytes, installation: bytes) -> Thief:
 
 def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[Address]) -> list[Any]:
     """Body of a GRANT; `owner` and `envelope` are b"" where the thief knows them (the sender, sent before)."""
-    return [
+    body = [
         grant.grant_id,
         grant.request_id,
         grant.job_id,
@@ -162,6 +163,7 @@ def grant_body(grant: Grant, envelope: bytes, owner: bytes, addresses: Sequence[
         grant.may_pass,
         int(grant.pace_s * 1000),
     ]
+    return [*body, grant.manifest] if grant.manifest else body
 
 
 Tail = tuple[tuple[int, bytes], tuple[int, bytes], bytes]
@@ -254,9 +256,11 @@ def _is_literal(host: str) -> bool:
 
 def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
     """Return (grant, envelope or b"", owner's addresses); the grant's owner is a real key."""
-    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass, pace_ms = listed(
-        body, 11, "grant"
+    grant_id, request_id, job_id, envelope, owner, addresses, lease_ms, tasks, epoch, may_pass, pace_ms, *rest = listed(
+        body, 11, "grant", optional=1
     )
+    manifest = rest[0] if rest else b""
+    _check(isinstance(manifest, bytes) and len(manifest) <= MANIFEST_BYTES_MAX, "grant")
     _check(isinstance(may_pass, bool) and _is_int(pace_ms, int(LEASE_S_MIN * 1000)), "grant")
     _check(_is_int(grant_id) and _is_int(request_id) and _is_bytes(job_id, JOB_ID_BYTES), "grant")
     _check(isinstance(envelope, bytes) and _is_int(lease_ms) and _is_int(epoch, INT_MAX >> 1), "grant")
@@ -271,7 +275,7 @@ def parse_grant(body: Any, sender: bytes) -> tuple[Grant, bytes, list[Address]]:
         parsed.append(GrantedTask(index, generation, attempt, payload, cookie, blob))
     lease_s = lease_ms / 1000
     key, pace_s = owner or sender, pace_ms / 1000
-    grant = Grant(grant_id, request_id, b"", job_id, key, lease_s, tuple(parsed), epoch, may_pass, pace_s)
+    grant = Grant(grant_id, request_id, b"", job_id, key, lease_s, tuple(parsed), epoch, may_pass, pace_s, manifest)
     return grant, envelope, parse_addresses(addresses)
 
 

@@ -199,7 +199,7 @@ class Scheduler:
             self.owner,
             self.worker,
             self.thief,
-            installation=identity.installation,
+            identity=identity,
             boot=boot,
             python=python,
             peers=peers,

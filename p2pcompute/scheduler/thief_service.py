@@ -24,6 +24,7 @@ from p2pcompute.host.tasks import TaskScope
 from p2pcompute.limits import DHT_K, DIAL_COURTESY_S, GRANT_ACK_S, PARK_S, VICTIMS_LARGE_MAX, VICTIMS_MAX
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.books import Grant
+from p2pcompute.scheduler.manifests import check_manifest
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.stealing import Fit, Thief
 from p2pcompute.scheduler.terms import STALE, JobEnvelope, open_job
@@ -50,6 +51,8 @@ class ThiefCounters:
 
     grants_taken_count: int = 0
     grants_declined_count: int = 0
+    grants_unproven_count: int = 0
+    """Those of them that came from another node than the coordinator, without its word for the tasks."""
     jobs_not_got_count: int = 0
     """Grants that were handed back because the envelope of their job did not come."""
 
@@ -287,14 +290,15 @@ class ThiefService:
         wanted = self._accepts_others and not self._worker.is_full and not self._is_closed
         wanted = wanted and core.want(of_others=True) > 0
         wanted = wanted and grant.owner != self._own_key  # our own tasks come back in another way
-        job = self._worker.jobs.get(grant.job_id)
+        job, is_unfit = self._worker.jobs.get(grant.job_id), False
         try:
             if job is None and raw:
                 job = open_job(self._host.crypto, raw, wall=self._host.clock.wall(), is_new=True)
                 if job.job_id != grant.job_id:
                     raise RemoteProtocolError("a grant with the envelope of another job")
             if job is not None:
-                wanted = wanted and self._may_submit(job) is not False and self._is_current(channel, grant, job)
+                is_unfit = self._may_submit(job) is False or (wanted and not self._is_proven(channel, grant, job))
+                wanted = wanted and not is_unfit and self._is_current(channel, grant, job)
         except RemoteProtocolError as error:
             channel.send(
                 Message.GRANT_ACK, [grant.grant_id, False, True] if error.code == STALE else [grant.grant_id, False]
@@ -302,7 +306,6 @@ class ThiefService:
             raise
         if not wanted:
             self.counters.grants_declined_count += 1
-            is_unfit = job is not None and self._may_submit(job) is False
             channel.send(Message.GRANT_ACK, [grant.grant_id, False, True] if is_unfit else [grant.grant_id, False])
             return
         if job is None:
@@ -316,6 +319,20 @@ class ThiefService:
         channel.send(Message.GRANT_ACK, [grant.grant_id, True])
         self._take(channel, grant, job, addresses)
         self._pump_now()  # the task starts before the acknowledgement leaves
+
+    def _is_proven(self, channel: Channel, grant: Grant, job: JobEnvelope) -> bool:
+        """Whether it is shown that the coordinator which a grant names has given these tasks out."""
+        if grant.owner == channel.peer.key:
+            return True
+        try:
+            epoch = check_manifest(self._host.crypto, grant.manifest, job, grant.tasks, wall=self._host.clock.wall())
+        except RemoteProtocolError:
+            epoch = -1  # who passes it on may have been deceived itself
+        known = self._worker.epochs.get(grant.job_id, 0)
+        if epoch >= 0 and grant.epoch <= max(epoch, known):  # nor does a worker's word lead to another coordinator
+            return True
+        self.counters.grants_unproven_count += 1
+        return False
 
     def _is_current(self, channel: Channel, grant: Grant, job: JobEnvelope) -> bool:
         """Whether tasks may be taken for the coordinator that a grant names; one that is out of date is told so.
@@ -371,7 +388,7 @@ class ThiefService:
             return
         self._worker.jobs[job.job_id] = job
         self._worker.forget_old()
-        if not await self._may_run(channel, job):
+        if not self._is_proven(channel, grant, job) or not await self._may_run(channel, job):
             await self._hand_back_unfit(channel, grant)
             return
         if self._is_current(channel, grant, job):

@@ -13,12 +13,13 @@ The thief's side is `thief_service`.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from p2pcompute.host.interfaces import Address, Host, Timer
 from p2pcompute.host.tasks import TaskScope
+from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
     GRANT_ACK_S,
     GRANT_BYTES_MAX,
@@ -29,6 +30,7 @@ from p2pcompute.limits import (
 )
 from p2pcompute.scheduler import messages
 from p2pcompute.scheduler.books import Grant
+from p2pcompute.scheduler.manifests import sign_manifest
 from p2pcompute.scheduler.messages import Message
 from p2pcompute.scheduler.owner import PREFER_S, UNFIT_S
 from p2pcompute.scheduler.owner_service import OwnerService
@@ -80,7 +82,7 @@ class VictimService:
         worker: WorkerService,
         thief: ThiefService,
         *,
-        installation: bytes,
+        identity: Identity,
         boot: bytes,
         python: tuple[int, int],
         peers: Mapping[bytes, Sequence[Address]],
@@ -100,7 +102,7 @@ class VictimService:
         self._owner = owner
         self._worker = worker
         self._thief = thief
-        self._installation = installation
+        self._identity = identity
         self._boot = boot
         self._python = python
         self._peers = peers
@@ -212,7 +214,14 @@ class VictimService:
             return None
         is_idle = bool(core.free_slots) and not core.queued_count
         return Thief(
-            LOCAL, self._installation, self._boot, self._python, slots, want, is_idle=is_idle, only_own=only_own
+            LOCAL,
+            self._identity.installation,
+            self._boot,
+            self._python,
+            slots,
+            want,
+            is_idle=is_idle,
+            only_own=only_own,
         )
 
     def _serve_preferred(self, now: float, waiting: list[Thief]) -> list[Thief]:
@@ -325,7 +334,7 @@ class VictimService:
 
         def may_give(held: Held) -> bool:
             job = self._worker.jobs.get(held.job_id)
-            if job is None or held.owner == LOCAL or held.job_id in self._thief.bound:
+            if job is None or held.owner == LOCAL or held.job_id in self._thief.bound or not held.manifest:
                 return False
             if self._unfit.get((held.job_id, thief.key), now) > now:
                 return False
@@ -336,7 +345,7 @@ class VictimService:
             return job.terms.python is None or job.terms.python == thief.python
 
         held = self._worker.core.give(min(thief.want, GRANT_TASKS_MAX), may_give, now)
-        while held and sum(one.task.size for one in held) > GRANT_BYTES_MAX:
+        while held and (held[-1].manifest != held[0].manifest or sum(one.task.size for one in held) > GRANT_BYTES_MAX):
             self._worker.core.put_back(held.pop())
         if not held:
             return False
@@ -354,6 +363,7 @@ class VictimService:
             LEASE_S_MIN,
             tuple(one.task for one in held),
             self._worker.epochs.get(first.job_id, 0),
+            manifest=first.manifest,
         )
         self._next_given += 1
         self.given[grant.grant_id] = _Given(thief.key, held, now + GRANT_ACK_S)
@@ -377,7 +387,14 @@ class VictimService:
             known.clear()  # sent again when they are granted again
         known[grant.job_id] = None
         self.counters.grants_given_count += 1
+        if not owner and grant.may_pass and (len(grant.tasks) > 1 or not self._is_idle(grant.thief)):
+            # One that an idle node is given begins there at once, and is not given on.
+            grant = replace(grant, manifest=sign_manifest(self._identity, grant, wall=self._host.clock.wall()))
         channel.send(Message.GRANT, messages.grant_body(grant, raw, owner, addresses or self._own_addresses()))
+
+    def _is_idle(self, key: bytes) -> bool:
+        known = self._owner.core.thieves.get(key)
+        return known is not None and known[0].is_idle
 
     def _on_steal(self, channel: Channel, body: Any) -> None:
         peer = channel.peer

@@ -50,6 +50,8 @@ class Held:
     anew meanwhile."""
     is_moving: bool = False
     """It came from another worker and the owner does not know it yet: until then it is not given on."""
+    manifest: bytes = b""
+    """Its coordinator's word for it (`manifests`), shared by all tasks that were given together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +243,10 @@ class WorkerCore:
             known = self.held.get(self._by_task.get((grant.job_id, task.index), 0))
             if known is not None:
                 if known.task.generation == task.generation and known.task.attempt < task.attempt:
-                    known.task = task
+                    known.task, known.manifest = task, grant.manifest
                 continue
             state = HeldState.QUEUED if is_staged else HeldState.STAGING
-            held = Held(self._next_run, grant.job_id, owner, task, state, is_moving=is_moving)
+            held = Held(self._next_run, grant.job_id, owner, task, state, is_moving=is_moving, manifest=grant.manifest)
             self._next_run += 1
             self.held[held.run_id] = held
             self._by_task[grant.job_id, task.index] = held.run_id

@@ -15,9 +15,10 @@ from p2pcompute.dht.records import make_ad, make_record, record_key
 from p2pcompute.execution.spec import JobSpec, TaskKind, TaskPayload, encode_payload, encode_spec
 from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.identity.keys import Identity, create_identity
-from p2pcompute.limits import JOB_AGE_S_MAX
+from p2pcompute.limits import JOB_AGE_S_MAX, JOB_SKEW_S_MAX, MANIFEST_S
 from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.custody import coordinator_of
+from p2pcompute.scheduler.manifests import sign_manifest
 from p2pcompute.scheduler.messages import Message, grant_body
 from p2pcompute.scheduler.terms import JobTerms, job_id_of, open_job, seal_job
 from p2pcompute.transport.messages import Purpose
@@ -115,5 +116,62 @@ def test_grants_are_taken_for_coordinators_of_fresh_jobs_only(mesh: Mesh) -> Non
             await eve.close()
         return found
 
-    assert asyncio.run(answers()) == [[0, False], [1, False, True], [2, False]]
+    assert asyncio.run(answers()) == [[0, False, True], [1, False, True], [2, False]]
     assert ada.get("/v1/status")["slots"]["busy"] == 0
+
+
+def test_who_passes_tasks_on_shows_that_their_coordinator_gave_them(mesh: Mesh) -> None:
+    """Else a member has commands of its own run as somebody else's job: without a sandbox where that job is from, and
+    with results that are believed."""
+    ada = mesh.add("ada").start()
+    token = ada.p2pc("invite", "--token", "--uses", "2").check().out.strip()
+    real, other = ((GrantedTask(0, 0, 1, encode_payload(TaskPayload(argv=(word,)))),) for word in ("true", "false"))
+    keeper, wall = create_identity(CRYPTO), time.time()
+
+    def grant(job_id: bytes, tasks: tuple[GrantedTask, ...], number: int = 0, epoch: int = 0) -> Grant:
+        return Grant(number, 1, b"", job_id, keeper.public_key, 30.0, tasks, epoch)
+
+    async def answers() -> list[tuple[str, bool]]:
+        eve, bob = Attacker(), Attacker()
+        await eve.join(token)
+        await bob.join(token)
+        terms = JobTerms(custodians=(keeper.public_key,), created_ms=int(1000 * wall))
+        job = seal_job(bob.identity, terms, encode_spec(JobSpec(kind=TaskKind.COMMAND)), b"n")
+        given = grant(job_id_of(job), real)
+        word = sign_manifest(keeper, given, wall=wall)
+        old = sign_manifest(keeper, given, wall=wall - MANIFEST_S - JOB_SKEW_S_MAX - 60)
+        later = replace(given, tasks=(replace(real[0], attempt=2),))
+        saved = replace(given, tasks=(replace(real[0], cookie=b"poison"),))
+        tries = {
+            "no word": given,
+            "her own word": replace(given, manifest=sign_manifest(eve.identity, given, wall=wall)),
+            "of another job": replace(given, manifest=sign_manifest(keeper, grant(b"j" * 32, real), wall=wall)),
+            "another task": replace(grant(given.job_id, other), manifest=word),
+            "another attempt": replace(later, manifest=word),
+            "a checkpoint of hers": replace(saved, manifest=word),
+            "long ago": replace(given, manifest=old),
+            "changed": replace(given, manifest=word[:-1] + bytes([word[-1] ^ 1])),
+            "junk": replace(given, manifest=b"\xff" * 99),
+            "a later epoch": replace(given, epoch=1, manifest=word),
+            "its coordinator's word": replace(given, manifest=word),
+        }
+        raw = await eve.channel(Purpose.CONTROL)
+        found = []
+        try:
+            for number, (what, one) in enumerate(tries.items()):
+                body = grant_body(replace(one, grant_id=number), job, keeper.public_key, [])
+                raw.send(encode([int(Message.GRANT), 0, body]))
+                while True:
+                    kind, answer = await raw.next(10.0)
+                    if kind == Message.GRANT_ACK:
+                        found.append((what, answer[1]))
+                        break
+        finally:
+            raw.close()
+            await eve.close()
+            await bob.close()
+        return found
+
+    *refused, taken = asyncio.run(answers())
+    assert [what for what, is_taken in refused if is_taken] == [] and len(refused) == 10
+    assert taken == ("its coordinator's word", True), "workers give on what they have not begun"
