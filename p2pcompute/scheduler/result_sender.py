@@ -25,15 +25,14 @@ from p2pcompute.host.runs import Outcome, OutcomeStatus
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.identity.keys import Identity
 from p2pcompute.limits import (
-    ANSWERED_MAX,
     MIB,
     RESULTS_BATCH_BYTES_MAX,
     RESULTS_BATCH_MAX,
     UNACKED_RESULTS_BYTES_MAX,
     UNSENT_BLOBS_CACHE_SHARE,
 )
+from p2pcompute.scheduler.answers import Answers
 from p2pcompute.scheduler.messages import (
-    CLAIMS_CONTENT_TYPE,
     Message,
     decode_outcome,
     encode_outcome,
@@ -77,7 +76,7 @@ class ResultSender:
     """Brings results to their owners."""
 
     __slots__ = (
-        "_addresses_of", "_answered", "_boot", "_channels", "_core", "_host", "_identity", "_journal", "_link_of",
+        "_addresses_of", "_answers", "_channels", "_core", "_host", "_identity", "_journal", "_link_of",
         "_links", "_rng", "_scope", "_seek_coordinators", "_sort_out", "_unsent_blobs", "counters", "deletes",
         "locate", "unsent_blobs_bytes", "unsent_bytes",
     )  # fmt: skip
@@ -114,7 +113,6 @@ class ResultSender:
         self._core = core
         self._links = links
         self.counters = counters
-        self._boot = boot
         self._addresses_of = addresses_of
         self._link_of = link_of
         self._sort_out = sort_out
@@ -122,8 +120,7 @@ class ResultSender:
         self._rng = host.rng.stream("scheduler.backoff")
         self.locate: Callable[[bytes], Awaitable[Sequence[Address]]] | None = None
         """Asks the group where a node is now: in a large one this node knows few of the others."""
-        self._answered: dict[tuple[bytes, int, int, int], bytes] = {}
-        """(job, task, generation, attempt) → digest of the good result that was signed for it in this life."""
+        self._answers = Answers(boot, host.crypto.random_bytes)
         self.unsent_bytes = 0
         """Of encoded results."""
         self.unsent_blobs_bytes = 0
@@ -208,13 +205,15 @@ class ResultSender:
                 link.nudge.clear()
                 await self._keep_pace(link)
                 batch = self._next_results(link)
-                self._drop_second(link, batch)
                 link.nudge.clear()
                 if not batch:
                     await self._pause(link, RECONNECT_S_MIN)
                     continue
+                claims = self._sign(link, batch)
+                if not batch:
+                    continue
                 try:
-                    await self._deliver(link, batch)
+                    await self._deliver(link, batch, claims)
                 except (P2pcError, TimeoutError) as error:
                     if self._is_refusal(error):
                         self.counters.refused_results_count += 1
@@ -338,33 +337,23 @@ class ResultSender:
             batch.append(done)
         return batch
 
-    def _drop_second(self, link: OwnerLink, batch: list[Finished]) -> None:
-        """Leave out good results of leases that were answered otherwise before.
+    def _sign(self, link: OwnerLink, batch: list[Finished]) -> bytes:
+        """Return the signed claims of a batch, out of which second results of its leases are taken.
 
         Two signed results under one lease prove that somebody lies.  An owner that grants a task again as the same
         attempt, though its result is on the way or told, must not make a liar of a node whose task has more than one.
         """
-        for done in list(batch):
-            index, generation, attempt, status, digest = done.claim
-            if status != OutcomeStatus.OK:
-                continue
-            first = self._answered.setdefault((done.job_id, index, generation, attempt), digest)
-            if first != digest:
-                self.counters.second_results_count += 1
-                batch.remove(done)
-                link.results.remove(done)
-                self.let_go([done])
-                if done.is_on_disk and self._journal is not None:
-                    self.deletes.append(self._journal.outbox_delete(link.key, done.job_id, index, attempt))
-        while len(self._answered) > ANSWERED_MAX:
-            del self._answered[next(iter(self._answered))]
+        claims, second = self._answers.sign(self._identity, batch[0].job_id, [done.claim for done in batch])
+        for done in [done for done in batch if any(done.claim is claim for claim in second)]:
+            self.counters.second_results_count += 1
+            batch.remove(done)
+            link.results.remove(done)
+            self.let_go([done])
+            self.delete(link, [done])
+        return claims
 
-    async def _deliver(self, link: OwnerLink, batch: list[Finished]) -> None:
+    async def _deliver(self, link: OwnerLink, batch: Sequence[Finished], claims: bytes) -> None:
         channel = await self.reach(link)
-        claims = self._identity.sign_envelope(
-            CLAIMS_CONTENT_TYPE,
-            {"job": batch[0].job_id, "claims": [list(done.claim) for done in batch], "boot": self._boot},
-        )
         body = [claims, [done.outcome for done in batch]]
         await channel.request(Message.RESULTS, body, timeout_s=RESULTS_TIMEOUT_S)
 

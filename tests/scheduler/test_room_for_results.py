@@ -15,6 +15,7 @@ import pytest
 
 from p2pcompute.host.interfaces import BlobRef
 from p2pcompute.host.real_blobs import FileBlobs
+from p2pcompute.host.real_crypto import RealCrypto
 from p2pcompute.host.runs import Outcome, OutcomeStatus, OutputFile
 from p2pcompute.host.tasks import TaskScope
 from p2pcompute.scheduler.books import Grant, GrantedTask
@@ -32,6 +33,7 @@ async def made_worker(blobs: FileBlobs, *, inputs: Any = None, fetch: Any = None
     host: Any = SimpleNamespace(
         store=SimpleNamespace(blobs=blobs),
         clock=SimpleNamespace(now=lambda: 0.0, call_later=lambda *_: SimpleNamespace(cancel=lambda: None)),
+        crypto=RealCrypto(),
         rng=SimpleNamespace(stream=lambda _name: None),
         runner=SimpleNamespace(slot_count=4, on_saved=None),
     )
