@@ -26,7 +26,7 @@ from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.wire.envelope import open_envelope
 from p2pcompute.wire.fields import listed
 
-CONTENT_TYPE: Final = "p2pc.manifest/1"
+MANIFEST_CONTENT_TYPE: Final = "p2pc.manifest/1"
 _DIGEST_BYTES: Final = 16
 
 
@@ -38,7 +38,7 @@ def sign_manifest(identity: Identity, grant: Grant, *, wall: float) -> bytes:
     """
     until_ms = int((wall + MANIFEST_S) * 1000)
     return identity.sign_envelope(
-        CONTENT_TYPE, [grant.job_id, grant.epoch, until_ms, [_entry(task) for task in grant.tasks]]
+        MANIFEST_CONTENT_TYPE, [grant.job_id, grant.epoch, until_ms, [_entry(task) for task in grant.tasks]]
     )
 
 
@@ -53,7 +53,7 @@ def check_manifest(crypto: Crypto, raw: bytes, job: JobEnvelope, tasks: Sequence
     """
     if not raw:
         raise RemoteProtocolError("tasks of another node, and nothing that shows whose they are")
-    envelope = open_envelope(crypto, raw, CONTENT_TYPE, bytes_max=MANIFEST_BYTES_MAX)
+    envelope = open_envelope(crypto, raw, MANIFEST_CONTENT_TYPE, bytes_max=MANIFEST_BYTES_MAX)
     job_id, epoch, until_ms, entries = listed(envelope.payload, 4, "manifest")
     if envelope.signer not in job.coordinators or job_id != job.job_id:
         raise RemoteProtocolError("tasks that no coordinator of the job has given out")

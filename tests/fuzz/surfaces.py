@@ -49,7 +49,9 @@ from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.node.own_machines import OWN_MACHINES, OwnMachines
 from p2pcompute.resources.attributes import decode_attributes
 from p2pcompute.scheduler import messages
+from p2pcompute.scheduler.books import Grant, GrantedTask
 from p2pcompute.scheduler.bundles import check_evidence, check_file, make_bundle, make_evidence
+from p2pcompute.scheduler.manifests import MANIFEST_CONTENT_TYPE, check_manifest, sign_manifest
 from p2pcompute.scheduler.receipts import RECEIPT_CONTENT_TYPE, open_receipt, seal_receipt
 from p2pcompute.scheduler.terms import JobTerms, open_job, seal_job
 from p2pcompute.scheduler.tickets import Ticket, format_ticket, parse_ticket, sign_ticket
@@ -317,6 +319,15 @@ def _of_members() -> Iterator[Surface]:
         "member",
         _signed(lambda data: open_job(CRYPTO, data, wall=WALL), "p2pc/job"),
         [_payload(job), _payload(seal_job(program, terms, b"", b"n"))],
+    )
+    kept = seal_job(BOB, JobTerms(custodians=(CRYPTO.public_key(KEY),)), b"", b"nonce")
+    opened, tasks = open_job(CRYPTO, kept, wall=WALL), (GrantedTask(0, 0, 1, b"payload"),)
+    given = Grant(1, 1, KEY, opened.job_id, BOB.public_key, 30.0, tasks)
+    yield Surface(
+        "signed manifests",
+        "member",
+        _signed(lambda data: check_manifest(CRYPTO, data, opened, tasks, wall=WALL), MANIFEST_CONTENT_TYPE),
+        [_payload(sign_manifest(BOB, given, wall=WALL))],
     )
     yield Surface("specs", "member", decode_spec, [encode_spec(JobSpec(kind=TaskKind.COMMAND))])
     yield Surface("tasks", "member", decode_payload, [encode_payload(TaskPayload(argv=("true", "x"), inputs=("x",)))])
