@@ -16,7 +16,7 @@ their proposer as in Paxos (Lamport 1998).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pcompute.host.interfaces import Address
@@ -51,19 +51,13 @@ def patience_s(rank: int) -> float:
     return LEASE_S_MIN * min(1.0 + 0.4 * (rank - 1), 1.8)
 
 
-def first_task(open_tasks: Sequence[int], rank: int, custodians: int) -> int:
-    """Return with which of the open tasks of a job the custodian of this rank begins; it goes on downwards, and from the
-    lowest to the last.
+def first_task(size: int, rank: int, custodians: int) -> int:
+    """Return with which task of a job the custodian of this rank begins; it goes on downwards, and from 0 to the last.
 
-    Coordinators that are cut off from one another do not begin with the same ones: the owner goes upwards from the
-    lowest, the first custodian begins with the last one, the second of two in the middle of those that are open: where
-    it takes over, the ends have been done by others.
-
-    Args:
-        open_tasks: in order.
+    Coordinators that are cut off from one another do not begin with the same ones: the owner goes upwards from 0, the
+    first custodian begins with the last task, the second of two in the middle.
     """
-    last = len(open_tasks) - 1
-    return open_tasks[max(0, last - len(open_tasks) * (rank - 1) // max(1, custodians))] if open_tasks else 0
+    return max(0, size - 1 - size * (rank - 1) // max(1, custodians))
 
 
 @dataclass(frozen=True, slots=True)
