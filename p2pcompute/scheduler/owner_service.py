@@ -119,6 +119,7 @@ class OwnerService:
         self._name_of = name_of
         self._inputs = inputs
         self.core = OwnerCore(fit_of, acceptance)
+        self.core.acceptance.wall = host.clock.wall
         self.books: dict[bytes, JobBook] = {}
         self.aliases: dict[str, bytes] = {}
         self._serial = 0
@@ -524,7 +525,6 @@ class OwnerService:
             relayed_by: another coordinator of the job, which took them while this one was away.
         """
         now = self._host.clock.now()
-        self.core.acceptance.wall_s = self._host.clock.wall()
         job = self.core.jobs.get(job_id)
         is_believed = job is None or self.core.acceptance.believes(job, installation)
         boot = b"" if is_believed else claims_boot(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,11 @@ from p2pcompute.node.membership import GroupCredentials
 from p2pcompute.scheduler import bundles
 from p2pcompute.scheduler.bundles import check_evidence, find_equivocation, make_bundle, make_evidence
 from p2pcompute.scheduler.messages import CLAIMS_CONTENT_TYPE
+from p2pcompute.simulation.host import Simulation
+from p2pcompute.simulation.mesh import Mesh
+from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.trust.groups import admit, found_group
+from p2pcompute.trust.levels import Level
 
 CRYPTO = RealCrypto()
 ADA, BOB, EVE = (create_identity(CRYPTO) for _ in range(3))
@@ -177,3 +182,20 @@ async def test_who_asks_gets_what_he_lacks() -> None:
     for junk in (None, [], [[b"short"]], [["x" * 8]], [[bytes(8)] * (PROOFS_MAX + 1)]):
         with pytest.raises(RemoteProtocolError):
             await exchange._on_asked(channel, junk)
+
+
+def test_a_ban_by_a_proof_of_others_is_of_the_moment_when_it_came() -> None:
+    """Not of the last result that came here, nor of none: who looks for what happened then finds nothing."""
+    with Simulation(1) as simulation:
+        mesh = Mesh(simulation, 2, runner=RunnerModel(slot_count=1), level=Level.MEMBER, custodians=0)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(100)
+            ada, eve = mesh.members
+            ada.running._convict(eve.identity.installation)
+            record = ada.running.scheduler.acceptance.records[eve.identity.installation]
+            assert record.banned and record.banned_at == int(ada.host.clock.wall()) > 0
+
+        simulation.run(main(), time_s_max=200)
+        mesh.check_errors()

@@ -72,8 +72,8 @@ class Belief:
         """When a trusted node that asks for work was last known."""
         self._began_at = inf
         """When the first member took part in this life."""
-        self.wall_s = 0.0
-        """Unix seconds, as of the last event."""
+        self.wall: Callable[[], float] = lambda: 0.0
+        """Unix seconds now: when something remarkable is told of a node."""
         self.changed: dict[bytes, None] = {}
         """Nodes of which more is known than was stored."""
         self.can_load = False
@@ -138,7 +138,7 @@ class Belief:
         return self.records.setdefault(installation, Record())
 
     def _tell(self, installation: bytes, checked: CheckedJob, index: int, what: str) -> None:
-        event = Event(int(self.wall_s), checked.job.envelope.job_id, index, what)
+        event = Event(int(self.wall()), checked.job.envelope.job_id, index, what)
         self.record(installation).events.append(event)
         self.changed[installation] = None
 

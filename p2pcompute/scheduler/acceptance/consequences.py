@@ -161,7 +161,7 @@ class Consequences(Lending):
         record = self.record(installation)
         if record.banned:
             return
-        record.banned, record.banned_at = str(why), int(self.wall_s)
+        record.banned, record.banned_at = str(why), int(self.wall())
         self.changed[installation] = None
         self._owner.banned(installation, str(why))
         for checked in list(self._checked_jobs()):
