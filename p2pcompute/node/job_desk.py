@@ -235,6 +235,7 @@ class JobDesk:
         owner = self._scheduler.owner
         job = owner.book(job_id).job
         payload = job.payloads.get(index)
+        before = await self._tries_before(job_id, index, job.ledger.generation(index))
         if payload is not None:
             lease = next(iter(owner.core.holders(job_id, index)), None)
             return TaskView(
@@ -243,13 +244,13 @@ class JobDesk:
                 state,
                 node_key=b"" if lease is None else self._key_of(lease.thief),
                 node_name="" if lease is None else self._name_of(lease.thief),
-                attempts=job.attempts.get(index, 0),
+                attempts=before + job.attempts.get(index, 0),
                 payload=payload,
             )
         record = await owner.result_of(job_id, index)
         reason = job.ledger.reasons.get(index, "")
         if record is None:
-            return TaskView(index, job.ledger.generation(index), state, reason=reason, seq=seq)
+            return TaskView(index, job.ledger.generation(index), state, attempts=before, reason=reason, seq=seq)
         payload = record.payload
         if not payload:
             payload = (await owner.payloads(job_id, [index])).get(index, b"")
@@ -260,11 +261,18 @@ class JobDesk:
             outcome=decode_outcome(record.outcome) if record.outcome else None,
             node_key=record.node_key or (self._identity.public_key if record.node_name else b""),
             node_name=record.node_name,
-            attempts=record.attempts,
+            attempts=before + record.attempts,
             payload=payload,
             reason=reason,
             seq=seq,
         )
+
+    async def _tries_before(self, job_id: bytes, index: int, generation: int) -> int:
+        """Return how many attempts a task had before it was started again, as far as is kept here."""
+        if self._journal is None:
+            return 0
+        ends = [await self._journal.result(job_id, index, earlier) for earlier in range(generation)]
+        return sum(end.attempts for end in ends if end is not None)
 
     def belief(self, job_id: bytes, task: TaskView) -> BeliefView | None:
         owner, credentials = self._scheduler.owner, self._credentials
