@@ -299,6 +299,9 @@ def test_trusted_nodes_settle_what_takes_longest_and_the_rest_is_weighed_again()
         checked.verifier.workers[key].k += 1000
     play.core.tick(play.now)
     assert play.job.ledger.counts[TaskState.DONE] == 8, "nobody else has to compute anything"
+    stopped = [index for who, _job, indices, kill in play.core.take_effects().stops if kill and who == boss
+               for index in indices]  # fmt: skip
+    assert sorted(stopped) == sorted(settled), "what a trusted node computes of it would be in vain, for hours perhaps"
 
 
 @pytest.mark.parametrize("method", ["arbitrate", "spotcheck"])

@@ -77,10 +77,10 @@ class Consequences(Lending):
         self._keep_payload(checked, index)
         job.accepted_digests[index], job.accepted_why[index] = effect.digest, str(effect.basis)
         self._owner.note(job, FactKind.CHECKED, [index, job.ledger.generation(index), effect.digest, str(effect.basis)])
-        for thief, lease in checked.leases.get(index, {}).items():
-            self._owner.stop(thief, job, [index], kill=lease.is_late)
+        for thief, lease in checked.leases.get(index, {}).items():  # a member's claim speaks for it or against it
+            self._owner.stop(thief, job, [index], kill=lease.is_late or self._is_trusted(job, lease))
         if index in job.leases:
-            self._owner.unlease(job, index)
+            self._owner.unlease(job, index, kill=True)
         self._owner.accept_checked(job, index, output.outcome, output.thief, effect.digest)
 
     def _revoked(self, checked: CheckedJob, index: int, why: str) -> None:

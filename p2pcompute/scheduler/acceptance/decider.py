@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from p2pcompute.host.runs import Outcome
 from p2pcompute.scheduler.books import Lease, OwnedJob
 from p2pcompute.scheduler.ledger import FactKind
+from p2pcompute.scheduler.stealing import Thief
 from p2pcompute.trust.verification.book import Digest
 
 
@@ -24,7 +25,7 @@ class Decider(Protocol):
     def requeue_checked(self, job: OwnedJob, index: int) -> None:
         """An open task is held no longer."""
 
-    def unlease(self, job: OwnedJob, index: int) -> None:
+    def unlease(self, job: OwnedJob, index: int, *, kill: bool = False) -> None:
         """End the lease that the owner keeps of a task."""
 
     def released_checked(self, job: OwnedJob, lease: Lease) -> None:
@@ -46,6 +47,12 @@ class Decider(Protocol):
 
     def note(self, job: OwnedJob, kind: FactKind, entry: list[Any]) -> None:
         """Journal a fact."""
+
+    def may_judge(self, now: float, job: OwnedJob, thief: Thief) -> bool:
+        """Whether a node may run tasks of a job."""
+
+    def has_right_one(self, now: float, job: OwnedJob, index: int, *, are_believed: bool = False) -> bool:
+        """Whether a node may run a task on which it need not fail as it has on others."""
 
     def stop(self, thief: bytes, job: OwnedJob, indices: list[int], *, kill: bool) -> None:
         """Have a node drop tasks."""

@@ -289,11 +289,15 @@ class Results(Rule):
         """An open task is held no longer, and nobody has claimed it."""
         self._requeue(job, index)
 
-    def unlease(self, job: OwnedJob, index: int) -> None:
-        """End the lease of a task that members have claimed: whoever had it has told its result, or is not needed."""
+    def unlease(self, job: OwnedJob, index: int, *, kill: bool = False) -> None:
+        """End the lease of a task that members have claimed: whoever had it has told its result, or is not needed.
+
+        Args:
+            kill: not even if it has begun.
+        """
         lease = self._release(job, index)
         if lease is not None:
-            self._effects.stops.append((lease.thief, job.envelope.job_id, [index], False))
+            self._effects.stops.append((lease.thief, job.envelope.job_id, [index], kill))
 
     def released_checked(self, job: OwnedJob, lease: Lease) -> None:
         """A node computes a task no more whose lease `Acceptance` keeps."""
@@ -326,7 +330,7 @@ class Results(Rule):
 
     def _have_members_failed(self, now: float, job: OwnedJob, index: int, installation: bytes) -> bool:
         """Whether a task has failed though no trusted node says so: there is none, and members enough have tried it."""
-        if job.failures[index] <= job.envelope.terms.retries or not self.acceptance.are_members_alone(now):
+        if job.failures[index] <= job.envelope.terms.retries or not self.acceptance.are_members_alone(now, job, index):
             return False
         nodes = {*job.avoid.get(index, ([], 0.0))[0], installation}
         return len(nodes) > job.envelope.terms.retries or not self.has_other(now, job, nodes)
