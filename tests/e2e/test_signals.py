@@ -55,6 +55,7 @@ def test_interrupt_twice_kills(ada: Daemon, tmp_path: Path) -> None:
 
 def test_terminate_kills(ada: Daemon) -> None:
     running = ada.begin("run", "--name", "terminated", "sleep", "{}", ":::", "3042", "3043")
+    ada.wait_done(0, 20)  # on a busy machine there is no job yet
     until(lambda: ada.job()["name"] == "terminated" and ada.job()["running"] == 2, 20, "it runs")
     running.process.terminate()
     assert running.finish(15).code == 143
