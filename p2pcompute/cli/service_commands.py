@@ -1,10 +1,12 @@
 """`service`: the node starts with the computer, by the system's own means.
 
 Linux: a systemd unit, of this user or (``--system``) of the machine.  macOS: a launchd agent of this user, written
-after launchd.plist(5), and untried.  Elsewhere the node does not run.  `plan_for` decides what is written and called;
-``--dry-run`` prints it.
+after launchd.plist(5), and untried.  Windows: the node runs in the Windows Subsystem for Linux; where that has no
+systemd, a task of Windows' Task Scheduler begins it when its user logs in, untried too.  `plan_for` decides what is
+written and called; ``--dry-run`` prints it.
 
-Source: systemd.service(5), systemd.exec(5), sysusers.d(5); launchd.plist(5), launchctl(1).
+Source: systemd.service(5), systemd.exec(5), sysusers.d(5); launchd.plist(5), launchctl(1); schtasks and wsl.exe in
+Microsoft's reference of commands.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ from p2pcompute.places import Paths, find_paths
 
 UNIT: Final = "p2pc.service"
 LABEL: Final = "org.p2pcompute.node"
+WSL: Final = "wsl"
+"""`plan_for`'s name for the Windows Subsystem for Linux without systemd."""
+TASK_CHARS_MAX: Final = 261
+"""What schtasks takes as the command of a task."""
 STOP_S: Final = 75
 """The system's patience: longer than a node drains (STOP_GRACE_S)."""
 COMMAND_S_MAX: Final = 90.0
@@ -77,7 +83,7 @@ def plan_for(
     """Return what is to be written and called.  Touches nothing.
 
     Args:
-        system: as `sys.platform` names it.
+        system: as `sys.platform` names it, or WSL.
         is_system: for the machine, not for this user.
         environ: of the terminal; what of it the node needs goes along, for a user's service.
         python: the interpreter that has p2pcompute.
@@ -93,6 +99,8 @@ def plan_for(
         return _systemd_plan(carried, [python, "-P", "-m", "p2pcompute", "node"], home, environ, is_system=is_system)
     if system == "darwin":
         return _launchd_plan(carried, [python, "-P", "-m", "p2pcompute", "node"], home, user_id, is_system=is_system)
+    if system == WSL:
+        return _task_plan(carried, [python, "-P", "-m", "p2pcompute"], home, environ, is_system=is_system)
     raise UsageError(
         f"there is no service for {system}",
         "the node runs on Linux and macOS",
@@ -212,6 +220,41 @@ def _launchd_plan(
     )
 
 
+# --- Task Scheduler -------------------------------------------------------------------------------
+
+
+def _task_plan(
+    carried: Mapping[str, str], command: list[str], home: Path, environ: Mapping[str, str], *, is_system: bool
+) -> ServicePlan:
+    if is_system:
+        raise UsageError(
+            "there is no service for all users in the Windows Subsystem for Linux without systemd",
+            "Windows begins it for one user, when that one logs in",
+            "without --system: p2pc service install; or switch systemd on in /etc/wsl.conf",
+            code="service",
+        )
+    distribution, user = environ.get("WSL_DISTRO_NAME", ""), environ.get("USER", "")
+    file = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "p2pc" / "service.sh"
+    begins = ["wsl.exe", "-d", distribution, "-u", user, "--exec", "/bin/sh", str(file)]
+    shown = subprocess.list2cmdline(begins)
+    if not distribution or not user or len(shown) > TASK_CHARS_MAX:
+        raise UsageError(
+            "Windows' Task Scheduler cannot begin a node here",
+            f"the command of a task has at most {TASK_CHARS_MAX} characters, and names distribution and user: {shown}",
+            "start it when a terminal opens, in ~/.profile: p2pc node start",
+            code="service",
+        )
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in carried.items()]
+    task = ("schtasks.exe", "/TN", LABEL)
+    return ServicePlan(
+        files=((file, "\n".join(["#!/bin/sh", *exports, f"exec {shlex.join([*command, 'node'])}", ""])),),
+        starts=((task[0], "/Create", *task[1:], "/SC", "ONLOGON", "/TR", shown, "/F"), (task[0], "/Run", *task[1:])),
+        stops=((*command, "node", "stop"), (task[0], "/Delete", *task[1:], "/F")),
+        forgets=(),
+        looks=(*command, "status", "--json"),
+    )
+
+
 # --- doing it -------------------------------------------------------------------------------------
 
 
@@ -223,14 +266,14 @@ def _service_options(command: _Decorated) -> _Decorated:
 def _plan(*, is_system: bool) -> ServicePlan:
     home = Path(os.environ.get("HOME") or Path.home())
     plan = plan_for(
-        sys.platform,
+        WSL if "WSL_DISTRO_NAME" in os.environ and not os.path.isdir("/run/systemd/system") else sys.platform,
         is_system=is_system,
         environ=os.environ,
         python=sys.executable,
         user_id=os.getuid(),
         home=home,
     )
-    tool = plan.looks[0]
+    tool = plan.starts[-1][0]
     if shutil.which(tool) is None:
         raise UsageError(
             f"there is no {tool} on this computer",

@@ -56,6 +56,24 @@ elif words[0] == "is-active":
 """
 
 
+SCHTASKS = """#!{python}
+import json, pathlib, subprocess, sys
+folder, words = pathlib.Path(__file__).parent, sys.argv[1:]
+task = folder / (words[words.index("/TN") + 1] + ".task")
+if words[0] == "/Create":
+    assert words[words.index("/SC") + 1] == "ONLOGON" and words[-1] == "/F"
+    task.write_text(words[words.index("/TR") + 1])
+elif words[0] == "/Run":
+    begins = task.read_text().split()
+    assert begins[:6] == ["wsl.exe", "-d", "Debian", "-u", "ada", "--exec"]
+    log = open(folder / "log", "wb")
+    env = {"LANG": "C.UTF-8"}  # nothing of the terminal's
+    subprocess.Popen(begins[6:], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+elif words[0] == "/Delete":
+    task.unlink()
+"""
+
+
 def plan(system: str = "linux", *, is_system: bool = False, **environ: str) -> ServicePlan:
     return plan_for(
         system, is_system=is_system, environ=environ, python=sys.executable, user_id=1000, home=Path("/home/ada")
@@ -175,3 +193,54 @@ def test_a_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str
     assert run_command(["service", "install", "--dry-run"]) == 0
     assert "ExecStart=" in capsys.readouterr().out
     assert not (place.parent / "config").exists() and not (place / "calls").exists()
+
+
+def test_windows_begins_a_node_in_its_subsystem_for_linux(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a stand-in for schtasks.exe: it begins what the task names, with nothing of the terminal's environment."""
+
+    def p2pc(*words: str) -> tuple[int, str, str]:
+        code = run_command(words)
+        return (code, *capsys.readouterr())
+
+    (place / "schtasks.exe").write_text(SCHTASKS.replace("{python}", sys.executable))
+    (place / "schtasks.exe").chmod(0o755)
+    monkeypatch.setenv("WSL_DISTRO_NAME", "Debian")
+    monkeypatch.setenv("USER", "ada")
+    monkeypatch.setenv("P2PC_NO_AUTOSTART", "1")
+    real = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: path != "/run/systemd/system" and real(path))
+    code, out, _ = p2pc("service", "install", "--dry-run")
+    assert code == 0 and "$ schtasks.exe /Create /TN org.p2pcompute.node /SC ONLOGON /TR" in out
+    assert not (place.parent / "config").exists()
+    try:
+        assert p2pc("service", "install")[0] == 0
+        end = time.monotonic() + 30
+        while p2pc("service", "status", "--json")[0] != 0:
+            assert time.monotonic() < end, (place / "log").read_text()
+            time.sleep(0.05)
+        code, _, err = p2pc("service", "uninstall")
+        assert code == 0 and "removed" in err
+        assert p2pc("status")[0] == 5 and not list(place.glob("*.task"))
+    finally:
+        p2pc("node", "stop", "--now")
+    assert not list((place.parent / "config").rglob("service.sh"))
+
+
+def test_a_task_of_windows_is_refused_where_it_could_not_work() -> None:
+    with pytest.raises(UsageError, match="for all users"):
+        plan("wsl", is_system=True, WSL_DISTRO_NAME="Debian", USER="ada")
+    for environ in ({}, {"WSL_DISTRO_NAME": "Debian"}, {"WSL_DISTRO_NAME": "D" * 250, "USER": "ada"}):
+        with pytest.raises(UsageError, match="cannot begin a node here"):
+            plan("wsl", **environ)
+    script = plan("wsl", WSL_DISTRO_NAME="Debian", USER="ada", P2PC_HOME="/srv/my $HOME's").files[0][1]
+    assert (
+        subprocess.run(
+            ["/bin/sh", "-c", script.replace("exec ", "printenv P2PC_HOME #")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        == "/srv/my $HOME's\n"
+    )

@@ -53,7 +53,7 @@ def test_the_fields_that_are_known() -> None:
 
 
 THIEF = Thief(KEY, KEY, b"boot", (3, 11), slots=2, want=3, request_id=1)
-GRANT: list[Any] = [1, 2, KEY, b"raw", KEY, [["127.0.0.1", 1]], 30_000, [[0, 0, 1, b"payload"]], 4, True, 5_000]
+GRANT: list[Any] = [1, 2, KEY, b"raw", KEY, [["127.0.0.1", 1]], 30_000, [[0, 0, 1, b"payload"]], 4, True, 5_000, b"m"]
 ROW: list[Any] = [0, 0, 3, KEY, "ada", 1, b"o", b"p"]
 SYNCED: list[Any] = [7, False, [b"fact"], [ROW], 0, [b"claims"], [ROW], 1, [[0, [0, 2, [KEY], b"c"]]], 12, True]
 BODIES: list[tuple[Callable[[Any], Any], Any, Any]] = [
