@@ -232,8 +232,9 @@ class OwnedJob:
 class CheckedJob:
     """The books about a job of which members compute tasks."""
 
-    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "held", "job", "lane", "leases",
-                 "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "verifier", "weighed")  # fmt: skip
+    __slots__ = ("arbitrations", "asked", "attempts", "check_of", "claimed_at", "held", "job", "judge_at", "lane",
+                 "leases", "numbers", "outputs", "payloads", "rechecks", "rule", "signed", "since", "verifier",
+                 "weighed")  # fmt: skip
 
     def __init__(self, job: OwnedJob, rule: Rule, verifier: Verifier, lane: int) -> None:
         self.job = job
@@ -265,6 +266,10 @@ class CheckedJob:
         """When a task was claimed last."""
         self.rechecks: dict[int, None] = {}
         """Tasks that are done, and checked once more."""
+        self.since = inf
+        """When `tick` saw these books first."""
+        self.judge_at = -inf
+        """When a node whose word is the truth, and that may run the job, was last seen to ask for work."""
         self.weighed = 0
         """Up to which of those that are held claims were weighed last, at the end of the job."""
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from p2pcompute.host.runs import Outcome, OutcomeStatus
+from p2pcompute.host.runs import FAILS_HERE, Outcome, OutcomeStatus
 from p2pcompute.scheduler.acceptance import Acceptance
 from p2pcompute.scheduler.ledger import TaskState
 from p2pcompute.scheduler.owner import OwnerCore
@@ -85,3 +85,67 @@ def test_what_members_have_not_begun_is_no_retry() -> None:
     group = Group("ab", retries=2, is_owner_working=False, outcome=NOT_RUN)
     assert group.state_after(5) is TaskState.OPEN
     assert group.by and group.job.retried == 0
+
+
+# --- trusted nodes that may not run it ------------------------------------------------------------
+
+
+class Elsewhere:
+    """Where the job may run, as by --require: not at its owner's."""
+
+    has_preference = False
+
+    def may_have(self, key: bytes, _installation: bytes) -> bool:
+        return key != LOCAL
+
+    def is_candidate(self, key: bytes) -> bool | None:
+        return key != LOCAL
+
+    def look_further(self) -> None:
+        """There are no others."""
+
+    def rank(self, _key: bytes) -> float | None:
+        return None
+
+    def slots(self, _key: bytes, _slot_count: int) -> int:
+        return 1
+
+    def known_here(self) -> bool | None:
+        return False
+
+    async def fits_here(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("members", ["g", "gh", "ghij"])
+def test_a_trusted_node_that_may_not_run_a_task_is_not_waited_for(members: str) -> None:
+    """If it broke, a task that fails on the nodes that its job asks for would wait for ever for the submitter's own."""
+    group = Group(members, retries=2, is_owner_working=True)
+    group.job.fit = Elsewhere()
+    assert group.state_after(50) is TaskState.OPEN, "a trusted node that may may come"
+    acceptance = group.core.acceptance
+    assert acceptance.unconfirmed(group.now, group.job) == 1
+    assert 0 < acceptance.alone_in_s(group.now, group.job) <= 15
+    assert group.state_after(60) is TaskState.FAILED
+    assert LOCAL not in group.by
+
+
+def test_a_trusted_node_that_may_run_a_task_is_waited_for_however_long() -> None:
+    group = Group("gh", retries=2, is_owner_working=True)
+    group.state_after(1)
+    group.job.fit = Elsewhere()
+    group.state_after(40)
+    group.job.fit = None
+    assert group.state_after(3) is TaskState.FAILED and group.by[-1] == LOCAL, "it came in time"
+
+
+def test_a_trusted_node_that_said_that_a_task_cannot_run_there_is_not_waited_for() -> None:
+    group = Group("g", retries=2, is_owner_working=True)
+    fails = group.outcome
+    group.outcome = Outcome(OutcomeStatus.FAILED, error="no such program", cause=FAILS_HERE, runtime_s=0.1)
+    nodes, group.nodes = group.nodes, [LOCAL]
+    group.core.remember(group.now, Thief(nodes[0], nodes[0], b"1", (3, 11), 1, 4))
+    group.turn()
+    assert group.job.wrong_for and group.by == [LOCAL]
+    group.nodes, group.outcome = nodes, fails
+    assert group.state_after(120) is TaskState.FAILED

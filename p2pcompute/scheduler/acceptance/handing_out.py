@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from heapq import nlargest
 from itertools import chain, islice
+from math import inf
 from typing import Final
 
 from p2pcompute.limits import GRANT_BYTES_MAX, VERIFY_HELD_BYTES_MAX, VERIFY_RULES_MAX, VERIFY_WORKERS_MAX
@@ -156,11 +157,37 @@ class HandingOut(Consequences):
         What members told counts towards `retries`: a task has no more attempts where there are members.
         """
         is_last = job.checked is not None and job.failures.get(index, 0) >= max(1, job.envelope.terms.retries)
-        return is_last and not self.are_members_alone(now)
+        return is_last and not self.are_members_alone(now, job, index)
 
-    def are_members_alone(self, now: float) -> bool:
-        """Whether no trusted node has asked for work for long, although members have."""
-        return now - max(self._arbiter_at, self._began_at) >= ARBITER_PATIENCE_S
+    def are_members_alone(self, now: float, job: OwnedJob, index: int) -> bool:
+        """Whether no trusted node that can run a task has asked for work for long, although members have."""
+        if index in job.wrong_for and not self._owner.has_right_one(now, job, index, are_believed=True):
+            return True  # trusted nodes have said that it does not run on them, or on what is like them
+        return self.alone_in_s(now, job) <= 0
+
+    def alone_in_s(self, now: float, job: OwnedJob) -> float:
+        """Return in how many seconds members say alone that tasks of a job fail, if no trusted node that may run it
+        asks for work until then; 0: they do."""
+        checked = job.checked
+        since = inf if checked is None else max(checked.judge_at, checked.since)
+        return max(0.0, min(since, max(self._arbiter_at, self._began_at)) + ARBITER_PATIENCE_S - now)
+
+    def has_judge(self, now: float, checked: CheckedJob) -> bool:
+        """Whether a trusted node that may run a job has asked for work lately: it decides what members claim."""
+        return self.has_arbiter(now) and now - max(checked.judge_at, checked.since) < ARBITER_PATIENCE_S
+
+    def has_arbiter(self, now: float) -> bool:
+        """Whether any trusted node has asked for work lately."""
+        return now - self._arbiter_at < ARBITER_PATIENCE_S
+
+    def unconfirmed(self, now: float, job: OwnedJob) -> int:
+        """Return how many open tasks have failed with members so often that only a trusted node may try them now."""
+        return sum(
+            job.ledger.state(index) is TaskState.OPEN
+            and index not in job.leases
+            and self.is_for_trusted(now, job, index)
+            for index in job.failures
+        )
 
     def _join(self, now: float, rule: Rule, worker: Worker, *, is_back: bool = False) -> bool:
         """Let a member take part under a rule; False: not now.

@@ -8,7 +8,6 @@ from typing import Final
 
 from p2pcompute.errors import InvariantViolation
 from p2pcompute.scheduler.acceptance.claims import Claims
-from p2pcompute.scheduler.acceptance.handing_out import ARBITER_PATIENCE_S
 from p2pcompute.scheduler.books import CheckedJob, Lease, OwnedJob
 from p2pcompute.scheduler.checked import Rule
 from p2pcompute.scheduler.ledger import TaskState
@@ -49,7 +48,7 @@ class Acceptance(Claims):
         """
         self._now = now
         if self.verifiers:
-            self._look_for_arbiters(now, thieves)
+            self._look_for_judges(now, thieves)
         for checked in list(self._checked_jobs()):
             job = checked.job
             expired = [
@@ -71,7 +70,7 @@ class Acceptance(Claims):
         }
         for rule, verifier in self.verifiers.items():
             if isinstance(verifier, Arbitrate):
-                self._accused[rule] = self._look_for_accused(rule, verifier)
+                self._accused[rule] = self._look_for_accused(now, rule, verifier)
                 checks = verifier.checks_count
                 if checks > SETTLE_GROWTH * self._settled_at.get(rule, 0):
                     self._settled_at[rule] = checks
@@ -102,36 +101,44 @@ class Acceptance(Claims):
                 checked.verifier.late(now, lease.installation, checked.numbers[index])
                 self._free(checked, index)
 
-    def _look_for_accused(self, rule: Rule, verifier: Arbitrate) -> frozenset[Worker]:
+    def _look_for_accused(self, now: float, rule: Rule, verifier: Arbitrate) -> frozenset[Worker]:
         """Return who is contradicted more often than confirmed, while a trusted node can say who is right."""
         if not verifier.has_arbiter:
             return frozenset()
         conflicts = Counter[Worker]()
         for checked in self._checked_jobs():
-            if checked.rule == rule:
+            if checked.rule == rule and self.has_judge(now, checked):
                 conflicts.update(checked.accused())
         workers = verifier.workers
         return frozenset(who for who, count in conflicts.items() if count >= max(ACCUSED_MIN, workers[who].k + 1))
 
-    def _look_for_arbiters(self, now: float, thieves: Iterable[tuple[Thief, float]]) -> None:
-        """Where no trusted node decides, more members do; and where these disagree for good, the task has failed."""
-        if any(thief.is_local or self.level_of(thief.installation) is Level.TRUSTED for thief, _seen in thieves):
+    def _look_for_judges(self, now: float, thieves: Iterable[tuple[Thief, float]]) -> None:
+        """Where no trusted node decides, more members do; and where these disagree for good, the task has failed.
+
+        A trusted node that may not run a job (`--require`, `--not-on`, its Python) decides nothing of it.
+        """
+        trusted = [
+            thief for thief, _seen in thieves if thief.is_local or self.level_of(thief.installation) is Level.TRUSTED
+        ]
+        if trusted:
             self._arbiter_at = now
+        for checked in self._checked_jobs():
+            checked.since = min(checked.since, now)
+            if any(self._owner.may_judge(now, checked.job, thief) for thief in trusted):
+                checked.judge_at = now
+        without = [checked for checked in self._checked_jobs() if not self.has_judge(now, checked)]
         has_arbiter = self.has_arbiter(now)
         for rule, verifier in self.verifiers.items():
             if isinstance(verifier, Arbitrate):
-                self._follow(rule, verifier.set_arbiter(has_arbiter))
-        for checked in list(self._checked_jobs()) if not has_arbiter else ():
+                lanes = (checked.lane for checked in without if has_arbiter and checked.rule == rule)
+                self._follow(rule, verifier.set_arbiter(has_arbiter, frozenset(lanes)))
+        for checked in without:
             for index in list(checked.held):
                 claims = checked.verifier.tasks[checked.numbers[index]].claims
                 is_stuck = not checked.is_computed(index) and now - checked.claimed_at.get(index, now) > DISPUTED_S
                 if is_stuck and len(groups := votes(claims)) > 1:
                     said = ", ".join(f"{worker.hex()[:8]}: {digest.hex()[:8]}" for worker, digest in claims.items())
                     self._owner.disputed(checked.job, index, f"{DISPUTED}: {len(groups)} results differ ({said})")
-
-    def has_arbiter(self, now: float) -> bool:
-        """Whether a trusted node has asked for work lately: it decides what members claim."""
-        return now - self._arbiter_at < ARBITER_PATIENCE_S
 
     def check_invariants(self, job: OwnedJob) -> None:
         """Raise InvariantViolation when the books about a job do not agree."""

@@ -208,11 +208,15 @@ class Rule(Leases):
         """Whether a task would fail on a node as it has on others like it, or there."""
         return thief.installation in wrong or self.machine_of(thief.key) in wrong
 
-    def has_right_one(self, now: float, job: OwnedJob, index: int) -> bool:
+    def may_judge(self, now: float, job: OwnedJob, thief: Thief) -> bool:
+        """Whether a node that is believed can decide what others say of a job: it may run it."""
+        return self._may_run(now, job, thief)
+
+    def has_right_one(self, now: float, job: OwnedJob, index: int, *, are_believed: bool = False) -> bool:
         """Whether a node may run a task on which it need not fail as it has on others."""
         wrong = job.wrong_for[index]
         like = {one.installation for one, _seen in self.thieves.values() if self._is_wrong(one, wrong)}
-        return self.has_other(now, job, like)
+        return self.has_other(now, job, like, are_believed=are_believed)
 
     # --- which ----------------------------------------------------------------------------------------
 

@@ -200,6 +200,8 @@ class Arbitrate(Verifier):
         self.policy = policy
         self.has_arbiter = policy.has_arbiter
         """May change while the books are kept: trusted nodes come and go."""
+        self._unjudged = frozenset[int]()
+        """Lanes whose tasks no trusted node may compute."""
         self.workers: dict[Worker, WorkerRecord] = {}
         self.window = 0
         self._ready: deque[int] = deque()
@@ -256,7 +258,7 @@ class Arbitrate(Verifier):
             task.is_final = len(votes(claims)) > 1  # a trusted node has decided
         elif len(votes(claims)) > 1:
             task.is_disputed = True
-            if self.has_arbiter:
+            if self.can_judge(index):
                 self._effects.append(AskTrusted(index))
 
     def _credit_again(self, index: int) -> None:
@@ -275,17 +277,29 @@ class Arbitrate(Verifier):
             self._credit(index, worker)
             self.workers[worker].checks_before = max(0, self.workers[worker].checks_before - 1)
 
-    def set_arbiter(self, has_arbiter: bool) -> list[Effect]:
-        """Note whether a trusted node is there to decide conflicts; returns what follows."""
-        if has_arbiter == self.has_arbiter:
+    def can_judge(self, index: int) -> bool:
+        """Whether a trusted node can decide about a task."""
+        return self.has_arbiter and self.tasks[index].lane not in self._unjudged
+
+    def set_arbiter(self, has_arbiter: bool, unjudged: frozenset[int] = frozenset()) -> list[Effect]:
+        """Note whether a trusted node is there to decide conflicts; returns what follows.
+
+        Args:
+            unjudged: lanes whose tasks it may not compute.
+        """
+        before = self.has_arbiter, self._unjudged
+        if (has_arbiter, unjudged) == before:
             return []
-        self.has_arbiter = has_arbiter
+        self.has_arbiter, self._unjudged = has_arbiter, unjudged
         for index in range(self._window_begins[0], len(self.tasks)):
             task = self.tasks[index]
             if task.is_final or not task.is_disputed:
                 continue
+            can_judge = self.can_judge(index)
+            if can_judge == (before[0] and task.lane not in before[1]):
+                continue
             task.trusted = None
-            if has_arbiter:
+            if can_judge:
                 self._effects.append(AskTrusted(index))
             elif not self._weigh(index):
                 self._offer(index)
@@ -402,7 +416,7 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if task.accepted is not None or task.is_copied or not task.claims:
             return None
-        if task.is_disputed and self.has_arbiter:
+        if task.is_disputed and self.can_judge(index):
             return None
         return self._weight(index)
 
@@ -546,7 +560,7 @@ class Arbitrate(Verifier):
             self._offer(index)
             return self.take_effects()
         if task.is_disputed or any(other != digest for other in claims.values()):
-            if not task.is_disputed and self.has_arbiter:
+            if not task.is_disputed and self.can_judge(index):
                 self._effects.append(AskTrusted(index))
             task.is_disputed = True
         else:
@@ -631,7 +645,7 @@ class Arbitrate(Verifier):
         task = self.tasks[index]
         if task.accepted is None and task.claims:
             if task.is_disputed:
-                if not self.has_arbiter:
+                if not self.can_judge(index):
                     self._outvote(index)
             elif self._is_enough(index):
                 self._accept(index, next(iter(task.claims.values())), Basis.AGREED)
@@ -662,7 +676,7 @@ class Arbitrate(Verifier):
         self.tasks[index].is_final = True
         for digest, group in groups.items():
             for worker in group if digest != best else ():
-                self._fault(worker)
+                self._fault(worker, index)
         self._look_further()
 
     def settle(self, indices: Iterable[int] | None = None) -> list[Effect]:
@@ -712,7 +726,7 @@ class Arbitrate(Verifier):
                 if worker not in judged or self.is_banned(worker):
                     continue
                 if digest != task.accepted and digest not in alike:
-                    self._ban(worker, Why.SHARED_WRONG) if len(group) > 1 else self._fault(worker)
+                    self._ban(worker, Why.SHARED_WRONG) if len(group) > 1 else self._fault(worker, index)
                     continue
                 self._was_right(self.workers[worker])
                 if task.window == self.window and worker not in task.blind:
@@ -724,22 +738,22 @@ class Arbitrate(Verifier):
             self._ban(worker, Why.EQUIVOCATION)
         return self.take_effects()
 
-    def _fault(self, worker: Worker) -> None:
-        """A lone wrong value: of a saboteur, or of a machine that errs."""
+    def _fault(self, worker: Worker, index: int) -> None:
+        """A lone wrong value of a task: of a saboteur, or of a machine that errs."""
         record = self.workers[worker]
         record.wrong += 1
         record.agreed = record.checks_before = 0
         record.penalty *= SUSPECT_FACTOR
         record.odds = min(1.0, self.policy.odds * record.penalty)
         certainty = fault_rate_exceeds(FAULT_RATE_MAX, record.wrong, record.right, prior_right=FAULT_PRIOR_RIGHT)
-        if certainty > FAULT_CONFIDENCE and self.has_arbiter:
+        if certainty > FAULT_CONFIDENCE and self.can_judge(index):
             self._ban(worker, Why.FAULTY)
             return
         if record.odds >= 1.0 or record.standing is Standing.NEWCOMER:
             record.standing = Standing.SUSPECT
-        for index in record.claimed:
-            self._discredit(index, worker)
-            self._doubt(index)
+        for other in record.claimed:
+            self._discredit(other, worker)
+            self._doubt(other)
 
     def _doubt(self, index: int) -> None:
         """Somebody who claims this task is believed less than before."""
