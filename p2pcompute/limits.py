@@ -449,7 +449,10 @@ KEY_GRACE_S: Final = 14 * 86400.0
 KEYED_SOURCES_MAX: Final = 256
 """Addresses that still use a former network key, and are answered under it; the one heard longest ago is forgotten."""
 LEVELS_MAX: Final = 1024
-"""Installations that were trusted or blocked here; a further one is refused until another is a plain member again."""
+"""Installations of which somebody has said here what they are; a further one takes the place of one that was said to be
+a plain member, or is refused."""
+REMOVALS_NOTED_MAX: Final = 8
+"""Removals of an installation that a level names as known: each but concurrent ones knows those before it."""
 OWN_MACHINES_TOLD_MAX: Final = 256
 """Computers of one owner that they tell each other."""
 REASON_CHARS_MAX: Final = 200

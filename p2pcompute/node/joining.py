@@ -211,7 +211,8 @@ class Joining:
         if invite is None:
             return
         if invite.is_mine:
-            self._trust(admission.key, admission.name)
+            removals = self._credentials.roster.log.removals_of(admission.key)
+            self._trust(admission.key, admission.name, removals)
         known = self._admitted.setdefault(invite.id, [])
         if all(one.key != admission.key for one in known):
             known.append(admission)
@@ -452,7 +453,7 @@ class Joining:
     async def _enter(self, joined: Joined, channel: Channel, addresses: Sequence[Address]) -> JoinView:
         inviter = channel.peer
         if joined.is_mine:
-            self._trust(inviter.key, inviter.name)
+            self._trust(inviter.key, inviter.name, joined.removals)
         await self._change_group(joined.group, [*addresses, *joined.contacts])
         return JoinView(
             group=joined.group.name,
@@ -462,10 +463,12 @@ class Joining:
             is_mine=joined.is_mine,
         )
 
-    def _trust(self, key: bytes, name: str) -> None:
+    def _trust(self, key: bytes, name: str, removals: tuple[bytes, ...]) -> None:
         """Trust the other side of an invitation that says that both computers are of one owner."""
         wall = self._host.clock.wall()
-        note = LevelNote(level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=wall, is_mine=True)
+        note = LevelNote(
+            level=Level.TRUSTED, name=name, reason=BY_INVITATION, set_at=wall, is_mine=True, removals=removals
+        )
         self._credentials.levels.set(key, note)
 
 

@@ -24,12 +24,12 @@ from p2pcompute.scheduler.service import Scheduler
 from p2pcompute.scheduler.terms import JobEnvelope
 from p2pcompute.transport.channels import Channel, Channels
 from p2pcompute.trust.groups import NETWORK_KEY_BYTES, Membership, admit, check_may_grant, name_heir
-from p2pcompute.trust.levels import Level, LevelNote
+from p2pcompute.trust.levels import Level, LevelNote, read_removals
 from p2pcompute.trust.log import CLOSED, REMOVED, Added, LogEntry, make_limit, make_policy, make_rotation
 from p2pcompute.trust.policy import GroupPolicy
 
 LEVEL: Final = 77
-"""[installation, level], a node → programs that embed the library under its key"""
+"""[installation, level, [removal that was known, …]], a node → programs that embed the library under its key"""
 KEEP_AGAIN_S: Final = 30.0
 KEEP_S: Final = 2.0
 """News about members is written down together; removals are at once."""
@@ -79,7 +79,14 @@ class Members:
         """Called with the policy of the group when it may have changed."""
         self.exchange = LogExchange(host, credentials, channels, scope, self._on_heard, lambda: len(network.peers) + 1)
         self.records = LogRecords(host, credentials, channels, network, self.exchange, scope)
-        self._own_machines = OwnMachines(channels, self._levels, self._own, host.clock.wall, self._own_machines_changed)
+        self._own_machines = OwnMachines(
+            channels,
+            self._levels,
+            self._own,
+            host.clock.wall,
+            lambda: credentials.roster.log,
+            self._own_machines_changed,
+        )
         scheduler.may_submit = self._may_submit
         scheduler.victim.may_work = self._may_work
         if scheduler.custody is not None:
@@ -254,11 +261,19 @@ class Members:
         """See who is refused, and hear of them no more."""
         self._scheduler.owner.core.group = self._credentials.group.group_id
         self._credentials.know_self()
+        self._end_levels()
         self._removed = self._credentials.roster.removed()
         self._over = frozenset(self._credentials.roster.over)
         self._is_out = self._own in self._removed or self._own in self._over
         blocked = [key for key in self._levels.notes if self._levels.is_blocked(key)]
         self._network.peers.refuse([*blocked, *self._removed, *self._over])
+
+    def _end_levels(self) -> None:
+        """Trust those no longer that were removed since it was said, also when they are members again already."""
+        ended = self._levels.end_removed(self._credentials.roster.log.is_removed_since)
+        self._own_machines.ended(ended)
+        for channel in self._channels.all() if ended else ():
+            self._tell_program(channel, ended)
 
     # --- administration ---------------------------------------------------------------------------
 
@@ -431,6 +446,7 @@ class Members:
             reason=clean_reason(reason),
             set_at=self._host.clock.wall(),
             is_mine=known is not None and known.is_mine,
+            removals=self._credentials.roster.log.removals_of(key),
         )
         self._levels.set(key, note)
         self._pardon(key, before, Level.TRUSTED if level is Level.MEMBER else level)
@@ -457,15 +473,18 @@ class Members:
         """Let a program of this machine go by the same levels as its node."""
         if channel.peer.installation == self._own:
             for key in keys:
-                channel.send(LEVEL, [key, str(self._levels.level_of(key))])
+                note = self._levels.notes.get(key)
+                removals = () if note is None else note.removals
+                channel.send(LEVEL, [key, str(self._levels.level_of(key)), list(removals)])
 
     def _on_level(self, channel: Channel, body: Any) -> None:
         """Take over what was set at the node of this program's installation."""
         match body:
-            case [bytes(key), str(level), *_] if len(key) == PUBLIC_KEY_BYTES and level in set(Level):
+            case [bytes(key), str(level), *more] if len(key) == PUBLIC_KEY_BYTES and level in set(Level):
+                removals = read_removals(more[0]) if more else ()
                 if channel.peer.key == self._own and key != self._own:
                     before = self._levels.level_of(key)
-                    self._levels.set(key, LevelNote(level=Level(level)))
+                    self._levels.set(key, LevelNote(level=Level(level), removals=removals))
                     self._pardon(key, before, Level(level))
                     self._apply()
             case _:

@@ -21,7 +21,7 @@ from p2pcompute.transport.credentials import PeerInfo
 from p2pcompute.trust.admission import Admission, Grant, TokenAdmission, WordsAdmission
 from p2pcompute.trust.groups import Group, Membership, admit, check_chain, group_of_joiner, renew
 from p2pcompute.trust.invites import Invite, Invites
-from p2pcompute.trust.levels import Level, Levels
+from p2pcompute.trust.levels import Level, Levels, read_removals
 from p2pcompute.trust.log import REMOVED
 from p2pcompute.trust.log_file import LogKeeper, MemoryLogs
 from p2pcompute.trust.open_door import OpenAdmission
@@ -73,6 +73,8 @@ class Joined:
     contacts: list[Address]
     is_mine: bool
     """The inviter says that both computers are of one owner; they trust each other."""
+    removals: tuple[bytes, ...] = ()
+    """Of the inviter itself, from before it was invited again."""
 
 
 class GroupCredentials:
@@ -326,6 +328,7 @@ class GroupCredentials:
             [*self.group.chain, entry],
             [[address.host, address.port] for address in contacts[:CONTACTS_IN_ANSWER_MAX]],
             grant.invite is not None and grant.invite.is_mine,
+            list(self.roster.log.removals_of(self._identity.installation)),
         ]
 
     def joined(self, answer: Any, inviter: bytes) -> Joined:
@@ -340,7 +343,8 @@ class GroupCredentials:
             subject=self._identity.installation,
             wall=self._host.clock.wall(),
         )
-        return Joined(group, _contacts(answer[2]), answer[3] is True)
+        removals = read_removals(answer[4]) if len(answer) > 4 else ()
+        return Joined(group, _contacts(answer[2]), answer[3] is True, removals)
 
     # --- renewal ----------------------------------------------------------------------------------
 

@@ -4,13 +4,17 @@ Levels are local and nobody else's business: a member of a group is a `member` h
 otherwise.  They are about installations; programs that embed the library have the level of their installation.
 Credibility, which results earn, is another thing.
 
+Trust ends for good when its installation is removed from the group: it may have been stolen, and whoever may invite
+could bring it back.  So a note names the removals that were known when it was made; one that is learned later ends it.
+
 `save_levels` and `load_levels` are the only I/O.  Bound: LEVELS_MAX installations.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +22,20 @@ from typing import Any, Final
 from p2pcompute.errors import IdentityError, ProtocolError, RemoteProtocolError, UsageError
 from p2pcompute.identity.files import read_private, replace_private
 from p2pcompute.ids import PUBLIC_KEY_BYTES
-from p2pcompute.limits import LEVELS_MAX, NODE_NAME_CHARS_MAX, REASON_CHARS_MAX, TRUST_FILE_BYTES_MAX
+from p2pcompute.limits import (
+    LEVELS_MAX,
+    NODE_NAME_CHARS_MAX,
+    REASON_CHARS_MAX,
+    REMOVALS_NOTED_MAX,
+    TRUST_FILE_BYTES_MAX,
+)
 from p2pcompute.wire import cbor
 
-__all__ = ["LEVELS_FILE", "Level", "LevelNote", "Levels", "load_levels", "save_levels"]
+__all__ = ["LEVELS_FILE", "Level", "LevelNote", "Levels", "load_levels", "read_removals", "save_levels"]
 
 LEVELS_FILE: Final = "levels.cbor"
 _FORMAT: Final = 1
+_REMOVAL_BYTES: Final = 32
 
 
 class Level(StrEnum):
@@ -53,6 +64,8 @@ class LevelNote:
     """Unix seconds."""
     is_mine: bool = False
     """It was said to be a computer of this one's owner; whatever its level is now."""
+    removals: tuple[bytes, ...] = ()
+    """Ids of its removals from the group that were known to who said this (`GroupLog.removals_of`)."""
 
 
 class Levels:
@@ -93,18 +106,21 @@ class Levels:
         return self.level_of(node_id) is Level.BLOCKED
 
     def set(self, node_id: bytes, note: LevelNote) -> None:
-        """Set and keep the level of another installation.
+        """Set and keep the level of another installation, also when it is that of all others: nobody else's word counts
+        against it then.
 
         Raises:
-            UsageError: it is this one, or LEVELS_MAX others have one.
+            UsageError: it is this one, or LEVELS_MAX others have one and none of them is a plain member.
             IdentityError: it cannot be kept; the old one stays.
         """
         if node_id == self._own:
             raise UsageError("this is this computer itself", "it always trusts itself", None, code="self")
         changed = {key: known for key, known in self._notes.items() if key != node_id}
-        if note.level is not Level.MEMBER or note.reason or note.is_mine:
-            changed[node_id] = note
-        if len(changed) > LEVELS_MAX:
+        changed[node_id] = note
+        plain = next((key for key, known in changed.items() if known.level is Level.MEMBER and key != node_id), None)
+        if len(changed) > LEVELS_MAX and plain is not None:
+            del changed[plain]
+        elif len(changed) > LEVELS_MAX:
             raise UsageError(
                 f"{LEVELS_MAX} nodes have a level here, the most there may be",
                 "each is kept until it is a plain member again",
@@ -114,6 +130,29 @@ class Levels:
         self._keep(changed)
         self._notes = changed
 
+    def end_removed(self, is_removed_since: Callable[[bytes, tuple[bytes, ...]], bool]) -> list[bytes]:
+        """End the trust in those that were removed since it was said; who is blocked stays so.
+
+        Args:
+            is_removed_since: as `GroupLog.is_removed_since`.
+
+        Returns the installations of which something has ended.  Where it cannot be kept it has ended all the same: the
+        log of the group ends it again in the next life.
+        """
+        ended = [
+            key
+            for key, note in self._notes.items()
+            if (note.level is Level.TRUSTED or note.is_mine) and is_removed_since(key, note.removals)
+        ]
+        if ended:
+            left = {key: replace(note, is_mine=note.is_mine and key not in ended) for key, note in self._notes.items()}
+            self._notes = {
+                key: note for key, note in left.items() if key not in ended or note.level is not Level.TRUSTED
+            }
+            with contextlib.suppress(IdentityError):
+                self._keep(self._notes)
+        return ended
+
 
 def save_levels(directory: Path, notes: Mapping[bytes, LevelNote]) -> None:
     """Write the levels (mode 0600) into the installation's directory, whole or not at all.
@@ -122,7 +161,8 @@ def save_levels(directory: Path, notes: Mapping[bytes, LevelNote]) -> None:
         IdentityError: they cannot be written; the old ones stay.
     """
     rows = [
-        [key, str(note.level), note.name, note.reason, int(note.set_at), note.is_mine] for key, note in notes.items()
+        [key, str(note.level), note.name, note.reason, int(note.set_at), note.is_mine, list(note.removals)]
+        for key, note in notes.items()
     ]
     replace_private(directory / LEVELS_FILE, cbor.encode({"format": _FORMAT, "levels": rows}), unique="levels")
 
@@ -150,10 +190,24 @@ def load_levels(directory: Path) -> dict[bytes, LevelNote]:
         ) from error
 
 
+def read_removals(value: Any) -> tuple[bytes, ...]:
+    """Return the removals that somebody says were known to him.
+
+    Raises:
+        RemoteProtocolError: malformed.
+    """
+    if not isinstance(value, list) or len(value) > REMOVALS_NOTED_MAX:
+        raise RemoteProtocolError("not a list of removals")
+    if not all(isinstance(item, bytes) and len(item) == _REMOVAL_BYTES for item in value):
+        raise RemoteProtocolError("not the id of a removal")
+    return tuple(value)
+
+
 def _note_of(row: Any) -> tuple[bytes, LevelNote]:
     match row:
-        case [bytes(key), str(level), str(name), str(reason), int(set_at), bool(is_mine)] if (
-            len(key) == PUBLIC_KEY_BYTES
+        # Of before 2026-11-23: no removals.  Trust of that time ends if its node was ever removed.
+        case [bytes(key), str(level), str(name), str(reason), int(set_at), bool(is_mine), *more] if (
+            len(key) == PUBLIC_KEY_BYTES and len(more) <= 1
         ):
             if level in set(Level):
                 note = LevelNote(
@@ -162,6 +216,7 @@ def _note_of(row: Any) -> tuple[bytes, LevelNote]:
                     reason=reason[:REASON_CHARS_MAX],
                     set_at=float(set_at),
                     is_mine=is_mine,
+                    removals=read_removals(more[0]) if more else (),
                 )
                 return key, note
     raise RemoteProtocolError("a level that cannot be read")

@@ -45,6 +45,7 @@ from p2pcompute.limits import (
     LOG_FOUNDER_ENTRIES,
     LOG_HEADS_MAX,
     NODE_NAME_CHARS_MAX,
+    REMOVALS_NOTED_MAX,
 )
 from p2pcompute.trust.groups import (
     ADMIN_RANK,
@@ -276,6 +277,18 @@ class GroupLog:
             for entry in self._entries.values()
             if entry.is_removal and entry.id not in self._voided()
         }
+
+    def removals_of(self, subject: bytes) -> tuple[bytes, ...]:
+        """Return the ids of the removals of an installation that count, at most REMOVALS_NOTED_MAX: the last ones,
+        which know those before."""
+        found = [entry.id for entry in self._by_subject.get(subject, ()) if entry.is_removal]
+        return tuple(one for one in found if one not in self._voided())[-REMOVALS_NOTED_MAX:]
+
+    def is_removed_since(self, subject: bytes, noted: Iterable[bytes]) -> bool:
+        """Whether an installation was removed by an entry that is neither among these nor known to one of them; it may
+        have been invited again since."""
+        covered = self._covered(noted)
+        return any(not covered & self._bit[removal] for removal in self.removals_of(subject))
 
     def rotations(self) -> list[LogEntry]:
         """Return the rotations that count, the one in use last."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from tests.e2e.mesh import Daemon, Mesh, until
-from tests.e2e.test_removal import members
+from tests.e2e.test_removal import may, members
 from tests.e2e.test_words import invite
 
 
@@ -127,3 +127,51 @@ def test_a_member_that_may_not_work_is_given_nothing_and_explain_says_so(mesh: M
     ran = ada.p2pc("run", "--verify", "none", "sleep 0.2; echo $P2PC_NODE", ":::", *map(str, range(6))).check()
     assert {line.split()[0] for line in ran.lines} == {"ada"}
     assert "may not work in this group" in ada.p2pc("run", "--explain", "--on", "bob", "true").out
+
+
+def test_trust_ends_with_a_removal_whoever_invites_again(mesh: Mesh) -> None:
+    """Whoever stole a computer of mine needs but one careless member to be in the group again: it is nobody's own then.
+    Bob learns of the removal and of the return at once; only ada's word brings the trust back, to bob too."""
+    ada, bob, kim, eve = (mesh.add(name).start() for name in ("ada", "bob", "kim", "eve"))
+    for joiner in (bob, kim):
+        joiner.p2pc("join", "--accept", "all", mesh.token(ada)).check()
+    eve.p2pc("join", "--accept", "all", mesh.token(ada, is_mine=False)).check()
+    mesh.meet([ada, bob, kim, eve])
+    until(lambda: levels(bob).get("kim") == "trusted", 20, "bob has heard that kim is his")
+    bob.stop()
+    ada.p2pc("group", "remove", "kim", "--reason", "stolen", "-y").check()
+    shown = ada.p2pc("trust", "show", "kim", "--json").check().json()
+    assert shown["level"] == "member" and shown["set"] is None and shown["reason"] == "stolen"
+    until(lambda: eve.get("/v1/trust")["items"] and may(eve)["kim"] is None, 10, "eve knows")
+    kim.p2pc("leave", "-y").check()
+    kim.p2pc("join", "--accept", "all", mesh.token(eve, is_mine=False)).check()
+    mesh.meet([ada, kim, eve])
+    assert levels(ada) == {"ada": "self", "bob": "trusted", "kim": "member", "eve": "member"}
+    bob.start()
+    mesh.meet([ada, bob, kim, eve])
+    until(lambda: levels(bob).get("kim") == "member", 20, "bob trusts kim no longer")
+    for daemon in (ada, bob):
+        daemon.restart()
+    mesh.meet([ada, bob, kim, eve])
+    assert levels(ada)["kim"] == levels(bob)["kim"] == "member" and levels(bob)["ada"] == "trusted"
+    kim.p2pc("leave", "-y").check()
+    kim.p2pc("join", "--accept", "all", mesh.token(ada)).check()
+    mesh.meet([ada, bob, kim, eve])
+    until(lambda: levels(bob).get("kim") == "trusted", 20, "bob has heard that kim is his again")
+    assert levels(ada)["kim"] == "trusted" and levels(kim)["bob"] == "trusted"
+
+
+def test_who_was_said_to_be_a_member_is_one_though_it_is_mine_elsewhere(mesh: Mesh) -> None:
+    ada, bob, kim = (mesh.add(name).start() for name in ("ada", "bob", "kim"))
+    bob.p2pc("join", "--accept", "all", mesh.token(ada)).check()
+    kim.p2pc("join", "--accept", "all", mesh.token(ada, is_mine=False)).check()
+    mesh.meet([ada, bob, kim])
+    ada.p2pc("trust", "set", "kim", "member", "-y").check()
+    kim.p2pc("leave", "-y").check()
+    kim.p2pc("join", "--accept", "all", mesh.token(bob)).check()
+    mesh.meet([ada, bob, kim])
+    until(lambda: levels(bob)["kim"] == levels(kim)["bob"] == "trusted", 20, "bob says that kim is his")
+    until(lambda: levels(kim)["ada"] == "trusted", 20, "kim has heard of ada")
+    ada.restart()
+    mesh.meet([ada, bob, kim])
+    assert levels(ada)["kim"] == "member"

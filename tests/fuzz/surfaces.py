@@ -400,7 +400,7 @@ def _of_the_group(group: Group, chain: Sequence[bytes]) -> Surface:
     credentials = GroupCredentials(host, ADA, group, "ada", dict)
     exchange = LogExchange(host, credentials, line, scope, lambda _is_log: None, lambda: 1)
     EvidenceExchange(host, credentials, line, None, scope, lambda _key: None)
-    own = OwnMachines(line, Levels(KEY), ADA.public_key, lambda: WALL, lambda: None)
+    own = OwnMachines(line, Levels(KEY), ADA.public_key, lambda: WALL, lambda: credentials.roster.log, lambda: None)
     assert exchange and own
     line.peer = SimpleNamespace(key=BOB.public_key, name="bob", installation=BOB.public_key)
 
@@ -425,7 +425,7 @@ def _of_the_group(group: Group, chain: Sequence[bytes]) -> Surface:
         [MEMBER, [BOB.public_key]],
         [PROOFS, [[bytes(8)]]],
         [PROOF, [b"proof"]],
-        [OWN_MACHINES, [[KEY, "bob"]]],
+        [OWN_MACHINES, [[KEY, "bob", [KEY]]]],
     ]
     return Surface("group messages", "member", told, [cbor.encode(body) for body in bodies])
 
