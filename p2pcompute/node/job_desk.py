@@ -393,6 +393,8 @@ class JobDesk:
         claimed = [] if checked is None else [index for index in checked.held if index in checked.outputs]
         unchecked = [] if checked is None else [index for index in claimed if index not in checked.asked]
         return Course(
+            unconfirmed=core.acceptance.unconfirmed(now, book.job),
+            alone_in_s=core.acceptance.alone_in_s(now, book.job),
             disputed=0 if checked is None else len(checked.asked),
             unchecked=len(unchecked),
             checks=0 if checked is None else sum(map(checked.is_computed, unchecked)),

@@ -34,8 +34,8 @@ class Slowness:
     """One reason why it takes so long."""
 
     code: str
-    """disputed, checks, limit, nodes, files, busy, load, slow-node, copies, refusing, failing, retries, tail, small or
-    inputs."""
+    """unconfirmed, disputed, checks, limit, nodes, files, busy, load, slow-node, copies, refusing, failing, retries, tail,
+    small or inputs."""
     what: str
     fix: str = ""
 
@@ -104,11 +104,15 @@ class Course:
     """Of these, how many are computed again now."""
     agreed: int = 0
     """Of these, how many several members found alike, which have passed too few checks to be believed."""
+    unconfirmed: int = 0
+    """Tasks that have failed with members, so that only a trusted node may try them now."""
+    alone_in_s: float = 0.0
+    """When members say alone that these have failed, if no trusted node comes until then."""
 
 
 def why_slow(course: Course) -> tuple[Slowness, ...]:
     """Return what keeps a job from being done sooner, what weighs most first; nothing before anything has run."""
-    has_begun = course.ended or course.running or course.disputed or course.unchecked
+    has_begun = course.ended or course.running or course.disputed or course.unchecked or course.unconfirmed
     if not has_begun and not any(node.refused for node in course.nodes):
         return ()
     return tuple(_reasons(course))
@@ -161,6 +165,12 @@ def _reasons(course: Course) -> Iterator[Slowness]:
 def _doubts(course: Course) -> Iterator[Slowness]:
     """What results of members wait for."""
     has_judge = any(node.can_run and node.is_trusted for node in course.nodes)
+    if course.unconfirmed:
+        one = course.unconfirmed == 1
+        what = f"{'a task has' if one else f'{course.unconfirmed} tasks have'} failed with members"
+        ways = f"a trusted node that fits has to find that too, before {'it is' if one else 'they are'} said to fail"
+        limit = f"if none asks for work within {_seconds(course.alone_in_s)}, members say it alone"
+        yield Slowness("unconfirmed", f"{what}: {ways}; {limit}", "" if has_judge else "p2pc trust set NODE trusted")
     if course.disputed:
         what = f"of {course.disputed} {'task' if course.disputed == 1 else 'tasks'} members found different results"
         ways = (

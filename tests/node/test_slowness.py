@@ -47,6 +47,12 @@ def test_nothing_is_said_without_evidence() -> None:
             " have passed too few checks; 2 of them are computed again now",
         ),
         (
+            {"unconfirmed": 1, "alone_in_s": 42.0, "ended": 0, "running": 0},
+            "unconfirmed",
+            "a task has failed with members: a trusted node that fits has to find that too, before it is said to fail;"
+            " if none asks for work within 42.0 s, members say it alone",
+        ),
+        (
             {"disputed": 1, "nodes": (replace(NOVA, is_trusted=True),)},
             "disputed",
             "of 1 task members found different results; a trusted node has to find which is right",

@@ -12,7 +12,8 @@ from tests.scheduler.test_failing_tasks import Elsewhere
 
 
 def test_more_members_decide_what_no_trusted_node_may_compute() -> None:
-    nodes: dict[str, Answer] = {"local": honest, "evil": liar} | dict.fromkeys("abcdefgh", honest)
+    nodes: dict[str, Answer] = {"local": honest, "evil": liar}
+    nodes |= dict.fromkeys("abcdefgh", honest)
     play = Play(200, nodes)
     play.now = 1000.0
     play.job.fit = Elsewhere()
