@@ -34,8 +34,8 @@ class Slowness:
     """One reason why it takes so long."""
 
     code: str
-    """unconfirmed, disputed, checks, limit, nodes, files, busy, load, slow-node, copies, refusing, failing, retries, tail,
-    small or inputs."""
+    """unconfirmed, disputed, checks, limit, nodes, files, busy, load, slow-node, copies, refusing, failing, retries,
+    tail, small or inputs."""
     what: str
     fix: str = ""
 

@@ -15,7 +15,7 @@ from p2pcompute.simulation.host import Simulation
 from p2pcompute.simulation.mesh import Mesh
 from p2pcompute.simulation.runner import RunnerModel
 from p2pcompute.trust.levels import Level
-from tests.node.test_placement import name, submit
+from tests.node.test_placement import explained, name, submit
 
 
 def waiting(models: Sequence[RunnerModel], *, is_owner_left_out: bool = False) -> tuple[JobView, list[str], list[str]]:
@@ -74,3 +74,25 @@ def test_no_fewer_than_none_wait_while_several_compute_one() -> None:
     assert waiting_count(5, 10, 5) == 0, "each of five is computed twice"
     assert waiting_count(9, 10, 3) == 6, "three are computed three times, and six were not given to anybody"
     assert waiting_count(9, 2, 8) == 7, "two are at work on the first of what they have"
+
+
+def test_a_failure_that_waits_for_a_trusted_node_says_so_and_ends() -> None:
+    """If it broke, `--require name=="bob"` of a command that fails would show "1 waiting" for ever, and not why."""
+    with Simulation(1) as simulation:
+        models = [RunnerModel(slot_count=1), RunnerModel(slot_count=2, failure=1.0)]
+        mesh = Mesh(simulation, 2, runner=models, level=Level.MEMBER, custodians=0)
+
+        async def main() -> None:
+            await mesh.start()
+            await asyncio.sleep(5)
+            owner = mesh.members[0]
+            job_id = await submit(owner, [1.0], not_on=(owner.identity.public_key,))
+            await asyncio.sleep(30)
+            assert owner.running.job(job_id.hex()).state != "failed", "a trusted node may come"
+            (said,) = [one for one in (await explained(mesh, job_id)).slow if one.code == "unconfirmed"]
+            assert "members say it alone" in said.what and said.fix
+            await asyncio.sleep(60)
+            assert owner.running.job(job_id.hex()).state == "failed"
+
+        simulation.run(main(), time_s_max=2000)
+        mesh.check_errors()
