@@ -379,6 +379,14 @@ MEETINGS_BURST: Final = 16
 MEETINGS_PER_S_OF_SOURCE: Final = 0.5
 MEETINGS_BURST_OF_SOURCE: Final = 8
 """Of one address, or of one /64 of IPv6: who asks all the time keeps nobody else out."""
+HELLO_TEXT_CHARS_MAX: Final = 32
+"""Of a version or a kind of machine that a peer says of itself: the longest that is shown."""
+HELLO_BYTES_FIELD_MAX: Final = 32
+"""Of a life, or a digest, that a peer says of itself: a whole SHA-256."""
+HELLO_SLOTS_MAX: Final = 65_536
+"""Slots that a peer may say it has: far more than a machine has cores, and sums of many peers stay small."""
+PYTHON_NUMBER_MAX: Final = 999
+"""Parts of the version of a peer's Python."""
 PSK_BYTES_MIN: Final = 16
 """Strangers may guess 8 times a second (MEETINGS_PER_S): a key that a person made up must withstand years of that."""
 PSK_BYTES_MAX: Final = 1024

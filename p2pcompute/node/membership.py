@@ -6,7 +6,6 @@ What others have to show to be let in is in `doors`.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +14,7 @@ from p2pcompute.errors import RemoteProtocolError, TrustError
 from p2pcompute.host.interfaces import Address, Host
 from p2pcompute.identity.keys import Identity, check_delegation
 from p2pcompute.limits import ADMIT_CHAIN_MAX, NODE_NAME_CHARS_MAX
+from p2pcompute.node.hellos import checked_hello
 from p2pcompute.scheduler.messages import parse_addresses
 from p2pcompute.transport.channels import Channel
 from p2pcompute.transport.credentials import PeerInfo
@@ -32,8 +32,6 @@ RENEW: Final = 72
 BLOCKED: Final = "blocked"
 """Code of the refusal of an installation that was blocked here."""
 CONTACTS_IN_ANSWER_MAX: Final = 32
-_ABOUT: Final = ("boot", "build", "python", "slots", "port", "keeps", "log", "proofs", "machine")
-"""What is kept of a peer's hello once it is checked: all that `about` says; the chains are remembered once."""
 MEMBERS_CACHED_MAX: Final = 4096
 """Members whose checked chain is remembered."""
 
@@ -113,6 +111,8 @@ class GroupCredentials:
         """Called when somebody was let in, with the invitation if it was by one."""
         self.on_refused: Callable[[str, TrustError], None] = lambda _address, _refusal: None
         """Called with the address of one that was not let in, and what it was told."""
+        self.hello_fields_refused = 0
+        """Fields of peers' hellos that were left out because they are not as they should be."""
         self._met: dict[bytes, bytes] = {}
         """Key of a peer → installation as which it has proven to be a member; bound: MEMBERS_CACHED_MAX."""
 
@@ -219,7 +219,8 @@ class GroupCredentials:
         self._met[key] = installation
         if len(self._met) > MEMBERS_CACHED_MAX:
             del self._met[next(iter(self._met))]
-        about = {sys.intern(word): value for word, value in hello.items() if word in _ABOUT}
+        about, left_out = checked_hello(hello)  # the chains are remembered once
+        self.hello_fields_refused += left_out
         return PeerInfo(key, installation, clean_name(hello.get("name")), about, may_work=may_work)
 
     def level_of(self, installation: bytes, /) -> Level:

@@ -316,8 +316,7 @@ class Node:
         if key == LOCAL:
             return self._options.machine
         channel = self.channels.get(key)
-        said = channel.peer.hello.get("machine", "") if channel is not None else ""
-        return said if isinstance(said, str) else ""
+        return str(channel.peer.hello.get("machine", "")) if channel is not None else ""
 
     def _facts(self) -> Attributes:
         """What this node knows of itself without measuring."""

@@ -362,7 +362,7 @@ def peers(
         contact = contacts.get(key)
         channel = network.channels.get(key)
         hello = channel.peer.hello if channel is not None else {}
-        slots, python = hello.get("slots"), hello.get("python")
+        slots = hello.get("slots")
         is_up = network.is_up(key)
         installation = credentials.installation_of(key) or key
         member = credentials.membership_of(installation)
@@ -376,12 +376,12 @@ def peers(
                 public_key=key,
                 state="not seen" if not is_up else "up" if network.is_met(key) else "not met",
                 seen_s=network.seen_s(key),
-                slots=slots if type(slots) is int else None,
-                busy=min(slots, sum(scheduler.victim.leased_to(key))) if type(slots) is int else None,
+                slots=slots,
+                busy=None if slots is None else min(slots, sum(scheduler.victim.leased_to(key))),
                 path=_path(rtt_s, address, is_client=key in clients) if address is not None and is_up else "",
                 address=str(address) if address is not None else "",
-                version=str(hello.get("build", ""))[:32],
-                python=".".join(str(n) for n in python) if isinstance(python, list) else "",
+                version=hello.get("build", ""),
+                python=".".join(map(str, hello.get("python", ()))),
                 level=str(credentials.level_of(installation)),
                 ban=scheduler.acceptance.ban_of(installation),
                 refusal=_refusal(own_member, member),
