@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from p2pcompute.config import Settings, parse_moment
-from p2pcompute.errors import ConfigError
+from p2pcompute.errors import ConfigError, IdentityError
 
 
 def check_value(key: str, value: Any) -> None:
@@ -35,7 +35,10 @@ def check_value(key: str, value: Any) -> None:
     if key.startswith("admit."):
         from p2pcompute.daemon.admissions import check_admission
 
-        check_admission(key, value)
+        try:
+            check_admission(key, value)
+        except IdentityError as error:  # a value that cannot be used, as any other: no node was asked
+            raise ConfigError(error.what, error.why, error.fix) from error
 
 
 def check_start(settings: Settings) -> None:
