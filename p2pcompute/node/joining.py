@@ -178,13 +178,12 @@ class Joining:
         if not found:
             return []
         many = "1 invitation is" if len(found) == 1 else f"{len(found)} invitations are"
-        handles = ", ".join(map(_handle, found[:INVITES_SHOWN_MAX])) + ", …" * (len(found) > INVITES_SHOWN_MAX)
+        handles = ", ".join(map(_shown, found[:INVITES_SHOWN_MAX])) + ", …" * (len(found) > INVITES_SHOWN_MAX)
         places = sum(invite.uses - len(invite.admitted) for invite in found)
         minutes = math.ceil(max(invite.expires - now for invite in found) / 60)
-        mine = ", some as your own" if any(invite.is_mine for invite in found) else ""
         which = _handle(found[0]) if len(found) == 1 else "NUMBER takes one back, --withdraw all"
         back = f"p2pc invite --withdraw {which} takes {'it' if len(found) == 1 else 'all'} back"
-        return [f"{many} open ({handles}): {places} may join{mine}, within {minutes} min; {back}"]
+        return [f"{many} open ({handles}): {places} may join, within {minutes} min; {back}"]
 
     def open_invites(self) -> list[OpenInviteView]:
         """Return the invitations that can still be used, oldest first."""
@@ -491,6 +490,13 @@ def _silent(who: str, addresses: Sequence[Address], error: Exception, method: st
 
 def _addresses(sighting: LanSighting) -> list[Address]:
     return [Address(host, sighting.announcement.port) for host in sighting.addresses]
+
+
+def _shown(invite: Invite) -> str:
+    """Its handle, and what it grants where that is not what a plain member may."""
+    if invite.is_mine:
+        return f"{_handle(invite)} as your own"
+    return _handle(invite) + ("" if invite.roles == MEMBER_ROLES else f" to {' and '.join(invite.roles)}")
 
 
 def _label(name: str, via: str) -> str:

@@ -47,13 +47,13 @@ def test_open_invitations_are_said() -> None:
     token.admitted[b"a" * 32] = None
     handle = token.id.hex()[:8]
     [note] = joining.notes()
-    assert f"1 invitation is open ({handle}): 19 may join, some as your own, within 60 min" in note
+    assert f"1 invitation is open ({handle} as your own): 19 may join, within 60 min" in note
     assert f"p2pc invite --withdraw {handle} takes it back" in note
-    code = invites.create(100.0, words=3)
+    code = invites.create(100.0, words=3, roles=("work",))
     assert [view.handle for view in joining.open_invites()] == [handle, str(code.number)]
     assert [view.expires for view in joining.open_invites()] == [8600.0, 5600.0]
     [note] = joining.notes()
-    assert f"2 invitations are open ({handle}, {code.number}): 20 may join" in note
+    assert f"2 invitations are open ({handle} as your own, {code.number} to work): 20 may join" in note
     assert "--withdraw NUMBER takes one back, --withdraw all takes all back" in note
 
 
