@@ -369,14 +369,14 @@ def test_removal_beats_every_standing_way_in_but_no_new_invitation() -> None:
             (channel,) = [one for one in founder.running.channels.all() if one.peer.installation == key(bad)]
             credentials = founder.running.credentials
             by_key = Grant(roles=MEMBER_ROLES)
-            assert len(credentials.let_in(channel, by_key, "bad", ())) == 4
+            assert len(credentials.let_in(channel, by_key, "bad", ())) == 5
             await founder.host.call(_remove(founder, bad))
             with pytest.raises(TrustError) as refusal:
                 credentials.let_in(channel, by_key, "bad", ())
             assert refusal.value.code == REMOVED
             known = frozenset(entry.id for entry in credentials.roster.removed().values())
             invite = credentials.invites.create(founder.host.clock.now(), removals=known)
-            assert len(credentials.let_in(channel, Grant(roles=MEMBER_ROLES, invite=invite), "bad", ())) == 4
+            assert len(credentials.let_in(channel, Grant(roles=MEMBER_ROLES, invite=invite), "bad", ())) == 5
             assert key(bad) in credentials.roster
 
         simulation.run(main())
