@@ -178,8 +178,12 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> P2pcError:
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            from p2pcompute.places import FIRST_GROUP, find_paths
+
             why = f"nobody answers on {self.path}" if os.environ.get("P2PC_SOCKET") else ""
-            return NodeUnavailable("no node is running here", why, "start one: p2pc node start")
+            group = find_paths(os.environ).group
+            where = "here" if group == FIRST_GROUP else f"here for the group {group}"
+            return NodeUnavailable(f"no node is running {where}", why, "start one: p2pc node start")
         if isinstance(error, PermissionError):
             return NodeUnavailable(
                 "the node here belongs to another user", f"{self.path} is not yours", "set P2PC_HOME to your own"

@@ -302,6 +302,7 @@ class Run:
             check_executable(request.words, request.files, only_here=True)
         if not request.local:
             _leave_out_where_varying(request, status)
+            _say_few(request, status)
         self._check_can_run(connection, status)
         if self._is_new:
             _say_alone(status)
@@ -540,6 +541,18 @@ def _leave_out_where_varying(request: Request, status: Mapping[str, Any]) -> Non
     else:
         terms["trust"] = "trusted"
         say("honest one that differs looks like a lie.  So members are left out; --verify none takes and believes them")
+
+
+def _say_few(request: Request, status: Mapping[str, Any]) -> None:
+    """Say when there are not as many nodes as --replicas wants."""
+    wanted = int(request.demands.get("replicas") or 0)
+    peers = status.get("peers") or ()
+    members = sum(peer.get("trust") == "member" and peer.get("state") == "up" for peer in peers)
+    if peers and wanted > 1 and members < wanted:
+        say(
+            f"note: --replicas {wanted} compares what {wanted} nodes that are not trusted compute, and {members} of them"
+        )
+        say("are up; what fewer have computed waits for more of them, or is settled by a trusted node")
 
 
 def _say_awake(status: Mapping[str, Any]) -> None:

@@ -182,7 +182,7 @@ def show(node: str, proof: str | None, json_: bool) -> int:
     reason = f": {one_line(item['reason'])}" if item["reason"] else ""
     facts = (
         ("id", item["id"]),
-        ("level", f"{item['level']}{since}{reason}"),
+        ("level", f"{'removed from the group' if item['removed'] else item['level']}{since}{reason}"),
         ("may", roles_text(item)),
         ("state", seen_text(item)),
         ("invited by", one_line(item["invited_by"] or "–")),

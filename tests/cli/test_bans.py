@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from p2pcompute.cli.follow import bans_hint
-from p2pcompute.cli.run_job import _leave_out_where_varying
+from p2pcompute.cli.run_job import _leave_out_where_varying, _say_few
 from p2pcompute.cli.watch_commands import ban_notes, peers_table
 
 WHY = "too many wrong values"
@@ -52,3 +52,16 @@ def test_what_cannot_be_compared_is_not_given_to_members(
     request = SimpleNamespace(words=[words], kind="shell", demands=dict(demands), on=on)
     _leave_out_where_varying(cast("Any", request), {"peers": [peer("nova", trust="self"), peer("atlas", trust=trust)]})
     assert request.demands.get("trust") == wanted
+
+
+@pytest.mark.parametrize(
+    ("replicas", "members", "is_said"), [(9, 3, True), (3, 3, False), (1, 0, False), (None, 0, False), (2, 0, True)]
+)
+def test_more_replicas_than_there_are_members_are_said(
+    replicas: int | None, members: int, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who asked for nine comparisons and got three would believe more than he may."""
+    peers = [peer("nova", trust="self"), peer("mine", trust="trusted"), *(peer(f"m{n}") for n in range(members))]
+    request = SimpleNamespace(demands={} if replicas is None else {"replicas": replicas})
+    _say_few(cast("Any", request), {"peers": peers})
+    assert (f"--replicas {replicas} " in capsys.readouterr().err) is is_said

@@ -237,6 +237,10 @@ def test_commands_that_look_say_that_no_node_runs(home: Path, capsys: pytest.Cap
     for name in ("jobs", "show", "logs", "result", "wait", "attach", "retry"):
         code, out, err = run(capsys, name)
         assert code == 5 and out == "" and err.startswith("error[no-node]: no node is running here"), name
+    assert run(capsys, "group", "create", "lab")[0] == run(capsys, "group", "use", "lab")[0] == 0
+    assert "no node is running here for the group lab" in run(capsys, "jobs")[2], (
+        "which one is meant is easily forgotten"
+    )
 
 
 def test_a_name_that_is_no_text_is_said_to_be_none(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

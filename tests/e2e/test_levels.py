@@ -142,6 +142,7 @@ def test_trust_ends_with_a_removal_whoever_invites_again(mesh: Mesh) -> None:
     ada.p2pc("group", "remove", "kim", "--reason", "stolen", "-y").check()
     shown = ada.p2pc("trust", "show", "kim", "--json").check().json()
     assert shown["level"] == "member" and shown["set"] is None and shown["reason"] == "stolen"
+    assert "removed from the group: stolen" in ada.p2pc("trust", "show", "kim").check().out
     until(lambda: eve.get("/v1/trust")["items"] and may(eve)["kim"] is None, 10, "eve knows")
     kim.p2pc("leave", "-y").check()
     kim.p2pc("join", "--accept", "all", mesh.token(eve, is_mine=False)).check()
