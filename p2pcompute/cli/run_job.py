@@ -550,7 +550,7 @@ def _say_few(request: Request, status: Mapping[str, Any]) -> None:
     members = sum(peer.get("trust") == "member" and peer.get("state") == "up" for peer in peers)
     if peers and wanted > 1 and members < wanted:
         say(
-            f"note: --replicas {wanted} compares what {wanted} nodes that are not trusted compute, and {members} of them"
+            f"note: --replicas {wanted} compares what so many nodes compute that are not trusted, and {members} of them"
         )
         say("are up; what fewer have computed waits for more of them, or is settled by a trusted node")
 
