@@ -8,7 +8,7 @@ set -eu
 
 input=$(realpath "$1") output=$(realpath "$2") seconds=${3:-20}
 
-chunks=$(mktemp -d "$output-chunks.XXXXXX")  # mktemp wants six of them, and makes a name of them
+chunks=$(mktemp -d "$output-chunks.XXXXXX")  # no gap left to fill: mktemp makes a name of these six
 cd "$chunks"
 
 # Cut where a key frame is, without encoding anything.

@@ -43,8 +43,8 @@ def load(engine: str, path: str, *, limit_s: float) -> str:
         with process.stdin as sink, tarfile.open(path, "r|*") as source:
             _copy_nameless(source, sink)
         said = process.stdout.read(_LIST_BYTES_MAX)
-    except (OSError, ValueError, EOFError, tarfile.TarError):
-        process.kill()  # no archive, or the engine does not take it
+    except (OSError, ValueError, EOFError, RecursionError, tarfile.TarError):
+        process.kill()  # no archive, one whose list is nested too deeply, or the engine does not take it
     finally:
         process.stdout.close()
         process.wait()

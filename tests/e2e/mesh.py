@@ -13,6 +13,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -529,9 +530,11 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def running_mesh(directory: Path, *names: str, slots: int = 2) -> Iterator[tuple[Mesh, list[Daemon]]]:
+def running_mesh(
+    directory: Path, *names: str, slots: int = 2, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[Mesh, list[Daemon]]]:
     """A mesh of daemons that see one another, ended on the way out."""
-    mesh = Mesh(directory)
+    mesh = Mesh(directory, **(settings or {}))
     try:
         yield mesh, mesh.start(*names, slots=slots)
     except BaseException:
@@ -539,6 +542,18 @@ def running_mesh(directory: Path, *names: str, slots: int = 2) -> Iterator[tuple
             mesh.close(is_failing=True)
         raise
     mesh.close()
+
+
+@contextlib.contextmanager
+def trio_of_daemons(settings: Mapping[str, str] | None = None) -> Iterator[list[Daemon]]:
+    """ada, bob and cyd, for all tests of a module; other users may look into their directory."""
+    path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        with running_mesh(path, "ada", "bob", "cyd", settings=settings) as (_mesh, daemons):
+            yield daemons
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def joblog_rows(path: Path) -> list[list[str]]:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh import Daemon, Mesh, Ran
+from tests.e2e.mesh import Daemon, Ran, trio_of_daemons
 
 
 @pytest.fixture(scope="module")
 def trio() -> Iterator[list[Daemon]]:
-    path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
-    mesh = Mesh(path)
-    try:
-        yield mesh.start("ada", "bob", "cyd")
-    except BaseException:
-        mesh.close(is_failing=True)
-        raise
-    else:
-        mesh.close()
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    with trio_of_daemons() as daemons:
+        yield daemons
 
 
 def attempts_of(ada: Daemon, *words: str) -> tuple[Ran, int]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh import Daemon, Mesh
+from tests.e2e.mesh import Daemon, Mesh, trio_of_daemons
 from tests.sandboxes import need_sandbox
 
 C_PROGRAM = r"""
@@ -31,18 +30,8 @@ OTHERS = {"x86_64": ("aarch64", 183), "aarch64": ("x86_64", 62)}
 @pytest.fixture(scope="module")
 def trio() -> Iterator[list[Daemon]]:
     need_sandbox()
-    path = Path(tempfile.mkdtemp(prefix="p2pc-", dir="/tmp"))
-    path.chmod(0o755)
-    mesh = Mesh(path, P2PC_NODE__ACCEPT="sandboxed")
-    try:
-        yield mesh.start("ada", "bob", "cyd")
-    except BaseException:
-        mesh.close(is_failing=True)
-        raise
-    else:
-        mesh.close()
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    with trio_of_daemons({"P2PC_NODE__ACCEPT": "sandboxed"}) as daemons:
+        yield daemons
 
 
 def sum_of_squares(end: int) -> int:

@@ -35,6 +35,6 @@ def sign_both(
 
 
 if __name__ == "__main__":
-    WorkerService._finish = lie_twice  # type: ignore[method-assign]
-    Answers.sign = sign_both  # type: ignore[method-assign]
+    WorkerService._finish = lie_twice  # type: ignore[method-assign]  # the node is changed as a liar would change it
+    Answers.sign = sign_both  # type: ignore[method-assign]  # likewise
     sys.exit(main())

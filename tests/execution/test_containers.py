@@ -284,7 +284,8 @@ async def test_an_image_that_comes_with_a_job_takes_no_name(
             subprocess.run([name, "rmi", new], capture_output=True, check=True)
             assert ident(mine) == before and not ident(new)
             with tarfile.open(forged) as inside:
-                assert mine.encode() in inside.extractfile(changes).read(), "this test forges nothing"  # type: ignore[union-attr]  # it is a file
+                taken = inside.extractfile(changes)
+                assert taken is not None and mine.encode() in taken.read(), "this test forges nothing"
             code = await rig.blobs.put(forged.read_bytes())
             (outcome,) = await rig.run(JobSpec(kind=TaskKind.CONTAINER, code=code), TaskPayload(argv=("go",)))
             assert outcome.status is OutcomeStatus.OK, (form, outcome.error)

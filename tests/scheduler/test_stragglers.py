@@ -90,9 +90,9 @@ def test_a_heartbeat_that_is_overdue_makes_room_for_another() -> None:
             core.result(0.0, grant.thief, b"b", JOB, grant.tasks[0].index, 0, 1, good, b"d" * 32)
     beat_s = HEARTBEAT_FRACTION * LEASE_S_MIN
     core.heartbeat(beat_s, grant.thief, b"1", JOB, [(grant.tasks[0].index, 0, 1)], installation=b"b")
-    for now in (beat_s, beat_s * (1 + 0.9 * HEARTBEATS_MISSED)):
-        core.tick(now)
-        assert core.copy(now, thief("idle")) is None
+    for at_s in (beat_s, beat_s * (1 + 0.9 * HEARTBEATS_MISSED)):
+        core.tick(at_s)
+        assert core.copy(at_s, thief("idle")) is None
     core.tick(beat_s * (1 + HEARTBEATS_MISSED))
     assert core.copy(beat_s * (1 + HEARTBEATS_MISSED), thief("idle")) is not None
     core.check_invariants()
